@@ -1,0 +1,182 @@
+"""Defaults that the experiments share: every key a config may override is here.
+
+Learning rates are absolute and batch sizes are global.  A key whose value is
+`placeholder(type)` is unset (None) until a config or the command line gives it a value.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def data(**changes):
+    """The `data` section: where images come from and how they are cut.
+
+    source: "tfds" (a prepared TensorFlow data set) or "folder" (image files).
+    name: Name of the data set, for example "shapes/64"; for a folder its path.
+    data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    section = dict(
+        source="tfds",
+        name="",
+        data_dir=placeholder(str),
+        split="train",
+        eval_split="validation",
+        image_size=64,
+        crop="center",
+        flip=False,
+        workers=0,
+        on_error="skip",
+    )
+    return section | changes
+
+
+def train(**changes):
+    """The `train` section: the loop, the optimiser and the mesh."""
+    section = dict(
+        batch_size=64,
+        num_steps=1000,
+        learning_rate=1e-4,
+        decay="constant",
+        warmup_steps=0,
+        decay_steps=placeholder(int),
+        start_factor=0.0,
+        end_factor=0.0,
+        optimizer=dict(kind="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01),
+        grad_clip=placeholder(float),
+        accumulate_steps=1,
+        ema_decay=placeholder(float),
+        log_every=100,
+        eval_every=1000,
+        eval_batches=placeholder(int),
+        preview_every=1000,
+        preview_images=16,
+        checkpoint_every=1000,
+        keep_last=2,
+        keep_every=placeholder(int),
+        mesh=dict(data=-1, fsdp=1),
+        sharding_overrides=(),
+        wandb=False,
+    )
+    return section | changes
+
+
+def sample(**changes):
+    """The `sample` section: how previews are drawn, and the defaults of sample.py."""
+    section = dict(
+        sampler="ddim",
+        num_steps=50,
+        guidance_scale=1.0,
+        eta=placeholder(float),
+        spacing="uniform",
+    )
+    return section | changes
+
+
+def autoencoder_loss(**changes):
+    """The `loss` section of a first stage (the original's LPIPSWithDiscriminator)."""
+    section = dict(
+        reconstruction="l1",
+        kl_weight=1e-6,
+        disc_start=50001,
+        disc_weight=0.5,
+        disc_loss="hinge",
+        disc_factor=1.0,
+        disc_ramp_steps=0,
+        disc_weight_cap=1e4,
+    )
+    return section | changes
+
+
+def autoencoder(**sections):
+    """A config that trains a first stage."""
+    config = dict(
+        stage="autoencoder",
+        seed=0,
+        data=data(),
+        first_stage=dict(kind="kl"),
+        discriminator=dict(channels=64, num_layers=3, norm="batch"),
+        loss=autoencoder_loss(),
+        train=train(),
+    )
+    return ConfigDict(config | sections)
+
+
+def diffusion(**sections):
+    """A config that trains a second stage on the latents of a first one."""
+    config = dict(
+        stage="diffusion",
+        seed=0,
+        data=data(),
+        first_stage=first_stage(),
+        conditions=dict(),
+        unet=dict(),
+        schedule=schedule(),
+        loss=dict(loss_type="l2", elbo_weight=0.0, learn_logvar=False),
+        train=train(),
+        sample=sample(),
+    )
+    return ConfigDict(config | sections)
+
+
+def first_stage(**changes):
+    """The `first_stage` section of a second stage: which trained one to use.
+
+    workdir: Where the first stage was trained; its structure is read from there.
+    scaling_factor: Multiplies the latents; measured over `scaling_batches` where unset.
+    """
+    section = dict(
+        workdir="",
+        step=placeholder(int),
+        scaling_factor=placeholder(float),
+        scaling_batches=16,
+    )
+    return section | changes
+
+
+def schedule(**changes):
+    """The `schedule` section; `scaled_linear` is what the original calls linear."""
+    section = dict(
+        kind="scaled_linear",
+        num_train_timesteps=1000,
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction_type="noise",
+    )
+    return section | changes
+
+
+def shrink_train(config):
+    """Turns a config into a toy on the `shapes` data set: seconds on a laptop."""
+    config.data.update(name="shapes/32", image_size=32, workers=0)
+    config.train.update(
+        batch_size=8,
+        num_steps=4,
+        warmup_steps=0,
+        log_every=2,
+        eval_every=4,
+        eval_batches=1,
+        preview_every=4,
+        preview_images=8,
+        checkpoint_every=2,
+    )
+
+
+def shrink_autoencoder(config):
+    """Applies `shrink_train` and makes the networks of a first stage tiny."""
+    shrink_train(config)
+    config.first_stage.update(channels=32, num_res_blocks=1, dtype="float32")
+    config.discriminator.update(channels=8, num_layers=2)
+    config.loss.disc_start = 1
+
+
+def shrink_diffusion(config):
+    """Applies `shrink_train` and makes the denoiser of a second stage tiny."""
+    shrink_train(config)
+    config.unet.update(
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_factors=(2,),
+        dtype="float32",
+    )
+    config.sample.num_steps = 4

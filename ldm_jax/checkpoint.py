@@ -1,0 +1,255 @@
+"""Saves and restores a training state, and loads trained weights for use.
+
+A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
+`ema_params`, `training` (step, optimiser states, batch statistics) and `meta` (JSON: the
+config and what else describes the run).  Weights and training state are apart, so that
+sampling reads no optimiser state.  Orbax writes to a temporary folder and renames it:
+a run killed while it saves leaves its previous checkpoints whole.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ldm_jax.config import from_json
+from ldm_jax.sharding import path_name
+
+_FOLDER = "checkpoints"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, unreadable or of another model."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: saved in the background, kept by policy."""
+
+    def __init__(self, workdir, keep_last=2, keep_every=None):
+        """Opens (and creates) the folder.
+
+        Args:
+          workdir: Folder of the run.
+          keep_last: How many of the newest checkpoints stay.
+          keep_every: Steps divisible by it stay for ever; None keeps no others.
+        """
+        keep = ocp.training.preservation_policies
+        policies = [keep.LatestN(keep_last)]
+        if keep_every:
+            policies.append(keep.EveryNSteps(keep_every))
+        self._folder = absolute(workdir) / _FOLDER
+        self._checkpointer = ocp.training.Checkpointer(
+            self._folder,
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self):
+        """Step of the newest checkpoint, None where there is none.
+
+        Read from the folder's names, not from Orbax, which passes over a damaged
+        checkpoint in silence: a whole one is renamed into place, so whatever bears a
+        step's name must be readable.
+        """
+        return max(_saved_steps(self._folder), default=None)
+
+    def save(self, step, state, meta):
+        """Starts to save; returns once the arrays have been copied off the devices.
+
+        Args:
+          step: Python int; saving a step twice does nothing.
+          state: TrainState.
+          meta: JSON-serialisable dict.
+        """
+        if step == self.latest_step:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step, _items(state) | {"meta": meta}, force=True
+        )
+
+    def restore(self, step, abstract_state):
+        """Reads a state back onto the devices.
+
+        Args:
+          step: Step of a checkpoint.
+          abstract_state: TrainState of `ShapeDtypeStruct` with shardings; the mesh may
+            differ from the one that saved.
+
+        Returns:
+          TrainState of arrays.
+
+        Raises:
+          CheckpointError: If it cannot be read or holds other shapes.
+        """
+        folder = self._folder / str(step)
+        targets = _items(abstract_state)
+        _check_structure(folder, targets)
+        items = _load(folder, targets)
+        return abstract_state.replace(
+            params=items["params"],
+            ema_params=items.get("ema_params", {}),
+            **items["training"],
+        )
+
+    def meta(self, step):
+        """Returns the `meta` dict of a checkpoint.
+
+        Raises:
+          CheckpointError: If it cannot be read.
+        """
+        return read_meta(self._folder / str(step))
+
+    def wait(self):
+        """Blocks until what is being saved is on disk."""
+        self._checkpointer.wait()
+
+    def close(self):
+        """Waits and releases the folder; without it a running save is lost."""
+        self._checkpointer.close()
+
+
+def absolute(workdir):
+    """Returns the workdir as an absolute path, `~` expanded; Orbax takes no other."""
+    return pathlib.Path(workdir).expanduser().absolute()
+
+
+def _items(state):
+    """Splits a state into checkpoint items; an empty one is left out."""
+    items = {
+        "params": state.params,
+        "training": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "stats": state.stats,
+        },
+    }
+    if jax.tree.leaves(state.ema_params):
+        items["ema_params"] = state.ema_params
+    return items
+
+
+def read_meta(folder):
+    """Reads the `meta` item of the checkpoint in `folder`.
+
+    Raises:
+      CheckpointError: If it cannot be read.
+    """
+    return _load(folder, {"meta": None})["meta"]
+
+
+def _load(folder, targets):
+    try:
+        return ocp.load_checkpointables(folder, targets)
+    except Exception as error:  # Orbax raises many kinds for a damaged folder.
+        raise _unreadable(folder, error) from error
+
+
+def _check_structure(folder, targets):
+    """Compares names and shapes before Orbax does, whose message names neither."""
+    saved = {name: _flat_shapes(tree) for name, tree in _metadata(folder).items()}
+    wanted = {name: _flat_shapes(tree) for name, tree in targets.items()}
+    for item in saved.keys() | wanted.keys():
+        shapes, found = wanted.get(item, {}), saved.get(item, {})
+        for name in sorted(shapes.keys() | found.keys()):
+            if shapes.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{folder} belongs to another model: {item}/{name} is "
+                    f"{found.get(name, 'absent')} there and "
+                    f"{shapes.get(name, 'absent')} here; use the config that made it "
+                    "or another --workdir"
+                )
+
+
+def _metadata(folder):
+    """Returns item -> tree of shapes and dtypes for the items that hold arrays."""
+    try:
+        metadata = ocp.checkpointables_metadata(folder).metadata
+    except Exception as error:  # Orbax raises many kinds for a damaged folder.
+        raise _unreadable(folder, error) from error
+    trees = {name: tree for name, tree in metadata.items() if name != "meta"}
+    for name in trees.keys() | {"params", "training"}:
+        if trees.get(name) is None:
+            raise _unreadable(folder, f"its item '{name}' is missing or damaged")
+    return trees
+
+
+def _unreadable(folder, reason):
+    if isinstance(reason, Exception):
+        lines = str(reason).strip().splitlines()
+        first = lines[0][:200] if lines else "no reason given"
+        reason = f"{type(reason).__name__}: {first}"
+    return CheckpointError(
+        f"cannot read the checkpoint {folder}: {reason}; move that folder away to go on "
+        "from an older checkpoint, or use another --workdir"
+    )
+
+
+def _flat_shapes(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _saved_steps(folder):
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def checkpoint_folder(workdir, step=None):
+    """Finds a checkpoint folder.
+
+    Args:
+      workdir: Folder of a run.
+      step: Step wanted; the newest by default.
+
+    Returns:
+      Path of the checkpoint folder.
+
+    Raises:
+      CheckpointError: If there is none.
+    """
+    folder = absolute(workdir) / _FOLDER
+    steps = _saved_steps(folder)
+    if not steps:
+        raise CheckpointError(
+            f"no checkpoint in {folder}; train one with train.py --workdir={workdir}"
+        )
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"no checkpoint of step {step} in {folder}; it holds "
+            + ", ".join(map(str, steps))
+        )
+    return folder / str(steps[-1] if step is None else step)
+
+
+def load_weights(workdir, step=None, average=True):
+    """Loads the weights of a trained stage as NumPy arrays.
+
+    Args:
+      workdir: Folder of the run.
+      step: Step wanted; the newest by default.
+      average: Take the moving average where the run kept one.
+
+    Returns:
+      (config, params, meta): the ConfigDict and the meta data that the checkpoint
+      records, and a pytree of NumPy arrays.
+
+    Raises:
+      CheckpointError: If there is none, or it cannot be read.
+    """
+    folder = checkpoint_folder(workdir, step)
+    meta = read_meta(folder)
+    shapes = _metadata(folder)
+    item = "ema_params" if average and "ema_params" in shapes else "params"
+    target = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[item]
+    )
+    params = _load(folder, {item: target})[item]
+    config = from_json(json.dumps(meta["config"]))
+    return config, params, meta | {
+        "folder": str(folder),
+        "item": item,
+        "step": int(folder.name),
+    }

@@ -1,0 +1,124 @@
+"""Reads config sections: builds from them, compares them, stores them as JSON.
+
+A config is a `ConfigDict` with the sections `data`, `first_stage`, `discriminator`,
+`conditions`, `unet`, `schedule`, `loss`, `train` and `sample`, and the plain keys
+`stage` and `seed`.  Sections are unpacked into constructors in the `make_*` functions;
+below that line nothing sees a config.
+"""
+
+import difflib
+import inspect
+import json
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message is one line and names the fix."""
+
+
+def to_dict(section):
+    """Turns a (nested) `ConfigDict` into plain dicts; other values pass through."""
+    return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+
+
+def build(constructor, section, name, **given):
+    """Calls `constructor(**section, **given)`, naming a key that it does not take.
+
+    Args:
+      constructor: Function or module class with named parameters.
+      section: Config section; its keys are the constructor's parameters.
+      name: What the section is called, for the message.
+      **given: Arguments the config does not decide.
+
+    Returns:
+      What the constructor returns.
+
+    Raises:
+      ConfigError: On an unknown or a missing key, or a value that it refuses.
+    """
+    section = to_dict(section)
+    parameters = inspect.signature(constructor).parameters
+    known = [k for k in parameters if k not in given and k not in ("parent", "name")]
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+    for key in known:
+        missing = parameters[key].default is inspect.Parameter.empty
+        if missing and key not in section:
+            raise ConfigError(f"{name}.{key} is missing from the config")
+    try:
+        return constructor(**section, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def choose(table, kind, name):
+    """Looks `kind` up in a table of choices.
+
+    Raises:
+      ConfigError: If the table has no such row, with the rows that it has.
+    """
+    if kind not in table:
+        raise ConfigError(f'{name}="{kind}" is unknown; {suggest(kind, table)}')
+    return table[kind]
+
+
+def suggest(key, known):
+    """Returns `did you mean "x"?` or the list of what is known."""
+    close = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return "choose from " + ", ".join(sorted(str(k) for k in known))
+
+
+def to_json(config):
+    """Serialises a config; tuples become lists, as JSON has none."""
+    return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text):
+    """Inverse of `to_json`; lists come back as tuples."""
+    return ConfigDict(_tuples(json.loads(text)))
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def differences(ours, theirs, ignore=()):
+    """Lists the keys in which two configs differ.
+
+    Args:
+      ours: ConfigDict.
+      theirs: ConfigDict.
+      ignore: Dotted keys or sections that do not count.
+
+    Returns:
+      List of (dotted key, our value, their value), sorted; a value is None where the
+      key is absent.
+    """
+    ours, theirs = _flatten(_tuples(json.loads(to_json(ours)))), _flatten(
+        _tuples(json.loads(to_json(theirs)))
+    )
+    rows = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        if any(key == i or key.startswith(f"{i}.") for i in ignore):
+            continue
+        if ours.get(key) != theirs.get(key):
+            rows.append((key, ours.get(key), theirs.get(key)))
+    return rows
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,195 @@
+"""The device mesh, the rule that splits parameters, and batches onto devices.
+
+Everything runs under `jit` with global semantics: models and steps never name a mesh
+axis.  The mesh has two axes, `data` and `fsdp`; a batch is split over both, a parameter
+over `fsdp` only, along its largest divisible dimension and only once it is large enough
+to be worth it (the shape rule of big_vision's `sharding.py`).  One device is the 1 x 1
+case of the same code.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Smaller arrays are replicated: splitting them saves no memory worth a collective.
+MIN_SHARDED_ELEMENTS = 2**18
+
+
+def make_mesh(data=-1, fsdp=1, devices=None):
+    """Builds the `data` x `fsdp` mesh over all devices.
+
+    Args:
+      data: Devices along `data`; -1 takes what `fsdp` leaves.
+      fsdp: Devices along `fsdp`, over which large parameters are split.
+      devices: Devices to use; all devices of all processes by default.
+
+    Returns:
+      A `jax.sharding.Mesh` with the axes `data` and `fsdp`.
+
+    Raises:
+      ValueError: If the two sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data == -1 and fsdp > 0 and count % fsdp == 0:
+        data = count // fsdp
+    if data < 1 or fsdp < 1 or data * fsdp != count:
+        raise ValueError(
+            f"the mesh data={data} x fsdp={fsdp} does not cover {count} devices; "
+            "set train.mesh.data=-1 and train.mesh.fsdp to a divisor of the count"
+        )
+    return Mesh(np.asarray(devices).reshape(data, fsdp), ("data", "fsdp"))
+
+
+def replicated(mesh):
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh):
+    """Returns the sharding that splits axis 0 over every device."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def parameter_spec(shape, fsdp, min_elements=MIN_SHARDED_ELEMENTS):
+    """Splits the largest dimension that `fsdp` divides, if the array is large enough.
+
+    Args:
+      shape: Shape of the array.
+      fsdp: Size of the mesh axis `fsdp`.
+      min_elements: Arrays with fewer elements are replicated.
+
+    Returns:
+      A `PartitionSpec`.
+    """
+    if fsdp == 1 or np.prod(shape, dtype=np.int64) < min_elements:
+        return P()
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if not divisible:
+        return P()
+    # The last of equally large axes: output channels, contiguous in memory.
+    axis = max(divisible, key=lambda axis: (shape[axis], axis))
+    return P(*(None,) * axis, "fsdp")
+
+
+def path_name(path):
+    """Joins a key path of a pytree to `params/unet/conv_in/kernel`."""
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+        for key in path
+    )
+
+
+def tree_shardings(tree, mesh, overrides=(), min_elements=MIN_SHARDED_ELEMENTS):
+    """Gives every array of a (possibly abstract) pytree its sharding.
+
+    Args:
+      tree: Pytree of arrays or `ShapeDtypeStruct`.
+      mesh: Mesh with the axes `data` and `fsdp`.
+      overrides: Pairs of (regular expression over the path, axis to split or None to
+        replicate); the first that matches wins.
+      min_elements: See `parameter_spec`.
+
+    Returns:
+      A pytree of `NamedSharding` of the same structure.
+
+    Raises:
+      ValueError: If an override names an axis that `fsdp` does not divide.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def spec(path, leaf):
+        name = path_name(path)
+        for pattern, axis in overrides:
+            if re.search(pattern, name):
+                return _override_spec(name, leaf.shape, axis, fsdp)
+        return parameter_spec(leaf.shape, fsdp, min_elements)
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(path, leaf)), tree
+    )
+
+
+def _override_spec(name, shape, axis, fsdp):
+    if axis is None:
+        return P()
+    if not 0 <= axis < len(shape) or shape[axis] % fsdp:
+        raise ValueError(
+            f"train.sharding_overrides: axis {axis} of {name} {tuple(shape)} cannot be "
+            f"split over fsdp={fsdp}; choose a dimension that {fsdp} divides"
+        )
+    return P(*(None,) * axis, "fsdp")
+
+
+def abstract_like(tree, shardings):
+    """Attaches shardings to the shapes and dtypes of a pytree."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        tree,
+        shardings,
+    )
+
+
+def put_tree(tree, shardings):
+    """Places host arrays, the same on every process, onto the devices.
+
+    Args:
+      tree: Pytree of NumPy arrays.
+      shardings: Pytree of `NamedSharding` of the same structure.
+
+    Returns:
+      Pytree of global `jax.Array`s.
+    """
+
+    def put(leaf, sharding):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]
+        )
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def put_batch(batch, mesh):
+    """Makes one global batch of the rows that each process has loaded.
+
+    Args:
+      batch: Dict of NumPy arrays [rows of this process, ...].
+      mesh: Mesh over the devices of all processes.
+
+    Returns:
+      Dict of global arrays [rows of all processes, ...], split along axis 0.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in batch.items()
+    }
+
+
+def check_batch_size(batch_size, mesh, name="train.batch_size", parts=1):
+    """Checks that a global batch splits evenly over the devices.
+
+    Args:
+      batch_size: Global batch size.
+      mesh: Mesh over the devices of all processes.
+      name: The config key, for the message.
+      parts: Number of micro-batches the batch is cut into first.
+
+    Raises:
+      ValueError: If it does not split, with the nearest size that does.
+    """
+    unit = mesh.size * parts
+    if batch_size > 0 and batch_size % unit == 0:
+        return
+    nearest = max(unit, round(batch_size / unit) * unit)
+    cut = f" x {parts} micro-batches" if parts > 1 else ""
+    raise ValueError(
+        f"{name}={batch_size} is not divisible by {mesh.size} devices{cut}; "
+        f"use {name}={nearest}"
+    )

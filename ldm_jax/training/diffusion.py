@@ -1,0 +1,302 @@
+"""The second stage: the denoiser and its conditioners, on latents of a frozen first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax.conditioners import make_conditioner
+from ldm_jax.config import ConfigError, build, to_dict
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.images import to_float
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.autoencoder import make_autoencoder
+from ldm_jax.models.unet import UNet
+from ldm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ldm_jax.training.state import (
+    Stage,
+    TrainState,
+    accumulate,
+    step_rngs,
+    update_ema,
+)
+
+
+def make_model(config, first_stage, num_classes=None):
+    """Builds the modules of a second stage; no weights are drawn.
+
+    Args:
+      config: ConfigDict with `data`, `conditions`, `unet`, `schedule` and `loss`.
+      first_stage: Autoencoder module.
+      num_classes: Number of classes of the data set, for conditions that leave theirs
+        open; None where there are none.
+
+    Returns:
+      A LatentDiffusion.
+
+    Raises:
+      ConfigError: If a section is wrong or the parts do not fit together.
+    """
+    schedule = to_dict(config.schedule)
+    prediction_type = schedule.pop("prediction_type", "noise")
+    unet = build(UNet, config.unet, "unet", out_channels=first_stage.latent_channels)
+    model = build(
+        LatentDiffusion,
+        config.loss,
+        "loss",
+        unet=unet,
+        conditioner=build(
+            make_conditioner,
+            {"entries": _fill_conditions(config.conditions, unet, num_classes)},
+            "conditions",
+        ),
+        schedule=build(make_schedule, schedule, "schedule"),
+        first_stage=first_stage,
+        prediction_type=prediction_type,
+    )
+    _check_sizes(model, config.data.image_size)
+    return model
+
+
+def _fill_conditions(conditions, unet, num_classes):
+    """Completes the entries that leave the number of classes or the width open."""
+    entries = {key: to_dict(entry) for key, entry in conditions.items()}
+    for key, entry in entries.items():
+        if entry.get("kind") != "class_label":
+            continue
+        if entry.get("num_classes") is None:
+            if not num_classes:
+                raise ConfigError(
+                    f"conditions.{key}.num_classes is unset and the data set has no "
+                    "class labels; use one with labels or remove the condition"
+                )
+            entry["num_classes"] = num_classes
+        elif num_classes and num_classes > entry["num_classes"]:
+            raise ConfigError(
+                f"conditions.{key}.num_classes={entry['num_classes']} but the data set "
+                f"has {num_classes} classes; set it to {num_classes}"
+            )
+        if entry.get("slot") == "vector":
+            entry["features"] = entry.get("features") or 4 * unet.channels
+    return entries
+
+
+def _check_sizes(model, image_size):
+    """Checks that images, first stage and U-Net fit together, on shapes alone."""
+    factor = model.first_stage.downsampling_factor
+    levels = len(model.unet.channel_mult)
+    unit = factor * 2 ** (levels - 1)
+    if image_size % unit:
+        nearest = max(unit, round(image_size / unit) * unit)
+        raise ConfigError(
+            f"data.image_size={image_size} gives latents of "
+            f"{image_size / factor:g} x {image_size / factor:g} after the first stage "
+            f"(factor {factor}), which a U-Net of {levels} levels cannot halve "
+            f"{levels - 1} times; use data.image_size={nearest} or fewer "
+            "unet.channel_mult"
+        )
+
+
+def load_first_stage(workdir, step=None):
+    """Loads a trained first stage.
+
+    Args:
+      workdir: Its workdir.
+      step: Checkpoint to take; the newest by default.
+
+    Returns:
+      (module, params, record): the Autoencoder, its weights as NumPy arrays (the moving
+      average where one was kept) and where they came from.
+
+    Raises:
+      ConfigError: If the workdir is not given or holds something else.
+      CheckpointError: If there is no checkpoint in it, or it cannot be read.
+    """
+    if not workdir:
+        raise ConfigError(
+            "first_stage.workdir is not set: train a first stage with train.py "
+            "(configs/*autoencoder*.py) and give --config.first_stage.workdir=ITS_WORKDIR"
+        )
+    config, params, meta = checkpoint.load_weights(workdir, step)
+    if config.stage != "autoencoder":
+        raise ConfigError(
+            f"first_stage.workdir={workdir} holds a {config.stage} run; give the "
+            "workdir of an autoencoder"
+        )
+    record = {
+        "workdir": str(checkpoint.absolute(workdir)),
+        "step": meta["step"],
+        "image_size": config.data.image_size,
+        "weights": meta["item"],
+    }
+    return make_autoencoder(config.first_stage), params["autoencoder"], record
+
+
+def measure_scaling_factor(model, params, batches, mesh):
+    """Measures the factor that brings latents to unit variance.
+
+    The original takes one batch on one process; this is 1 / std over many batches and
+    all processes, posterior samples as in training.
+
+    Args:
+      model: LatentDiffusion.
+      params: Weights of the first stage.
+      batches: Iterable of global batches with "image".
+      mesh: Mesh of the batches.
+
+    Returns:
+      Python float.
+
+    Raises:
+      ConfigError: If the latents do not vary.
+    """
+    frozen = {"first_stage": params, "scaling_factor": np.float32(1)}
+    frozen = sharding.put_tree(frozen, sharding.tree_shardings(frozen, mesh))
+
+    def moments(frozen, images, rng):
+        latents = latent_diffusion.encode(model, frozen, images, rng)
+        return jnp.mean(latents), jnp.mean(jnp.square(latents))
+
+    moments = jax.jit(moments, out_shardings=sharding.replicated(mesh))
+    rows = [
+        jax.device_get(moments(frozen, batch["image"], jax.random.key(index)))
+        for index, batch in enumerate(batches)
+    ]
+    mean, square = np.mean(np.asarray(rows, np.float64), axis=0)
+    std = np.sqrt(max(square - mean**2, 0.0))
+    if not np.isfinite(std) or std < 1e-6:
+        raise ConfigError(
+            f"the first stage's latents have a standard deviation of {std:.2g}: it has "
+            "not learnt anything; train it further or give first_stage.scaling_factor"
+        )
+    return float(1 / std)
+
+
+def make_stage(config, mesh, data, meta):
+    """Makes the second stage from its config.
+
+    Args:
+      config: ConfigDict.
+      mesh: Mesh of the run.
+      data: The run's `Data`.
+      meta: What a checkpoint to resume from records: the first stage and the scaling
+        factor are taken from it; an empty dict for a new run.
+
+    Returns:
+      (Stage, record): `record` goes into each checkpoint's `meta`.
+
+    Raises:
+      ConfigError: If the config cannot work.
+      CheckpointError: If the first stage cannot be read.
+    """
+    section = config.first_stage
+    step = meta["first_stage"]["step"] if meta else section.step
+    module, params, record = load_first_stage(section.workdir, step)
+    model = make_model(config, module, data.num_classes)
+    if model.conditioner.entries:
+        build(model.conditioner.check, {"batch": data.example}, "conditions")
+    factor = meta.get("scaling_factor") or section.scaling_factor
+    if factor is None:
+        batches = data.train_batches(0, count=section.scaling_batches)
+        factor = measure_scaling_factor(model, params, batches, mesh)
+    frozen = {"first_stage": params, "scaling_factor": np.float32(factor)}
+    record = {
+        "first_stage": record,
+        "scaling_factor": factor,
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+    }
+    return _make_steps(config, model, frozen, data.example), record
+
+
+def _make_steps(config, model, frozen, example):
+    """Closes the pure functions of the stage over the model and the optimiser."""
+    train = config.train
+    rate = make_rate(train)
+    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip)
+
+    def init(rng):
+        batch = jax.tree.map(jnp.zeros_like, example)
+        params = latent_diffusion.init(model, rng, batch)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            # A copy: donated buffers must not be shared.
+            ema_params=jax.tree.map(jnp.copy, params) if train.ema_decay else {},
+            opt_state=optimizer.init(params),
+            stats={},
+        )
+
+    def train_step(state, frozen, batch):
+        rng = step_rngs(config.seed, state.step, ("loss",))["loss"]
+
+        def gradients(rows, index, carry):
+            def loss(params):
+                key = jax.random.fold_in(rng, index)
+                return latent_diffusion.loss(model, params, frozen, rows, key)
+
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return (grads, metrics), carry
+
+        (grads, metrics), _ = accumulate(gradients, batch, (), train.accumulate_steps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if train.ema_decay:
+            ema_params = update_ema(ema_params, params, state.step, train.ema_decay)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["learning_rate"] = rate(state.step)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    def eval_step(state, frozen, batch, rng):
+        _, metrics = latent_diffusion.loss(
+            model,
+            state.ema_params or state.params,
+            frozen,
+            batch,
+            rng,
+            train=False,
+            weights=batch["mask"].astype(jnp.float32),
+        )
+        return metrics
+
+    def preview(state, frozen, batch, rng):
+        images = batch["image"]
+        size = images.shape[0]
+        samples = latent_diffusion.generate(
+            model,
+            state.ema_params or state.params,
+            frozen,
+            batch,
+            jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
+            latent_shape=latent_diffusion.shape_of_latents(model, images.shape[1:3]),
+            **to_dict(config.sample),
+        )
+        latents = latent_diffusion.encode(model, frozen, images)
+        return {
+            "inputs": to_float(images),
+            "reconstructions": latent_diffusion.decode(model, frozen, latents),
+            "samples": samples,
+        }
+
+    return Stage(init, train_step, eval_step, preview, frozen)
+
+
+def make_rate(train):
+    """Reads the learning-rate schedule from the `train` section."""
+    return make_learning_rate(
+        train.num_steps,
+        train.learning_rate,
+        train.decay,
+        train.warmup_steps,
+        train.decay_steps,
+        train.start_factor,
+        train.end_factor,
+    )

@@ -1,0 +1,128 @@
+"""Optimisers and learning-rate schedules from a config section.
+
+Learning rates are absolute: nothing multiplies them by the batch size or the number of
+devices (the original does both, which its users trip over).
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldm_jax.config import ConfigError, build, choose
+
+
+def cosine_factor(step, warmup_steps, decay_steps, start, end):
+    """Linear warm-up, then half a cosine (the original's LambdaWarmUpCosineScheduler).
+
+    Args:
+      step: Number of updates done.
+      warmup_steps: Steps over which the factor rises from `start` to 1.
+      decay_steps: Step at which it has fallen to `end`, where it stays.
+      start: Factor at step 0.
+      end: Factor from `decay_steps` on.
+
+    Returns:
+      float32 factor of the peak learning rate.
+    """
+    progress = (step - warmup_steps) / jnp.maximum(decay_steps - warmup_steps, 1)
+    decayed = end + 0.5 * (1 - end) * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), decayed)
+
+
+def linear_factor(step, warmup_steps, decay_steps, start, end):
+    """Linear warm-up, then a line from 1 at step 0 to `end` (LambdaLinearScheduler).
+
+    As in the original the falling line starts at step 0, not at the end of the warm-up.
+    Arguments as in `cosine_factor`.
+    """
+    decayed = end + (1 - end) * jnp.maximum(decay_steps - step, 0) / decay_steps
+    return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), decayed)
+
+
+def constant_factor(step, warmup_steps, decay_steps, start, end):
+    """Linear warm-up, then 1.  Arguments as in `cosine_factor`; the last is unused."""
+    del decay_steps, end
+    return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), 1.0)
+
+
+def _warmup(step, warmup_steps, start):
+    return start + (1 - start) * step / jnp.maximum(warmup_steps, 1)
+
+
+def make_learning_rate(
+    num_steps,
+    learning_rate,
+    decay="constant",
+    warmup_steps=0,
+    decay_steps=None,
+    start_factor=0.0,
+    end_factor=0.0,
+):
+    """Builds the schedule of the learning rate.
+
+    Args:
+      num_steps: Length of the run.
+      learning_rate: Peak learning rate, absolute.
+      decay: A row of DECAYS.
+      warmup_steps: Steps of linear warm-up.
+      decay_steps: Step at which the decay ends; `num_steps` by default.
+      start_factor: Factor of the peak at step 0, where there is a warm-up.
+      end_factor: Factor of the peak at the end of the decay.
+
+    Returns:
+      Function of the number of updates done -> float32 learning rate.
+
+    Raises:
+      ConfigError: On an unknown decay or a rate that is not positive.
+    """
+    if not learning_rate > 0:
+        raise ConfigError(f"train.learning_rate={learning_rate} must be positive")
+    factor = choose(DECAYS, decay, "train.decay")
+    end_step = num_steps if decay_steps is None else decay_steps
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        return learning_rate * factor(
+            step, warmup_steps, end_step, start_factor, end_factor
+        )
+
+    return schedule
+
+
+def make_optimizer(section, learning_rate, grad_clip=None):
+    """Builds an optimiser that clips by global norm first.
+
+    Args:
+      section: Config section {"kind": a row of OPTIMIZERS, its options}.
+      learning_rate: Schedule from `make_learning_rate`.
+      grad_clip: Largest global norm of the gradients; None leaves them.
+
+    Returns:
+      An `optax.GradientTransformation`.
+
+    Raises:
+      ConfigError: On an unknown kind or option.
+    """
+    options = dict(section)
+    kind = choose(OPTIMIZERS, options.pop("kind", "adamw"), "train.optimizer.kind")
+    optimizer = build(kind, options, "train.optimizer", learning_rate=learning_rate)
+    if grad_clip is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
+
+
+def _adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):
+    """AdamW with PyTorch's defaults: weight decay 0.01 on every parameter."""
+    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+
+def _adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+    return optax.adam(learning_rate, b1, b2, eps)
+
+
+DECAYS = {
+    "constant": constant_factor,
+    "cosine": cosine_factor,
+    "linear": linear_factor,
+}
+
+OPTIMIZERS = {"adamw": _adamw, "adam": _adam}

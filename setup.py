@@ -1,0 +1,41 @@
+"""Installs ldm_jax: `pip install -e .`, with the extras listed below."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ldm-jax",
+    version="0.1.0",
+    description="Latent diffusion models in JAX and Flax for TPUs and GPUs",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ldm_jax", "ldm_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "flax>=0.12.6,<0.13",
+        "grain>=0.2.15,<0.3",
+        # tensorflow-datasets 4.9.10 needs it and does not say so.
+        "importlib_resources",
+        "jax>=0.10,<0.13",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.0",
+        "optax>=0.2.6,<0.3",
+        # The v1 API moves to the top level at 1.0.
+        "orbax-checkpoint>=0.12,<1.0",
+        "pillow>=10",
+        "safetensors>=0.5",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tqdm>=4.66",
+        "transformers>=5.10,<6",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "wandb": ["wandb"],
+        "test": ["pytest>=8", "ruff>=0.9", "tensorboard>=2.16"],
+        # PyTorch and diffusers serve the side-by-side benchmarks only.
+        "parity": ["torch>=2.6", "diffusers>=0.30"],
+    },
+)

@@ -1,0 +1,50 @@
+"""What several test files share: the reference cases and their stand-in weights."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.reference.reference_weights import reference_state_dict
+
+REFERENCE = pathlib.Path(__file__).parent / "reference"
+
+
+class Case(NamedTuple):
+    """One reference case: what the original implementation computed on a tiny model."""
+
+    meta: dict
+    arrays: dict
+    state_dict: dict
+
+
+def load_case(name):
+    """Reads `tests/reference/<name>.npz` and draws the weights its manifest names.
+
+    Args:
+      name: File name without suffix.
+
+    Returns:
+      A Case; arrays are in PyTorch layout (NCHW, OIHW), `state_dict` is empty where the
+      case needs no weights.
+    """
+    with np.load(REFERENCE / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    meta = json.loads(str(arrays.pop("meta")))
+    weights = reference_state_dict(meta.get("manifest", {}), meta.get("salt", 0))
+    return Case(meta, arrays, weights)
+
+
+def nhwc(array):
+    """Moves channels last: [B, C, H, W] -> [B, H, W, C]."""
+    return np.moveaxis(array, 1, -1)
+
+
+def assert_close(actual, expected, tolerance=2e-5):
+    """Checks max |difference| <= tolerance x max |expected|."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    difference = np.max(np.abs(actual - expected))
+    limit = tolerance * np.max(np.abs(expected))
+    assert difference <= limit, f"max difference {difference:.3g} > {limit:.3g}"

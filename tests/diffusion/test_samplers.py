@@ -1,0 +1,347 @@
+"""Samplers: order of convergence, reference runs, and what they have in common."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldm_jax.diffusion.guidance import guide, pair
+from ldm_jax.diffusion.samplers import (
+    SAMPLERS,
+    hold_known,
+    make_points,
+    make_sampler,
+    normal,
+    sample,
+)
+from ldm_jax.diffusion.schedule import (
+    SchedulePoint,
+    add_noise,
+    make_schedule,
+    predict_x0,
+)
+from tests.common import assert_close, load_case, nhwc
+
+SCHEDULE = make_schedule()
+# Every row of the table, and the stochastic middle of DDIM.
+UNDER_TEST = {name: (name, {}) for name in SAMPLERS}
+UNDER_TEST["ddim_eta"] = ("ddim", {"eta": 0.7})
+
+
+def sampler_under_test(name):
+    name, options = UNDER_TEST[name]
+    return make_sampler(name, **options)
+
+
+def tanh_denoiser(cond):
+    """The noise model of the reference runs."""
+
+    def predict(latents, point):
+        noise = jnp.tanh(latents * (0.5 + point.timestep / 2000) + cond)
+        return predict_x0(noise, latents, point, "noise"), noise
+
+    return predict
+
+
+def keys(count, seed=0):
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+        jnp.arange(count)
+    )
+
+
+# Order of convergence: data N(MEAN, STD^2) has its denoiser and all marginals in closed
+# form, and every sampler is affine on it, so a run's mean and variance can be computed.
+MEAN, STD = 0.7, 0.4
+
+
+def gaussian_denoiser(latents, point):
+    variance = (point.alpha * STD) ** 2 + point.sigma**2
+    noise = point.sigma * (latents - point.alpha * MEAN) / variance
+    return predict_x0(noise, latents, point, "noise"), noise
+
+
+def log_snr_grid(num_steps):
+    log_snr = np.linspace(-3, 3, num_steps + 1)
+    alpha, sigma = (1 / np.sqrt(1 + np.exp(-s * log_snr)) for s in (1, -1))
+    return SchedulePoint(np.arange(num_steps + 1)[::-1], alpha, sigma)
+
+
+def error_of_moments(sampler, num_steps):
+    """Distance of a run's mean and deviation from those of the exact marginal."""
+    points = log_snr_grid(num_steps)
+    # Rows: response to nothing, to a unit start, to a unit noise in each step.
+    start = np.zeros((num_steps + 2, 1))
+    start[1] = 1
+    noises = np.zeros((num_steps, num_steps + 2, 1))
+    noises[np.arange(num_steps), np.arange(num_steps) + 2] = 1
+    run = jax.jit(
+        lambda start, noises: sample(
+            sampler, gaussian_denoiser, start, points, keys(len(start)), noises=noises
+        )
+    )
+    offset, *responses = np.asarray(run(start, noises))[:, 0]
+    start_gain, *noise_gains = np.array(responses) - offset
+    means = MEAN * points.alpha
+    deviations = np.sqrt((points.alpha * STD) ** 2 + points.sigma**2)
+    mean = offset + start_gain * means[0]
+    deviation = np.hypot(start_gain * deviations[0], np.linalg.norm(noise_gains))
+    return np.hypot(mean - means[-1], deviation - deviations[-1])
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_order_of_convergence(name):
+    sampler = sampler_under_test(name)
+    counts = np.array([16, 32, 64])
+    with jax.enable_x64(True):
+        errors = [error_of_moments(sampler, count) for count in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - sampler.order) < 0.35, (slope, errors)
+    assert errors[-1] < 0.03
+
+
+# Reference runs.
+
+
+@pytest.fixture(scope="module")
+def case():
+    arrays = load_case("samplers").arrays
+    seed = int(arrays.pop("noises_seed"))
+    noises = np.random.RandomState(seed).standard_normal((300, 2, 4, 8, 8))
+    inputs = {"x_T", "cond", "uncond", "x0", "mask", "mask_noise"}
+    arrays = {key: nhwc(values) for key, values in arrays.items()}
+    given = {key: arrays.pop(key) for key in inputs}
+    return given, np.moveaxis(noises, 2, -1).astype(np.float32), arrays
+
+
+@pytest.mark.parametrize(
+    "name, sampler, num_steps, options",
+    [
+        ("ddim20_eta0", ("ddim", {"eta": 0.0}), 20, {}),
+        ("ddim20_eta1", ("ddim", {"eta": 1.0}), 20, {}),
+        ("ddim50_eta0_guided", ("ddim", {}), 50, {"guided": True}),
+        ("ddim20_eta0_masked", ("ddim", {}), 20, {"masked": True}),
+        ("ddim20_eta1_temperature", ("ddim", {"eta": 1.0}), 20, {"temperature": 0.7}),
+        ("plms20", ("plms", {}), 20, {}),
+        ("plms50_guided", ("plms", {}), 50, {"guided": True}),
+        ("ddpm1000", ("ddpm", {}), 1000, {}),
+    ],
+)
+def test_matches_the_original(case, name, sampler, num_steps, options):
+    given, noises, expected = case
+    points = make_points(SCHEDULE, num_steps)
+    if name == "ddpm1000":  # Its case counts noises by timestep, the others by step.
+        noises = noises[points.timestep[:-1] % 300]
+    predict, hold = tanh_denoiser(given["cond"]), None
+    if options.pop("guided", False):
+        predict = guide(tanh_denoiser(pair(given["uncond"], given["cond"])), 3.0)
+    if options.pop("masked", False):
+        hold = hold_known(given["x0"], given["mask"], given["mask_noise"])
+    run = jax.jit(
+        lambda latents, noises: sample(
+            make_sampler(sampler[0], **sampler[1]),
+            predict,
+            latents,
+            points,
+            keys(2),
+            noises=noises,
+            hold=hold,
+            **options,
+        )
+    )
+    assert_close(run(given["x_T"], noises), expected[name], 2e-4)
+
+
+# What every sampler keeps.
+
+
+def run_of(name, num_steps=12, **options):
+    sampler, points = sampler_under_test(name), make_points(SCHEDULE, num_steps)
+
+    @jax.jit
+    def run(latents, rngs):
+        return sample(sampler, tanh_denoiser(0.1), latents, points, rngs, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_same_keys_same_samples_and_no_second_compilation(name):
+    run, latents = run_of(name), normal(keys(4), (4, 4, 2))
+    first = run(latents, keys(4, seed=1))
+    np.testing.assert_array_equal(run(latents, keys(4, seed=1)), first)
+    other = run(latents + 1, keys(4, seed=2))
+    assert np.abs(other - first).max() > 1e-3
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_sample_depends_on_its_own_key_alone(name):
+    run, latents, rngs = run_of(name), normal(keys(5), (4, 4, 2)), keys(5, seed=1)
+    whole = run(latents, rngs)
+    part = run(latents[3:], rngs[3:])
+    np.testing.assert_allclose(part, whole[3:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_sample_does_not_depend_on_the_devices(name):
+    run, latents, rngs = run_of(name), normal(keys(8), (4, 4, 2)), keys(8, seed=1)
+    assert len(jax.devices()) == 8
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    spread = run(*jax.device_put((latents, rngs), sharding))
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_allclose(spread, run(latents, rngs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_keeps_the_dtype(name, dtype):
+    latents = jnp.ones((2, 4, 4, 1), dtype)
+    shape = jax.eval_shape(run_of(name), latents, keys(2))
+    assert shape.dtype == dtype and shape.shape == latents.shape
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_trajectory_ends_in_the_samples(name):
+    latents, rngs = normal(keys(2), (4, 4, 2)), keys(2, seed=1)
+    final, trajectory = run_of(name, start=5, return_trajectory=True)(latents, rngs)
+    assert trajectory.shape == (7, 2, 4, 4, 2)
+    np.testing.assert_array_equal(trajectory[-1], final)
+    np.testing.assert_allclose(run_of(name, start=5)(latents, rngs), final, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim_eta"])
+def test_start_goes_on_where_a_whole_run_was(name):
+    latents, rngs = normal(keys(2), (4, 4, 2)), keys(2, seed=1)
+    final, trajectory = run_of(name, return_trajectory=True)(latents, rngs)
+    rest = run_of(name, start=7)(trajectory[6], rngs)
+    np.testing.assert_allclose(rest, final, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_network_appears_once_in_the_program(name):
+    evaluations = []
+
+    def predict(latents, point):
+        evaluations.append(point)
+        return tanh_denoiser(0.0)(latents, point)
+
+    points = make_points(SCHEDULE, 6)
+    jaxpr = jax.make_jaxpr(
+        lambda latents: sample(
+            sampler_under_test(name), predict, latents, points, keys(2)
+        )
+    )(jnp.ones((2, 3)))
+    assert len(evaluations) == 1
+    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    repeats = sampler_under_test(name).first_repeats
+    assert [eqn.params["length"] for eqn in scans] == [6 + repeats]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 37, 105, 300, 501, 1000])
+@pytest.mark.parametrize("name", ["ddim", "plms"])
+def test_counts_that_break_the_original_work(name, num_steps):
+    run = run_of(name, num_steps, return_trajectory=True)
+    final, trajectory = run(jnp.ones((1, 2)), keys(1))
+    assert len(trajectory) == num_steps and np.all(np.isfinite(final))
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_known_pixels_reach_the_result(name):
+    known, latents = normal(keys(2), (8, 8, 1)), normal(keys(2, 1), (8, 8, 1))
+    mask = jnp.zeros((1, 8, 8, 1)).at[:, :4].set(1)
+
+    def trusting(latents, point):  # Takes what it sees for the truth.
+        return latents / point.alpha, jnp.zeros_like(latents)
+
+    points, hold = make_points(SCHEDULE, 20), hold_known(known, mask)
+    run = jax.jit(
+        lambda latents: sample(
+            sampler_under_test(name), trusting, latents, points, keys(2, 2), hold=hold
+        )
+    )
+    error = np.abs(run(latents) - known).mean(axis=(0, 2, 3))
+    assert error[:4].max() < 0.1 and error[4:].min() > 0.5
+
+
+def test_held_pixels_are_known_latents_at_the_level():
+    known, latents, noise = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 1))
+    mask = jnp.zeros((2, 4, 4, 1)).at[:, 1].set(1)
+    point = SCHEDULE.at(jnp.int32(300))
+    held = hold_known(known, mask)(latents, point, noise)
+    np.testing.assert_allclose(held[:, 1], add_noise(known, noise, point)[:, 1])
+    np.testing.assert_array_equal(held[:, [0, 2, 3]], latents[:, [0, 2, 3]])
+
+
+def test_temperature_and_noise_dropout_act_on_the_noise():
+    # A network that always says zero leaves nothing but the noise of the steps.
+    def silent(latents, point):
+        return jnp.zeros_like(latents), jnp.zeros_like(latents)
+
+    points, shape = make_points(SCHEDULE, 50), (64, 64, 1)
+
+    def last_noise(**options):
+        run = jax.jit(
+            lambda rngs: sample(
+                make_sampler("ddim", eta=1.0),
+                silent,
+                jnp.zeros((2, *shape)),
+                points,
+                rngs,
+                **options,
+            )
+        )
+        return np.asarray(run(keys(2)))
+
+    plain, cold = last_noise(), last_noise(temperature=0.5)
+    np.testing.assert_allclose(cold, 0.5 * plain, rtol=1e-5)
+    dropped = last_noise(noise_dropout=0.25)
+    kept = dropped != 0
+    np.testing.assert_allclose(kept.mean(), 0.75, atol=0.02)
+    np.testing.assert_allclose(dropped[kept], plain[kept] / 0.75, rtol=1e-5)
+
+
+def test_v_posterior_widens_the_ancestral_steps():
+    latents, rngs = jnp.zeros((2, 16, 16, 1)), keys(2)
+    points = make_points(SCHEDULE, 5)
+
+    def spread(v_posterior):
+        sampler = make_sampler("ddpm", v_posterior=v_posterior)
+        trajectory = sample(
+            sampler,
+            lambda latents, point: (0 * latents, 0 * latents),
+            latents,
+            points,
+            rngs,
+            return_trajectory=True,
+        )[1]
+        return trajectory[0].std()
+
+    assert spread(0.0) < spread(0.5) < spread(1.0)
+
+
+def test_noise_of_a_sample_is_that_of_its_key():
+    rngs = keys(3)
+    noise = normal(rngs, (4, 2))
+    np.testing.assert_array_equal(noise[2], jax.random.normal(rngs[2], (4, 2)))
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("euler", {}, "choose one of ddpm, ddim, plms"),
+        ("plms", {"eta": 0.5}, "'plms' has no option 'eta'"),
+        ("ddim", {"etta": 0.5}, "it takes eta"),
+    ],
+)
+def test_wrong_sampler_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_sampler(name, **options)
+
+
+def test_start_beyond_the_last_step_is_refused():
+    with pytest.raises(ValueError, match="start must be in"):
+        run_of("ddim", start=12)(jnp.ones((1, 2)), keys(1))

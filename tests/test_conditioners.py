@@ -1,0 +1,253 @@
+"""Conditioners: contracts of every row, and how they share the three slots."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.conditioners import (
+    CONDITIONERS,
+    ClassLabel,
+    Conditioning,
+    make_conditioner,
+)
+from ldm_jax.diffusion.guidance import guide, pair
+
+BATCH = 6
+# Every row and slot: the entry, inputs for a batch, and the shape the slot must get.
+UNDER_TEST = {
+    "class_label_context": (
+        {"kind": "class_label", "num_classes": 5, "features": 8, "slot": "context"},
+        jnp.arange(BATCH) % 5,
+        (BATCH, 1, 8),
+    ),
+    "class_label_vector": (
+        {"kind": "class_label", "num_classes": 5, "features": 8, "slot": "vector"},
+        jnp.arange(BATCH) % 5,
+        (BATCH, 8),
+    ),
+}
+
+
+def test_every_kind_is_under_test():
+    assert {entry["kind"] for entry, _, _ in UNDER_TEST.values()} == set(CONDITIONERS)
+
+
+def setup(name, **changes):
+    entry, inputs, shape = UNDER_TEST[name]
+    conditioner, batch = make_conditioner({"key": entry | changes}), {"key": inputs}
+    return conditioner, conditioner.init(jax.random.key(0), batch), batch, shape
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_fills_its_slot_and_no_other(name):
+    conditioner, variables, batch, shape = setup(name)
+    conditioning = jax.jit(conditioner.apply)(variables, batch)
+    slot = conditioner.entries["key"]["slot"]
+    assert getattr(conditioning, slot).shape == shape
+    assert sum(values is not None for values in conditioning) == 1
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_dtype_is_that_of_the_computation(name):
+    conditioner, variables, batch, _ = setup(name, dtype=jnp.bfloat16)
+    for values in jax.tree.leaves(conditioner.apply(variables, batch)):
+        assert values.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_null_hides_the_input(name):
+    conditioner, variables, batch, _ = setup(name)
+    given = jax.tree.leaves(conditioner.apply(variables, batch))[0]
+    null_inputs = conditioner.null_inputs(batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal(a.shape, b.shape), null_inputs, batch
+    )
+    null = jax.tree.leaves(conditioner.apply(variables, null_inputs))[0]
+    np.testing.assert_array_equal(null, jnp.broadcast_to(null[:1], null.shape))
+    assert np.all(np.abs(null - given).reshape(BATCH, -1).max(axis=1) > 0)
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_drop_swaps_single_examples_for_null(name):
+    conditioner, variables, batch, _ = setup(name)
+    drop = jnp.arange(BATCH) % 2 == 0
+    mixed = conditioner.apply(variables, batch, drop={"key": drop})
+    given = conditioner.apply(variables, batch)
+    null = conditioner.apply(variables, conditioner.null_inputs(batch))
+    for a, b, c in zip(*map(jax.tree.leaves, (mixed, null, given)), strict=True):
+        np.testing.assert_array_equal(a[::2], b[::2])
+        np.testing.assert_array_equal(a[1::2], c[1::2])
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_gradient_reaches_every_parameter_in_use(name):
+    conditioner, variables, batch, _ = setup(name)
+
+    def loss(variables):
+        conditioning = conditioner.apply(variables, batch)
+        return sum(jnp.sum(values**2) for values in jax.tree.leaves(conditioning))
+
+    gradients = jax.tree.leaves(jax.grad(loss)(variables))
+    assert gradients and all(np.abs(leaf).max() > 0 for leaf in gradients)
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_guidance_one_is_conditional(name):
+    conditioner, variables, batch, _ = setup(name)
+    given = conditioner.apply(variables, batch)
+    null = conditioner.apply(variables, conditioner.null_inputs(batch))
+
+    def denoiser(conditioning):
+        def predict(latents, point):
+            told = jax.tree.leaves(conditioning)[0].reshape(len(latents), -1)
+            return latents + told.mean(axis=-1), latents * told.sum(axis=-1)
+
+        return predict
+
+    # One value per example, so that the batch axis is what the test is about.
+    latents = jnp.linspace(-1, 1, BATCH)
+    expected = denoiser(given)(latents, None)
+    for ours, theirs in zip(
+        guide(denoiser(pair(null, given)), 1.0)(latents, None), expected, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_good_inputs_pass_the_check(name):
+    conditioner, _, batch, _ = setup(name)
+    conditioner.check({key: np.asarray(values) for key, values in batch.items()})
+
+
+class TokenMap(ClassLabel):
+    """A stand-in that may fill any slot, to test joining."""
+
+    slots = Conditioning._fields
+
+    def __call__(self, labels):
+        embedding = super().__call__(labels)
+        return embedding[:, None, None] if self.slot == "concat" else embedding
+
+
+@pytest.mark.parametrize(
+    "slot, shape",
+    [("context", (2, 2, 4)), ("concat", (2, 1, 1, 8)), ("vector", (2, 4))],
+)
+def test_conditioners_that_share_a_slot_are_joined_by_name(monkeypatch, slot, shape):
+    monkeypatch.setitem(CONDITIONERS, "token_map", TokenMap)
+    entry = {"kind": "token_map", "num_classes": 3, "features": 4, "slot": slot}
+    batch = {"b": jnp.array([0, 1]), "a": jnp.array([2, 1])}
+    conditioner = make_conditioner({"b": entry, "a": entry})
+    joined, variables = conditioner.init_with_output(jax.random.key(0), batch)
+    joined = getattr(joined, slot)
+    assert joined.shape == shape
+
+    def alone(key):
+        params = {"params": {key: variables["params"][key]}}
+        return getattr(make_conditioner({key: entry}).apply(params, batch), slot)
+
+    parts = [np.asarray(alone(key)) for key in ("a", "b")]
+    axis = {"context": 1, "concat": 3}.get(slot)
+    expected = sum(parts) if axis is None else np.concatenate(parts, axis)
+    np.testing.assert_array_equal(joined, expected)
+    # However the config was stored, it means the same.
+    swapped = make_conditioner({"a": entry, "b": entry}).apply(variables, batch)
+    np.testing.assert_array_equal(getattr(swapped, slot), expected)
+
+
+def test_without_entries_there_is_no_conditioning():
+    conditioner = make_conditioner()
+    conditioning, variables = conditioner.init_with_output(jax.random.key(0), {})
+    assert conditioning == Conditioning(None, None, None) and not variables
+    assert conditioner.draw_drop(jax.random.key(1), 4) == {}
+    assert conditioner.null_inputs({}) == {}
+
+
+def test_dropout_has_its_rate_and_each_key_its_own_draw():
+    entry = {"kind": "class_label", "num_classes": 3, "features": 4}
+    conditioner = make_conditioner(
+        {
+            "a": entry | {"dropout": 0.1},
+            "b": entry | {"dropout": 0.1},
+            "c": entry,
+            "d": entry | {"dropout": 0.6},
+        }
+    )
+    drop = jax.jit(conditioner.draw_drop, static_argnums=1)(jax.random.key(0), 10_000)
+    assert set(drop) == {"a", "b", "d"}
+    assert abs(drop["a"].mean() - 0.1) < 0.02 and abs(drop["d"].mean() - 0.6) < 0.02
+    assert abs((drop["a"] & drop["b"]).mean() - 0.01) < 0.01
+
+
+def test_null_class_has_the_last_row_of_the_table():
+    label = {"kind": "class_label", "num_classes": 10, "features": 4}
+    conditioner = make_conditioner({"label": label})
+    labels = {"label": jnp.array([3, 7])}
+    variables = conditioner.init(jax.random.key(0), labels)
+    assert variables["params"]["label"]["embed"]["embedding"].shape == (11, 4)
+    np.testing.assert_array_equal(conditioner.null_inputs(labels)["label"], [10, 10])
+
+
+LABEL = {"kind": "class_label", "num_classes": 3, "features": 4}
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (LABEL | {"kind": "clas_label"}, "choose one of class_label"),
+        ({}, "choose one of class_label"),
+        (LABEL | {"slot": "concat"}, "choose one of context, vector"),
+        (
+            LABEL | {"slott": "vector"},
+            "no option 'slott'.* num_classes, features, slot",
+        ),
+        (LABEL | {"features": None}, "needs the option 'features'"),
+        (LABEL | {"dropout": 1.0}, "dropout must be in"),
+    ],
+)
+def test_wrong_entry_is_refused_in_one_line_that_names_it(entry, message):
+    with pytest.raises(ValueError, match=f"condition 'label': .*{message}") as error:
+        make_conditioner({"label": entry})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, 4], "label 4 is out of range: .* from 0 to 2"),
+        ([-1], "label -1 is out of range"),
+        ([0.5], "must be integers"),
+        ([[1, 2]], "must be integers"),
+    ],
+)
+def test_wrong_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        make_conditioner({"label": LABEL}).check({"label": labels})
+
+
+@pytest.mark.parametrize("call", ["check", "null_inputs", "init"])
+def test_missing_key_is_refused(call):
+    conditioner = make_conditioner({"label": LABEL})
+    arguments = ({"image": 0},)
+    if call == "init":
+        arguments = (jax.random.key(0), *arguments)
+    with pytest.raises(ValueError, match="no 'label' .* it has 'image'"):
+        getattr(conditioner, call)(*arguments)
+
+
+def test_model_without_null_class_cannot_forget():
+    conditioner = make_conditioner({"label": LABEL | {"null_class": False}})
+    batch = {"label": jnp.array([0])}
+    variables = conditioner.init(jax.random.key(0), batch)
+    assert variables["params"]["label"]["embed"]["embedding"].shape == (3, 4)
+    with pytest.raises(ValueError, match="set null_class=True"):
+        conditioner.null_inputs(batch)
+    with pytest.raises(ValueError, match="label 3 is out of range"):
+        conditioner.check({"label": np.array([3])})
+
+
+def test_conditioner_is_a_value():
+    one, other = (make_conditioner({"label": dict(LABEL)}) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
