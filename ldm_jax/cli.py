@@ -32,12 +32,13 @@ def parse_flags(argv):
 def one_line_errors(main):
     """Wraps a main so that an error its user can mend is one line, exit status 1."""
     from ldm_jax.checkpoint import CheckpointError
+    from ldm_jax.data.loader import DataError
     from ldm_jax.training.diagnosis import TrainingDiverged
 
     def wrapped(argv):
         try:
             return main(argv)
-        except (ConfigError, CheckpointError, TrainingDiverged) as error:
+        except (ConfigError, CheckpointError, DataError, TrainingDiverged) as error:
             if flags.FLAGS.traceback:
                 raise
             _fail(error, 1)
@@ -58,7 +59,11 @@ def start_jax():
     run of a program starts in seconds.
     """
     import jax
+    from absl import logging
 
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax tells of every file it renames.
+        logging.set_verbosity(logging.WARNING)
     if flags.FLAGS.distributed or flags.FLAGS.coordinator:
         jax.distributed.initialize(
             flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id

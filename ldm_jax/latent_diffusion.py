@@ -1,8 +1,10 @@
 """Latent diffusion (Rombach et al. 2022) from end to end. Read this first.
 
-    images --encode--> latents --add noise--> noisy latents --U-Net--> noise (or x0, v)
-                                                               |
-    images <--decode-- latents <-------------- sampler <-------+     conditioning
+    images --encode--> latents --add_noise--> noisy latents --U-Net--> noise, x0 or v
+                                                                |
+    batch --condition--> context, concat, vector ---------------+
+                                                                |
+    images <--decode-- latents <--sample, many U-Net steps-- noise
 
 Everything is a pure function of arrays and of a `LatentDiffusion`, which says what the
 parts are and holds no weights. `params` are trained in the second stage: {"unet",
@@ -116,7 +118,9 @@ def init(model, rng, batch):
     latents = jnp.zeros((size, *shape_of_latents(model, (height, width))))
     timesteps = jnp.zeros(size, jnp.int32)
     unet = model.unet.init(unet_rng, latents, timesteps, *conditioning)
-    params = {"unet": unet["params"], "conditioner": conditioner.get("params", {})}
+    # An unconditional model's conditioner has no parameters.
+    parts = {"unet": unet, "conditioner": conditioner}
+    params = {name: part.get("params", {}) for name, part in parts.items()}
     if model.learn_logvar:
         num_timesteps = model.schedule.num_train_timesteps
         params["logvar"] = jnp.full(num_timesteps, model.logvar_init, jnp.float32)

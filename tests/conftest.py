@@ -18,3 +18,33 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # Grain's worker processes read absl flags.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """A tiny prepared copy of the data set `shapes/32`."""
+    from tests.runs import prepare_shapes
+
+    return prepare_shapes(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="session")
+def first_stage(shapes_dir, tmp_path_factory):
+    """Workdir of a tiny first stage, trained for four steps."""
+    from tests.runs import train
+
+    workdir = tmp_path_factory.mktemp("autoencoder")
+    train("shapes_autoencoder", shapes_dir, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def second_stage(shapes_dir, first_stage, tmp_path_factory):
+    """Workdir of a tiny class-conditional second stage, trained for four steps."""
+    from tests.runs import train
+
+    workdir = tmp_path_factory.mktemp("diffusion")
+    train("shapes_class", shapes_dir, workdir, first_stage__workdir=str(first_stage))
+    return workdir

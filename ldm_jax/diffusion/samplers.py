@@ -31,8 +31,8 @@ class Sampler(NamedTuple):
 
     Attributes:
       init: latents -> state, any pytree.
-      step: (predict, latents, state, now, next, noise) -> (latents, state), with one
-        call of `predict`; `noise` is standard normal times temperature.
+      step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
+        standard normal times temperature.
       order: Order of convergence on a grid uniform in log-SNR.
       first_repeats: How many more times the first transition is stepped, for samplers
         that need several network evaluations to get going.
@@ -200,29 +200,20 @@ def sample(
     fresh = (position == 0) | (position > repeats)
     points, noises = jax.tree.map(jnp.asarray, (points, noises))
 
-    def draw(index):
-        def keys(rng):
-            return jax.random.split(jax.random.fold_in(rng, index), 3)
-
-        noise_keys, dropout_keys, hold_keys = jax.vmap(keys, out_axes=1)(rngs)
-        shape = latents.shape[1:]
-        noise = normal(noise_keys, shape) if noises is None else noises[index]
-        if noise_dropout:
-            keep = 1.0 - noise_dropout
-            kept = jax.vmap(lambda rng: jax.random.bernoulli(rng, keep, shape))
-            noise = jnp.where(kept(dropout_keys), noise / keep, 0.0)
-        return noise * temperature, normal(hold_keys, shape)
+    shape, dtype = latents.shape[1:], latents.dtype
 
     def body(carry, inputs):
         latents, state = carry
         index, fresh = inputs
         now = jax.tree.map(lambda values: values[index], points)
         next = jax.tree.map(lambda values: values[index + 1], points)
-        noise, hold_noise = draw(index)
+        # What a sampler does not use, the compiler drops, with the drawing of it.
+        noise_rngs, dropout_rngs, hold_rngs = _step_rngs(rngs, index)
+        noise = normal(noise_rngs, shape) if noises is None else noises[index]
+        noise = temperature * _dropout(dropout_rngs, noise, noise_dropout)
         if hold is not None:
-            held = hold(latents, now, hold_noise).astype(latents.dtype)
+            held = hold(latents, now, normal(hold_rngs, shape)).astype(dtype)
             latents = jnp.where(fresh, held, latents)
-        dtype = latents.dtype
         latents, state = sampler.step(predict, latents, state, now, next, noise)
         latents = latents.astype(dtype)
         return (latents, state), latents if return_trajectory else None
@@ -230,6 +221,21 @@ def sample(
     carry = (latents, sampler.init(latents))
     (latents, _), trajectory = jax.lax.scan(body, carry, (indices, fresh))
     return (latents, trajectory[repeats:]) if return_trajectory else latents
+
+
+def _step_rngs(rngs, index):
+    """Three keys for each sample, typed keys [3, B]."""
+    return jax.vmap(
+        lambda rng: jax.random.split(jax.random.fold_in(rng, index), 3), out_axes=1
+    )(rngs)
+
+
+def _dropout(rngs, noise, rate):
+    if not rate:
+        return noise
+    shape, keep = noise.shape[1:], 1.0 - rate
+    kept = jax.vmap(lambda rng: jax.random.bernoulli(rng, keep, shape))(rngs)
+    return jnp.where(kept, noise / keep, 0.0)
 
 
 def ddpm(v_posterior=0.0):

@@ -5,7 +5,10 @@ import itertools
 import jax
 import numpy as np
 
+from ml_collections import ConfigDict
+
 from ldm_jax import sharding
+from ldm_jax.config import to_dict
 from ldm_jax.data.loader import make_loader, open_source
 
 
@@ -111,9 +114,8 @@ class Data:
         )
 
     def _first_example(self):
-        section = self._section.copy_and_resolve_references()
-        section.workers = 0
-        loader = make_loader(section=section, source=self._source, batch_size=1, seed=0)
+        section = ConfigDict(to_dict(self._section) | {"workers": 0})
+        loader = make_loader(self._source, section, batch_size=1, seed=0)
         try:
             return {key: np.asarray(value) for key, value in next(loader).items()}
         finally:

@@ -11,9 +11,9 @@ from ldm_jax.config import ConfigError, build, to_dict
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.images import to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.models.autoencoder import make_autoencoder
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.optimizer import make_optimizer, make_rate
 from ldm_jax.training.state import (
     Stage,
     TrainState,
@@ -130,7 +130,7 @@ def load_first_stage(workdir, step=None):
         "image_size": config.data.image_size,
         "weights": meta["item"],
     }
-    return make_autoencoder(config.first_stage), params["autoencoder"], record
+    return make_first_stage(config.first_stage), params["autoencoder"], record
 
 
 def measure_scaling_factor(model, params, batches, mesh):
@@ -287,16 +287,3 @@ def _make_steps(config, model, frozen, example):
         }
 
     return Stage(init, train_step, eval_step, preview, frozen)
-
-
-def make_rate(train):
-    """Reads the learning-rate schedule from the `train` section."""
-    return make_learning_rate(
-        train.num_steps,
-        train.learning_rate,
-        train.decay,
-        train.warmup_steps,
-        train.decay_steps,
-        train.start_factor,
-        train.end_factor,
-    )

@@ -88,6 +88,19 @@ def make_learning_rate(
     return schedule
 
 
+def make_rate(train):
+    """Reads the learning-rate schedule from the `train` section."""
+    return make_learning_rate(
+        train.num_steps,
+        train.learning_rate,
+        train.decay,
+        train.warmup_steps,
+        train.decay_steps,
+        train.start_factor,
+        train.end_factor,
+    )
+
+
 def make_optimizer(section, learning_rate, grad_clip=None):
     """Builds an optimiser that clips by global norm first.
 

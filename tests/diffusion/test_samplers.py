@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax.diffusion.guidance import guide, pair
 from ldm_jax.diffusion.samplers import (
     SAMPLERS,
+    Sampler,
     hold_known,
     make_points,
     make_sampler,
@@ -276,6 +277,34 @@ def test_held_pixels_are_known_latents_at_the_level():
     np.testing.assert_array_equal(held[:, [0, 2, 3]], latents[:, [0, 2, 3]])
 
 
+def run_step(step, num_steps, first_repeats=0, **options):
+    """Runs a sampler that is just this step, from zero; returns the trajectory."""
+    sampler = Sampler(lambda latents: (), step, order=0, first_repeats=first_repeats)
+    latents, points = jnp.zeros((2, 16, 16, 1)), make_points(SCHEDULE, num_steps)
+    options |= {"return_trajectory": True}
+    return sample(sampler, None, latents, points, keys(2), **options)[1]
+
+
+def test_every_step_of_every_sample_has_its_own_noise():
+    def keep_noise(predict, latents, state, now, next, noise):
+        return noise, state
+
+    noises = np.asarray(run_step(keep_noise, 4)).reshape(8, -1)
+    np.testing.assert_allclose(noises.std(axis=1), 1, atol=0.15)
+    assert np.abs(np.corrcoef(noises) - np.eye(8)).max() < 0.25
+
+
+def test_known_pixels_are_held_once_before_each_step():
+    def count(predict, latents, state, now, next, noise):
+        return latents + 1, state
+
+    def reset(latents, point, noise):
+        return 0 * latents
+
+    counts = run_step(count, 3, first_repeats=1, hold=reset)[:, 0, 0, 0, 0]
+    np.testing.assert_array_equal(counts, [2, 1, 1])
+
+
 def test_temperature_and_noise_dropout_act_on_the_noise():
     # A network that always says zero leaves nothing but the noise of the steps.
     def silent(latents, point):
@@ -305,20 +334,15 @@ def test_temperature_and_noise_dropout_act_on_the_noise():
 
 
 def test_v_posterior_widens_the_ancestral_steps():
-    latents, rngs = jnp.zeros((2, 16, 16, 1)), keys(2)
+    latents = jnp.zeros((2, 16, 16, 1))
     points = make_points(SCHEDULE, 5)
+    now, next = (jax.tree.map(lambda a, k=k: a[k], points) for k in (0, 1))
 
     def spread(v_posterior):
-        sampler = make_sampler("ddpm", v_posterior=v_posterior)
-        trajectory = sample(
-            sampler,
-            lambda latents, point: (0 * latents, 0 * latents),
-            latents,
-            points,
-            rngs,
-            return_trajectory=True,
-        )[1]
-        return trajectory[0].std()
+        step = make_sampler("ddpm", v_posterior=v_posterior).step
+        silent = lambda latents, point: (0 * latents, 0 * latents)  # noqa: E731
+        noise = normal(keys(2), (16, 16, 1))
+        return step(silent, latents, (), now, next, noise)[0].std()
 
     assert spread(0.0) < spread(0.5) < spread(1.0)
 

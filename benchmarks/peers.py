@@ -1,0 +1,287 @@
+"""Speed beside PyTorch: the same networks and weights, alternated in one process.
+
+    python benchmarks/peers.py [--only unet] [--size small] [--rounds 15]
+
+PyTorch runs diffusers' modules eagerly, channels last. Every pair of outputs is compared
+first. A ratio is the median over rounds of JAX's time over PyTorch's: below 1, JAX is
+faster. Needs the extra `parity`.
+"""
+
+import argparse
+import ctypes
+import os
+import platform
+import re
+import statistics
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ldm_jax.convert import diffusers as layout
+from ldm_jax.convert.state_dict import to_state_dict
+from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.unet import UNet
+from ldm_jax.training.losses import reconstruction_loss
+
+UNETS = {  # size: (batch, height of the latents, tokens, fields of UNet)
+    "small": (4, 32, 0, dict(head_channels=32)),
+    "medium": (4, 32, 77, dict(num_heads=8, transformer_depth=1)),
+}
+AUTOENCODERS = {  # size: (batch, height of the images, channels)
+    "small": (4, 64, 64),
+    "wide": (2, 128, 64),
+    "medium": (4, 64, 128),
+}
+CONTEXT_WIDTH = 768
+
+
+def tune_malloc():
+    """Keeps freed memory with the process, which helps both sides (Linux)."""
+    if platform.system() == "Linux":
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):
+            libc.mallopt(option, value)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def random_params(module, *inputs):
+    """Draws parameters without zeros, so that outputs tell networks apart."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(0)
+    params = {}
+    for path, leaf in flatten_dict(shapes).items():
+        draw = rng.standard_normal(leaf.shape, np.float32)
+        if leaf.ndim == 1:
+            params[path] = 0.1 * draw + (path[-1] == "scale")
+        else:
+            params[path] = draw / np.sqrt(np.prod(leaf.shape[:-1]))
+    return unflatten_dict(params)
+
+
+def to_torch(array):
+    """A channels-last tensor of an NHWC array, a plain one of any other."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def load(module, rows, params):
+    """Loads our parameters into a PyTorch module, laid out channels last."""
+    state_dict = to_state_dict(rows, params)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})
+    return module.to(memory_format=torch.channels_last)
+
+
+def trainers(loss, params, optimizer, torch_loss, torch_optimizer):
+    """One step of training on either side: two functions () -> loss."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    carry = [jax.tree.map(jnp.array, params)]
+    carry.append(optimizer.init(carry[0]))
+
+    def ours():
+        *carry[:], value = step(*carry)
+        return value
+
+    def theirs():
+        torch_optimizer.zero_grad(set_to_none=True)
+        value = torch_loss()
+        value.backward()
+        torch_optimizer.step()
+        return value.detach()
+
+    return ours, theirs
+
+
+def unet_pair(size):
+    """Yields (name, ours, theirs) for a U-Net."""
+    batch, height, tokens, fields = UNETS[size]
+    unet = UNet(
+        out_channels=4,
+        channels=128,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=2,
+        attention_factors=(4, 2),
+        **fields,
+    )
+    rng = np.random.default_rng(1)
+    latents, noise = rng.standard_normal((2, batch, height, height, 4), np.float32)
+    timesteps = rng.integers(0, 1000, batch)
+    inputs = [latents, timesteps]
+    names = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
+    shared = dict(
+        sample_size=height,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(128, 256, 512),
+    )
+    if tokens:
+        inputs.append(rng.standard_normal((batch, tokens, CONTEXT_WIDTH), np.float32))
+        names = [name.replace("Attn", "CrossAttn") for name in names]
+        make = partial(
+            UNet2DConditionModel,
+            cross_attention_dim=CONTEXT_WIDTH,
+            attention_head_dim=fields["num_heads"],
+        )
+    else:
+        make = partial(
+            UNet2DModel,
+            attention_head_dim=fields["head_channels"],
+            flip_sin_to_cos=True,
+            freq_shift=0,
+            downsample_padding=1,
+            norm_eps=1e-5,
+        )
+    ups = [name.replace("Down", "Up") for name in reversed(names)]
+    peer = make(**shared, down_block_types=names, up_block_types=ups)
+    inputs = [jnp.asarray(x) for x in inputs]
+    params = random_params(unet, *inputs)
+    load(peer, layout.unet_rows(unet), params)
+    torch_inputs = [to_torch(x) for x in inputs]
+    forward = jax.jit(lambda params: unet.apply({"params": params}, *inputs))
+    on_device = jax.tree.map(jnp.asarray, params)
+
+    def torch_forward():
+        with torch.no_grad():
+            return peer(*torch_inputs).sample
+
+    yield "forward", lambda: forward(on_device), torch_forward
+
+    def loss(params):
+        return jnp.mean(jnp.square(unet.apply({"params": params}, *inputs) - noise))
+
+    def torch_loss():
+        return (peer(*torch_inputs).sample - to_torch(noise)).square().mean()
+
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, fused=True)
+    adamw = optax.adamw(1e-4, weight_decay=0.01)
+    yield "train step", *trainers(loss, params, adamw, torch_loss, optimizer)
+
+
+def autoencoder_pair(size):
+    """Yields (name, ours, theirs) for a KL autoencoder of factor 4."""
+    batch, height, channels = AUTOENCODERS[size]
+    model = KLAutoencoder(
+        channels=channels,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=2,
+        z_channels=3,
+        embed_dim=3,
+    )
+    peer = AutoencoderKL(
+        block_out_channels=(channels, 2 * channels, 4 * channels),
+        layers_per_block=2,
+        latent_channels=3,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+    )
+    rng = np.random.default_rng(1)
+    images = np.tanh(rng.standard_normal((batch, height, height, 3), np.float32))
+    noise = rng.standard_normal((batch, height // 4, height // 4, 3), np.float32)
+    params = random_params(model, jnp.asarray(images))
+    load(peer, layout.autoencoder_rows(model), params)
+    on_device = jax.tree.map(jnp.asarray, params)
+    x, z = to_torch(images), to_torch(noise)
+    encode = jax.jit(
+        lambda p, x: model.apply({"params": p}, x, method="encode").mode()
+    )
+    decode = jax.jit(lambda p, z: model.apply({"params": p}, z, method="decode"))
+
+    def without_gradient(function):
+        def run():
+            with torch.no_grad():
+                return function()
+
+        return run
+
+    torch_encode = without_gradient(lambda: peer.encode(x).latent_dist.mode())
+    torch_decode = without_gradient(lambda: peer.decode(z).sample)
+    yield "encode", lambda: encode(on_device, images), torch_encode
+    yield "decode", lambda: decode(on_device, noise), torch_decode
+
+    def loss(params):
+        variables = {"params": params}
+        posterior = model.apply(variables, images, method="encode")
+        latents = posterior.sample(noise=noise)
+        decoded = model.apply(variables, latents, method="decode")
+        return reconstruction_loss(images, decoded)[0] + 1e-6 * posterior.kl().mean()
+
+    def torch_loss():
+        posterior = peer.encode(x).latent_dist
+        decoded = peer.decode(posterior.mean + posterior.std * z).sample
+        nll = (decoded - x).abs().sum() / batch
+        return nll + 1e-6 * posterior.kl().mean()
+
+    options = dict(lr=1e-4, betas=(0.5, 0.9), fused=True)
+    optimizer = torch.optim.Adam(peer.parameters(), **options)
+    adam = optax.adam(1e-4, b1=0.5, b2=0.9)
+    yield "train step", *trainers(loss, params, adam, torch_loss, optimizer)
+
+
+def compare(ours, theirs):
+    """Asserts that both sides give the same; also their warm-up."""
+    for _ in range(2):  # of a training step, the second loss tests the update, too
+        ours_output, output = np.asarray(ours()), theirs()
+        output = output.permute(0, 2, 3, 1) if output.ndim == 4 else output
+        output = output.numpy()
+        difference = np.max(np.abs(ours_output - output))
+        limit = 1e-3 * np.max(np.abs(output))
+        assert difference <= limit, f"outputs differ by {difference:.3g} > {limit:.3g}"
+
+
+def measure(ours, theirs, rounds):
+    """Returns the median seconds of either side, alternated."""
+    times = [], []
+    for _ in range(rounds):
+        for function, record in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            record.append(time.perf_counter() - start)
+    return [statistics.median(record) for record in times]
+
+
+def processor():
+    """Name of the processor, where the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return re.search(r"model name\s*: (.*)", file.read()).group(1)
+    except (OSError, AttributeError):
+        return platform.processor() or "unknown processor"
+
+
+def main():
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="text that a line's name contains")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    tune_malloc()
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    print(f"{processor()}, {threads} threads, {versions}, {options.rounds} rounds")
+    print(f"{'':34}{'jax ms':>10}{'torch ms':>10}{'ratio':>8}")
+    pairs = [("unet", size, unet_pair) for size in UNETS]
+    pairs += [("autoencoder", size, autoencoder_pair) for size in AUTOENCODERS]
+    for kind, size, pair in pairs:
+        if not any(word in f"{kind} {size}" for word in options.only.split(",")):
+            continue
+        for name, ours, theirs in pair(size):
+            compare(ours, theirs)
+            a, b = measure(ours, theirs, options.rounds)
+            label = f"{kind} {size} {name}"
+            print(f"{label:34}{a * 1e3:10.1f}{b * 1e3:10.1f}{a / b:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""First stage of the demo: KL-f4 on the embedded data set `shapes` at 64 px.
+
+    python -m ldm_jax.data.shapes --image_size=64 --num_train=10000
+    python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder
+
+Made for two CPU cores, on which it takes about four minutes; see the README for what it
+reaches.  Variants: `:tiny` (32 px, four steps, for tests).
+"""
+
+from configs import common
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    config = common.autoencoder(
+        data=common.data(name="shapes/64", image_size=64, flip=True),
+        first_stage=dict(
+            kind="kl",
+            channels=32,
+            channel_mult=(1, 1, 2),
+            num_res_blocks=1,
+            attention_factors=(),
+            mid_attention=False,
+            z_channels=4,
+            embed_dim=4,
+            remat=False,
+            dtype="float32",
+        ),
+        discriminator=dict(channels=16, num_layers=2, norm="batch"),
+        loss=common.autoencoder_loss(disc_start=800, disc_weight=0.1),
+        train=common.train(
+            batch_size=8,
+            num_steps=1200,
+            learning_rate=2e-3,
+            decay="cosine",
+            warmup_steps=50,
+            end_factor=0.05,
+            optimizer=dict(kind="adam", b1=0.5, b2=0.9, eps=1e-8),
+            grad_clip=common.placeholder(float),
+            ema_decay=0.99,
+            log_every=100,
+            eval_every=600,
+            eval_batches=16,
+            preview_every=600,
+            checkpoint_every=300,
+        ),
+    )
+    if variant == "tiny":
+        common.shrink_autoencoder(config)
+    elif variant:
+        raise ValueError(f'variant "{variant}" is unknown; the variant is "tiny"')
+    return config

@@ -1,0 +1,60 @@
+"""Second stage of the demo: class-conditional latent diffusion on `shapes` at 64 px.
+
+    python train.py --config=configs/shapes_class.py --workdir=runs/class \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/class --outdir=runs/samples --num_samples=32
+
+Made for two CPU cores; see the README for what it reaches.  Variants: `:tiny` (32 px,
+four steps, for tests).
+"""
+
+from configs import common
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    config = common.diffusion(
+        data=common.data(name="shapes/64", image_size=64, flip=False),
+        conditions=dict(
+            label=dict(
+                kind="class_label",
+                slot="vector",
+                num_classes=common.placeholder(int),
+                features=common.placeholder(int),
+                dropout=0.1,
+            ),
+        ),
+        unet=dict(
+            channels=64,
+            channel_mult=(1, 2, 2),
+            num_res_blocks=1,
+            attention_factors=(4,),
+            head_channels=32,
+            transformer_depth=0,
+            remat=False,
+            dtype="float32",
+        ),
+        schedule=common.schedule(kind="cosine", prediction_type="v"),
+        train=common.train(
+            batch_size=32,
+            num_steps=2000,
+            learning_rate=1e-3,
+            decay="cosine",
+            warmup_steps=100,
+            end_factor=0.02,
+            optimizer=dict(kind="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01),
+            grad_clip=1.0,
+            ema_decay=0.995,
+            log_every=100,
+            eval_every=1000,
+            eval_batches=4,
+            preview_every=1000,
+            checkpoint_every=500,
+        ),
+        sample=common.sample(num_steps=30, guidance_scale=2.0),
+    )
+    if variant == "tiny":
+        common.shrink_diffusion(config)
+    elif variant:
+        raise ValueError(f'variant "{variant}" is unknown; the variant is "tiny"')
+    return config

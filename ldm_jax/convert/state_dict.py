@@ -1,0 +1,181 @@
+"""Moves weights between a PyTorch state dict and our parameters, strictly.
+
+A mapping is data: a list of rows, each one key of theirs, the paths of ours that it
+becomes, and a transform with its inverse, so the same list imports and exports. It may
+hold rows that a given model lacks (a shortcut, say). It is strict all the same: no key
+of the state dict may stay unread and no parameter of ours unset.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+class Transform(NamedTuple):
+    """A change of layout, in both directions.
+
+    Attributes:
+      to_ours: Maps their array to a tuple of ours.
+      to_theirs: Maps our arrays, as positional arguments, to theirs.
+    """
+
+    to_ours: Callable
+    to_theirs: Callable
+
+
+class Row(NamedTuple):
+    """One key of theirs and what it becomes.
+
+    Attributes:
+      theirs: Key of the state dict.
+      ours: Paths in our parameters, such as "conv_in/kernel".
+      transform: Change of layout.
+    """
+
+    theirs: str
+    ours: tuple
+    transform: Transform
+
+
+def _pointwise(trailing):
+    """[out, in] or a 1x1 convolution [out, in, 1, ...] <-> dense kernel [in, out]."""
+
+    def to_ours(a):
+        if any(size != 1 for size in a.shape[2:]):
+            raise ValueError("not a 1x1 kernel")
+        return (a.reshape(a.shape[:2]).T,)
+
+    return Transform(to_ours, lambda a: a.T.reshape(*a.T.shape, *(1,) * trailing))
+
+
+SAME = Transform(lambda a: (a,), lambda a: a)
+CONV = Transform(
+    lambda a: (a.transpose(2, 3, 1, 0),), lambda a: a.transpose(3, 2, 0, 1)
+)
+# These read one another's layouts; they differ in the one they write.
+DENSE, POINTWISE_1D, POINTWISE_2D = (_pointwise(trailing) for trailing in (0, 1, 2))
+# PyTorch's batch norms count batches; nothing of ours needs the count.
+COUNTER = Transform(lambda a: (), lambda: np.zeros((), np.int64))
+
+
+def split_qkv(num_heads, head_major, transform):
+    """One array of queries, keys and values <-> one each, with heads in order.
+
+    Args:
+      num_heads: Heads.
+      head_major: Whether theirs counts (head, qkv, channel), not (qkv, head, channel).
+      transform: How each of the three changes layout.
+
+    Returns:
+      A Transform from [3 * heads * channels, ...] to three arrays.
+    """
+    lead = (num_heads, 3) if head_major else (3, num_heads)
+
+    def to_ours(a):
+        parts = a.reshape(*lead, -1, *a.shape[1:])
+        parts = np.moveaxis(parts, 1, 0) if head_major else parts
+        return tuple(transform.to_ours(p.reshape(-1, *a.shape[1:]))[0] for p in parts)
+
+    def to_theirs(*arrays):
+        parts = np.stack([transform.to_theirs(a) for a in arrays])
+        split = parts.reshape(3, num_heads, -1, *parts.shape[2:])
+        split = np.moveaxis(split, 1, 0) if head_major else split
+        return split.reshape(-1, *parts.shape[2:])
+
+    return Transform(to_ours, to_theirs)
+
+
+def layer_rows(theirs, ours, kernel, bias=True):
+    """Rows of a convolution or dense layer; `kernel` is the kernel's Transform."""
+    rows = [Row(f"{theirs}.weight", (f"{ours}/kernel",), kernel)]
+    return rows + [Row(f"{theirs}.bias", (f"{ours}/bias",), SAME)] * bias
+
+
+def norm_rows(theirs, ours):
+    """Rows of a normalisation's scale and bias."""
+    return [
+        Row(f"{theirs}.weight", (f"{ours}/scale",), SAME),
+        Row(f"{theirs}.bias", (f"{ours}/bias",), SAME),
+    ]
+
+
+def select(state_dict, prefix):
+    """Returns the entries whose key starts with `prefix`, which is taken off."""
+    n = len(prefix)
+    return {k[n:]: v for k, v in state_dict.items() if k.startswith(prefix)}
+
+
+def to_params(rows, state_dict, target):
+    """Reads a state dict into parameters shaped like `target`.
+
+    Args:
+      rows: The mapping.
+      state_dict: Dict of their key -> array.
+      target: Nested dict of arrays or ShapeDtypeStructs, as `init` gives.
+
+    Returns:
+      Nested dict of NumPy arrays with the shapes and types of `target`.
+
+    Raises:
+      ValueError: If a key is unread, a parameter unset or a shape wrong; all keys of
+        that kind are named.
+    """
+    target = flatten_dict(target, sep="/")
+    params, wrong = {}, []
+    for row in rows:
+        if row.theirs not in state_dict or not set(row.ours) <= target.keys():
+            continue
+        array = np.asarray(state_dict[row.theirs])
+        try:
+            arrays = row.transform.to_ours(array)
+        except ValueError:
+            wrong.append(f"{row.theirs} {array.shape} for {', '.join(row.ours)}")
+            continue
+        for path, part in zip(row.ours, arrays, strict=True):
+            if part.shape != target[path].shape:
+                wrong.append(
+                    f"{row.theirs} {array.shape} for {path} {target[path].shape}"
+                )
+            params[path] = np.ascontiguousarray(part, target[path].dtype)
+    _complain("weights of a wrong shape", wrong)
+    read = {row.theirs for row in rows if set(row.ours) <= target.keys()}
+    _complain("keys that nothing reads", [k for k in state_dict if k not in read])
+    sources = {path: row.theirs for row in rows for path in row.ours}
+    _complain(
+        "missing keys",
+        [f"{sources.get(p, '?')} (for {p})" for p in target if p not in params],
+    )
+    return unflatten_dict(params, sep="/")
+
+
+def to_state_dict(rows, params):
+    """Writes parameters as a state dict; the inverse of `to_params`.
+
+    Args:
+      rows: The mapping.
+      params: Nested dict of arrays.
+
+    Returns:
+      Dict of their key -> NumPy array.
+
+    Raises:
+      ValueError: If a parameter is in no row.
+    """
+    params = flatten_dict(params, sep="/")
+    state_dict, written = {}, set()
+    for row in rows:
+        if set(row.ours) <= params.keys():
+            arrays = (np.asarray(params[path]) for path in row.ours)
+            array = row.transform.to_theirs(*arrays)
+            state_dict[row.theirs] = np.array(array, order="C")
+            written |= set(row.ours)
+    _complain("parameters that nothing writes", sorted(set(params) - written))
+    return state_dict
+
+
+def _complain(what, items):
+    if items:
+        shown = "; ".join(items[:8]) + (" ..." if len(items) > 8 else "")
+        raise ValueError(f"{len(items)} {what}: {shown}")

@@ -1,0 +1,221 @@
+"""Reads a folder of image files, with one sub-folder per class or none."""
+
+import hashlib
+import os
+
+import numpy as np
+
+SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
+
+# Sub-folders that are splits and not classes; the first that exists serves the split.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "test"),
+    "test": ("test", "validation", "val", "valid"),
+}
+
+
+class FolderSource:
+    """The images of a folder in the order of their paths; can be pickled.
+
+    A folder that has sub-folders for training and for validation or test
+    (SPLIT_FOLDERS) is split that way. Any other is split by a hash of each file's path:
+    "validation" (and "test") gets `validation_fraction` of the files, at least one,
+    "train" the others, and "all" is everything. A file keeps its side when others come
+    or go.
+
+    The first-level sub-folders are the classes, in the order of their names, if every
+    image lies in one of them; otherwise there are no labels.
+
+    Attributes:
+      num_classes: Number of classes, or None.
+      class_names: Their names, or None.
+    """
+
+    def __init__(
+        self,
+        name,
+        split,
+        data_dir=None,
+        label_key=None,
+        validation_fraction=0.05,
+        keys=(),
+    ):
+        """Finds the files.
+
+        Args:
+          name: Path of the folder, relative to `data_dir` if that is given.
+          split: "train", "validation", "test" or "all".
+          data_dir: Folder that a relative `name` starts from; None is the current one.
+          label_key: "" ignores the classes; there is no other label to choose.
+          validation_fraction: Share of the files that is held out, in (0, 1).
+          keys: Must be empty: a folder has images and labels only.
+
+        Raises:
+          ValueError: If there is no such folder, it holds no images, or an argument is
+            out of range.
+        """
+        _check(split, label_key, validation_fraction, keys)
+        self._root = _find_root(name, data_dir)
+        parts = _find_parts(self._root)
+        listed = {part: _list_images(os.path.join(self._root, part)) for part in parts}
+        if not any(listed.values()):
+            raise ValueError(
+                f"no images in {self._root} or below; looked for {', '.join(SUFFIXES)}"
+            )
+        training = _pick_part(parts, "train")
+        names = None if label_key == "" else _class_names(listed[training])
+        if len(parts) > 1 and split != "all":
+            chosen = [(_pick_part(parts, split), None)]
+        else:
+            chosen = [(part, split) for part in parts]
+        paths, labels = [], []
+        for part, side in chosen:
+            files = listed[part]
+            if side and len(parts) == 1:
+                files = _one_side(files, side, validation_fraction)
+            paths += [os.fsencode(os.path.join(part, file)) for file in files]
+            labels += _find_labels(self._root, part, files, names)
+        if not paths:
+            raise ValueError(f'no images for split "{split}" in {self._root}')
+        self.class_names, self.num_classes = names, len(names) if names else None
+        # Arrays, as they are pickled for every worker and may hold millions of files.
+        self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
+
+    def __len__(self):
+        return len(self._paths)
+
+    def __getitem__(self, index):
+        """Returns {"image": the file's bytes, "label": int, if there are classes}."""
+        with open(self.describe(index), "rb") as file:
+            example = {"image": file.read()}
+        if self.class_names:
+            example["label"] = int(self._labels[index])
+        return example
+
+    def describe(self, index):
+        """Path of image `index`."""
+        return os.path.join(self._root, os.fsdecode(bytes(self._paths[index])))
+
+
+def _check(split, label_key, validation_fraction, keys):
+    if split not in (*SPLIT_FOLDERS, "all"):
+        raise ValueError(
+            f'a folder has the splits {", ".join(SPLIT_FOLDERS)} and all, not "{split}"'
+        )
+    if label_key:
+        raise ValueError(
+            f'label_key="{label_key}": the labels of a folder are its sub-folders; '
+            'give None for them or "" for no labels'
+        )
+    if not 0 < validation_fraction < 1:
+        raise ValueError(
+            f"validation_fraction must be in (0, 1), got {validation_fraction}"
+        )
+    if keys:
+        raise ValueError(f"a folder has images and labels only, no {', '.join(keys)}")
+
+
+def _find_root(name, data_dir):
+    if not name:
+        raise ValueError("name is empty; give data.name, the path of the folder")
+    root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(name))
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist"
+        raise ValueError(f"folder {root} {what}; data.name is the path of the folder")
+    return root
+
+
+def _find_parts(root):
+    """Sub-folders that are splits, or [""] where the folder is not split."""
+    folders, files = [], []
+    for entry in os.scandir(root):
+        if not _hidden(entry.name):
+            (folders if entry.is_dir() else files).append(entry.name)
+    training = [f for f in folders if f.lower() in SPLIT_FOLDERS["train"]]
+    held_out = [f for f in folders if f.lower() in SPLIT_FOLDERS["validation"]]
+    if training and held_out:
+        return sorted(training[:1] + held_out)
+    if training and len(folders) == 1 and not any(map(_is_image, files)):
+        return training
+    return [""]
+
+
+def _pick_part(parts, split):
+    """The sub-folder that serves a split."""
+    for name in SPLIT_FOLDERS.get(split, ()):
+        for part in parts:
+            if part.lower() == name:
+                return part
+    return parts[0]
+
+
+def _list_images(folder):
+    """Paths of the images below a folder, relative to it, sorted."""
+    found, seen = [], set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            # A link that leads back up would be walked for ever.
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        names = [n for n in files if _is_image(n) and not _hidden(n)]
+        found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
+    return sorted(found)
+
+
+def _hidden(name):
+    # Unpacked archives of macOS carry a shadow of every file in __MACOSX.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(name):
+    return name.lower().endswith(SUFFIXES)
+
+
+def _class_names(files):
+    """Names of the first-level sub-folders, or None if an image lies in none."""
+    tops = [file.split(os.sep, 1) for file in files]
+    if not tops or any(len(top) == 1 for top in tops):
+        return None
+    return tuple(sorted({top[0] for top in tops}))
+
+
+def _find_labels(root, part, files, names):
+    """Class index of each file; -1 where there are no classes."""
+    if names is None:
+        return [-1] * len(files)
+    index = {name: label for label, name in enumerate(names)}
+    labels = [index.get(file.split(os.sep, 1)[0], -1) for file in files]
+    if -1 in labels:
+        stray = os.path.join(root, part, files[labels.index(-1)])
+        raise ValueError(
+            f"{stray} is in none of the {len(names)} class folders of the training "
+            'images; move it, or give label_key="" to do without labels'
+        )
+    return labels
+
+
+def _one_side(files, split, fraction):
+    """The files on one side of the division by hash."""
+    if split == "all":
+        return files
+    places = [_place(file) for file in files]
+    # One at least: an empty validation set is of no use to anyone.
+    limit = max(fraction, min(places, default=0)) if len(files) > 1 else 0
+    held_out = [place <= limit for place in places]
+    return [
+        file
+        for file, out in zip(files, held_out, strict=True)
+        if out == (split != "train")
+    ]
+
+
+def _place(file):
+    """A number in [0, 1) that depends on the file's path alone."""
+    name = os.fsencode(file.replace(os.sep, "/"))
+    digest = hashlib.blake2b(name, digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

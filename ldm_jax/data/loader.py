@@ -1,0 +1,294 @@
+"""Batches of examples: shuffled, sharded over processes, in the order of the steps.
+
+Grain permutes the examples anew in each epoch, calls `batches.LoadBatch` on the steps
+ahead of time, in threads or in worker processes, and hands the batches over in order.
+So the position in the data is the step number: a run that resumes at step n asks for
+`start_step=n`, with as many workers and processes as it likes.
+
+With workers, the main module must be guarded by `if __name__ == "__main__"`: they are
+spawned, which imports it again.
+"""
+
+import inspect
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+
+import numpy as np
+from absl import flags, logging
+
+from ldm_jax.config import ConfigError, build, choose, suggest, to_dict
+from ldm_jax.data.batches import DataError, LoadBatch
+from ldm_jax.data.sources import SOURCES
+from ldm_jax.data.transforms import CROPS
+
+# Steps that are loaded ahead, and the threads that do it, per process.
+AHEAD, THREADS = 4, 4
+
+_LOADER_OPTIONS = ("image_size", "crop", "flip", "workers", "on_error")
+_SECTION_KEYS = ("source", "split", "eval_split")
+
+
+def open_source(data, split):
+    """Opens a split of the data set that the config section `data` describes.
+
+    Args:
+      data: Section with "source" (row of SOURCES) and that source's options; the
+        loader's options and the names of the splits are passed over.
+      split: Split to open, as the source calls it.
+
+    Returns:
+      A source; see `sources.py`.
+
+    Raises:
+      ConfigError: On an unknown key or a data set that cannot be opened.
+    """
+    section = to_dict(data)
+    make = choose(SOURCES, section.get("source"), "data.source")
+    known = {name for row in SOURCES.values() for name in _options_of(row)}
+    known |= {*_LOADER_OPTIONS, *_SECTION_KEYS}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"data.{key} is not an option; {suggest(key, known)}")
+    own = _options_of(make)
+    # An option of another source is no mistake: `source` alone may be overridden.
+    options = {key: value for key, value in section.items() if key in own}
+    try:
+        return make(split=split, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def _options_of(source):
+    parameters = inspect.signature(source).parameters
+    return [name for name in parameters if name != "split"]
+
+
+def make_loader(
+    source,
+    data,
+    *,
+    batch_size,
+    seed,
+    start_step=0,
+    train=True,
+    process_index=0,
+    process_count=1,
+):
+    """Makes the loader that the config section `data` describes.
+
+    Args:
+      source: Opened source.
+      data: Section with the loader's options "image_size", "crop", "flip", "workers"
+        and "on_error"; see `Loader`. Other keys are the source's.
+      batch_size: Global batch size.
+      seed: Seed of the order, the crops and the mirroring.
+      start_step: First step in training.
+      train: Training, or one pass in order.
+      process_index: Index of this process.
+      process_count: Number of processes.
+
+    Returns:
+      A Loader.
+
+    Raises:
+      ConfigError: If an option is wrong.
+    """
+    section = to_dict(data)
+    options = {key: section[key] for key in _LOADER_OPTIONS if key in section}
+    return build(
+        Loader,
+        options,
+        "data",
+        source=source,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        train=train,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+class Loader:
+    """Iterator over batches, dicts of NumPy arrays with this process's rows.
+
+    Attributes:
+      skipped: Dict of the examples skipped so far: where they are -> what is wrong.
+    """
+
+    def __init__(
+        self,
+        source,
+        *,
+        image_size,
+        batch_size,
+        seed=0,
+        start_step=0,
+        train=True,
+        crop="center",
+        flip=False,
+        workers=0,
+        on_error="skip",
+        process_index=0,
+        process_count=1,
+    ):
+        """Starts to load.
+
+        In training the batches go on for ever, epoch after epoch; a data set smaller
+        than a batch is repeated within it. In evaluation there is one pass in order,
+        cropped at the centre; the last batch is filled up, and "mask" tells which rows
+        count.
+
+        An example that cannot be decoded is named in the log and replaced by another,
+        which depends on its index alone (in evaluation its mask is False).
+
+        Args:
+          source: Opened source; see `sources.py`.
+          image_size: Side of the images in pixels.
+          batch_size: Global batch size; process p holds rows [p b, (p + 1) b) of each
+            batch, b = batch_size / process_count.
+          seed: Seed of the order, the crops and the mirroring.
+          start_step: First step in training.
+          train: Training, or one pass in order.
+          crop: "center" or "random", in training.
+          flip: Whether to mirror training images with probability 1/2.
+          workers: Worker processes; 0 loads in threads of this one.
+          on_error: "skip" or "raise" at an example that cannot be decoded.
+          process_index: Index of this process.
+          process_count: Number of processes.
+
+        Raises:
+          ValueError: If an argument is out of range.
+        """
+        _check(image_size, batch_size, start_step, workers, process_count)
+        _check_choice("crop", crop, CROPS)
+        _check_choice("on_error", on_error, ("skip", "raise"))
+        import grain
+
+        count, rows = len(source), batch_size // process_count
+        order = grain.MapDataset.range(count)
+        # Grain's seeds have 32 bits.
+        order = order.seed(seed % 2**32).shuffle().repeat() if train else None
+        last = 2**40 if train else -(-count // batch_size)
+        load = LoadBatch(
+            source,
+            order,
+            image_size=image_size,
+            crop=crop if train else "center",
+            flip=flip and train,
+            seed=seed,
+            batch_size=batch_size,
+            rows=range(process_index * rows, (process_index + 1) * rows),
+            on_error=on_error,
+        )
+        steps = grain.MapDataset.range(start_step if train else 0, last).map(load)
+        batches = steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+        )
+        if workers:
+            _parse_flags()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=2
+                ),
+                worker_init_fn=_start_worker,
+            )
+        self.skipped, self._workers = {}, workers
+        # Grain's iterator must be gone, not only closed, before the interpreter goes,
+        # or it prints tracebacks: the closer, which also runs at exit, drops it.
+        self._running = [iter(batches)]
+        self._closer = weakref.finalize(
+            self, _close, self._running, self.skipped, count
+        )
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """Returns the next batch.
+
+        Returns:
+          Dict of "image" uint8 [b, S, S, 3], "label" int32 [b] where the source has
+          classes, the further keys of the source as `transforms.transform` makes them,
+          strings as arrays of objects, and in evaluation "mask" bool [b].
+
+        Raises:
+          StopIteration: After the last batch of an evaluation, or after `close`.
+          DataError: If `on_error` is "raise" and an example cannot be decoded, or if
+            too many in a row cannot.
+        """
+        if not self._closer.alive:
+            raise StopIteration
+        batch = next(self._running[0])
+        for where, reason in batch.pop("failures"):
+            if where not in self.skipped:
+                self.skipped[where] = reason
+                count = len(self.skipped)
+                logging.warning("skipped %s: %s (%d so far)", where, reason, count)
+        error = batch.pop("error", None)
+        if error:
+            self.close()
+            raise DataError(error)
+        if not self._workers:
+            return batch
+        # Copied out of the workers' shared memory, which must not outlive them.
+        return {key: np.array(value) for key, value in batch.items()}
+
+    def close(self):
+        """Ends the threads and worker processes; says how many were skipped."""
+        self._closer()
+
+
+def _close(running, skipped, count):
+    running.pop().close()
+    if skipped:
+        logging.warning(
+            "skipped %d of %d examples that cannot be read", len(skipped), count
+        )
+
+
+def _check(image_size, batch_size, start_step, workers, process_count):
+    for name, value, least in (
+        ("image_size", image_size, 1),
+        ("batch_size", batch_size, 1),
+        ("start_step", start_step, 0),
+        ("workers", workers, 0),
+    ):
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+    if batch_size % process_count:
+        raise ValueError(
+            f"the batch size {batch_size} does not divide over {process_count} "
+            f"processes; take a multiple of {process_count}"
+        )
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f'{name}="{value}" is unknown; {suggest(value, choices)}')
+
+
+def _start_worker(index, count):
+    """Leaves signals to the main process, and goes when that has gone.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process; the main one may still need
+    batches to finish its step and save. Killed itself, it cannot stop its workers.
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _parse_flags():
+    """Grain's workers read absl's flags, which a notebook or a test has not parsed."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

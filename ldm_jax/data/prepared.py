@@ -1,0 +1,218 @@
+"""Reads prepared TensorFlow Datasets: any name, no TensorFlow, no download.
+
+The files say all there is to know (features.json, dataset_info.json, shards), so a data
+set's own code is neither needed nor run. Image features stay encoded: `decode.py` reads
+more modes than TFDS does.
+"""
+
+import os
+import pathlib
+import re
+
+from ldm_jax.data.tfrecord import TFRecords
+
+# Where the keys of a batch lie in data sets that follow COCO's names.
+NESTED_KEYS = {"boxes": "objects.bbox", "box_labels": "objects.label"}
+
+
+class TfdsSource:
+    """Examples of one split of a prepared data set, by position; can be pickled.
+
+    Attributes:
+      num_classes: Number of classes of the label, or None.
+      class_names: Their names, or None.
+    """
+
+    def __init__(
+        self, name, split, data_dir=None, image_key=None, label_key=None, keys=()
+    ):
+        """Opens a split.
+
+        Args:
+          name: TFDS name with config and version as needed: "shapes/64", "mnist",
+            "coco_captions/2014:1.1.0".
+          split: Split or part of one: "train", "train[:90%]", "train[100:200]".
+          data_dir: Root of the TFDS data sets; None is TFDS's own default.
+          image_key: Feature that holds the image; None takes "image", or else the only
+            image there is.
+          label_key: Feature that holds the class; None takes "label" if there is one,
+            "" takes none.
+          keys: Further features that examples should have; dots lead into nested ones
+            ("objects.bbox"), and NESTED_KEYS gives some of these short names.
+
+        Raises:
+          ValueError: If the data set is not prepared, or has no such split or feature.
+        """
+        builder = _find(name, data_dir)
+        features = builder.info.features
+        self._name, self._split = builder.info.full_name, split
+        images = _image_features(features)
+        self._image_key = _choose_image(name, images, features, image_key)
+        self._label_key = _choose_label(name, features, label_key)
+        self._paths = {key: NESTED_KEYS.get(key, key) for key in keys}
+        for path in self._paths.values():
+            _feature(name, features, path)
+        if self._label_key:
+            self._paths["label"] = self._label_key
+        self._records = _open_records(builder, split)
+        self._features = features
+        self._decoders = _keep_encoded(images)
+        self.class_names, self.num_classes = _classes(features, self._label_key)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        """Returns {"image": encoded bytes or array, "label": int, further keys}."""
+        raw = self._records[index]
+        found = self._features.deserialize_example_np(raw, decoders=self._decoders)
+        example = {"image": found[self._image_key]}
+        for key, path in self._paths.items():
+            value = found
+            for part in path.split("."):
+                value = value[part]
+            example[key] = value
+        return example
+
+    def describe(self, index):
+        """Says where example `index` is, for messages."""
+        return f"{self._name} {self._split} example {index}"
+
+
+def _find(name, data_dir):
+    """Returns a read-only builder made from the files of a prepared data set."""
+    from tensorflow_datasets.core import read_only_builder, registered
+    from tensorflow_datasets.core.constants import DATA_DIR
+
+    if not name:
+        raise ValueError("name is empty; give data.name, such as shapes/64")
+    root = pathlib.Path(os.path.expanduser(data_dir or str(DATA_DIR)))
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=str(root))
+    except registered.DatasetNotFoundError:
+        pass
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"cannot read {name} in {root}: {text}") from error
+    there = _list_prepared(root)
+    has = f"has {', '.join(there)}" if there else "has no prepared data sets"
+    raise ValueError(f"{name} is not prepared: {root} {has}; {_advise(name, root)}")
+
+
+def _advise(name, root):
+    """How to prepare a data set that is missing."""
+    match = re.fullmatch(r"shapes/(\d+)(_single)?.*", name)
+    if match or name == "shapes":
+        size, single = match.groups() if match else ("64", None)
+        count = " --max_shapes 1" if single else ""
+        return (
+            f"prepare it with: python -m ldm_jax.data.shapes --data_dir {root} "
+            f"--image_size {size}{count}"
+        )
+    return (
+        f'give another data_dir or prepare it with: tfds.builder("{name}", '
+        f'data_dir="{root}", file_format="array_record").download_and_prepare()'
+    )
+
+
+def _list_prepared(root, most=12):
+    """Names of the data sets under `root`, without their versions."""
+    names = set()
+    for pattern in ("*/*/features.json", "*/*/*/features.json"):
+        for path in root.glob(pattern):
+            version = path.parent.name
+            if re.fullmatch(r"\d+\.\d+\.\d+", version):
+                names.add(path.parent.parent.relative_to(root).as_posix())
+    names = sorted(names)
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return names[:most] + more
+
+
+def _image_features(features):
+    """Names of the top-level image features."""
+    from tensorflow_datasets import features as kinds
+
+    return [key for key in features if isinstance(features[key], kinds.Image)]
+
+
+def _keep_encoded(images):
+    from tensorflow_datasets import decode
+
+    return {key: decode.SkipDecoding() for key in images}
+
+
+def _choose_image(name, images, features, image_key):
+    if image_key:
+        _feature(name, features, image_key)
+        return image_key
+    if "image" in features or len(images) == 1:
+        return "image" if "image" in features else images[0]
+    raise ValueError(
+        f"{name} has {len(images)} image features and none is called image; give "
+        f"image_key, one of: {', '.join(images or features)}"
+    )
+
+
+def _choose_label(name, features, label_key):
+    if label_key:
+        _feature(name, features, label_key)
+        return label_key
+    return "label" if label_key is None and _is_class(features, "label") else None
+
+
+def _is_class(features, key):
+    """Whether a feature is one integer."""
+    if key not in features:
+        return False
+    feature = features[key]
+    return hasattr(feature, "np_dtype") and (
+        tuple(feature.shape or ()) == () and feature.np_dtype.__name__.startswith("int")
+    )
+
+
+def _feature(name, features, path):
+    """Looks up a feature by its dotted path."""
+    feature = features
+    for part in path.split("."):
+        children = getattr(feature, "feature", feature)
+        if part not in getattr(children, "keys", dict)():
+            raise ValueError(
+                f'{name} has no feature "{path}"; it has {", ".join(sorted(features))}'
+            )
+        feature = children[part]
+    return feature
+
+
+def _classes(features, label_key):
+    """Names and number of the classes, each None where unknown."""
+    feature = features[label_key] if label_key else None
+    count = getattr(feature, "num_classes", None)
+    names = tuple(getattr(feature, "names", None) or ()) or None
+    return names, count
+
+
+def _open_records(builder, split):
+    """Opens the raw records of a split, [N] of bytes."""
+    from tensorflow_datasets import decode
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
+    info = builder.info
+    try:
+        chosen = info.splits[split]
+    except Exception as error:
+        raise ValueError(
+            f'{info.full_name} has no split "{split}"; it has '
+            f"{', '.join(sorted(info.splits))}, and parts such as train[:90%]"
+        ) from error
+    if not chosen.num_examples:
+        raise ValueError(f'split "{split}" of {info.full_name} is empty')
+    if info.file_format == FileFormat.TFRECORD:
+        parts = [(i.filename, i.skip, i.take) for i in chosen.file_instructions]
+        return TFRecords(parts)
+    if info.file_format == FileFormat.ARRAY_RECORD:
+        raw = decode.DeserializeMethod.RAW_BYTES
+        return builder.as_data_source(split, deserialize_method=raw)
+    raise ValueError(
+        f"{info.full_name} is stored as {info.file_format.value}; only array_record "
+        "and tfrecord can be read"
+    )

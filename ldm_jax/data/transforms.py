@@ -1,0 +1,210 @@
+"""From what a source gives to arrays of one size: decode, crop, resize, flip.
+
+As in the original: the shorter side is scaled to the size asked for (antialiased), the
+longer one is cropped, at the centre or at random, and half of the training images are
+mirrored. The other maps of an example (segmentation, depth, boxes) follow the image.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.data.decode import decode, decode_plane
+
+CROPS = ("center", "random")
+
+# Boxes per example are padded or cut to this number, as in the original's layouts.
+MAX_BOXES = 30
+
+
+class Crop(NamedTuple):
+    """What to cut out of an image, in shares of its width and height, and mirroring."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    flip: bool
+
+
+def choose_crop(width, height, size, crop="center", flip=False, rng=None):
+    """Chooses the square to cut out.
+
+    Args:
+      width: Width of the image in pixels.
+      height: Height of the image in pixels.
+      size: Side of the result in pixels.
+      crop: "center" or "random".
+      flip: Whether to mirror with probability 1/2.
+      rng: NumPy generator; needed for a random crop and for mirroring.
+
+    Returns:
+      A Crop whose area is a square of pixels, as large as the image allows.
+    """
+    side = min(width, height)
+    # Places are whole pixels of the rescaled image, as in the original.
+    spare_x = round(width * size / side) - size
+    spare_y = round(height * size / side) - size
+    if crop == "random":
+        left, top = rng.integers(spare_x + 1), rng.integers(spare_y + 1)
+        left, top = left * side / size, top * side / size
+    else:
+        left, top = (width - side) / 2, (height - side) / 2
+    left, top = min(left, width - side), min(top, height - side)
+    return Crop(
+        left / width,
+        top / height,
+        (left + side) / width,
+        (top + side) / height,
+        bool(flip and rng.random() < 0.5),
+    )
+
+
+def resize_image(image, crop, size):
+    """Cuts out and resizes a picture, antialiased (bicubic).
+
+    Args:
+      image: PIL image.
+      crop: Crop.
+      size: Side S of the result in pixels.
+
+    Returns:
+      uint8 [S, S, 3].
+    """
+    box = _pixels(crop, *image.size)
+    # reducing_gap shrinks by a whole factor first where much is to be lost.
+    bicubic = Image.Resampling.BICUBIC
+    image = image.resize((size, size), bicubic, box=box, reducing_gap=3.0)
+    array = np.asarray(image)
+    return array[:, ::-1] if crop.flip else array
+
+
+def resize_labels(data, crop, size):
+    """Cuts out and resizes a map of integers by the nearest pixel.
+
+    Args:
+      data: Encoded image of one channel, or array [H, W] or [H, W, 1].
+      crop: Crop.
+      size: Side S of the result in pixels.
+
+    Returns:
+      int32 [S, S].
+    """
+    plane = decode_plane(data)
+    height, width = plane.shape
+    left, top, right, bottom = _pixels(crop, width, height)
+    centers = (np.arange(size) + 0.5) / size
+    columns = (left + centers * (right - left)).astype(int).clip(0, width - 1)
+    rows = (top + centers * (bottom - top)).astype(int).clip(0, height - 1)
+    if crop.flip:
+        columns = columns[::-1]
+    return plane[rows[:, None], columns].astype(np.int32)
+
+
+def resize_depth(data, crop, size):
+    """Cuts out and resizes a depth map, antialiased (bilinear).
+
+    Args:
+      data: Encoded image of one channel, or array [H, W] or [H, W, 1]; integers are
+        scaled by the largest number of their type.
+      crop: Crop.
+      size: Side S of the result in pixels.
+
+    Returns:
+      float32 [S, S, 1]; in [0, 1] for integers.
+    """
+    plane = decode_plane(data)
+    top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
+    image = Image.fromarray(plane.astype(np.float32) / np.float32(top))
+    box = _pixels(crop, *image.size)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    array = np.asarray(image)[..., None]
+    return array[:, ::-1] if crop.flip else array
+
+
+def crop_boxes(boxes, crop):
+    """Moves boxes into the frame of the crop.
+
+    Args:
+      boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], n >= 0.
+      crop: Crop.
+
+    Returns:
+      float32 [MAX_BOXES, 4] in the same form, cut off at the frame; boxes outside it
+      and missing ones are zeros.
+    """
+    result = np.zeros((MAX_BOXES, 4), np.float32)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)[:MAX_BOXES]
+    top, left, bottom, right = boxes.T
+    frame_height, frame_width = crop.bottom - crop.top, crop.right - crop.left
+    rows = np.clip((np.stack([top, bottom]) - crop.top) / frame_height, 0, 1)
+    columns = np.clip((np.stack([left, right]) - crop.left) / frame_width, 0, 1)
+    if crop.flip:
+        columns = 1 - columns[::-1]
+    moved = np.stack([rows[0], columns[0], rows[1], columns[1]], axis=1)
+    visible = (rows[1] > rows[0]) & (columns[1] > columns[0])
+    result[: len(boxes)] = np.where(visible[:, None], moved, 0)
+    return result
+
+
+def pad_labels(labels, crop):
+    """Pads the classes of boxes with -1 to int32 [MAX_BOXES]."""
+    del crop
+    labels = np.asarray(labels, np.int32).reshape(-1)[:MAX_BOXES]
+    return np.pad(labels, (0, MAX_BOXES - len(labels)), constant_values=-1)
+
+
+def transform(example, size, crop="center", flip=False, rng=None):
+    """Makes the arrays of one example.
+
+    Args:
+      example: Dict from a source.
+      size: Side S of the pictures in pixels.
+      crop: "center" or "random".
+      flip: Whether to mirror with probability 1/2.
+      rng: NumPy generator; needed for a random crop and for mirroring.
+
+    Returns:
+      Dict of "image" uint8 [S, S, 3]; "label" int32 []; "segmentation" int32 [S, S];
+      "depth" float32 [S, S, 1]; "boxes" float32 [MAX_BOXES, 4] and "box_labels" int32
+      [MAX_BOXES], as far as the example has them; strings as str; other values as they
+      are.
+
+    Raises:
+      DecodeError: If one of the images cannot be decoded.
+    """
+    image = decode(example["image"], least_side=size)
+    where = choose_crop(*image.size, size, crop, flip, rng)
+    result = {}
+    for key, value in example.items():
+        if key == "image":
+            result[key] = resize_image(image, where, size)
+        elif key in MAPS:
+            result[key] = MAPS[key](value, where, size)
+        elif key in LISTS:
+            result[key] = LISTS[key](value, where)
+        elif key == "label":
+            result[key] = np.int32(value)
+        else:
+            result[key] = value.decode() if isinstance(value, bytes) else value
+    if "boxes" in result and "box_labels" in result:
+        # What the crop has left out has no class either.
+        gone = ~result["boxes"].any(axis=1)
+        result["box_labels"][gone] = -1
+    return result
+
+
+def _pixels(crop, width, height):
+    """The crop's edges in pixels, as Pillow wants them."""
+    return (
+        crop.left * width,
+        crop.top * height,
+        min(crop.right * width, width),
+        min(crop.bottom * height, height),
+    )
+
+
+# Further keys of an example that follow the image's crop.
+MAPS = {"segmentation": resize_labels, "depth": resize_depth}
+LISTS = {"boxes": crop_boxes, "box_labels": pad_labels}

@@ -1,0 +1,196 @@
+"""Attention: on feature maps, and with a context in transformer blocks.
+
+Queries, keys and values have separate kernels in one layout everywhere: output channels
+are head-major, [heads * head_channels].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.layers import GroupNorm, dense
+
+# Most scores of one example in one block of queries: 64 MiB in float32.
+MAX_SCORES = 2**24
+
+
+def attention(query, key, value, max_scores=MAX_SCORES):
+    """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
+
+    The softmax is divided by its sum after the product with the values, where there are
+    fewer numbers. Long sequences go in blocks of queries, recomputed in the backward
+    pass, so the scores never lie in memory as a whole.
+
+    Args:
+      query: [B, heads, T, d].
+      key: [B, heads, S, d].
+      value: [B, heads, S, d].
+      max_scores: Most scores of one example held at once.
+
+    Returns:
+      [B, heads, T, d] in the type of `query`.
+    """
+    b, heads, length, _ = query.shape
+    query = query * query.shape[-1] ** -0.5
+    blocks = -(-heads * length * key.shape[2] // max_scores)
+    while length % blocks:
+        blocks += 1
+    if blocks == 1:
+        return _attend(query, key, value)
+    query = query.reshape(b, heads, blocks, length // blocks, -1)
+    attend = jax.checkpoint(lambda block: _attend(block, key, value))
+    out = jax.lax.map(attend, jnp.moveaxis(query, 2, 0))
+    return jnp.moveaxis(out, 0, 2).reshape(b, heads, length, -1)
+
+
+def _attend(query, key, value):
+    scores = jnp.einsum(
+        "bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32
+    )
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
+    return (out / total).astype(query.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to itself or to a context.
+
+    Attributes:
+      num_heads: Heads.
+      head_channels: Channels of one head; their product is the inner width.
+      use_bias: Whether queries, keys and values have biases.
+      zero_init: The output projection starts at zero.
+      dtype: Compute type.
+    """
+
+    num_heads: int
+    head_channels: int
+    use_bias: bool = True
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        """Maps x [B, T, c] and a context [B, S, d] (None: x itself) to [B, T, c]."""
+        context = x if context is None else context.astype(self.dtype)
+        inner = self.num_heads * self.head_channels
+
+        def heads(name, inputs):
+            project = dense(
+                inner, use_bias=self.use_bias, dtype=self.dtype, name=name
+            )
+            y = project(inputs)
+            y = y.reshape(*y.shape[:2], self.num_heads, self.head_channels)
+            return y.swapaxes(1, 2)
+
+        query = heads("query", x)
+        out = attention(query, heads("key", context), heads("value", context))
+        out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
+        project = dense(
+            x.shape[-1], zero=self.zero_init, dtype=self.dtype, name="out"
+        )
+        return project(out)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of a feature map, with norm and residual.
+
+    Attributes:
+      num_heads: Heads, which divide the channels.
+      epsilon: Of the norm.
+      zero_init: The output projection starts at zero.
+      dtype: Compute type.
+    """
+
+    num_heads: int = 1
+    epsilon: float = 1e-5
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, h, w, c] to the same shape."""
+        b, h, w, c = x.shape
+        y = GroupNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+        y = Attention(
+            self.num_heads,
+            c // self.num_heads,
+            zero_init=self.zero_init,
+            dtype=self.dtype,
+            name="attention",
+        )(y.reshape(b, h * w, c))
+        return x + y.reshape(b, h, w, c)
+
+
+class FeedForward(nn.Module):
+    """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); 4 times as wide inside."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, T, c] to the same shape."""
+        c = x.shape[-1]
+        y = dense(8 * c, dtype=self.dtype, name="proj_in")(x)
+        y, gate = jnp.split(y, 2, axis=-1)
+        y = y * nn.gelu(gate, approximate=False)
+        return dense(c, dtype=self.dtype, name="proj_out")(y)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, feed-forward; each after a norm."""
+
+    num_heads: int
+    head_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        """Maps x [B, T, c] to its shape; without a context, x attends to itself."""
+
+        def norm(name):
+            return nn.LayerNorm(
+                1e-5, self.dtype, use_fast_variance=False, name=f"norm_{name}"
+            )
+
+        def attend(name):
+            heads, width = self.num_heads, self.head_channels
+            return Attention(heads, width, use_bias=False, dtype=self.dtype, name=name)
+
+        x = x + attend("self_attention")(norm("self")(x))
+        x = x + attend("cross_attention")(norm("cross")(x), context)
+        return x + FeedForward(self.dtype, name="feed_forward")(norm("feed_forward")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over pixels of a feature map (Rombach et al. 2022, App. E).
+
+    Attributes:
+      num_heads: Heads.
+      head_channels: Channels of one head; their product is the blocks' width.
+      depth: Number of blocks.
+      dtype: Compute type.
+    """
+
+    num_heads: int
+    head_channels: int
+    depth: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        """Maps x [B, h, w, c], given a context [B, S, d], to the same shape."""
+        b, h, w, c = x.shape
+        inner = self.num_heads * self.head_channels
+        y = GroupNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        y = dense(inner, dtype=self.dtype, name="proj_in")(y.reshape(b, h * w, c))
+        for i in range(self.depth):
+            y = TransformerBlock(
+                self.num_heads, self.head_channels, self.dtype, name=f"block_{i}"
+            )(y, context)
+        y = dense(c, zero=True, dtype=self.dtype, name="proj_out")(y)
+        return x + y.reshape(b, h, w, c)

@@ -1,0 +1,116 @@
+"""The patch discriminator of the first stage's adversarial loss (Isola et al. 2017)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.layers import GroupNorm
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's running statistics.
+
+    The running variance is unbiased, and moves by `momentum` towards each batch. Under
+    `jit` the batch is the global one, so devices need no further synchronisation.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Normalises [B, h, w, c] by the batch's moments (train) or the running."""
+        c = x.shape[-1]
+        scale = self.param("scale", _normal(mean=1.0), (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+        x = x.astype(jnp.float32)
+        mean, variance = running_mean.value, running_var.value
+        if train:
+            mean = jnp.mean(x, axis=(0, 1, 2))
+            variance = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                count = x.size // c
+                unbiased = variance * count / max(count - 1, 1)
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        weight = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return ((x - mean) * weight + bias).astype(self.dtype)
+
+
+class PatchDiscriminator(nn.Module):
+    """Tells real from reconstructed patches: one logit per patch.
+
+    Attributes:
+      channels: Width of the first layer; doubled by every further one, up to eightfold.
+      num_layers: Convolutions of stride 2; 3 sees patches of 70 pixels.
+      norm: "batch" as published, "group" or "none".
+      dtype: Compute type; parameters, norms and logits are float32.
+    """
+
+    channels: int = 64
+    num_layers: int = 3
+    norm: str = "batch"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm not in ("batch", "group", "none"):
+            raise ValueError(f"norm is {self.norm!r}: choose batch, group or none")
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        """Judges images.
+
+        Args:
+          images: [B, H, W, C] in [-1, 1].
+          train: Whether batch norm takes the batch's statistics. They are added to the
+            running ones if the collection "batch_stats" is mutable.
+
+        Returns:
+          float32 logits [B, h, w, 1]; positive means real.
+        """
+        x = nn.leaky_relu(self._conv(self.channels, 2, "conv_0")(images), 0.2)
+        for i in range(1, self.num_layers + 1):
+            features = self.channels * 2 ** min(i, 3)
+            stride = 2 if i < self.num_layers else 1
+            # A batch norm takes the mean away, and a bias with it.
+            biased = self.norm != "batch"
+            x = self._conv(features, stride, f"conv_{i}", biased)(x)
+            x = nn.leaky_relu(self._norm(x, f"norm_{i}", train), 0.2)
+        x = self._conv(1, 1, "conv_out")(x)
+        return x.astype(jnp.float32)
+
+    def _conv(self, features, stride, name, use_bias=True):
+        return nn.Conv(
+            features,
+            (4, 4),
+            stride,
+            padding=1,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            kernel_init=_normal(),
+            name=name,
+        )
+
+    def _norm(self, x, name, train):
+        if self.norm == "batch":
+            return BatchNorm(dtype=self.dtype, name=name)(x, train)
+        if self.norm == "group":
+            groups = math.gcd(32, x.shape[-1])
+            return GroupNorm(groups, dtype=self.dtype, name=name)(x)
+        return x
+
+
+def _normal(mean=0.0):
+    """Initialiser N(mean, 0.02), which adversarial training starts from by custom."""
+
+    def init(rng, shape, dtype=jnp.float32):
+        return mean + 0.02 * jax.random.normal(rng, shape, dtype)
+
+    return init

@@ -1,0 +1,287 @@
+"""Layers that the U-Net, the autoencoder and the discriminator are built from.
+
+All work on NHWC, keep parameters in float32, compute in `dtype` and take statistics in
+float32. Weights start as in PyTorch (uniform, variance 1 / (3 fan_in)), biases at zero.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def dense(features, *, use_bias=True, zero=False, dtype=jnp.float32, name=None):
+    """A matrix product on channels; also every 1x1 convolution.
+
+    Args:
+      features: Output channels.
+      use_bias: Whether a bias is added.
+      zero: Start at zero instead of PyTorch's default.
+      dtype: Compute type.
+      name: Parameter scope.
+
+    Returns:
+      A module [..., c] -> [..., features].
+    """
+    init = nn.initializers.zeros if zero else torch_uniform
+    return nn.Dense(features, use_bias, dtype, kernel_init=init, name=name)
+
+
+def conv(
+    features, size=3, *, stride=1, padding=1, zero=False, dtype=jnp.float32, name=None
+):
+    """A convolution with PyTorch's explicit padding ("SAME" differs at stride 2).
+
+    Args:
+      features: Output channels.
+      size: Kernel height and width.
+      stride: Step of the window.
+      padding: Zeros on every side, or (before, after) of height and width.
+      zero: Start at zero instead of PyTorch's default.
+      dtype: Compute type.
+      name: Parameter scope.
+
+    Returns:
+      A module [B, h, w, c] -> [B, h', w', features].
+    """
+    pad = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    return nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding=(pad, pad),
+        dtype=dtype,
+        kernel_init=nn.initializers.zeros if zero else torch_uniform,
+        name=name,
+    )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation, optional modulation and SiLU in two sweeps over the tensor.
+
+    The first sweep takes sums and sums of squares per channel, which a small matrix
+    folds to groups; the second is one multiply-add per element, SiLU included (Wu & He
+    2018). Squares are taken about the mean of the first row, so the variance's relative
+    error stays below about 1e-7 times the height however large the mean is: the spread
+    within the tensor bounds how far the row's mean can lie from the tensor's.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+    silu: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, modulation=None):
+        """Normalises over height, width and the channels of a group.
+
+        Args:
+          x: [B, h, w, c].
+          modulation: None or (scale, shift), each [B, c]: the result times (1 + scale)
+            plus shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
+
+        Returns:
+          [B, h, w, c] in `dtype`.
+
+        Raises:
+          ValueError: If c is not a multiple of `num_groups`.
+        """
+        channels, groups = x.shape[-1], self.num_groups
+        if channels % groups:
+            raise ValueError(
+                f"{channels} channels do not divide into {groups} groups: choose "
+                f"channels so that every level has a multiple of {groups}"
+            )
+        weight = self.param("scale", nn.initializers.ones, (channels,))
+        offset = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        mean, variance = _group_moments(x, groups)
+        weight = weight * jax.lax.rsqrt(variance + self.epsilon)
+        offset = offset - mean * weight
+        if modulation is not None:
+            scale, shift = (m.astype(jnp.float32) for m in modulation)
+            weight, offset = weight * (1 + scale), offset * (1 + scale) + shift
+        y = x * weight[:, None, None] + offset[:, None, None]
+        return (nn.silu(y) if self.silu else y).astype(self.dtype)
+
+
+def _group_moments(x, groups):
+    """Mean and variance of every group, repeated for its channels: two [B, c]."""
+    member = jnp.repeat(jnp.eye(groups), x.shape[-1] // groups, axis=0)  # [c, G]
+
+    def fold(sums):
+        product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+        return product(product(sums, member), member.T) / (x.shape[-1] // groups)
+
+    # The moments do not depend on the shift, so neither does their gradient.
+    shift = jax.lax.stop_gradient(fold(jnp.mean(x[:, 0], axis=1)))
+    centred = x - shift[:, None, None]
+    mean = fold(jnp.mean(centred, axis=(1, 2)))
+    square = fold(jnp.mean(jnp.square(centred), axis=(1, 2)))
+    return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+def timestep_embedding(timesteps, features, max_period=10_000):
+    """Sinusoidal embedding of timesteps, cosines first (Vaswani et al. 2017, Sec. 3.5).
+
+    Args:
+      timesteps: [B], integer or float.
+      features: Size of the embedding; an odd one ends in a zero.
+      max_period: The longest wavelength over 2 pi.
+
+    Returns:
+      float32 [B, features].
+    """
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def upsample_nearest(x):
+    """Repeats every pixel 2 x 2 times: [B, h, w, c] -> [B, 2h, 2w, c]."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def average_pool(x):
+    """Means of 2 x 2 pixels: [B, h, w, c] -> [B, h/2, w/2, c]; h and w are even."""
+    b, h, w, c = x.shape
+    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+
+
+class Downsample(nn.Module):
+    """Halves height and width: a 3x3 convolution of stride 2, or the mean of 2 x 2.
+
+    `padding` tells the U-Net (1, 1) from the autoencoder (0, 1).
+    """
+
+    with_conv: bool = True
+    padding: tuple = (1, 1)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, h, w, c] to [B, h/2, w/2, c]."""
+        if not self.with_conv:
+            return average_pool(x)
+        c, pad = x.shape[-1], self.padding
+        return conv(c, stride=2, padding=pad, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, then a 3x3 convolution if asked."""
+
+    with_conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, h, w, c] to [B, 2h, 2w, c]."""
+        if not self.with_conv:
+            return upsample_nearest(x)
+        c = x.shape[-1]
+        kernel = self.param("kernel", torch_uniform, (3, 3, c, c))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return upsample_conv(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+def upsample_conv(x, kernel):
+    """Convolves the twice repeated `x` with a 3x3 kernel, without repeating it.
+
+    Under a 3x3 window lie 2x2 different pixels of `x`, in one of four ways: an output
+    pixel of either parity per axis sees its kernel with two taps summed. Four 2x2
+    convolutions of `x` so do the work with 4/9 of the multiplications.
+
+    Args:
+      x: [B, h, w, c].
+      kernel: [3, 3, c, f] for the upsampled image with one zero of padding.
+
+    Returns:
+      [B, 2h, 2w, f].
+    """
+    b, h, w, _ = x.shape
+
+    def taps(kernel, parity):  # [3, ...] -> [2, ...]
+        first, middle, last = kernel
+        pair = (first, middle + last) if parity == 0 else (first + middle, last)
+        return jnp.stack(pair)
+
+    def convolve(row, column):
+        small = taps(kernel, row).swapaxes(0, 1)
+        small = taps(small, column).swapaxes(0, 1).astype(x.dtype)
+        padding = ((1 - row, row), (1 - column, column))
+        return jax.lax.conv_general_dilated(
+            x, small, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    rows = [jnp.stack([convolve(i, 0), convolve(i, 1)], axis=3) for i in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut.
+
+    Serves the U-Net (with the timestep embedding; Dhariwal & Nichol 2021) and the
+    autoencoder (without).
+
+    Attributes:
+      features: Output channels; another number than the input's adds a 1x1 shortcut.
+      epsilon: Of both norms.
+      dropout: Rate before the second convolution.
+      scale_shift_norm: The embedding scales and shifts the second norm instead of being
+        added before it.
+      resample: None, "up" or "down": both paths change size after the first norm.
+      zero_init: The second convolution starts at zero.
+      dtype: Compute type.
+    """
+
+    features: int
+    epsilon: float = 1e-5
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    resample: str | None = None
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, embedding=None, train=False):
+        """Applies the block.
+
+        Args:
+          x: [B, h, w, c].
+          embedding: None, or [B, E].
+          train: Whether dropout is live (rng "dropout").
+
+        Returns:
+          [B, h', w', features]; h' is h, 2h or h/2.
+        """
+        dtype, features = self.dtype, self.features
+
+        def norm(name):
+            return GroupNorm(epsilon=self.epsilon, silu=True, dtype=dtype, name=name)
+
+        h = norm("norm_in")(x)
+        if self.resample:
+            change = {"up": upsample_nearest, "down": average_pool}[self.resample]
+            h, x = change(h), change(x)
+        h = conv(features, dtype=dtype, name="conv_in")(h)
+        modulation = None
+        if embedding is not None:
+            width = features * (2 if self.scale_shift_norm else 1)
+            embedding = dense(width, dtype=dtype, name="embedding")(nn.silu(embedding))
+            if self.scale_shift_norm:
+                modulation = jnp.split(embedding, 2, axis=-1)
+            else:
+                h = h + embedding[:, None, None]
+        h = norm("norm_out")(h, modulation)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(features, zero=self.zero_init, dtype=dtype, name="conv_out")(h)
+        if x.shape[-1] != features:
+            x = dense(features, dtype=dtype, name="shortcut")(x)
+        return x + h

@@ -1,0 +1,235 @@
+"""The denoiser: a U-Net with attention, conditioned in three ways.
+
+Dhariwal & Nichol 2021 (ADM), with the transformer blocks of Rombach et al. 2022. A
+condition comes as tokens to attend to (`context`), as channels beside the latents
+(`concat`), or added to the timestep embedding (`vector`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
+from ldm_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    conv,
+    dense,
+    timestep_embedding,
+)
+
+
+class UNet(nn.Module):
+    """Estimates the noise (or another target) in noisy latents.
+
+    Fields marked "per level" take one value, or one for each level from the finest to
+    the coarsest.
+
+    Attributes:
+      out_channels: Channels of the output.
+      channels: Width of the finest level, a multiple of 32.
+      channel_mult: Width of every level over `channels`.
+      num_res_blocks: ResBlocks going down, per level; one more going up.
+      attention_factors: Downsampling factors of the latents (1, 2, 4, ...) at which
+        attention follows every ResBlock. The middle always has attention.
+      num_heads: Heads, per level. Either this or `head_channels` is set; with both set
+        a transformer's width is their product instead of the level's.
+      head_channels: Channels of one head, per level.
+      up_num_heads: Heads going up, per level, where they differ; not of transformers.
+      transformer_depth: Transformer blocks in every attention, per level, which a
+        context needs; 0 is plain self-attention.
+      scale_shift_norm: The timestep scales and shifts norms instead of being added.
+      resblock_updown: Change resolution by ResBlocks.
+      conv_resample: Change resolution with a convolution, not by repeating and pooling.
+      dropout: Rate in ResBlocks.
+      remat: Recompute the blocks' activations in the backward pass to save memory.
+      dtype: Compute type; parameters, norms, softmax and the output are float32.
+    """
+
+    out_channels: int
+    channels: int
+    channel_mult: Sequence[int] = (1, 2, 4)
+    num_res_blocks: int | Sequence[int] = 2
+    attention_factors: Sequence[int] = ()
+    num_heads: int | Sequence[int] | None = None
+    head_channels: int | Sequence[int] | None = None
+    up_num_heads: int | Sequence[int] | None = None
+    transformer_depth: int | Sequence[int] = 0
+    scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    conv_resample: bool = True
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for level in range(len(self.channel_mult)):
+            if self.attends_at(level):
+                self.heads_at(level)
+                self.heads_at(level, up=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        latents,
+        timesteps,
+        context=None,
+        concat=None,
+        vector=None,
+        *,
+        train=False,
+    ):
+        """Applies the network.
+
+        Args:
+          latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+          timesteps: [B]; 0 is the least noisy.
+          context: None, or tokens [B, L, D].
+          concat: None, or [B, h, w, c'], stacked behind the latents' channels.
+          vector: None, or [B, 4 * channels], added to the timestep embedding.
+          train: Whether dropout is live (rng "dropout").
+
+        Returns:
+          float32 [B, h, w, out_channels].
+
+        Raises:
+          ValueError: If the size does not halve evenly at every level, or a context is
+            given to a U-Net without transformer blocks.
+        """
+        self._check(latents, context)
+        levels = range(len(self.channel_mult))
+        width = [self.channels * mult for mult in self.channel_mult]
+
+        def block(x, name, level, up=False):
+            x = self._res_block(name.format("res"), width[level])(x, embedding, train)
+            if self.attends_at(level):
+                name = name.format("attention")
+                x = self._attention(name, level, up)(x, context)
+            return x
+
+        def resample(x, direction, level):
+            name = f"{direction}_{level}_resample"
+            return self._resample(name, x, embedding, train, direction)
+
+        x = latents if concat is None else jnp.concatenate([latents, concat], axis=-1)
+        x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
+        embedding = self._embed(timesteps, vector)
+        skips = [x]
+        for level in levels:
+            for i in range(self.blocks_at(level)):
+                x = block(x, f"down_{level}_{{}}_{i}", level)
+                skips.append(x)
+            if level != levels[-1]:
+                x = resample(x, "down", level)
+                skips.append(x)
+
+        x = self._res_block("middle_res_0", width[-1])(x, embedding, train)
+        x = self._attention("middle_attention", levels[-1])(x, context)
+        x = self._res_block("middle_res_1", width[-1])(x, embedding, train)
+
+        for level in reversed(levels):
+            for i in range(self.blocks_at(level) + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(x, f"up_{level}_{{}}_{i}", level, up=True)
+            if level:
+                x = resample(x, "up", level)
+
+        x = GroupNorm(silu=True, dtype=self.dtype, name="norm_out")(x)
+        x = conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(x)
+        return x.astype(jnp.float32)
+
+    def _embed(self, timesteps, vector):
+        x = timestep_embedding(timesteps, self.channels)
+        width = 4 * self.channels
+        x = nn.silu(dense(width, dtype=self.dtype, name="time_in")(x))
+        x = dense(width, dtype=self.dtype, name="time_out")(x)
+        return x if vector is None else x + vector.astype(x.dtype)
+
+    def _res_block(self, name, features, resample=None):
+        make = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        return make(
+            features,
+            dropout=self.dropout,
+            scale_shift_norm=self.scale_shift_norm,
+            resample=resample,
+            zero_init=True,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def _attention(self, name, level, up=False):
+        num_heads, head_channels = self.heads_at(level, up)
+        depth = self.depth_at(level)
+        if not depth:
+            make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+            block = make(num_heads, zero_init=True, dtype=self.dtype, name=name)
+            return lambda x, _: block(x)
+        make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return make(num_heads, head_channels, depth, dtype=self.dtype, name=name)
+
+    def _resample(self, name, x, embedding, train, direction):
+        if self.resblock_updown:
+            return self._res_block(name, x.shape[-1], direction)(x, embedding, train)
+        make = {"down": Downsample, "up": Upsample}[direction]
+        return make(self.conv_resample, dtype=self.dtype, name=name)(x)
+
+    @nn.nowrap
+    def blocks_at(self, level):
+        """Number of ResBlocks going down at a level; one more going up."""
+        return _at(self.num_res_blocks, level)
+
+    @nn.nowrap
+    def depth_at(self, level):
+        """Transformer blocks of an attention at a level."""
+        return _at(self.transformer_depth, level)
+
+    @nn.nowrap
+    def attends_at(self, level):
+        """Whether attention follows the ResBlocks of a level."""
+        return 2**level in self.attention_factors
+
+    @nn.nowrap
+    def heads_at(self, level, up=False):
+        """Returns (heads, channels of one head) of a level, or raises ValueError."""
+        width = self.channels * self.channel_mult[level]
+        num_heads = _at(self.num_heads, level)
+        head_channels = _at(self.head_channels, level)
+        if up and self.up_num_heads is not None:
+            num_heads = _at(self.up_num_heads, level)
+        if num_heads is None and head_channels is None:
+            raise ValueError("set num_heads or head_channels: heads are never guessed")
+        both = num_heads is not None and head_channels is not None
+        num_heads = num_heads or width // head_channels
+        head_channels = head_channels or width // num_heads
+        free = both and self.depth_at(level)
+        if num_heads * head_channels != width and not free:
+            raise ValueError(
+                f"{num_heads} heads of {head_channels} channels do not make up the "
+                f"{width} channels of level {level}: change num_heads or head_channels"
+            )
+        return num_heads, head_channels
+
+    @nn.nowrap
+    def _check(self, latents, context):
+        height, width = latents.shape[1:3]
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"latents of {height} x {width} do not halve evenly at "
+                f"{len(self.channel_mult)} levels: both must be multiples of {factor}"
+            )
+        if context is not None and not self.transformer_depth:
+            raise ValueError(
+                "a context needs transformer blocks to attend to it: set "
+                "transformer_depth to 1 or more"
+            )
+
+
+def _at(value, level):
+    """The value of a per-level field at a level."""
+    return value[level] if isinstance(value, list | tuple) else value

@@ -1,0 +1,162 @@
+"""Transforms: geometry, antialiasing, and maps that follow the image."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data import transforms
+from ldm_jax.data.transforms import Crop, choose_crop, transform
+from tests.data.common import encode, picture
+
+WHOLE = Crop(0, 0, 1, 1, False)
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (32, 32), (7, 90)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_crops_are_square_and_as_large_as_can_be(width, height, crop):
+    for seed in range(20):
+        where = choose_crop(width, height, 16, crop, True, generator(seed))
+        side = min(width, height)
+        assert (where.right - where.left) * width == pytest.approx(side)
+        assert (where.bottom - where.top) * height == pytest.approx(side)
+        assert min(where.left, where.top) >= 0
+        assert max(where.right, where.bottom) <= 1 + 1e-9
+
+
+def test_center_crop_is_in_the_middle():
+    assert choose_crop(40, 20, 16) == Crop(0.25, 0, 0.75, 1, False)
+
+
+def test_random_crops_reach_both_ends():
+    lefts = [
+        choose_crop(60, 20, 16, "random", rng=generator(seed)).left
+        for seed in range(200)
+    ]
+    assert min(lefts) == 0 and max(lefts) == pytest.approx(40 / 60)
+    assert np.mean(lefts) == pytest.approx(20 / 60, abs=0.04)
+
+
+def test_half_of_the_images_are_mirrored():
+    flips = [choose_crop(8, 8, 8, flip=True, rng=generator(s)).flip for s in range(400)]
+    assert 0.42 < np.mean(flips) < 0.58
+    assert not choose_crop(8, 8, 8, rng=generator()).flip
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = picture(16, 16)
+    result = transform({"image": encode(image)}, 16)
+    np.testing.assert_array_equal(result["image"], image)
+
+
+def test_center_crop_cuts_whole_pixels():
+    image = picture(20, 16)
+    result = transform({"image": encode(image)}, 16)
+    np.testing.assert_array_equal(result["image"], image[:, 2:18])
+
+
+@pytest.mark.parametrize("size", [(5, 9), (9, 5), (1, 1), (300, 3)])
+def test_small_images_are_enlarged(size):
+    result = transform({"image": encode(np.full((*size, 3), 77, np.uint8))}, 16)
+    assert result["image"].shape == (16, 16, 3) and np.all(result["image"] == 77)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_resizing_does_not_alias(format):
+    # Lines one pixel wide average to grey; without a filter they leave black or white.
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    result = transform({"image": encode(stripes, format)}, 32)["image"]
+    assert np.abs(result[:, 2:-2].astype(int) - 127).max() < 16
+
+
+def test_resizing_agrees_with_pillow_on_the_whole_image():
+    image = Image.fromarray(picture(90, 60))
+    whole = image.resize((48, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole, int)[:, 8:40]
+    result = transform({"image": encode(image)}, 32)["image"]
+    assert np.abs(result - expected).max() <= 6
+
+
+def position_maps(width=48, height=40):
+    """Maps whose value at a pixel tells where the pixel is."""
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([columns * 5, rows * 6, np.zeros_like(rows)], -1).astype(np.uint8)
+    return {
+        "image": encode(image),
+        "segmentation": encode((columns // 8 + 6 * (rows // 8)).astype(np.uint8)),
+        "depth": encode((columns * 1300).astype(np.uint16)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_maps_follow_the_crop_and_the_mirroring(seed):
+    result = transform(position_maps(), 40, "random", True, generator(seed))
+    columns = np.round(result["image"][..., 0] / 5).astype(int)
+    rows = np.round(result["image"][..., 1] / 6).astype(int)
+    np.testing.assert_array_equal(
+        result["segmentation"], columns // 8 + 6 * (rows // 8)
+    )
+    expected = columns * 1300 / 65535
+    np.testing.assert_allclose(result["depth"][..., 0], expected, atol=1e-3)
+    assert result["segmentation"].dtype == np.int32
+    assert result["depth"].dtype == np.float32 and result["depth"].shape == (40, 40, 1)
+
+
+def test_labels_are_never_mixed():
+    segmentation = np.random.default_rng(0).choice([3, 200], (50, 70)).astype(np.uint8)
+    for size in (16, 31, 128):
+        example = {"image": picture(70, 50), "segmentation": segmentation}
+        result = transform(example, size)["segmentation"]
+        assert set(np.unique(result)) == {3, 200}
+
+
+def test_maps_of_another_resolution_cover_the_same_area():
+    segmentation = np.zeros((20, 40), np.uint8)
+    segmentation[:, 20:] = 1
+    example = {"image": picture(80, 40), "segmentation": segmentation}
+    result = transform(example, 16)["segmentation"]
+    assert np.all(result[:, :8] == 0) and np.all(result[:, 8:] == 1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_follow_the_crop(flip):
+    crop = Crop(0.25, 0.0, 0.75, 1.0, flip)
+    boxes = [[0.2, 0.3, 0.6, 0.5], [0.0, 0.0, 0.5, 0.3], [0.0, 0.8, 1.0, 0.9]]
+    result = transforms.crop_boxes(boxes, crop)
+    inside, cut = [0.2, 0.1, 0.6, 0.5], [0.0, 0.0, 0.5, 0.1]
+    if flip:
+        inside, cut = [0.2, 0.5, 0.6, 0.9], [0.0, 0.9, 0.5, 1.0]
+    np.testing.assert_allclose(result[0], inside, atol=1e-6)
+    np.testing.assert_allclose(result[1], cut, atol=1e-6)
+    assert result.shape == (transforms.MAX_BOXES, 4) and np.all(result[2:] == 0)
+
+
+def test_classes_of_boxes_that_are_gone():
+    example = {
+        "image": picture(80, 40),
+        "boxes": [np.array([0, 0, 1, 0.2], np.float32), np.array([0, 0.3, 1, 0.6])],
+        "box_labels": [np.int64(4), np.int64(0)],
+    }
+    result = transform(example, 16)
+    assert list(result["box_labels"][:3]) == [-1, 0, -1]
+    assert result["box_labels"].dtype == np.int32
+
+
+@pytest.mark.parametrize("count", [0, 1, 30, 50])
+def test_any_number_of_boxes(count):
+    boxes = np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (count, 1))
+    example = {"image": picture(8, 8), "boxes": list(boxes), "box_labels": [1] * count}
+    result = transform(example, 8)
+    assert result["boxes"].shape == (30, 4)
+    assert np.sum(result["box_labels"] == 1) == min(count, 30)
+
+
+def test_other_values_pass():
+    example = {"image": picture(8, 8), "label": 3, "caption": b"caf\xc3\xa9", "id": 7}
+    result = transform(example, 8)
+    assert result["label"] == 3 and result["label"].dtype == np.int32
+    assert result["caption"] == "café" and result["id"] == 7

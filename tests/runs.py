@@ -1,0 +1,89 @@
+"""Tiny data and tiny runs of both stages for the tests of the loop and of sampling."""
+
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from ldm_jax.data import shapes
+from ldm_jax.training import loop
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def prepare_shapes(folder):
+    """Writes a tiny copy of `shapes/32`; returns its data_dir."""
+    shapes.prepare(str(folder), image_size=32, num_train=64, num_validation=12)
+    return str(folder)
+
+
+def tiny_config(name, data_dir, **overrides):
+    """Loads `configs/<name>.py:tiny` on the tiny data.
+
+    Args:
+      name: Module in `configs`.
+      data_dir: From `prepare_shapes`.
+      **overrides: Dotted keys, written with "__" for the dots.
+
+    Returns:
+      A ConfigDict.
+    """
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    config.data.data_dir = data_dir
+    for key, value in overrides.items():
+        section = config
+        *path, last = key.split("__")
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return config
+
+
+def one_device(config):
+    """Keeps a config to a single device where the test has eight."""
+    config.train.mesh = {"data": 1, "fsdp": 1}
+    return config
+
+
+def train(name, data_dir, workdir, **overrides):
+    """Runs a tiny config; returns the metrics of the last log line."""
+    return loop.run(tiny_config(name, data_dir, **overrides), workdir)
+
+
+def command(script, *arguments, devices=1):
+    """Starts a script of the repository in a process of its own."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=240):
+    """Waits for a process; returns (exit status, what it printed)."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def assert_same_bits(first, second):
+    """Checks that two pytrees hold the same bytes."""
+    flat, tree = jax.tree.flatten(first)
+    other, other_tree = jax.tree.flatten(second)
+    assert tree == other_tree
+    for a, b in zip(flat, other, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

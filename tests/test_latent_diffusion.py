@@ -1,0 +1,418 @@
+"""The whole model: encode, condition, loss, denoise, generate."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldm_jax import latent_diffusion
+from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_points, normal
+from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.unet import UNet
+
+BATCH, SIZE = 4, 16
+SCHEDULE = make_schedule()
+AUTOENCODER = KLAutoencoder(
+    channels=32,
+    channel_mult=(1, 1),
+    num_res_blocks=1,
+    z_channels=2,
+    embed_dim=2,
+    mid_attention=False,
+)
+# One level, as compiling it is most of what these tests do.
+UNET = UNet(
+    out_channels=2,
+    channels=32,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    num_heads=2,
+    transformer_depth=1,
+)
+CONTEXT = {"kind": "class_label", "num_classes": 3, "features": 8}
+VECTOR = {"kind": "class_label", "num_classes": 3, "features": 128, "slot": "vector"}
+
+
+def make_model(entry=CONTEXT, **changes):
+    conditioner = make_conditioner({"label": entry} if entry else None)
+    model = LatentDiffusion(UNET, conditioner, SCHEDULE, AUTOENCODER)
+    return dataclasses.replace(model, **changes)
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    images = np.random.RandomState(0).randint(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+    return {"image": images, "label": np.arange(BATCH, dtype=np.int32) % 3}
+
+
+def random_weights(init):
+    """Weights that leave no part silent, as zero convolutions would, drawn in NumPy."""
+    random = np.random.RandomState(1)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":
+            return 1 + 0.1 * random.randn(*leaf.shape).astype(leaf.dtype)
+        fan_in = max(1, np.prod(leaf.shape[:-1]))
+        return (random.randn(*leaf.shape) / fan_in**0.5).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    images = jnp.zeros((1, SIZE, SIZE, 3))
+    variables = random_weights(lambda: AUTOENCODER.init(jax.random.key(0), images))
+    return {"first_stage": variables["params"], "scaling_factor": jnp.float32(0.7)}
+
+
+@functools.cache
+def draw_params(model):
+    batch = {"image": np.zeros((1, SIZE, SIZE, 3)), "label": np.zeros(1, int)}
+    return random_weights(
+        lambda: latent_diffusion.init(model, jax.random.key(0), batch)
+    )
+
+
+def test_init_makes_what_is_trained(batch):
+    init = functools.partial(latent_diffusion.init, rng=jax.random.key(0), batch=batch)
+    assert set(jax.eval_shape(lambda: init(make_model()))) == {"unet", "conditioner"}
+    params = jax.eval_shape(lambda: init(make_model(None)))
+    assert params["conditioner"] == {}
+    params = jax.eval_shape(lambda: init(make_model(learn_logvar=True)))
+    assert params["logvar"].shape == (1000,)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_shape_of_latents():
+    assert latent_diffusion.shape_of_latents(make_model(), (16, 24)) == (8, 12, 2)
+    with pytest.raises(ValueError, match="16x17 .* factor 2"):
+        latent_diffusion.shape_of_latents(make_model(), (16, 17))
+
+
+# The first stage.
+
+
+encode = jax.jit(latent_diffusion.encode, static_argnums=0)
+decode = jax.jit(latent_diffusion.decode, static_argnums=0)
+
+
+def test_scaling_factor_scales_latents_and_cancels(batch, frozen):
+    model, images = make_model(), batch["image"]
+    unscaled = frozen | {"scaling_factor": jnp.float32(1)}
+    latents = encode(model, frozen, images)
+    assert latents.shape == (BATCH, 8, 8, 2) and latents.dtype == jnp.float32
+    expected = encode(model, unscaled, images)
+    np.testing.assert_allclose(latents, 0.7 * expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        decode(model, frozen, latents),
+        decode(model, unscaled, expected),
+        atol=1e-5,
+    )
+
+
+def test_encode_takes_bytes_and_floats(batch, frozen):
+    images = batch["image"]
+    from_bytes = encode(make_model(), frozen, images)
+    floats = jnp.asarray(images / 127.5 - 1, jnp.float32)
+    from_floats = encode(make_model(), frozen, floats)
+    np.testing.assert_allclose(from_bytes, from_floats, atol=1e-5)
+
+
+def test_encode_draws_from_the_posterior_when_given_a_key(batch, frozen):
+    arguments = make_model(), frozen, batch["image"]
+    mode = encode(*arguments)
+    first, second = (encode(*arguments, rng) for rng in keys(2))
+    assert np.abs(first - second).max() > 0.01
+    assert np.abs(first - mode).max() > 0.01
+    np.testing.assert_array_equal(first, encode(*arguments, keys(2)[0]))
+
+
+# Training.
+
+
+@functools.cache
+def loss_of(model, train=True):
+    """Compiled (params, frozen, batch, rng) -> (loss, metrics); equal models share."""
+    return jax.jit(functools.partial(latent_diffusion.loss, model, train=train))
+
+
+@pytest.mark.parametrize("entry", [CONTEXT, VECTOR], ids=["context", "vector"])
+def test_gradient_reaches_what_is_trained_and_nothing_else(batch, frozen, entry):
+    model = make_model(entry, learn_logvar=True)
+
+    @jax.jit
+    def gradients(params, frozen):
+        def loss(params, frozen):
+            rng = jax.random.key(0)
+            return latent_diffusion.loss(model, params, frozen, batch, rng)[0]
+
+        return jax.grad(loss, argnums=(0, 1))(params, frozen)
+
+    ours, theirs = gradients(draw_params(model), frozen)
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(ours)
+        if not np.any(leaf)
+    ]
+    assert not still and set(ours) == {"unet", "conditioner", "logvar"}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(theirs))
+
+
+def test_loss_is_a_function_of_its_key(batch, frozen):
+    model = make_model()
+    loss, arguments = loss_of(model), (draw_params(model), frozen, batch)
+    first, metrics = loss(*arguments, jax.random.key(0))
+    compilations = loss._cache_size()
+    assert first == loss(*arguments, jax.random.key(0))[0]
+    assert first != loss(*arguments, jax.random.key(1))[0]
+    assert loss._cache_size() == compilations
+    assert set(metrics) == {"loss", "loss_simple", "loss_vlb"}
+    assert first.dtype == jnp.float32 and metrics["loss"] == first
+
+
+@pytest.mark.parametrize("loss_type, plateau", [("l1", 0.798), ("l2", 1.0)])
+def test_untrained_network_sits_on_the_plateau(batch, frozen, loss_type, plateau):
+    model = make_model(loss_type=loss_type)
+    params = jax.tree.map(np.zeros_like, draw_params(model))
+    loss, _ = loss_of(model)(params, frozen, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, plateau, rtol=0.1)
+
+
+def test_dropped_conditions_are_null_conditions(batch, frozen):
+    never = make_model()
+    always = make_model(CONTEXT | {"dropout": 1 - 1e-9})
+    null = batch | never.conditioner.null_inputs(batch)
+
+    def loss(model, batch, train=True):
+        arguments = draw_params(never), frozen, batch, jax.random.key(0)
+        return loss_of(model, train)(*arguments)[0]
+
+    given = loss(never, batch)
+    assert loss(always, batch) == loss(never, null) != given
+    # Evaluation tells the network what it is looking at.
+    np.testing.assert_allclose(loss(always, batch, train=False), given, rtol=1e-6)
+
+
+def test_padding_does_not_count(batch, frozen):
+    model = make_model()
+    padded = batch | {"image": batch["image"].copy()}
+    padded["image"][3] = 0
+
+    def loss(batch, weights):
+        arguments = draw_params(model), frozen, batch, jax.random.key(0)
+        return loss_of(model)(*arguments, weights=jnp.array(weights))[0]
+
+    part = loss(batch, [1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_allclose(part, loss(padded, [1.0, 1.0, 1.0, 0.0]), rtol=1e-6)
+    assert part != loss(batch, [1.0, 1.0, 1.0, 1.0])
+
+
+def test_loss_does_not_depend_on_the_devices(batch, frozen):
+    model = make_model()
+    batch = {key: np.concatenate([values] * 2) for key, values in batch.items()}
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    together, apart = (
+        loss_of(model)(draw_params(model), frozen, rows, jax.random.key(0))[0]
+        for rows in (batch, spread)
+    )
+    np.testing.assert_allclose(apart, together, rtol=1e-5)
+
+
+# Sampling.
+
+
+def draw(model, rngs, inputs, *, num_steps=4, **options):
+    options = {"latent_shape": (8, 8, 2), "num_steps": num_steps} | options
+    sample = functools.partial(latent_diffusion.sample_latents, model, **options)
+    return jax.jit(lambda params, inputs, rngs: sample(params, inputs, rngs))(
+        draw_params(model), inputs, rngs
+    )
+
+
+def test_generate_makes_images_of_its_keys(batch, frozen):
+    model = make_model()
+    generate = jax.jit(
+        functools.partial(
+            latent_diffusion.generate,
+            model,
+            latent_shape=(8, 8, 2),
+            num_steps=3,
+            guidance_scale=2.5,
+        )
+    )
+    inputs = {"label": batch["label"]}
+    images = generate(draw_params(model), frozen, inputs, keys(BATCH))
+    assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == jnp.float32
+    other = generate(draw_params(model), frozen, inputs, keys(BATCH, seed=1))
+    assert generate._cache_size() == 1 and np.abs(images - other).max() > 1e-2
+    inputs = {"label": batch["label"][2:3]}
+    alone = generate(draw_params(model), frozen, inputs, keys(BATCH)[2:3])
+    np.testing.assert_allclose(alone[0], images[2], atol=1e-4)
+
+
+def test_guidance_one_is_conditional_and_evaluates_once(batch):
+    model, sizes = make_model(), []
+    params, point = draw_params(model), SCHEDULE.at(jnp.int32(400))
+    conditioning = latent_diffusion.condition(model, params, batch)
+    null_inputs = model.conditioner.null_inputs(batch)
+    null = latent_diffusion.condition(model, params, null_inputs)
+
+    def predict(scale):
+        denoiser = latent_diffusion.make_denoiser(
+            model, params, conditioning, null, scale
+        )
+        return denoiser(normal(keys(BATCH), (8, 8, 2)), point)[1]
+
+    def count(next_method, args, kwargs, context):
+        if isinstance(context.module, UNet) and context.method_name == "__call__":
+            sizes.append(len(args[0]))
+        return next_method(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        plain, guided = jax.jit(lambda: predict(1.0))(), jax.jit(predict)
+        one, four = guided(1.0), guided(4.0)
+    assert sizes == [BATCH, 2 * BATCH]
+    np.testing.assert_allclose(one, plain, atol=1e-4)
+    assert np.abs(four - plain).max() > 1e-3
+
+
+class Oracle(nn.Module):
+    """The exact denoiser of latents that are independently N(mean, std^2)."""
+
+    prediction_type: str
+    mean: float = 0.8
+    std: float = 0.5
+
+    @nn.compact
+    def __call__(self, latents, timesteps, *slots, train=False):
+        point = SCHEDULE.at(timesteps[:, None, None, None])
+        variance = (point.alpha * self.std) ** 2 + point.sigma**2
+        noise = point.sigma * (latents - point.alpha * self.mean) / variance
+        x0 = (latents - point.sigma * noise) / point.alpha
+        row = PREDICTION_TYPES[self.prediction_type]
+        return row.target(x0, noise, point.alpha, point.sigma)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
+    model = make_model(
+        None, unet=Oracle(prediction_type), prediction_type=prediction_type
+    )
+    options = {"sampler": sampler, "num_steps": 100, "latent_shape": (32, 32, 2)}
+    latents = np.asarray(draw(model, keys(8), {}, **options))
+    np.testing.assert_allclose(latents.mean(), 0.8, atol=0.03)
+    # A hundred ancestral steps come out a little narrow; the error is of first order.
+    np.testing.assert_allclose(latents.std(), 0.5, atol=0.05)
+
+
+def test_strength_decides_how_much_of_an_image_is_left(batch, frozen):
+    model, images = make_model(None, unet=Oracle("noise")), batch["image"]
+    known = encode(model, frozen, images)
+    distances = []
+    for strength in (0.05, 0.4, 1.0):
+        options = {"known": known, "num_steps": 20, "strength": strength}
+        distances.append(np.abs(draw(model, keys(BATCH), {}, **options) - known).mean())
+    assert distances[0] < 0.1 < distances[1] < distances[2]
+
+
+def test_strength_one_starts_from_noise_alone():
+    model = make_model(None, unet=Oracle("noise"))
+    from_noise = draw(model, keys(2), {})
+    known = jnp.full((2, 8, 8, 2), 100.0)
+    np.testing.assert_array_equal(draw(model, keys(2), {}, known=known), from_noise)
+
+
+def test_strength_starts_at_the_level_of_the_first_step_that_runs():
+    model, known = make_model(None, unet=Oracle("noise")), jnp.full((2, 8, 8, 2), 3.0)
+
+    def stay(predict, latents, state, now, next, noise):
+        return latents, state
+
+    still = Sampler(init=lambda latents: (), step=stay, order=0)
+    latents = draw(
+        model, keys(2), {}, known=known, sampler=still, strength=0.3, num_steps=10
+    )
+    points = make_points(SCHEDULE, 10)
+    noise_rngs = jax.vmap(jax.random.split)(keys(2))[:, 0]
+    expected = points.alpha[7] * known + points.sigma[7] * normal(noise_rngs, (8, 8, 2))
+    np.testing.assert_allclose(latents, expected, rtol=1e-5)
+
+
+def test_masked_part_is_kept(batch, frozen):
+    model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
+    known = encode(model, frozen, batch["image"])
+    mask = np.zeros((1, 8, 8, 1), np.float32)
+    mask[:, :, :4] = 1
+    latents = draw(model, keys(BATCH), {}, known=known, mask=mask, num_steps=20)
+    error = np.abs(latents - known).mean(axis=(0, 1, 3))
+    assert error[:4].max() < 0.2 < 1.0 < error[4:].min()
+
+
+def test_generate_starts_from_images(batch, frozen):
+    model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
+    images = latent_diffusion.generate(
+        model,
+        draw_params(model),
+        frozen,
+        {},
+        keys(BATCH),
+        images=batch["image"],
+        strength=0.05,
+        latent_shape=(8, 8, 2),
+        num_steps=20,
+    )
+    latents = encode(model, frozen, batch["image"])
+    kept = decode(model, frozen, latents)
+    assert np.abs(images - kept).mean() < 0.2 * np.abs(kept).mean() + 0.05
+
+
+def test_latents_stay_float32_whatever_the_network_computes_in(batch):
+    model = make_model(unet=UNET.clone(dtype=jnp.bfloat16))
+    options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
+    latents = jax.eval_shape(
+        lambda: latent_diffusion.sample_latents(
+            model, draw_params(make_model()), batch, keys(BATCH), **options
+        )
+    )
+    assert latents.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"guidance_scale": 2.0}, "needs a model with conditions"),
+        ({"strength": 0.5}, "need images"),
+        ({"mask": 1.0}, "need images"),
+        ({"known": 0.0, "strength": 0.1}, "must leave 1 to 4"),
+        ({"known": 0.0, "strength": 1.5}, "must leave 1 to 4"),
+        ({"sampler": "dpm"}, "choose one of ddpm, ddim, plms"),
+        ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),
+        ({"spacing": "linear"}, "choose one of uniform"),
+        ({"num_steps": 2000}, "1 to the schedule's 1000"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    options = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
+    with pytest.raises(ValueError, match=message) as error:
+        latent_diffusion.sample_latents(make_model(None), {}, {}, keys(1), **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["prediction_type", "loss_type"])
+def test_wrong_model_is_refused(option):
+    with pytest.raises(ValueError, match=f"unknown {option} 'mse': choose one of"):
+        make_model(**{option: "mse"})

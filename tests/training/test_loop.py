@@ -1,0 +1,239 @@
+"""The loop on real runs: resuming, stopping, diverging, meshes, files."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import checkpoint
+from ldm_jax.checkpoint import CheckpointError
+from ldm_jax.config import ConfigError
+from ldm_jax.training import loop
+from ldm_jax.training.diagnosis import TrainingDiverged
+from tests.runs import assert_same_bits, command, finish, tiny_config, train
+
+STAGES = ["shapes_autoencoder", "shapes_class"]
+
+
+def _overrides(name, first_stage):
+    diffusion = {"first_stage__workdir": str(first_stage)}
+    return diffusion if name == "shapes_class" else {}
+
+
+def _weights(workdir, average=False):
+    return checkpoint.load_weights(workdir, average=average)[1]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_four_steps_equal_two_and_two_more(name, shapes_dir, first_stage, tmp_path):
+    extra = _overrides(name, first_stage)
+    train(name, shapes_dir, tmp_path / "whole", **extra)
+    train(name, shapes_dir, tmp_path / "cut", train__num_steps=2, **extra)
+    assert checkpoint.checkpoint_folder(tmp_path / "cut").name == "2"
+    train(name, shapes_dir, tmp_path / "cut", **extra)
+    for average in (False, True):
+        assert_same_bits(
+            _weights(tmp_path / "whole", average), _weights(tmp_path / "cut", average)
+        )
+    lines = [_lines(tmp_path / run) for run in ("whole", "cut")]
+    assert [row["step"] for row in lines[0]] == [2, 4, 4]
+    for whole, cut in zip(lines[0], [r for r in lines[1] if r["step"] != 2], strict=False):
+        if whole["step"] == cut["step"] and "loss" in whole:
+            assert whole["loss"] == cut["loss"]
+
+
+def _lines(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_leaves_numbers_and_pictures(second_stage):
+    trained, evaluated = _lines(second_stage)[1:]
+    for key in (
+        "loss",
+        "loss_simple",
+        "grad_norm",
+        "learning_rate",
+        "images_per_s",
+        "images_per_s_per_chip",
+        "tflops_per_s_per_chip",
+        "data_wait_ms",
+        "host_memory_gb",
+    ):
+        assert np.isfinite(trained[key]), key
+    assert evaluated["eval/loss_simple"] > 0
+    names = {path.name for path in (second_stage / "previews").iterdir()}
+    assert names == {
+        f"{name}_00000004.png" for name in ("inputs", "reconstructions", "samples")
+    }
+    assert list((second_stage / "tensorboard").glob("events*"))
+    config, _, meta = checkpoint.load_weights(second_stage)
+    assert config.stage == "diffusion"
+    assert meta["scaling_factor"] > 0
+
+
+def test_a_finished_run_says_so_and_does_nothing(second_stage, first_stage, shapes_dir,
+                                                 capsys):
+    before = _lines(second_stage)
+    extra = {"first_stage__workdir": str(first_stage)}
+    train("shapes_class", shapes_dir, second_stage, **extra)
+    assert "already trained, nothing to do" in capsys.readouterr().out
+    assert _lines(second_stage) == before
+
+
+def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "cut"
+    # Long enough that a signal finds it at work.
+    steps = {"train__num_steps": 60, "train__checkpoint_every": 5}
+    steps |= {"train__eval_every": 1000, "train__preview_every": 1000}
+    steps |= {"train__mesh__data": 1}
+    config = tiny_config("shapes_autoencoder", shapes_dir, **steps)
+    loop.run(config, whole)
+    arguments = [
+        "--config=configs/shapes_autoencoder.py:tiny",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={shapes_dir}",
+        "--config.train.num_steps=60",
+        "--config.train.checkpoint_every=5",
+        "--config.train.eval_every=1000",
+        "--config.train.preview_every=1000",
+    ]
+    process = command("train.py", *arguments)
+    _wait_for_step(workdir, 5)
+    process.kill()
+    finish(process)
+    killed_at = int(checkpoint.checkpoint_folder(workdir).name)
+    assert 5 <= killed_at < 60
+
+    process = command("train.py", *arguments)
+    _wait_for_step(workdir, killed_at + 5)
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 0, output
+    assert f"resuming at step {killed_at} of 60" in output
+    assert "asked to stop; saved, leaving" in output
+    stopped_at = int(checkpoint.checkpoint_folder(workdir).name)
+    assert f"step {stopped_at}: asked to stop" in output
+
+    status, output = finish(command("train.py", *arguments))
+    assert status == 0, output
+    assert f"resuming at step {stopped_at}" in output
+    assert_same_bits(_weights(whole), _weights(workdir))
+
+
+def _wait_for_step(workdir, step, seconds=240):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if int(checkpoint.checkpoint_folder(workdir).name) >= step:
+                return
+        except CheckpointError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
+    with pytest.raises(TrainingDiverged, match="step 2 is whole and kept"):
+        # Two steps of no harm, then a rate that no weight survives.
+        train("shapes_autoencoder", shapes_dir, tmp_path, train__num_steps=2)
+        train(
+            "shapes_autoencoder",
+            shapes_dir,
+            tmp_path,
+            train__num_steps=6,
+            train__learning_rate=1e30,
+        )
+
+
+def test_another_config_is_an_error_unless_allowed(shapes_dir, tmp_path):
+    train("shapes_autoencoder", shapes_dir, tmp_path, train__num_steps=2)
+    config = tiny_config("shapes_autoencoder", shapes_dir, loss__kl_weight=0.5)
+    with pytest.raises(CheckpointError, match="loss.kl_weight: 1e-06 there, 0.5 here"):
+        loop.run(config, tmp_path)
+    loop.run(config, tmp_path, allow_config_change=True)
+    assert checkpoint.checkpoint_folder(tmp_path).name == "4"
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
+def test_a_mesh_changes_nothing_but_rounding(
+    name, mesh, shapes_dir, first_stage, tmp_path, monkeypatch
+):
+    # Small enough that the tiny networks' kernels are split.
+    monkeypatch.setattr("ldm_jax.sharding.MIN_SHARDED_ELEMENTS", 1024)
+    extra = _overrides(name, first_stage) | {"train__num_steps": 2}
+    results = {}
+    for data, fsdp in ((1, 1), mesh):
+        devices = jax.devices()[: data * fsdp]
+        monkeypatch.setattr(jax, "devices", lambda *_, devices=devices: devices)
+        workdir = tmp_path / f"{data}x{fsdp}"
+        shape = {"train__mesh__data": data, "train__mesh__fsdp": fsdp}
+        metrics = train(name, shapes_dir, workdir, **extra, **shape)
+        results[data, fsdp] = metrics["loss"], _weights(workdir)
+        monkeypatch.undo()
+        monkeypatch.setattr("ldm_jax.sharding.MIN_SHARDED_ELEMENTS", 1024)
+    (loss, weights), (mesh_loss, mesh_weights) = results.values()
+    assert mesh_loss == pytest.approx(loss, rel=1e-4)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, mesh_weights)
+    # Adam's first steps turn rounding of a gradient near zero into its sign.
+    rate = tiny_config(name, shapes_dir).train.learning_rate
+    assert max(jax.tree.leaves(difference)) <= 4.1 * rate
+    mean = np.mean([np.abs(a - b).mean() for a, b in zip(
+        jax.tree.leaves(weights), jax.tree.leaves(mesh_weights), strict=True)])
+    assert mean < 0.05 * rate
+
+
+@pytest.mark.parametrize(
+    "name, overrides, message",
+    [
+        ("shapes_class", {}, "first_stage.workdir is not set: train a first stage"),
+        ("shapes_autoencoder", {"stage": "both"}, 'stage="both" is unknown'),
+        ("shapes_autoencoder", {"train__batch_size": 9}, "use train.batch_size=8"),
+        ("shapes_autoencoder", {"train__mesh__fsdp": 3}, "does not cover 8 devices"),
+        ("shapes_autoencoder", {"data__name": "shapes/31"}, "shapes/31"),
+        ("shapes_autoencoder", {"train__decay": "cosin"}, 'did you mean "cosine"'),
+    ],
+)
+def test_wrong_configs_name_the_fix(name, overrides, message, shapes_dir, tmp_path):
+    with pytest.raises((ConfigError, ValueError)) as error:
+        train(name, shapes_dir, tmp_path, **overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_latent_size_that_the_unet_cannot_halve(shapes_dir, first_stage, tmp_path):
+    with pytest.raises(ConfigError, match="cannot halve"):
+        train(
+            "shapes_class",
+            shapes_dir,
+            tmp_path,
+            first_stage__workdir=str(first_stage),
+            unet__channel_mult=(1, 1, 1, 1, 1),
+        )
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--config.train.batchsize=8", "batch_size"),
+        ("--config.train.batch_size=many", "batch_size"),
+        ("--config.unet.channel_mults=1,2", "channel_mult"),
+        ("--config.first_stage.workdir=/nowhere", "no checkpoint in /nowhere"),
+    ],
+)
+def test_the_command_line_answers_in_one_line(argument, message, shapes_dir, tmp_path):
+    arguments = [
+        "--config=configs/shapes_class.py:tiny",
+        f"--config.data.data_dir={shapes_dir}",
+        f"--workdir={tmp_path}",
+        argument,
+    ]
+    status, output = finish(command("train.py", *arguments))
+    assert status != 0
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert "Traceback" not in output

@@ -1,0 +1,238 @@
+"""First-stage losses: the reference cases, and properties of the adaptive weight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.convert.compvis import convert_discriminator
+from ldm_jax.convert.state_dict import select
+from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
+from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.training import losses
+from tests.common import assert_close, load_case, nhwc
+
+
+def _conv(x, weight, bias=0.0):
+    pad = weight.shape[-1] // 2
+    kernel = jnp.transpose(weight, (2, 3, 1, 0))
+    return bias + jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _lpips(weights, images, reconstructions):
+    """LPIPS on VGG16 by its definition (Zhang et al. 2018, Eq. 1), [B]."""
+    layers = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
+    shift, scale = (
+        jnp.ravel(weights[f"scaling_layer.{name}"]) for name in ("shift", "scale")
+    )
+    x, y = ((image - shift) / scale for image in (images, reconstructions))
+    total = 0.0
+    for i, indices in enumerate(layers):
+        if i:
+            x, y = (
+                z.reshape(z.shape[0], z.shape[1] // 2, 2, z.shape[2] // 2, 2, -1).max(
+                    axis=(2, 4)
+                )
+                for z in (x, y)
+            )
+        for index in indices:
+            name = f"net.slice{i + 1}.{index}"
+            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            x, y = (jax.nn.relu(_conv(z, weight, bias)) for z in (x, y))
+        units = [
+            z / (jnp.sqrt(jnp.sum(z * z, -1, keepdims=True) + 1e-20) + 1e-10)
+            for z in (x, y)
+        ]
+        squares = _conv((units[0] - units[1]) ** 2, weights[f"lin{i}.model.1.weight"])
+        total += jnp.mean(squares, axis=(1, 2, 3))
+    return total
+
+
+@pytest.mark.parametrize("regulariser", ["kl", "vq"])
+@pytest.mark.parametrize("kind", ["hinge", "vanilla"])
+def test_whole_loss_matches_original(regulariser, kind):
+    case = load_case(f"first_stage_loss_{regulariser}_{kind}")
+    config, arrays, weights = case.meta["config"], case.arrays, case.state_dict
+    # The published constants of LPIPS, which the stand-in weights do not replace.
+    weights["perceptual_loss.scaling_layer.shift"] = np.array([-0.030, -0.088, -0.188])
+    weights["perceptual_loss.scaling_layer.scale"] = np.array([0.458, 0.448, 0.450])
+    variables = convert_discriminator(select(weights, "discriminator."))
+    images, features = nhwc(arrays["target"]), nhwc(arrays["features"])
+
+    regularisation = config["codebook_loss"]
+    if regulariser == "kl":
+        moments = (nhwc(arrays[f"posterior_{name}"]) for name in ("mean", "logvar"))
+        kl = DiagonalGaussian(*moments).kl().mean()
+        regularisation = config["kl_weight"] * kl
+    kernel = weights["last_layer.weight"]
+
+    @jax.jit
+    def both(step, variables, vgg):
+        def decode(weight):
+            return jnp.tanh(_conv(features, weight, weights["last_layer.bias"]))
+
+        def discriminate(x):
+            return PatchDiscriminator().apply(
+                variables, x, train=True, mutable=["batch_stats"]
+            )
+
+        def perceptual(x, y):
+            return config["perceptual_weight"] * _lpips(vgg, x, y)
+
+        factor = losses.discriminator_factor(step, config["disc_start"])
+        fake = decode(kernel)
+        generator = losses.generator_loss(
+            images,
+            fake,
+            regularisation,
+            decode,
+            kernel,
+            discriminate,
+            factor=factor,
+            perceptual=perceptual,
+            logvar=config["logvar"],
+            reduction={"kl": "sum", "vq": "mean"}[regulariser],
+            disc_weight=config["disc_weight"],
+        )
+        logits = (discriminate(x)[0] for x in (images, fake))
+        return generator, losses.discriminator_loss(*logits, kind=kind, factor=factor)
+
+    vgg = select(weights, "perceptual_loss.")
+    for step in (50, 100):
+        (loss, (metrics, _)), (disc_loss, disc_metrics) = both(step, variables, vgg)
+        expected = {
+            "loss": "total_loss",
+            "nll_loss": "nll_loss",
+            "reconstruction_loss": "rec_loss",
+            "generator_loss": "g_loss",
+            "disc_weight": "d_weight",
+            "disc_factor": "disc_factor",
+        }
+        for ours, theirs in expected.items():
+            assert_close(metrics[ours], arrays[f"step{step}_opt0__{theirs}"], 2e-4)
+        assert_close(loss, arrays[f"step{step}_opt0_loss"], 2e-4)
+        assert_close(disc_loss, arrays[f"step{step}_opt1_loss"], 2e-4)
+        for name in ("disc_loss", "logits_real", "logits_fake"):
+            value = arrays[f"step{step}_opt1__{name}"]
+            assert_close(disc_metrics[name], value, 2e-4)
+
+
+def _tiny():
+    model = KLAutoencoder(
+        channels=32, channel_mult=(1,), num_res_blocks=1, z_channels=2, embed_dim=2
+    )
+    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
+    params = model.init(jax.random.key(1), images)["params"]
+    disc = PatchDiscriminator(channels=8, num_layers=1)
+    variables = disc.init(jax.random.key(2), images)
+    return model, params, images, lambda x: (disc.apply(variables, x, train=True), ())
+
+
+def test_gradient_is_that_of_the_plain_sum():
+    """One backward pass gives what three give by the loss's definition."""
+    model, params, images, discriminate = _tiny()
+
+    def parts(params):
+        output = model.apply(
+            {"params": params}, images, jax.random.key(3), method="reconstruct"
+        )
+        fake, posterior, features = output
+        nll, _ = losses.reconstruction_loss(images, fake)
+        return nll, -jnp.mean(discriminate(fake)[0]), posterior.kl().mean(), output
+
+    def plain(params, weight):
+        nll, g, kl, _ = parts(params)
+        return nll + weight * g + 0.1 * kl
+
+    def norm(i):
+        gradient = jax.grad(lambda p: parts(p)[i])(params)["to_images"]["kernel"]
+        return jnp.linalg.norm(gradient.ravel())
+
+    weight = 0.5 * jnp.clip(norm(0) / (norm(1) + 1e-4), 0, 1e4)
+    expected = jax.value_and_grad(plain)(params, 0.7 * weight)
+
+    def ours(params):
+        *_, kl, (fake, _, features) = parts(params)
+        return losses.generator_loss(
+            images,
+            fake,
+            0.1 * kl,
+            *last_layer(model, params, features),
+            discriminate,
+            factor=0.7,
+        )
+
+    (loss, (metrics, _)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(
+        params
+    )
+    assert_close(metrics["disc_weight"], weight, 1e-4)
+    assert_close(loss, expected[0], 1e-4)
+    leaves = map(jax.tree.leaves, (gradient, expected[1]))
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-4, rtol=2e-3)
+
+
+def test_weight_is_capped_and_finite_without_adversarial_gradient():
+    x = jnp.ones((1, 4, 4, 3))
+    decode = lambda kernel: x * kernel  # noqa: E731
+    zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+    weight = losses.adaptive_weight(decode, jnp.ones(()), one, zero)
+    assert weight == 1e4
+    assert losses.adaptive_weight(decode, jnp.ones(()), one, zero, cap=3.0) == 3.0
+    assert losses.adaptive_weight(decode, jnp.ones(()), zero, zero) == 0.0
+
+
+def test_factor_starts_at_its_step_and_ramps():
+    factor = jax.jit(losses.discriminator_factor, static_argnums=(1, 2, 3))
+    assert [float(factor(step, 3, 2.0, 0)) for step in range(5)] == [0, 0, 0, 2, 2]
+    ramp = [float(factor(step, 2, 1.0, 4)) for step in range(8)]
+    np.testing.assert_allclose(ramp, [0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_before_the_start_the_adversary_is_silent():
+    model, params, images, discriminate = _tiny()
+
+    def loss(params, factor):
+        fake, posterior, features = model.apply(
+            {"params": params}, images, method="reconstruct"
+        )
+        layer = last_layer(model, params, features)
+        return losses.generator_loss(
+            images, fake, 0.0, *layer, discriminate, factor=factor
+        )[0]
+
+    def plain(params):
+        fake, _ = model.apply({"params": params}, images)
+        return losses.reconstruction_loss(images, fake)[0]
+
+    silent = jax.grad(loss)(params, 0.0)
+    for a, b in zip(
+        jax.tree.leaves(silent), jax.tree.leaves(jax.grad(plain)(params)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", losses.DISCRIMINATOR_LOSSES)
+def test_discriminator_prefers_the_truth(kind):
+    real, fake = jnp.full((2, 3, 3, 1), 5.0), jnp.full((2, 3, 3, 1), -5.0)
+    right, metrics = losses.discriminator_loss(real, fake, kind=kind)
+    wrong, _ = losses.discriminator_loss(fake, real, kind=kind)
+    assert right < 0.1 < 4 < wrong
+    assert metrics["logits_real"] == 5 and metrics["logits_fake"] == -5
+
+
+def test_reconstruction_kinds():
+    images, fake = jnp.zeros((2, 4, 4, 3)), jnp.full((2, 4, 4, 3), 2.0)
+    assert losses.reconstruction_loss(images, fake)[0] == 2 * 48
+    assert losses.reconstruction_loss(images, fake, kind="l2")[0] == 4 * 48
+    nll, error = losses.reconstruction_loss(
+        images, fake, perceptual=jnp.array([1.0, 3.0]), reduction="mean", logvar=0.5
+    )
+    np.testing.assert_allclose(nll, 4 / np.exp(0.5) + 0.5, rtol=1e-6)
+    assert error == 4
