@@ -21,6 +21,7 @@ def get_config(variant=""):
             num_res_blocks=1,
             attention_factors=(),
             mid_attention=False,
+            norm_groups=8,
             z_channels=4,
             embed_dim=4,
             remat=False,

@@ -31,6 +31,7 @@ def get_config(variant=""):
             attention_factors=(4,),
             head_channels=32,
             transformer_depth=0,
+            norm_groups=16,
             remat=False,
             dtype="float32",
         ),

@@ -12,6 +12,7 @@ spawned, which imports it again.
 import inspect
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import weakref
@@ -189,13 +190,7 @@ class Loader:
             grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
         )
         if workers:
-            _parse_flags()
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=2
-                ),
-                worker_init_fn=_start_worker,
-            )
+            batches = _in_workers(batches, workers, rows * image_size**2 * 3)
         self.skipped, self._workers = {}, workers
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
@@ -271,6 +266,33 @@ def _check_choice(name, value, choices):
         raise ValueError(f'{name}="{value}" is unknown; {suggest(value, choices)}')
 
 
+def _in_workers(batches, workers, batch_bytes):
+    """Moves the work into processes that hand batches over in shared memory."""
+    import grain
+
+    # Grain's workers read absl's flags, which a notebook or a test has not parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+        worker_init_fn=_start_worker,
+    )
+    # Containers often have 64 MB of it, and a worker that fills it up dies of a bus
+    # error: then pipes must do, which cost the main process three times the work.
+    if _free_shared_memory() > 5 * workers * batch_bytes:
+        return batches
+    options = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    return grain.experimental.WithOptionsIterDataset(batches, options)
+
+
+def _free_shared_memory():
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        # Other systems keep it elsewhere and do not limit it so.
+        return 2**62
+
+
 def _start_worker(index, count):
     """Leaves signals to the main process, and goes when that has gone.
 
@@ -286,9 +308,3 @@ def _start_worker(index, count):
 def _leave_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _parse_flags():
-    """Grain's workers read absl's flags, which a notebook or a test has not parsed."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

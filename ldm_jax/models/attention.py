@@ -101,12 +101,14 @@ class AttentionBlock(nn.Module):
 
     Attributes:
       num_heads: Heads, which divide the channels.
+      norm_groups: Groups of the norm.
       epsilon: Of the norm.
       zero_init: The output projection starts at zero.
       dtype: Compute type.
     """
 
     num_heads: int = 1
+    norm_groups: int = 32
     epsilon: float = 1e-5
     zero_init: bool = False
     dtype: Any = jnp.float32
@@ -115,7 +117,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x):
         """Maps [B, h, w, c] to the same shape."""
         b, h, w, c = x.shape
-        y = GroupNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+        y = GroupNorm(self.norm_groups, self.epsilon, dtype=self.dtype, name="norm")(x)
         y = Attention(
             self.num_heads,
             c // self.num_heads,
@@ -173,12 +175,14 @@ class SpatialTransformer(nn.Module):
       num_heads: Heads.
       head_channels: Channels of one head; their product is the blocks' width.
       depth: Number of blocks.
+      norm_groups: Groups of the norm.
       dtype: Compute type.
     """
 
     num_heads: int
     head_channels: int
     depth: int = 1
+    norm_groups: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -186,7 +190,7 @@ class SpatialTransformer(nn.Module):
         """Maps x [B, h, w, c], given a context [B, S, d], to the same shape."""
         b, h, w, c = x.shape
         inner = self.num_heads * self.head_channels
-        y = GroupNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        y = GroupNorm(self.norm_groups, 1e-6, dtype=self.dtype, name="norm")(x)
         y = dense(inner, dtype=self.dtype, name="proj_in")(y.reshape(b, h * w, c))
         for i in range(self.depth):
             y = TransformerBlock(

@@ -232,6 +232,7 @@ class ResBlock(nn.Module):
 
     Attributes:
       features: Output channels; another number than the input's adds a 1x1 shortcut.
+      norm_groups: Groups of both norms.
       epsilon: Of both norms.
       dropout: Rate before the second convolution.
       scale_shift_norm: The embedding scales and shifts the second norm instead of being
@@ -242,6 +243,7 @@ class ResBlock(nn.Module):
     """
 
     features: int
+    norm_groups: int = 32
     epsilon: float = 1e-5
     dropout: float = 0.0
     scale_shift_norm: bool = False
@@ -264,7 +266,7 @@ class ResBlock(nn.Module):
         dtype, features = self.dtype, self.features
 
         def norm(name):
-            return GroupNorm(epsilon=self.epsilon, silu=True, dtype=dtype, name=name)
+            return GroupNorm(self.norm_groups, self.epsilon, True, dtype, name=name)
 
         h = norm("norm_in")(x)
         if self.resample:

@@ -31,7 +31,7 @@ class UNet(nn.Module):
 
     Attributes:
       out_channels: Channels of the output.
-      channels: Width of the finest level, a multiple of 32.
+      channels: Width of the finest level, a multiple of `norm_groups`.
       channel_mult: Width of every level over `channels`.
       num_res_blocks: ResBlocks going down, per level; one more going up.
       attention_factors: Downsampling factors of the latents (1, 2, 4, ...) at which
@@ -45,6 +45,7 @@ class UNet(nn.Module):
       scale_shift_norm: The timestep scales and shifts norms instead of being added.
       resblock_updown: Change resolution by ResBlocks.
       conv_resample: Change resolution with a convolution, not by repeating and pooling.
+      norm_groups: Groups of the norms; narrow models want fewer than the published 32.
       dropout: Rate in ResBlocks.
       remat: Recompute the blocks' activations in the backward pass to save memory.
       dtype: Compute type; parameters, norms, softmax and the output are float32.
@@ -62,6 +63,7 @@ class UNet(nn.Module):
     scale_shift_norm: bool = False
     resblock_updown: bool = False
     conv_resample: bool = True
+    norm_groups: int = 32
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
@@ -139,7 +141,7 @@ class UNet(nn.Module):
             if level:
                 x = resample(x, "up", level)
 
-        x = GroupNorm(silu=True, dtype=self.dtype, name="norm_out")(x)
+        x = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name="norm_out")(x)
         x = conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -154,6 +156,7 @@ class UNet(nn.Module):
         make = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return make(
             features,
+            norm_groups=self.norm_groups,
             dropout=self.dropout,
             scale_shift_norm=self.scale_shift_norm,
             resample=resample,
@@ -167,10 +170,18 @@ class UNet(nn.Module):
         depth = self.depth_at(level)
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-            block = make(num_heads, zero_init=True, dtype=self.dtype, name=name)
+            groups, dtype = self.norm_groups, self.dtype
+            block = make(num_heads, groups, zero_init=True, dtype=dtype, name=name)
             return lambda x, _: block(x)
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return make(num_heads, head_channels, depth, dtype=self.dtype, name=name)
+        return make(
+            num_heads,
+            head_channels,
+            depth,
+            self.norm_groups,
+            dtype=self.dtype,
+            name=name,
+        )
 
     def _resample(self, name, x, embedding, train, direction):
         if self.resblock_updown:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import ldm_jax
 from ldm_jax.config import ConfigError
+from ldm_jax.data import loader
 from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from tests.data.common import SIZE, TRAIN, VALIDATION, picture, write_images
@@ -253,6 +254,13 @@ def test_workers_change_nothing(workers, tmp_path):
     found, skipped_by_workers = load(source, 6, workers=workers, **options)
     assert_same(expected, found)
     assert skipped == skipped_by_workers and len(skipped) == 1
+
+
+def test_workers_do_without_shared_memory(monkeypatch):
+    monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1000)
+    expected, _ = load(Pictures(9), 2, batch_size=4)
+    found, _ = load(Pictures(9), 2, batch_size=4, workers=1)
+    assert_same(expected, found)
 
 
 SCRIPT = """

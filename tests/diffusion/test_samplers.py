@@ -336,11 +336,13 @@ def test_temperature_and_noise_dropout_act_on_the_noise():
 def test_v_posterior_widens_the_ancestral_steps():
     latents = jnp.zeros((2, 16, 16, 1))
     points = make_points(SCHEDULE, 5)
-    now, next = (jax.tree.map(lambda a, k=k: a[k], points) for k in (0, 1))
+    now, next = (SchedulePoint(*(values[k] for values in points)) for k in (0, 1))
+
+    def silent(latents, point):
+        return 0 * latents, 0 * latents
 
     def spread(v_posterior):
         step = make_sampler("ddpm", v_posterior=v_posterior).step
-        silent = lambda latents, point: (0 * latents, 0 * latents)  # noqa: E731
         noise = normal(keys(2), (16, 16, 1))
         return step(silent, latents, (), now, next, noise)[0].std()
 
