@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py [--only unet] [--size small] [--rounds 15]
 
-PyTorch runs diffusers' modules eagerly, channels last. Every pair of outputs is compared
+PyTorch runs diffusers' modules eagerly, channels last. Pairs of outputs are compared
 first. A ratio is the median over rounds of JAX's time over PyTorch's: below 1, JAX is
 faster. Needs the extra `parity`.
 """
@@ -192,9 +192,7 @@ def autoencoder_pair(size):
     load(peer, layout.autoencoder_rows(model), params)
     on_device = jax.tree.map(jnp.asarray, params)
     x, z = to_torch(images), to_torch(noise)
-    encode = jax.jit(
-        lambda p, x: model.apply({"params": p}, x, method="encode").mode()
-    )
+    encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode").mode())
     decode = jax.jit(lambda p, z: model.apply({"params": p}, z, method="decode"))
 
     def without_gradient(function):

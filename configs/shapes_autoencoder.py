@@ -13,7 +13,7 @@ from configs import common
 def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
     config = common.autoencoder(
-        data=common.data(name="shapes/64", image_size=64, flip=True),
+        data=common.data(name="shapes/32_single", image_size=32, flip=True),
         first_stage=dict(
             kind="kl",
             channels=32,
@@ -28,22 +28,22 @@ def get_config(variant=""):
             dtype="float32",
         ),
         discriminator=dict(channels=16, num_layers=2, norm="batch"),
-        loss=common.autoencoder_loss(disc_start=800, disc_weight=0.1),
+        loss=common.autoencoder_loss(disc_start=1200, disc_weight=0.1),
         train=common.train(
             batch_size=8,
-            num_steps=1200,
+            num_steps=1500,
             learning_rate=2e-3,
             decay="cosine",
             warmup_steps=50,
             end_factor=0.05,
-            optimizer=dict(kind="adam", b1=0.5, b2=0.9, eps=1e-8),
+            optimizer=dict(kind="adam", b1=0.9, b2=0.99, eps=1e-8),
             grad_clip=common.placeholder(float),
             ema_decay=0.99,
             log_every=100,
-            eval_every=600,
+            eval_every=750,
             eval_batches=16,
-            preview_every=600,
-            checkpoint_every=300,
+            preview_every=750,
+            checkpoint_every=500,
         ),
     )
     if variant == "tiny":

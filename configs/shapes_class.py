@@ -14,7 +14,7 @@ from configs import common
 def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
     config = common.diffusion(
-        data=common.data(name="shapes/64", image_size=64, flip=False),
+        data=common.data(name="shapes/32_single", image_size=32),
         conditions=dict(
             label=dict(
                 kind="class_label",
@@ -26,9 +26,9 @@ def get_config(variant=""):
         ),
         unet=dict(
             channels=64,
-            channel_mult=(1, 2, 2),
+            channel_mult=(1, 2),
             num_res_blocks=1,
-            attention_factors=(4,),
+            attention_factors=(2,),
             head_channels=32,
             transformer_depth=0,
             norm_groups=16,

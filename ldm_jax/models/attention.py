@@ -80,9 +80,7 @@ class Attention(nn.Module):
         inner = self.num_heads * self.head_channels
 
         def heads(name, inputs):
-            project = dense(
-                inner, use_bias=self.use_bias, dtype=self.dtype, name=name
-            )
+            project = dense(inner, use_bias=self.use_bias, dtype=self.dtype, name=name)
             y = project(inputs)
             y = y.reshape(*y.shape[:2], self.num_heads, self.head_channels)
             return y.swapaxes(1, 2)
@@ -90,9 +88,7 @@ class Attention(nn.Module):
         query = heads("query", x)
         out = attention(query, heads("key", context), heads("value", context))
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
-        project = dense(
-            x.shape[-1], zero=self.zero_init, dtype=self.dtype, name="out"
-        )
+        project = dense(x.shape[-1], zero=self.zero_init, dtype=self.dtype, name="out")
         return project(out)
 
 

@@ -86,9 +86,7 @@ class _Coder(nn.Module):
     def _attention(self, name, x):
         make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
         groups = self.norm_groups
-        return make(
-            norm_groups=groups, epsilon=1e-6, dtype=self.dtype, name=name
-        )(x)
+        return make(norm_groups=groups, epsilon=1e-6, dtype=self.dtype, name=name)(x)
 
     def _middle(self, x, train):
         x = self._res_block("middle_res_0", x.shape[-1], x, train)

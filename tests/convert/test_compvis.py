@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax.conditioners import ClassLabel
 from ldm_jax.convert import compvis, compvis_rows
-from ldm_jax.convert.state_dict import to_params, to_state_dict
+from ldm_jax.convert.state_dict import to_state_dict
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
@@ -71,3 +72,208 @@ def test_discriminator_matches_original():
         stats = updated["batch_stats"][f"norm_{i}"]
         assert_close(stats["mean"], arrays[f"main__{3 * i}__running_mean"])
         assert_close(stats["var"], arrays[f"main__{3 * i}__running_var"])
+
+
+def _unet(channels, **changes):
+    config = dict(
+        in_channels=3,
+        out_channels=3,
+        model_channels=channels,
+        num_res_blocks=2,
+        attention_resolutions=[8, 4, 2],
+        channel_mult=[1, 2, 3, 4],
+    )
+    return config | changes
+
+
+def _transformer(context_dim, **changes):
+    return dict(use_spatial_transformer=True, context_dim=context_dim) | changes
+
+
+PUBLISHED_UNETS = {
+    "celeba256": (274_056_163, _unet(224, num_head_channels=32)),
+    "lsun_churches256": (
+        294_966_916,
+        _unet(
+            192,
+            in_channels=4,
+            out_channels=4,
+            channel_mult=[1, 2, 2, 4, 4],
+            attention_resolutions=[1, 2, 4, 8],
+            num_heads=8,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+        ),
+    ),
+    "cin256-v2": (
+        400_920_579,
+        _unet(192, channel_mult=[1, 2, 3, 5], num_heads=1, **_transformer(512)),
+    ),
+    "semantic_synthesis256": (
+        215_229_315,
+        _unet(
+            128,
+            in_channels=6,
+            channel_mult=[1, 4, 8],
+            attention_resolutions=[32, 16, 8],
+            num_heads=8,
+        ),
+    ),
+    "txt2img-1p4B": (
+        872_300_484,
+        _unet(
+            320,
+            in_channels=4,
+            out_channels=4,
+            channel_mult=[1, 2, 4, 4],
+            attention_resolutions=[4, 2, 1],
+            num_heads=8,
+            legacy=False,
+            **_transformer(1280),
+        ),
+    ),
+}
+
+
+def _count(shapes):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", PUBLISHED_UNETS)
+def test_unet_has_the_published_number_of_parameters(name):
+    published, config = PUBLISHED_UNETS[name]
+    assert _count(compvis.unet_shapes(config)) == published
+
+
+@pytest.mark.parametrize(
+    "z_channels, ch_mult, attn_resolutions, published",
+    [
+        (3, [1, 2, 4], [], 55_312_063),
+        (4, [1, 2, 4, 4], [], 83_653_863),
+        (16, [1, 1, 2, 2, 4], [16], 69_610_963),
+        (64, [1, 1, 2, 2, 4, 4], [16, 8], 103_880_131),
+    ],
+    ids=["kl-f4", "kl-f8", "kl-f16", "kl-f32"],
+)
+def test_autoencoder_has_the_published_number_of_parameters(
+    z_channels, ch_mult, attn_resolutions, published
+):
+    ddconfig = dict(
+        double_z=True,
+        z_channels=z_channels,
+        resolution=256,
+        in_channels=3,
+        out_ch=3,
+        ch=128,
+        ch_mult=ch_mult,
+        num_res_blocks=2,
+        attn_resolutions=attn_resolutions,
+        dropout=0.0,
+    )
+    model = KLAutoencoder(**compvis.autoencoder_kwargs(ddconfig, z_channels))
+    assert _count(compvis.autoencoder_shapes(model)) == published
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        # Plain attention: channels of a head win over a number of heads.
+        (dict(num_heads=4), dict(num_heads=4)),
+        (dict(num_head_channels=16), dict(head_channels=16)),
+        (dict(num_heads=4, num_head_channels=16), dict(head_channels=16)),
+        (dict(num_heads=4, legacy=False), dict(num_heads=4)),
+        # Going up, `num_heads_upsample` counts in legacy mode only.
+        (
+            dict(num_heads=4, num_heads_upsample=2),
+            dict(num_heads=4, up_num_heads=(2, 2)),
+        ),
+        (dict(num_heads=4, num_heads_upsample=2, legacy=False), dict(num_heads=4)),
+        (dict(num_head_channels=16, num_heads_upsample=2), dict(head_channels=16)),
+        # Transformers: in legacy mode the heads always make up the level's width.
+        (_transformer(8, num_heads=4), dict(num_heads=4)),
+        (_transformer(8, num_head_channels=32), dict(head_channels=32)),
+        (_transformer(8, num_head_channels=24), dict(num_heads=(1, 2))),
+        (
+            _transformer(8, num_head_channels=24, legacy=False),
+            dict(num_heads=(1, 2), head_channels=(24, 24)),
+        ),
+        (
+            _transformer(8, num_heads=5),
+            dict(num_heads=(5, 5), head_channels=(6, 12)),
+        ),
+        (_transformer(8, num_heads=4, num_heads_upsample=2), dict(num_heads=4)),
+    ],
+)
+def test_head_rules(changes, expected):
+    config = _unet(32, channel_mult=[1, 2]) | changes
+    kwargs = compvis.unet_kwargs(config)
+    assert {k: v for k, v in kwargs.items() if "head" in k} == expected
+    assert _count(compvis.unet_shapes(config))
+
+
+def test_heads_of_december_2021_are_given_by_hand():
+    config = _unet(32, num_head_channels=32, **_transformer(8))
+    kwargs = compvis.unet_kwargs(config, transformer_heads=1)
+    assert kwargs["num_heads"] == 1 and "head_channels" not in kwargs
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(), "set num_heads or num_head_channels"),
+        (dict(num_heads=4, dims=3), "dims=3"),
+        (dict(num_heads=4, n_embed=8), "n_embed=8"),
+        (dict(num_heads=4, context_dim=8), "both or neither"),
+        (dict(num_heads=4, color="red"), "not supported: color"),
+    ],
+)
+def test_options_that_cannot_be_had_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        compvis.unet_kwargs(_unet(32) | changes)
+
+
+def test_attention_types_that_cannot_be_had_are_named():
+    ddconfig = load_case("autoencoder_kl_f2").meta["config"]["ddconfig"]
+    with pytest.raises(ValueError, match="attn_type='linear'"):
+        compvis.autoencoder_kwargs(ddconfig | dict(attn_type="linear"), 4)
+
+
+@pytest.mark.parametrize("name", UNET_CASES)
+def test_unet_is_written_as_it_was_read(name):
+    case = load_case(name)
+    config = case.meta["config"]
+    params, label = compvis.convert_unet(case.state_dict, config)
+    rows = compvis_rows.unet_rows(
+        UNet(**compvis.unet_kwargs(config)),
+        head_major=not config.get("use_new_attention_order", False),
+    )
+    ours = {"unet": params} | ({"label": label} if label else {})
+    _assert_same(to_state_dict(rows, ours), case.state_dict)
+
+
+def test_autoencoder_and_discriminator_are_written_as_they_were_read():
+    case = load_case("autoencoder_kl_f4_attn")
+    arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
+    params = compvis.convert_autoencoder(case.state_dict, *arguments)
+    model = KLAutoencoder(**compvis.autoencoder_kwargs(*arguments))
+    rows = compvis_rows.autoencoder_rows(model)
+    _assert_same(to_state_dict(rows, params), case.state_dict)
+
+    case = load_case("patch_discriminator")
+    variables = compvis.convert_discriminator(case.state_dict, **case.meta["config"])
+    rows = compvis_rows.discriminator_rows()
+    _assert_same(to_state_dict(rows, variables), case.state_dict)
+
+
+def test_class_embedder_fills_class_label():
+    table = np.random.default_rng(0).standard_normal((11, 16), np.float32)
+    params = compvis.convert_class_embedder({"embedding.weight": table})
+    label = ClassLabel(num_classes=10, features=16)
+    tokens = label.apply({"params": params}, np.array([3, 10]))
+    np.testing.assert_array_equal(tokens[:, 0], table[[3, 10]])
+
+
+def _assert_same(state_dict, expected):
+    assert state_dict.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(state_dict[key], array, err_msg=key)

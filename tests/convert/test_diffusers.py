@@ -13,7 +13,8 @@ from tests.common import assert_close, load_case, nhwc
 
 
 @pytest.mark.parametrize(
-    "name, num_heads", [("diffusers_unet_sd1", 8), ("diffusers_unet_sd2_linear", (2, 4))]
+    "name, num_heads",
+    [("diffusers_unet_sd1", 8), ("diffusers_unet_sd2_linear", (2, 4))],
 )
 def test_unet_matches_diffusers(name, num_heads):
     case = load_case(name)

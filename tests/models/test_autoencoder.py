@@ -1,0 +1,143 @@
+"""The first stage's contract: shapes for every factor, posterior, precision, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models.autoencoder import (
+    FIRST_STAGES,
+    DiagonalGaussian,
+    last_layer,
+    make_autoencoder,
+)
+from tests.common import assert_close
+
+TINY = dict(
+    kind="kl",
+    channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    z_channels=4,
+    embed_dim=3,
+    attention_factors=(2,),
+)
+IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1)
+
+
+@functools.cache
+def variables():
+    return jax.jit(make_autoencoder(TINY).init)(jax.random.key(1), IMAGES)
+
+
+@functools.cache
+def output(**changes):
+    model = make_autoencoder(TINY | changes)
+    return jax.jit(model.apply)(variables(), IMAGES)
+
+
+@pytest.mark.parametrize("kind", FIRST_STAGES)
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 6])
+def test_shapes_for_every_factor(kind, levels):
+    model = make_autoencoder(TINY | dict(kind=kind, channel_mult=(1,) * levels))
+    factor = model.downsampling_factor
+    assert factor == 2 ** (levels - 1) and model.latent_channels == 3
+    images = jax.ShapeDtypeStruct((2, 2 * factor, factor, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def run(params, images):
+        posterior = model.apply(params, images, method="encode")
+        latents = posterior.sample(jax.random.key(0))
+        return latents, model.apply(params, latents, method="decode")
+
+    latents, decoded = jax.eval_shape(run, params, images)
+    assert latents.shape == (2, 2, 1, 3) and latents.dtype == jnp.float32
+    assert decoded.shape == images.shape and decoded.dtype == jnp.float32
+
+
+def test_decoding_is_features_then_last_layer():
+    model, params = make_autoencoder(TINY), variables()["params"]
+    reconstruct = functools.partial(model.apply, method="reconstruct")
+    images, _, features = jax.jit(reconstruct)(variables(), IMAGES)
+    np.testing.assert_allclose(images, output()[0], atol=1e-5)
+    function, kernel = last_layer(model, params, features)
+    np.testing.assert_allclose(function(kernel), images, atol=1e-5)
+    assert np.abs(function(0 * kernel)).max() == 0  # the bias starts at zero
+
+
+def test_sampling_needs_a_key_and_follows_it():
+    model = make_autoencoder(TINY)
+    apply = jax.jit(model.apply)
+    runs = [apply(variables(), IMAGES, jax.random.key(i))[0] for i in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.abs(runs[0] - runs[2]).max() > 1e-4
+
+
+def test_bfloat16_is_close_with_float32_ends():
+    exact, posterior = output()
+    rough, rough_posterior = output(dtype="bfloat16")
+    assert rough.dtype == rough_posterior.mean.dtype == jnp.float32
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+    error = np.abs(rough_posterior.mean - posterior.mean)
+    assert error.max() < 0.1 * np.abs(posterior.mean).max()
+
+
+def test_remat_changes_memory_only():
+    np.testing.assert_array_equal(output(remat=True)[0], output()[0])
+
+
+def test_no_attention_leaves_no_attention_parameters():
+    model = make_autoencoder(TINY | dict(attention_factors=(), mid_attention=False))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    assert "attention" not in str(jax.tree.structure(shapes))
+
+
+def test_tanh_output_bounds_images():
+    params = jax.tree.map(lambda p: 5 * p, variables())
+    model = make_autoencoder(TINY | dict(tanh_output=True))
+    assert np.abs(jax.jit(model.apply)(params, IMAGES)[0]).max() <= 1
+
+
+def test_images_that_do_not_halve_are_named():
+    model = make_autoencoder(TINY)
+    with pytest.raises(ValueError, match="images of 8 x 7 .* multiples of 2"):
+        model.apply(variables(), IMAGES[:, :, :7])
+
+
+def test_unknown_kind_and_key_are_named():
+    with pytest.raises(ValueError, match="'klx'.*kl"):
+        make_autoencoder(TINY | dict(kind="klx"))
+    with pytest.raises(TypeError, match="chanels"):
+        make_autoencoder(TINY | dict(chanels=3))
+
+
+def gaussian(mean, std):
+    shape = (3, 32, 32, 4)
+    return DiagonalGaussian(jnp.full(shape, mean), jnp.full(shape, 2 * jnp.log(std)))
+
+
+def test_divergence_of_a_standard_normal_is_zero():
+    np.testing.assert_allclose(gaussian(0.0, 1.0).kl(), 0, atol=1e-6)
+    assert (gaussian(0.5, 1.0).kl() > 0).all() and (gaussian(0.0, 0.5).kl() > 0).all()
+
+
+def test_divergence_and_likelihood_agree_with_samples():
+    """KL(q, p) = E_q[log q - log p], estimated from many samples."""
+    posterior, prior = gaussian(0.7, 0.4), gaussian(0.0, 1.0)
+    samples = posterior.sample(jax.random.key(0))
+    estimate = prior.nll(samples) - posterior.nll(samples)
+    np.testing.assert_allclose(estimate, posterior.kl(), rtol=0.03)
+    np.testing.assert_allclose(samples.std(), 0.4, rtol=0.03)
+
+
+def test_mode_is_most_likely():
+    posterior = gaussian(0.7, 0.4)
+    assert (posterior.nll(posterior.mode()) < posterior.nll(posterior.mean + 0.1)).all()
+
+
+def test_given_noise_is_used():
+    posterior = gaussian(1.0, 2.0)
+    ones = jnp.ones((3, 32, 32, 4))
+    assert_close(posterior.sample(noise=ones), 3 * ones)

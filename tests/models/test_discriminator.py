@@ -1,0 +1,70 @@
+"""The patch discriminator: published sizes, batch statistics, norms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models.discriminator import BatchNorm, PatchDiscriminator
+
+IMAGES = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("num_layers, published", [(3, 2_765_633), (2, 663_361)])
+def test_parameter_counts_are_the_published_ones(num_layers, published):
+    model = PatchDiscriminator(num_layers=num_layers)
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    # Running statistics of the batch norms are no parameters.
+    assert count(variables["params"]) == published
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_norms(norm):
+    model = PatchDiscriminator(channels=8, num_layers=2, norm=norm)
+    variables = model.init(jax.random.key(0), IMAGES)
+    assert ("batch_stats" in variables) == (norm == "batch")
+    logits = model.apply(variables, IMAGES, train=True)
+    assert logits.shape == (2, 6, 6, 1) and logits.dtype == jnp.float32
+
+
+def test_unknown_norm_is_named():
+    with pytest.raises(ValueError, match="'layer'"):
+        PatchDiscriminator(norm="layer")
+
+
+def test_statistics_move_only_in_training_and_only_if_mutable():
+    model = PatchDiscriminator(channels=8, num_layers=1)
+    variables = model.init(jax.random.key(0), IMAGES)
+    trained, update = model.apply(
+        variables, IMAGES, train=True, mutable=["batch_stats"]
+    )
+    held = model.apply(variables, IMAGES, train=True)
+    np.testing.assert_array_equal(trained, held)
+    before, after = (tree["batch_stats"]["norm_1"] for tree in (variables, update))
+    assert np.abs(after["mean"] - before["mean"]).max() > 1e-4
+    _, same = model.apply(variables, IMAGES, mutable=["batch_stats"])
+    np.testing.assert_array_equal(same["batch_stats"]["norm_1"]["mean"], before["mean"])
+
+
+def test_running_statistics_converge_to_those_of_the_data():
+    norm, x = BatchNorm(), 3 + 2 * jax.random.normal(jax.random.key(0), (8, 4, 4, 2))
+    variables = norm.init(jax.random.key(1), x, True)
+    for _ in range(100):
+        _, update = norm.apply(variables, x, True, mutable=["batch_stats"])
+        variables = variables | update
+    stats = variables["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], x.mean((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(stats["var"], x.var((0, 1, 2), ddof=1), rtol=1e-3)
+
+
+def test_bfloat16_is_close():
+    model = PatchDiscriminator(channels=8, num_layers=2)
+    variables = model.init(jax.random.key(0), IMAGES)
+    rough = PatchDiscriminator(8, 2, dtype=jnp.bfloat16).apply(variables, IMAGES)
+    exact = model.apply(variables, IMAGES)
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()

@@ -1,0 +1,179 @@
+"""Layers: norms against float64, resampling against its definition, paddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ldm_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    average_pool,
+    conv,
+    timestep_embedding,
+    upsample_conv,
+    upsample_nearest,
+)
+from tests.common import assert_close, load_case
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def exact_group_norm(x, groups, epsilon):
+    x = np.asarray(x, np.float64)
+    y = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean, variance = y.mean((1, 3), keepdims=True), y.var((1, 3), keepdims=True)
+    return ((y - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+
+
+def outlier_row(x):
+    return x.at[:, 0].set(1e4)
+
+
+@pytest.mark.parametrize(
+    "make, tolerance",
+    [
+        (lambda x: x, 1e-6),
+        (lambda x: 1000 + 3 * x, 1e-4),
+        (outlier_row, 1e-5),
+        (lambda x: 0 * x + 7, 1e-6),
+    ],
+    ids=["standard", "mean 1000 std 3", "first row an outlier", "constant"],
+)
+def test_group_norm_is_exact_however_large_the_mean(make, tolerance):
+    x = make(normal(0, 2, 16, 8, 64))
+    norm = GroupNorm(num_groups=32, epsilon=1e-6)
+    variables = norm.init(jax.random.key(0), x)
+    expected = exact_group_norm(x, 32, 1e-6)
+    np.testing.assert_allclose(norm.apply(variables, x), expected, atol=tolerance * 4)
+
+
+def test_group_norm_gradient_is_that_of_flax():
+    x, cotangent = 5 + normal(0, 2, 4, 4, 64), normal(1, 2, 4, 4, 64)
+    params = {"scale": normal(2, 64), "bias": normal(3, 64)}
+    flax_norm = nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False)
+
+    def gradients(function):
+        return jax.vjp(function, params, x)[1](cotangent)
+
+    ours = gradients(lambda p, x: GroupNorm(silu=True).apply({"params": p}, x))
+    flax = gradients(lambda p, x: nn.silu(flax_norm.apply({"params": p}, x)))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_group_norm_modulates_before_silu():
+    x, scale, shift = normal(0, 2, 4, 4, 32), normal(1, 2, 32), normal(2, 2, 32)
+    norm = GroupNorm(silu=True)
+    variables = norm.init(jax.random.key(0), x)
+    scales, shifts = scale[:, None, None], shift[:, None, None]
+    y = exact_group_norm(x, 32, 1e-5) * (1 + scales) + shifts
+    assert_close(norm.apply(variables, x, (scale, shift)), nn.silu(y), 1e-5)
+
+
+def test_group_norm_takes_statistics_in_float32():
+    x = (100 + normal(0, 1, 16, 16, 32)).astype(jnp.bfloat16)
+    norm = GroupNorm(dtype=jnp.bfloat16)
+    y = norm.apply(norm.init(jax.random.key(0), x), x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), exact_group_norm(x, 32, 1e-5), atol=0.03
+    )
+
+
+def test_group_norm_names_channels_that_do_not_divide():
+    with pytest.raises(ValueError, match="48 channels do not divide into 32 groups"):
+        GroupNorm().init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
+
+
+@pytest.mark.parametrize("features", [128, 63])
+def test_timestep_embedding_matches_original(features):
+    case = load_case("schedules")
+    timesteps = jnp.array([0, 1, 17, 999])  # the case names none; cosines tell
+    expected = case.arrays[f"timestep_embedding_{features}"]
+    # A frequency's last bit, which differs between processors, times 999.
+    assert_close(timestep_embedding(timesteps, features), expected, 6e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 5, 2, 4), (1, 1, 1, 2)])
+def test_upsample_conv_is_a_convolution_of_the_repeated(shape):
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 6)
+
+    def direct(x, kernel):
+        y = upsample_nearest(x)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            y, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers
+        )
+
+    ours, pull_ours = jax.vjp(upsample_conv, x, kernel)
+    expected, pull_expected = jax.vjp(direct, x, kernel)
+    assert_close(ours, expected, 1e-5)
+    cotangent = normal(2, *expected.shape)
+    pulled = zip(pull_ours(cotangent), pull_expected(cotangent), strict=True)
+    for a, b in pulled:
+        assert_close(a, b, 1e-5)
+
+
+def test_nearest_up_and_pooling_down_are_inverse():
+    x = normal(0, 2, 3, 5, 4)
+    assert_close(average_pool(upsample_nearest(x)), x, 1e-6)
+    np.testing.assert_array_equal(upsample_nearest(x)[:, 1::2, ::2], x)
+
+
+@pytest.mark.parametrize("padding, first", [((1, 1), 4), ((0, 1), 9)])
+def test_downsample_pads_where_the_original_does(padding, first):
+    """An all-ones kernel counts the pixels under the window: padding shows."""
+    down = Downsample(padding=padding)
+    x = jnp.ones((1, 4, 4, 1))
+    params = {"conv": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
+    y = down.apply({"params": params}, x)
+    assert y.shape == (1, 2, 2, 1) and y[0, 0, 0, 0] == first
+
+
+def test_resampling_without_convolution_has_no_parameters():
+    x = jnp.ones((1, 4, 4, 2))
+    for module, size in ((Downsample(False), 2), (Upsample(False), 8)):
+        y, variables = module.init_with_output(jax.random.key(0), x)
+        assert y.shape == (1, size, size, 2) and not variables
+
+
+def test_kernels_start_at_unit_gain():
+    layer = conv(256)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]
+    np.testing.assert_allclose(params["kernel"].std(), 1 / np.sqrt(9 * 64), rtol=0.02)
+    assert not params["bias"].any()
+
+
+@pytest.mark.parametrize("resample, size", [(None, 4), ("up", 8), ("down", 2)])
+@pytest.mark.parametrize("scale_shift_norm", [False, True])
+def test_res_block_shapes_and_embedding(resample, size, scale_shift_norm):
+    block = ResBlock(64, scale_shift_norm=scale_shift_norm, resample=resample)
+    x, embedding = normal(0, 2, 4, 4, 32), normal(1, 2, 16)
+    y, variables = block.init_with_output(jax.random.key(0), x, embedding)
+    assert y.shape == (2, size, size, 64)
+    assert variables["params"]["embedding"]["bias"].size == 64 * (1 + scale_shift_norm)
+    assert np.abs(y - block.apply(variables, x, 2 * embedding)).max() > 1e-3
+
+
+def test_zero_initialised_res_block_is_the_identity():
+    x = normal(0, 2, 4, 4, 32)
+    y, _ = ResBlock(32, zero_init=True).init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(y, x)
+
+
+def test_dropout_is_live_in_training_only():
+    block, x = ResBlock(32, dropout=0.5), normal(0, 2, 4, 4, 32)
+    variables = block.init(jax.random.key(0), x)
+    still = block.apply(variables, x)
+    draw = [
+        block.apply(variables, x, None, True, rngs={"dropout": jax.random.key(i)})
+        for i in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(draw[0], draw[1])
+    assert np.abs(draw[0] - draw[2]).max() > 0.01 < np.abs(draw[0] - still).max()

@@ -1,0 +1,141 @@
+"""The U-Net's contract: shapes, conditions, precision, memory options, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models.unet import UNet
+from tests.common import assert_close
+
+TINY = dict(
+    out_channels=4,
+    channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_factors=(2,),
+    num_heads=4,
+    norm_groups=8,  # with one channel a group, the bias before a norm would be idle
+    transformer_depth=1,
+)
+
+
+def inputs(height=8, width=8):
+    keys = jax.random.split(jax.random.key(0), 4)
+    return dict(
+        latents=jax.random.normal(keys[0], (2, height, width, 4)),
+        timesteps=jnp.array([3, 977]),
+        context=jax.random.normal(keys[1], (2, 5, 16)),
+        concat=jax.random.normal(keys[2], (2, height, width, 3)),
+        vector=jax.random.normal(keys[3], (2, 128)),
+    )
+
+
+@functools.cache
+def random_params():
+    """Parameters of TINY with nothing at zero, so that every path shows."""
+    shapes = jax.eval_shape(
+        lambda x: UNet(**TINY).init(jax.random.key(0), **x), inputs()
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        fan_in = max(np.prod(leaf.shape[:-1]), 1)
+        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
+
+    return jax.tree.map(draw, shapes)
+
+
+@functools.cache
+def make_apply(**changes):
+    unet = UNet(**TINY | changes)
+    return jax.jit(lambda x: unet.apply(random_params(), **x))
+
+
+def output(**changes):
+    return make_apply(**changes)(inputs())
+
+
+def test_every_input_reaches_the_output():
+    given, apply = inputs(), make_apply()
+    base = apply(given)
+    assert base.shape == (2, 8, 8, 4) and base.dtype == jnp.float32
+    for name, value in given.items():
+        changed = apply(given | {name: value + 1})
+        assert np.abs(changed - base).max() > 1e-3, name
+
+
+def test_starts_at_zero():
+    unet = UNet(**TINY | dict(transformer_depth=0))
+    given = inputs() | dict(context=None)
+    output, _ = jax.jit(lambda x: unet.init_with_output(jax.random.key(0), **x))(given)
+    assert not output.any()
+
+
+def test_examples_do_not_mix():
+    twice = jax.tree.map(lambda x: x[::-1], inputs())
+    assert_close(make_apply()(twice)[::-1], output(), 1e-5)
+
+
+def test_sizes_need_not_be_square():
+    shape = jax.eval_shape(make_apply(), inputs(4, 10)).shape
+    assert shape == (2, 4, 10, 4)
+
+
+def test_bfloat16_is_close_with_float32_parameters_and_output():
+    rough, exact = output(dtype="bfloat16"), output()
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+    unet = UNet(**TINY, dtype="bfloat16")
+    shapes = jax.eval_shape(lambda: unet.init(jax.random.key(0), **inputs()))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_every_parameter_gets_a_gradient_and_remat_the_same():
+    def run(remat):
+        unet = UNet(**TINY, remat=remat)
+
+        def loss(variables):
+            return jnp.mean(jnp.square(unet.apply(variables, **inputs()) - 1))
+
+        return jax.jit(jax.value_and_grad(loss))(random_params())
+
+    (value, gradient), (again, same) = run(False), run(True)
+    assert value == again
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.abs(leaf).max() > 0, path
+    for a, b in zip(*map(jax.tree.leaves, (gradient, same)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+
+
+def test_per_level_fields_say_the_same_as_one_value():
+    changes = dict(num_heads=(2, 4), num_res_blocks=(1, 1), transformer_depth=(3, 1))
+    np.testing.assert_array_equal(output(**changes), output())
+    np.testing.assert_array_equal(output(num_heads=None, head_channels=16), output())
+    assert np.abs(output(num_heads=(4, 2)) - output()).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_heads=None), "set num_heads or head_channels"),
+        (dict(num_heads=5), "5 heads of 12 channels do not make up the 64 channels"),
+        (dict(num_heads=None, head_channels=48), "1 heads of 48 channels"),
+    ],
+)
+def test_heads_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**TINY | changes)
+
+
+def test_odd_sizes_are_named():
+    with pytest.raises(ValueError, match="latents of 8 x 9 .* multiples of 2"):
+        make_apply()(inputs(8, 9))
+
+
+def test_context_without_transformer_is_an_error():
+    unet = UNet(**TINY | dict(transformer_depth=0))
+    with pytest.raises(ValueError, match="set transformer_depth"):
+        unet.init(jax.random.key(0), **inputs())
