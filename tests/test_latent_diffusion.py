@@ -178,7 +178,7 @@ def test_loss_is_a_function_of_its_key(batch, frozen):
     assert first == loss(*arguments, jax.random.key(0))[0]
     assert first != loss(*arguments, jax.random.key(1))[0]
     assert loss._cache_size() == compilations
-    assert set(metrics) == {"loss", "loss_simple", "loss_vlb"}
+    assert set(metrics) == {"loss", "loss_simple", "loss_vlb", "loss_vs_zeros"}
     assert first.dtype == jnp.float32 and metrics["loss"] == first
 
 

@@ -35,15 +35,23 @@ def denoising_loss(
 
     Returns:
       (loss, metrics): float32 scalar, and a dict of the float32 scalars "loss",
-      "loss_simple" and "loss_vlb".
+      "loss_simple", "loss_vlb" and "loss_vs_zeros" (the simple loss over that of a
+      network which outputs zeros: 1 is the plateau of a model that learns nothing).
     """
-    error = LOSS_TYPES[loss_type](output.astype(jnp.float32) - target)
-    error = error.mean(axis=tuple(range(1, error.ndim)))
+    axes = tuple(range(1, target.ndim))
+    difference = output.astype(jnp.float32) - target
+    error = LOSS_TYPES[loss_type](difference).mean(axis=axes)
+    error_of_zeros = LOSS_TYPES[loss_type](target).mean(axis=axes)
     loss_simple = jnp.average(error, weights=weights)
     gamma = jnp.average(error / jnp.exp(logvar) + logvar, weights=weights)
     loss_vlb = jnp.average(error * vlb_weights, weights=weights)
     loss = simple_weight * gamma + elbo_weight * loss_vlb
-    return loss, {"loss": loss, "loss_simple": loss_simple, "loss_vlb": loss_vlb}
+    return loss, {
+        "loss": loss,
+        "loss_simple": loss_simple,
+        "loss_vlb": loss_vlb,
+        "loss_vs_zeros": loss_simple / jnp.average(error_of_zeros, weights=weights),
+    }
 
 
 def elbo_weights(schedule, prediction_type, v_posterior=0.0):

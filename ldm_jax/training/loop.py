@@ -155,8 +155,11 @@ def _steps(run, state, start):
                     batch = next(batches)
             if final or done % train.log_every == 0:
                 last, window = _log(run, done, window, watch), []
-            with watch.paused():
-                window = _after_step(run, done, state, window, final, stop)
+            if _due(train, done, final, stop):
+                # What is still being computed is not part of the pause.
+                jax.block_until_ready(state)
+                with watch.paused():
+                    window = _after_step(run, done, state, window, final, stop)
             if stop:
                 run.console.line(f"step {done}: asked to stop; saved, leaving")
                 break
@@ -164,6 +167,12 @@ def _steps(run, state, start):
     finally:
         preemption.close()
         batches.close()
+
+
+def _due(train, done, final, stop):
+    """Whether something is to be done after this step."""
+    intervals = (train.checkpoint_every, train.eval_every, train.preview_every)
+    return final or stop or any(done % interval == 0 for interval in intervals)
 
 
 def _after_step(run, done, state, window, final, stop):

@@ -192,7 +192,7 @@ def test_autoencoder_has_the_published_number_of_parameters(
         # Transformers: in legacy mode the heads always make up the level's width.
         (_transformer(8, num_heads=4), dict(num_heads=4)),
         (_transformer(8, num_head_channels=32), dict(head_channels=32)),
-        (_transformer(8, num_head_channels=24), dict(num_heads=(1, 2))),
+        (_transformer(8, num_head_channels=24), dict(head_channels=32)),
         (
             _transformer(8, num_head_channels=24, legacy=False),
             dict(num_heads=(1, 2), head_channels=(24, 24)),

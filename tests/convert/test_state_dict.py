@@ -103,7 +103,7 @@ def test_wrong_shapes_are_named(wrong):
 
 
 @pytest.mark.parametrize(
-    "trailing, write", enumerate([DENSE, POINTWISE_1D, POINTWISE_2D])
+    "trailing, write", list(enumerate([DENSE, POINTWISE_1D, POINTWISE_2D]))
 )
 def test_dense_kernels_are_read_from_linear_and_1x1_layers(trailing, write):
     array = np.arange(6.0).reshape(2, 3, *(1,) * trailing)

@@ -1,0 +1,113 @@
+"""Sampling runs: independent of devices and batches, resumable, clear about mistakes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import sampling, sharding
+from ldm_jax.config import ConfigError
+from ldm_jax.images import read_image
+from tests.runs import command, finish
+
+
+@pytest.fixture(scope="module")
+def trained(second_stage):
+    return sampling.load_model(second_stage)
+
+
+@pytest.fixture(scope="module")
+def options(trained):
+    return sampling._options(trained, {"guidance_scale": 2.0, "eta": 1.0})
+
+
+def _images(trained, options, devices, batch):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    draw = sampling.make_draw(trained, mesh, [0, 3, 5], seed=7, options=options)
+    indices = np.arange(8, dtype=np.int32)
+    return np.concatenate([draw(part) for part in np.split(indices, 8 // batch)])
+
+
+def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained, options):
+    expected = _images(trained, options, devices=1, batch=8).astype(int)
+    assert len(np.unique(expected.reshape(8, -1), axis=0)) == 8
+    for devices, batch in ((2, 4), (8, 8), (1, 1)):
+        found = _images(trained, options, devices, batch)
+        # Rounding may move a value across the edge between two bytes.
+        assert np.abs(found - expected).max() <= 1, (devices, batch)
+
+
+def test_a_run_writes_pictures_a_grid_and_the_array(trained, tmp_path, capsys):
+    grid = sampling.run(
+        trained, tmp_path, num_samples=5, batch_size=2, labels=["star", "1"], npz=True
+    )
+    assert "columns: star, square" in capsys.readouterr().out
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == [f"{k:06d}.png" for k in range(5)] + ["grid.png"]
+    assert read_image(grid).shape == (3 * 34 - 2, 2 * 34 - 2, 3)
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (5, 32, 32, 3)
+        assert arrays["arr_0"].dtype == np.uint8
+        star = trained.class_names.index("star")
+        assert arrays["arr_1"].tolist() == [star, 1, star, 1, star]
+        np.testing.assert_array_equal(
+            arrays["arr_0"][3], read_image(tmp_path / "000003.png")
+        )
+
+
+def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
+    sampling.run(trained, tmp_path, num_samples=6, batch_size=8)
+    first = {p.name: p.read_bytes() for p in tmp_path.glob("0*.png")}
+    times = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("0*.png")}
+    (tmp_path / "000002.png").unlink()
+    capsys.readouterr()
+    sampling.run(trained, tmp_path, num_samples=7, batch_size=8)
+    assert "5 of 7 samples are there already" in capsys.readouterr().out
+    assert (tmp_path / "000002.png").read_bytes() == first["000002.png"]
+    for name in first.keys() - {"000002.png"}:
+        assert (tmp_path / name).stat().st_mtime_ns == times[name]
+    with pytest.raises(ConfigError, match="other settings .*seed: 0 there, 1 here"):
+        sampling.run(trained, tmp_path, num_samples=7, seed=1)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"labels": ["sttar"]}, 'no class \'sttar\'; did you mean "star"'),
+        ({"labels": ["8"]}, "there is no class '8'"),
+        ({"sampler": "ddimm"}, "ddimm"),
+        ({"num_steps": 0}, "num_steps must be from 1"),
+        ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),
+    ],
+)
+def test_wrong_options_are_named(given, message, trained, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        sampling.run(trained, tmp_path / "out", num_samples=1, **given)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_sampler_runs_on_a_trained_model(trained, tmp_path):
+    for name in ("ddpm", "ddim", "plms"):
+        sampling.run(
+            trained, tmp_path / name, num_samples=1, sampler=name, num_steps=3
+        )
+        assert json.loads((tmp_path / name / "settings.json").read_text())
+
+
+def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
+    with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
+        sampling.load_model(first_stage)
+
+
+def test_the_script_draws(second_stage, tmp_path):
+    arguments = [f"--workdir={second_stage}", f"--outdir={tmp_path}"]
+    status, output = finish(
+        command("sample.py", *arguments, "--num_samples=3", "--sampler=plms")
+    )
+    assert status == 0, output
+    assert len(list(tmp_path.glob("0*.png"))) == 3
+    status, output = finish(command("sample.py", *arguments, "--labels=nothing"))
+    assert status == 1
+    assert output.strip().splitlines()[-1].startswith("error: --labels")
