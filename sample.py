@@ -1,6 +1,6 @@
 """Draws images from a trained latent diffusion model.
 
-    python sample.py --workdir=runs/class --outdir=samples --num_samples=16 --labels=star
+    python sample.py --workdir=runs/class --outdir=samples --labels=star,heart
 
 Writes one PNG per sample, a grid, and with --npz the array that evaluators of the field
 take.  Sample k depends on the seed and k alone.  A run that was cut goes on where it

@@ -4,8 +4,8 @@
         --config.data.data_dir=gs_or_local_path_of_prepared_imagenet2012
 
 Published (trained on OpenImages, 176,991 steps, evaluated on ImageNet-val at 256 px):
-R-FID 0.27, PSNR 27.53, SSIM 0.82.  Not reproduced here yet: the perceptual loss that the
-published model was trained with is still to come, so expect blurrier textures.
+R-FID 0.27, PSNR 27.53, SSIM 0.82.  Not reproduced here yet: the perceptual loss that
+the published model was trained with is still to come, so expect blurrier textures.
 
 Memory, not arithmetic, limits the batch: about 3.2 TFLOP per image and training step.
 Variants: `:tiny` (a toy for a laptop).
@@ -31,6 +31,7 @@ def get_config(variant=""):
             channel_mult=(1, 2, 4),
             num_res_blocks=2,
             attention_factors=(),
+            norm_groups=32,
             z_channels=3,
             embed_dim=3,
             remat=False,

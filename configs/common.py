@@ -152,6 +152,8 @@ def shrink_train(config):
         batch_size=8,
         num_steps=4,
         warmup_steps=0,
+        # So that a run cut by num_steps=2 and one of 4 take the same steps.
+        decay="constant",
         log_every=2,
         eval_every=4,
         eval_batches=1,
@@ -164,8 +166,11 @@ def shrink_train(config):
 def shrink_autoencoder(config):
     """Applies `shrink_train` and makes the networks of a first stage tiny."""
     shrink_train(config)
-    config.first_stage.update(channels=32, num_res_blocks=1, dtype="float32")
-    config.discriminator.update(channels=8, num_layers=2)
+    config.first_stage.update(
+        channels=16, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8
+    )
+    config.first_stage.dtype = "float32"
+    config.discriminator.update(channels=8, num_layers=1)
     config.loss.disc_start = 1
 
 
@@ -177,6 +182,7 @@ def shrink_diffusion(config):
         channel_mult=(1, 2),
         num_res_blocks=1,
         attention_factors=(2,),
+        norm_groups=8,
         dtype="float32",
     )
     config.sample.num_steps = 4

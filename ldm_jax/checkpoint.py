@@ -1,8 +1,8 @@
 """Saves and restores a training state, and loads trained weights for use.
 
 A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
-`ema_params`, `training` (step, optimiser states, batch statistics) and `meta` (JSON: the
-config and what else describes the run).  Weights and training state are apart, so that
+`ema_params`, `training` (step, optimiser states, batch statistics) and `meta` (JSON:
+the config and what else describes the run).  Weights and training state are apart, so that
 sampling reads no optimiser state.  Orbax writes to a temporary folder and renames it:
 a run killed while it saves leaves its previous checkpoints whole.
 """
@@ -182,8 +182,8 @@ def _unreadable(folder, reason):
         first = lines[0][:200] if lines else "no reason given"
         reason = f"{type(reason).__name__}: {first}"
     return CheckpointError(
-        f"cannot read the checkpoint {folder}: {reason}; move that folder away to go on "
-        "from an older checkpoint, or use another --workdir"
+        f"cannot read the checkpoint {folder}: {reason}; move that folder away to go "
+        "on from an older checkpoint, or use another --workdir"
     )
 
 

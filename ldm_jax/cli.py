@@ -20,7 +20,7 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error was raise
 
 
 def parse_flags(argv):
-    """Parses the command line; a wrong flag or config key is one line, exit status 2."""
+    """Parses the command line; a wrong flag or key is one line and exit status 2."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What is saved comes back to the bit, and a damaged checkpoint is never passed over."""
+"""What is saved comes back to the bit; a damaged checkpoint is never passed over."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Sampling runs: independent of devices and batches, resumable, clear about mistakes."""
+"""Sampling runs: the same on any devices and batches, resumable, clear on mistakes."""
 
 import json
 

@@ -213,8 +213,8 @@ def _make_steps(config, model, critic, weights, example):
         if train.ema_decay:
             new = {"autoencoder": params["autoencoder"]}
             average = update_ema(average, new, state.step, train.ema_decay)
-        metrics["grad_norm"] = optax.global_norm(grads["autoencoder"])
-        metrics["disc_grad_norm"] = optax.global_norm(grads["discriminator"])
+        metrics["grad_norm"] = optax.tree.norm(grads["autoencoder"])
+        metrics["disc_grad_norm"] = optax.tree.norm(grads["discriminator"])
         metrics["learning_rate"] = rate(state.step)
         state = state.replace(
             step=state.step + 1,

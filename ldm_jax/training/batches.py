@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import numpy as np
-
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding

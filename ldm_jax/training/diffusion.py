@@ -116,7 +116,8 @@ def load_first_stage(workdir, step=None):
     if not workdir:
         raise ConfigError(
             "first_stage.workdir is not set: train a first stage with train.py "
-            "(configs/*autoencoder*.py) and give --config.first_stage.workdir=ITS_WORKDIR"
+            "(configs/*autoencoder*.py) and give "
+            "--config.first_stage.workdir=ITS_WORKDIR"
         )
     config, params, meta = checkpoint.load_weights(workdir, step)
     if config.stage != "autoencoder":
@@ -245,7 +246,7 @@ def _make_steps(config, model, frozen, example):
         ema_params = state.ema_params
         if train.ema_decay:
             ema_params = update_ema(ema_params, params, state.step, train.ema_decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = rate(state.step)
         state = state.replace(
             step=state.step + 1,

@@ -1,7 +1,7 @@
 """The one training loop: restore, data, steps, logging, evaluation, checkpoints.
 
-It runs any `Stage`.  A step's randomness and data follow from (seed, step) alone, so the
-same command goes on where a run was cut, bit for bit on the same devices.
+It runs any `Stage`.  A step's randomness and data follow from (seed, step) alone, so
+the same command goes on where a run was cut, bit for bit on the same devices.
 """
 
 import dataclasses
@@ -70,8 +70,7 @@ def run(config, workdir, allow_config_change=False):
     try:
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
-        if start:
-            check_config(config, meta, allow_config_change)
+        notes = check_config(config, meta, allow_config_change) if start else []
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
         meta = {"config": to_dict(config)} | found
@@ -79,6 +78,8 @@ def run(config, workdir, allow_config_change=False):
             write_config(workdir, config)
         writer = Writer(workdir, to_dict(config), start, main, train.wandb)
         console = Console(train.num_steps, start, main)
+        for note in notes:
+            console.line(note)
         abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
         this = Run(
             config=config,
@@ -122,8 +123,8 @@ def _describe(run, abstract, start):
         line(f"{name}: {size:,} parameters")
     device = jax.devices()[0].device_kind
     line(
-        f"{config.stage}: {run.data.num_examples:,} images, batch {config.train.batch_size}, "
-        f"{run.mesh.size} x {device} as {dict(run.mesh.shape)}"
+        f"{config.stage}: {run.data.num_examples:,} images, "
+        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as {dict(run.mesh.shape)}"
     )
     total = config.train.num_steps
     if start >= total:

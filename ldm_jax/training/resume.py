@@ -3,9 +3,10 @@
 import os
 import pathlib
 
+from ml_collections import ConfigDict
+
 from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import differences, to_json
-from ml_collections import ConfigDict
 
 # Keys that may change between two runs of one workdir: they do not alter what a step
 # computes, or (train.num_steps) say how long it goes on.
@@ -38,17 +39,33 @@ def check_config(config, meta, allow_change):
       meta: The checkpoint's `meta`.
       allow_change: Accept a difference.
 
+    Returns:
+      Sentences on free keys that changed and should be noticed.
+
     Raises:
       CheckpointError: If they differ, naming the keys.
     """
-    rows = differences(config, ConfigDict(meta["config"]), FREE_KEYS)
+    recorded = ConfigDict(meta["config"])
+    rows = differences(config, recorded, FREE_KEYS)
     if not rows or allow_change:
-        return
-    shown = "; ".join(f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)
+        return _notes(config.train, recorded.train, rows)
+    changes = (f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)
+    shown = "; ".join(changes)
     raise CheckpointError(
         f"the checkpoint in this workdir belongs to another config ({shown}); use "
         "another --workdir, or --allow_config_change to go on with the new values"
     )
+
+
+def _notes(train, recorded, rows):
+    notes = [f"changed: {key} from {theirs} to {ours}" for key, ours, theirs in rows]
+    decays = train.decay != "constant" and train.decay_steps is None
+    if decays and train.num_steps != recorded.num_steps:
+        notes.append(
+            f"train.num_steps is {train.num_steps}, was {recorded.num_steps}: the "
+            f"{train.decay} learning rate now ends at step {train.num_steps}"
+        )
+    return notes
 
 
 def write_config(workdir, config):
