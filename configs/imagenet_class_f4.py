@@ -5,7 +5,8 @@
     python sample.py --workdir=runs/class_f4 --outdir=samples --guidance_scale=1.5 \
         --num_steps=250 --num_samples=50000 --npz
 
-Published (178 K steps of batch 1200, 271 V100-days; 250 DDIM steps): FID 10.56, IS 103.49; guided with scale 1.5 FID 3.60, IS 247.67.  The paper's first stage is VQ-f4;
+Published (178 K steps of batch 1200, 271 V100-days; 250 DDIM steps): FID 10.56, IS
+103.49; guided with scale 1.5 FID 3.60, IS 247.67.  The paper's first stage is VQ-f4;
 KL-f4 has the same latents, 64 x 64 x 3.
 
 Training costs 0.63 TFLOP per image, encoding included about 1.  Variants: `:tiny`.

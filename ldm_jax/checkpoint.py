@@ -2,9 +2,9 @@
 
 A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
 `ema_params`, `training` (step, optimiser states, batch statistics) and `meta` (JSON:
-the config and what else describes the run).  Weights and training state are apart, so that
-sampling reads no optimiser state.  Orbax writes to a temporary folder and renames it:
-a run killed while it saves leaves its previous checkpoints whole.
+the config and what else describes the run).  Weights and training state are apart, so
+that sampling reads no optimiser state.  Orbax writes to a temporary folder and renames
+it: a run killed while it saves leaves its previous checkpoints whole.
 """
 
 import json
@@ -67,7 +67,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self._checkpointer.save_checkpointables_async(
-            step, _items(state) | {"meta": meta}, force=True
+            step, _items(state) | {"meta": {"json": json.dumps(meta)}}, force=True
         )
 
     def restore(self, step, abstract_state):
@@ -137,7 +137,7 @@ def read_meta(folder):
     Raises:
       CheckpointError: If it cannot be read.
     """
-    return _load(folder, {"meta": None})["meta"]
+    return json.loads(_load(folder, {"meta": None})["meta"]["json"])
 
 
 def _load(folder, targets):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -43,15 +44,13 @@ def tiny_config(name, data_dir, **overrides):
     return config
 
 
-def one_device(config):
-    """Keeps a config to a single device where the test has eight."""
-    config.train.mesh = {"data": 1, "fsdp": 1}
-    return config
-
-
-def train(name, data_dir, workdir, **overrides):
-    """Runs a tiny config; returns the metrics of the last log line."""
-    return loop.run(tiny_config(name, data_dir, **overrides), workdir)
+def train(
+    name, data_dir, workdir, devices=1, allow_config_change=False, **overrides
+):
+    """Runs a tiny config on so many devices; returns the last metrics logged."""
+    config = tiny_config(name, data_dir, **overrides)
+    with mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices]):
+        return loop.run(config, workdir, allow_config_change)
 
 
 def command(script, *arguments, devices=1):

@@ -12,6 +12,12 @@ from ldm_jax.images import read_image
 from tests.runs import command, finish
 
 
+@pytest.fixture(autouse=True)
+def two_devices(monkeypatch):
+    devices = jax.local_devices()[:2]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
 @pytest.fixture(scope="module")
 def trained(second_stage):
     return sampling.load_model(second_stage)

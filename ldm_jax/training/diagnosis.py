@@ -33,8 +33,8 @@ def check_finite(first_step, window, last_saved):
             )
             raise TrainingDiverged(
                 f"step {step}: {', '.join(bad)} is not finite; the run stops and "
-                f"{kept}. Lower train.learning_rate, lengthen train.warmup_steps or set "
-                "train.grad_clip=1.0, and run the same command again in a new --workdir"
+                f"{kept}. Lower train.learning_rate, lengthen train.warmup_steps or "
+                "set train.grad_clip=1.0, and run the same command in a new --workdir"
             )
 
 

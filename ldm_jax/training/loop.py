@@ -124,7 +124,8 @@ def _describe(run, abstract, start):
     device = jax.devices()[0].device_kind
     line(
         f"{config.stage}: {run.data.num_examples:,} images, "
-        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as {dict(run.mesh.shape)}"
+        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as "
+        f"{dict(run.mesh.shape)}"
     )
     total = config.train.num_steps
     if start >= total:
