@@ -14,7 +14,7 @@ demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 demo: export MALLOC_TOP_PAD_ = 67108864
 demo: $(INSTALLED)
-	$(BIN)/python -m ldm_jax.data.shapes --data_dir=$(DEMO)/data --image_size=64 \
+	$(BIN)/python -m ldm_jax.data.shapes --data_dir=$(DEMO)/data --image_size=32 --max_shapes=1 \
 	    --num_train=20000 --num_validation=256
 	$(BIN)/python train.py --config=configs/shapes_autoencoder.py \
 	    --config.data.data_dir=$(DEMO)/data --workdir=$(DEMO)/autoencoder

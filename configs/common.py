@@ -31,7 +31,11 @@ def data(**changes):
 
 
 def train(**changes):
-    """The `train` section: the loop, the optimiser and the mesh."""
+    """The `train` section: the loop, the optimiser and the mesh.
+
+    preview_images: How many pictures a preview shows; 0 turns previews off.
+    eval_batches: Batches of an evaluation; all held-out images where unset.
+    """
     section = dict(
         batch_size=64,
         num_steps=1000,

@@ -1,10 +1,10 @@
-"""First stage of the demo: KL-f4 on the embedded data set `shapes` at 64 px.
+"""First stage of the demo: KL-f4 on the embedded data set `shapes` at 32 px.
 
-    python -m ldm_jax.data.shapes --image_size=64 --num_train=10000
+    python -m ldm_jax.data.shapes --image_size=32 --max_shapes=1 --num_train=20000
     python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder
 
-Made for two CPU cores, on which it takes about four minutes; see the README for what it
-reaches.  Variants: `:tiny` (32 px, four steps, for tests).
+Made for two CPU cores, on which it takes about two minutes; see the README for what it
+reaches.  Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import common

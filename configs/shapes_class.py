@@ -1,4 +1,4 @@
-"""Second stage of the demo: class-conditional latent diffusion on `shapes` at 64 px.
+"""Second stage of the demo: class-conditional latent diffusion on `shapes` at 32 px.
 
     python train.py --config=configs/shapes_class.py --workdir=runs/class \
         --config.first_stage.workdir=runs/autoencoder

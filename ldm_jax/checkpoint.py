@@ -12,6 +12,7 @@ import pathlib
 
 import jax
 import numpy as np
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.config import from_json
@@ -67,7 +68,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self._checkpointer.save_checkpointables_async(
-            step, _items(state) | {"meta": {"json": json.dumps(meta)}}, force=True
+            step, _items(state) | {"meta": meta}, force=True
         )
 
     def restore(self, step, abstract_state):
@@ -137,7 +138,7 @@ def read_meta(folder):
     Raises:
       CheckpointError: If it cannot be read.
     """
-    return json.loads(_load(folder, {"meta": None})["meta"]["json"])
+    return _load(folder, {"meta": None})["meta"]
 
 
 def _load(folder, targets):
@@ -165,10 +166,15 @@ def _check_structure(folder, targets):
 
 def _metadata(folder):
     """Returns item -> tree of shapes and dtypes for the items that hold arrays."""
+    verbosity = logging.get_verbosity()
     try:
+        # Orbax warns of the item `meta`, which is no tree of arrays.
+        logging.set_verbosity(logging.ERROR)
         metadata = ocp.checkpointables_metadata(folder).metadata
     except Exception as error:  # Orbax raises many kinds for a damaged folder.
         raise _unreadable(folder, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     trees = {name: tree for name, tree in metadata.items() if name != "meta"}
     for name in trees.keys() | {"params", "training"}:
         if trees.get(name) is None:

@@ -12,8 +12,8 @@ BASE = {"config", "images", "models", "data"}
 PARTS = BASE | {"conditioners", "diffusion", "sharding", "checkpoint"}
 ALLOWED = {
     "config": {"config"},
-    "images": {"images"},
-    "data": {"data", "config", "images"},
+    "images": {"images", "data"},
+    "data": {"data", "config"},
     "models": {"models"},
     "conditioners": {"conditioners", "models"},
     "diffusion": {"diffusion"},

@@ -259,6 +259,8 @@ def _evaluate(run, done, state):
 def _preview(run, done, state):
     """Writes pictures of held-out images and of what the model makes of them."""
     count = run.config.train.preview_images
+    if not count:
+        return
     if run.preview is None:
         draw = jax.jit(run.stage.preview, out_shardings=sharding.replicated(run.mesh))
         run.preview = draw, run.data.preview_batch(count)
