@@ -14,6 +14,12 @@ def data(**changes):
     source: "tfds" (a prepared TensorFlow data set) or "folder" (image files).
     name: Name of the data set, for example "shapes/64"; for a folder its path.
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
+    split, eval_split: Trained on and held out; "" holds nothing out.
+    crop: "center" or "random"; flip mirrors every second training image.
+    workers: Processes that load; 0 loads in threads.
+    on_error: "skip" or "raise" at a file that cannot be read.
+    image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
+    validation_fraction: Share of a folder's files that is held out.
     """
     section = dict(
         source="tfds",
@@ -26,6 +32,9 @@ def data(**changes):
         flip=False,
         workers=0,
         on_error="skip",
+        image_key=placeholder(str),
+        label_key=placeholder(str),
+        validation_fraction=0.05,
     )
     return section | changes
 

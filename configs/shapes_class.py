@@ -16,6 +16,7 @@ def get_config(variant=""):
     config = common.diffusion(
         data=common.data(name="shapes/32_single", image_size=32),
         conditions=dict(
+            # On the command line `--config.conditions.label.kind=none` turns it off.
             label=dict(
                 kind="class_label",
                 slot="vector",

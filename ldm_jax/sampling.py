@@ -16,11 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
-from ldm_jax.config import ConfigError, suggest, to_dict
+from ldm_jax.config import ConfigError, suggest
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import make_grid, read_image, to_uint8, write_png
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.training.diffusion import load_first_stage, make_model
+from ldm_jax.training.diffusion import (
+    load_first_stage,
+    make_model,
+    sample_options,
+)
 from ldm_jax.training.writer import Console
 
 _SETTINGS = "settings.json"
@@ -145,7 +149,7 @@ def run(
 
 def _options(trained, given):
     """Completes the options from the config and checks them before anything runs."""
-    options = to_dict(trained.config.sample)
+    options = sample_options(trained.config, trained.model)
     if given.get("sampler") not in (None, options.get("sampler")):
         # Another sampler does not inherit the options of the config's.
         options["eta"] = None

@@ -60,8 +60,9 @@ def make_model(config, first_stage, num_classes=None):
 
 
 def _fill_conditions(conditions, unet, num_classes):
-    """Completes the entries that leave the number of classes or the width open."""
+    """Completes what entries leave open; those of the kind "none" are off."""
     entries = {key: to_dict(entry) for key, entry in conditions.items()}
+    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
     for key, entry in entries.items():
         if entry.get("kind") != "class_label":
             continue
@@ -80,6 +81,12 @@ def _fill_conditions(conditions, unet, num_classes):
         if entry.get("slot") == "vector":
             entry["features"] = entry.get("features") or 4 * unet.channels
     return entries
+
+
+def sample_options(config, model):
+    """Reads the `sample` section; a model without conditions is not guided."""
+    options = to_dict(config.sample)
+    return options if model.conditioner.entries else options | {"guidance_scale": 1.0}
 
 
 def _check_sizes(model, image_size):
@@ -278,7 +285,7 @@ def _make_steps(config, model, frozen, example):
             batch,
             jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
             latent_shape=latent_diffusion.shape_of_latents(model, images.shape[1:3]),
-            **to_dict(config.sample),
+            **sample_options(config, model),
         )
         latents = latent_diffusion.encode(model, frozen, images)
         return {

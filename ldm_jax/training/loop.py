@@ -14,6 +14,7 @@ import numpy as np
 from ldm_jax import sharding
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.config import choose, to_dict
+from ldm_jax.data.loader import DataError
 from ldm_jax.training import autoencoder, diffusion
 from ldm_jax.training.batches import Data
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
@@ -186,10 +187,20 @@ def _after_step(run, done, state, window, final, stop):
         _check(run, done, window)
         run.checkpoints.save(done, state, run.meta)
     if not stop and (final or done % train.eval_every == 0):
-        _evaluate(run, done, state)
+        _show(run, _evaluate, done, state)
     if not stop and (final or done % train.preview_every == 0):
-        _preview(run, done, state)
+        _show(run, _preview, done, state)
     return window
+
+
+def _show(run, action, done, state):
+    """Evaluates or previews; held-out images that are all damaged end no training."""
+    try:
+        action(run, done, state)
+    except DataError as error:
+        if run.config.data.on_error == "raise":
+            raise
+        run.console.line(f"warning: no evaluation or preview at step {done}: {error}")
 
 
 def _check(run, done, window):
