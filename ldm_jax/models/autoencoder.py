@@ -315,26 +315,5 @@ def last_layer(model, params, features):
     return apply, layer["kernel"]
 
 
-def make_autoencoder(section):
-    """Builds the first stage that a config section describes.
-
-    Args:
-      section: Mapping of "kind" (a row of FIRST_STAGES) and that module's fields.
-
-    Returns:
-      An Autoencoder; no weights are drawn.
-
-    Raises:
-      ValueError: If there is no such kind.
-      TypeError: If a key is not a field.
-    """
-    section = dict(section)
-    kind = section.pop("kind", None)
-    if kind not in FIRST_STAGES:
-        raise ValueError(
-            f"first_stage.kind is {kind!r}: choose one of {', '.join(FIRST_STAGES)}"
-        )
-    return FIRST_STAGES[kind](**section)
-
-
+# Autoencoders by the name that configs use.
 FIRST_STAGES = {"kl": KLAutoencoder}

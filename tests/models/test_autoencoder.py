@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.config import ConfigError
 from ldm_jax.models.autoencoder import (
     FIRST_STAGES,
     DiagonalGaussian,
     last_layer,
-    make_autoencoder,
 )
+from ldm_jax.training.autoencoder import make_first_stage
 from tests.common import assert_close
 
 TINY = dict(
@@ -29,19 +30,19 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1)
 
 @functools.cache
 def variables():
-    return jax.jit(make_autoencoder(TINY).init)(jax.random.key(1), IMAGES)
+    return jax.jit(make_first_stage(TINY).init)(jax.random.key(1), IMAGES)
 
 
 @functools.cache
 def output(**changes):
-    model = make_autoencoder(TINY | changes)
+    model = make_first_stage(TINY | changes)
     return jax.jit(model.apply)(variables(), IMAGES)
 
 
 @pytest.mark.parametrize("kind", FIRST_STAGES)
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 6])
 def test_shapes_for_every_factor(kind, levels):
-    model = make_autoencoder(TINY | dict(kind=kind, channel_mult=(1,) * levels))
+    model = make_first_stage(TINY | dict(kind=kind, channel_mult=(1,) * levels))
     factor = model.downsampling_factor
     assert factor == 2 ** (levels - 1) and model.latent_channels == 3
     images = jax.ShapeDtypeStruct((2, 2 * factor, factor, 3), jnp.float32)
@@ -58,7 +59,7 @@ def test_shapes_for_every_factor(kind, levels):
 
 
 def test_decoding_is_features_then_last_layer():
-    model, params = make_autoencoder(TINY), variables()["params"]
+    model, params = make_first_stage(TINY), variables()["params"]
     reconstruct = functools.partial(model.apply, method="reconstruct")
     images, _, features = jax.jit(reconstruct)(variables(), IMAGES)
     np.testing.assert_allclose(images, output()[0], atol=1e-5)
@@ -68,7 +69,7 @@ def test_decoding_is_features_then_last_layer():
 
 
 def test_sampling_needs_a_key_and_follows_it():
-    model = make_autoencoder(TINY)
+    model = make_first_stage(TINY)
     apply = jax.jit(model.apply)
     runs = [apply(variables(), IMAGES, jax.random.key(i))[0] for i in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -89,28 +90,28 @@ def test_remat_changes_memory_only():
 
 
 def test_no_attention_leaves_no_attention_parameters():
-    model = make_autoencoder(TINY | dict(attention_factors=(), mid_attention=False))
+    model = make_first_stage(TINY | dict(attention_factors=(), mid_attention=False))
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert "attention" not in str(jax.tree.structure(shapes))
 
 
 def test_tanh_output_bounds_images():
     params = jax.tree.map(lambda p: 5 * p, variables())
-    model = make_autoencoder(TINY | dict(tanh_output=True))
+    model = make_first_stage(TINY | dict(tanh_output=True))
     assert np.abs(jax.jit(model.apply)(params, IMAGES)[0]).max() <= 1
 
 
 def test_images_that_do_not_halve_are_named():
-    model = make_autoencoder(TINY)
+    model = make_first_stage(TINY)
     with pytest.raises(ValueError, match="images of 8 x 7 .* multiples of 2"):
         model.apply(variables(), IMAGES[:, :, :7])
 
 
 def test_unknown_kind_and_key_are_named():
-    with pytest.raises(ValueError, match="'klx'.*kl"):
-        make_autoencoder(TINY | dict(kind="klx"))
-    with pytest.raises(TypeError, match="chanels"):
-        make_autoencoder(TINY | dict(chanels=3))
+    with pytest.raises(ConfigError, match="klx.*kl"):
+        make_first_stage(TINY | dict(kind="klx"))
+    with pytest.raises(ConfigError, match="chanels"):
+        make_first_stage(TINY | dict(chanels=3))
 
 
 def gaussian(mean, std):
