@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	@echo "samples: $(DEMO)/samples/grid.png, one class per column"
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -149,7 +149,8 @@ class Console:
 
 def format_metrics(step, total, metrics):
     """Formats a log line: `step 100/2000  loss 0.123  images_per_s 55.1  ...`."""
-    numbers = "  ".join(f"{name} {_short(value)}" for name, value in metrics.items())
+    names = sorted(metrics, key=lambda name: name != "loss")
+    numbers = "  ".join(f"{name} {_short(metrics[name])}" for name in names)
     return f"step {step}/{total}  {numbers}"
 
 
