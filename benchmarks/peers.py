@@ -1,6 +1,6 @@
 """Speed beside PyTorch: the same networks and weights, alternated in one process.
 
-    python benchmarks/peers.py [--only unet] [--size small] [--rounds 15]
+    python benchmarks/peers.py [--only "unet small,decode"] [--rounds 15]
 
 PyTorch runs diffusers' modules eagerly, channels last. Pairs of outputs are compared
 first. A ratio is the median over rounds of JAX's time over PyTorch's: below 1, JAX is
@@ -281,9 +281,10 @@ def processor():
 def main():
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="text that a line's name contains")
+    parser.add_argument("--only", default="", help="words of lines' names")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    chosen = [set(line.split()) for line in options.only.split(",")]
     tune_malloc()
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -293,14 +294,14 @@ def main():
     pairs = [("unet", size, unet_pair) for size in UNETS]
     pairs += [("autoencoder", size, autoencoder_pair) for size in AUTOENCODERS]
     for kind, size, pair in pairs:
-        if not any(word in f"{kind} {size}" for word in options.only.split(",")):
-            continue
         for name, ours, theirs in pair(size):
+            line = f"{kind} {size} {name}"
+            if not any(set(line.split()) >= words for words in chosen):
+                continue
             compare(ours, theirs)
             a, b, spoilt = measure(ours, theirs, options.rounds)
-            line = f"{kind} {size} {name}".ljust(34)
-            line += f"{a * 1e3:10.1f}{b * 1e3:10.1f}{a / b:8.2f}{spoilt:8}"
-            print(line, flush=True)
+            times = f"{a * 1e3:10.1f}{b * 1e3:10.1f}{a / b:8.2f}{spoilt:8}"
+            print(line.ljust(34) + times, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ def get_config(variant=""):
             dtype="float32",
         ),
         discriminator=dict(channels=16, num_layers=2, norm="batch"),
-        loss=common.autoencoder_loss(disc_start=1050, disc_weight=0.1),
+        loss=common.autoencoder_loss(disc_start=1200, disc_weight=0.1),
         train=common.train(
             batch_size=8,
-            num_steps=1300,
+            num_steps=1500,
             learning_rate=2e-3,
             decay="cosine",
             warmup_steps=50,
@@ -40,10 +40,10 @@ def get_config(variant=""):
             grad_clip=common.placeholder(float),
             ema_decay=0.99,
             log_every=100,
-            eval_every=650,
+            eval_every=750,
             eval_batches=16,
-            preview_every=650,
-            checkpoint_every=325,
+            preview_every=750,
+            checkpoint_every=500,
         ),
     )
     if variant == "tiny":
