@@ -54,14 +54,15 @@ def train(
 
 
 def command(script, *arguments, devices=1):
-    """Starts a script of the repository in a process of its own."""
+    """Starts a script, or a module, of the repository in a process of its own."""
+    program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     }
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
