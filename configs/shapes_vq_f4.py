@@ -17,4 +17,6 @@ def get_config(variant=""):
     _, words = common.parse_variant(variant)
     config = shapes_kl_f4.get_config()
     config.first_stage.update(kind="vq", num_codes=256)
+    # Codes that hardly any latent is near to begin anew at one that is there.
+    config.loss.restart_threshold = 0.1
     return common.vary_autoencoder(config, words)

@@ -39,7 +39,9 @@ _NUM_IMAGES = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 16, "Images at a time, over all devices.", lower_bound=1
 )
-_LPIPS = flags.DEFINE_string("lpips_weights", None, "File of the LPIPS weights.")
+_LPIPS = flags.DEFINE_string(
+    "lpips_weights", None, "File of LPIPS' weights; those of the run by default."
+)
 _IMAGE = flags.DEFINE_list("image", None, "Picture files to reconstruct at full size.")
 _TILE = flags.DEFINE_integer("tile", 512, "With --image: side of a tile in pixels.")
 _OVERLAP = flags.DEFINE_integer(
@@ -85,7 +87,7 @@ def _evaluate(first, outdir):
 
     from ldm_jax import sharding
     from ldm_jax.evaluation.data import Images
-    from ldm_jax.evaluation.first_stage import evaluate
+    from ldm_jax.evaluation.first_stage import evaluate, make_lpips
     from ldm_jax.images import write_png
 
     mesh = sharding.make_mesh()
@@ -105,7 +107,11 @@ def _evaluate(first, outdir):
             f"--image_size={side} is not divisible by the first stage's factor "
             f"{factor}; use --image_size={-(-side // factor) * factor}"
         )
-    metrics, count, grid = evaluate(first, images.batches(), mesh)
+    paths = _LPIPS.value or first.config.loss.get("lpips_weights")
+    if not paths:
+        print("LPIPS is left out: its weights were not given, see --lpips_weights")
+    perceptual = make_lpips(paths) if paths else None
+    metrics, count, grid = evaluate(first, images.batches(), mesh, perceptual)
     if jax.process_index():
         return
     record = first.record | images.record | {"num_images": count, "metrics": metrics}

@@ -14,10 +14,13 @@ from PIL import Image
 
 from ldm_jax import sharding, tiling
 from ldm_jax.config import ConfigError
+from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.lpips import load_lpips
 from ldm_jax.data.decode import DecodeError
 from ldm_jax.data.loader import DataError
 from ldm_jax.evaluation.metrics import METRICS, codebook_metrics, count_codes
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
+from ldm_jax.models.lpips import LPIPS
 
 # Images in the picture, each beside its reconstruction, and pictures in a row of it.
 _SHOWN, _COLUMNS = 16, 8
@@ -55,6 +58,30 @@ def make_step(model, mesh, perceptual=None):
 
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(step, out_shardings=(everywhere, everywhere, split))
+
+
+def make_lpips(paths):
+    """Makes the perceptual distance of `evaluate`, in float32 on every device.
+
+    Args:
+      paths: File of LPIPS' weights, or two with a comma between; see `convert.lpips`.
+
+    Returns:
+      (function, its weights).
+
+    Raises:
+      ConfigError: If the weights cannot be read.
+    """
+    try:
+        weights = load_lpips(*paths.split(","))
+    except ConversionError as error:
+        raise ConfigError(f"--lpips_weights: {error}") from error
+
+    def distance(weights, images, reconstructions):
+        with jax.default_matmul_precision("float32"):
+            return LPIPS().apply({"params": weights}, images, reconstructions)
+
+    return distance, weights
 
 
 def evaluate(first, batches, mesh, perceptual=None):

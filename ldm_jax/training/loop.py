@@ -286,9 +286,11 @@ def _evaluate(run, done, state):
         rows.append((batch["mask"].sum(), metrics))
     counts, metrics = zip(*jax.device_get(rows), strict=True)
     means = {
-        f"eval/{name}": float(np.average([m[name] for m in metrics], weights=counts))
+        name: np.average([m[name] for m in metrics], axis=0, weights=counts)
         for name in metrics[0]
     }
+    means = run.stage.summarize(means)
+    means = {f"eval/{name}": float(value) for name, value in means.items()}
     run.writer.scalars(done, means)
     run.console.line(format_metrics(done, run.config.train.num_steps, means))
 
