@@ -4,23 +4,24 @@
         --config.data.data_dir=gs_or_local_path_of_prepared_imagenet2012
 
 row       codes  latents        parameters   batch      steps  R-FID   PSNR  SSIM  TFLOP
-f2         2048  128 x 128 x 2           ?      64    533,066   0.16  30.85  0.91  ?
-f2_n64       64  128 x 128 x 2           ?      64    533,066   0.40  29.13  0.90  ?
-f4         8192  64 x 64 x 3    55,322,782      64    533,066   0.58  27.43  0.82  ?
-f4_noattn  8192  64 x 64 x 3    53,219,486      64    658,131   1.06  25.21  0.76  ?
-f4_n256     256  64 x 64 x 3             ?      64    533,066   0.47  26.43  0.80  ?
-f8        16384  32 x 32 x 4    67,717,295      80    971,043   1.14  23.07  0.65  ?
-f8_n256     256  32 x 32 x 4    67,652,783      80  1,608,649   1.49  22.35  0.62  ?
-f16       16384  16 x 16 x 8    69,593,371     112  1,101,166   5.15  20.83  0.54  ?
-f32       16384  8 x 8 x 16              ?     112  1,101,166  31.83  17.45  0.41  ?
+f2         2048  128 x 128 x 2  12,786,577      64    533,066   0.16  30.85  0.91  1.83
+f2_n64       64  128 x 128 x 2  12,782,609      64    533,066   0.40  29.13  0.90  1.83
+f4         8192  64 x 64 x 3    55,322,782      64    533,066   0.58  27.43  0.82  2.81
+f4_noattn  8192  64 x 64 x 3    53,219,486      64    658,131   1.06  25.21  0.76  2.56
+f4_n256     256  64 x 64 x 3    55,298,974      64    533,066   0.47  26.43  0.80  2.81
+f8        16384  32 x 32 x 4    67,717,295      80    971,043   1.14  23.07  0.65  1.93
+f8_n256     256  32 x 32 x 4    67,652,783      80  1,608,649   1.49  22.35  0.62  1.93
+f16       16384  16 x 16 x 8    69,593,371     112  1,101,166   5.15  20.83  0.54  1.12
+f32       16384  8 x 8 x 16    103,384,755     112  1,101,166  31.83  17.45  0.41  1.11
 
 Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that the original
 trained on crops of OpenImages, f4 in 29 and f8 in 66 V100-days (Table 18); not reproduced
 here.  f2, f2_n64, f4_n256 and f32 were never released: their networks and steps follow
-their neighbours, and f2 has no attention, which at 128 x 128 positions would cost more
-than all the rest.  Batches are eight times the original's per GPU, for eight
-accelerators; how many it used is not published.  TFLOP is per image and training step.
-The published models were trained with the perceptual loss: give `loss.lpips_weights`.
+their neighbours, and f2 has no attention, which at 128 x 128 positions would nearly
+double its cost.  Batches are eight times the original's per GPU, for eight accelerators;
+how many it used is not published.  TFLOP is per image and training step, without the
+discriminator.  The published models were trained with the perceptual loss: give
+`loss.lpips_weights`.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).

@@ -9,6 +9,7 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -18,9 +19,10 @@ from ldm_jax.convert.files import ConversionError
 from ldm_jax.convert.lpips import load_lpips
 from ldm_jax.data.decode import DecodeError
 from ldm_jax.data.loader import DataError
-from ldm_jax.evaluation.metrics import METRICS, codebook_metrics, count_codes
+from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.training.codebook import codebook_metrics, shares_of_codes
 
 # Images in the picture, each beside its reconstruction, and pictures in a row of it.
 _SHOWN, _COLUMNS = 16, 8
@@ -37,8 +39,9 @@ def make_step(model, mesh, perceptual=None):
 
     Returns:
       Function of (params, weights of `perceptual`, batch) -> (rows, codes,
-      reconstructions): dict of metrics [B] and "mask" [B], how often each code was
-      used (None without a codebook), and uint8 [B, H, W, C], split like the batch.
+      reconstructions): dict of metrics [B] and "mask" [B], how many images' worth of
+      latents each code got (None without a codebook), and uint8 [B, H, W, C], split
+      like the batch.
     """
     num_codes = getattr(model, "num_codes", None)
 
@@ -53,7 +56,8 @@ def make_step(model, mesh, perceptual=None):
         codes = None
         if num_codes:
             indices = apply(latents, method="code_indices")
-            codes = count_codes(indices, mask, num_codes)
+            shares = shares_of_codes(indices, num_codes)
+            codes = jnp.sum(jnp.where(mask[:, None], shares, 0), axis=0)
         return rows | {"mask": mask}, codes, decoded
 
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -117,13 +121,15 @@ def evaluate(first, batches, mesh, perceptual=None):
             total = values[real].sum(dtype=np.float64)
             totals[name] = totals.get(name, 0.0) + total
         if used is not None:
-            codes = codes + used.astype(np.int64)
+            codes = codes + used.astype(np.float64)
         if grid is None:
             grid = _side_by_side(images, decoded, real)
     if not count:
         raise DataError("none of the images could be read; see the warnings above")
-    metrics = {name: float(total / count) for name, total in totals.items()}
-    return metrics | (codebook_metrics(codes) if np.any(codes) else {}), count, grid
+    metrics = {name: total / count for name, total in totals.items()}
+    if np.any(codes):
+        metrics |= codebook_metrics(codes / count)
+    return {name: float(value) for name, value in metrics.items()}, count, grid
 
 
 def _side_by_side(images, decoded, real):
