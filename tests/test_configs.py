@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ldm_jax import latent_diffusion
+from ldm_jax import latent_diffusion, sampling
 from ldm_jax.config import build
 from ldm_jax.training.autoencoder import make_first_stage
 from ldm_jax.training.diffusion import make_model
@@ -154,3 +154,5 @@ def test_the_imagenet_pair_runs_as_a_toy(first, shapes_dir, tmp_path):
     bare["first_stage__workdir"] = workdir
     metrics = train("imagenet_class_f4", shapes_dir, tmp_path / "ldm", **bare)
     assert metrics["loss"] > 0
+    first_stage = sampling.load_model(tmp_path / "ldm").frozen["first_stage"]
+    assert bool(first_stage) == (first != "identity")
