@@ -14,8 +14,8 @@ f32_c16 8 x 8 x 16   103,197,139       48  406,763   7.3    20.38  0.53  1.12
 
 Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that the original
 trained on crops of OpenImages; not reproduced here.  f2, f16_c8 and f32_c16 were never
-released: their networks and steps follow their neighbours, and f2 has no attention, which
-at 128 x 128 positions would nearly double its cost.  Batches are eight times the
+released: their networks and steps follow their neighbours, and f2 has no attention,
+which at 128 x 128 positions would nearly double its cost.  Batches are eight times the
 original's per GPU, for eight accelerators; how many it used is not published.  TFLOP is
 per image and training step, without the discriminator.  Memory, not arithmetic, limits
 the batch: `first_stage.remat=True` saves most of it.  The published models were trained

@@ -15,13 +15,13 @@ f16       16384  16 x 16 x 8    69,593,371     112  1,101,166   5.15  20.83  0.5
 f32       16384  8 x 8 x 16    103,384,755     112  1,101,166  31.83  17.45  0.41  1.11
 
 Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that the original
-trained on crops of OpenImages, f4 in 29 and f8 in 66 V100-days (Table 18); not reproduced
-here.  f2, f2_n64, f4_n256 and f32 were never released: their networks and steps follow
-their neighbours, and f2 has no attention, which at 128 x 128 positions would nearly
-double its cost.  Batches are eight times the original's per GPU, for eight accelerators;
-how many it used is not published.  TFLOP is per image and training step, without the
-discriminator.  The published models were trained with the perceptual loss: give
-`loss.lpips_weights`.
+trained on crops of OpenImages, f4 in 29 and f8 in 66 V100-days (Table 18); not
+reproduced here.  f2, f2_n64, f4_n256 and f32 were never released: their networks and
+steps follow their neighbours, and f2 has no attention, which at 128 x 128 positions
+would nearly double its cost.  Batches are eight times the original's per GPU, for eight
+accelerators; how many it used is not published.  TFLOP is per image and training step,
+without the discriminator.  The published models were trained with the perceptual loss:
+give `loss.lpips_weights`.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).

@@ -33,11 +33,11 @@ def get_config(variant=""):
         discriminator=dict(channels=16, num_layers=2, norm="batch"),
         # Ramped up, so that the adversary's start costs little of the PSNR.
         loss=common.autoencoder_loss(
-            disc_start=2000, disc_weight=0.1, disc_ramp_steps=300
+            disc_start=1600, disc_weight=0.1, disc_ramp_steps=300
         ),
         train=common.train(
             batch_size=8,
-            num_steps=2800,
+            num_steps=2200,
             learning_rate=2e-3,
             decay="cosine",
             warmup_steps=50,
@@ -45,10 +45,10 @@ def get_config(variant=""):
             optimizer=dict(kind="adam", b1=0.9, b2=0.99, eps=1e-8),
             ema_decay=0.99,
             log_every=100,
-            eval_every=700,
+            eval_every=550,
             eval_batches=16,
-            preview_every=700,
-            checkpoint_every=700,
+            preview_every=550,
+            checkpoint_every=550,
         ),
     )
     return common.vary_autoencoder(config, words)

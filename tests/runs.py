@@ -44,9 +44,7 @@ def tiny_config(name, data_dir, **overrides):
     return config
 
 
-def train(
-    name, data_dir, workdir, devices=1, allow_config_change=False, **overrides
-):
+def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overrides):
     """Runs a tiny config on so many devices; returns the last metrics logged."""
     config = tiny_config(name, data_dir, **overrides)
     with mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices]):

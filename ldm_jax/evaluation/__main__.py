@@ -31,7 +31,7 @@ _SPLIT = flags.DEFINE_string(
     "split", None, "Split of the data; the held-out one, or all of a folder."
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Side in pixels; the run's by default.", lower_bound=1
+    "image_size", None, "Side in pixels; the run's by default.", lower_bound=16
 )
 _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", None, "So many of the first images; all by default.", lower_bound=1
@@ -49,7 +49,11 @@ _OVERLAP = flags.DEFINE_integer(
 )
 flags.mark_flags_as_required(["workdir", "outdir"])
 
-_UNITS = {"psnr": "dB", "codebook_usage": "of the codes", "codebook_perplexity": "codes"}
+_UNITS = {
+    "psnr": "dB",
+    "codebook_usage": "of the codes",
+    "codebook_perplexity": "codes",
+}
 
 
 def main(argv):
@@ -78,7 +82,9 @@ def _reconstruct(first, outdir):
     codec, factor = make_codec(first), first.module.downsampling_factor
     for path in map(pathlib.Path, _IMAGE.value):
         output = outdir / f"{path.stem}_reconstructed.png"
-        print(reconstruct_file(codec, factor, path, output, _TILE.value, _OVERLAP.value))
+        print(
+            reconstruct_file(codec, factor, path, output, _TILE.value, _OVERLAP.value)
+        )
 
 
 def _evaluate(first, outdir):

@@ -1,4 +1,4 @@
-"""The images that an evaluation goes over: a split of the run's data or of other data."""
+"""The images that an evaluation goes over: a split of the run's or of other data."""
 
 import os
 

@@ -1,8 +1,7 @@
 """Measures a trained first stage: what comes back of the images that it compresses.
 
-Latents are the posterior's mode, quantised where there is a codebook: what the second
-stage's samples are decoded from.  Every image counts once and equally, also those of the
-last, partial batch, on any number of devices.
+Latents are the posterior's mode, quantised where there is a codebook. Every image counts
+once and equally, also those of the last, partial batch, on any number of devices.
 """
 
 import functools
@@ -126,7 +125,9 @@ def evaluate(first, batches, mesh, perceptual=None):
             grid = _side_by_side(images, decoded, real)
     if not count:
         raise DataError("none of the images could be read; see the warnings above")
-    metrics = {name: total / count for name, total in totals.items()}
+    # Compiled functions give their results in the order of the alphabet.
+    names = [name for name in (*METRICS, "lpips") if name in totals]
+    metrics = {name: totals[name] / count for name in names}
     if np.any(codes):
         metrics |= codebook_metrics(codes / count)
     return {name: float(value) for name, value in metrics.items()}, count, grid

@@ -145,15 +145,15 @@ def folder(tmp_path):
 
 def test_images_of_a_folder(folder):
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    section = dict(source="tfds", name="none", eval_split="validation", image_size=16)
+    section = dict(source="tfds", name="none", eval_split="validation", image_size=12)
     images = Images(section, mesh, 3, name=str(folder))
     masks = [np.asarray(batch["mask"]) for batch in images.batches()]
     assert [len(mask) for mask in masks] == [4, 4]
     assert sum(mask.sum() for mask in masks) == 5
-    few = Images(section, mesh, 16, name=str(folder), num_images=2, image_size=8)
+    few = Images(section, mesh, 16, name=str(folder), num_images=2, image_size=16)
     (batch,) = few.batches()
-    assert batch["image"].shape == (2, 8, 8, 3)
-    assert few.record["split"] == "all" and few.record["image_size"] == 8
+    assert batch["image"].shape == (2, 16, 16, 3)
+    assert few.record["split"] == "all" and few.record["image_size"] == 16
 
 
 def test_a_run_that_held_nothing_out():
