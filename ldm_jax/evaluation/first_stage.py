@@ -1,7 +1,7 @@
 """Measures a trained first stage: what comes back of the images that it compresses.
 
-Latents are the posterior's mode, quantised where there is a codebook. Every image counts
-once and equally, also those of the last, partial batch, on any number of devices.
+Latents are the posterior's mode, quantised where there is a codebook. Each image counts
+once, also those of the last, partial batch, on any number of devices.
 """
 
 import functools

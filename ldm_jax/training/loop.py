@@ -77,7 +77,7 @@ def run(config, workdir, allow_config_change=False):
         notes = check_config(config, meta, allow_config_change) if start else []
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
-        begun = {k: meta[k] for k in ("init_from",) if k in meta}
+        begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
         meta = {"config": to_dict(config)} | found | begun
         if main:
             write_config(workdir, config)

@@ -100,6 +100,11 @@ def test_a_perceptual_distance_is_averaged_too():
     assert found["lpips"] == pytest.approx(2 * to_float(pictures).mean(), rel=1e-4)
 
 
+def test_weights_of_lpips_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="--lpips_weights: .*none.pth"):
+        first_stage.make_lpips(f"{tmp_path}/none.pth,{tmp_path}/heads.pth")
+
+
 def test_nothing_to_measure_is_an_error():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     batch = {"image": _pictures(2), "mask": np.zeros(2, bool)}
@@ -176,6 +181,7 @@ def test_the_command_prints_and_writes(workdir, evaluation, folder, tmp_path):
     arguments = [f"--workdir={workdir}", f"--outdir={tmp_path}"]
     status, output = finish(evaluation(*arguments, "--num_images=5"))
     assert status == 0, output
+    assert "LPIPS is left out" in output
     assert "step 4 (moving average): 5 images of 32 x 32, shapes/32" in output
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["num_images"] == 5 and record["split"] == "validation"
