@@ -311,7 +311,8 @@ def test_model_without_null_class_cannot_forget():
 
 
 def test_conditioner_is_a_value():
-    one, other = (make_conditioner({"label": dict(LABEL)}) for _ in range(2))
+    entries = {"label": LABEL, "caption": CLIP_TEXT}  # with a list in it
+    one, other = (make_conditioner(dict(entries)) for _ in range(2))
     assert one == other and hash(one) == hash(other)
 
 

@@ -204,10 +204,10 @@ def make_stage(config, mesh, data, meta):
     step = meta["first_stage"]["step"] if meta else section.step
     module, params, record = load_first_stage(section.workdir, step)
     model = make_model(config, module, data.num_classes)
-    if model.conditioner.entries:
-        build(model.conditioner.check, {"batch": data.example}, "conditions")
     if not meta:
         _require_weights(model)
+    if model.conditioner.entries:
+        build(model.conditioner.check, {"batch": data.example}, "conditions")
     factor = meta.get("scaling_factor") or section.scaling_factor
     if factor is None:
         batches = data.train_batches(0, count=section.scaling_batches)
