@@ -160,7 +160,7 @@ def make_conditioner(entries=None):
       ValueError: If a kind, slot or field is unknown, or a dropout is not in [0, 1).
     """
     entries = {
-        # Stored configs have lists for tuples, which cannot be hashed.
+        # Lists, which JSON has for tuples, cannot be hashed.
         key: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         for key, entry in (entries or {}).items()
     }
