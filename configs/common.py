@@ -42,12 +42,16 @@ def data(**changes):
 def train(**changes):
     """The `train` section: the loop, the optimiser and the mesh.
 
+    init_from: Workdir of a run of the same stage whose weights a new run starts from.
+    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder".
     preview_images: How many pictures a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
     """
     section = dict(
         batch_size=64,
         num_steps=1000,
+        init_from="",
+        freeze=(),
         learning_rate=1e-4,
         decay="constant",
         warmup_steps=0,
@@ -135,6 +139,7 @@ def first_stage(**changes):
     """The `first_stage` section of a second stage: which trained one to use.
 
     workdir: Where the first stage was trained; its structure is read from there.
+      "identity" is none: diffusion on pixels, LDM-1 of the paper.
     scaling_factor: Multiplies the latents; measured over `scaling_batches` where unset.
     """
     section = dict(

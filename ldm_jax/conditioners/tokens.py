@@ -56,7 +56,7 @@ class Text(Tokens):
     Attributes:
       null_ids: First ids of the empty caption; the last one fills the rest. The default
         is that of `bert-base-uncased`.
-      frozen: Whether the parameters stay as they are.
+      frozen: Whether training leaves the parameters as they are.
     """
 
     null_ids: Sequence[int] = (101, 102, 0)

@@ -128,15 +128,17 @@ def transformer_block_rows(theirs, ours):
 
 
 def autoencoder_rows(model):
-    """Maps an AutoencoderKL.
+    """Maps an AutoencoderKL or a VQModel.
 
     Args:
-      model: KLAutoencoder module.
+      model: KLAutoencoder or VQAutoencoder module.
 
     Returns:
       List of Rows.
     """
     rows = layer_rows("quant_conv", "to_moments", POINTWISE_2D)
+    rows += layer_rows("quant_conv", "to_latents", POINTWISE_2D)
+    rows += [Row("quantize.embedding.weight", ("quantizer/embedding",), SAME)]
     rows += layer_rows("post_quant_conv", "from_latents", POINTWISE_2D)
     rows += _coder_rows(model, "encoder", "down", "downsample")
     rows += _coder_rows(model, "decoder", "up", "upsample")

@@ -1,7 +1,9 @@
 """The first stage: an encoder, a regulariser of the latents, and a decoder.
 
-Esser et al. 2021 (VQGAN) without codebook; Rombach et al. 2022, Sec. 3.1 and App. G.
-Latents here are the autoencoder's own; `latent_diffusion` scales them to unit variance.
+Esser et al. 2021 (VQGAN); Rombach et al. 2022, Sec. 3.1 and App. G. KL and VQ differ in
+the regulariser alone: VQ quantises inside `decode`, so the second stage diffuses the
+latents before quantisation. Latents here are the autoencoder's own; `latent_diffusion`
+scales them to unit variance.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from ldm_jax.models.layers import (
     conv,
     dense,
 )
+from ldm_jax.models.quantizer import VectorQuantizer
 
 
 @struct.dataclass
@@ -55,6 +58,26 @@ class DiagonalGaussian:
         squares = jnp.square(latents - self.mean) * jnp.exp(-self.logvar)
         terms = jnp.log(2 * jnp.pi) + self.logvar + squares
         return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
+
+
+@struct.dataclass
+class PointPosterior:
+    """The posterior of an encoder that is certain: one value.
+
+    Attributes:
+      latents: float32 [B, h, w, c].
+    """
+
+    latents: jax.Array
+
+    def sample(self, rng=None, noise=None):
+        """Returns the latents [B, h, w, c]; nothing is drawn."""
+        del rng, noise
+        return self.latents
+
+    def mode(self):
+        """Returns the latents [B, h, w, c]."""
+        return self.latents
 
 
 class _Coder(nn.Module):
@@ -242,17 +265,30 @@ class Autoencoder(nn.Module):
           train: Whether dropout is live.
 
         Returns:
-          (reconstructions, posterior, features): images like the input, what `encode`
-          gives, and the input of the last convolution, which the adaptive weight of the
-          adversarial loss needs.
+          (reconstructions, regularised, features): images like the input, what the
+          regulariser's loss needs (the posterior; `Quantized` for VQ), and the input of
+          the last convolution, which the adaptive weight of the adversarial loss needs.
         """
-        posterior = self.encode(images, train)
-        latents = posterior.mode() if rng is None else posterior.sample(rng)
+        latents, regularised = self.regularise(self.encode(images, train), rng)
         features = self.decode_features(latents, train)
-        return self.features_to_images(features), posterior, features
+        return self.features_to_images(features), regularised, features
+
+    @nn.nowrap
+    def regularise(self, posterior, rng=None):
+        """Draws what the decoder is trained on.
+
+        Args:
+          posterior: What `encode` gives.
+          rng: Key of the sample; None takes the mode.
+
+        Returns:
+          (latents, what the regulariser's loss needs).
+        """
+        latents = posterior.mode() if rng is None else posterior.sample(rng)
+        return latents, posterior
 
     def __call__(self, images, rng=None, train=False):
-        """Returns (reconstructions, posterior) of `reconstruct`."""
+        """Returns the first two of `reconstruct`."""
         return self.reconstruct(images, rng, train)[:2]
 
     @nn.nowrap
@@ -294,6 +330,100 @@ class KLAutoencoder(Autoencoder):
         return DiagonalGaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
+class VQAutoencoder(Autoencoder):
+    """An autoencoder whose decoder sees codes of a learnt codebook (VQGAN).
+
+    Its latents are those before quantisation. As `Autoencoder`, and:
+
+    Attributes:
+      num_codes: Size of the codebook.
+    """
+
+    num_codes: int = 8192
+
+    def setup(self):
+        super().setup()
+        self.to_latents = dense(self.embed_dim, dtype=self.dtype)
+        self.quantizer = VectorQuantizer(self.num_codes, self.embed_dim)
+
+    def encode(self, images, train=False):
+        """Maps images to latents before quantisation.
+
+        Args:
+          images: [B, H, W, image_channels] in [-1, 1].
+          train: Whether dropout is live.
+
+        Returns:
+          PointPosterior of [B, h, w, embed_dim].
+
+        Raises:
+          ValueError: If the size does not halve evenly at every level.
+        """
+        self._check_size(images)
+        latents = self.to_latents(self.encoder(images, train))
+        return PointPosterior(latents.astype(jnp.float32))
+
+    def decode(self, latents, train=False, quantize=True):
+        """Maps latents to images.
+
+        Args:
+          latents: [B, h, w, embed_dim], before quantisation.
+          train: Whether dropout is live.
+          quantize: Whether they are quantised first; False for those that are.
+
+        Returns:
+          float32 images [B, H, W, image_channels], about [-1, 1], not clipped.
+        """
+        if quantize:
+            latents = self.codes(self.code_indices(latents))
+        return super().decode(latents, train)
+
+    def code_indices(self, latents):
+        """Returns the nearest codes of latents [B, h, w, c], int32 [B, h, w]."""
+        return self.quantizer.indices(latents)
+
+    def codes(self, indices):
+        """Looks indices [B, h, w] up in the codebook: latents [B, h, w, c]."""
+        return self.quantizer.lookup(indices)
+
+    def regularise(self, posterior, rng=None):
+        """Quantises; returns (the codes, `Quantized`)."""
+        quantized = self.quantizer(posterior.mode(), rng)
+        return quantized.latents, quantized
+
+
+class IdentityAutoencoder(nn.Module):
+    """The first stage that does nothing: diffusion on pixels (f 1 of the paper).
+
+    Attributes:
+      image_channels: Channels of the images, and so of the latents.
+    """
+
+    image_channels: int = 3
+
+    downsampling_factor = 1
+
+    @property
+    def latent_channels(self):
+        """Channels of the latents."""
+        return self.image_channels
+
+    def encode(self, images, train=False):
+        """Returns a PointPosterior of the images [B, H, W, C] themselves."""
+        del train
+        return PointPosterior(images.astype(jnp.float32))
+
+    def decode(self, latents, train=False):
+        """Returns the latents [B, H, W, C] themselves."""
+        del train
+        return latents.astype(jnp.float32)
+
+    def __call__(self, images, rng=None, train=False):
+        """Returns (images, posterior)."""
+        del rng
+        return self.decode(images), self.encode(images, train)
+
+
 def last_layer(model, params, features):
     """The decoder's last convolution as a function of its kernel alone.
 
@@ -316,4 +446,8 @@ def last_layer(model, params, features):
 
 
 # Autoencoders by the name that configs use.
-FIRST_STAGES = {"kl": KLAutoencoder}
+FIRST_STAGES = {
+    "kl": KLAutoencoder,
+    "vq": VQAutoencoder,
+    "identity": IdentityAutoencoder,
+}

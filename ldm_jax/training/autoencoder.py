@@ -10,6 +10,7 @@ from ldm_jax.config import ConfigError, build, choose, to_dict
 from ldm_jax.images import to_float
 from ldm_jax.models.autoencoder import FIRST_STAGES, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.training.freeze import hold, within
 from ldm_jax.training.losses import (
     DISCRIMINATOR_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -110,7 +111,11 @@ def _make_steps(config, model, critic, weights, example):
     """Closes the pure functions of the stage over the networks and optimisers."""
     train = config.train
     rate = make_rate(train)
-    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip)
+    freeze = {n: within(train.freeze, n) for n in ("autoencoder", "discriminator")}
+    optimizers = {
+        name: make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, paths)
+        for name, paths in freeze.items()
+    }
 
     def init(rng):
         rngs = jax.random.split(rng)
@@ -125,7 +130,7 @@ def _make_steps(config, model, critic, weights, example):
             step=jnp.int32(0),
             params=params,
             ema_params=average if train.ema_decay else {},
-            opt_state={name: optimizer.init(tree) for name, tree in params.items()},
+            opt_state={n: optimizers[n].init(tree) for n, tree in params.items()},
             stats=judged.get("batch_stats", {}),
         )
 
@@ -156,6 +161,7 @@ def _make_steps(config, model, critic, weights, example):
         )
 
         def generator(autoencoder):
+            autoencoder = hold(autoencoder, freeze["autoencoder"])
             decoded, posterior, features = reconstruct(autoencoder, images, rngs)
             loss, (metrics, seen) = generator_loss(
                 images,
@@ -205,7 +211,7 @@ def _make_steps(config, model, critic, weights, example):
         )
         params, opt_state = {}, {}
         for name, tree in grads.items():
-            updates, opt_state[name] = optimizer.update(
+            updates, opt_state[name] = optimizers[name].update(
                 tree, state.opt_state[name], state.params[name]
             )
             params[name] = optax.apply_updates(state.params[name], updates)

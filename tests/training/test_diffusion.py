@@ -73,8 +73,8 @@ def test_frozen_weights_neither_move_nor_have_moments():
     assert (VOCABULARY, 8) not in shapes and trained in shapes
 
 
-def test_a_new_run_has_no_weights_to_freeze(shapes_dir, first_stage, tmp_path):
-    with pytest.raises(ConfigError, match="set conditions.caption.frozen=False"):
+def test_random_weights_are_not_frozen(shapes_dir, first_stage, tmp_path):
+    with pytest.raises(ConfigError, match="conditions.caption is frozen"):
         train(
             "shapes_class",
             shapes_dir,

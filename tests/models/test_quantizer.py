@@ -1,0 +1,117 @@
+"""Codebooks: the reference cases, nearest codes, gradients, totals."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.convert.compvis import autoencoder_kwargs, autoencoder_shapes
+from ldm_jax.convert.compvis_rows import autoencoder_rows
+from ldm_jax.convert.state_dict import to_params
+from ldm_jax.models import quantizer
+from ldm_jax.models.autoencoder import VQAutoencoder
+from ldm_jax.models.quantizer import VectorQuantizer
+from tests.common import assert_close, load_case, nhwc
+
+LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))
+MODEL = VectorQuantizer(num_codes=16, features=3)
+
+
+@functools.cache
+def variables():
+    # Wide enough that every code is somewhere the nearest.
+    codes = jax.random.normal(jax.random.key(1), (16, 3))
+    return {"params": {"embedding": codes}}
+
+
+@pytest.mark.parametrize("name", ["autoencoder_vq_f2", "autoencoder_vq_f4_noattn"])
+def test_matches_original(name):
+    case = load_case(name)
+    config = case.meta["config"]
+    arrays = {k: nhwc(v) if v.ndim == 4 else v for k, v in case.arrays.items()}
+    model = VQAutoencoder(
+        **autoencoder_kwargs(config["ddconfig"], config["embed_dim"]),
+        num_codes=config["n_embed"],
+    )
+    rows, target = autoencoder_rows(model), autoencoder_shapes(model)
+    apply = functools.partial(
+        model.apply, {"params": to_params(rows, case.state_dict, target)}
+    )
+    posterior = apply(arrays["x"], method="encode")
+    assert_close(posterior.mode(), arrays["pre_quant"])
+    latents, quantized = apply(posterior, method="regularise")
+    assert_close(latents, arrays["quantized"])
+    np.testing.assert_array_equal(quantized.indices.ravel(), arrays["indices"])
+    commitment, codebook = quantized.commitment, quantized.codebook
+    assert_close(commitment + 0.25 * codebook, arrays["codebook_loss_legacy"], 2e-4)
+    assert_close(0.25 * commitment + codebook, arrays["codebook_loss"], 2e-4)
+    assert_close(apply(arrays["pre_quant"], method="decode"), arrays["decoded"])
+    decode = functools.partial(apply, method="decode", quantize=False)
+    assert_close(decode(arrays["quantized"]), arrays["decoded"])
+
+
+def test_a_code_of_a_code_is_itself():
+    indices = jnp.arange(16).reshape(2, 4, 2)
+    codes = MODEL.apply(variables(), indices, method="lookup")
+    np.testing.assert_array_equal(
+        MODEL.apply(variables(), codes, method="indices"), indices
+    )
+    quantized = MODEL.apply(variables(), codes)
+    np.testing.assert_array_equal(quantized.latents, codes)
+    assert quantized.commitment == 0
+
+
+def test_gradients():
+    """Straight through to the latents; each loss moves one side only."""
+
+    def parts(variables, latents, name):
+        quantized = MODEL.apply(variables, latents)
+        weights = jnp.arange(latents.size).reshape(latents.shape)
+        return jnp.sum(weights * quantized.latents), getattr(quantized, name)
+
+    def plain(variables, latents):
+        codes = variables["params"]["embedding"]
+        nearest = jnp.argmin(jnp.sum((latents[..., None, :] - codes) ** 2, -1), -1)
+        return jnp.mean((codes[nearest] - latents) ** 2)
+
+    expected = jax.grad(plain, argnums=(0, 1))(variables(), LATENTS)
+    for name, side in (("codebook", 0), ("commitment", 1)):
+        grads = jax.grad(lambda v, x, n=name: parts(v, x, n)[1], argnums=(0, 1))(
+            variables(), LATENTS
+        )
+        for i in (0, 1):
+            ours, theirs = map(jax.tree.leaves, (grads[i], expected[i]))
+            assert_close(ours[0], theirs[0] * (i == side), 2e-5 if i == side else 0)
+    through = jax.grad(lambda v, x: parts(v, x, "codebook")[0], argnums=(0, 1))(
+        variables(), LATENTS
+    )
+    np.testing.assert_array_equal(through[1].ravel(), np.arange(LATENTS.size))
+    assert np.abs(through[0]["params"]["embedding"]).max() == 0
+
+
+def test_totals_are_those_of_each_code():
+    quantized = MODEL.apply(variables(), LATENTS)
+    flat, indices = LATENTS.reshape(-1, 3), np.ravel(quantized.indices)
+    counts = np.bincount(indices, minlength=16)
+    np.testing.assert_array_equal(quantized.counts, counts)
+    sums = [flat[indices == code].sum(0) for code in range(16)]
+    assert_close(quantized.sums, np.stack(sums))
+
+
+def test_blocks_change_nothing(monkeypatch):
+    whole = MODEL.apply(variables(), LATENTS)
+    monkeypatch.setattr(quantizer, "MAX_DISTANCES", 4 * 6 * 16 * 3)
+    blocks = jax.jit(MODEL.apply)(variables(), LATENTS)
+    assert "while" in jax.jit(MODEL.apply).lower(variables(), LATENTS).as_text()
+    np.testing.assert_array_equal(whole.indices, blocks.indices)
+    np.testing.assert_array_equal(whole.counts, blocks.counts)
+    assert_close(blocks.sums, whole.sums)
+
+
+def test_codes_start_small():
+    params = MODEL.init(jax.random.key(0), LATENTS)["params"]
+    codes = params["embedding"]
+    assert codes.shape == (16, 3) and codes.dtype == jnp.float32
+    assert 0.9 / 16 < np.abs(codes).max() <= 1 / 16
