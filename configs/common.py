@@ -308,7 +308,7 @@ def shrink_autoencoder(config):
     if first.kind == "vq":
         first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
-    config.loss.disc_start = 1
+    config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)
 
 
 def shrink_diffusion(config):
