@@ -182,11 +182,11 @@ def weights(tmp_path_factory):
 
 
 def test_perceptual_weights_are_frozen_and_used(weights):
-    stage = _stage(lpips_weights=weights)
+    stage = _stage(lpips_weights=weights, perceptual_weight=1.0)
     assert set(stage.frozen) == {"lpips"}
     trained, held_out = _metrics(stage)
     assert "perceptual_loss" in trained and "lpips" in held_out
-    trained, held_out = _metrics(_stage(lpips_weights=weights, perceptual_weight=0.0))
+    trained, held_out = _metrics(_stage(lpips_weights=weights))
     assert "perceptual_loss" not in trained and "lpips" in held_out
 
 
