@@ -126,7 +126,6 @@ def generator_loss(
     reduction="sum",
     disc_weight=0.5,
     weight_cap=1e4,
-    idle=None,
 ):
     """The autoencoder's whole loss, ready to be differentiated by its parameters.
 
@@ -150,8 +149,6 @@ def generator_loss(
       reduction: "sum" or "mean", see `reconstruction_loss`.
       disc_weight: Multiplies the adaptive weight.
       weight_cap: Largest adaptive weight, before `disc_weight`.
-      idle: What stands for aux while `factor` is 0: the discriminator is not run then,
-        and its metrics are 0; gradients are the same. None runs it always.
 
     Returns:
       (loss, (metrics, aux)): scalar, dict of scalars, and what `discriminate` gave.
@@ -172,18 +169,14 @@ def generator_loss(
         nll, argnums=(0, 1), has_aux=True
     )(fixed, jax.lax.stop_gradient(jnp.float32(logvar)))
 
-    def judge(x):
+    def adversary(x):
         logits, aux = discriminate(x)
         return -jnp.mean(logits), aux
 
-    def adversary(_):
-        (loss, aux), gradient = jax.value_and_grad(judge, has_aux=True)(fixed)
-        gradients = nll_gradient, gradient
-        weight = adaptive_weight(last_layer, kernel, *gradients, cap=weight_cap)
-        return (loss, disc_weight * weight, gradient), aux
-
-    active = None if idle is None else factor > 0
-    (g_loss, weight, g_gradient), aux = run_if(active, adversary, idle)
+    (g_loss, aux), g_gradient = jax.value_and_grad(adversary, has_aux=True)(fixed)
+    weight = disc_weight * adaptive_weight(
+        last_layer, kernel, nll_gradient, g_gradient, cap=weight_cap
+    )
     loss = nll_loss + weight * factor * g_loss
     gradient = nll_gradient + weight * factor * g_gradient
     loss = _with_gradient(jax.lax.stop_gradient(loss), reconstructions, gradient)
@@ -273,24 +266,6 @@ def update_lecam(averages, metrics, active):
         name: average + rate * (metrics[f"logits_{name}"] - average)
         for name, average in averages.items()
     }
-
-
-def run_if(active, function, carry):
-    """Runs a function in the steps that need it.
-
-    Args:
-      active: Whether to, a scalar; None for always.
-      function: carry -> (tree of arrays, carry).
-      carry: Pytree of arrays; None where there is none.
-
-    Returns:
-      What `function` gives; zeros and the same carry where it is not run.
-    """
-    if active is None:
-        return function(carry)
-    shapes = jax.eval_shape(function, carry)[0]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.cond(active, function, lambda carry: (zeros, carry), carry)
 
 
 def _hinge(real, fake):
