@@ -92,10 +92,11 @@ def sample(**changes):
 def autoencoder_loss(**changes):
     """The `loss` section of a first stage (the original's LPIPSWithDiscriminator).
 
-    Values are the original's; `training.loss_options` explains each.  Against a loss
-    that blows up when the discriminator starts: disc_ramp_steps of some thousands, a
-    disc_weight_cap, disc_grad_clip=1, lecam_weight=0.01 or r1_weight=10.  Against codes
-    that are never used: restart_threshold=0.1, first_stage.quantizer="cosine".
+    Values are the original's, "gumbel"'s those of Ramesh et al. 2021; LossOptions in
+    `training/loss_options.py` explains each.  Against a loss that blows up when the
+    discriminator starts: disc_ramp_steps of some thousands, a lower disc_weight_cap,
+    disc_grad_clip=1, lecam_weight or r1_weight.  Against codes that are never used:
+    restart_threshold=0.1, codebook_ema_decay=0.99, first_stage.quantizer="cosine".
     """
     section = dict(
         reconstruction="l1",
@@ -318,7 +319,7 @@ def shrink_autoencoder(config):
     if first.kind == "vq":
         first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
-    config.loss.disc_start = 1
+    config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)
 
 
 def shrink_diffusion(config):

@@ -183,7 +183,7 @@ def _init(setup, rng):
     }
     if setup.options.learn_logvar:
         params["logvar"] = jnp.float32(setup.options.logvar_init)
-    stats = {"discriminator": judged.get("batch_stats", {})}
+    stats = {"discriminator": judged.get("batch_stats")}
     if setup.has_codebook:
         stats["codebook"] = codebook.init_codebook_stats(
             *setup.codebook_size, **setup.codebook_updates
@@ -197,7 +197,7 @@ def _init(setup, rng):
         params=params,
         ema_params=average if setup.train.ema_decay else {},
         opt_state={n: setup.optimizers[n].init(tree) for n, tree in params.items()},
-        stats=stats,
+        stats={name: kept for name, kept in stats.items() if kept},
     )
 
 
@@ -238,7 +238,7 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
         distances = setup.perceptual.apply({"params": frozen["lpips"]}, x, y)
         return options.perceptual_weight * distances
 
-    loss, (metrics, seen) = generator_loss(
+    loss, (metrics, after) = generator_loss(
         images,
         decoded,
         regularisation,
@@ -253,7 +253,7 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
         weight_cap=options.disc_weight_cap,
         idle=seen,
     )
-    return loss, (metrics | terms, seen, decoded, regularised)
+    return loss, (metrics | terms, after, decoded, regularised)
 
 
 def _critic_loss(params, setup, averages, images, decoded, factor, seen):
@@ -322,48 +322,52 @@ def _train_step(setup, state, frozen, batch):
     factor = discriminator_factor(
         state.step, options.disc_start, options.disc_factor, options.disc_ramp_steps
     )
-    carry = {"discriminator": state.stats["discriminator"]}
+    carry = {"discriminator": state.stats.get("discriminator", {})}
     if setup.has_codebook:
         carry["totals"] = codebook.empty_totals(*setup.codebook_size)
     gradients = functools.partial(_gradients, setup, state, frozen, factor)
     (grads, metrics), carry = accumulate(
         gradients, batch, carry, train.accumulate_steps
     )
-    params, opt_state = {}, {}
-    for name, tree in grads.items():
-        updates, opt_state[name] = setup.optimizers[name].update(
-            tree, state.opt_state[name], state.params[name]
-        )
-        params[name] = optax.apply_updates(state.params[name], updates)
-        prefix = {"autoencoder": "", "discriminator": "disc_"}.get(name, f"{name}_")
-        metrics[f"{prefix}grad_norm"] = optax.tree.norm(tree)
-    stats = state.stats | {"discriminator": carry["discriminator"]}
+    stats = dict(state.stats)
+    if carry["discriminator"]:
+        stats["discriminator"] = carry["discriminator"]
     if options.lecam_weight:
         stats["lecam"] = update_lecam(stats["lecam"], metrics, factor > 0)
-    average = state.ema_params
-    if train.ema_decay:
-        new = {"autoencoder": params["autoencoder"]}
-        average = update_ema(average, new, state.step, train.ema_decay)
+    after = _apply_gradients(setup, state, grads).replace(stats=stats)
+    for name, tree in grads.items():
+        prefix = {"autoencoder": "", "discriminator": "disc_"}.get(name, f"{name}_")
+        metrics[f"{prefix}grad_norm"] = optax.tree.norm(tree)
     if options.learn_logvar:
-        metrics["logvar"] = params["logvar"]
+        metrics["logvar"] = after.params["logvar"]
     metrics["learning_rate"] = setup.rate(state.step)
-    after = state.replace(
-        step=state.step + 1,
-        params=params,
-        ema_params=average,
-        opt_state=opt_state,
-        stats=stats,
-    )
     if not setup.has_codebook:
         return after, metrics
     after, more = _update_codebook(setup, state, after, carry["totals"])
     return after, metrics | more
 
 
+def _apply_gradients(setup, state, grads):
+    """Moves all networks by their optimisers, and the moving average after them."""
+    params, opt_state = {}, {}
+    for name, tree in grads.items():
+        updates, opt_state[name] = setup.optimizers[name].update(
+            tree, state.opt_state[name], state.params[name]
+        )
+        params[name] = optax.apply_updates(state.params[name], updates)
+    average = state.ema_params
+    if setup.train.ema_decay:
+        new = {"autoencoder": params["autoencoder"]}
+        average = update_ema(average, new, state.step, setup.train.ema_decay)
+    return state.replace(
+        step=state.step + 1, params=params, ema_params=average, opt_state=opt_state
+    )
+
+
 def _update_codebook(setup, before, after, totals):
     """Averages and restarts codes; returns the state and what to log."""
     metrics = codebook.codebook_metrics(totals.counts)
-    if not setup.codebook_updates:
+    if "codebook" not in before.stats:
         return after, metrics
     codes, restarted, stats = codebook.update_codebook(
         _get_codes(before.params),
@@ -378,7 +382,8 @@ def _update_codebook(setup, before, after, totals):
         # What a restarted code was says nothing of what it is.
         kept = jnp.where(restarted[:, None], codes, _get_codes(average))
         average = _set_codes(average, kept)
-    metrics["codebook_restarts"] = jnp.sum(restarted)
+    if setup.options.restart_threshold:
+        metrics["codebook_restarts"] = jnp.sum(restarted)
     after = after.replace(
         params=_set_codes(after.params, codes),
         ema_params=average,

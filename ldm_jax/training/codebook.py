@@ -70,10 +70,12 @@ def draw_latents(rng, latents, count):
       [count, c], one from each of `count` equal stretches of the batch.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    within, shift = jax.random.split(rng)
-    places = jnp.arange(count) + jax.random.uniform(within, (count,))
-    places = jnp.minimum(places * (len(flat) / count), len(flat) - 1).astype(jnp.int32)
-    return flat[(places + jax.random.randint(shift, (), 0, len(flat))) % len(flat)]
+    size = len(flat)
+    stretch = max(size // count, 1)
+    start, within = jax.random.split(rng)
+    places = stretch * jnp.arange(count) + jax.random.randint(start, (), 0, size)
+    places += jax.random.randint(within, (count,), 0, stretch)
+    return flat[places % size]
 
 
 def init_codebook_stats(num_codes, features, ema_decay=None, restart_threshold=0.0):
@@ -92,8 +94,8 @@ def update_codebook(
     """Moves codes to averages of their latents, and dead codes to latents.
 
     A moving average (van den Oord et al. 2017, App. A.1): with n and s a code's count
-    and sum, N <- d N + (1 - d) n, m <- d m + (1 - d) s, e = m / N. N and m start as if each
-    code had got even use of itself; a code that gets nothing stays where it is.
+    and sum, N <- d N + (1 - d) n, m <- d m + (1 - d) s, e = m / N. N and m start as if
+    each code had got even use of itself; a code that gets nothing stays where it is.
 
     A code is dead when the moving average of its use falls below the threshold
     (Dhariwal et al. 2020, Jukebox, Sec. 3). It becomes a latent of the batch, as if it
@@ -112,8 +114,6 @@ def update_codebook(
       (codes, restarted, stats): the codebook after the step, which codes were restarted
       (bool [num_codes]), and the state.
     """
-    if not stats:
-        return optimized, jnp.zeros(len(codes), bool), stats
     rate = 1 - (ema_decay or USAGE_DECAY)
     even = jnp.sum(totals.counts) / len(codes)
     usage = stats["usage"] + rate * (totals.counts / even - stats["usage"])

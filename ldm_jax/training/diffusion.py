@@ -167,6 +167,8 @@ def make_stage(config, mesh, data, meta):
     step = meta["first_stage"]["step"] if meta else section.step
     first = load_first_stage(section.workdir, step)
     model = make_model(config, first.module, data.num_classes)
+    if not meta and not config.train.init_from:
+        _refuse_frozen(model.conditioner.frozen_keys())
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
     factor = meta.get("scaling_factor") or section.scaling_factor
@@ -187,13 +189,23 @@ def make_stage(config, mesh, data, meta):
     return _make_steps(config, model, frozen, data.example), record
 
 
+def _refuse_frozen(keys):
+    """Refuses to begin with conditions that would keep random weights for good."""
+    for key in keys:
+        raise ConfigError(
+            f"conditions.{key} is frozen and would keep random weights: set "
+            f"train.init_from to a run that has them, or conditions.{key}.frozen=False "
+            "to train it"
+        )
+
+
 def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
     train = config.train
     rate = make_rate(train)
-    optimizer = make_optimizer(
-        to_dict(train.optimizer), rate, train.grad_clip, train.freeze
-    )
+    conditions = (f"conditioner/{key}" for key in model.conditioner.frozen_keys())
+    freeze = (*train.freeze, *conditions)
+    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, freeze)
 
     def init(rng):
         batch = jax.tree.map(jnp.zeros_like, example)
@@ -213,7 +225,7 @@ def _make_steps(config, model, frozen, example):
         def gradients(rows, index, carry):
             def loss(params):
                 key = jax.random.fold_in(rng, index)
-                params = hold(params, train.freeze)
+                params = hold(params, freeze)
                 return latent_diffusion.loss(model, params, frozen, rows, key)
 
             (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -19,6 +19,8 @@ from ldm_jax.training.losses import (
 class LossOptions:
     """The config section `loss` of a first stage; defaults are the original's.
 
+    Those of `gumbel_*` are of Ramesh et al. 2021 (DALL-E), App. A.2.
+
     Attributes:
       reconstruction: Row of RECONSTRUCTION_LOSSES.
       reduction: Row of REDUCTIONS; None is the kind's: "sum" for KL, "mean" for VQ.

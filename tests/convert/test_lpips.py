@@ -1,7 +1,6 @@
 """LPIPS: the reference case, the files that people have, errors, gradients."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,13 +41,6 @@ def test_matches_original(case, distance):
     x, y = (nhwc(case.arrays[name]) for name in "xy")
     assert_close(distance(x, y), case.arrays["output"].ravel())
     np.testing.assert_array_equal(distance(x, x), 0)
-
-
-def test_gradient_is_finite_where_features_vanish(params):
-    black = jnp.zeros((1, 16, 16, 3))
-    dead = jax.tree.map(jnp.zeros_like, params)
-    loss = lambda y: LPIPS().apply({"params": dead}, black, y).sum()  # noqa: E731
-    assert np.isfinite(jax.grad(loss)(black + 0.5)).all()
 
 
 def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsys):

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.discriminator import BatchNorm, PatchDiscriminator
+from ldm_jax.models.discriminator import (
+    NORMS,
+    ActNorm,
+    BatchNorm,
+    PatchDiscriminator,
+)
+from tests.runs import assert_same_bits
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 
@@ -22,11 +28,11 @@ def test_parameter_counts_are_the_published_ones(num_layers, published):
     assert count(variables["params"]) == published
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_norms(norm):
     model = PatchDiscriminator(channels=8, num_layers=2, norm=norm)
     variables = model.init(jax.random.key(0), IMAGES)
-    assert ("batch_stats" in variables) == (norm == "batch")
+    assert ("batch_stats" in variables) == (norm in ("batch", "actnorm"))
     logits = model.apply(variables, IMAGES, train=True)
     assert logits.shape == (2, 6, 6, 1) and logits.dtype == jnp.float32
 
@@ -59,6 +65,26 @@ def test_running_statistics_converge_to_those_of_the_data():
     stats = variables["batch_stats"]
     np.testing.assert_allclose(stats["mean"], x.mean((0, 1, 2)), rtol=1e-3)
     np.testing.assert_allclose(stats["var"], x.var((0, 1, 2), ddof=1), rtol=1e-3)
+
+
+def test_actnorm_standardises_the_first_training_batch_and_keeps_that():
+    norm, x = ActNorm(), 3 + 2 * jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+    variables = norm.init(jax.random.key(1), x, True)
+    np.testing.assert_array_equal(norm.apply(variables, x, False), x)
+
+    def step(variables, x):
+        y, update = norm.apply(variables, x, True, mutable=["batch_stats"])
+        return y, variables | update
+
+    first, variables = step(variables, x)
+    np.testing.assert_allclose(first.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(first.std((0, 1, 2), ddof=1), 1, rtol=1e-5)
+    second, after = step(variables, 5 * x)
+    assert_same_bits(after, variables)
+    scale = 1 / (x.std((0, 1, 2), ddof=1) + 1e-6)
+    expected = scale * (5 * x - x.mean((0, 1, 2)))
+    np.testing.assert_allclose(second, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(norm.apply(after, 5 * x, False), second, rtol=1e-6)
 
 
 def test_bfloat16_is_close():

@@ -12,7 +12,11 @@ from ldm_jax.convert.compvis_rows import autoencoder_rows
 from ldm_jax.convert.state_dict import to_params
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import VQAutoencoder
-from ldm_jax.models.quantizer import VectorQuantizer
+from ldm_jax.models.quantizer import (
+    CosineQuantizer,
+    GumbelQuantizer,
+    VectorQuantizer,
+)
 from tests.common import assert_close, load_case, nhwc
 
 LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))
@@ -115,3 +119,61 @@ def test_codes_start_small():
     codes = params["embedding"]
     assert codes.shape == (16, 3) and codes.dtype == jnp.float32
     assert 0.9 / 16 < np.abs(codes).max() <= 1 / 16
+
+
+def test_cosine_codes_are_directions():
+    model = CosineQuantizer(num_codes=16, features=3)
+    codes = model.apply(variables(), method="codes")
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=-1), 1, rtol=1e-5)
+    indices = model.apply(variables(), LATENTS, method="indices")
+    cosines = jnp.einsum("bhwc,nc->bhwn", LATENTS, codes)
+    np.testing.assert_array_equal(indices, cosines.argmax(-1))
+    longer = model.apply(variables(), 7 * LATENTS, method="indices")
+    np.testing.assert_array_equal(longer, indices)
+    again = model.apply(variables(), codes[indices], method="indices")
+    np.testing.assert_array_equal(again, indices)
+
+
+@functools.cache
+def gumbel():
+    model = GumbelQuantizer(num_codes=16, features=3)
+    return model, model.init(jax.random.key(2), LATENTS)
+
+
+def test_gumbel_draws_codes_by_their_logits():
+    model, variables = gumbel()
+    codes = variables["params"]["embedding"]
+    draws = [model.apply(variables, LATENTS, jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
+    assert (draws[0].indices != draws[2].indices).any()
+    np.testing.assert_allclose(draws[0].latents, codes[draws[0].indices], atol=1e-6)
+    likeliest = model.apply(variables, LATENTS)
+    indices = model.apply(variables, LATENTS, method="indices")
+    np.testing.assert_array_equal(likeliest.indices, indices)
+    layer = variables["params"]["to_logits"]
+    logits = LATENTS @ layer["kernel"] + layer["bias"]
+    np.testing.assert_array_equal(indices, logits.argmax(-1))
+    shares = jax.nn.softmax(logits)
+    entropy = -jnp.sum(shares * jnp.log(shares), axis=-1).mean()
+    divergence = likeliest.losses["divergence"]
+    np.testing.assert_allclose(divergence, np.log(16) - entropy, rtol=1e-4)
+
+
+def test_gumbel_gradient_is_that_of_the_softmax():
+    model, variables = gumbel()
+
+    def drawn(latents):
+        return jnp.sum(model.apply(variables, latents, None, 0.5).latents[..., 0])
+
+    def soft(latents):
+        layer = variables["params"]["to_logits"]
+        logits = latents @ layer["kernel"] + layer["bias"]
+        shares = jax.nn.softmax(logits / 0.5)
+        return jnp.sum(shares @ variables["params"]["embedding"][:, 0])
+
+    assert_close(jax.grad(drawn)(LATENTS), jax.grad(soft)(LATENTS), 1e-4)
+
+
+def test_unknown_quantizer_is_named():
+    with pytest.raises(ValueError, match="'knn': choose nearest, cosine, gumbel"):
+        VQAutoencoder(32, (1,), 1, 3, 3, quantizer="knn")

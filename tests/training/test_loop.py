@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint
 from ldm_jax.checkpoint import CheckpointError
@@ -15,6 +16,25 @@ from ldm_jax.training.diagnosis import TrainingDiverged
 from tests.runs import assert_same_bits, command, finish, tiny_config, train
 
 STAGES = ["shapes_autoencoder", "shapes_class"]
+
+# A codebook with a state of its own, on the sections of shapes_autoencoder.
+VQ = {
+    "first_stage": ConfigDict(
+        dict(
+            kind="vq",
+            num_codes=16,
+            channels=16,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            mid_attention=False,
+            norm_groups=8,
+            z_channels=4,
+            embed_dim=4,
+        )
+    ),
+    "loss__codebook_ema_decay": 0.9,
+    "loss__lecam_weight": 0.1,
+}
 
 # Without what a test does not look at, a run is a third as long.
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
@@ -29,9 +49,18 @@ def _weights(workdir, average=False):
     return checkpoint.load_weights(workdir, average=average)[1]
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_four_steps_equal_two_and_two_more(name, shapes_dir, first_stage, tmp_path):
-    extra = BARE | _overrides(name, first_stage)
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        *((name, {}) for name in STAGES),
+        (STAGES[0], VQ | {"loss__restart_threshold": 0.95}),
+    ],
+    ids=[*STAGES, "vq"],
+)
+def test_four_steps_equal_two_and_two_more(
+    name, changes, shapes_dir, first_stage, tmp_path
+):
+    extra = BARE | _overrides(name, first_stage) | changes
     train(name, shapes_dir, tmp_path / "whole", **extra)
     train(name, shapes_dir, tmp_path / "cut", train__num_steps=2, **extra)
     assert checkpoint.checkpoint_folder(tmp_path / "cut").name == "2"
@@ -160,14 +189,19 @@ def test_another_config_is_an_error_unless_allowed(shapes_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, meshes", [(STAGES[0], [(2, 2)]), (STAGES[1], [(4, 1), (2, 2)])]
+    "name, meshes, changes",
+    [
+        (STAGES[0], [(2, 2)], VQ),
+        (STAGES[1], [(4, 1), (2, 2)], {}),
+    ],
+    ids=["vq", STAGES[1]],
 )
 def test_a_mesh_changes_nothing_but_rounding(
-    name, meshes, shapes_dir, first_stage, tmp_path, monkeypatch
+    name, meshes, changes, shapes_dir, first_stage, tmp_path, monkeypatch
 ):
     # Small enough that the tiny networks' kernels are split.
     monkeypatch.setattr("ldm_jax.sharding.MIN_SHARDED_ELEMENTS", 1024)
-    extra = BARE | _overrides(name, first_stage) | {"train__num_steps": 2}
+    extra = BARE | _overrides(name, first_stage) | {"train__num_steps": 2} | changes
     runs = []
     for data, fsdp in ((1, 1), *meshes):
         workdir = tmp_path / f"{data}x{fsdp}"

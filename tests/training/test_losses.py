@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from ldm_jax.convert.compvis import convert_discriminator
 from ldm_jax.convert.lpips import convert_lpips
@@ -124,11 +125,12 @@ def test_gradient_is_that_of_the_plain_sum():
         return nll + weight * g + 0.1 * kl
 
     def norm(i):
-        gradient = jax.grad(lambda p: parts(p)[i])(params)["to_images"]["kernel"]
+        gradient = jax.grad(lambda p: parts(p)[i])
+        gradient = jax.jit(gradient)(params)["to_images"]["kernel"]
         return jnp.linalg.norm(gradient.ravel())
 
     weight = 0.5 * jnp.clip(norm(0) / (norm(1) + 1e-4), 0, 1e4)
-    expected = jax.value_and_grad(plain)(params, 0.7 * weight)
+    expected = jax.jit(jax.value_and_grad(plain))(params, 0.7 * weight)
 
     def ours(params):
         *_, kl, (fake, _, features) = parts(params)
@@ -149,6 +151,86 @@ def test_gradient_is_that_of_the_plain_sum():
     leaves = map(jax.tree.leaves, (gradient, expected[1]))
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-4, rtol=2e-3)
+
+
+def test_an_idle_discriminator_changes_no_gradient():
+    model, params, images, discriminate = _tiny()
+
+    def gradient(factor, idle):
+        def loss(params):
+            output = model.apply({"params": params}, images, method="reconstruct")
+            layer = last_layer(model, params, output[2])
+            judge = lambda x: (discriminate(x)[0], jnp.ones(()))  # noqa: E731
+            return losses.generator_loss(
+                images, output[0], 0.0, *layer, judge, factor=factor, idle=idle
+            )
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient = jax.jit(gradient)
+    for factor in (0.0, 0.7):
+        always, (_, aux) = gradient(factor, None)
+        skipped, (metrics, seen) = gradient(factor, jnp.zeros(()))
+        assert aux == 1 and seen == (factor > 0)
+        assert (metrics["disc_weight"] > 0) == (factor > 0)
+        flat = [ravel_pytree(tree)[0] for tree in (skipped, always)]
+        assert_close(*flat, 1e-5)
+
+
+@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+def test_the_log_variance_has_the_gradient_of_the_likelihood(reduction):
+    images, fake = jnp.zeros((2, 4, 4, 3)), jnp.full((2, 4, 4, 3), 2.0)
+    kernel = jnp.ones(())
+
+    def whole(logvar):
+        return losses.generator_loss(
+            images,
+            fake,
+            0.0,
+            lambda kernel: fake * kernel,
+            kernel,
+            lambda x: (x, ()),
+            factor=0.0,
+            logvar=logvar,
+            reduction=reduction,
+        )[0]
+
+    def plain(logvar):
+        return losses.reconstruction_loss(
+            images, fake, logvar=logvar, reduction=reduction
+        )[0]
+
+    value, gradient = jax.value_and_grad(whole)(0.3)
+    expected = jax.value_and_grad(plain)(0.3)
+    np.testing.assert_allclose((value, gradient), expected, rtol=1e-5)
+    best = jnp.log(2.0)  # of a Laplace, the log of the mean error
+    assert abs(jax.grad(whole)(best)) < 1e-4
+
+
+def test_r1_of_a_linear_discriminator():
+    weights = jax.random.normal(jax.random.key(0), (4, 4, 3))
+    images = jax.random.normal(jax.random.key(1), (5, 4, 4, 3))
+
+    def discriminate(x):
+        # The same logit for each of two patches.
+        return jnp.repeat(jnp.sum(x * weights, axis=(1, 2, 3)), 2).reshape(5, 2, 1, 1)
+
+    penalty = losses.r1_penalty(discriminate, images)
+    np.testing.assert_allclose(penalty, 0.5 * jnp.sum(weights**2), rtol=1e-5)
+
+
+def test_lecam_holds_logits_between_the_averages():
+    averages = {"real": 0.5, "fake": -0.5}
+    penalty = lambda real, fake: losses.lecam_penalty(  # noqa: E731
+        jnp.full((2, 3), real), jnp.full((2, 3), fake), averages
+    )
+    assert penalty(-0.5, 0.5) == 0  # undecided: nothing to hold back
+    np.testing.assert_allclose(penalty(1.5, -1.5), 2**2 + 2**2)
+    metrics = {"logits_real": 1.5, "logits_fake": -1.5}
+    moved = losses.update_lecam(averages, metrics, True)
+    np.testing.assert_allclose(moved["real"], 0.51, rtol=1e-6)
+    np.testing.assert_allclose(moved["fake"], -0.51, rtol=1e-6)
+    assert losses.update_lecam(averages, metrics, False) == averages
 
 
 def test_weight_is_capped_and_finite_without_adversarial_gradient():
@@ -184,9 +266,11 @@ def test_before_the_start_the_adversary_is_silent():
         fake, _ = model.apply({"params": params}, images)
         return losses.reconstruction_loss(images, fake)[0]
 
-    silent = jax.grad(loss)(params, 0.0)
+    silent = jax.jit(jax.grad(loss))(params, 0.0)
     for a, b in zip(
-        jax.tree.leaves(silent), jax.tree.leaves(jax.grad(plain)(params)), strict=True
+        jax.tree.leaves(silent),
+        jax.tree.leaves(jax.jit(jax.grad(plain))(params)),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
 
