@@ -188,7 +188,15 @@ def schedule(**changes):
 
 
 def published_autoencoder(
-    kind, *, channel_mult, z_channels, batch_size, num_steps, **fields
+    kind,
+    *,
+    channel_mult,
+    z_channels,
+    batch_size,
+    num_steps,
+    attention_factors=(),
+    mid_attention=True,
+    **fields,
 ):
     """A first stage of the paper on ImageNet 256.
 
@@ -198,6 +206,8 @@ def published_autoencoder(
       z_channels: Channels of the latents.
       batch_size: Global batch size.
       num_steps: Length of the training.
+      attention_factors: Downsampling factors at which there is attention.
+      mid_attention: Whether there is attention in the middle.
       **fields: Further fields of the autoencoder.
 
     Returns:
@@ -212,8 +222,8 @@ def published_autoencoder(
             channels=128,
             channel_mult=channel_mult,
             num_res_blocks=2,
-            attention_factors=fields.pop("attention_factors", ()),
-            mid_attention=fields.pop("mid_attention", True),
+            attention_factors=attention_factors,
+            mid_attention=mid_attention,
             norm_groups=32,
             z_channels=z_channels,
             embed_dim=z_channels,

@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.checkpoint import Checkpoints
-from ldm_jax.config import choose, to_dict
+from ldm_jax.config import ConfigError, choose, to_dict
 from ldm_jax.data.loader import DataError
 from ldm_jax.training import autoencoder, diffusion
 from ldm_jax.training.batches import Data
@@ -117,9 +117,15 @@ def _first_state(run, abstract, start):
     if start:
         target = sharding.abstract_like(abstract, run.shardings)
         return run.checkpoints.restore(start, target)
+    train = run.config.train
+    if train.freeze and not train.init_from:
+        raise ConfigError(
+            f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
+            "give train.init_from, the workdir of the run to start from"
+        )
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
     state = init(jax.random.key(run.config.seed))
-    return _start_from(run, state) if run.config.train.init_from else state
+    return _start_from(run, state) if train.init_from else state
 
 
 def _start_from(run, state):

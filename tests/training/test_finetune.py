@@ -116,6 +116,7 @@ def test_everything_is_trained_where_nothing_is_frozen(
     [
         ({"first_stage__embed_dim": 3}, "holds another model: autoencoder/from_lat"),
         ({"train__freeze": ("autoencoder/encodr",)}, 'mean "autoencoder/encoder"?'),
+        ({"train__init_from": ""}, "give train.init_from"),
     ],
 )
 def test_what_does_not_fit_is_named(
