@@ -1,10 +1,11 @@
-"""Speed beside PyTorch: the same networks and weights, alternated in one process.
+"""Speed and memory beside PyTorch: the same networks and weights, in one process.
 
     python benchmarks/peers.py [--only "unet small,decode"] [--rounds 15]
 
 PyTorch runs diffusers' modules eagerly, channels last. Pairs of outputs are compared
-first. A ratio is the median over rounds of JAX's time over PyTorch's: below 1, JAX is
-faster. Needs the extra `parity`.
+first. A ratio is the median over alternated rounds of JAX's time over PyTorch's: below
+1, JAX is faster. Memory is what a call takes at its peak beyond what was there before
+it: weights, optimiser and inputs. Needs the extra `parity`.
 """
 
 import argparse
@@ -38,16 +39,23 @@ AUTOENCODERS = {  # size: (batch, height of the images, channels)
     "small": (4, 64, 64),
     "wide": (2, 128, 64),
     "medium": (4, 64, 128),
+    "large": (1, 256, 64),
 }
 CONTEXT_WIDTH = 768
 
 
-def tune_malloc():
-    """Keeps freed memory with the process, which helps both sides (Linux)."""
-    if platform.system() == "Linux":
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):
-            libc.mallopt(option, value)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+def tune_malloc(keep):
+    """Keeps freed memory with the process, which helps both sides, or gives it back."""
+    if platform.system() != "Linux":
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    limits = (0, 2**31 - 1, 64 << 20) if keep else (65536, 0, 0)
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    for option, value in zip((-4, -1, -2), limits, strict=True):
+        libc.mallopt(option, value)
+    if not keep:
+        libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+        libc.malloc_trim(0)
 
 
 def random_params(module, *inputs):
@@ -171,13 +179,14 @@ def unet_pair(size):
 def autoencoder_pair(size):
     """Yields (name, ours, theirs) for a KL autoencoder of factor 4."""
     batch, height, channels = AUTOENCODERS[size]
-    model = KLAutoencoder(
+    fields = dict(
         channels=channels,
         channel_mult=(1, 2, 4),
         num_res_blocks=2,
         z_channels=3,
         embed_dim=3,
     )
+    model = KLAutoencoder(**fields)
     peer = AutoencoderKL(
         block_out_channels=(channels, 2 * channels, 4 * channels),
         layers_per_block=2,
@@ -207,7 +216,7 @@ def autoencoder_pair(size):
     yield "encode", lambda: encode(on_device, images), torch_encode
     yield "decode", lambda: decode(on_device, noise), torch_decode
 
-    def loss(params):
+    def loss(params, model=model):
         variables = {"params": params}
         posterior = model.apply(variables, images, method="encode")
         latents = posterior.sample(noise=noise)
@@ -221,9 +230,15 @@ def autoencoder_pair(size):
         return nll + 1e-6 * posterior.kl().mean()
 
     options = dict(lr=1e-4, betas=(0.5, 0.9), fused=True)
+    start = {key: value.clone() for key, value in peer.state_dict().items()}
     optimizer = torch.optim.Adam(peer.parameters(), **options)
     adam = optax.adam(1e-4, b1=0.5, b2=0.9)
     yield "train step", *trainers(loss, params, adam, torch_loss, optimizer)
+    peer.load_state_dict(start)
+    optimizer = torch.optim.Adam(peer.parameters(), **options)
+    with_remat = partial(loss, model=KLAutoencoder(**fields, remat=True))
+    sides = trainers(with_remat, params, adam, torch_loss, optimizer)
+    yield "train step remat", *sides
 
 
 def compare(ours, theirs):
@@ -258,6 +273,27 @@ def measure(ours, theirs, rounds):
     return *(statistics.median(record) for record in times), spoilt
 
 
+def peak_memory(function):
+    """MB that a call takes at its peak, NaN where the system does not tell."""
+    try:
+        tune_malloc(keep=False)
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")  # The high-water mark starts anew.
+        before = _resident("VmRSS")
+        jax.block_until_ready(function())
+        return (_resident("VmHWM") - before) / 1e3
+    except OSError:
+        return float("nan")
+    finally:
+        tune_malloc(keep=True)
+
+
+def _resident(name):
+    """Memory of this process in kB, by its name in /proc."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return int(re.search(rf"{name}:\s*(\d+) kB", file.read()).group(1))
+
+
 def others_seconds():
     """Processor time that other processes have used, 0 where the system is silent."""
     try:
@@ -285,12 +321,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     chosen = [set(line.split()) for line in options.only.split(",")]
-    tune_malloc()
+    tune_malloc(keep=True)
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     versions = f"jax {jax.__version__}, torch {torch.__version__}"
     print(f"{processor()}, {threads} threads, {versions}, {options.rounds} rounds")
-    print(f"{'':34}{'jax ms':>10}{'torch ms':>10}{'ratio':>8}{'spoilt':>8}")
+    flags = os.environ.get("XLA_FLAGS")
+    print(f"XLA_FLAGS={flags}" if flags else "no XLA_FLAGS")
+    print(
+        f"{'':36}{'jax ms':>9}{'torch ms':>9}{'ratio':>7}{'jax MB':>9}{'torch MB':>9}"
+        f"{'spoilt':>8}"
+    )
     pairs = [("unet", size, unet_pair) for size in UNETS]
     pairs += [("autoencoder", size, autoencoder_pair) for size in AUTOENCODERS]
     for kind, size, pair in pairs:
@@ -300,8 +341,9 @@ def main():
                 continue
             compare(ours, theirs)
             a, b, spoilt = measure(ours, theirs, options.rounds)
-            times = f"{a * 1e3:10.1f}{b * 1e3:10.1f}{a / b:8.2f}{spoilt:8}"
-            print(line.ljust(34) + times, flush=True)
+            memory = "".join(f"{peak_memory(side):9.0f}" for side in (ours, theirs))
+            times = f"{a * 1e3:9.1f}{b * 1e3:9.1f}{a / b:7.2f}"
+            print(f"{line:36}{times}{memory}{spoilt:8}", flush=True)
 
 
 if __name__ == "__main__":
