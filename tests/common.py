@@ -1,5 +1,6 @@
 """What several test files share: the reference cases and their stand-in weights."""
 
+import gzip
 import json
 import pathlib
 from typing import NamedTuple
@@ -34,6 +35,12 @@ def load_case(name):
     meta = json.loads(str(arrays.pop("meta")))
     weights = reference_state_dict(meta.get("manifest", {}), meta.get("salt", 0))
     return Case(meta, arrays, weights)
+
+
+def load_manifest(name):
+    """Reads the shapes of a published checkpoint: dict of its keys -> list."""
+    with gzip.open(REFERENCE / "manifests" / f"{name}.json.gz", "rt") as file:
+        return json.load(file)
 
 
 def nhwc(array):

@@ -18,11 +18,12 @@ class Transform(NamedTuple):
 
     Attributes:
       to_ours: Maps their array to a tuple of ours.
-      to_theirs: Maps our arrays, as positional arguments, to theirs.
+      to_theirs: Maps our arrays, as positional arguments, to theirs; None for a key
+        that is not written.
     """
 
     to_ours: Callable
-    to_theirs: Callable
+    to_theirs: Callable | None
 
 
 class Row(NamedTuple):
@@ -56,6 +57,8 @@ CONV = Transform(
 )
 # These read one another's layouts; they differ in the one they write.
 DENSE, POINTWISE_1D, POINTWISE_2D = (_pointwise(trailing) for trailing in (0, 1, 2))
+# What lies in their files and is never used: read, dropped and not written.
+UNUSED = Transform(lambda a: (), None)
 # PyTorch's batch norms count batches; nothing of ours needs the count.
 COUNTER = Transform(lambda a: (), lambda: np.zeros((), np.int64))
 
@@ -151,7 +154,7 @@ def to_params(rows, state_dict, target):
 
 
 def to_state_dict(rows, params):
-    """Writes parameters as a state dict; the inverse of `to_params`.
+    """Writes parameters as a state dict; undoes `to_params` but for UNUSED keys.
 
     Args:
       rows: The mapping.
@@ -166,7 +169,7 @@ def to_state_dict(rows, params):
     params = flatten_dict(params, sep="/")
     state_dict, written = {}, set()
     for row in rows:
-        if set(row.ours) <= params.keys():
+        if row.transform.to_theirs and set(row.ours) <= params.keys():
             arrays = (np.asarray(params[path]) for path in row.ours)
             array = row.transform.to_theirs(*arrays)
             state_dict[row.theirs] = np.array(array, order="C")

@@ -16,7 +16,7 @@ from ldm_jax.models.layers import GroupNorm, dense
 MAX_SCORES = 2**24
 
 
-def attention(query, key, value, max_scores=MAX_SCORES):
+def attention(query, key, value, max_scores=MAX_SCORES, mask=None):
     """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
 
     The softmax is divided by its sum after the product with the values, where there are
@@ -28,6 +28,8 @@ def attention(query, key, value, max_scores=MAX_SCORES):
       key: [B, heads, S, d].
       value: [B, heads, S, d].
       max_scores: Most scores of one example held at once.
+      mask: Bool [T, S], where a query may look, which must be somewhere; None for
+        everywhere.
 
     Returns:
       [B, heads, T, d] in the type of `query`.
@@ -38,17 +40,21 @@ def attention(query, key, value, max_scores=MAX_SCORES):
     while length % blocks:
         blocks += 1
     if blocks == 1:
-        return _attend(query, key, value)
+        return _attend(query, key, value, mask)
     query = query.reshape(b, heads, blocks, length // blocks, -1)
-    attend = jax.checkpoint(lambda block: _attend(block, key, value))
-    out = jax.lax.map(attend, jnp.moveaxis(query, 2, 0))
+    if mask is not None:
+        mask = mask.reshape(blocks, length // blocks, -1)
+    attend = jax.checkpoint(lambda block: _attend(block[0], key, value, block[1]))
+    out = jax.lax.map(attend, (jnp.moveaxis(query, 2, 0), mask))
     return jnp.moveaxis(out, 0, 2).reshape(b, heads, length, -1)
 
 
-def _attend(query, key, value):
+def _attend(query, key, value, mask):
     scores = jnp.einsum(
         "bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32
     )
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -74,8 +80,11 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None):
-        """Maps x [B, T, c] and a context [B, S, d] (None: x itself) to [B, T, c]."""
+    def __call__(self, x, context=None, mask=None):
+        """Maps x [B, T, c] and a context [B, S, d] (None: x itself) to [B, T, c].
+
+        Where `mask`, bool [T, S], is False, a token of `x` does not see the context.
+        """
         context = x if context is None else context.astype(self.dtype)
         inner = self.num_heads * self.head_channels
 
@@ -86,7 +95,8 @@ class Attention(nn.Module):
             return y.swapaxes(1, 2)
 
         query = heads("query", x)
-        out = attention(query, heads("key", context), heads("value", context))
+        key, value = heads("key", context), heads("value", context)
+        out = attention(query, key, value, mask=mask)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
         project = dense(x.shape[-1], zero=self.zero_init, dtype=self.dtype, name="out")
         return project(out)

@@ -23,18 +23,22 @@ def draw(length, source, scale=1.0):
     ]
 
 
-def expected(query, key, value):
+def expected(query, key, value, causal=False):
     inputs = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*inputs).swapaxes(1, 2)
+    return jax.nn.dot_product_attention(*inputs, is_causal=causal).swapaxes(1, 2)
 
 
-@pytest.mark.parametrize("length, source", [(12, 12), (12, 5), (7, 1)])
+@pytest.mark.parametrize(
+    "length, source, causal",
+    [(12, 12, False), (12, 12, True), (12, 5, False), (7, 1, False)],
+)
 @pytest.mark.parametrize("max_scores", [2**24, 60])
-def test_attention_and_gradient(length, source, max_scores):
+def test_attention_and_gradient(length, source, causal, max_scores):
     """60 scores at once make 8 blocks or more, and a prime length as many as tokens."""
     inputs = draw(length, source)
-    ours, pull = jax.vjp(lambda *x: attention(*x, max_scores), *inputs)
-    theirs, pull_theirs = jax.vjp(expected, *inputs)
+    mask = jnp.tril(jnp.ones((length, source), bool)) if causal else None
+    ours, pull = jax.vjp(lambda *x: attention(*x, max_scores, mask), *inputs)
+    theirs, pull_theirs = jax.vjp(lambda *x: expected(*x, causal), *inputs)
     assert_close(ours, theirs, 1e-5)
     cotangent = jax.random.normal(jax.random.key(1), ours.shape)
     for a, b in zip(pull(cotangent), pull_theirs(cotangent), strict=True):

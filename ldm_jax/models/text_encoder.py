@@ -1,0 +1,147 @@
+"""The transformer that turns token ids into a context, for captions and layouts.
+
+One pre-norm transformer serves two families, which differ in a few fields:
+
+- the text and layout encoders of Rombach et al. 2022 (App. E.2.1), trained jointly with
+  the denoiser: every token sees every other, 8 heads of 64 channels whatever the width,
+  queries, keys and values without biases. These are the defaults.
+- the text tower of CLIP (Radford et al. 2021, Sec. 2.4), used frozen: causal, with
+  biases, as many heads as make up the width.
+
+No padding is masked in either.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.attention import Attention
+from ldm_jax.models.layers import dense
+
+embedding_init = nn.initializers.normal(0.02)
+
+
+class TextEncoder(nn.Module):
+    """Maps token ids to one vector per token.
+
+    Stable Diffusion 2 takes the last but one layer of its CLIP tower, through the final
+    norm: that is a tower with one layer less.
+
+    Attributes:
+      vocab_size: Number of token ids.
+      features: Width of the transformer and of its output.
+      num_layers: Number of blocks.
+      max_length: Most tokens of an input.
+      num_heads: Heads.
+      head_channels: Channels of one head.
+      use_bias: Whether queries, keys and values have biases.
+      causal: Whether a token sees only itself and those before it.
+      mlp_ratio: Width inside the feed-forward layers over `features`.
+      activation: Of the feed-forward layers, a row of ACTIVATIONS.
+      remat: Recompute the blocks' activations in the backward pass to save memory.
+      dtype: Compute type; parameters, norms and softmax are float32.
+    """
+
+    vocab_size: int
+    features: int
+    num_layers: int
+    max_length: int = 77
+    num_heads: int = 8
+    head_channels: int = 64
+    use_bias: bool = False
+    causal: bool = False
+    mlp_ratio: int = 4
+    activation: str = "gelu"
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {self.activation!r}: choose one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+
+    @nn.compact
+    def __call__(self, ids):
+        """Encodes tokens.
+
+        Args:
+          ids: Integers [B, L] in [0, vocab_size), L at most `max_length`.
+
+        Returns:
+          [B, L, features] in `dtype`, after the final norm.
+
+        Raises:
+          ValueError: If L is larger than `max_length`.
+        """
+        length = ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"{length} tokens are more than max_length={self.max_length}: cut them "
+                "or raise max_length"
+            )
+        shape = self.max_length, self.features
+        positions = self.param("positions", embedding_init, shape)
+        x = nn.Embed(
+            self.vocab_size,
+            self.features,
+            embedding_init=embedding_init,
+            dtype=self.dtype,
+            name="tokens",
+        )(ids)
+        x = x + positions[:length].astype(self.dtype)
+        mask = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
+        make = nn.remat(EncoderBlock) if self.remat else EncoderBlock
+        for i in range(self.num_layers):
+            x = make(
+                self.num_heads,
+                self.head_channels,
+                self.use_bias,
+                self.mlp_ratio,
+                self.activation,
+                self.dtype,
+                name=f"block_{i}",
+            )(x, mask)
+        return _norm(self.dtype, "norm_out")(x)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and a feed-forward layer, each after a norm."""
+
+    num_heads: int
+    head_channels: int
+    use_bias: bool = False
+    mlp_ratio: int = 4
+    activation: str = "gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        """Maps [B, T, c] to the same shape; `mask`, bool [T, T], as in Attention."""
+        y = _norm(self.dtype, "norm_attention")(x)
+        x = x + Attention(
+            self.num_heads,
+            self.head_channels,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            name="attention",
+        )(y, mask=mask)
+        y = _norm(self.dtype, "norm_feed_forward")(x)
+        width = x.shape[-1]
+        y = dense(self.mlp_ratio * width, dtype=self.dtype, name="proj_in")(y)
+        y = ACTIVATIONS[self.activation](y)
+        return x + dense(width, dtype=self.dtype, name="proj_out")(y)
+
+
+def _norm(dtype, name):
+    return nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name=name)
+
+
+# "quick_gelu" is OpenAI's approximation, which its own CLIP weights were trained with.
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
