@@ -74,8 +74,8 @@ def load_model(workdir, step=None, average=True, first_stage=None):
             "needs a diffusion run"
         )
     recorded = meta["first_stage"]
-    folder = first_stage or _find_moved(recorded["workdir"], workdir)
-    module, weights, _ = load_first_stage(folder, recorded["step"])
+    folder = _first_stage_folder(first_stage, recorded, workdir)
+    module, weights, _ = load_first_stage(folder, recorded and recorded["step"])
     factor = np.float32(meta["scaling_factor"])
     return Trained(
         model=make_model(config, module, meta["num_classes"]),
@@ -87,16 +87,16 @@ def load_model(workdir, step=None, average=True, first_stage=None):
     )
 
 
-def _find_moved(recorded, workdir):
-    """Finds a first stage that moved together with the second one."""
-    beside = pathlib.Path(workdir).absolute().parent / pathlib.Path(recorded).name
-    for folder in (pathlib.Path(recorded), beside):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"the first stage is no longer in {recorded}; say where it is with "
-        "--first_stage=ITS_WORKDIR"
-    )
+def _first_stage_folder(given, recorded, workdir):
+    """Where the first stage lies: as given, or as the checkpoint records it."""
+    if given:
+        return given
+    if recorded is None:
+        raise ConfigError(
+            f"{workdir} came without a first stage; say where one is with "
+            "--first_stage=ITS_WORKDIR"
+        )
+    return checkpoint.first_stage_folder(recorded["workdir"], workdir)
 
 
 def run(
