@@ -1,5 +1,7 @@
 """Conditioners: contracts of every row, and how they share the three slots."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,31 @@ import pytest
 from ldm_jax.conditioners import (
     CONDITIONERS,
     ClassLabel,
+    ClipText,
     Conditioning,
     make_conditioner,
 )
 from ldm_jax.diffusion.guidance import guide, pair
 
 BATCH = 6
+TRANSFORMER = {
+    "vocab_size": 20,
+    "features": 8,
+    "num_layers": 1,
+    "max_length": 5,
+    "num_heads": 2,
+    "head_channels": 4,
+    "slot": "context",
+}
+TEXT = TRANSFORMER | {"kind": "text", "null_ids": (1, 2, 0)}
+CLIP_TEXT = TRANSFORMER | {"kind": "clip_text", "null_ids": [18, 19]}
+IDS = 3 + jnp.arange(BATCH * 5).reshape(BATCH, 5) % 15
+
+
+def draw(*shape):
+    return np.random.default_rng(0).standard_normal((BATCH, *shape), np.float32)
+
+
 # Every row and slot: the entry, inputs for a batch, and the shape the slot must get.
 UNDER_TEST = {
     "class_label_context": (
@@ -26,17 +47,41 @@ UNDER_TEST = {
         jnp.arange(BATCH) % 5,
         (BATCH, 8),
     ),
+    "text": (TEXT, IDS, (BATCH, 5, 8)),
+    "clip_text": (CLIP_TEXT, IDS, (BATCH, 5, 8)),
+    "layout": (TRANSFORMER | {"kind": "layout"}, IDS, (BATCH, 5, 8)),
+    "spatial_maps": (
+        {"kind": "spatial", "num_stages": 1, "features": 2, "slot": "concat"},
+        draw(8, 6, 3),
+        (BATCH, 4, 3, 2),
+    ),
+    "spatial_labels": (
+        {"kind": "spatial", "num_stages": 2, "num_classes": 3, "slot": "concat"},
+        np.indices((BATCH, 8, 8)).sum(axis=0).astype(np.uint8) % 3,
+        (BATCH, 2, 2, 3),
+    ),
+    "raw_context": ({"kind": "raw", "slot": "context"}, draw(4, 8), (BATCH, 4, 8)),
+    "raw_concat": ({"kind": "raw", "slot": "concat"}, draw(4, 4, 3), (BATCH, 4, 4, 3)),
+    "raw_vector": (
+        {"kind": "raw", "slot": "vector", "features": 16},
+        draw(8),
+        (BATCH, 16),
+    ),
 }
+FROZEN = {"clip_text"}
+WITHOUT_PARAMETERS = {"spatial_labels", "raw_context", "raw_concat"}
 
 
 def test_every_kind_is_under_test():
     assert {entry["kind"] for entry, _, _ in UNDER_TEST.values()} == set(CONDITIONERS)
 
 
+@functools.cache
 def setup(name, **changes):
     entry, inputs, shape = UNDER_TEST[name]
     conditioner, batch = make_conditioner({"key": entry | changes}), {"key": inputs}
-    return conditioner, conditioner.init(jax.random.key(0), batch), batch, shape
+    variables = jax.jit(conditioner.init)(jax.random.key(0), batch)
+    return conditioner, variables, batch, shape
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
@@ -81,16 +126,33 @@ def test_drop_swaps_single_examples_for_null(name):
         np.testing.assert_array_equal(a[1::2], c[1::2])
 
 
-@pytest.mark.parametrize("name", UNDER_TEST)
+def loss(variables, conditioner, batch):
+    # Not the square, which a norm keeps as it is.
+    conditioning = conditioner.apply(variables, batch)
+    return sum(jnp.sum(values**3) for values in jax.tree.leaves(conditioning))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(UNDER_TEST.keys() - FROZEN - WITHOUT_PARAMETERS)
+)
 def test_gradient_reaches_every_parameter_in_use(name):
     conditioner, variables, batch, _ = setup(name)
-
-    def loss(variables):
-        conditioning = conditioner.apply(variables, batch)
-        return sum(jnp.sum(values**2) for values in jax.tree.leaves(conditioning))
-
-    gradients = jax.tree.leaves(jax.grad(loss)(variables))
+    assert not conditioner.frozen_keys()
+    gradients = jax.tree.leaves(jax.grad(loss)(variables, conditioner, batch))
     assert gradients and all(np.abs(leaf).max() > 0 for leaf in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(FROZEN))
+def test_no_gradient_reaches_what_is_frozen(name):
+    conditioner, variables, batch, _ = setup(name)
+    assert conditioner.frozen_keys() == ["key"]
+    gradients = jax.tree.leaves(jax.grad(loss)(variables, conditioner, batch))
+    assert gradients and all(np.abs(leaf).max() == 0 for leaf in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_PARAMETERS))
+def test_what_is_given_needs_no_parameters(name):
+    assert not jax.tree.leaves(setup(name)[1])
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
@@ -196,8 +258,8 @@ LABEL = {"kind": "class_label", "num_classes": 3, "features": 4}
 @pytest.mark.parametrize(
     "entry, message",
     [
-        (LABEL | {"kind": "clas_label"}, "choose one of class_label"),
-        ({}, "choose one of class_label"),
+        (LABEL | {"kind": "clas_label"}, "choose one of class_label, text"),
+        ({}, "choose one of class_label, text"),
         (LABEL | {"slot": "concat"}, "choose one of context, vector"),
         (
             LABEL | {"slott": "vector"},
@@ -251,3 +313,66 @@ def test_model_without_null_class_cannot_forget():
 def test_conditioner_is_a_value():
     one, other = (make_conditioner({"label": dict(LABEL)}) for _ in range(2))
     assert one == other and hash(one) == hash(other)
+
+
+def test_empty_caption_is_filled_up_with_its_last_id():
+    text = ClipText(**{k: v for k, v in CLIP_TEXT.items() if k != "kind"})
+    np.testing.assert_array_equal(text.null(IDS), [[18, 19, 19, 19, 19]] * BATCH)
+    assert text.null(IDS).dtype == IDS.dtype
+    np.testing.assert_array_equal(text.null(IDS[:, :1]), [[18]] * BATCH)
+
+
+def test_layout_without_objects_is_the_last_id():
+    conditioner, _, batch, _ = setup("layout")
+    np.testing.assert_array_equal(conditioner.null_inputs(batch)["key"], 19 + 0 * IDS)
+
+
+def test_labels_of_no_class_are_zero_maps():
+    conditioner, variables, batch, _ = setup("spatial_labels")
+    maps = conditioner.apply(variables, batch).concat
+    np.testing.assert_allclose(maps.sum(axis=-1), 1, atol=1e-6)
+    null = conditioner.apply(variables, conditioner.null_inputs(batch)).concat
+    np.testing.assert_array_equal(null, 0 * maps)
+
+
+def test_frozen_text_can_be_trained():
+    conditioner, variables, batch, _ = setup("clip_text", frozen=False)
+    assert conditioner.frozen_keys() == []
+    gradients = jax.grad(loss)(variables, conditioner, batch)["params"]["key"]
+    assert np.abs(gradients["tokens"]["embedding"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (TEXT | {"null_ids": (1, 20)}, r"null_ids \(1, 20\) must be ids in \[0, 20\)"),
+        (TEXT | {"null_ids": ()}, "give those of the empty caption"),
+        (TEXT | {"activation": "relu"}, "choose one of gelu, quick_gelu"),
+        ({"kind": "spatial", "num_stages": 1, "method": "cubic"}, "one of nearest,"),
+        ({"kind": "raw"}, "needs the option 'slot'"),
+        ({"kind": "raw", "slot": "text"}, "choose one of context, concat, vector"),
+    ],
+)
+def test_wrong_option_is_refused_in_one_line(entry, message):
+    with pytest.raises(ValueError, match=f"condition 'a': .*{message}") as error:
+        make_conditioner({"a": entry})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, inputs, message",
+    [
+        ("text", ["a star"], "integers .B, L.*tokenize the text first"),
+        ("text", [[1, 20]], "token id 20 is out of range: vocab_size is 20"),
+        ("text", np.zeros((2, 6), int), "6 tokens are more than max_length=5"),
+        ("layout", [[-1]], "token id -1 is out of range"),
+        ("spatial_maps", np.zeros((1, 8, 8, 3), np.uint8), "must be floats with 4"),
+        ("spatial_maps", np.full((1, 2, 2, 1), np.nan), "must be finite"),
+        ("spatial_labels", np.full((1, 8, 8), 4), "label 4 .* from 0 to 2"),
+        ("spatial_labels", np.zeros((1, 8, 8)), "must be integers .B, H, W"),
+        ("raw_vector", np.zeros((1, 2, 8)), "slot 'vector' must be floats with 2"),
+    ],
+)
+def test_wrong_inputs_are_refused(name, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        setup(name)[0].check({"key": inputs})

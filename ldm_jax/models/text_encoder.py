@@ -78,11 +78,7 @@ class TextEncoder(nn.Module):
           ValueError: If L is larger than `max_length`.
         """
         length = ids.shape[1]
-        if length > self.max_length:
-            raise ValueError(
-                f"{length} tokens are more than max_length={self.max_length}: cut them "
-                "or raise max_length"
-            )
+        self.check_length(length)
         shape = self.max_length, self.features
         positions = self.param("positions", embedding_init, shape)
         x = nn.Embed(
@@ -106,6 +102,15 @@ class TextEncoder(nn.Module):
                 name=f"block_{i}",
             )(x, mask)
         return _norm(self.dtype, "norm_out")(x)
+
+    @nn.nowrap
+    def check_length(self, length):
+        """Raises ValueError if so many tokens are too many."""
+        if length > self.max_length:
+            raise ValueError(
+                f"{length} tokens are more than max_length={self.max_length}: cut them "
+                "or raise max_length"
+            )
 
 
 class EncoderBlock(nn.Module):

@@ -1,5 +1,7 @@
 """The second stage: the denoiser and its conditioners, on latents of a frozen first."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +206,8 @@ def make_stage(config, mesh, data, meta):
     model = make_model(config, module, data.num_classes)
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
+    if not meta:
+        _require_weights(model)
     factor = meta.get("scaling_factor") or section.scaling_factor
     if factor is None:
         batches = data.train_batches(0, count=section.scaling_batches)
@@ -218,11 +222,24 @@ def make_stage(config, mesh, data, meta):
     return _make_steps(config, model, frozen, data.example), record
 
 
+def _require_weights(model):
+    """Refuses a new run that would keep random weights for good."""
+    for key in model.conditioner.frozen_keys():
+        raise ConfigError(
+            f"conditions.{key} is frozen and a new run has no weights for it: set "
+            f"conditions.{key}.frozen=False to train it"
+        )
+
+
 def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
     train = config.train
     rate = make_rate(train)
     optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip)
+    if model.conditioner.frozen_keys():
+        # Without gradients alone they would still decay, and cost moments.
+        trainable = functools.partial(latent_diffusion.trainable, model)
+        optimizer = optax.masked(optimizer, trainable)
 
     def init(rng):
         batch = jax.tree.map(jnp.zeros_like, example)

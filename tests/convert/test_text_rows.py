@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.conditioners import Spatial
 from ldm_jax.convert import text_rows
 from ldm_jax.convert.state_dict import select, to_params, to_state_dict
+from ldm_jax.models.resize import METHODS
 from ldm_jax.models.text_encoder import TextEncoder
-from tests.common import assert_close, load_case, load_manifest
+from tests.common import assert_close, load_case, load_manifest, nhwc
 
 BERT = TextEncoder(vocab_size=50, features=32, num_layers=2, max_length=12)
 CLIP = TextEncoder(
@@ -154,3 +156,33 @@ def test_position_numbers_may_be_there(position_ids):
     case = load_case("clip_text_gelu")
     extra = {"embeddings.position_ids": np.arange(12)[None]} if position_ids else {}
     read(text_rows.clip_rows(CLIP), CLIP, case.state_dict | extra)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_spatial_rescaler_matches_original(method):
+    case = load_case(f"spatial_rescaler_{method}")
+    config = case.meta["config"]
+    spatial = Spatial(
+        num_stages=config["n_stages"],
+        method=config["method"],
+        multiplier=config["multiplier"],
+        features=config["out_channels"],
+    )
+    maps = nhwc(case.arrays["x"])
+    target = jax.eval_shape(spatial.init, jax.random.key(0), jnp.asarray(maps))
+    params = to_params(text_rows.spatial_rows(), case.state_dict, target["params"])
+    output = jax.jit(spatial.apply)({"params": params}, maps)
+    assert_close(output, nhwc(case.arrays["output"]))
+    written = to_state_dict(text_rows.spatial_rows(), params)
+    (key,) = case.state_dict
+    np.testing.assert_array_equal(written[key], case.state_dict[key])
+
+
+def test_published_semantic_map_is_read():
+    manifest = load_manifest("ldm_semantic_synthesis_vq_f4")
+    shapes_of_theirs = select(manifest, "cond_stage_model.")
+    spatial = Spatial(num_stages=2, features=3, num_classes=182)
+    labels = jax.ShapeDtypeStruct((1, 8, 8), jnp.int32)
+    target = jax.eval_shape(spatial.init, jax.random.key(0), labels)["params"]
+    state_dict = {key: np.zeros(shape) for key, shape in shapes_of_theirs.items()}
+    assert to_params(text_rows.spatial_rows(), state_dict, target)

@@ -1,11 +1,4 @@
-"""Conditioning: what steers the denoiser, in three optional slots.
-
-A conditioner is a linen module with a field `slot` and two methods: `__call__(inputs)`
-gives the array that fills the slot, `null(inputs)` gives inputs that mean "nothing
-known" and needs no parameters. A third, `check(inputs)`, raises on the host what a
-compiled program could not. To add one, write the module and add a row to CONDITIONERS;
-configs then name it under the batch key it reads.
-"""
+"""All conditioners of a model as one, made from a config section."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,8 +7,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import freeze
+
+from ldm_jax.conditioners.label import ClassLabel
+from ldm_jax.conditioners.maps import Spatial
+from ldm_jax.conditioners.raw import Raw
+from ldm_jax.conditioners.tokens import ClipText, Layout, Text
 
 
 class Conditioning(NamedTuple):
@@ -38,66 +35,6 @@ _JOIN = {
     "concat": lambda arrays: jnp.concatenate(arrays, axis=-1),
     "vector": sum,
 }
-
-
-class ClassLabel(nn.Module):
-    """A learned embedding of the class.
-
-    Attributes:
-      num_classes: Number of classes K; labels are in [0, K).
-      features: Width of the embedding: the U-Net's context width, or in the slot
-        "vector" the width of its timestep embedding (4 x channels).
-      slot: "context" for one token [B, 1, features], "vector" for [B, features].
-      null_class: Whether there is a row K that means "no class", which guidance and
-        dropout need.
-      dtype: Type of the output.
-    """
-
-    num_classes: int
-    features: int
-    slot: str = "context"
-    null_class: bool = True
-    dtype: Any = jnp.float32
-
-    slots = ("context", "vector")
-
-    @nn.compact
-    def __call__(self, labels):
-        embedding = nn.Embed(
-            self.num_classes + self.null_class,
-            self.features,
-            # PyTorch's default, which the original was trained from.
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
-            name="embed",
-        )(labels)
-        return embedding[:, None] if self.slot == "context" else embedding
-
-    @nn.nowrap
-    def null(self, labels):
-        """Labels of the null class, shaped like `labels`."""
-        if not self.null_class:
-            raise ValueError(
-                "this class_label has no null class, which guidance and dropout need: "
-                "set null_class=True"
-            )
-        return jnp.full_like(labels, self.num_classes)
-
-    @nn.nowrap
-    def check(self, labels):
-        """Raises ValueError if a label is no integer in [0, K], K being the null."""
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"labels must be integers [B], got {labels.dtype} {labels.shape}"
-            )
-        count = self.num_classes + self.null_class
-        wrong = labels[(labels < 0) | (labels >= count)]
-        if wrong.size:
-            raise ValueError(
-                f"label {wrong[0]} is out of range: there are {self.num_classes} "
-                f"classes, so give labels from 0 to {self.num_classes - 1}"
-            )
 
 
 class Conditioner(nn.Module):
@@ -134,7 +71,10 @@ class Conditioner(nn.Module):
             inputs = batch[key]
             if drop is not None and key in drop:
                 inputs = _where(drop[key], module.null(inputs), inputs)
-            filled.setdefault(module.slot, []).append(module(inputs))
+            values = module(inputs)
+            if _is_frozen(module):
+                values = jax.lax.stop_gradient(values)
+            filled.setdefault(module.slot, []).append(values)
         return Conditioning(
             **{slot: _JOIN[slot](arrays) for slot, arrays in filled.items()}
         )
@@ -175,6 +115,12 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
+    def frozen_keys(self):
+        """Returns the keys whose parameters are not trained, as a sorted list."""
+        entries = sorted(self.entries.items())
+        return [key for key, entry in entries if _is_frozen(_make(entry, parent=None))]
+
+    @nn.nowrap
     def check(self, batch):
         """Checks inputs on the host, where they enter; call it outside of `jit`.
 
@@ -213,7 +159,11 @@ def make_conditioner(entries=None):
     Raises:
       ValueError: If a kind, slot or field is unknown, or a dropout is not in [0, 1).
     """
-    entries = {key: dict(entry) for key, entry in (entries or {}).items()}
+    entries = {
+        # Stored configs have lists for tuples, which cannot be hashed.
+        key: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        for key, entry in (entries or {}).items()
+    }
     for key, entry in entries.items():
         problem = _problem(entry)
         if problem:
@@ -236,7 +186,10 @@ def _problem(entry):
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and entry.get(name) is None:
             return f"kind {kind!r} needs the option {name!r}: give it"
-    module = _make(entry, parent=None)
+    try:
+        module = _make(entry, parent=None)
+    except ValueError as error:
+        return str(error)
     if module.slot not in module.slots:
         return f"kind {kind!r} cannot fill slot {module.slot!r}: choose one of " + (
             ", ".join(module.slots)
@@ -251,6 +204,10 @@ def _make(entry, **kwargs):
     return CONDITIONERS[entry["kind"]](**options, **kwargs)
 
 
+def _is_frozen(module):
+    return getattr(module, "frozen", False)
+
+
 def _where(drop, null, inputs):
     """Per-example choice in any pytree of inputs."""
 
@@ -261,4 +218,11 @@ def _where(drop, null, inputs):
 
 
 # Modules that fill a slot, by the name that configs use.
-CONDITIONERS = {"class_label": ClassLabel}
+CONDITIONERS = {
+    "class_label": ClassLabel,
+    "text": Text,
+    "clip_text": ClipText,
+    "layout": Layout,
+    "spatial": Spatial,
+    "raw": Raw,
+}

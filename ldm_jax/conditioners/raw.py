@@ -1,0 +1,68 @@
+"""What was computed beforehand as a condition, in any slot."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.models.layers import dense
+
+# Slot -> axes of what fills it.
+AXES = {"context": "BLD", "concat": "Bhwc", "vector": "BE"}
+
+
+class Raw(nn.Module):
+    """Inputs taken as they are: embeddings of neighbours, a low-resolution image.
+
+    Attributes:
+      slot: "context" for tokens [B, L, D], "concat" for maps of the latents' size
+        [B, h, w, c], "vector" for [B, E].
+      features: Width of a learned projection, such as 4 x channels of the U-Net for a
+        vector; None for none.
+      dtype: Compute type.
+    """
+
+    slot: str
+    features: int | None = None
+    dtype: Any = jnp.float32
+
+    slots = tuple(AXES)
+
+    @nn.compact
+    def __call__(self, inputs):
+        inputs = inputs.astype(self.dtype)
+        if self.features:
+            inputs = dense(self.features, dtype=self.dtype, name="project")(inputs)
+        return inputs
+
+    @nn.nowrap
+    def null(self, inputs):
+        """Zeros, shaped like `inputs`."""
+        return jnp.zeros_like(inputs)
+
+    @nn.nowrap
+    def check(self, inputs):
+        """Raises ValueError if the inputs are not floats with the slot's axes."""
+        check_floats(inputs, len(AXES[self.slot]), f"inputs of slot {self.slot!r}")
+
+
+def check_floats(inputs, ndim, name):
+    """Checks floats on the host.
+
+    Args:
+      inputs: Array or nested lists.
+      ndim: Number of axes that they should have.
+      name: What they are called, for the message.
+
+    Raises:
+      ValueError: If they are no floats, have other axes or are not finite.
+    """
+    inputs = np.asarray(inputs)
+    if inputs.ndim != ndim or not np.issubdtype(inputs.dtype, np.floating):
+        raise ValueError(
+            f"{name} must be floats with {ndim} axes, images in [-1, 1], got "
+            f"{inputs.dtype} {inputs.shape}"
+        )
+    if not np.isfinite(inputs).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")

@@ -1,0 +1,109 @@
+"""Rescaling of maps by a factor, as PyTorch's `F.interpolate` does it.
+
+That is without antialiasing and with `align_corners=False`; `jax.image.resize` differs
+in which pixel "nearest" takes, in the cubic kernel and at borders. All methods are
+linear and treat height and width alike, so each axis is one small matrix, made on the
+host, and several rescalings in a row are one product of matrices.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def rescale(x, factor, method="bilinear", times=1):
+    """Rescales maps `times` times by `factor`, in float32.
+
+    Args:
+      x: [B, h, w, c].
+      factor: New over old height and width; a fraction of a pixel is cut off.
+      method: Row of METHODS.
+      times: Number of rescalings, 0 for none.
+
+    Returns:
+      [B, h', w', c] in the type of `x`.
+
+    Raises:
+      ValueError: If nothing of the map would be left.
+    """
+    if not times:
+        return x
+    rows, columns = (rescaling_matrix(n, factor, method, times) for n in x.shape[1:3])
+    # Full precision, as TPUs would round both factors to bfloat16.
+    y = jnp.einsum("hH,bHwc->bhwc", rows, x.astype(jnp.float32), precision="highest")
+    y = jnp.einsum("wW,bhWc->bhwc", columns, y, precision="highest")
+    return y.astype(x.dtype)
+
+
+def rescaling_matrix(size, factor, method, times):
+    """Weights of the old positions along one axis for each new one.
+
+    Args:
+      size: Old number of positions.
+      factor: New over old, each time.
+      method: Row of METHODS.
+      times: Number of rescalings.
+
+    Returns:
+      float32 [new size, old size]; rows sum to 1.
+
+    Raises:
+      ValueError: If no position would be left.
+    """
+    matrix = np.eye(size)
+    for _ in range(times):
+        old = len(matrix)
+        new = int(old * factor)
+        if not new:
+            raise ValueError(
+                f"a map of {size} pixels cannot be rescaled {times} times by {factor}: "
+                "use fewer stages or larger maps"
+            )
+        step = np.zeros((new, old))
+        for offset, weights in METHODS[method](old, new, factor):
+            taken = np.clip(offset, 0, old - 1).astype(int)
+            np.add.at(step, (np.arange(new), taken), weights)
+        matrix = step @ matrix
+    return matrix.astype(np.float32)
+
+
+# Each method yields (positions, weights), arrays over the new positions; positions
+# beyond a border mean the border.
+
+
+def _nearest(old, new, factor):
+    """The pixel at or before, not the one whose centre is nearest."""
+    yield np.floor(np.arange(new) / factor), np.ones(new)
+
+
+def _bilinear(old, new, factor):
+    source = np.maximum((np.arange(new) + 0.5) / factor - 0.5, 0)
+    before = np.floor(source)
+    yield before, before + 1 - source
+    yield before + 1, source - before
+
+
+def _bicubic(old, new, factor, a=-0.75):
+    """Keys' cubic convolution with PyTorch's parameter (more common is -0.5)."""
+    source = (np.arange(new) + 0.5) / factor - 0.5
+    before = np.floor(source)
+    for offset in (-1, 0, 1, 2):
+        x = np.abs(source - before - offset)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        yield before + offset, np.where(x <= 1, near, far)
+
+
+def _area(old, new, factor):
+    """Means of windows that cover the axis (adaptive average pooling)."""
+    start = np.arange(new) * old // new
+    end = -(-(np.arange(new) + 1) * old // new)
+    for offset in range(int(np.max(end - start))):
+        yield start + offset, np.where(start + offset < end, 1 / (end - start), 0)
+
+
+METHODS = {
+    "nearest": _nearest,
+    "bilinear": _bilinear,
+    "bicubic": _bicubic,
+    "area": _area,
+}
