@@ -21,7 +21,9 @@ _CONFIG = flags.DEFINE_string(
 _RAW = flags.DEFINE_bool(
     "raw", False, "Take the trained weights and leave out their moving average."
 )
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint of a workdir; newest by default.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "Checkpoint of a workdir; newest by default."
+)
 _NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads of the U-Net.")
 _HEAD_CHANNELS = flags.DEFINE_integer("head_channels", None, "Channels of one head.")
 _PREDICTION_TYPE = flags.DEFINE_enum(

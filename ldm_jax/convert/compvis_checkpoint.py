@@ -218,6 +218,8 @@ def diffusion_rows(model, tensors=()):
         head_major=origin.get("head_major", True),
         linear_projection=origin.get("linear_projection", False),
     )
+    if not any(is_embedded(*item) for item in config["conditions"].items()):
+        unet = [row for row in unet if not row.theirs.startswith("label_emb.")]
     rows = [_inside(row, UNET, "params/") for row in unet]
     rows += [_averaged(row) for row in unet]
     conditions = condition_rows(config["conditions"])
@@ -258,9 +260,7 @@ def _read_schedule(model, tensors, params, log):
     tables = schedule_buffers(
         make_schedule(**schedule), model.config["loss"]["v_posterior"]
     )
-    present = [name for name in NAMES if name in tensors]
-    model.origin["buffers"] = present
-    if "betas" not in present:
+    if "betas" not in tensors:
         return
     betas = np.asarray(tensors["betas"])
     if params.get("unknown_betas"):
@@ -371,15 +371,14 @@ def _tables(model):
     schedule.pop("prediction_type", None)
     loss = config.get("loss") or {}
     tables = schedule_buffers(make_schedule(**schedule), loss.get("v_posterior", 0.0))
-    kept = origin.get("buffers", NAMES)
-    tensors = {name: tables[name] for name in kept}
-    if "format" not in origin or "scale_factor" in model.carried:
-        tensors["scale_factor"] = np.float32(model.scaling_factor)
+    tables["scale_factor"] = np.float32(model.scaling_factor)
     if model.ema_params:
         decay = config["train"].get("ema_decay") or 0.9999
-        tensors[f"{_EMA}decay"] = np.float32(decay)
-        tensors[f"{_EMA}num_updates"] = np.int32(model.step)
-    return {name: np.asarray(table) for name, table in tensors.items()}
+        tables[f"{_EMA}decay"] = np.float32(decay)
+        tables[f"{_EMA}num_updates"] = np.int32(model.step)
+    # A file is written with just those tables that it was read with.
+    kept = model.carried if origin.get("format") == "compvis" else tables
+    return {name: np.asarray(tables[name]) for name in tables if name in kept}
 
 
 def _finish(model, tensors):

@@ -20,7 +20,7 @@ _MODULES = "ldm.modules.encoders.modules"
 _UNCONDITIONAL, _FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 _NO_WEIGHTS = {"target": "torch.nn.Identity"}
 # Batch keys of inputs that are taken as they are.
-_EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
+EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
 
 
 class CondStage(NamedTuple):
@@ -93,28 +93,45 @@ def read_conditions(config, unet, weights, factor):
         incomplete.
     """
     conditions, name = {}, _name(config)
-    if unet.get("num_classes") is not None:
-        conditions["label"] = dict(
-            kind="class_label",
-            slot="vector",
-            num_classes=unet["num_classes"],
-            features=4 * unet["model_channels"],
-            null_class=False,
-        )
     if name in COND_STAGES:
         row = COND_STAGES[name]
         try:
             options = row.deduce(weights, factor) | (config.get("params") or {})
         except KeyError as error:
-            raise ConversionError(f"missing key cond_stage_model.{error.args[0]}") from error
+            raise ConversionError(
+                f"missing key cond_stage_model.{error.args[0]}"
+            ) from error
         entry = row.to_entry(options)
         conditions["boxes" if entry["kind"] == "layout" else row.key] = entry
     elif name == "Identity" and unet.get("context_dim"):
-        conditions[_EMBEDDING] = dict(kind="raw", slot="context")
+        conditions |= {EMBEDDING: dict(kind="raw", slot="context")}
     elif name not in ("Identity", _UNCONDITIONAL, _FIRST_STAGE):
         raise ConversionError(
             f"the cond stage {name} is not supported; known are "
             + ", ".join([*COND_STAGES, "Identity", _UNCONDITIONAL, _FIRST_STAGE])
+        )
+    return conditions | unet_conditions(unet, conditions)
+
+
+def unet_conditions(unet, conditions):
+    """The conditions without weights of their own that a U-Net implies.
+
+    Args:
+      unet: The original's UNetModel options.
+      conditions: The conditions that have weights.
+
+    Returns:
+      Batch key -> entry: its class embedding, and maps for the input channels that are
+      neither the latents' nor those of `conditions`.
+    """
+    entries = {}
+    if unet.get("num_classes") is not None:
+        entries["label"] = dict(
+            kind="class_label",
+            slot="vector",
+            num_classes=unet["num_classes"],
+            features=4 * unet["model_channels"],
+            null_class=False,
         )
     more = unet["in_channels"] - unet["out_channels"]
     for entry in _of_kind(conditions, "spatial"):
@@ -122,8 +139,8 @@ def read_conditions(config, unet, weights, factor):
     if more > 0:
         key = _MASKED if more == unet["out_channels"] + 1 else _LOW_RES
         key = _DEPTH if more == 1 else key
-        conditions[key] = dict(kind="raw", slot="concat")
-    return conditions
+        entries[key] = dict(kind="raw", slot="concat")
+    return entries
 
 
 def _name(config):

@@ -129,7 +129,9 @@ def with_heads(unet, num_heads=None, head_channels=None, log=print):
     Raises:
       ConversionError: If nothing says how many there are.
     """
-    given = {key: unet[key] for key in ("num_heads", "num_head_channels") if key in unet}
+    given = {
+        key: unet[key] for key in ("num_heads", "num_head_channels") if key in unet
+    }
     given = {key: value for key, value in given.items() if value not in (None, -1)}
     known = published_heads(unet)
     if num_heads or head_channels:
@@ -150,7 +152,9 @@ def with_heads(unet, num_heads=None, head_channels=None, log=print):
             "the weights do not tell the number of attention heads: give the YAML with "
             "--config, or --num_heads or --head_channels"
         )
-    rest = {k: v for k, v in unet.items() if k not in ("num_heads", "num_head_channels")}
+    rest = {
+        k: v for k, v in unet.items() if k not in ("num_heads", "num_head_channels")
+    }
     return rest | chosen
 
 

@@ -44,7 +44,9 @@ def unet_options(weights, prefix=""):
         channel_mult=[_ratio(width, channels) for width, _ in levels],
         num_res_blocks=_one_or_all([blocks for _, blocks in levels]),
         attention_resolutions=[2**i for i, has in enumerate(attends) if has],
-        resblock_updown=_any(weights, prefix, r"output_blocks\.\d+\.[12]\.in_layers\..*"),
+        resblock_updown=_any(
+            weights, prefix, r"output_blocks\.\d+\.[12]\.in_layers\..*"
+        ),
         use_scale_shift_norm=shape("middle_block.0.emb_layers.1.weight")[0]
         == 2 * shape("middle_block.0.in_layers.2.weight")[0],
     )
@@ -128,7 +130,9 @@ def first_stage_options(weights, prefix="", resolution=256):
         attends.append(f"{prefix}{block}.attn.0.q.weight" in weights)
         level += 1
     if not mult:
-        raise ConversionError(f"missing key {prefix}encoder.down.0.block.0.conv2.weight")
+        raise ConversionError(
+            f"missing key {prefix}encoder.down.0.block.0.conv2.weight"
+        )
     z_channels, embed_dim = shape("post_quant_conv.weight")[:2]
     mid_attention = f"{prefix}encoder.mid.attn_1.q.weight" in weights
     ddconfig = dict(

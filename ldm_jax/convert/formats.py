@@ -4,7 +4,13 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ldm_jax.convert import compvis_checkpoint, compvis_config, compvis_yaml, workdir
+from ldm_jax.convert import (
+    compvis_checkpoint,
+    compvis_config,
+    compvis_yaml,
+    diffusers_folder,
+    workdir,
+)
 from ldm_jax.convert.files import (
     TORCH_SUFFIXES,
     ConversionError,
@@ -145,4 +151,7 @@ FORMATS = {
         write=_write_workdir,
     ),
     "compvis": Format(_is_file, _read_compvis, _write_compvis),
+    "diffusers": Format(
+        diffusers_folder.recognise, diffusers_folder.read, diffusers_folder.write
+    ),
 }

@@ -59,8 +59,6 @@ PUBLISHED = {
     "txt2img-1p4B": Published(320, (1, 2, 4, 4), 1280, {"num_heads": 8}),
     "RDM": Published(448, (1, 2, 3, 4), 768, {"num_head_channels": 32}),
     "Stable Diffusion 1": Published(320, (1, 2, 4, 4), 768, {"num_heads": 8}),
-    "Stable Diffusion 2": Published(
-        320, (1, 2, 4, 4), 1024, {"num_head_channels": 64}
-    ),
+    "Stable Diffusion 2": Published(320, (1, 2, 4, 4), 1024, {"num_head_channels": 64}),
 }
 PUBLISHED_BY_SHAPE = {row[:3]: row for row in PUBLISHED.values()}

@@ -42,7 +42,9 @@ def write(model, folder):
     """
     folder = pathlib.Path(folder)
     if is_workdir(folder):
-        raise ConversionError(f"{folder} holds checkpoints already: give another folder")
+        raise ConversionError(
+            f"{folder} holds checkpoints already: give another folder"
+        )
     config = from_json(to_json(model.config))
     meta = {"config": to_dict(config)}
     if config.stage == "diffusion":
@@ -50,7 +52,7 @@ def write(model, folder):
         if model.first_stage is not None:
             write(model.first_stage, folder / _FIRST_STAGE)
     state = TrainState(
-        step=np.int32(model.step),
+        step=np.asarray(model.step, np.int32),
         params=model.params,
         ema_params=model.ema_params,
         opt_state={},
@@ -110,7 +112,9 @@ def read(folder, step=None):
     if config.stage == "diffusion":
         model.scaling_factor = meta["scaling_factor"]
         if meta["first_stage"]:
-            found = checkpoint.first_stage_folder(meta["first_stage"]["workdir"], folder)
+            found = checkpoint.first_stage_folder(
+                meta["first_stage"]["workdir"], folder
+            )
             model.first_stage = read(found, meta["first_stage"]["step"])
     elif "discriminator" in params:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
