@@ -1,8 +1,8 @@
 """Checkpoints of the original as a whole: first stages and latent diffusion models.
 
 Every key of the file has a row, which says where in our parameters it goes; a key with
-no place there (the schedule's tables, the networks of the perceptual loss, a count) has a
-row too, and is carried along to be written back.
+no place there (the schedule's tables, the networks of the perceptual loss, a count) has
+a row too, and is carried along to be written back.
 """
 
 import numpy as np
@@ -265,8 +265,8 @@ def _read_schedule(model, tensors, params, log):
     betas = np.asarray(tensors["betas"])
     if params.get("unknown_betas"):
         log(
-            "warning: the file's betas are of no known schedule; they are carried along "
-            "but not used: give the YAML with --config if samples look wrong"
+            "warning: the file's betas are of no known schedule; they are carried "
+            "along, not used: give the YAML with --config if samples look wrong"
         )
     elif betas.shape != tables["betas"].shape or not np.allclose(
         betas, tables["betas"], rtol=1e-4

@@ -1,9 +1,9 @@
 """The original's cond stages and our conditions, each from the other.
 
-One row of COND_STAGES per kind with weights: how they are recognised, what its YAML says,
-the entry of the config section `conditions` that it becomes, and the weights' names.
-What has no weights follows from the U-Net: a class embedding of its own, input channels
-beyond the latents', and a context that nothing makes.
+One row of COND_STAGES per kind with weights: how they are recognised, what its YAML
+says, the entry of the config section `conditions` that it becomes, and the weights'
+names. What has no weights follows from the U-Net: a class embedding of its own, input
+channels beyond the latents', and a context that nothing makes.
 """
 
 from collections.abc import Callable
@@ -243,7 +243,7 @@ def conditions_yaml(conditions):
 
 
 def _class_entry(params):
-    """Of a ClassEmbedder; its last class is the null class but for the 1000 of ImageNet.
+    """Of a ClassEmbedder; its last class is the null class, but for ImageNet's 1000.
 
     The original's guided models have a class more than the data; the one model without
     has just ImageNet's.

@@ -141,8 +141,8 @@ def with_heads(unet, num_heads=None, head_channels=None, log=print):
         chosen = known.heads
         if given and given != chosen:
             log(
-                f"heads: {_words(chosen)}, with which the published model of this shape "
-                f"was trained, not {_words(given)} as its config says; --num_heads and "
+                f"heads: {_words(chosen)}, as the published model of this shape was "
+                f"trained, not {_words(given)} as its config says; --num_heads and "
                 "--head_channels override this"
             )
     elif given:

@@ -178,6 +178,8 @@ def schedule_section(betas):
       fits.
     """
     betas = np.asarray(betas, np.float64)
+    if not np.all((betas > 0) & (betas < 1)):
+        return None
     start, end = (float(f"{beta:.6g}") for beta in betas[[0, -1]])
     for kind, table in SCHEDULES.items():
         ends = (start**2, end**2) if kind == "sqrt" else (start, end)

@@ -132,7 +132,7 @@ def unet_section(config):
         heads = dict(num_heads=1) if size is None else dict(head_channels=size)
         return section | heads
     depth = config.get("transformer_layers_per_block", 1)
-    # Their `attention_head_dim` of a conditional U-Net has always been a number of heads.
+    # Their `attention_head_dim` of a conditional U-Net is a number of heads.
     heads = config.get("num_attention_heads") or size
     return section | dict(transformer_depth=_tuple(depth), num_heads=_tuple(heads))
 

@@ -2,8 +2,8 @@
 
 A pickle names functions and has them called.  Here a name stands for one of three
 things: a tensor's parts, which are rebuilt as NumPy arrays; a class of the libraries
-that training writes into checkpoints (a Lightning callback, say), which becomes an inert
-stand-in; anything else is refused by its name.  Nothing is ever imported.
+that training writes into checkpoints (a Lightning callback, say), which becomes an
+inert stand-in; anything else is refused by its name.  Nothing is ever imported.
 """
 
 import collections
@@ -211,12 +211,22 @@ def _record_storage(path, archive, record, dtype, size):
         file.seek(record.header_offset)
         header = file.read(30)
         start = record.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-    storage.data = _map(path, start, dtype, size)
+    storage.data = map_file(path, start, dtype, size)
     return storage
 
 
-def _map(path, start, dtype, size):
-    """Numbers of a file as an array that is read page by page, when it is used."""
+def map_file(path, start, dtype, size):
+    """Maps numbers of a file into memory: they are read when they are used.
+
+    Args:
+      path: The file.
+      start: Where they begin, in bytes.
+      dtype: Their type.
+      size: How many they are.
+
+    Returns:
+      Array [size], read-only.
+    """
     if not size:
         return np.zeros(0, dtype)
     data = np.memmap(path, np.uint8, "r", start, (size * dtype.itemsize,))
@@ -243,7 +253,7 @@ def _read_legacy(file, path):
         storage = storages[key]
         if size != storage.size:
             raise PickleError(f"storage {key} has {size} numbers, not {storage.size}")
-        storage.data = _map(path, position + 8, storage.dtype, size)
+        storage.data = map_file(path, position + 8, storage.dtype, size)
         position += 8 + size * storage.dtype.itemsize
     missing = [key for key, storage in storages.items() if storage.data is None]
     if missing:
