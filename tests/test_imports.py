@@ -19,7 +19,7 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "sharding": {"sharding", "config"},
     "checkpoint": {"checkpoint", "sharding", "config"},
-    "convert": {"convert"} | PARTS,
+    "convert": {"convert", "latent_diffusion", "training", "cli"} | PARTS,
     "latent_diffusion": {"latent_diffusion"} | PARTS,
     "training": {"training", "latent_diffusion"} | PARTS,
     "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,

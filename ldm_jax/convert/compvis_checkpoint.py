@@ -35,6 +35,7 @@ from ldm_jax.models.unet import UNet
 from ldm_jax.training.autoencoder import make_first_stage
 
 _EMA = "model_ema."
+_COUNTERS = (f"{_EMA}decay", f"{_EMA}num_updates")
 
 
 def recognise(tensors):
@@ -145,17 +146,25 @@ def _read_diffusion(weights, params, options, log):
     )
     _read_weights(model, weights, unet, options, log)
     _read_schedule(model, tensors, params, log)
-    factor = params.get("scale_factor", 1.0)
-    if "scale_factor" in tensors:
-        factor = float(np.asarray(tensors["scale_factor"], np.float32))
-    model.scaling_factor = factor
+    model.scaling_factor = _scaling_factor(params, tensors)
     return model
+
+
+def _scaling_factor(params, tensors):
+    if "scale_factor" in tensors:
+        return float(np.asarray(tensors["scale_factor"], np.float32))
+    if params.get("scale_by_std"):
+        raise ConversionError(
+            "scale_by_std is set but the file has no scale_factor: set scale_by_std to "
+            "False and scale_factor to its value in the YAML"
+        )
+    return float(params.get("scale_factor", 1.0))
 
 
 def _read_weights(model, weights, unet, options, log):
     """Reads all networks of a latent diffusion model into it."""
     tensors, config = weights.tensors, model.config
-    average = f"{_EMA}diffusion_modelout2weight" in tensors
+    average = any(key.startswith(f"{_EMA}diffusion_model") for key in tensors)
     first = model.first_stage
     identity = autoencoder_config(
         {"kind": "identity", "image_channels": unet["out_channels"]}, None
@@ -188,9 +197,11 @@ def _read_weights(model, weights, unet, options, log):
     if average:
         decay = np.asarray(tensors.get(f"{_EMA}decay", 0.9999))
         config["train"]["ema_decay"] = float(f"{float(decay):.6g}")
+    _remember(model, rows, tensors, log)
     if options.raw:
         config["train"]["ema_decay"] = None
-    _remember(model, rows, tensors, log)
+        for name in _COUNTERS:
+            model.carried.pop(name, None)
 
 
 def _fill_average(model, average):
@@ -227,10 +238,11 @@ def diffusion_rows(model, tensors=()):
     rows.append(Row("logvar", ("params/logvar",), SAME))
     if model.first_stage:
         first = model.first_stage.config
-        rows += _first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
+        # Of two copies the last that is read counts.
         if origin.get("cond_is_first_stage"):
             rows += _first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
-    names = (*NAMES, "scale_factor", f"{_EMA}decay", f"{_EMA}num_updates")
+        rows += _first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
+    names = (*NAMES, "scale_factor", *_COUNTERS)
     return rows + [Row(name, (), UNUSED) for name in names]
 
 
@@ -303,7 +315,8 @@ def _unequal_copies(model, tensors, log):
     if model.origin.get("cond_is_first_stage"):
         for key, tensor in tensors.items():
             twin = key.replace(COND_STAGE, FIRST_STAGE, 1)
-            if key.startswith(COND_STAGE) and not np.array_equal(tensor, tensors[twin]):
+            same = twin in tensors and np.array_equal(tensor, tensors[twin])
+            if key.startswith(COND_STAGE) and not same:
                 keys.add(key)
     if keys:
         log(

@@ -66,7 +66,8 @@ def deduce_params(weights, image_size=None):
 
     Args:
       weights: Dict of key -> array with a shape.
-      image_size: Side of the images; 512 for Stable Diffusion and else 256 by default.
+      image_size: Side of the images; that of the published model of this shape, or
+        else 256, by default.
 
     Returns:
       Dict; without "first_stage_config" if the weights hold no first stage.
@@ -78,7 +79,8 @@ def deduce_params(weights, image_size=None):
         return deduce.first_stage_options(weights, resolution=image_size or 256)
     unet = deduce.unet_options(weights, UNET)
     stable = unet["model_channels"] == 320 and unet.get("context_dim") in (768, 1024)
-    image_size = image_size or (512 if stable else 256)
+    known = published_heads(unet)
+    image_size = image_size or (known.image_size if known else 256)
     params = {"unet_config": {"params": unet}}
     if any(key.startswith(FIRST_STAGE) for key in weights):
         options = deduce.first_stage_options(weights, FIRST_STAGE, 256)
@@ -89,6 +91,7 @@ def deduce_params(weights, image_size=None):
     unet["image_size"] = image_size // factor
     cond = select(weights, COND_STAGE)
     params["cond_stage_config"] = deduce_cond_stage(cond, unet)
+    params["learn_logvar"] = "logvar" in weights
     if stable:
         # Weights without tables are always of this schedule.
         params |= dict(linear_start=0.00085, linear_end=0.012, scale_factor=0.18215)

@@ -262,8 +262,8 @@ def text_class(config):
         found = "LDMBertModel"
     if found not in ("CLIPTextModel", "LDMBertModel"):
         raise ConversionError(
-            f"the text encoder {found} is not supported: CLIPTextModel and LDMBertModel "
-            "are"
+            f"the text encoder {found} is not supported: only CLIPTextModel and "
+            "LDMBertModel are"
         )
     return found
 

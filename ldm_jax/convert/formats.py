@@ -122,7 +122,10 @@ def _read_compvis(path, options, log):
     params = None
     if options.config:
         params = compvis_config.read_yaml(options.config)["params"]
-    return compvis_checkpoint.read(weights, params, options, log)
+    model = compvis_checkpoint.read(weights, params, options, log)
+    if params is None and not options.prediction_type and "unet" in model.config:
+        log("the U-Net is taken to predict the noise; --prediction_type says otherwise")
+    return model
 
 
 def _write_compvis(model, path, options, log):

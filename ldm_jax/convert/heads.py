@@ -18,6 +18,7 @@ class Published(NamedTuple):
       context_dim: Width of the context; None without transformers.
       heads: {"num_heads": n} or {"num_head_channels": n}.
       always: Whether that holds whatever the config says.
+      image_size: Side of the images that it was trained on.
     """
 
     channels: int
@@ -25,6 +26,7 @@ class Published(NamedTuple):
     context_dim: int | None
     heads: dict
     always: bool = False
+    image_size: int = 256
 
 
 def published_heads(options):

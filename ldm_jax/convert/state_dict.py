@@ -155,7 +155,7 @@ def to_params(rows, state_dict, target):
     _complain("weights of a wrong shape", wrong)
     read = {row.theirs for row in rows if set(row.ours) <= target.keys()}
     _complain("keys that nothing reads", [k for k in state_dict if k not in read])
-    sources = {path: row.theirs for row in reversed(rows) for path in row.ours}
+    sources = {path: row.theirs for row in rows for path in row.ours}
     _complain(
         "missing keys",
         [f"{sources.get(p, '?')} (for {p})" for p in target if p not in params],

@@ -1,7 +1,7 @@
 """Our own format: the workdir of a run, as training writes it and sampling reads it.
 
-A converted second stage has its first stage inside, in `first_stage/`, so that the folder
-can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our networks
+A converted second stage has its first stage inside, in `first_stage/`, so that the
+folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our networks
 have no place for; exporting puts it back.
 """
 
@@ -46,7 +46,7 @@ def write(model, folder):
             f"{folder} holds checkpoints already: give another folder"
         )
     config = from_json(to_json(model.config))
-    meta = {"config": to_dict(config)}
+    meta = {"config": to_dict(config), "converted": True}
     if config.stage == "diffusion":
         meta |= _second_stage_meta(model)
         if model.first_stage is not None:

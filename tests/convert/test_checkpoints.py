@@ -1,4 +1,4 @@
-"""Whole checkpoints of the original: to the decoded image, and back to the same bytes."""
+"""Whole checkpoints of the original: to the decoded image, and back to the bytes."""
 
 import functools
 
@@ -18,7 +18,6 @@ from tests.common import Case, assert_close, load_case, nhwc
 from tests.convert.originals import (
     assert_same,
     first_stage_params,
-    original_yaml,
     write_original,
 )
 

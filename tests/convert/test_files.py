@@ -1,4 +1,4 @@
-"""Files of weights: what is written is read back; what is damaged or hostile is refused."""
+"""Files of weights: written and read back; what is damaged or hostile is refused."""
 
 import collections
 import io
