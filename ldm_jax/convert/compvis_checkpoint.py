@@ -124,14 +124,12 @@ def _read_diffusion(weights, params, options, log):
         config = params["first_stage_config"]
         section, _ = compvis_config.first_stage_section(config)
         first = _first_stage(tensors, FIRST_STAGE, section, None)
-    factor = 1
-    if first is not None:
-        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
-    unet = dict(params["unet_config"]["params"])
     unet = compvis_config.with_heads(
-        unet, options.num_heads, options.head_channels, log
+        params["unet_config"]["params"], options.num_heads, options.head_channels, log
     )
-    sections = compvis_config.diffusion_sections(params, unet, tensors, factor)
+    if first is not None and first.config["first_stage"]["kind"] == "identity":
+        first.config["first_stage"]["image_channels"] = unet["out_channels"]
+    sections = compvis_config.diffusion_sections(params, unet, tensors, _factor(first))
     size = options.image_size or sections["data"]["image_size"]
     sections["data"]["image_size"] = size
     if first is not None:
@@ -161,19 +159,22 @@ def _scaling_factor(params, tensors):
     return float(params.get("scale_factor", 1.0))
 
 
+def _factor(first_stage):
+    """Downsampling factor of a first stage; 1 without."""
+    if first_stage is None:
+        return 1
+    return make_first_stage(first_stage.config["first_stage"]).downsampling_factor
+
+
 def _read_weights(model, weights, unet, options, log):
     """Reads all networks of a latent diffusion model into it."""
     tensors, config = weights.tensors, model.config
     average = any(key.startswith(f"{_EMA}diffusion_model") for key in tensors)
     first = model.first_stage
-    identity = autoencoder_config(
-        {"kind": "identity", "image_channels": unet["out_channels"]}, None
-    )
-    first_config = first.config if first else identity
-    factor = make_first_stage(first_config["first_stage"]).downsampling_factor
     size = config["data"]["image_size"]
-    batch = examples(config["conditions"], unet, size, factor)
-    params = diffusion_shapes(config, first_config, batch)
+    batch = examples(config["conditions"], unet, size, _factor(first))
+    first_config, channels = first and first.config, unet["out_channels"]
+    params = diffusion_shapes(config, first_config, channels, batch)
     target = {"params": params}
     if average:
         conditioner = {
@@ -366,8 +367,10 @@ def _write_diffusion(model):
     tensors |= _tables(model)
     shapes = model.params["unet"]["conv_in"]["kernel"].shape
     channels = shapes[2], model.params["unet"]["conv_out"]["kernel"].shape[3]
-    label = config["conditions"].get("label", {})
-    classes = label.get("num_classes") if label.get("slot") == "vector" else None
+    label = config["conditions"].get("label")
+    classes = None
+    if label and is_embedded("label", label):
+        classes = label["num_classes"] + label.get("null_class", True)
     yaml = diffusion_yaml(model, channels, _context_dim(model.params["unet"]), classes)
     return _finish(model, tensors), yaml
 

@@ -240,17 +240,18 @@ def diffusion_sections(params, unet, weights, factor):
         schedule=dict(
             kind=deduce.SCHEDULE_NAMES[params["beta_schedule"]],
             num_train_timesteps=params["timesteps"],
-            beta_start=params["linear_start"],
-            beta_end=params["linear_end"],
-            cosine_s=params["cosine_s"],
+            # YAML reads 1e-4, without a point, as text.
+            beta_start=float(params["linear_start"]),
+            beta_end=float(params["linear_end"]),
+            cosine_s=float(params["cosine_s"]),
             prediction_type=PREDICTION_NAMES[params["parameterization"]],
         ),
         loss=dict(
             loss_type=params["loss_type"],
-            simple_weight=params["l_simple_weight"],
-            elbo_weight=params["original_elbo_weight"],
-            v_posterior=params["v_posterior"],
-            logvar_init=params["logvar_init"],
+            simple_weight=float(params["l_simple_weight"]),
+            elbo_weight=float(params["original_elbo_weight"]),
+            v_posterior=float(params["v_posterior"]),
+            logvar_init=float(params["logvar_init"]),
             learn_logvar=params["learn_logvar"],
         ),
     )

@@ -9,7 +9,12 @@ import pathlib
 import numpy as np
 
 from ldm_jax.convert import diffusers_config, diffusers_rows, text_rows
-from ldm_jax.convert.compvis_conditions import EMBEDDING, examples, unet_conditions
+from ldm_jax.convert.compvis_conditions import (
+    EMBEDDING,
+    examples,
+    is_embedded,
+    unet_conditions,
+)
 from ldm_jax.convert.files import (
     ConversionError,
     read_json,
@@ -221,10 +226,9 @@ def _text_prefix(tensors):
 
 def _read_weights(model, tensors, shape, size, factor):
     first = model.first_stage
-    pixels = {"kind": "identity", "image_channels": shape["out_channels"]}
-    config = first.config if first else autoencoder_config(pixels, size)
     batch = examples(model.config["conditions"], shape, size, factor)
-    target = {"params": diffusion_shapes(model.config, config, batch)}
+    config, channels = first and first.config, shape["out_channels"]
+    target = {"params": diffusion_shapes(model.config, config, channels, batch)}
     if first:
         autoencoder = first_stage_shapes(first.config)
         target["first_stage"] = {"params": {"autoencoder": autoencoder}}
@@ -366,7 +370,7 @@ def _configs(model):
         "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
     }
     label = config["conditions"].get("label")
-    if label and label.get("slot") == "vector":
+    if label and is_embedded("label", label):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:

@@ -99,26 +99,60 @@ def discriminator_shapes(config):
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-def diffusion_shapes(config, first_stage, examples):
+def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
+    """Builds the modules of a second stage.
+
+    Args:
+      config: Its config.
+      first_stage: Config of its first stage; None where it lies elsewhere.
+      channels: Channels of the latents, where it does.
+      num_classes: Of the data set, for conditions that leave theirs open.
+
+    Returns:
+      LatentDiffusion.
+
+    Raises:
+      ConfigError: If the config cannot work.
+    """
+    section = {"kind": "identity", "image_channels": channels}
+    if first_stage is not None:
+        section = first_stage["first_stage"]
+    module = make_first_stage(section)
+    return make_model(ConfigDict(config), module, num_classes)
+
+
+def diffusion_shapes(config, first_stage, channels, examples):
     """Shapes of the parameters that a second stage trains.
 
     Args:
       config: Its config.
-      first_stage: Config of its first stage.
+      first_stage: Config of its first stage; None where it lies elsewhere.
+      channels: Channels of the latents.
       examples: Batch key -> array [1, ...] for every condition.
 
     Returns:
       {"unet", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
     """
-    module = make_first_stage(first_stage["first_stage"])
-    model = make_model(ConfigDict(config), module)
+    model = make_diffusion(config, first_stage, channels)
     size = config["data"]["image_size"]
-    image = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
+    image_channels = model.first_stage.image_channels
+    image = jax.ShapeDtypeStruct((1, size, size, image_channels), jnp.float32)
     return jax.eval_shape(
         lambda rng, batch: latent_diffusion.init(model, rng, batch),
         jax.random.key(0),
         {"image": image} | examples,
     )
+
+
+def full_section(module):
+    """All fields of a module that say what it computes, as a config section."""
+    names = [field.name for field in dataclasses.fields(module)]
+    section = {name: getattr(module, name) for name in names}
+    return _without(section, "parent", "name", "dtype", "remat", "out_channels")
+
+
+def _without(section, *keys):
+    return {key: value for key, value in section.items() if key not in keys}
 
 
 def cast(array, dtype):

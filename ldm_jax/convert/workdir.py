@@ -1,8 +1,8 @@
 """Our own format: the workdir of a run, as training writes it and sampling reads it.
 
 A converted second stage has its first stage inside, in `first_stage/`, so that the
-folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our networks
-have no place for; exporting puts it back.
+folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our
+networks have no place for; exporting puts it back.
 """
 
 import pathlib
@@ -18,7 +18,8 @@ from ldm_jax.convert.files import (
     write_json,
     write_weights,
 )
-from ldm_jax.convert.model import Model
+from ldm_jax.convert.model import Model, full_section, make_diffusion
+from ldm_jax.training.autoencoder import make_first_stage
 from ldm_jax.training.resume import write_config
 from ldm_jax.training.state import TrainState
 
@@ -118,8 +119,25 @@ def read(folder, step=None):
             model.first_stage = read(found, meta["first_stage"]["step"])
     elif "discriminator" in params:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
+    _complete(model, meta)
     if (folder / "origin.json").is_file():
         model.origin = read_json(folder / "origin.json")
     if (folder / "origin.safetensors").is_file():
         model.carried = read_weights(folder / "origin.safetensors").tensors
     return model
+
+
+def _complete(model, meta):
+    """Fills in what the config left to defaults and to the data set."""
+    config = model.config
+    if config["stage"] == "autoencoder":
+        module = make_first_stage(config["first_stage"])
+        kind = config["first_stage"].get("kind", "kl")
+        config["first_stage"] = {"kind": kind} | full_section(module)
+        return
+    first = model.first_stage and model.first_stage.config
+    channels = model.params["unet"]["conv_out"]["kernel"].shape[-1]
+    built = make_diffusion(config, first, channels, meta["num_classes"])
+    entries = built.conditioner.entries
+    config["conditions"] = {key: dict(entry) for key, entry in entries.items()}
+    config["unet"] = full_section(built.unet)
