@@ -20,7 +20,14 @@ class PickleError(ValueError):
     """A file that is damaged, hostile or not PyTorch's; the message is one line."""
 
 
-class Tensor:
+class _Sealed:
+    """What a pickle may refer to but not reach into."""
+
+    def __setstate__(self, state):
+        raise PickleError("its pickle alters an object that it may only refer to")
+
+
+class Tensor(_Sealed):
     """An array that is looked up when it is asked for: `np.asarray(tensor)`.
 
     Attributes:
@@ -66,7 +73,7 @@ def read_torch(path):
         ) from error
 
 
-class _Storage:
+class _Storage(_Sealed):
     """The numbers behind tensors; `data` is None until they have been found."""
 
     def __init__(self, dtype, size):
