@@ -243,3 +243,27 @@ def test_first_stages_with_their_discriminator(tmp_path, name):
     assert_close(images, nhwc(case.arrays[key]))
     convert(tmp_path / "ours", tmp_path / "back.ckpt")
     assert_same(read_weights(tmp_path / "back.ckpt").tensors, state)
+
+
+def test_a_model_of_pixels(tmp_path):
+    """Its first stage does nothing and has no weights."""
+    case = load_case("unet_uncond_head_channels")
+    state = {f"model.diffusion_model.{k}": v for k, v in case.state_dict.items()}
+    params = dict(
+        linear_start=0.0015,
+        linear_end=0.0195,
+        unet_config={"params": case.meta["config"]},
+        first_stage_config={"target": "ldm.models.autoencoder.IdentityFirstStage"},
+        cond_stage_config="__is_unconditional__",
+    )
+    file, yaml = write_original(tmp_path, Case({}, {}, state), model={"params": params})
+    convert(file, tmp_path / "ours", options=Options(config=yaml))
+    trained = sampling.load_model(tmp_path / "ours")
+    output = jax.jit(trained.model.unet.apply)(
+        {"params": trained.params["unet"]},
+        nhwc(case.arrays["x"]),
+        case.arrays["timesteps"],
+    )
+    assert_close(output, nhwc(case.arrays["output"]))
+    convert(tmp_path / "ours", tmp_path / "back.ckpt")
+    assert_same(read_weights(tmp_path / "back.ckpt").tensors, state)
