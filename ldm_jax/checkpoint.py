@@ -11,7 +11,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
@@ -96,46 +95,6 @@ class Checkpoints:
             **items["training"],
         )
 
-    def has_weights_only(self, step):
-        """Whether a checkpoint is of a converted model, which brings no optimiser."""
-        saved = _metadata(self._folder / str(step))["training"]
-        return not jax.tree.leaves(saved.get("opt_state", {}))
-
-    def restore_weights(self, step, state):
-        """Puts the weights of a converted model into a newly drawn state.
-
-        Networks that came without weights (a discriminator, say) stay as drawn, and
-        where no moving average came along, it starts from the weights.
-
-        Args:
-          step: Step of a checkpoint for which `has_weights_only` holds.
-          state: TrainState of arrays.
-
-        Returns:
-          TrainState.
-
-        Raises:
-          CheckpointError: If it cannot be read or holds other shapes.
-        """
-        folder = self._folder / str(step)
-        saved = _metadata(folder)
-        targets = {
-            name: {part: getattr(state, name).get(part) for part in saved[name]}
-            for name in ("params", "ema_params")
-            if name in saved and getattr(state, name)
-        }
-        training = {key: value for key, value in saved["training"].items() if value}
-        targets["training"] = {key: getattr(state, key) for key in training}
-        _check_structure(folder, targets, ignore=saved.keys() - targets.keys())
-        items = _load(folder, jax.tree.map(_abstract, targets))
-        params = state.params | items["params"]
-        average = jax.tree.map(jnp.copy, {k: params[k] for k in state.ema_params})
-        return state.replace(
-            params=params,
-            ema_params=average | items.get("ema_params", {}),
-            **{"stats": state.stats} | items["training"],
-        )
-
     def meta(self, step):
         """Returns the `meta` dict of a checkpoint.
 
@@ -189,15 +148,11 @@ def _load(folder, targets):
         raise _unreadable(folder, error) from error
 
 
-def _abstract(array):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-
-def _check_structure(folder, targets, ignore=()):
+def _check_structure(folder, targets):
     """Compares names and shapes before Orbax does, whose message names neither."""
     saved = {name: _flat_shapes(tree) for name, tree in _metadata(folder).items()}
     wanted = {name: _flat_shapes(tree) for name, tree in targets.items()}
-    for item in (saved.keys() | wanted.keys()) - set(ignore):
+    for item in saved.keys() | wanted.keys():
         shapes, found = wanted.get(item, {}), saved.get(item, {})
         for name in sorted(shapes.keys() | found.keys()):
             if shapes.get(name) != found.get(name):

@@ -201,8 +201,7 @@ def make_stage(config, mesh, data, meta):
       CheckpointError: If the first stage cannot be read.
     """
     section = config.first_stage
-    # A model that was converted without a first stage records none.
-    step = (meta.get("first_stage") or section)["step"]
+    step = meta["first_stage"]["step"] if meta else section.step
     module, params, record = load_first_stage(section.workdir, step)
     model = make_model(config, module, data.num_classes)
     if model.conditioner.entries:

@@ -109,13 +109,11 @@ def run(config, workdir, allow_config_change=False):
 def _first_state(run, abstract, start):
     """Restores the state, or draws it directly into its shardings."""
     _describe(run, abstract, start)
-    converted = start and run.checkpoints.has_weights_only(start)
-    if start and not converted:
+    if start:
         target = sharding.abstract_like(abstract, run.shardings)
         return run.checkpoints.restore(start, target)
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
-    state = init(jax.random.key(run.config.seed))
-    return run.checkpoints.restore_weights(start, state) if converted else state
+    return init(jax.random.key(run.config.seed))
 
 
 def _describe(run, abstract, start):

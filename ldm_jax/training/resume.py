@@ -45,11 +45,13 @@ def check_config(config, meta, allow_change):
     Raises:
       CheckpointError: If they differ, naming the keys.
     """
+    if meta.get("converted"):
+        raise CheckpointError(
+            "this workdir holds a converted model, which no run can go on from: give "
+            "another --workdir, and this one as --config.train.init_from"
+        )
     recorded = ConfigDict(meta["config"])
     rows = differences(config, recorded, FREE_KEYS)
-    if meta.get("converted"):
-        # A converted model records what it is, not how it is to be trained.
-        rows = [row for row in rows if row[2] is not None]
     if not rows or allow_change:
         return _notes(config.train, recorded.train, rows)
     changes = (f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)
@@ -63,7 +65,7 @@ def check_config(config, meta, allow_change):
 def _notes(train, recorded, rows):
     notes = [f"changed: {key} from {theirs} to {ours}" for key, ours, theirs in rows]
     decays = train.decay != "constant" and train.decay_steps is None
-    if decays and train.num_steps != recorded.get("num_steps", train.num_steps):
+    if decays and train.num_steps != recorded.num_steps:
         notes.append(
             f"train.num_steps is {train.num_steps}, was {recorded.num_steps}: the "
             f"{train.decay} learning rate now ends at step {train.num_steps}"
