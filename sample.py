@@ -35,6 +35,9 @@ _NPZ = flags.DEFINE_bool("npz", False, "Also write samples.npz (uint8 [N, H, W, 
 _FIRST_STAGE = flags.DEFINE_string(
     "first_stage", None, "Workdir of the first stage, if it has moved."
 )
+_DECODER = flags.DEFINE_string(
+    "decoder", None, "Workdir of a decoder to use instead, fine-tuned on its latents."
+)
 flags.mark_flags_as_required(["workdir", "outdir"])
 
 
@@ -49,6 +52,7 @@ def main(argv):
         step=_STEP.value,
         average=_EMA.value,
         first_stage=_FIRST_STAGE.value,
+        decoder=_DECODER.value,
     )
     sampling.run(
         model,

@@ -42,12 +42,16 @@ def data(**changes):
 def train(**changes):
     """The `train` section: the loop, the optimiser and the mesh.
 
+    init_from: Workdir of a run of the same stage whose weights a new run starts from.
+    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder".
     preview_images: How many pictures a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
     """
     section = dict(
         batch_size=64,
         num_steps=1000,
+        init_from="",
+        freeze=(),
         learning_rate=1e-4,
         decay="constant",
         warmup_steps=0,
@@ -86,16 +90,39 @@ def sample(**changes):
 
 
 def autoencoder_loss(**changes):
-    """The `loss` section of a first stage (the original's LPIPSWithDiscriminator)."""
+    """The `loss` section of a first stage (the original's LPIPSWithDiscriminator).
+
+    Values are the original's; `training.loss_options` explains each.  Against a loss
+    that blows up when the discriminator starts: disc_ramp_steps of some thousands, a
+    disc_weight_cap, disc_grad_clip=1, lecam_weight=0.01 or r1_weight=10.  Against codes
+    that are never used: restart_threshold=0.1, first_stage.quantizer="cosine".
+    """
     section = dict(
         reconstruction="l1",
+        reduction=placeholder(str),
+        lpips_weights="",
+        perceptual_weight=placeholder(float),
+        logvar_init=0.0,
+        learn_logvar=False,
         kl_weight=1e-6,
+        codebook_weight=placeholder(float),
+        codebook_beta=0.25,
+        codebook_legacy=True,
+        codebook_ema_decay=placeholder(float),
+        restart_threshold=0.0,
+        gumbel_temperature=1.0,
+        gumbel_end_temperature=1 / 16,
+        gumbel_steps=150_000,
         disc_start=50001,
         disc_weight=0.5,
         disc_loss="hinge",
         disc_factor=1.0,
         disc_ramp_steps=0,
         disc_weight_cap=1e4,
+        disc_learning_rate=placeholder(float),
+        disc_grad_clip=placeholder(float),
+        r1_weight=0.0,
+        lecam_weight=0.0,
     )
     return section | changes
 
@@ -135,6 +162,7 @@ def first_stage(**changes):
     """The `first_stage` section of a second stage: which trained one to use.
 
     workdir: Where the first stage was trained; its structure is read from there.
+      "identity" is none: diffusion on pixels, LDM-1 of the paper.
     scaling_factor: Multiplies the latents; measured over `scaling_batches` where unset.
     """
     section = dict(

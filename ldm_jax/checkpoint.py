@@ -281,15 +281,17 @@ def first_stage_folder(recorded, workdir):
 
     Args:
       recorded: Its workdir as the second stage's checkpoint records it; where it lies
-        inside of that workdir, relative to it.
+        inside of that workdir, relative to it; "identity" for none.
       workdir: Workdir of the second stage.
 
     Returns:
-      Path of the first stage's workdir.
+      Path of the first stage's workdir, or "identity".
 
     Raises:
       ConfigError: If it is not there.
     """
+    if recorded == "identity":
+        return recorded
     workdir, recorded = absolute(workdir), pathlib.Path(recorded)
     for folder in (workdir / recorded, workdir.parent / recorded.name):
         if folder.is_dir():

@@ -20,11 +20,8 @@ from ldm_jax.config import ConfigError, suggest
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import make_grid, read_image, to_uint8, write_png
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.training.diffusion import (
-    load_first_stage,
-    make_model,
-    sample_options,
-)
+from ldm_jax.training.diffusion import make_model, sample_options
+from ldm_jax.training.pretrained import check_same_latents, load_first_stage
 from ldm_jax.training.writer import Console
 
 _SETTINGS = "settings.json"
@@ -41,6 +38,7 @@ class Trained(NamedTuple):
       config: The config it was trained with.
       class_names: Names of the classes, an empty list where there are none.
       source: The checkpoint folder, for the record.
+      decoder: Workdir of a decoder in place of the first stage's own, or None.
     """
 
     model: LatentDiffusion
@@ -49,9 +47,10 @@ class Trained(NamedTuple):
     config: Any
     class_names: list
     source: str
+    decoder: str | None = None
 
 
-def load_model(workdir, step=None, average=True, first_stage=None):
+def load_model(workdir, step=None, average=True, first_stage=None, decoder=None):
     """Loads a trained second stage and the first stage it was trained on.
 
     Args:
@@ -59,13 +58,16 @@ def load_model(workdir, step=None, average=True, first_stage=None):
       step: Checkpoint to take; the newest by default.
       average: Take the moving average of the weights where one was kept.
       first_stage: Workdir of the first stage; as recorded by default.
+      decoder: Workdir of a first stage of the same latents whose decoder is used
+        instead.
 
     Returns:
       A Trained.
 
     Raises:
       CheckpointError: If a checkpoint is missing or unreadable.
-      ConfigError: If the workdir is not that of a second stage.
+      ConfigError: If the workdir is not that of a second stage, or the decoder's
+        latents are others.
     """
     config, params, meta = checkpoint.load_weights(workdir, step, average)
     if config.stage != "diffusion":
@@ -75,15 +77,20 @@ def load_model(workdir, step=None, average=True, first_stage=None):
         )
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
-    module, weights, _ = load_first_stage(folder, recorded and recorded["step"])
+    first = load_first_stage(folder, recorded and recorded["step"])
+    if decoder:
+        swapped = load_first_stage(decoder, key="--decoder")
+        check_same_latents(first, swapped)
+        first, decoder = swapped, swapped.record["workdir"]
     factor = np.float32(meta["scaling_factor"])
     return Trained(
-        model=make_model(config, module, meta["num_classes"]),
+        model=make_model(config, first.module, meta["num_classes"]),
         params=params,
-        frozen={"first_stage": weights, "scaling_factor": factor},
+        frozen={"first_stage": first.params, "scaling_factor": factor},
         config=config,
         class_names=list(meta["class_names"] or []),
         source=meta["folder"],
+        decoder=decoder,
     )
 
 
@@ -195,6 +202,7 @@ def _claim(outdir, trained, seed, labels, options):
     """Records the settings in a new folder, compares them in one that has some."""
     settings = {
         "checkpoint": trained.source,
+        "decoder": trained.decoder,
         "seed": seed,
         "labels": labels,
         "options": options,

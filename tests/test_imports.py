@@ -21,7 +21,7 @@ ALLOWED = {
     "checkpoint": {"checkpoint", "sharding", "config"},
     "convert": {"convert", "latent_diffusion", "training", "cli"} | PARTS,
     "latent_diffusion": {"latent_diffusion"} | PARTS,
-    "training": {"training", "latent_diffusion"} | PARTS,
+    "training": {"training", "latent_diffusion", "convert"} | PARTS,
     "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),

@@ -127,8 +127,12 @@ def _read_diffusion(weights, params, options, log):
     unet = compvis_config.with_heads(
         params["unet_config"]["params"], options.num_heads, options.head_channels, log
     )
-    if first is not None and first.config["first_stage"]["kind"] == "identity":
-        first.config["first_stage"]["image_channels"] = unet["out_channels"]
+    identity = first and first.config["first_stage"]["kind"] == "identity"
+    if identity and unet["out_channels"] != 3:
+        raise ConversionError(
+            f"a model of pixels with {unet['out_channels']} channels is not supported: "
+            "only 3 are"
+        )
     sections = compvis_config.diffusion_sections(params, unet, tensors, _factor(first))
     size = options.image_size or sections["data"]["image_size"]
     sections["data"]["image_size"] = size

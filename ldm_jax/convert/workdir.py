@@ -18,7 +18,12 @@ from ldm_jax.convert.files import (
     write_json,
     write_weights,
 )
-from ldm_jax.convert.model import Model, full_section, make_diffusion
+from ldm_jax.convert.model import (
+    Model,
+    autoencoder_config,
+    full_section,
+    make_diffusion,
+)
 from ldm_jax.training.autoencoder import make_first_stage
 from ldm_jax.training.resume import write_config
 from ldm_jax.training.state import TrainState
@@ -50,7 +55,7 @@ def write(model, folder):
     meta = {"config": to_dict(config), "converted": True}
     if config.stage == "diffusion":
         meta |= _second_stage_meta(model)
-        if model.first_stage is not None:
+        if model.first_stage is not None and not _is_identity(model.first_stage):
             write(model.first_stage, folder / _FIRST_STAGE)
     state = TrainState(
         step=np.asarray(model.step, np.int32),
@@ -71,9 +76,15 @@ def write(model, folder):
         write_weights(folder / "origin.safetensors", model.carried)
 
 
+def _is_identity(first_stage):
+    return first_stage.config["first_stage"].get("kind") == "identity"
+
+
 def _second_stage_meta(model):
     first, record = model.first_stage, None
-    if first is not None:
+    if first is not None and _is_identity(first):
+        record = {"workdir": "identity", "step": None}
+    elif first is not None:
         record = {
             "workdir": _FIRST_STAGE,  # relative to the workdir itself
             "step": first.step,
@@ -125,6 +136,14 @@ def read(folder, step=None):
     if (folder / "origin.safetensors").is_file():
         model.carried = read_weights(folder / "origin.safetensors").tensors
     return model
+
+
+def _read_first_stage(record, folder):
+    found = checkpoint.first_stage_folder(record["workdir"], folder)
+    if found == "identity":
+        config = autoencoder_config({"kind": "identity"}, None)
+        return Model(config, {"autoencoder": {}})
+    return read(found, record["step"])
 
 
 def _complete(model, meta):

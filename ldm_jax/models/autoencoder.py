@@ -23,7 +23,7 @@ from ldm_jax.models.layers import (
     conv,
     dense,
 )
-from ldm_jax.models.quantizer import VectorQuantizer
+from ldm_jax.models.quantizer import QUANTIZERS
 
 
 @struct.dataclass
@@ -256,34 +256,38 @@ class Autoencoder(nn.Module):
         images = self.to_images(features).astype(jnp.float32)
         return jnp.tanh(images) if self.tanh_output else images
 
-    def reconstruct(self, images, rng=None, train=False):
+    def reconstruct(self, images, rng=None, train=False, temperature=1.0):
         """Encodes, draws latents and decodes, for training.
 
         Args:
           images: [B, H, W, image_channels] in [-1, 1].
           rng: Key of the posterior's sample; None takes the mode.
           train: Whether dropout is live.
+          temperature: Of quantisers that draw codes; others ignore it.
 
         Returns:
           (reconstructions, regularised, features): images like the input, what the
           regulariser's loss needs (the posterior; `Quantized` for VQ), and the input of
           the last convolution, which the adaptive weight of the adversarial loss needs.
         """
-        latents, regularised = self.regularise(self.encode(images, train), rng)
+        posterior = self.encode(images, train)
+        latents, regularised = self.regularise(posterior, rng, temperature)
         features = self.decode_features(latents, train)
         return self.features_to_images(features), regularised, features
 
     @nn.nowrap
-    def regularise(self, posterior, rng=None):
+    def regularise(self, posterior, rng=None, temperature=1.0):
         """Draws what the decoder is trained on.
 
         Args:
           posterior: What `encode` gives.
           rng: Key of the sample; None takes the mode.
+          temperature: See `reconstruct`.
 
         Returns:
           (latents, what the regulariser's loss needs).
         """
+        del temperature
         latents = posterior.mode() if rng is None else posterior.sample(rng)
         return latents, posterior
 
@@ -337,14 +341,23 @@ class VQAutoencoder(Autoencoder):
 
     Attributes:
       num_codes: Size of the codebook.
+      quantizer: Row of QUANTIZERS.
     """
 
     num_codes: int = 8192
+    quantizer: str = "nearest"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.quantizer not in QUANTIZERS:
+            rows = ", ".join(QUANTIZERS)
+            raise ValueError(f"quantizer is {self.quantizer!r}: choose {rows}")
 
     def setup(self):
         super().setup()
         self.to_latents = dense(self.embed_dim, dtype=self.dtype)
-        self.quantizer = VectorQuantizer(self.num_codes, self.embed_dim)
+        make = QUANTIZERS[self.quantizer]
+        self.codebook = make(self.num_codes, self.embed_dim, name="quantizer")
 
     def encode(self, images, train=False):
         """Maps images to latents before quantisation.
@@ -360,8 +373,8 @@ class VQAutoencoder(Autoencoder):
           ValueError: If the size does not halve evenly at every level.
         """
         self._check_size(images)
-        latents = self.to_latents(self.encoder(images, train))
-        return PointPosterior(latents.astype(jnp.float32))
+        latents = self.to_latents(self.encoder(images, train)).astype(jnp.float32)
+        return PointPosterior(self.codebook.project(latents))
 
     def decode(self, latents, train=False, quantize=True):
         """Maps latents to images.
@@ -380,15 +393,15 @@ class VQAutoencoder(Autoencoder):
 
     def code_indices(self, latents):
         """Returns the nearest codes of latents [B, h, w, c], int32 [B, h, w]."""
-        return self.quantizer.indices(latents)
+        return self.codebook.indices(latents)
 
     def codes(self, indices):
         """Looks indices [B, h, w] up in the codebook: latents [B, h, w, c]."""
-        return self.quantizer.lookup(indices)
+        return self.codebook.lookup(indices)
 
-    def regularise(self, posterior, rng=None):
+    def regularise(self, posterior, rng=None, temperature=1.0):
         """Quantises; returns (the codes, `Quantized`)."""
-        quantized = self.quantizer(posterior.mode(), rng)
+        quantized = self.codebook(posterior.mode(), rng, temperature)
         return quantized.latents, quantized
 
 

@@ -43,13 +43,50 @@ class BatchNorm(nn.Module):
         return ((x - mean) * weight + bias).astype(self.dtype)
 
 
+class ActNorm(nn.Module):
+    """A learnt shift and scale that standardise the first batch (Kingma et al. 2018).
+
+    What the first training batch asks for is kept beside the parameters, which start at
+    zero and are added to it: they get the gradients that the sums would.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps [B, h, w, c] to scale * (x + shift)."""
+        c = x.shape[-1]
+        shift = self.param("shift", nn.initializers.zeros, (c,))
+        scale = self.param("scale", nn.initializers.zeros, (c,))
+        first_shift = self.variable("batch_stats", "shift", jnp.zeros, (c,))
+        first_scale = self.variable("batch_stats", "scale", jnp.ones, (c,))
+        seen = self.variable("batch_stats", "seen", jnp.zeros, ())
+        x = x.astype(jnp.float32)
+        if train and not self.is_initializing():
+            fixed = jax.lax.stop_gradient(x)
+            mean = jnp.mean(fixed, axis=(0, 1, 2))
+            std = jnp.std(fixed, axis=(0, 1, 2), ddof=1)
+            first = jax.tree.map(
+                lambda kept, new: jnp.where(seen.value > 0, kept, new),
+                (first_shift.value, first_scale.value),
+                (-mean, 1 / (std + 1e-6)),
+            )
+            if self.is_mutable_collection("batch_stats"):
+                first_shift.value, first_scale.value = first
+                seen.value = jnp.ones_like(seen.value)
+        else:
+            first = first_shift.value, first_scale.value
+        return ((first[1] + scale) * (x + first[0] + shift)).astype(self.dtype)
+
+
 class PatchDiscriminator(nn.Module):
     """Tells real from reconstructed patches: one logit per patch.
 
     Attributes:
       channels: Width of the first layer; doubled by every further one, up to eightfold.
       num_layers: Convolutions of stride 2; 3 sees patches of 70 pixels.
-      norm: "batch" as published, "group" or "none".
+      norm: Row of NORMS: "batch" as published, "actnorm" (the original's other one),
+        "group", or "none".
       dtype: Compute type; parameters, norms and logits are float32.
     """
 
@@ -60,8 +97,8 @@ class PatchDiscriminator(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("batch", "group", "none"):
-            raise ValueError(f"norm is {self.norm!r}: choose batch, group or none")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r}: choose {', '.join(NORMS)}")
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -82,7 +119,8 @@ class PatchDiscriminator(nn.Module):
             # A batch norm takes the mean away, and a bias with it.
             biased = self.norm != "batch"
             x = self._conv(features, stride, f"conv_{i}", biased)(x)
-            x = nn.leaky_relu(self._norm(x, f"norm_{i}", train), 0.2)
+            x = NORMS[self.norm](x, train, self.dtype, f"norm_{i}")
+            x = nn.leaky_relu(x, 0.2)
         x = self._conv(1, 1, "conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -98,14 +136,6 @@ class PatchDiscriminator(nn.Module):
             name=name,
         )
 
-    def _norm(self, x, name, train):
-        if self.norm == "batch":
-            return BatchNorm(dtype=self.dtype, name=name)(x, train)
-        if self.norm == "group":
-            groups = math.gcd(32, x.shape[-1])
-            return GroupNorm(groups, dtype=self.dtype, name=name)(x)
-        return x
-
 
 def _normal(mean=0.0):
     """Initialiser N(mean, 0.02), which adversarial training starts from by custom."""
@@ -114,3 +144,18 @@ def _normal(mean=0.0):
         return mean + 0.02 * jax.random.normal(rng, shape, dtype)
 
     return init
+
+
+def _group_norm(x, train, dtype, name):
+    del train
+    groups = math.gcd(32, x.shape[-1])
+    return GroupNorm(groups, dtype=dtype, name=name)(x)
+
+
+# Norms of the discriminator: (x, train, dtype, name) -> x.
+NORMS = {
+    "batch": lambda x, train, dtype, name: BatchNorm(dtype=dtype, name=name)(x, train),
+    "actnorm": lambda x, train, dtype, name: ActNorm(dtype, name=name)(x, train),
+    "group": _group_norm,
+    "none": lambda x, train, dtype, name: x,
+}

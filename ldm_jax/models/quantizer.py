@@ -16,22 +16,22 @@ MAX_DISTANCES = 2**28
 
 @struct.dataclass
 class Quantized:
-    """Latents replaced by codes, and what training the codebook takes.
+    """Latents replaced by codes, and what training takes.
 
     Attributes:
       latents: The codes, float32 [B, h, w, c]; their gradient passes to the latents
-        before quantisation unchanged (straight-through).
+        before quantisation (straight-through).
       indices: Which codes, int32 [B, h, w].
-      commitment: Mean squared distance to the codes; its gradient moves the latents.
-      codebook: The same number; its gradient moves the codes.
+      losses: Dict of name -> scalar: "commitment" and "codebook", or "divergence".
+      encoded: The latents before quantisation; no gradient passes.
       counts: How many latents each code got, float32 [num_codes].
       sums: Their sum, [num_codes, c].
     """
 
     latents: jax.Array
     indices: jax.Array
-    commitment: jax.Array
-    codebook: jax.Array
+    losses: dict
+    encoded: jax.Array
     counts: jax.Array
     sums: jax.Array
 
@@ -47,45 +47,121 @@ class VectorQuantizer(nn.Module):
     num_codes: int
     features: int
 
+    # Whether a code may be set to a latent, or to the mean of some.
+    is_among_latents = True
+
     def setup(self):
         shape = (self.num_codes, self.features)
         self.embedding = self.param("embedding", _uniform, shape)
 
-    def __call__(self, latents, rng=None):
+    def project(self, latents):
+        """Brings latents [..., c] to where codes lie."""
+        return latents
+
+    def codes(self):
+        """Returns the codebook, float32 [num_codes, c]."""
+        return self.project(self.embedding)
+
+    def __call__(self, latents, rng=None, temperature=1.0):
         """Quantises for training.
 
         Args:
-          latents: float32 [B, h, w, features].
+          latents: float32 [B, h, w, features], projected.
           rng: Unused; for rows that draw codes at random.
+          temperature: Unused, likewise.
 
         Returns:
-          Quantized.
+          Quantized. Both losses are the mean squared distance to the codes; the
+          gradient of "commitment" moves the latents, that of "codebook" the codes.
         """
-        del rng
-        fixed = jax.lax.stop_gradient(latents)
-        indices = self.indices(fixed)
+        del rng, temperature
+        fixed, codes = jax.lax.stop_gradient(latents), self.codes()
+        indices = nearest_codes(fixed, codes)
         counts, sums = code_totals(fixed, indices, self.num_codes)
-        codes = jax.lax.stop_gradient(self.lookup(indices))
-        distance = jnp.mean(jnp.square(codes - latents))
-        # The gradient of the mean of |e_k - z|^2 by e_k is that of this term.
-        moves = counts[:, None] * jnp.square(self.embedding) - 2 * self.embedding * sums
-        moves = jnp.sum(moves) / latents.size
+        chosen = jax.lax.stop_gradient(codes)[indices]
+        distance = jnp.mean(jnp.square(chosen - latents))
+        # This term's gradient by the codes is that of the distance.
+        pull = jnp.sum(counts[:, None] * jnp.square(codes) - 2 * codes * sums)
         return Quantized(
-            latents=codes + latents - fixed,
+            latents=chosen + (latents - fixed),
             indices=indices,
-            commitment=distance,
-            codebook=jax.lax.stop_gradient(distance - moves) + moves,
+            losses={
+                "commitment": distance,
+                "codebook": _with_gradient_of(distance, pull / latents.size),
+            },
+            encoded=fixed,
             counts=counts,
             sums=sums,
         )
 
     def indices(self, latents):
-        """Returns the nearest codes of latents [B, h, w, c]: int32 [B, h, w]."""
-        return nearest_codes(latents, self.embedding)
+        """Returns the codes that latents [B, h, w, c] become: int32 [B, h, w]."""
+        return nearest_codes(latents, self.codes())
 
     def lookup(self, indices):
         """Returns the codes [..., c] of indices [...]."""
-        return self.embedding[indices]
+        return self.codes()[indices]
+
+
+class CosineQuantizer(VectorQuantizer):
+    """Codes and latents on the unit sphere (Yu et al. 2022, ViT-VQGAN, Sec. 3.2).
+
+    Direction alone decides, so no code is out of reach for its length; few channels
+    suffice for many codes.
+    """
+
+    def project(self, latents):
+        """Brings latents [..., c] to the unit sphere."""
+        squares = jnp.sum(jnp.square(latents), axis=-1, keepdims=True)
+        return latents * jax.lax.rsqrt(squares + 1e-12)
+
+
+class GumbelQuantizer(VectorQuantizer):
+    """Draws codes from a distribution that the latents give (Jang et al. 2017).
+
+    The draw is hard, its gradient that of the softmax at `temperature`; the loss
+    "divergence" is that of the distribution from even use (Ramesh et al. 2021).
+    """
+
+    is_among_latents = False
+
+    def setup(self):
+        super().setup()
+        self.to_logits = nn.Dense(self.num_codes, precision="highest")
+
+    def __call__(self, latents, rng=None, temperature=1.0):
+        """Quantises for training.
+
+        Args:
+          latents: float32 [B, h, w, features].
+          rng: Key of the draw; None takes the likeliest code.
+          temperature: Of the softmax, positive.
+
+        Returns:
+          Quantized.
+        """
+        logits = self.to_logits(latents)
+        shares = jax.nn.softmax(logits)
+        terms = shares * jnp.log(shares * self.num_codes + 1e-10)
+        if rng is not None:
+            logits = logits + jax.random.gumbel(rng, logits.shape)
+        soft = jax.nn.softmax(logits / temperature)
+        indices = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        drawn = _with_gradient_of(jax.nn.one_hot(indices, self.num_codes), soft)
+        fixed = jax.lax.stop_gradient(latents)
+        counts, sums = code_totals(fixed, indices, self.num_codes)
+        return Quantized(
+            latents=jnp.matmul(drawn, self.codes(), precision="highest"),
+            indices=indices,
+            losses={"divergence": jnp.mean(jnp.sum(terms, axis=-1))},
+            encoded=fixed,
+            counts=counts,
+            sums=sums,
+        )
+
+    def indices(self, latents):
+        """Returns the likeliest codes of latents [B, h, w, c]: int32 [B, h, w]."""
+        return jnp.argmax(self.to_logits(latents), axis=-1).astype(jnp.int32)
 
 
 def nearest_codes(latents, codes):
@@ -153,3 +229,16 @@ def _uniform(rng, shape, dtype=jnp.float32):
     """Codes start in [-1, 1] / num_codes, as the original's."""
     limit = 1 / shape[0]
     return jax.random.uniform(rng, shape, dtype, -limit, limit)
+
+
+def _with_gradient_of(value, surrogate):
+    """Returns `value` with the gradient of `surrogate`."""
+    return jax.lax.stop_gradient(value) + (surrogate - jax.lax.stop_gradient(surrogate))
+
+
+# Quantisers by the name that configs use.
+QUANTIZERS = {
+    "nearest": VectorQuantizer,
+    "cosine": CosineQuantizer,
+    "gumbel": GumbelQuantizer,
+}

@@ -1,6 +1,14 @@
-"""The first stage: autoencoder and patch discriminator, updated in one program."""
+"""The first stage: autoencoder and patch discriminator, updated in one program.
+
+The original runs the discriminator at every step and multiplies its losses by zero
+until `loss.disc_start`. Here it is not run before. Its gradients are zero either way;
+what differs are the running statistics of its batch norms, which training does not use,
+and the first batch that an actnorm sees.
+"""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +16,28 @@ import optax
 
 from ldm_jax.config import ConfigError, build, choose, to_dict
 from ldm_jax.images import to_float
-from ldm_jax.models.autoencoder import FIRST_STAGES, last_layer
+from ldm_jax.models.autoencoder import FIRST_STAGES, VQAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.lpips import LPIPS
+from ldm_jax.training import codebook
+from ldm_jax.training.freeze import hold, is_frozen, within
+from ldm_jax.training.loss_options import (
+    LossOptions,
+    check_codebook,
+    load_perceptual,
+)
 from ldm_jax.training.losses import (
-    DISCRIMINATOR_LOSSES,
     RECONSTRUCTION_LOSSES,
     discriminator_factor,
     discriminator_loss,
     generator_loss,
+    lecam_penalty,
+    r1_penalty,
+    run_if,
+    update_lecam,
 )
 from ldm_jax.training.optimizer import make_optimizer, make_rate
+from ldm_jax.training.regularisers import REGULARISERS
 from ldm_jax.training.state import (
     Stage,
     TrainState,
@@ -25,35 +45,6 @@ from ldm_jax.training.state import (
     step_rngs,
     update_ema,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The config section `loss` of a first stage; defaults are the original's.
-
-    Attributes:
-      reconstruction: Row of RECONSTRUCTION_LOSSES.
-      kl_weight: Weight of the KL divergence (nats per image).
-      disc_start: Generator steps before the adversarial losses start.
-      disc_weight: Multiplies the adaptive weight.
-      disc_loss: Row of DISCRIMINATOR_LOSSES.
-      disc_factor: Weight of the adversarial losses once they have started.
-      disc_ramp_steps: Steps over which that weight rises; 0 starts at once.
-      disc_weight_cap: Largest adaptive weight.
-    """
-
-    reconstruction: str = "l1"
-    kl_weight: float = 1e-6
-    disc_start: int = 50_001
-    disc_weight: float = 0.5
-    disc_loss: str = "hinge"
-    disc_factor: float = 1.0
-    disc_ramp_steps: int = 0
-    disc_weight_cap: float = 1e4
-
-    def __post_init__(self):
-        choose(RECONSTRUCTION_LOSSES, self.reconstruction, "loss.reconstruction")
-        choose(DISCRIMINATOR_LOSSES, self.disc_loss, "loss.disc_loss")
 
 
 def make_first_stage(section):
@@ -90,10 +81,30 @@ def make_stage(config, mesh, data, meta):
     """
     del mesh, meta
     model = make_first_stage(config.first_stage)
+    kind = config.first_stage.get("kind", "kl")
+    if kind not in REGULARISERS:
+        raise ConfigError(
+            f'first_stage.kind="{kind}" has nothing to train: give it to a second stage'
+        )
     _check_size(model, config.data.image_size)
-    critic = build(PatchDiscriminator, config.discriminator, "discriminator")
-    weights = build(Weights, config.loss, "loss")
-    return _make_steps(config, model, critic, weights, data.example), {}
+    options = build(LossOptions, config.loss, "loss")
+    check_codebook(options, model)
+    options, frozen = load_perceptual(options, model, config.data.image_size)
+    setup = _Setup(
+        model=model,
+        regulariser=REGULARISERS[kind],
+        critic=build(PatchDiscriminator, config.discriminator, "discriminator"),
+        perceptual=LPIPS(dtype=model.dtype),
+        options=options,
+        train=config.train,
+        seed=config.seed,
+        example=data.example,
+        rate=make_rate(config.train),
+        optimizers=_make_optimizers(config.train, options),
+    )
+    functions = (_init, _train_step, _eval_step, _preview)
+    bound = (functools.partial(function, setup) for function in functions)
+    return Stage(*bound, frozen, _summarize), {}
 
 
 def _check_size(model, image_size):
@@ -106,147 +117,330 @@ def _check_size(model, image_size):
         )
 
 
-def _make_steps(config, model, critic, weights, example):
-    """Closes the pure functions of the stage over the networks and optimisers."""
-    train = config.train
-    rate = make_rate(train)
-    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip)
+def _make_optimizers(train, options):
+    """One optimiser per network, by name."""
+    section, rate, clip = to_dict(train.optimizer), make_rate(train), train.grad_clip
 
-    def init(rng):
-        rngs = jax.random.split(rng)
-        images = jnp.zeros(example["image"].shape, jnp.float32)
-        judged = critic.init(rngs[1], images)
-        params = {
-            "autoencoder": model.init(rngs[0], images)["params"],
-            "discriminator": judged["params"],
+    def make(name, rate=rate, clip=clip):
+        return make_optimizer(section, rate, clip, within(train.freeze, name))
+
+    critic_rate, critic_clip = rate, options.disc_grad_clip or clip
+    if options.disc_learning_rate is not None:
+        factor = options.disc_learning_rate / train.learning_rate
+        critic_rate = lambda step: factor * rate(step)  # noqa: E731
+    optimizers = {
+        "autoencoder": make("autoencoder"),
+        "discriminator": make("discriminator", critic_rate, critic_clip),
+    }
+    return optimizers | ({"logvar": make("logvar")} if options.learn_logvar else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What the functions of the stage share: networks and options, no arrays."""
+
+    model: Any
+    regulariser: Any
+    critic: PatchDiscriminator
+    perceptual: LPIPS
+    options: LossOptions
+    train: Any
+    seed: int
+    example: dict
+    rate: Any
+    optimizers: dict
+
+    @property
+    def has_codebook(self):
+        """Whether the first stage is a VQ autoencoder."""
+        return isinstance(self.model, VQAutoencoder)
+
+    @property
+    def codebook_size(self):
+        """(num_codes, channels of a code)."""
+        return self.model.num_codes, self.model.embed_dim
+
+    @property
+    def codebook_updates(self):
+        """Options of `update_codebook`; none for a codebook that stays as it is."""
+        frozen = within(self.train.freeze, "autoencoder")
+        if is_frozen("quantizer/embedding", frozen):
+            return {}
+        return {
+            "ema_decay": self.options.codebook_ema_decay,
+            "restart_threshold": self.options.restart_threshold,
         }
-        average = {"autoencoder": jax.tree.map(jnp.copy, params["autoencoder"])}
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            ema_params=average if train.ema_decay else {},
-            opt_state={name: optimizer.init(tree) for name, tree in params.items()},
-            stats=judged.get("batch_stats", {}),
-        )
 
-    def judge(params, stats, images):
-        """Returns the logits and the batch statistics after these images."""
-        logits, updated = critic.apply(
-            {"params": params, "batch_stats": stats},
+
+def _init(setup, rng):
+    """Draws the state."""
+    rngs = jax.random.split(rng)
+    images = jnp.zeros(setup.example["image"].shape, jnp.float32)
+    judged = setup.critic.init(rngs[1], images)
+    params = {
+        "autoencoder": setup.model.init(rngs[0], images)["params"],
+        "discriminator": judged["params"],
+    }
+    if setup.options.learn_logvar:
+        params["logvar"] = jnp.float32(setup.options.logvar_init)
+    stats = {"discriminator": judged.get("batch_stats", {})}
+    if setup.has_codebook:
+        stats["codebook"] = codebook.init_codebook_stats(
+            *setup.codebook_size, **setup.codebook_updates
+        )
+    if setup.options.lecam_weight:
+        stats["lecam"] = {"real": jnp.float32(0), "fake": jnp.float32(0)}
+    # A copy: donated buffers must not be shared.
+    average = {"autoencoder": jax.tree.map(jnp.copy, params["autoencoder"])}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema_params=average if setup.train.ema_decay else {},
+        opt_state={n: setup.optimizers[n].init(tree) for n, tree in params.items()},
+        stats=stats,
+    )
+
+
+def _judge(setup, params, stats, images):
+    """Returns the discriminator's logits and its statistics after these images."""
+    logits, updated = setup.critic.apply(
+        {"params": params, "batch_stats": stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    return logits, updated.get("batch_stats", {})
+
+
+def _temperature(options, step):
+    """Temperature of the quantiser "gumbel": half a cosine (Ramesh et al. 2021)."""
+    done = jnp.clip(step / max(options.gumbel_steps, 1), 0.0, 1.0)
+    start, end = options.gumbel_temperature, options.gumbel_end_temperature
+    return end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * done))
+
+
+def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
+    """Loss of autoencoder and log-variance; `seen` are the critic's statistics."""
+    options, model = setup.options, setup.model
+    weights = hold(params["autoencoder"], within(setup.train.freeze, "autoencoder"))
+    decoded, regularised, features = model.apply(
+        {"params": weights},
+        images,
+        rngs["posterior"],
+        train=True,
+        temperature=_temperature(options, state.step),
+        rngs={"dropout": rngs["dropout"]},
+        method="reconstruct",
+    )
+    regularisation, terms = setup.regulariser.loss(regularised, options)
+
+    def perceptual(x, y):
+        distances = setup.perceptual.apply({"params": frozen["lpips"]}, x, y)
+        return options.perceptual_weight * distances
+
+    loss, (metrics, seen) = generator_loss(
+        images,
+        decoded,
+        regularisation,
+        *last_layer(model, weights, features),
+        lambda x: _judge(setup, state.params["discriminator"], seen, x),
+        factor=factor,
+        reconstruction=options.reconstruction,
+        perceptual=perceptual if options.perceptual_weight else None,
+        logvar=params.get("logvar", options.logvar_init),
+        reduction=options.reduction or setup.regulariser.reduction,
+        disc_weight=options.disc_weight,
+        weight_cap=options.disc_weight_cap,
+        idle=seen,
+    )
+    return loss, (metrics | terms, seen, decoded, regularised)
+
+
+def _critic_loss(params, setup, averages, images, decoded, factor, seen):
+    """Loss of the discriminator, whose statistics take images, then decoded ones."""
+    options = setup.options
+    real, seen = _judge(setup, params, seen, images)
+    fake, seen = _judge(setup, params, seen, decoded)
+    loss, metrics = discriminator_loss(
+        real, fake, kind=options.disc_loss, factor=factor
+    )
+    if options.r1_weight:
+        logits = lambda x: _judge(setup, params, seen, x)[0]  # noqa: E731
+        metrics["r1_penalty"] = r1_penalty(logits, images)
+        loss += factor * options.r1_weight * metrics["r1_penalty"]
+    if options.lecam_weight:
+        metrics["lecam_penalty"] = lecam_penalty(real, fake, averages)
+        loss += factor * options.lecam_weight * metrics["lecam_penalty"]
+    return loss, (metrics, seen)
+
+
+def _gradients(setup, state, frozen, factor, rows, index, carry):
+    """Gradients of all networks on a micro-batch; statistics in the original's order.
+
+    Returns:
+      ((gradients, metrics), carry): carry is {"discriminator": its statistics,
+      "totals": what the codes got so far}.
+    """
+    names = ("posterior", "dropout", "restart")
+    rngs = step_rngs(setup.seed, state.step, names)
+    rngs = {name: jax.random.fold_in(rng, index) for name, rng in rngs.items()}
+    images = to_float(rows["image"])
+    trained = {k: v for k, v in state.params.items() if k != "discriminator"}
+    given = setup, state, frozen, images, rngs, factor, carry["discriminator"]
+    differentiate = functools.partial(jax.value_and_grad, has_aux=True)
+    (_, (metrics, seen, decoded, regularised)), grads = differentiate(
+        _autoencoder_loss
+    )(trained, *given)
+    decoded = jax.lax.stop_gradient(decoded)
+
+    def judge(seen):
+        (_, (metrics, seen)), grads = differentiate(_critic_loss)(
+            state.params["discriminator"],
+            setup,
+            state.stats.get("lecam"),
             images,
-            train=True,
-            mutable=["batch_stats"],
+            decoded,
+            factor,
+            seen,
         )
-        return logits, updated.get("batch_stats", {})
+        return (grads, metrics), seen
 
-    def reconstruct(params, images, rngs):
-        return model.apply(
-            {"params": params},
-            images,
-            rngs["posterior"],
-            train=True,
-            rngs={"dropout": rngs["dropout"]},
-            method="reconstruct",
+    (grads["discriminator"], judged), seen = run_if(factor > 0, judge, seen)
+    zeros = jnp.mean(RECONSTRUCTION_LOSSES[setup.options.reconstruction](images))
+    metrics["loss_vs_zeros"] = metrics["pixel_loss"] / zeros
+    carry = carry | {"discriminator": seen}
+    if setup.has_codebook:
+        parts = setup.train.accumulate_steps
+        more = regularised, rngs["restart"], index, parts
+        carry["totals"] = codebook.add_totals(carry["totals"], *more)
+    return (grads, metrics | judged), carry
+
+
+def _train_step(setup, state, frozen, batch):
+    """One update of all networks, their statistics and averages."""
+    train, options = setup.train, setup.options
+    factor = discriminator_factor(
+        state.step, options.disc_start, options.disc_factor, options.disc_ramp_steps
+    )
+    carry = {"discriminator": state.stats["discriminator"]}
+    if setup.has_codebook:
+        carry["totals"] = codebook.empty_totals(*setup.codebook_size)
+    gradients = functools.partial(_gradients, setup, state, frozen, factor)
+    (grads, metrics), carry = accumulate(
+        gradients, batch, carry, train.accumulate_steps
+    )
+    params, opt_state = {}, {}
+    for name, tree in grads.items():
+        updates, opt_state[name] = setup.optimizers[name].update(
+            tree, state.opt_state[name], state.params[name]
         )
+        params[name] = optax.apply_updates(state.params[name], updates)
+        prefix = {"autoencoder": "", "discriminator": "disc_"}.get(name, f"{name}_")
+        metrics[f"{prefix}grad_norm"] = optax.tree.norm(tree)
+    stats = state.stats | {"discriminator": carry["discriminator"]}
+    if options.lecam_weight:
+        stats["lecam"] = update_lecam(stats["lecam"], metrics, factor > 0)
+    average = state.ema_params
+    if train.ema_decay:
+        new = {"autoencoder": params["autoencoder"]}
+        average = update_ema(average, new, state.step, train.ema_decay)
+    if options.learn_logvar:
+        metrics["logvar"] = params["logvar"]
+    metrics["learning_rate"] = setup.rate(state.step)
+    after = state.replace(
+        step=state.step + 1,
+        params=params,
+        ema_params=average,
+        opt_state=opt_state,
+        stats=stats,
+    )
+    if not setup.has_codebook:
+        return after, metrics
+    after, more = _update_codebook(setup, state, after, carry["totals"])
+    return after, metrics | more
 
-    def gradients(params, step, images, rngs, stats):
-        """Gradients of both networks; statistics in the original's order."""
-        factor = discriminator_factor(
-            step, weights.disc_start, weights.disc_factor, weights.disc_ramp_steps
+
+def _update_codebook(setup, before, after, totals):
+    """Averages and restarts codes; returns the state and what to log."""
+    metrics = codebook.codebook_metrics(totals.counts)
+    if not setup.codebook_updates:
+        return after, metrics
+    codes, restarted, stats = codebook.update_codebook(
+        _get_codes(before.params),
+        _get_codes(after.params),
+        before.stats["codebook"],
+        totals,
+        before.step,
+        **setup.codebook_updates,
+    )
+    average = after.ema_params
+    if average:
+        # What a restarted code was says nothing of what it is.
+        kept = jnp.where(restarted[:, None], codes, _get_codes(average))
+        average = _set_codes(average, kept)
+    metrics["codebook_restarts"] = jnp.sum(restarted)
+    after = after.replace(
+        params=_set_codes(after.params, codes),
+        ema_params=average,
+        stats=after.stats | {"codebook": stats},
+    )
+    return after, metrics
+
+
+def _get_codes(params):
+    return params["autoencoder"]["quantizer"]["embedding"]
+
+
+def _set_codes(params, codes):
+    """Returns parameters with another codebook."""
+    autoencoder = params["autoencoder"]
+    quantizer = autoencoder["quantizer"] | {"embedding": codes}
+    return params | {"autoencoder": autoencoder | {"quantizer": quantizer}}
+
+
+def _reconstruct(setup, state, images):
+    """Reconstructs the mode with the moving average where there is one."""
+    params = (state.ema_params or state.params)["autoencoder"]
+    apply = functools.partial(setup.model.apply, {"params": params})
+    return apply(images, method="reconstruct")[:2]
+
+
+def _eval_step(setup, state, frozen, batch, rng):
+    """Means over the real rows of a batch; `_summarize` makes numbers of "codes"."""
+    del rng
+    images = to_float(batch["image"])
+    decoded, regularised = _reconstruct(setup, state, images)
+    decoded = jnp.clip(decoded, -1, 1)
+    squared = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
+    rows = {
+        # Peak to peak is 2 where images are in [-1, 1].
+        "psnr": 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10)),
+        "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
+    }
+    if setup.has_codebook:
+        rows["codes"] = codebook.shares_of_codes(
+            regularised.indices, setup.model.num_codes
         )
+    else:
+        rows["kl"] = regularised.kl()
+    if frozen:
+        variables = {"params": frozen["lpips"]}
+        rows["lpips"] = setup.perceptual.apply(variables, images, decoded)
+    real = batch["mask"].astype(jnp.float32)
+    return {name: jnp.average(row, axis=0, weights=real) for name, row in rows.items()}
 
-        def generator(autoencoder):
-            decoded, posterior, features = reconstruct(autoencoder, images, rngs)
-            loss, (metrics, seen) = generator_loss(
-                images,
-                decoded,
-                weights.kl_weight * jnp.mean(posterior.kl()),
-                *last_layer(model, autoencoder, features),
-                lambda x: judge(params["discriminator"], stats, x),
-                factor=factor,
-                reconstruction=weights.reconstruction,
-                disc_weight=weights.disc_weight,
-                weight_cap=weights.disc_weight_cap,
-            )
-            metrics["kl_loss"] = jnp.mean(posterior.kl())
-            return loss, (metrics, seen, decoded)
 
-        def discriminator(network):
-            real, seen_real = judge(network, seen, images)
-            fake, seen_fake = judge(network, seen_real, decoded)
-            loss, metrics = discriminator_loss(
-                real, fake, kind=weights.disc_loss, factor=factor
-            )
-            return loss, (metrics, seen_fake)
+def _summarize(means):
+    """Turns the use of each code over the held-out images into usage and perplexity."""
+    means = dict(means)
+    if "codes" in means:
+        means |= codebook.codebook_metrics(means.pop("codes"))
+    return means
 
-        (_, (metrics, seen, decoded)), generator_grads = jax.value_and_grad(
-            generator, has_aux=True
-        )(params["autoencoder"])
-        decoded = jax.lax.stop_gradient(decoded)
-        (_, (judged, seen)), critic_grads = jax.value_and_grad(
-            discriminator, has_aux=True
-        )(params["discriminator"])
-        grads = {"autoencoder": generator_grads, "discriminator": critic_grads}
-        zeros = jnp.mean(RECONSTRUCTION_LOSSES[weights.reconstruction](images))
-        metrics["loss_vs_zeros"] = metrics["reconstruction_loss"] / zeros
-        return (grads, metrics | judged), seen
 
-    def train_step(state, frozen, batch):
-        del frozen
-        rngs = step_rngs(config.seed, state.step, ("posterior", "dropout"))
-
-        def part(rows, index, stats):
-            keys = {name: jax.random.fold_in(rng, index) for name, rng in rngs.items()}
-            images = to_float(rows["image"])
-            return gradients(state.params, state.step, images, keys, stats)
-
-        (grads, metrics), stats = accumulate(
-            part, batch, state.stats, train.accumulate_steps
-        )
-        params, opt_state = {}, {}
-        for name, tree in grads.items():
-            updates, opt_state[name] = optimizer.update(
-                tree, state.opt_state[name], state.params[name]
-            )
-            params[name] = optax.apply_updates(state.params[name], updates)
-        average = state.ema_params
-        if train.ema_decay:
-            new = {"autoencoder": params["autoencoder"]}
-            average = update_ema(average, new, state.step, train.ema_decay)
-        metrics["grad_norm"] = optax.tree.norm(grads["autoencoder"])
-        metrics["disc_grad_norm"] = optax.tree.norm(grads["discriminator"])
-        metrics["learning_rate"] = rate(state.step)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            ema_params=average,
-            opt_state=opt_state,
-            stats=stats,
-        )
-        return state, metrics
-
-    def decoded_mode(state, images):
-        params = (state.ema_params or state.params)["autoencoder"]
-        return model.apply({"params": params}, images, method="reconstruct")[:2]
-
-    def eval_step(state, frozen, batch, rng):
-        del frozen, rng
-        images = to_float(batch["image"])
-        decoded, posterior = decoded_mode(state, images)
-        decoded = jnp.clip(decoded, -1, 1)
-        squared = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
-        rows = {
-            # Peak to peak is 2 where images are in [-1, 1].
-            "psnr": 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10)),
-            "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
-            "kl": posterior.kl(),
-        }
-        real = batch["mask"].astype(jnp.float32)
-        return {name: jnp.average(row, weights=real) for name, row in rows.items()}
-
-    def preview(state, frozen, batch, rng):
-        del frozen, rng
-        images = to_float(batch["image"])
-        return {"inputs": images, "reconstructions": decoded_mode(state, images)[0]}
-
-    return Stage(init, train_step, eval_step, preview, frozen={})
+def _preview(setup, state, frozen, batch, rng):
+    """Held-out images and their reconstructions."""
+    del frozen, rng
+    images = to_float(batch["image"])
+    decoded = _reconstruct(setup, state, images)[0]
+    return {"inputs": images, "reconstructions": decoded}

@@ -14,8 +14,9 @@ from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.images import to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.freeze import hold
 from ldm_jax.training.optimizer import make_optimizer, make_rate
+from ldm_jax.training.pretrained import load_first_stage
 from ldm_jax.training.state import (
     Stage,
     TrainState,
@@ -107,42 +108,6 @@ def _check_sizes(model, image_size):
         )
 
 
-def load_first_stage(workdir, step=None):
-    """Loads a trained first stage.
-
-    Args:
-      workdir: Its workdir.
-      step: Checkpoint to take; the newest by default.
-
-    Returns:
-      (module, params, record): the Autoencoder, its weights as NumPy arrays (the moving
-      average where one was kept) and where they came from.
-
-    Raises:
-      ConfigError: If the workdir is not given or holds something else.
-      CheckpointError: If there is no checkpoint in it, or it cannot be read.
-    """
-    if not workdir:
-        raise ConfigError(
-            "first_stage.workdir is not set: train a first stage with train.py "
-            "(configs/*autoencoder*.py) and give "
-            "--config.first_stage.workdir=ITS_WORKDIR"
-        )
-    config, params, meta = checkpoint.load_weights(workdir, step)
-    if config.stage != "autoencoder":
-        raise ConfigError(
-            f"first_stage.workdir={workdir} holds a {config.stage} run; give the "
-            "workdir of an autoencoder"
-        )
-    record = {
-        "workdir": str(checkpoint.absolute(workdir)),
-        "step": meta["step"],
-        "image_size": config.data.image_size,
-        "weights": meta["item"],
-    }
-    return make_first_stage(config.first_stage), params["autoencoder"], record
-
-
 def measure_scaling_factor(model, params, batches, mesh):
     """Measures the factor that brings latents to unit variance.
 
@@ -202,19 +167,23 @@ def make_stage(config, mesh, data, meta):
     """
     section = config.first_stage
     step = meta["first_stage"]["step"] if meta else section.step
-    module, params, record = load_first_stage(section.workdir, step)
-    model = make_model(config, module, data.num_classes)
+    first = load_first_stage(section.workdir, step)
+    model = make_model(config, first.module, data.num_classes)
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
     if not meta:
         _require_weights(model)
     factor = meta.get("scaling_factor") or section.scaling_factor
+    if factor is None and config.train.init_from:
+        # Those weights know latents of that scale.
+        folder = checkpoint.checkpoint_folder(config.train.init_from)
+        factor = checkpoint.read_meta(folder).get("scaling_factor")
     if factor is None:
         batches = data.train_batches(0, count=section.scaling_batches)
-        factor = measure_scaling_factor(model, params, batches, mesh)
-    frozen = {"first_stage": params, "scaling_factor": np.float32(factor)}
+        factor = measure_scaling_factor(model, first.params, batches, mesh)
+    frozen = {"first_stage": first.params, "scaling_factor": np.float32(factor)}
     record = {
-        "first_stage": record,
+        "first_stage": first.record,
         "scaling_factor": factor,
         "num_classes": data.num_classes,
         "class_names": data.class_names,
@@ -235,7 +204,9 @@ def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
     train = config.train
     rate = make_rate(train)
-    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip)
+    optimizer = make_optimizer(
+        to_dict(train.optimizer), rate, train.grad_clip, train.freeze
+    )
     if model.conditioner.frozen_keys():
         # Without gradients alone they would still decay, and cost moments.
         trainable = functools.partial(latent_diffusion.trainable, model)
@@ -259,6 +230,7 @@ def _make_steps(config, model, frozen, example):
         def gradients(rows, index, carry):
             def loss(params):
                 key = jax.random.fold_in(rng, index)
+                params = hold(params, train.freeze)
                 return latent_diffusion.loss(model, params, frozen, rows, key)
 
             (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)

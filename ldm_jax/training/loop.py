@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import sharding
@@ -19,7 +20,9 @@ from ldm_jax.training import autoencoder, diffusion
 from ldm_jax.training.batches import Data
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
 from ldm_jax.training.flops import count_flops
+from ldm_jax.training.freeze import check_freeze
 from ldm_jax.training.preemption import Preemption
+from ldm_jax.training.pretrained import load_initial
 from ldm_jax.training.resume import check_config, write_config
 from ldm_jax.training.speed import Stopwatch
 from ldm_jax.training.state import Stage
@@ -74,7 +77,8 @@ def run(config, workdir, allow_config_change=False):
         notes = check_config(config, meta, allow_config_change) if start else []
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
-        meta = {"config": to_dict(config)} | found
+        begun = {k: meta[k] for k in ("init_from",) if k in meta}
+        meta = {"config": to_dict(config)} | found | begun
         if main:
             write_config(workdir, config)
         writer = Writer(workdir, to_dict(config), start, main, train.wandb)
@@ -82,6 +86,7 @@ def run(config, workdir, allow_config_change=False):
         for note in notes:
             console.line(note)
         abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
+        check_freeze(train.freeze, abstract.params)
         this = Run(
             config=config,
             mesh=mesh,
@@ -113,7 +118,28 @@ def _first_state(run, abstract, start):
         target = sharding.abstract_like(abstract, run.shardings)
         return run.checkpoints.restore(start, target)
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
-    return init(jax.random.key(run.config.seed))
+    state = init(jax.random.key(run.config.seed))
+    return _start_from(run, state) if run.config.train.init_from else state
+
+
+def _start_from(run, state):
+    """Puts the weights of another run in place of those that were drawn."""
+    weights, run.meta["init_from"], notes = load_initial(run.config, state.params)
+    for note in notes:
+        run.console.line(note)
+    shardings = {name: run.shardings.params[name] for name in weights}
+    weights = sharding.put_tree(weights, shardings)
+
+    def replace(state, weights):
+        # Copies: donated buffers must not be shared.
+        average = {k: v for k, v in weights.items() if k in state.ema_params}
+        return state.replace(
+            params=state.params | jax.tree.map(jnp.copy, weights),
+            ema_params=state.ema_params | jax.tree.map(jnp.copy, average),
+        )
+
+    replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
+    return replace(state, weights)
 
 
 def _describe(run, abstract, start):
@@ -260,9 +286,11 @@ def _evaluate(run, done, state):
         rows.append((batch["mask"].sum(), metrics))
     counts, metrics = zip(*jax.device_get(rows), strict=True)
     means = {
-        f"eval/{name}": float(np.average([m[name] for m in metrics], weights=counts))
+        name: np.average([m[name] for m in metrics], axis=0, weights=counts)
         for name in metrics[0]
     }
+    means = run.stage.summarize(means)
+    means = {f"eval/{name}": float(value) for name, value in means.items()}
     run.writer.scalars(done, means)
     run.console.line(format_metrics(done, run.config.train.num_steps, means))
 

@@ -27,6 +27,9 @@ generator's update and with new noise; those of the same step serve as well.
 import jax
 import jax.numpy as jnp
 
+# Of the moving averages of the logits in LeCAM.
+LECAM_DECAY = 0.99
+
 
 def reconstruction_loss(
     images,
@@ -50,15 +53,18 @@ def reconstruction_loss(
         over both (VQ).
 
     Returns:
-      (nll, error): the loss, and the mean error of a pixel before `logvar`.
+      (nll, metrics): the loss, and scalars before `logvar`: "pixel_loss", the mean
+      error of a pixel, "perceptual_loss" if given, "reconstruction_loss", their sum.
     """
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
-    error = RECONSTRUCTION_LOSSES[kind](difference)
+    error = jnp.mean(RECONSTRUCTION_LOSSES[kind](difference))
+    metrics = {"pixel_loss": error}
     if perceptual is not None:
-        error = error + perceptual[:, None, None, None]
-    nll = error / jnp.exp(logvar) + logvar
-    scale = {"sum": nll[0].size, "mean": 1}[reduction]
-    return scale * jnp.mean(nll), jnp.mean(error)
+        metrics["perceptual_loss"] = jnp.mean(perceptual)
+        error = error + metrics["perceptual_loss"]
+    metrics["reconstruction_loss"] = error
+    size = REDUCTIONS[reduction](difference[0].size)
+    return size * (error / jnp.exp(logvar) + logvar), metrics
 
 
 def discriminator_factor(step, start, factor=1.0, ramp_steps=0):
@@ -120,6 +126,7 @@ def generator_loss(
     reduction="sum",
     disc_weight=0.5,
     weight_cap=1e4,
+    idle=None,
 ):
     """The autoencoder's whole loss, ready to be differentiated by its parameters.
 
@@ -139,45 +146,51 @@ def generator_loss(
       factor: Weight of the adversarial loss at this step, see `discriminator_factor`.
       reconstruction: Row of RECONSTRUCTION_LOSSES.
       perceptual: None, or a function (images, reconstructions) -> [B], weighted.
-      logvar: Log-variance of the likelihood.
+      logvar: Log-variance of the likelihood; a gradient flows through it, too.
       reduction: "sum" or "mean", see `reconstruction_loss`.
       disc_weight: Multiplies the adaptive weight.
       weight_cap: Largest adaptive weight, before `disc_weight`.
+      idle: What stands for aux while `factor` is 0: the discriminator is not run then,
+        and its metrics are 0; gradients are the same. None runs it always.
 
     Returns:
       (loss, (metrics, aux)): scalar, dict of scalars, and what `discriminate` gave.
     """
 
-    def nll(x):
-        distance = None if perceptual is None else perceptual(images, x)
+    def nll(x, logvar):
         return reconstruction_loss(
             images,
             x,
             kind=reconstruction,
-            perceptual=distance,
+            perceptual=None if perceptual is None else perceptual(images, x),
             logvar=logvar,
             reduction=reduction,
         )
 
-    def adversary(x):
+    fixed = jax.lax.stop_gradient(reconstructions)
+    (nll_loss, metrics), (nll_gradient, logvar_gradient) = jax.value_and_grad(
+        nll, argnums=(0, 1), has_aux=True
+    )(fixed, jax.lax.stop_gradient(jnp.float32(logvar)))
+
+    def judge(x):
         logits, aux = discriminate(x)
         return -jnp.mean(logits), aux
 
-    fixed = jax.lax.stop_gradient(reconstructions)
-    (nll_loss, error), nll_gradient = jax.value_and_grad(nll, has_aux=True)(fixed)
-    (g_loss, aux), g_gradient = jax.value_and_grad(adversary, has_aux=True)(fixed)
-    weight = disc_weight * adaptive_weight(
-        last_layer, kernel, nll_gradient, g_gradient, cap=weight_cap
-    )
-    loss = _with_gradient(
-        nll_loss + weight * factor * g_loss,
-        reconstructions,
-        nll_gradient + weight * factor * g_gradient,
-    )
-    metrics = {
+    def adversary(_):
+        (loss, aux), gradient = jax.value_and_grad(judge, has_aux=True)(fixed)
+        gradients = nll_gradient, gradient
+        weight = adaptive_weight(last_layer, kernel, *gradients, cap=weight_cap)
+        return (loss, disc_weight * weight, gradient), aux
+
+    active = None if idle is None else factor > 0
+    (g_loss, weight, g_gradient), aux = run_if(active, adversary, idle)
+    loss = nll_loss + weight * factor * g_loss
+    gradient = nll_gradient + weight * factor * g_gradient
+    loss = _with_gradient(jax.lax.stop_gradient(loss), reconstructions, gradient)
+    loss = _with_gradient(loss, jnp.float32(logvar), logvar_gradient)
+    metrics |= {
         "loss": loss + regularisation,
         "nll_loss": nll_loss,
-        "reconstruction_loss": error,
         "regularisation_loss": regularisation,
         "generator_loss": g_loss,
         "disc_weight": weight,
@@ -207,6 +220,79 @@ def discriminator_loss(logits_real, logits_fake, *, kind="hinge", factor=1.0):
     }
 
 
+def r1_penalty(discriminate, images):
+    """Half the squared gradient of the logits by real images (Mescheder et al. 2018).
+
+    Args:
+      discriminate: Function of images -> logits [B, h, w, 1].
+      images: Real images [B, H, W, C].
+
+    Returns:
+      Scalar, the mean over images of |gradient of an image's mean logit|² / 2.
+    """
+
+    def mean_logits(images):
+        return jnp.sum(jnp.mean(discriminate(images), axis=(1, 2, 3)))
+
+    gradient = jax.grad(mean_logits)(images)
+    return 0.5 * jnp.mean(jnp.sum(jnp.square(gradient), axis=(1, 2, 3)))
+
+
+def lecam_penalty(logits_real, logits_fake, averages):
+    """Holds logits near the other side's moving average (Tseng et al. 2021, Eq. 3).
+
+    As in the authors' code, distances count on one side only: real logits above the
+    average of the fake ones, and fake ones below that of the real.
+
+    Args:
+      logits_real: Logits of images.
+      logits_fake: Logits of reconstructions.
+      averages: Dict of the moving averages "real" and "fake", scalars.
+
+    Returns:
+      Scalar.
+    """
+    above = jax.nn.relu(logits_real - averages["fake"])
+    below = jax.nn.relu(averages["real"] - logits_fake)
+    return jnp.mean(jnp.square(above)) + jnp.mean(jnp.square(below))
+
+
+def update_lecam(averages, metrics, active):
+    """Moves the averages of `lecam_penalty` towards a step's mean logits.
+
+    Args:
+      averages: Dict of "real" and "fake".
+      metrics: What `discriminator_loss` gave.
+      active: Whether the discriminator was run at this step.
+
+    Returns:
+      The averages after the step.
+    """
+    rate = jnp.where(active, 1 - LECAM_DECAY, 0.0)
+    return {
+        name: average + rate * (metrics[f"logits_{name}"] - average)
+        for name, average in averages.items()
+    }
+
+
+def run_if(active, function, carry):
+    """Runs a function in the steps that need it.
+
+    Args:
+      active: Whether to, a scalar; None for always.
+      function: carry -> (tree of arrays, carry).
+      carry: Pytree of arrays; None where there is none.
+
+    Returns:
+      What `function` gives; zeros and the same carry where it is not run.
+    """
+    if active is None:
+        return function(carry)
+    shapes = jax.eval_shape(function, carry)[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(active, function, lambda carry: (zeros, carry), carry)
+
+
 def _hinge(real, fake):
     return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
 
@@ -217,7 +303,7 @@ def _vanilla(real, fake):
 
 @jax.custom_vjp
 def _with_gradient(value, x, gradient):
-    """Returns `value`, whose gradient by `x` is declared to be `gradient`."""
+    """Returns `value`; what `gradient` says is added to its gradient by `x`."""
     del x, gradient
     return value
 
@@ -228,10 +314,12 @@ def _with_gradient_forward(value, x, gradient):
 
 def _with_gradient_backward(residuals, cotangent):
     x, gradient = residuals
-    return None, (cotangent * gradient).astype(x.dtype), None
+    return cotangent, (cotangent * gradient).astype(x.dtype), None
 
 
 _with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
+# How a pixel's errors become an image's: summed (KL) or averaged (VQ), as the original.
+REDUCTIONS = {"sum": lambda size: size, "mean": lambda size: 1}
 RECONSTRUCTION_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 DISCRIMINATOR_LOSSES = {"hinge": _hinge, "vanilla": _vanilla}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax.config import ConfigError, build, choose
+from ldm_jax.training.freeze import freeze_updates
 
 
 def cosine_factor(step, warmup_steps, decay_steps, start, end):
@@ -101,13 +102,14 @@ def make_rate(train):
     )
 
 
-def make_optimizer(section, learning_rate, grad_clip=None):
+def make_optimizer(section, learning_rate, grad_clip=None, freeze=()):
     """Builds an optimiser that clips by global norm first.
 
     Args:
       section: Config section {"kind": a row of OPTIMIZERS, its options}.
       learning_rate: Schedule from `make_learning_rate`.
       grad_clip: Largest global norm of the gradients; None leaves them.
+      freeze: Paths of parameters that it shall not move.
 
     Returns:
       An `optax.GradientTransformation`.
@@ -118,9 +120,9 @@ def make_optimizer(section, learning_rate, grad_clip=None):
     options = dict(section)
     kind = choose(OPTIMIZERS, options.pop("kind", "adamw"), "train.optimizer.kind")
     optimizer = build(kind, options, "train.optimizer", learning_rate=learning_rate)
-    if grad_clip is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
+    if grad_clip is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
+    return freeze_updates(optimizer, freeze)
 
 
 def _adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):

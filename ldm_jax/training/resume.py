@@ -9,13 +9,14 @@ from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import differences, to_json
 
 # Keys that may change between two runs of one workdir: they do not alter what a step
-# computes, or (train.num_steps) say how long it goes on.
+# computes, or say how it began (train.init_from) and how long it goes on.
 FREE_KEYS = (
     "sample",
     "first_stage.workdir",
     "data.data_dir",
     "data.workers",
     "data.eval_split",
+    "train.init_from",
     "train.num_steps",
     "train.log_every",
     "train.eval_every",

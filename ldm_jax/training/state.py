@@ -17,7 +17,8 @@ class TrainState:
       ema_params: Moving average of `params` or of the part of it that is used after
         training; an empty dict where a config wants none.
       opt_state: Optimiser states, a dict with one entry per optimiser.
-      stats: Batch statistics of norms that keep them; an empty dict elsewhere.
+      stats: Statistics that no gradient trains: of norms, codebooks, logits; an empty
+        dict where there are none.
     """
 
     step: jax.Array
@@ -33,11 +34,12 @@ class Stage(NamedTuple):
     Attributes:
       init: rng -> TrainState.
       train_step: (state, frozen, batch) -> (state, metrics of name -> scalar).
-      eval_step: (state, frozen, batch, rng) -> metrics of name -> scalar, means over
-        the rows that batch["mask"] marks.
+      eval_step: (state, frozen, batch, rng) -> metrics of name -> scalar or array,
+        means over the rows that batch["mask"] marks.
       preview: (state, frozen, batch, rng) -> dict of name -> images [B, H, W, 3] in
         [-1, 1].
       frozen: Pytree of weights that are used but not trained, or an empty dict.
+      summarize: Makes scalars of the means of `eval_step` over all held-out rows.
     """
 
     init: Any
@@ -45,6 +47,7 @@ class Stage(NamedTuple):
     eval_step: Any
     preview: Any
     frozen: Any
+    summarize: Any = dict
 
 
 def ema_decay_at(step, decay):

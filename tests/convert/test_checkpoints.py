@@ -13,7 +13,7 @@ from ldm_jax.convert.files import read_weights, write_weights
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.schedule import make_schedule
-from ldm_jax.training.diffusion import load_first_stage
+from ldm_jax.training.pretrained import load_first_stage
 from tests.common import Case, assert_close, load_case, nhwc
 from tests.convert.originals import (
     assert_same,
@@ -108,8 +108,8 @@ def test_the_folder_can_be_moved(class_model, tmp_path):
     class_model.workdir.rename(moved)
     try:
         assert sampling.load_model(moved).model.first_stage.downsampling_factor == 2
-        _, params, record = load_first_stage(moved / "first_stage")
-        assert "quantizer" in params and record["image_size"] == 16
+        first = load_first_stage(moved / "first_stage")
+        assert "quantizer" in first.params and first.record["image_size"] == 16
     finally:
         moved.rename(class_model.workdir)
 
@@ -232,7 +232,7 @@ def test_first_stages_with_their_discriminator(tmp_path, name):
     options = Options(config=yaml)
     convert(file, tmp_path / "ours", options=options, log=lines.append)
     assert any("perceptual loss: 1 tensors are carried along" in line for line in lines)
-    module, params, _ = load_first_stage(tmp_path / "ours")
+    module, params = load_first_stage(tmp_path / "ours")[:2]
     images = jax.jit(functools.partial(module.apply, method="decode"))(
         {"params": params},
         module.apply(

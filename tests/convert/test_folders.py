@@ -14,7 +14,7 @@ from ldm_jax.convert.files import read_json, read_weights
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.state_dict import select
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.diffusion import load_first_stage
+from ldm_jax.training.pretrained import load_first_stage
 from tests.common import assert_close, load_case, load_manifest, nhwc
 from tests.convert.originals import assert_same, write_diffusers, write_original
 
@@ -61,7 +61,7 @@ def test_first_stage_alone(tmp_path, name, kind):
     config = {"_class_name": kind} | case.meta["config"]
     write_diffusers(tmp_path / "vae", case.state_dict, config)
     convert(tmp_path / "vae", tmp_path / "ours", log=silent)
-    module, params, _ = load_first_stage(tmp_path / "ours")
+    module, params = load_first_stage(tmp_path / "ours")[:2]
 
     def reconstruct(params, images):
         posterior = module.apply({"params": params}, images, method="encode")

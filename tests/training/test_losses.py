@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ldm_jax.convert.compvis import convert_discriminator
+from ldm_jax.convert.lpips import convert_lpips
 from ldm_jax.convert.state_dict import select
 from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import losses
 from tests.common import assert_close, load_case, nhwc
 
@@ -25,43 +27,11 @@ def _conv(x, weight, bias=0.0):
     )
 
 
-def _lpips(weights, images, reconstructions):
-    """LPIPS on VGG16 by its definition (Zhang et al. 2018, Eq. 1), [B]."""
-    layers = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
-    shift, scale = (
-        jnp.ravel(weights[f"scaling_layer.{name}"]) for name in ("shift", "scale")
-    )
-    x, y = ((image - shift) / scale for image in (images, reconstructions))
-    total = 0.0
-    for i, indices in enumerate(layers):
-        if i:
-            x, y = (
-                z.reshape(z.shape[0], z.shape[1] // 2, 2, z.shape[2] // 2, 2, -1).max(
-                    axis=(2, 4)
-                )
-                for z in (x, y)
-            )
-        for index in indices:
-            name = f"net.slice{i + 1}.{index}"
-            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            x, y = (jax.nn.relu(_conv(z, weight, bias)) for z in (x, y))
-        units = [
-            z / (jnp.sqrt(jnp.sum(z * z, -1, keepdims=True) + 1e-20) + 1e-10)
-            for z in (x, y)
-        ]
-        squares = _conv((units[0] - units[1]) ** 2, weights[f"lin{i}.model.1.weight"])
-        total += jnp.mean(squares, axis=(1, 2, 3))
-    return total
-
-
 @pytest.mark.parametrize("regulariser", ["kl", "vq"])
 @pytest.mark.parametrize("kind", ["hinge", "vanilla"])
 def test_whole_loss_matches_original(regulariser, kind):
     case = load_case(f"first_stage_loss_{regulariser}_{kind}")
     config, arrays, weights = case.meta["config"], case.arrays, case.state_dict
-    # The published constants of LPIPS, which the stand-in weights do not replace.
-    weights["perceptual_loss.scaling_layer.shift"] = np.array([-0.030, -0.088, -0.188])
-    weights["perceptual_loss.scaling_layer.scale"] = np.array([0.458, 0.448, 0.450])
     variables = convert_discriminator(select(weights, "discriminator."))
     images, features = nhwc(arrays["target"]), nhwc(arrays["features"])
 
@@ -73,7 +43,7 @@ def test_whole_loss_matches_original(regulariser, kind):
     kernel = weights["last_layer.weight"]
 
     @jax.jit
-    def both(step, variables, vgg):
+    def both(step, variables, vgg, logvar):
         def decode(weight):
             return jnp.tanh(_conv(features, weight, weights["last_layer.bias"]))
 
@@ -83,7 +53,8 @@ def test_whole_loss_matches_original(regulariser, kind):
             )
 
         def perceptual(x, y):
-            return config["perceptual_weight"] * _lpips(vgg, x, y)
+            distances = LPIPS().apply({"params": vgg}, x, y)
+            return config["perceptual_weight"] * distances
 
         factor = losses.discriminator_factor(step, config["disc_start"])
         fake = decode(kernel)
@@ -96,16 +67,18 @@ def test_whole_loss_matches_original(regulariser, kind):
             discriminate,
             factor=factor,
             perceptual=perceptual,
-            logvar=config["logvar"],
+            logvar=logvar,
             reduction={"kl": "sum", "vq": "mean"}[regulariser],
             disc_weight=config["disc_weight"],
         )
         logits = (discriminate(x)[0] for x in (images, fake))
         return generator, losses.discriminator_loss(*logits, kind=kind, factor=factor)
 
-    vgg = select(weights, "perceptual_loss.")
+    vgg = convert_lpips(weights)
     for step in (50, 100):
-        (loss, (metrics, _)), (disc_loss, disc_metrics) = both(step, variables, vgg)
+        (loss, (metrics, _)), (disc_loss, disc_metrics) = both(
+            step, variables, vgg, config["logvar"]
+        )
         expected = {
             "loss": "total_loss",
             "nll_loss": "nll_loss",
@@ -235,4 +208,5 @@ def test_reconstruction_kinds():
         images, fake, perceptual=jnp.array([1.0, 3.0]), reduction="mean", logvar=0.5
     )
     np.testing.assert_allclose(nll, 4 / np.exp(0.5) + 0.5, rtol=1e-6)
-    assert error == 4
+    assert error["reconstruction_loss"] == 4
+    assert error["pixel_loss"] == error["perceptual_loss"] == 2

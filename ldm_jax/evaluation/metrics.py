@@ -1,0 +1,136 @@
+"""How close reconstructions are to their images, and how a codebook is used.
+
+All distances are taken between 8-bit images, what PNG files of them would hold, one
+number per image; a data set's number is the mean over its images.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.images import to_float
+
+# Equal images count so much: one of them would make every mean infinite.
+PSNR_LIMIT = 100.0
+
+# Wang et al. 2004: a Gaussian window of 11 pixels, and the constants K1 and K2.
+_WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
+
+
+def psnr(images, reconstructions):
+    """Peak signal-to-noise ratio, 10 log10(255² / mean squared error).
+
+    Args:
+      images: uint8 [B, H, W, C].
+      reconstructions: Like `images`.
+
+    Returns:
+      float32 [B] in dB, at most PSNR_LIMIT.
+    """
+    difference = _numbers(images) - _numbers(reconstructions)
+    error = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+    least = 255.0**2 * 10 ** (-PSNR_LIMIT / 10)
+    return 10 * jnp.log10(255.0**2 / jnp.maximum(error, least))
+
+
+def l1(images, reconstructions):
+    """Mean absolute error of images in [-1, 1]; arguments and result as `psnr`."""
+    difference = to_float(images) - to_float(reconstructions)
+    return jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
+
+
+def ssim(images, reconstructions):
+    """Structural similarity (Wang et al. 2004, Eq. 13).
+
+    With the paper's Gaussian window (11 x 11, sigma 1.5), K1 = 0.01, K2 = 0.03 and a
+    range of 255, per channel, over the windows that lie wholly in the image.
+
+    Args:
+      images: uint8 [B, H, W, C], at least 11 pixels high and wide.
+      reconstructions: Like `images`.
+
+    Returns:
+      float32 [B], at most 1, which equal images have.
+
+    Raises:
+      ValueError: If the images are smaller than the window.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < _WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, got "
+            f"{height} x {width}"
+        )
+    # About the middle of the range: the variances below are differences of squares.
+    middle = 127.5
+    x, y = _numbers(images) - middle, _numbers(reconstructions) - middle
+    mean_x, mean_y, square_x, square_y, product = (
+        _window_means(moment) for moment in (x, y, x * x, y * y, x * y)
+    )
+    spread = square_x - mean_x**2 + square_y - mean_y**2
+    covariance = product - mean_x * mean_y
+    mean_x, mean_y = mean_x + middle, mean_y + middle
+    c1, c2 = (_K1 * 255) ** 2, (_K2 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (spread + c2)
+    return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def _numbers(images):
+    return images.astype(jnp.float32)
+
+
+def _window_means(values):
+    """Gaussian means over all windows: [B, H, W, C] -> [B, H - 10, W - 10, C].
+
+    A sum of shifted copies, which stays in float32 where a convolution would not.
+    """
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    weights = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    weights = (weights / weights.sum()).astype(np.float32)
+    for axis in (1, 2):
+        count = values.shape[axis] - _WINDOW + 1
+        values = sum(
+            weight * jax.lax.slice_in_dim(values, first, first + count, axis=axis)
+            for first, weight in enumerate(weights)
+        )
+    return values
+
+
+def count_codes(indices, mask, num_codes):
+    """Counts how often each code of a codebook is used.
+
+    Args:
+      indices: int32 [B, h, w].
+      mask: bool [B]; rows where it is False do not count.
+      num_codes: Size of the codebook.
+
+    Returns:
+      int32 [num_codes].
+    """
+    weights = jnp.broadcast_to(mask[:, None, None], indices.shape).astype(jnp.int32)
+    counts = jnp.zeros(num_codes, jnp.int32)
+    return counts.at[indices.ravel()].add(weights.ravel())
+
+
+def codebook_metrics(counts):
+    """Says how much of a codebook is used.
+
+    Args:
+      counts: How often each code was used, NumPy [num_codes].
+
+    Returns:
+      Dict of "codebook_usage", the share of the codes that were used at all, and
+      "codebook_perplexity", the exponential of the entropy of their frequencies:
+      `num_codes` if all are used equally often, 1 if there is only one.
+    """
+    counts = np.asarray(counts, np.float64)
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "codebook_usage": float(np.mean(counts > 0)),
+        "codebook_perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
+    }
+
+
+# Distances of an image and its reconstruction, uint8 [B, H, W, C] each -> [B].
+METRICS = {"psnr": psnr, "ssim": ssim, "l1": l1}

@@ -1,0 +1,76 @@
+"""LPIPS, the perceptual distance of images (Zhang et al. 2018), on VGG16."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.layers import conv
+
+# Width and number of the convolutions between two poolings (Simonyan & Zisserman 2015,
+# configuration D).
+BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+# Smaller images would be pooled away.
+MIN_SIZE = 16
+# Published: brings images in [-1, 1] to the colours' mean and spread on ImageNet.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+class LPIPS(nn.Module):
+    """Weighted squared distance of unit-length features, summed over five layers.
+
+    Its dropout is off as in evaluation; the original leaves it on in training.
+
+    Attributes:
+      dtype: Compute type of the convolutions; what follows them is float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        for block, (width, count) in enumerate(BLOCKS, start=1):
+            for i in range(1, count + 1):
+                setattr(self, f"conv{block}_{i}", conv(width, dtype=self.dtype))
+            init = nn.initializers.constant(1 / width)
+            setattr(self, f"head{block}", self.param(f"head{block}", init, (width,)))
+
+    def __call__(self, images, reconstructions):
+        """Compares images.
+
+        Args:
+          images: [B, H, W, 3] in [-1, 1], height and width at least MIN_SIZE.
+          reconstructions: Like `images`.
+
+        Returns:
+          float32 distances [B], 0 for equal images.
+        """
+        distance = 0.0
+        # Two passes, not one of both: images need no gradient.
+        both = zip(self.features(images), self.features(reconstructions), strict=True)
+        for block, (x, y) in enumerate(both, start=1):
+            squares = jnp.square(_unit(x) - _unit(y))
+            weighted = jnp.sum(squares * getattr(self, f"head{block}"), axis=-1)
+            distance += jnp.mean(weighted, axis=(1, 2))
+        return distance
+
+    def features(self, images):
+        """Returns the last activations of each block: five arrays [B, h, w, c]."""
+        x = (images.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE)
+        features = []
+        for block, (_, count) in enumerate(BLOCKS, start=1):
+            if block > 1:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            for i in range(1, count + 1):
+                x = jax.nn.relu(getattr(self, f"conv{block}_{i}")(x))
+            features.append(x)
+        return features
+
+
+def _unit(x):
+    """Scales features [..., c] to unit length; where all are zero they stay zero."""
+    x = x.astype(jnp.float32)
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # Inside the root, too: its gradient at zero is not finite.
+    return x / (jnp.sqrt(squares + 1e-20) + 1e-10)

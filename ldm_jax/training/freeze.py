@@ -1,0 +1,92 @@
+"""Parts of a model that a run leaves as they are.
+
+`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. No
+gradient is computed for them, nor for what lies before the first part that is trained,
+and no optimiser holds a state of them.
+"""
+
+import jax
+import optax
+
+from ldm_jax.config import ConfigError, suggest
+from ldm_jax.sharding import path_name
+
+
+def within(freeze, network):
+    """Takes the paths that concern one network, as paths inside of it.
+
+    Args:
+      freeze: Paths as in `train.freeze`.
+      network: Name of the network, the paths' first part.
+
+    Returns:
+      Tuple of paths; the empty path is the whole network.
+    """
+    parts = (path.strip("/").split("/", 1) for path in freeze)
+    return tuple("".join(rest) for name, *rest in parts if name == network)
+
+
+def is_frozen(path, freeze):
+    """Returns whether a parameter lies at or below one of the paths."""
+    frozen = (name.strip("/") for name in freeze)
+    return any(not name or f"{path}/".startswith(f"{name}/") for name in frozen)
+
+
+def hold(params, freeze):
+    """Stops the gradients of frozen parameters; call it inside of what is derived.
+
+    Args:
+      params: Pytree of parameters.
+      freeze: Paths inside of it.
+
+    Returns:
+      Pytree with the same values.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            jax.lax.stop_gradient(leaf) if is_frozen(path_name(path), freeze) else leaf
+        ),
+        params,
+    )
+
+
+def freeze_updates(optimizer, freeze):
+    """Keeps an optimiser away from frozen parameters; clipping does not see them.
+
+    Args:
+      optimizer: optax.GradientTransformation.
+      freeze: Paths inside of the tree that it will be given.
+
+    Returns:
+      optax.GradientTransformation whose updates are zero there.
+    """
+    if not freeze:
+        return optimizer
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: is_frozen(path_name(path), freeze), params
+        )
+
+    return optax.multi_transform({False: optimizer, True: optax.set_to_zero()}, labels)
+
+
+def check_freeze(freeze, params):
+    """Checks that each path names something.
+
+    Args:
+      freeze: Paths as in `train.freeze`.
+      params: Pytree of everything that the stage trains; shapes suffice.
+
+    Raises:
+      ConfigError: If one names nothing.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [path_name(path) for path, _ in leaves]
+    for path in freeze:
+        if not any(is_frozen(name, (path,)) for name in names):
+            known = {"/".join(name.split("/")[:2]) for name in names}
+            raise ConfigError(
+                f'train.freeze: there are no parameters at "{path}"; '
+                f"{suggest(path, known)}"
+            )

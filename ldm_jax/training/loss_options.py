@@ -1,0 +1,148 @@
+"""The config section `loss` of a first stage, and the weights of LPIPS it names."""
+
+import dataclasses
+
+from ldm_jax.config import ConfigError, choose
+from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.lpips import WHERE, load_lpips
+from ldm_jax.models.autoencoder import VQAutoencoder
+from ldm_jax.models.lpips import MIN_SIZE
+from ldm_jax.models.quantizer import QUANTIZERS
+from ldm_jax.training.losses import (
+    DISCRIMINATOR_LOSSES,
+    RECONSTRUCTION_LOSSES,
+    REDUCTIONS,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """The config section `loss` of a first stage; defaults are the original's.
+
+    Attributes:
+      reconstruction: Row of RECONSTRUCTION_LOSSES.
+      reduction: Row of REDUCTIONS; None is the kind's: "sum" for KL, "mean" for VQ.
+      lpips_weights: File of LPIPS' weights, or two with a comma between, those of VGG16
+        and of the heads; "" is none. See `convert.lpips`.
+      perceptual_weight: Weight of LPIPS; None is 1 where there are weights, else 0.
+      logvar_init: Log-variance of the likelihood of a pixel.
+      learn_logvar: Whether it is trained.
+      kl_weight: Weight of the KL divergence (nats per image).
+      codebook_weight: Weight of the quantiser's loss; None is 1, for "gumbel" 5e-4.
+      codebook_beta: Weight of one half of it, 1 being that of the other one.
+      codebook_legacy: Whether beta weights the half that moves the codes, as in the
+        original, not the one that moves the encoder, as in van den Oord et al. 2017.
+      codebook_ema_decay: Makes codes moving averages of their latents, with this decay;
+        None trains them by gradient.
+      restart_threshold: Share of even use below which a code is restarted from a latent
+        of the batch, 0.1 for example; 0 for never.
+      gumbel_temperature: Of the softmax of the quantiser "gumbel" at the start.
+      gumbel_end_temperature: The same at the end.
+      gumbel_steps: Steps of the cosine between the two.
+      disc_start: Generator steps before the adversarial losses start.
+      disc_weight: Multiplies the adaptive weight.
+      disc_loss: Row of DISCRIMINATOR_LOSSES.
+      disc_factor: Weight of the adversarial losses once they have started.
+      disc_ramp_steps: Steps over which that weight rises; 0 starts at once.
+      disc_weight_cap: Largest adaptive weight.
+      disc_learning_rate: Peak learning rate of the discriminator; None is the train
+        section's.
+      disc_grad_clip: Largest global norm of its gradients; None is the train section's.
+      r1_weight: Weight of `r1_penalty`.
+      lecam_weight: Weight of `lecam_penalty`.
+    """
+
+    reconstruction: str = "l1"
+    reduction: str | None = None
+    lpips_weights: str = ""
+    perceptual_weight: float | None = None
+    logvar_init: float = 0.0
+    learn_logvar: bool = False
+    kl_weight: float = 1e-6
+    codebook_weight: float | None = None
+    codebook_beta: float = 0.25
+    codebook_legacy: bool = True
+    codebook_ema_decay: float | None = None
+    restart_threshold: float = 0.0
+    gumbel_temperature: float = 1.0
+    gumbel_end_temperature: float = 1 / 16
+    gumbel_steps: int = 150_000
+    disc_start: int = 50_001
+    disc_weight: float = 0.5
+    disc_loss: str = "hinge"
+    disc_factor: float = 1.0
+    disc_ramp_steps: int = 0
+    disc_weight_cap: float = 1e4
+    disc_learning_rate: float | None = None
+    disc_grad_clip: float | None = None
+    r1_weight: float = 0.0
+    lecam_weight: float = 0.0
+
+    def __post_init__(self):
+        choose(RECONSTRUCTION_LOSSES, self.reconstruction, "loss.reconstruction")
+        choose(DISCRIMINATOR_LOSSES, self.disc_loss, "loss.disc_loss")
+        if self.reduction is not None:
+            choose(REDUCTIONS, self.reduction, "loss.reduction")
+
+
+def check_codebook(options, model):
+    """Checks that what is asked of a codebook fits the first stage.
+
+    Args:
+      options: LossOptions.
+      model: Autoencoder.
+
+    Raises:
+      ConfigError: If it does not.
+    """
+    keys = ("codebook_ema_decay", "restart_threshold")
+    asked = [f"loss.{key}" for key in keys if getattr(options, key)]
+    if not asked:
+        return
+    key = asked[0]
+    if not isinstance(model, VQAutoencoder):
+        raise ConfigError(f'{key} needs a codebook: first_stage.kind="vq", or unset it')
+    if not QUANTIZERS[model.quantizer].is_among_latents:
+        raise ConfigError(
+            f"{key} sets codes to latents, which the codes of first_stage.quantizer="
+            f'"{model.quantizer}" are not among: unset it or use "nearest"'
+        )
+
+
+def load_perceptual(options, model, image_size):
+    """Reads the weights of LPIPS.
+
+    Args:
+      options: LossOptions.
+      model: Autoencoder.
+      image_size: Height and width of the images.
+
+    Returns:
+      (options, frozen): the options with `perceptual_weight` settled, and {"lpips":
+      its parameters}, {} where there are none.
+
+    Raises:
+      ConfigError: If a weight is asked for and the files are missing or wrong, or if
+        LPIPS does not know such images.
+    """
+    weight, paths = options.perceptual_weight, options.lpips_weights
+    if weight is None:
+        weight = 1.0 if paths else 0.0
+    options = dataclasses.replace(options, perceptual_weight=weight)
+    if not paths and not weight:
+        return options, {}
+    without = "to train without it: loss.perceptual_weight=0 loss.lpips_weights=''"
+    if not paths:
+        raise ConfigError(
+            f"loss.perceptual_weight={weight} needs loss.lpips_weights, a path: "
+            f"{WHERE}; {without}"
+        )
+    if image_size < MIN_SIZE or model.image_channels != 3:
+        raise ConfigError(
+            f"LPIPS needs colour images of at least {MIN_SIZE} pixels, not "
+            f"{image_size} with {model.image_channels} channels; {without}"
+        )
+    try:
+        return options, {"lpips": load_lpips(*paths.split(","))}
+    except ConversionError as error:
+        raise ConfigError(f"loss.lpips_weights: {error}; {without}") from error

@@ -1,0 +1,183 @@
+"""Trained weights as a part of another run, or as its start."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax import checkpoint
+from ldm_jax.config import ConfigError, differences
+from ldm_jax.sharding import path_name
+from ldm_jax.training.autoencoder import make_first_stage
+
+# What may differ between two first stages that share their latents.
+DECODER_PARTS = ("from_latents", "decoder", "to_images")
+
+# Networks that serve training alone: a run may start without the old one.
+_AIDS = ("discriminator",)
+
+# Sections that say what weights mean, and keys in them that do not.
+_MODEL_SECTIONS = ("first_stage", "unet", "conditions", "schedule")
+_FREE_FIELDS = ("dtype", "remat", "dropout")
+
+
+class FirstStage(NamedTuple):
+    """A trained first stage.
+
+    Attributes:
+      module: The autoencoder.
+      params: Its weights, NumPy.
+      config: The config it was trained with; None for the identity.
+      record: Dict that says where the weights came from.
+    """
+
+    module: Any
+    params: Any
+    config: Any
+    record: dict
+
+
+def load_first_stage(workdir, step=None, average=True, key="first_stage.workdir"):
+    """Loads a trained first stage.
+
+    Args:
+      workdir: Its workdir, or "identity" for none: diffusion on pixels.
+      step: Checkpoint to take; the newest by default.
+      average: Take the moving average of the weights where one was kept.
+      key: What the workdir is called, for messages.
+
+    Returns:
+      A FirstStage.
+
+    Raises:
+      ConfigError: If the workdir is not given or holds something else.
+      CheckpointError: If there is no checkpoint in it, or it cannot be read.
+    """
+    if workdir == "identity":
+        module = make_first_stage({"kind": "identity"})
+        return FirstStage(module, {}, None, {"workdir": "identity", "step": None})
+    if not workdir:
+        raise ConfigError(
+            f"{key} is not set: train a first stage with train.py "
+            f"(configs/*autoencoder*.py) and give --config.{key}=ITS_WORKDIR"
+        )
+    config, params, meta = checkpoint.load_weights(workdir, step, average)
+    if config.stage != "autoencoder":
+        raise ConfigError(
+            f"{key}={workdir} holds a {config.stage} run; give the workdir of an "
+            "autoencoder"
+        )
+    record = _record(workdir, meta) | {"image_size": config.data.image_size}
+    module = make_first_stage(config.first_stage)
+    return FirstStage(module, params["autoencoder"], config, record)
+
+
+def _record(workdir, meta):
+    return {
+        "workdir": str(checkpoint.absolute(workdir)),
+        "step": meta["step"],
+        "weights": meta["item"],
+    }
+
+
+def check_same_latents(first, second):
+    """Checks that two first stages give the same latents, to the bit.
+
+    Args:
+      first: FirstStage that a second stage was trained on.
+      second: FirstStage whose decoder is to take its place.
+
+    Raises:
+      ConfigError: If they differ in anything but the decoder.
+    """
+    one, other = (_what_makes_latents(stage) for stage in (first, second))
+    places = [stage.record["workdir"] for stage in (first, second)]
+    for name in sorted(one.keys() | other.keys()):
+        if not np.array_equal(one.get(name), other.get(name)):
+            raise ConfigError(
+                f"the decoder in {places[1]} is of other latents than {places[0]}: "
+                f"{name} differs; train it with train.init_from={places[0]} and the "
+                "variant `decoder` of its config"
+            )
+
+
+def _what_makes_latents(stage):
+    params = {k: v for k, v in stage.params.items() if k not in DECODER_PARTS}
+    fields = {f.name for f in dataclasses.fields(stage.module)} - {"parent", "name"}
+    fields = fields.difference(_FREE_FIELDS)
+    return _flat(params) | {name: getattr(stage.module, name) for name in fields}
+
+
+def load_initial(config, params):
+    """Loads the weights that a run starts from, as `train.init_from` says.
+
+    The moving average where one was kept.  What the other run has no weights of, and a
+    discriminator of another make, is left out and noted.
+
+    Args:
+      config: ConfigDict of the run that starts.
+      params: The weights that it trains, shapes suffice: dict with one entry per
+        network.
+
+    Returns:
+      (weights, record, notes): dict like `params` of NumPy arrays, where they came
+      from, and sentences on what was left out or differs.
+
+    Raises:
+      ConfigError: If the other run trained something else.
+      CheckpointError: If there is no checkpoint, or it cannot be read.
+    """
+    workdir = config.train.init_from
+    theirs, found, meta = checkpoint.load_weights(workdir)
+    if theirs.stage != config.stage:
+        raise ConfigError(
+            f"train.init_from={workdir} holds a run of the stage '{theirs.stage}'; "
+            f"this one is of the stage '{config.stage}'"
+        )
+    if found.keys() != params.keys():
+        # An average is not kept of everything.
+        found = checkpoint.load_weights(workdir, meta["step"], average=False)[1] | found
+    weights, notes = {}, [f"starting from step {meta['step']} of {workdir}"]
+    for name, ours in params.items():
+        reason = _difference(name, ours, found.get(name))
+        if not reason:
+            weights[name] = found[name]
+        elif name in found and name not in _AIDS:
+            raise ConfigError(
+                f"train.init_from={workdir} holds another model: {reason}; use the "
+                "config that made it"
+            )
+        else:
+            notes.append(f"{name} starts anew: {reason}")
+    return weights, _record(workdir, meta), notes + _model_notes(config, theirs)
+
+
+def _model_notes(config, theirs):
+    """Sentences on fields that shapes do not show."""
+    return [
+        f"warning: {key} is {now}, in train.init_from it was {then}"
+        for key, now, then in differences(config, theirs)
+        if key.startswith(tuple(f"{name}." for name in _MODEL_SECTIONS))
+        and key.rsplit(".", 1)[-1] not in _FREE_FIELDS
+        and not (config.stage == "diffusion" and key.startswith("first_stage."))
+    ]
+
+
+def _difference(name, ours, theirs):
+    """Names the first place where two trees of weights do not agree in shape."""
+    if theirs is None:
+        return f"{name} is absent there"
+    trees = [_flat(tree, name) for tree in (ours, theirs)]
+    for path in sorted(trees[0].keys() | trees[1].keys()):
+        here, there = (
+            tuple(tree[path].shape) if path in tree else "absent" for tree in trees
+        )
+        if here != there:
+            return f"{path} is {there} there and {here} here"
+    return None
+
+
+def _flat(tree, name=""):
+    leaves = jax.tree_util.tree_leaves_with_path({name: tree} if name else tree)
+    return {path_name(path): leaf for path, leaf in leaves}
