@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 
 from ldm_jax import checkpoint
 from ldm_jax.checkpoint import CheckpointError
