@@ -11,12 +11,10 @@ from ldm_jax.convert import compvis_config, compvis_rows, deduce
 from ldm_jax.convert.buffers import NAMES, schedule_buffers
 from ldm_jax.convert.compvis_conditions import condition_rows, examples, is_embedded
 from ldm_jax.convert.compvis_config import COND_STAGE, FIRST_STAGE, UNET
-from ldm_jax.convert.compvis_yaml import diffusion_yaml, first_stage_yaml
 from ldm_jax.convert.files import ConversionError
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
-    cast,
     diffusion_config,
     diffusion_shapes,
     discriminator_shapes,
@@ -28,14 +26,13 @@ from ldm_jax.convert.state_dict import (
     Row,
     prefixed,
     to_params,
-    to_state_dict,
 )
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.unet import UNet
 from ldm_jax.training.autoencoder import make_first_stage
 
-_EMA = "model_ema."
-_COUNTERS = (f"{_EMA}decay", f"{_EMA}num_updates")
+EMA = "model_ema."
+COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 
 
 def recognise(tensors):
@@ -65,7 +62,7 @@ def read(weights, params=None, options=None, log=print):
         return _read_diffusion(weights, params, options, log)
     section, resolution = compvis_config.first_stage_section({"params": params})
     model = _first_stage(tensors, "", section, options.image_size or resolution)
-    rows = _first_stage_rows(model.config, tensors, "", "")
+    rows = first_stage_rows(model.config, tensors, "", "")
     tree = to_params(rows, tensors, _first_stage_target(model.config))
     _fill_first_stage(model, tree)
     model.step = max(weights.step or 1, 1)
@@ -95,8 +92,18 @@ def _fill_first_stage(model, tree):
     model.stats = tree.get("stats", {})
 
 
-def _first_stage_rows(config, tensors, theirs, ours):
-    """Rows of a first stage, its discriminator and the networks of its loss."""
+def first_stage_rows(config, tensors, theirs, ours):
+    """Rows of a first stage, its discriminator and the networks of its loss.
+
+    Args:
+      config: Its config.
+      tensors: What a file holds; {} for writing one.
+      theirs: What the file's keys begin with.
+      ours: What our paths begin with.
+
+    Returns:
+      List of Rows.
+    """
     rows = []
     if config["first_stage"]["kind"] != "identity":
         module = make_first_stage(config["first_stage"])
@@ -173,7 +180,7 @@ def _factor(first_stage):
 def _read_weights(model, weights, unet, options, log):
     """Reads all networks of a latent diffusion model into it."""
     tensors, config = weights.tensors, model.config
-    average = any(key.startswith(f"{_EMA}diffusion_model") for key in tensors)
+    average = any(key.startswith(f"{EMA}diffusion_model") for key in tensors)
     first = model.first_stage
     size = config["data"]["image_size"]
     batch = examples(config["conditions"], unet, size, _factor(first))
@@ -197,15 +204,15 @@ def _read_weights(model, weights, unet, options, log):
     if first:
         _fill_first_stage(first, tree.get("first_stage", {}))
         first.step = 1
-    updates = int(np.asarray(tensors.get(f"{_EMA}num_updates", 0)))
+    updates = int(np.asarray(tensors.get(f"{EMA}num_updates", 0)))
     model.step = max(weights.step or updates, 1)
     if average:
-        decay = np.asarray(tensors.get(f"{_EMA}decay", 0.9999))
+        decay = np.asarray(tensors.get(f"{EMA}decay", 0.9999))
         config["train"]["ema_decay"] = float(f"{float(decay):.6g}")
     _remember(model, rows, tensors, log)
     if options.raw:
         config["train"]["ema_decay"] = None
-        for name in _COUNTERS:
+        for name in COUNTERS:
             model.carried.pop(name, None)
 
 
@@ -245,9 +252,9 @@ def diffusion_rows(model, tensors=()):
         first = model.first_stage.config
         # Of two copies the last that is read counts.
         if origin.get("cond_is_first_stage"):
-            rows += _first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
-        rows += _first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
-    names = (*NAMES, "scale_factor", *_COUNTERS)
+            rows += first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
+        rows += first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
+    names = (*NAMES, "scale_factor", *COUNTERS)
     return rows + [Row(name, (), UNUSED) for name in names]
 
 
@@ -267,7 +274,7 @@ def _inside(row, theirs, ours):
 def _averaged(row):
     """The moving average's row: its key has no dots."""
     row = _inside(row, "", "ema_params/")
-    return row._replace(theirs=f"{_EMA}diffusion_model{row.theirs.replace('.', '')}")
+    return row._replace(theirs=f"{EMA}diffusion_model{row.theirs.replace('.', '')}")
 
 
 def _read_schedule(model, tensors, params, log):
@@ -308,8 +315,8 @@ def _remember(model, rows, tensors, log):
     lost = [key for key in model.carried if "loss.perceptual_loss." in key]
     if lost:
         log(
-            f"perceptual loss: {len(lost)} tensors are carried along, not used: its "
-            "weights are given to training by their own file"
+            f"perceptual loss: {len(lost)} tensors are carried along, in a file "
+            "origin.safetensors that loss.lpips_weights of a config takes"
         )
     return model
 
@@ -329,86 +336,3 @@ def _unequal_copies(model, tensors, log):
             "first_stage_model, which is used; they are carried along"
         )
     return keys
-
-
-def write(model, log=print):
-    """Writes a model in the original's names.
-
-    Args:
-      model: Model.
-      log: Called with lines worth knowing.
-
-    Returns:
-      (dict of key -> array, the YAML's `model`).
-
-    Raises:
-      ConversionError: If the original cannot have it.
-      ValueError: If a weight has no place there.
-    """
-    if model.config["stage"] == "autoencoder":
-        yaml = first_stage_yaml(model.config)
-        rows = _first_stage_rows(model.config, (), "", "")
-        tree = {"params": model.params, "stats": model.stats}
-        return _finish(model, to_state_dict(rows, tree)), yaml
-    return _write_diffusion(model)
-
-
-def _write_diffusion(model):
-    config = model.config
-    tree = {"params": model.params}
-    if model.ema_params:
-        average = model.ema_params
-        conditioner = {
-            key: value
-            for key, value in average["conditioner"].items()
-            if is_embedded(key, config["conditions"][key])
-        }
-        tree["ema_params"] = {"unet": average["unet"], "conditioner": conditioner}
-    first = model.first_stage
-    if first:
-        tree["first_stage"] = {"params": first.params, "stats": first.stats}
-    tensors = to_state_dict(diffusion_rows(model), tree)
-    tensors |= _tables(model)
-    shapes = model.params["unet"]["conv_in"]["kernel"].shape
-    channels = shapes[2], model.params["unet"]["conv_out"]["kernel"].shape[3]
-    label = config["conditions"].get("label")
-    classes = None
-    if label and is_embedded("label", label):
-        classes = label["num_classes"] + label.get("null_class", True)
-    yaml = diffusion_yaml(model, channels, _context_dim(model.params["unet"]), classes)
-    return _finish(model, tensors), yaml
-
-
-def _context_dim(unet):
-    block = unet["middle_attention"].get("block_0")
-    return block and block["cross_attention"]["key"]["kernel"].shape[0]
-
-
-def _tables(model):
-    """The schedule's tables and the numbers beside them."""
-    config, origin = model.config, model.origin
-    schedule = dict(config["schedule"])
-    schedule.pop("prediction_type", None)
-    loss = config.get("loss") or {}
-    tables = schedule_buffers(make_schedule(**schedule), loss.get("v_posterior", 0.0))
-    tables["scale_factor"] = np.float32(model.scaling_factor)
-    if model.ema_params:
-        decay = config["train"].get("ema_decay") or 0.9999
-        tables[f"{_EMA}decay"] = np.float32(decay)
-        tables[f"{_EMA}num_updates"] = np.int32(model.step)
-    # A file is written with just those tables that it was read with.
-    kept = model.carried if origin.get("format") == "compvis" else tables
-    return {name: np.asarray(tables[name]) for name in tables if name in kept}
-
-
-def _finish(model, tensors):
-    """Puts back what was carried along, and the types of the file that was read."""
-    if model.origin.get("format") == "compvis":
-        same = model.origin.get("step") in (None, model.step)
-        for key, tensor in model.carried.items():
-            if same or key not in tensors:
-                tensors[key] = tensor
-        for key, dtype in model.origin.get("dtypes", {}).items():
-            if key in tensors:
-                tensors[key] = cast(tensors[key], np.dtype(dtype))
-    return tensors

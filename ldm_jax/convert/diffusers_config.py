@@ -1,6 +1,6 @@
 """The configs of diffusers' and transformers' folders and our sections."""
 
-from ldm_jax.convert.compvis_conditions import clip_entry
+from ldm_jax.convert.cond_stages import clip_entry
 from ldm_jax.convert.files import ConversionError
 
 # Options whose other values our networks do not have; absent means the same.

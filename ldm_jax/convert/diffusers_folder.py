@@ -8,31 +8,26 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax.convert import diffusers_config, diffusers_rows, text_rows
+from ldm_jax.convert import diffusers_config
 from ldm_jax.convert.compvis_conditions import (
     EMBEDDING,
     examples,
-    is_embedded,
     unet_conditions,
 )
+from ldm_jax.convert.diffusers_pipeline import first_stage_rows, pipeline_rows
 from ldm_jax.convert.files import (
     ConversionError,
     read_json,
     read_weights,
-    write_json,
-    write_weights,
 )
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
-    cast,
     diffusion_config,
     diffusion_shapes,
     first_stage_shapes,
 )
-from ldm_jax.convert.state_dict import prefixed, select, to_params, to_state_dict
-from ldm_jax.models.text_encoder import TextEncoder
-from ldm_jax.models.unet import UNet
+from ldm_jax.convert.state_dict import to_params
 from ldm_jax.training.autoencoder import make_first_stage
 
 _UNETS = ("UNet2DConditionModel", "UNet2DModel")
@@ -151,15 +146,10 @@ def _first_stage(config, image_size=None):
     return Model(autoencoder_config(section, size), {})
 
 
-def _first_stage_rows(config, theirs, ours):
-    rows = diffusers_rows.autoencoder_rows(make_first_stage(config["first_stage"]))
-    return prefixed(rows, f"{theirs}/", f"{ours}params/autoencoder/")
-
-
 def _read_first_stage(tensors, config, name, origin, options):
     model = _first_stage(config, options.image_size)
     target = {"params": {"autoencoder": first_stage_shapes(model.config)}}
-    tree = to_params(_first_stage_rows(model.config, name, ""), tensors, target)
+    tree = to_params(first_stage_rows(model.config, name, ""), tensors, target)
     model.params, model.origin = tree["params"], origin
     return model
 
@@ -239,157 +229,3 @@ def _read_weights(model, tensors, shape, size, factor):
         first.params = tree["first_stage"]["params"]
     unused = {row.theirs for row in rows if not row.ours}
     model.carried = {key: tensors[key] for key in unused if key in tensors}
-
-
-def pipeline_rows(model):
-    """Rows of all networks of a pipeline, their keys behind the folder's name."""
-    config, origin = model.config, model.origin
-    fields = {k: v for k, v in config["unet"].items() if k != "out_channels"}
-    unet = diffusers_rows.unet_rows(
-        UNet(out_channels=1, **fields), origin.get("linear_projection", False)
-    )
-    rows = []
-    for row in unet:
-        inside = "params/conditioner/" if row.theirs == _CLASSES else "params/unet/"
-        rows += prefixed([row], "unet/", inside)
-    if model.first_stage:
-        names = folder_names(model)
-        first = model.first_stage.config
-        rows += _first_stage_rows(first, names["first_stage"], "first_stage/")
-    for key, entry in config["conditions"].items():
-        if entry["kind"] in ("text", "clip_text"):
-            rows += _text_rows(model, key, entry)
-    return rows
-
-
-_CLASSES = "class_embedding.weight"
-
-
-def _text_rows(model, key, entry):
-    names = ("vocab_size", "features", "num_layers", "max_length", "num_heads")
-    encoder = TextEncoder(**{name: entry[name] for name in names if name in entry})
-    ours = f"params/conditioner/{key}/"
-    if entry["kind"] == "text":
-        return prefixed(text_rows.ldm_bert_rows(encoder), "bert/", ours)
-    prefix = f"text_encoder/{model.origin.get('text_prefix', '')}"
-    return prefixed(text_rows.clip_rows(encoder), prefix, ours)
-
-
-def folder_names(model):
-    """How a pipeline calls its class and its first stage's folder."""
-    index = model.origin.get("model_index", {})
-    kinds = {entry["kind"] for entry in model.config["conditions"].values()}
-    stable = "clip_text" in kinds
-    found = [name for name in ("vae", "vqvae") if name in index]
-    pipeline = "LDMTextToImagePipeline" if "text" in kinds else "LDMPipeline"
-    pipeline = "StableDiffusionPipeline" if stable else pipeline
-    return dict(
-        pipeline=index.get("_class_name", pipeline),
-        first_stage=found[0] if found else ("vae" if stable else "vqvae"),
-    )
-
-
-def write(model, folder, options, log=print):
-    """Writes a network or a pipeline.
-
-    Args:
-      model: Model.
-      folder: Folder to make.
-      options: Options; `raw` takes the trained weights, not their average.
-      log: Called with lines worth knowing.
-
-    Raises:
-      ConversionError: If diffusers cannot have it.
-      ValueError: If a weight has no place there.
-    """
-    folder = pathlib.Path(folder)
-    configs, tensors = state(model, options.raw)
-    if "discriminator" in model.params:
-        log("discriminator: has no place in diffusers' format, left out")
-    single = len(configs) == 1 and model.first_stage is None
-    for name, config in configs.items():
-        part = folder if single else folder / name
-        text = name in ("text_encoder", "bert")
-        file = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
-        write_weights(part / file, select(tensors, f"{name}/"))
-        write_json(part / "config.json", config)
-    if not single:
-        _write_index(model, configs, folder)
-        schedule = diffusers_config.schedule_config(model.config["schedule"])
-        write_json(folder / "scheduler" / "scheduler_config.json", schedule)
-
-
-def state(model, raw=False):
-    """Renames a model's weights.
-
-    Args:
-      model: Model.
-      raw: Take the trained weights, not their average.
-
-    Returns:
-      (folder -> config.json, dict of "folder/key" -> array).
-    """
-    params = model.params if raw or not model.ema_params else model.ema_params
-    origin = model.origin if model.origin.get("format") == "diffusers" else {}
-    kept = origin.get("configs", {})
-    if model.config["stage"] == "autoencoder":
-        name = next(iter(kept), "vae")
-        factor = kept.get(name, {}).get("scaling_factor", 1.0)
-        configs = {name: diffusers_config.first_stage_config(model.config, factor)}
-        tree = {"params": {"autoencoder": params["autoencoder"]}}
-        rows = _first_stage_rows(model.config, name, "")
-    else:
-        configs = _configs(model)
-        tree = {"params": params}
-        if model.first_stage:
-            first = model.first_stage
-            weights = first.ema_params or first.params
-            weights = {"autoencoder": weights["autoencoder"]}
-            tree["first_stage"] = {"params": weights}
-        rows = pipeline_rows(model)
-    tensors = to_state_dict(rows, tree)
-    if origin:
-        tensors |= model.carried
-    for key, dtype in origin.get("dtypes", {}).items():
-        tensors[key] = cast(tensors[key], np.dtype(dtype))
-    configs = {name: kept.get(name, {}) | config for name, config in configs.items()}
-    return configs, tensors
-
-
-def _configs(model):
-    config, first = model.config, model.first_stage
-    unet = model.params["unet"]
-    channels = unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
-    block = unet["middle_attention"].get("block_0")
-    context = block and block["cross_attention"]["key"]["kernel"].shape[0]
-    factor = 1
-    if first:
-        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
-    sized = config | {"data": {"image_size": config["data"]["image_size"] // factor}}
-    configs = {
-        "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
-    }
-    label = config["conditions"].get("label")
-    if label and is_embedded("label", label):
-        rows = label["num_classes"] + label.get("null_class", True)
-        configs["unet"]["num_class_embeds"] = rows
-    if first:
-        configs[folder_names(model)["first_stage"]] = (
-            diffusers_config.first_stage_config(first.config, model.scaling_factor)
-        )
-    for entry in config["conditions"].values():
-        if entry["kind"] in ("text", "clip_text"):
-            name = "bert" if entry["kind"] == "text" else "text_encoder"
-            configs[name] = diffusers_config.text_config(entry)
-    return configs
-
-
-def _write_index(model, configs, folder):
-    index = {"_class_name": folder_names(model)["pipeline"]}
-    for name, config in configs.items():
-        library = "transformers" if name == "text_encoder" else "diffusers"
-        library = "latent_diffusion" if name == "bert" else library
-        found = config.get("_class_name") or config["architectures"][0]
-        index[name] = [library, found]
-    index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    write_json(folder / "model_index.json", index)

@@ -60,7 +60,8 @@ def read_weights(path):
         parts = sorted(set(read_json(path)["weight_map"].values()))
         tensors = {}
         for part in parts:
-            tensors |= _read_safetensors(path.parent / part)
+            # The name alone: an index does not reach outside of its folder.
+            tensors |= _read_safetensors(path.parent / pathlib.Path(part).name)
         return Weights(tensors)
     if path.suffix in TORCH_SUFFIXES:
         return _read_checkpoint(path)

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from ldm_jax.convert import (
     compvis_checkpoint,
     compvis_config,
+    compvis_export,
     compvis_yaml,
+    diffusers_export,
     diffusers_folder,
     workdir,
 )
@@ -136,7 +138,7 @@ def _write_compvis(model, path, options, log):
         )
     if options.raw:
         model.ema_params = {}
-    tensors, yaml = compvis_checkpoint.write(model, log)
+    tensors, yaml = compvis_export.write(model)
     write_weights(path, tensors, model.step)
     compvis_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
     log(f"its structure: {path.with_suffix('.yaml')}")
@@ -155,6 +157,6 @@ FORMATS = {
     ),
     "compvis": Format(_is_file, _read_compvis, _write_compvis),
     "diffusers": Format(
-        diffusers_folder.recognise, diffusers_folder.read, diffusers_folder.write
+        diffusers_folder.recognise, diffusers_folder.read, diffusers_export.write
     ),
 }

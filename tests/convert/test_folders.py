@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax import checkpoint, sampling
 from ldm_jax.config import ConfigError
-from ldm_jax.convert import diffusers_folder
+from ldm_jax.convert import diffusers_export, diffusers_folder
 from ldm_jax.convert.files import read_json, read_weights
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.state_dict import select
@@ -223,7 +223,7 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
     lines = []
     model = diffusers_folder.read(tmp_path, Options(), lines.append)
     assert lines == ["not part of the model, left out: tokenizer"]
-    configs, tensors = diffusers_folder.state(model)
+    configs, tensors = diffusers_export.state(model)
     for part, manifest in manifests.items():
         found = select(tensors, f"{part}/")
         assert {key: list(tensor.shape) for key, tensor in found.items()} == manifest
@@ -280,3 +280,11 @@ def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
     ours, again = (sampling.load_model(tmp_path / name) for name in ("ours", "again"))
     jax.tree.map(np.testing.assert_array_equal, ours.params, again.params)
     jax.tree.map(np.testing.assert_array_equal, ours.frozen, again.frozen)
+
+
+def test_a_condition_that_diffusers_has_no_place_for_is_named(tmp_path):
+    case = load_case("checkpoint_class_vq")
+    file, yaml = write_original(tmp_path, case)
+    with pytest.raises(ConfigError, match="nothing writes: params/conditioner/label"):
+        options = Options(config=yaml)
+        convert(file, tmp_path / "theirs", to="diffusers", options=options, log=silent)

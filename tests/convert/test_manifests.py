@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.config import ConfigError
-from ldm_jax.convert import compvis_checkpoint
+from ldm_jax.convert import compvis_checkpoint, compvis_export
 from ldm_jax.convert.buffers import schedule_buffers
 from ldm_jax.convert.files import Weights
 from ldm_jax.convert.formats import Options
@@ -73,7 +73,7 @@ def test_manifest_is_read_and_written_whole(name):
     weights = published(name)
     model, lines = read(weights)
     assert not [line for line in lines if line.startswith("warning")]
-    tensors, yaml = compvis_checkpoint.write(model)
+    tensors, yaml = compvis_export.write(model)
     assert tensors.keys() == weights.keys()
     for key, array in weights.items():
         assert tuple(tensors[key].shape) == array.shape, key
@@ -100,7 +100,7 @@ def test_heads_can_be_overridden():
 def test_heads_of_december_2021_win_over_a_yaml_and_say_so():
     weights = published("ldm_class_imagenet_vq_f8")
     model, _ = read(weights)
-    params = compvis_checkpoint.write(model)[1]["params"]
+    params = compvis_export.write(model)[1]["params"]
     unet = params["unet_config"]["params"]
     del unet["num_heads"]
     unet["num_head_channels"] = 32
@@ -117,7 +117,7 @@ def test_unknown_tables_are_carried_along_with_a_warning():
     weights["betas"] = np.random.default_rng(0).random(1000, np.float32)
     model, lines = read(weights)
     assert any(line.startswith("warning: the file's betas") for line in lines)
-    tensors, _ = compvis_checkpoint.write(model)
+    tensors, _ = compvis_export.write(model)
     np.testing.assert_array_equal(tensors["betas"], weights["betas"])
 
 
