@@ -11,7 +11,7 @@ from ldm_jax.convert.diffusers_pipeline import (
     folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.files import write_json, write_weights
+from ldm_jax.convert.files import ConversionError, write_json, write_weights
 from ldm_jax.convert.model import cast
 from ldm_jax.convert.state_dict import select, to_state_dict
 from ldm_jax.training.autoencoder import make_first_stage
@@ -67,10 +67,12 @@ def state(model, raw=False):
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
     else:
+        first = model.first_stage
+        if first and first.config["first_stage"].get("kind") == "identity":
+            raise ConversionError("models of pixels are not written for diffusers")
         configs = _configs(model)
         tree = {"params": params}
-        if model.first_stage:
-            first = model.first_stage
+        if first:
             weights = first.ema_params or first.params
             weights = {"autoencoder": weights["autoencoder"]}
             tree["first_stage"] = {"params": weights}
