@@ -142,8 +142,10 @@ def _open_clip_params(weights, factor):
     layers = {key.split(".")[3] for key in weights if ".resblocks." in key}
     length = weights["model.positional_embedding"].shape[0]
     inner = weights["model.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-    # Stable Diffusion 2 takes the last but one layer.
-    return dict(structure=(tokens, width, len(layers) - 1, length, inner))
+    # Stable Diffusion 2 takes the last but one layer. A tower that was cut there has
+    # lost its projection, too.
+    unused = "model.text_projection" in weights
+    return dict(structure=(tokens, width, len(layers) - unused, length, inner))
 
 
 def _open_clip_rows(entry):

@@ -9,8 +9,13 @@ import pytest
 
 from ldm_jax import checkpoint, sampling
 from ldm_jax.config import ConfigError
-from ldm_jax.convert import diffusers_export, diffusers_folder
-from ldm_jax.convert.files import read_json, read_weights
+from ldm_jax.convert import (
+    compvis_checkpoint,
+    compvis_export,
+    diffusers_export,
+    diffusers_folder,
+)
+from ldm_jax.convert.files import Weights, read_json, read_weights
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.state_dict import select
 from ldm_jax.models.unet import UNet
@@ -231,6 +236,32 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
         assert {key: configs[part][key] for key in config} == config
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "kind": "scaled_linear"}
     assert schedule.items() <= model.config["schedule"].items()
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if "Stable" in name])
+def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
+    """Its structure is all in its weights; heads are those of the published model."""
+    _pipeline(tmp_path, name)
+    model = diffusers_folder.read(tmp_path, Options(), silent)
+    tensors, _ = compvis_export.write(model)
+    if "(2)" in name:
+        # What a tower that was not cut has besides: its last layer and projection.
+        start = "cond_stage_model.model."
+        layer = f"{start}transformer.resblocks.22."
+        for key, tensor in select(tensors, layer).items():
+            tensors[f"{start}transformer.resblocks.23.{key}"] = tensor
+        tensors[f"{start}text_projection"] = np.zeros((1024, 1024), np.float32)
+        tensors[f"{start}logit_scale"] = np.zeros((), np.float32)
+    found = compvis_checkpoint.read(Weights(tensors), None, Options(), silent)
+    assert found.config["conditions"].keys() == model.config["conditions"].keys()
+    caption = found.config["conditions"]["caption"]
+    assert caption.items() <= model.config["conditions"]["caption"].items()
+    head = {"num_heads": 8} if "(2)" not in name else {"head_channels": 64}
+    section = found.config["unet"]
+    assert {key: value for key, value in section.items() if "head" in key} == head
+    assert found.scaling_factor == 0.18215
+    assert found.config["data"]["image_size"] == 512
+    assert compvis_export.write(found)[0].keys() == tensors.keys()
 
 
 @pytest.mark.parametrize(

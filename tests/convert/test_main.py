@@ -1,4 +1,4 @@
-"""The command line, and what the two scripts make of a converted folder."""
+"""The command line, and training that starts from what it wrote."""
 
 import functools
 import os
