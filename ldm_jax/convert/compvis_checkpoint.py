@@ -83,7 +83,7 @@ def _first_stage_target(config):
     if "discriminator" in config:
         variables = discriminator_shapes(config)
         target["params"]["discriminator"] = variables["params"]
-        target["stats"] = variables["batch_stats"]
+        target["stats"] = {"discriminator": variables["batch_stats"]}
     return target
 
 
@@ -114,12 +114,13 @@ def first_stage_rows(config, tensors, theirs, ours):
         for row in compvis_rows.discriminator_rows(layers):
             paths = tuple(
                 path.replace("params/", f"{ours}params/discriminator/").replace(
-                    "batch_stats/", f"{ours}stats/"
+                    "batch_stats/", f"{ours}stats/discriminator/"
                 )
                 for path in row.ours
             )
             key = f"{theirs}loss.discriminator.{row.theirs}"
             rows.append(Row(key, paths, row.transform))
+    rows.append(Row(f"{theirs}loss.logvar", (f"{ours}params/logvar",), SAME))
     lost = f"{theirs}loss.logvar", f"{theirs}loss.perceptual_loss."
     return rows + [Row(key, (), UNUSED) for key in tensors if key.startswith(lost)]
 

@@ -11,11 +11,12 @@ from ldm_jax.convert.state_dict import to_state_dict
 from ldm_jax.diffusion.schedule import make_schedule
 
 
-def write(model):
+def write(model, log=print):
     """Writes a model in the original's names.
 
     Args:
       model: Model.
+      log: Called with lines worth knowing.
 
     Returns:
       (dict of key -> array, the YAML's `model`).
@@ -27,12 +28,25 @@ def write(model):
     if model.config["stage"] == "autoencoder":
         yaml = first_stage_yaml(model.config)
         rows = first_stage_rows(model.config, (), "", "")
-        tree = {"params": model.params, "stats": model.stats}
+        tree = _first_stage_tree(model, log)
         return _finish(model, to_state_dict(rows, tree)), yaml
-    return _write_diffusion(model)
+    return _write_diffusion(model, log)
 
 
-def _write_diffusion(model):
+def _first_stage_tree(model, log):
+    """What of a first stage is written: what is used of it, and its discriminator."""
+    names = ["autoencoder", "discriminator", "logvar"]
+    norm = model.config.get("discriminator", {}).get("norm", "batch")
+    if norm != "batch":
+        log(f"discriminator: left out, the original has none with norm={norm}")
+        names.remove("discriminator")
+    params = {key: model.params[key] for key in names if key in model.params}
+    params |= {key: model.ema_params[key] for key in names if key in model.ema_params}
+    stats = {key: model.stats[key] for key in names if key in model.stats}
+    return {"params": params, "stats": stats}
+
+
+def _write_diffusion(model, log):
     config = model.config
     tree = {"params": model.params}
     if model.ema_params:
@@ -45,7 +59,7 @@ def _write_diffusion(model):
         tree["ema_params"] = {"unet": average["unet"], "conditioner": conditioner}
     first = model.first_stage
     if first:
-        tree["first_stage"] = {"params": first.params, "stats": first.stats}
+        tree["first_stage"] = _first_stage_tree(first, log)
     tensors = to_state_dict(diffusion_rows(model), tree)
     tensors |= _tables(model)
     shapes = model.params["unet"]["conv_in"]["kernel"].shape

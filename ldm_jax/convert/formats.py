@@ -138,7 +138,7 @@ def _write_compvis(model, path, options, log):
         )
     if options.raw:
         model.ema_params = {}
-    tensors, yaml = compvis_export.write(model)
+    tensors, yaml = compvis_export.write(model, log)
     write_weights(path, tensors, model.step)
     compvis_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
     log(f"its structure: {path.with_suffix('.yaml')}")
