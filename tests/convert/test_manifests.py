@@ -142,3 +142,16 @@ def _carried(key):
         or key in ("model_ema.decay", "model_ema.num_updates")
         or key.endswith(("num_batches_tracked", "to_logits.weight", "to_logits.bias"))
     )
+
+
+def test_a_cond_stage_that_should_be_the_first_stage_and_differs():
+    weights = published("ldm_inpainting_big_vq_f4")
+    key = "quantize.embedding.weight"
+    weights[f"cond_stage_model.{key}"] = np.ones((8192, 3), np.float32)
+    model, lines = read(weights)
+    assert any("1 weights of cond_stage_model differ" in line for line in lines)
+    codes = model.first_stage.params["autoencoder"]["quantizer"]["embedding"]
+    assert not np.any(codes)
+    tensors, _ = compvis_export.write(model)
+    for prefix in ("cond_stage_model.", "first_stage_model."):
+        np.testing.assert_array_equal(tensors[prefix + key], weights[prefix + key])
