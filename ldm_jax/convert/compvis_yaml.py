@@ -96,7 +96,12 @@ def _heads_yaml(section):
         return {"num_heads": heads}
     if isinstance(heads, int) and size is None and len(set(up)) == 1:
         return {"num_heads": heads, "num_heads_upsample": up[0]}
-    if up is None and size is not None and len(set(size)) == 1:
+    widths = [section["channels"] * mult for mult in section["channel_mult"]]
+    if up is None and size is None:
+        sizes = {width // n for width, n in zip(widths, heads, strict=True)}
+        if len(sizes) == 1:
+            return {"num_head_channels": sizes.pop()}
+    elif up is None and len(set(size)) == 1:
         # Widths that the heads do not make up, which legacy mode would round.
         return {"num_head_channels": size[0], "legacy": False}
     raise ConversionError(

@@ -256,7 +256,9 @@ def test_a_model_of_pixels(tmp_path):
         first_stage_config={"target": "ldm.models.autoencoder.IdentityFirstStage"},
         cond_stage_config="__is_unconditional__",
     )
-    file, yaml = write_original(tmp_path, Case({}, {}, state), model={"params": params})
+    file, yaml = write_original(
+        tmp_path, Case({}, {}, state), model={"model": {"params": params}}
+    )
     convert(file, tmp_path / "ours", options=Options(config=yaml))
     trained = sampling.load_model(tmp_path / "ours")
     output = jax.jit(trained.model.unet.apply)(

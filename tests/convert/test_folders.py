@@ -259,7 +259,7 @@ def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
     head = {"num_heads": 8} if "(2)" not in name else {"head_channels": 64}
     section = found.config["unet"]
     assert {key: value for key, value in section.items() if "head" in key} == head
-    assert found.scaling_factor == 0.18215
+    assert found.scaling_factor == np.float32(0.18215)
     assert found.config["data"]["image_size"] == 512
     assert compvis_export.write(found)[0].keys() == tensors.keys()
 
