@@ -90,24 +90,25 @@ def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
 def _heads_yaml(section):
     heads, size = section.get("num_heads"), section.get("head_channels")
     up = section.get("up_num_heads")
-    if heads is None:
-        return {"num_head_channels": size}
-    if isinstance(heads, int) and size is None and up is None:
-        return {"num_heads": heads}
-    if isinstance(heads, int) and size is None and len(set(up)) == 1:
-        return {"num_heads": heads, "num_heads_upsample": up[0]}
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
-    if up is None and size is None:
-        sizes = {width // n for width, n in zip(widths, heads, strict=True)}
-        if len(sizes) == 1:
-            return {"num_head_channels": sizes.pop()}
-    elif up is None and len(set(size)) == 1:
-        # Widths that the heads do not make up, which legacy mode would round.
-        return {"num_head_channels": size[0], "legacy": False}
+    counts, sizes, ups = (_per_level(value, len(widths)) for value in (heads, size, up))
+    if size is None and len(set(counts)) == 1 and len(set(ups)) == 1:
+        more = {} if up is None else {"num_heads_upsample": ups[0]}
+        return {"num_heads": counts[0]} | more
+    if size is None:
+        sizes = [width // count for width, count in zip(widths, counts, strict=True)]
+    if up is None and len(set(sizes)) == 1:
+        # Widths that the heads do not make up would be rounded in legacy mode.
+        both = {} if heads is None or size is None else {"legacy": False}
+        return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
         f"unet.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
         "said in the original's YAML"
     )
+
+
+def _per_level(value, levels):
+    return list(value) if isinstance(value, list | tuple) else [value] * levels
 
 
 def _require_groups(section, name):
