@@ -92,11 +92,12 @@ def _heads_yaml(section):
     up = section.get("up_num_heads")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     counts, sizes, ups = (_per_level(value, len(widths)) for value in (heads, size, up))
-    if size is None and len(set(counts)) == 1 and len(set(ups)) == 1:
-        more = {} if up is None else {"num_heads_upsample": ups[0]}
-        return {"num_heads": counts[0]} | more
-    if size is None:
-        sizes = [width // count for width, count in zip(widths, counts, strict=True)]
+    if heads is not None:
+        whole = [width // n for width, n in zip(widths, counts, strict=True)]
+        sizes = whole if size is None else sizes
+        if sizes == whole and len(set(counts)) == len(set(ups)) == 1:
+            more = {} if up is None else {"num_heads_upsample": ups[0]}
+            return {"num_heads": counts[0]} | more
     if up is None and len(set(sizes)) == 1:
         # Widths that the heads do not make up would be rounded in legacy mode.
         both = {} if heads is None or size is None else {"legacy": False}
