@@ -186,6 +186,96 @@ def schedule(**changes):
     return section | changes
 
 
+def published_autoencoder(
+    kind, *, channel_mult, z_channels, batch_size, num_steps, **fields
+):
+    """A first stage of the paper on ImageNet 256.
+
+    Args:
+      kind: "kl" or "vq".
+      channel_mult: Width of each level over 128.
+      z_channels: Channels of the latents.
+      batch_size: Global batch size.
+      num_steps: Length of the training.
+      **fields: Further fields of the autoencoder.
+
+    Returns:
+      A ConfigDict.
+    """
+    return autoencoder(
+        data=data(
+            name="imagenet2012", image_size=256, crop="random", flip=True, workers=8
+        ),
+        first_stage=dict(
+            kind=kind,
+            channels=128,
+            channel_mult=channel_mult,
+            num_res_blocks=2,
+            attention_factors=fields.pop("attention_factors", ()),
+            mid_attention=fields.pop("mid_attention", True),
+            norm_groups=32,
+            z_channels=z_channels,
+            embed_dim=z_channels,
+            remat=False,
+            dtype="bfloat16",
+            **fields,
+        ),
+        train=train(
+            batch_size=batch_size,
+            num_steps=num_steps,
+            # The original's 4.5e-6 per image.
+            learning_rate=4.5e-6 * batch_size,
+            optimizer=dict(kind="adam", b1=0.5, b2=0.9, eps=1e-8),
+            eval_every=10_000,
+            eval_batches=50,
+            preview_every=5_000,
+            checkpoint_every=5_000,
+        ),
+    )
+
+
+def parse_variant(variant, rows=()):
+    """Splits a variant of a first stage, for example "f8,tiny".
+
+    Args:
+      variant: Words joined by commas: a row, "decoder", "tiny".
+      rows: Names of the rows; the first is the default.
+
+    Returns:
+      (row, other words); the row is None where there are none.
+
+    Raises:
+      ValueError: On an unknown word, or on several rows.
+    """
+    words = [word for word in variant.split(",") if word]
+    known = [*rows, *_WORDS]
+    for word in words:
+        if word not in known:
+            raise ValueError(
+                f'variant "{word}" is unknown; choose from {", ".join(known)}'
+            )
+    chosen = [word for word in words if word in rows] or [*rows][:1]
+    if len(chosen) > 1:
+        raise ValueError(f'variant "{variant}" names several rows: keep one')
+    return chosen[0] if chosen else None, [word for word in words if word in _WORDS]
+
+
+def vary_autoencoder(config, words):
+    """Applies what `parse_variant` found beside the row; returns the config."""
+    for word in words:
+        _WORDS[word](config)
+    return config
+
+
+def decoder_alone(config):
+    """Freezes all that makes latents: a second stage trained on them stays valid."""
+    regulariser = {"kl": ("to_moments",), "vq": ("to_latents", "quantizer")}
+    parts = ("encoder", *regulariser[config.first_stage.kind])
+    config.train.freeze = tuple(f"autoencoder/{part}" for part in parts)
+    # Its discriminator comes from the run that it goes on from.
+    config.loss.disc_start = 0
+
+
 def shrink_train(config):
     """Turns a config into a toy on the `shapes` data set: seconds on a laptop."""
     config.data.update(name="shapes/32", image_size=32, workers=0)
@@ -207,10 +297,16 @@ def shrink_train(config):
 def shrink_autoencoder(config):
     """Applies `shrink_train` and makes the networks of a first stage tiny."""
     shrink_train(config)
-    config.first_stage.update(
-        channels=16, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8
+    first = config.first_stage
+    first.update(
+        channels=16,
+        channel_mult=tuple(min(mult, 2) for mult in first.channel_mult),
+        num_res_blocks=1,
+        norm_groups=8,
+        dtype="float32",
     )
-    config.first_stage.dtype = "float32"
+    if first.kind == "vq":
+        first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
     config.loss.disc_start = 1
 
@@ -227,3 +323,7 @@ def shrink_diffusion(config):
         dtype="float32",
     )
     config.sample.num_steps = 4
+
+
+# What may follow a row in the variant of a first stage.
+_WORDS = {"decoder": decoder_alone, "tiny": shrink_autoencoder}

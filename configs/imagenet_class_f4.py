@@ -1,13 +1,13 @@
 """Class-conditional LDM-4 on ImageNet 256 (Tables 3 and 15), 400.9 M parameters.
 
     python train.py --config=configs/imagenet_class_f4.py --workdir=runs/class_f4 \
-        --config.first_stage.workdir=runs/kl_f4
+        --config.first_stage.workdir=runs/vq_f4
     python sample.py --workdir=runs/class_f4 --outdir=samples --guidance_scale=1.5 \
         --num_steps=250 --num_samples=50000 --npz
 
 Published (178 K steps of batch 1200, 271 V100-days; 250 DDIM steps): FID 10.56, IS
-103.49; guided with scale 1.5 FID 3.60, IS 247.67.  The paper's first stage is VQ-f4;
-KL-f4 has the same latents, 64 x 64 x 3.
+103.49; guided with scale 1.5 FID 3.60, IS 247.67.  The first stage is VQ-f4, the row f4
+of `autoencoder_vq.py`.
 
 Training costs 0.63 TFLOP per image, encoding included about 1.  Variants: `:tiny`.
 """

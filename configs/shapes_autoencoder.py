@@ -4,14 +4,16 @@
     python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder
 
 Made for two CPU cores, on which it takes about two minutes; see the README for what it
-reaches.  Variants: `:tiny` (four steps, for tests).
+reaches.  Variants: `:decoder` (fine-tunes the decoder alone, see `train.init_from`),
+`:tiny` (four steps, for tests).
 """
 
 from configs import common
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Returns the config; `variant` is "", "decoder", "tiny" or both."""
+    _, words = common.parse_variant(variant)
     config = common.autoencoder(
         data=common.data(name="shapes/32_single", image_size=32, flip=True),
         first_stage=dict(
@@ -46,8 +48,4 @@ def get_config(variant=""):
             checkpoint_every=500,
         ),
     )
-    if variant == "tiny":
-        common.shrink_autoencoder(config)
-    elif variant:
-        raise ValueError(f'variant "{variant}" is unknown; the variant is "tiny"')
-    return config
+    return common.vary_autoencoder(config, words)

@@ -127,23 +127,6 @@ def init(model, rng, batch):
     return params
 
 
-def trainable(model, params):
-    """Says which parameters are trained: all but those of frozen conditions.
-
-    Args:
-      model: LatentDiffusion.
-      params: As `init` makes them, or their shapes.
-
-    Returns:
-      Tree of bools like `params`.
-    """
-    marks = jax.tree.map(lambda _: True, params)
-    for key in model.conditioner.frozen_keys():
-        parts = marks["conditioner"]
-        parts[key] = jax.tree.map(lambda _: False, parts[key])
-    return marks
-
-
 def encode(model, frozen, images, rng=None):
     """Compresses images to latents of unit variance.
 

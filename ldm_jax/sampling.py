@@ -38,7 +38,7 @@ class Trained(NamedTuple):
       config: The config it was trained with.
       class_names: Names of the classes, an empty list where there are none.
       source: The checkpoint folder, for the record.
-      decoder: Workdir of a decoder in place of the first stage's own, or None.
+      decoder: What decoder is in place of the first stage's own, or None.
     """
 
     model: LatentDiffusion
@@ -81,7 +81,8 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
     if decoder:
         swapped = load_first_stage(decoder, key="--decoder")
         check_same_latents(first, swapped)
-        first, decoder = swapped, swapped.record["workdir"]
+        first = swapped
+        decoder = f"step {first.record['step']} of {first.record['workdir']}"
     factor = np.float32(meta["scaling_factor"])
     return Trained(
         model=make_model(config, first.module, meta["num_classes"]),

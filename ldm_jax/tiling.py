@@ -95,7 +95,7 @@ def _apply_tiled(function, array, size, factor, tile, overlap, zooms):
                 weights = (down[:, None] * across)[..., None]
                 yield (top, left), weights, function(array[:, rows, columns])
 
-    for (top, left), weights, part in _one_behind(parts()):
+    for (top, left), weights, part in one_behind(parts()):
         part = np.asarray(part, np.float32)
         if result is None:
             height, width = (length * zoom_out for length in size)
@@ -153,10 +153,10 @@ def _span(start, count, zoom):
     return slice(start * zoom, (start + count) * zoom)
 
 
-def _one_behind(items):
-    """Yields items one step late: the device works on the next one meanwhile."""
-    late = next(items)
-    for item in items:
-        yield late
-        late = item
-    yield late
+def one_behind(results):
+    """Yields results one step late: reading one, the device is at work on the next."""
+    late = []
+    for result in results:
+        yield from late
+        late = [result]
+    yield from late

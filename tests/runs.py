@@ -44,9 +44,7 @@ def tiny_config(name, data_dir, **overrides):
     return config
 
 
-def train(
-    name, data_dir, workdir, devices=1, allow_config_change=False, **overrides
-):
+def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overrides):
     """Runs a tiny config on so many devices; returns the last metrics logged."""
     config = tiny_config(name, data_dir, **overrides)
     with mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices]):
@@ -54,14 +52,15 @@ def train(
 
 
 def command(script, *arguments, devices=1):
-    """Starts a script of the repository in a process of its own."""
+    """Starts a script, or a module, of the repository in a process of its own."""
+    program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     }
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,

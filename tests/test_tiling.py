@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import tiling
-from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.autoencoder import FIRST_STAGES, KLAutoencoder
 from tests.common import assert_close
 
 
@@ -52,7 +52,9 @@ def test_a_local_network_gives_what_it_gives_on_the_whole(local, height, width):
     latents = tiling.encode_tiled(encode, images, 2, **sizes)
     assert latents.dtype == np.float32
     assert_close(latents, encode(images), 1e-5)
-    assert_close(tiling.decode_tiled(decode, latents, 2, **sizes), decode(latents), 1e-5)
+    assert_close(
+        tiling.decode_tiled(decode, latents, 2, **sizes), decode(latents), 1e-5
+    )
 
 
 def test_without_context_the_padding_shows(local):
@@ -114,6 +116,29 @@ def test_a_random_autoencoder_leaves_no_seam():
         steps = np.abs(np.diff(error, axis=2)).mean(axis=(0, 1, 3))
         at_edges = steps[[24 + 5, 47, 48 + 5, 71]] if smooth else steps[[47]]
         assert (at_edges.max() < 2 * np.median(steps)) == smooth
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.parametrize("channels, size", [(1, (24, 40)), (4, (8, 104)), (7, (8, 8))])
+def test_images_of_any_channels_and_any_size_that_the_factor_divides(
+    kind, channels, size
+):
+    model = FIRST_STAGES[kind](
+        **dict(channels=8, channel_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4),
+        image_channels=channels,
+        z_channels=3,
+        embed_dim=5,
+    )
+
+    def there_and_back(images):
+        variables = model.init(jax.random.key(0), images)
+        latents = model.apply(variables, images, method="encode").mode()
+        return latents, model.apply(variables, latents, method="decode")
+
+    images = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
+    latents, decoded = jax.eval_shape(there_and_back, images)
+    assert latents.shape == (2, size[0] // 8, size[1] // 8, 5)
+    assert decoded.shape == images.shape
 
 
 @pytest.mark.parametrize(

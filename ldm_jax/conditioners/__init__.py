@@ -3,8 +3,8 @@
 A conditioner is a linen module with a field `slot` and two methods: `__call__(inputs)`
 gives the array that fills the slot, `null(inputs)` gives inputs that mean "nothing
 known" and needs no parameters. A third, `check(inputs)`, raises on the host what a
-compiled program could not. A module with a true field `frozen` is not trained. To add
-one, write the module in a file of this folder and add a row to CONDITIONERS in
+compiled program could not. Training leaves a module with a true field `frozen` alone.
+To add one, write the module in a file of this folder and add a row to CONDITIONERS in
 `conditioner.py`; configs then name it under the batch key it reads.
 """
 

@@ -71,10 +71,7 @@ class Conditioner(nn.Module):
             inputs = batch[key]
             if drop is not None and key in drop:
                 inputs = _where(drop[key], module.null(inputs), inputs)
-            values = module(inputs)
-            if _is_frozen(module):
-                values = jax.lax.stop_gradient(values)
-            filled.setdefault(module.slot, []).append(values)
+            filled.setdefault(module.slot, []).append(module(inputs))
         return Conditioning(
             **{slot: _JOIN[slot](arrays) for slot, arrays in filled.items()}
         )
@@ -116,9 +113,12 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def frozen_keys(self):
-        """Returns the keys whose parameters are not trained, as a sorted list."""
-        entries = sorted(self.entries.items())
-        return [key for key, entry in entries if _is_frozen(_make(entry, parent=None))]
+        """Returns the keys whose parameters training leaves alone, as a list."""
+        return [
+            key
+            for key, entry in sorted(self.entries.items())
+            if getattr(_make(entry, parent=None), "frozen", False)
+        ]
 
     @nn.nowrap
     def check(self, batch):
@@ -160,7 +160,7 @@ def make_conditioner(entries=None):
       ValueError: If a kind, slot or field is unknown, or a dropout is not in [0, 1).
     """
     entries = {
-        # Stored configs have lists for tuples, which cannot be hashed.
+        # Lists, which JSON has for tuples, cannot be hashed.
         key: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         for key, entry in (entries or {}).items()
     }
@@ -202,10 +202,6 @@ def _problem(entry):
 def _make(entry, **kwargs):
     options = {k: v for k, v in entry.items() if k not in ("kind", "dropout")}
     return CONDITIONERS[entry["kind"]](**options, **kwargs)
-
-
-def _is_frozen(module):
-    return getattr(module, "frozen", False)
 
 
 def _where(drop, null, inputs):

@@ -59,7 +59,7 @@ class Spatial(nn.Module):
           [B, h, w, features or C] in `dtype`.
         """
         if self.num_classes:
-            maps = jax.nn.one_hot(maps, self.num_classes)
+            maps = jax.nn.one_hot(maps, self.num_classes, dtype=self.dtype)
         maps = maps.astype(self.dtype)
         if self.features:
             project = dense(

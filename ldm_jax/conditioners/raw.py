@@ -31,6 +31,7 @@ class Raw(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
+        """Maps inputs to the same shape, but `features` wide if that is given."""
         inputs = inputs.astype(self.dtype)
         if self.features:
             inputs = dense(self.features, dtype=self.dtype, name="project")(inputs)

@@ -9,24 +9,58 @@ import numpy as np
 from ldm_jax.models.text_encoder import TextEncoder
 
 
-class Text(TextEncoder):
-    """Captions through a transformer; the fields of TextEncoder and these.
+class Tokens(TextEncoder):
+    """What the conditioners of this file share; the fields of TextEncoder and `slot`.
+
+    Attributes:
+      slot: "context".
+    """
+
+    slot: str = "context"
+
+    slots = ("context",)
+
+    @nn.nowrap
+    def check(self, ids):
+        """Checks token ids on the host.
+
+        Args:
+          ids: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not integers [B, L] in [0, vocab_size), L at most
+            `max_length`.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"token ids must be integers [B, L], got {ids.dtype} {ids.shape}: "
+                "tokenize the text first"
+            )
+        self.check_length(ids.shape[1])
+        wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if wrong.size:
+            raise ValueError(
+                f"token id {wrong[0]} is out of range: vocab_size is "
+                f"{self.vocab_size}, so use the tokenizer that the model was trained "
+                "with"
+            )
+
+
+class Text(Tokens):
+    """Captions through a transformer; the fields of Tokens and these.
 
     The original trains one from scratch, together with the denoiser, on the ids of
     BERT's tokenizer: `bert-base-uncased`, vocab_size 30522, 77 tokens.
 
     Attributes:
-      slot: "context".
       null_ids: First ids of the empty caption; the last one fills the rest. The default
         is that of `bert-base-uncased`.
-      frozen: Whether the parameters stay as they are.
+      frozen: Whether training leaves the parameters as they are.
     """
 
-    slot: str = "context"
     null_ids: Sequence[int] = (101, 102, 0)
     frozen: bool = False
-
-    slots = ("context",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,11 +77,6 @@ class Text(TextEncoder):
         length = ids.shape[1]
         caption = (*self.null_ids, *self.null_ids[-1:] * length)[:length]
         return jnp.broadcast_to(jnp.asarray(caption, ids.dtype), ids.shape)
-
-    @nn.nowrap
-    def check(self, ids):
-        """Raises ValueError if the ids are not integers [B, L] in [0, vocab_size)."""
-        check_ids(self, ids)
 
 
 class ClipText(Text):
@@ -69,54 +98,17 @@ class ClipText(Text):
     frozen: bool = True
 
 
-class Layout(TextEncoder):
-    """Boxes as tokens through a transformer; the fields of TextEncoder and `slot`.
+class Layout(Tokens):
+    """Boxes as tokens through a transformer; fields as in Tokens.
 
     The original writes a layout as up to 30 objects of three tokens, the class and two
     corners on a grid, and two tokens for the crop. The last id of the vocabulary stands
     for "no object"; a layout of nothing else is the null.
-
-    Attributes:
-      slot: "context".
     """
 
     max_length: int = 92
-    slot: str = "context"
-
-    slots = ("context",)
 
     @nn.nowrap
     def null(self, ids):
         """The layout without objects, shaped like `ids`."""
         return jnp.full_like(ids, self.vocab_size - 1)
-
-    @nn.nowrap
-    def check(self, ids):
-        """Raises ValueError if the ids are not integers [B, L] in [0, vocab_size)."""
-        check_ids(self, ids)
-
-
-def check_ids(encoder, ids):
-    """Checks token ids on the host.
-
-    Args:
-      encoder: TextEncoder that they are for.
-      ids: Array or nested lists.
-
-    Raises:
-      ValueError: If they are not integers [B, L] in [0, vocab_size), L at most
-        `max_length`.
-    """
-    ids = np.asarray(ids)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"token ids must be integers [B, L], got {ids.dtype} {ids.shape}: tokenize "
-            "the text first"
-        )
-    encoder.check_length(ids.shape[1])
-    wrong = ids[(ids < 0) | (ids >= encoder.vocab_size)]
-    if wrong.size:
-        raise ValueError(
-            f"token id {wrong[0]} is out of range: vocab_size is {encoder.vocab_size}, "
-            "so use the tokenizer that the model was trained with"
-        )

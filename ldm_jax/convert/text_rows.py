@@ -98,7 +98,7 @@ def clip_rows(encoder, unused_layers=0):
     rows = [
         Row("embeddings.token_embedding.weight", ("tokens/embedding",), SAME),
         Row("embeddings.position_embedding.weight", ("positions",), SAME),
-        # A constant that transformers saved before 4.31 and refuses since.
+        # 0, 1, ...; older versions of transformers save it, newer ones refuse it.
         Row("embeddings.position_ids", (), UNUSED),
     ]
     rows += _layers(layer, "encoder.layers", encoder.num_layers, unused_layers)

@@ -1,5 +1,19 @@
 """Captions for the scenes of `scenes.py`."""
 
+from ldm_jax.data import scenes
+
+# Besides names of colours, grounds and kinds.
+WORDS = """
+    a an huge large small tiny with in front of and , on at the top bottom left right
+    middle background that fades from to stripes checks clouds
+"""
+
+
+def vocabulary():
+    """Returns the words and marks that captions consist of, in alphabetical order."""
+    names = (*scenes.COLORS, *scenes.GROUNDS, *scenes.CLASS_NAMES)
+    return sorted({*WORDS.split(), *" ".join(names).split()})
+
 
 def describe(scene, drawing):
     """Says in plain English what a drawn scene shows.

@@ -1,4 +1,4 @@
-"""How close reconstructions are to their images, and how a codebook is used.
+"""How close reconstructions are to their images.
 
 All distances are taken between 8-bit images, what PNG files of them would hold, one
 number per image; a data set's number is the mean over its images.
@@ -95,41 +95,6 @@ def _window_means(values):
             for first, weight in enumerate(weights)
         )
     return values
-
-
-def count_codes(indices, mask, num_codes):
-    """Counts how often each code of a codebook is used.
-
-    Args:
-      indices: int32 [B, h, w].
-      mask: bool [B]; rows where it is False do not count.
-      num_codes: Size of the codebook.
-
-    Returns:
-      int32 [num_codes].
-    """
-    weights = jnp.broadcast_to(mask[:, None, None], indices.shape).astype(jnp.int32)
-    counts = jnp.zeros(num_codes, jnp.int32)
-    return counts.at[indices.ravel()].add(weights.ravel())
-
-
-def codebook_metrics(counts):
-    """Says how much of a codebook is used.
-
-    Args:
-      counts: How often each code was used, NumPy [num_codes].
-
-    Returns:
-      Dict of "codebook_usage", the share of the codes that were used at all, and
-      "codebook_perplexity", the exponential of the entropy of their frequencies:
-      `num_codes` if all are used equally often, 1 if there is only one.
-    """
-    counts = np.asarray(counts, np.float64)
-    shares = counts[counts > 0] / counts.sum()
-    return {
-        "codebook_usage": float(np.mean(counts > 0)),
-        "codebook_perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
-    }
 
 
 # Distances of an image and its reconstruction, uint8 [B, H, W, C] each -> [B].

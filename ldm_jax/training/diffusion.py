@@ -1,7 +1,5 @@
 """The second stage: the denoiser and its conditioners, on latents of a frozen first."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,10 +167,10 @@ def make_stage(config, mesh, data, meta):
     step = meta["first_stage"]["step"] if meta else section.step
     first = load_first_stage(section.workdir, step)
     model = make_model(config, first.module, data.num_classes)
+    if not meta and not config.train.init_from:
+        _refuse_frozen(model.conditioner.frozen_keys())
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
-    if not meta:
-        _require_weights(model)
     factor = meta.get("scaling_factor") or section.scaling_factor
     if factor is None and config.train.init_from:
         # Those weights know latents of that scale.
@@ -191,12 +189,13 @@ def make_stage(config, mesh, data, meta):
     return _make_steps(config, model, frozen, data.example), record
 
 
-def _require_weights(model):
-    """Refuses a new run that would keep random weights for good."""
-    for key in model.conditioner.frozen_keys():
+def _refuse_frozen(keys):
+    """Refuses to begin with conditions that would keep random weights for good."""
+    for key in keys:
         raise ConfigError(
-            f"conditions.{key} is frozen and a new run has no weights for it: set "
-            f"conditions.{key}.frozen=False to train it"
+            f"conditions.{key} is frozen and would keep random weights: set "
+            f"train.init_from to a run that has them, or conditions.{key}.frozen=False "
+            "to train it"
         )
 
 
@@ -204,13 +203,9 @@ def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
     train = config.train
     rate = make_rate(train)
-    optimizer = make_optimizer(
-        to_dict(train.optimizer), rate, train.grad_clip, train.freeze
-    )
-    if model.conditioner.frozen_keys():
-        # Without gradients alone they would still decay, and cost moments.
-        trainable = functools.partial(latent_diffusion.trainable, model)
-        optimizer = optax.masked(optimizer, trainable)
+    conditions = (f"conditioner/{key}" for key in model.conditioner.frozen_keys())
+    freeze = (*train.freeze, *conditions)
+    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, freeze)
 
     def init(rng):
         batch = jax.tree.map(jnp.zeros_like, example)
@@ -230,7 +225,7 @@ def _make_steps(config, model, frozen, example):
         def gradients(rows, index, carry):
             def loss(params):
                 key = jax.random.fold_in(rng, index)
-                params = hold(params, train.freeze)
+                params = hold(params, freeze)
                 return latent_diffusion.loss(model, params, frozen, rows, key)
 
             (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -77,7 +77,7 @@ def run(config, workdir, allow_config_change=False):
         notes = check_config(config, meta, allow_config_change) if start else []
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
-        begun = {k: meta[k] for k in ("init_from",) if k in meta}
+        begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
         meta = {"config": to_dict(config)} | found | begun
         if main:
             write_config(workdir, config)
@@ -123,7 +123,10 @@ def _first_state(run, abstract, start):
 
 
 def _start_from(run, state):
-    """Puts the weights of another run in place of those that were drawn."""
+    """Puts the weights of another run in place of those that were drawn.
+
+    Optimisers and batch statistics, which training alone knows, begin anew.
+    """
     weights, run.meta["init_from"], notes = load_initial(run.config, state.params)
     for note in notes:
         run.console.line(note)
@@ -254,9 +257,7 @@ def _log(run, done, window, watch):
     """Averages the metrics since the last line and writes them."""
     window = jax.device_get(window)
     _check(run, done, window)
-    means = {
-        name: float(np.mean([m[name] for m in window])) for name in window[-1]
-    }
+    means = {name: float(np.mean([m[name] for m in window])) for name in window[-1]}
     # A rate is not averaged: the line says what it is now.
     means["learning_rate"] = float(window[-1]["learning_rate"])
     means |= watch.lap(len(window))

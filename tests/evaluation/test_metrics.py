@@ -73,15 +73,3 @@ def test_ssim_refuses_images_smaller_than_its_window():
     x = np.zeros((1, 10, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="at least 11 x 11 pixels, got 10 x 20"):
         metrics.ssim(x, x)
-
-
-def test_codes_are_counted_where_rows_are_real():
-    indices = jnp.asarray([[[0, 1], [1, 3]], [[2, 2], [2, 2]]])
-    counts = metrics.count_codes(indices, jnp.asarray([True, False]), 5)
-    assert counts.tolist() == [1, 2, 0, 1, 0]
-    found = metrics.codebook_metrics(counts)
-    assert found["codebook_usage"] == 3 / 5
-    # exp of -(1/4 ln 1/4 + 1/2 ln 1/2 + 1/4 ln 1/4).
-    assert found["codebook_perplexity"] == pytest.approx(2**1.5)
-    even = metrics.codebook_metrics(np.full(8, 3))
-    assert even == {"codebook_usage": 1.0, "codebook_perplexity": pytest.approx(8.0)}

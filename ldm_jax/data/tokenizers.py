@@ -1,0 +1,120 @@
+"""Captions to token ids, on the host.
+
+    python -m ldm_jax.data.tokenizers
+
+writes `shapes_tokenizer.json`, the tokenizer of the captions of the embedded data set
+`shapes`. It is stored rather than made when needed, as trained weights hold its ids.
+"""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax.config import ConfigError
+from ldm_jax.data import captions
+
+SHAPES_FILE = pathlib.Path(__file__).with_name("shapes_tokenizer.json")
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
+
+
+class Tokenizer:
+    """Maps captions to ids, padded and cut to one length; can be pickled.
+
+    Attributes:
+      max_length: Length L of the result.
+      vocab_size: Number of ids.
+      null_ids: First ids of the empty caption, a tuple; the last one fills the rest.
+    """
+
+    def __init__(self, backend, max_length):
+        """Wraps a tokenizer of transformers; see `load_tokenizer`."""
+        self._backend = backend
+        self.max_length = max_length
+        self.vocab_size = len(backend)
+        empty = self([""])[0]
+        last = np.flatnonzero(empty != empty[-1])
+        self.null_ids = tuple(empty[: last[-1] + 2 if last.size else 1].tolist())
+
+    def __call__(self, texts):
+        """Tokenizes captions; what is too long loses its end.
+
+        Args:
+          texts: List of B strings, or of bytes in UTF-8.
+
+        Returns:
+          int32 [B, max_length].
+
+        Raises:
+          ValueError: If `texts` is a single string.
+        """
+        if isinstance(texts, str | bytes):
+            raise ValueError(f"captions must be a list, got {texts!r}: put it in one")
+        texts = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
+        ids = self._backend(
+            texts, padding="max_length", truncation=True, max_length=self.max_length
+        )["input_ids"]
+        return np.asarray(ids, np.int32)
+
+
+def load_tokenizer(name, max_length=77):
+    """Loads a tokenizer.
+
+    Args:
+      name: "shapes" for the one of this package, a folder, or the name of a tokenizer
+        on the Hugging Face hub, such as "bert-base-uncased" (the original's) or
+        "openai/clip-vit-large-patch14" (Stable Diffusion 1).
+      max_length: Length of the token sequences, start and end included.
+
+    Returns:
+      A Tokenizer.
+
+    Raises:
+      ConfigError: If it cannot be found, or has no padding.
+    """
+    import transformers  # Slow to import, and only needed with captions.
+
+    if name == "shapes":
+        backend = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(SHAPES_FILE), pad_token=PAD, unk_token=UNKNOWN
+        )
+        return Tokenizer(backend, max_length)
+    local = pathlib.Path(name).expanduser()
+    try:
+        backend = transformers.AutoTokenizer.from_pretrained(
+            str(local) if local.is_dir() else name, local_files_only=local.is_dir()
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}): give "
+            "a name on the Hugging Face hub or a folder with tokenizer.json and "
+            "tokenizer_config.json"
+        ) from error
+    if backend.pad_token is None:
+        raise ConfigError(f"tokenizer {name!r} has no padding token: give another one")
+    return Tokenizer(backend, max_length)
+
+
+def make_shapes_tokenizer():
+    """Makes the tokenizer of `shapes`: one id per word, start and end around them.
+
+    Returns:
+      tokenizers.Tokenizer.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    words = [PAD, UNKNOWN, START, END, *captions.vocabulary()]
+    ids = {word: i for i, word in enumerate(words)}
+    backend = Backend(models.WordLevel(ids, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(t, ids[t]) for t in (START, END)]
+    )
+    backend.add_special_tokens([PAD, UNKNOWN, START, END])
+    return backend
+
+
+if __name__ == "__main__":
+    make_shapes_tokenizer().save(str(SHAPES_FILE))
+    print(f"wrote {SHAPES_FILE}")

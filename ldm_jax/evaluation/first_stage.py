@@ -1,0 +1,211 @@
+"""Measures a trained first stage: what comes back of the images that it compresses.
+
+Latents are the posterior's mode, quantised where there is a codebook. Each image counts
+once, also those of the last, partial batch, on any number of devices.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ldm_jax import sharding, tiling
+from ldm_jax.config import ConfigError
+from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.lpips import load_lpips
+from ldm_jax.data.decode import DecodeError
+from ldm_jax.data.loader import DataError
+from ldm_jax.evaluation.metrics import METRICS
+from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
+from ldm_jax.models.lpips import LPIPS
+from ldm_jax.training.codebook import codebook_metrics, shares_of_codes
+
+# Images in the picture, each beside its reconstruction, and pictures in a row of it.
+_SHOWN, _COLUMNS = 16, 8
+
+
+def make_step(model, mesh, perceptual=None):
+    """Compiles what is computed of a batch.
+
+    Args:
+      model: Autoencoder.
+      mesh: Mesh of the batches.
+      perceptual: None, or a function of (its weights, images, reconstructions), both
+        in [-1, 1], -> distance [B].
+
+    Returns:
+      Function of (params, weights of `perceptual`, batch) -> (rows, codes,
+      reconstructions): dict of metrics [B] and "mask" [B], how many images' worth of
+      latents each code got (None without a codebook), and uint8 [B, H, W, C], split
+      like the batch.
+    """
+    num_codes = getattr(model, "num_codes", None)
+
+    def step(params, weights, batch):
+        images, mask = batch["image"], batch["mask"]
+        apply = functools.partial(model.apply, {"params": params})
+        latents = apply(to_float(images), method="encode").mode()
+        decoded = to_uint8(apply(latents, method="decode"))
+        rows = {name: metric(images, decoded) for name, metric in METRICS.items()}
+        if perceptual is not None:
+            rows["lpips"] = perceptual(weights, to_float(images), to_float(decoded))
+        codes = None
+        if num_codes:
+            indices = apply(latents, method="code_indices")
+            shares = shares_of_codes(indices, num_codes)
+            codes = jnp.sum(jnp.where(mask[:, None], shares, 0), axis=0)
+        return rows | {"mask": mask}, codes, decoded
+
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(step, out_shardings=(everywhere, everywhere, split))
+
+
+def make_lpips(paths):
+    """Makes the perceptual distance of `evaluate`, in float32 on every device.
+
+    Args:
+      paths: File of LPIPS' weights, or two with a comma between; see `convert.lpips`.
+
+    Returns:
+      (function, its weights).
+
+    Raises:
+      ConfigError: If the weights cannot be read.
+    """
+    try:
+        weights = load_lpips(*paths.split(","))
+    except ConversionError as error:
+        raise ConfigError(f"--lpips_weights: {error}") from error
+
+    def distance(weights, images, reconstructions):
+        with jax.default_matmul_precision("float32"):
+            return LPIPS().apply({"params": weights}, images, reconstructions)
+
+    return distance, weights
+
+
+def evaluate(first, batches, mesh, perceptual=None):
+    """Averages the metrics over a data set.
+
+    Args:
+      first: A `pretrained.FirstStage`.
+      batches: Iterable of dicts of global arrays "image" uint8 [B, H, W, C] and "mask"
+        bool [B], which marks rows that count.
+      mesh: Mesh of the batches.
+      perceptual: None, or (function, its weights), see `make_step`.
+
+    Returns:
+      (metrics, count, grid): dict of name -> float, how many images there were, and a
+      picture of the first images of this process beside their reconstructions.
+
+    Raises:
+      DataError: If no image could be read.
+    """
+    distance, weights = perceptual or (None, {})
+    step = make_step(first.module, mesh, distance)
+    params, weights = (
+        sharding.put_tree(tree, sharding.tree_shardings(tree, mesh))
+        for tree in (first.params, weights)
+    )
+    results = ((b["image"], *step(params, weights, b)) for b in batches)
+    totals, count, codes, grid = {}, 0, 0, None
+    for images, rows, used, decoded in tiling.one_behind(results):
+        rows, used = jax.device_get((rows, used))
+        real = rows.pop("mask")
+        count += int(real.sum())
+        for name, values in rows.items():
+            total = values[real].sum(dtype=np.float64)
+            totals[name] = totals.get(name, 0.0) + total
+        if used is not None:
+            codes = codes + used.astype(np.float64)
+        if grid is None:
+            grid = _side_by_side(images, decoded, real)
+    if not count:
+        raise DataError("none of the images could be read; see the warnings above")
+    # Compiled functions give their results in the order of the alphabet.
+    names = [name for name in (*METRICS, "lpips") if name in totals]
+    metrics = {name: totals[name] / count for name in names}
+    if np.any(codes):
+        metrics |= codebook_metrics(codes / count)
+    return {name: float(value) for name, value in metrics.items()}, count, grid
+
+
+def _side_by_side(images, decoded, real):
+    """Lays this process's first images out, each left of its reconstruction."""
+    pairs = np.stack([_local_rows(images), _local_rows(decoded)], axis=1)
+    # Rows of this process are the first ones on the process that writes the picture.
+    pairs = pairs[real[: len(pairs)]][:_SHOWN]
+    if not len(pairs):
+        return None
+    return make_grid(pairs.reshape(-1, *pairs.shape[2:]), _COLUMNS)
+
+
+def _local_rows(array):
+    """The first rows of a batch that lie on this process's devices."""
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def reconstruct_file(codec, factor, path, output, tile, overlap):
+    """Encodes and decodes a picture file at its own size, tile by tile.
+
+    Args:
+      codec: (encode, decode), functions of a tile in [-1, 1] and of its latents.
+      factor: Downsampling factor of the first stage.
+      path: Picture file.
+      output: PNG file to write.
+      tile: Side of a tile in pixels, see `tiling.encode_tiled`.
+      overlap: What neighbours share, in pixels.
+
+    Returns:
+      A line that says what was done.
+
+    Raises:
+      ConfigError: If the file cannot be read or the tiles do not fit.
+    """
+    try:
+        image = read_image(path)
+    except DecodeError as error:
+        raise ConfigError(f"--image: cannot read {path}: {error}") from error
+    height, width = image.shape[:2]
+    start = time.perf_counter()
+    # Completed to whole latents with copies of the last row and column.
+    margin = [(0, -size % factor) for size in (height, width)]
+    images = to_float(np.pad(image, (*margin, (0, 0)), mode="edge")[None])
+    options = {"tile": tile, "overlap": overlap}
+    try:
+        latents = tiling.encode_tiled(codec[0], images, factor, **options)
+        decoded = tiling.decode_tiled(codec[1], latents, factor, **options)
+    except ValueError as error:
+        raise ConfigError(f"--tile, --overlap: {error}") from error
+    write_png(output, to_uint8(decoded[0, :height, :width]))
+    shape = " x ".join(map(str, latents.shape[1:]))
+    seconds = time.perf_counter() - start
+    return f"{output}: {height} x {width} through latents of {shape}, {seconds:.1f} s"
+
+
+def make_codec(first):
+    """Compiles a first stage for `reconstruct_file`.
+
+    Args:
+      first: A `pretrained.FirstStage`.
+
+    Returns:
+      (encode, decode): functions of images [B, H, W, C] in [-1, 1] and of latents.
+    """
+    params = jax.device_put(first.params)
+
+    @jax.jit
+    def encode(params, images):
+        return first.module.apply({"params": params}, images, method="encode").mode()
+
+    @jax.jit
+    def decode(params, latents):
+        return first.module.apply({"params": params}, latents, method="decode")
+
+    # A picture that one names is no attack, however large.
+    Image.MAX_IMAGE_PIXELS = None
+    return functools.partial(encode, params), functools.partial(decode, params)

@@ -1,0 +1,134 @@
+"""Tokenizers: the one of `shapes`, and small ones of BERT's and CLIP's kind."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import BertWordPieceTokenizer
+
+from ldm_jax.config import ConfigError
+from ldm_jax.data import captions, scenes
+from ldm_jax.data.tokenizers import (
+    SHAPES_FILE,
+    load_tokenizer,
+    make_shapes_tokenizer,
+)
+
+TEXTS = ["a huge red star on a white background", "two", ""]
+
+
+def describe(count):
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        kind = scenes.CLASS_NAMES[index % len(scenes.CLASS_NAMES)]
+        scene = scenes.sample_scene(rng, kind, 4)
+        yield captions.describe(scene, scenes.draw_scene(scene, 32))
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return load_tokenizer("shapes", max_length=50)
+
+
+def test_stored_file_is_what_the_captions_need():
+    stored = tokenizers.Tokenizer.from_file(str(SHAPES_FILE))
+    assert stored.to_str() == make_shapes_tokenizer().to_str()
+
+
+def test_captions_of_shapes_are_known_word_for_word(shapes):
+    names = {i: word for word, i in shapes._backend.get_vocab().items()}
+    seen = set()
+    for text, row in zip(texts := list(describe(400)), shapes(texts), strict=True):
+        words = [names[i] for i in row if names[i] != "[PAD]"]
+        assert words == ["[START]", *text.replace(",", " ,").split(), "[END]"]
+        seen |= set(words)
+    # These two are for scenes that are hardly ever drawn.
+    assert set(captions.vocabulary()) - seen <= {"an", "middle"}
+
+
+def test_shapes_are_padded_cut_and_read_from_bytes(shapes):
+    ids = shapes([TEXTS[0], b"a star", "A  Star", "a purple cow"])
+    assert ids.shape == (4, 50) and ids.dtype == np.int32
+    assert np.all(ids[1, 4:] == 0) and np.all(ids[1, :4] > 0)
+    np.testing.assert_array_equal(ids[1], ids[2])
+    assert ids[3, 3] == 1  # unknown
+    assert shapes.null_ids == (2, 3, 0)
+    assert shapes.vocab_size == 4 + len(captions.vocabulary())
+    cut = load_tokenizer("shapes", max_length=5)(TEXTS)
+    assert cut.shape == (3, 5) and cut[0, 4] == 3  # ends with the end
+
+
+def test_tokenizers_go_to_other_processes(shapes):
+    copy = pickle.loads(pickle.dumps(shapes))
+    np.testing.assert_array_equal(copy(TEXTS), shapes(TEXTS))
+
+
+def test_a_single_string_is_refused(shapes):
+    with pytest.raises(ValueError, match="must be a list, got 'a star'"):
+        shapes("a star")
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    """A tokenizer like that of bert-base-uncased, with a small vocabulary."""
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(TEXTS, vocab_size=60, show_progress=False)
+    pieces.save_model(str(folder))
+    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+def test_bert_is_loaded_from_a_folder(bert_folder):
+    bert = load_tokenizer(str(bert_folder), max_length=12)
+    ids = bert(TEXTS)
+    assert ids.shape == (3, 12) and ids.dtype == np.int32
+    known = json.loads((bert_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    start, end, pad = (known[word] for word in ("[CLS]", "[SEP]", "[PAD]"))
+    assert bert.null_ids == (start, end, pad)
+    np.testing.assert_array_equal(ids[2], [start, end] + [pad] * 10)
+    assert bert.vocab_size == len(known)
+
+
+def test_clip_pads_with_its_end(tmp_path):
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({"a</w>": 0, "s": 1, "t</w>": 2, "st</w>": 3, start: 4, end: 5})
+    )
+    (tmp_path / "merges.txt").write_text("#version: 0.2\ns t</w>\n")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "bos_token": start,
+                "eos_token": end,
+                "unk_token": end,
+                "pad_token": end,
+            }
+        )
+    )
+    clip = load_tokenizer(tmp_path, max_length=6)
+    np.testing.assert_array_equal(clip(["A st"]), [[4, 0, 3, 5, 5, 5]])
+    assert clip.null_ids == (4, 5)
+
+
+def test_padding_is_required(tmp_path):
+    shutil.copy(SHAPES_FILE, tmp_path / "tokenizer.json")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has no padding token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no/such-tokenizer", "folder"])
+def test_what_cannot_be_loaded_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=f"{name}' cannot be loaded") as error:
+        load_tokenizer(name)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,195 @@
+"""Evaluation of first stages: exact over any data set, the same on any devices."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import sharding
+from ldm_jax.config import ConfigError
+from ldm_jax.data.loader import DataError
+from ldm_jax.evaluation import first_stage, metrics
+from ldm_jax.evaluation.data import Images
+from ldm_jax.images import read_image, to_float, to_uint8
+from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.pretrained import FirstStage
+from tests.runs import command, finish
+
+TINY = dict(
+    channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    z_channels=3,
+    embed_dim=3,
+    norm_groups=4,
+    mid_attention=False,
+)
+KINDS = {"kl": TINY, "vq": TINY | dict(num_codes=16)}
+
+
+def _pictures(count, side=16):
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@functools.cache
+def _first(kind):
+    module = make_first_stage(KINDS[kind] | {"kind": kind})
+    params = module.init(jax.random.key(0), to_float(_pictures(1)))["params"]
+    params = jax.tree.map(np.array, params)
+    if kind == "vq":
+        # Spread over the latents, so that several codes are used.
+        rng = np.random.default_rng(0)
+        params["quantizer"]["embedding"] = rng.normal(0, 1, (16, 3)).astype(np.float32)
+    return FirstStage(module, params, None, {})
+
+
+def _batches(pictures, size, mesh):
+    """Cuts into batches, the last one filled up with rows that do not count."""
+    for start in range(0, len(pictures), size):
+        rows = np.arange(start, start + size)
+        batch = {"image": pictures[rows % len(pictures)], "mask": rows < len(pictures)}
+        yield sharding.put_batch(batch, mesh)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("devices, size", [(1, 10), (1, 4), (4, 8)])
+def test_every_image_counts_once(kind, devices, size):
+    first, pictures = _first(kind), _pictures(10)
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    batches = _batches(pictures, size, mesh)
+    found, count, grid = first_stage.evaluate(first, batches, mesh)
+    assert count == 10
+    apply = functools.partial(first.module.apply, {"params": first.params})
+    latents = apply(to_float(pictures), method="encode").mode()
+    decoded = to_uint8(apply(latents, method="decode"))
+    for name, metric in metrics.METRICS.items():
+        # Rounding may move a value across the edge between two bytes.
+        expected = np.mean(metric(pictures, decoded))
+        assert found[name] == pytest.approx(float(expected), rel=1e-4), name
+    if kind == "vq":
+        codes, counts = np.unique(
+            apply(latents, method="code_indices"), return_counts=True
+        )
+        shares = counts / counts.sum()
+        assert 2 < len(codes) < 16
+        assert found["codebook_usage"] == len(codes) / 16
+        entropy = -np.sum(shares * np.log(shares))
+        assert found["codebook_perplexity"] == pytest.approx(np.exp(entropy))
+    shown = grid[:16, : 2 * 18 - 2]
+    np.testing.assert_array_equal(shown[:, :16], pictures[0])
+    assert np.abs(shown[:, 18:].astype(int) - decoded[0]).max() <= 1
+
+
+def test_a_perceptual_distance_is_averaged_too():
+    pictures, mesh = _pictures(3), sharding.make_mesh(devices=jax.devices()[:1])
+
+    def distance(weights, images, reconstructions):
+        assert images.shape == reconstructions.shape
+        return weights["scale"] * images.mean(axis=(1, 2, 3))
+
+    found, _, _ = first_stage.evaluate(
+        _first("kl"),
+        _batches(pictures, 2, mesh),
+        mesh,
+        perceptual=(distance, {"scale": np.float32(2)}),
+    )
+    assert found["lpips"] == pytest.approx(2 * to_float(pictures).mean(), rel=1e-4)
+
+
+def test_weights_of_lpips_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="--lpips_weights: .*none.pth"):
+        first_stage.make_lpips(f"{tmp_path}/none.pth,{tmp_path}/heads.pth")
+
+
+def test_nothing_to_measure_is_an_error():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    batch = {"image": _pictures(2), "mask": np.zeros(2, bool)}
+    with pytest.raises(DataError, match="none of the images could be read"):
+        first_stage.evaluate(_first("kl"), [sharding.put_batch(batch, mesh)], mesh)
+
+
+def test_pictures_of_any_size(tmp_path):
+    picture = _pictures(1, 40)[0, :, :27]
+    Image.fromarray(picture).save(tmp_path / "odd.png")
+    first = _first("kl")
+    codec, output = first_stage.make_codec(first), tmp_path / "out.png"
+    for tile, overlap in ((64, 0), (16, 8)):
+        line = first_stage.reconstruct_file(
+            codec, 2, tmp_path / "odd.png", output, tile, overlap
+        )
+        assert "40 x 27 through latents of 20 x 14 x 3" in line
+        assert read_image(output).shape == (40, 27, 3)
+        if tile == 64:
+            whole = first.module.apply(
+                {"params": first.params},
+                to_float(np.pad(picture, ((0, 0), (0, 1), (0, 0)), mode="edge")[None]),
+            )[0]
+            expected = np.asarray(to_uint8(whole[0, :, :27])).astype(int)
+            assert np.abs(read_image(output) - expected).max() <= 1
+    with pytest.raises(ConfigError, match="cannot read"):
+        first_stage.reconstruct_file(codec, 2, tmp_path / "no.png", output, 16, 8)
+    with pytest.raises(ConfigError, match="use tile=16"):
+        arguments = tmp_path / "odd.png", output, 15, 0
+        first_stage.reconstruct_file(codec, 2, *arguments)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures in two sub-folders, and one that is damaged."""
+    for index, picture in enumerate(_pictures(5, 20)):
+        place = tmp_path / "pictures" / str(index % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{index}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "pictures"
+
+
+def test_images_of_a_folder(folder):
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    section = dict(source="tfds", name="none", eval_split="validation", image_size=12)
+    images = Images(section, mesh, 3, name=str(folder))
+    masks = [np.asarray(batch["mask"]) for batch in images.batches()]
+    assert [len(mask) for mask in masks] == [4, 4]
+    assert sum(mask.sum() for mask in masks) == 5
+    few = Images(section, mesh, 16, name=str(folder), num_images=2, image_size=16)
+    (batch,) = few.batches()
+    assert batch["image"].shape == (2, 16, 16, 3)
+    assert few.record["split"] == "all" and few.record["image_size"] == 16
+
+
+def test_a_run_that_held_nothing_out():
+    with pytest.raises(ConfigError, match="name a split with --split"):
+        Images(dict(source="folder", eval_split=""), None, 4)
+
+
+@pytest.fixture
+def evaluation():
+    return functools.partial(command, "ldm_jax.evaluation", devices=2)
+
+
+# `first_stage` of conftest is taken by the module's name above.
+@pytest.fixture
+def workdir(request):
+    return request.getfixturevalue("first_stage")
+
+
+def test_the_command_prints_and_writes(workdir, evaluation, folder, tmp_path):
+    arguments = [f"--workdir={workdir}", f"--outdir={tmp_path}"]
+    status, output = finish(evaluation(*arguments, "--num_images=5"))
+    assert status == 0, output
+    assert "LPIPS is left out" in output
+    assert "step 4 (moving average): 5 images of 32 x 32, shapes/32" in output
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["num_images"] == 5 and record["split"] == "validation"
+    assert f"  psnr{record['metrics']['psnr']:>26.4f} dB" in output
+    assert read_image(tmp_path / "reconstructions.png").shape == (66, 270, 3)
+    status, output = finish(evaluation(*arguments, f"--image={folder / '0' / '0.png'}"))
+    assert status == 0, output
+    assert read_image(tmp_path / "0_reconstructed.png").shape == (20, 20, 3)
+    status, output = finish(evaluation(*arguments, "--image_size=33"))
+    assert status == 1
+    assert output.strip().splitlines()[-1].startswith("error: --image_size=33 is not")

@@ -1,0 +1,84 @@
+"""The second stage's step with a frozen condition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ldm_jax.conditioners import make_conditioner
+from ldm_jax.config import ConfigError
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.unet import UNet
+from ldm_jax.training import diffusion
+from tests.runs import tiny_config, train
+
+VOCABULARY = 23  # a size that no other parameter has
+CAPTION = {
+    "kind": "clip_text",
+    "vocab_size": VOCABULARY,
+    "features": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "null_ids": (1, 2),
+}
+
+
+def make_model():
+    unet = UNet(
+        out_channels=2,
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        num_heads=1,
+        transformer_depth=1,
+        norm_groups=2,
+    )
+    first_stage = KLAutoencoder(
+        channels=8,
+        channel_mult=(1, 1),
+        num_res_blocks=1,
+        z_channels=2,
+        embed_dim=2,
+        norm_groups=2,
+        mid_attention=False,
+    )
+    conditioner = make_conditioner({"caption": CAPTION})
+    return LatentDiffusion(unet, conditioner, make_schedule(), first_stage)
+
+
+def test_frozen_weights_neither_move_nor_have_moments():
+    model = make_model()
+    batch = {
+        "image": np.zeros((2, 8, 8, 3), np.uint8),
+        "caption": np.ones((2, 4), np.int32),
+    }
+    weights = model.first_stage.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    frozen = {"first_stage": weights["params"], "scaling_factor": np.float32(1)}
+    config = tiny_config("shapes_class", "")
+    config.train.warmup_steps = 0
+    stage = diffusion._make_steps(config, model, frozen, batch)
+    before = jax.jit(stage.init)(jax.random.key(1))
+    after, _ = jax.jit(stage.train_step)(before, frozen, batch)
+    for name in ("params", "ema_params"):
+        old, new = (getattr(state, name) for state in (before, after))
+        same = np.testing.assert_array_equal
+        jax.tree.map(same, new["conditioner"], old["conditioner"])
+        kernels = (tree["unet"]["conv_out"]["kernel"] for tree in (old, new))
+        assert np.any(np.not_equal(*kernels))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(after.opt_state)]
+    trained = new["unet"]["time_in"]["kernel"].shape
+    assert (VOCABULARY, 8) not in shapes and trained in shapes
+
+
+def test_random_weights_are_not_frozen(shapes_dir, first_stage, tmp_path):
+    with pytest.raises(ConfigError, match="conditions.caption is frozen"):
+        train(
+            "shapes_class",
+            shapes_dir,
+            tmp_path,
+            first_stage__workdir=str(first_stage),
+            conditions=ConfigDict({"caption": CAPTION}),
+        )

@@ -1,0 +1,217 @@
+"""Fine-tuning: the start from another run, frozen parts, another decoder."""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax import checkpoint, sampling
+from ldm_jax.config import ConfigError
+from ldm_jax.images import to_float
+from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
+from ldm_jax.training.pretrained import DECODER_PARTS, load_first_stage
+from tests.runs import assert_same_bits, train
+
+BARE = {"train__preview_images": 0, "data__eval_split": ""}
+ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
+
+
+def _tune(data_dir, workdir, source, steps=2, **overrides):
+    overrides = {
+        "train__init_from": str(source),
+        "train__num_steps": steps,
+        "train__checkpoint_every": 1,
+        "train__freeze": ENCODER,
+    } | overrides
+    train("shapes_autoencoder", data_dir, workdir, **BARE, **overrides)
+
+
+@pytest.fixture(scope="module")
+def tuned(shapes_dir, first_stage, tmp_path_factory):
+    """Workdir of a decoder that was trained alone for two steps."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    _tune(shapes_dir, workdir, first_stage)
+    return workdir
+
+
+def _split(params):
+    """Returns (what makes the latents, what decodes them)."""
+    decoder = {name: params[name] for name in DECODER_PARTS}
+    return {k: v for k, v in params.items() if k not in decoder}, decoder
+
+
+def _latents(workdir, average=True):
+    first = load_first_stage(workdir, average=average)
+    rng = np.random.default_rng(0)
+    images = to_float(rng.integers(0, 256, (2, 32, 32, 3), np.uint8))
+    posterior = first.module.apply({"params": first.params}, images, method="encode")
+    return posterior.mode(), posterior.logvar
+
+
+def test_a_decoder_alone_leaves_the_latents_bit_for_bit(first_stage, tuned):
+    before, old = _split(load_first_stage(first_stage).params)
+    for average in (True, False):
+        after, new = _split(load_first_stage(tuned, average=average).params)
+        assert_same_bits(before, after)
+        for name in DECODER_PARTS:
+            moved = jax.tree.map(lambda a, b: (a != b).any(), old[name], new[name])
+            assert any(jax.tree.leaves(moved)), name
+        assert_same_bits(_latents(first_stage), _latents(tuned, average))
+
+
+def test_a_run_starts_from_the_average_of_the_other(first_stage, tuned):
+    meta = checkpoint.load_weights(tuned)[2]
+    assert meta["init_from"] == {
+        "workdir": str(first_stage),
+        "step": 4,
+        "weights": "ema_params",
+    }
+    # The discriminator, of which no average is kept, is taken too.
+    _, start, _ = checkpoint.load_weights(first_stage, average=False)
+    _, end, _ = checkpoint.load_weights(tuned, average=False)
+    gaps = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), start["discriminator"], end["discriminator"]
+    )
+    assert 0 < max(jax.tree.leaves(gaps)) < 0.02
+
+
+def test_resumes_bit_for_bit_without_the_other_run(
+    shapes_dir, first_stage, tuned, tmp_path
+):
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(first_stage, source)
+    _tune(shapes_dir, workdir, source, steps=1)
+    shutil.rmtree(source)
+    _tune(shapes_dir, workdir, source, steps=2)
+    for average in (True, False):
+        ends = [checkpoint.load_weights(run, None, average) for run in (tuned, workdir)]
+        assert_same_bits(ends[0][1], ends[1][1])
+        assert ends[1][2]["init_from"]["workdir"] == str(source)
+
+
+def test_everything_is_trained_where_nothing_is_frozen(
+    shapes_dir, first_stage, tmp_path, capsys
+):
+    changes = {"train__freeze": (), "discriminator__channels": 4}
+    changes |= {"first_stage__norm_groups": 4}
+    _tune(shapes_dir, tmp_path, first_stage, steps=1, **changes)
+    output = capsys.readouterr().out
+    assert f"starting from step 4 of {first_stage}" in output
+    assert "discriminator starts anew: discriminator/conv_0/bias is (8,)" in output
+    # What shapes do not show.
+    assert "first_stage.norm_groups is 4, in train.init_from it was 8" in output
+    before, _ = _split(load_first_stage(first_stage).params)
+    after, _ = _split(load_first_stage(tmp_path, average=False).params)
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
+    assert 0 < max(jax.tree.leaves(gaps["encoder"])) < 0.02
+    assert 0 < max(jax.tree.leaves(gaps["to_moments"])) < 0.02
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"first_stage__embed_dim": 3}, "holds another model: autoencoder/from_lat"),
+        ({"train__freeze": ("autoencoder/encodr",)}, 'mean "autoencoder/encoder"?'),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    overrides, message, shapes_dir, first_stage, tmp_path
+):
+    with pytest.raises(ConfigError) as error:
+        _tune(shapes_dir, tmp_path, first_stage, **overrides)
+    assert message in str(error.value)
+
+
+def test_a_second_stage_goes_on_from_another(
+    shapes_dir, first_stage, second_stage, tmp_path
+):
+    overrides = {
+        "first_stage__workdir": str(first_stage),
+        "train__init_from": str(second_stage),
+        "train__freeze": ("conditioner", "unet/conv_in"),
+        "train__num_steps": 1,
+    }
+    train("shapes_class", shapes_dir, tmp_path, **BARE, **overrides)
+    _, before, first_meta = checkpoint.load_weights(second_stage)
+    _, after, meta = checkpoint.load_weights(tmp_path, average=False)
+    assert meta["scaling_factor"] == first_meta["scaling_factor"]
+    assert_same_bits(before["conditioner"], after["conditioner"])
+    assert_same_bits(before["unet"]["conv_in"], after["unet"]["conv_in"])
+    assert np.abs(before["unet"]["conv_out"]["kernel"]).max() > 0
+    moved = before["unet"]["conv_out"]["kernel"] != after["unet"]["conv_out"]["kernel"]
+    assert moved.any()
+    with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
+        overrides |= {"train__init_from": str(first_stage)}
+        train("shapes_class", shapes_dir, tmp_path / "wrong", **BARE, **overrides)
+
+
+def test_a_tuned_decoder_takes_the_place_of_the_old(
+    second_stage, first_stage, tuned, tmp_path
+):
+    trained = sampling.load_model(second_stage, decoder=tuned)
+    assert_same_bits(trained.frozen["first_stage"], load_first_stage(tuned).params)
+    sampling.run(trained, tmp_path / "out", num_samples=1, num_steps=2)
+    with pytest.raises(ConfigError, match="decoder: .*tuned.* there, None here"):
+        old = sampling.load_model(second_stage)
+        sampling.run(old, tmp_path / "out", num_samples=1, num_steps=2)
+
+
+def test_a_decoder_of_other_latents_is_refused(
+    shapes_dir, second_stage, first_stage, tmp_path
+):
+    with pytest.raises(ConfigError, match="of other latents .* encoder/.* differs"):
+        _tune(shapes_dir, tmp_path, first_stage, steps=1, train__freeze=())
+        sampling.load_model(second_stage, decoder=tmp_path)
+
+
+PARAMS = {"a": {"w": jnp.ones(3), "v": jnp.ones(2)}, "ab": {"w": jnp.ones(4)}}
+
+
+def test_no_gradient_reaches_what_is_held():
+    def loss(params):
+        held = hold(params, ("a/w", "ab"))
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(held))
+
+    gradients = jax.grad(loss)(PARAMS)
+    assert [float(leaf[0]) for leaf in jax.tree.leaves(gradients)] == [2.0, 0.0, 0.0]
+
+
+def test_frozen_layers_cost_no_backward_pass():
+    weights = {"first": jnp.ones((64, 64)), "second": jnp.ones((64, 64))}
+
+    def loss(weights, x, freeze):
+        held = hold(weights, freeze)
+        return jnp.sum((x @ held["first"]) @ held["second"])
+
+    def products(freeze):
+        step = jax.jit(jax.grad(functools.partial(loss, freeze=freeze)))
+        return str(step.lower(weights, jnp.ones((8, 64))).as_text()).count(
+            "dot_general"
+        )
+
+    assert products(("first",)) < products(())
+
+
+def test_an_optimiser_holds_no_state_of_what_is_frozen():
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    optimizer = freeze_updates(plain, ("a",))
+    state = optimizer.init(PARAMS)
+    sizes = [leaf.size for leaf in jax.tree.leaves(state)]
+    assert sorted(sizes) == [1, 4, 4]  # Adam's count and two moments of ab/w.
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    assert not np.any(updates["a"]["w"]) and np.all(updates["ab"]["w"] < 0)
+    assert freeze_updates(plain, ()) is plain
+
+
+def test_paths():
+    freeze = ("autoencoder/encoder/", "discriminator", "autoencoder/to_images/bias")
+    assert within(freeze, "autoencoder") == ("encoder", "to_images/bias")
+    assert within(freeze, "discriminator") == ("",)
+    assert within(freeze, "unet") == ()
+    check_freeze(("a", "ab/w"), PARAMS)
+    with pytest.raises(ConfigError, match='no parameters at "b"; choose from a/v, a/w'):
+        check_freeze(("b",), PARAMS)
