@@ -59,8 +59,12 @@ PUBLISHED = {
     "layout2img": Published(128, (1, 2, 3, 4), 512, {"num_heads": 1}, always=True),
     "cin256-v2": Published(192, (1, 2, 3, 5), 512, {"num_heads": 1}),
     "txt2img-1p4B": Published(320, (1, 2, 4, 4), 1280, {"num_heads": 8}),
-    "RDM": Published(448, (1, 2, 3, 4), 768, {"num_head_channels": 32}),
-    "Stable Diffusion 1": Published(320, (1, 2, 4, 4), 768, {"num_heads": 8}),
-    "Stable Diffusion 2": Published(320, (1, 2, 4, 4), 1024, {"num_head_channels": 64}),
+    "RDM": Published(448, (1, 2, 3, 4), 768, {"num_head_channels": 32}, image_size=768),
+    "Stable Diffusion 1": Published(
+        320, (1, 2, 4, 4), 768, {"num_heads": 8}, image_size=512
+    ),
+    "Stable Diffusion 2": Published(
+        320, (1, 2, 4, 4), 1024, {"num_head_channels": 64}, image_size=512
+    ),
 }
 PUBLISHED_BY_SHAPE = {row[:3]: row for row in PUBLISHED.values()}
