@@ -124,10 +124,7 @@ def read(folder, step=None):
     if config.stage == "diffusion":
         model.scaling_factor = meta["scaling_factor"]
         if meta["first_stage"]:
-            found = checkpoint.first_stage_folder(
-                meta["first_stage"]["workdir"], folder
-            )
-            model.first_stage = read(found, meta["first_stage"]["step"])
+            model.first_stage = _read_first_stage(meta["first_stage"], folder)
     elif "discriminator" in params:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
     _complete(model, meta)
