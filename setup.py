@@ -25,6 +25,7 @@ setup(
         # The v1 API moves to the top level at 1.0.
         "orbax-checkpoint>=0.12,<1.0",
         "pillow>=10",
+        "pyyaml>=6",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.9,<5",

@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ldm_jax.convert import diffusers as layout
+from ldm_jax.convert import diffusers_rows as layout
 from ldm_jax.convert.state_dict import to_state_dict
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet

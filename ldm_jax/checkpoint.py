@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config import from_json
+from ldm_jax.config import ConfigError, from_json
 from ldm_jax.sharding import path_name
 
 _FOLDER = "checkpoints"
@@ -247,15 +247,56 @@ def load_weights(workdir, step=None, average=True):
     """
     folder = checkpoint_folder(workdir, step)
     meta = read_meta(folder)
-    shapes = _metadata(folder)
-    item = "ema_params" if average and "ema_params" in shapes else "params"
-    target = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[item]
-    )
-    params = _load(folder, {item: target})[item]
+    item = "ema_params" if average and "ema_params" in _metadata(folder) else "params"
+    params = load_item(folder, item)
     config = from_json(json.dumps(meta["config"]))
     return config, params, meta | {
         "folder": str(folder),
         "item": item,
         "step": int(folder.name),
     }
+
+
+def load_item(folder, item):
+    """Loads one item of a checkpoint as NumPy arrays.
+
+    Args:
+      folder: Folder of the checkpoint.
+      item: "params", "ema_params" or "training".
+
+    Returns:
+      Pytree of NumPy arrays.
+
+    Raises:
+      CheckpointError: If it cannot be read.
+    """
+    target = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), _metadata(folder)[item]
+    )
+    return _load(folder, {item: target})[item]
+
+
+def first_stage_folder(recorded, workdir):
+    """Finds the first stage of a second one, also if both moved together.
+
+    Args:
+      recorded: Its workdir as the second stage's checkpoint records it; where it lies
+        inside of that workdir, relative to it; "identity" for none.
+      workdir: Workdir of the second stage.
+
+    Returns:
+      Path of the first stage's workdir, or "identity".
+
+    Raises:
+      ConfigError: If it is not there.
+    """
+    if recorded == "identity":
+        return recorded
+    workdir, recorded = absolute(workdir), pathlib.Path(recorded)
+    for folder in (workdir / recorded, workdir.parent / recorded.name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        f"the first stage is no longer in {recorded}; say where it is with "
+        "--first_stage=ITS_WORKDIR"
+    )

@@ -76,8 +76,8 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
             "needs a diffusion run"
         )
     recorded = meta["first_stage"]
-    folder = first_stage or _find_moved(recorded["workdir"], workdir)
-    first = load_first_stage(folder, recorded["step"])
+    folder = _first_stage_folder(first_stage, recorded, workdir)
+    first = load_first_stage(folder, recorded and recorded["step"])
     if decoder:
         swapped = load_first_stage(decoder, key="--decoder")
         check_same_latents(first, swapped)
@@ -95,18 +95,16 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
     )
 
 
-def _find_moved(recorded, workdir):
-    """Finds a first stage that moved together with the second one."""
-    if recorded == "identity":
-        return recorded
-    beside = pathlib.Path(workdir).absolute().parent / pathlib.Path(recorded).name
-    for folder in (pathlib.Path(recorded), beside):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"the first stage is no longer in {recorded}; say where it is with "
-        "--first_stage=ITS_WORKDIR"
-    )
+def _first_stage_folder(given, recorded, workdir):
+    """Where the first stage lies: as given, or as the checkpoint records it."""
+    if given:
+        return given
+    if recorded is None:
+        raise ConfigError(
+            f"{workdir} came without a first stage; say where one is with "
+            "--first_stage=ITS_WORKDIR"
+        )
+    return checkpoint.first_stage_folder(recorded["workdir"], workdir)
 
 
 def run(

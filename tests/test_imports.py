@@ -19,7 +19,7 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "sharding": {"sharding", "config"},
     "checkpoint": {"checkpoint", "sharding", "config"},
-    "convert": {"convert"} | PARTS,
+    "convert": {"convert", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
     "latent_diffusion": {"latent_diffusion"} | PARTS,
     "training": {"training", "latent_diffusion", "convert"} | PARTS,

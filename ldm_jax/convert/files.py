@@ -1,9 +1,10 @@
 """Files of weights: `.safetensors`, PyTorch's `.ckpt`, and folders of either.
 
-What is read stays on disk until a tensor is used, and what is written goes out tensor by
-tensor, so that a model is never in memory twice.
+What is read stays on disk until a tensor is used, and what is written goes out tensor
+by tensor, so that a model is never in memory twice.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ldm_jax.config import ConfigError
-from ldm_jax.convert.unpickle import PickleError, Tensor, read_torch
+from ldm_jax.convert.unpickle import PickleError, Tensor, map_file, read_torch
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -59,7 +60,8 @@ def read_weights(path):
         parts = sorted(set(read_json(path)["weight_map"].values()))
         tensors = {}
         for part in parts:
-            tensors |= _read_safetensors(path.parent / part)
+            # The name alone: an index does not reach outside of its folder.
+            tensors |= _read_safetensors(path.parent / pathlib.Path(part).name)
         return Weights(tensors)
     if path.suffix in TORCH_SUFFIXES:
         return _read_checkpoint(path)
@@ -69,24 +71,29 @@ def read_weights(path):
 
 
 def _read_safetensors(path):
+    """Views of the file's tensors, which are read page by page when they are used."""
     try:
-        file = safe_open(path, "numpy")
-        tensors = {}
-        for key in file.keys():
-            part = file.get_slice(key)
-            load = lambda key=key: file.get_tensor(key)  # noqa: E731
-            tensors[key] = Tensor(part.get_shape(), _dtype(part.get_dtype()), load)
-        return tensors
+        with safe_open(path, "numpy"):
+            pass  # The library checks the header and the file's size against it.
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {key: _view(path, 8 + length, entry) for key, entry in header.items()}
     except (SafetensorError, OSError) as error:
         raise ConversionError(
             f"cannot read {path}: truncated or no safetensors file ({error})"
         ) from error
 
 
-def _dtype(name):
-    if name not in _SAFETENSORS:
-        raise SafetensorError(f"numbers of the type {name} are not supported")
-    return np.dtype(_SAFETENSORS[name])
+def _view(path, start, entry):
+    if entry["dtype"] not in _SAFETENSORS:
+        raise SafetensorError(f"numbers of the type {entry['dtype']} are not supported")
+    dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
+    first, last = entry["data_offsets"]
+    size = (last - first) // dtype.itemsize
+    load = functools.partial(map_file, path, start + first, dtype, size)
+    return Tensor(entry["shape"], dtype, lambda: load().reshape(entry["shape"]))
 
 
 def _read_checkpoint(path):

@@ -104,6 +104,14 @@ def norm_rows(theirs, ours):
     ]
 
 
+def prefixed(rows, theirs, ours):
+    """Puts prefixes before the keys and the paths of rows."""
+    return [
+        Row(theirs + row.theirs, tuple(ours + path for path in row.ours), row.transform)
+        for row in rows
+    ]
+
+
 def select(state_dict, prefix):
     """Returns the entries whose key starts with `prefix`, which is taken off."""
     n = len(prefix)
@@ -119,7 +127,8 @@ def to_params(rows, state_dict, target):
       target: Nested dict of arrays or ShapeDtypeStructs, as `init` gives.
 
     Returns:
-      Nested dict of NumPy arrays with the shapes and types of `target`.
+      Nested dict of NumPy arrays with the shapes and types of `target`; views of theirs
+      where the type is the same, so that a model need not be in memory.
 
     Raises:
       ValueError: If a key is unread, a parameter unset or a shape wrong; all keys of
@@ -141,7 +150,8 @@ def to_params(rows, state_dict, target):
                 wrong.append(
                     f"{row.theirs} {array.shape} for {path} {target[path].shape}"
                 )
-            params[path] = np.ascontiguousarray(part, target[path].dtype)
+                continue
+            params[path] = np.asarray(part, target[path].dtype)
     _complain("weights of a wrong shape", wrong)
     read = {row.theirs for row in rows if set(row.ours) <= target.keys()}
     _complain("keys that nothing reads", [k for k in state_dict if k not in read])
@@ -161,7 +171,7 @@ def to_state_dict(rows, params):
       params: Nested dict of arrays.
 
     Returns:
-      Dict of their key -> NumPy array.
+      Dict of their key -> NumPy array, a view of ours where it can be.
 
     Raises:
       ValueError: If a parameter is in no row.
@@ -172,7 +182,7 @@ def to_state_dict(rows, params):
         if row.transform.to_theirs and set(row.ours) <= params.keys():
             arrays = (np.asarray(params[path]) for path in row.ours)
             array = row.transform.to_theirs(*arrays)
-            state_dict[row.theirs] = np.array(array, order="C")
+            state_dict[row.theirs] = array
             written |= set(row.ours)
     _complain("parameters that nothing writes", sorted(set(params) - written))
     return state_dict
@@ -180,5 +190,6 @@ def to_state_dict(rows, params):
 
 def _complain(what, items):
     if items:
+        items = list(dict.fromkeys(items))
         shown = "; ".join(items[:8]) + (" ..." if len(items) > 8 else "")
         raise ValueError(f"{len(items)} {what}: {shown}")

@@ -2,8 +2,8 @@
 
 A pickle names functions and has them called.  Here a name stands for one of three
 things: a tensor's parts, which are rebuilt as NumPy arrays; a class of the libraries
-that training writes into checkpoints (a Lightning callback, say), which becomes an inert
-stand-in; anything else is refused by its name.  Nothing is ever imported.
+that training writes into checkpoints (a Lightning callback, say), which becomes an
+inert stand-in; anything else is refused by its name.  Nothing is ever imported.
 """
 
 import collections
@@ -20,7 +20,14 @@ class PickleError(ValueError):
     """A file that is damaged, hostile or not PyTorch's; the message is one line."""
 
 
-class Tensor:
+class _Sealed:
+    """What a pickle may refer to but not reach into."""
+
+    def __setstate__(self, state):
+        raise PickleError("its pickle alters an object that it may only refer to")
+
+
+class Tensor(_Sealed):
     """An array that is looked up when it is asked for: `np.asarray(tensor)`.
 
     Attributes:
@@ -66,7 +73,7 @@ def read_torch(path):
         ) from error
 
 
-class _Storage:
+class _Storage(_Sealed):
     """The numbers behind tensors; `data` is None until they have been found."""
 
     def __init__(self, dtype, size):
@@ -211,12 +218,22 @@ def _record_storage(path, archive, record, dtype, size):
         file.seek(record.header_offset)
         header = file.read(30)
         start = record.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-    storage.data = _map(path, start, dtype, size)
+    storage.data = map_file(path, start, dtype, size)
     return storage
 
 
-def _map(path, start, dtype, size):
-    """Numbers of a file as an array that is read page by page, when it is used."""
+def map_file(path, start, dtype, size):
+    """Maps numbers of a file into memory: they are read when they are used.
+
+    Args:
+      path: The file.
+      start: Where they begin, in bytes.
+      dtype: Their type.
+      size: How many they are.
+
+    Returns:
+      Array [size], read-only.
+    """
     if not size:
         return np.zeros(0, dtype)
     data = np.memmap(path, np.uint8, "r", start, (size * dtype.itemsize,))
@@ -243,7 +260,7 @@ def _read_legacy(file, path):
         storage = storages[key]
         if size != storage.size:
             raise PickleError(f"storage {key} has {size} numbers, not {storage.size}")
-        storage.data = _map(path, position + 8, storage.dtype, size)
+        storage.data = map_file(path, position + 8, storage.dtype, size)
         position += 8 + size * storage.dtype.itemsize
     missing = [key for key, storage in storages.items() if storage.data is None]
     if missing:

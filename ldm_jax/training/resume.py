@@ -46,6 +46,11 @@ def check_config(config, meta, allow_change):
     Raises:
       CheckpointError: If they differ, naming the keys.
     """
+    if meta.get("converted"):
+        raise CheckpointError(
+            "this workdir holds a converted model, which no run can go on from: give "
+            "another --workdir, and this one as --config.train.init_from"
+        )
     recorded = ConfigDict(meta["config"])
     rows = differences(config, recorded, FREE_KEYS)
     if not rows or allow_change:

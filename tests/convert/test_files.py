@@ -1,4 +1,4 @@
-"""Files of weights: what is written is read back; what is damaged or hostile is refused."""
+"""Files of weights: written and read back; what is damaged or hostile is refused."""
 
 import collections
 import io
@@ -106,6 +106,13 @@ class _Call:
         return self.name, self.arguments
 
 
+class _Build:
+    """Pickles as an attempt to set an object's attributes."""
+
+    def __init__(self, target):
+        self.target = target
+
+
 class _Pickler(pickle._Pickler):
     """Python's own pickler, which the stand-ins above can steer."""
 
@@ -119,6 +126,10 @@ class _Pickler(pickle._Pickler):
             self.save(obj.name)
             self.save(obj.arguments)
             self.write(pickle.REDUCE)
+        elif isinstance(obj, _Build):
+            self.save(obj.target)
+            self.save({"size": 1 << 40})
+            self.write(pickle.BUILD)
         else:
             super().save(obj, save_persistent_id)
 
@@ -209,6 +220,16 @@ def test_hostile_pickles_are_refused_by_name(tmp_path, monkeypatch, name, write,
 def test_a_pickle_without_a_frame_is_refused_too(tmp_path):
     (tmp_path / "m.ckpt").write_bytes(b"cos\nsystem\n(S'touch HACKED'\ntR.")
     with pytest.raises(ConversionError, match=r"os\.system"):
+        read_weights(tmp_path / "m.ckpt")
+
+
+@pytest.mark.parametrize("target", ["storage", "tensor"])
+def test_pickles_do_not_reach_into_what_they_refer_to(tmp_path, target):
+    """BUILD would set `size` and let a tensor reach beyond its storage."""
+    tensor = _tensor((2, 3), (3, 1))
+    sealed = tensor.arguments[0] if target == "storage" else tensor
+    _zip(tmp_path / "m.ckpt", {"w": tensor, "x": _Build(sealed)}, _0=bytes(24))
+    with pytest.raises(ConversionError, match="may only refer to"):
         read_weights(tmp_path / "m.ckpt")
 
 

@@ -8,6 +8,8 @@ from ldm_jax.convert.state_dict import (
     CONV,
     DENSE,
     POINTWISE_2D,
+    SAME,
+    Row,
     layer_rows,
     norm_rows,
 )
@@ -15,6 +17,8 @@ from ldm_jax.convert.state_dict import (
 
 def unet_rows(unet, linear_projection=False):
     """Maps a UNet2DConditionModel, or a UNet2DModel if there are no transformers.
+
+    A class embedding of theirs lies under "label/", beside our U-Net.
 
     Args:
       unet: UNet module.
@@ -46,7 +50,8 @@ def unet_rows(unet, linear_projection=False):
             rows += attention(*paths, level)
         return rows
 
-    rows = layer_rows("conv_in", "conv_in", CONV)
+    rows = [Row("class_embedding.weight", ("label/embed/embedding",), SAME)]
+    rows += layer_rows("conv_in", "conv_in", CONV)
     rows += layer_rows("time_embedding.linear_1", "time_in", DENSE)
     rows += layer_rows("time_embedding.linear_2", "time_out", DENSE)
     for level in range(levels):
@@ -66,16 +71,18 @@ def unet_rows(unet, linear_projection=False):
 
 
 def autoencoder_rows(model):
-    """Maps an AutoencoderKL.
+    """Maps an AutoencoderKL or a VQModel.
 
     Args:
-      model: KLAutoencoder module.
+      model: KLAutoencoder or VQAutoencoder module.
 
     Returns:
       List of Rows.
     """
     levels = len(model.channel_mult)
     rows = layer_rows("quant_conv", "to_moments", POINTWISE_2D)
+    rows += layer_rows("quant_conv", "to_latents", POINTWISE_2D)
+    rows += [Row("quantize.embedding.weight", ("quantizer/embedding",), SAME)]
     rows += layer_rows("post_quant_conv", "from_latents", POINTWISE_2D)
     rows += layer_rows("encoder.conv_out", "encoder/conv_out", CONV)
     rows += layer_rows("decoder.conv_out", "to_images", CONV)

@@ -1,0 +1,162 @@
+"""The formats that models are read from and written to: one row of FORMATS each."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ldm_jax.convert import (
+    compvis_checkpoint,
+    compvis_config,
+    compvis_export,
+    compvis_yaml,
+    diffusers_export,
+    diffusers_folder,
+    workdir,
+)
+from ldm_jax.convert.files import (
+    TORCH_SUFFIXES,
+    ConversionError,
+    read_weights,
+    write_weights,
+)
+
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+
+class Options(NamedTuple):
+    """What the command line may add to what a file says.
+
+    Attributes:
+      config: Path of the original's YAML.
+      raw: Leave out the moving average; of two sets of weights, take the trained ones.
+      step: Checkpoint of a workdir; the newest by default.
+      num_heads: Attention heads everywhere.
+      head_channels: Channels of a head everywhere.
+      prediction_type: What the U-Net predicts.
+      image_size: Side of the images.
+    """
+
+    config: str | None = None
+    raw: bool = False
+    step: int | None = None
+    num_heads: int | None = None
+    head_channels: int | None = None
+    prediction_type: str | None = None
+    image_size: int | None = None
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+      recognise: Path -> whether a source is of this format.
+      read: (path, Options, log) -> Model.
+      write: (Model, path, Options, log) -> None.
+    """
+
+    recognise: Callable
+    read: Callable
+    write: Callable
+
+
+def convert(source, target, to=None, options=None, log=print):
+    """Converts a model.
+
+    Args:
+      source: File or folder of any format.
+      target: Where it goes; must not exist, nor hold checkpoints.
+      to: Row of FORMATS; by default the original's for a target that is named like a
+        file of weights, diffusers' for a source that is a workdir, else ours.
+      options: Options.
+      log: Called with the lines to print.
+
+    Raises:
+      ConversionError: If the source cannot be read or the target cannot be written.
+    """
+    options, source, target = options or Options(), *map(pathlib.Path, (source, target))
+    if not source.exists():
+        raise ConversionError(f"there is nothing at {source}")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConversionError(f"{target} exists: give a new name, or remove it first")
+    names = [name for name, row in FORMATS.items() if row.recognise(source)]
+    if not names:
+        raise ConversionError(
+            f"{source} is not known: give a workdir, a folder of diffusers (with "
+            f"config.json or model_index.json) or a file ({', '.join(_SUFFIXES)})"
+        )
+    if to is None:
+        to = _target_format(names[0], target)
+    log(f"{source} ({names[0]}) to {target} ({to})")
+    try:
+        model = FORMATS[names[0]].read(source, options, log)
+        _describe(model, log)
+        FORMATS[to].write(model, target, options, log)
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{source}: {error}") from error
+
+
+def _target_format(source, target):
+    if target.suffix in _SUFFIXES:
+        return "compvis"
+    return "diffusers" if source == "ldm_jax" else "ldm_jax"
+
+
+def _describe(model, log):
+    for stage in (model.first_stage, model):
+        for line in stage.describe() if stage else ():
+            log(line)
+
+
+def _is_file(path):
+    return path.is_file() and path.suffix in _SUFFIXES
+
+
+def _read_compvis(path, options, log):
+    weights = read_weights(path)
+    if not compvis_checkpoint.recognise(weights.tensors):
+        raise ConversionError(
+            f"{path} holds no model of the original's: its first key is "
+            f"{next(iter(weights.tensors))}; of diffusers, give the folder with its "
+            "config.json"
+        )
+    params = None
+    if options.config:
+        params = compvis_config.read_yaml(options.config)["params"]
+    model = compvis_checkpoint.read(weights, params, options, log)
+    if params is None and not options.prediction_type and "unet" in model.config:
+        log("the U-Net is taken to predict the noise; --prediction_type says otherwise")
+    return model
+
+
+def _write_compvis(model, path, options, log):
+    if path.suffix not in _SUFFIXES:
+        raise ConversionError(
+            f"{path}: the original's format is a file: end its name in "
+            + " or ".join(_SUFFIXES)
+        )
+    if options.raw:
+        model.ema_params = {}
+    tensors, yaml = compvis_export.write(model, log)
+    write_weights(path, tensors, model.step)
+    compvis_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
+    log(f"its structure: {path.with_suffix('.yaml')}")
+
+
+def _write_workdir(model, path, options, log):
+    del options, log
+    workdir.write(model, path)
+
+
+FORMATS = {
+    "ldm_jax": Format(
+        recognise=workdir.is_workdir,
+        read=lambda path, options, log: workdir.read(path, options.step),
+        write=_write_workdir,
+    ),
+    "compvis": Format(_is_file, _read_compvis, _write_compvis),
+    "diffusers": Format(
+        diffusers_folder.recognise, diffusers_folder.read, diffusers_export.write
+    ),
+}

@@ -1,0 +1,159 @@
+"""Our own format: the workdir of a run, as training writes it and sampling reads it.
+
+A converted second stage has its first stage inside, in `first_stage/`, so that the
+folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our
+networks have no place for; exporting puts it back.
+"""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax import checkpoint
+from ldm_jax.config import from_json, to_dict, to_json
+from ldm_jax.convert.files import (
+    ConversionError,
+    read_json,
+    read_weights,
+    write_json,
+    write_weights,
+)
+from ldm_jax.convert.model import (
+    Model,
+    autoencoder_config,
+    full_section,
+    make_diffusion,
+)
+from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.resume import write_config
+from ldm_jax.training.state import TrainState
+
+_FIRST_STAGE = "first_stage"
+
+
+def is_workdir(folder):
+    """Whether a folder is the workdir of a run."""
+    return (pathlib.Path(folder) / "checkpoints").is_dir()
+
+
+def write(model, folder):
+    """Writes a model as a workdir.
+
+    Args:
+      model: Model.
+      folder: New folder, or one without checkpoints.
+
+    Raises:
+      ConversionError: If the folder holds checkpoints already.
+    """
+    folder = pathlib.Path(folder)
+    if is_workdir(folder):
+        raise ConversionError(
+            f"{folder} holds checkpoints already: give another folder"
+        )
+    config = from_json(to_json(model.config))
+    meta = {"config": to_dict(config), "converted": True}
+    if config.stage == "diffusion":
+        meta |= _second_stage_meta(model)
+        if model.first_stage is not None and not _is_identity(model.first_stage):
+            write(model.first_stage, folder / _FIRST_STAGE)
+    state = TrainState(
+        step=np.asarray(model.step, np.int32),
+        params=model.params,
+        ema_params=model.ema_params,
+        opt_state={},
+        stats=model.stats,
+    )
+    checkpoints = checkpoint.Checkpoints(folder)
+    try:
+        checkpoints.save(model.step, state, meta)
+    finally:
+        checkpoints.close()
+    write_config(folder, config)
+    if model.origin:
+        write_json(folder / "origin.json", model.origin | {"step": model.step})
+    if model.carried:
+        write_weights(folder / "origin.safetensors", model.carried)
+
+
+def _is_identity(first_stage):
+    return first_stage.config["first_stage"].get("kind") == "identity"
+
+
+def _second_stage_meta(model):
+    first, record = model.first_stage, None
+    if first is not None and _is_identity(first):
+        record = {"workdir": "identity", "step": None}
+    elif first is not None:
+        record = {
+            "workdir": _FIRST_STAGE,  # relative to the workdir itself
+            "step": first.step,
+            "image_size": first.config["data"]["image_size"],
+            "weights": "ema_params" if first.ema_params else "params",
+        }
+    return {
+        "first_stage": record,
+        "scaling_factor": model.scaling_factor,
+        "num_classes": None,
+        "class_names": [],
+    }
+
+
+def read(folder, step=None):
+    """Reads a workdir.
+
+    Args:
+      folder: Workdir of either stage.
+      step: Checkpoint to take; the newest by default.
+
+    Returns:
+      Model.
+
+    Raises:
+      CheckpointError: If there is no checkpoint, or it cannot be read.
+      ConfigError: If its first stage cannot be found.
+    """
+    folder = pathlib.Path(folder)
+    config, ema_params, meta = checkpoint.load_weights(folder, step)
+    params = ema_params
+    if meta["item"] == "ema_params":
+        _, params, _ = checkpoint.load_weights(folder, step, average=False)
+    else:
+        ema_params = {}
+    model = Model(to_dict(config), params, ema_params, step=meta["step"])
+    if config.stage == "diffusion":
+        model.scaling_factor = meta["scaling_factor"]
+        if meta["first_stage"]:
+            model.first_stage = _read_first_stage(meta["first_stage"], folder)
+    elif "discriminator" in params:
+        model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
+    _complete(model, meta)
+    if (folder / "origin.json").is_file():
+        model.origin = read_json(folder / "origin.json")
+    if (folder / "origin.safetensors").is_file():
+        model.carried = read_weights(folder / "origin.safetensors").tensors
+    return model
+
+
+def _read_first_stage(record, folder):
+    found = checkpoint.first_stage_folder(record["workdir"], folder)
+    if found == "identity":
+        config = autoencoder_config({"kind": "identity"}, None)
+        return Model(config, {"autoencoder": {}})
+    return read(found, record["step"])
+
+
+def _complete(model, meta):
+    """Fills in what the config left to defaults and to the data set."""
+    config = model.config
+    if config["stage"] == "autoencoder":
+        module = make_first_stage(config["first_stage"])
+        kind = config["first_stage"].get("kind", "kl")
+        config["first_stage"] = {"kind": kind} | full_section(module)
+        return
+    first = model.first_stage and model.first_stage.config
+    channels = model.params["unet"]["conv_out"]["kernel"].shape[-1]
+    built = make_diffusion(config, first, channels, meta["num_classes"])
+    entries = built.conditioner.entries
+    config["conditions"] = {key: dict(entry) for key, entry in entries.items()}
+    config["unet"] = full_section(built.unet)

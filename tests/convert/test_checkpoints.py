@@ -1,0 +1,273 @@
+"""Whole checkpoints of the original: to the decoded image, and back to the bytes."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import checkpoint, latent_diffusion, sampling
+from ldm_jax.config import ConfigError
+from ldm_jax.convert.buffers import schedule_buffers
+from ldm_jax.convert.files import read_weights, write_weights
+from ldm_jax.convert.formats import Options, convert
+from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.training.pretrained import load_first_stage
+from tests.common import Case, assert_close, load_case, nhwc
+from tests.convert.originals import (
+    assert_same,
+    first_stage_params,
+    write_original,
+)
+
+CASES = ("checkpoint_class_vq", "checkpoint_semantic_vq", "checkpoint_text_kl")
+
+
+class Converted:
+    """A case as a file, as a workdir and as a file again."""
+
+    def __init__(self, name, folder):
+        self.case, self.folder = load_case(name), folder
+        self.file, self.yaml = write_original(folder, self.case)
+        self.workdir, self.back = folder / "workdir", folder / "back.ckpt"
+        options = Options(config=self.yaml)
+        convert(self.file, self.workdir, options=options, log=lambda line: None)
+        convert(self.workdir, self.back, log=lambda line: None)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def converted(request, tmp_path_factory):
+    return Converted(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def class_model(tmp_path_factory):
+    return Converted("checkpoint_class_vq", tmp_path_factory.mktemp("class"))
+
+
+def conditioning(case):
+    """(condition of the case, what means nothing known)."""
+    arrays = case.arrays
+    if "labels" in arrays:
+        null = case.meta["config"]["cond_config"]["n_classes"] - 1
+        return {"label": arrays["labels"]}, {"label": np.full(2, null)}
+    if "tokens" in arrays:
+        return {"caption": arrays["tokens"]}, {"caption": arrays["uncond_tokens"]}
+    return {"segmentation": arrays["segmentation"]}, None
+
+
+def draw(trained, case):
+    """The case's guided DDIM run from its x_T: (latents, images)."""
+    model, config = trained.model, case.meta["config"]
+    inputs, null = conditioning(case)
+    scale = config["guidance_scale"]
+
+    def run(params, frozen, latents):
+        told = latent_diffusion.condition(model, params, inputs)
+        untold = null and latent_diffusion.condition(model, params, null)
+        latents = samplers.sample(
+            samplers.make_sampler("ddim", eta=config["eta"]),
+            latent_diffusion.make_denoiser(model, params, told, untold, scale),
+            latents,
+            samplers.make_points(model.schedule, config["ddim_steps"]),
+            jax.random.split(jax.random.key(0), len(latents)),
+        )
+        return latents, latent_diffusion.decode(model, frozen, latents)
+
+    return jax.jit(run)(trained.params, trained.frozen, nhwc(case.arrays["x_T"]))
+
+
+def test_sampling_from_the_converted_weights_matches_the_original(converted):
+    case = converted.case
+    trained = sampling.load_model(converted.workdir)
+    latents, images = draw(trained, case)
+    assert_close(latents, nhwc(case.arrays["latents"]), 2e-4)
+    assert_close(images, nhwc(case.arrays["image"]), 2e-4)
+    encode = functools.partial(latent_diffusion.encode, trained.model)
+    encoded = jax.jit(encode)(trained.frozen, nhwc(case.arrays["encode_input"]))
+    assert_close(encoded, nhwc(case.arrays["encoded_latents"]))
+
+
+def test_there_and_back_gives_the_same_bytes(converted):
+    found = read_weights(converted.back).tensors
+    assert_same(found, converted.case.state_dict)
+
+
+def test_the_yaml_that_is_written_reads_the_file_that_is_written(converted, tmp_path):
+    options = Options(config=converted.back.with_suffix(".yaml"))
+    convert(converted.back, tmp_path / "again", options=options, log=lambda line: None)
+    ours = checkpoint.load_weights(converted.workdir)[0].to_dict()
+    again = checkpoint.load_weights(tmp_path / "again")[0].to_dict()
+    # A null class is not said in the original's YAML, nor are ids of an empty caption.
+    assert ours == again
+
+
+def test_the_folder_can_be_moved(class_model, tmp_path):
+    moved = tmp_path / "elsewhere"
+    class_model.workdir.rename(moved)
+    try:
+        assert sampling.load_model(moved).model.first_stage.downsampling_factor == 2
+        first = load_first_stage(moved / "first_stage")
+        assert "quantizer" in first.params and first.record["image_size"] == 16
+    finally:
+        moved.rename(class_model.workdir)
+
+
+def test_structure_is_deduced_without_a_yaml(class_model, tmp_path):
+    """All but the heads, and the noise schedule where its tables are missing."""
+    tables = schedule_buffers(make_schedule())
+    path = tmp_path / "model.safetensors"
+    write_weights(path, class_model.case.state_dict | tables)
+    with pytest.raises(ConfigError, match="--num_heads"):
+        convert(path, tmp_path / "none", log=lambda line: None)
+    options = Options(head_channels=32, image_size=16)
+    convert(path, tmp_path / "ours", options=options, log=lambda line: None)
+    expected = checkpoint.load_weights(class_model.workdir)[0].to_dict()
+    found = checkpoint.load_weights(tmp_path / "ours")[0].to_dict()
+    assert found == expected
+    convert(tmp_path / "ours", tmp_path / "back.safetensors", log=lambda line: None)
+    back = read_weights(tmp_path / "back.safetensors").tensors
+    assert_same(back, class_model.case.state_dict | tables)
+
+
+def test_raw_weights_by_choice(class_model, tmp_path):
+    options = Options(config=class_model.yaml, raw=True)
+    convert(class_model.file, tmp_path / "raw", options=options, log=lambda line: None)
+    key = "model.diffusion_model.out.2.bias"
+    for workdir, name in ((tmp_path / "raw", key), (class_model.workdir, None)):
+        _, params, meta = checkpoint.load_weights(workdir)
+        name = name or "model_ema.diffusion_modelout2bias"
+        bias = params["unet"]["conv_out"]["bias"]
+        np.testing.assert_array_equal(bias, class_model.case.state_dict[name])
+        assert meta["item"] == ("params" if name == key else "ema_params")
+
+
+def test_counters_and_half_precision_come_back(class_model, tmp_path):
+    state = {k: v.astype(np.float16) for k, v in class_model.case.state_dict.items()}
+    state |= {
+        "model_ema.decay": np.float32(0.9999),
+        "model_ema.num_updates": np.array(1234, np.int32),
+    }
+    write_weights(tmp_path / "model.ckpt", state)
+    options = Options(config=class_model.yaml)
+    convert(tmp_path / "model.ckpt", tmp_path / "ours", options=options)
+    config, _, meta = checkpoint.load_weights(tmp_path / "ours")
+    assert meta["step"] == 1234 and config.train.ema_decay == 0.9999
+    convert(tmp_path / "ours", tmp_path / "back.ckpt")
+    back = read_weights(tmp_path / "back.ckpt").tensors
+    assert_same(back, {key: np.asarray(array) for key, array in state.items()})
+
+
+BROKEN = {
+    "missing key": (
+        lambda s: s.pop("model.diffusion_model.middle_block.1.norm.bias"),
+        r"missing keys: model\.diffusion_model\.middle_block\.1\.norm\.bias",
+    ),
+    "missing key of the first stage": (
+        lambda s: s.pop("first_stage_model.quant_conv.bias"),
+        r"missing keys: first_stage_model\.quant_conv\.bias",
+    ),
+    "missing key that structure is read from": (
+        lambda s: s.pop("cond_stage_model.embedding.weight"),
+        r"missing key cond_stage_model\.embedding\.weight",
+    ),
+    "unknown key": (
+        lambda s: s.update({"model.diffusion_model.extra": np.zeros(3, np.float32)}),
+        r"nothing reads: model\.diffusion_model\.extra",
+    ),
+    "wrong shape": (
+        lambda s: s.update({"model.diffusion_model.out.2.bias": np.zeros(4, "f4")}),
+        r"wrong shape: model\.diffusion_model\.out\.2\.bias \(4,\)",
+    ),
+    "another schedule": (
+        lambda s: s.update(schedule_buffers(make_schedule(beta_end=0.0205))),
+        "noise schedule is not that of the file's betas",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_named(class_model, tmp_path, name):
+    damage, message = BROKEN[name]
+    state = dict(class_model.case.state_dict)
+    damage(state)
+    write_weights(tmp_path / "model.ckpt", state)
+    options = Options(config=class_model.yaml)
+    with pytest.raises(ConfigError, match=message):
+        convert(tmp_path / "model.ckpt", tmp_path / "ours", options=options)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_names_that_cannot_be_are_named(class_model, tmp_path):
+    with pytest.raises(ConfigError, match="there is nothing at"):
+        convert(tmp_path / "none.ckpt", tmp_path / "x")
+    with pytest.raises(ConfigError, match="exists"):
+        convert(class_model.file, class_model.workdir)
+    (tmp_path / "text.txt").write_text("x")
+    with pytest.raises(ConfigError, match="is not known"):
+        convert(tmp_path / "text.txt", tmp_path / "x")
+    with pytest.raises(ConfigError, match="end its name in"):
+        convert(class_model.workdir, tmp_path / "x", to="compvis")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["autoencoder_kl_f4_attn", "autoencoder_vq_f2", "autoencoder_vq_f4_noattn"],
+)
+def test_first_stages_with_their_discriminator(tmp_path, name):
+    case = load_case(name)
+    critic = load_case("patch_discriminator").state_dict
+    state = case.state_dict | {f"loss.discriminator.{k}": v for k, v in critic.items()}
+    state["loss.logvar"] = np.zeros((), np.float32)
+    state["loss.perceptual_loss.lin0.model.1.weight"] = np.ones((1, 4, 1, 1), "f4")
+    for key in state:
+        if key.endswith("num_batches_tracked"):
+            state[key] = np.array(7, np.int64)
+    model = {
+        "model": {"target": "X", "params": first_stage_params(case.meta["config"])}
+    }
+    file, yaml = write_original(tmp_path, Case({}, {}, state), model=model)
+    lines = []
+    options = Options(config=yaml)
+    convert(file, tmp_path / "ours", options=options, log=lines.append)
+    assert any("perceptual loss: 1 tensors are carried along" in line for line in lines)
+    module, params = load_first_stage(tmp_path / "ours")[:2]
+    images = jax.jit(functools.partial(module.apply, method="decode"))(
+        {"params": params},
+        module.apply(
+            {"params": params}, nhwc(case.arrays["x"]), method="encode"
+        ).mode(),
+    )
+    key = "decoded" if "vq" in name else "decoded_mode"
+    assert_close(images, nhwc(case.arrays[key]))
+    convert(tmp_path / "ours", tmp_path / "back.ckpt")
+    assert_same(read_weights(tmp_path / "back.ckpt").tensors, state)
+
+
+def test_a_model_of_pixels(tmp_path):
+    """Its first stage does nothing and has no weights."""
+    case = load_case("unet_uncond_head_channels")
+    state = {f"model.diffusion_model.{k}": v for k, v in case.state_dict.items()}
+    for key, cut in (
+        ("input_blocks.0.0.weight", (slice(None), slice(3))),
+        ("out.2.weight", slice(3)),
+        ("out.2.bias", slice(3)),
+    ):
+        state[f"model.diffusion_model.{key}"] = case.state_dict[key][cut]
+    channels = dict(in_channels=3, out_channels=3)
+    params = dict(
+        linear_start=0.0015,
+        linear_end=0.0195,
+        unet_config={"params": case.meta["config"] | channels},
+        first_stage_config={"target": "ldm.models.autoencoder.IdentityFirstStage"},
+        cond_stage_config="__is_unconditional__",
+    )
+    model = {"model": {"params": params}}
+    file, yaml = write_original(tmp_path, Case({}, {}, state), model=model)
+    convert(file, tmp_path / "ours", options=Options(config=yaml))
+    trained = sampling.load_model(tmp_path / "ours")
+    assert trained.model.first_stage.downsampling_factor == 1
+    assert trained.config.data.image_size == 8
+    convert(tmp_path / "ours", tmp_path / "back.ckpt")
+    assert_same(read_weights(tmp_path / "back.ckpt").tensors, state)

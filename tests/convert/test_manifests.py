@@ -1,0 +1,157 @@
+"""Every published checkpoint, by its keys and shapes: read whole, written whole."""
+
+import re
+
+import numpy as np
+import pytest
+
+from ldm_jax.config import ConfigError
+from ldm_jax.convert import compvis_checkpoint, compvis_export
+from ldm_jax.convert.buffers import schedule_buffers
+from ldm_jax.convert.files import Weights
+from ldm_jax.convert.formats import Options
+from ldm_jax.diffusion.schedule import make_schedule
+from tests.common import REFERENCE, load_manifest
+from tests.convert.originals import zeros
+
+NAMES = sorted(
+    path.name.removesuffix(".json.gz")
+    for path in (REFERENCE / "manifests").glob("*.json.gz")
+)
+
+# Betas of the published models, and the heads that facts about them tell.
+BETA_END = {"churches": 0.0155, "super": 0.0155, "rdm": 0.015, "1p4b": 0.012}
+HEADS = {
+    "ldm_celebahq_ffhq_lsun_bedrooms_vq_f4": dict(head_channels=32),
+    "ldm_class_imagenet_v2_vq_f4": dict(num_heads=1),
+    "ldm_class_imagenet_vq_f8": dict(num_heads=1),
+    "ldm_inpainting_big_vq_f4": dict(num_heads=8),
+    "ldm_layout_openimages_vq_f4": dict(num_heads=1),
+    "ldm_lsun_churches_kl_f8": dict(num_heads=8),
+    "ldm_semantic_synthesis_vq_f4": dict(num_heads=8),
+    "ldm_super_resolution_vq_f4": dict(head_channels=32),
+    "ldm_text_1p4b_kl_f8": dict(num_heads=8),
+    "ldm_text_256_vq_f4": dict(num_heads=1),
+    "rdm_768_vq": dict(head_channels=32),
+}
+CONDITIONS = {
+    "class": {"label": ("class_label", "context")},
+    "inpainting": {"masked_image": ("raw", "concat")},
+    "layout": {"boxes": ("layout", None)},
+    "semantic": {"segmentation": ("spatial", None)},
+    "super": {"low_res": ("raw", "concat")},
+    "text": {"caption": ("text", None)},
+    "rdm": {"embedding": ("raw", "context")},
+}
+
+
+def published(name):
+    """Weights of a manifest: zeros that take no memory, and its schedule's tables."""
+    weights = zeros(load_manifest(name))
+    if "betas" in weights:
+        ends = [end for part, end in BETA_END.items() if part in name]
+        start = 0.00085 if "1p4b" in name else 0.0015
+        schedule = make_schedule(beta_start=start, beta_end=(ends or [0.0195])[0])
+        weights |= schedule_buffers(schedule)
+    return weights
+
+
+def read(weights, **options):
+    lines = []
+    options = Options(**options)
+    model = compvis_checkpoint.read(Weights(weights), None, options, lines.append)
+    return model, lines
+
+
+def test_there_are_manifests():
+    assert len(NAMES) == 20 and HEADS.keys() < set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_manifest_is_read_and_written_whole(name):
+    """`read` raises on a key that is not read and a parameter that is not set."""
+    weights = published(name)
+    model, lines = read(weights)
+    assert not [line for line in lines if line.startswith("warning")]
+    tensors, yaml = compvis_export.write(model)
+    assert tensors.keys() == weights.keys()
+    for key, array in weights.items():
+        assert tuple(tensors[key].shape) == array.shape, key
+        assert tensors[key].dtype == array.dtype, key
+    if name in HEADS:
+        section = model.config["unet"]
+        assert {k: v for k, v in section.items() if "head" in k} == HEADS[name]
+        conditions = {
+            key: (entry["kind"], entry.get("slot"))
+            for key, entry in model.config["conditions"].items()
+        }
+        found = [kinds for part, kinds in CONDITIONS.items() if part in name]
+        assert conditions == (found or [{}])[0]
+        again = compvis_checkpoint.read(Weights(weights), yaml["params"], Options())
+        assert again.config["unet"] == section
+        assert again.config["schedule"] == model.config["schedule"]
+
+
+def test_heads_can_be_overridden():
+    model, _ = read(published("ldm_class_imagenet_vq_f8"), head_channels=32)
+    assert model.config["unet"]["head_channels"] == 32
+
+
+def test_heads_of_december_2021_win_over_a_yaml_and_say_so():
+    weights = published("ldm_class_imagenet_vq_f8")
+    model, _ = read(weights)
+    params = compvis_export.write(model)[1]["params"]
+    unet = params["unet_config"]["params"]
+    del unet["num_heads"]
+    unet["num_head_channels"] = 32
+    lines = []
+    read_again = compvis_checkpoint.read(
+        Weights(weights), params, Options(), lines.append
+    )
+    assert read_again.config["unet"]["num_heads"] == 1
+    assert any("heads: number 1" in line and "32" in line for line in lines)
+
+
+def test_unknown_tables_are_carried_along_with_a_warning():
+    weights = published("ldm_celebahq_ffhq_lsun_bedrooms_vq_f4")
+    weights["betas"] = np.random.default_rng(0).random(1000, np.float32)
+    model, lines = read(weights)
+    assert any(line.startswith("warning: the file's betas") for line in lines)
+    tensors, _ = compvis_export.write(model)
+    np.testing.assert_array_equal(tensors["betas"], weights["betas"])
+
+
+@pytest.mark.parametrize("name", ["ldm_semantic_synthesis_vq_f4", "autoencoder_vq_f8"])
+def test_a_key_too_few_or_too_many_is_named(name):
+    weights = published(name)
+    rng = np.random.default_rng(0)
+    keys = [key for key in weights if ".perceptual_loss." not in key]
+    keys = [key for key in keys if not _carried(key)]
+    for key in rng.choice(keys, 3, replace=False):
+        short = {k: v for k, v in weights.items() if k != key}
+        with pytest.raises((ConfigError, ValueError), match=re.escape(key)):
+            read(short)
+    with pytest.raises(ValueError, match="nothing reads: loss.other"):
+        read(weights | {"loss.other": np.zeros(3, np.float32)})
+
+
+def _carried(key):
+    tables = schedule_buffers(make_schedule())
+    return (
+        key in tables
+        or key in ("model_ema.decay", "model_ema.num_updates")
+        or key.endswith(("num_batches_tracked", "to_logits.weight", "to_logits.bias"))
+    )
+
+
+def test_a_cond_stage_that_should_be_the_first_stage_and_differs():
+    weights = published("ldm_inpainting_big_vq_f4")
+    key = "quantize.embedding.weight"
+    weights[f"cond_stage_model.{key}"] = np.ones((8192, 3), np.float32)
+    model, lines = read(weights)
+    assert any("1 weights of cond_stage_model differ" in line for line in lines)
+    codes = model.first_stage.params["autoencoder"]["quantizer"]["embedding"]
+    assert not np.any(codes)
+    tensors, _ = compvis_export.write(model)
+    for prefix in ("cond_stage_model.", "first_stage_model."):
+        np.testing.assert_array_equal(tensors[prefix + key], weights[prefix + key])
