@@ -19,7 +19,8 @@ which at 128 x 128 positions would nearly double its cost.  Batches are eight ti
 original's per GPU, for eight accelerators; how many it used is not published.  TFLOP is
 per image and training step, without the discriminator.  Memory, not arithmetic, limits
 the batch: `first_stage.remat=True` saves most of it.  The published models were trained
-with the perceptual loss: give `loss.lpips_weights`.
+with the perceptual loss: give `loss.lpips_weights`, or `loss.perceptual_weight=0` to
+train without.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).

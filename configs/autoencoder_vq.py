@@ -21,7 +21,7 @@ steps follow their neighbours, and f2 has no attention, which at 128 x 128 posit
 would nearly double its cost.  Batches are eight times the original's per GPU, for eight
 accelerators; how many it used is not published.  TFLOP is per image and training step,
 without the discriminator.  The published models were trained with the perceptual loss:
-give `loss.lpips_weights`.
+give `loss.lpips_weights`, or `loss.perceptual_weight=0` to train without.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).
@@ -89,7 +89,7 @@ def get_config(variant=""):
         disc_weight=fields.pop("disc_weight", 0.75),
     )
     layers = fields.pop("disc_layers", 3)
-    config = common.published_autoencoder("vq", **fields)
+    config = common.published_autoencoder("vq", quantizer="nearest", **fields)
     config.loss.update(loss)
     config.discriminator.num_layers = layers
     return common.vary_autoencoder(config, words)

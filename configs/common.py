@@ -14,7 +14,8 @@ def data(**changes):
     source: "tfds" (a prepared TensorFlow data set) or "folder" (image files).
     name: Name of the data set, for example "shapes/64"; for a folder its path.
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
-    split, eval_split: Trained on and held out; "" holds nothing out.
+    split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
+      is trained on with split="all".
     crop: "center" or "random"; flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads.
     on_error: "skip" or "raise" at a file that cannot be read.
@@ -135,7 +136,9 @@ def autoencoder(**sections):
         seed=0,
         data=data(),
         first_stage=dict(kind="kl"),
-        discriminator=dict(channels=64, num_layers=3, norm="batch"),
+        discriminator=dict(
+            channels=64, num_layers=3, norm="batch", dtype="float32"
+        ),
         loss=autoencoder_loss(),
         train=train(),
     )
@@ -231,6 +234,9 @@ def published_autoencoder(
             dtype="bfloat16",
             **fields,
         ),
+        discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="bfloat16"),
+        # Needs `loss.lpips_weights`; 0 trains without, to blurrier textures.
+        loss=autoencoder_loss(perceptual_weight=1.0),
         train=train(
             batch_size=batch_size,
             num_steps=num_steps,

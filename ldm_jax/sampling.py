@@ -38,6 +38,8 @@ class Trained(NamedTuple):
       config: The config it was trained with.
       class_names: Names of the classes, an empty list where there are none.
       source: The checkpoint folder, for the record.
+      weights: The item of it that holds the weights: "params" or "ema_params".
+      first_stage: What first stage decodes, in words.
       decoder: What decoder is in place of the first stage's own, or None.
     """
 
@@ -47,6 +49,8 @@ class Trained(NamedTuple):
     config: Any
     class_names: list
     source: str
+    weights: str
+    first_stage: str
     decoder: str | None = None
 
 
@@ -78,6 +82,7 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
     first = load_first_stage(folder, recorded and recorded["step"])
+    where = f"step {first.record['step']} of {first.record['workdir']}"
     if decoder:
         swapped = load_first_stage(decoder, key="--decoder")
         check_same_latents(first, swapped)
@@ -91,6 +96,8 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
         config=config,
         class_names=list(meta["class_names"] or []),
         source=meta["folder"],
+        weights=meta["item"],
+        first_stage=where,
         decoder=decoder,
     )
 
@@ -162,10 +169,19 @@ def _options(trained, given):
         # Another sampler does not inherit the options of the config's.
         options["eta"] = None
     options |= {key: value for key, value in given.items() if value is not None}
-    if not trained.model.conditioner.entries and options["guidance_scale"] != 1:
+    entries = trained.model.conditioner.entries
+    others = sorted(entries.keys() - {"label"})
+    if others:
         raise ConfigError(
-            f"--guidance_scale={options['guidance_scale']:g} needs a model with "
-            "conditions; this one has none"
+            f"this model is told {', '.join(others)}; sample.py can tell a class label "
+            "alone so far, use ldm_jax.latent_diffusion for others"
+        )
+    if options["guidance_scale"] != 1 and not entries.get("label", {}).get(
+        "null_class", bool(entries)
+    ):
+        raise ConfigError(
+            f"--guidance_scale={options['guidance_scale']:g} needs a model that knows "
+            "what no condition is; this one has none: use --guidance_scale=1"
         )
     try:
         samplers.make_sampler(options["sampler"], eta=options.get("eta"))
@@ -203,6 +219,8 @@ def _claim(outdir, trained, seed, labels, options):
     """Records the settings in a new folder, compares them in one that has some."""
     settings = {
         "checkpoint": trained.source,
+        "weights": trained.weights,
+        "first_stage": trained.first_stage,
         "decoder": trained.decoder,
         "seed": seed,
         "labels": labels,

@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ldm_jax.config import ConfigError
+
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 MIN_SHARDED_ELEMENTS = 2**18
 
@@ -30,14 +32,14 @@ def make_mesh(data=-1, fsdp=1, devices=None):
       A `jax.sharding.Mesh` with the axes `data` and `fsdp`.
 
     Raises:
-      ValueError: If the two sizes do not multiply to the number of devices.
+      ConfigError: If the two sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if data == -1 and fsdp > 0 and count % fsdp == 0:
         data = count // fsdp
     if data < 1 or fsdp < 1 or data * fsdp != count:
-        raise ValueError(
+        raise ConfigError(
             f"the mesh data={data} x fsdp={fsdp} does not cover {count} devices; "
             "set train.mesh.data=-1 and train.mesh.fsdp to a divisor of the count"
         )
@@ -97,7 +99,7 @@ def tree_shardings(tree, mesh, overrides=(), min_elements=MIN_SHARDED_ELEMENTS):
       A pytree of `NamedSharding` of the same structure.
 
     Raises:
-      ValueError: If an override names an axis that `fsdp` does not divide.
+      ConfigError: If an override names an axis that `fsdp` does not divide.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -117,7 +119,7 @@ def _override_spec(name, shape, axis, fsdp):
     if axis is None:
         return P()
     if not 0 <= axis < len(shape) or shape[axis] % fsdp:
-        raise ValueError(
+        raise ConfigError(
             f"train.sharding_overrides: axis {axis} of {name} {tuple(shape)} cannot be "
             f"split over fsdp={fsdp}; choose a dimension that {fsdp} divides"
         )
@@ -182,14 +184,14 @@ def check_batch_size(batch_size, mesh, name="train.batch_size", parts=1):
       parts: Number of micro-batches the batch is cut into first.
 
     Raises:
-      ValueError: If it does not split, with the nearest size that does.
+      ConfigError: If it does not split, with the nearest size that does.
     """
     unit = mesh.size * parts
     if batch_size > 0 and batch_size % unit == 0:
         return
     nearest = max(unit, round(batch_size / unit) * unit)
     cut = f" x {parts} micro-batches" if parts > 1 else ""
-    raise ValueError(
+    raise ConfigError(
         f"{name}={batch_size} is not divisible by {mesh.size} devices{cut}; "
         f"use {name}={nearest}"
     )

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Room -> the rooms it may import from, itself included.
 BASE = {"config", "images", "models", "data"}
 PARTS = BASE | {"conditioners", "diffusion", "sharding", "checkpoint"}
-# Files of weights are for all to read; the formats of whole models stand above training.
+# Files of weights are for all; the formats of whole models stand above training.
 WEIGHTS = {"convert.files", "convert.lpips", "convert.state_dict", "convert.unpickle"}
 ALLOWED = {
     "config": {"config"},

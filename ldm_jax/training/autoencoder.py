@@ -85,6 +85,7 @@ def make_stage(config, mesh, data, meta):
             f'first_stage.kind="{kind}" has nothing to train: give it to a second stage'
         )
     _check_size(model, config.data.image_size)
+    _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
     check_codebook(options, model)
     options, frozen = load_perceptual(options, model, config.data.image_size)
@@ -112,6 +113,14 @@ def _check_size(model, image_size):
             f"data.image_size={image_size} is not divisible by {factor}, by which "
             f"first_stage.channel_mult={tuple(model.channel_mult)} reduces images; use "
             f"data.image_size={max(factor, round(image_size / factor) * factor)}"
+        )
+
+
+def _check_channels(model, channels):
+    if model.image_channels != channels:
+        raise ConfigError(
+            f"first_stage.image_channels={model.image_channels}, but images come with "
+            f"{channels} channels; use first_stage.image_channels={channels}"
         )
 
 

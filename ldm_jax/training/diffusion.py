@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.config import ConfigError, build, to_dict
 from ldm_jax.diffusion.schedule import make_schedule
@@ -166,6 +167,8 @@ def make_stage(config, mesh, data, meta):
     section = config.first_stage
     step = meta["first_stage"]["step"] if meta else section.step
     first = load_first_stage(section.workdir, step)
+    if meta:
+        _check_same_first_stage(first.record, meta["first_stage"])
     model = make_model(config, first.module, data.num_classes)
     if not meta and not config.train.init_from:
         _refuse_frozen(model.conditioner.frozen_keys())
@@ -187,6 +190,15 @@ def make_stage(config, mesh, data, meta):
         "class_names": data.class_names,
     }
     return _make_steps(config, model, frozen, data.example), record
+
+
+def _check_same_first_stage(found, recorded):
+    if found.get("checksum") != recorded.get("checksum"):
+        raise CheckpointError(
+            f"first_stage.workdir={found['workdir']} makes other latents than what "
+            f"this run began with, step {recorded['step']} of {recorded['workdir']}: "
+            "give that one, or another --workdir"
+        )
 
 
 def _refuse_frozen(keys):

@@ -291,7 +291,12 @@ def _evaluate(run, done, state):
         key = jax.random.fold_in(rng, index)
         metrics = run.evaluate(state, run.frozen, batch, key)
         rows.append((batch["mask"].sum(), metrics))
-    counts, metrics = zip(*jax.device_get(rows), strict=True)
+    # The mean over no image at all is no number.
+    rows = [row for row in jax.device_get(rows) if row[0]]
+    if not rows:
+        run.console.line("warning: no held-out image can be read; nothing evaluated")
+        return
+    counts, metrics = zip(*rows, strict=True)
     means = {
         name: np.average([m[name] for m in metrics], axis=0, weights=counts)
         for name in metrics[0]

@@ -1,6 +1,7 @@
 """Trained weights as a part of another run, or as its start."""
 
 import dataclasses
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -68,9 +69,21 @@ def load_first_stage(workdir, step=None, average=True, key="first_stage.workdir"
             f"{key}={workdir} holds a {config.stage} run; give the workdir of an "
             "autoencoder"
         )
-    record = _record(workdir, meta) | {"image_size": config.data.image_size}
+    record = _record(workdir, meta) | {
+        "image_size": config.data.image_size,
+        "checksum": _latents_checksum(params["autoencoder"]),
+    }
     module = make_first_stage(config.first_stage)
     return FirstStage(module, params["autoencoder"], config, record)
+
+
+def _latents_checksum(params):
+    """CRC-32 of the weights that make latents: equal ones make equal latents."""
+    parts = {name: tree for name, tree in params.items() if name not in DECODER_PARTS}
+    checksum = 0
+    for leaf in jax.tree.leaves(parts):
+        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
+    return checksum
 
 
 def _record(workdir, meta):

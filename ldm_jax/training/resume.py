@@ -31,6 +31,9 @@ FREE_KEYS = (
     "train.wandb",
 )
 
+# Keys that a checkpoint settles for good.
+FIXED_KEYS = ("first_stage.step", "first_stage.scaling_factor")
+
 
 def check_config(config, meta, allow_change):
     """Compares the config with the one that a checkpoint records.
@@ -53,6 +56,13 @@ def check_config(config, meta, allow_change):
         )
     recorded = ConfigDict(meta["config"])
     rows = differences(config, recorded, FREE_KEYS)
+    for key, ours, theirs in rows:
+        if key in FIXED_KEYS:
+            raise CheckpointError(
+                f"{key} is {theirs} in this workdir and {ours} here, but the denoiser "
+                "knows those latents alone; use another --workdir, and this one as "
+                "--config.train.init_from"
+            )
     if not rows or allow_change:
         return _notes(config.train, recorded.train, rows)
     changes = (f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from ldm_jax.config import ConfigError
 from ldm_jax.images import make_grid, to_uint8, write_png
 
 
@@ -83,7 +84,7 @@ def _start_wandb(folder, config):
     try:
         import wandb
     except ImportError as error:
-        raise ValueError(
+        raise ConfigError(
             "train.wandb=True needs the package wandb: pip install 'ldm-jax[wandb]'"
         ) from error
     return wandb.init(
