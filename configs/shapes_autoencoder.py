@@ -32,10 +32,10 @@ def get_config(variant=""):
         discriminator=dict(
             channels=16, num_layers=2, norm="batch", dtype="float32"
         ),
-        loss=common.autoencoder_loss(disc_start=1200, disc_weight=0.1),
+        loss=common.autoencoder_loss(disc_start=1050, disc_weight=0.1),
         train=common.train(
             batch_size=8,
-            num_steps=1500,
+            num_steps=1300,
             learning_rate=2e-3,
             decay="cosine",
             warmup_steps=50,
@@ -44,9 +44,9 @@ def get_config(variant=""):
             grad_clip=common.placeholder(float),
             ema_decay=0.99,
             log_every=100,
-            eval_every=750,
+            eval_every=650,
             eval_batches=16,
-            preview_every=750,
+            preview_every=650,
             checkpoint_every=500,
         ),
     )

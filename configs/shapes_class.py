@@ -40,7 +40,7 @@ def get_config(variant=""):
         schedule=common.schedule(kind="cosine", prediction_type="v"),
         train=common.train(
             batch_size=32,
-            num_steps=1800,
+            num_steps=2100,
             learning_rate=2e-3,
             decay="cosine",
             warmup_steps=50,
@@ -49,10 +49,10 @@ def get_config(variant=""):
             grad_clip=1.0,
             ema_decay=0.995,
             log_every=100,
-            eval_every=900,
+            eval_every=1050,
             eval_batches=4,
-            preview_every=900,
-            checkpoint_every=450,
+            preview_every=1050,
+            checkpoint_every=525,
         ),
         sample=common.sample(num_steps=30, guidance_scale=4.0),
     )

@@ -73,6 +73,9 @@ def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
     assert (tmp_path / "000002.png").read_bytes() == first["000002.png"]
     for name in first.keys() - {"000002.png"}:
         assert (tmp_path / name).stat().st_mtime_ns == times[name]
+    trained_weights = trained._replace(weights="params")  # as with --noema
+    with pytest.raises(ConfigError, match="other settings .*weights: ema_params there"):
+        sampling.run(trained_weights, tmp_path, num_samples=7, batch_size=8)
     with pytest.raises(ConfigError, match="other settings .*seed: 0 there, 1 here"):
         sampling.run(trained, tmp_path, num_samples=7, seed=1)
 

@@ -10,11 +10,14 @@ import optax
 import pytest
 
 from ldm_jax import checkpoint, sampling
+from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.training.diffusion import _check_same_first_stage
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
 from ldm_jax.training.pretrained import DECODER_PARTS, load_first_stage
-from tests.runs import assert_same_bits, train
+from ldm_jax.training.resume import check_config
+from tests.runs import assert_same_bits, tiny_config, train
 
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
 ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
@@ -167,6 +170,18 @@ def test_a_decoder_of_other_latents_is_refused(
     with pytest.raises(ConfigError, match="of other latents .* encoder/.* differs"):
         _tune(shapes_dir, tmp_path, first_stage, steps=1, train__freeze=())
         sampling.load_model(second_stage, decoder=tmp_path)
+
+
+def test_another_first_stage_is_refused_on_resume(first_stage, tuned):
+    """One that makes the same latents serves as well."""
+    record = load_first_stage(first_stage).record
+    _check_same_first_stage(load_first_stage(tuned).record, record)
+    with pytest.raises(CheckpointError, match="makes other latents .* step 4 of"):
+        _check_same_first_stage(record | {"checksum": 1}, record)
+    kept = {"config": tiny_config("shapes_class", "").to_dict()}
+    config = tiny_config("shapes_class", "", first_stage__scaling_factor=0.5)
+    with pytest.raises(CheckpointError, match="first_stage.scaling_factor is None"):
+        check_config(config, kept, allow_change=True)
 
 
 PARAMS = {"a": {"w": jnp.ones(3), "v": jnp.ones(2)}, "ab": {"w": jnp.ones(4)}}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ldm_jax import checkpoint
 from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import ConfigError
+from ldm_jax.data.loader import DataError
 from ldm_jax.training.diagnosis import TrainingDiverged
 from tests.runs import assert_same_bits, command, finish, tiny_config, train
 
@@ -233,7 +234,7 @@ def _assert_same_up_to_rounding(name, shapes_dir, one, other):
     ],
 )
 def test_wrong_configs_name_the_fix(name, overrides, message, shapes_dir, tmp_path):
-    with pytest.raises((ConfigError, ValueError)) as error:
+    with pytest.raises((ConfigError, DataError)) as error:
         train(name, shapes_dir, tmp_path, devices=8, **overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
