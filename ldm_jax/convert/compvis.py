@@ -65,15 +65,11 @@ AUTOENCODER_DEFAULTS = dict(
 )
 
 
-def unet_kwargs(original_config, transformer_heads=None):
+def unet_kwargs(original_config):
     """Reads the original's UNetModel options.
 
     Args:
       original_config: Dict of the options, as under `unet_config.params`.
-      transformer_heads: Heads of every transformer block, whatever the config says. The
-        cross-attention checkpoints of December 2021 (cin256, text2img256,
-        layout2img-openimages256) were trained with 1, although later code reads
-        `num_head_channels: 32` of their configs as 32 channels a head.
 
     Returns:
       Dict of arguments for UNet.
@@ -89,10 +85,7 @@ def unet_kwargs(original_config, transformer_heads=None):
         raise ValueError("set use_spatial_transformer and context_dim both or neither")
     mult = tuple(config["channel_mult"])
     widths = [config["model_channels"] * m for m in mult]
-    if transformer_heads:
-        heads = [(transformer_heads, width // transformer_heads) for width in widths]
-    else:
-        heads = [_heads(config, width) for width in widths]
+    heads = [_heads(config, width) for width in widths]
     kwargs = dict(
         out_channels=config["out_channels"],
         channels=config["model_channels"],

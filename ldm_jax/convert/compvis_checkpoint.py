@@ -53,12 +53,19 @@ def read(weights, params=None, options=None, log=print):
       Model.
 
     Raises:
-      ConversionError: If an option is not supported.
+      ConversionError: If the YAML is not of this file or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
     tensors = weights.tensors
     params = params or compvis_config.deduce_params(tensors, options.image_size)
-    if any(key.startswith(UNET) for key in tensors):
+    whole = any(key.startswith(UNET) for key in tensors)
+    if whole != ("unet_config" in params):
+        kinds = {True: "a whole model", False: "a first stage"}
+        raise ConversionError(
+            f"the file holds {kinds[whole]} but the YAML describes {kinds[not whole]}: "
+            "give the YAML of this file"
+        )
+    if whole:
         return _read_diffusion(weights, params, options, log)
     section, resolution = compvis_config.first_stage_section({"params": params})
     model = _first_stage(tensors, "", section, options.image_size or resolution)

@@ -46,17 +46,34 @@ def _first_stage_tree(model, log):
     return {"params": params, "stats": stats}
 
 
+def _second_stage_tree(model, log):
+    """What of a second stage is written: its weights, and the U-Net's average.
+
+    The original averages the U-Net alone, its class embedding included. Of other
+    conditioners there is one place, which takes the average: it is what sampling uses.
+    That of a model that was read from the original is the weights themselves.
+    """
+    if not model.ema_params:
+        return {"params": model.params}
+    embedded, others = {}, {}
+    for key, value in model.ema_params["conditioner"].items():
+        inside = is_embedded(key, model.config["conditions"][key])
+        (embedded if inside else others)[key] = value
+    if others and model.origin.get("format") != "compvis":
+        log(
+            f"conditioner: of {', '.join(others)} the moving average is written, not "
+            "the trained weights: the original has one place for both"
+        )
+    conditioner = model.params["conditioner"] | others
+    return {
+        "params": model.params | {"conditioner": conditioner},
+        "ema_params": {"unet": model.ema_params["unet"], "conditioner": embedded},
+    }
+
+
 def _write_diffusion(model, log):
     config = model.config
-    tree = {"params": model.params}
-    if model.ema_params:
-        average = model.ema_params
-        conditioner = {
-            key: value
-            for key, value in average["conditioner"].items()
-            if is_embedded(key, config["conditions"][key])
-        }
-        tree["ema_params"] = {"unet": average["unet"], "conditioner": conditioner}
+    tree = _second_stage_tree(model, log)
     first = model.first_stage
     if first:
         tree["first_stage"] = _first_stage_tree(first, log)

@@ -8,6 +8,7 @@ from ldm_jax.convert.compvis_conditions import conditions_yaml
 from ldm_jax.convert.compvis_config import PREDICTION_NAMES
 from ldm_jax.convert.deduce import SCHEDULE_NAMES
 from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.model import require_nearest
 
 _FIRST_STAGES = {
     "kl": "ldm.models.autoencoder.AutoencoderKL",
@@ -23,6 +24,7 @@ def first_stage_yaml(config):
     if kind == "identity":
         return {"target": _FIRST_STAGES[kind]}
     _require_groups(section, "first_stage")
+    require_nearest(section)
     resolution = config["data"]["image_size"]
     factors = section.get("attention_factors", ())
     mid = section.get("mid_attention", True)

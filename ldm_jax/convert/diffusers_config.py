@@ -2,6 +2,7 @@
 
 from ldm_jax.convert.cond_stages import clip_entry
 from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.model import require_nearest
 
 # Options whose other values our networks do not have; absent means the same.
 _FIXED = dict(
@@ -79,6 +80,7 @@ def first_stage_section(config):
 def first_stage_config(config, scaling_factor):
     """The config.json of a first stage of ours; the inverse of the above."""
     section = config["first_stage"]
+    require_nearest(section)
     kind = section.get("kind", "kl")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     factors = section.get("attention_factors", ())

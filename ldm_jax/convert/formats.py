@@ -121,13 +121,28 @@ def _read_compvis(path, options, log):
             f"{next(iter(weights.tensors))}; of diffusers, give the folder with its "
             "config.json"
         )
-    params = None
     if options.config:
-        params = compvis_config.read_yaml(options.config)["params"]
-    model = compvis_checkpoint.read(weights, params, options, log)
-    if params is None and not options.prediction_type and "unet" in model.config:
+        return _read_described(weights, options, log)
+    model = compvis_checkpoint.read(weights, None, options, log)
+    if not options.prediction_type and "unet" in model.config:
         log("the U-Net is taken to predict the noise; --prediction_type says otherwise")
     return model
+
+
+def _read_described(weights, options, log):
+    """Reads a file with its YAML, whose shape is not known until it is read."""
+    params = compvis_config.read_yaml(options.config)["params"]
+    try:
+        return compvis_checkpoint.read(weights, params, options, log)
+    except KeyError as error:
+        raise ConversionError(
+            f"{options.config}: the YAML lacks {error.args[0]}: give the original's"
+        ) from error
+    except (AttributeError, TypeError) as error:
+        raise ConversionError(
+            f"{options.config}: the YAML has a value of the wrong kind ({error}): give "
+            "the original's"
+        ) from error
 
 
 def _write_compvis(model, path, options, log):

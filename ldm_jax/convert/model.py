@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
+from ldm_jax.convert.files import ConversionError
 from ldm_jax.convert.unpickle import Tensor
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.training.autoencoder import make_first_stage
@@ -153,6 +154,21 @@ def full_section(module):
 
 def _without(section, *keys):
     return {key: value for key, value in section.items() if key not in keys}
+
+
+def require_nearest(section):
+    """Raises ConversionError for a codebook that other formats would look up wrongly.
+
+    Args:
+      section: Config section of a first stage.
+    """
+    quantizer = section.get("quantizer", "nearest")
+    if quantizer != "nearest":
+        raise ConversionError(
+            f"first_stage.quantizer={quantizer} cannot be said in other formats, which "
+            "take the nearest code: only a first stage trained with "
+            "quantizer=nearest can be written"
+        )
 
 
 def cast(array, dtype):

@@ -77,11 +77,15 @@ def main(argv):
 
 def _reconstruct(first, outdir):
     """Writes `<name>_reconstructed.png` for each picture."""
-    from ldm_jax.evaluation.first_stage import make_codec, reconstruct_file
+    from ldm_jax.evaluation.first_stage import (
+        make_codec,
+        name_outputs,
+        reconstruct_file,
+    )
 
+    outputs = name_outputs(_IMAGE.value, outdir)
     codec, factor = make_codec(first), first.module.downsampling_factor
-    for path in map(pathlib.Path, _IMAGE.value):
-        output = outdir / f"{path.stem}_reconstructed.png"
+    for path, output in outputs.items():
         print(
             reconstruct_file(codec, factor, path, output, _TILE.value, _OVERLAP.value)
         )
@@ -113,7 +117,7 @@ def _evaluate(first, outdir):
             f"--image_size={side} is not divisible by the first stage's factor "
             f"{factor}; use --image_size={-(-side // factor) * factor}"
         )
-    paths = _LPIPS.value or first.config.loss.get("lpips_weights")
+    paths = _LPIPS.value or first.config.get("loss", {}).get("lpips_weights")
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None

@@ -62,7 +62,7 @@ class Images:
           num_images: How many of the first ones to take; all by default.
 
         Raises:
-          ConfigError: If the data set cannot be read.
+          ConfigError: If the data set is not named or cannot be read.
         """
         section = to_dict(section)
         if name:
@@ -76,7 +76,12 @@ class Images:
             section["data_dir"] = data_dir
         if image_size:
             section["image_size"] = image_size
-        split = split or section["eval_split"]
+        if not section.get("source"):
+            raise ConfigError(
+                "the workdir names no data, as converted ones do: give images with "
+                "--data"
+            )
+        split = split or section.get("eval_split")
         if not split:
             raise ConfigError(
                 "the run holds no images out; name a split with --split or other "

@@ -5,6 +5,7 @@ once, also those of the last, partial batch, on any number of devices.
 """
 
 import functools
+import pathlib
 import time
 
 import jax
@@ -147,6 +148,31 @@ def _local_rows(array):
     """The first rows of a batch that lie on this process's devices."""
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def name_outputs(paths, outdir):
+    """Says where what comes back of each picture file goes.
+
+    Args:
+      paths: Picture files.
+      outdir: Folder of the results.
+
+    Returns:
+      Dict of picture file -> PNG file in `outdir`.
+
+    Raises:
+      ConfigError: If two of them would go to the same file.
+    """
+    sources = {}
+    for path in map(pathlib.Path, paths):
+        output = pathlib.Path(outdir) / f"{path.stem}_reconstructed.png"
+        if output in sources:
+            raise ConfigError(
+                f"--image: {sources[output]} and {path} would both go to {output}; "
+                "give them in two calls with an --outdir each"
+            )
+        sources[output] = path
+    return {path: output for output, path in sources.items()}
 
 
 def reconstruct_file(codec, factor, path, output, tile, overlap):

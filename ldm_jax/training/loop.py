@@ -131,24 +131,32 @@ def _first_state(run, abstract, start):
 def _start_from(run, state):
     """Puts the weights of another run in place of those that were drawn.
 
-    Optimisers and batch statistics, which training alone knows, begin anew.
+    A discriminator brings its batch statistics, which an activation norm is nothing
+    without; optimisers begin anew.
     """
-    weights, run.meta["init_from"], notes = load_initial(run.config, state.params)
+    weights, stats, record, notes = load_initial(run.config, state.params)
+    run.meta["init_from"] = record
     for note in notes:
         run.console.line(note)
-    shardings = {name: run.shardings.params[name] for name in weights}
-    weights = sharding.put_tree(weights, shardings)
+    weights = _put(weights, run.shardings.params)
+    stats = _put(stats, run.shardings.stats)
 
-    def replace(state, weights):
+    def replace(state, weights, stats):
         # Copies: donated buffers must not be shared.
         average = {k: v for k, v in weights.items() if k in state.ema_params}
         return state.replace(
             params=state.params | jax.tree.map(jnp.copy, weights),
             ema_params=state.ema_params | jax.tree.map(jnp.copy, average),
+            stats=state.stats | jax.tree.map(jnp.copy, stats),
         )
 
     replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
-    return replace(state, weights)
+    return replace(state, weights, stats)
+
+
+def _put(trees, shardings):
+    """Places some of the trees of a state by their names."""
+    return sharding.put_tree(trees, {name: shardings[name] for name in trees})
 
 
 def _describe(run, abstract, start):

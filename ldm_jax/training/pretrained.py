@@ -8,7 +8,10 @@ import jax
 import numpy as np
 
 from ldm_jax import checkpoint
-from ldm_jax.config import ConfigError, differences
+from ldm_jax.conditioners import CONDITIONERS
+from ldm_jax.config import ConfigError, build, differences, to_dict
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import path_name
 from ldm_jax.training.autoencoder import make_first_stage
 
@@ -18,9 +21,10 @@ DECODER_PARTS = ("from_latents", "decoder", "to_images")
 # Networks that serve training alone: a run may start without the old one.
 _AIDS = ("discriminator",)
 
-# Sections that say what weights mean, and keys in them that do not.
-_MODEL_SECTIONS = ("first_stage", "unet", "conditions", "schedule")
-_FREE_FIELDS = ("dtype", "remat", "dropout")
+# Fields that do not say what weights mean, and those that their shapes show, which may
+# be written in more than one way.
+_FREE_FIELDS = ("parent", "name", "dtype", "remat", "dropout", "frozen")
+_SHOWN_FIELDS = ("attention_factors", "num_res_blocks", "transformer_depth")
 
 
 class FirstStage(NamedTuple):
@@ -117,9 +121,13 @@ def check_same_latents(first, second):
 
 def _what_makes_latents(stage):
     params = {k: v for k, v in stage.params.items() if k not in DECODER_PARTS}
-    fields = {f.name for f in dataclasses.fields(stage.module)} - {"parent", "name"}
-    fields = fields.difference(_FREE_FIELDS)
-    return _flat(params) | {name: getattr(stage.module, name) for name in fields}
+    return _flat(params) | _fields(stage.module)
+
+
+def _fields(module):
+    """The fields of a module that say what its weights mean."""
+    names = [field.name for field in dataclasses.fields(module)]
+    return {name: getattr(module, name) for name in names if name not in _FREE_FIELDS}
 
 
 def load_initial(config, params):
@@ -134,8 +142,9 @@ def load_initial(config, params):
         network.
 
     Returns:
-      (weights, record, notes): dict like `params` of NumPy arrays, where they came
-      from, and sentences on what was left out or differs.
+      (weights, stats, record, notes): dict like `params` of NumPy arrays, batch
+      statistics of the networks in it that have some, where they came from, and
+      sentences on what was left out or differs.
 
     Raises:
       ConfigError: If the other run trained something else.
@@ -163,18 +172,81 @@ def load_initial(config, params):
             )
         else:
             notes.append(f"{name} starts anew: {reason}")
-    return weights, _record(workdir, meta), notes + _model_notes(config, theirs)
+    stats = _load_stats(meta["folder"], weights)
+    notes += _model_notes(config, theirs)
+    return weights, stats, _record(workdir, meta), notes
+
+
+def _load_stats(folder, weights):
+    """Batch statistics, which lie beside optimiser states: read where there are any."""
+    if not any(name in weights for name in _AIDS):
+        return {}
+    stats = checkpoint.load_item(folder, "training")["stats"]
+    return {name: tree for name, tree in stats.items() if name in weights}
 
 
 def _model_notes(config, theirs):
     """Sentences on fields that shapes do not show."""
     return [
         f"warning: {key} is {now}, in train.init_from it was {then}"
-        for key, now, then in differences(config, theirs)
-        if key.startswith(tuple(f"{name}." for name in _MODEL_SECTIONS))
-        and key.rsplit(".", 1)[-1] not in _FREE_FIELDS
-        and not (config.stage == "diffusion" and key.startswith("first_stage."))
+        for key, now, then in differences(_meaning(config), _meaning(theirs))
+        if key.rpartition(".")[2] not in _SHOWN_FIELDS
     ]
+
+
+def _meaning(config):
+    """What weights of a config mean, also where it leaves that to defaults."""
+    if config.stage == "autoencoder":
+        return {"first_stage": _fields(make_first_stage(config.first_stage))}
+    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    return {
+        "unet": _unet_fields(build(UNet, config.unet, "unet", out_channels=1)),
+        "schedule": _schedule_fields(to_dict(config.schedule)),
+        "conditions": {
+            key: _entry_fields(entry)
+            for key, entry in entries.items()
+            if entry.get("kind") != "none"
+        },
+    }
+
+
+def _unet_fields(unet):
+    """As `_fields`, with the heads that follow from the ways to say them."""
+    fields = _fields(unet)
+    for name in ("num_heads", "head_channels", "up_num_heads"):
+        del fields[name]
+    levels = range(len(unet.channel_mult))
+    attending = [level for level in levels if unet.attends_at(level)]
+    # The middle, of the last level's width, attends always.
+    down = [unet.heads_at(level) for level in (*attending, levels[-1])]
+    up = [unet.heads_at(level, up=True) for level in attending]
+    return fields | {"heads": down, "up_heads": up}
+
+
+def _schedule_fields(section):
+    """The noise levels, whatever options they are of."""
+    prediction_type = section.pop("prediction_type", "noise")
+    betas = build(make_schedule, section, "schedule").betas
+    places = {"first": 0, "middle": len(betas) // 2, "last": -1}
+    return {
+        "prediction_type": prediction_type,
+        "num_train_timesteps": len(betas),
+        **{f"{name}_beta": f"{betas[place]:.6g}" for name, place in places.items()},
+    }
+
+
+def _entry_fields(entry):
+    """Options of a condition that have a default.
+
+    Shapes show the others, which a config may leave to the data set.
+    """
+    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
+    options = {
+        field.name: entry.get(field.name, field.default)
+        for field in fields
+        if field.default is not dataclasses.MISSING and field.name not in _FREE_FIELDS
+    }
+    return options | {"kind": entry["kind"]}
 
 
 def _difference(name, ours, theirs):

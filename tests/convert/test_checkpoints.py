@@ -1,5 +1,6 @@
 """Whole checkpoints of the original: to the decoded image, and back to the bytes."""
 
+import copy
 import functools
 
 import jax
@@ -8,9 +9,12 @@ import pytest
 
 from ldm_jax import checkpoint, latent_diffusion, sampling
 from ldm_jax.config import ConfigError
+from ldm_jax.convert import compvis_export
+from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.buffers import schedule_buffers
 from ldm_jax.convert.files import read_weights, write_weights
 from ldm_jax.convert.formats import Options, convert
+from ldm_jax.convert.state_dict import select
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.training.pretrained import load_first_stage
@@ -18,6 +22,7 @@ from tests.common import Case, assert_close, load_case, nhwc
 from tests.convert.originals import (
     assert_same,
     first_stage_params,
+    original_yaml,
     write_original,
 )
 
@@ -197,6 +202,59 @@ def test_what_is_wrong_is_named(class_model, tmp_path, name):
     with pytest.raises(ConfigError, match=message):
         convert(tmp_path / "model.ckpt", tmp_path / "ours", options=options)
     assert not (tmp_path / "ours").exists()
+
+
+def _first_stage_alone(model):
+    part = model["model"]["params"]["first_stage_config"]
+    model["model"]["params"] = part["params"]
+
+
+WRONG_YAMLS = {
+    "of a first stage": (_first_stage_alone, "holds a whole model but the YAML des"),
+    "section missing": (
+        lambda model: model["model"]["params"]["unet_config"].pop("params"),
+        "the YAML lacks params",
+    ),
+    "no section": (
+        lambda model: model["model"]["params"].update(unet_config=None),
+        "a value of the wrong kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_YAMLS)
+def test_what_a_yaml_lacks_is_named(class_model, tmp_path, name):
+    change, message = WRONG_YAMLS[name]
+    model = original_yaml(copy.deepcopy(class_model.case.meta["config"]))
+    change(model)
+    file, yaml = write_original(tmp_path, class_model.case, model=model)
+    with pytest.raises(ConfigError, match=message):
+        convert(file, tmp_path / "ours", options=Options(config=yaml))
+
+
+def test_a_yaml_of_a_whole_model_for_a_first_stage(class_model, tmp_path):
+    first = select(class_model.case.state_dict, "first_stage_model.")
+    write_weights(tmp_path / "first.ckpt", first)
+    with pytest.raises(ConfigError, match="holds a first stage but the YAML desc"):
+        options = Options(config=class_model.yaml)
+        convert(tmp_path / "first.ckpt", tmp_path / "ours", options=options)
+
+
+def test_the_average_of_a_cond_stage_is_written(class_model):
+    """A model that was trained here has one; the original has no other place for it."""
+    model, key = workdirs.read(class_model.workdir), "cond_stage_model.embedding.weight"
+    average = jax.tree.map(lambda leaf: leaf + 1, model.ema_params["conditioner"])
+    model.ema_params = model.ema_params | {"conditioner": average}
+    model.origin, lines = {}, []
+    tensors, _ = compvis_export.write(model, lines.append)
+    expected = average["label"]["embed"]["embedding"]
+    np.testing.assert_array_equal(tensors[key], expected)
+    assert any("conditioner: of label the moving average" in line for line in lines)
+    model.ema_params, lines = {}, []
+    tensors, _ = compvis_export.write(model, lines.append)
+    expected = model.params["conditioner"]["label"]["embed"]["embedding"]
+    np.testing.assert_array_equal(tensors[key], expected)
+    assert not lines
 
 
 def test_names_that_cannot_be_are_named(class_model, tmp_path):

@@ -211,12 +211,6 @@ def test_head_rules(changes, expected):
     assert _count(compvis.unet_shapes(config))
 
 
-def test_heads_of_december_2021_are_given_by_hand():
-    config = _unet(32, num_head_channels=32, **_transformer(8))
-    kwargs = compvis.unet_kwargs(config, transformer_heads=1)
-    assert kwargs["num_heads"] == 1 and "head_channels" not in kwargs
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [

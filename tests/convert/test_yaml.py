@@ -1,10 +1,11 @@
-"""Attention heads, written in the original's terms."""
+"""Our sections, written in others' terms."""
 
 import pytest
 
 from ldm_jax.config import ConfigError
-from ldm_jax.convert import compvis
-from ldm_jax.convert.compvis_yaml import unet_yaml
+from ldm_jax.convert import compvis, diffusers_config
+from ldm_jax.convert.compvis_yaml import first_stage_yaml, unet_yaml
+from ldm_jax.convert.model import autoencoder_config
 
 SECTION = dict(
     channels=32,
@@ -62,3 +63,14 @@ def _heads(width, level, num_heads=None, head_channels=None):
 def test_heads_that_the_original_cannot_say_are_named(heads):
     with pytest.raises(ConfigError, match="cannot be said"):
         written(**heads)
+
+
+@pytest.mark.parametrize("quantizer", ["cosine", "gumbel"])
+def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
+    config = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
+    for write in (
+        first_stage_yaml,
+        lambda config: diffusers_config.first_stage_config(config, 1.0),
+    ):
+        with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
+            write(config)

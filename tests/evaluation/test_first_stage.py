@@ -10,6 +10,8 @@ from PIL import Image
 
 from ldm_jax import sharding
 from ldm_jax.config import ConfigError
+from ldm_jax.convert import workdir as workdirs
+from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
 from ldm_jax.evaluation import first_stage, metrics
 from ldm_jax.evaluation.data import Images
@@ -166,6 +168,24 @@ def test_a_run_that_held_nothing_out():
         Images(dict(source="folder", eval_split=""), None, 4)
 
 
+def test_a_workdir_that_names_no_data(folder):
+    section = autoencoder_config({}, 16)["data"]
+    with pytest.raises(ConfigError, match="give images with --data"):
+        Images(section, None, 4, split="train")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    images = Images(section, mesh, 8, name=str(folder))
+    (batch,) = images.batches()
+    assert batch["image"].shape == (6, 16, 16, 3)
+
+
+def test_pictures_of_one_name_are_refused(tmp_path):
+    outputs = first_stage.name_outputs(["a/x.png", "b/y.png"], tmp_path)
+    names = [path.name for path in outputs.values()]
+    assert names == ["x_reconstructed.png", "y_reconstructed.png"]
+    with pytest.raises(ConfigError, match="a/x.png and b/x.jpg would both go to"):
+        first_stage.name_outputs(["a/x.png", "b/x.jpg"], tmp_path)
+
+
 @pytest.fixture
 def evaluation():
     return functools.partial(command, "ldm_jax.evaluation", devices=2)
@@ -193,3 +213,13 @@ def test_the_command_prints_and_writes(workdir, evaluation, folder, tmp_path):
     status, output = finish(evaluation(*arguments, "--image_size=33"))
     assert status == 1
     assert output.strip().splitlines()[-1].startswith("error: --image_size=33 is not")
+
+
+def test_the_command_evaluates_a_converted_first_stage(evaluation, folder, tmp_path):
+    config = autoencoder_config(TINY | {"kind": "kl"}, 16)
+    params = {"autoencoder": _first("kl").params}
+    workdirs.write(Model(config, params), tmp_path / "converted")
+    arguments = [f"--workdir={tmp_path / 'converted'}", f"--outdir={tmp_path}"]
+    status, output = finish(evaluation(*arguments, f"--data={folder}"))
+    assert status == 0, output
+    assert f"5 images of 16 x 16, {folder}, split all" in output

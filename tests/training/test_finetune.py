@@ -1,22 +1,32 @@
 """Fine-tuning: the start from another run, frozen parts, another decoder."""
 
+import copy
 import functools
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, sampling
+from ldm_jax import checkpoint, sampling, sharding
 from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.training import loop
 from ldm_jax.training.diffusion import _check_same_first_stage
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
-from ldm_jax.training.pretrained import DECODER_PARTS, load_first_stage
+from ldm_jax.training.pretrained import (
+    DECODER_PARTS,
+    _model_notes,
+    load_first_stage,
+)
 from ldm_jax.training.resume import check_config
+from ldm_jax.training.state import TrainState
 from tests.runs import assert_same_bits, tiny_config, train
 
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
@@ -182,6 +192,108 @@ def test_another_first_stage_is_refused_on_resume(first_stage, tuned):
     config = tiny_config("shapes_class", "", first_stage__scaling_factor=0.5)
     with pytest.raises(CheckpointError, match="first_stage.scaling_factor is None"):
         check_config(config, kept, allow_change=True)
+
+
+def _config(stage, **sections):
+    return ConfigDict(dict(stage=stage, seed=0, **sections))
+
+
+@pytest.mark.parametrize("norm", ["actnorm", "none"])
+def test_a_discriminator_brings_its_statistics(tmp_path, norm):
+    """An activation norm's parameters are added to what the first batch asked for."""
+    section = dict(
+        kind="kl",
+        channels=8,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        z_channels=3,
+        embed_dim=3,
+        norm_groups=4,
+    )
+    critic = PatchDiscriminator(channels=4, num_layers=1, norm=norm)
+    drawn = critic.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    state = TrainState(
+        step=jnp.int32(3),
+        params={"autoencoder": {"w": jnp.ones(3)}, "discriminator": drawn["params"]},
+        ema_params={},
+        opt_state={},
+        stats={"discriminator": drawn["batch_stats"]} if norm == "actnorm" else {},
+    )
+    seen = jax.tree.map(lambda leaf: leaf + 2, state.stats)
+    config = _config("autoencoder", first_stage=section, train=dict(init_from=""))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    meta = {"config": config.to_dict()}
+    checkpoints.save(3, state.replace(stats=seen), meta)
+    checkpoints.close()
+    config.train.init_from = str(tmp_path)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    run = SimpleNamespace(
+        config=config,
+        meta={},
+        console=SimpleNamespace(line=print),
+        shardings=sharding.tree_shardings(state, mesh),
+    )
+    assert_same_bits(loop._start_from(run, state).stats, seen)
+
+
+ORIGINAL = dict(
+    unet=dict(
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_factors=(2, 1),
+        transformer_depth=1,
+        scale_shift_norm=False,
+        num_heads=(1, 2),
+        head_channels=None,
+    ),
+    conditions=dict(
+        label=dict(kind="class_label", num_classes=10, features=16, null_class=True),
+        caption=dict(kind="clip_text", frozen=True),
+    ),
+    schedule=dict(kind="linear", cosine_s=0.008, beta_start=1e-4, beta_end=2e-2),
+)
+
+
+def _changed(**changes):
+    config = copy.deepcopy(ORIGINAL)
+    for section, options in changes.items():
+        config[section] |= options
+    return _config("diffusion", **config)
+
+
+def test_a_model_said_in_other_words_is_the_same():
+    unet = dict(num_heads=None, head_channels=32, attention_factors=(1, 2))
+    label = dict(kind="class_label", num_classes=None, features=None, dropout=0.1)
+    caption = dict(kind="clip_text", frozen=False)
+    ours = _changed(
+        unet=unet | dict(remat=True),
+        conditions=dict(label=label, caption=caption, none=dict(kind="none")),
+    )
+    del ours.schedule.cosine_s
+    ours.schedule.prediction_type = "noise"
+    assert _model_notes(ours, _changed()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (dict(unet=dict(num_heads=2)), ["unet.heads", "unet.up_heads"]),
+        (dict(unet=dict(norm_groups=8)), ["unet.norm_groups"]),
+        (dict(schedule=dict(prediction_type="v")), ["schedule.prediction_type"]),
+        (
+            dict(schedule=dict(kind="scaled_linear")),
+            ["schedule.middle_beta"],
+        ),
+        (
+            dict(conditions=dict(caption=dict(kind="clip_text", activation="gelu"))),
+            ["conditions.caption.activation"],
+        ),
+    ],
+)
+def test_what_shapes_do_not_show_is_noted(changes, expected):
+    notes = _model_notes(_changed(**changes), _changed())
+    assert [note.split()[1] for note in notes] == expected
 
 
 PARAMS = {"a": {"w": jnp.ones(3), "v": jnp.ones(2)}, "ab": {"w": jnp.ones(4)}}
