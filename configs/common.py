@@ -136,9 +136,7 @@ def autoencoder(**sections):
         seed=0,
         data=data(),
         first_stage=dict(kind="kl"),
-        discriminator=dict(
-            channels=64, num_layers=3, norm="batch", dtype="float32"
-        ),
+        discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="float32"),
         loss=autoencoder_loss(),
         train=train(),
     )

@@ -29,9 +29,7 @@ def get_config(variant=""):
             remat=False,
             dtype="float32",
         ),
-        discriminator=dict(
-            channels=16, num_layers=2, norm="batch", dtype="float32"
-        ),
+        discriminator=dict(channels=16, num_layers=2, norm="batch", dtype="float32"),
         loss=common.autoencoder_loss(disc_start=1050, disc_weight=0.1),
         train=common.train(
             batch_size=8,

@@ -30,9 +30,7 @@ def get_config(variant=""):
             remat=False,
             dtype="float32",
         ),
-        discriminator=dict(
-            channels=16, num_layers=2, norm="batch", dtype="float32"
-        ),
+        discriminator=dict(channels=16, num_layers=2, norm="batch", dtype="float32"),
         # Ramped up, so that the adversary's start costs little of the PSNR.
         loss=common.autoencoder_loss(
             disc_start=1600, disc_weight=0.1, disc_ramp_steps=300

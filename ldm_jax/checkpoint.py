@@ -250,11 +250,16 @@ def load_weights(workdir, step=None, average=True):
     item = "ema_params" if average and "ema_params" in _metadata(folder) else "params"
     params = load_item(folder, item)
     config = from_json(json.dumps(meta["config"]))
-    return config, params, meta | {
-        "folder": str(folder),
-        "item": item,
-        "step": int(folder.name),
-    }
+    return (
+        config,
+        params,
+        meta
+        | {
+            "folder": str(folder),
+            "item": item,
+            "step": int(folder.name),
+        },
+    )
 
 
 def load_item(folder, item):

@@ -102,8 +102,9 @@ def differences(ours, theirs, ignore=()):
       List of (dotted key, our value, their value), sorted; a value is None where the
       key is absent.
     """
-    ours, theirs = _flatten(_tuples(json.loads(to_json(ours)))), _flatten(
-        _tuples(json.loads(to_json(theirs)))
+    ours, theirs = (
+        _flatten(_tuples(json.loads(to_json(ours)))),
+        _flatten(_tuples(json.loads(to_json(theirs)))),
     )
     rows = []
     for key in sorted(ours.keys() | theirs.keys()):

@@ -9,11 +9,38 @@ from unittest import mock
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from ldm_jax import checkpoint
 from ldm_jax.data import shapes
 from ldm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+STAGES = ["shapes_autoencoder", "shapes_class"]
+
+# A codebook with a state of its own, on the sections of shapes_autoencoder.
+VQ = {
+    "first_stage": ConfigDict(
+        dict(
+            kind="vq",
+            num_codes=16,
+            channels=16,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            mid_attention=False,
+            norm_groups=8,
+            z_channels=4,
+            embed_dim=4,
+        )
+    ),
+    "loss__codebook_ema_decay": 0.9,
+    "loss__lecam_weight": 0.1,
+}
+
+# Without what a test does not look at, a run is a third as long.
+BARE = {"train__preview_images": 0, "data__eval_split": ""}
 
 
 def prepare_shapes(folder):
@@ -85,3 +112,14 @@ def assert_same_bits(first, second):
     assert tree == other_tree
     for a, b in zip(flat, other, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def stage_overrides(name, first_stage):
+    """What a tiny run of either stage is told beside its config."""
+    diffusion = {"first_stage__workdir": str(first_stage)}
+    return diffusion if name == "shapes_class" else {}
+
+
+def weights_of(workdir, average=False):
+    """The newest weights of a run."""
+    return checkpoint.load_weights(workdir, average=average)[1]

@@ -83,7 +83,7 @@ def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"labels": ["sttar"]}, 'no class \'sttar\'; did you mean "star"'),
+        ({"labels": ["sttar"]}, "no class 'sttar'; did you mean \"star\""),
         ({"labels": ["8"]}, "there is no class '8'"),
         ({"sampler": "ddimm"}, "ddimm"),
         ({"num_steps": 0}, "num_steps must be from 1"),
@@ -99,9 +99,7 @@ def test_wrong_options_are_named(given, message, trained, tmp_path):
 
 def test_every_sampler_runs_on_a_trained_model(trained, tmp_path):
     for name in ("ddpm", "ddim", "plms"):
-        sampling.run(
-            trained, tmp_path / name, num_samples=1, sampler=name, num_steps=3
-        )
+        sampling.run(trained, tmp_path / name, num_samples=1, sampler=name, num_steps=3)
         assert json.loads((tmp_path / name / "settings.json").read_text())
 
 

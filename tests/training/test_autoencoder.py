@@ -94,12 +94,11 @@ def everything():
     return stage, states, metrics
 
 
-def test_before_the_start_the_discriminator_rests(everything):
+def test_before_the_start_the_discriminator_learns_nothing(everything):
     _, (start, state, *_), (_, metrics, *_) = everything
     assert metrics["disc_factor"] == metrics["disc_grad_norm"] == 0
     assert_same_bits(state.params["discriminator"], start.params["discriminator"])
-    stats = start.stats["discriminator"], state.stats["discriminator"]
-    assert_same_bits(*stats)
+    assert state.stats["discriminator"]["norm_1"]["seen"] == 1
     assert state.stats["lecam"] == {"real": 0, "fake": 0}
     assert state.params["logvar"] != 0
 
@@ -109,7 +108,6 @@ def test_after_the_start_all_remedies_work(everything):
     np.testing.assert_allclose(metrics["disc_factor"], 1 / 3, rtol=1e-6)
     assert metrics["disc_grad_norm"] > 0 and metrics["lecam_penalty"] > 0
     assert metrics["r1_penalty"] > 0 and state.stats["lecam"]["real"] != 0
-    assert state.stats["discriminator"]["norm_1"]["seen"] == 1
     assert all(np.isfinite(value) for value in metrics.values())
     assert_same_bits(state, again)
 

@@ -1,53 +1,26 @@
-"""The loop on real runs: resuming, stopping, diverging, meshes, files."""
+"""The loop on real runs: resuming, diverging, wrong configs, files."""
 
 import json
-import signal
-import time
 
-import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint
 from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.config import ConfigError
 from ldm_jax.data.loader import DataError
 from ldm_jax.training.diagnosis import TrainingDiverged
-from tests.runs import assert_same_bits, command, finish, tiny_config, train
-
-STAGES = ["shapes_autoencoder", "shapes_class"]
-
-# A codebook with a state of its own, on the sections of shapes_autoencoder.
-VQ = {
-    "first_stage": ConfigDict(
-        dict(
-            kind="vq",
-            num_codes=16,
-            channels=16,
-            channel_mult=(1, 2),
-            num_res_blocks=1,
-            mid_attention=False,
-            norm_groups=8,
-            z_channels=4,
-            embed_dim=4,
-        )
-    ),
-    "loss__codebook_ema_decay": 0.9,
-    "loss__lecam_weight": 0.1,
-}
-
-# Without what a test does not look at, a run is a third as long.
-BARE = {"train__preview_images": 0, "data__eval_split": ""}
-
-
-def _overrides(name, first_stage):
-    diffusion = {"first_stage__workdir": str(first_stage)}
-    return diffusion if name == "shapes_class" else {}
-
-
-def _weights(workdir, average=False):
-    return checkpoint.load_weights(workdir, average=average)[1]
+from tests.runs import (
+    BARE,
+    STAGES,
+    VQ,
+    assert_same_bits,
+    command,
+    finish,
+    stage_overrides,
+    train,
+    weights_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,15 +34,14 @@ def _weights(workdir, average=False):
 def test_four_steps_equal_two_and_two_more(
     name, changes, shapes_dir, first_stage, tmp_path
 ):
-    extra = BARE | _overrides(name, first_stage) | changes
+    extra = BARE | stage_overrides(name, first_stage) | changes
     train(name, shapes_dir, tmp_path / "whole", **extra)
     train(name, shapes_dir, tmp_path / "cut", train__num_steps=2, **extra)
     assert checkpoint.checkpoint_folder(tmp_path / "cut").name == "2"
     train(name, shapes_dir, tmp_path / "cut", **extra)
     for average in (False, True):
-        assert_same_bits(
-            _weights(tmp_path / "whole", average), _weights(tmp_path / "cut", average)
-        )
+        ends = [weights_of(tmp_path / run, average) for run in ("whole", "cut")]
+        assert_same_bits(*ends)
     lines = [_lines(tmp_path / run) for run in ("whole", "cut")]
     assert [row["step"] for row in lines[0]] == [2, 4]
     losses = [[r["loss"] for r in rows if "loss" in r] for rows in lines]
@@ -101,7 +73,7 @@ def test_a_run_leaves_numbers_and_pictures(second_stage):
         f"{name}_00000004.png" for name in ("inputs", "reconstructions", "samples")
     }
     assert list((second_stage / "tensorboard").glob("events*"))
-    config, _, meta = checkpoint.load_weights(second_stage)
+    config, _, meta = checkpoint.loadweights_of(second_stage)
     assert config.stage == "diffusion"
     assert meta["scaling_factor"] > 0
 
@@ -114,59 +86,6 @@ def test_a_finished_run_says_so_and_does_nothing(
     train("shapes_class", shapes_dir, second_stage, **extra)
     assert "already trained, nothing to do" in capsys.readouterr().out
     assert _lines(second_stage) == before
-
-
-def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
-    def start(workdir):
-        return command(
-            "train.py",
-            "--config=configs/shapes_autoencoder.py:tiny",
-            f"--workdir={workdir}",
-            f"--config.data.data_dir={shapes_dir}",
-            # Long enough that a signal finds it at work.
-            "--config.train.num_steps=60",
-            "--config.train.checkpoint_every=5",
-            "--config.train.log_every=20",
-            "--config.train.preview_images=0",
-            "--config.data.eval_split=",
-        )
-
-    whole, workdir = tmp_path / "whole", tmp_path / "cut"
-    status, output = finish(start(whole))
-    assert status == 0, output
-    process = start(workdir)
-    _wait_for_step(workdir, 5)
-    process.kill()
-    finish(process)
-    killed_at = int(checkpoint.checkpoint_folder(workdir).name)
-    assert 5 <= killed_at < 60
-
-    process = start(workdir)
-    _wait_for_step(workdir, killed_at + 5)
-    process.send_signal(signal.SIGTERM)
-    status, output = finish(process)
-    assert status == 0, output
-    assert f"resuming at step {killed_at} of 60" in output
-    assert "asked to stop; saved, leaving" in output
-    stopped_at = int(checkpoint.checkpoint_folder(workdir).name)
-    assert f"step {stopped_at}: asked to stop" in output
-
-    status, output = finish(start(workdir))
-    assert status == 0, output
-    assert f"resuming at step {stopped_at}" in output
-    assert_same_bits(_weights(whole), _weights(workdir))
-
-
-def _wait_for_step(workdir, step, seconds=240):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if int(checkpoint.checkpoint_folder(workdir).name) >= step:
-                return
-        except CheckpointError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
@@ -187,39 +106,6 @@ def test_another_config_is_an_error_unless_allowed(shapes_dir, tmp_path):
     changed |= {"allow_config_change": True}
     train("shapes_autoencoder", shapes_dir, tmp_path, **changed)
     assert checkpoint.checkpoint_folder(tmp_path).name == "4"
-
-
-@pytest.mark.parametrize(
-    "name, meshes, changes",
-    [
-        (STAGES[0], [(2, 2)], VQ),
-        (STAGES[1], [(4, 1), (2, 2)], {}),
-    ],
-    ids=["vq", STAGES[1]],
-)
-def test_a_mesh_changes_nothing_but_rounding(
-    name, meshes, changes, shapes_dir, first_stage, tmp_path, monkeypatch
-):
-    # Small enough that the tiny networks' kernels are split.
-    monkeypatch.setattr("ldm_jax.sharding.MIN_SHARDED_ELEMENTS", 1024)
-    extra = BARE | _overrides(name, first_stage) | {"train__num_steps": 2} | changes
-    runs = []
-    for data, fsdp in ((1, 1), *meshes):
-        workdir = tmp_path / f"{data}x{fsdp}"
-        mesh = {"train__mesh__data": data, "train__mesh__fsdp": fsdp}
-        metrics = train(name, shapes_dir, workdir, data * fsdp, **extra, **mesh)
-        runs.append((metrics["loss"], _weights(workdir)))
-    for loss, weights in runs[1:]:
-        _assert_same_up_to_rounding(name, shapes_dir, runs[0], (loss, weights))
-
-
-def _assert_same_up_to_rounding(name, shapes_dir, one, other):
-    assert other[0] == pytest.approx(one[0], rel=1e-4)
-    gaps = jax.tree.map(lambda a, b: np.abs(a - b), one[1], other[1])
-    # Adam's first steps turn the rounding of a gradient near zero into its sign.
-    rate = tiny_config(name, shapes_dir).train.learning_rate
-    assert max(gap.max() for gap in jax.tree.leaves(gaps)) <= 4.1 * rate
-    assert np.mean([gap.mean() for gap in jax.tree.leaves(gaps)]) < 0.05 * rate
 
 
 @pytest.mark.parametrize(

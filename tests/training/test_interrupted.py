@@ -1,0 +1,61 @@
+"""A run that is killed, then asked to stop, ends as one that was left alone."""
+
+import signal
+import time
+
+from ldm_jax import checkpoint
+from ldm_jax.checkpoint import CheckpointError
+from tests.runs import assert_same_bits, command, finish, weights_of
+
+
+def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
+    def start(workdir):
+        return command(
+            "train.py",
+            "--config=configs/shapes_autoencoder.py:tiny",
+            f"--workdir={workdir}",
+            f"--config.data.data_dir={shapes_dir}",
+            # Long enough that a signal finds it at work.
+            "--config.train.num_steps=60",
+            "--config.train.checkpoint_every=5",
+            "--config.train.log_every=20",
+            "--config.train.preview_images=0",
+            "--config.data.eval_split=",
+        )
+
+    whole, workdir = tmp_path / "whole", tmp_path / "cut"
+    status, output = finish(start(whole))
+    assert status == 0, output
+    process = start(workdir)
+    _wait_for_step(workdir, 5)
+    process.kill()
+    finish(process)
+    killed_at = int(checkpoint.checkpoint_folder(workdir).name)
+    assert 5 <= killed_at < 60
+
+    process = start(workdir)
+    _wait_for_step(workdir, killed_at + 5)
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 0, output
+    assert f"resuming at step {killed_at} of 60" in output
+    assert "asked to stop; saved, leaving" in output
+    stopped_at = int(checkpoint.checkpoint_folder(workdir).name)
+    assert f"step {stopped_at}: asked to stop" in output
+
+    status, output = finish(start(workdir))
+    assert status == 0, output
+    assert f"resuming at step {stopped_at}" in output
+    assert_same_bits(weights_of(whole), weights_of(workdir))
+
+
+def _wait_for_step(workdir, step, seconds=240):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if int(checkpoint.checkpoint_folder(workdir).name) >= step:
+                return
+        except CheckpointError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
