@@ -250,16 +250,8 @@ def load_weights(workdir, step=None, average=True):
     item = "ema_params" if average and "ema_params" in _metadata(folder) else "params"
     params = load_item(folder, item)
     config = from_json(json.dumps(meta["config"]))
-    return (
-        config,
-        params,
-        meta
-        | {
-            "folder": str(folder),
-            "item": item,
-            "step": int(folder.name),
-        },
-    )
+    meta |= {"folder": str(folder), "item": item, "step": int(folder.name)}
+    return config, params, meta
 
 
 def load_item(folder, item):

@@ -103,8 +103,7 @@ def differences(ours, theirs, ignore=()):
       key is absent.
     """
     ours, theirs = (
-        _flatten(_tuples(json.loads(to_json(ours)))),
-        _flatten(_tuples(json.loads(to_json(theirs)))),
+        _flatten(_tuples(json.loads(to_json(config)))) for config in (ours, theirs)
     )
     rows = []
     for key in sorted(ours.keys() | theirs.keys()):
