@@ -73,7 +73,7 @@ def test_a_run_leaves_numbers_and_pictures(second_stage):
         f"{name}_00000004.png" for name in ("inputs", "reconstructions", "samples")
     }
     assert list((second_stage / "tensorboard").glob("events*"))
-    config, _, meta = checkpoint.loadweights_of(second_stage)
+    config, _, meta = checkpoint.load_weights(second_stage)
     assert config.stage == "diffusion"
     assert meta["scaling_factor"] > 0
 
