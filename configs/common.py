@@ -315,7 +315,7 @@ def shrink_autoencoder(config):
     first = config.first_stage
     first.update(
         channels=16,
-        channel_mult=tuple(min(mult, 2) for mult in first.channel_mult),
+        channel_mult=(1, 2),
         num_res_blocks=1,
         norm_groups=8,
         dtype="float32",

@@ -107,7 +107,7 @@ def test_every_parameter_gets_a_gradient_and_remat_the_same():
     for path, leaf in jax.tree.leaves_with_path(gradient):
         assert np.abs(leaf).max() > 0, path
     for a, b in zip(*map(jax.tree.leaves, (gradient, same)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(a, b, atol=3e-5 * np.abs(a).max())
 
 
 def test_per_level_fields_say_the_same_as_one_value():

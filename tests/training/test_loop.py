@@ -26,10 +26,11 @@ from tests.runs import (
 @pytest.mark.parametrize(
     "name, changes",
     [
-        *((name, {}) for name in STAGES),
+        # A codebook has all the state that KL has, and its own.
         (STAGES[0], VQ | {"loss__restart_threshold": 0.95}),
+        (STAGES[1], {}),
     ],
-    ids=[*STAGES, "vq"],
+    ids=["vq", STAGES[1]],
 )
 def test_four_steps_equal_two_and_two_more(
     name, changes, shapes_dir, first_stage, tmp_path
@@ -104,8 +105,8 @@ def test_another_config_is_an_error_unless_allowed(shapes_dir, tmp_path):
     with pytest.raises(CheckpointError, match="loss.kl_weight: 1e-06 there, 0.5 here"):
         train("shapes_autoencoder", shapes_dir, tmp_path, **changed)
     changed |= {"allow_config_change": True}
-    train("shapes_autoencoder", shapes_dir, tmp_path, **changed)
-    assert checkpoint.checkpoint_folder(tmp_path).name == "4"
+    train("shapes_autoencoder", shapes_dir, tmp_path, train__num_steps=3, **changed)
+    assert checkpoint.checkpoint_folder(tmp_path).name == "3"
 
 
 @pytest.mark.parametrize(
