@@ -39,7 +39,6 @@ def get_config(variant=""):
             warmup_steps=50,
             end_factor=0.05,
             optimizer=dict(kind="adam", b1=0.9, b2=0.99, eps=1e-8),
-            grad_clip=common.placeholder(float),
             ema_decay=0.99,
             log_every=100,
             eval_every=650,

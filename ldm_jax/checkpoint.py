@@ -247,8 +247,9 @@ def load_weights(workdir, step=None, average=True):
     """
     folder = checkpoint_folder(workdir, step)
     meta = read_meta(folder)
-    item = "ema_params" if average and "ema_params" in _metadata(folder) else "params"
-    params = load_item(folder, item)
+    shapes = _metadata(folder)
+    item = "ema_params" if average and "ema_params" in shapes else "params"
+    params = _load_arrays(folder, item, shapes)
     config = from_json(json.dumps(meta["config"]))
     meta |= {"folder": str(folder), "item": item, "step": int(folder.name)}
     return config, params, meta
@@ -267,9 +268,11 @@ def load_item(folder, item):
     Raises:
       CheckpointError: If it cannot be read.
     """
-    target = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), _metadata(folder)[item]
-    )
+    return _load_arrays(folder, item, _metadata(folder))
+
+
+def _load_arrays(folder, item, shapes):
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[item])
     return _load(folder, {item: target})[item]
 
 

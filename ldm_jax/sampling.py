@@ -82,12 +82,12 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
     first = load_first_stage(folder, recorded and recorded["step"])
-    where = f"step {first.record['step']} of {first.record['workdir']}"
+    where = _in_words(first.record)
     if decoder:
         swapped = load_first_stage(decoder, key="--decoder")
         check_same_latents(first, swapped)
         first = swapped
-        decoder = f"step {first.record['step']} of {first.record['workdir']}"
+        decoder = _in_words(first.record)
     factor = np.float32(meta["scaling_factor"])
     return Trained(
         model=make_model(config, first.module, meta["num_classes"]),
@@ -100,6 +100,10 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
         first_stage=where,
         decoder=decoder,
     )
+
+
+def _in_words(record):
+    return f"step {record['step']} of {record['workdir']}"
 
 
 def _first_stage_folder(given, recorded, workdir):
