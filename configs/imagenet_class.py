@@ -52,7 +52,7 @@ ROWS = {
             _UNET,
             channels=192,
             channel_mult=(1, 2, 3, 5),
-            attention_factors=(8, 4, 2),
+            attention_factors=(2, 4, 8),
         ),
         train=dict(batch_size=1200, num_steps=178_000, learning_rate=1e-4),
         sample=dict(num_steps=250, guidance_scale=1.5),
@@ -63,7 +63,7 @@ ROWS = {
             label=dict(_COMMON["conditions"]["label"], null_class=False, dropout=0.0),
         ),
         unet=dict(
-            _UNET, channels=256, channel_mult=(1, 2, 4), attention_factors=(4, 2, 1)
+            _UNET, channels=256, channel_mult=(1, 2, 4), attention_factors=(1, 2, 4)
         ),
         train=dict(batch_size=64, num_steps=4_800_000, learning_rate=6.4e-5),
         sample=dict(num_steps=200, eta=1.0),

@@ -33,7 +33,7 @@ from configs import published
 
 _COMMON = dict(
     data=dict(name="places365_small", crop="random", flip=True),
-    inputs=dict(masked_image=dict(kind="masked_image", style="mixed")),
+    inputs=dict(masked_image=dict(kind="masked_image", style="mixed", fill=-1.0)),
     conditions=dict(
         masked_image=dict(kind="masked_image", mask_first=False, signed_mask=True)
     ),
@@ -49,7 +49,7 @@ ROWS = {
         unet=dict(
             channels=256,
             channel_mult=(1, 2, 3, 4),
-            attention_factors=(8, 4, 2),
+            attention_factors=(2, 4, 8),
             num_heads=8,
             resblock_updown=True,
         ),

@@ -6,8 +6,8 @@
         --num_samples=4
 
 row         first stage  U-Net        conditions  batch      steps  learning rate
-openimages  vq:f4        246,277,379  54,655,488     24  4,400,000  4.8e-5
-coco        vq:f8        312,241,540  54,655,488     48    170,000  4.8e-5
+openimages  vq:f4        246,277,379  54,656,000     24  4,400,000  4.8e-5
+coco        vq:f8        312,241,540  54,656,000     48    170,000  4.8e-5
 
 The first stage is a row of `autoencoder_vq.py`; the columns of the U-Net and of the
 transformer that reads the layout count parameters.  A layout is up to 30 boxes as 92
@@ -48,7 +48,7 @@ ROWS = {
         unet=dict(
             channels=128,
             channel_mult=(1, 2, 3, 4),
-            attention_factors=(8, 4, 2),
+            attention_factors=(2, 4, 8),
             num_heads=1,
             transformer_depth=3,
         ),
@@ -61,7 +61,7 @@ ROWS = {
         unet=dict(
             channels=192,
             channel_mult=(1, 2, 4),
-            attention_factors=(4, 2, 1),
+            attention_factors=(1, 2, 4),
             num_heads=1,
             transformer_depth=2,
             dropout=0.1,

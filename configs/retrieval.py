@@ -33,7 +33,7 @@ ROWS = {
         unet=dict(
             channels=448,
             channel_mult=(1, 2, 3, 4),
-            attention_factors=(4, 2, 1),
+            attention_factors=(1, 2, 4),
             head_channels=32,
             transformer_depth=1,
         ),

@@ -7,7 +7,7 @@
 
 row         first stage  U-Net        conditions   batch    steps  learning rate
 laion       kl:f8        872,300,484  542,895,360    680  390,000  1e-4
-conceptual  vq:f4        403,623,939  166,571,520     28  390,000  5.6e-5
+conceptual  vq:f4        403,623,939  166,590,080     28  390,000  5.6e-5
 
 The first stage is a row of `autoencoder_kl.py` or `autoencoder_vq.py`; the columns of
 the U-Net and of the transformer that reads the captions count parameters.  Both are
@@ -62,7 +62,7 @@ ROWS = {
         unet=dict(
             channels=320,
             channel_mult=(1, 2, 4, 4),
-            attention_factors=(4, 2, 1),
+            attention_factors=(1, 2, 4),
             num_heads=8,
             transformer_depth=1,
         ),
@@ -76,7 +76,7 @@ ROWS = {
         unet=dict(
             channels=192,
             channel_mult=(1, 2, 3, 5),
-            attention_factors=(8, 4, 2),
+            attention_factors=(2, 4, 8),
             num_heads=1,
             transformer_depth=1,
         ),

@@ -31,7 +31,7 @@ from configs import published
 _F4 = dict(
     channels=224,
     channel_mult=(1, 2, 3, 4),
-    attention_factors=(8, 4, 2),
+    attention_factors=(2, 4, 8),
     head_channels=32,
 )
 

@@ -68,7 +68,11 @@ def test_embeddings_match_transformers(case, params):
 
 @pytest.mark.parametrize(
     "slot, pooled, name",
-    [("context", True, "image"), ("context", False, "token"), ("vector", True, "image")],
+    [
+        ("context", True, "image"),
+        ("context", False, "token"),
+        ("vector", True, "image"),
+    ],
 )
 def test_condition_is_the_embedding_of_the_image(case, params, slot, pooled, name):
     style = ClipImage(**FIELDS, slot=slot, pooled=pooled)
