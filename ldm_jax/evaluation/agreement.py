@@ -108,6 +108,12 @@ def _mean_iou(true, seen):
     return np.mean(ious)
 
 
+def _foreground_iou(true, seen):
+    """Intersection over union of what is no ground, all pictures together."""
+    one, other = true["segmentation"] > 0, seen["segmentation"] > 0
+    return np.sum(one & other) / np.sum(one | other)
+
+
 def _box_iou(true, seen):
     """IoU of each box and the box around what is seen of its kind; 0 if it is not."""
     found = kinds_seen(seen)
@@ -145,5 +151,6 @@ AGREEMENTS = {
     "colored_shapes": _colored_shapes,
     "pixels": _pixels,
     "mean_iou": _mean_iou,
+    "foreground_iou": _foreground_iou,
     "box_iou": _box_iou,
 }
