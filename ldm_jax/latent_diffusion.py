@@ -111,12 +111,15 @@ def init(model, rng, batch):
       params.
     """
     unet_rng, conditioner_rng = jax.random.split(rng)
+
+    def latents_of(images):
+        return jnp.zeros((len(images), *shape_of_latents(model, images.shape[1:3])))
+
     conditioning, conditioner = model.conditioner.init_with_output(
-        conditioner_rng, batch
+        conditioner_rng, model.conditioner.encode(batch, latents_of)
     )
-    size, height, width = batch["image"].shape[:3]
-    latents = jnp.zeros((size, *shape_of_latents(model, (height, width))))
-    timesteps = jnp.zeros(size, jnp.int32)
+    latents = latents_of(batch["image"])
+    timesteps = jnp.zeros(len(latents), jnp.int32)
     unet = model.unet.init(unet_rng, latents, timesteps, *conditioning)
     # An unconditional model's conditioner has no parameters.
     parts = {"unet": unet, "conditioner": conditioner}
@@ -166,8 +169,26 @@ def decode(model, frozen, latents):
     )
 
 
+def encode_inputs(model, frozen, batch):
+    """Has the first stage encode what conditions the denoiser as latents.
+
+    Args:
+      model: LatentDiffusion.
+      frozen: Weights and scaling factor of the first stage.
+      batch: Dict with the conditioner's keys, as the data or a user gives them.
+
+    Returns:
+      Dict like `batch`, for `condition` and the conditioner's `null_inputs`; encode it
+      once. Images become the mode of their latents.
+    """
+    return model.conditioner.encode(batch, lambda images: encode(model, frozen, images))
+
+
 def condition(model, params, batch, drop=None):
-    """Fills the conditioning slots; see `Conditioner.__call__`."""
+    """Fills the conditioning slots from what `encode_inputs` gives.
+
+    See `Conditioner.__call__`.
+    """
     variables = {"params": params["conditioner"]}
     return model.conditioner.apply(variables, batch, drop=drop)
 
@@ -192,6 +213,7 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     rngs = dict(zip(keys, jax.random.split(rng, len(keys)), strict=True))
     frozen = jax.lax.stop_gradient(frozen)
     latents = encode(model, frozen, batch["image"], rngs["posterior"])
+    batch = encode_inputs(model, frozen, batch)
     size, num_timesteps = len(latents), model.schedule.num_train_timesteps
     drop = model.conditioner.draw_drop(rngs["drop"], size) if train else None
 
@@ -278,7 +300,7 @@ def sample_latents(
       model: LatentDiffusion.
       params: Trained weights, usually the EMA's.
       inputs: Dict with the conditioner's keys, arrays [B, ...]; check them first with
-        `model.conditioner.check`.
+        `model.conditioner.check`, then see `encode_inputs`.
       rngs: Typed keys [B], one per sample.
       latent_shape: (h, w, c), see `shape_of_latents`.
       sampler: Row of SAMPLERS, or a Sampler.
@@ -357,5 +379,6 @@ def generate(model, params, frozen, inputs, rngs, *, images=None, **options):
       ValueError: See `sample_latents`.
     """
     known = None if images is None else encode(model, frozen, images)
+    inputs = encode_inputs(model, frozen, inputs)
     latents = sample_latents(model, params, inputs, rngs, known=known, **options)
     return decode(model, frozen, latents)

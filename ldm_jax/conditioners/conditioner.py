@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax.core import freeze
 
+from ldm_jax.conditioners.encoded import Encoded, MaskedImage
 from ldm_jax.conditioners.label import ClassLabel
 from ldm_jax.conditioners.maps import Spatial
 from ldm_jax.conditioners.raw import Raw
+from ldm_jax.conditioners.style import ClipImage
 from ldm_jax.conditioners.tokens import ClipText, Layout, Text
 
 
@@ -20,7 +22,8 @@ class Conditioning(NamedTuple):
 
     Attributes:
       context: Tokens for cross-attention, [B, L, D].
-      concat: Maps stacked onto the noisy latents, [B, h, w, c].
+      concat: Maps stacked onto the noisy latents, [B, h, w, c]; h and w are 1 for
+        what is the same everywhere.
       vector: Added to the timestep embedding, [B, E].
     """
 
@@ -29,12 +32,24 @@ class Conditioning(NamedTuple):
     vector: Any = None
 
 
-# How conditioners that share a slot are joined: end to end, side by side, summed.
-_JOIN = {
-    "context": lambda arrays: jnp.concatenate(arrays, axis=1),
-    "concat": lambda arrays: jnp.concatenate(arrays, axis=-1),
-    "vector": sum,
-}
+# What an entry may say beside the fields of its kind.
+_BESIDES = ("kind", "dropout", "weights")
+
+
+class Tower(NamedTuple):
+    """A network of a conditioner that has been, or may have been, trained elsewhere.
+
+    Attributes:
+      module: Linen module.
+      path: Where its parameters lie among the conditioner's, as "style/tower".
+      frozen: Whether training leaves them as they are.
+      weights: File or folder that a new run takes them from; None for none.
+    """
+
+    module: nn.Module
+    path: str
+    frozen: bool
+    weights: str | None
 
 
 class Conditioner(nn.Module):
@@ -42,9 +57,10 @@ class Conditioner(nn.Module):
 
     Attributes:
       entries: Batch key -> {"kind": row of CONDITIONERS, "dropout": share of training
-        examples whose input is replaced by null, and the fields of that row}. Entries
-        that share a slot are joined in alphabetical order of their keys, so that a
-        config means the same in whatever order it was written or stored.
+        examples whose input is replaced by null, "weights": file or folder that the
+        tower of a new run comes from, and the fields of that row}. Entries that share a
+        slot are joined in alphabetical order of their keys, so that a config means the
+        same in whatever order it was written or stored.
     """
 
     entries: Mapping[str, Mapping[str, Any]]
@@ -54,7 +70,8 @@ class Conditioner(nn.Module):
         """Embeds a batch.
 
         Args:
-          batch: Dict with at least the keys of `entries`, arrays [B, ...].
+          batch: Dict with at least the keys of `entries`, arrays [B, ...], as `encode`
+            gives them.
           drop: Batch key -> bool [B], the examples that are told nothing under that
             key; None for no drop at all.
 
@@ -62,7 +79,7 @@ class Conditioner(nn.Module):
           Conditioning.
 
         Raises:
-          ValueError: If the batch lacks a key.
+          ValueError: If the batch lacks a key, or what shares a slot does not fit.
         """
         self.require_keys(batch)
         filled = {}
@@ -71,17 +88,35 @@ class Conditioner(nn.Module):
             inputs = batch[key]
             if drop is not None and key in drop:
                 inputs = _where(drop[key], module.null(inputs), inputs)
-            filled.setdefault(module.slot, []).append(module(inputs))
-        return Conditioning(
-            **{slot: _JOIN[slot](arrays) for slot, arrays in filled.items()}
-        )
+            filled.setdefault(module.slot, {})[key] = module(inputs)
+        return Conditioning(**{slot: _join(slot, a) for slot, a in filled.items()})
+
+    @nn.nowrap
+    def encode(self, batch, encode_images):
+        """Has the first stage encode the inputs that are taken as latents.
+
+        Args:
+          batch: Dict with at least the keys of `entries`, as the data delivers it.
+          encode_images: Maps images [B, H, W, 3], uint8 or floats in [-1, 1], to
+            latents of unit variance.
+
+        Returns:
+          Dict like `batch`; other inputs are as they were.
+        """
+        self.require_keys(batch)
+        modules = {key: _make(e, parent=None) for key, e in self.entries.items()}
+        return dict(batch) | {
+            key: module.encode(batch[key], encode_images)
+            for key, module in modules.items()
+            if hasattr(module, "encode")
+        }
 
     @nn.nowrap
     def null_inputs(self, batch):
         """The inputs that mean "nothing known", for every key of `entries`.
 
         Args:
-          batch: Dict with the keys of `entries`.
+          batch: Dict with the keys of `entries`, as `encode` gives them.
 
         Returns:
           Dict of arrays shaped like the batch's.
@@ -112,20 +147,30 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def frozen_keys(self):
-        """Returns the keys whose parameters training leaves alone, as a list."""
-        return [
-            key
-            for key, entry in sorted(self.entries.items())
-            if getattr(_make(entry, parent=None), "frozen", False)
-        ]
+    def towers(self):
+        """The networks that are taken over from elsewhere, if their entries say so.
+
+        Returns:
+          Batch key -> Tower.
+        """
+        modules = {key: _make(e, parent=None) for key, e in self.entries.items()}
+        return {
+            key: Tower(
+                module.tower(),
+                "/".join(filter(None, (key, module.tower_name))),
+                module.frozen,
+                self.entries[key].get("weights"),
+            )
+            for key, module in sorted(modules.items())
+            if hasattr(module, "tower")
+        }
 
     @nn.nowrap
     def check(self, batch):
         """Checks inputs on the host, where they enter; call it outside of `jit`.
 
         Args:
-          batch: Dict of NumPy arrays or lists.
+          batch: Dict of NumPy arrays or lists, before `encode`.
 
         Raises:
           ValueError: If a key is missing or its values are not what the entry takes.
@@ -178,10 +223,13 @@ def _problem(entry):
         return f"unknown kind {kind!r}: choose one of {', '.join(CONDITIONERS)}"
     fields = {f.name: f for f in dataclasses.fields(CONDITIONERS[kind])}
     fields = {k: f for k, f in fields.items() if k not in ("parent", "name")}
-    unknown = entry.keys() - fields.keys() - {"kind", "dropout"}
+    known = ["dropout", *fields]
+    if hasattr(CONDITIONERS[kind], "tower"):
+        known.append("weights")
+    unknown = entry.keys() - {"kind", *known}
     if unknown:
-        return f"kind {kind!r} has no option {min(unknown)!r}: it takes dropout, " + (
-            ", ".join(fields)
+        return f"kind {kind!r} has no option {min(unknown)!r}: it takes " + (
+            ", ".join(known)
         )
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and entry.get(name) is None:
@@ -200,8 +248,35 @@ def _problem(entry):
 
 
 def _make(entry, **kwargs):
-    options = {k: v for k, v in entry.items() if k not in ("kind", "dropout")}
+    options = {k: v for k, v in entry.items() if k not in _BESIDES}
     return CONDITIONERS[entry["kind"]](**options, **kwargs)
+
+
+def _join(slot, filled):
+    """Joins what fills one slot, batch key -> array, to one array.
+
+    Tokens end to end, maps side by side, vectors as their sum. A map of one pixel,
+    which is the same everywhere, grows to the size of others.
+    """
+    arrays = list(filled.values())
+    if slot == "concat":
+        sizes = {key: array.shape[1:3] for key, array in filled.items()}
+        size = max(sizes.values())
+        _require_same(slot, "sizes", sizes, {size, (1, 1)})
+        arrays = [jnp.broadcast_to(a, (len(a), *size, a.shape[-1])) for a in arrays]
+        return jnp.concatenate(arrays, axis=-1)
+    widths = {key: array.shape[-1] for key, array in filled.items()}
+    _require_same(slot, "widths", widths, {arrays[0].shape[-1]})
+    return sum(arrays) if slot == "vector" else jnp.concatenate(arrays, axis=1)
+
+
+def _require_same(slot, what, found, allowed):
+    if not allowed.issuperset(found.values()):
+        listed = ", ".join(f"{key} {value}" for key, value in found.items())
+        raise ValueError(
+            f"conditions that share the slot {slot!r} must agree in their {what}, got "
+            f"{listed}: change their options or the slot of one"
+        )
 
 
 def _where(drop, null, inputs):
@@ -219,6 +294,9 @@ CONDITIONERS = {
     "text": Text,
     "clip_text": ClipText,
     "layout": Layout,
+    "clip_image": ClipImage,
     "spatial": Spatial,
+    "encoded": Encoded,
+    "masked_image": MaskedImage,
     "raw": Raw,
 }

@@ -14,7 +14,8 @@ class ClassLabel(nn.Module):
       num_classes: Number of classes K; labels are in [0, K).
       features: Width of the embedding: the U-Net's context width, or in the slot
         "vector" the width of its timestep embedding (4 x channels).
-      slot: "context" for one token [B, 1, features], "vector" for [B, features].
+      slot: "context" for one token [B, 1, features], "vector" for [B, features],
+        "concat" for a map that is the same everywhere, one pixel [B, 1, 1, features].
       null_class: Whether there is a row K that means "no class", which guidance and
         dropout need.
       dtype: Type of the output.
@@ -26,7 +27,7 @@ class ClassLabel(nn.Module):
     null_class: bool = True
     dtype: Any = jnp.float32
 
-    slots = ("context", "vector")
+    slots = ("context", "concat", "vector")
 
     @nn.compact
     def __call__(self, labels):
@@ -38,7 +39,8 @@ class ClassLabel(nn.Module):
             dtype=self.dtype,
             name="embed",
         )(labels)
-        return embedding[:, None] if self.slot == "context" else embedding
+        ones = {"context": (1,), "concat": (1, 1), "vector": ()}[self.slot]
+        return embedding.reshape(len(labels), *ones, self.features)
 
     @nn.nowrap
     def null(self, labels):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioners.raw import check_floats
+from ldm_jax.conditioners.checks import check_floats
 from ldm_jax.models.layers import dense
 from ldm_jax.models.resize import METHODS, rescale
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
+from ldm_jax.conditioners.checks import check_floats
 from ldm_jax.models.layers import dense
 
 # Slot -> axes of what fills it.
@@ -46,24 +46,3 @@ class Raw(nn.Module):
     def check(self, inputs):
         """Raises ValueError if the inputs are not floats with the slot's axes."""
         check_floats(inputs, len(AXES[self.slot]), f"inputs of slot {self.slot!r}")
-
-
-def check_floats(inputs, ndim, name):
-    """Checks floats on the host.
-
-    Args:
-      inputs: Array or nested lists.
-      ndim: Number of axes that they should have.
-      name: What they are called, for the message.
-
-    Raises:
-      ValueError: If they are no floats, have other axes or are not finite.
-    """
-    inputs = np.asarray(inputs)
-    if inputs.ndim != ndim or not np.issubdtype(inputs.dtype, np.floating):
-        raise ValueError(
-            f"{name} must be floats with {ndim} axes, images in [-1, 1], got "
-            f"{inputs.dtype} {inputs.shape}"
-        )
-    if not np.isfinite(inputs).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")

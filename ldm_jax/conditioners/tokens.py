@@ -62,6 +62,8 @@ class Text(Tokens):
     null_ids: Sequence[int] = (101, 102, 0)
     frozen: bool = False
 
+    tower_name = ""  # The conditioner is its tower.
+
     def __post_init__(self):
         super().__post_init__()
         known = all(0 <= i < self.vocab_size for i in self.null_ids)
@@ -70,6 +72,11 @@ class Text(Tokens):
                 f"null_ids {tuple(self.null_ids)} must be ids in [0, {self.vocab_size})"
                 ": give those of the empty caption"
             )
+
+    @nn.nowrap
+    def tower(self):
+        """The transformer, whose weights may come from elsewhere."""
+        return self
 
     @nn.nowrap
     def null(self, ids):

@@ -87,22 +87,24 @@ def clip_rows(encoder, unused_layers=0):
     Returns:
       List of Rows.
     """
-
-    def layer(theirs, ours):
-        rows = _projection_rows(f"{theirs}.self_attn", f"{ours}/attention")
-        rows += norm_rows(f"{theirs}.layer_norm1", f"{ours}/norm_attention")
-        rows += norm_rows(f"{theirs}.layer_norm2", f"{ours}/norm_feed_forward")
-        rows += layer_rows(f"{theirs}.mlp.fc1", f"{ours}/proj_in", DENSE)
-        return rows + layer_rows(f"{theirs}.mlp.fc2", f"{ours}/proj_out", DENSE)
-
     rows = [
         Row("embeddings.token_embedding.weight", ("tokens/embedding",), SAME),
         Row("embeddings.position_embedding.weight", ("positions",), SAME),
         # 0, 1, ...; older versions of transformers save it, newer ones refuse it.
         Row("embeddings.position_ids", (), UNUSED),
     ]
-    rows += _layers(layer, "encoder.layers", encoder.num_layers, unused_layers)
+    layers = "encoder.layers", encoder.num_layers, unused_layers
+    rows += _layers(clip_layer_rows, *layers)
     return rows + norm_rows("final_layer_norm", "norm_out")
+
+
+def clip_layer_rows(theirs, ours):
+    """Maps one layer of either tower of transformers' CLIPModel to an EncoderBlock."""
+    rows = _projection_rows(f"{theirs}.self_attn", f"{ours}/attention")
+    rows += norm_rows(f"{theirs}.layer_norm1", f"{ours}/norm_attention")
+    rows += norm_rows(f"{theirs}.layer_norm2", f"{ours}/norm_feed_forward")
+    rows += layer_rows(f"{theirs}.mlp.fc1", f"{ours}/proj_in", DENSE)
+    return rows + layer_rows(f"{theirs}.mlp.fc2", f"{ours}/proj_out", DENSE)
 
 
 def open_clip_rows(encoder, unused_layers=1):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ldm_jax.models.layers import GroupNorm, dense
+from ldm_jax.models.layers import GroupNorm, dense, layer_norm
 
 # Most scores of one example in one block of queries: 64 MiB in float32.
 MAX_SCORES = 2**24
@@ -150,28 +150,54 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward; each after a norm."""
+    """Self-attention, attention to the context, feed-forward; each after a norm.
+
+    An embedding turns the norms into AdaLN-Zero (Peebles & Xie 2023, Sec. 3.2): it
+    shifts and scales what goes into each layer and gates what comes out. The gates
+    start at zero, so the block starts as the identity.
+    """
 
     num_heads: int
     head_channels: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None):
-        """Maps x [B, T, c] to its shape; without a context, x attends to itself."""
+    def __call__(self, x, context=None, embedding=None):
+        """Maps tokens to tokens.
 
-        def norm(name):
-            return nn.LayerNorm(
-                1e-5, self.dtype, use_fast_variance=False, name=f"norm_{name}"
+        Args:
+          x: [B, T, c].
+          context: None, or [B, S, d]. Without one, x attends to itself once more, as in
+            the original; with an embedding that layer is left out, as in the paper's
+            block.
+          embedding: None, or [B, E] that modulates each layer.
+
+        Returns:
+          [B, T, c].
+        """
+        adaptive = embedding is not None
+
+        def add(x, name, layer):
+            norm = layer_norm(
+                affine=not adaptive, dtype=self.dtype, name=f"norm_{name}"
             )
+            if not adaptive:
+                return x + layer(norm(x))
+            width, name = 3 * x.shape[-1], f"modulation_{name}"
+            modulate = dense(width, zero=True, dtype=self.dtype, name=name)
+            modulation = modulate(nn.silu(embedding))[:, None]
+            shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+            return x + gate * layer(norm(x) * (1 + scale) + shift)
 
         def attend(name):
             heads, width = self.num_heads, self.head_channels
             return Attention(heads, width, use_bias=False, dtype=self.dtype, name=name)
 
-        x = x + attend("self_attention")(norm("self")(x))
-        x = x + attend("cross_attention")(norm("cross")(x), context)
-        return x + FeedForward(self.dtype, name="feed_forward")(norm("feed_forward")(x))
+        x = add(x, "self", attend("self_attention"))
+        if context is not None or not adaptive:
+            cross = attend("cross_attention")
+            x = add(x, "cross", lambda y: cross(y, context))
+        return add(x, "feed_forward", FeedForward(self.dtype, name="feed_forward"))
 
 
 class SpatialTransformer(nn.Module):
@@ -192,8 +218,8 @@ class SpatialTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None):
-        """Maps x [B, h, w, c], given a context [B, S, d], to the same shape."""
+    def __call__(self, x, context=None, embedding=None):
+        """Maps x [B, h, w, c] to the same shape; the rest as in TransformerBlock."""
         b, h, w, c = x.shape
         inner = self.num_heads * self.head_channels
         y = GroupNorm(self.norm_groups, 1e-6, dtype=self.dtype, name="norm")(x)
@@ -201,6 +227,6 @@ class SpatialTransformer(nn.Module):
         for i in range(self.depth):
             y = TransformerBlock(
                 self.num_heads, self.head_channels, self.dtype, name=f"block_{i}"
-            )(y, context)
+            )(y, context, embedding)
         y = dense(c, zero=True, dtype=self.dtype, name="proj_out")(y)
         return x + y.reshape(b, h, w, c)

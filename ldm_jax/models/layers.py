@@ -61,6 +61,27 @@ def conv(
     )
 
 
+def layer_norm(*, affine=True, dtype=jnp.float32, name=None):
+    """Layer normalisation with PyTorch's epsilon, statistics exact in float32.
+
+    Args:
+      affine: Whether there are a scale and a bias.
+      dtype: Type of the output.
+      name: Parameter scope.
+
+    Returns:
+      A module [..., c] -> [..., c].
+    """
+    return nn.LayerNorm(
+        1e-5,
+        dtype,
+        use_bias=affine,
+        use_scale=affine,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
 class GroupNorm(nn.Module):
     """Group normalisation, optional modulation and SiLU in two sweeps over the tensor.
 

@@ -1,9 +1,10 @@
-"""Rescaling of maps by a factor, as PyTorch's `F.interpolate` does it.
+"""Rescaling of maps, as PyTorch's `F.interpolate` does it.
 
-That is without antialiasing and with `align_corners=False`; `jax.image.resize` differs
-in which pixel "nearest" takes, in the cubic kernel and at borders. All methods are
-linear and treat height and width alike, so each axis is one small matrix, made on the
-host, and several rescalings in a row are one product of matrices.
+That is without antialiasing and, unless said, with `align_corners=False`;
+`jax.image.resize` differs in which pixel "nearest" takes, in the cubic kernel and at
+borders. All methods are linear and treat height and width alike, so each axis is one
+small matrix, made on the host, and several rescalings in a row are one product of
+matrices.
 """
 
 import jax.numpy as jnp
@@ -27,7 +28,31 @@ def rescale(x, factor, method="bilinear", times=1):
     """
     if not times:
         return x
-    rows, columns = (rescaling_matrix(n, factor, method, times) for n in x.shape[1:3])
+    matrices = (rescaling_matrix(n, factor, method, times) for n in x.shape[1:3])
+    return _apply(x, *matrices)
+
+
+def resize_corners(x, height, width):
+    """Resizes maps by cubic convolution with corners on corners, in float32.
+
+    Args:
+      x: [B, h, w, c].
+      height: New height.
+      width: New width.
+
+    Returns:
+      [B, height, width, c] in the type of `x`, as PyTorch's "bicubic" with
+      `align_corners=True`.
+    """
+
+    def matrix(old, new):
+        source = np.arange(new) * ((old - 1) / max(new - 1, 1))
+        return _weigh(_cubic(source), old, new).astype(np.float32)
+
+    return _apply(x, matrix(x.shape[1], height), matrix(x.shape[2], width))
+
+
+def _apply(x, rows, columns):
     # Full precision, as TPUs would round both factors to bfloat16.
     y = jnp.einsum("hH,bHwc->bhwc", rows, x.astype(jnp.float32), precision="highest")
     y = jnp.einsum("wW,bhWc->bhwc", columns, y, precision="highest")
@@ -58,12 +83,17 @@ def rescaling_matrix(size, factor, method, times):
                 f"a map of {size} pixels cannot be rescaled {times} times by {factor}: "
                 "use fewer stages or larger maps"
             )
-        step = np.zeros((new, old))
-        for offset, weights in METHODS[method](old, new, factor):
-            taken = np.clip(offset, 0, old - 1).astype(int)
-            np.add.at(step, (np.arange(new), taken), weights)
-        matrix = step @ matrix
+        matrix = _weigh(METHODS[method](old, new, factor), old, new) @ matrix
     return matrix.astype(np.float32)
+
+
+def _weigh(taps, old, new):
+    """Matrix [new, old] of (positions, weights)."""
+    matrix = np.zeros((new, old))
+    for offset, weights in taps:
+        taken = np.clip(offset, 0, old - 1).astype(int)
+        np.add.at(matrix, (np.arange(new), taken), weights)
+    return matrix
 
 
 # Each method yields (positions, weights), arrays over the new positions; positions
@@ -82,9 +112,12 @@ def _bilinear(old, new, factor):
     yield before + 1, source - before
 
 
-def _bicubic(old, new, factor, a=-0.75):
+def _bicubic(old, new, factor):
+    return _cubic((np.arange(new) + 0.5) / factor - 0.5)
+
+
+def _cubic(source, a=-0.75):
     """Keys' cubic convolution with PyTorch's parameter (more common is -0.5)."""
-    source = (np.arange(new) + 0.5) / factor - 0.5
     before = np.floor(source)
     for offset in (-1, 0, 1, 2):
         x = np.abs(source - before - offset)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import dense
+from ldm_jax.models.layers import dense, layer_norm
 
 embedding_init = nn.initializers.normal(0.02)
 
@@ -101,7 +101,7 @@ class TextEncoder(nn.Module):
                 self.dtype,
                 name=f"block_{i}",
             )(x, mask)
-        return _norm(self.dtype, "norm_out")(x)
+        return layer_norm(dtype=self.dtype, name="norm_out")(x)
 
     @nn.nowrap
     def check_length(self, length):
@@ -114,7 +114,7 @@ class TextEncoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a feed-forward layer, each after a norm."""
+    """Self-attention and a feed-forward layer, each after a norm; also of images."""
 
     num_heads: int
     head_channels: int
@@ -126,7 +126,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None):
         """Maps [B, T, c] to the same shape; `mask`, bool [T, T], as in Attention."""
-        y = _norm(self.dtype, "norm_attention")(x)
+        y = layer_norm(dtype=self.dtype, name="norm_attention")(x)
         x = x + Attention(
             self.num_heads,
             self.head_channels,
@@ -134,15 +134,11 @@ class EncoderBlock(nn.Module):
             dtype=self.dtype,
             name="attention",
         )(y, mask=mask)
-        y = _norm(self.dtype, "norm_feed_forward")(x)
+        y = layer_norm(dtype=self.dtype, name="norm_feed_forward")(x)
         width = x.shape[-1]
         y = dense(self.mlp_ratio * width, dtype=self.dtype, name="proj_in")(y)
         y = ACTIVATIONS[self.activation](y)
         return x + dense(width, dtype=self.dtype, name="proj_out")(y)
-
-
-def _norm(dtype, name):
-    return nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name=name)
 
 
 # "quick_gelu" is OpenAI's approximation, which its own CLIP weights were trained with.

@@ -2,7 +2,9 @@
 
 Dhariwal & Nichol 2021 (ADM), with the transformer blocks of Rombach et al. 2022. A
 condition comes as tokens to attend to (`context`), as channels beside the latents
-(`concat`), or added to the timestep embedding (`vector`).
+(`concat`), or added to the timestep embedding (`vector`). That embedding acts in the
+ResBlocks, added or by AdaGN (`scale_shift_norm`), and if asked also in the transformer
+blocks, by AdaLN-Zero (`adaln_zero`).
 """
 
 from collections.abc import Sequence
@@ -43,6 +45,8 @@ class UNet(nn.Module):
       transformer_depth: Transformer blocks in every attention, per level, which a
         context needs; 0 is plain self-attention.
       scale_shift_norm: The timestep scales and shifts norms instead of being added.
+      adaln_zero: The timestep embedding, and with it a vector, modulates the layers of
+        the transformer blocks, which start as the identity; see TransformerBlock.
       resblock_updown: Change resolution by ResBlocks.
       conv_resample: Change resolution with a convolution, not by repeating and pooling.
       norm_groups: Groups of the norms; narrow models want fewer than the published 32.
@@ -61,6 +65,7 @@ class UNet(nn.Module):
     up_num_heads: int | Sequence[int] | None = None
     transformer_depth: int | Sequence[int] = 0
     scale_shift_norm: bool = False
+    adaln_zero: bool = False
     resblock_updown: bool = False
     conv_resample: bool = True
     norm_groups: int = 32
@@ -74,6 +79,11 @@ class UNet(nn.Module):
             if self.attends_at(level):
                 self.heads_at(level)
                 self.heads_at(level, up=True)
+        if self.adaln_zero and not self._has_transformers():
+            raise ValueError(
+                "adaln_zero modulates transformer blocks and there are none: set "
+                "transformer_depth to 1 or more"
+            )
 
     @nn.compact
     def __call__(
@@ -92,7 +102,8 @@ class UNet(nn.Module):
           latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
           timesteps: [B]; 0 is the least noisy.
           context: None, or tokens [B, L, D].
-          concat: None, or [B, h, w, c'], stacked behind the latents' channels.
+          concat: None, or [B, h, w, c'], stacked behind the latents' channels; one
+            pixel [B, 1, 1, c'] is the same everywhere.
           vector: None, or [B, 4 * channels], added to the timestep embedding.
           train: Whether dropout is live (rng "dropout").
 
@@ -100,10 +111,11 @@ class UNet(nn.Module):
           float32 [B, h, w, out_channels].
 
         Raises:
-          ValueError: If the size does not halve evenly at every level, or a context is
-            given to a U-Net without transformer blocks.
+          ValueError: If the size does not halve evenly at every level, a context is
+            given to a U-Net without transformer blocks, or another condition is of a
+            wrong size.
         """
-        self._check(latents, context)
+        self._check(latents, context, concat, vector)
         levels = range(len(self.channel_mult))
         width = [self.channels * mult for mult in self.channel_mult]
 
@@ -111,16 +123,20 @@ class UNet(nn.Module):
             x = self._res_block(name.format("res"), width[level])(x, embedding, train)
             if self.attends_at(level):
                 name = name.format("attention")
-                x = self._attention(name, level, up)(x, context)
+                x = self._attention(name, level, up)(x, context, modulation)
             return x
 
         def resample(x, direction, level):
             name = f"{direction}_{level}_resample"
             return self._resample(name, x, embedding, train, direction)
 
-        x = latents if concat is None else jnp.concatenate([latents, concat], axis=-1)
+        x = latents
+        if concat is not None:
+            concat = jnp.broadcast_to(concat, (*latents.shape[:-1], concat.shape[-1]))
+            x = jnp.concatenate([latents, concat], axis=-1)
         x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         embedding = self._embed(timesteps, vector)
+        modulation = embedding if self.adaln_zero else None
         skips = [x]
         for level in levels:
             for i in range(self.blocks_at(level)):
@@ -131,7 +147,7 @@ class UNet(nn.Module):
                 skips.append(x)
 
         x = self._res_block("middle_res_0", width[-1])(x, embedding, train)
-        x = self._attention("middle_attention", levels[-1])(x, context)
+        x = self._attention("middle_attention", levels[-1])(x, context, modulation)
         x = self._res_block("middle_res_1", width[-1])(x, embedding, train)
 
         for level in reversed(levels):
@@ -172,7 +188,7 @@ class UNet(nn.Module):
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
             groups, dtype = self.norm_groups, self.dtype
             block = make(num_heads, groups, zero_init=True, dtype=dtype, name=name)
-            return lambda x, _: block(x)
+            return lambda x, *_: block(x)
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
         return make(
             num_heads,
@@ -226,7 +242,14 @@ class UNet(nn.Module):
         return num_heads, head_channels
 
     @nn.nowrap
-    def _check(self, latents, context):
+    def _has_transformers(self):
+        """Whether any attention is of transformer blocks; the middle always attends."""
+        levels = range(len(self.channel_mult))
+        attending = filter(self.attends_at, levels)
+        return any(map(self.depth_at, (*attending, levels[-1])))
+
+    @nn.nowrap
+    def _check(self, latents, context, concat, vector):
         height, width = latents.shape[1:3]
         factor = 2 ** (len(self.channel_mult) - 1)
         if height % factor or width % factor:
@@ -234,10 +257,21 @@ class UNet(nn.Module):
                 f"latents of {height} x {width} do not halve evenly at "
                 f"{len(self.channel_mult)} levels: both must be multiples of {factor}"
             )
-        if context is not None and not self.transformer_depth:
+        if context is not None and not self._has_transformers():
             raise ValueError(
                 "a context needs transformer blocks to attend to it: set "
                 "transformer_depth to 1 or more"
+            )
+        if concat is not None and concat.shape[1:3] not in ((1, 1), (height, width)):
+            raise ValueError(
+                f"maps of {concat.shape[1]} x {concat.shape[2]} do not lie beside "
+                f"latents of {height} x {width}: change the size of what is given in "
+                "the slot 'concat'"
+            )
+        if vector is not None and vector.shape[-1] != 4 * self.channels:
+            raise ValueError(
+                f"a vector of {vector.shape[-1]} cannot be added to the timestep "
+                f"embedding of {4 * self.channels}: set the condition's features to it"
             )
 
 

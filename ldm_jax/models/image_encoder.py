@@ -1,0 +1,110 @@
+"""CLIP's image tower: a vision transformer that embeds a whole image.
+
+Radford et al. 2021, Sec. 2.4, after Dosovitskiy et al. 2021. Used frozen, to tell the
+denoiser what an image looks like.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ldm_jax.models.layers import dense, kernel_init, layer_norm
+from ldm_jax.models.resize import resize_corners
+from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
+
+# Of the images that CLIP was trained on, in [0, 1].
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class ImageEncoder(nn.Module):
+    """Maps images to one embedding of the whole and one of each patch.
+
+    The defaults are OpenAI's ViT-L/14. OpenCLIP's ViT-H/14 has width=1280,
+    num_layers=32, head_channels=80, embed_dim=1024, activation="gelu".
+
+    Attributes:
+      image_size: Height and width of the images.
+      patch_size: Height and width of a patch, which divides `image_size`.
+      width: Width of the transformer.
+      num_layers: Number of blocks.
+      num_heads: Heads.
+      head_channels: Channels of one head.
+      embed_dim: Width of the embeddings.
+      mlp_ratio: Width inside the feed-forward layers over `width`.
+      activation: Of the feed-forward layers, a row of ACTIVATIONS.
+      dtype: Compute type; parameters, norms and softmax are float32.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    head_channels: int = 64
+    embed_dim: int = 768
+    mlp_ratio: int = 4
+    activation: str = "quick_gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        """Encodes images.
+
+        Args:
+          images: [B, image_size, image_size, 3] as `prepare` gives them.
+
+        Returns:
+          [B, 1 + patches, embed_dim]: the whole, then patches row by row, all through
+          the final norm and the projection, which CLIP trained for the whole alone.
+        """
+        x = nn.Conv(
+            self.width,
+            (self.patch_size,) * 2,
+            self.patch_size,
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            name="patches",
+        )(images)
+        whole = self.param("whole", embedding_init, (self.width,))
+        whole = jnp.broadcast_to(whole.astype(self.dtype), (len(x), 1, self.width))
+        x = jnp.concatenate([whole, x.reshape(len(x), -1, self.width)], axis=1)
+        positions = self.param("positions", embedding_init, x.shape[1:])
+        x = x + positions.astype(self.dtype)
+        x = layer_norm(dtype=self.dtype, name="norm_in")(x)
+        for i in range(self.num_layers):
+            x = EncoderBlock(
+                self.num_heads,
+                self.head_channels,
+                True,
+                self.mlp_ratio,
+                self.activation,
+                self.dtype,
+                name=f"block_{i}",
+            )(x)
+        x = layer_norm(dtype=self.dtype, name="norm_out")(x)
+        return dense(
+            self.embed_dim, use_bias=False, dtype=self.dtype, name="projection"
+        )(x)
+
+    @nn.nowrap
+    def prepare(self, images):
+        """Brings images to the size and the range that the tower was trained on.
+
+        As the original does: bicubic, without antialiasing, whatever the aspect ratio.
+
+        Args:
+          images: [B, H, W, 3], uint8 or floats in [-1, 1].
+
+        Returns:
+          float32 [B, image_size, image_size, 3].
+        """
+        whole = images.dtype == jnp.uint8
+        images = images.astype(jnp.float32)
+        images = images / 255 if whole else (images + 1) / 2
+        images = resize_corners(images, self.image_size, self.image_size)
+        return (images - MEAN) / STD
