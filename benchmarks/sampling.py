@@ -55,8 +55,8 @@ def make_models(size):
       size: Row of SIZES.
 
     Returns:
-      Function (tokens, keys) -> pictures, compiled when called; PyTorch's U-Net; and its
-      decoder, a function of latents.
+      Function (tokens, keys) -> pictures, compiled when called; PyTorch's U-Net; and
+      its decoder, a function of latents.
     """
     height, channels, first_channels = SIZES[size]
     unet, torch_unet = unet_modules(height, channels)

@@ -326,4 +326,4 @@ def test_guided_pictures_larger_than_the_unets_size():
     assert images.shape == batch["image"].shape and np.isfinite(images).all()
     swapped = draw(jax.tree.map(lambda array: array[::-1], batch), rngs[::-1])
     assert_close(swapped[::-1], images, 1e-5)
-    assert np.abs(swapped - images).max() > 0.1
+    assert np.abs(swapped - images).max() > 0.01
