@@ -9,7 +9,6 @@ import pytest
 
 from ldm_jax.conditioners import (
     CONDITIONERS,
-    ClassLabel,
     ClipText,
     Conditioning,
     make_conditioner,
@@ -29,10 +28,33 @@ TRANSFORMER = {
 TEXT = TRANSFORMER | {"kind": "text", "null_ids": (1, 2, 0)}
 CLIP_TEXT = TRANSFORMER | {"kind": "clip_text", "null_ids": [18, 19]}
 IDS = 3 + jnp.arange(BATCH * 5).reshape(BATCH, 5) % 15
+CLIP_IMAGE = {
+    "kind": "clip_image",
+    "image_size": 6,
+    "patch_size": 3,
+    "width": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_channels": 4,
+    "embed_dim": 7,
+}
+IMAGES = np.random.default_rng(1).integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
 
 
 def draw(*shape):
     return np.random.default_rng(0).standard_normal((BATCH, *shape), np.float32)
+
+
+def draw_masked():
+    """Images, and a hole of another size in each."""
+    masked = draw(8, 8, 4)
+    masked[..., 3] = np.arange(8) > np.arange(BATCH)[:, None, None]
+    return masked
+
+
+def encode_images(images):
+    """Stands for a first stage of factor 2 and two channels."""
+    return jnp.asarray(images, jnp.float32)[:, ::2, ::2, :2] / 100
 
 
 # Every row and slot: the entry, inputs for a batch, and the shape the slot must get.
@@ -47,9 +69,45 @@ UNDER_TEST = {
         jnp.arange(BATCH) % 5,
         (BATCH, 8),
     ),
+    "class_label_concat": (
+        {"kind": "class_label", "num_classes": 5, "features": 8, "slot": "concat"},
+        jnp.arange(BATCH) % 5,
+        (BATCH, 1, 1, 8),
+    ),
     "text": (TEXT, IDS, (BATCH, 5, 8)),
     "clip_text": (CLIP_TEXT, IDS, (BATCH, 5, 8)),
     "layout": (TRANSFORMER | {"kind": "layout"}, IDS, (BATCH, 5, 8)),
+    "clip_image_context": (
+        CLIP_IMAGE | {"slot": "context"},
+        IMAGES,
+        (BATCH, 1, 7),
+    ),
+    "clip_image_patches": (
+        CLIP_IMAGE | {"slot": "context", "pooled": False, "features": 4},
+        draw(8, 8, 3),
+        (BATCH, 5, 4),
+    ),
+    "clip_image_vector": (
+        CLIP_IMAGE | {"slot": "vector", "features": 16},
+        IMAGES,
+        (BATCH, 16),
+    ),
+    "encoded": ({"kind": "encoded", "slot": "concat"}, IMAGES, (BATCH, 4, 4, 2)),
+    "masked_image": (
+        {"kind": "masked_image", "slot": "concat"},
+        draw_masked(),
+        (BATCH, 4, 4, 3),
+    ),
+    "masked_image_mask_first": (
+        {
+            "kind": "masked_image",
+            "slot": "concat",
+            "mask_first": True,
+            "signed_mask": False,
+        },
+        draw_masked(),
+        (BATCH, 4, 4, 3),
+    ),
     "spatial_maps": (
         {"kind": "spatial", "num_stages": 1, "features": 2, "slot": "concat"},
         draw(8, 6, 3),
@@ -68,7 +126,14 @@ UNDER_TEST = {
         (BATCH, 16),
     ),
 }
-WITHOUT_PARAMETERS = {"spatial_labels", "raw_context", "raw_concat"}
+WITHOUT_PARAMETERS = {
+    "encoded",
+    "masked_image",
+    "masked_image_mask_first",
+    "spatial_labels",
+    "raw_context",
+    "raw_concat",
+}
 
 
 def test_every_kind_is_under_test():
@@ -76,53 +141,59 @@ def test_every_kind_is_under_test():
 
 
 @functools.cache
-def setup(name, **changes):
-    entry, inputs, shape = UNDER_TEST[name]
-    conditioner, batch = make_conditioner({"key": entry | changes}), {"key": inputs}
-    variables = jax.jit(conditioner.init)(jax.random.key(0), batch)
-    return conditioner, variables, batch, shape
+def setup(name):
+    """The conditioner, random parameters and the encoded batch of a row."""
+    conditioner = make_conditioner({"key": UNDER_TEST[name][0]})
+    batch = conditioner.encode({"key": UNDER_TEST[name][1]}, encode_images)
+    shapes = jax.eval_shape(conditioner.init, jax.random.key(0), batch)
+    random = np.random.default_rng(2)
+    variables = jax.tree.map(
+        lambda leaf: random.standard_normal(leaf.shape, leaf.dtype), shapes
+    )
+    return conditioner, variables, batch
+
+
+@functools.cache
+def outputs(name):
+    """What fills the slot: given, null, and null for every second example."""
+    conditioner, variables, batch = setup(name)
+    apply = jax.jit(
+        lambda batch, drop: conditioner.apply(variables, batch, drop={"key": drop})
+    )
+    none = np.zeros(BATCH, bool)
+    null = apply(conditioner.null_inputs(batch), none)
+    return apply(batch, none), null, apply(batch, np.arange(BATCH) % 2 == 0)
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
-def test_fills_its_slot_and_no_other(name):
-    conditioner, variables, batch, shape = setup(name)
-    conditioning = jax.jit(conditioner.apply)(variables, batch)
-    slot = conditioner.entries["key"]["slot"]
-    assert getattr(conditioning, slot).shape == shape
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_fills_its_slot_in_the_type_of_the_computation(name, dtype):
+    entry, _, shape = UNDER_TEST[name]
+    conditioner = make_conditioner({"key": entry | {"dtype": dtype}})
+    conditioning, variables = jax.eval_shape(
+        conditioner.init_with_output, jax.random.key(0), setup(name)[2]
+    )
+    filled = getattr(conditioning, entry["slot"])
+    assert filled.shape == shape and filled.dtype == dtype
     assert sum(values is not None for values in conditioning) == 1
-
-
-@pytest.mark.parametrize("name", UNDER_TEST)
-def test_dtype_is_that_of_the_computation(name):
-    conditioner, variables, batch, _ = setup(name, dtype=jnp.bfloat16)
-    for values in jax.tree.leaves(conditioner.apply(variables, batch)):
-        assert values.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
 def test_null_hides_the_input(name):
-    conditioner, variables, batch, _ = setup(name)
-    given = jax.tree.leaves(conditioner.apply(variables, batch))[0]
+    conditioner, _, batch = setup(name)
     null_inputs = conditioner.null_inputs(batch)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_equal(a.shape, b.shape), null_inputs, batch
-    )
-    null = jax.tree.leaves(conditioner.apply(variables, null_inputs))[0]
-    np.testing.assert_array_equal(null, jnp.broadcast_to(null[:1], null.shape))
-    assert np.all(np.abs(null - given).reshape(BATCH, -1).max(axis=1) > 0)
+    assert jax.tree.map(jnp.shape, null_inputs) == jax.tree.map(jnp.shape, batch)
+    given, null = (jax.tree.leaves(output)[0] for output in outputs(name)[:2])
+    np.testing.assert_allclose(null, jnp.broadcast_to(null[:1], null.shape), atol=1e-5)
+    assert np.all(np.abs(null - given).reshape(BATCH, -1).max(axis=1) > 1e-3)
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
 def test_drop_swaps_single_examples_for_null(name):
-    conditioner, variables, batch, _ = setup(name)
-    drop = jnp.arange(BATCH) % 2 == 0
-    mixed = conditioner.apply(variables, batch, drop={"key": drop})
-    given = conditioner.apply(variables, batch)
-    null = conditioner.apply(variables, conditioner.null_inputs(batch))
-    for a, b, c in zip(*map(jax.tree.leaves, (mixed, null, given)), strict=True):
-        np.testing.assert_array_equal(a[::2], b[::2])
-        np.testing.assert_array_equal(a[1::2], c[1::2])
+    given, null, mixed = (jax.tree.leaves(output)[0] for output in outputs(name))
+    np.testing.assert_allclose(mixed[::2], null[::2], atol=1e-5)
+    np.testing.assert_allclose(mixed[1::2], given[1::2], atol=1e-5)
 
 
 def loss(variables, conditioner, batch):
@@ -133,9 +204,10 @@ def loss(variables, conditioner, batch):
 
 @pytest.mark.parametrize("name", sorted(UNDER_TEST.keys() - WITHOUT_PARAMETERS))
 def test_gradient_reaches_every_parameter_in_use(name):
-    conditioner, variables, batch, _ = setup(name)
-    gradients = jax.tree.leaves(jax.grad(loss)(variables, conditioner, batch))
-    assert gradients and all(np.abs(leaf).max() > 0 for leaf in gradients)
+    conditioner, variables, batch = setup(name)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    leaves = jax.tree.leaves(gradient(variables, conditioner, batch))
+    assert leaves and all(np.abs(leaf).max() > 0 for leaf in leaves)
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_PARAMETERS))
@@ -145,9 +217,7 @@ def test_what_is_given_needs_no_parameters(name):
 
 @pytest.mark.parametrize("name", UNDER_TEST)
 def test_guidance_one_is_conditional(name):
-    conditioner, variables, batch, _ = setup(name)
-    given = conditioner.apply(variables, batch)
-    null = conditioner.apply(variables, conditioner.null_inputs(batch))
+    given, null, _ = outputs(name)
 
     def denoiser(conditioning):
         def predict(latents, point):
@@ -167,27 +237,15 @@ def test_guidance_one_is_conditional(name):
 
 @pytest.mark.parametrize("name", UNDER_TEST)
 def test_good_inputs_pass_the_check(name):
-    conditioner, _, batch, _ = setup(name)
-    conditioner.check({key: np.asarray(values) for key, values in batch.items()})
-
-
-class TokenMap(ClassLabel):
-    """A stand-in that may fill any slot, to test joining."""
-
-    slots = Conditioning._fields
-
-    def __call__(self, labels):
-        embedding = super().__call__(labels)
-        return embedding[:, None, None] if self.slot == "concat" else embedding
+    setup(name)[0].check({"key": np.asarray(UNDER_TEST[name][1])})
 
 
 @pytest.mark.parametrize(
     "slot, shape",
     [("context", (2, 2, 4)), ("concat", (2, 1, 1, 8)), ("vector", (2, 4))],
 )
-def test_conditioners_that_share_a_slot_are_joined_by_name(monkeypatch, slot, shape):
-    monkeypatch.setitem(CONDITIONERS, "token_map", TokenMap)
-    entry = {"kind": "token_map", "num_classes": 3, "features": 4, "slot": slot}
+def test_conditioners_that_share_a_slot_are_joined_by_name(slot, shape):
+    entry = LABEL | {"slot": slot}
     batch = {"b": jnp.array([0, 1]), "a": jnp.array([2, 1])}
     conditioner = make_conditioner({"b": entry, "a": entry})
     joined, variables = conditioner.init_with_output(jax.random.key(0), batch)
@@ -248,7 +306,8 @@ LABEL = {"kind": "class_label", "num_classes": 3, "features": 4}
     [
         (LABEL | {"kind": "clas_label"}, "choose one of class_label, text"),
         ({}, "choose one of class_label, text"),
-        (LABEL | {"slot": "concat"}, "choose one of context, vector"),
+        (LABEL | {"slot": "image"}, "choose one of context, concat, vector"),
+        (LABEL | {"weights": "a.safetensors"}, "class_label' has no option 'weights'"),
         (
             LABEL | {"slott": "vector"},
             "no option 'slott'.* num_classes, features, slot",
@@ -312,23 +371,87 @@ def test_empty_caption_is_filled_up_with_its_last_id():
 
 
 def test_layout_without_objects_is_the_last_id():
-    conditioner, _, batch, _ = setup("layout")
+    conditioner, _, batch = setup("layout")
     np.testing.assert_array_equal(conditioner.null_inputs(batch)["key"], 19 + 0 * IDS)
 
 
 def test_labels_of_no_class_are_zero_maps():
-    conditioner, variables, batch, _ = setup("spatial_labels")
-    maps = conditioner.apply(variables, batch).concat
-    np.testing.assert_allclose(maps.sum(axis=-1), 1, atol=1e-6)
-    null = conditioner.apply(variables, conditioner.null_inputs(batch)).concat
-    np.testing.assert_array_equal(null, 0 * maps)
+    given, null, _ = outputs("spatial_labels")
+    np.testing.assert_allclose(given.concat.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_array_equal(null.concat, 0 * given.concat)
+
+
+def test_a_label_beside_a_map_is_the_same_at_every_pixel():
+    entries = {"a": LABEL | {"slot": "concat"}, "b": {"kind": "raw", "slot": "concat"}}
+    batch = {"a": jnp.array([0, 2]), "b": draw(3, 5, 2)[:2]}
+    joined, _ = make_conditioner(entries).init_with_output(jax.random.key(0), batch)
+    label, given = joined.concat[..., :4], joined.concat[..., 4:]
+    np.testing.assert_array_equal(given, batch["b"])
+    np.testing.assert_array_equal(label, label[:, :1, :1] + np.zeros((3, 5, 1)))
+    assert np.abs(label[0] - label[1]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "slot, shapes, message",
+    [
+        ("context", [(2, 8), (1, 7)], "'context' must .* widths, got a 8, b 7"),
+        ("vector", [(8,), (1,)], "'vector' must .* widths, got a 8, b 1"),
+        ("concat", [(4, 4, 1), (8, 8, 1)], r"sizes, got a \(4, 4\), b \(8, 8\)"),
+    ],
+)
+def test_what_shares_a_slot_must_fit(slot, shapes, message):
+    entry = {"kind": "raw", "slot": slot}
+    batch = {key: draw(*shape) for key, shape in zip("ab", shapes, strict=True)}
+    with pytest.raises(ValueError, match=message):
+        make_conditioner({"a": entry, "b": entry}).init(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("name", ["masked_image", "masked_image_mask_first"])
+def test_masked_image_is_latents_and_a_mask_and_null_is_all_hole(name):
+    conditioner, _, batch = setup(name)
+    first = conditioner.entries["key"].get("mask_first", False)
+    given = outputs(name)[0].concat
+    mask, latents = (
+        (given[..., 0], given[..., 1:]) if first else (given[..., -1], given[..., :-1])
+    )
+    raw = UNDER_TEST[name][1]
+    np.testing.assert_array_equal(latents, encode_images(raw[..., :3]))
+    # PyTorch's "nearest" by 2 takes every second pixel, the first one included.
+    hole = raw[:, ::2, ::2, 3]
+    np.testing.assert_array_equal(mask, hole if first else 2 * hole - 1)
+    null = conditioner.null_inputs(batch)["key"]
+    assert np.all(null[..., 0 if first else -1] == 1) and null.sum() == mask.size
+
+
+def test_only_what_wants_latents_is_encoded():
+    entries = {"a": UNDER_TEST["encoded"][0], "b": LABEL}
+    batch = {"a": IMAGES, "b": np.zeros(BATCH, int), "image": IMAGES}
+    encoded = make_conditioner(entries).encode(batch, encode_images)
+    assert encoded.keys() == batch.keys()
+    assert encoded["b"] is batch["b"] and encoded["image"] is batch["image"]
+    np.testing.assert_array_equal(encoded["a"], encode_images(IMAGES))
 
 
 def test_text_is_trained_and_clip_is_frozen_unless_told_otherwise():
-    entries = {"a": TEXT, "b": CLIP_TEXT, "c": LABEL}
-    assert make_conditioner(entries).frozen_keys() == ["b"]
+    def frozen(entries):
+        towers = make_conditioner(entries).towers().values()
+        return [tower.path for tower in towers if tower.frozen]
+
+    entries = {"a": TEXT, "b": CLIP_TEXT, "c": LABEL, "d": CLIP_IMAGE}
+    assert frozen(entries) == ["b", "d/tower"]
     entries = {"a": TEXT | {"frozen": True}, "b": CLIP_TEXT | {"frozen": False}}
-    assert make_conditioner(entries).frozen_keys() == ["a"]
+    assert frozen(entries) == ["a"]
+
+
+def test_parameters_of_a_tower_lie_at_its_path():
+    conditioner, variables, _ = setup("clip_image_vector")
+    tower = conditioner.towers()["key"]
+    images = jax.ShapeDtypeStruct((1, 6, 6, 3), jnp.float32)
+    expected = jax.eval_shape(tower.module.init, jax.random.key(0), images)["params"]
+    assert tower.path == "key/tower"
+    found = jax.tree.map(jnp.shape, variables["params"]["key"]["tower"])
+    assert found == jax.tree.map(lambda leaf: leaf.shape, expected)
+    assert set(variables["params"]["key"]) == {"tower", "project"}
 
 
 @pytest.mark.parametrize(
@@ -338,6 +461,7 @@ def test_text_is_trained_and_clip_is_frozen_unless_told_otherwise():
         (TEXT | {"null_ids": ()}, "give those of the empty caption"),
         (TEXT | {"activation": "relu"}, "choose one of gelu, quick_gelu"),
         ({"kind": "spatial", "num_stages": 1, "method": "cubic"}, "one of nearest,"),
+        (CLIP_IMAGE | {"slot": "vector", "pooled": False}, "leave pooled=True"),
         ({"kind": "raw"}, "needs the option 'slot'"),
         ({"kind": "raw", "slot": "text"}, "choose one of context, concat, vector"),
     ],
@@ -360,6 +484,10 @@ def test_wrong_option_is_refused_in_one_line(entry, message):
         ("spatial_labels", np.full((1, 8, 8), 4), "label 4 .* from 0 to 2"),
         ("spatial_labels", np.zeros((1, 8, 8)), "must be integers .B, H, W"),
         ("raw_vector", np.zeros((1, 2, 8)), "slot 'vector' must be floats with 2"),
+        ("encoded", np.zeros((1, 8, 8, 4)), "images must be .B, H, W, 3., got"),
+        ("clip_image_vector", np.zeros((1, 8, 8, 3), int), "must be floats with 4"),
+        ("masked_image", np.zeros((1, 8, 8, 3)), "the mask last, got .1, 8, 8, 3"),
+        ("masked_image", np.full((1, 8, 8, 4), 0.5), "masks must be 0 or 1.* got 0.5"),
     ],
 )
 def test_wrong_inputs_are_refused(name, inputs, message):

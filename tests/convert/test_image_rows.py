@@ -47,6 +47,13 @@ def test_weights_are_written_as_they_were_read(case, params):
         np.testing.assert_array_equal(array, case.state_dict[key], err_msg=key)
 
 
+def test_defaults_are_of_the_published_size():
+    tower = ImageEncoder()
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(tower.init, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 303_966_208
+
+
 def test_images_are_prepared_as_by_the_original(case):
     pixels = TOWER.prepare(jnp.asarray(nhwc(case.arrays["images"])))
     assert_close(pixels, nhwc(case.arrays["pixel_values"]))
