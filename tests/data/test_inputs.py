@@ -137,7 +137,7 @@ def test_no_inputs():
         ("it", dict(kind="low_res", factor=9), "factor must be 2 to 8, got 9"),
         ("it", dict(kind="low_res", degradation="bsr"), 'degradation="bsr" is unknown'),
         ("it", dict(kind="masked_image", style="dots"), 'style="dots" is unknown'),
-        ("it", dict(kind="masked_image", max_share=0.1), "the shares must have"),
+        ("it", dict(kind="masked_image", max_share=0.1), "the shares must be"),
         ("it", dict(kind="layout", vocab_size=8, num_classes=8), "vocab_size=8 is too"),
         ("mask", dict(kind="depth"), "data.inputs.mask: batches have another mask"),
     ],
@@ -237,6 +237,12 @@ def test_masked_image_with_the_users_mask(dtype, shape):
     np.testing.assert_array_equal(result[..., 3], mask.reshape(16, 24).astype("f4"))
     with pytest.raises(ValueError, match="the mask is .* give both one size"):
         call("masked_image", changes={"mask": mask[:8]})
+
+
+@pytest.mark.parametrize("kind", ["low_res", "masked_image", "image"])
+def test_something_to_make_it_of_is_missing(kind):
+    with pytest.raises(ValueError, match='no.* "image"'):
+        apply_inputs({"it": make(kind)}, {"caption": "a star"}, None)
 
 
 def test_image_is_the_users_or_the_picture_itself():
