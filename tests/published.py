@@ -13,6 +13,25 @@ NAMES = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED
 )
 
+# The experiments that train each of the released second stages, by its manifest.
+RELEASED = {
+    "ldm_celebahq_ffhq_lsun_bedrooms_vq_f4": [
+        "unconditional:celebahq",
+        "unconditional:ffhq",
+        "unconditional:bedrooms",
+    ],
+    "ldm_class_imagenet_v2_vq_f4": ["imagenet_class:f4"],
+    "ldm_class_imagenet_vq_f8": ["imagenet_class:f8"],
+    "ldm_inpainting_big_vq_f4": ["inpainting:big"],
+    "ldm_layout_openimages_vq_f4": ["layout_to_image:openimages"],
+    "ldm_lsun_churches_kl_f8": ["unconditional:churches"],
+    "ldm_semantic_synthesis_vq_f4": ["semantic_synthesis:256"],
+    "ldm_super_resolution_vq_f4": ["super_resolution:bsr"],
+    "ldm_text_1p4b_kl_f8": ["text_to_image:laion"],
+    "ldm_text_256_vq_f4": ["text_to_image:conceptual"],
+    "rdm_768_vq": ["retrieval:768"],
+}
+
 
 class Listed(NamedTuple):
     """A second stage's line of the table in its docstring.

@@ -11,7 +11,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 BASE = {"config", "images", "models", "data"}
 PARTS = BASE | {"conditioners", "diffusion", "sharding", "checkpoint"}
 # Files of weights are for all; the formats of whole models stand above training.
-WEIGHTS = {"convert.files", "convert.lpips", "convert.state_dict", "convert.unpickle"}
+WEIGHTS = {
+    f"convert.{name}"
+    for name in (
+        "files",
+        "image_rows",
+        "lpips",
+        "state_dict",
+        "text_rows",
+        "towers",
+        "unpickle",
+    )
+}
 ALLOWED = {
     "config": {"config"},
     "images": {"images", "data"},
@@ -24,7 +35,7 @@ ALLOWED = {
     "weights": {"weights", "config", "models"},
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
-    "latent_diffusion": {"latent_diffusion"} | PARTS,
+    "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
     "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,

@@ -13,11 +13,12 @@ def inputs_for(conditions, factor):
 
     Args:
       conditions: Config section, with the batch keys of `compvis_conditions`.
-      factor: Downsampling factor of the first stage.
+      factor: Downsampling factor of the first stage; 1 where it lies elsewhere.
 
     Returns:
-      Config section: batch key -> {"kind": ..., its options}. A class label needs none,
-      and captions of an unknown vocabulary have none: their tokenizer is not known.
+      Config section: batch key -> {"kind": ..., its options}. A class label needs none;
+      captions of an unknown vocabulary and small images for an unknown first stage have
+      none, as their tokenizer and their size are not known.
     """
     made = {
         key: _MAKE[key](entry, factor)
@@ -56,6 +57,8 @@ def _masked_image(entry, factor):
 
 def _low_res(entry, factor):
     del entry
+    if factor == 1:
+        return None
     return dict(kind="low_res", factor=factor, degradation="bsrgan_light")
 
 

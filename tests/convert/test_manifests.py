@@ -43,25 +43,6 @@ HEADS = {
     "rdm_768_vq": dict(head_channels=32),
 }
 
-# The configs that train each.
-CONFIGS = {
-    "ldm_celebahq_ffhq_lsun_bedrooms_vq_f4": [
-        "unconditional:celebahq",
-        "unconditional:ffhq",
-        "unconditional:bedrooms",
-    ],
-    "ldm_class_imagenet_v2_vq_f4": ["imagenet_class:f4"],
-    "ldm_class_imagenet_vq_f8": ["imagenet_class:f8"],
-    "ldm_inpainting_big_vq_f4": ["inpainting:big"],
-    "ldm_layout_openimages_vq_f4": ["layout_to_image:openimages"],
-    "ldm_lsun_churches_kl_f8": ["unconditional:churches"],
-    "ldm_semantic_synthesis_vq_f4": ["semantic_synthesis:256"],
-    "ldm_super_resolution_vq_f4": ["super_resolution:bsr"],
-    "ldm_text_1p4b_kl_f8": ["text_to_image:laion"],
-    "ldm_text_256_vq_f4": ["text_to_image:conceptual"],
-    "rdm_768_vq": ["retrieval:768"],
-}
-
 
 # Whose YAMLs are read again, too: one per way to say heads and per kind of condition.
 YAMLS = ("ldm_class_imagenet_v2_vq_f4", "ldm_lsun_churches_kl_f8", "ldm_text_256_vq_f4")
@@ -86,7 +67,7 @@ def read(weights, **options):
 
 
 def test_there_are_manifests():
-    assert len(NAMES) == 20 and HEADS.keys() == CONFIGS.keys() < set(NAMES)
+    assert len(NAMES) == 20 and HEADS.keys() == experiments.RELEASED.keys() < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +84,7 @@ def test_manifest_is_read_and_written_whole(name):
     if name in HEADS:
         section = model.config["unet"]
         assert {k: v for k, v in section.items() if "head" in k} == HEADS[name]
-    for spec in CONFIGS.get(name, ()):
+    for spec in experiments.RELEASED.get(name, ()):
         _assert_is_trained_by(model, spec)
     if name in YAMLS:
         section = model.config["unet"]
