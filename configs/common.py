@@ -21,6 +21,9 @@ def data(**changes):
     on_error: "skip" or "raise" at a file that cannot be read.
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
     validation_fraction: Share of a folder's files that is held out.
+    inputs: What is made of each example for the conditions, by batch key; the kinds and
+      their options stand in `ldm_jax/data/inputs.py`. What they need the source gives;
+      `keys` names more, and `box_names` the classes of a folder's boxes.
     """
     section = dict(
         source="tfds",
@@ -36,6 +39,7 @@ def data(**changes):
         image_key=placeholder(str),
         label_key=placeholder(str),
         validation_fraction=0.05,
+        inputs=dict(),
     )
     return section | changes
 

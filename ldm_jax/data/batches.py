@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from ldm_jax.data.inputs import apply_inputs
 from ldm_jax.data.transforms import transform
 
 # So many unreadable examples in a row mean that something else is wrong.
@@ -23,7 +24,18 @@ class LoadBatch:
     """Loads this process's rows of a step's batch; an object, so as to be pickled."""
 
     def __init__(
-        self, source, order, *, image_size, crop, flip, seed, batch_size, rows, on_error
+        self,
+        source,
+        order,
+        *,
+        image_size,
+        crop,
+        flip,
+        seed,
+        batch_size,
+        rows,
+        on_error,
+        inputs=None,
     ):
         """Keeps what the batches depend on.
 
@@ -34,15 +46,16 @@ class LoadBatch:
           image_size: Side of the images in pixels.
           crop: "center" or "random".
           flip: Whether to mirror with probability 1/2.
-          seed: Seed of the crops and the mirroring.
+          seed: Seed of the crops, the mirroring and the inputs.
           batch_size: Global batch size.
           rows: range of this process's rows in a batch.
           on_error: "skip" or "raise".
+          inputs: Dict of batch key -> Input; without any examples stay as they are.
         """
         self.source, self.order = source, order
         self.image_size, self.crop, self.flip = image_size, crop, flip
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
-        self.on_error = on_error
+        self.on_error, self.inputs = on_error, inputs
 
     def __call__(self, step):
         """Loads a batch.
@@ -91,6 +104,8 @@ class LoadBatch:
                 example = transform(
                     self.source[index], self.image_size, self.crop, self.flip, rng
                 )
+                if self.inputs:
+                    example = apply_inputs(self.inputs, example, rng)
                 return example, failures
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:

@@ -141,8 +141,11 @@ def _deep_grey(values, top=None):
 
 
 def _open_plane(data):
-    with _open(data) as image:
-        array = np.asarray(image)
+    if isinstance(data, np.ndarray):
+        array = data[..., 0] if data.shape[2:] == (1,) else data
+    else:
+        with _open(data) as image:
+            array = np.asarray(image)
     if array.ndim != 2:
-        raise DecodeError(f"expected one channel, got mode {image.mode}")
+        raise DecodeError(f"expected one channel, got {array.shape[2:] or array.shape}")
     return array

@@ -1,9 +1,14 @@
-"""Reads a folder of image files, with one sub-folder per class or none."""
+"""Reads a folder of image files, with one sub-folder per class or none.
+
+What goes with an image, such as a caption, lies beside it; see `sidecars.py`.
+"""
 
 import hashlib
 import os
 
 import numpy as np
+
+from ldm_jax.data.sidecars import drop_sidecars, read_sidecar
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
@@ -40,6 +45,7 @@ class FolderSource:
         label_key=None,
         validation_fraction=0.05,
         keys=(),
+        box_names=(),
     ):
         """Finds the files.
 
@@ -49,13 +55,15 @@ class FolderSource:
           data_dir: Folder that a relative `name` starts from; None is the current one.
           label_key: "" ignores the classes; there is no other label to choose.
           validation_fraction: Share of the files that is held out, in (0, 1).
-          keys: Must be empty: a folder has images and labels only.
+          keys: What examples should have besides image and label; see `sidecars.py`.
+          box_names: Names of the classes of boxes in the order of their numbers; by
+            default they are the classes of the folder.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
             out of range.
         """
-        _check(split, label_key, validation_fraction, keys)
+        _check(split, label_key, validation_fraction)
         self._root = _find_root(name, data_dir)
         parts = _find_parts(self._root)
         listed = {part: _list_images(os.path.join(self._root, part)) for part in parts}
@@ -79,6 +87,7 @@ class FolderSource:
         if not paths:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
+        self._keys, self._box_names = tuple(keys), tuple(box_names) or names
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 
@@ -86,11 +95,14 @@ class FolderSource:
         return len(self._paths)
 
     def __getitem__(self, index):
-        """Returns {"image": the file's bytes, "label": int, if there are classes}."""
-        with open(self.describe(index), "rb") as file:
+        """Returns {"image": the file's bytes, "label": int if known, further keys}."""
+        path = self.describe(index)
+        with open(path, "rb") as file:
             example = {"image": file.read()}
         if self.class_names:
             example["label"] = int(self._labels[index])
+        for key in self._keys:
+            example[key] = read_sidecar(path, key, self._box_names)
         return example
 
     def describe(self, index):
@@ -98,7 +110,7 @@ class FolderSource:
         return os.path.join(self._root, os.fsdecode(bytes(self._paths[index])))
 
 
-def _check(split, label_key, validation_fraction, keys):
+def _check(split, label_key, validation_fraction):
     if split not in (*SPLIT_FOLDERS, "all"):
         raise ValueError(
             f'a folder has the splits {", ".join(SPLIT_FOLDERS)} and all, not "{split}"'
@@ -112,8 +124,6 @@ def _check(split, label_key, validation_fraction, keys):
         raise ValueError(
             f"validation_fraction must be in (0, 1), got {validation_fraction}"
         )
-    if keys:
-        raise ValueError(f"a folder has images and labels only, no {', '.join(keys)}")
 
 
 def _find_root(name, data_dir):
@@ -162,7 +172,7 @@ def _list_images(folder):
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(name))
-        names = [n for n in files if _is_image(n) and not _hidden(n)]
+        names = drop_sidecars([n for n in files if _is_image(n) and not _hidden(n)])
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
     return sorted(found)
 

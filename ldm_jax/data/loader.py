@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from ldm_jax.config import ConfigError, build, choose, suggest, to_dict
 from ldm_jax.data.batches import DataError, LoadBatch
+from ldm_jax.data.inputs import make_inputs, needed_keys
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.transforms import CROPS
 
@@ -29,7 +30,7 @@ from ldm_jax.data.transforms import CROPS
 AHEAD, THREADS = 4, 4
 
 _LOADER_OPTIONS = ("image_size", "crop", "flip", "workers", "on_error")
-_SECTION_KEYS = ("source", "split", "eval_split")
+_SECTION_KEYS = ("source", "split", "eval_split", "inputs")
 
 
 def open_source(data, split):
@@ -37,7 +38,8 @@ def open_source(data, split):
 
     Args:
       data: Section with "source" (row of SOURCES) and that source's options; the
-        loader's options and the names of the splits are passed over.
+        loader's options and the names of the splits are passed over. The source is
+        asked for the keys that "inputs" need, besides those of its option "keys".
       split: Split to open, as the source calls it.
 
     Returns:
@@ -56,6 +58,9 @@ def open_source(data, split):
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
+    needed = needed_keys(make_inputs(section.get("inputs")))
+    if needed:
+        options["keys"] = sorted({*needed, *options.get("keys", ())} - {"label"})
     try:
         return make(split=split, **options)
     except (TypeError, ValueError) as error:
@@ -83,7 +88,8 @@ def make_loader(
     Args:
       source: Opened source.
       data: Section with the loader's options "image_size", "crop", "flip", "workers"
-        and "on_error"; see `Loader`. Other keys are the source's.
+        and "on_error", see `Loader`, and "inputs", see `inputs.py`. Other keys are the
+        source's.
       batch_size: Global batch size.
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
@@ -104,6 +110,7 @@ def make_loader(
         options,
         "data",
         source=source,
+        inputs=make_inputs(section.get("inputs")),
         batch_size=batch_size,
         seed=seed,
         start_step=start_step,
@@ -133,6 +140,7 @@ class Loader:
         flip=False,
         workers=0,
         on_error="skip",
+        inputs=None,
         process_index=0,
         process_count=1,
     ):
@@ -158,6 +166,8 @@ class Loader:
           flip: Whether to mirror training images with probability 1/2.
           workers: Worker processes; 0 loads in threads of this one.
           on_error: "skip" or "raise" at an example that cannot be decoded.
+          inputs: Dict of batch key -> Input, what is made of each example; without any
+            it is passed on as the source and `transforms.transform` give it.
           process_index: Index of this process.
           process_count: Number of processes.
 
@@ -167,6 +177,8 @@ class Loader:
         _check(image_size, batch_size, start_step, workers, process_count)
         _check_choice("crop", crop, CROPS)
         _check_choice("on_error", on_error, ("skip", "raise"))
+        for make in (inputs or {}).values():
+            make.check_size(image_size)
         import grain
 
         count, rows = len(source), batch_size // process_count
@@ -184,13 +196,16 @@ class Loader:
             batch_size=batch_size,
             rows=range(process_index * rows, (process_index + 1) * rows),
             on_error=on_error,
+            inputs=inputs,
         )
         steps = grain.MapDataset.range(start_step if train else 0, last).map(load)
         batches = steps.to_iter_dataset(
             grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
         )
         if workers:
-            batches = _in_workers(batches, workers, rows * image_size**2 * 3)
+            # An input is a map of four floats per pixel at most.
+            pixel = 3 + 16 * len(inputs or ())
+            batches = _in_workers(batches, workers, rows * image_size**2 * pixel)
         self.skipped, self._workers = {}, workers
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
@@ -207,8 +222,9 @@ class Loader:
 
         Returns:
           Dict of "image" uint8 [b, S, S, 3], "label" int32 [b] where the source has
-          classes, the further keys of the source as `transforms.transform` makes them,
-          strings as arrays of objects, and in evaluation "mask" bool [b].
+          classes, the inputs, and in evaluation "mask" bool [b]. Without inputs there
+          are the further keys of the source as `transforms.transform` makes them,
+          strings as arrays of objects.
 
         Raises:
           StopIteration: After the last batch of an evaluation, or after `close`.

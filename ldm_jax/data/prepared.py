@@ -11,8 +11,14 @@ import re
 
 from ldm_jax.data.tfrecord import TFRecords
 
-# Where the keys of a batch lie in data sets that follow COCO's names.
-NESTED_KEYS = {"boxes": "objects.bbox", "box_labels": "objects.label"}
+# What the keys of a batch are called in data sets; the first that there is.
+KEY_PATHS = {
+    "boxes": ("objects.bbox", "bobjects.bbox"),
+    "box_labels": ("objects.label", "bobjects.label"),
+    "caption": ("caption", "captions.text"),
+    "segmentation": ("segmentation", "segmentation_mask", "segmentation_label"),
+    "depth": ("depth", "depth_map"),
+}
 
 
 class TfdsSource:
@@ -38,7 +44,7 @@ class TfdsSource:
           label_key: Feature that holds the class; None takes "label" if there is one,
             "" takes none.
           keys: Further features that examples should have; dots lead into nested ones
-            ("objects.bbox"), and NESTED_KEYS gives some of these short names.
+            ("objects.bbox"), and KEY_PATHS gives some of these short names.
 
         Raises:
           ValueError: If the data set is not prepared, or has no such split or feature.
@@ -49,9 +55,7 @@ class TfdsSource:
         images = _image_features(features)
         self._image_key = _choose_image(name, images, features, image_key)
         self._label_key = _choose_label(name, features, label_key)
-        self._paths = {key: NESTED_KEYS.get(key, key) for key in keys}
-        for path in self._paths.values():
-            _feature(name, features, path)
+        self._paths = {key: _find_path(name, features, key) for key in keys}
         if self._label_key:
             self._paths["label"] = self._label_key
         self._records = _open_records(builder, split)
@@ -168,6 +172,15 @@ def _is_class(features, key):
     return hasattr(feature, "np_dtype") and (
         tuple(feature.shape or ()) == () and feature.np_dtype.__name__.startswith("int")
     )
+
+
+def _find_path(name, features, key):
+    """Dotted path of the feature that a key stands for."""
+    paths = KEY_PATHS.get(key, (key,))
+    there = [path for path in paths if path.split(".")[0] in features]
+    path = (there or paths)[0]
+    _feature(name, features, path)
+    return path
 
 
 def _feature(name, features, path):

@@ -6,6 +6,7 @@ writes `shapes_tokenizer.json`, the tokenizer of the captions of the embedded da
 `shapes`. It is stored rather than made when needed, as trained weights hold its ids.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -56,8 +57,9 @@ class Tokenizer:
         return np.asarray(ids, np.int32)
 
 
+@functools.lru_cache(maxsize=8)
 def load_tokenizer(name, max_length=77):
-    """Loads a tokenizer.
+    """Loads a tokenizer, once.
 
     Args:
       name: "shapes" for the one of this package, a folder, or the name of a tokenizer

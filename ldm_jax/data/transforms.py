@@ -127,6 +127,38 @@ def resize_depth(data, crop, size):
     return array[:, ::-1] if crop.flip else array
 
 
+def resize_mask(data, crop, size):
+    """Cuts out and resizes a mask by the nearest pixel.
+
+    Args:
+      data: Encoded image of one channel, or array [H, W] or [H, W, 1].
+      crop: Crop.
+      size: Side S of the result in pixels, or its (height, width).
+
+    Returns:
+      bool [S, S]: what lies above half of the mask's largest value.
+    """
+    plane = decode_plane(data)
+    return resize_labels(plane, crop, size) > plane.max() / 2
+
+
+def crop_image(data, crop, size):
+    """Cuts a picture out at its own resolution, as of a version that is smaller.
+
+    Args:
+      data: Encoded image, or uint8 [H, W, 3].
+      crop: Crop.
+      size: Not used.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    del size
+    image = decode(data)
+    image = np.asarray(image.crop(np.rint(_pixels(crop, *image.size)).astype(int)))
+    return image[:, ::-1] if crop.flip else image
+
+
 def crop_boxes(boxes, crop):
     """Moves boxes into the frame of the crop.
 
@@ -172,8 +204,8 @@ def transform(example, size, crop="center", flip=False, rng=None):
     Returns:
       Dict of "image" uint8 [S, S, 3]; "label" int32 []; "segmentation" int32 [S, S];
       "depth" float32 [S, S, 1]; "boxes" float32 [MAX_BOXES, 4] and "box_labels" int32
-      [MAX_BOXES], as far as the example has them; strings as str; other values as they
-      are.
+      [MAX_BOXES]; "mask" bool [S, S]; "low_res" uint8 [h, w, 3] at its own resolution,
+      as far as the example has them; strings as str; other values as they are.
 
     Raises:
       DecodeError: If one of the images cannot be decoded.
@@ -191,7 +223,7 @@ def transform(example, size, crop="center", flip=False, rng=None):
         elif key == "label":
             result[key] = np.int32(value)
         else:
-            result[key] = value.decode() if isinstance(value, bytes) else value
+            result[key] = _text(value) if isinstance(value, bytes) else value
     if "boxes" in result and "box_labels" in result:
         # What the crop has left out has no class either.
         gone = ~result["boxes"].any(axis=1)
@@ -202,6 +234,14 @@ def transform(example, size, crop="center", flip=False, rng=None):
 def _sides(size):
     """Height and width of a result."""
     return size if isinstance(size, tuple) else (size, size)
+
+
+def _text(data):
+    """Bytes that are text as a string; others, such as encoded images, as they are."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _pixels(crop, width, height):
@@ -215,5 +255,10 @@ def _pixels(crop, width, height):
 
 
 # Further keys of an example that follow the image's crop.
-MAPS = {"segmentation": resize_labels, "depth": resize_depth}
+MAPS = {
+    "segmentation": resize_labels,
+    "depth": resize_depth,
+    "mask": resize_mask,
+    "low_res": crop_image,
+}
 LISTS = {"boxes": crop_boxes, "box_labels": pad_labels}

@@ -64,7 +64,8 @@ class Images:
         Raises:
           ConfigError: If the data set is not named or cannot be read.
         """
-        section = to_dict(section)
+        # The images alone are looked at: what goes with them need not be there.
+        section = to_dict(section) | {"inputs": {}}
         if name:
             is_folder = os.path.isdir(os.path.expanduser(name))
             section |= {"source": "folder" if is_folder else "tfds", "name": name}

@@ -156,7 +156,6 @@ def test_a_class_that_training_does_not_know(tmp_path):
         (dict(name="file"), "is a file"),
         (dict(name="empty"), "no images in .*empty or below; looked for .jpg"),
         (dict(name="empty", split="dev"), 'the splits train, .* not "dev"'),
-        (dict(name="empty", keys=("depth",)), "images and labels only, no depth"),
         (dict(name="empty", label_key="cls"), 'label_key="cls"'),
         (dict(name="empty", validation_fraction=1.0), r"must be in \(0, 1\), got 1.0"),
     ],

@@ -1,0 +1,231 @@
+"""Small pictures to restore large ones from: plain resizing and BSRGAN.
+
+BSRGAN (Zhang et al. 2021, "Designing a Practical Degradation Model") blurs, shrinks,
+adds noise and compresses in random order, so that a model learns to restore pictures
+from anywhere. `bsrgan` and `bsrgan_light` are the two strengths of the original.
+"""
+
+import functools
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.data.resample import resize
+
+
+def degrade(image, factor, kind="bicubic", rng=None):
+    """Makes a small, worse version of a picture.
+
+    Args:
+      image: uint8 [H, W, 3].
+      factor: H over the result's height, 2 to 8.
+      kind: Row of DEGRADATIONS.
+      rng: NumPy generator; needed for "bsrgan" and "bsrgan_light".
+
+    Returns:
+      uint8 [H / factor, W / factor, 3].
+
+    Raises:
+      ValueError: If height and width do not divide by `factor`.
+    """
+    height, width = image.shape[:2]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"a picture of {height} x {width} pixels does not divide by the factor "
+            f"{factor}: crop it first"
+        )
+    return DEGRADATIONS[kind](image, factor, rng)
+
+
+class Strength(NamedTuple):
+    """How much a BSRGAN degradation does.
+
+    Attributes:
+      blurs: Number of blurs.
+      blur_scale: Multiplies their widths.
+      round_size: Largest radius of a round kernel is this + 1, as 2 n + 3 pixels.
+      noise: Least and largest noise level, of 255.
+      quality: Least and largest JPEG quality.
+      resize_share: How often the first shrinking is a resize to a random size, and not
+        a blur of which every `factor`-th pixel is taken.
+    """
+
+    blurs: int
+    blur_scale: float
+    round_size: int
+    noise: tuple
+    quality: tuple
+    resize_share: float
+
+
+FULL = Strength(2, 1.0, 11, (2, 25), (30, 95), 0.75)
+LIGHT = Strength(1, 0.25, 4, (1, 2), (80, 95), 0.8)
+
+# How OpenCV resizes, that is without antialiasing, in BSRGAN.
+_RESIZES = ("linear", "cubic", "area")
+
+_JPEG_SHARE = 0.9
+
+
+def bsrgan(image, factor, rng, strength=FULL):
+    """Degrades a picture as BSRGAN does.
+
+    Args:
+      image: uint8 [H, W, 3], H and W multiples of `factor`.
+      factor: H over the result's height.
+      rng: NumPy generator.
+      strength: Strength.
+
+    Returns:
+      uint8 [H / factor, W / factor, 3].
+    """
+    target = image.shape[0] // factor, image.shape[1] // factor
+    image = image.astype(np.float32) / 255
+    if factor == 4 and rng.random() < 0.25:
+        method = "antialiased" if rng.random() < 0.5 else rng.choice(_RESIZES)
+        half = image.shape[0] // 2, image.shape[1] // 2
+        image, factor = resize(image, *half, method).clip(0, 1), 2
+    steps = ["blur"] * strength.blurs + ["shrink", "reach", "noise", "jpeg"]
+    steps = [steps[i] for i in rng.permutation(len(steps))]
+    first, last = sorted((steps.index("shrink"), steps.index("reach")))
+    steps[first], steps[last] = "shrink", "reach"
+    for step in steps:
+        if step == "blur":
+            image = _blur(image, factor, strength, rng)
+        elif step == "shrink":
+            image = _shrink(image, factor, strength, rng).clip(0, 1)
+        elif step == "reach":
+            image = resize(image, *target, rng.choice(_RESIZES)).clip(0, 1)
+        elif step == "noise":
+            image = _add_noise(image, strength, rng).clip(0, 1)
+        elif rng.random() < _JPEG_SHARE:
+            image = _compress(image, strength, rng)
+    return _to_uint8(_compress(image, strength, rng))
+
+
+def _blur(image, factor, strength, rng):
+    """Blurs with a Gaussian, round or stretched in any direction."""
+    if rng.random() < 0.5:
+        size = 2 * rng.integers(2, 12) + 3
+        variances = rng.random(2) * (4 + factor) * strength.blur_scale
+        angle = rng.random() * np.pi
+    else:
+        size = 2 * rng.integers(2, strength.round_size + 1) + 3
+        deviation = rng.random() * (2 + 0.2 * factor) * strength.blur_scale
+        variances, angle = np.full(2, deviation**2), 0.0
+    return _convolve(image, _gaussian(size, variances, angle))
+
+
+def _shrink(image, factor, strength, rng):
+    """The first shrinking, to a random size or by the factor with a blur."""
+    if rng.random() < strength.resize_share:
+        scale = rng.uniform(1, 2 * factor)
+        height, width = (max(1, int(n / scale)) for n in image.shape[:2])
+        return resize(image, height, width, rng.choice(_RESIZES))
+    deviation = rng.uniform(0.1, 0.6 * factor)
+    # Shifted to the middle of the block whose first pixel is taken.
+    kernel = _gaussian(25, np.full(2, deviation**2), 0.0, shift=(factor - 1) / 2)
+    return _convolve(image, kernel)[::factor, ::factor]
+
+
+def _gaussian(size, variances, angle, shift=0.0):
+    """Gaussian kernel, float32 [size, size], of sum 1.
+
+    Args:
+      size: Odd number of pixels.
+      variances: Along the two axes, in square pixels.
+      angle: Of the first axis, in radians.
+      shift: How far the middle is moved, right and down, in pixels.
+    """
+    offsets = np.arange(size) - size // 2 - shift
+    y, x = offsets[:, None], offsets[None]
+    along = np.cos(angle) * x + np.sin(angle) * y
+    across = np.cos(angle) * y - np.sin(angle) * x
+    # A kernel without width is a single pixel.
+    first, second = np.maximum(variances, 1e-2)
+    exponent = along**2 / first + across**2 / second
+    kernel = np.exp(-(exponent - exponent.min()) / 2)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _convolve(image, kernel):
+    """Weighs the neighbours of each pixel; the picture is mirrored at its borders."""
+    height, width = image.shape[:2]
+    reach = len(kernel) // 2
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect")
+    # The kernel's size squared is too much: by the convolution theorem.
+    shape = padded.shape[:2]
+    kernel = np.fft.rfft2(kernel, shape).conj()
+    spectrum = np.fft.rfft2(padded, axes=(0, 1)) * kernel[..., None]
+    result = np.fft.irfft2(spectrum, shape, axes=(0, 1))
+    return result[:height, :width].astype(np.float32)
+
+
+def _add_noise(image, strength, rng):
+    """Adds Gaussian noise: of each channel its own, the same in all, or correlated."""
+    level = rng.integers(strength.noise[0], strength.noise[1] + 1) / 255
+    kind = rng.random()
+    if kind < 0.4:
+        noise = level * rng.standard_normal(image.shape, np.float32)
+    elif kind < 0.8:
+        noise = level * rng.standard_normal((*image.shape[:2], 1), np.float32)
+    else:
+        axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+        covariance = np.abs((axes * rng.random(3)) @ axes.T)
+        mix = (
+            np.linalg.cholesky(covariance + 1e-6 * np.eye(3)) * strength.noise[1] / 255
+        )
+        noise = rng.standard_normal(image.shape, np.float32) @ mix.T.astype(np.float32)
+    return image + noise
+
+
+def _compress(image, strength, rng):
+    """Compresses as JPEG and decodes again."""
+    quality = int(rng.integers(strength.quality[0], strength.quality[1] + 1))
+    buffer = io.BytesIO()
+    Image.fromarray(_to_uint8(image)).save(buffer, "jpeg", quality=quality)
+    return np.asarray(Image.open(buffer), np.float32) / 255
+
+
+def _to_uint8(image):
+    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _pillow(image, factor, rng, *, method):
+    """Resizes with Pillow, antialiased."""
+    size = image.shape[1] // factor, image.shape[0] // factor
+    return np.asarray(Image.fromarray(image).resize(size, method))
+
+
+def _opencv(image, factor, rng, *, method):
+    """Resizes as OpenCV does, without antialiasing."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    return _to_uint8(resize(image.astype(np.float32) / 255, height, width, method))
+
+
+_KERNELS = Image.Resampling
+
+# How to make the small picture, by the name of the option `degradation`; the kernels
+# are Pillow's ("pil_*" in the original) and OpenCV's.
+DEGRADATIONS = {
+    **{
+        kernel.name.lower(): functools.partial(_pillow, method=kernel)
+        for kernel in (
+            _KERNELS.NEAREST,
+            _KERNELS.BOX,
+            _KERNELS.BILINEAR,
+            _KERNELS.HAMMING,
+            _KERNELS.BICUBIC,
+            _KERNELS.LANCZOS,
+        )
+    },
+    "cv_nearest": functools.partial(_opencv, method="nearest"),
+    "cv_area": functools.partial(_opencv, method="area"),
+    "cv_bilinear": functools.partial(_opencv, method="linear"),
+    "cv_bicubic": functools.partial(_opencv, method="cubic"),
+    "cv_lanczos": functools.partial(_opencv, method="lanczos"),
+    "bsrgan": bsrgan,
+    "bsrgan_light": functools.partial(bsrgan, strength=LIGHT),
+}

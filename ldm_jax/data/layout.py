@@ -1,0 +1,148 @@
+"""Layouts as token ids: boxes with classes, as the original writes them.
+
+A layout is up to `max_objects` objects of three ids each, (class, upper left corner,
+lower right corner), and two ids for the corners of the crop: 92 ids for 30 objects
+(Esser et al. 2021, "Taming Transformers", and the original's `objects_bbox`). A corner
+(x, y) is one cell of a square grid over the image, counted row by row, with
+isqrt(vocab_size - 1) cells per side: 90 for 8192 ids. Classes and cells share the ids;
+the place in the sequence tells them apart, so class 5 and cell 5 are both id 5. The
+last id means "no object" and fills the rest.
+
+Objects keep the order in which they come; the original shuffles them in training, and
+so does the input "layout" unless told not to.
+"""
+
+import math
+
+import numpy as np
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def num_sections(vocab_size):
+    """Cells per side of the grid of corners.
+
+    The original takes isqrt(vocab_size), whose last cell is the id of "no object" where
+    that is a square number; elsewhere the two agree.
+    """
+    return math.isqrt(vocab_size - 1)
+
+
+def encode_layout(boxes, labels, vocab_size=8192, max_objects=30, crop=WHOLE):
+    """Writes a layout as token ids.
+
+    Args:
+      boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1].
+      labels: Integers [n]; objects with a negative one are left out, and so are those
+        beyond `max_objects`.
+      vocab_size: Number of ids.
+      max_objects: Largest number of objects.
+      crop: Box of the picture within the frame of `boxes`. Here boxes are relative to
+        the picture, so it is all of it; the original's follow the uncropped image.
+
+    Returns:
+      int32 [3 * max_objects + 2].
+
+    Raises:
+      ValueError: If a label has no id.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    labels = np.asarray(labels, np.int64).reshape(-1)
+    if len(boxes) != len(labels):
+        raise ValueError(
+            f"{len(boxes)} boxes and {len(labels)} box labels: give one per box"
+        )
+    if (labels >= vocab_size - 1).any():
+        raise ValueError(
+            f"box label {labels.max()} has no id: labels go up to {vocab_size - 2}; "
+            "give the layout a larger vocab_size"
+        )
+    boxes, labels = boxes[labels >= 0][:max_objects], labels[labels >= 0][:max_objects]
+    ids = np.full(3 * max_objects + 2, vocab_size - 1, np.int32)
+    objects = ids[:-2].reshape(max_objects, 3)[: len(labels)]
+    objects[:, 0] = labels
+    objects[:, 1:] = _corners(boxes, num_sections(vocab_size))
+    ids[-2:] = _corners(np.asarray([crop]), num_sections(vocab_size))[0]
+    return ids
+
+
+def decode_layout(ids, vocab_size=8192):
+    """Reads a layout from its token ids.
+
+    Args:
+      ids: Integers [3 * max_objects + 2].
+      vocab_size: Number of ids.
+
+    Returns:
+      (boxes float32 [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], labels int32 [n],
+      crop float32 [4]); corners are on the grid, half a cell from the truth at most.
+    """
+    ids = np.asarray(ids)
+    objects = ids[:-2].reshape(-1, 3)
+    objects = objects[objects[:, 0] != vocab_size - 1]
+    pairs = np.concatenate([objects[:, 1:], ids[None, -2:]])
+    sections = num_sections(vocab_size)
+    y, x = np.divmod(pairs, sections)
+    corners = np.stack([y[:, 0], x[:, 0], y[:, 1], x[:, 1]], axis=1) / (sections - 1)
+    corners = corners.astype(np.float32)
+    return corners[:-1], objects[:, 0].astype(np.int32), corners[-1]
+
+
+def _corners(boxes, sections):
+    """Cells of the upper left and lower right corners, int [n, 2]."""
+    cells = np.rint(boxes.clip(0, 1) * (sections - 1)).astype(np.int64)
+    top, left, bottom, right = cells.T
+    return np.stack([top * sections + left, bottom * sections + right], axis=1)
+
+
+def parse_layout(objects, names=None):
+    """Reads a layout as people write it in JSON.
+
+    Args:
+      objects: List of {"label": number or name, "box": [ymin, xmin, ymax, xmax]}, boxes
+        in [0, 1].
+      names: Names of the classes in the order of their numbers; None if unknown.
+
+    Returns:
+      (boxes float32 [n, 4], labels int32 [n]).
+
+    Raises:
+      ValueError: If it is none, or names an unknown class.
+    """
+    form = '[{"label": 3, "box": [ymin, xmin, ymax, xmax]}, ...]'
+    if not isinstance(objects, list):
+        raise ValueError(f"a layout is a list of objects: {form}")
+    boxes, labels = [], []
+    for entry in objects:
+        if not isinstance(entry, dict) or not {"label", "box"} <= entry.keys():
+            raise ValueError(f"an object of a layout is not {entry!r}: write {form}")
+        labels.append(_label(entry["label"], names))
+        boxes.append(_box(entry["box"]))
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return boxes, np.asarray(labels, np.int32)
+
+
+def _label(label, names):
+    if isinstance(label, int) and not isinstance(label, bool):
+        if label < 0 or (names and label >= len(names)):
+            most = f" to {len(names) - 1}" if names else " on"
+            raise ValueError(f"label {label} of a box is out of range: 0{most}")
+        return label
+    if names and label in names:
+        return list(names).index(label)
+    known = f"choose from {', '.join(names)}" if names else "give the class's number"
+    raise ValueError(f"label {label!r} of a box is unknown: {known}")
+
+
+def _box(box):
+    try:
+        top, left, bottom, right = map(float, box)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"box {box!r} must be [ymin, xmin, ymax, xmax], in [0, 1]"
+        ) from error
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(
+            f"box {box!r} must have 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1"
+        )
+    return top, left, bottom, right

@@ -1,0 +1,98 @@
+"""Holes for inpainting, drawn at random: boxes, brush strokes, missing sides.
+
+Sizes follow the large masks of LaMa (Suvorov et al. 2022), which are given for 256 px;
+here they scale with the image.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Draws before a plain band takes over; masks of the usual shares need one or two.
+TRIES = 20
+
+
+def draw_mask(height, width, rng, style="mixed", min_share=0.05, max_share=0.6):
+    """Draws a hole.
+
+    Args:
+      height: Height H of the image in pixels.
+      width: Width W of the image in pixels.
+      rng: NumPy generator.
+      style: Row of STYLES.
+      min_share: Least share of the image that is to be filled.
+      max_share: Largest share.
+
+    Returns:
+      bool [H, W]; True is to be filled.
+    """
+    for _ in range(TRIES):
+        mask = STYLES[style](height, width, rng)
+        if min_share <= mask.mean() <= max_share:
+            return mask
+    return _band(height, width, rng, min_share, max_share)
+
+
+def draw_boxes(height, width, rng):
+    """One to four boxes, their sides 0.12 to 0.6 of the picture's shorter one."""
+    mask, side = np.zeros((height, width), bool), min(height, width)
+    for _ in range(rng.integers(1, 5)):
+        h, w = np.rint(rng.uniform(0.12, 0.6, 2) * side).astype(int).clip(1)
+        top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        mask[top : top + h, left : left + w] = True
+    return mask
+
+
+def draw_strokes(height, width, rng):
+    """One to four broken lines, as of a broad brush with a round tip."""
+    image, side = Image.new("1", (width, height)), min(height, width)
+    canvas = ImageDraw.Draw(image)
+    for _ in range(rng.integers(1, 5)):
+        here = rng.uniform(0, 1, 2) * (width, height)
+        for _ in range(rng.integers(1, 6)):
+            angle = rng.uniform(0, 2 * np.pi)
+            length = rng.uniform(0.04, 0.8) * side
+            radius = max(rng.uniform(0.02, 0.4) * side, 1) / 2
+            there = here + length * np.array([np.cos(angle), np.sin(angle)])
+            there = there.clip(0, (width - 1, height - 1))
+            canvas.line([*here, *there], fill=1, width=round(2 * radius))
+            for x, y in (here, there):
+                canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=1)
+            here = there
+    return np.array(image)
+
+
+def draw_outside(height, width, rng):
+    """All but a window: one to four sides are missing, up to half each."""
+    sides = rng.random(4) < 0.5
+    sides[rng.integers(4)] = True
+    shares = sides * rng.uniform(0.05, 0.5, 4)
+    top, bottom = np.rint(shares[:2] * height).astype(int)
+    left, right = np.rint(shares[2:] * width).astype(int)
+    mask = np.ones((height, width), bool)
+    mask[top : height - bottom, left : width - right] = False
+    return mask
+
+
+def draw_mixed(height, width, rng):
+    """One of the others; strokes most often, sides least."""
+    draw = rng.choice([draw_strokes, draw_boxes, draw_outside], p=[0.5, 0.35, 0.15])
+    return draw(height, width, rng)
+
+
+def _band(height, width, rng, min_share, max_share):
+    """Some rows; up to a row within the bounds."""
+    rows = round(rng.uniform(min_share, max_share) * height)
+    rows = min(max(rows, int(np.ceil(min_share * height))), int(max_share * height))
+    top = rng.integers(height - rows + 1)
+    mask = np.zeros((height, width), bool)
+    mask[top : top + rows] = True
+    return mask
+
+
+# How holes look, by the name of the option `style`.
+STYLES = {
+    "box": draw_boxes,
+    "strokes": draw_strokes,
+    "outpaint": draw_outside,
+    "mixed": draw_mixed,
+}
