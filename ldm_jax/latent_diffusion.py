@@ -15,12 +15,14 @@ knows of it.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
+from ldm_jax import tiling
 from ldm_jax.conditioners import Conditioner
 from ldm_jax.diffusion import guidance, losses, samplers
 from ldm_jax.diffusion.schedule import (
@@ -248,7 +250,9 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     return value, metrics
 
 
-def make_denoiser(model, params, conditioning, null=None, guidance_scale=1.0):
+def make_denoiser(
+    model, params, conditioning, null=None, guidance_scale=1.0, tile=None
+):
     """Makes the denoiser that samplers call.
 
     Args:
@@ -257,17 +261,20 @@ def make_denoiser(model, params, conditioning, null=None, guidance_scale=1.0):
       conditioning: Conditioning of the batch.
       null: Conditioning that means "nothing known", for guidance.
       guidance_scale: Classifier-free guidance; the number 1 is off and costs nothing.
+      tile: See `sample_latents`.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
     guided = not guidance.is_off(guidance_scale)
     told = guidance.pair(null, conditioning) if guided else conditioning
+    unet = functools.partial(model.unet.apply, {"params": params["unet"]})
+    if tile is not None:
+        unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
 
     def predict(latents, point):
         timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
-        variables = {"params": params["unet"]}
-        output = model.unet.apply(variables, latents, timesteps, *told)
+        output = unet(latents, timesteps, *told)
         x0 = predict_x0(output, latents, point, model.prediction_type)
         return x0, predict_noise(output, latents, point, model.prediction_type)
 
@@ -290,6 +297,7 @@ def sample_latents(
     known=None,
     strength=1.0,
     mask=None,
+    tile=None,
 ):
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
 
@@ -312,6 +320,9 @@ def sample_latents(
       known: Clean latents to start from or to hold, [B, h, w, c].
       strength: Share of the steps to run on `known`, in (0, 1]; 1 starts from noise.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
+      tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
+        are larger, best the size it was trained on (`tiling.tile_unet`); None for the
+        whole at once.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
@@ -341,7 +352,7 @@ def sample_latents(
     conditioning, null = condition(model, params, inputs), None
     if guided:
         null = condition(model, params, model.conditioner.null_inputs(inputs))
-    denoiser = make_denoiser(model, params, conditioning, null, guidance_scale)
+    denoiser = make_denoiser(model, params, conditioning, null, guidance_scale, tile)
 
     noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
     latents = samplers.normal(noise_rngs, latent_shape)
@@ -360,7 +371,9 @@ def sample_latents(
     )
 
 
-def generate(model, params, frozen, inputs, rngs, *, images=None, **options):
+def generate(
+    model, params, frozen, inputs, rngs, *, images=None, decode_tile=None, **options
+):
     """Draws images: from noise alone, or from images by `strength` and `mask`.
 
     Args:
@@ -370,6 +383,8 @@ def generate(model, params, frozen, inputs, rngs, *, images=None, **options):
       inputs: Dict with the conditioner's keys, arrays [B, ...].
       rngs: Typed keys [B], one per sample.
       images: Images to start from or to keep in part, [B, H, W, C].
+      decode_tile: Side of the tiles, in pixels, in which the first stage works to save
+        memory (`tiling.tile_first_stage`); None for the whole at once.
       **options: See `sample_latents`; `latent_shape` at least.
 
     Returns:
@@ -378,7 +393,11 @@ def generate(model, params, frozen, inputs, rngs, *, images=None, **options):
     Raises:
       ValueError: See `sample_latents`.
     """
-    known = None if images is None else encode(model, frozen, images)
-    inputs = encode_inputs(model, frozen, inputs)
+    codec = [functools.partial(way, model, frozen) for way in (encode, decode)]
+    if decode_tile is not None:
+        factor = model.first_stage.downsampling_factor
+        codec = tiling.tile_first_stage(*codec, factor, decode_tile)
+    known = None if images is None else codec[0](images)
+    inputs = model.conditioner.encode(inputs, codec[0])
     latents = sample_latents(model, params, inputs, rngs, known=known, **options)
-    return decode(model, frozen, latents)
+    return codec[1](latents)

@@ -24,7 +24,7 @@ ALLOWED = {
     "weights": {"weights", "config", "models"},
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
-    "latent_diffusion": {"latent_diffusion"} | PARTS,
+    "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
     "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,

@@ -205,6 +205,11 @@ class UNet(nn.Module):
         make = {"down": Downsample, "up": Upsample}[direction]
         return make(self.conv_resample, dtype=self.dtype, name=name)(x)
 
+    @property
+    def downsampling_factor(self):
+        """What both sides of the latents must be multiples of."""
+        return 2 ** (len(self.channel_mult) - 1)
+
     @nn.nowrap
     def blocks_at(self, level):
         """Number of ResBlocks going down at a level; one more going up."""
@@ -251,7 +256,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def _check(self, latents, context, concat, vector):
         height, width = latents.shape[1:3]
-        factor = 2 ** (len(self.channel_mult) - 1)
+        factor = self.downsampling_factor
         if height % factor or width % factor:
             raise ValueError(
                 f"latents of {height} x {width} do not halve evenly at "

@@ -1,0 +1,97 @@
+"""Where tiles lie along an axis, and how much each of their cells weighs."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Cut(NamedTuple):
+    """An axis in tiles, all of one length; the last one ends with the axis.
+
+    Attributes:
+      starts: First cell of every tile.
+      tile: Cells of a tile.
+      overlap: Cells that neighbours share at least.
+      length: Cells of the axis.
+    """
+
+    starts: list
+    tile: int
+    overlap: int
+    length: int
+
+
+def cut_axis(length, tile, overlap, multiple=1):
+    """Cuts an axis.
+
+    Args:
+      length: Cells of the axis.
+      tile: Cells of a tile; an axis that is no longer is not cut.
+      overlap: Cells that neighbours share at least, from 0 to half a tile.
+      multiple: What a tile must be a multiple of. So a shorter axis that is none is
+        cut after all.
+
+    Returns:
+      A Cut.
+    """
+    tile = min(tile, length - length % multiple or length)
+    overlap = min(overlap, tile // 2)
+    count = 1 + -(-(length - tile) // (tile - overlap))
+    starts = [min(i * (tile - overlap), length - tile) for i in range(count)]
+    return Cut(starts, tile, overlap, length)
+
+
+def spans(cut, zoom=1):
+    """Slices of the tiles, where a cell of the cut is `zoom` long."""
+    return [slice(start * zoom, (start + cut.tile) * zoom) for start in cut.starts]
+
+
+def weights(cut, zoom=1):
+    """Weights of each tile's cells; over all tiles they sum to one.
+
+    Args:
+      cut: A Cut.
+      zoom: How long a cell of the cut is.
+
+    Returns:
+      For each tile, float32 [tile * zoom].
+    """
+    overlap, length = cut.overlap * zoom, cut.length * zoom
+    # 0 over the first quarter of the overlap, 1 over the last, a line between them.
+    ramp = (np.arange(overlap) + 0.5 - overlap / 4) / max(overlap / 2, 1)
+    ramp = np.clip(ramp, 0, 1)
+    rows, total = [], np.zeros(length)
+    for span in spans(cut, zoom):
+        row = np.ones(cut.tile * zoom)
+        if span.start:
+            row[:overlap] = ramp
+        if span.stop < length:
+            row[len(row) - overlap :] = ramp[::-1]
+        total[span] += row
+        rows.append((span, row))
+    return [(row / total[span]).astype(np.float32) for span, row in rows]
+
+
+def check_tile(factor, tile, overlap):
+    """Raises ValueError if tiles in pixels do not suit a first stage's factor."""
+    for name, value in (("tile", tile), ("overlap", overlap)):
+        if value % factor:
+            raise ValueError(
+                f"{name}={value} is not a multiple of the first stage's factor "
+                f"{factor}; use {name}={-(-value // factor) * factor}"
+            )
+    if tile < 1 or not 0 <= overlap <= tile // 2:
+        raise ValueError(
+            f"overlap={overlap} must be from 0 to half of tile={tile}, which is "
+            f"{tile // 2}"
+        )
+
+
+def check_image(images, factor):
+    """Raises ValueError if images [B, H, W, C] are not of whole latents."""
+    height, width = images.shape[1:3]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"an image of {height} x {width} pixels cannot be encoded: both must be "
+            f"multiples of the first stage's factor {factor}; pad or crop it"
+        )

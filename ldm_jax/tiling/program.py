@@ -1,0 +1,142 @@
+"""Tiles within a compiled program: a U-Net and a first stage for larger sizes."""
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.tiling.cuts import check_image, check_tile, cut_axis, spans, weights
+
+
+def tile_first_stage(encode, decode, factor, tile, overlap=None):
+    """Makes a first stage work tile by tile.
+
+    Args:
+      encode: Function of images [B, H, W, C] -> latents [B, H / f, W / f, c].
+      decode: Function of latents [B, h, w, c] -> images [B, f h, f w, C].
+      factor: Downsampling factor f of the first stage.
+      tile: Side of a tile in pixels, a multiple of f. An image that is no longer than
+        that along an axis is not cut along it.
+      overlap: Pixels that neighbours share at least, a multiple of f, at most half a
+        tile; a quarter by default.
+
+    Returns:
+      (encode, decode) of the same arguments.
+
+    Raises:
+      ValueError: If a size is not a multiple of f, or the overlap is too large.
+    """
+    overlap = tile // 4 // factor * factor if overlap is None else overlap
+    check_tile(factor, tile, overlap)
+    size = {"tile": tile // factor, "overlap": overlap // factor}
+
+    def encode_tiles(images):
+        check_image(images, factor)
+        return map_tiles(encode, images, **size, zooms=(factor, 1))
+
+    def decode_tiles(latents):
+        return map_tiles(decode, latents, **size, zooms=(1, factor))
+
+    return encode_tiles, decode_tiles
+
+
+def tile_unet(unet, tile, multiple=1, at_once=4):
+    """Makes a U-Net evaluate latents in tiles, for sizes that it was not trained on.
+
+    Neighbours share half a tile, as in the original's convolutional sampling. Maps are
+    cut together with the latents; tokens and vectors go to every tile.
+
+    Args:
+      unet: Function (latents, timesteps, context, concat, vector) -> [B, h, w, c].
+      tile: Side of a tile in latents, best the size that the U-Net was trained on.
+      multiple: What the sides of a tile must be multiples of, so that they halve evenly
+        at every level.
+      at_once: Most tiles of an example in one evaluation, which bounds the memory.
+
+    Returns:
+      Function of the same arguments, for latents of any height and width from
+      `multiple` on. Latents as large as a tile are not cut.
+
+    Raises:
+      ValueError: If the U-Net does not take such tiles.
+    """
+    if tile < 1 or tile % multiple:
+        raise ValueError(
+            f"tile={tile} does not halve evenly at every level of the U-Net, which "
+            f"needs a multiple of {multiple}; use "
+            f"tile={max(-(-tile // multiple), 1) * multiple}"
+        )
+
+    def tiled(latents, timesteps, context=None, concat=None, vector=None):
+        if concat is not None:
+            # What is the same everywhere may come as a map of one cell.
+            shape = (*latents.shape[:3], concat.shape[-1])
+            concat = jnp.broadcast_to(concat, shape)
+
+        def evaluate(tiles):
+            count = len(tiles[0]) // len(latents)
+            times, tokens, vectors = jax.tree.map(
+                lambda array: jnp.repeat(array, count, axis=0),
+                (timesteps, context, vector),
+            )
+            return unet(tiles[0], times, tokens, tiles[1], vectors)
+
+        size = {"tile": tile, "overlap": tile // 2, "multiple": multiple}
+        return map_tiles(evaluate, (latents, concat), **size, at_once=at_once)
+
+    return tiled
+
+
+def map_tiles(function, arrays, tile, overlap, *, zooms=(1, 1), multiple=1, at_once=1):
+    """Applies a function to tiles and blends what it gives.
+
+    Args:
+      function: Function of a pytree like `arrays`, tiles [B N, t, t', c] -> array
+        [B N, ...]. The N tiles of an example lie side by side on the batch axis, so
+        that a sharded batch stays on its devices.
+      arrays: Pytree of arrays [B, height, width, c].
+      tile: Side of a tile in cells.
+      overlap: Cells that neighbours share at least.
+      zooms: Side of a cell in the arrays and in the result.
+      multiple: See `cut_axis`.
+      at_once: Most tiles of an example in one call.
+
+    Returns:
+      float32 [B, height, width, c'] times zooms[1] / zooms[0]. If one tile is enough,
+      what `function` gives for the whole.
+    """
+    zoom_in, zoom_out = zooms
+    batch, *size = jax.tree.leaves(arrays)[0].shape[:3]
+    cuts = [cut_axis(length // zoom_in, tile, overlap, multiple) for length in size]
+    rows, columns = (len(cut.starts) for cut in cuts)
+    count = rows * columns
+    if count == 1:
+        return function(arrays)
+    calls = -(-count // at_once)
+    share = -(-count // calls)
+
+    def split(array):
+        down, across = (spans(cut, zoom_in) for cut in cuts)
+        tiles = [array[:, i, j] for i in down for j in across]
+        # The last call is filled up with copies, left out below.
+        tiles += tiles[-1:] * (calls * share - count)
+        tiles = jnp.stack(tiles).reshape(calls, share, *tiles[0].shape)
+        return tiles.swapaxes(1, 2).reshape(calls, -1, *tiles.shape[3:])
+
+    parts = jax.lax.map(function, jax.tree.map(split, arrays)).astype(jnp.float32)
+    parts = parts.reshape(calls, batch, share, *parts.shape[2:]).swapaxes(1, 2)
+    parts = parts.reshape(-1, *parts.shape[2:])[:count]
+    parts = parts.reshape(rows, columns, *parts.shape[1:])
+    strips = [_blend(row, cuts[1], zoom_out, axis=2) for row in parts]
+    return _blend(strips, cuts[0], zoom_out, axis=1)
+
+
+def _blend(parts, cut, zoom, axis):
+    """Sums weighted tiles [B, t, t', c] that lie along an axis."""
+    result = 0
+    for part, span, row in zip(
+        parts, spans(cut, zoom), weights(cut, zoom), strict=True
+    ):
+        margins = [(0, 0)] * part.ndim
+        margins[axis] = (span.start, cut.length * zoom - span.stop)
+        row = jnp.expand_dims(row, range(1, part.ndim - axis))
+        result += jnp.pad(row * part, margins)
+    return result
