@@ -337,7 +337,8 @@ def shrink_diffusion(config):
         channels=32,
         channel_mult=(1, 2),
         num_res_blocks=1,
-        attention_factors=(2,),
+        # The middle attends always.
+        attention_factors=(),
         norm_groups=8,
         dtype="float32",
     )

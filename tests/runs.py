@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ldm_jax import checkpoint
 from ldm_jax.data import shapes
 from ldm_jax.training import loop
+from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -83,7 +84,7 @@ def command(script, *arguments, devices=1):
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     }
     return subprocess.Popen(
