@@ -9,6 +9,7 @@ from ldm_jax.models.attention import (
     Attention,
     AttentionBlock,
     SpatialTransformer,
+    TransformerBlock,
     attention,
 )
 from tests.common import assert_close
@@ -96,3 +97,66 @@ def test_zero_initialised_blocks_are_the_identity(module):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     y, _ = module.init_with_output(jax.random.key(1), x)
     np.testing.assert_array_equal(y, x)
+
+
+# AdaLN-Zero (Peebles & Xie 2023).
+
+BLOCK = TransformerBlock(2, 4)
+
+
+def tokens():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = dict(x=(2, 5, 8), context=(2, 3, 6), embedding=(2, 7))
+    return {
+        name: jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def init_block(inputs):
+    return jax.jit(lambda x: BLOCK.init_with_output(jax.random.key(1), **x))(inputs)
+
+
+def test_modulated_block_starts_as_the_identity_and_a_plain_one_does_not():
+    given = tokens()
+    output, variables = init_block(given)
+    np.testing.assert_array_equal(output, given["x"])
+    modulations = {"modulation_self", "modulation_cross", "modulation_feed_forward"}
+    assert modulations < variables["params"].keys()
+    plain, variables = init_block(given | {"embedding": None})
+    assert np.abs(plain - given["x"]).max() > 0.1
+    assert not modulations & variables["params"].keys()
+
+
+def test_modulated_block_without_context_leaves_that_layer_out():
+    given = tokens() | {"context": None}
+    shapes = jax.eval_shape(lambda: BLOCK.init(jax.random.key(0), **given))["params"]
+    assert not {"cross_attention", "norm_cross", "modulation_cross"} & shapes.keys()
+    given["embedding"] = None
+    shapes = jax.eval_shape(lambda: BLOCK.init(jax.random.key(0), **given))["params"]
+    assert {"cross_attention", "norm_cross"} < shapes.keys()
+
+
+def test_embedding_gets_a_gradient_once_the_gates_have_moved():
+    given = tokens()
+    _, variables = init_block(given)
+
+    @jax.jit
+    def gradients(variables):
+        def loss(variables, embedding):
+            output = BLOCK.apply(variables, **given | {"embedding": embedding})
+            return jnp.sum(output**3)
+
+        return jax.grad(loss, argnums=(0, 1))(variables, given["embedding"])
+
+    first, of_embedding = gradients(variables)
+    assert not of_embedding.any()
+    moved = jax.tree.map(lambda a, b: a - 0.1 * b, variables, first)
+    # A gate moves first: what it lets through has no gradient before.
+    for name in ("self", "cross", "feed_forward"):
+        bias = moved["params"][f"modulation_{name}"]["bias"]
+        shift, scale, gate = np.split(np.asarray(bias), 3)
+        assert np.abs(gate).max() > 0 and not shift.any() and not scale.any()
+    second, of_embedding = gradients(moved)
+    assert all(np.abs(of_embedding).max(axis=1) > 0)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(second))

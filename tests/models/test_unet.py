@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from ldm_jax.models.unet import UNet
 from tests.common import assert_close
@@ -74,6 +75,25 @@ def test_starts_at_zero():
     assert not output.any()
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_adaptive_norms_of_transformer_blocks_take_the_place_of_plain_ones(remat):
+    unet = UNet(**TINY, adaln_zero=True, remat=remat)
+    shapes = jax.eval_shape(lambda: unet.init(jax.random.key(0), **inputs()))
+    plain = flatten_dict(random_params()["params"], sep="/")
+    paths = flatten_dict(shapes["params"], sep="/").keys()
+    added, left_out = paths - plain.keys(), plain.keys() - paths
+    assert added and all("/modulation_" in path for path in added)
+    assert left_out and all("/block_0/norm_" in path for path in left_out)
+
+
+def test_one_pixel_of_concat_is_the_same_everywhere():
+    given = inputs()
+    pixel = given["concat"][:, :1, :1]
+    spread = jnp.broadcast_to(pixel, given["concat"].shape)
+    one, all_over = (make_apply()(given | {"concat": c}) for c in (pixel, spread))
+    np.testing.assert_array_equal(one, all_over)
+
+
 def test_examples_do_not_mix():
     twice = jax.tree.map(lambda x: x[::-1], inputs())
     assert_close(make_apply()(twice)[::-1], output(), 1e-5)
@@ -123,9 +143,10 @@ def test_per_level_fields_say_the_same_as_one_value():
         (dict(num_heads=None), "set num_heads or head_channels"),
         (dict(num_heads=5), "5 heads of 12 channels do not make up the 64 channels"),
         (dict(num_heads=None, head_channels=48), "1 heads of 48 channels"),
+        (dict(adaln_zero=True, transformer_depth=0), "modulates transformer blocks"),
     ],
 )
-def test_heads_that_do_not_fit_are_named(changes, message):
+def test_fields_that_do_not_fit_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         UNet(**TINY | changes)
 
@@ -135,7 +156,15 @@ def test_odd_sizes_are_named():
         make_apply()(inputs(8, 9))
 
 
-def test_context_without_transformer_is_an_error():
-    unet = UNet(**TINY | dict(transformer_depth=0))
-    with pytest.raises(ValueError, match="set transformer_depth"):
-        unet.init(jax.random.key(0), **inputs())
+@pytest.mark.parametrize(
+    "changes, given, message",
+    [
+        (dict(transformer_depth=0), {}, "set transformer_depth"),
+        ({}, dict(concat=(2, 4, 8, 3)), "maps of 4 x 8 .* latents of 8 x 8"),
+        ({}, dict(vector=(2, 1)), "a vector of 1 .* embedding of 128"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_named(changes, given, message):
+    unet, given = UNet(**TINY | changes), {k: jnp.zeros(s) for k, s in given.items()}
+    with pytest.raises(ValueError, match=message):
+        unet.init(jax.random.key(0), **inputs() | given)
