@@ -399,7 +399,7 @@ def sample_latents(
         null = condition(model, params, model.conditioner.null_inputs(inputs))
     denoiser = make_denoiser(model, params, conditioning, null, guidance_scale, tile)
 
-    noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
+    noise_rngs, step_rngs = split_rngs(rngs)
     if noise is None:
         noise = samplers.normal(noise_rngs, latent_shape)
     level = jax.tree.map(lambda values: values[start], points)
@@ -417,6 +417,11 @@ def sample_latents(
         hold=None if mask is None else samplers.hold_known(known, mask),
         temperature=temperature,
     )
+
+
+def split_rngs(rngs):
+    """Splits the keys of samples, [B]: for the first noise, and for all later one."""
+    return jax.vmap(jax.random.split, out_axes=1)(rngs)
 
 
 def _first_step(strength, steps):
@@ -442,6 +447,7 @@ def invert_latents(
     final_level=None,
     shift=1.0,
     iterations=1,
+    tile=None,
 ):
     """Finds the noise from which DDIM draws given latents; see `samplers.invert`.
 
@@ -458,6 +464,7 @@ def invert_latents(
       final_level: Where the grid ends, see `samplers.make_points`.
       shift: Factor on the noise levels, see there.
       iterations: Evaluations of the network in each step; more find it more exactly.
+      tile: See `sample_latents`.
 
     Returns:
       Noise of about unit variance, float32 [B, h, w, c].
@@ -468,7 +475,8 @@ def invert_latents(
     points = samplers.make_points(
         model.schedule, num_steps, spacing, final_level, shift
     )
-    denoiser = make_denoiser(model, params, condition(model, params, inputs))
+    conditioning = condition(model, params, inputs)
+    denoiser = make_denoiser(model, params, conditioning, tile=tile)
     latents = samplers.invert(denoiser, known, points, iterations=iterations)
     first = jax.tree.map(lambda values: values[0], points)
     return latents / samplers.deviation(first)

@@ -101,9 +101,7 @@ def _arrays(flag, values, names):
         try:
             rows += list(np.load(path, allow_pickle=False))
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"--{flag}: {path} is no NumPy array: {error}"
-            ) from error
+            raise ConfigError(f"--{flag}: {path} is no NumPy array: {error}") from error
     if len({row.shape for row in rows}) != 1:
         raise ConfigError(f"--{flag}: give arrays [samples, ...] whose rows are alike")
     return Column(tuple(rows), _digest(flag, paths))

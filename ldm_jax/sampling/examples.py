@@ -26,6 +26,9 @@ from ldm_jax.data.transforms import (
 
 _WHOLE = Crop(0.0, 0.0, 1.0, 1.0, False)
 
+# Keys of an example that evaluators are told.
+_KEPT = ("caption", "label", "segmentation", "depth", "boxes", "box_labels")
+
 
 def make_example(trained, request, k):
     """Makes the example of sample k.
@@ -36,7 +39,8 @@ def make_example(trained, request, k):
       k: Number of the sample.
 
     Returns:
-      Dict like that of `transforms.transform`, but of the size asked for.
+      Dict like that of `transforms.transform`, but of the size asked for, and with the
+      first of several captions.
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read.
@@ -50,6 +54,8 @@ def make_example(trained, request, k):
         except Exception as error:
             where = request.source.describe(index)
             raise ConfigError(f"--from_data: cannot read {where}: {error}") from error
+        if not isinstance(example.get("caption", ""), str):
+            example["caption"] = str(example["caption"][0])
     for flag, column in request.columns.items():
         if flag in _FIT:  # The others are no part of it.
             example |= _FIT[flag](trained, flag, column[k], request.size)
@@ -58,7 +64,7 @@ def make_example(trained, request, k):
     return example
 
 
-def make_row(trained, request, seed, k):
+def make_row(trained, request, seed, k, example=None):
     """Makes what the program takes for sample k.
 
     Args:
@@ -66,16 +72,18 @@ def make_row(trained, request, seed, k):
       request: A Request.
       seed: Seed of the run, of which what is random in the inputs follows.
       k: Number of the sample.
+      example: That of `make_example`, if it is there already.
 
     Returns:
       Dict of "inputs", the conditioner's keys -> array, and as the request needs them
-      "negative" likewise, "images" uint8 [H, W, 3], "hole" bool [H, W, 1] and "guide"
-      uint8 [H, W, 3].
+      "negative" likewise, "images" uint8 [H, W, 3] (also those of held-out data),
+      "hole" bool [H, W, 1] and "guide" uint8 [H, W, 3].
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read or does not fit.
     """
-    example = make_example(trained, request, k)
+    if example is None:
+        example = make_example(trained, request, k)
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, k]))
     try:
         told = inputs.apply_inputs(trained.inputs, example, rng)
@@ -89,7 +97,7 @@ def make_row(trained, request, seed, k):
     hole = find_hole(trained, example, told)
     if hole is not None:
         row["hole"] = hole
-    if request.starts or hole is not None:
+    if request.starts or hole is not None or request.source is not None:
         row["images"] = example["image"]
     if "guide_image" in request.columns:
         guide = request.columns["guide_image"][k]
@@ -97,9 +105,82 @@ def make_row(trained, request, seed, k):
     return row
 
 
-def stack_rows(rows):
-    """Stacks rows to a batch of the same structure."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+def make_batch(trained, request, seed, indices):
+    """Makes the batch of some samples.
+
+    Args:
+      trained: A Trained.
+      request: A Request.
+      seed: Seed of the run.
+      indices: Numbers of the samples, B of them.
+
+    Returns:
+      Dict of the rows of `make_row`, stacked, and "index" int32 [B], the samples whose
+      noise is used. On a path there are "share" float32 [B], how far along it is, and
+      "ends", the same dict for its two ends, in turn for each sample.
+
+    Raises:
+      ConfigError: If something cannot be read or is not what the model takes.
+    """
+    if not request.path:
+        return _stack(trained, request, seed, indices)
+    first, last, count = request.path
+    batch = _stack(trained, request, seed, indices)
+    shares = np.asarray(indices, np.float32) / max(count - 1, 1)
+    batch["ends"] = _stack(trained, request, seed, [first, last] * len(indices))
+    # Later noise is that of the first end, so that nothing jumps on the way.
+    index = np.full(len(indices), first, np.int32)
+    return batch | {"index": index, "share": shares}
+
+
+def _stack(trained, request, seed, indices):
+    made = {int(k): make_row(trained, request, seed, int(k)) for k in set(indices)}
+    rows = [made[int(k)] for k in indices]
+    batch = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+    for part in ("inputs", "negative"):
+        if part in batch:
+            _check_inputs(trained, batch["inputs"] | batch[part])
+    return batch | {"index": np.asarray(indices, np.int32)}
+
+
+def _check_inputs(trained, batch):
+    try:
+        trained.model.conditioner.check(batch)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def collect_conditions(trained, request, seed):
+    """What the samples were told, for evaluators.
+
+    Args:
+      trained: A Trained.
+      request: A Request.
+      seed: Seed of the run.
+
+    Returns:
+      Dict of arrays [N, ...]: "arr_1", the labels of a class-conditional model;
+      "reference" uint8, the pictures that are given or held out; "caption" strings,
+      "label", "segmentation", "depth", "boxes", "box_labels" as in an example;
+      "hole" bool [N, H, W, 1], true where the picture was filled; and "input_KEY" for
+      every other input under its batch key.
+    """
+    rows = []
+    for k in range(request.count):
+        example = make_example(trained, request, k)
+        row = make_row(trained, request, seed, k, example)
+        kept = {key: example[key] for key in _KEPT if key in example}
+        if "image" in example:
+            kept["reference"] = example["image"]
+        if "hole" in row:
+            kept["hole"] = row["hole"]
+        for key, value in row["inputs"].items():
+            if key == "label":
+                kept["arr_1"] = value
+            elif not isinstance(trained.inputs.get(key), inputs.MaskedImage):
+                kept[f"input_{key}"] = value
+        rows.append(kept)
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def find_hole(trained, example, told):

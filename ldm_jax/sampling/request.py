@@ -12,34 +12,46 @@ class Request(NamedTuple):
     """What the samples shall be.
 
     Attributes:
+      count: Number of samples.
       columns: Flag -> Column, for the flags that are given.
       source: Held-out data that gives what the flags do not, or None.
       size: (height, width) of the pictures in pixels.
       holds: Whether known pixels are held during sampling, as no condition tells them.
       starts: Whether sampling starts from images or their noise.
+      invert: Whether it starts from the noise that the images come from.
+      path: (first, last, count): samples lie on the way from the noise of sample
+        `first` to that of `last`; None for each its own.
       record: What of it belongs into `settings.json`.
     """
 
+    count: int
     columns: dict
     source: object
     size: tuple
     holds: bool
     starts: bool
+    invert: bool
+    path: tuple | None
     record: dict
 
 
 def make_request(
-    trained, given, size=(None, None), from_data=False, strength=None, invert=False
+    trained,
+    given,
+    *,
+    num_samples=None,
+    size=(None, None),
+    from_data=False,
+    strength=None,
+    invert=False,
+    interpolate=None,
 ):
     """Checks what is given against what the model takes, before anything runs.
 
     Args:
       trained: A Trained.
       given: Flag -> list of strings; see `columns.FLAGS`.
-      size: (height, width) in pixels; None is the size of training.
-      from_data: Whether held-out examples give what the flags do not.
-      strength: Share of the steps to run on the given images, or None.
-      invert: Whether to start from the noise that the given images come from.
+      num_samples, size, from_data, strength, invert, interpolate: See `run`.
 
     Returns:
       A Request.
@@ -64,12 +76,24 @@ def make_request(
     if source:
         section = trained.config.data
         record["from_data"] = f"{section.eval_split} of {section.name}"
+    record |= {"size": list(size)}
+    record |= {"invert": True} if invert else {}
+    count = num_samples or max([16, *(len(c.values) for c in columns.values())])
+    path = None
+    if interpolate is not None:
+        if count < 2:
+            raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
+        path = (*interpolate, count)
+        record["interpolate"] = list(path)
     return Request(
+        count=count,
         columns=columns,
         source=source,
         size=size,
         holds="mask" in columns and not told_mask,
         starts=strength is not None or invert,
+        invert=invert,
+        path=path,
         record=record,
     )
 
