@@ -27,7 +27,9 @@ ALLOWED = {
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
-    "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,
+    "panels": {"panels", "images", "data"},
+    "sampling": {"sampling", "panels", "training", "latent_diffusion", "tiling"}
+    | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),
 }

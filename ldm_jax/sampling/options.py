@@ -13,9 +13,10 @@ def complete(trained, given):
     Args:
       trained: A Trained.
       given: Option of `latent_diffusion.generate` -> value; None takes the config's.
+        "tile" is in pixels, as all sizes that a user gives.
 
     Returns:
-      Dict of the options.
+      Dict of the options of `latent_diffusion.generate`.
 
     Raises:
       ConfigError: If the sampler or its noise levels cannot be.
@@ -35,7 +36,21 @@ def complete(trained, given):
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_guidance(trained, options["guidance_scale"])
+    if options.get("tile") is not None:
+        options["tile"] = _tile_in_latents(trained.model, options["tile"])
     return options
+
+
+def _tile_in_latents(model, tile):
+    factor = model.first_stage.downsampling_factor
+    unit = factor * model.unet.downsampling_factor
+    if tile < 1 or tile % unit:
+        nearest = max(unit, round(tile / unit) * unit)
+        raise ConfigError(
+            f"--tile={tile} is no multiple of {unit}, which the first stage and the "
+            f"U-Net divide by: use --tile={nearest}"
+        )
+    return tile // factor
 
 
 def _check_guidance(trained, scale):
