@@ -33,6 +33,7 @@ CONDITIONS = dict(
         num_heads=2,
         head_channels=4,
         embed_dim=6,
+        pooled=False,
         features=8,
     ),
     label=dict(kind="class_label", num_classes=3, features=32, slot="vector"),
@@ -75,7 +76,7 @@ def draw_batch(seed):
     return {
         "image": images[0],
         "caption": random.integers(1, 9, (BATCH, 3)),
-        "style": images[1] // (3 * seed + 1),
+        "style": images[1],
         "label": np.full(BATCH, seed, np.int32),
         "embedding": random.standard_normal((BATCH, 5), np.float32),
         "number": np.full(BATCH, seed, np.int32),

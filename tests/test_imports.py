@@ -11,7 +11,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 BASE = {"config", "images", "models", "data"}
 PARTS = BASE | {"conditioners", "diffusion", "sharding", "checkpoint"}
 # Files of weights are for all; the formats of whole models stand above training.
-WEIGHTS = {"convert.files", "convert.lpips", "convert.state_dict", "convert.unpickle"}
+WEIGHTS = {
+    f"convert.{name}"
+    for name in (
+        "files",
+        "image_rows",
+        "lpips",
+        "state_dict",
+        "text_rows",
+        "towers",
+        "unpickle",
+    )
+}
 ALLOWED = {
     "config": {"config"},
     "images": {"images", "data"},

@@ -205,7 +205,9 @@ COND_STAGES = {
         mark="embedding.weight",
         deduce=_class_params,
         to_entry=_class_entry,
-        fits=lambda entry: entry["kind"] == "class_label",
+        fits=lambda entry: (
+            entry["kind"] == "class_label" and entry.get("slot", "context") == "context"
+        ),
         to_params=lambda entry: dict(
             embed_dim=entry["features"],
             n_classes=entry["num_classes"] + entry.get("null_class", True),

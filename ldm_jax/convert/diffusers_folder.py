@@ -17,6 +17,7 @@ from ldm_jax.convert.compvis_conditions import (
 from ldm_jax.convert.diffusers_pipeline import first_stage_rows, pipeline_rows
 from ldm_jax.convert.files import (
     ConversionError,
+    find_weights,
     read_json,
     read_weights,
 )
@@ -32,8 +33,6 @@ from ldm_jax.training.autoencoder import make_first_stage
 
 _UNETS = ("UNet2DConditionModel", "UNet2DModel")
 _FIRST_STAGES = ("AutoencoderKL", "VQModel")
-_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
-_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin")
 # The names that old files give to an attention's projections.
 _OLD_NAMES = {
     ".query.": ".to_q.",
@@ -69,7 +68,7 @@ def read(folder, options, log=print):
     tensors, configs = {}, {}
     for name, part in parts.items():
         configs[name] = read_json(part / "config.json")
-        found = _modern(_read_part(part))
+        found = _modern(read_weights(find_weights(part)).tensors)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.items()}
     origin = dict(format="diffusers", configs=configs)
     if (folder / "model_index.json").is_file():
@@ -109,16 +108,6 @@ def _parts(folder, log):
         log(f"not part of the model, left out: {', '.join(rest)}")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     return parts, read_json(scheduler)
-
-
-def _read_part(folder):
-    for name in _FILES:
-        for suffix in _SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file():
-                return read_weights(folder / f"{name}{suffix}").tensors
-    raise ConversionError(
-        f"{folder} holds no weights: there is no {_FILES[0]}.safetensors or the like"
-    )
 
 
 def _modern(tensors):

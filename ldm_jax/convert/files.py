@@ -20,6 +20,15 @@ from ldm_jax.config import ConfigError
 from ldm_jax.convert.unpickle import PickleError, Tensor, map_file, read_torch
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+# Names that weights have in folders of diffusers, transformers and OpenCLIP.
+_NAMES = (
+    "diffusion_pytorch_model",
+    "model",
+    "pytorch_model",
+    "open_clip_model",
+    "open_clip_pytorch_model",
+)
+_NAME_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin")
 
 
 class ConversionError(ConfigError):
@@ -67,6 +76,29 @@ def read_weights(path):
         return _read_checkpoint(path)
     raise ConversionError(
         f"{path} is no file of weights: give .safetensors, {', '.join(TORCH_SUFFIXES)}"
+    )
+
+
+def find_weights(folder):
+    """Finds the file of weights in a folder of diffusers, transformers or OpenCLIP.
+
+    Args:
+      folder: Path of the folder.
+
+    Returns:
+      Path that `read_weights` takes.
+
+    Raises:
+      ConversionError: If there is none.
+    """
+    for name in _NAMES:
+        for suffix in _NAME_SUFFIXES:
+            path = pathlib.Path(folder, f"{name}{suffix}")
+            if path.is_file():
+                return path
+    raise ConversionError(
+        f"{folder} holds no weights: there is no {_NAMES[0]}.safetensors, "
+        f"{_NAMES[1]}.safetensors or the like"
     )
 
 

@@ -13,6 +13,11 @@ from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.images import to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.unet import UNet
+from ldm_jax.training.conditions import (
+    fill_conditions,
+    frozen_paths,
+    initial_weights,
+)
 from ldm_jax.training.freeze import hold
 from ldm_jax.training.optimizer import make_optimizer, make_rate
 from ldm_jax.training.pretrained import load_first_stage
@@ -50,7 +55,7 @@ def make_model(config, first_stage, num_classes=None):
         unet=unet,
         conditioner=build(
             make_conditioner,
-            {"entries": _fill_conditions(config.conditions, unet, num_classes)},
+            {"entries": fill_conditions(config, unet, num_classes)},
             "conditions",
         ),
         schedule=build(make_schedule, schedule, "schedule"),
@@ -59,30 +64,6 @@ def make_model(config, first_stage, num_classes=None):
     )
     _check_sizes(model, config.data.image_size)
     return model
-
-
-def _fill_conditions(conditions, unet, num_classes):
-    """Completes what entries leave open; those of the kind "none" are off."""
-    entries = {key: to_dict(entry) for key, entry in conditions.items()}
-    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
-    for key, entry in entries.items():
-        if entry.get("kind") != "class_label":
-            continue
-        if entry.get("num_classes") is None:
-            if not num_classes:
-                raise ConfigError(
-                    f"conditions.{key}.num_classes is unset and the data set has no "
-                    "class labels; use one with labels or remove the condition"
-                )
-            entry["num_classes"] = num_classes
-        elif num_classes and num_classes > entry["num_classes"]:
-            raise ConfigError(
-                f"conditions.{key}.num_classes={entry['num_classes']} but the data set "
-                f"has {num_classes} classes; set it to {num_classes}"
-            )
-        if entry.get("slot") == "vector":
-            entry["features"] = entry.get("features") or 4 * unet.channels
-    return entries
 
 
 def sample_options(config, model):
@@ -170,8 +151,8 @@ def make_stage(config, mesh, data, meta):
     if meta:
         _check_same_first_stage(first.record, meta["first_stage"])
     model = make_model(config, first.module, data.num_classes)
-    if not meta and not config.train.init_from:
-        _refuse_frozen(model.conditioner.frozen_keys())
+    new = not meta and not config.train.init_from
+    initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
     factor = meta.get("scaling_factor") or section.scaling_factor
@@ -189,7 +170,8 @@ def make_stage(config, mesh, data, meta):
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
-    return _make_steps(config, model, frozen, data.example), record
+    stage = _make_steps(config, model, frozen, data.example)
+    return stage._replace(initial=initial), record
 
 
 def _check_same_first_stage(found, recorded):
@@ -201,27 +183,19 @@ def _check_same_first_stage(found, recorded):
         )
 
 
-def _refuse_frozen(keys):
-    """Refuses to begin with conditions that would keep random weights for good."""
-    for key in keys:
-        raise ConfigError(
-            f"conditions.{key} is frozen and would keep random weights: set "
-            f"train.init_from to a run that has them, or conditions.{key}.frozen=False "
-            "to train it"
-        )
-
-
 def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
     train = config.train
     rate = make_rate(train)
-    conditions = (f"conditioner/{key}" for key in model.conditioner.frozen_keys())
-    freeze = (*train.freeze, *conditions)
+    freeze = (*train.freeze, *frozen_paths(model.conditioner))
     optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, freeze)
 
     def init(rng):
         batch = jax.tree.map(jnp.zeros_like, example)
-        params = latent_diffusion.init(model, rng, batch)
+        try:
+            params = latent_diffusion.init(model, rng, batch)
+        except ValueError as error:
+            raise ConfigError(f"unet and conditions do not fit: {error}") from error
         return TrainState(
             step=jnp.int32(0),
             params=params,

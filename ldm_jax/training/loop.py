@@ -125,7 +125,9 @@ def _first_state(run, abstract, start):
         )
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
     state = init(jax.random.key(run.config.seed))
-    return _start_from(run, state) if train.init_from else state
+    if train.init_from:
+        return _start_from(run, state)
+    return _replace(run, state, run.stage.initial) if run.stage.initial else state
 
 
 def _start_from(run, state):
@@ -138,25 +140,39 @@ def _start_from(run, state):
     run.meta["init_from"] = record
     for note in notes:
         run.console.line(note)
+    return _replace(run, state, weights, stats)
+
+
+def _replace(run, state, weights, stats=None):
+    """Puts weights, and statistics, in place of a part of those that were drawn."""
     weights = _put(weights, run.shardings.params)
-    stats = _put(stats, run.shardings.stats)
+    stats = _put(stats or {}, run.shardings.stats)
 
     def replace(state, weights, stats):
         # Copies: donated buffers must not be shared.
         average = {k: v for k, v in weights.items() if k in state.ema_params}
         return state.replace(
-            params=state.params | jax.tree.map(jnp.copy, weights),
-            ema_params=state.ema_params | jax.tree.map(jnp.copy, average),
-            stats=state.stats | jax.tree.map(jnp.copy, stats),
+            params=_merge(state.params, jax.tree.map(jnp.copy, weights)),
+            ema_params=_merge(state.ema_params, jax.tree.map(jnp.copy, average)),
+            stats=_merge(state.stats, jax.tree.map(jnp.copy, stats)),
         )
 
     replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
     return replace(state, weights, stats)
 
 
-def _put(trees, shardings):
-    """Places some of the trees of a state by their names."""
-    return sharding.put_tree(trees, {name: shardings[name] for name in trees})
+def _put(tree, shardings):
+    """Places a part of a nested dict by the names in it."""
+    if not isinstance(tree, dict):
+        return sharding.put_tree(tree, shardings)
+    return {name: _put(part, shardings[name]) for name, part in tree.items()}
+
+
+def _merge(tree, part):
+    """Nested dict with the leaves of a part of it in place of its own."""
+    if not isinstance(part, dict):
+        return part
+    return tree | {name: _merge(tree[name], new) for name, new in part.items()}
 
 
 def _describe(run, abstract, start):

@@ -40,6 +40,8 @@ class Stage(NamedTuple):
         [-1, 1].
       frozen: Pytree of weights that are used but not trained, or an empty dict.
       summarize: Makes scalars of the means of `eval_step` over all held-out rows.
+      initial: Weights that a new run has in place of drawn ones: nested dict of NumPy
+        arrays, a part of `params`; None for none.
     """
 
     init: Any
@@ -48,6 +50,7 @@ class Stage(NamedTuple):
     preview: Any
     frozen: Any
     summarize: Any = dict
+    initial: Any = None
 
 
 def ema_decay_at(step, decay):

@@ -8,12 +8,17 @@ from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.config import ConfigError
+from ldm_jax.convert.files import write_weights
+from ldm_jax.convert.image_rows import clip_image_rows
+from ldm_jax.convert.state_dict import to_state_dict
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.training import diffusion
-from tests.runs import tiny_config, train
+from tests.common import load_case
+from tests.runs import BARE, tiny_config, train, weights_of
 
 VOCABULARY = 23  # a size that no other parameter has
 CAPTION = {
@@ -81,4 +86,61 @@ def test_random_weights_are_not_frozen(shapes_dir, first_stage, tmp_path):
             tmp_path,
             first_stage__workdir=str(first_stage),
             conditions=ConfigDict({"caption": CAPTION}),
+        )
+
+
+STYLE = {
+    "kind": "clip_image",
+    "slot": "vector",
+    "image_size": 28,
+    "patch_size": 7,
+    "width": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "head_channels": 8,
+    "embed_dim": 24,
+    "mlp_ratio": 2,
+}
+
+
+def test_a_new_run_begins_with_the_weights_that_a_condition_names(
+    shapes_dir, first_stage, tmp_path
+):
+    case = load_case("clip_image")
+    write_weights(tmp_path / "tower.safetensors", case.state_dict)
+    style = STYLE | {"weights": str(tmp_path / "tower.safetensors")}
+    run = dict(
+        first_stage__workdir=str(first_stage),
+        conditions=ConfigDict({"image": style}),
+        train__num_steps=1,
+        train__log_every=1,
+        **BARE,
+    )
+    train("shapes_class", shapes_dir, tmp_path / "run", **run)
+    for average in (False, True):
+        params = weights_of(tmp_path / "run", average)["conditioner"]["image"]
+        found = to_state_dict(
+            clip_image_rows(ImageEncoder(num_layers=2)), params["tower"]
+        )
+        for key, array in case.state_dict.items():
+            np.testing.assert_array_equal(found[key], array, err_msg=key)
+        assert params["project"]["bias"].any()  # It starts at zero, and is trained.
+    # They are in its checkpoints: what follows does not look for the file.
+    (tmp_path / "tower.safetensors").unlink()
+    train("shapes_class", shapes_dir, tmp_path / "run", **run | {"train__num_steps": 2})
+    with pytest.raises(ConfigError, match="conditions.image.weights: there is no file"):
+        train("shapes_class", shapes_dir, tmp_path / "other", **run)
+
+
+def test_conditions_that_do_not_fit_the_unet_are_refused(
+    shapes_dir, first_stage, tmp_path
+):
+    label = {"kind": "class_label", "features": 8, "slot": "context"}
+    with pytest.raises(ConfigError, match="do not fit: a context needs transformer"):
+        train(
+            "shapes_class",
+            shapes_dir,
+            tmp_path,
+            first_stage__workdir=str(first_stage),
+            conditions=ConfigDict({"label": label}),
         )
