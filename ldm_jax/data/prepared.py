@@ -55,7 +55,7 @@ class TfdsSource:
         images = _image_features(features)
         self._image_key = _choose_image(name, images, features, image_key)
         self._label_key = _choose_label(name, features, label_key)
-        self._paths = {key: _find_path(name, features, key) for key in keys}
+        self._paths = {key: find_path(name, features, key) for key in keys}
         if self._label_key:
             self._paths["label"] = self._label_key
         self._records = _open_records(builder, split)
@@ -174,8 +174,20 @@ def _is_class(features, key):
     )
 
 
-def _find_path(name, features, key):
-    """Dotted path of the feature that a key stands for."""
+def find_path(name, features, key):
+    """Finds the feature that a key stands for.
+
+    Args:
+      name: Name of the data set, for messages.
+      features: Its features, nested.
+      key: Row of KEY_PATHS, or a dotted path.
+
+    Returns:
+      Its dotted path.
+
+    Raises:
+      ValueError: If there is no such feature.
+    """
     paths = KEY_PATHS.get(key, (key,))
     there = [path for path in paths if path.split(".")[0] in features]
     path = (there or paths)[0]

@@ -155,8 +155,9 @@ def crop_image(data, crop, size):
     """
     del size
     image = decode(data)
-    image = np.asarray(image.crop(np.rint(_pixels(crop, *image.size)).astype(int)))
-    return image[:, ::-1] if crop.flip else image
+    box = tuple(round(edge) for edge in _pixels(crop, *image.size))
+    array = np.asarray(image.crop(box))
+    return array[:, ::-1] if crop.flip else array
 
 
 def crop_boxes(boxes, crop):

@@ -65,7 +65,7 @@ class Images:
           ConfigError: If the data set is not named or cannot be read.
         """
         # The images alone are looked at: what goes with them need not be there.
-        section = to_dict(section) | {"inputs": {}}
+        section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
             is_folder = os.path.isdir(os.path.expanduser(name))
             section |= {"source": "folder" if is_folder else "tfds", "name": name}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm_jax.data import scenes
 from ldm_jax.data.decode import decode
-from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.prepared import TfdsSource, find_path
 from ldm_jax.data.tfrecord import TFRecords
 from tests.data.common import SIZE, TRAIN, VALIDATION, frame, picture
 
@@ -40,6 +40,20 @@ def test_examples(data_dir):
     assert example["label"] == 7 and isinstance(example["image"], bytes)
     assert decode(example["image"]).size == (SIZE, SIZE)
     assert "example 7" in source.describe(7) and NAME in source.describe(7)
+
+
+def test_keys_by_other_names():
+    features = {"objects": {"bbox": 0}, "captions": {"text": 0}, "segmentation_mask": 0}
+    for key, path in (
+        ("boxes", "objects.bbox"),
+        ("caption", "captions.text"),
+        ("segmentation", "segmentation_mask"),
+        ("objects.bbox", "objects.bbox"),
+    ):
+        assert find_path("made_up", features, key) == path
+    for key in ("depth", "clip"):
+        with pytest.raises(ValueError, match=f'no feature "{key}"; it has captions,'):
+            find_path("made_up", features, key)
 
 
 def test_both_formats_agree(array_record_dir, tfrecord_dir):

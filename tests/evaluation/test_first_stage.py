@@ -153,6 +153,8 @@ def folder(tmp_path):
 def test_images_of_a_folder(folder):
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
     section = dict(source="tfds", name="none", eval_split="validation", image_size=12)
+    # What a run on other data had beside its images is not asked of these.
+    section |= dict(inputs=dict(depth=dict(kind="depth")), keys=("mask",))
     images = Images(section, mesh, 3, name=str(folder))
     masks = [np.asarray(batch["mask"]) for batch in images.batches()]
     assert [len(mask) for mask in masks] == [4, 4]

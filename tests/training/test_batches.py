@@ -1,0 +1,43 @@
+"""A run's batches hold the inputs that its config lists, in every use of the data."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from ldm_jax import sharding
+from ldm_jax.training.batches import Data
+
+INPUTS = dict(
+    caption=dict(kind="caption", tokenizer="shapes", max_length=12),
+    masked_image=dict(kind="masked_image"),
+)
+
+
+@pytest.fixture
+def data(shapes_dir):
+    section = common.data(
+        name="shapes/32", data_dir=shapes_dir, image_size=16, inputs=INPUTS
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    return Data(ConfigDict(section), seed=0, batch_size=4, mesh=mesh)
+
+
+def test_every_batch_has_the_inputs(data):
+    (train,) = data.train_batches(3, 1)
+    (held_out,) = data.held_out_batches(1)
+    preview = data.preview_batch(3)
+    assert held_out.keys() == {*train, "mask"}
+    for batch in (train, held_out, preview, data.example):
+        assert batch.keys() - {"mask"} == {"image", "label", *INPUTS}
+        size = len(batch["image"])
+        assert batch["caption"].shape == (size, 12)
+        assert batch["masked_image"].shape == (size, 16, 16, 4)
+        assert batch["caption"].dtype == data.example["caption"].dtype == np.int32
+
+
+def test_evaluations_see_the_same_masks_each_time(data):
+    first, again = (list(data.held_out_batches(2)) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one["masked_image"], other["masked_image"])
