@@ -38,8 +38,10 @@ ALLOWED = {
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
+    "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "panels": {"panels", "images", "data"},
-    "sampling": {"sampling", "panels", "training", "latent_diffusion", "tiling"}
+    "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
+    | {"latent_diffusion"}
     | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),
