@@ -31,9 +31,9 @@ from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.training.losses import reconstruction_loss
 
-UNETS = {  # size: (batch, height of the latents, tokens, fields of UNet)
-    "small": (4, 32, 0, dict(head_channels=32)),
-    "medium": (4, 32, 77, dict(num_heads=8, transformer_depth=1)),
+UNETS = {  # size: (batch, height of the latents, tokens)
+    "small": (4, 32, 0),
+    "medium": (4, 32, 77),
 }
 AUTOENCODERS = {  # size: (batch, height of the images, channels)
     "small": (4, 64, 64),
@@ -111,47 +111,84 @@ def trainers(loss, params, optimizer, torch_loss, torch_optimizer):
     return ours, theirs
 
 
-def unet_pair(size):
-    """Yields (name, ours, theirs) for a U-Net."""
-    batch, height, tokens, fields = UNETS[size]
+def unet_modules(height, channels=128, cross_attention=True):
+    """A U-Net of either side, with attention at two of three levels.
+
+    Args:
+      height: Height of the latents.
+      channels: Width of the finest level.
+      cross_attention: Whether it attends to tokens, with eight heads.
+
+    Returns:
+      (UNet, diffusers' module).
+    """
     unet = UNet(
         out_channels=4,
-        channels=128,
+        channels=channels,
         channel_mult=(1, 2, 4),
         num_res_blocks=2,
         attention_factors=(4, 2),
-        **fields,
+        num_heads=8 if cross_attention else None,
+        head_channels=None if cross_attention else 32,
+        transformer_depth=int(cross_attention),
     )
-    rng = np.random.default_rng(1)
-    latents, noise = rng.standard_normal((2, batch, height, height, 4), np.float32)
-    timesteps = rng.integers(0, 1000, batch)
-    inputs = [latents, timesteps]
     names = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
     shared = dict(
         sample_size=height,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(128, 256, 512),
+        block_out_channels=(channels, 2 * channels, 4 * channels),
     )
-    if tokens:
-        inputs.append(rng.standard_normal((batch, tokens, CONTEXT_WIDTH), np.float32))
+    if cross_attention:
         names = [name.replace("Attn", "CrossAttn") for name in names]
         make = partial(
             UNet2DConditionModel,
             cross_attention_dim=CONTEXT_WIDTH,
-            attention_head_dim=fields["num_heads"],
+            attention_head_dim=unet.num_heads,
         )
     else:
         make = partial(
             UNet2DModel,
-            attention_head_dim=fields["head_channels"],
+            attention_head_dim=unet.head_channels,
             flip_sin_to_cos=True,
             freq_shift=0,
             downsample_padding=1,
             norm_eps=1e-5,
         )
     ups = [name.replace("Down", "Up") for name in reversed(names)]
-    peer = make(**shared, down_block_types=names, up_block_types=ups)
+    return unet, make(**shared, down_block_types=names, up_block_types=ups)
+
+
+def autoencoder_modules(channels, channel_mult=(1, 2, 4), latent_channels=3):
+    """A KL autoencoder of either side: (KLAutoencoder, diffusers' module)."""
+    model = KLAutoencoder(
+        channels=channels,
+        channel_mult=channel_mult,
+        num_res_blocks=2,
+        z_channels=latent_channels,
+        embed_dim=latent_channels,
+    )
+    levels = len(channel_mult)
+    peer = AutoencoderKL(
+        block_out_channels=[channels * mult for mult in channel_mult],
+        layers_per_block=2,
+        latent_channels=latent_channels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
+    return model, peer
+
+
+def unet_pair(size):
+    """Yields (name, ours, theirs) for a U-Net."""
+    batch, height, tokens = UNETS[size]
+    unet, peer = unet_modules(height, cross_attention=bool(tokens))
+    rng = np.random.default_rng(1)
+    latents, noise = rng.standard_normal((2, batch, height, height, 4), np.float32)
+    timesteps = rng.integers(0, 1000, batch)
+    inputs = [latents, timesteps]
+    if tokens:
+        inputs.append(rng.standard_normal((batch, tokens, CONTEXT_WIDTH), np.float32))
     inputs = [jnp.asarray(x) for x in inputs]
     params = random_params(unet, *inputs)
     load(peer, layout.unet_rows(unet), params)
@@ -179,21 +216,7 @@ def unet_pair(size):
 def autoencoder_pair(size):
     """Yields (name, ours, theirs) for a KL autoencoder of factor 4."""
     batch, height, channels = AUTOENCODERS[size]
-    fields = dict(
-        channels=channels,
-        channel_mult=(1, 2, 4),
-        num_res_blocks=2,
-        z_channels=3,
-        embed_dim=3,
-    )
-    model = KLAutoencoder(**fields)
-    peer = AutoencoderKL(
-        block_out_channels=(channels, 2 * channels, 4 * channels),
-        layers_per_block=2,
-        latent_channels=3,
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-    )
+    model, peer = autoencoder_modules(channels)
     rng = np.random.default_rng(1)
     images = np.tanh(rng.standard_normal((batch, height, height, 3), np.float32))
     noise = rng.standard_normal((batch, height // 4, height // 4, 3), np.float32)
@@ -236,7 +259,7 @@ def autoencoder_pair(size):
     yield "train step", *trainers(loss, params, adam, torch_loss, optimizer)
     peer.load_state_dict(start)
     optimizer = torch.optim.Adam(peer.parameters(), **options)
-    with_remat = partial(loss, model=KLAutoencoder(**fields, remat=True))
+    with_remat = partial(loss, model=model.clone(remat=True))
     sides = trainers(with_remat, params, adam, torch_loss, optimizer)
     yield "train step remat", *sides
 
@@ -252,21 +275,21 @@ def compare(ours, theirs):
         assert difference <= limit, f"outputs differ by {difference:.3g} > {limit:.3g}"
 
 
-def measure(ours, theirs, rounds):
-    """Returns the median seconds of either side, alternated, and the calls left out.
+def measure(sides, rounds):
+    """Returns the median seconds of every side, alternated, and the calls left out.
 
     A call during which other processes took more than a twentieth of the machine says
     little, least of all about PyTorch's spinning threads: it is left out and repeated,
     for as many calls again as were asked for.
     """
-    times, spoilt = ([], []), 0
+    times, spoilt = [[] for _ in sides], 0
     while min(map(len, times)) < rounds:
-        for function, record in zip((ours, theirs), times, strict=True):
+        for function, record in zip(sides, times, strict=True):
             others, start = others_seconds(), time.perf_counter()
             jax.block_until_ready(function())
             seconds = time.perf_counter() - start
             taken = (others_seconds() - others) / (seconds * os.cpu_count())
-            if taken > 0.05 and spoilt < 2 * rounds:
+            if taken > 0.05 and spoilt < len(sides) * rounds:
                 spoilt += 1
             else:
                 record.append(seconds)
@@ -314,6 +337,17 @@ def processor():
         return platform.processor() or "unknown processor"
 
 
+def set_up(rounds):
+    """Gives both sides the same memory and threads, and prints what runs where."""
+    tune_malloc(keep=True)
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    print(f"{processor()}, {threads} threads, {versions}, {rounds} rounds")
+    flags = os.environ.get("XLA_FLAGS")
+    print(f"XLA_FLAGS={flags}" if flags else "no XLA_FLAGS")
+
+
 def main():
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -321,13 +355,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     chosen = [set(line.split()) for line in options.only.split(",")]
-    tune_malloc(keep=True)
-    threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    versions = f"jax {jax.__version__}, torch {torch.__version__}"
-    print(f"{processor()}, {threads} threads, {versions}, {options.rounds} rounds")
-    flags = os.environ.get("XLA_FLAGS")
-    print(f"XLA_FLAGS={flags}" if flags else "no XLA_FLAGS")
+    set_up(options.rounds)
     print(
         f"{'':36}{'jax ms':>9}{'torch ms':>9}{'ratio':>7}{'jax MB':>9}{'torch MB':>9}"
         f"{'spoilt':>8}"
@@ -340,7 +368,7 @@ def main():
             if not any(set(line.split()) >= words for words in chosen):
                 continue
             compare(ours, theirs)
-            a, b, spoilt = measure(ours, theirs, options.rounds)
+            a, b, spoilt = measure((ours, theirs), options.rounds)
             memory = "".join(f"{peak_memory(side):9.0f}" for side in (ours, theirs))
             times = f"{a * 1e3:9.1f}{b * 1e3:9.1f}{a / b:7.2f}"
             print(f"{line:36}{times}{memory}{spoilt:8}", flush=True)

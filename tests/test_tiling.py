@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import tiling
+from ldm_jax import latent_diffusion, tiling
+from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import FIRST_STAGES, KLAutoencoder
+from ldm_jax.models.unet import UNet
+from ldm_jax.tiling.cuts import cut_axis, spans, weights
 from tests.common import assert_close
 
 
@@ -97,7 +102,7 @@ def test_a_random_autoencoder_leaves_no_seam():
     # A bright corner, so that statistics of tiles differ from those of the whole.
     images = 0.3 * _images(96, 96)
     images[:, :40, :40] += 0.7
-    params = model.init(jax.random.key(1), images[:, :32, :32])
+    params = jax.jit(model.init)(jax.random.key(1), images[:, :32, :32])
 
     @jax.jit
     def encode(part):
@@ -158,3 +163,167 @@ def test_wrong_sizes_name_the_fix(options, message):
 def test_an_image_that_the_factor_does_not_divide():
     with pytest.raises(ValueError, match="30 x 32 pixels .* multiples of .* factor 4"):
         tiling.encode_tiled(np.asarray, np.zeros((1, 30, 32, 3)), 4)
+
+
+# Within a compiled program.
+
+
+def _apart(latents, timesteps, context=None, concat=None, vector=None):
+    """A U-Net that looks one cell far and heeds every condition of every example."""
+    edge = jnp.pad(latents, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = latents.shape[1:3]
+    near = sum(
+        (1 + i + 3 * j) * edge[:, i : i + height, j : j + width]
+        for i in range(3)
+        for j in range(3)
+    )
+    each = timesteps[:, None] + context.sum(1) + vector
+    return jnp.tanh(near / 10) * concat + each[:, None, None]
+
+
+def _told(height, width, seed=0):
+    shapes = [(3, 4, 2), (3, height, width, 2), (3, 2)]
+    keys = jax.random.split(jax.random.key(seed), 4)
+    latents = jax.random.normal(keys[0], (3, height, width, 2))
+    rest = map(jax.random.normal, keys[1:], shapes)
+    return latents, jnp.arange(3), *rest
+
+
+@pytest.mark.parametrize(
+    "height, width", [(32, 32), (40, 16), (13, 50), (17, 16), (9, 8), (100, 4)]
+)
+def test_a_local_unet_gives_the_untiled_result_at_any_size(height, width):
+    told = _told(height, width)
+    tiled = jax.jit(tiling.tile_unet(_apart, 16, multiple=4))
+    assert_close(tiled(*told), _apart(*told), 1e-6)
+
+
+def test_a_map_of_one_cell_is_a_map_of_equal_ones():
+    latents, times, context, concat, vector = _told(24, 24)
+    one = concat[:, :1, :1]
+    tiled = tiling.tile_unet(_apart, 16)(latents, times, context, one, vector)
+    assert_close(tiled, _apart(latents, times, context, one, vector), 1e-6)
+
+
+def test_latents_as_large_as_a_tile_are_not_cut():
+    told = _told(16, 12)
+    seen = []
+
+    def unet(*arguments):
+        seen.append([x.shape for x in arguments])
+        return _apart(*arguments)
+
+    result = tiling.tile_unet(unet, 16, multiple=4)(*told)
+    np.testing.assert_array_equal(result, _apart(*told))
+    assert seen == [[x.shape for x in told]]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 100])
+def test_tiles_come_a_few_at_a_time(at_once):
+    told = _told(40, 24)  # 4 x 2 tiles
+    seen = set()
+
+    def unet(latents, *rest):
+        seen.add(latents.shape)
+        return _apart(latents, *rest)
+
+    result = tiling.tile_unet(unet, 16, at_once=at_once)(*told)
+    assert_close(result, _apart(*told), 1e-6)
+    assert seen == {(3 * min(at_once, 8), 16, 16, 2)}
+
+
+@pytest.mark.parametrize("length", [17, 24, 31, 100])
+@pytest.mark.parametrize("overlap", [0, 3, 8])
+def test_weights_sum_to_one(length, overlap):
+    cut = cut_axis(length, 16, overlap)
+    total = np.zeros(3 * length)
+    for span, row in zip(spans(cut, 3), weights(cut, 3), strict=True):
+        assert (row >= 0).all()
+        total[span] += row
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def test_where_tiles_disagree_one_fades_into_the_next():
+    x = jax.random.normal(jax.random.key(0), (1, 16, 75, 1))
+
+    def level(tiles):
+        mean = tiles.mean((1, 2), keepdims=True)
+        return jnp.broadcast_to(mean, tiles.shape)
+
+    result = tiling.map_tiles(level, x, 16, 8)
+    levels = [float(x[:, :, i : i + 16].mean()) for i in (*range(0, 59, 8), 59)]
+    most = np.abs(np.diff(levels)).max()
+    assert np.abs(np.diff(result, axis=2)).max() <= most / 4 * 1.001
+    assert np.ptp(result) > most / 2
+
+
+def test_a_first_stage_in_a_program_gives_what_it_gives_on_the_whole(local):
+    images = _images(72, 150, batch=2)
+    encode, decode = tiling.tile_first_stage(*local, 2, tile=64, overlap=32)
+    latents = jax.jit(encode)(images)
+    assert_close(latents, local[0](images), 1e-5)
+    assert_close(jax.jit(decode)(latents), local[1](latents), 1e-5)
+    with pytest.raises(ValueError, match="30 x 31 pixels .* multiples of .* factor 2"):
+        encode(np.zeros((1, 30, 31, 3)))
+
+
+@pytest.mark.parametrize("tile, use", [(12, 16), (0, 8), (-3, 8)])
+def test_a_tile_that_the_unet_cannot_halve(tile, use):
+    with pytest.raises(ValueError, match=f"multiple of 8; use tile={use}$"):
+        tiling.tile_unet(_apart, tile, multiple=8)
+
+
+def test_guided_pictures_larger_than_the_unets_size():
+    unet = UNet(
+        out_channels=2, channels=4, channel_mult=(1, 1), num_res_blocks=1, num_heads=1,
+        norm_groups=2,
+    )  # fmt: skip
+    first_stage = KLAutoencoder(
+        channels=4, channel_mult=(1, 1), num_res_blocks=1, z_channels=2, embed_dim=2,
+        norm_groups=2, mid_attention=False,
+    )  # fmt: skip
+    label = dict(kind="class_label", num_classes=3, features=16, slot="vector")
+    conditioner = make_conditioner(
+        {"label": label, "map": dict(kind="raw", slot="concat")}
+    )
+    model = LatentDiffusion(unet, conditioner, make_schedule(), first_stage)
+    random = np.random.RandomState(0)
+
+    def inputs(height):
+        images = random.rand(2, 2 * height, 12, 3).astype(np.float32)
+        maps = random.rand(2, height, 6, 2).astype(np.float32)
+        return {"image": images, "map": maps, "label": np.arange(2)}
+
+    def init(batch):
+        rng = jax.random.key(0)
+        params = latent_diffusion.init(model, rng, batch)
+        return params, first_stage.init(rng, batch["image"])["params"]
+
+    params, first = jax.tree.map(
+        lambda leaf: 0.3 * random.randn(*leaf.shape).astype(np.float32),
+        jax.eval_shape(init, inputs(4)),
+    )
+
+    def generate(batch, rngs, **options):
+        return latent_diffusion.generate(
+            model,
+            params,
+            {"first_stage": first, "scaling_factor": 1.0},
+            batch,
+            rngs,
+            images=batch["image"],
+            latent_shape=batch["map"].shape[1:],
+            num_steps=2,
+            strength=0.5,
+            guidance_scale=3.0,
+            **options,
+        )
+
+    # Seven rows do not halve evenly; tiles do.
+    batch, rngs = inputs(7), jax.random.split(jax.random.key(1), 2)
+    draw = jax.jit(functools.partial(generate, tile=4, decode_tile=8))
+    images = draw(batch, rngs)
+    assert images.shape == batch["image"].shape and np.isfinite(images).all()
+    swapped = draw(jax.tree.map(lambda array: array[::-1], batch), rngs[::-1])
+    assert_close(swapped[::-1], images, 1e-5)
+    assert np.abs(swapped - images).max() > 0.01
