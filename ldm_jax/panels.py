@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm_jax.data import inputs
+from ldm_jax.data import input_kinds
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.images import to_uint8
 
@@ -148,10 +148,10 @@ def _image(make, image, shape, names):
 
 # What is drawn of an input; of others, such as captions, nothing.
 _DRAW = {
-    inputs.Layout: _layout,
-    inputs.Segmentation: _segmentation,
-    inputs.Depth: _depth,
-    inputs.LowRes: _low_res,
-    inputs.MaskedImage: _masked_image,
-    inputs.Image: _image,
+    input_kinds.Layout: _layout,
+    input_kinds.Segmentation: _segmentation,
+    input_kinds.Depth: _depth,
+    input_kinds.LowRes: _low_res,
+    input_kinds.MaskedImage: _masked_image,
+    input_kinds.Image: _image,
 }

@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax import latent_diffusion, sampling
 from ldm_jax.config import build
+from ldm_jax.training import classifier
 from ldm_jax.training.autoencoder import make_first_stage
 from ldm_jax.training.diffusion import make_model
 from ldm_jax.training.freeze import check_freeze
@@ -25,6 +26,7 @@ NAMES = sorted(
 # First stage that each second stage is made for.
 FIRST_STAGES = {
     "shapes_class": "shapes_autoencoder",
+    "shapes_classifier": "shapes_autoencoder",
     "imagenet_class_f4": "autoencoder_vq",
 }
 
@@ -78,6 +80,12 @@ def _shapes(config, first):
     key = jax.random.key(0)
     if config.stage == "autoencoder":
         return jax.eval_shape(autoencoder.init, key, images)["params"], autoencoder
+    if config.stage == "classifier":
+        model = classifier.make_model(config, autoencoder, num_classes=8)
+        shape = latent_diffusion.shape_of_latents(model, (side, side))
+        arrays = jnp.zeros((1, *shape)), jnp.zeros(1)
+        init = model.classifier.init
+        return jax.eval_shape(init, key, *arrays)["params"], autoencoder
     model = make_model(config, autoencoder, num_classes=8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((1,), jnp.int32)}
     init = lambda rng, batch: latent_diffusion.init(model, rng, batch)  # noqa: E731

@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"data", "config"},
     "models": {"models"},
     "conditioners": {"conditioners", "models"},
-    "diffusion": {"diffusion"},
+    "diffusion": {"diffusion", "tiling"},
     "sharding": {"sharding", "config"},
     "checkpoint": {"checkpoint", "sharding", "config"},
     "weights": {"weights", "config", "models"},

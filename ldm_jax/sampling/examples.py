@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from ldm_jax.config import ConfigError
-from ldm_jax.data import inputs
+from ldm_jax.data import input_kinds
 from ldm_jax.data.decode import DecodeError, decode, decode_plane
+from ldm_jax.data.inputs import apply_inputs
 from ldm_jax.data.transforms import (
     Crop,
     choose_crop,
@@ -86,13 +87,13 @@ def make_row(trained, request, seed, k, example=None):
         example = make_example(trained, request, k)
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, k]))
     try:
-        told = inputs.apply_inputs(trained.inputs, example, rng)
+        told = apply_inputs(trained.inputs, example, rng)
     except ValueError as error:
         raise ConfigError(f"sample {k}: {error}") from error
     row = {"inputs": {key: told[key] for key in trained.model.conditioner.entries}}
     if "negative_prompt" in request.columns:
         negative = {"caption": request.columns["negative_prompt"][k]}
-        made = _inputs_of(trained, inputs.Caption)
+        made = _inputs_of(trained, input_kinds.Caption)
         row["negative"] = {key: make(negative, rng) for key, make in made.items()}
     hole = find_hole(trained, example, told)
     if hole is not None:
@@ -177,7 +178,7 @@ def collect_conditions(trained, request, seed):
         for key, value in row["inputs"].items():
             if key == "label":
                 kept["arr_1"] = value
-            elif not isinstance(trained.inputs.get(key), inputs.MaskedImage):
+            elif not isinstance(trained.inputs.get(key), input_kinds.MaskedImage):
                 kept[f"input_{key}"] = value
         rows.append(kept)
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -187,7 +188,7 @@ def find_hole(trained, example, told):
     """Where the picture is to be filled, bool [H, W, 1]; None if nowhere."""
     if "mask" in example:
         return np.asarray(example["mask"], bool)[..., None]
-    for key in _inputs_of(trained, inputs.MaskedImage):
+    for key in _inputs_of(trained, input_kinds.MaskedImage):
         return told[key][..., 3:] >= 0.5
     return None
 
@@ -209,7 +210,7 @@ def _fit_layout(trained, flag, value, size):
 
 
 def _fit_features(trained, flag, value, size):
-    made = _inputs_of(trained, inputs.Feature)
+    made = _inputs_of(trained, input_kinds.Feature)
     return {need: value for make in made.values() for need in make.needs}
 
 
@@ -218,7 +219,7 @@ def _fit_picture(trained, flag, value, size):
 
 
 def _fit_low_res(trained, flag, value, size):
-    made = _inputs_of(trained, inputs.LowRes)
+    made = _inputs_of(trained, input_kinds.LowRes)
     factor = next(iter(made.values())).factor
     return {flag: _picture(flag, value, tuple(side // factor for side in size))}
 
@@ -226,7 +227,7 @@ def _fit_low_res(trained, flag, value, size):
 def _fit_style(trained, flag, value, size):
     side = trained.config.data.image_size
     picture = _picture(flag, value, (side, side))
-    return dict.fromkeys(_inputs_of(trained, inputs.Image), picture)
+    return dict.fromkeys(_inputs_of(trained, input_kinds.Image), picture)
 
 
 def _fit_map(trained, flag, value, size):

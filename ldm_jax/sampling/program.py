@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ldm_jax import latent_diffusion, sharding
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import to_uint8
+from ldm_jax.inversion import invert_latents
 
 # Options that choose the noise levels; inversion goes back along the same.
 _GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
@@ -75,7 +76,7 @@ def _start(model, weights, batch, request, seed, options):
         grid = {key: options[key] for key in _GRID if key in options}
         known = latent_diffusion.encode(model, frozen, ends["images"])
         told = latent_diffusion.encode_inputs(model, frozen, ends["inputs"])
-        noise = latent_diffusion.invert_latents(model, params, told, known, **grid)
+        noise = invert_latents(model, params, told, known, **grid)
     else:
         noise_rngs, _ = latent_diffusion.split_rngs(_keys(seed, ends["index"]))
         noise = samplers.normal(noise_rngs, shape)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ldm_jax.config import ConfigError
-from ldm_jax.data import inputs
+from ldm_jax.data import input_kinds
 from ldm_jax.data.loader import open_source
 from ldm_jax.sampling.columns import Column, read_columns
 
@@ -70,7 +70,9 @@ def make_request(
     used |= _used_by_tasks(have, strength, invert)
     _refuse_superfluous(trained, columns, used)
     columns = _fill_labels(trained, columns, source)
-    told_mask = any(isinstance(x, inputs.MaskedImage) for x in trained.inputs.values())
+    told_mask = any(
+        isinstance(x, input_kinds.MaskedImage) for x in trained.inputs.values()
+    )
     size = _check_size(trained, size)
     record = {flag: column.record for flag, column in sorted(columns.items())}
     if source:
@@ -174,7 +176,7 @@ def _used_by_tasks(have, strength, invert):
 
 def _refuse_superfluous(trained, columns, used):
     prompted = "prompt" in used or any(
-        isinstance(x, inputs.Caption) for x in trained.inputs.values()
+        isinstance(x, input_kinds.Caption) for x in trained.inputs.values()
     )
     used = used | {"guide_image"} | ({"negative_prompt"} if prompted else set())
     for flag in sorted(columns.keys() - used):
@@ -236,12 +238,12 @@ def _dashed(flag):
 
 # How each kind of input is told: one of these tuples of flags.
 _WAYS = {
-    inputs.Caption: (("prompt",),),
-    inputs.Layout: (("layout",),),
-    inputs.Segmentation: (("segmentation",),),
-    inputs.Depth: (("depth",),),
-    inputs.LowRes: (("low_res",), ("image",)),
-    inputs.MaskedImage: (("image", "mask"),),
-    inputs.Image: (("style",), ("image",)),
-    inputs.Feature: (("features",),),
+    input_kinds.Caption: (("prompt",),),
+    input_kinds.Layout: (("layout",),),
+    input_kinds.Segmentation: (("segmentation",),),
+    input_kinds.Depth: (("depth",),),
+    input_kinds.LowRes: (("low_res",), ("image",)),
+    input_kinds.MaskedImage: (("image", "mask"),),
+    input_kinds.Image: (("style",), ("image",)),
+    input_kinds.Feature: (("features",),),
 }

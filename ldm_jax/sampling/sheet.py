@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ldm_jax import panels
-from ldm_jax.data import inputs
+from ldm_jax.data import input_kinds
 from ldm_jax.images import read_image, write_png
 from ldm_jax.sampling.examples import make_example, make_row
 from ldm_jax.sampling.files import path_of
@@ -57,7 +57,7 @@ def _make_card(trained, request, seed, outdir, k):
     if request.starts or "hole" in row:
         shown.append(("image", _given(row, shape)))
     for key, make in trained.inputs.items():
-        if "hole" in row and isinstance(make, inputs.MaskedImage):
+        if "hole" in row and isinstance(make, input_kinds.MaskedImage):
             continue
         panel = panels.show_input(make, row["inputs"][key], shape, names)
         if panel is not None:
@@ -84,7 +84,7 @@ def _text(trained, request, example, k):
     if "label" in trained.model.conditioner.entries:
         label = int(example["label"])
         parts.append(trained.class_names[label] if trained.class_names else str(label))
-    if any(isinstance(make, inputs.Caption) for make in trained.inputs.values()):
+    if any(isinstance(make, input_kinds.Caption) for make in trained.inputs.values()):
         parts.append(example["caption"])
     if "negative_prompt" in request.columns:
         parts.append(f"(not: {request.columns['negative_prompt'][k]})")
