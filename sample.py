@@ -7,9 +7,9 @@
 
 Writes one PNG per sample, a grid, a sheet that shows what was told beside what came of
 it, and with --npz the array that evaluators of the field take.  Flags of files take
-folders as well, and several of either; sample k takes the k-th of what is given, in turn.
-Sample k depends on the seed and k alone.  A run that was cut goes on where it stopped:
-the same command draws only what is missing.
+folders as well, and several of either; sample k takes the k-th in turn.  Sample k
+depends on the seed and k alone.  A run that was cut goes on where it stopped: the same
+command draws only what is missing.
 """
 
 from absl import app, flags
@@ -57,6 +57,9 @@ _GIVEN = {
         ),
         flags.DEFINE_list("mask", None, "White where --image is to be filled."),
         flags.DEFINE_list(
+            "guide_image", None, "Pictures that samples shall resemble from afar."
+        ),
+        flags.DEFINE_list(
             "features", None, "NumPy files [samples, ...] of what else the model takes."
         ),
     )
@@ -100,6 +103,18 @@ _GUIDANCE_INTERVAL = flags.DEFINE_string(
 )
 _GUIDANCE_RESCALE = flags.DEFINE_float(
     "guidance_rescale", None, "Share in [0, 1] of the correction of guided contrast."
+)
+_CLASSIFIER = flags.DEFINE_string(
+    "classifier", None, "Workdir of a classifier that steers towards --labels."
+)
+_CLASSIFIER_SCALE = flags.DEFINE_float("classifier_scale", None, "How strongly.")
+_GUIDE_SCALE = flags.DEFINE_float(
+    "guide_scale", None, "How strongly --guide_image steers."
+)
+_GUIDE_LPIPS = flags.DEFINE_string(
+    "guide_lpips",
+    None,
+    "File of LPIPS' weights: resemble by it, not by low resolution.",
 )
 _SAMPLER = flags.DEFINE_string(
     "sampler", None, "A row of SAMPLERS, as ddim, plms, dpmpp_2m, unipc."
@@ -145,6 +160,8 @@ def main(argv):
         average=_EMA.value,
         first_stage=_FIRST_STAGE.value,
         decoder=_DECODER.value,
+        classifier=_CLASSIFIER.value,
+        lpips=_GUIDE_LPIPS.value,
     )
     sampling.run(
         model,
@@ -156,6 +173,8 @@ def main(argv):
         strength=_STRENGTH.value,
         invert=_INVERT.value,
         interpolate=ends,
+        classifier_scale=_CLASSIFIER_SCALE.value,
+        guide_scale=_GUIDE_SCALE.value,
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
         npz=_NPZ.value,

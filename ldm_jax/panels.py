@@ -57,9 +57,10 @@ def color_of(number):
 
 
 def color_labels(labels):
-    """Colours a map of classes, integers [H, W] -> uint8 [H, W, 3]."""
+    """Colours a map of classes, integers [H, W] -> uint8 [H, W, 3]; 0 is pale."""
     numbers, places = np.unique(np.asarray(labels), return_inverse=True)
-    palette = np.array([color_of(int(number)) for number in numbers], np.uint8)
+    colors = [color_of(int(number)) if number else _FRAME for number in numbers]
+    palette = np.array(colors, np.uint8)
     return palette[places.reshape(np.shape(labels))]
 
 

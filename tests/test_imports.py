@@ -41,7 +41,7 @@ ALLOWED = {
     "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "panels": {"panels", "images", "data"},
     "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
-    | {"latent_diffusion"}
+    | {"latent_diffusion", "weights"}
     | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),

@@ -24,6 +24,7 @@ from ldm_jax.data.transforms import (
     resize_mask,
     transform,
 )
+from ldm_jax.sampling.steer import GUIDE_FACTOR
 
 _WHOLE = Crop(0.0, 0.0, 1.0, 1.0, False)
 
@@ -78,7 +79,7 @@ def make_row(trained, request, seed, k, example=None):
     Returns:
       Dict of "inputs", the conditioner's keys -> array, and as the request needs them
       "negative" likewise, "images" uint8 [H, W, 3] (also those of held-out data),
-      "hole" bool [H, W, 1] and "guide" uint8 [H, W, 3].
+      "hole" bool [H, W, 1], "classes" and "guide"; see `steer.make_steer`.
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read or does not fit.
@@ -100,9 +101,13 @@ def make_row(trained, request, seed, k, example=None):
         row["hole"] = hole
     if request.starts or hole is not None or request.source is not None:
         row["images"] = example["image"]
-    if "guide_image" in request.columns:
+    if "classifier" in request.scales:
+        row["classes"] = example["label"]
+    if "guide" in request.scales:
+        factor = 1 if trained.lpips is not None else GUIDE_FACTOR
+        size = tuple(side // factor for side in request.size)
         guide = request.columns["guide_image"][k]
-        row["guide"] = _picture("guide_image", guide, request.size)
+        row["guide"] = _picture("guide_image", guide, size)
     return row
 
 

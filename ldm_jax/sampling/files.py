@@ -34,7 +34,7 @@ def claim(outdir, settings):
     settings = json.loads(json.dumps(settings))
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        for key in settings.keys() | found.keys():
+        for key in [*settings, *(found.keys() - settings.keys())]:
             if found.get(key) != settings.get(key):
                 raise ConfigError(
                     f"{outdir} holds samples of other settings ({key}: "

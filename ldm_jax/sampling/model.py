@@ -6,8 +6,10 @@ import numpy as np
 
 from ldm_jax import checkpoint
 from ldm_jax.config import ConfigError
+from ldm_jax.convert.lpips import load_lpips
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.training.classifier import load_classifier
 from ldm_jax.training.diffusion import make_model
 from ldm_jax.training.pretrained import check_same_latents, load_first_stage
 
@@ -26,6 +28,8 @@ class Trained(NamedTuple):
       weights: The item of it that holds the weights: "params" or "ema_params".
       first_stage: What first stage decodes, in words.
       decoder: What decoder is in place of the first stage's own, or None.
+      classifier: TrainedClassifier that steers, or None.
+      lpips: Weights of LPIPS for image guiding, or None.
     """
 
     model: LatentDiffusion
@@ -38,9 +42,19 @@ class Trained(NamedTuple):
     weights: str
     first_stage: str
     decoder: str | None = None
+    classifier: Any = None
+    lpips: Any = None
 
 
-def load_model(workdir, step=None, average=True, first_stage=None, decoder=None):
+def load_model(
+    workdir,
+    step=None,
+    average=True,
+    first_stage=None,
+    decoder=None,
+    classifier=None,
+    lpips=None,
+):
     """Loads a trained second stage and the first stage it was trained on.
 
     Args:
@@ -50,14 +64,16 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
       first_stage: Workdir of the first stage; as recorded by default.
       decoder: Workdir of a first stage of the same latents whose decoder is used
         instead.
+      classifier: Workdir of a classifier of the same latents that steers.
+      lpips: File of LPIPS' weights, or two with a comma between, for image guiding.
 
     Returns:
       A Trained.
 
     Raises:
       CheckpointError: If a checkpoint is missing or unreadable.
-      ConfigError: If the workdir is not that of a second stage, or the decoder's
-        latents are others.
+      ConfigError: If the workdir is not that of a second stage, or the decoder or the
+        classifier knows other latents.
     """
     config, params, meta = checkpoint.load_weights(workdir, step, average)
     if config.stage != "diffusion":
@@ -89,6 +105,8 @@ def load_model(workdir, step=None, average=True, first_stage=None, decoder=None)
         weights=meta["item"],
         first_stage=where,
         decoder=decoder,
+        classifier=classifier and load_classifier(classifier, model, meta),
+        lpips=lpips and load_lpips(*lpips.split(",")),
     )
 
 

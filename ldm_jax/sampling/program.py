@@ -7,6 +7,7 @@ from ldm_jax import latent_diffusion, sharding
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import to_uint8
 from ldm_jax.inversion import invert_latents
+from ldm_jax.sampling.steer import make_steer
 
 # Options that choose the noise levels; inversion goes back along the same.
 _GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
@@ -30,6 +31,10 @@ def make_draw(trained, mesh, request, seed, options):
     factor = model.first_stage.downsampling_factor
     shape = latent_diffusion.shape_of_latents(model, request.size)
     weights = {"params": trained.params, "frozen": trained.frozen}
+    if trained.classifier is not None:
+        weights["classifier"] = trained.classifier.params
+    if trained.lpips is not None:
+        weights["lpips"] = trained.lpips
     weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
 
     def draw(weights, batch):
@@ -40,8 +45,6 @@ def make_draw(trained, mesh, request, seed, options):
             known["mask"] = hold_cells(batch["hole"], factor)
         if request.invert or request.path:
             known["noise"] = _start(model, weights, batch, request, seed, options)
-        if "negative" in batch:
-            known["negative"] = batch["negative"]
         images = latent_diffusion.generate(
             model,
             weights["params"],
@@ -49,6 +52,8 @@ def make_draw(trained, mesh, request, seed, options):
             batch["inputs"],
             _keys(seed, batch["index"]),
             latent_shape=shape,
+            negative=batch.get("negative"),
+            steer=make_steer(trained, weights, batch, request.scales),
             **known,
             **options,
         )

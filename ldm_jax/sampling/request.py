@@ -6,6 +6,7 @@ from ldm_jax.config import ConfigError
 from ldm_jax.data import input_kinds
 from ldm_jax.data.loader import open_source
 from ldm_jax.sampling.columns import Column, read_columns
+from ldm_jax.sampling.steer import steering_scales
 
 
 class Request(NamedTuple):
@@ -21,6 +22,7 @@ class Request(NamedTuple):
       invert: Whether it starts from the noise that the images come from.
       path: (first, last, count): samples lie on the way from the noise of sample
         `first` to that of `last`; None for each its own.
+      scales: What steers -> its scale; see `steer.steering_scales`.
       record: What of it belongs into `settings.json`.
     """
 
@@ -32,6 +34,7 @@ class Request(NamedTuple):
     starts: bool
     invert: bool
     path: tuple | None
+    scales: dict
     record: dict
 
 
@@ -45,13 +48,16 @@ def make_request(
     strength=None,
     invert=False,
     interpolate=None,
+    classifier_scale=None,
+    guide_scale=None,
 ):
     """Checks what is given against what the model takes, before anything runs.
 
     Args:
       trained: A Trained.
       given: Flag -> list of strings; see `columns.FLAGS`.
-      num_samples, size, from_data, strength, invert, interpolate: See `run`.
+      num_samples, size, from_data, strength, invert, interpolate, classifier_scale,
+        guide_scale: See `run`.
 
     Returns:
       A Request.
@@ -60,7 +66,7 @@ def make_request(
       ConfigError: If flags are missing, superfluous or wrong.
     """
     box_names = trained.config.data.get("box_names") or trained.class_names
-    columns = read_columns(given, trained.class_names, box_names)
+    columns = read_columns(given, class_names(trained), box_names)
     if "prompts_file" in columns:
         lines = columns.pop("prompts_file")
         columns["prompt"] = _joined(columns.get("prompt"), lines)
@@ -74,11 +80,13 @@ def make_request(
         isinstance(x, input_kinds.MaskedImage) for x in trained.inputs.values()
     )
     size = _check_size(trained, size)
+    scales = steering_scales(trained, columns, size, classifier_scale, guide_scale)
     record = {flag: column.record for flag, column in sorted(columns.items())}
     if source:
         section = trained.config.data
         record["from_data"] = f"{section.eval_split} of {section.name}"
     record |= {"size": list(size)}
+    record |= {"steering": scales} if scales else {}
     record |= {"invert": True} if invert else {}
     count = num_samples or max([16, *(len(c.values) for c in columns.values())])
     path = None
@@ -96,6 +104,7 @@ def make_request(
         starts=strength is not None or invert,
         invert=invert,
         path=path,
+        scales=scales,
         record=record,
     )
 
@@ -179,6 +188,7 @@ def _refuse_superfluous(trained, columns, used):
         isinstance(x, input_kinds.Caption) for x in trained.inputs.values()
     )
     used = used | {"guide_image"} | ({"negative_prompt"} if prompted else set())
+    used |= {"labels"} if trained.classifier else set()
     for flag in sorted(columns.keys() - used):
         if flag == "image":
             raise ConfigError(
@@ -197,14 +207,27 @@ def _refuse_superfluous(trained, columns, used):
         )
 
 
+def class_names(trained):
+    """Names of the classes, an empty list where they have none."""
+    of_classifier = trained.classifier.class_names if trained.classifier else []
+    return trained.class_names or of_classifier
+
+
+def num_classes(trained):
+    """Number of the classes that samples are told or steered to; None without."""
+    if trained.classifier is not None:
+        return trained.classifier.module.out_channels
+    entry = trained.model.conditioner.entries.get("label")
+    return None if entry is None else entry.get("num_classes")
+
+
 def _fill_labels(trained, columns, source):
     """All classes in turn where the user chooses none; checks their range."""
-    entry = trained.model.conditioner.entries.get("label")
-    if entry is None or "label" in trained.inputs:
+    count = num_classes(trained)
+    if count is None or "label" in trained.inputs:
         return columns
-    count = entry["num_classes"]
     if "labels" not in columns:
-        if source:
+        if source and source.num_classes:
             return columns
         return columns | {"labels": Column(tuple(range(count)), list(range(count)))}
     wrong = [label for label in columns["labels"].values if label >= count]

@@ -18,7 +18,7 @@ from ldm_jax.sampling import files
 from ldm_jax.sampling.examples import collect_conditions, make_batch
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import make_draw
-from ldm_jax.sampling.request import make_request
+from ldm_jax.sampling.request import class_names, make_request
 from ldm_jax.sampling.sheet import write_sheet
 from ldm_jax.tiling import one_behind
 from ldm_jax.training.writer import Console
@@ -35,6 +35,8 @@ def run(
     strength=None,
     invert=False,
     interpolate=None,
+    classifier_scale=None,
+    guide_scale=None,
     seed=0,
     batch_size=16,
     npz=False,
@@ -56,6 +58,8 @@ def run(
       invert: Whether to start from the noise that DDIM takes the given images to.
       interpolate: (first, last): samples lie on the way from the noise of sample
         `first` to that of sample `last`.
+      classifier_scale: Scale of the classifier that steers.
+      guide_scale: Scale of the guiding by pictures.
       seed: Seed of the run.
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
@@ -80,6 +84,8 @@ def run(
         strength=strength,
         invert=invert,
         interpolate=interpolate,
+        classifier_scale=classifier_scale,
+        guide_scale=guide_scale,
     )
     options = complete(trained, options | {"strength": strength})
     settings = {
@@ -87,6 +93,7 @@ def run(
         "weights": trained.weights,
         "first_stage": trained.first_stage,
         "decoder": trained.decoder,
+        "classifier": trained.classifier and trained.classifier.source,
         "seed": seed,
         "conditions": request.record,
         "options": options,
@@ -174,7 +181,7 @@ def _collect(trained, outdir, request, seed, npz):
     """Writes the grid, the sheet, and the array for evaluators, from the files."""
     labels = request.columns.get("labels")
     labels = labels and labels.values
-    files.write_grid(outdir, request.count, labels, trained.class_names)
+    files.write_grid(outdir, request.count, labels, class_names(trained))
     write_sheet(trained, request, seed, outdir)
     if npz:
         conditions = collect_conditions(trained, request, seed)

@@ -10,12 +10,13 @@ from ldm_jax.data import input_kinds
 from ldm_jax.images import read_image, write_png
 from ldm_jax.sampling.examples import make_example, make_row
 from ldm_jax.sampling.files import path_of
+from ldm_jax.sampling.request import class_names, num_classes
 
 # Samples on a sheet, and about how wide it is in pixels.
 _MOST, _WIDTH = 16, 1500
 
 _GAP, _TITLE, _LINE, _LINES = 8, 18, 18, 4
-_INK, _PALE = (30, 30, 36), (120, 120, 128)
+_INK, _PALE, _FRAME = (30, 30, 36), (120, 120, 128), (205, 205, 210)
 
 
 class Card(NamedTuple):
@@ -81,9 +82,9 @@ def _given(row, shape):
 
 def _text(trained, request, example, k):
     parts = []
-    if "label" in trained.model.conditioner.entries:
-        label = int(example["label"])
-        parts.append(trained.class_names[label] if trained.class_names else str(label))
+    if num_classes(trained) is not None and "label" in example:
+        label, names = int(example["label"]), class_names(trained)
+        parts.append(names[label] if names else str(label))
     if any(isinstance(make, input_kinds.Caption) for make in trained.inputs.values()):
         parts.append(example["caption"])
     if "negative_prompt" in request.columns:
@@ -130,6 +131,8 @@ def _draw_card(sheet, draw, card, lines, left, top):
         height, width = panel.shape[:2]
         x = left + place * (width + _GAP)
         draw.text((x, top), title, fill=_PALE, font=panels.font(12))
+        frame = (x - 1, top + _TITLE - 1, x + width, top + _TITLE + height)
+        draw.rectangle(frame, outline=_FRAME)
         sheet.paste(Image.fromarray(panel), (x, top + _TITLE))
     for index, line in enumerate(lines):
         y = top + _TITLE + height + 2 + index * _LINE

@@ -49,8 +49,8 @@ PARTS = {
 }
 
 
-def make_trained(*keys, weights=True, data_dir=None):
-    """Makes a model that is told the PARTS of these keys, with or without weights."""
+def make_trained(*keys, scale=0.2, data_dir=None):
+    """Makes a model that is told the PARTS of these keys; at scale 0 weightless."""
     parts = {key: PARTS[key] for key in keys}
     config = common.diffusion(
         data=common.data(name="shapes/32", image_size=SIZE, data_dir=data_dir),
@@ -64,6 +64,7 @@ def make_trained(*keys, weights=True, data_dir=None):
             transformer_depth=1,
             norm_groups=8,
         ),
+        schedule=common.schedule(prediction_type="v"),
         sample=common.sample(num_steps=2, guidance_scale=2.0),
     )
     config.data.inputs = {key: make for key, (make, _) in parts.items() if make}
@@ -72,7 +73,7 @@ def make_trained(*keys, weights=True, data_dir=None):
     inputs = make_inputs(config.data.inputs)
     return Trained(
         model=model,
-        params=_random_params(model, inputs) if weights else None,
+        params=_random_params(model, inputs, scale) if scale else None,
         frozen={"first_stage": {}, "scaling_factor": np.float32(1)},
         config=config,
         inputs=inputs,
@@ -83,17 +84,22 @@ def make_trained(*keys, weights=True, data_dir=None):
     )
 
 
-def _random_params(model, inputs):
-    """Weights drawn on the host: nothing is compiled."""
-    rng = np.random.default_rng(0)
+def _random_params(model, inputs, scale):
     scene = example(0, "train", 0, SIZE) | {"embedding": np.zeros(4, np.float32)}
+    rng = np.random.default_rng(0)
     batch = apply_inputs(inputs, transform(scene, SIZE), rng)
     batch = jax.tree.map(lambda x: np.asarray(x)[None], batch)
     shapes = jax.eval_shape(
         lambda rng: latent_diffusion.init(model, rng, batch), jax.random.key(0)
     )
+    return random_weights(shapes, scale)
+
+
+def random_weights(shapes, scale):
+    """Weights drawn on the host, so that nothing is compiled."""
+    rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype), shapes
+        lambda leaf: rng.normal(0, scale, leaf.shape).astype(leaf.dtype), shapes
     )
 
 

@@ -27,7 +27,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def models():
     """Models by name; only their config matters here."""
-    return {name: make_trained(*keys, weights=False) for name, keys in MODELS.items()}
+    return {name: make_trained(*keys, scale=0) for name, keys in MODELS.items()}
 
 
 @pytest.fixture(scope="module")

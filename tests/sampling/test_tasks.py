@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling
+from ldm_jax.config import ConfigError
+from ldm_jax.data.decode import decode_plane
 from ldm_jax.data.loader import open_source
+from ldm_jax.data.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
 from ldm_jax.images import read_image
+from ldm_jax.models.classifier import Classifier
 from ldm_jax.sampling.program import hold_cells, slerp
-from tests.sampling.common import SIZE, make_trained, picture, write_image
+from ldm_jax.training.classifier import TrainedClassifier
+from tests.sampling.common import (
+    SIZE,
+    make_trained,
+    picture,
+    random_weights,
+    write_image,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +43,10 @@ def arrays(folder):
 def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     keys = ("label", "caption", "boxes", "segmentation", "depth", "low_res", "style")
     model = make_trained(*keys, data_dir=str(shapes_dir))
-    options = dict(num_samples=3, batch_size=3, npz=True, guidance_scale=1.0)
-    sampling.run(model, tmp_path / "data", from_data=True, **options)
+    scales = {"caption": 3.0, "label": 1.5}
+    options = dict(num_samples=3, batch_size=3, npz=True, guidance_scale=scales)
+    given = {"negative_prompt": ["a blue ring"]}
+    sampling.run(model, tmp_path / "data", given, from_data=True, **options)
     told = arrays(tmp_path / "data")
     assert told["arr_0"].shape == (3, SIZE, SIZE, 3)
     source = open_source(model.config.data, "validation")
@@ -46,17 +59,20 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     assert (tmp_path / "data" / "sheet.png").exists()
 
     # The same by flags gives the same, to the bit.
-    given = {"labels": [str(e["label"]) for e in examples]}
-    given["prompt"] = [e["caption"] for e in examples]
-    for k, raw in enumerate(source[k] for k in range(3)):
-        objects = zip(raw["box_labels"].tolist(), raw["boxes"].tolist(), strict=True)
-        layout = [{"label": label, "box": box} for label, box in objects]
+    given |= {"labels": [str(e["label"]) for e in examples]}
+    given |= {"prompt": [e["caption"] for e in examples]}
+    for k in range(3):
+        raw = source[k]
+        layout = [
+            {"label": int(label), "box": np.asarray(box).tolist()}
+            for label, box in zip(raw["box_labels"], raw["boxes"], strict=True)
+        ]
         path = tmp_path / "layout" / f"{k}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(layout))
-        for flag in ("image", "segmentation", "depth"):
-            array = np.asarray(raw[flag]) if flag != "image" else examples[k][flag]
-            write_image(tmp_path / flag / f"{k}.png", array.squeeze())
+        write_image(tmp_path / "image" / f"{k}.png", examples[k]["image"])
+        for flag in ("segmentation", "depth"):
+            write_image(tmp_path / flag / f"{k}.png", decode_plane(raw[flag]))
     given |= {flag: [str(tmp_path / flag)] for flag in ("layout", *keys[3:5], "image")}
     sampling.run(model, tmp_path / "flags", given, **options)
     np.testing.assert_array_equal(
@@ -94,10 +110,8 @@ def test_strength_zero_gives_the_image_back(tmp_path):
 
 
 def test_inverted_noise_leads_back_and_a_path_between_two_images(tmp_path):
-    model = make_trained()
     # Weak weights: what is inverted in few steps is inverted well.
-    params = jax.tree.map(lambda x: 0.3 * x, model.params)
-    model = model._replace(params=params)
+    model = make_trained(scale=0.06)
     smooth = [np.full((SIZE, SIZE, 3), value, np.uint8) for value in (60, 190)]
     files = [write_image(tmp_path / f"{k}.png", x) for k, x in enumerate(smooth)]
     sampling.run(
@@ -124,6 +138,44 @@ def test_a_path_begins_and_ends_at_two_samples(tmp_path):
     steps = np.abs(np.diff(path, axis=0)).mean(axis=(1, 2, 3))
     direct = np.abs(path[0] - path[-1]).mean()
     assert (steps > 0).all() and (steps < direct).all()
+
+
+def test_a_guide_and_a_classifier_steer(tmp_path):
+    model = make_trained(scale=0.02)
+    guide = np.full((SIZE, SIZE, 3), (230, 30, 120), np.uint8)
+    given = {"guide_image": [write_image(tmp_path / "guide.png", guide)]}
+    given["labels"] = ["ring", "star"]
+    network = Classifier(
+        channels=16,
+        out_channels=len(CLASS_NAMES),
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_factors=(),
+        norm_groups=8,
+        num_heads=1,
+        pool="adaptive",
+    )
+    shapes = jax.eval_shape(
+        network.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3)), np.zeros(1)
+    )
+    classifier = TrainedClassifier(
+        network, random_weights(shapes["params"], 0.02), list(CLASS_NAMES), "random"
+    )
+    steered = model._replace(classifier=classifier)
+    options = dict(num_samples=2, num_steps=8)
+    sampling.run(model, tmp_path / "plain", **options)
+    sampling.run(steered, tmp_path / "guided", given, guide_scale=30.0, **options)
+    far, near = (
+        np.abs(samples(tmp_path / name).mean(axis=(1, 2)) - guide[0, 0]).mean()
+        for name in ("plain", "guided")
+    )
+    assert near < 0.7 * far
+    settings = json.loads((tmp_path / "guided" / "settings.json").read_text())
+    assert settings["conditions"]["steering"] == {"classifier": 1.0, "guide": 30.0}
+    with pytest.raises(ConfigError, match="--classifier_scale needs --classifier"):
+        sampling.run(model, tmp_path / "wrong", classifier_scale=2.0)
+    with pytest.raises(ConfigError, match="--guide_scale needs --guide_image"):
+        sampling.run(model, tmp_path / "wrong", guide_scale=2.0)
 
 
 def test_cells_are_held_where_every_pixel_is_known():
