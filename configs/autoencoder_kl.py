@@ -26,7 +26,7 @@ Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).
 """
 
-from configs import common
+from configs import common, published
 
 _F4 = dict(batch_size=80, num_steps=176_991)
 _F16 = dict(
@@ -59,6 +59,6 @@ ROWS = {
 def get_config(variant=""):
     """Returns the config; `variant` is a row of ROWS, "decoder", "tiny" or several."""
     row, words = common.parse_variant(variant, ROWS)
-    config = common.published_autoencoder("kl", **ROWS[row])
+    config = published.autoencoder("kl", **ROWS[row])
     config.loss.update(disc_start=50_001, disc_weight=0.5)
     return common.vary_autoencoder(config, words)

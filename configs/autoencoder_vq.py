@@ -27,7 +27,7 @@ Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
 `train.init_from`); `tiny` (a toy for a laptop).
 """
 
-from configs import common
+from configs import common, published
 
 _F2 = dict(
     channel_mult=(1, 2),
@@ -89,7 +89,7 @@ def get_config(variant=""):
         disc_weight=fields.pop("disc_weight", 0.75),
     )
     layers = fields.pop("disc_layers", 3)
-    config = common.published_autoencoder("vq", quantizer="nearest", **fields)
+    config = published.autoencoder("vq", quantizer="nearest", **fields)
     config.loss.update(loss)
     config.discriminator.num_layers = layers
     return common.vary_autoencoder(config, words)

@@ -245,73 +245,13 @@ def schedule(**changes):
     return section | changes
 
 
-def published_autoencoder(
-    kind,
-    *,
-    channel_mult,
-    z_channels,
-    batch_size,
-    num_steps,
-    attention_factors=(),
-    mid_attention=True,
-    **fields,
-):
-    """A first stage of the paper on ImageNet 256.
+def parse_variant(variant, rows=(), words=("decoder", "tiny")):
+    """Splits a variant, for example "f8,tiny".
 
     Args:
-      kind: "kl" or "vq".
-      channel_mult: Width of each level over 128.
-      z_channels: Channels of the latents.
-      batch_size: Global batch size.
-      num_steps: Length of the training.
-      attention_factors: Downsampling factors at which there is attention.
-      mid_attention: Whether there is attention in the middle.
-      **fields: Further fields of the autoencoder.
-
-    Returns:
-      A ConfigDict.
-    """
-    return autoencoder(
-        data=data(
-            name="imagenet2012", image_size=256, crop="random", flip=True, workers=8
-        ),
-        first_stage=dict(
-            kind=kind,
-            channels=128,
-            channel_mult=channel_mult,
-            num_res_blocks=2,
-            attention_factors=attention_factors,
-            mid_attention=mid_attention,
-            norm_groups=32,
-            z_channels=z_channels,
-            embed_dim=z_channels,
-            remat=False,
-            dtype="bfloat16",
-            **fields,
-        ),
-        discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="bfloat16"),
-        # Needs `loss.lpips_weights`; 0 trains without, to blurrier textures.
-        loss=autoencoder_loss(perceptual_weight=1.0),
-        train=train(
-            batch_size=batch_size,
-            num_steps=num_steps,
-            # The original's 4.5e-6 per image.
-            learning_rate=4.5e-6 * batch_size,
-            optimizer=dict(kind="adam", b1=0.5, b2=0.9, eps=1e-8),
-            eval_every=10_000,
-            eval_batches=50,
-            preview_every=5_000,
-            checkpoint_every=5_000,
-        ),
-    )
-
-
-def parse_variant(variant, rows=()):
-    """Splits a variant of a first stage, for example "f8,tiny".
-
-    Args:
-      variant: Words joined by commas: a row, "decoder", "tiny".
+      variant: Words joined by commas: a row and some of `words`.
       rows: Names of the rows; the first is the default.
+      words: What may follow a row.
 
     Returns:
       (row, other words); the row is None where there are none.
@@ -319,17 +259,17 @@ def parse_variant(variant, rows=()):
     Raises:
       ValueError: On an unknown word, or on several rows.
     """
-    words = [word for word in variant.split(",") if word]
-    known = [*rows, *_WORDS]
-    for word in words:
+    given = [word for word in variant.split(",") if word]
+    known = [*rows, *words]
+    for word in given:
         if word not in known:
             raise ValueError(
                 f'variant "{word}" is unknown; choose from {", ".join(known)}'
             )
-    chosen = [word for word in words if word in rows] or [*rows][:1]
+    chosen = [word for word in given if word in rows] or [*rows][:1]
     if len(chosen) > 1:
         raise ValueError(f'variant "{variant}" names several rows: keep one')
-    return chosen[0] if chosen else None, [word for word in words if word in _WORDS]
+    return chosen[0] if chosen else None, [word for word in given if word in words]
 
 
 def vary_autoencoder(config, words):
@@ -350,7 +290,14 @@ def decoder_alone(config):
 
 def shrink_train(config):
     """Turns a config into a toy on the `shapes` data set: seconds on a laptop."""
-    config.data.update(name="shapes/32", image_size=32, workers=0)
+    config.data.update(
+        source="tfds",
+        name="shapes/32",
+        split="train",
+        eval_split="validation",
+        image_size=32,
+        workers=0,
+    )
     config.train.update(
         batch_size=8,
         num_steps=4,
@@ -384,8 +331,10 @@ def shrink_autoencoder(config):
 
 
 def shrink_diffusion(config):
-    """Applies `shrink_train` and makes the denoiser of a second stage tiny."""
+    """Applies `shrink_train`, makes a denoiser tiny and its conditions, too."""
     shrink_train(config)
+    _shrink(config.conditions, _TINY_CONDITIONS)
+    _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
     config.unet.update(
         channels=32,
         channel_mult=(1, 2),
@@ -406,6 +355,31 @@ def shrink_classifier(config):
         channels=16, num_res_blocks=1, norm_groups=8, dtype="float32"
     )
 
+
+def _shrink(section, table):
+    """Changes what entries set, not what they leave to the data set."""
+    for entry in section.values():
+        for key, value in table.get(entry.kind, {}).items():
+            if entry.get(key) is not None:
+                with entry.ignore_type():
+                    entry[key] = value
+
+
+# Conditions of a toy, by kind; what is None is filled in from the tokenizer.
+_TOKENS = dict(features=32, num_layers=1)
+_TINY_CONDITIONS = {
+    "class_label": dict(num_classes=8, features=32),
+    "text": dict(_TOKENS, vocab_size=None, max_length=None, null_ids=None),
+    "layout": dict(_TOKENS, vocab_size=80, max_length=14),
+    "spatial": dict(num_stages=1, num_classes=9),
+}
+# And what is made of the data set `shapes` for them; its boxes stand for a feature.
+_TINY_INPUTS = {
+    "caption": dict(tokenizer="shapes", max_length=16),
+    "layout": dict(vocab_size=80, max_objects=4),
+    "low_res": dict(factor=2),
+    "feature": dict(feature="boxes"),
+}
 
 # What may follow a row in the variant of a first stage.
 _WORDS = {"decoder": decoder_alone, "tiny": shrink_autoencoder}

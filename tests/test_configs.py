@@ -1,36 +1,30 @@
 """Every config builds, at its full size on shapes alone and as a toy for real."""
 
-import importlib
-import pathlib
-import re
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldm_jax import latent_diffusion, sampling
 from ldm_jax.config import build
-from ldm_jax.training import classifier
+from ldm_jax.sharding import make_mesh
 from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.batches import Data
 from ldm_jax.training.diffusion import make_model
 from ldm_jax.training.freeze import check_freeze
 from ldm_jax.training.loss_options import LossOptions
-from tests.runs import ROOT, train
+from tests.published import NAMES, RELEASED, line, listed, load, module, specs
+from tests.runs import train
 
-NAMES = sorted(
-    path.stem
-    for path in pathlib.Path(ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common")
-)
+SPECS = [spec for name in NAMES for spec in specs(name)]
+FIRST_STAGES = [spec for spec in SPECS if load(spec).stage == "autoencoder"]
+SECOND_STAGES = [spec for spec in SPECS if load(spec).stage == "diffusion"]
+CHECKED = {spec for specs in RELEASED.values() for spec in specs}
 
-# First stage that each second stage is made for.
-FIRST_STAGES = {
-    "shapes_class": "shapes_autoencoder",
-    "shapes_classifier": "shapes_autoencoder",
-    "imagenet_class_f4": "autoencoder_vq",
-}
-
-# Sizes of the released models.
+# Sizes of the released first stages; those of the second are checked where their
+# checkpoints are read.
 PUBLISHED = {
     "autoencoder_kl:f4": 55_312_063,
     "autoencoder_kl:f8": 83_653_863,
@@ -41,93 +35,132 @@ PUBLISHED = {
     "autoencoder_vq:f8": 67_717_295,
     "autoencoder_vq:f8_n256": 67_652_783,
     "autoencoder_vq:f16": 69_593_371,
-    "imagenet_class_f4": 400_920_579,
 }
 
 # How large a picture a row is listed with.
 SIDE = 256
 
 
-def _module(name):
-    return importlib.import_module(f"configs.{name}")
-
-
-def _load(spec, variant=""):
-    name, _, row = spec.partition(":")
-    return _module(name).get_config(",".join(filter(None, (row, variant))))
-
-
-def _specs():
-    """Each config, with its rows where it has some: "autoencoder_kl:f8"."""
-    for name in NAMES:
-        rows = getattr(_module(name), "ROWS", None)
-        yield from (f"{name}:{row}" for row in rows) if rows else (name,)
-
-
-SPECS = list(_specs())
-ROWS = [spec for spec in SPECS if ":" in spec]
-
-
 def _size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _shapes(config, first):
-    """Parameters of a stage as shapes, and the first stage's module."""
-    autoencoder = make_first_stage(first.first_stage)
-    side = config.data.image_size
+@functools.cache
+def _autoencoder_shapes(autoencoder):
+    """Shapes of a first stage's parameters; they do not depend on the image's size."""
+    side = autoencoder.downsampling_factor
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    key = jax.random.key(0)
-    if config.stage == "autoencoder":
-        return jax.eval_shape(autoencoder.init, key, images)["params"], autoencoder
-    if config.stage == "classifier":
-        model = classifier.make_model(config, autoencoder, num_classes=8)
-        shape = latent_diffusion.shape_of_latents(model, (side, side))
-        arrays = jnp.zeros((1, *shape)), jnp.zeros(1)
-        init = model.classifier.init
-        return jax.eval_shape(init, key, *arrays)["params"], autoencoder
-    model = make_model(config, autoencoder, num_classes=8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    init = lambda rng, batch: latent_diffusion.init(model, rng, batch)  # noqa: E731
-    return jax.eval_shape(init, key, batch)["unet"], autoencoder
+    return jax.eval_shape(autoencoder.init, jax.random.key(0), images)["params"]
 
 
-@pytest.mark.parametrize("spec", SPECS)
+def _first_stage(spec, variant=""):
+    """The module of the first stage that a second stage is made for."""
+    found = listed(spec)
+    first = load(found.first_stage if found else "shapes_autoencoder", variant)
+    return make_first_stage(first.first_stage)
+
+
 @pytest.mark.parametrize("variant", ["", "tiny"])
-def test_builds_with_the_published_number_of_parameters(spec, variant):
-    config = _load(spec, variant)
-    first = _load(FIRST_STAGES[spec], variant) if spec in FIRST_STAGES else config
-    params, _ = _shapes(config, first)
+@pytest.mark.parametrize("spec", FIRST_STAGES)
+def test_first_stages_build_with_the_published_number_of_parameters(spec, variant):
+    config = load(spec, variant)
+    size = _size(_autoencoder_shapes(make_first_stage(config.first_stage)))
     if spec in PUBLISHED and not variant:
-        assert _size(params) == PUBLISHED[spec]
+        assert size == PUBLISHED[spec]
     elif ":" in spec and not variant:
-        assert 12_000_000 < _size(params) < 110_000_000
+        assert 12_000_000 < size < 110_000_000
     else:
-        assert 0 < _size(params) < 10_000_000
-    if config.stage == "autoencoder":
-        build(LossOptions, config.loss, "loss")
+        assert 0 < size < 10_000_000
+    build(LossOptions, config.loss, "loss")
 
 
-@pytest.mark.parametrize("spec", ROWS)
-def test_rows_are_as_their_table_says(spec):
-    name, row = spec.split(":")
-    line = re.search(rf"^{row} +(.*)$", _module(name).__doc__, re.MULTILINE)[1]
-    numbers = [word.replace(",", "") for word in line.replace(" x ", "x").split()]
-    config = _load(spec)
-    params, module = _shapes(config, config)
+@pytest.mark.parametrize("spec", [spec for spec in FIRST_STAGES if ":" in spec])
+def test_rows_of_first_stages_are_as_their_table_says(spec):
+    config, numbers = load(spec), line(spec)
+    autoencoder = make_first_stage(config.first_stage)
     if config.first_stage.kind == "vq":
         assert int(numbers.pop(0)) == config.first_stage.num_codes
-    side = SIDE // module.downsampling_factor
-    assert numbers[0] == f"{side}x{side}x{module.latent_channels}"
-    assert int(row[1:].split("_")[0]) == module.downsampling_factor
-    listed = [int(number) for number in numbers[1:4]]
-    assert listed == [_size(params), config.train.batch_size, config.train.num_steps]
+    side = SIDE // autoencoder.downsampling_factor
+    shape = f"{side} x {side} x {autoencoder.latent_channels}".split()
+    assert numbers[:5] == shape
+    row = spec.partition(":")[2]
+    assert int(row[1:].split("_")[0]) == autoencoder.downsampling_factor
+    size = _size(_autoencoder_shapes(autoencoder))
+    found = [int(number) for number in numbers[5:8]]
+    assert found == [size, config.train.batch_size, config.train.num_steps]
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SECOND_STAGES if ":" in spec])
+def test_rows_of_second_stages_are_as_their_table_says(spec):
+    config, row = load(spec), listed(spec)
+    model = make_model(config, _first_stage(spec), num_classes=8)
+    assert row[3:] == (
+        config.train.batch_size,
+        config.train.num_steps,
+        config.train.learning_rate,
+    )
+    if spec not in CHECKED:
+        params = _second_stage_shapes(model, config.data.image_size)
+        assert row[1:3] == (_size(params["unet"]), _size(params["conditioner"]))
+
+
+def _second_stage_shapes(model, image_size):
+    """Shapes of parameters, for inputs of each condition like those that data make."""
+    side = image_size // 4
+    examples = {
+        "boxes": jnp.zeros((1, 92), jnp.int32),
+        "low_res": jnp.zeros((1, side, side, 3)),
+        "masked_image": jnp.zeros((1, image_size, image_size, 4)),
+        "segmentation": jnp.zeros((1, image_size, image_size), jnp.int32),
+    }
+    batch = {key: examples[key] for key in model.conditioner.entries}
+    batch["image"] = jnp.zeros((1, image_size, image_size, 3))
+    init = functools.partial(latent_diffusion.init, model)
+    return jax.eval_shape(init, jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("spec", SECOND_STAGES)
+def test_data_deliver_what_conditions_take(spec):
+    for variant in ("", "tiny"):
+        config = load(spec, variant)
+        taken = {k for k, e in config.conditions.items() if e.kind != "class_label"}
+        assert taken == set(config.data.get("inputs", {}))
+
+
+def _toy(spec):
+    """A toy's config without what makes no other program, as something to compare."""
+    config = load(spec, "tiny")
+    return str([config.unet, config.conditions, config.data, config.loss])
+
+
+TOYS = {_toy(spec): spec for spec in reversed(SECOND_STAGES)}
+
+
+@pytest.mark.parametrize("spec", sorted(TOYS.values()))
+def test_toys_of_second_stages_have_a_loss_on_their_data(spec, shapes_dir):
+    config = load(spec, "tiny")
+    config.data.data_dir = shapes_dir
+    autoencoder = _first_stage(spec, "tiny")
+    data = Data(config.data, 0, 1, make_mesh(devices=jax.devices()[:1]))
+    model = make_model(config, autoencoder, data.num_classes)
+    model.conditioner.check(data.example)
+    frozen = {
+        "first_stage": _autoencoder_shapes(autoencoder),
+        "scaling_factor": np.float32(1),
+    }
+
+    def loss(rng, frozen, batch):
+        params = latent_diffusion.init(model, rng, batch)
+        return params, latent_diffusion.loss(model, params, frozen, batch, rng)[0]
+
+    params, value = jax.eval_shape(loss, jax.random.key(0), frozen, data.example)
+    assert value.shape == () and _size(params) < 5_000_000
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_decoder_alone_is_what_is_left(kind):
-    config = _load(f"autoencoder_{kind}:f8", "decoder,tiny")
-    params, _ = _shapes(config, config)
+    config = load(f"autoencoder_{kind}:f8", "decoder,tiny")
+    params = _autoencoder_shapes(make_first_stage(config.first_stage))
     check_freeze(config.train.freeze, {"autoencoder": params})
     frozen = {path.removeprefix("autoencoder/") for path in config.train.freeze}
     assert params.keys() - frozen == {"decoder", "from_latents", "to_images"}
@@ -135,7 +168,7 @@ def test_a_decoder_alone_is_what_is_left(kind):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_states_command_and_result(name):
-    text = _module(name).__doc__
+    text = module(name).__doc__
     assert f"python train.py --config=configs/{name}.py" in text
     assert "Published" in text or "README" in text
 
@@ -143,16 +176,21 @@ def test_docstring_states_command_and_result(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_variants_are_refused(name):
     with pytest.raises(ValueError, match='variant "huge" is unknown'):
-        _load(name, "huge")
+        load(name, "huge")
 
 
-def test_several_rows_are_refused():
+@pytest.mark.parametrize(
+    "name, rows", [("autoencoder_kl", "f4,f8"), ("unconditional", "ffhq,bedrooms")]
+)
+def test_several_rows_are_refused(name, rows):
     with pytest.raises(ValueError, match="names several rows"):
-        _load("autoencoder_kl", "f4,f8")
+        load(name, rows)
 
 
-@pytest.mark.parametrize("first", ["autoencoder_vq", "identity"])
-def test_the_imagenet_pair_runs_as_a_toy(first, shapes_dir, tmp_path):
+@pytest.mark.parametrize(
+    "name, first", [("inpainting", "autoencoder_vq"), ("imagenet_class", "identity")]
+)
+def test_a_pair_of_stages_runs_as_a_toy(name, first, shapes_dir, tmp_path):
     bare = {"train__preview_images": 0, "train__num_steps": 1}
     bare |= {"data__eval_split": "", "train__log_every": 1}
     workdir = first
@@ -160,7 +198,7 @@ def test_the_imagenet_pair_runs_as_a_toy(first, shapes_dir, tmp_path):
         workdir = str(tmp_path / "ae")
         train(first, shapes_dir, workdir, **bare)
     bare["first_stage__workdir"] = workdir
-    metrics = train("imagenet_class_f4", shapes_dir, tmp_path / "ldm", **bare)
+    metrics = train(name, shapes_dir, tmp_path / "ldm", **bare)
     assert metrics["loss"] > 0
     first_stage = sampling.load_model(tmp_path / "ldm").frozen["first_stage"]
     assert bool(first_stage) == (first != "identity")

@@ -12,6 +12,7 @@ from ldm_jax.convert.buffers import NAMES, schedule_buffers
 from ldm_jax.convert.compvis_conditions import condition_rows, examples, is_embedded
 from ldm_jax.convert.compvis_config import COND_STAGE, FIRST_STAGE, UNET
 from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.heads import usual_guidance
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
@@ -148,9 +149,12 @@ def _read_diffusion(weights, params, options, log):
             f"a model of pixels with {unet['out_channels']} channels is not supported: "
             "only 3 are"
         )
-    sections = compvis_config.diffusion_sections(params, unet, tensors, _factor(first))
-    size = options.image_size or sections["data"]["image_size"]
-    sections["data"]["image_size"] = size
+    factor = _factor(first)
+    sections = compvis_config.diffusion_sections(params, unet, tensors, factor)
+    size = options.image_size or sections["image_size"]
+    sections |= dict(
+        image_size=size, factor=factor, guidance_scale=usual_guidance(unet)
+    )
     if first is not None:
         first.config["data"]["image_size"] = size
     if options.prediction_type:

@@ -2,6 +2,17 @@
 
 What has no weights follows from the U-Net: a class embedding of its own, input channels
 beyond the latents', and a context that nothing makes.
+
+| condition | kind | whose |
+| --- | --- | --- |
+| label | class_label | class-conditional models |
+| caption | text, clip_text | text to image, Stable Diffusion |
+| boxes | layout | layout to image |
+| segmentation | spatial | semantic synthesis |
+| low_res | raw | super-resolution |
+| masked_image | masked_image | inpainting |
+| depth | spatial | Stable Diffusion 2's depth to image |
+| embedding | raw | retrieval-augmented diffusion |
 """
 
 import numpy as np
@@ -13,8 +24,11 @@ from ldm_jax.convert.state_dict import prefixed
 _MODULES = "ldm.modules.encoders.modules"
 _UNCONDITIONAL, _FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 _NO_WEIGHTS = {"target": "torch.nn.Identity"}
-# Batch keys of inputs that are taken as they are.
+# Batch keys of conditions without weights.
 EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
+# Stable Diffusion's order and scale of a mask; the original's own are the other way.
+_STABLE_MASK = dict(mask_first=True, signed_mask=False)
+_MASK = dict(mask_first=False, signed_mask=True)
 
 
 def deduce_cond_stage(weights, unet):
@@ -77,15 +91,16 @@ def read_conditions(config, unet, weights, factor):
             f"the cond stage {name} is not supported; known are "
             + ", ".join([*COND_STAGES, "Identity", _UNCONDITIONAL, _FIRST_STAGE])
         )
-    return conditions | unet_conditions(unet, conditions)
+    return conditions | unet_conditions(unet, conditions, factor)
 
 
-def unet_conditions(unet, conditions):
+def unet_conditions(unet, conditions, factor):
     """The conditions without weights of their own that a U-Net implies.
 
     Args:
       unet: The original's UNetModel options.
       conditions: The conditions that have weights.
+      factor: Downsampling factor of the first stage.
 
     Returns:
       Batch key -> entry: its class embedding, and maps for the input channels that are
@@ -103,11 +118,38 @@ def unet_conditions(unet, conditions):
     more = unet["in_channels"] - unet["out_channels"]
     for entry in _of_kind(conditions, "spatial"):
         more -= entry["features"] or entry["num_classes"]
-    if more > 0:
-        key = _MASKED if more == unet["out_channels"] + 1 else _LOW_RES
-        key = _DEPTH if more == 1 else key
-        entries[key] = dict(kind="raw", slot="concat")
+    if more == unet["out_channels"] + 1:
+        entries[_MASKED] = dict(kind="masked_image", **_mask(unet.get("context_dim")))
+    elif more == 1:
+        entries[_DEPTH] = dict(
+            kind="spatial", num_stages=1, method="bicubic", multiplier=1 / factor
+        )
+    elif more > 0:
+        entries[_LOW_RES] = dict(kind="raw", slot="concat")
     return entries
+
+
+def _mask(context_dim):
+    """How an inpainting model takes its mask; those with a context are Stable's."""
+    return _STABLE_MASK if context_dim else _MASK
+
+
+def require_mask(conditions, context_dim):
+    """Raises ConversionError if a mask is not taken as others' models take it.
+
+    Args:
+      conditions: Config section.
+      context_dim: Width of the U-Net's context, None without.
+    """
+    usual = _mask(context_dim)
+    for entry in _of_kind(conditions, "masked_image"):
+        found = {name: entry.get(name, default) for name, default in _MASK.items()}
+        if found != usual:
+            options = ", ".join(f"{name}={value}" for name, value in usual.items())
+            raise ConversionError(
+                "the masked image of this model cannot be said in other formats: "
+                f"{'with' if context_dim else 'without'} a context they take {options}"
+            )
 
 
 def _name(config):
@@ -134,7 +176,7 @@ def cond_stage(conditions):
     entries = {
         key: dict(entry)
         for key, entry in conditions.items()
-        if entry["kind"] != "raw" and not is_embedded(key, entry)
+        if not is_embedded(key, entry) and not _is_bare(key, entry)
     }
     if not entries:
         return None
@@ -151,6 +193,12 @@ def cond_stage(conditions):
 def is_embedded(key, entry):
     """Whether a condition is the U-Net's own class embedding in the original."""
     return entry["kind"] == "class_label" and entry.get("slot") == "vector"
+
+
+def _is_bare(key, entry):
+    """Whether a condition has no weights and no name in the original."""
+    depth = key == _DEPTH and not entry.get("features")
+    return depth or entry["kind"] in ("raw", "masked_image")
 
 
 def condition_rows(conditions):
@@ -175,35 +223,38 @@ def examples(conditions, unet, image_size, factor):
       Batch key -> array [1, ...].
     """
     batch, size = {}, image_size // factor
+    found = cond_stage(conditions)
     for key, entry in conditions.items():
-        if entry["kind"] != "raw":
+        if found and key == found[1]:
+            batch[key] = COND_STAGES[found[0]].example(entry, image_size)
+        elif entry["kind"] == "class_label":
             batch[key] = np.zeros(1, np.int32)
-        elif entry["slot"] == "context":
+        elif key == EMBEDDING:
             batch[key] = np.zeros((1, 1, unet["context_dim"]), np.float32)
-        else:
+        elif key == _LOW_RES:
             more = unet["in_channels"] - unet["out_channels"]
             batch[key] = np.zeros((1, size, size, more), np.float32)
-    found = cond_stage(conditions)
-    if found:
-        name, key, entry = found
-        batch[key] = COND_STAGES[name].example(entry, image_size)
+        else:
+            channels = {_MASKED: 4, _DEPTH: 1}[key]
+            batch[key] = np.zeros((1, image_size, image_size, channels), np.float32)
     return batch
 
 
 def conditions_yaml(conditions):
     """What the YAML's `model.params` says of conditions."""
     found = cond_stage(conditions)
-    raw = {entry["slot"] for entry in _of_kind(conditions, "raw")}
+    bare = {key for key, entry in conditions.items() if _is_bare(key, entry)}
     if found:
         name, _, entry = found
         row = COND_STAGES[name]
         config = {"target": f"{_MODULES}.{name}", "params": row.to_params(entry)}
-        both = {"conditioning_key": "hybrid"} if raw else {}
+        both = {"conditioning_key": "hybrid"} if bare else {}
         return {"cond_stage_config": config} | row.yaml | both
-    if not raw:
+    if not bare:
         return {"conditioning_key": None, "cond_stage_config": _UNCONDITIONAL}
+    context = any(entry.get("slot") == "context" for entry in conditions.values())
     return {
-        "conditioning_key": "crossattn" if "context" in raw else "concat",
-        "cond_stage_config": _FIRST_STAGE if _MASKED in conditions else _NO_WEIGHTS,
+        "conditioning_key": "crossattn" if context else "concat",
+        "cond_stage_config": _FIRST_STAGE if _MASKED in bare else _NO_WEIGHTS,
         "cond_stage_key": next(iter(conditions)),
     }

@@ -210,7 +210,8 @@ def diffusion_sections(params, unet, weights, factor):
       factor: Downsampling factor of the first stage.
 
     Returns:
-      Dict of the config sections `data`, `unet`, `conditions`, `schedule` and `loss`.
+      Dict of the config sections `unet`, `conditions`, `schedule` and `loss`, and the
+      side of the images, "image_size".
 
     Raises:
       ConversionError: If an option is not supported.
@@ -234,7 +235,7 @@ def diffusion_sections(params, unet, weights, factor):
     cond = params.get("cond_stage_config")
     conditions = read_conditions(cond, unet, select(weights, COND_STAGE), factor)
     return dict(
-        data=dict(image_size=size * factor),
+        image_size=size * factor,
         unet=kwargs,
         conditions=conditions,
         schedule=dict(

@@ -4,7 +4,7 @@ import pathlib
 
 import yaml
 
-from ldm_jax.convert.compvis_conditions import conditions_yaml
+from ldm_jax.convert.compvis_conditions import conditions_yaml, require_mask
 from ldm_jax.convert.compvis_config import PREDICTION_NAMES
 from ldm_jax.convert.deduce import SCHEDULE_NAMES
 from ldm_jax.convert.files import ConversionError
@@ -149,6 +149,7 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
     prediction = schedule.get("prediction_type", "noise")
     if prediction not in predictions:
         raise ConversionError(f"the original does not know the prediction {prediction}")
+    require_mask(config["conditions"], context_dim)
     factor = 1
     if first is not None and first.config["first_stage"].get("kind") != "identity":
         factor = 2 ** (len(first.config["first_stage"]["channel_mult"]) - 1)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from ldm_jax.convert import diffusers_config
-from ldm_jax.convert.compvis_conditions import is_embedded
+from ldm_jax.convert.compvis_conditions import is_embedded, require_mask
 from ldm_jax.convert.diffusers_pipeline import (
     first_stage_rows,
     folder_names,
@@ -92,6 +92,7 @@ def _configs(model):
     channels = unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
     block = unet["middle_attention"].get("block_0")
     context = block and block["cross_attention"]["key"]["kernel"].shape[0]
+    require_mask(config["conditions"], context)
     factor = 1
     if first:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor

@@ -21,6 +21,7 @@ from ldm_jax.convert.files import (
     read_json,
     read_weights,
 )
+from ldm_jax.convert.heads import usual_guidance
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
@@ -156,20 +157,23 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     )
     if first:
         first.config["data"]["image_size"] = size
+    section = diffusers_config.unet_section(config)
     shape = dict(
         in_channels=config.get("in_channels", 4),
         out_channels=config.get("out_channels", 4),
         context_dim=config.get("cross_attention_dim"),
         num_classes=config.get("num_class_embeds"),
         model_channels=config["block_out_channels"][0],
+        channel_mult=section["channel_mult"],
     )
     conditions = _conditions(configs, shape)
-    section = diffusers_config.unet_section(config)
     section |= _given_heads(options)
     sections = dict(
-        data=dict(image_size=size),
+        image_size=size,
+        factor=factor,
+        guidance_scale=usual_guidance(shape),
         unet=section,
-        conditions=conditions | unet_conditions(shape, conditions),
+        conditions=conditions | unet_conditions(shape, conditions, factor),
         schedule=diffusers_config.schedule_section(schedule),
     )
     if options.prediction_type:

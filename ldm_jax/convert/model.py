@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
 from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.inputs import inputs_for
 from ldm_jax.convert.unpickle import Tensor
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.training.autoencoder import make_first_stage
@@ -63,19 +64,31 @@ def autoencoder_config(section, image_size, discriminator=None):
     return config | ({"discriminator": discriminator} if discriminator else {})
 
 
-def diffusion_config(**sections):
-    """The config of a second stage: `unet`, `conditions`, `schedule` and the like."""
+def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **sections):
+    """The config of a second stage.
+
+    Args:
+      image_size: Side of the images.
+      factor: Downsampling factor of the first stage.
+      conditions: Config section.
+      guidance_scale: What is usual for the model; 1 is off.
+      **sections: `unet`, `schedule` and the like.
+
+    Returns:
+      Dict.
+    """
     config = dict(
+        data=dict(image_size=image_size, inputs=inputs_for(conditions, factor)),
+        conditions=conditions,
         stage="diffusion",
         seed=0,
         first_stage=dict(workdir="", step=None, scaling_factor=None),
-        conditions={},
         loss={},
         train=dict(ema_decay=None),
         sample=dict(
             sampler="ddim",
             num_steps=50,
-            guidance_scale=1.0,
+            guidance_scale=guidance_scale,
             eta=None,
             spacing="uniform",
         ),

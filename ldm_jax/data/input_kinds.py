@@ -56,9 +56,9 @@ class Caption(Input):
 
     needs = ("caption",)
 
-    def __init__(self, tokenizer, max_length=77):
+    def __init__(self, tokenizer, max_length=77, pad_id=None):
         """Loads the tokenizer; see `tokenizers.load_tokenizer`."""
-        self.tokenizer = load_tokenizer(tokenizer, max_length)
+        self.tokenizer = load_tokenizer(tokenizer, max_length, pad_id)
 
     def __call__(self, example, rng):
         caption = example["caption"]

@@ -13,8 +13,9 @@ from ldm_jax.data.tfrecord import TFRecords
 
 # What the keys of a batch are called in data sets; the first that there is.
 KEY_PATHS = {
-    "boxes": ("objects.bbox", "bobjects.bbox"),
-    "box_labels": ("objects.label", "bobjects.label"),
+    # OpenImages has "objects" besides, which are labels of the whole image.
+    "boxes": ("bobjects.bbox", "objects.bbox"),
+    "box_labels": ("bobjects.label", "objects.label"),
     "caption": ("caption", "captions.text"),
     "segmentation": ("segmentation", "segmentation_mask", "segmentation_label"),
     "depth": ("depth", "depth_map"),

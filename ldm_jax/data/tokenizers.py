@@ -27,9 +27,9 @@ class Tokenizer:
       null_ids: First ids of the empty caption, a tuple; the last one fills the rest.
     """
 
-    def __init__(self, backend, max_length):
+    def __init__(self, backend, max_length, pad_id=None):
         """Wraps a tokenizer of transformers; see `load_tokenizer`."""
-        self._backend = backend
+        self._backend, self._pad_id = backend, pad_id
         self.max_length = max_length
         self.vocab_size = len(backend)
         empty = self([""])[0]
@@ -51,14 +51,17 @@ class Tokenizer:
         if isinstance(texts, str | bytes):
             raise ValueError(f"captions must be a list, got {texts!r}: put it in one")
         texts = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
-        ids = self._backend(
+        found = self._backend(
             texts, padding="max_length", truncation=True, max_length=self.max_length
-        )["input_ids"]
-        return np.asarray(ids, np.int32)
+        )
+        ids = np.asarray(found["input_ids"], np.int32)
+        if self._pad_id is not None:
+            ids = np.where(found["attention_mask"], ids, np.int32(self._pad_id))
+        return ids
 
 
 @functools.lru_cache(maxsize=8)
-def load_tokenizer(name, max_length=77):
+def load_tokenizer(name, max_length=77, pad_id=None):
     """Loads a tokenizer, once.
 
     Args:
@@ -66,6 +69,8 @@ def load_tokenizer(name, max_length=77):
         on the Hugging Face hub, such as "bert-base-uncased" (the original's) or
         "openai/clip-vit-large-patch14" (Stable Diffusion 1).
       max_length: Length of the token sequences, start and end included.
+      pad_id: What fills the rest, where not the tokenizer's own: 0 for the captions of
+        OpenCLIP (Stable Diffusion 2), whose ids are otherwise those of OpenAI's CLIP.
 
     Returns:
       A Tokenizer.
@@ -79,7 +84,7 @@ def load_tokenizer(name, max_length=77):
         backend = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(SHAPES_FILE), pad_token=PAD, unk_token=UNKNOWN
         )
-        return Tokenizer(backend, max_length)
+        return Tokenizer(backend, max_length, pad_id)
     local = pathlib.Path(name).expanduser()
     try:
         backend = transformers.AutoTokenizer.from_pretrained(
@@ -93,7 +98,7 @@ def load_tokenizer(name, max_length=77):
         ) from error
     if backend.pad_token is None:
         raise ConfigError(f"tokenizer {name!r} has no padding token: give another one")
-    return Tokenizer(backend, max_length)
+    return Tokenizer(backend, max_length, pad_id)
 
 
 def make_shapes_tokenizer():

@@ -195,6 +195,23 @@ PIPELINES = {
         "vqvae": ("ldm_vq_f4", VQ_F4),
     },
 }
+CLIP = dict(kind="caption", tokenizer="openai/clip-vit-large-patch14", max_length=77)
+BERT = dict(kind="caption", tokenizer="bert-base-uncased", max_length=77)
+INPUTS = {
+    "StableDiffusionPipeline": {"caption": CLIP},
+    "StableDiffusionPipeline (2)": {"caption": CLIP | {"pad_id": 0}},
+    "StableDiffusionInpaintPipeline": {
+        "caption": CLIP,
+        "masked_image": dict(kind="masked_image", style="mixed", fill=0.0),
+    },
+    "LDMTextToImagePipeline": {"caption": BERT},
+    "LDMPipeline": {},
+}
+GUIDANCE = {
+    "StableDiffusionPipeline (2)": 9.0,
+    "LDMTextToImagePipeline": 5.0,
+    "LDMPipeline": 1.0,
+}
 SCHEDULER = dict(
     beta_schedule="scaled_linear",
     beta_start=0.00085,
@@ -234,6 +251,8 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
         assert {key: list(tensor.shape) for key, tensor in found.items()} == manifest
         config = PIPELINES[name][part][1]
         assert {key: configs[part][key] for key in config} == config
+    assert model.config["data"]["inputs"] == INPUTS[name]
+    assert model.config["sample"]["guidance_scale"] == GUIDANCE.get(name, 7.5)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "kind": "scaled_linear"}
     assert schedule.items() <= model.config["schedule"].items()
 

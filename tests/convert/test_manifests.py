@@ -2,15 +2,22 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.config import ConfigError
 from ldm_jax.convert import compvis_checkpoint, compvis_export
 from ldm_jax.convert.buffers import schedule_buffers
 from ldm_jax.convert.files import Weights
 from ldm_jax.convert.formats import Options
+from ldm_jax.convert.model import full_section
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.models.unet import UNet
+from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.training.diffusion import make_model
+from tests import published as experiments
 from tests.common import REFERENCE, load_manifest
 from tests.convert.originals import zeros
 
@@ -21,6 +28,7 @@ NAMES = sorted(
 
 # Betas of the published models, and the heads that facts about them tell.
 BETA_END = {"churches": 0.0155, "super": 0.0155, "rdm": 0.015, "1p4b": 0.012}
+BETA_END |= {"inpainting": 0.0205, "layout": 0.0205, "semantic": 0.0205}
 HEADS = {
     "ldm_celebahq_ffhq_lsun_bedrooms_vq_f4": dict(head_channels=32),
     "ldm_class_imagenet_v2_vq_f4": dict(num_heads=1),
@@ -33,15 +41,6 @@ HEADS = {
     "ldm_text_1p4b_kl_f8": dict(num_heads=8),
     "ldm_text_256_vq_f4": dict(num_heads=1),
     "rdm_768_vq": dict(head_channels=32),
-}
-CONDITIONS = {
-    "class": {"label": ("class_label", "context")},
-    "inpainting": {"masked_image": ("raw", "concat")},
-    "layout": {"boxes": ("layout", None)},
-    "semantic": {"segmentation": ("spatial", None)},
-    "super": {"low_res": ("raw", "concat")},
-    "text": {"caption": ("text", None)},
-    "rdm": {"embedding": ("raw", "context")},
 }
 
 
@@ -68,7 +67,7 @@ def read(weights, **options):
 
 
 def test_there_are_manifests():
-    assert len(NAMES) == 20 and HEADS.keys() < set(NAMES)
+    assert len(NAMES) == 20 and HEADS.keys() == experiments.RELEASED.keys() < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,17 +84,54 @@ def test_manifest_is_read_and_written_whole(name):
     if name in HEADS:
         section = model.config["unet"]
         assert {k: v for k, v in section.items() if "head" in k} == HEADS[name]
-        conditions = {
-            key: (entry["kind"], entry.get("slot"))
-            for key, entry in model.config["conditions"].items()
-        }
-        found = [kinds for part, kinds in CONDITIONS.items() if part in name]
-        assert conditions == (found or [{}])[0]
+    for spec in experiments.RELEASED.get(name, ()):
+        _assert_is_trained_by(model, spec)
     if name in YAMLS:
         section = model.config["unet"]
         again = compvis_checkpoint.read(Weights(weights), yaml["params"], Options())
         assert again.config["unet"] == section
         assert again.config["schedule"] == model.config["schedule"]
+
+
+def _sizes(model):
+    return [
+        sum(leaf.size for leaf in jax.tree.leaves(model.params[name]))
+        for name in ("unet", "conditioner")
+    ]
+
+
+def _conditions(entries):
+    """What of conditions must be the same for the same weights and inputs to fit."""
+    modules = {
+        key: CONDITIONERS[entry["kind"]](
+            **{k: v for k, v in entry.items() if k not in ("kind", "dropout")}
+        )
+        for key, entry in entries.items()
+    }
+    return {key: (type(made), full_section(made)) for key, made in modules.items()}
+
+
+def _assert_is_trained_by(model, spec):
+    """Checks that a config makes the model, whose weights fit its networks as read."""
+    config, row = experiments.load(spec), experiments.listed(spec)
+    first = make_first_stage(experiments.load(row.first_stage).first_stage)
+    ours = make_model(config, first)
+    assert full_section(first) == full_section(
+        make_first_stage(model.first_stage.config["first_stage"])
+    )
+    unet = UNet(out_channels=1, **model.config["unet"])
+    assert full_section(ours.unet) == full_section(unet)
+    assert _conditions(ours.conditioner.entries) == _conditions(
+        model.config["conditions"]
+    )
+    assert [row.unet, row.conditions] == _sizes(model)
+    assert config.data.inputs.to_dict() == model.config["data"]["inputs"]
+    assert config.data.image_size == model.config["data"]["image_size"]
+    schedule = dict(model.config["schedule"])
+    assert schedule.pop("prediction_type") == ours.prediction_type
+    np.testing.assert_allclose(
+        ours.schedule.betas, make_schedule(**schedule).betas, rtol=1e-6
+    )
 
 
 def test_heads_can_be_overridden():

@@ -95,7 +95,7 @@ def test_bert_is_loaded_from_a_folder(bert_folder):
     assert bert.vocab_size == len(known)
 
 
-def test_clip_pads_with_its_end(tmp_path):
+def test_clip_pads_with_its_end_and_open_clip_with_zeros(tmp_path):
     start, end = "<|startoftext|>", "<|endoftext|>"
     (tmp_path / "vocab.json").write_text(
         json.dumps({"a</w>": 0, "s": 1, "t</w>": 2, "st</w>": 3, start: 4, end: 5})
@@ -115,6 +115,9 @@ def test_clip_pads_with_its_end(tmp_path):
     clip = load_tokenizer(tmp_path, max_length=6)
     np.testing.assert_array_equal(clip(["A st"]), [[4, 0, 3, 5, 5, 5]])
     assert clip.null_ids == (4, 5)
+    open_clip = load_tokenizer(tmp_path, max_length=6, pad_id=0)
+    np.testing.assert_array_equal(open_clip(["A st"]), [[4, 0, 3, 5, 0, 0]])
+    assert open_clip.null_ids == (4, 5, 0)
 
 
 def test_padding_is_required(tmp_path):

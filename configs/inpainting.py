@@ -1,0 +1,79 @@
+"""Inpainting on Places (Tables 6, 7 and 15 of the paper).
+
+    python train.py --config=configs/inpainting.py:big --workdir=runs/inpainting \
+        --config.first_stage.workdir=runs/vq_f4_noattn
+    python sample.py --workdir=runs/inpainting --outdir=samples --image=picture.png \
+        --mask=mask.png
+
+row   first stage   U-Net        conditions  batch    steps  learning rate
+big   vq:f4_noattn  387,245,827           0    128  360,000  1.28e-5
+base  vq:f4         215,230,467           0    128  360,000  1e-6
+
+The first stage is a row of `autoencoder_vq.py`; the U-Net's column counts its
+parameters.  The image with a hole goes through the first stage, too, and lies beside
+the noisy latents together with the mask, which is 1 in the hole.  Masks are boxes,
+strokes and borders, after those of Suvorov et al. 2022 (LaMa).
+
+Published, on 30,000 crops of Places at 512 px, FID and LPIPS of all masks, and where 40
+to 50 % are masked:
+big: 1.50 and 0.137, 9.39 and 0.246, after half an epoch more at 512 px, without which
+  2.40 and 0.142, 12.89 and 0.257.
+base: 2.15 and 0.144, 11.87 and 0.257; with the first stage vq:f4_noattn 2.37 and 0.145,
+  12.60 and 0.259.  Its weights were not released.
+50 DDIM steps, eta 0.  base was trained on eight V100.  The batch of big is that of
+base; its rate is 1e-7 per image, as released, falling to a thousandth of that over
+50,000 steps.
+
+The data are the prepared TensorFlow data set places365_small, of images of 256 px; for
+training at 512 px use a folder of larger ones.  Variants: a row, `tiny` (a toy for a
+laptop) or both: `base,tiny`.
+"""
+
+from configs import published
+
+_COMMON = dict(
+    data=dict(name="places365_small", crop="random", flip=True),
+    inputs=dict(masked_image=dict(kind="masked_image", style="mixed", fill=-1.0)),
+    conditions=dict(
+        masked_image=dict(kind="masked_image", mask_first=False, signed_mask=True)
+    ),
+    schedule=dict(beta_end=0.0205),
+    loss=dict(loss_type="l1"),
+    sample=dict(num_steps=50, eta=0.0),
+)
+
+# What sets the rows apart.  The first is the default.
+ROWS = {
+    "big": dict(
+        _COMMON,
+        unet=dict(
+            channels=256,
+            channel_mult=(1, 2, 3, 4),
+            attention_factors=(2, 4, 8),
+            num_heads=8,
+            resblock_updown=True,
+        ),
+        train=dict(
+            batch_size=128,
+            num_steps=360_000,
+            learning_rate=1.28e-5,
+            decay="cosine",
+            decay_steps=50_000,
+            start_factor=0.01,
+            end_factor=0.001,
+        ),
+    ),
+    "base": dict(
+        _COMMON,
+        # Attention is in the middle alone.
+        unet=dict(
+            channels=128, channel_mult=(1, 4, 8), attention_factors=(), num_heads=1
+        ),
+        train=dict(batch_size=128, num_steps=360_000, learning_rate=1e-6),
+    ),
+}
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    return published.diffusion(variant, ROWS)

@@ -1,0 +1,77 @@
+"""Conditions of converted models, and what their inputs are made of."""
+
+import numpy as np
+import pytest
+
+from ldm_jax import checkpoint
+from ldm_jax.config import ConfigError
+from ldm_jax.convert import compvis_export, diffusers_export, diffusers_folder
+from ldm_jax.convert.files import read_weights
+from ldm_jax.convert.formats import Options, convert
+from ldm_jax.data.inputs import make_inputs
+from tests.common import load_case
+from tests.convert.originals import assert_same, write_diffusers
+
+
+def silent(line):
+    del line
+
+
+# By input channels of a U-Net with a text condition: the condition that fills those
+# beyond the four of the latents, and what its input is made of.
+MORE_CHANNELS = {
+    5: (
+        "depth",
+        dict(kind="spatial", num_stages=1, method="bicubic", multiplier=1.0),
+        dict(kind="depth"),
+    ),
+    7: (
+        "low_res",
+        dict(kind="raw", slot="concat"),
+        None,  # without a first stage its size is not known
+    ),
+    9: (
+        "masked_image",
+        dict(kind="masked_image", mask_first=True, signed_mask=False),
+        dict(kind="masked_image", style="mixed", fill=0.0),
+    ),
+}
+
+
+def _with_channels(folder, channels):
+    """Writes a U-Net of a case as if it took more channels; returns its weights."""
+    case = load_case("diffusers_unet_sd1")
+    config = {"_class_name": "UNet2DConditionModel"} | case.meta["config"]
+    kernel = case.state_dict["conv_in.weight"]
+    more = np.ones((len(kernel), channels - 4, 3, 3), np.float32)
+    state = case.state_dict | {"conv_in.weight": np.concatenate([kernel, more], 1)}
+    write_diffusers(folder, state, config | dict(in_channels=channels))
+    return state
+
+
+@pytest.mark.parametrize("channels", MORE_CHANNELS)
+def test_channels_beyond_the_latents_are_a_condition(tmp_path, channels):
+    key, condition, made = MORE_CHANNELS[channels]
+    state = _with_channels(tmp_path / "unet", channels)
+    convert(tmp_path / "unet", tmp_path / "ours", log=silent)
+    found = checkpoint.load_weights(tmp_path / "ours")[0]
+    assert found.conditions[key].to_dict() == condition
+    inputs = found.data.inputs.to_dict()
+    assert inputs.pop("embedding")["kind"] == "feature"
+    assert inputs == ({key: made} if made else {})
+    make_inputs(inputs)
+    convert(tmp_path / "ours", tmp_path / "back", log=silent)
+    back = tmp_path / "back" / "diffusion_pytorch_model.safetensors"
+    assert_same(read_weights(back).tensors, state)
+    model = diffusers_folder.read(tmp_path / "unet", Options(), silent)
+    _, described = compvis_export.write(model)
+    assert described["params"]["conditioning_key"] == "crossattn"
+
+
+def test_a_mask_that_others_would_take_otherwise_is_refused(tmp_path):
+    _with_channels(tmp_path / "unet", 9)
+    model = diffusers_folder.read(tmp_path / "unet", Options(), silent)
+    model.config["conditions"]["masked_image"] = dict(kind="masked_image")
+    for write in (compvis_export.write, diffusers_export.state):
+        with pytest.raises(ConfigError, match="they take mask_first=True, signed"):
+            write(model)
