@@ -25,12 +25,12 @@ from ldm_jax import images as image_codec
 from ldm_jax import tiling
 from ldm_jax.conditioners import Conditioner
 from ldm_jax.diffusion import guidance, losses, samplers
+from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     NoiseSchedule,
     add_noise,
-    predict_noise,
-    predict_x0,
+    check_prediction,
     target_for,
 )
 
@@ -53,6 +53,13 @@ class LatentDiffusion:
       v_posterior: Blend of the posterior variance in the ELBO term's weights.
       logvar_init: Log-variance per timestep that tempers the simple term.
       learn_logvar: Whether the log-variances are trained.
+      min_snr_gamma: Largest weight of a noise level in terms of x0, see
+        `losses.min_snr_weights`; None for the paper's weights, which are equal.
+      offset_noise: Deviation of the noise that a channel's pixels share, see
+        `losses.draw_noise`.
+      timestep_sampling: Row of TIMESTEP_SAMPLINGS.
+      logit_mean: Mean of "logit_normal" timesteps, see `losses.draw_timesteps`.
+      logit_std: Their standard deviation.
     """
 
     unet: nn.Module
@@ -66,10 +73,26 @@ class LatentDiffusion:
     v_posterior: float = 0.0
     logvar_init: float = 0.0
     learn_logvar: bool = False
+    min_snr_gamma: float | None = None
+    offset_noise: float = 0.0
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
 
     def __post_init__(self):
         _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         _check_choice("loss_type", self.loss_type, losses.LOSS_TYPES)
+        samplings = losses.TIMESTEP_SAMPLINGS
+        _check_choice("timestep_sampling", self.timestep_sampling, samplings)
+        check_prediction(self.schedule, self.prediction_type)
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise ValueError(
+                f"min_snr_gamma must be more than 0, got {self.min_snr_gamma}: the "
+                "paper's is 5, None is off"
+            )
+        for name in ("offset_noise", "logit_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 def _check_choice(name, value, table):
@@ -216,11 +239,18 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     frozen = jax.lax.stop_gradient(frozen)
     latents = encode(model, frozen, batch["image"], rngs["posterior"])
     batch = encode_inputs(model, frozen, batch)
-    size, num_timesteps = len(latents), model.schedule.num_train_timesteps
+    size = len(latents)
     drop = model.conditioner.draw_drop(rngs["drop"], size) if train else None
 
-    timesteps = jax.random.randint(rngs["timesteps"], (size,), 0, num_timesteps)
-    noise = jax.random.normal(rngs["noise"], latents.shape)
+    timesteps = losses.draw_timesteps(
+        rngs["timesteps"],
+        size,
+        model.schedule.num_train_timesteps,
+        model.timestep_sampling,
+        model.logit_mean,
+        model.logit_std,
+    )
+    noise = losses.draw_noise(rngs["noise"], latents.shape, model.offset_noise)
     point = model.schedule.at(timesteps)
     output = model.unet.apply(
         {"params": params["unet"]},
@@ -234,6 +264,12 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     vlb_weights = losses.elbo_weights(
         model.schedule, model.prediction_type, model.v_posterior
     )
+    level_weights = 1.0
+    if model.min_snr_gamma is not None:
+        level_weights = losses.min_snr_weights(
+            model.schedule, model.prediction_type, model.min_snr_gamma
+        )
+        level_weights = jnp.asarray(level_weights)[timesteps]
     logvar = params.get("logvar")
     value, metrics = losses.denoising_loss(
         output,
@@ -243,42 +279,12 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
         simple_weight=model.simple_weight,
         elbo_weight=model.elbo_weight,
         logvar=model.logvar_init if logvar is None else logvar[timesteps],
+        level_weights=level_weights,
         weights=weights,
     )
     if logvar is not None:
         metrics["logvar"] = logvar.mean()
     return value, metrics
-
-
-def make_denoiser(
-    model, params, conditioning, null=None, guidance_scale=1.0, tile=None
-):
-    """Makes the denoiser that samplers call.
-
-    Args:
-      model: LatentDiffusion.
-      params: Trained weights.
-      conditioning: Conditioning of the batch.
-      null: Conditioning that means "nothing known", for guidance.
-      guidance_scale: Classifier-free guidance; the number 1 is off and costs nothing.
-      tile: See `sample_latents`.
-
-    Returns:
-      (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
-    """
-    guided = not guidance.is_off(guidance_scale)
-    told = guidance.pair(null, conditioning) if guided else conditioning
-    unet = functools.partial(model.unet.apply, {"params": params["unet"]})
-    if tile is not None:
-        unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
-
-    def predict(latents, point):
-        timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
-        output = unet(latents, timesteps, *told)
-        x0 = predict_x0(output, latents, point, model.prediction_type)
-        return x0, predict_noise(output, latents, point, model.prediction_type)
-
-    return guidance.guide(predict, guidance_scale) if guided else predict
 
 
 def sample_latents(
@@ -291,12 +297,19 @@ def sample_latents(
     sampler="ddim",
     num_steps=50,
     spacing="uniform",
+    final_level=None,
+    shift=1.0,
     eta=None,
     guidance_scale=1.0,
+    negative=None,
+    guidance_interval=(0.0, 1.0),
+    guidance_rescale=0.0,
+    steer=None,
     temperature=1.0,
     known=None,
     strength=1.0,
     mask=None,
+    noise=None,
     tile=None,
 ):
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
@@ -314,12 +327,23 @@ def sample_latents(
       sampler: Row of SAMPLERS, or a Sampler.
       num_steps: Number of steps of the grid.
       spacing: Row of SPACINGS.
+      final_level: Where the last step leads, see `samplers.make_points`.
+      shift: Factor on the noise levels, see there.
       eta: Share of the ancestral noise, for samplers that take it; None for theirs.
-      guidance_scale: 1 is off.
+      guidance_scale: Number, or dict of batch key -> number, see `guidance.plan`; 1 is
+        off and costs nothing.
+      negative: Dict of inputs that guidance pushes away from, in place of null ones.
+      guidance_interval: (low, high) share of the noise levels in which guidance acts,
+        0 the least noise and 1 the most.
+      guidance_rescale: Share of the correction of the spread, see `guidance.guide`.
+      steer: Maps the guided denoiser to another, see `diffusion.steering`.
       temperature: Factor on the noise of stochastic samplers.
       known: Clean latents to start from or to hold, [B, h, w, c].
-      strength: Share of the steps to run on `known`, in (0, 1]; 1 starts from noise.
+      strength: Share of the steps to run on `known`, in [0, 1]; 0 gives it back as it
+        is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
+      noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
+        what `inversion.invert_latents` found.
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
         are larger, best the size it was trained on (`tiling.tile_unet`); None for the
         whole at once.
@@ -330,35 +354,40 @@ def sample_latents(
     Raises:
       ValueError: If an option is unknown or options do not go together.
     """
-    guided = not guidance.is_off(guidance_scale)
-    if guided and not model.conditioner.entries:
-        raise ValueError(
-            f"guidance_scale {guidance_scale} needs a model with conditions: set it to "
-            "1 for an unconditional one"
-        )
     if known is None and (mask is not None or strength != 1.0):
         raise ValueError("mask and strength need images to start from: give them too")
     if isinstance(sampler, str):
         sampler = samplers.make_sampler(sampler, eta=eta)
-    points = samplers.make_points(model.schedule, num_steps, spacing)
+    points = samplers.make_points(
+        model.schedule, num_steps, spacing, final_level, shift
+    )
     steps = len(points.alpha) - 1
-    start = steps - int(strength * steps)
-    if not 0 <= start < steps:
-        raise ValueError(
-            f"strength {strength} of {steps} steps must leave 1 to {steps} of them: "
-            "give a strength in (0, 1] or more steps"
-        )
+    start = _first_step(strength, steps)
+    if start == steps:
+        return known
 
-    conditioning, null = condition(model, params, inputs), None
-    if guided:
-        null = condition(model, params, model.conditioner.null_inputs(inputs))
-    denoiser = make_denoiser(model, params, conditioning, null, guidance_scale, tile)
+    told, scales = guidance.plan_inputs(
+        guidance_scale, model.conditioner, inputs, negative
+    )
+    denoiser = make_denoiser(
+        model,
+        params,
+        [condition(model, params, given) for given in told],
+        scales,
+        interval=guidance.timestep_interval(model.schedule, guidance_interval),
+        rescale=guidance_rescale,
+        steer=steer,
+        tile=tile,
+    )
 
-    noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
-    latents = samplers.normal(noise_rngs, latent_shape)
+    noise_rngs, step_rngs = split_rngs(rngs)
+    if noise is None:
+        noise = samplers.normal(noise_rngs, latent_shape)
+    level = jax.tree.map(lambda values: values[start], points)
     if start:
-        level = jax.tree.map(lambda values: values[start], points)
-        latents = add_noise(known, latents, level)
+        latents = add_noise(known, noise, level)
+    else:
+        latents = noise * samplers.deviation(level)
     return samplers.sample(
         sampler,
         denoiser,
@@ -371,8 +400,34 @@ def sample_latents(
     )
 
 
+def split_rngs(rngs):
+    """Splits the keys of samples, [B]: for the first noise, and for all later one."""
+    return jax.vmap(jax.random.split, out_axes=1)(rngs)
+
+
+def _first_step(strength, steps):
+    """Index of the first of `steps` that runs; `steps` if none does."""
+    # Rounding must not take the last of 0.29 * 100 steps away.
+    running = int(strength * steps + 1e-6)
+    if 0 <= strength <= 1 and (running or not strength):
+        return steps - running
+    raise ValueError(
+        f"strength {strength} of {steps} steps must leave 1 to {steps} of them: give "
+        f"{1 / steps:.2g} to 1, or 0 for the image as it is, or more steps"
+    )
+
+
 def generate(
-    model, params, frozen, inputs, rngs, *, images=None, decode_tile=None, **options
+    model,
+    params,
+    frozen,
+    inputs,
+    rngs,
+    *,
+    images=None,
+    negative=None,
+    decode_tile=None,
+    **options,
 ):
     """Draws images: from noise alone, or from images by `strength` and `mask`.
 
@@ -383,6 +438,7 @@ def generate(
       inputs: Dict with the conditioner's keys, arrays [B, ...].
       rngs: Typed keys [B], one per sample.
       images: Images to start from or to keep in part, [B, H, W, C].
+      negative: See `sample_latents`; before `encode_inputs`, as `inputs`.
       decode_tile: Side of the tiles, in pixels, in which the first stage works to save
         memory (`tiling.tile_first_stage`); None for the whole at once.
       **options: See `sample_latents`; `latent_shape` at least.
@@ -398,6 +454,11 @@ def generate(
         factor = model.first_stage.downsampling_factor
         codec = tiling.tile_first_stage(*codec, factor, decode_tile)
     known = None if images is None else codec[0](images)
+    if negative:
+        encoded = model.conditioner.encode(inputs | negative, codec[0])
+        negative = {key: encoded[key] for key in negative}
     inputs = model.conditioner.encode(inputs, codec[0])
-    latents = sample_latents(model, params, inputs, rngs, known=known, **options)
+    latents = sample_latents(
+        model, params, inputs, rngs, negative=negative, known=known, **options
+    )
     return codec[1](latents)

@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"data", "config"},
     "models": {"models"},
     "conditioners": {"conditioners", "models"},
-    "diffusion": {"diffusion"},
+    "diffusion": {"diffusion", "tiling"},
     "sharding": {"sharding", "config"},
     "checkpoint": {"checkpoint", "sharding", "config"},
     "weights": {"weights", "config", "models"},
@@ -38,7 +38,11 @@ ALLOWED = {
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
-    "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,
+    "inversion": {"inversion", "latent_diffusion"} | PARTS,
+    "panels": {"panels", "images", "data"},
+    "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
+    | {"latent_diffusion", "weights"}
+    | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),
 }
