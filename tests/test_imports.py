@@ -37,7 +37,8 @@ ALLOWED = {
     "tiling": {"tiling"},
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
-    "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
+    "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
+    | PARTS,
     "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "panels": {"panels", "images", "data"},
     "sampling": {"sampling", "panels", "inversion", "tiling", "training"}

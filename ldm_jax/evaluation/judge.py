@@ -9,6 +9,7 @@ stage, as generated ones have, so that the blur of that is not held against them
 import functools
 import pathlib
 import time
+import zlib
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldm_jax.config import ConfigError
 from ldm_jax.convert.files import read_weights, write_weights
 from ldm_jax.data import shapes
 from ldm_jax.data.drawing import PATTERNS
@@ -104,49 +106,55 @@ def make_judge(params):
         said = Judge().apply({"params": params}, to_float(images))
         return {name: logits.argmax(-1) for name, logits in said.items()}
 
-    def judge(images, batch_size=128):
-        parts = []
-        for start in range(0, len(images), batch_size):
-            rows = np.arange(start, start + batch_size)
-            # The last batch is filled up, so that one program serves all.
-            seen = jax.device_get(apply(images[rows % len(images)]))
-            parts.append({k: v[: len(images) - start] for k, v in seen.items()})
-        return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-
-    return judge
+    return lambda images: in_batches(apply, images, batch_size=128)
 
 
-def load_judge(folder, first, image_size, num_steps=_STEPS, num_scenes=_SCENES):
-    """Reads the judge of a first stage from a folder, or trains it and writes it there.
+def load_judge(
+    folder, first_stage, params, image_size, num_steps=_STEPS, num_scenes=_SCENES
+):
+    """Reads the judge of a first stage from a folder, or trains it and puts it there.
 
     Args:
-      folder: Where judges are kept; usually the first stage's workdir.
-      first: A `pretrained.FirstStage`.
+      folder: Where judges are kept.
+      first_stage: Autoencoder module.
+      params: Its weights.
       image_size: Side of the pictures in pixels, a multiple of 8.
       num_steps: Steps of the training.
       num_scenes: Number of scenes to train on.
 
     Returns:
       See `make_judge`.
+
+    Raises:
+      ConfigError: If pictures of that size cannot be judged.
     """
-    checksum = first.record.get("checksum", 0)
-    name = f"judge_{image_size}px_{checksum:08x}_{num_steps}.safetensors"
+    if image_size % 8:
+        raise ConfigError(
+            f"pictures of {image_size} px cannot be judged: give a multiple of 8"
+        )
+    name = f"judge_{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
     path = pathlib.Path(folder) / name
     shapes_of = jax.eval_shape(Judge().init, jax.random.key(0), _example(image_size))
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes_of["params"])
-    if path.is_file():
-        tensors = read_weights(path).tensors
-        flat = [np.asarray(tensors[path_name(key)]) for key, _ in leaves]
-        return make_judge(jax.tree.unflatten(tree, flat))
-    start = time.perf_counter()
-    print(f"training a judge of {image_size} px on {num_scenes} scenes ...", flush=True)
-    scenes = draw_scenes(num_scenes, image_size)
-    again = reconstruct(first, scenes["image"])
-    params = train(scenes, again, num_steps)
-    flat = zip(leaves, jax.tree.leaves(params), strict=True)
-    write_weights(path, {path_name(key): np.asarray(leaf) for (key, _), leaf in flat})
-    print(f"judge: {path} ({time.perf_counter() - start:.0f} s)")
-    return make_judge(params)
+    names = [path_name(key) for key, _ in leaves]
+    if not path.is_file():
+        start = time.perf_counter()
+        print("no judge of this first stage yet: training one ...", flush=True)
+        scenes = draw_scenes(num_scenes, image_size)
+        again = reconstruct(first_stage, params, scenes["image"])
+        trained = jax.tree.leaves(jax.device_get(train(scenes, again, num_steps)))
+        write_weights(path, dict(zip(names, trained, strict=True)))
+        print(f"judge: {path} ({time.perf_counter() - start:.0f} s)")
+    tensors = read_weights(path).tensors
+    return make_judge(jax.tree.unflatten(tree, [np.asarray(tensors[n]) for n in names]))
+
+
+def _checksum(params):
+    """CRC-32 of the weights: a judge knows the blur of one first stage."""
+    checksum = 0
+    for leaf in jax.tree.leaves(params):
+        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
+    return checksum
 
 
 def _example(image_size):
@@ -171,11 +179,12 @@ def draw_scenes(count, image_size, seed=1):
     return stack(rows)
 
 
-def reconstruct(first, images, batch_size=64):
+def reconstruct(first_stage, params, images, batch_size=64):
     """Sends pictures through a first stage.
 
     Args:
-      first: A `pretrained.FirstStage`.
+      first_stage: Autoencoder module.
+      params: Its weights.
       images: uint8 [N, S, S, 3].
       batch_size: Pictures at a time.
 
@@ -185,15 +194,29 @@ def reconstruct(first, images, batch_size=64):
 
     @jax.jit
     def apply(params, batch):
-        call = functools.partial(first.module.apply, {"params": params})
+        call = functools.partial(first_stage.apply, {"params": params})
         latents = call(to_float(batch), method="encode").mode()
         return to_uint8(call(latents, method="decode"))
 
+    return in_batches(lambda batch: apply(params, batch), images, batch_size)
+
+
+def in_batches(function, images, batch_size):
+    """Applies a compiled function batch by batch, the last one filled up.
+
+    Args:
+      function: images [batch_size, ...] -> pytree of arrays [batch_size, ...].
+      images: Array [N, ...], N >= 1.
+      batch_size: Rows at a time, so that one program serves all.
+
+    Returns:
+      The pytree, NumPy arrays [N, ...].
+    """
     parts = []
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, start + batch_size) % len(images)
-        parts.append(np.asarray(apply(first.params, images[rows])))
-    return np.concatenate(parts)[: len(images)]
+        parts.append(jax.device_get(function(images[rows])))
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
 
 
 def train(scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
@@ -215,11 +238,12 @@ def train(scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
+    def objective(params, batch):
+        return loss(module.apply({"params": params}, batch["image"]), batch)
+
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, batch):
-        grads = jax.grad(
-            lambda p: loss(module.apply({"params": p}, batch["image"]), batch)
-        )(params)
+        grads = jax.grad(objective)(params, batch)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state
 

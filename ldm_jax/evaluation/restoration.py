@@ -1,8 +1,7 @@
 """How much better a model restores pictures than what needs no model.
 
 A small picture is enlarged by bicubic interpolation, a hole is filled with the mean of
-what is around it. What is known of a picture with a hole stays as it is, in samples,
-too.
+what is around it.
 """
 
 import numpy as np
@@ -60,24 +59,8 @@ def baseline(inputs, size):
     return None
 
 
-def keep_known(samples, images, inputs):
-    """Puts what is known of pictures with holes over samples; others stay as they are.
-
-    Args:
-      samples: uint8 [N, S, S, 3].
-      images: The true pictures, like `samples`.
-      inputs: Dict of batch key -> array [N, ...].
-
-    Returns:
-      Like `samples`.
-    """
-    if "masked_image" not in inputs:
-        return samples
-    return np.where(inputs["masked_image"][..., 3:] > 0, samples, images)
-
-
 def distances(images, others):
-    """Means over pictures: dict of a row of METRICS -> float."""
+    """Means over pictures, uint8 [N, S, S, 3] each: row of METRICS -> float."""
     return {
         name: float(np.mean(metric(images, others))) for name, metric in METRICS.items()
     }
