@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ldm_jax.config import ConfigError
 from ldm_jax.convert.files import read_weights, write_weights
@@ -25,7 +26,6 @@ from ldm_jax.data.scenes import CLASS_NAMES, COLORS, GROUNDS
 from ldm_jax.evaluation.truth import NUM_KINDS, stack, truth
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.models.layers import GroupNorm, conv, dense, upsample_nearest
-from ldm_jax.sharding import path_name
 
 # What is said of the picture as a whole: name -> number of choices.
 _WHOLE = {
@@ -89,11 +89,15 @@ def _layer(x):
     return GroupNorm(8, silu=True)(x)
 
 
-def make_judge(params):
+JUDGE = Judge()
+
+
+def make_judge(module, params):
     """Makes the function that judges pictures.
 
     Args:
-      params: Weights of a Judge.
+      module: Judge.
+      params: Its weights.
 
     Returns:
       Function of images, uint8 [N, S, S, 3] -> dict of int arrays: "label", "color",
@@ -103,14 +107,20 @@ def make_judge(params):
 
     @jax.jit
     def apply(images):
-        said = Judge().apply({"params": params}, to_float(images))
+        said = module.apply({"params": params}, to_float(images))
         return {name: logits.argmax(-1) for name, logits in said.items()}
 
     return lambda images: in_batches(apply, images, batch_size=128)
 
 
 def load_judge(
-    folder, first_stage, params, image_size, num_steps=_STEPS, num_scenes=_SCENES
+    folder,
+    first_stage,
+    params,
+    image_size,
+    module=JUDGE,
+    num_steps=_STEPS,
+    num_scenes=_SCENES,
 ):
     """Reads the judge of a first stage from a folder, or trains it and puts it there.
 
@@ -119,6 +129,7 @@ def load_judge(
       first_stage: Autoencoder module.
       params: Its weights.
       image_size: Side of the pictures in pixels, a multiple of 8.
+      module: Judge.
       num_steps: Steps of the training.
       num_scenes: Number of scenes to train on.
 
@@ -134,19 +145,16 @@ def load_judge(
         )
     name = f"judge_{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
     path = pathlib.Path(folder) / name
-    shapes_of = jax.eval_shape(Judge().init, jax.random.key(0), _example(image_size))
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes_of["params"])
-    names = [path_name(key) for key, _ in leaves]
     if not path.is_file():
         start = time.perf_counter()
         print("no judge of this first stage yet: training one ...", flush=True)
         scenes = draw_scenes(num_scenes, image_size)
         again = reconstruct(first_stage, params, scenes["image"])
-        trained = jax.tree.leaves(jax.device_get(train(scenes, again, num_steps)))
-        write_weights(path, dict(zip(names, trained, strict=True)))
+        trained = jax.device_get(train(module, scenes, again, num_steps))
+        write_weights(path, flatten_dict(trained, sep="/"))
         print(f"judge: {path} ({time.perf_counter() - start:.0f} s)")
-    tensors = read_weights(path).tensors
-    return make_judge(jax.tree.unflatten(tree, [np.asarray(tensors[n]) for n in names]))
+    tensors = {k: np.asarray(v) for k, v in read_weights(path).tensors.items()}
+    return make_judge(module, unflatten_dict(tensors, sep="/"))
 
 
 def _checksum(params):
@@ -155,10 +163,6 @@ def _checksum(params):
     for leaf in jax.tree.leaves(params):
         checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
     return checksum
-
-
-def _example(image_size):
-    return jnp.zeros((1, image_size, image_size, 3))
 
 
 def draw_scenes(count, image_size, seed=1):
@@ -219,10 +223,11 @@ def in_batches(function, images, batch_size):
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
 
 
-def train(scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
+def train(module, scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
     """Trains a judge.
 
     Args:
+      module: Judge.
       scenes: Dict from `draw_scenes`.
       again: The same pictures as a first stage gives them back.
       num_steps: Number of steps.
@@ -230,9 +235,8 @@ def train(scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
       seed: Seed of weights and order.
 
     Returns:
-      Weights of a Judge.
+      Its weights.
     """
-    module = Judge()
     rate = optax.warmup_cosine_decay_schedule(
         0, _LEARNING_RATE, min(50, num_steps // 4), num_steps
     )
@@ -248,7 +252,8 @@ def train(scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
         return optax.apply_updates(params, updates), state
 
     key = jax.random.key(seed)
-    params = jax.jit(module.init)(key, _example(scenes["image"].shape[1]))["params"]
+    example = to_float(scenes["image"][:1])
+    params = jax.jit(module.init)(key, example)["params"]
     state = optimizer.init(params)
     rng, count = np.random.default_rng(seed), len(again)
     for _ in range(num_steps):
