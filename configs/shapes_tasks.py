@@ -104,16 +104,14 @@ def get_config(variant=""):
     row = ROWS[row]
     base = shapes_class.get_config()
     config = common.diffusion(
-        **{
-            **{key: base[key] for key in ("unet", "schedule", "train", "sample")},
-            "data": common.data(
-                name="shapes/32",
-                image_size=32,
-                flip=row["flip"],
-                inputs=row["inputs"],
-            ),
-            "conditions": row["conditions"],
-        }
+        data=common.data(
+            name="shapes/32", image_size=32, flip=row["flip"], inputs=row["inputs"]
+        ),
+        conditions=row["conditions"],
+        unet=base.unet,
+        schedule=base.schedule,
+        train=base.train,
+        sample=base.sample,
     )
     config.unet.transformer_depth = row["transformer_depth"]
     config.sample.guidance_scale = 2.0
