@@ -83,13 +83,44 @@ def train(**changes):
 
 
 def sample(**changes):
-    """The `sample` section: how previews are drawn, and the defaults of sample.py."""
+    """The `sample` section: how previews are drawn, and the defaults of sample.py.
+
+    sampler: A row of SAMPLERS, as "dpmpp_2m", "unipc" or, for rectified flow,
+      "flow_euler".
+    eta: Share of the ancestral noise, for the samplers that take it.
+    spacing: A row of SPACINGS, as "trailing" (which zero terminal SNR and rectified
+      flow need) or "karras".
+    final_level: "clean" or "first", where not the spacing's own.
+    shift: More than 1 spends more steps at high noise, for larger sizes.
+    """
     section = dict(
         sampler="ddim",
         num_steps=50,
         guidance_scale=1.0,
         eta=placeholder(float),
         spacing="uniform",
+        final_level=placeholder(str),
+        shift=1.0,
+    )
+    return section | changes
+
+
+def diffusion_loss(**changes):
+    """The `loss` section of a second stage; values are the original's.
+
+    LatentDiffusion in `latent_diffusion.py` explains each. Known to help: min_snr_gamma
+    of 5 (Hang et al. 2023), offset_noise of 0.1 for very dark and bright images, and
+    timestep_sampling="logit_normal" with rectified flow (Esser et al. 2024).
+    """
+    section = dict(
+        loss_type="l2",
+        elbo_weight=0.0,
+        learn_logvar=False,
+        min_snr_gamma=placeholder(float),
+        offset_noise=0.0,
+        timestep_sampling="uniform",
+        logit_mean=0.0,
+        logit_std=1.0,
     )
     return section | changes
 
@@ -157,7 +188,7 @@ def diffusion(**sections):
         conditions=dict(),
         unet=dict(),
         schedule=schedule(),
-        loss=dict(loss_type="l2", elbo_weight=0.0, learn_logvar=False),
+        loss=diffusion_loss(),
         train=train(),
         sample=sample(),
     )
@@ -181,12 +212,17 @@ def first_stage(**changes):
 
 
 def schedule(**changes):
-    """The `schedule` section; `scaled_linear` is what the original calls linear."""
+    """The `schedule` section; `scaled_linear` is what the original calls linear.
+
+    kind: "rectified_flow" goes with prediction_type="velocity".
+    zero_terminal_snr: Ends in pure noise; goes with prediction_type="v".
+    """
     section = dict(
         kind="scaled_linear",
         num_train_timesteps=1000,
         beta_start=0.0015,
         beta_end=0.0195,
+        zero_terminal_snr=False,
         prediction_type="noise",
     )
     return section | changes

@@ -29,6 +29,7 @@ from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     NoiseSchedule,
     add_noise,
+    check_prediction,
     predict_noise,
     predict_x0,
     target_for,
@@ -53,6 +54,13 @@ class LatentDiffusion:
       v_posterior: Blend of the posterior variance in the ELBO term's weights.
       logvar_init: Log-variance per timestep that tempers the simple term.
       learn_logvar: Whether the log-variances are trained.
+      min_snr_gamma: Largest weight of a noise level in terms of x0, see
+        `losses.min_snr_weights`; None for the paper's weights, which are equal.
+      offset_noise: Deviation of the noise that a channel's pixels share, see
+        `losses.draw_noise`.
+      timestep_sampling: Row of TIMESTEP_SAMPLINGS.
+      logit_mean: Mean of "logit_normal" timesteps, see `losses.draw_timesteps`.
+      logit_std: Their standard deviation.
     """
 
     unet: nn.Module
@@ -66,10 +74,26 @@ class LatentDiffusion:
     v_posterior: float = 0.0
     logvar_init: float = 0.0
     learn_logvar: bool = False
+    min_snr_gamma: float | None = None
+    offset_noise: float = 0.0
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
 
     def __post_init__(self):
         _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         _check_choice("loss_type", self.loss_type, losses.LOSS_TYPES)
+        samplings = losses.TIMESTEP_SAMPLINGS
+        _check_choice("timestep_sampling", self.timestep_sampling, samplings)
+        check_prediction(self.schedule, self.prediction_type)
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise ValueError(
+                f"min_snr_gamma must be more than 0, got {self.min_snr_gamma}: the "
+                "paper's is 5, None is off"
+            )
+        for name in ("offset_noise", "logit_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 def _check_choice(name, value, table):
@@ -216,11 +240,18 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     frozen = jax.lax.stop_gradient(frozen)
     latents = encode(model, frozen, batch["image"], rngs["posterior"])
     batch = encode_inputs(model, frozen, batch)
-    size, num_timesteps = len(latents), model.schedule.num_train_timesteps
+    size = len(latents)
     drop = model.conditioner.draw_drop(rngs["drop"], size) if train else None
 
-    timesteps = jax.random.randint(rngs["timesteps"], (size,), 0, num_timesteps)
-    noise = jax.random.normal(rngs["noise"], latents.shape)
+    timesteps = losses.draw_timesteps(
+        rngs["timesteps"],
+        size,
+        model.schedule.num_train_timesteps,
+        model.timestep_sampling,
+        model.logit_mean,
+        model.logit_std,
+    )
+    noise = losses.draw_noise(rngs["noise"], latents.shape, model.offset_noise)
     point = model.schedule.at(timesteps)
     output = model.unet.apply(
         {"params": params["unet"]},
@@ -234,6 +265,12 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     vlb_weights = losses.elbo_weights(
         model.schedule, model.prediction_type, model.v_posterior
     )
+    level_weights = 1.0
+    if model.min_snr_gamma is not None:
+        level_weights = losses.min_snr_weights(
+            model.schedule, model.prediction_type, model.min_snr_gamma
+        )
+        level_weights = jnp.asarray(level_weights)[timesteps]
     logvar = params.get("logvar")
     value, metrics = losses.denoising_loss(
         output,
@@ -243,6 +280,7 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
         simple_weight=model.simple_weight,
         elbo_weight=model.elbo_weight,
         logvar=model.logvar_init if logvar is None else logvar[timesteps],
+        level_weights=level_weights,
         weights=weights,
     )
     if logvar is not None:
@@ -291,6 +329,8 @@ def sample_latents(
     sampler="ddim",
     num_steps=50,
     spacing="uniform",
+    final_level=None,
+    shift=1.0,
     eta=None,
     guidance_scale=1.0,
     temperature=1.0,
@@ -298,6 +338,7 @@ def sample_latents(
     strength=1.0,
     mask=None,
     tile=None,
+    noise=None,
 ):
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
 
@@ -314,15 +355,20 @@ def sample_latents(
       sampler: Row of SAMPLERS, or a Sampler.
       num_steps: Number of steps of the grid.
       spacing: Row of SPACINGS.
+      final_level: Where the last step leads, see `samplers.make_points`.
+      shift: Factor on the noise levels, see there.
       eta: Share of the ancestral noise, for samplers that take it; None for theirs.
       guidance_scale: 1 is off.
       temperature: Factor on the noise of stochastic samplers.
       known: Clean latents to start from or to hold, [B, h, w, c].
-      strength: Share of the steps to run on `known`, in (0, 1]; 1 starts from noise.
+      strength: Share of the steps to run on `known`, in [0, 1]; 0 gives it back as it
+        is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
         are larger, best the size it was trained on (`tiling.tile_unet`); None for the
         whole at once.
+      noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
+        what `invert_latents` found.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
@@ -340,14 +386,13 @@ def sample_latents(
         raise ValueError("mask and strength need images to start from: give them too")
     if isinstance(sampler, str):
         sampler = samplers.make_sampler(sampler, eta=eta)
-    points = samplers.make_points(model.schedule, num_steps, spacing)
+    points = samplers.make_points(
+        model.schedule, num_steps, spacing, final_level, shift
+    )
     steps = len(points.alpha) - 1
-    start = steps - int(strength * steps)
-    if not 0 <= start < steps:
-        raise ValueError(
-            f"strength {strength} of {steps} steps must leave 1 to {steps} of them: "
-            "give a strength in (0, 1] or more steps"
-        )
+    start = _first_step(strength, steps)
+    if start == steps:
+        return known
 
     conditioning, null = condition(model, params, inputs), None
     if guided:
@@ -355,10 +400,13 @@ def sample_latents(
     denoiser = make_denoiser(model, params, conditioning, null, guidance_scale, tile)
 
     noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
-    latents = samplers.normal(noise_rngs, latent_shape)
+    if noise is None:
+        noise = samplers.normal(noise_rngs, latent_shape)
+    level = jax.tree.map(lambda values: values[start], points)
     if start:
-        level = jax.tree.map(lambda values: values[start], points)
-        latents = add_noise(known, latents, level)
+        latents = add_noise(known, noise, level)
+    else:
+        latents = noise * samplers.deviation(level)
     return samplers.sample(
         sampler,
         denoiser,
@@ -369,6 +417,61 @@ def sample_latents(
         hold=None if mask is None else samplers.hold_known(known, mask),
         temperature=temperature,
     )
+
+
+def _first_step(strength, steps):
+    """Index of the first of `steps` that runs; `steps` if none does."""
+    # Rounding must not take the last of 0.29 * 100 steps away.
+    running = int(strength * steps + 1e-6)
+    if 0 <= strength <= 1 and (running or not strength):
+        return steps - running
+    raise ValueError(
+        f"strength {strength} of {steps} steps must leave 1 to {steps} of them: give "
+        f"{1 / steps:.2g} to 1, or 0 for the image as it is, or more steps"
+    )
+
+
+def invert_latents(
+    model,
+    params,
+    inputs,
+    known,
+    *,
+    num_steps=50,
+    spacing="uniform",
+    final_level=None,
+    shift=1.0,
+    iterations=1,
+):
+    """Finds the noise from which DDIM draws given latents; see `samplers.invert`.
+
+    Given as `noise` to `sample_latents`, with the same grid and no guidance, it leads
+    back to them; with other inputs, to what else these might be.
+
+    Args:
+      model: LatentDiffusion.
+      params: Trained weights, usually the EMA's.
+      inputs: As for `sample_latents`; what describes `known`.
+      known: Clean latents, [B, h, w, c].
+      num_steps: Number of steps of the grid.
+      spacing: Row of SPACINGS.
+      final_level: Where the grid ends, see `samplers.make_points`.
+      shift: Factor on the noise levels, see there.
+      iterations: Evaluations of the network in each step; more find it more exactly.
+
+    Returns:
+      Noise of about unit variance, float32 [B, h, w, c].
+
+    Raises:
+      ValueError: If an option is unknown or out of range.
+    """
+    points = samplers.make_points(
+        model.schedule, num_steps, spacing, final_level, shift
+    )
+    denoiser = make_denoiser(model, params, condition(model, params, inputs))
+    latents = samplers.invert(denoiser, known, points, iterations=iterations)
+    first = jax.tree.map(lambda values: values[0], points)
+    return latents / samplers.deviation(first)
 
 
 def generate(

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from ldm_jax.convert.files import ConversionError
-from ldm_jax.diffusion.schedule import SCHEDULES
+from ldm_jax.diffusion.schedule import BETAS
 
 # The original's names of noise schedules; its "linear" is linear in sqrt(beta).
 SCHEDULE_NAMES = {
@@ -174,14 +174,14 @@ def schedule_section(betas):
       betas: float [T].
 
     Returns:
-      Config section `schedule` without the prediction type; None if no row of SCHEDULES
+      Config section `schedule` without the prediction type; None if no row of BETAS
       fits.
     """
     betas = np.asarray(betas, np.float64)
     if not np.all((betas > 0) & (betas < 1)):
         return None
     start, end = (float(f"{beta:.6g}") for beta in betas[[0, -1]])
-    for kind, table in SCHEDULES.items():
+    for kind, table in BETAS.items():
         ends = (start**2, end**2) if kind == "sqrt" else (start, end)
         with np.errstate(all="ignore"):
             made = table(len(betas), *ends, 0.008)

@@ -1,9 +1,15 @@
-"""The training loss of the denoiser: simple term, log-variance and ELBO term."""
+"""The training loss of the denoiser, and what it draws and how it weighs it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.schedule import posterior, posterior_variance, previous_levels
+from ldm_jax.diffusion.posterior import (
+    posterior,
+    posterior_variance,
+    previous_levels,
+)
+from ldm_jax.diffusion.schedule import PREDICTION_TYPES
 
 
 def denoising_loss(
@@ -15,13 +21,14 @@ def denoising_loss(
     simple_weight=1.0,
     elbo_weight=0.0,
     logvar=0.0,
+    level_weights=1.0,
     weights=None,
 ):
     """Compares what the network said with what it should have said.
 
     Ho et al. 2020, Eq. 14 (simple) and Eq. 12 (ELBO), with the log-variance per
     timestep of the original latent diffusion. With e the error of an example:
-    simple_weight mean(e / exp(logvar) + logvar) + elbo_weight mean(vlb_weight e)
+    simple_weight mean(w (e / exp(logvar) + logvar)) + elbo_weight mean(vlb_weight e)
 
     Args:
       output: Network output, [B, h, w, c].
@@ -31,6 +38,8 @@ def denoising_loss(
       simple_weight: Weight of the simple term.
       elbo_weight: Weight of the ELBO term.
       logvar: Log-variance at the timesteps of the examples, [B] or scalar.
+      level_weights: The weight w of the noise levels of the examples, [B] or scalar;
+        see `min_snr_weights`.
       weights: Weight of each example in the means, [B]; None for equal ones.
 
     Returns:
@@ -43,7 +52,8 @@ def denoising_loss(
     error = LOSS_TYPES[loss_type](difference).mean(axis=axes)
     error_of_zeros = LOSS_TYPES[loss_type](target).mean(axis=axes)
     loss_simple = jnp.average(error, weights=weights)
-    gamma = jnp.average(error / jnp.exp(logvar) + logvar, weights=weights)
+    gamma = level_weights * (error / jnp.exp(logvar) + logvar)
+    gamma = jnp.average(gamma, weights=weights)
     loss_vlb = jnp.average(error * vlb_weights, weights=weights)
     loss = simple_weight * gamma + elbo_weight * loss_vlb
     return loss, {
@@ -84,6 +94,79 @@ def elbo_weights(schedule, prediction_type, v_posterior=0.0):
     weights[0] = weights[1]
     return weights.astype(np.float32)
 
+
+def min_snr_weights(schedule, prediction_type, gamma):
+    """Weights of the simple error that keep low noise from ruling the training.
+
+    Hang et al. 2023, Eq. 5 and Sec. 3.4: min(SNR, gamma) for the error in x0, and what
+    amounts to the same for the error in other outputs. As there, a level of pure noise
+    weighs nothing.
+
+    Args:
+      schedule: NoiseSchedule.
+      prediction_type: Row of schedule.PREDICTION_TYPES.
+      gamma: Largest weight in terms of x0; the paper's is 5.
+
+    Returns:
+      float32 [T].
+    """
+    alpha, sigma = schedule.alpha, schedule.sigma
+    # How much x0 moves with the output, in which it is linear.
+    moves = PREDICTION_TYPES[prediction_type].x0(1.0, 0.0, alpha, sigma)
+    weights = np.minimum((alpha / sigma) ** 2, gamma) * moves**2
+    return np.broadcast_to(weights, alpha.shape).astype(np.float32)
+
+
+def draw_timesteps(rng, size, num_timesteps, kind="uniform", mean=0.0, std=1.0):
+    """Draws the timesteps that examples are trained at.
+
+    Args:
+      rng: Typed key.
+      size: Number of examples B.
+      num_timesteps: Number of noise levels T.
+      kind: Row of TIMESTEP_SAMPLINGS.
+      mean: Mean of the logit of t / T; more than 0 draws more noise. A sampler's
+        `shift` of s is met by a mean of log s.
+      std: Its standard deviation.
+
+    Returns:
+      int32 [B] in [0, T).
+    """
+    return TIMESTEP_SAMPLINGS[kind](rng, size, num_timesteps, mean, std)
+
+
+def draw_noise(rng, shape, offset=0.0):
+    """Draws the noise of training.
+
+    Args:
+      rng: Typed key.
+      shape: [B, h, w, c].
+      offset: Deviation of what is added to all pixels of a channel at once, so that the
+        mean of an image is noised, too, and can be learned (Guttenberg 2023).
+
+    Returns:
+      float32, standard normal but for the offset.
+    """
+    noise = jax.random.normal(rng, shape)
+    if not offset:
+        return noise
+    means = jax.random.normal(jax.random.fold_in(rng, 1), (shape[0], 1, 1, shape[-1]))
+    return noise + offset * means
+
+
+def _uniform(rng, size, num_timesteps, mean, std):
+    return jax.random.randint(rng, (size,), 0, num_timesteps)
+
+
+def _logit_normal(rng, size, num_timesteps, mean, std):
+    # Esser et al. 2024, Eq. 19.
+    time = jax.nn.sigmoid(mean + std * jax.random.normal(rng, (size,)))
+    timesteps = (time * num_timesteps).astype(jnp.int32)
+    return jnp.minimum(timesteps, num_timesteps - 1)
+
+
+# Kinds of timesteps: (rng, size, T, mean, std) -> int32 [size] in [0, T).
+TIMESTEP_SAMPLINGS = {"uniform": _uniform, "logit_normal": _logit_normal}
 
 # Elementwise errors: difference -> error, same shape.
 LOSS_TYPES = {"l1": jnp.abs, "l2": jnp.square}

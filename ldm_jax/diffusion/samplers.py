@@ -5,43 +5,21 @@ A sampler is a pair of pure functions, `init(latents) -> state` and
 latents from one SchedulePoint to the next. `predict(latents, point) -> (x0, noise)` is
 the denoiser, guidance included. `sample` owns everything else: the loop, randomness,
 the start index, temperature and the hook that holds known pixels.
+
+A step must give finite latents from pure noise (alpha 0) and to clean data (sigma 0),
+where log-SNR and half of the usual divisions are infinite.
 """
 
-import functools
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.schedule import (
-    SchedulePoint,
-    add_noise,
-    posterior,
-    posterior_variance,
-    predict_x0,
-)
-from ldm_jax.diffusion.spacing import SPACINGS
-
-
-class Sampler(NamedTuple):
-    """One way to take latents from a noise level to the next.
-
-    Attributes:
-      init: latents -> state, any pytree.
-      step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
-        standard normal times temperature.
-      order: Order of convergence on a grid uniform in log-SNR.
-      first_repeats: How many more times the first transition is stepped, for samplers
-        that need several network evaluations to get going.
-    """
-
-    init: Callable
-    step: Callable
-    order: int
-    first_repeats: int = 0
+from ldm_jax.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, plms, unipc
+from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
+from ldm_jax.diffusion.single_step import ddim, ddpm, euler, euler_ancestral, heun
+from ldm_jax.diffusion.spacing import FINAL_LEVELS, SPACINGS
 
 
 def make_sampler(name, **options):
@@ -71,27 +49,38 @@ def make_sampler(name, **options):
     return SAMPLERS[name](**given)
 
 
-def make_points(schedule, num_steps, spacing="uniform"):
+def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=1.0):
     """Chooses the noise levels that a sampler visits.
-
-    The last level is training level 0, as in the original, or clean data if the
-    grid itself already ends at level 0. Its timestep repeats the one before it.
 
     Args:
       schedule: NoiseSchedule.
       num_steps: Number of steps, in [1, T].
       spacing: Row of SPACINGS.
+      final_level: Where the last step leads, one of FINAL_LEVELS: "clean" data or the
+        "first" training level, as in the original; None for what the spacing is known
+        with. A grid that itself ends at the first level leads to clean data always.
+      shift: Factor on sigma / alpha; more than 1 spends more steps at high noise (Esser
+        et al. 2024, Eq. 23), for larger sizes than those of training.
 
     Returns:
-      SchedulePoint of NumPy arrays [num_steps + 1], most noise first: int32, float32,
-      float32. ("original" gives more steps than asked for where the original does.)
+      SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
+      float32, timesteps int32, or float32 if there are levels between training's. The
+      last timestep repeats the one before it. ("original" gives more steps than asked
+      for where the original does.)
 
     Raises:
-      ValueError: If the spacing is unknown, or cannot give `num_steps`.
+      ValueError: If an option is unknown or the spacing cannot give `num_steps`.
     """
     if spacing not in SPACINGS:
         raise ValueError(
             f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
+        )
+    row = SPACINGS[spacing]
+    final_level = row.final_level if final_level is None else final_level
+    if final_level not in FINAL_LEVELS:
+        raise ValueError(
+            f"unknown final_level {final_level!r}: choose one of "
+            f"{', '.join(FINAL_LEVELS)}"
         )
     total = schedule.num_train_timesteps
     if not 1 <= num_steps <= total:
@@ -99,16 +88,29 @@ def make_points(schedule, num_steps, spacing="uniform"):
             f"num_steps must be from 1 to the schedule's {total} timesteps, got "
             f"{num_steps}"
         )
-    timesteps = SPACINGS[spacing](total, num_steps)[::-1]
-    alpha, sigma = schedule.table.alpha[timesteps], schedule.table.sigma[timesteps]
-    clean = timesteps[-1] == 0
-    alpha = np.append(alpha, 1.0 if clean else schedule.table.alpha[0])
-    sigma = np.append(sigma, 0.0 if clean else schedule.table.sigma[0])
+    if not shift > 0:
+        raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
+    points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
+    clean = final_level == "clean" or np.isclose(points.timestep[-1], 0)
+    last = (1.0, 0.0) if clean else (schedule.alpha[0], schedule.sigma[0])
+    timesteps = np.append(points.timestep, points.timestep[-1])
+    alpha, sigma = (
+        np.append(values, end) for values, end in zip(points[1:], last, strict=True)
+    )
+    if shift != 1:
+        timesteps, alpha, sigma = schedule.in_proportion(alpha, shift * sigma)
+        timesteps[-1] = timesteps[-2]
+    whole = np.issubdtype(timesteps.dtype, np.integer)
     return SchedulePoint(
-        np.append(timesteps, timesteps[-1]).astype(np.int32),
+        timesteps.astype(np.int32 if whole else np.float32),
         alpha.astype(np.float32),
         sigma.astype(np.float32),
     )
+
+
+def deviation(point):
+    """Standard deviation of noisy latents of unit variance at a scalar point."""
+    return np.hypot(point.alpha, point.sigma)
 
 
 def normal(rngs, shape):
@@ -191,13 +193,11 @@ def sample(
       ValueError: If no step is left to run.
     """
     num_steps = len(points.alpha) - 1
-    if not 0 <= start < num_steps:
-        raise ValueError(f"start must be in [0, {num_steps}), got {start}")
-    # A repeated first step sees the same transition and the same noise again.
-    repeats = sampler.first_repeats
-    position = np.arange(num_steps - start + repeats, dtype=np.int32)
-    indices = start + np.maximum(position - repeats, 0)
-    fresh = (position == 0) | (position > repeats)
+    _check_start(start, num_steps)
+    # A repeated step sees the same transition and the same noise again.
+    counts = sampler.evaluations(num_steps - start)
+    indices = np.repeat(np.arange(start, num_steps, dtype=np.int32), counts)
+    fresh = np.diff(indices, prepend=-1) > 0
     points, noises = jax.tree.map(jnp.asarray, (points, noises))
 
     shape, dtype = latents.shape[1:], latents.dtype
@@ -220,7 +220,60 @@ def sample(
 
     carry = (latents, sampler.init(latents))
     (latents, _), trajectory = jax.lax.scan(body, carry, (indices, fresh))
-    return (latents, trajectory[repeats:]) if return_trajectory else latents
+    ends = np.cumsum(counts) - 1
+    return (latents, trajectory[ends]) if return_trajectory else latents
+
+
+def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory=False):
+    """Runs DDIM backwards: from clean latents to the noise that it draws them from.
+
+    The probability flow ODE (Song et al. 2021, Sec. 4.3), with the network evaluated at
+    the level that a step leads to, as DDIM does on its way back. With more iterations
+    each step is solved for what DDIM takes back exactly (Pan et al. 2023, Eq. 6).
+
+    Args:
+      predict: The denoiser, (latents, point) -> (x0, noise); without guidance, or the
+        noise is far from normal.
+      latents: Latents at the level points[S], [B, h, w, c].
+      points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
+      start: Index of the level to reach; 0 is the most noise.
+      iterations: Evaluations of the network in each step.
+      return_trajectory: Whether to return the latents at every level, too.
+
+    Returns:
+      Latents at the level points[start], dtype as given; with `return_trajectory` also
+      [S - start, B, h, w, c], least noise first.
+
+    Raises:
+      ValueError: If no step is left to run, or without iterations.
+    """
+    num_steps = len(points.alpha) - 1
+    _check_start(start, num_steps)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    points, dtype = jax.tree.map(jnp.asarray, points), latents.dtype
+
+    def body(latents, index):
+        now = jax.tree.map(lambda values: values[index], points)
+        next = jax.tree.map(lambda values: values[index + 1], points)
+        ratio = now.alpha / next.alpha
+
+        def solve(_, guess):
+            _, noise = predict(guess, now)
+            noisier = ratio * latents + (now.sigma - ratio * next.sigma) * noise
+            return noisier.astype(dtype)
+
+        latents = jax.lax.fori_loop(0, iterations, solve, latents)
+        return latents, latents if return_trajectory else None
+
+    indices = np.arange(start, num_steps, dtype=np.int32)[::-1]
+    latents, trajectory = jax.lax.scan(body, latents, indices)
+    return (latents, trajectory) if return_trajectory else latents
+
+
+def _check_start(start, num_steps):
+    if not 0 <= start < num_steps:
+        raise ValueError(f"start must be in [0, {num_steps}), got {start}")
 
 
 def _step_rngs(rngs, index):
@@ -238,105 +291,16 @@ def _dropout(rngs, noise, rate):
     return jnp.where(kept, noise / keep, 0.0)
 
 
-def ddpm(v_posterior=0.0):
-    """Ancestral sampling (Ho et al. 2020, Algorithm 2), for any grid.
-
-    Args:
-      v_posterior: Variance of a step, from 0 (the posterior's) to 1 (beta).
-    """
-
-    def step(predict, latents, state, now, next, noise):
-        x0, _ = predict(latents, now)
-        coefficients = posterior(now, next)
-        variance = posterior_variance(coefficients, v_posterior)
-        # No noise on the way to clean data, whatever the variance there.
-        std = jnp.where(next.sigma > 0, _safe_sqrt(variance), 0.0)
-        mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
-        return mean + std * noise, state
-
-    return Sampler(init=_no_state, step=step, order=1)
-
-
-def ddim(eta=0.0):
-    """Denoising diffusion implicit models (Song et al. 2021, Eq. 12).
-
-    Args:
-      eta: Share of the ancestral noise: 0 is deterministic, 1 is ancestral.
-    """
-
-    def step(predict, latents, state, now, next, noise):
-        x0, noise_pred = predict(latents, now)
-        if not eta:
-            return next.alpha * x0 + next.sigma * noise_pred, state
-        std = eta * _safe_sqrt(posterior(now, next).variance)
-        direction = _safe_sqrt(next.sigma**2 - std**2)
-        return next.alpha * x0 + direction * noise_pred + std * noise, state
-
-    return Sampler(init=_no_state, step=step, order=1)
-
-
-# Weights of the noise predictions, newest first, by how many evaluations came before
-# (Liu et al. 2022, Eq. 9-12): Euler's predictor, Heun's corrector of the same first
-# step, then Adams-Bashforth of order 2, 3 and, from there on, 4.
-_PLMS_WEIGHTS = np.array(
-    [
-        [1, 0, 0, 0],
-        [1 / 2, 1 / 2, 0, 0],
-        [3 / 2, -1 / 2, 0, 0],
-        [23 / 12, -16 / 12, 5 / 12, 0],
-        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    ],
-    np.float32,
-)
-
-
-def plms():
-    """Pseudo linear multi-step sampling (Liu et al. 2022, PNDM), deterministic.
-
-    Its first step takes two evaluations. It therefore sees its first transition twice:
-    once to predict, once to correct. All steps share one evaluation in the program.
-    """
-
-    def init(latents):
-        return {
-            "count": jnp.int32(0),
-            "first": latents,
-            "history": (jnp.zeros_like(latents),) * 3,
-        }
-
-    def step(predict, latents, state, now, next, noise):
-        count, history = state["count"], state["history"]
-        correcting = count == 1
-        where = functools.partial(jnp.where, correcting)
-        point = jax.tree.map(where, next, now)
-        _, noise_pred = predict(latents, point)
-        noise_pred = noise_pred.astype(latents.dtype)
-        weights = jnp.asarray(_PLMS_WEIGHTS, latents.dtype)[jnp.minimum(count, 4)]
-        combined = weights[0] * noise_pred
-        for weight, past in zip(weights[1:], history, strict=True):
-            combined += weight * past
-        origin = where(state["first"], latents)
-        x0 = predict_x0(combined, origin, now, "noise")
-        # The corrector's own evaluation is made again, from better latents.
-        pushed = (noise_pred, *history[:2])
-        state = {
-            "count": count + 1,
-            "first": jnp.where(count == 0, latents, state["first"]),
-            "history": jax.tree.map(where, history, pushed),
-        }
-        return next.alpha * x0 + next.sigma * combined, state
-
-    return Sampler(init=init, step=step, order=2, first_repeats=1)
-
-
-def _no_state(latents):
-    return ()
-
-
-def _safe_sqrt(value):
-    # Rounding may leave a difference of equal numbers a hair below zero.
-    return jnp.sqrt(jnp.maximum(value, 0.0))
-
-
-# Constructors: (**options) -> Sampler.
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": plms}
+# Constructors: (**options) -> Sampler. Euler's names are those that users look for.
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "plms": plms,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "flow_euler": euler,
+}

@@ -19,7 +19,8 @@ class SchedulePoint(NamedTuple):
     """One noise level, or an array of them.
 
     Attributes:
-      timestep: What the network is told, int32; 0 is the least noise.
+      timestep: What the network is told, in [0, T - 1]; 0 is the least noise. int32, or
+        float32 on a grid with levels between those of training.
       alpha: Share of signal in z_t = alpha z_0 + sigma noise.
       sigma: Share of noise.
     """
@@ -31,32 +32,45 @@ class SchedulePoint(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The discrete variance-preserving schedule of DDPM (Ho et al. 2020, Sec. 2).
+    """The noise levels that a model is trained on, least noise first.
 
     Attributes:
-      betas: Variance that each forward step adds, float64 [T], in (0, 1).
+      alpha: Share of signal at each level, float64 [T], falling; it may end at 0.
+      sigma: Share of noise at each level, float64 [T], rising.
+      power: alpha^power + sigma^power is 1: with 2 the variance is preserved (Ho et al.
+        2020, Sec. 2), 1 is the straight path of rectified flow (Liu et al. 2023).
     """
 
-    betas: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    power: int = 2
 
     @property
     def num_train_timesteps(self):
         """Number of noise levels T."""
-        return len(self.betas)
+        return len(self.alpha)
+
+    @property
+    def reaches_pure_noise(self):
+        """Whether the last level holds no signal at all."""
+        return self.alpha[-1] == 0
 
     @functools.cached_property
     def alphas_cumprod(self):
         """Signal variance alpha_t^2 of each level, float64 [T]."""
-        return np.cumprod(1.0 - self.betas)
+        return self.alpha**2
+
+    @functools.cached_property
+    def betas(self):
+        """Variance that each forward step adds, float64 [T]; for `power` 2 alone."""
+        before = np.append(1.0, self.alphas_cumprod[:-1])
+        return 1.0 - self.alphas_cumprod / before
 
     @functools.cached_property
     def table(self):
         """All levels as one SchedulePoint of float64 [T], least noise first."""
-        return SchedulePoint(
-            np.arange(self.num_train_timesteps, dtype=np.int32),
-            np.sqrt(self.alphas_cumprod),
-            np.sqrt(1.0 - self.alphas_cumprod),
-        )
+        timesteps = np.arange(self.num_train_timesteps, dtype=np.int32)
+        return SchedulePoint(timesteps, self.alpha, self.sigma)
 
     def at(self, timesteps):
         """Looks up the levels of `timesteps`.
@@ -67,9 +81,53 @@ class NoiseSchedule:
         Returns:
           SchedulePoint on the device, alpha and sigma float32 of the same shape.
         """
-        alpha = jnp.asarray(self.table.alpha, jnp.float32)
-        sigma = jnp.asarray(self.table.sigma, jnp.float32)
+        alpha = jnp.asarray(self.alpha, jnp.float32)
+        sigma = jnp.asarray(self.sigma, jnp.float32)
         return SchedulePoint(timesteps, alpha[timesteps], sigma[timesteps])
+
+    def between(self, timesteps):
+        """Finds levels that may lie between those of the table.
+
+        Interpolates what adds up to 1, for `power` 2 the variances, which stays finite
+        where there is no signal.
+
+        Args:
+          timesteps: NumPy array, integer or float, in [0, T - 1].
+
+        Returns:
+          SchedulePoint of float64, shaped like `timesteps`.
+        """
+        if np.issubdtype(timesteps.dtype, np.integer):
+            return SchedulePoint(
+                timesteps, self.alpha[timesteps], self.sigma[timesteps]
+            )
+        alpha, sigma = (
+            np.interp(timesteps, self.table.timestep, share**self.power)
+            for share in (self.alpha, self.sigma)
+        )
+        root = 1 / self.power
+        return SchedulePoint(timesteps, alpha**root, sigma**root)
+
+    def in_proportion(self, alpha, sigma):
+        """Finds the levels at which signal and noise are in given proportions.
+
+        The inverse of `between`, for levels beyond the table with its nearest timestep.
+
+        Args:
+          alpha: Any positive multiple of the share of signal, NumPy.
+          sigma: The same multiple of the share of noise.
+
+        Returns:
+          SchedulePoint of float64, timesteps included.
+        """
+        total = alpha**self.power + sigma**self.power
+        noise = sigma**self.power / total
+        root = 1 / self.power
+        return SchedulePoint(
+            np.interp(noise, self.sigma**self.power, self.table.timestep),
+            alpha / total**root,
+            sigma / total**root,
+        )
 
 
 def make_schedule(
@@ -78,16 +136,20 @@ def make_schedule(
     beta_start=0.0015,
     beta_end=0.0195,
     cosine_s=0.008,
+    zero_terminal_snr=False,
 ):
     """Makes a noise schedule from the config section `schedule`.
 
     Args:
-      kind: Row of SCHEDULES. The paper's models use "scaled_linear", which the
-        original implementation calls "linear".
+      kind: One of SCHEDULES. The paper's models use "scaled_linear", which the
+        original implementation calls "linear". "rectified_flow" is the straight path
+        from data to noise, sigma = (t + 1) / T, and takes none of the options below.
       num_train_timesteps: Number of noise levels T, at least 2.
       beta_start: First beta of the linear kinds (of "sqrt": its square).
       beta_end: Last beta, likewise.
       cosine_s: Offset of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
+      zero_terminal_snr: Whether to rescale the levels so that the last one is pure
+        noise (Lin et al. 2023, Algorithm 1).
 
     Returns:
       A NoiseSchedule.
@@ -103,14 +165,23 @@ def make_schedule(
         raise ValueError(
             f"num_train_timesteps must be at least 2, got {num_train_timesteps}"
         )
-    betas = SCHEDULES[kind](num_train_timesteps, beta_start, beta_end, cosine_s)
+    if kind == "rectified_flow":
+        sigma = np.arange(1, num_train_timesteps + 1) / num_train_timesteps
+        return NoiseSchedule(1.0 - sigma, sigma, power=1)
+    betas = BETAS[kind](num_train_timesteps, beta_start, beta_end, cosine_s)
     if not (np.all(betas > 0) and np.all(betas < 1)):
         raise ValueError(
             f"schedule {kind!r} needs every beta in (0, 1), got "
             f"{np.min(betas):g} to {np.max(betas):g}: change beta_start "
             f"({beta_start:g}) or beta_end ({beta_end:g})"
         )
-    return NoiseSchedule(betas)
+    signal = np.cumprod(1.0 - betas)
+    alpha = np.sqrt(signal)
+    if zero_terminal_snr:
+        # Keeps the first level and takes from each what the last one had.
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        signal = alpha**2
+    return NoiseSchedule(alpha, np.sqrt(1.0 - signal))
 
 
 def add_noise(latents, noise, point):
@@ -126,6 +197,25 @@ def add_noise(latents, noise, point):
     """
     alpha, sigma = _expand(point.alpha, latents), _expand(point.sigma, latents)
     return alpha * latents + sigma * noise
+
+
+def check_prediction(schedule, prediction_type):
+    """Checks that a network's output says what the latents are, at every level.
+
+    Raises:
+      ValueError: If `prediction_type` does not go with the schedule.
+    """
+    if schedule.reaches_pure_noise and prediction_type == "noise":
+        raise ValueError(
+            "prediction_type 'noise' says nothing about latents that hold no signal, "
+            "which zero_terminal_snr and rectified_flow have: use 'v', or 'velocity' "
+            "with rectified_flow"
+        )
+    if schedule.power == 1 and prediction_type == "v":
+        raise ValueError(
+            "prediction_type 'v' needs a schedule that preserves the variance: use "
+            "'velocity' with rectified_flow"
+        )
 
 
 def target_for(prediction_type, latents, noise, point):
@@ -193,70 +283,6 @@ def predict_noise(output, latents, point, prediction_type):
     return row.noise(output, latents, alpha, sigma)
 
 
-class Posterior(NamedTuple):
-    """Coefficients of q(z_next | z_now, z_0), see `posterior`."""
-
-    x0_weight: Any
-    latents_weight: Any
-    variance: Any
-    beta: Any
-
-
-def posterior(now, next):
-    """The forward process' posterior between two noise levels.
-
-    Ho et al. 2020, Eq. 6-7, for any pair of levels: the mean is
-    x0_weight z_0 + latents_weight z_now. `beta` is the variance that the forward
-    process adds from `next` to `now`.
-
-    Args:
-      now: SchedulePoint, the noisier level.
-      next: SchedulePoint, the cleaner level, alpha > 0.
-
-    Returns:
-      Posterior of arrays shaped and typed like the points' alpha.
-    """
-    ratio = now.alpha / next.alpha
-    beta = now.sigma**2 - (ratio * next.sigma) ** 2
-    shrink = (next.sigma / now.sigma) ** 2
-    return Posterior(
-        x0_weight=next.alpha * beta / now.sigma**2,
-        latents_weight=ratio * shrink,
-        variance=beta * shrink,
-        beta=beta,
-    )
-
-
-def posterior_variance(coefficients, v_posterior=0.0):
-    """Blends the two variances a reverse step may use (Ho et al. 2020, Sec. 3.2).
-
-    Args:
-      coefficients: Posterior.
-      v_posterior: 0 for the posterior's variance, 1 for beta.
-
-    Returns:
-      The variance, shaped like the coefficients.
-    """
-    return (1 - v_posterior) * coefficients.variance + v_posterior * coefficients.beta
-
-
-def previous_levels(schedule):
-    """The level one training step cleaner than each, clean data before level 0.
-
-    Args:
-      schedule: NoiseSchedule.
-
-    Returns:
-      SchedulePoint of float64 [T].
-    """
-    table = schedule.table
-    return SchedulePoint(
-        np.maximum(table.timestep - 1, 0),
-        np.append(1.0, table.alpha[:-1]),
-        np.append(0.0, table.sigma[:-1]),
-    )
-
-
 def _expand(values, like):
     """Reshapes scalars or [B] so that they broadcast over trailing axes of `like`."""
     values = jnp.asarray(values)
@@ -292,12 +318,15 @@ def _sqrt(num, start, end, cosine_s):
 
 
 # Betas of each kind: (num_train_timesteps, beta_start, beta_end, cosine_s) -> [T].
-SCHEDULES = {
+BETAS = {
     "scaled_linear": _scaled_linear,
     "linear": _linear,
     "cosine": _cosine,
     "sqrt": _sqrt,
 }
+
+# The kinds of schedules; those without betas are made in `make_schedule`.
+SCHEDULES = (*BETAS, "rectified_flow")
 
 
 class PredictionType(NamedTuple):
@@ -314,8 +343,9 @@ class PredictionType(NamedTuple):
     noise: Callable
 
 
-# In "velocity" = noise - x0 the two inverses divide by alpha + sigma, so it is well
-# defined on every schedule; it is dz/dt only on the straight path of rectified flow.
+# "v" is for levels that preserve the variance. In "velocity" = noise - x0 the inverses
+# divide by alpha + sigma, so it is well defined on every schedule; it is dz/dt only on
+# the straight path of rectified flow.
 PREDICTION_TYPES = {
     "noise": PredictionType(
         target=lambda x0, noise, alpha, sigma: noise,

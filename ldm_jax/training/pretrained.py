@@ -226,12 +226,12 @@ def _unet_fields(unet):
 def _schedule_fields(section):
     """The noise levels, whatever options they are of."""
     prediction_type = section.pop("prediction_type", "noise")
-    betas = build(make_schedule, section, "schedule").betas
-    places = {"first": 0, "middle": len(betas) // 2, "last": -1}
+    alpha = build(make_schedule, section, "schedule").alpha
+    places = {"first": 0, "middle": len(alpha) // 2, "last": -1}
     return {
         "prediction_type": prediction_type,
-        "num_train_timesteps": len(betas),
-        **{f"{name}_beta": f"{betas[place]:.6g}" for name, place in places.items()},
+        "num_train_timesteps": len(alpha),
+        **{f"{name}_alpha": f"{alpha[place]:.6g}" for name, place in places.items()},
     }
 
 

@@ -283,7 +283,7 @@ def test_a_model_said_in_other_words_is_the_same():
         (dict(schedule=dict(prediction_type="v")), ["schedule.prediction_type"]),
         (
             dict(schedule=dict(kind="scaled_linear")),
-            ["schedule.middle_beta"],
+            ["schedule.last_alpha", "schedule.middle_alpha"],
         ),
         (
             dict(conditions=dict(caption=dict(kind="clip_text", activation="gelu"))),
