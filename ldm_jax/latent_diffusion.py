@@ -368,7 +368,7 @@ def sample_latents(
         are larger, best the size it was trained on (`tiling.tile_unet`); None for the
         whole at once.
       noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
-        what `invert_latents` found.
+        what `inversion.invert_latents` found.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
@@ -429,49 +429,6 @@ def _first_step(strength, steps):
         f"strength {strength} of {steps} steps must leave 1 to {steps} of them: give "
         f"{1 / steps:.2g} to 1, or 0 for the image as it is, or more steps"
     )
-
-
-def invert_latents(
-    model,
-    params,
-    inputs,
-    known,
-    *,
-    num_steps=50,
-    spacing="uniform",
-    final_level=None,
-    shift=1.0,
-    iterations=1,
-):
-    """Finds the noise from which DDIM draws given latents; see `samplers.invert`.
-
-    Given as `noise` to `sample_latents`, with the same grid and no guidance, it leads
-    back to them; with other inputs, to what else these might be.
-
-    Args:
-      model: LatentDiffusion.
-      params: Trained weights, usually the EMA's.
-      inputs: As for `sample_latents`; what describes `known`.
-      known: Clean latents, [B, h, w, c].
-      num_steps: Number of steps of the grid.
-      spacing: Row of SPACINGS.
-      final_level: Where the grid ends, see `samplers.make_points`.
-      shift: Factor on the noise levels, see there.
-      iterations: Evaluations of the network in each step; more find it more exactly.
-
-    Returns:
-      Noise of about unit variance, float32 [B, h, w, c].
-
-    Raises:
-      ValueError: If an option is unknown or out of range.
-    """
-    points = samplers.make_points(
-        model.schedule, num_steps, spacing, final_level, shift
-    )
-    denoiser = make_denoiser(model, params, condition(model, params, inputs))
-    latents = samplers.invert(denoiser, known, points, iterations=iterations)
-    first = jax.tree.map(lambda values: values[0], points)
-    return latents / samplers.deviation(first)
 
 
 def generate(

@@ -36,9 +36,10 @@ ALLOWED = {
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
+    "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
-    "sampling": {"sampling", "training", "latent_diffusion"} | PARTS,
+    "sampling": {"sampling", "inversion", "training", "latent_diffusion"} | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),
 }

@@ -73,7 +73,7 @@ def dpmpp_2m(eta=0.0):
 
     Args:
       eta: Share of the noise of the reverse diffusion: 0 is the probability flow ODE, 1
-        is SDE-DPM-Solver++(2M).
+        is SDE-DPM-Solver++(2M), whose order is that of the distribution it draws from.
     """
 
     def init(latents):
@@ -90,7 +90,7 @@ def dpmpp_2m(eta=0.0):
             moved += next.sigma * safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
         return moved, _like(state, {"x0": x0, "width": width})
 
-    return Sampler(init=init, step=step, order=1 if eta else 2)
+    return Sampler(init=init, step=step, order=2)
 
 
 def dpmpp_2m_sde(eta=1.0):
@@ -107,20 +107,31 @@ def unipc():
 
     def init(latents):
         zeros, infinite = jnp.zeros_like(latents), jnp.array(jnp.inf)
-        return {"x0": zeros, "change": zeros, "before": infinite, "width": infinite}
+        return {
+            "latents": latents,
+            "x0": zeros,
+            "change": zeros,
+            "before": infinite,
+            "width": infinite,
+        }
 
     def step(predict, latents, state, now, next, noise):
         x0, _ = predict(latents, now)
-        latents = latents + _correction(x0, state, now)
+        # What is not as predicted is known and was held: it needs no correction.
+        free = latents == state["latents"]
+        latents = jnp.where(free, latents + _correction(x0, state, now), latents)
         width = _width(now, next)
         change = _change(x0, state["x0"], state["width"], width)
         moved = next.sigma / now.sigma * latents
         moved -= next.alpha * jnp.expm1(-width) * (x0 + change / 2)
-        state = _like(
-            state,
-            {"x0": x0, "change": change, "before": state["width"], "width": width},
-        )
-        return moved, state
+        values = {
+            "latents": moved,
+            "x0": x0,
+            "change": change,
+            "before": state["width"],
+            "width": width,
+        }
+        return moved, _like(state, values)
 
     return Sampler(init=init, step=step, order=3)
 
