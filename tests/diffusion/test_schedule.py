@@ -5,16 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion.posterior import (
+    posterior,
+    posterior_variance,
+    previous_levels,
+)
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     SCHEDULES,
     add_noise,
+    check_prediction,
     make_schedule,
-    posterior,
-    posterior_variance,
     predict_noise,
     predict_x0,
-    previous_levels,
     target_for,
 )
 from tests.common import assert_close, load_case
@@ -33,7 +36,71 @@ def test_noise_grows_with_the_timestep(kind, num_train_timesteps):
     assert table.alpha.dtype == np.float64
     assert np.all(np.diff(table.alpha) < 0) and np.all(np.diff(table.sigma) >= 0)
     assert np.all(np.diff(table.timestep) == 1) and table.timestep[0] == 0
-    np.testing.assert_allclose(table.alpha**2 + table.sigma**2, 1, rtol=1e-12)
+    power = 1 if kind == "rectified_flow" else 2
+    assert schedule.power == power
+    np.testing.assert_allclose(table.alpha**power + table.sigma**power, 1, rtol=1e-12)
+
+
+def test_rectified_flow_goes_straight_to_pure_noise():
+    schedule = make_schedule("rectified_flow", 50)
+    np.testing.assert_allclose(schedule.sigma, np.arange(1, 51) / 50)
+    assert schedule.reaches_pure_noise
+    # A latent on the path moves with the velocity that the network is to say.
+    now, next = (schedule.at(jnp.int32(t)) for t in (30, 12))
+    latents, noise = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    velocity = target_for("velocity", latents, noise, now)
+    moved = add_noise(latents, noise, now) + (next.sigma - now.sigma) * velocity
+    np.testing.assert_allclose(moved, add_noise(latents, noise, next), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "cosine"])
+def test_zero_terminal_snr_keeps_the_first_level_and_empties_the_last(kind):
+    plain, schedule = make_schedule(kind), make_schedule(kind, zero_terminal_snr=True)
+    assert schedule.alpha[-1] == 0 and schedule.sigma[-1] == 1
+    assert schedule.reaches_pure_noise and not plain.reaches_pure_noise
+    np.testing.assert_allclose(schedule.alpha[0], plain.alpha[0], rtol=1e-12)
+    # The levels move linearly (Lin et al. 2023, Algorithm 1).
+    share = (plain.alpha - plain.alpha[-1]) / (plain.alpha[0] - plain.alpha[-1])
+    np.testing.assert_allclose(schedule.alpha, share * plain.alpha[0], rtol=1e-10)
+    assert np.all(np.diff(schedule.alpha) < 0) and np.all(schedule.sigma <= 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"zero_terminal_snr": True}, {"kind": "rectified_flow"}, {"kind": "cosine"}],
+)
+def test_levels_between_timesteps(options):
+    schedule = make_schedule(num_train_timesteps=20, **options)
+    for whole in (np.arange(20), np.arange(20.0)):
+        points = schedule.between(whole)
+        np.testing.assert_allclose(points.alpha, schedule.alpha, rtol=1e-12)
+        np.testing.assert_allclose(points.sigma, schedule.sigma, rtol=1e-12)
+    timesteps = np.array([0.0, 0.4, 7.75, 18.5, 19.0])
+    points = schedule.between(timesteps)
+    assert np.all(np.diff(points.alpha) < 0) and np.all(np.diff(points.sigma) > 0)
+    total = points.alpha**schedule.power + points.sigma**schedule.power
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+    again = schedule.in_proportion(3 * points.alpha, 3 * points.sigma)
+    for found, expected in zip(again, points, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options, prediction_type, message",
+    [
+        ({"zero_terminal_snr": True}, "noise", "use 'v'"),
+        ({"kind": "rectified_flow"}, "noise", "'velocity' with rectified_flow"),
+        ({"kind": "rectified_flow"}, "v", "use 'velocity'"),
+    ],
+)
+def test_prediction_that_does_not_go_with_the_schedule(
+    options, prediction_type, message
+):
+    schedule = make_schedule(**options)
+    with pytest.raises(ValueError, match=message):
+        check_prediction(schedule, prediction_type)
+    check_prediction(schedule, "x0")
+    check_prediction(schedule, "velocity")
 
 
 @pytest.mark.parametrize("kind", ["scaled_linear", "linear"])

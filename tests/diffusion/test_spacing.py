@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion.posterior import posterior
 from ldm_jax.diffusion.samplers import make_points
-from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule, posterior
+from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule
 from ldm_jax.diffusion.spacing import SPACINGS
 from tests.common import assert_close, load_case
 
@@ -13,18 +14,85 @@ SCHEDULE = make_schedule()
 BROKEN = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
 
 
+def timesteps_of(spacing, num_steps, num_train_timesteps=1000):
+    schedule = make_schedule(num_train_timesteps=num_train_timesteps)
+    return SPACINGS[spacing].timesteps(schedule, num_steps)
+
+
 @pytest.fixture(scope="module")
 def reference():
     return load_case("schedules").arrays
 
 
+@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"original", "quad"}))
 @pytest.mark.parametrize("num_train_timesteps", [7, 100, 1000])
-def test_uniform_gives_every_count_asked_for(num_train_timesteps):
+def test_every_count_asked_for_is_given(spacing, num_train_timesteps):
+    schedule = make_schedule(num_train_timesteps=num_train_timesteps)
     for num_steps in range(1, num_train_timesteps + 1):
-        timesteps = SPACINGS["uniform"](num_train_timesteps, num_steps)
+        timesteps = SPACINGS[spacing].timesteps(schedule, num_steps)
         assert len(timesteps) == num_steps
         assert np.all(np.diff(timesteps) > 0)
-        assert timesteps[0] >= 0 and timesteps[-1] < num_train_timesteps
+        assert timesteps[0] >= 0 and timesteps[-1] <= num_train_timesteps - 1
+        if spacing in ("trailing", "linspace", "linspace_open", "karras"):
+            np.testing.assert_allclose(timesteps[-1], num_train_timesteps - 1)
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "rectified_flow"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_grids_of_lin_et_al(spacing, kind):
+    # Their Table 2, which counts timesteps from 1.
+    expected = {
+        "leading": np.arange(10) * 100 + 1,
+        "trailing": np.arange(1, 11) * 100 - 1,
+        "linspace": np.linspace(0, 999, 10),
+    }
+    points = make_points(make_schedule(kind), 10, spacing)
+    np.testing.assert_allclose(points.timestep[:-1][::-1], expected[spacing])
+
+
+def test_karras_levels_are_evenly_spaced_in_the_seventh_root():
+    points = make_points(SCHEDULE, 12, "karras")
+    assert points.timestep.dtype == np.float32 and np.all(points.timestep <= 999)
+    roots = (points.sigma[:-1] / points.alpha[:-1]) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-3)
+    first, last = (SCHEDULE.sigma[k] / SCHEDULE.alpha[k] for k in (0, -1))
+    np.testing.assert_allclose(roots[[0, -1]] ** 7, [last, first], rtol=1e-5)
+    # The network is told where between training's levels each is.
+    told = SCHEDULE.between(points.timestep[:-1])
+    np.testing.assert_allclose(told.alpha, points.alpha[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "rectified_flow"])
+def test_shift_multiplies_the_proportion_of_noise(kind):
+    schedule = make_schedule(kind)
+    plain = make_points(schedule, 8, "trailing")
+    shifted = make_points(schedule, 8, "trailing", shift=3.0)
+    for points in (plain, shifted):
+        assert points.alpha[-1] == 1 and points.sigma[-1] == 0
+    np.testing.assert_allclose(
+        shifted.sigma[1:] / np.maximum(shifted.alpha[1:], 1e-6),
+        3 * plain.sigma[1:] / np.maximum(plain.alpha[1:], 1e-6),
+        rtol=1e-5,
+    )
+    assert shifted.timestep.max() <= 999 and shifted.timestep.dtype == np.float32
+    assert np.all(shifted.timestep >= plain.timestep)
+    if kind == "rectified_flow":  # Esser et al. 2024, Eq. 23.
+        expected = 3 * plain.sigma / (1 + 2 * plain.sigma)
+        np.testing.assert_allclose(shifted.sigma, expected, rtol=1e-6)
+        np.testing.assert_allclose(shifted.timestep[0], 999)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_levels_lose_noise_and_end_where_asked(spacing):
+    for final_level, sigma in (("clean", 0.0), ("first", SCHEDULE.sigma[0])):
+        points = make_points(SCHEDULE, 20, spacing, final_level)
+        ends_at_first = spacing in ("linspace", "karras")
+        expected = 0.0 if ends_at_first else sigma
+        np.testing.assert_allclose(points.sigma[-1], expected, rtol=1e-6)
+        assert np.all(np.diff(points.sigma) < 0) and np.all(np.diff(points.alpha) > 0)
+    usual = make_points(SCHEDULE, 20, spacing)
+    originals = spacing in ("uniform", "quad", "original", "leading")
+    assert (usual.sigma[-1] > 0) == originals
 
 
 def test_original_works_where_the_original_does_and_says_so_elsewhere():
@@ -42,35 +110,33 @@ def test_original_works_where_the_original_does_and_says_so_elsewhere():
 
 def test_uniform_is_the_originals_where_that_has_the_count_asked_for():
     for num_steps in set(range(1, 1001)) - BROKEN:
-        original = SPACINGS["original"](1000, num_steps)
+        original = timesteps_of("original", num_steps)
         if len(original) == num_steps:
-            np.testing.assert_array_equal(
-                SPACINGS["uniform"](1000, num_steps), original
-            )
+            np.testing.assert_array_equal(timesteps_of("uniform", num_steps), original)
 
 
 @pytest.mark.parametrize("num_steps", [15, 30, 60, 75, 150, 400])
 def test_uniform_gives_the_count_where_the_original_gives_another(num_steps):
-    assert len(SPACINGS["original"](1000, num_steps)) > num_steps
-    assert len(SPACINGS["uniform"](1000, num_steps)) == num_steps
+    assert len(timesteps_of("original", num_steps)) > num_steps
+    assert len(timesteps_of("uniform", num_steps)) == num_steps
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "original"])
 @pytest.mark.parametrize("num_steps", [5, 20, 50, 100, 200, 250])
 def test_uniform_timesteps_match_the_original(reference, spacing, num_steps):
     expected = reference[f"ddim_timesteps_uniform_{num_steps}"]
-    np.testing.assert_array_equal(SPACINGS[spacing](1000, num_steps), expected)
+    np.testing.assert_array_equal(timesteps_of(spacing, num_steps), expected)
 
 
 def test_quadratic_timesteps_match_the_original(reference):
     expected = reference["ddim_timesteps_quad_50"]
-    np.testing.assert_array_equal(SPACINGS["quad"](1000, 50), expected)
+    np.testing.assert_array_equal(timesteps_of("quad", 50), expected)
 
 
 @pytest.mark.parametrize("num_train_timesteps", [2, 4, 1000])
 def test_quadratic_stays_in_the_table(num_train_timesteps):
     for num_steps in range(1, num_train_timesteps + 1):
-        timesteps = SPACINGS["quad"](num_train_timesteps, num_steps)
+        timesteps = timesteps_of("quad", num_steps, num_train_timesteps)
         assert len(timesteps) == num_steps
         assert timesteps.min() >= 0 and timesteps.max() < num_train_timesteps
 
@@ -102,13 +168,23 @@ def test_grid_of_all_levels_ends_at_clean_data():
 
 
 @pytest.mark.parametrize(
-    "num_steps, spacing, message",
+    "num_steps, options, message",
     [
-        (0, "uniform", "from 1 to the schedule's 1000"),
-        (1001, "quad", "from 1 to the schedule's 1000"),
-        (50, "karras", "choose one of uniform, quad, original"),
+        (0, {}, "from 1 to the schedule's 1000"),
+        (1001, {"spacing": "quad"}, "from 1 to the schedule's 1000"),
+        (50, {"spacing": "even"}, "choose one of uniform, quad, original"),
+        (50, {"final_level": "zero"}, "choose one of clean, first"),
+        (50, {"shift": 0.0}, "shift must be more than 0"),
     ],
 )
-def test_wrong_grid_is_refused(num_steps, spacing, message):
+def test_wrong_grid_is_refused(num_steps, options, message):
     with pytest.raises(ValueError, match=message):
-        make_points(SCHEDULE, num_steps, spacing)
+        make_points(SCHEDULE, num_steps, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"zero_terminal_snr": True}, {"kind": "rectified_flow"}]
+)
+def test_karras_needs_signal_everywhere(options):
+    with pytest.raises(ValueError, match="use 'trailing'"):
+        make_points(make_schedule(**options), 50, "karras")
