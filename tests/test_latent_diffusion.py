@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax import latent_diffusion
 from ldm_jax.conditioners import make_conditioner
-from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_points, normal
+from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.samplers import SAMPLERS, make_points, normal
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
+from ldm_jax.inversion import invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
@@ -306,8 +308,11 @@ class Oracle(nn.Module):
         return row.target(x0, noise, point.alpha, point.sigma)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+# Every sampler with one type, every type with one sampler.
+@pytest.mark.parametrize(
+    "prediction_type, sampler",
+    [("v", name) for name in SAMPLERS] + [(kind, "ddim") for kind in PREDICTION_TYPES],
+)
 def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
         None, unet=Oracle(prediction_type), prediction_type=prediction_type
@@ -334,6 +339,34 @@ def test_strength_one_starts_from_noise_alone():
     from_noise = draw(model, keys(2), {})
     known = jnp.full((2, 8, 8, 2), 100.0)
     np.testing.assert_array_equal(draw(model, keys(2), {}, known=known), from_noise)
+
+
+def test_strength_zero_gives_back_the_encoded_image(batch, frozen):
+    model = make_model(None, unet=Oracle("noise"))
+    options = {"latent_shape": (8, 8, 2), "num_steps": 20, "strength": 0}
+    images = batch["image"]
+    result = latent_diffusion.generate(
+        model, {}, frozen, {}, keys(BATCH), images=images, **options
+    )
+    latents = encode(model, frozen, images)
+    np.testing.assert_allclose(result, decode(model, frozen, latents), atol=1e-5)
+
+
+def test_every_hundredth_of_strength_is_a_step():
+    taken = [latent_diffusion._first_step(k / 100, 100) for k in range(101)]
+    assert taken == list(range(100, -1, -1))
+
+
+def test_inverted_latents_are_found_again():
+    model = make_model(None, unet=Oracle("noise"))
+    params, grid = draw_params(model), {"num_steps": 20, "spacing": "trailing"}
+    known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
+    noise = jax.jit(
+        lambda known: invert_latents(model, params, {}, known, iterations=6, **grid)
+    )(known)
+    assert 0.7 < noise.std() < 1.3
+    again = draw(model, keys(2), {}, noise=noise, **grid)
+    np.testing.assert_allclose(again, known, atol=0.02)
 
 
 def test_strength_starts_at_the_level_of_the_first_step_that_runs():
@@ -397,8 +430,9 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
         ({"guidance_scale": 2.0}, "needs a model with conditions"),
         ({"strength": 0.5}, "need images"),
         ({"mask": 1.0}, "need images"),
-        ({"known": 0.0, "strength": 0.1}, "must leave 1 to 4"),
+        ({"known": 0.0, "strength": 0.1}, "must leave 1 to 4.*give 0.25 to 1, or 0"),
         ({"known": 0.0, "strength": 1.5}, "must leave 1 to 4"),
+        ({"known": 0.0, "strength": -0.5}, "must leave 1 to 4"),
         ({"sampler": "dpm"}, "choose one of ddpm, ddim, plms"),
         ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),
         ({"spacing": "linear"}, "choose one of uniform"),
@@ -412,7 +446,23 @@ def test_wrong_options_are_refused(options, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("option", ["prediction_type", "loss_type"])
-def test_wrong_model_is_refused(option):
+@pytest.mark.parametrize(
+    "option", ["prediction_type", "loss_type", "timestep_sampling"]
+)
+def test_unknown_choice_is_refused(option):
     with pytest.raises(ValueError, match=f"unknown {option} 'mse': choose one of"):
         make_model(**{option: "mse"})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma must be more than 0"),
+        ({"offset_noise": -0.1}, "offset_noise must be 0 or more"),
+        ({"logit_std": -1.0}, "logit_std must be 0 or more"),
+        ({"schedule": make_schedule(zero_terminal_snr=True)}, "use 'v'"),
+    ],
+)
+def test_wrong_training_choice_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
