@@ -341,15 +341,11 @@ def test_strength_one_starts_from_noise_alone():
     np.testing.assert_array_equal(draw(model, keys(2), {}, known=known), from_noise)
 
 
-def test_strength_zero_gives_back_the_encoded_image(batch, frozen):
-    model = make_model(None, unet=Oracle("noise"))
-    options = {"latent_shape": (8, 8, 2), "num_steps": 20, "strength": 0}
-    images = batch["image"]
-    result = latent_diffusion.generate(
-        model, {}, frozen, {}, keys(BATCH), images=images, **options
+def test_strength_zero_gives_back_the_image_as_it_is():
+    model, known = make_model(None, unet=Oracle("noise")), normal(keys(2), (8, 8, 2))
+    np.testing.assert_array_equal(
+        draw(model, keys(2), {}, known=known, strength=0), known
     )
-    latents = encode(model, frozen, images)
-    np.testing.assert_allclose(result, decode(model, frozen, latents), atol=1e-5)
 
 
 def test_every_hundredth_of_strength_is_a_step():
@@ -359,12 +355,12 @@ def test_every_hundredth_of_strength_is_a_step():
 
 def test_inverted_latents_are_found_again():
     model = make_model(None, unet=Oracle("noise"))
-    params, grid = draw_params(model), {"num_steps": 20, "spacing": "trailing"}
+    params, grid = draw_params(model), {"num_steps": 50, "spacing": "trailing"}
     known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
     noise = jax.jit(
         lambda known: invert_latents(model, params, {}, known, iterations=6, **grid)
     )(known)
-    assert 0.7 < noise.std() < 1.3
+    assert 0.8 < noise.std() < 1.25
     again = draw(model, keys(2), {}, noise=noise, **grid)
     np.testing.assert_allclose(again, known, atol=0.02)
 
