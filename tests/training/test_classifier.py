@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import shapes_autoencoder
+from configs.shapes_classifier import get_config
 from ldm_jax import checkpoint
 from ldm_jax.config import ConfigError
+from ldm_jax.convert.files import ConversionError
+from ldm_jax.convert.formats import convert
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.classifier import Classifier, log_prob
 from ldm_jax.training import classifier
@@ -101,6 +105,20 @@ def test_a_trained_classifier_is_ready_for_use(workdir):
         )
     )(jnp.array([0, 1]))
     assert values.shape == (2,) and (values < 0).all()
+
+
+def test_no_other_format_takes_a_classifier(workdir, tmp_path):
+    with pytest.raises(ConversionError, match="holds a classifier of noisy latents"):
+        convert(workdir, tmp_path / "model.safetensors")
+
+
+def test_builds_at_full_size():
+    config = get_config()
+    first = make_first_stage(shapes_autoencoder.get_config().first_stage)
+    network = classifier.make_model(config, first, 8).classifier
+    arguments = jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1)
+    params = jax.eval_shape(network.init, *arguments)["params"]
+    assert 300_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 500_000
 
 
 def test_a_classifier_of_other_latents_is_refused(workdir, first_stage):
