@@ -195,6 +195,23 @@ def diffusion(**sections):
     return ConfigDict(config | sections)
 
 
+def classifier(**sections):
+    """A config that trains a classifier of noisy latents, to steer a second stage.
+
+    Its `first_stage` and `schedule` must be those of the second stage.
+    """
+    config = dict(
+        stage="classifier",
+        seed=0,
+        data=data(),
+        first_stage=first_stage(),
+        classifier=dict(),
+        schedule=schedule(),
+        train=train(preview_images=0),
+    )
+    return ConfigDict(config | sections)
+
+
 def first_stage(**changes):
     """The `first_stage` section of a second stage: which trained one to use.
 
@@ -328,6 +345,15 @@ def shrink_diffusion(config):
         dtype="float32",
     )
     config.sample.num_steps = 4
+
+
+def shrink_classifier(config):
+    """Applies `shrink_train` and makes a classifier tiny."""
+    shrink_train(config)
+    config.train.preview_images = 0
+    config.classifier.update(
+        channels=16, num_res_blocks=1, norm_groups=8, dtype="float32"
+    )
 
 
 def _shrink(section, table):

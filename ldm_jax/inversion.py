@@ -2,8 +2,9 @@
 
 import jax
 
+from ldm_jax.denoiser import make_denoiser
 from ldm_jax.diffusion import samplers
-from ldm_jax.latent_diffusion import condition, make_denoiser
+from ldm_jax.latent_diffusion import condition
 
 
 def invert_latents(
@@ -43,7 +44,7 @@ def invert_latents(
     points = samplers.make_points(
         model.schedule, num_steps, spacing, final_level, shift
     )
-    denoiser = make_denoiser(model, params, condition(model, params, inputs))
+    denoiser = make_denoiser(model, params, [condition(model, params, inputs)])
     latents = samplers.invert(denoiser, known, points, iterations=iterations)
     first = jax.tree.map(lambda values: values[0], points)
     return latents / samplers.deviation(first)

@@ -24,14 +24,13 @@ import jax.numpy as jnp
 from ldm_jax import images as image_codec
 from ldm_jax import tiling
 from ldm_jax.conditioners import Conditioner
+from ldm_jax.denoiser import make_denoiser
 from ldm_jax.diffusion import guidance, losses, samplers
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     NoiseSchedule,
     add_noise,
     check_prediction,
-    predict_noise,
-    predict_x0,
     target_for,
 )
 
@@ -288,37 +287,6 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     return value, metrics
 
 
-def make_denoiser(
-    model, params, conditioning, null=None, guidance_scale=1.0, tile=None
-):
-    """Makes the denoiser that samplers call.
-
-    Args:
-      model: LatentDiffusion.
-      params: Trained weights.
-      conditioning: Conditioning of the batch.
-      null: Conditioning that means "nothing known", for guidance.
-      guidance_scale: Classifier-free guidance; the number 1 is off and costs nothing.
-      tile: See `sample_latents`.
-
-    Returns:
-      (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
-    """
-    guided = not guidance.is_off(guidance_scale)
-    told = guidance.pair(null, conditioning) if guided else conditioning
-    unet = functools.partial(model.unet.apply, {"params": params["unet"]})
-    if tile is not None:
-        unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
-
-    def predict(latents, point):
-        timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
-        output = unet(latents, timesteps, *told)
-        x0 = predict_x0(output, latents, point, model.prediction_type)
-        return x0, predict_noise(output, latents, point, model.prediction_type)
-
-    return guidance.guide(predict, guidance_scale) if guided else predict
-
-
 def sample_latents(
     model,
     params,
@@ -333,6 +301,10 @@ def sample_latents(
     shift=1.0,
     eta=None,
     guidance_scale=1.0,
+    negative=None,
+    guidance_interval=(0.0, 1.0),
+    guidance_rescale=0.0,
+    steer=None,
     temperature=1.0,
     known=None,
     strength=1.0,
@@ -358,7 +330,13 @@ def sample_latents(
       final_level: Where the last step leads, see `samplers.make_points`.
       shift: Factor on the noise levels, see there.
       eta: Share of the ancestral noise, for samplers that take it; None for theirs.
-      guidance_scale: 1 is off.
+      guidance_scale: Number, or dict of batch key -> number, see `guidance.plan`; 1 is
+        off and costs nothing.
+      negative: Dict of inputs that guidance pushes away from, in place of null ones.
+      guidance_interval: (low, high) share of the noise levels in which guidance acts,
+        0 the least noise and 1 the most.
+      guidance_rescale: Share of the correction of the spread, see `guidance.guide`.
+      steer: Maps the guided denoiser to another, see `diffusion.steering`.
       temperature: Factor on the noise of stochastic samplers.
       known: Clean latents to start from or to hold, [B, h, w, c].
       strength: Share of the steps to run on `known`, in [0, 1]; 0 gives it back as it
@@ -376,12 +354,6 @@ def sample_latents(
     Raises:
       ValueError: If an option is unknown or options do not go together.
     """
-    guided = not guidance.is_off(guidance_scale)
-    if guided and not model.conditioner.entries:
-        raise ValueError(
-            f"guidance_scale {guidance_scale} needs a model with conditions: set it to "
-            "1 for an unconditional one"
-        )
     if known is None and (mask is not None or strength != 1.0):
         raise ValueError("mask and strength need images to start from: give them too")
     if isinstance(sampler, str):
@@ -394,10 +366,19 @@ def sample_latents(
     if start == steps:
         return known
 
-    conditioning, null = condition(model, params, inputs), None
-    if guided:
-        null = condition(model, params, model.conditioner.null_inputs(inputs))
-    denoiser = make_denoiser(model, params, conditioning, null, guidance_scale, tile)
+    told, scales = guidance.plan_inputs(
+        guidance_scale, model.conditioner, inputs, negative
+    )
+    denoiser = make_denoiser(
+        model,
+        params,
+        [condition(model, params, given) for given in told],
+        scales,
+        interval=guidance.timestep_interval(model.schedule, guidance_interval),
+        rescale=guidance_rescale,
+        steer=steer,
+        tile=tile,
+    )
 
     noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
     if noise is None:
@@ -432,7 +413,16 @@ def _first_step(strength, steps):
 
 
 def generate(
-    model, params, frozen, inputs, rngs, *, images=None, decode_tile=None, **options
+    model,
+    params,
+    frozen,
+    inputs,
+    rngs,
+    *,
+    images=None,
+    negative=None,
+    decode_tile=None,
+    **options,
 ):
     """Draws images: from noise alone, or from images by `strength` and `mask`.
 
@@ -443,6 +433,7 @@ def generate(
       inputs: Dict with the conditioner's keys, arrays [B, ...].
       rngs: Typed keys [B], one per sample.
       images: Images to start from or to keep in part, [B, H, W, C].
+      negative: See `sample_latents`; before `encode_inputs`, as `inputs`.
       decode_tile: Side of the tiles, in pixels, in which the first stage works to save
         memory (`tiling.tile_first_stage`); None for the whole at once.
       **options: See `sample_latents`; `latent_shape` at least.
@@ -458,6 +449,11 @@ def generate(
         factor = model.first_stage.downsampling_factor
         codec = tiling.tile_first_stage(*codec, factor, decode_tile)
     known = None if images is None else codec[0](images)
+    if negative:
+        encoded = model.conditioner.encode(inputs | negative, codec[0])
+        negative = {key: encoded[key] for key in negative}
     inputs = model.conditioner.encode(inputs, codec[0])
-    latents = sample_latents(model, params, inputs, rngs, known=known, **options)
+    latents = sample_latents(
+        model, params, inputs, rngs, negative=negative, known=known, **options
+    )
     return codec[1](latents)

@@ -112,11 +112,12 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def null_inputs(self, batch):
-        """The inputs that mean "nothing known", for every key of `entries`.
+    def null_inputs(self, batch, keys=None):
+        """The inputs that mean "nothing known".
 
         Args:
           batch: Dict with the keys of `entries`, as `encode` gives them.
+          keys: Those that are wanted; all keys of `entries` by default.
 
         Returns:
           Dict of arrays shaped like the batch's.
@@ -125,6 +126,7 @@ class Conditioner(nn.Module):
         return {
             key: _make(entry, parent=None).null(batch[key])
             for key, entry in self.entries.items()
+            if keys is None or key in keys
         }
 
     @nn.nowrap

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from ldm_jax.convert.compvis_rows import (
     autoencoder_rows,
     class_embedder_rows,
+    classifier_rows,
     discriminator_rows,
     unet_rows,
 )
 from ldm_jax.convert.state_dict import to_params
 from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
 
@@ -212,6 +214,49 @@ def unet_shapes(original_config):
     ]
     unet = UNet(**unet_kwargs(config))
     return jax.eval_shape(unet.init, jax.random.key(0), *arguments)["params"]
+
+
+def classifier_kwargs(original_config):
+    """Reads the original's EncoderUNetModel options.
+
+    Args:
+      original_config: Dict of the options.
+
+    Returns:
+      Dict of arguments for Classifier.
+
+    Raises:
+      ValueError: If an option is unknown, or asks for what Classifier does not have.
+    """
+    config = dict(num_heads=1, pool="adaptive") | dict(original_config)
+    pool = config.pop("pool")
+    kwargs = unet_kwargs(config) | dict(pool=pool)
+    # There is no way up.
+    kwargs.pop("up_num_heads", None)
+    return kwargs
+
+
+def convert_classifier(state_dict, original_config):
+    """Reads the weights of an EncoderUNetModel.
+
+    Args:
+      state_dict: Dict of its keys, without prefix -> arrays.
+      original_config: Its options.
+
+    Returns:
+      The parameters of Classifier.
+
+    Raises:
+      ValueError: If keys, shapes or options do not fit.
+    """
+    model = Classifier(**classifier_kwargs(original_config))
+    size = original_config["image_size"]
+    latents = _float32(1, size, size, original_config["in_channels"])
+    target = jax.eval_shape(model.init, jax.random.key(0), latents, _float32(1))
+    rows = classifier_rows(
+        model, head_major=not original_config.get("use_new_attention_order", False)
+    )
+    return to_params(rows, state_dict, {"unet": target["params"]})["unet"]
 
 
 def convert_autoencoder(state_dict, ddconfig, embed_dim):

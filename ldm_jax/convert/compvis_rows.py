@@ -31,51 +31,88 @@ def unet_rows(unet, head_major=True, linear_projection=False):
       List of Rows.
     """
     levels = range(len(unet.channel_mult))
-    project = DENSE if linear_projection else POINTWISE_2D
-
-    def attention(theirs, ours, level, up=False):
-        if unet.depth_at(level):
-            return _transformer_rows(theirs, ours, unet.depth_at(level), project)
-        return _attention_rows(theirs, ours, unet.heads_at(level, up)[0], head_major)
-
-    def block(theirs, ours, level, up=False):
-        rows = _res_block_rows(f"{theirs}.0", f"unet/{ours.format('res')}")
-        ours = f"unet/{ours.format('attention')}"
-        return rows + attention(f"{theirs}.1", ours, level, up)
-
-    def resample(theirs, ours):
-        rows = _res_block_rows(theirs, ours)
-        rows += layer_rows(f"{theirs}.op", f"{ours}/conv", CONV)
-        return rows + layer_rows(f"{theirs}.conv", ours, CONV)
-
+    style = (head_major, DENSE if linear_projection else POINTWISE_2D)
     rows = [Row("label_emb.weight", ("label/embed/embedding",), SAME)]
-    rows += layer_rows("time_embed.0", "unet/time_in", DENSE)
+    rows += _down_rows(unet, style)
+    index = 0
+    for level in reversed(levels):
+        for i in range(unet.blocks_at(level) + 1):
+            theirs, ours = f"output_blocks.{index}", f"up_{level}_{{}}_{i}"
+            rows += _block_rows(unet, theirs, ours, level, style, up=True)
+            index += 1
+        if level:
+            # In the level's last block, behind its attention if it has one.
+            theirs = f"output_blocks.{index - 1}.{2 if unet.attends_at(level) else 1}"
+            rows += _resample_rows(theirs, f"unet/up_{level}_resample")
+    rows += norm_rows("out.0", "unet/norm_out")
+    return rows + layer_rows("out.2", "unet/conv_out", CONV)
+
+
+def classifier_rows(classifier, head_major=True):
+    """Maps an EncoderUNetModel with any pooling; ours lies under "unet/".
+
+    Args:
+      classifier: Classifier module.
+      head_major: See `unet_rows`; the pooling itself is always the other way.
+
+    Returns:
+      List of Rows.
+    """
+    rows = _down_rows(classifier, (head_major, None))
+    if classifier.pool.startswith("spatial"):
+        rows += layer_rows("out.0", "unet/pool_in", DENSE)
+        rows += norm_rows("out.1", "unet/norm_out")
+        last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
+        return rows + layer_rows(last, "unet/pool_out", DENSE)
+    rows += norm_rows("out.0", "unet/norm_out")
+    rows += layer_rows("out.3", "unet/pool_out", POINTWISE_2D)
+    pool = "unet/pool/attention"
+    rows += [Row("out.2.positional_embedding", ("unet/pool/position",), DENSE)]
+    num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
+    rows += _qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
+    return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
+
+
+def _down_rows(unet, style):
+    """Rows of the timestep embedding, the way down and the middle."""
+    levels = range(len(unet.channel_mult))
+    rows = layer_rows("time_embed.0", "unet/time_in", DENSE)
     rows += layer_rows("time_embed.2", "unet/time_out", DENSE)
     rows += layer_rows("input_blocks.0.0", "unet/conv_in", CONV)
     index = 1
     for level in levels:
         for i in range(unet.blocks_at(level)):
-            rows += block(f"input_blocks.{index}", f"down_{level}_{{}}_{i}", level)
+            theirs, ours = f"input_blocks.{index}", f"down_{level}_{{}}_{i}"
+            rows += _block_rows(unet, theirs, ours, level, style)
             index += 1
         if level != levels[-1]:
             ours = f"unet/down_{level}_resample"
-            rows += resample(f"input_blocks.{index}.0", ours)
+            rows += _resample_rows(f"input_blocks.{index}.0", ours)
             index += 1
     rows += _res_block_rows("middle_block.0", "unet/middle_res_0")
-    rows += attention("middle_block.1", "unet/middle_attention", levels[-1])
-    rows += _res_block_rows("middle_block.2", "unet/middle_res_1")
-    index = 0
-    for level in reversed(levels):
-        for i in range(unet.blocks_at(level) + 1):
-            theirs, ours = f"output_blocks.{index}", f"up_{level}_{{}}_{i}"
-            rows += block(theirs, ours, level, up=True)
-            index += 1
-        if level:
-            # In the level's last block, behind its attention if it has one.
-            theirs = f"output_blocks.{index - 1}.{2 if unet.attends_at(level) else 1}"
-            rows += resample(theirs, f"unet/up_{level}_resample")
-    rows += norm_rows("out.0", "unet/norm_out")
-    return rows + layer_rows("out.2", "unet/conv_out", CONV)
+    ours = "unet/middle_attention"
+    rows += _any_attention_rows(unet, "middle_block.1", ours, levels[-1], style)
+    return rows + _res_block_rows("middle_block.2", "unet/middle_res_1")
+
+
+def _block_rows(unet, theirs, ours, level, style, up=False):
+    rows = _res_block_rows(f"{theirs}.0", f"unet/{ours.format('res')}")
+    ours = f"unet/{ours.format('attention')}"
+    return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, style, up)
+
+
+def _any_attention_rows(unet, theirs, ours, level, style, up=False):
+    """`style` is (head_major, Transform of the transformers' projections)."""
+    head_major, project = style
+    if unet.depth_at(level):
+        return _transformer_rows(theirs, ours, unet.depth_at(level), project)
+    return _attention_rows(theirs, ours, unet.heads_at(level, up)[0], head_major)
+
+
+def _resample_rows(theirs, ours):
+    rows = _res_block_rows(theirs, ours)
+    rows += layer_rows(f"{theirs}.op", f"{ours}/conv", CONV)
+    return rows + layer_rows(f"{theirs}.conv", ours, CONV)
 
 
 def _res_block_rows(theirs, ours):
@@ -90,16 +127,23 @@ def _res_block_rows(theirs, ours):
 
 
 def _attention_rows(theirs, ours, num_heads, head_major):
-    names = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-    kernels = tuple(f"{name}/kernel" for name in names)
-    biases = tuple(f"{name}/bias" for name in names)
-    split_kernel = split_qkv(num_heads, head_major, POINTWISE_1D)
     return (
         norm_rows(f"{theirs}.norm", f"{ours}/norm")
-        + [Row(f"{theirs}.qkv.weight", kernels, split_kernel)]
-        + [Row(f"{theirs}.qkv.bias", biases, split_qkv(num_heads, head_major, SAME))]
+        + _qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
         + layer_rows(f"{theirs}.proj_out", f"{ours}/attention/out", POINTWISE_1D)
     )
+
+
+def _qkv_rows(theirs, ours, num_heads, head_major):
+    names = [f"{ours}/{name}" for name in ("query", "key", "value")]
+    kernels = tuple(f"{name}/kernel" for name in names)
+    biases = tuple(f"{name}/bias" for name in names)
+    return [
+        Row(
+            f"{theirs}.weight", kernels, split_qkv(num_heads, head_major, POINTWISE_1D)
+        ),
+        Row(f"{theirs}.bias", biases, split_qkv(num_heads, head_major, SAME)),
+    ]
 
 
 def _transformer_rows(theirs, ours, depth, project):

@@ -70,6 +70,7 @@ class Attention(nn.Module):
       head_channels: Channels of one head; their product is the inner width.
       use_bias: Whether queries, keys and values have biases.
       zero_init: The output projection starts at zero.
+      out_channels: Channels of the output; None for those of `x`.
       dtype: Compute type.
     """
 
@@ -77,6 +78,7 @@ class Attention(nn.Module):
     head_channels: int
     use_bias: bool = True
     zero_init: bool = False
+    out_channels: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -98,8 +100,8 @@ class Attention(nn.Module):
         key, value = heads("key", context), heads("value", context)
         out = attention(query, key, value, mask=mask)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
-        project = dense(x.shape[-1], zero=self.zero_init, dtype=self.dtype, name="out")
-        return project(out)
+        width = self.out_channels or x.shape[-1]
+        return dense(width, zero=self.zero_init, dtype=self.dtype, name="out")(out)
 
 
 class AttentionBlock(nn.Module):

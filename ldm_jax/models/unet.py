@@ -116,50 +116,37 @@ class UNet(nn.Module):
             wrong size.
         """
         self._check(latents, context, concat, vector)
-        levels = range(len(self.channel_mult))
-        width = [self.channels * mult for mult in self.channel_mult]
-
-        def block(x, name, level, up=False):
-            x = self._res_block(name.format("res"), width[level])(x, embedding, train)
-            if self.attends_at(level):
-                name = name.format("attention")
-                x = self._attention(name, level, up)(x, context, modulation)
-            return x
-
-        def resample(x, direction, level):
-            name = f"{direction}_{level}_resample"
-            return self._resample(name, x, embedding, train, direction)
-
         x = latents
         if concat is not None:
             concat = jnp.broadcast_to(concat, (*latents.shape[:-1], concat.shape[-1]))
             x = jnp.concatenate([latents, concat], axis=-1)
-        x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
-        embedding = self._embed(timesteps, vector)
-        modulation = embedding if self.adaln_zero else None
-        skips = [x]
-        for level in levels:
-            for i in range(self.blocks_at(level)):
-                x = block(x, f"down_{level}_{{}}_{i}", level)
-                skips.append(x)
-            if level != levels[-1]:
-                x = resample(x, "down", level)
-                skips.append(x)
-
-        x = self._res_block("middle_res_0", width[-1])(x, embedding, train)
-        x = self._attention("middle_attention", levels[-1])(x, context, modulation)
-        x = self._res_block("middle_res_1", width[-1])(x, embedding, train)
-
-        for level in reversed(levels):
+        told = (self._embed(timesteps, vector), context, train)
+        x, skips = self._encode(x, told)
+        for level in reversed(range(len(self.channel_mult))):
             for i in range(self.blocks_at(level) + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(x, f"up_{level}_{{}}_{i}", level, up=True)
+                x = self._block(x, f"up_{level}_{{}}_{i}", level, told, up=True)
             if level:
-                x = resample(x, "up", level)
+                x = self._resample(x, "up", level, told)
 
         x = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name="norm_out")(x)
         x = conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
+
+    def _encode(self, x, told):
+        """Goes down and through the middle; returns (x, what came before it)."""
+        x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
+        skips, last = [x], len(self.channel_mult) - 1
+        for level in range(last + 1):
+            for i in range(self.blocks_at(level)):
+                x = self._block(x, f"down_{level}_{{}}_{i}", level, told)
+                skips.append(x)
+            if level != last:
+                x = self._resample(x, "down", level, told)
+                skips.append(x)
+        x = self._res_block(x, "middle_res_0", last, told)
+        x = self._attention(x, "middle_attention", last, told)
+        return self._res_block(x, "middle_res_1", last, told), skips
 
     def _embed(self, timesteps, vector):
         x = timestep_embedding(timesteps, self.channels)
@@ -168,10 +155,17 @@ class UNet(nn.Module):
         x = dense(width, dtype=self.dtype, name="time_out")(x)
         return x if vector is None else x + vector.astype(x.dtype)
 
-    def _res_block(self, name, features, resample=None):
+    def _block(self, x, name, level, told, up=False):
+        x = self._res_block(x, name.format("res"), level, told)
+        if not self.attends_at(level):
+            return x
+        return self._attention(x, name.format("attention"), level, told, up)
+
+    def _res_block(self, x, name, level, told, resample=None):
         make = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        embedding, _, train = told
         return make(
-            features,
+            self.channels * self.channel_mult[level],
             norm_groups=self.norm_groups,
             dropout=self.dropout,
             scale_shift_norm=self.scale_shift_norm,
@@ -179,16 +173,16 @@ class UNet(nn.Module):
             zero_init=True,
             dtype=self.dtype,
             name=name,
-        )
+        )(x, embedding, train)
 
-    def _attention(self, name, level, up=False):
+    def _attention(self, x, name, level, told, up=False):
         num_heads, head_channels = self.heads_at(level, up)
         depth = self.depth_at(level)
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
             groups, dtype = self.norm_groups, self.dtype
-            block = make(num_heads, groups, zero_init=True, dtype=dtype, name=name)
-            return lambda x, *_: block(x)
+            return make(num_heads, groups, zero_init=True, dtype=dtype, name=name)(x)
+        embedding, context, _ = told
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
         return make(
             num_heads,
@@ -197,11 +191,12 @@ class UNet(nn.Module):
             self.norm_groups,
             dtype=self.dtype,
             name=name,
-        )
+        )(x, context, embedding if self.adaln_zero else None)
 
-    def _resample(self, name, x, embedding, train, direction):
+    def _resample(self, x, direction, level, told):
+        name = f"{direction}_{level}_resample"
         if self.resblock_updown:
-            return self._res_block(name, x.shape[-1], direction)(x, embedding, train)
+            return self._res_block(x, name, level, told, direction)
         make = {"down": Downsample, "up": Upsample}[direction]
         return make(self.conv_resample, dtype=self.dtype, name=name)(x)
 

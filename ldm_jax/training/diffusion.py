@@ -1,9 +1,10 @@
 """The second stage: the denoiser and its conditioners, on latents of a frozen first."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
 from ldm_jax.checkpoint import CheckpointError
@@ -18,16 +19,9 @@ from ldm_jax.training.conditions import (
     frozen_paths,
     initial_weights,
 )
-from ldm_jax.training.freeze import hold
-from ldm_jax.training.optimizer import make_optimizer, make_rate
 from ldm_jax.training.pretrained import load_first_stage
-from ldm_jax.training.state import (
-    Stage,
-    TrainState,
-    accumulate,
-    step_rngs,
-    update_ema,
-)
+from ldm_jax.training.state import Stage
+from ldm_jax.training.update import make_update
 
 
 def make_model(config, first_stage, num_classes=None):
@@ -95,7 +89,7 @@ def measure_scaling_factor(model, params, batches, mesh):
     all processes, posterior samples as in training.
 
     Args:
-      model: LatentDiffusion.
+      model: LatentDiffusion or LatentClassifier.
       params: Weights of the first stage.
       batches: Iterable of global batches with "image".
       mesh: Mesh of the batches.
@@ -145,24 +139,13 @@ def make_stage(config, mesh, data, meta):
       ConfigError: If the config cannot work.
       CheckpointError: If the first stage cannot be read.
     """
-    section = config.first_stage
-    step = meta["first_stage"]["step"] if meta else section.step
-    first = load_first_stage(section.workdir, step)
-    if meta:
-        _check_same_first_stage(first.record, meta["first_stage"])
+    first = open_first_stage(config, meta)
     model = make_model(config, first.module, data.num_classes)
     new = not meta and not config.train.init_from
     initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
-    factor = meta.get("scaling_factor") or section.scaling_factor
-    if factor is None and config.train.init_from:
-        # Those weights know latents of that scale.
-        folder = checkpoint.checkpoint_folder(config.train.init_from)
-        factor = checkpoint.read_meta(folder).get("scaling_factor")
-    if factor is None:
-        batches = data.train_batches(0, count=section.scaling_batches)
-        factor = measure_scaling_factor(model, first.params, batches, mesh)
+    factor = find_scaling_factor(config, model, first.params, mesh, data, meta)
     frozen = {"first_stage": first.params, "scaling_factor": np.float32(factor)}
     record = {
         "first_stage": first.record,
@@ -172,6 +155,56 @@ def make_stage(config, mesh, data, meta):
     }
     stage = _make_steps(config, model, frozen, data.example)
     return stage._replace(initial=initial), record
+
+
+def open_first_stage(config, meta):
+    """Loads the first stage of a stage on latents.
+
+    Args:
+      config: ConfigDict with `first_stage`.
+      meta: What a checkpoint to resume from records; an empty dict for a new run.
+
+    Returns:
+      A FirstStage.
+
+    Raises:
+      ConfigError: If the section names none.
+      CheckpointError: If it cannot be read, or is not the one that the run began with.
+    """
+    section = config.first_stage
+    step = meta["first_stage"]["step"] if meta else section.step
+    first = load_first_stage(section.workdir, step)
+    if meta:
+        _check_same_first_stage(first.record, meta["first_stage"])
+    return first
+
+
+def find_scaling_factor(config, model, params, mesh, data, meta):
+    """The factor that brings latents to unit variance: known, given or measured.
+
+    Args:
+      config: ConfigDict with `first_stage` and `train`.
+      model: See `measure_scaling_factor`.
+      params: Weights of the first stage.
+      mesh: Mesh of the run.
+      data: The run's `Data`.
+      meta: What a checkpoint to resume from records; an empty dict for a new run.
+
+    Returns:
+      Python float.
+
+    Raises:
+      ConfigError: If the latents do not vary.
+    """
+    factor = meta.get("scaling_factor") or config.first_stage.scaling_factor
+    if factor is None and config.train.init_from:
+        # Those weights know latents of that scale.
+        folder = checkpoint.checkpoint_folder(config.train.init_from)
+        factor = checkpoint.read_meta(folder).get("scaling_factor")
+    if factor is None:
+        batches = data.train_batches(0, count=config.first_stage.scaling_batches)
+        factor = measure_scaling_factor(model, params, batches, mesh)
+    return factor
 
 
 def _check_same_first_stage(found, recorded):
@@ -185,53 +218,20 @@ def _check_same_first_stage(found, recorded):
 
 def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
-    train = config.train
-    rate = make_rate(train)
-    freeze = (*train.freeze, *frozen_paths(model.conditioner))
-    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, freeze)
 
-    def init(rng):
+    def draw(rng):
         batch = jax.tree.map(jnp.zeros_like, example)
         try:
-            params = latent_diffusion.init(model, rng, batch)
+            return latent_diffusion.init(model, rng, batch)
         except ValueError as error:
             raise ConfigError(f"unet and conditions do not fit: {error}") from error
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            # A copy: donated buffers must not be shared.
-            ema_params=jax.tree.map(jnp.copy, params) if train.ema_decay else {},
-            opt_state=optimizer.init(params),
-            stats={},
-        )
 
-    def train_step(state, frozen, batch):
-        rng = step_rngs(config.seed, state.step, ("loss",))["loss"]
-
-        def gradients(rows, index, carry):
-            def loss(params):
-                key = jax.random.fold_in(rng, index)
-                params = hold(params, freeze)
-                return latent_diffusion.loss(model, params, frozen, rows, key)
-
-            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-            return (grads, metrics), carry
-
-        (grads, metrics), _ = accumulate(gradients, batch, (), train.accumulate_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if train.ema_decay:
-            ema_params = update_ema(ema_params, params, state.step, train.ema_decay)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate"] = rate(state.step)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            ema_params=ema_params,
-            opt_state=opt_state,
-        )
-        return state, metrics
+    init, train_step = make_update(
+        config,
+        (*config.train.freeze, *frozen_paths(model.conditioner)),
+        draw,
+        functools.partial(latent_diffusion.loss, model),
+    )
 
     def eval_step(state, frozen, batch, rng):
         _, metrics = latent_diffusion.loss(

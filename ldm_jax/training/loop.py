@@ -16,7 +16,7 @@ from ldm_jax import sharding
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.config import ConfigError, choose, to_dict
 from ldm_jax.data.loader import DataError
-from ldm_jax.training import autoencoder, diffusion
+from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.batches import Data
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
 from ldm_jax.training.flops import count_flops
@@ -28,7 +28,11 @@ from ldm_jax.training.speed import Stopwatch
 from ldm_jax.training.state import Stage
 from ldm_jax.training.writer import Console, Writer, format_metrics
 
-STAGES = {"autoencoder": autoencoder.make_stage, "diffusion": diffusion.make_stage}
+STAGES = {
+    "autoencoder": autoencoder.make_stage,
+    "diffusion": diffusion.make_stage,
+    "classifier": classifier.make_stage,
+}
 
 
 @dataclasses.dataclass

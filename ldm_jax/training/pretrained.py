@@ -11,6 +11,7 @@ from ldm_jax import checkpoint
 from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.config import ConfigError, build, differences, to_dict
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import path_name
 from ldm_jax.training.autoencoder import make_first_stage
@@ -198,6 +199,10 @@ def _meaning(config):
     """What weights of a config mean, also where it leaves that to defaults."""
     if config.stage == "autoencoder":
         return {"first_stage": _fields(make_first_stage(config.first_stage))}
+    if config.stage == "classifier":
+        network = build(Classifier, config.classifier, "classifier", out_channels=1)
+        schedule = _schedule_fields(to_dict(config.schedule))
+        return {"classifier": _unet_fields(network), "schedule": schedule}
     entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
     return {
         "unet": _unet_fields(build(UNet, config.unet, "unet", out_channels=1)),

@@ -69,11 +69,11 @@ def draw(trained, case):
     scale = config["guidance_scale"]
 
     def run(params, frozen, latents):
-        told = latent_diffusion.condition(model, params, inputs)
-        untold = null and latent_diffusion.condition(model, params, null)
+        given = [null, inputs] if null else [inputs]
+        told = [latent_diffusion.condition(model, params, batch) for batch in given]
         latents = samplers.sample(
             samplers.make_sampler("ddim", eta=config["eta"]),
-            latent_diffusion.make_denoiser(model, params, told, untold, scale),
+            latent_diffusion.make_denoiser(model, params, told, [scale] * bool(null)),
             latents,
             samplers.make_points(model.schedule, config["ddim_steps"]),
             jax.random.split(jax.random.key(0), len(latents)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax.conditioners import Conditioning
+from ldm_jax.conditioners import Conditioning, make_conditioner
 from ldm_jax.diffusion import guidance
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
@@ -15,87 +15,190 @@ from ldm_jax.diffusion.schedule import (
     predict_x0,
 )
 
-POINT = make_schedule().at(jnp.int32(500))
+SCHEDULE = make_schedule()
+POINT = SCHEDULE.at(jnp.int32(500))
+KEYS = ("caption", "depth", "style")
+INPUTS = {key: jnp.full((2, 1), 1.0 + i) for i, key in enumerate(KEYS)}
+CONDITIONER = make_conditioner({key: {"kind": "raw", "slot": "vector"} for key in KEYS})
 
 
-def denoiser(shift, prediction_type="noise"):
-    def predict(latents, point):
-        output = jnp.tanh(latents * point.timestep / 700 + shift)
-        return (
-            predict_x0(output, latents, point, prediction_type),
-            predict_noise(output, latents, point, prediction_type),
-        )
+def network(shift):
+    def output(latents, point):
+        return jnp.tanh(latents * point.timestep / 700 + shift)
 
-    return predict
+    return output
 
 
 @pytest.fixture
 def arrays():
-    latents, null, given = jax.random.normal(jax.random.key(0), (3, 8, 4, 4, 2))
-    return latents, null[:, :1, :1], given[:, :1, :1]
+    draws = np.random.default_rng(0).standard_normal((4, 8, 4, 4, 2), np.float32)
+    latents, *told = jnp.asarray(draws)
+    return latents, [shift[:, :1, :1] for shift in told]
+
+
+def outputs_of(arrays):
+    latents, told = arrays
+    return [np.asarray(network(shift)(latents, POINT)) for shift in told]
+
+
+# What each evaluation is told.
+
+
+@pytest.mark.parametrize(
+    "scale, told, scales",
+    [
+        (3.0, ["", "cds"], [3.0]),
+        (1, ["cds"], []),
+        (0.0, ["", "cds"], [0.0]),
+        ({"caption": 5.0}, ["ds", "cds"], [5.0]),
+        ({"style": 2, "caption": 5}, ["d", "ds", "cds"], [2, 5]),
+        ({"depth": 1.0, "caption": 5.0}, ["ds", "cds"], [5.0]),
+        ({"caption": 5.0, "depth": 1}, ["s", "cs", "cds"], [5.0, 1]),
+        ({"caption": 5.0, "depth": 5.0, "style": 5.0}, ["", "cds"], [5.0]),
+        (dict.fromkeys(KEYS, 1), ["cds"], []),
+        ({}, ["cds"], []),
+    ],
+)
+def test_plan_says_what_is_told_at_which_scale(scale, told, scales):
+    found, found_scales = guidance.plan(scale, KEYS)
+    assert ["".join(sorted(key[0] for key in keys)) for keys in found] == told
+    assert found_scales == scales
+
+
+def test_traced_scales_are_never_off():
+    scale = jnp.float32(1)
+    for given in (scale, {"caption": scale}):
+        assert len(guidance.plan(given, KEYS)[1]) == 1
+    assert len(guidance.plan(dict.fromkeys(KEYS, scale), KEYS)[1]) == 3
+
+
+def test_untold_inputs_are_null_or_negative():
+    scale = {"style": 2.0, "caption": 5.0}
+    negative = {"caption": jnp.full((2, 1), 7.0)}
+    first, second, last = guidance.plan_inputs(scale, CONDITIONER, INPUTS, negative)[0]
+    null = CONDITIONER.null_inputs(INPUTS)
+    for inputs, style in ((first, null["style"]), (second, INPUTS["style"])):
+        np.testing.assert_array_equal(inputs["caption"], negative["caption"])
+        np.testing.assert_array_equal(inputs["depth"], INPUTS["depth"])
+        np.testing.assert_array_equal(inputs["style"], style)
+    assert all(last[key] is INPUTS[key] for key in KEYS)
+
+
+@pytest.mark.parametrize(
+    "scale, negative, message",
+    [
+        ({"mask": 2.0}, None, "'mask', which is no condition"),
+        (1.0, {"style": INPUTS["style"]}, "'style' need guidance"),
+        ({"caption": 3.0}, {"style": INPUTS["style"]}, "'style' need guidance"),
+        (3.0, {"style": jnp.zeros((2, 5))}, r"'style' of shape \(2, 5\)"),
+        (3.0, {"mask": jnp.zeros((2, 5))}, "caption, depth, style"),
+    ],
+)
+def test_what_does_not_fit_is_refused(scale, negative, message):
+    with pytest.raises(ValueError, match=message) as error:
+        guidance.plan_inputs(scale, CONDITIONER, INPUTS, negative)
+    assert "\n" not in str(error.value)
+
+
+# The guided network.
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_extrapolates_from_null_to_given(arrays, scale):
-    latents, null, given = arrays
-    guided = guidance.guide(denoiser(guidance.pair(null, given)), scale)
-    expected = jax.tree.map(
-        lambda a, b: a + scale * (b - a),
-        denoiser(null)(latents, POINT),
-        denoiser(given)(latents, POINT),
-    )
-    for ours, theirs in zip(guided(latents, POINT), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    latents, told = arrays
+    null, given, _ = outputs_of(arrays)
+    found = guidance.guide(network, told[:2], [scale])(latents, POINT)
+    np.testing.assert_allclose(found, null + scale * (given - null), atol=2e-5)
+
+
+def test_scales_act_one_after_the_other(arrays):
+    latents, told = arrays
+    null, one, both = outputs_of(arrays)
+    found = guidance.guide(network, told, [2.0, 5.0])(latents, POINT)
+    expected = null + 2 * (one - null) + 5 * (both - one)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    ones = guidance.guide(network, told, [1.0, 1.0])(latents, POINT)
+    np.testing.assert_allclose(ones, both, atol=2e-6)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_guiding_x0_and_noise_is_guiding_the_output(arrays, prediction_type):
-    latents, null, given = arrays
-    told = guidance.pair(null, given)
-    x0, noise = guidance.guide(denoiser(told, prediction_type), 4.0)(latents, POINT)
-    outputs = [jnp.tanh(latents * 500 / 700 + shift) for shift in (null, given)]
-    output = outputs[0] + 4.0 * (outputs[1] - outputs[0])
-    expected = predict_x0(output, latents, POINT, prediction_type)
-    np.testing.assert_allclose(x0, expected, atol=1e-4)
-    expected = predict_noise(output, latents, POINT, prediction_type)
-    np.testing.assert_allclose(noise, expected, atol=1e-4)
+def test_guiding_the_output_is_guiding_x0_and_noise(arrays, prediction_type):
+    latents, told = arrays
+    null, given, _ = outputs_of(arrays)
+    found = guidance.guide(network, told[:2], [4.0])(latents, POINT)
+    for read in (predict_x0, predict_noise):
+        a, b, both = (
+            read(output, latents, POINT, prediction_type)
+            for output in (null, given, found)
+        )
+        np.testing.assert_allclose(both, a + 4.0 * (b - a), atol=1e-4)
 
 
 def test_scale_may_be_traced(arrays):
-    latents, null, given = arrays
-    predict = denoiser(guidance.pair(null, given))
-    guided = jax.jit(lambda scale: guidance.guide(predict, scale)(latents, POINT)[1])
-    expected = denoiser(given)(latents, POINT)[1]
+    latents, told = arrays
+    guided = jax.jit(
+        lambda scale: guidance.guide(network, told[:2], [scale])(latents, POINT)
+    )
+    expected = outputs_of(arrays)[1]
     np.testing.assert_allclose(guided(1.0), expected, atol=2e-5)
     assert np.abs(guided(2.0) - expected).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    "scale, off", [(1, True), (1.0, True), (1.5, False), (0, False)]
-)
-def test_only_the_number_one_is_off(scale, off):
-    assert guidance.is_off(scale) == off
-    assert not guidance.is_off(jnp.float32(scale))
+@pytest.mark.parametrize("timestep, guided", [(199, 0), (200, 1), (800, 1), (801, 0)])
+def test_outside_of_the_interval_all_is_told_and_nothing_guided(
+    arrays, timestep, guided
+):
+    latents, told = arrays
+    point = SCHEDULE.at(jnp.int32(timestep))
+    always = guidance.guide(network, told, [2.0, 5.0])(latents, point)
+    found = guidance.guide(network, told, [2.0, 5.0], (200, 800))(latents, point)
+    expected = always if guided else network(told[-1])(latents, point)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    other = network(told[-1])(latents, point) if guided else always
+    assert np.abs(found - other).max() > 0.1
+
+
+def test_interval_is_a_share_of_the_timesteps():
+    assert guidance.timestep_interval(SCHEDULE, (0.0, 1.0)) is None
+    assert guidance.timestep_interval(SCHEDULE, (0, 0.5)) == (0, 499.5)
+    for wrong in ((0.5, 0.4), (-0.1, 1.0), (0.0, 2.0)):
+        with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
+            guidance.timestep_interval(SCHEDULE, wrong)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_spread_back(arrays, share):
+    latents, told = arrays
+    guided = guidance.guide(network, told[:2], [6.0])(latents, POINT)
+    found = guidance.guide(network, told[:2], [6.0], None, share)(latents, POINT)
+    given = outputs_of(arrays)[1]
+    ratios = np.std(given, axis=(1, 2, 3)) / np.std(guided, axis=(1, 2, 3))
+    expected = share * guided * ratios[:, None, None, None] + (1 - share) * guided
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(ratios - 1).min() > 0.1
+    unguided = guidance.guide(network, told[:2], [1.0], None, share)(latents, POINT)
+    np.testing.assert_allclose(unguided, given, atol=1e-5)
 
 
 def test_empty_slots_stay_empty():
     filled = Conditioning(context=jnp.zeros((2, 1, 3)), vector=jnp.ones((2, 5)))
-    paired = guidance.pair(filled, filled)
-    assert paired.concat is None
-    assert paired.context.shape == (4, 1, 3) and paired.vector.shape == (4, 5)
+    joined = guidance.interleave([filled] * 3)
+    assert joined.concat is None
+    assert joined.context.shape == (6, 1, 3) and joined.vector.shape == (6, 5)
 
 
-def test_sharded_batch_stays_on_its_devices(arrays):
+@pytest.mark.parametrize("interval", [None, (200, 800)])
+def test_sharded_batch_stays_on_its_devices(arrays, interval):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    latents, null, given = jax.device_put(arrays, sharding)
+    latents, told = jax.device_put(arrays, sharding)
 
     @jax.jit
-    def guided(latents, null, given):
-        predict = denoiser(guidance.pair(null, given))
-        return guidance.guide(predict, 3.0)(latents, POINT)
+    def guided(latents, told, timestep):
+        point = SCHEDULE.at(timestep)
+        return guidance.guide(network, told, [3.0, 2.0], interval, 0.5)(latents, point)
 
-    program = guided.lower(latents, null, given).compile().as_text()
+    program = guided.lower(latents, told, jnp.int32(500)).compile().as_text()
     assert len(jax.devices()) > 1
     for collective in ("all-to-all", "all-gather", "collective-permute", "all-reduce"):
         assert collective not in program

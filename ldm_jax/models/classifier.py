@@ -1,0 +1,155 @@
+"""The classifier of noisy latents: the U-Net's way down and a pooling.
+
+Dhariwal & Nichol 2021, Sec. 4. Its gradient with respect to the latents steers a
+denoiser that knows of no classes, see `diffusion.steering.classifier_guidance`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.attention import Attention
+from ldm_jax.models.layers import GroupNorm, dense
+from ldm_jax.models.unet import UNet
+
+
+class Classifier(UNet):
+    """Says which class noisy latents are of; fields as in UNet.
+
+    Attributes:
+      out_channels: Number of classes.
+      pool: Row of POOLS, how features become one vector. "attention" knows latents of
+        one size alone, the others take any.
+    """
+
+    pool: str = "attention"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise ValueError(
+                f"unknown pool {self.pool!r}: choose one of {', '.join(POOLS)}"
+            )
+
+    @nn.compact
+    def __call__(self, latents, timesteps, *, train=False):
+        """Applies the network.
+
+        Args:
+          latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+          timesteps: [B]; 0 is the least noisy.
+          train: Whether dropout is live (rng "dropout").
+
+        Returns:
+          Logits, float32 [B, out_channels].
+
+        Raises:
+          ValueError: If the size does not halve evenly at every level, or is another
+            than the one that attention pooling was trained on.
+        """
+        self._check(latents, None, None, None)
+        told = (self._embed(timesteps, None), None, train)
+        x, features = self._encode(latents, told)
+        return POOLS[self.pool](self, x, features).astype(jnp.float32)
+
+    def norm(self, x):
+        """Normalises what the pooling begins with, SiLU included."""
+        return GroupNorm(
+            self.norm_groups, silu=True, dtype=self.dtype, name="norm_out"
+        )(x)
+
+
+class AttentionPool(nn.Module):
+    """Attention of the mean pixel to all pixels and itself (Radford et al. 2021).
+
+    Attributes:
+      num_heads: Heads, which divide the channels.
+      out_channels: Channels of the output.
+      dtype: Compute type.
+    """
+
+    num_heads: int
+    out_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, h, w, c] to [B, out_channels]."""
+        b, h, w, c = x.shape
+        x = x.reshape(b, h * w, c)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
+        shape = x.shape[1:]
+        if self.has_variable("params", "position"):
+            known = self.get_variable("params", "position").shape
+            if known != shape:
+                raise ValueError(
+                    f"this classifier pools {known[0] - 1} pixels by attention, got "
+                    f"{h} x {w}: give latents of the size it was trained on"
+                )
+        init = nn.initializers.normal(c**-0.5)
+        x = x + self.param("position", init, shape).astype(x.dtype)
+        return Attention(
+            self.num_heads,
+            c // self.num_heads,
+            out_channels=self.out_channels,
+            dtype=self.dtype,
+            name="attention",
+        )(x[:, :1], x)[:, 0]
+
+
+def log_prob(classifier, params, latents, timesteps, labels):
+    """Log-probability of classes given noisy latents.
+
+    Args:
+      classifier: Classifier.
+      params: Its weights.
+      latents: Noisy latents [B, h, w, c].
+      timesteps: [B].
+      labels: int32 [B].
+
+    Returns:
+      log p(labels | latents), float32 [B].
+    """
+    logits = classifier.apply({"params": params}, latents, timesteps)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[
+        :, 0
+    ]
+
+
+def _attention(classifier, x, features):
+    num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
+    pool = AttentionPool(
+        num_heads, classifier.out_channels, dtype=classifier.dtype, name="pool"
+    )
+    return pool(classifier.norm(x))
+
+
+def _adaptive(classifier, x, features):
+    x = jnp.mean(classifier.norm(x), axis=(1, 2))
+    width, dtype = classifier.out_channels, classifier.dtype
+    return dense(width, zero=True, dtype=dtype, name="pool_out")(x)
+
+
+def _spatial(classifier, x, features, activate=None):
+    """The means of what every layer says, through two dense layers."""
+    means = [jnp.mean(feature, axis=(1, 2)) for feature in (*features, x)]
+    dtype = classifier.dtype
+    x = dense(2048, dtype=dtype, name="pool_in")(jnp.concatenate(means, axis=-1))
+    x = activate(x) if activate else nn.relu(x)
+    return dense(classifier.out_channels, dtype=dtype, name="pool_out")(x)
+
+
+def _spatial_v2(classifier, x, features):
+    norm = lambda x: classifier.norm(x[:, None, None])[:, 0, 0]  # noqa: E731
+    return _spatial(classifier, x, features, norm)
+
+
+# Poolings of the original: (classifier, last features, those before) -> logits.
+POOLS = {
+    "attention": _attention,
+    "adaptive": _adaptive,
+    "spatial": _spatial,
+    "spatial_v2": _spatial_v2,
+}
