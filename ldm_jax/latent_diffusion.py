@@ -267,6 +267,8 @@ def make_denoiser(
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
     guided = not guidance.is_off(guidance_scale)
+    # Keys and values of the context do not change over a sampler's loop: the compiler
+    # computes them once before it (benchmarks/RESULTS.md).
     told = guidance.pair(null, conditioning) if guided else conditioning
     unet = functools.partial(model.unet.apply, {"params": params["unet"]})
     if tile is not None:
