@@ -37,6 +37,8 @@ def make_denoiser(
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
+    # Keys and values of the context do not change over a sampler's loop: the compiler
+    # computes them once before it (benchmarks/RESULTS.md).
     unet = functools.partial(model.unet.apply, {"params": params["unet"]})
     if tile is not None:
         unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
