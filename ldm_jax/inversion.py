@@ -18,6 +18,7 @@ def invert_latents(
     final_level=None,
     shift=1.0,
     iterations=1,
+    tile=None,
 ):
     """Finds the noise from which DDIM draws given latents; see `samplers.invert`.
 
@@ -34,6 +35,7 @@ def invert_latents(
       final_level: Where the grid ends, see `samplers.make_points`.
       shift: Factor on the noise levels, see there.
       iterations: Evaluations of the network in each step; more find it more exactly.
+      tile: See `latent_diffusion.sample_latents`.
 
     Returns:
       Noise of about unit variance, float32 [B, h, w, c].
@@ -44,7 +46,8 @@ def invert_latents(
     points = samplers.make_points(
         model.schedule, num_steps, spacing, final_level, shift
     )
-    denoiser = make_denoiser(model, params, [condition(model, params, inputs)])
+    told = [condition(model, params, inputs)]
+    denoiser = make_denoiser(model, params, told, tile=tile)
     latents = samplers.invert(denoiser, known, points, iterations=iterations)
     first = jax.tree.map(lambda values: values[0], points)
     return latents / samplers.deviation(first)

@@ -380,7 +380,7 @@ def sample_latents(
         tile=tile,
     )
 
-    noise_rngs, step_rngs = jax.vmap(jax.random.split, out_axes=1)(rngs)
+    noise_rngs, step_rngs = split_rngs(rngs)
     if noise is None:
         noise = samplers.normal(noise_rngs, latent_shape)
     level = jax.tree.map(lambda values: values[start], points)
@@ -398,6 +398,11 @@ def sample_latents(
         hold=None if mask is None else samplers.hold_known(known, mask),
         temperature=temperature,
     )
+
+
+def split_rngs(rngs):
+    """Splits the keys of samples, [B]: for the first noise, and for all later one."""
+    return jax.vmap(jax.random.split, out_axes=1)(rngs)
 
 
 def _first_step(strength, steps):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tests.runs import ROOT
 
 # Modules of `configs` that are no experiments.
-SHARED = ("__init__", "common", "published")
+SHARED = ("__init__", "common", "published", "shapes_tasks")
 
 NAMES = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED

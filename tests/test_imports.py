@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"data", "config"},
     "models": {"models"},
     "conditioners": {"conditioners", "models"},
-    "diffusion": {"diffusion"},
+    "diffusion": {"diffusion", "tiling"},
     "sharding": {"sharding", "config"},
     "checkpoint": {"checkpoint", "sharding", "config"},
     "weights": {"weights", "config", "models"},
@@ -39,8 +39,12 @@ ALLOWED = {
     "latent_diffusion": {"latent_diffusion", "denoiser", "tiling"} | PARTS,
     "inversion": {"inversion", "denoiser", "latent_diffusion"} | PARTS,
     "training": {"training", "latent_diffusion", "weights"} | PARTS,
-    "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
-    "sampling": {"sampling", "inversion", "training", "latent_diffusion"} | PARTS,
+    "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
+    | PARTS,
+    "panels": {"panels", "images", "data"},
+    "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
+    | {"latent_diffusion", "weights"}
+    | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),
 }

@@ -1,5 +1,8 @@
 """Captions for the scenes of `scenes.py`."""
 
+import re
+from typing import NamedTuple
+
 from ldm_jax.data import scenes
 
 # Besides names of colours, grounds and kinds.
@@ -43,6 +46,40 @@ def describe(scene, drawing):
     return f"{text} on {_describe_ground(scene.ground)}"
 
 
+class Said(NamedTuple):
+    """What a caption names.
+
+    Attributes:
+      shapes: (colour, kind) of every shape, the main one first.
+      pattern: Pattern of the ground, a row of `drawing.PATTERNS`.
+      grounds: Its one or two colours, names of `scenes.GROUNDS`.
+    """
+
+    shapes: tuple
+    pattern: str
+    grounds: tuple
+
+
+def read(caption):
+    """Finds the names in a caption: the inverse of `describe`.
+
+    Args:
+      caption: Sentence that `describe` wrote.
+
+    Returns:
+      A Said.
+
+    Raises:
+      ValueError: If no shape or no ground is found.
+    """
+    shapes = tuple(_SHAPE.findall(caption))
+    for pattern, sentence in _GROUND_SENTENCES.items():
+        match = re.search(sentence, caption)
+        if match and shapes:
+            return Said(shapes, pattern, match.groups())
+    raise ValueError(f'"{caption}" is no caption of the data set `shapes`')
+
+
 def _name(shape, size):
     article = "an" if size[0] in "aeiou" else "a"
     return f"{article} {size} {shape.color} {shape.kind}"
@@ -71,3 +108,21 @@ def _describe_ground(ground):
         "checks": f"{first} and {last} checks",
         "clouds": f"{first} and {last} clouds",
     }[ground.pattern]
+
+
+def _any_of(names):
+    return f"({'|'.join(names)})"
+
+
+_SHAPE = re.compile(
+    r" (?:huge|large|small|tiny) "
+    f"{_any_of(scenes.COLORS)} {_any_of(scenes.CLASS_NAMES)}"
+)
+_GROUND = _any_of(scenes.GROUNDS)
+_GROUND_SENTENCES = {
+    "plain": f" on a {_GROUND} background$",
+    "gradient": f" on a background that fades from {_GROUND} to {_GROUND}$",
+    "stripes": f" on {_GROUND} and {_GROUND} stripes$",
+    "checks": f" on {_GROUND} and {_GROUND} checks$",
+    "clouds": f" on {_GROUND} and {_GROUND} clouds$",
+}

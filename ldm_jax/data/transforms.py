@@ -29,34 +29,38 @@ class Crop(NamedTuple):
 
 
 def choose_crop(width, height, size, crop="center", flip=False, rng=None):
-    """Chooses the square to cut out.
+    """Chooses the rectangle to cut out.
 
     Args:
       width: Width of the image in pixels.
       height: Height of the image in pixels.
-      size: Side of the result in pixels.
+      size: Side of the result in pixels, or its (height, width).
       crop: "center" or "random".
       flip: Whether to mirror with probability 1/2.
       rng: NumPy generator; needed for a random crop and for mirroring.
 
     Returns:
-      A Crop whose area is a square of pixels, as large as the image allows.
+      A Crop with the proportions of the result, as large as the image allows.
     """
-    side = min(width, height)
+    rows, columns = _sides(size)
+    # So many pixels of the image become so many of the result.
+    wide = width * rows > height * columns
+    old, new = (height, rows) if wide else (width, columns)
+    cut_width, cut_height = columns * old / new, rows * old / new
     # Places are whole pixels of the rescaled image, as in the original.
-    spare_x = round(width * size / side) - size
-    spare_y = round(height * size / side) - size
+    spare_x = round(width * new / old) - columns
+    spare_y = round(height * new / old) - rows
     if crop == "random":
         left, top = rng.integers(spare_x + 1), rng.integers(spare_y + 1)
-        left, top = left * side / size, top * side / size
+        left, top = left * old / new, top * old / new
     else:
-        left, top = (width - side) / 2, (height - side) / 2
-    left, top = min(left, width - side), min(top, height - side)
+        left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    left, top = min(left, width - cut_width), min(top, height - cut_height)
     return Crop(
         left / width,
         top / height,
-        (left + side) / width,
-        (top + side) / height,
+        (left + cut_width) / width,
+        (top + cut_height) / height,
         bool(flip and rng.random() < 0.5),
     )
 
@@ -67,15 +71,15 @@ def resize_image(image, crop, size):
     Args:
       image: PIL image.
       crop: Crop.
-      size: Side S of the result in pixels.
+      size: Side S of the result in pixels, or its (height, width).
 
     Returns:
       uint8 [S, S, 3].
     """
-    box = _pixels(crop, *image.size)
+    box, shape = _pixels(crop, *image.size), _sides(size)[::-1]
     # reducing_gap shrinks by a whole factor first where much is to be lost.
     bicubic = Image.Resampling.BICUBIC
-    image = image.resize((size, size), bicubic, box=box, reducing_gap=3.0)
+    image = image.resize(shape, bicubic, box=box, reducing_gap=3.0)
     array = np.asarray(image)
     return array[:, ::-1] if crop.flip else array
 
@@ -86,7 +90,7 @@ def resize_labels(data, crop, size):
     Args:
       data: Encoded image of one channel, or array [H, W] or [H, W, 1].
       crop: Crop.
-      size: Side S of the result in pixels.
+      size: Side S of the result in pixels, or its (height, width).
 
     Returns:
       int32 [S, S].
@@ -94,9 +98,9 @@ def resize_labels(data, crop, size):
     plane = decode_plane(data)
     height, width = plane.shape
     left, top, right, bottom = _pixels(crop, width, height)
-    centers = (np.arange(size) + 0.5) / size
-    columns = (left + centers * (right - left)).astype(int).clip(0, width - 1)
-    rows = (top + centers * (bottom - top)).astype(int).clip(0, height - 1)
+    rows, columns = ((np.arange(side) + 0.5) / side for side in _sides(size))
+    columns = (left + columns * (right - left)).astype(int).clip(0, width - 1)
+    rows = (top + rows * (bottom - top)).astype(int).clip(0, height - 1)
     if crop.flip:
         columns = columns[::-1]
     return plane[rows[:, None], columns].astype(np.int32)
@@ -109,7 +113,7 @@ def resize_depth(data, crop, size):
       data: Encoded image of one channel, or array [H, W] or [H, W, 1]; integers are
         scaled by the largest number of their type.
       crop: Crop.
-      size: Side S of the result in pixels.
+      size: Side S of the result in pixels, or its (height, width).
 
     Returns:
       float32 [S, S, 1]; in [0, 1] for integers.
@@ -118,7 +122,7 @@ def resize_depth(data, crop, size):
     top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
     image = Image.fromarray(plane.astype(np.float32) / np.float32(top))
     box = _pixels(crop, *image.size)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    image = image.resize(_sides(size)[::-1], Image.Resampling.BILINEAR, box=box)
     array = np.asarray(image)[..., None]
     return array[:, ::-1] if crop.flip else array
 
@@ -129,7 +133,7 @@ def resize_mask(data, crop, size):
     Args:
       data: Encoded image of one channel, or array [H, W] or [H, W, 1].
       crop: Crop.
-      size: Side S of the result in pixels.
+      size: Side S of the result in pixels, or its (height, width).
 
     Returns:
       bool [S, S]: what lies above half of the mask's largest value.
@@ -193,7 +197,7 @@ def transform(example, size, crop="center", flip=False, rng=None):
 
     Args:
       example: Dict from a source.
-      size: Side S of the pictures in pixels.
+      size: Side S of the pictures in pixels, or their (height, width).
       crop: "center" or "random".
       flip: Whether to mirror with probability 1/2.
       rng: NumPy generator; needed for a random crop and for mirroring.
@@ -207,7 +211,7 @@ def transform(example, size, crop="center", flip=False, rng=None):
     Raises:
       DecodeError: If one of the images cannot be decoded.
     """
-    image = decode(example["image"], least_side=size)
+    image = decode(example["image"], least_side=max(_sides(size)))
     where = choose_crop(*image.size, size, crop, flip, rng)
     result = {}
     for key, value in example.items():
@@ -226,6 +230,11 @@ def transform(example, size, crop="center", flip=False, rng=None):
         gone = ~result["boxes"].any(axis=1)
         result["box_labels"][gone] = -1
     return result
+
+
+def _sides(size):
+    """Height and width of a result."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _text(data):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data import scenes, shapes
+from ldm_jax.data import captions, scenes, shapes
 
 MANY = range(64)
 
@@ -123,6 +123,21 @@ def test_caption_tells_the_color_that_is_seen():
             for name, rgb in scenes.COLORS.items()
         }
         assert main.color in sorted(errors, key=errors.get)[:2]
+
+
+def test_captions_are_read_as_they_were_meant():
+    for index in MANY:
+        scene, drawing = draw(index)
+        said = captions.read(captions.describe(scene, drawing))
+        shapes_said = [(shape.color, shape.kind) for shape in drawing.visible]
+        assert sorted(said.shapes) == sorted(shapes_said)
+        assert said.shapes[0] == shapes_said[0]
+        assert (said.pattern, said.grounds) == scene.ground[:2]
+
+
+def test_other_sentences_are_no_captions():
+    with pytest.raises(ValueError, match="is no caption of the data set"):
+        captions.read("a virus monster is playing guitar, oil on canvas")
 
 
 def test_places_in_the_caption_are_those_of_the_boxes(examples):

@@ -9,6 +9,10 @@ import pytest
 from ldm_jax import sampling, sharding
 from ldm_jax.config import ConfigError
 from ldm_jax.images import read_image
+from ldm_jax.sampling.examples import make_batch
+from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.program import make_draw
+from ldm_jax.sampling.request import make_request
 from tests.runs import command, finish
 
 
@@ -23,34 +27,39 @@ def trained(second_stage):
     return sampling.load_model(second_stage)
 
 
-@pytest.fixture(scope="module")
-def options(trained):
-    return sampling._options(trained, {"guidance_scale": 2.0, "eta": 1.0})
-
-
-def _images(trained, options, devices, batch):
+def _images(trained, devices, batch):
+    options = complete(trained, {"guidance_scale": 2.0, "eta": 1.0})
+    request = make_request(trained, {"labels": ["0", "3", "5"]}, num_samples=8)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    draw = sampling.make_draw(trained, mesh, [0, 3, 5], seed=7, options=options)
-    indices = np.arange(8, dtype=np.int32)
-    return np.concatenate([draw(part) for part in np.split(indices, 8 // batch)])
+    draw, weights = make_draw(trained, mesh, request, 7, options)
+    split = sharding.batch_sharding(mesh)
+    parts = np.split(np.arange(8), 8 // batch)
+    batches = [make_batch(trained, request, 7, part) for part in parts]
+    images = [draw(weights, jax.device_put(batch, split)) for batch in batches]
+    return np.concatenate(images)
 
 
-def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained, options):
-    expected = _images(trained, options, devices=1, batch=8).astype(int)
+def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained):
+    expected = _images(trained, devices=1, batch=8).astype(int)
     assert len(np.unique(expected.reshape(8, -1), axis=0)) == 8
     for devices, batch in ((2, 4), (8, 8), (1, 1)):
-        found = _images(trained, options, devices, batch)
+        found = _images(trained, devices, batch)
         # Rounding may move a value across the edge between two bytes.
         assert np.abs(found - expected).max() <= 1, (devices, batch)
 
 
 def test_a_run_writes_pictures_a_grid_and_the_array(trained, tmp_path, capsys):
     grid = sampling.run(
-        trained, tmp_path, num_samples=5, batch_size=2, labels=["star", "1"], npz=True
+        trained,
+        tmp_path,
+        num_samples=5,
+        batch_size=2,
+        given={"labels": ["star", "1"]},
+        npz=True,
     )
     assert "columns: star, square" in capsys.readouterr().out
     names = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert names == [f"{k:06d}.png" for k in range(5)] + ["grid.png"]
+    assert names == [f"{k:06d}.png" for k in range(5)] + ["grid.png", "sheet.png"]
     assert read_image(grid).shape == (3 * 34 - 2, 2 * 34 - 2, 3)
     with np.load(tmp_path / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (5, 32, 32, 3)
@@ -83,8 +92,8 @@ def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"labels": ["sttar"]}, "no class 'sttar'; did you mean \"star\""),
-        ({"labels": ["8"]}, "there is no class '8'"),
+        ({"given": {"labels": ["sttar"]}}, "no class 'sttar'; did you mean \"star\""),
+        ({"given": {"labels": ["8"]}}, "there is no class '8'"),
         ({"sampler": "ddimm"}, "ddimm"),
         ({"num_steps": 0}, "num_steps must be from 1"),
         ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),

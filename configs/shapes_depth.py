@@ -1,0 +1,33 @@
+"""Depth and text to image on `shapes` at 32 px: two conditions in two slots.
+
+    python train.py --config=configs/shapes_depth.py --workdir=runs/depth \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/depth --outdir=runs/depth/samples \
+        --depth=depth.png --prompt="a large green heart on red stripes" \
+        --guidance_scale=caption=3,depth=1
+    python -m ldm_jax.evaluation.obedience --workdir=runs/depth \
+        --outdir=runs/depth/obeys
+
+A depth map is brighter the farther things are.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
+Variants: `:tiny` (four steps, for tests).
+"""
+
+from configs import shapes_tasks
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    return shapes_tasks.config(
+        variant,
+        inputs=dict(
+            caption=dict(kind="caption", tokenizer="shapes", max_length=52),
+            depth=dict(kind="depth"),
+        ),
+        conditions=dict(
+            caption=shapes_tasks.tokens("text"),
+            depth=dict(kind="spatial", num_stages=2),
+        ),
+        transformer_depth=1,
+        guidance_scale=2.0,
+    )

@@ -1,0 +1,27 @@
+"""Semantic synthesis on `shapes` at 32 px: a map of classes beside the latents.
+
+    python train.py --config=configs/shapes_semantic.py --workdir=runs/semantic \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/semantic --outdir=runs/semantic/samples \
+        --segmentation=map.png
+    python -m ldm_jax.evaluation.obedience --workdir=runs/semantic \
+        --outdir=runs/semantic/obeys
+
+In a map 0 is the ground and k + 1 is class k.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
+Variants: `:tiny` (four steps, for tests).
+"""
+
+from configs import shapes_tasks
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    return shapes_tasks.config(
+        variant,
+        inputs=dict(segmentation=dict(kind="segmentation")),
+        conditions=dict(
+            # Shares of the classes in the pixels of each latent.
+            segmentation=dict(kind="spatial", num_stages=2, num_classes=9)
+        ),
+    )

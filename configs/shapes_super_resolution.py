@@ -1,0 +1,26 @@
+"""Super-resolution on `shapes`, from 8 to 32 px: the small picture beside the latents.
+
+    python train.py --config=configs/shapes_super_resolution.py --workdir=runs/sr \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/sr --outdir=runs/sr/samples --low_res=small.png
+    python -m ldm_jax.evaluation.obedience --workdir=runs/sr --outdir=runs/sr/obeys
+
+Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
+what it reaches.  Variants: how pictures are made small, "bicubic" (the default),
+"bsrgan" or "bsrgan_light", and "tiny" (four steps, for tests): `bsrgan_light,tiny`.
+"""
+
+from configs import common, shapes_tasks
+
+_DEGRADATIONS = ("bicubic", "bsrgan", "bsrgan_light")
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is a degradation, "tiny" or both."""
+    degradation, words = common.parse_variant(variant, _DEGRADATIONS, words=("tiny",))
+    return shapes_tasks.config(
+        ",".join(words),
+        inputs=dict(low_res=dict(kind="low_res", factor=4, degradation=degradation)),
+        # As large as the latents.
+        conditions=dict(low_res=dict(kind="raw", slot="concat")),
+    )

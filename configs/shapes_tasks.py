@@ -1,0 +1,58 @@
+"""What the tasks on `shapes` share: scenes of one to four shapes at 32 px.
+
+Each is the demo's model (`shapes_class.py`) told something else. All of them use one
+first stage, which like each of them trains for minutes on two CPU cores:
+
+    python -m ldm_jax.data.shapes --image_size=32 --num_train=20000
+    python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder \
+        --config.data.name=shapes/32
+
+Whatever the task, conditions are left out of every tenth example, so that guidance, and
+the comparison with a model that is told nothing, are possible.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, shapes_class
+
+
+def config(variant, *, inputs, conditions, guidance_scale=1.0, **unet):
+    """A task on `shapes/32`.
+
+    Args:
+      variant: "" or "tiny".
+      inputs: Section `data.inputs`.
+      conditions: Section `conditions`.
+      guidance_scale: Of previews and samples.
+      **unet: Fields of the U-Net that the conditions need.
+
+    Returns:
+      A ConfigDict.
+
+    Raises:
+      ValueError: On an unknown variant.
+    """
+    _, words = common.parse_variant(variant, words=("tiny",))
+    config = shapes_class.get_config()
+    config.data.name = "shapes/32"
+    config.data.inputs = ConfigDict(inputs)
+    conditions = {key: dict(entry, dropout=0.1) for key, entry in conditions.items()}
+    config.conditions = ConfigDict(conditions)
+    config.unet.update(unet)
+    config.sample.guidance_scale = guidance_scale
+    if words:
+        common.shrink_diffusion(config)
+    return config
+
+
+def tokens(kind):
+    """A transformer that reads captions or layouts, trained with the denoiser."""
+    return dict(
+        kind=kind,
+        vocab_size=common.placeholder(int),
+        max_length=common.placeholder(int),
+        features=64,
+        num_layers=2,
+        num_heads=4,
+        head_channels=16,
+    )

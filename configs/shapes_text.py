@@ -1,0 +1,25 @@
+"""Text to image on `shapes` at 32 px: a transformer trained jointly reads the captions.
+
+    python train.py --config=configs/shapes_text.py --workdir=runs/text \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/text --outdir=runs/text/samples \
+        --prompt="a huge red star on a dark blue background"
+    python -m ldm_jax.evaluation.obedience --workdir=runs/text --outdir=runs/text/obeys
+
+Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
+what it reaches.  Variants: `:tiny` (four steps, for tests).
+"""
+
+from configs import shapes_tasks
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    return shapes_tasks.config(
+        variant,
+        # The longest captions have 52 words and marks, with start and end.
+        inputs=dict(caption=dict(kind="caption", tokenizer="shapes", max_length=52)),
+        conditions=dict(caption=shapes_tasks.tokens("text")),
+        transformer_depth=1,
+        guidance_scale=3.0,
+    )

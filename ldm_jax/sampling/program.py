@@ -1,0 +1,137 @@
+"""The compiled program that draws a batch of samples."""
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import latent_diffusion, sharding
+from ldm_jax.diffusion import samplers
+from ldm_jax.images import to_uint8
+from ldm_jax.inversion import invert_latents
+from ldm_jax.sampling.steer import make_steer
+
+# Options that choose the noise levels; inversion goes back along the same.
+_GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
+
+
+def make_draw(trained, mesh, request, seed, options):
+    """Makes the function that draws samples; see `examples.make_batch` for batches.
+
+    Args:
+      trained: A Trained.
+      mesh: Mesh over the devices of this process.
+      request: A Request.
+      seed: Seed of the run.
+      options: Options of `latent_diffusion.generate`.
+
+    Returns:
+      (draw, weights): the jitted function of weights and a batch on the devices ->
+      images, uint8 [B, H, W, C]; and the weights, on the devices.
+    """
+    model = trained.model
+    factor = model.first_stage.downsampling_factor
+    shape = latent_diffusion.shape_of_latents(model, request.size)
+    weights = {"params": trained.params, "frozen": trained.frozen}
+    if trained.classifier is not None:
+        weights["classifier"] = trained.classifier.params
+    if trained.lpips is not None:
+        weights["lpips"] = trained.lpips
+    weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
+
+    def draw(weights, batch):
+        known = {}
+        if request.starts or request.holds:
+            known["images"] = batch["images"]
+        if request.holds:
+            known["mask"] = hold_cells(batch["hole"], factor)
+        if request.invert or request.path:
+            known["noise"] = _start(model, weights, batch, request, seed, options)
+        images = latent_diffusion.generate(
+            model,
+            weights["params"],
+            weights["frozen"],
+            batch["inputs"],
+            _keys(seed, batch["index"]),
+            latent_shape=shape,
+            negative=batch.get("negative"),
+            steer=make_steer(trained, weights, batch, request.scales),
+            **known,
+            **options,
+        )
+        images = to_uint8(images)
+        if "hole" in batch:
+            # What is known stays as it is, to the bit.
+            images = jnp.where(batch["hole"], images, batch["images"])
+        return images
+
+    return jax.jit(draw), weights
+
+
+def _keys(seed, index):
+    """Typed keys [B]: sample k depends on the seed and k alone."""
+    rng = jax.random.key(seed)
+    return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
+
+
+def _start(model, weights, batch, request, seed, options):
+    """The noise to start from: inverted, on the way between two, or both."""
+    shape = latent_diffusion.shape_of_latents(model, request.size)
+    ends = batch["ends"] if request.path else batch
+    if request.invert:
+        params, frozen = weights["params"], weights["frozen"]
+        grid = {key: options[key] for key in _GRID if key in options}
+        known = latent_diffusion.encode(model, frozen, ends["images"])
+        told = latent_diffusion.encode_inputs(model, frozen, ends["inputs"])
+        noise = invert_latents(model, params, told, known, **grid)
+    else:
+        noise_rngs, _ = latent_diffusion.split_rngs(_keys(seed, ends["index"]))
+        noise = samplers.normal(noise_rngs, shape)
+    if not request.path:
+        return noise
+    noise = noise.reshape(-1, 2, *shape)
+    return slerp(noise[:, 0], noise[:, 1], batch["share"])
+
+
+def hold_cells(hole, factor):
+    """Finds the latents of which every pixel is known.
+
+    Args:
+      hole: bool [B, H, W, 1], true where the picture is to be filled.
+      factor: Downsampling factor f of the first stage.
+
+    Returns:
+      float32 [B, H / f, W / f, 1]: 1 where the latents are held.
+    """
+    size, height, width, _ = hole.shape
+    cells = hole.reshape(size, height // factor, factor, width // factor, factor, 1)
+    return 1.0 - cells.any(axis=(2, 4)).astype(jnp.float32)
+
+
+def slerp(first, last, share):
+    """Interpolates noise along the great circle, which keeps its variance.
+
+    Shoemake 1985; for diffusion Song et al. 2021 (DDIM), Eq. 67.
+
+    Args:
+      first: [B, ...].
+      last: [B, ...].
+      share: [B]; 0 gives `first`, 1 gives `last`.
+
+    Returns:
+      [B, ...].
+    """
+    axes = tuple(range(1, first.ndim))
+    share = share.reshape(-1, *[1] * len(axes))
+
+    def length(x):
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+    product = jnp.sum(first * last, axis=axes, keepdims=True)
+    cosine = jnp.clip(product / (length(first) * length(last)), -1.0, 1.0)
+    angle = jnp.arccos(cosine)
+    sine = jnp.sin(angle)
+    # Almost parallel ones are mixed along the line.
+    small = sine < 1e-4
+    safe = jnp.where(small, 1.0, sine)
+    ahead = jnp.where(small, share, jnp.sin(share * angle) / safe)
+    behind = jnp.where(small, 1.0 - share, jnp.sin((1.0 - share) * angle) / safe)
+    return behind * first + ahead * last

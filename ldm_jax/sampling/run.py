@@ -1,0 +1,188 @@
+"""A sampling run: from flags to PNG files, resumable, the same on any devices.
+
+Sample k is a function of the weights, the settings, the seed and k.  Every process of a
+job draws its own share on its own devices; nothing is communicated.
+"""
+
+import pathlib
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ldm_jax import sharding
+from ldm_jax.config import ConfigError
+from ldm_jax.images import write_png
+from ldm_jax.sampling import files
+from ldm_jax.sampling.examples import collect_conditions, make_batch
+from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.program import make_draw
+from ldm_jax.sampling.request import class_names, make_request
+from ldm_jax.sampling.sheet import write_sheet
+from ldm_jax.tiling import one_behind
+from ldm_jax.training.writer import Console
+
+
+def run(
+    trained,
+    outdir,
+    given=None,
+    *,
+    num_samples=None,
+    size=(None, None),
+    from_data=False,
+    strength=None,
+    invert=False,
+    interpolate=None,
+    classifier_scale=None,
+    guide_scale=None,
+    seed=0,
+    batch_size=16,
+    npz=False,
+    **options,
+):
+    """Draws samples 0 to `num_samples` - 1, those that `outdir` does not hold yet.
+
+    Args:
+      trained: A Trained.
+      outdir: Folder of the pictures.
+      given: What tells the conditions: row of `columns.FLAGS` -> list of strings, such
+        as labels, prompts or files.
+      num_samples: How many samples the folder shall hold; None is 16, or one for each
+        of what is given if that is more.
+      size: (height, width) in pixels; None is the size of training.
+      from_data: Whether held-out examples give what `given` does not; sample k gets
+        example k.
+      strength: Share of the steps to run on the given images, in [0, 1].
+      invert: Whether to start from the noise that DDIM takes the given images to.
+      interpolate: (first, last): samples lie on the way from the noise of sample
+        `first` to that of sample `last`.
+      classifier_scale: Scale of the classifier that steers.
+      guide_scale: Scale of the guiding by pictures.
+      seed: Seed of the run.
+      batch_size: Samples at a time over all devices of a process; rounded up to a
+        multiple of their number.
+      npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
+        `examples.collect_conditions`.
+      **options: Options of `latent_diffusion.generate`, such as `sampler`, `num_steps`,
+        `guidance_scale`, `eta`; what is None is taken from the config.
+
+    Returns:
+      Path of the grid.
+
+    Raises:
+      ConfigError: If an option is wrong or the folder holds samples of other settings.
+    """
+    outdir = pathlib.Path(outdir)
+    request = make_request(
+        trained,
+        given or {},
+        num_samples=num_samples,
+        size=size,
+        from_data=from_data,
+        strength=strength,
+        invert=invert,
+        interpolate=interpolate,
+        classifier_scale=classifier_scale,
+        guide_scale=guide_scale,
+    )
+    options = complete(trained, options | {"strength": strength})
+    settings = {
+        "checkpoint": trained.source,
+        "weights": trained.weights,
+        "first_stage": trained.first_stage,
+        "decoder": trained.decoder,
+        "classifier": trained.classifier and trained.classifier.source,
+        "seed": seed,
+        "conditions": request.record,
+        "options": options,
+    }
+    mine = range(jax.process_index(), request.count, jax.process_count())
+    missing = [k for k in mine if not files.path_of(outdir, k).exists()]
+    if missing:
+        _draw(trained, outdir, request, settings, missing, batch_size, len(mine))
+    else:
+        files.claim(outdir, settings)
+        print(f"all of {len(mine)} samples are there already")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all samples are written")
+    if jax.process_index() == 0:
+        _collect(trained, outdir, request, seed, npz)
+    return outdir / "grid.png"
+
+
+def _draw(trained, outdir, request, settings, missing, batch_size, total):
+    """Draws the missing samples batch by batch and writes each as it comes."""
+    devices = jax.local_devices()
+    mesh = sharding.make_mesh(devices=devices)
+    size = -(-min(batch_size, len(missing)) // len(devices)) * len(devices)
+    start = time.perf_counter()
+    batches = _batches(trained, request, settings["seed"], missing, size)
+    first = next(batches)
+    draw = _lower(trained, request, settings, mesh, first[1])
+    # Only now: what is wrong shall leave no folder behind.
+    files.claim(outdir, settings)
+    if len(missing) < total:
+        print(f"{total - len(missing)} of {total} samples are there already")
+    draw = draw()
+    console, done = Console(len(missing), 0), 0
+    drawn = ((*part, draw(part[1])) for part in _chain(first, batches))
+    # While one batch is written, the devices work on the next.
+    for indices, batch, images in one_behind(drawn):
+        images = np.asarray(images)
+        if not done:
+            seconds = time.perf_counter() - start
+            console.line(f"first batch of {size}, with compilation: {seconds:.1f} s")
+        for row, k in enumerate(indices):
+            if request.source is not None:
+                write_png(outdir / "reference" / f"{k:06d}.png", batch["images"][row])
+            write_png(files.path_of(outdir, k), images[row])
+            console.advance()
+        done += len(indices)
+        console.line(f"{done}/{len(missing)} samples")
+    console.close()
+    seconds = time.perf_counter() - start
+    print(f"{len(missing)} samples in {seconds:.1f} s ({len(missing) / seconds:.2f}/s)")
+
+
+def _batches(trained, request, seed, missing, size):
+    """Yields (numbers of samples, their batch on the host)."""
+    for first in range(0, len(missing), size):
+        indices = missing[first : first + size]
+        # The last batch is filled up, so that one program serves all.
+        padded = np.resize(np.asarray(indices, np.int32), size)
+        yield indices, make_batch(trained, request, seed, padded)
+
+
+def _chain(first, others):
+    yield first
+    yield from others
+
+
+def _lower(trained, request, settings, mesh, batch):
+    """Traces the program; returns what compiles it to a function of host batches."""
+    split = sharding.batch_sharding(mesh)
+    options, seed = settings["options"], settings["seed"]
+    draw, weights = make_draw(trained, mesh, request, seed, options)
+    try:
+        lowered = draw.lower(weights, jax.device_put(batch, split))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+    def compiled():
+        program = lowered.compile()
+        return lambda batch: program(weights, jax.device_put(batch, split))
+
+    return compiled
+
+
+def _collect(trained, outdir, request, seed, npz):
+    """Writes the grid, the sheet, and the array for evaluators, from the files."""
+    labels = request.columns.get("labels")
+    labels = labels and labels.values
+    files.write_grid(outdir, request.count, labels, class_names(trained))
+    write_sheet(trained, request, seed, outdir)
+    if npz:
+        conditions = collect_conditions(trained, request, seed)
+        files.write_array(outdir, request.count, conditions)

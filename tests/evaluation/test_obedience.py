@@ -1,0 +1,186 @@
+"""Judging pictures: agreement, the judge, restoration, and a model from end to end."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.config import ConfigError
+from ldm_jax.data import shapes
+from ldm_jax.evaluation import conditions, judge, restoration
+from ldm_jax.evaluation.agreement import AGREEMENTS, agreement, chance
+from ldm_jax.evaluation.truth import COLORS, stack, truth
+from ldm_jax.images import to_float
+from ldm_jax.models.autoencoder import IdentityAutoencoder
+from tests.sampling.common import make_trained
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return judge.draw_scenes(160, 32)
+
+
+def seen_as_they_are(true):
+    """What a judge that errs in nothing says."""
+    count, segmentation = len(true["label"]), true["segmentation"]
+    colors = true["colors"][np.arange(count)[:, None, None], segmentation]
+    seen = {key: true[key].copy() for key in ("label", "color", "pattern")}
+    seen |= {"segmentation": segmentation.copy(), "colors": np.maximum(colors, 0)}
+    return seen | {"ground": true["grounds"].argmax(1)}
+
+
+def test_scenes_agree_with_themselves(scenes):
+    found = agreement(scenes, seen_as_they_are(scenes))
+    assert found == dict.fromkeys(AGREEMENTS, 1.0)
+
+
+@pytest.mark.parametrize("key", ["label", "color", "pattern", "ground"])
+def test_what_is_wrong_of_the_whole_lowers_its_own_row(scenes, key):
+    seen = seen_as_they_are(scenes)
+    seen[key][::4] = (seen[key][::4] + 3) % 5
+    wrong = {"label": "class"}.get(key, key)
+    found = agreement(scenes, seen)
+    assert 0.7 < found.pop(wrong) < 0.85
+    assert set(found.values()) == {1.0}
+
+
+def test_a_shape_that_is_missing_or_in_excess_is_no_agreement(scenes):
+    true = {key: value[:1] for key, value in scenes.items()}
+    kind = int(true["label"][0]) + 1
+    missing, excess = seen_as_they_are(true), seen_as_they_are(true)
+    missing["segmentation"][missing["segmentation"] == kind] = 0
+    other = int(np.flatnonzero(true["colors"][0] < 0)[-1])
+    excess["segmentation"][0, :3, :3] = other
+    count = int(np.sum(true["colors"] >= 0))
+    assert agreement(true, excess)["shapes"] == pytest.approx(
+        2 * count / (2 * count + 1)
+    )
+    found = agreement(true, missing)
+    assert found["shapes"] == pytest.approx(2 * (count - 1) / (2 * count - 1))
+    assert found["box_iou"] == pytest.approx((count - 1) / count)
+    assert found["foreground_iou"] < 0.5
+
+
+def test_colors_count_by_shape(scenes):
+    seen = seen_as_they_are(scenes)
+    seen["colors"] = (seen["colors"] + 1) % len(COLORS)
+    found = agreement(scenes, seen)
+    assert found["shapes"] == 1 and found["colored_shapes"] == 0
+
+
+def test_chance_is_what_shuffled_scenes_give(scenes):
+    found = chance(scenes, seen_as_they_are(scenes))
+    assert 0.08 < found["class"] < 0.18 and 0.06 < found["color"] < 0.15
+    assert found["pixels"] < 0.8 and found["box_iou"] < 0.15
+
+
+def test_other_data_are_refused():
+    example = shapes.example(0, "train", 0, SIZE)
+    with pytest.raises(ConfigError, match="the data has no caption, boxes"):
+        truth({k: v for k, v in example.items() if k not in ("caption", "boxes")})
+    with pytest.raises(ConfigError, match="is no caption of the data set"):
+        truth(example | {"caption": "a cat"})
+
+
+def test_a_judge_learns_and_is_kept(tmp_path, capsys):
+    sizes = dict(num_steps=60, num_scenes=256)
+    load = lambda: judge.load_judge(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
+    first = load()
+    held_out = judge.draw_scenes(200, SIZE, seed=5)
+    seen = first(held_out["image"])
+    assert {key: value.shape for key, value in seen.items()} == {
+        **dict.fromkeys(("label", "color", "ground", "pattern"), (200,)),
+        **dict.fromkeys(("segmentation", "colors"), (200, SIZE, SIZE)),
+    }
+    found, blind = agreement(held_out, seen), chance(held_out, seen)
+    assert found["color"] > 3 * blind["color"]
+    assert "training one" in capsys.readouterr().out
+    again = load()(held_out["image"][:7])
+    assert "training" not in capsys.readouterr().out
+    for key, value in again.items():
+        np.testing.assert_array_equal(value, seen[key][:7])
+
+
+def test_a_judge_needs_sizes_that_it_can_halve(tmp_path):
+    with pytest.raises(ConfigError, match="30 px cannot be judged"):
+        judge.load_judge(tmp_path, IdentityAutoencoder(), {}, 30)
+
+
+def test_loss_is_least_for_the_truth(scenes):
+    true = {key: value[:8] for key, value in scenes.items()}
+    seen = seen_as_they_are(true)
+    counts = dict(label=8, color=10, ground=11, pattern=5, segmentation=9, colors=10)
+    said = {key: 50.0 * np.eye(counts[key])[value] for key, value in seen.items()}
+    # Of two grounds either is right, so half is as sure as one can be.
+    said["ground"] = 50.0 * true["grounds"]
+    entropy = np.mean(np.log(true["grounds"].sum(1)))
+    assert judge.loss(said, true) == pytest.approx(entropy, abs=1e-4)
+    for key in said:
+        worse = said | {key: np.roll(said[key], 1, axis=-1)}
+        assert judge.loss(worse, true) > entropy + 1
+
+
+def test_baselines_keep_what_is_known():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    hole = np.zeros((3, SIZE, SIZE, 1), np.float32)
+    hole[:, 2:9, 4:] = 1
+    masked = np.where(hole > 0, np.float32(-1), to_float(images))
+    filled = restoration.baseline(
+        {"masked_image": np.concatenate([masked, hole], axis=-1)}, SIZE
+    )
+    known = hole[..., 0] == 0
+    np.testing.assert_array_equal(filled[known], images[known])
+    np.testing.assert_allclose(
+        filled[0][~known[0]], np.tile(images[0][known[0]].mean(0), (84, 1)), atol=1
+    )
+    flat = np.full((2, 4, 4, 3), 0.25, np.float32)
+    large = restoration.baseline({"low_res": flat}, SIZE)
+    assert large.shape == (2, SIZE, SIZE, 3) and np.ptp(large) == 0
+    assert restoration.baseline({"label": np.zeros(3)}, SIZE) is None
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+def test_a_model_is_measured_from_end_to_end(one_device, shapes_dir):
+    model = make_trained("masked_image", data_dir=str(shapes_dir))
+    told = []
+
+    def watch(images):
+        """Says of every picture what is true of the held-out scenes."""
+        told.append(images)
+        return seen_as_they_are(true)
+
+    examples = [shapes.example(0, "validation", k, 32) for k in range(5)]
+    true = stack([truth(example) for example in examples])
+    small = true["segmentation"][:, 1::2, 1::2]
+    true |= {"segmentation": small}
+    record, grid = conditions.measure(model, watch, 5, batch_size=3)
+    json.dumps(record)
+    assert record["num_samples"] == 5 and record["options"]["num_steps"] == 2
+    assert grid.dtype == np.uint8
+    assert list(record["agreement"]) == [
+        *("real", "reconstructed", "samples", "dropped", "chance")
+    ]
+    assert record["agreement"]["real"]["class"] == 1.0
+    real, again, samples, dropped = told
+    np.testing.assert_array_equal(real, again)  # There is no first stage.
+    assert np.any(samples != dropped)
+    restored = record["restoration"]
+    assert list(restored) == ["baseline", "reconstructed", "samples", "dropped"]
+    assert restored["reconstructed"]["psnr"] == 100
+    # What is known stays, also in what is told nothing.
+    assert np.mean(samples == real) > 0.3 and np.mean(dropped == real) > 0.3
+
+
+def test_there_must_be_something_to_obey(shapes_dir):
+    model = make_trained(scale=0, data_dir=str(shapes_dir))
+    with pytest.raises(ConfigError, match="there is nothing to obey"):
+        conditions.measure(model, None, 4)

@@ -1,0 +1,116 @@
+"""Models of random weights, on pixels: for tests of sampling, without training."""
+
+import jax
+import numpy as np
+from PIL import Image
+
+from configs import common
+from ldm_jax import latent_diffusion
+from ldm_jax.data.inputs import apply_inputs, make_inputs
+from ldm_jax.data.scenes import CLASS_NAMES
+from ldm_jax.data.shapes import example
+from ldm_jax.data.transforms import transform
+from ldm_jax.sampling import Trained
+from ldm_jax.training.diffusion import make_model
+from ldm_jax.training.pretrained import load_first_stage
+
+SIZE = 16
+
+# Batch key -> (entry of data.inputs, entry of conditions), of every kind of input.
+PARTS = {
+    "label": (None, dict(kind="class_label", slot="vector", num_classes=8)),
+    "caption": (
+        dict(kind="caption", tokenizer="shapes", max_length=12),
+        dict(
+            kind="text",
+            vocab_size=100,
+            features=16,
+            num_layers=1,
+            max_length=12,
+            null_ids=(2, 3, 0),
+        ),
+    ),
+    "boxes": (
+        dict(kind="layout", vocab_size=65, max_objects=4),
+        dict(kind="layout", vocab_size=65, features=16, num_layers=1, max_length=14),
+    ),
+    "segmentation": (
+        dict(kind="segmentation"),
+        dict(kind="spatial", num_stages=0, num_classes=9),
+    ),
+    "depth": (dict(kind="depth"), dict(kind="spatial", num_stages=0)),
+    "low_res": (
+        dict(kind="low_res", factor=2),
+        dict(kind="spatial", num_stages=1, multiplier=2.0),
+    ),
+    "style": (dict(kind="image"), dict(kind="encoded")),
+    "masked_image": (dict(kind="masked_image"), dict(kind="masked_image")),
+    "embedding": (dict(kind="feature"), dict(kind="raw", slot="vector", features=64)),
+}
+
+
+def make_trained(*keys, scale=0.2, data_dir=None):
+    """Makes a model that is told the PARTS of these keys; at scale 0 weightless."""
+    parts = {key: PARTS[key] for key in keys}
+    config = common.diffusion(
+        data=common.data(name="shapes/32", image_size=SIZE, data_dir=data_dir),
+        conditions={key: entry for key, (_, entry) in parts.items()},
+        unet=dict(
+            channels=16,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_factors=(),
+            num_heads=1,
+            transformer_depth=1,
+            norm_groups=8,
+        ),
+        schedule=common.schedule(prediction_type="v"),
+        sample=common.sample(num_steps=2, guidance_scale=2.0),
+    )
+    config.data.inputs = {key: make for key, (make, _) in parts.items() if make}
+    first = load_first_stage("identity")
+    model = make_model(config, first.module, 8)
+    inputs = make_inputs(config.data.inputs)
+    return Trained(
+        model=model,
+        params=_random_params(model, inputs, scale) if scale else None,
+        frozen={"first_stage": {}, "scaling_factor": np.float32(1)},
+        config=config,
+        inputs=inputs,
+        class_names=list(CLASS_NAMES),
+        source="random",
+        weights="params",
+        first_stage="identity",
+    )
+
+
+def _random_params(model, inputs, scale):
+    scene = example(0, "train", 0, SIZE) | {"embedding": np.zeros(4, np.float32)}
+    rng = np.random.default_rng(0)
+    batch = apply_inputs(inputs, transform(scene, SIZE), rng)
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], batch)
+    shapes = jax.eval_shape(
+        lambda rng: latent_diffusion.init(model, rng, batch), jax.random.key(0)
+    )
+    return random_weights(shapes, scale)
+
+
+def random_weights(shapes, scale):
+    """Weights drawn on the host, so that nothing is compiled."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(0, scale, leaf.shape).astype(leaf.dtype), shapes
+    )
+
+
+def write_image(path, array):
+    """Writes an array as an image file; returns its path as a string."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array)).save(path)
+    return str(path)
+
+
+def picture(seed=0, height=SIZE, width=SIZE):
+    """A picture of random colours, uint8 [height, width, 3]."""
+    shape = (height, width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

@@ -1,0 +1,221 @@
+"""Flags: which go together, what is missing, what is superfluous."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ldm_jax.config import ConfigError
+from ldm_jax.sampling.examples import make_batch
+from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
+from ldm_jax.sampling.request import make_request
+from tests.sampling.common import make_trained, picture, write_image
+
+MODELS = {
+    "none": (),
+    "class": ("label",),
+    "text": ("caption",),
+    "layout": ("boxes",),
+    "small": ("low_res",),
+    "fill": ("masked_image",),
+    "maps": ("segmentation", "depth"),
+    "style": ("caption", "style"),
+    "vector": ("embedding",),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Models by name; only their config matters here."""
+    return {name: make_trained(*keys, scale=0) for name, keys in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One file for each flag."""
+    folder = tmp_path_factory.mktemp("files")
+    found = {
+        name: write_image(folder / f"{name}.png", picture())
+        for name in ("image", "style", "low_res")
+    }
+    plane = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    found["mask"] = write_image(folder / "mask.png", plane)
+    found["segmentation"] = write_image(folder / "segmentation.png", plane // 32)
+    found["depth"] = write_image(folder / "depth.png", plane)
+    found["prompt"], found["labels"] = "a red star", "star"
+    found["layout"] = str(folder / "layout.json")
+    layout = [{"label": "star", "box": [0.1, 0.2, 0.5, 0.9]}]
+    (folder / "layout.json").write_text(json.dumps(layout))
+    found["features"] = str(folder / "features.npy")
+    np.save(folder / "features.npy", np.zeros((2, 4), np.float32))
+    return found
+
+
+def ask(model, files, flags, **options):
+    return make_request(model, {flag: [files[flag]] for flag in flags}, **options)
+
+
+@pytest.mark.parametrize(
+    "name, flags, options, message",
+    [
+        ("text", (), {}, "told caption: give --prompt (or --prompts_file), or --from_"),
+        ("layout", (), {}, "told boxes: give --layout, or --from_data"),
+        ("small", (), {}, "told low_res: give --low_res or --image, or --from_data"),
+        ("fill", (), {}, "give --image and --mask, or --from_data"),
+        ("fill", ("image",), {}, "--image needs --mask for this model"),
+        ("fill", ("mask",), {}, "--mask needs --image for this model"),
+        ("maps", ("depth",), {}, "told segmentation: give --segmentation"),
+        ("style", ("prompt",), {}, "told style: give --style or --image"),
+        ("vector", (), {}, "told embedding: give --features"),
+        (
+            "class",
+            ("prompt",),
+            {},
+            "--prompt (or --prompts_file) tells this model noth",
+        ),
+        ("class", ("prompt",), {}, "its conditions take --labels"),
+        ("none", ("labels",), {}, "take no flag, it was trained without"),
+        ("class", ("mask",), {}, "--mask needs an image to work on: give --image"),
+        ("class", (), {"strength": 0.5}, "--strength=0.5 needs an image"),
+        ("class", (), {"invert": True}, "--invert needs an image"),
+        ("class", ("image",), {}, "--image tells this model nothing beyond the other"),
+        ("small", ("low_res", "image"), {}, "--image tells this model nothing"),
+        ("class", ("image",), {"strength": 0.5, "invert": True}, "leave one out"),
+        ("none", (), {"size": (18, 17)}, "--width=17 is no multiple of 2"),
+        ("none", (), {"size": (0, 16)}, "use --height=2"),
+        ("none", (), {"interpolate": (0, 1), "num_samples": 1}, "--num_samples=2"),
+    ],
+)
+def test_wrong_combinations_name_the_flags(
+    name, flags, options, message, models, files
+):
+    with pytest.raises(ConfigError) as error:
+        ask(models[name], files, flags, **options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, flags, options",
+    [
+        ("none", (), {}),
+        ("none", ("image",), {"strength": 0.0}),
+        ("none", ("image", "mask"), {"strength": 0.5}),
+        ("none", ("image",), {"invert": True, "interpolate": (0, 1)}),
+        ("text", ("prompt",), {}),
+        ("text", ("prompt", "image"), {"strength": 1.0}),
+        ("small", ("low_res",), {}),
+        ("small", ("image",), {}),
+        ("small", ("low_res", "image"), {"strength": 0.5}),
+        ("fill", ("image", "mask"), {}),
+        ("maps", ("segmentation", "depth"), {}),
+        ("style", ("prompt", "style"), {}),
+        ("style", ("prompt", "image"), {}),
+        ("vector", ("features",), {}),
+    ],
+)
+def test_right_combinations_make_a_batch(name, flags, options, models, files):
+    request = ask(models[name], files, flags, **options)
+    batch = make_batch(models[name], request, 0, [0, 1])
+    assert batch["inputs"].keys() == set(MODELS[name])
+    assert all(len(value) == 2 for value in batch["inputs"].values())
+    assert ("hole" in batch) == ("mask" in flags)
+
+
+def test_sample_k_takes_input_k_in_turn(models, tmp_path):
+    for k in (2, 0, 1):
+        write_image(tmp_path / "pictures" / f"{k}.png", picture(k))
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a blue ring\n\na huge heart\n")
+    given = {
+        "prompt": ["a red star"],
+        "prompts_file": [str(lines)],
+        "style": [str(tmp_path / "pictures")],
+    }
+    model = models["style"]
+    request = make_request(model, given | {"style": [*given["style"]] * 6})
+    assert request.count == 18  # One for each of the pictures.
+    told = make_batch(model, request, 0, range(7))["inputs"]
+    for k in range(7):
+        np.testing.assert_array_equal(told["style"][k], picture(k % 3))
+    tokens = model.inputs["caption"].tokenizer(["a red star", "a blue ring"])
+    np.testing.assert_array_equal(told["caption"][[0, 4]], tokens)
+
+
+def test_settings_know_contents_not_names(models, tmp_path):
+    def record(seed, name):
+        path = write_image(tmp_path / name, picture(seed))
+        return make_request(models["small"], {"low_res": [path]}).record
+
+    assert record(0, "a.png") == record(0, "b.png") != record(1, "a.png")
+
+
+@pytest.mark.parametrize(
+    "flag, content, message",
+    [
+        ("image", None, "--image: there is no file or folder"),
+        ("image", b"no image", "--image: cannot read"),
+        ("mask", np.zeros((16, 16), np.uint8), "leaves nothing to fill"),
+        ("mask", np.full((16, 32), 255, np.uint8), "give both the same proportions"),
+        ("segmentation", picture(), "expected one channel"),
+        ("segmentation", np.full((16, 16), 200, np.uint8), "label 200 is out of range"),
+        ("layout", b"{}", "a layout is a list of objects"),
+        ("layout", b'[{"label": "cat", "box": [0, 0, 1, 1]}]', "choose from circle"),
+        ("features", b"none", "is no NumPy array"),
+        ("prompts_file", b"\n", "holds no prompt"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    flag, content, message, models, files, tmp_path
+):
+    path = tmp_path / "file.png"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        write_image(path, content)
+    used = {
+        "image": ("fill", ("mask",)),
+        "mask": ("fill", ("image",)),
+        "segmentation": ("maps", ("depth",)),
+        "layout": ("layout", ()),
+        "features": ("vector", ()),
+        "prompts_file": ("text", ()),
+    }
+    name, others = used[flag]
+    given = {flag: [str(path)]} | {other: [files[other]] for other in others}
+    with pytest.raises(ConfigError) as error:
+        request = make_request(models[name], given)
+        make_batch(models[name], request, 0, [0])
+    assert message in str(error.value)
+
+
+def test_guidance_flags_are_read():
+    assert parse_scale("4.5") == 4.5
+    assert list(parse_scale("caption=5, depth=1.5").items()) == [
+        ("caption", 5.0),
+        ("depth", 1.5),
+    ]
+    assert parse_interval("0.2,0.8") == (0.2, 0.8)
+    assert parse_pair("0,7") == (0, 7)
+    for parse, text in [
+        (parse_scale, "4,5"),
+        (parse_scale, "caption=5,3"),
+        (parse_scale, "much"),
+        (parse_interval, "0.8,0.2"),
+        (parse_pair, "3"),
+    ]:
+        with pytest.raises(ConfigError, match=f"={text}"):
+            parse(text)
+
+
+def test_guidance_names_the_conditions(models):
+    for name, scale, message in [
+        ("maps", {"caption": 2.0}, "no condition 'caption'; it has depth, segm"),
+        ("none", 2.0, "this one has none: use --guidance_scale=1"),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            complete(models[name], {"guidance_scale": scale})
+        assert message in str(error.value)
+    assert complete(models["none"], {})["guidance_scale"] == 1
+    assert complete(models["none"], {"tile": 8})["tile"] == 8
+    with pytest.raises(ConfigError, match="--tile=7 is no multiple of 2.*--tile=8"):
+        complete(models["none"], {"tile": 7})
