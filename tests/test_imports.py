@@ -36,7 +36,7 @@ ALLOWED = {
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
     "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
-    "training": {"training", "latent_diffusion", "weights"} | PARTS,
+    "training": {"training", "latent_diffusion", "weights", "panels"} | PARTS,
     "evaluation": {"evaluation", "training", "weights", "tiling", "cli"} | PARTS,
     "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "panels": {"panels", "images", "data"},
