@@ -78,7 +78,9 @@ _INVERT = flags.DEFINE_bool(
     "invert", False, "Start from the noise that DDIM finds for --image."
 )
 _INTERPOLATE = flags.DEFINE_string(
-    "interpolate", None, "A,B: from the noise of sample A to that of sample B."
+    "interpolate",
+    None,
+    "A,B: all told what sample A is, from its noise to that of sample B.",
 )
 _HEIGHT = flags.DEFINE_integer("height", None, "In pixels; as in training if unset.")
 _WIDTH = flags.DEFINE_integer("width", None, "In pixels; as in training if unset.")

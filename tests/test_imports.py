@@ -38,7 +38,7 @@ ALLOWED = {
     "denoiser": {"denoiser", "diffusion", "tiling"},
     "latent_diffusion": {"latent_diffusion", "denoiser", "tiling"} | PARTS,
     "inversion": {"inversion", "denoiser", "latent_diffusion"} | PARTS,
-    "training": {"training", "latent_diffusion", "weights"} | PARTS,
+    "training": {"training", "latent_diffusion", "weights", "panels"} | PARTS,
     "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
     | PARTS,
     "panels": {"panels", "images", "data"},

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from ldm_jax import panels
 from ldm_jax.data import input_kinds
 from ldm_jax.images import read_image, write_png
-from ldm_jax.sampling.examples import make_example, make_row
+from ldm_jax.sampling.examples import make_example, make_row, told_as
 from ldm_jax.sampling.files import path_of
 from ldm_jax.sampling.request import class_names, num_classes
 
@@ -49,8 +49,9 @@ def write_sheet(trained, request, seed, outdir):
 
 
 def _make_card(trained, request, seed, outdir, k):
-    example = make_example(trained, request, k)
-    row = make_row(trained, request, seed, k, example)
+    told = told_as(request, k)
+    example = make_example(trained, request, told)
+    row = make_row(trained, request, seed, told, example)
     sample = read_image(path_of(outdir, k))
     shape = _panel_shape(*sample.shape[:2])
     names = trained.config.data.get("box_names") or trained.class_names
@@ -68,7 +69,7 @@ def _make_card(trained, request, seed, outdir, k):
     shown.append((f"sample {k}", panels.fit(sample, shape)))
     if request.source is not None:
         shown.append(("held out", panels.fit(example["image"], shape)))
-    return Card(shown, _text(trained, request, example, k))
+    return Card(shown, _text(trained, request, example, told))
 
 
 def _given(row, shape):
