@@ -413,7 +413,7 @@ def _first_step(strength, steps):
         return steps - running
     raise ValueError(
         f"strength {strength} of {steps} steps must leave 1 to {steps} of them: give "
-        f"{1 / steps:.2g} to 1, or 0 for the image as it is, or more steps"
+        f"{-(-1000 // steps) / 1000:g} to 1, or 0 for the image as it is, or more steps"
     )
 
 
