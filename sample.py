@@ -70,6 +70,9 @@ _FROM_DATA = flags.DEFINE_bool(
     "Take what no flag gives from the held-out data of the run, for sample k from "
     "example k, and keep its picture in reference/.",
 )
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where prepared data sets lie, for --from_data."
+)
 
 _STRENGTH = flags.DEFINE_float(
     "strength", None, "Image to image: share of the steps, 0 gives --image back."
@@ -109,9 +112,11 @@ _GUIDANCE_RESCALE = flags.DEFINE_float(
 _CLASSIFIER = flags.DEFINE_string(
     "classifier", None, "Workdir of a classifier that steers towards --labels."
 )
-_CLASSIFIER_SCALE = flags.DEFINE_float("classifier_scale", None, "How strongly.")
+_CLASSIFIER_SCALE = flags.DEFINE_float(
+    "classifier_scale", None, "How strongly, 3 if unset."
+)
 _GUIDE_SCALE = flags.DEFINE_float(
-    "guide_scale", None, "How strongly --guide_image steers."
+    "guide_scale", None, "How strongly --guide_image steers, 10 if unset."
 )
 _GUIDE_LPIPS = flags.DEFINE_string(
     "guide_lpips",
@@ -165,6 +170,8 @@ def main(argv):
         classifier=_CLASSIFIER.value,
         lpips=_GUIDE_LPIPS.value,
     )
+    if _DATA_DIR.value:
+        model.config.data.data_dir = _DATA_DIR.value
     sampling.run(
         model,
         _OUTDIR.value,

@@ -56,7 +56,11 @@ def _make_card(trained, request, seed, outdir, k):
     shape = _panel_shape(*sample.shape[:2])
     names = trained.config.data.get("box_names") or trained.class_names
     shown = []
-    if request.starts or "hole" in row:
+    if request.invert and request.path:
+        ends = (make_example(trained, request, end) for end in request.path[:2])
+        images = (panels.fit(example["image"], shape) for example in ends)
+        shown += zip(("from", "to"), images, strict=True)
+    elif request.starts or "hole" in row:
         shown.append(("image", _given(row, shape)))
     for key, make in trained.inputs.items():
         if "hole" in row and isinstance(make, input_kinds.MaskedImage):
