@@ -22,6 +22,7 @@ import numpy as np
 
 from configs import shapes_class
 from ldm_jax import latent_diffusion, sampling
+from ldm_jax.evaluation.judge import load_judge
 from ldm_jax.images import to_uint8
 from ldm_jax.training import loop
 from ldm_jax.training.pretrained import load_first_stage
@@ -71,20 +72,19 @@ def make_config(way, steps, first_stage, data_dir):
     return config
 
 
-def make_judge(first_stage, image_size):
-    """The function that says what pictures show.
+def make_judge(folder, first_stage, image_size):
+    """The function that says what pictures show; trained the first time.
 
     Args:
+      folder: Where it is kept.
       first_stage: Workdir of the first stage.
       image_size: Side of the pictures.
 
     Returns:
       Function uint8 [N, S, S, 3] -> class labels, int [N].
     """
-    # Here, as it trains a judge the first time.
-    from ldm_jax.evaluation.judge import load_judge
-
-    judge = load_judge(first_stage, load_first_stage(first_stage), image_size)
+    first = load_first_stage(first_stage)
+    judge = load_judge(folder, first.module, first.params, image_size)
     return lambda images: judge(images)["label"]
 
 
@@ -178,7 +178,8 @@ def main():
     judge = None
     if args.images:
         size = shapes_class.get_config().data.image_size
-        judge = make_judge(args.first_stage, size)
+        folder = pathlib.Path(args.workdir, "judge")
+        judge = make_judge(folder, args.first_stage, size)
     rows = {}
     for way in ways:
         print(f"== {way}", flush=True)
