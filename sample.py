@@ -70,6 +70,9 @@ _FROM_DATA = flags.DEFINE_bool(
     "Take what no flag gives from the held-out data of the run, for sample k from "
     "example k, and keep its picture in reference/.",
 )
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where prepared data sets lie, for --from_data."
+)
 
 _STRENGTH = flags.DEFINE_float(
     "strength", None, "Image to image: share of the steps, 0 gives --image back."
@@ -78,7 +81,9 @@ _INVERT = flags.DEFINE_bool(
     "invert", False, "Start from the noise that DDIM finds for --image."
 )
 _INTERPOLATE = flags.DEFINE_string(
-    "interpolate", None, "A,B: from the noise of sample A to that of sample B."
+    "interpolate",
+    None,
+    "A,B: all told what sample A is, from its noise to that of sample B.",
 )
 _HEIGHT = flags.DEFINE_integer("height", None, "In pixels; as in training if unset.")
 _WIDTH = flags.DEFINE_integer("width", None, "In pixels; as in training if unset.")
@@ -107,9 +112,11 @@ _GUIDANCE_RESCALE = flags.DEFINE_float(
 _CLASSIFIER = flags.DEFINE_string(
     "classifier", None, "Workdir of a classifier that steers towards --labels."
 )
-_CLASSIFIER_SCALE = flags.DEFINE_float("classifier_scale", None, "How strongly.")
+_CLASSIFIER_SCALE = flags.DEFINE_float(
+    "classifier_scale", None, "How strongly, 3 if unset."
+)
 _GUIDE_SCALE = flags.DEFINE_float(
-    "guide_scale", None, "How strongly --guide_image steers."
+    "guide_scale", None, "How strongly --guide_image steers, 10 if unset."
 )
 _GUIDE_LPIPS = flags.DEFINE_string(
     "guide_lpips",
@@ -163,6 +170,8 @@ def main(argv):
         classifier=_CLASSIFIER.value,
         lpips=_GUIDE_LPIPS.value,
     )
+    if _DATA_DIR.value:
+        model.config.data.data_dir = _DATA_DIR.value
     sampling.run(
         model,
         _OUTDIR.value,

@@ -4,8 +4,8 @@
         --config.first_stage.workdir=runs/autoencoder
 
 It steers models that were trained on the same first stage and schedule, such as
-configs/shapes_class.py, also without their labels.  Made for two CPU cores.  Variants:
-`:tiny` (four steps, for tests).
+configs/shapes_class.py, also without their labels.  Made for two CPU cores; see the
+README for what it reaches.  Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import common

@@ -2,8 +2,8 @@
 
 import jax
 
+from ldm_jax.denoiser import make_denoiser
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.latent_diffusion import condition
 
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from ldm_jax import images as image_codec
 from ldm_jax import tiling
 from ldm_jax.conditioners import Conditioner
+from ldm_jax.denoiser import make_denoiser
 from ldm_jax.diffusion import guidance, losses, samplers
-from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     NoiseSchedule,
@@ -309,8 +309,8 @@ def sample_latents(
     known=None,
     strength=1.0,
     mask=None,
-    noise=None,
     tile=None,
+    noise=None,
 ):
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
 
@@ -342,11 +342,11 @@ def sample_latents(
       strength: Share of the steps to run on `known`, in [0, 1]; 0 gives it back as it
         is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
-      noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
-        what `inversion.invert_latents` found.
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
         are larger, best the size it was trained on (`tiling.tile_unet`); None for the
         whole at once.
+      noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
+        what `inversion.invert_latents` found.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
@@ -413,7 +413,7 @@ def _first_step(strength, steps):
         return steps - running
     raise ValueError(
         f"strength {strength} of {steps} steps must leave 1 to {steps} of them: give "
-        f"{1 / steps:.2g} to 1, or 0 for the image as it is, or more steps"
+        f"{-(-1000 // steps) / 1000:g} to 1, or 0 for the image as it is, or more steps"
     )
 
 

@@ -35,11 +35,12 @@ ALLOWED = {
     "weights": {"weights", "config", "models"},
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
-    "latent_diffusion": {"latent_diffusion", "tiling"} | PARTS,
-    "training": {"training", "latent_diffusion", "weights"} | PARTS,
+    "denoiser": {"denoiser", "diffusion", "tiling"},
+    "latent_diffusion": {"latent_diffusion", "denoiser", "tiling"} | PARTS,
+    "inversion": {"inversion", "denoiser", "latent_diffusion"} | PARTS,
+    "training": {"training", "latent_diffusion", "weights", "panels"} | PARTS,
     "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
     | PARTS,
-    "inversion": {"inversion", "latent_diffusion"} | PARTS,
     "panels": {"panels", "images", "data"},
     "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
     | {"latent_diffusion", "weights"}

@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax import latent_diffusion
 from ldm_jax.conditioners import make_conditioner
-from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_points, normal
+from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.samplers import SAMPLERS, make_points, normal
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
+from ldm_jax.inversion import invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
@@ -263,30 +265,107 @@ def test_generate_makes_images_of_its_keys(batch, frozen):
     np.testing.assert_allclose(alone[0], images[2], atol=1e-4)
 
 
-def test_guidance_one_is_conditional_and_evaluates_once(batch):
-    model, sizes = make_model(), []
-    params, point = draw_params(model), SCHEDULE.at(jnp.int32(400))
-    conditioning = latent_diffusion.condition(model, params, batch)
-    null_inputs = model.conditioner.null_inputs(batch)
-    null = latent_diffusion.condition(model, params, null_inputs)
+class Told(nn.Module):
+    """A network without weights that moves latents by what it is told."""
 
-    def predict(scale):
-        denoiser = latent_diffusion.make_denoiser(
-            model, params, conditioning, null, scale
-        )
-        return denoiser(normal(keys(BATCH), (8, 8, 2)), point)[1]
+    def __call__(self, latents, timesteps, context=None, concat=None, *_, train=False):
+        told = concat if context is None else context.mean(axis=1)[:, None, None]
+        return jnp.tanh(latents + 2 * told.mean(axis=-1, keepdims=True))
+
+
+def told_model(**entries):
+    conditioner = make_conditioner(entries)
+    return make_model(None, unet=Told(), conditioner=conditioner)
+
+
+def init_params(model, batch):
+    return latent_diffusion.init(model, jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize(
+    "options, evaluations",
+    [
+        ({"guidance_scale": 1.0}, {1}),
+        ({"guidance_scale": {"label": 1, "style": 1.0}}, {1}),
+        ({"guidance_scale": 4.0}, {2}),
+        ({"guidance_scale": {"label": 4.0}}, {2}),
+        ({"guidance_scale": {"label": 4.0, "style": 2.0}}, {3}),
+        ({"guidance_scale": 4.0, "guidance_interval": (0.1, 0.8)}, {1, 2}),
+        ({"guidance_scale": 4.0, "guidance_rescale": 0.7}, {2}),
+    ],
+)
+def test_guidance_costs_what_it_must(batch, options, evaluations):
+    model, sizes = told_model(label=CONTEXT, style=CONTEXT), set()
+    inputs = {"label": batch["label"], "style": batch["label"]}
 
     def count(next_method, args, kwargs, context):
-        if isinstance(context.module, UNet) and context.method_name == "__call__":
-            sizes.append(len(args[0]))
+        if isinstance(context.module, Told):
+            sizes.add(len(args[0]))
         return next_method(*args, **kwargs)
 
+    def draw():
+        params = init_params(model, batch | inputs)
+        sizes.clear()
+        options_ = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
+        rngs = keys(BATCH)
+        return latent_diffusion.sample_latents(model, params, inputs, rngs, **options_)
+
     with nn.intercept_methods(count):
-        plain, guided = jax.jit(lambda: predict(1.0))(), jax.jit(predict)
-        one, four = guided(1.0), guided(4.0)
-    assert sizes == [BATCH, 2 * BATCH]
-    np.testing.assert_allclose(one, plain, atol=1e-4)
-    assert np.abs(four - plain).max() > 1e-3
+        jax.eval_shape(draw)
+    assert sizes == {BATCH * n for n in evaluations}
+
+
+def test_guidance_options_reach_the_sample(batch):
+    model = told_model(label=CONTEXT)
+
+    @jax.jit
+    def draw(scale):
+        params = init_params(model, batch)
+
+        def sample(scale, **more):
+            inputs, rngs = {"label": batch["label"]}, keys(BATCH)
+            options = {"latent_shape": (8, 8, 2), "num_steps": 2} | more
+            return latent_diffusion.sample_latents(
+                model, params, inputs, rngs, guidance_scale=scale, **options
+            )
+
+        return {
+            "plain": sample(1),
+            "traced": sample(scale),
+            "four": sample(4.0),
+            "dict": sample({"label": 4.0}),
+            # Of two steps, the last is at timestep 1.
+            "outside": sample(4.0, guidance_interval=(0.0, 0.0)),
+            "rescaled": sample(4.0, guidance_rescale=0.7),
+            "nothing to push away": sample(4.0, negative={"label": batch["label"]}),
+            "steered": sample(4.0, steer=lambda predict: lambda z, _: (0 * z, 0 * z)),
+        }
+
+    found = draw(1.0)
+    plain, four = found["plain"], found["four"]
+    for name in ("traced", "outside", "nothing to push away"):
+        np.testing.assert_allclose(found[name], plain, atol=1e-5)
+    np.testing.assert_allclose(found["dict"], four, atol=1e-5)
+    for other in (plain, found["rescaled"]):
+        assert np.abs(other - four).max() > 1e-2
+    assert not found["steered"].any()
+
+
+def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
+    """Pushing away from what is given is pushing nowhere."""
+    model = told_model(style={"kind": "encoded"})
+
+    @jax.jit
+    def draw(style):
+        params = init_params(model, batch | {"style": style})
+        arguments = (model, params, frozen, {"style": style}, keys(BATCH))
+        return [
+            latent_diffusion.generate(*arguments, latent_shape=(8, 8, 2), **more)
+            for more in ({}, {"guidance_scale": 5.0, "negative": {"style": style}})
+        ]
+
+    plain, pushed = draw(batch["image"])
+    np.testing.assert_allclose(pushed, plain, atol=1e-4)
 
 
 class Oracle(nn.Module):
@@ -306,8 +385,11 @@ class Oracle(nn.Module):
         return row.target(x0, noise, point.alpha, point.sigma)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+# Every sampler with one type, every type with one sampler.
+@pytest.mark.parametrize(
+    "prediction_type, sampler",
+    [("v", name) for name in SAMPLERS] + [(kind, "ddim") for kind in PREDICTION_TYPES],
+)
 def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
         None, unet=Oracle(prediction_type), prediction_type=prediction_type
@@ -334,6 +416,30 @@ def test_strength_one_starts_from_noise_alone():
     from_noise = draw(model, keys(2), {})
     known = jnp.full((2, 8, 8, 2), 100.0)
     np.testing.assert_array_equal(draw(model, keys(2), {}, known=known), from_noise)
+
+
+def test_strength_zero_gives_back_the_image_as_it_is():
+    model, known = make_model(None, unet=Oracle("noise")), normal(keys(2), (8, 8, 2))
+    np.testing.assert_array_equal(
+        draw(model, keys(2), {}, known=known, strength=0), known
+    )
+
+
+def test_every_hundredth_of_strength_is_a_step():
+    taken = [latent_diffusion._first_step(k / 100, 100) for k in range(101)]
+    assert taken == list(range(100, -1, -1))
+
+
+def test_inverted_latents_are_found_again():
+    model = make_model(None, unet=Oracle("noise"))
+    params, grid = draw_params(model), {"num_steps": 50, "spacing": "trailing"}
+    known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
+    noise = jax.jit(
+        lambda known: invert_latents(model, params, {}, known, iterations=6, **grid)
+    )(known)
+    assert 0.8 < noise.std() < 1.25
+    again = draw(model, keys(2), {}, noise=noise, **grid)
+    np.testing.assert_allclose(again, known, atol=0.02)
 
 
 def test_strength_starts_at_the_level_of_the_first_step_that_runs():
@@ -395,10 +501,14 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     "options, message",
     [
         ({"guidance_scale": 2.0}, "needs a model with conditions"),
+        ({"guidance_scale": {"label": 2.0}}, "no condition of this model: it has none"),
+        ({"guidance_interval": (0.9, 0.1)}, "0 <= low <= high <= 1"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be in"),
         ({"strength": 0.5}, "need images"),
         ({"mask": 1.0}, "need images"),
-        ({"known": 0.0, "strength": 0.1}, "must leave 1 to 4"),
+        ({"known": 0.0, "strength": 0.1}, "must leave 1 to 4.*give 0.25 to 1, or 0"),
         ({"known": 0.0, "strength": 1.5}, "must leave 1 to 4"),
+        ({"known": 0.0, "strength": -0.5}, "must leave 1 to 4"),
         ({"sampler": "dpm"}, "choose one of ddpm, ddim, plms"),
         ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),
         ({"spacing": "linear"}, "choose one of uniform"),
@@ -408,11 +518,29 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
 def test_wrong_options_are_refused(options, message):
     options = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
     with pytest.raises(ValueError, match=message) as error:
-        latent_diffusion.sample_latents(make_model(None), {}, {}, keys(1), **options)
+        params = {"unet": {}, "conditioner": {}}
+        model = make_model(None)
+        latent_diffusion.sample_latents(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("option", ["prediction_type", "loss_type"])
-def test_wrong_model_is_refused(option):
+@pytest.mark.parametrize(
+    "option", ["prediction_type", "loss_type", "timestep_sampling"]
+)
+def test_unknown_choice_is_refused(option):
     with pytest.raises(ValueError, match=f"unknown {option} 'mse': choose one of"):
         make_model(**{option: "mse"})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma must be more than 0"),
+        ({"offset_noise": -0.1}, "offset_noise must be 0 or more"),
+        ({"logit_std": -1.0}, "logit_std must be 0 or more"),
+        ({"schedule": make_schedule(zero_terminal_snr=True)}, "use 'v'"),
+    ],
+)
+def test_wrong_training_choice_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)

@@ -189,9 +189,7 @@ def _told(height, width, seed=0):
     return latents, jnp.arange(3), *rest
 
 
-@pytest.mark.parametrize(
-    "height, width", [(32, 32), (40, 16), (13, 50), (17, 16), (9, 8), (100, 4)]
-)
+@pytest.mark.parametrize("height, width", [(40, 16), (13, 50), (9, 8), (60, 4)])
 def test_a_local_unet_gives_the_untiled_result_at_any_size(height, width):
     told = _told(height, width)
     tiled = jax.jit(tiling.tile_unet(_apart, 16, multiple=4))
@@ -218,8 +216,8 @@ def test_latents_as_large_as_a_tile_are_not_cut():
     assert seen == [[x.shape for x in told]]
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4, 100])
-def test_tiles_come_a_few_at_a_time(at_once):
+@pytest.mark.parametrize("at_once, share", [(1, 1), (3, 3), (100, 8)])
+def test_tiles_come_a_few_at_a_time(at_once, share):
     told = _told(40, 24)  # 4 x 2 tiles
     seen = set()
 
@@ -229,7 +227,7 @@ def test_tiles_come_a_few_at_a_time(at_once):
 
     result = tiling.tile_unet(unet, 16, at_once=at_once)(*told)
     assert_close(result, _apart(*told), 1e-6)
-    assert seen == {(3 * min(at_once, 8), 16, 16, 2)}
+    assert seen == {(3 * share, 16, 16, 2)}
 
 
 @pytest.mark.parametrize("length", [17, 24, 31, 100])

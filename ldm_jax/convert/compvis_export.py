@@ -78,7 +78,6 @@ def _write_diffusion(model, log):
     if first:
         tree["first_stage"] = _first_stage_tree(first, log)
     tensors = to_state_dict(diffusion_rows(model), tree)
-    tensors |= _tables(model)
     shapes = model.params["unet"]["conv_in"]["kernel"].shape
     channels = shapes[2], model.params["unet"]["conv_out"]["kernel"].shape[3]
     label = config["conditions"].get("label")
@@ -86,6 +85,8 @@ def _write_diffusion(model, log):
     if label and is_embedded("label", label):
         classes = label["num_classes"] + label.get("null_class", True)
     yaml = diffusion_yaml(model, channels, _context_dim(model.params["unet"]), classes)
+    # Not before it is known that the original has such tables.
+    tensors |= _tables(model)
     return _finish(model, tensors), yaml
 
 

@@ -149,6 +149,12 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
     prediction = schedule.get("prediction_type", "noise")
     if prediction not in predictions:
         raise ConversionError(f"the original does not know the prediction {prediction}")
+    kind = schedule.get("kind", "scaled_linear")
+    if kind not in kinds or schedule.get("zero_terminal_snr"):
+        raise ConversionError(
+            f"the original does not know the schedule {kind} with zero_terminal_snr="
+            f"{schedule.get('zero_terminal_snr', False)}"
+        )
     require_mask(config["conditions"], context_dim)
     factor = 1
     if first is not None and first.config["first_stage"].get("kind") != "identity":
@@ -160,7 +166,7 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
     params = dict(
         linear_start=schedule.get("beta_start", 0.0015),
         linear_end=schedule.get("beta_end", 0.0195),
-        beta_schedule=kinds[schedule.get("kind", "scaled_linear")],
+        beta_schedule=kinds[kind],
         timesteps=schedule.get("num_train_timesteps", 1000),
         parameterization=predictions[prediction],
         loss_type=loss.get("loss_type", "l2"),

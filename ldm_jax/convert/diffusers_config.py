@@ -199,6 +199,7 @@ def schedule_section(config):
         num_train_timesteps=config.get("num_train_timesteps", 1000),
         beta_start=config.get("beta_start", 1e-4),
         beta_end=config.get("beta_end", 2e-2),
+        zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
         prediction_type=_PREDICTIONS[prediction],
     )
 
@@ -213,6 +214,7 @@ def schedule_config(section):
         raise ConversionError(
             f"diffusers' DDIM does not know the schedule {kind} with {prediction}"
         )
+    zero = section.get("zero_terminal_snr", False)
     return dict(
         _class_name="DDIMScheduler",
         num_train_timesteps=section.get("num_train_timesteps", 1000),
@@ -223,7 +225,9 @@ def schedule_config(section):
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        timestep_spacing="leading",
+        # A model that ends in pure noise is sampled from there.
+        timestep_spacing="trailing" if zero else "leading",
+        rescale_betas_zero_snr=zero,
     )
 
 

@@ -112,9 +112,15 @@ def read(folder, step=None):
     Raises:
       CheckpointError: If there is no checkpoint, or it cannot be read.
       ConfigError: If its first stage cannot be found.
+      ConversionError: If it is of a stage that other formats do not have.
     """
     folder = pathlib.Path(folder)
     config, ema_params, meta = checkpoint.load_weights(folder, step)
+    if config.stage == "classifier":
+        raise ConversionError(
+            f"{folder} holds a classifier of noisy latents, for which other formats "
+            "have no place: give the workdir of a first or a second stage"
+        )
     params = ema_params
     if meta["item"] == "ema_params":
         _, params, _ = checkpoint.load_weights(folder, step, average=False)

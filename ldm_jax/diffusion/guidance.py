@@ -161,7 +161,12 @@ def guide(network, told, scales, interval=None, rescale=0.0):
 
     Returns:
       (latents, point) -> output [B, h, w, c]; point is scalar.
+
+    Raises:
+      ValueError: If `rescale` is no share.
     """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale must be in [0, 1], got {rescale}")
     plain = network(told[-1])
     if not scales:
         return plain

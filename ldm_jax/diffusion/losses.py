@@ -98,7 +98,7 @@ def elbo_weights(schedule, prediction_type, v_posterior=0.0):
 def min_snr_weights(schedule, prediction_type, gamma):
     """Weights of the simple error that keep low noise from ruling the training.
 
-    Hang et al. 2023, Eq. 5 and Sec. 3.4: min(SNR, gamma) for the error in x0, and what
+    Hang et al. 2023, Sec. 3.4: min(SNR, gamma) for the error in x0, and what
     amounts to the same for the error in other outputs. As there, a level of pure noise
     weighs nothing.
 

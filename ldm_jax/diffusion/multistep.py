@@ -137,7 +137,7 @@ def unipc():
 
 
 def _correction(x0, state, now):
-    """What UniC-2 adds to the latents that the last step predicted (Eq. 4, 11)."""
+    """What UniC-2 adds to the latents that the last step predicted (Algorithm 1)."""
     width, before = state["width"], state["before"]
     basis = -jnp.expm1(-width)
     # The weights that make it exact where x0 is a polynomial of log-SNR.

@@ -43,7 +43,7 @@ def move(x0, noise_pred, slope, now, next):
     """Takes latents to the next level along a slope of the sampler's making.
 
     With sigma / alpha as time, the probability flow ODE's slope is the noise (Karras et
-    al. 2022, Eq. 3); DDIM's step (Song et al. 2021, Eq. 13) has the predicted one.
+    al. 2022, Sec. 3); DDIM's step (Song et al. 2021, Eq. 13) has the predicted one.
     Where there is no signal yet, that time is infinite and the step is DDIM's.
 
     Args:

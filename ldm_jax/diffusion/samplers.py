@@ -229,7 +229,7 @@ def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory
 
     The probability flow ODE (Song et al. 2021, Sec. 4.3), with the network evaluated at
     the level that a step leads to, as DDIM does on its way back. With more iterations
-    each step is solved for what DDIM takes back exactly (Pan et al. 2023, Eq. 6).
+    each step is solved for what DDIM takes back exactly (Pan et al. 2023).
 
     Args:
       predict: The denoiser, (latents, point) -> (x0, noise); without guidance, or the

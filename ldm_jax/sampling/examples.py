@@ -131,12 +131,32 @@ def make_batch(trained, request, seed, indices):
     if not request.path:
         return _stack(trained, request, seed, indices)
     first, last, count = request.path
-    batch = _stack(trained, request, seed, indices)
-    shares = np.asarray(indices, np.float32) / max(count - 1, 1)
+    # All but the first noise is that of one end, so that nothing jumps on the way.
+    batch = _stack(trained, request, seed, [first] * len(indices))
     batch["ends"] = _stack(trained, request, seed, [first, last] * len(indices))
-    # Later noise is that of the first end, so that nothing jumps on the way.
-    index = np.full(len(indices), first, np.int32)
-    return batch | {"index": index, "share": shares}
+    batch["share"] = np.asarray(indices, np.float32) / (count - 1)
+    return batch
+
+
+def warn_of_cuts(trained, request):
+    """Says so if the first small picture loses pixels: they are hard to come by."""
+    if "low_res" not in request.columns:
+        return
+    path = request.columns["low_res"][0]
+    width, height = _open("low_res", path).size
+    factor = next(iter(_inputs_of(trained, input_kinds.LowRes).values())).factor
+    rows, columns = (side // factor for side in request.size)
+    if (height, width) != (rows, columns):
+        print(
+            f"{path} is cut and resized from {height} x {width} to {rows} x {columns} "
+            f"pixels; --height={factor * height} --width={factor * width} takes it as "
+            "it is"
+        )
+
+
+def told_as(request, k):
+    """The number of the sample that sample k shares its conditions with."""
+    return request.path[0] if request.path else k
 
 
 def _stack(trained, request, seed, indices):
@@ -173,6 +193,7 @@ def collect_conditions(trained, request, seed):
     """
     rows = []
     for k in range(request.count):
+        k = told_as(request, k)
         example = make_example(trained, request, k)
         row = make_row(trained, request, seed, k, example)
         kept = {key: example[key] for key in _KEPT if key in example}

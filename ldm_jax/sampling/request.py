@@ -21,7 +21,7 @@ class Request(NamedTuple):
       starts: Whether sampling starts from images or their noise.
       invert: Whether it starts from the noise that the images come from.
       path: (first, last, count): samples lie on the way from the noise of sample
-        `first` to that of `last`; None for each its own.
+        `first` to that of `last`, and are told what `first` is; None for each its own.
       scales: What steers -> its scale; see `steer.steering_scales`.
       record: What of it belongs into `settings.json`.
     """
@@ -224,7 +224,7 @@ def num_classes(trained):
 def _fill_labels(trained, columns, source):
     """All classes in turn where the user chooses none; checks their range."""
     count = num_classes(trained)
-    if count is None or "label" in trained.inputs:
+    if count is None:
         return columns
     if "labels" not in columns:
         if source and source.num_classes:

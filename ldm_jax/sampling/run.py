@@ -15,7 +15,7 @@ from ldm_jax import sharding
 from ldm_jax.config import ConfigError
 from ldm_jax.images import write_png
 from ldm_jax.sampling import files
-from ldm_jax.sampling.examples import collect_conditions, make_batch
+from ldm_jax.sampling.examples import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import make_draw
 from ldm_jax.sampling.request import class_names, make_request
@@ -57,7 +57,7 @@ def run(
       strength: Share of the steps to run on the given images, in [0, 1].
       invert: Whether to start from the noise that DDIM takes the given images to.
       interpolate: (first, last): samples lie on the way from the noise of sample
-        `first` to that of sample `last`.
+        `first` to that of sample `last`; all are told what sample `first` is.
       classifier_scale: Scale of the classifier that steers.
       guide_scale: Scale of the guiding by pictures.
       seed: Seed of the run.
@@ -87,6 +87,7 @@ def run(
         classifier_scale=classifier_scale,
         guide_scale=guide_scale,
     )
+    warn_of_cuts(trained, request)
     options = complete(trained, options | {"strength": strength})
     settings = {
         "checkpoint": trained.source,

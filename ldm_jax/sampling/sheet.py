@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from ldm_jax import panels
 from ldm_jax.data import input_kinds
 from ldm_jax.images import read_image, write_png
-from ldm_jax.sampling.examples import make_example, make_row
+from ldm_jax.sampling.examples import make_example, make_row, told_as
 from ldm_jax.sampling.files import path_of
 from ldm_jax.sampling.request import class_names, num_classes
 
@@ -49,13 +49,18 @@ def write_sheet(trained, request, seed, outdir):
 
 
 def _make_card(trained, request, seed, outdir, k):
-    example = make_example(trained, request, k)
-    row = make_row(trained, request, seed, k, example)
+    told = told_as(request, k)
+    example = make_example(trained, request, told)
+    row = make_row(trained, request, seed, told, example)
     sample = read_image(path_of(outdir, k))
     shape = _panel_shape(*sample.shape[:2])
     names = trained.config.data.get("box_names") or trained.class_names
     shown = []
-    if request.starts or "hole" in row:
+    if request.invert and request.path:
+        ends = (make_example(trained, request, end) for end in request.path[:2])
+        images = (panels.fit(example["image"], shape) for example in ends)
+        shown += zip(("from", "to"), images, strict=True)
+    elif request.starts or "hole" in row:
         shown.append(("image", _given(row, shape)))
     for key, make in trained.inputs.items():
         if "hole" in row and isinstance(make, input_kinds.MaskedImage):
@@ -68,7 +73,7 @@ def _make_card(trained, request, seed, outdir, k):
     shown.append((f"sample {k}", panels.fit(sample, shape)))
     if request.source is not None:
         shown.append(("held out", panels.fit(example["image"], shape)))
-    return Card(shown, _text(trained, request, example, k))
+    return Card(shown, _text(trained, request, example, told))
 
 
 def _given(row, shape):

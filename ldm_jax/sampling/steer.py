@@ -17,7 +17,7 @@ from ldm_jax.models.lpips import LPIPS, MIN_SIZE
 GUIDE_FACTOR = 4
 
 # Scales where the user gives none.
-_CLASSIFIER_SCALE, _GUIDE_SCALE = 1.0, 10.0
+_CLASSIFIER_SCALE, _GUIDE_SCALE = 3.0, 10.0
 
 
 def steering_scales(trained, columns, size, classifier_scale=None, guide_scale=None):

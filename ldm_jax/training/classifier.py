@@ -135,7 +135,13 @@ def make_stage(config, mesh, data, meta):
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
-    shape = latent_diffusion.shape_of_latents(model, data.example["image"].shape[1:3])
+    size = data.example["image"].shape[1:3]
+    return _make_steps(config, model, frozen, size), record
+
+
+def _make_steps(config, model, frozen, image_size):
+    """Closes the pure functions of the stage over the model and the optimiser."""
+    shape = latent_diffusion.shape_of_latents(model, image_size)
 
     def draw(rng):
         latents, timesteps = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
@@ -152,7 +158,7 @@ def make_stage(config, mesh, data, meta):
     def preview(state, frozen, batch, rng):
         return {}  # A classifier makes no pictures.
 
-    return Stage(init, train_step, eval_step, preview, frozen), record
+    return Stage(init, train_step, eval_step, preview, frozen)
 
 
 def load_classifier(workdir, model, meta, step=None, average=True):

@@ -8,7 +8,7 @@ from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.config import ConfigError, to_dict
 from ldm_jax.convert.files import ConversionError
 from ldm_jax.convert.towers import load_tower
-from ldm_jax.data.tokenizers import load_tokenizer
+from ldm_jax.data.inputs import make_inputs
 
 # Options of entries that follow from the tokenizer, or from the layout's encoding.
 _OF_TOKENS = ("vocab_size", "max_length", "null_ids")
@@ -85,13 +85,9 @@ def _token_options(key, entry, option, given):
             f"conditions.{key}.{option} is unset: give it, or the input that it "
             f"follows from, data.inputs.{key} of kind {kind!r}"
         )
-    if kind == "layout":
-        return dict(
-            vocab_size=given.get("vocab_size", 8192),
-            max_length=3 * given.get("max_objects", 30) + 2,
-        )
-    tokenizer = load_tokenizer(given["tokenizer"], given.get("max_length", 77))
-    return {name: getattr(tokenizer, name) for name in _OF_TOKENS}
+    made = make_inputs({key: given})[key]
+    ids = made if kind == "layout" else made.tokenizer
+    return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
 
 
 def initial_weights(conditioner):

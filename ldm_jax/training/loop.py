@@ -26,6 +26,7 @@ from ldm_jax.training.pretrained import load_initial
 from ldm_jax.training.resume import check_config, write_config
 from ldm_jax.training.speed import Stopwatch
 from ldm_jax.training.state import Stage
+from ldm_jax.training.told import show_conditions
 from ldm_jax.training.writer import Console, Writer, format_metrics
 
 STAGES = {
@@ -343,6 +344,9 @@ def _preview(run, done, state):
     if run.preview is None:
         draw = jax.jit(run.stage.preview, out_shardings=sharding.replicated(run.mesh))
         run.preview = draw, run.data.preview_batch(count)
+        names, section = run.data.class_names, run.config.data
+        told = show_conditions(section, run.preview[1], count, names)
+        run.writer.images(done, told)
     draw, batch = run.preview
     pictures = draw(state, run.frozen, batch, jax.random.key(run.config.seed))
     run.writer.images(done, {k: np.asarray(v)[:count] for k, v in pictures.items()})

@@ -4,8 +4,8 @@ import pytest
 
 from ldm_jax.config import ConfigError
 from ldm_jax.convert import compvis, diffusers_config
-from ldm_jax.convert.compvis_yaml import first_stage_yaml, unet_yaml
-from ldm_jax.convert.model import autoencoder_config
+from ldm_jax.convert.compvis_yaml import diffusion_yaml, first_stage_yaml, unet_yaml
+from ldm_jax.convert.model import Model, autoencoder_config
 
 SECTION = dict(
     channels=32,
@@ -74,3 +74,20 @@ def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
     ):
         with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
             write(config)
+
+
+def test_zero_terminal_snr_is_read_and_written_for_diffusers():
+    section = dict(zero_terminal_snr=True, prediction_type="v", beta_end=0.012)
+    written = diffusers_config.schedule_config(section)
+    assert written["rescale_betas_zero_snr"]
+    assert written["timestep_spacing"] == "trailing"
+    assert section.items() <= diffusers_config.schedule_section(written).items()
+
+
+@pytest.mark.parametrize(
+    "schedule", [dict(kind="rectified_flow"), dict(zero_terminal_snr=True)]
+)
+def test_schedules_that_the_original_cannot_say_are_named(schedule):
+    model = Model(config=dict(schedule=schedule), params={})
+    with pytest.raises(ConfigError, match="does not know the schedule"):
+        diffusion_yaml(model, (4, 4), None, None)

@@ -160,3 +160,20 @@ def test_other_values_pass():
     result = transform(example, 8)
     assert result["label"] == 3 and result["label"].dtype == np.int32
     assert result["caption"] == "café" and result["id"] == 7
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (7, 90)])
+@pytest.mark.parametrize("size", [(8, 24), (24, 8)])
+def test_crops_have_the_proportions_of_the_result(width, height, size):
+    for crop in ("center", "random"):
+        where = choose_crop(width, height, size, crop, rng=generator())
+        across = (where.right - where.left) * width
+        down = (where.bottom - where.top) * height
+        assert across / down == pytest.approx(size[1] / size[0])
+        assert across == pytest.approx(width) or down == pytest.approx(height)
+        assert min(where.left, where.top) >= 0
+        assert max(where.right, where.bottom) <= 1 + 1e-9
+    maps = {"segmentation": np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)}
+    result = transform({"image": picture(16, 12)} | maps, size)
+    assert result["image"].shape == (*size, 3)
+    assert result["segmentation"].shape == size

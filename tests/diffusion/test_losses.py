@@ -5,8 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.losses import LOSS_TYPES, denoising_loss, elbo_weights
-from ldm_jax.diffusion.schedule import add_noise, make_schedule, target_for
+from ldm_jax.diffusion.losses import (
+    LOSS_TYPES,
+    TIMESTEP_SAMPLINGS,
+    denoising_loss,
+    draw_noise,
+    draw_timesteps,
+    elbo_weights,
+    min_snr_weights,
+)
+from ldm_jax.diffusion.schedule import (
+    PREDICTION_TYPES,
+    add_noise,
+    make_schedule,
+    predict_x0,
+    target_for,
+)
 from tests.common import assert_close, load_case, nhwc
 
 SCHEDULE = make_schedule()
@@ -87,3 +101,92 @@ def test_loss_is_float32_for_any_network():
     loss, metrics = denoising_loss(output, jnp.zeros((2, 4, 4, 1)), 1.0)
     assert loss.dtype == jnp.float32
     assert all(value.dtype == jnp.float32 for value in metrics.values())
+
+
+def test_min_snr_weights_of_the_paper():
+    # Hang et al. 2023, Sec. 3.4: for x0, noise and v.
+    snr = (SCHEDULE.alpha / SCHEDULE.sigma) ** 2
+    clipped = np.minimum(snr, 5.0)
+    for prediction_type, expected in {
+        "x0": clipped,
+        "noise": clipped / snr,
+        "v": clipped / (snr + 1),
+    }.items():
+        weights = min_snr_weights(SCHEDULE, prediction_type, 5.0)
+        assert weights.dtype == np.float32 and weights.shape == (1000,)
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weighs_the_same_error_in_x0_the_same(prediction_type):
+    kind = "rectified_flow" if prediction_type == "velocity" else "scaled_linear"
+    schedule = make_schedule(kind)
+    timesteps = jnp.array([5, 300, 600, 950])
+    point = schedule.at(timesteps)
+    latents, output = jax.random.normal(jax.random.key(3), (2, 4, 3, 3, 1))
+    error = 1e-2
+    x0, moved = (
+        predict_x0(out, latents, point, prediction_type)
+        for out in (output, output + error)
+    )
+    weights = min_snr_weights(schedule, prediction_type, 5.0)[timesteps]
+    snr = (schedule.alpha / schedule.sigma)[timesteps] ** 2
+    expected = np.minimum(snr, 5.0) * ((moved - x0) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(weights * error**2, expected, rtol=2e-3)
+
+
+def test_min_snr_stays_finite_on_levels_without_signal():
+    schedule = make_schedule(zero_terminal_snr=True)
+    weights = min_snr_weights(schedule, "v", 5.0)
+    assert np.all(np.isfinite(weights)) and weights[-1] == 0 < weights[-2]
+
+
+def test_level_weights_act_on_the_simple_term_alone():
+    output, target = jax.random.normal(jax.random.key(4), (2, 3, 4, 4, 2))
+    vlb, logvar, level = jnp.array([[1.0, 2.0, 3.0], [0.1, 0.2, -0.3], [0.5, 2, 0]])
+    loss, metrics = denoising_loss(
+        output, target, vlb, elbo_weight=0.3, logvar=logvar, level_weights=level
+    )
+    error = np.mean((output - target) ** 2, axis=(1, 2, 3))
+    simple = np.mean(level * (error / np.exp(logvar) + logvar))
+    np.testing.assert_allclose(loss, simple + 0.3 * np.mean(vlb * error), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_simple"], error.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TIMESTEP_SAMPLINGS)
+def test_drawn_timesteps_stay_in_the_table(kind):
+    drawn = draw_timesteps(jax.random.key(5), 4096, 10, kind)
+    assert drawn.dtype == jnp.int32 and drawn.shape == (4096,)
+    assert set(np.unique(drawn)) == set(range(10))
+    same = draw_timesteps(jax.random.key(5), 4096, 10, kind)
+    np.testing.assert_array_equal(drawn, same)
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (1.0, 0.5)])
+def test_logit_normal_timesteps_are_normal_in_the_logit(mean, std):
+    options = {"kind": "logit_normal", "mean": mean, "std": std}
+    drawn = draw_timesteps(jax.random.key(6), 20_000, 1000, **options)
+    time = (np.asarray(drawn) + 0.5) / 1000
+    logit = np.log(time / (1 - time))
+    np.testing.assert_allclose(logit.mean(), mean, atol=0.03)
+    np.testing.assert_allclose(logit.std(), std, atol=0.03)
+
+
+def test_logit_normal_never_leaves_the_table():
+    options = {"kind": "logit_normal", "mean": 50.0}
+    drawn = draw_timesteps(jax.random.key(7), 8, 1000, **options)
+    np.testing.assert_array_equal(drawn, np.full(8, 999))
+
+
+def test_offset_noise_is_shared_by_the_pixels_of_a_channel():
+    shape, rng = (512, 8, 8, 2), jax.random.key(8)
+    plain, offset = draw_noise(rng, shape), draw_noise(rng, shape, 0.5)
+    np.testing.assert_array_equal(plain, jax.random.normal(rng, shape))
+    shift = np.asarray(offset - plain)
+    np.testing.assert_allclose(shift.std(axis=(1, 2)), 0, atol=1e-5)
+    means = shift[:, 0, 0]
+    np.testing.assert_allclose(means.std(axis=0), 0.5, atol=0.05)
+    # Nothing of it is known from the noise, from another channel or another example.
+    others = [plain.mean(axis=(1, 2))[:, 0], means[:, 1], np.roll(means[:, 0], 1)]
+    correlations = np.corrcoef([means[:, 0], *others])[0, 1:]
+    assert np.abs(correlations).max() < 0.15

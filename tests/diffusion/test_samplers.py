@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax.diffusion.guidance import guide, pair
+from ldm_jax.diffusion.guidance import guide
 from ldm_jax.diffusion.sampler import Sampler
 from ldm_jax.diffusion.samplers import (
     SAMPLERS,
@@ -37,11 +37,18 @@ def sampler_under_test(name):
     return make_sampler(name, **options)
 
 
-def tanh_denoiser(cond):
+def tanh_noise(cond):
     """The noise model of the reference runs."""
+    return lambda latents, point: jnp.tanh(
+        latents * (0.5 + point.timestep / 2000) + cond
+    )
+
+
+def denoiser_of(network):
+    """The denoiser of a network that predicts noise."""
 
     def predict(latents, point):
-        noise = jnp.tanh(latents * (0.5 + point.timestep / 2000) + cond)
+        noise = network(latents, point)
         return predict_x0(noise, latents, point, "noise"), noise
 
     return predict
@@ -150,15 +157,15 @@ def test_matches_the_original(case, name, sampler, num_steps, options):
     points = make_points(SCHEDULE, num_steps)
     if name == "ddpm1000":  # Its case counts noises by timestep, the others by step.
         noises = noises[points.timestep[:-1] % 300]
-    predict, hold = tanh_denoiser(given["cond"]), None
+    network, hold = tanh_noise(given["cond"]), None
     if options.pop("guided", False):
-        predict = guide(tanh_denoiser(pair(given["uncond"], given["cond"])), 3.0)
+        network = guide(tanh_noise, [given["uncond"], given["cond"]], [3.0])
     if options.pop("masked", False):
         hold = hold_known(given["x0"], given["mask"], given["mask_noise"])
     run = jax.jit(
         lambda latents, noises: sample(
             make_sampler(sampler[0], **sampler[1]),
-            predict,
+            denoiser_of(network),
             latents,
             points,
             keys(2),
@@ -178,7 +185,8 @@ def run_of(name, num_steps=12, **options):
 
     @jax.jit
     def run(latents, rngs):
-        return sample(sampler, tanh_denoiser(0.1), latents, points, rngs, **options)
+        predict = denoiser_of(tanh_noise(0.1))
+        return sample(sampler, predict, latents, points, rngs, **options)
 
     return run
 
@@ -249,7 +257,7 @@ def test_network_appears_once_in_the_program(name):
 
     def predict(latents, point):
         evaluations.append(point)
-        return tanh_denoiser(0.0)(latents, point)
+        return denoiser_of(tanh_noise(0.0))(latents, point)
 
     points = make_points(SCHEDULE, 6)
     jaxpr = jax.make_jaxpr(

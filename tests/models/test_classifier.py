@@ -31,8 +31,12 @@ def random_params(pool):
     model = Classifier(**TINY, pool=pool)
     shapes = jax.eval_shape(model.init, jax.random.key(0), LATENTS, TIMESTEPS)
     rng = np.random.default_rng(0)
-    draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
-    return jax.tree.map(lambda leaf: draw(leaf) / max(leaf.shape[0], 1) ** 0.5, shapes)
+
+    def draw(leaf):
+        fan_in = max(np.prod(leaf.shape[:-1]), 1)
+        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
+
+    return jax.tree.map(draw, shapes)
 
 
 @functools.cache

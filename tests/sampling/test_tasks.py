@@ -16,6 +16,7 @@ from ldm_jax.images import read_image
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.sampling.program import hold_cells, slerp
 from ldm_jax.training.classifier import TrainedClassifier
+from ldm_jax.training.told import show_conditions
 from tests.sampling.common import (
     SIZE,
     make_trained,
@@ -57,6 +58,13 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     reference = read_image(tmp_path / "data" / "reference" / "000002.png")
     np.testing.assert_array_equal(reference, examples[2]["image"])
     assert (tmp_path / "data" / "sheet.png").exists()
+
+    batch = {key: jax.numpy.asarray(told[f"input_{key}"]) for key in keys[1:]}
+    batch["image"] = jax.numpy.asarray(told["reference"])
+    shown = show_conditions(model.config.data, batch, 2, CLASS_NAMES)
+    drawn = ("boxes", "segmentation", "depth", "low_res", "style")
+    assert shown.keys() == {f"told_{key}" for key in drawn}
+    assert all(pictures.shape == (2, 128, 128, 3) for pictures in shown.values())
 
     # The same by flags gives the same, to the bit.
     given |= {"labels": [str(e["label"]) for e in examples]}
@@ -130,8 +138,9 @@ def test_inverted_noise_leads_back_and_a_path_between_two_images(tmp_path):
 
 def test_a_path_begins_and_ends_at_two_samples(tmp_path):
     model = make_trained()
-    sampling.run(model, tmp_path / "all", num_samples=6)
-    sampling.run(model, tmp_path / "path", num_samples=5, interpolate=(4, 2))
+    options = dict(size=(SIZE, 24), tile=SIZE)
+    sampling.run(model, tmp_path / "all", num_samples=6, **options)
+    sampling.run(model, tmp_path / "path", num_samples=5, interpolate=(4, 2), **options)
     drawn, path = samples(tmp_path / "all"), samples(tmp_path / "path").astype(int)
     assert np.abs(path[0] - drawn[4]).max() <= 1
     assert np.abs(path[-1] - drawn[2]).max() <= 1
@@ -171,7 +180,7 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
     )
     assert near < 0.7 * far
     settings = json.loads((tmp_path / "guided" / "settings.json").read_text())
-    assert settings["conditions"]["steering"] == {"classifier": 1.0, "guide": 30.0}
+    assert settings["conditions"]["steering"] == {"classifier": 3.0, "guide": 30.0}
     with pytest.raises(ConfigError, match="--classifier_scale needs --classifier"):
         sampling.run(model, tmp_path / "wrong", classifier_scale=2.0)
     with pytest.raises(ConfigError, match="--guide_scale needs --guide_image"):

@@ -35,8 +35,8 @@ def test_ids_of_text_follow_from_the_tokenizer_of_the_data():
 def test_ids_of_a_layout_follow_from_its_encoding():
     found = fill({"kind": "layout"}, {"kind": "layout", "vocab_size": 66})
     assert found == {"kind": "layout", "vocab_size": 66, "max_length": 92}
-    found = fill({"kind": "layout", "max_length": None, "vocab_size": 8192}, found)
-    assert found["max_length"] == 92
+    entry = {"kind": "layout", "max_length": None, "vocab_size": 8192}
+    assert fill(entry, {"kind": "layout", "max_objects": 2})["max_length"] == 8
 
 
 def test_width_of_a_vector_follows_from_the_unet():

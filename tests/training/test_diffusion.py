@@ -112,8 +112,13 @@ def test_a_new_run_begins_with_the_weights_that_a_condition_names(
     run = dict(
         first_stage__workdir=str(first_stage),
         conditions=ConfigDict({"image": style}),
-        train__num_steps=4,
-        train__log_every=1,
+        unet__channels=8,
+        unet__channel_mult=(1,),
+        unet__attention_factors=(),
+        unet__head_channels=8,
+        unet__norm_groups=2,
+        train__checkpoint_every=100,
+        train__num_steps=3,  # A U-Net starts at zero: its inputs learn two steps later.
         **BARE,
     )
     train("shapes_class", shapes_dir, tmp_path / "run", **run)
@@ -127,7 +132,7 @@ def test_a_new_run_begins_with_the_weights_that_a_condition_names(
         assert params["project"]["bias"].any()  # It starts at zero, and is trained.
     # They are in its checkpoints: what follows does not look for the file.
     (tmp_path / "tower.safetensors").unlink()
-    train("shapes_class", shapes_dir, tmp_path / "run", **run | {"train__num_steps": 5})
+    train("shapes_class", shapes_dir, tmp_path / "run", **run)
     with pytest.raises(ConfigError, match="conditions.image.weights: there is no file"):
         train("shapes_class", shapes_dir, tmp_path / "other", **run)
 

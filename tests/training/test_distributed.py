@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint
-from tests.runs import command, finish, tiny_config, train
+from tests.runs import SHALLOW, command, finish, tiny_config, train
 
 
 def _free_port():
@@ -22,6 +22,7 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
         "first_stage__workdir": str(first_stage),
         "train__num_steps": 2,
         "train__preview_every": 2,
+        **SHALLOW,
     }
     train("shapes_class", shapes_dir, tmp_path / "one", **overrides)
     port = _free_port()
@@ -33,6 +34,7 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
             f"--config.first_stage.workdir={first_stage}",
             "--config.train.num_steps=2",
             "--config.train.preview_every=2",
+            "--config.unet.channel_mult=(1,)",
             f"--workdir={tmp_path / 'two'}",
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",

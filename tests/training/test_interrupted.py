@@ -16,8 +16,8 @@ def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
             f"--workdir={workdir}",
             f"--config.data.data_dir={shapes_dir}",
             # Long enough that a signal finds it at work.
-            "--config.train.num_steps=40",
-            "--config.train.checkpoint_every=4",
+            "--config.train.num_steps=24",
+            "--config.train.checkpoint_every=3",
             "--config.train.log_every=20",
             "--config.train.preview_images=0",
             "--config.data.eval_split=",
@@ -27,18 +27,18 @@ def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
     status, output = finish(start(whole))
     assert status == 0, output
     process = start(workdir)
-    _wait_for_step(workdir, 4)
+    _wait_for_step(workdir, 3)
     process.kill()
     finish(process)
     killed_at = int(checkpoint.checkpoint_folder(workdir).name)
-    assert 4 <= killed_at < 40
+    assert 3 <= killed_at < 24
 
     process = start(workdir)
-    _wait_for_step(workdir, killed_at + 4)
+    _wait_for_step(workdir, killed_at + 3)
     process.send_signal(signal.SIGTERM)
     status, output = finish(process)
     assert status == 0, output
-    assert f"resuming at step {killed_at} of 40" in output
+    assert f"resuming at step {killed_at} of 24" in output
     assert "asked to stop; saved, leaving" in output
     stopped_at = int(checkpoint.checkpoint_folder(workdir).name)
     assert f"step {stopped_at}: asked to stop" in output

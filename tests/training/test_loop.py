@@ -12,6 +12,7 @@ from ldm_jax.data.loader import DataError
 from ldm_jax.training.diagnosis import TrainingDiverged
 from tests.runs import (
     BARE,
+    SHALLOW,
     STAGES,
     VQ,
     assert_same_bits,
@@ -28,7 +29,7 @@ from tests.runs import (
     [
         # A codebook has all the state that KL has, and its own.
         (STAGES[0], VQ | {"loss__restart_threshold": 0.95}),
-        (STAGES[1], {}),
+        (STAGES[1], SHALLOW),
     ],
     ids=["vq", STAGES[1]],
 )

@@ -4,14 +4,23 @@ import jax
 import numpy as np
 import pytest
 
-from tests.runs import BARE, STAGES, VQ, stage_overrides, tiny_config, train, weights_of
+from tests.runs import (
+    BARE,
+    SHALLOW,
+    STAGES,
+    VQ,
+    stage_overrides,
+    tiny_config,
+    train,
+    weights_of,
+)
 
 
 @pytest.mark.parametrize(
     "name, mesh, changes",
     [
         (STAGES[0], (4, 1), VQ),
-        (STAGES[1], (2, 2), {}),
+        (STAGES[1], (2, 2), SHALLOW),
     ],
     ids=["vq", STAGES[1]],
 )

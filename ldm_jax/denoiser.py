@@ -1,4 +1,4 @@
-"""The denoiser: the network, guided, with its output read as x0 and noise."""
+"""The denoiser: the network, guided and tiled, with its output read as x0 and noise."""
 
 import functools
 
@@ -10,12 +10,20 @@ from ldm_jax.diffusion.schedule import predict_noise, predict_x0
 
 
 def make_denoiser(
-    model, params, told, scales=(), *, interval=None, rescale=0.0, steer=None, tile=None
+    model,
+    params,
+    told,
+    scales=(),
+    *,
+    interval=None,
+    rescale=0.0,
+    steer=None,
+    tile=None,
 ):
     """Makes the denoiser that samplers call.
 
     Args:
-      model: LatentDiffusion, of which the U-Net and the prediction type are used.
+      model: LatentDiffusion.
       params: Trained weights.
       told: Conditionings of the batch, from the one that tells least to the whole one;
         a list of the whole one alone for no guidance.
@@ -23,13 +31,14 @@ def make_denoiser(
       interval: Lowest and highest timestep that is guided; None for all.
       rescale: See `guidance.guide`.
       steer: Maps the guided denoiser to another, see `diffusion.steering`.
-      tile: Side of the tiles, in latents, in which the U-Net evaluates larger latents,
-        see `tiling.tile_unet`; None for the whole at once.
+      tile: Side of the tiles in which the U-Net evaluates larger latents, see
+        `tiling.tile_unet`; None for the whole at once.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
-
+    # Keys and values of the context do not change over a sampler's loop: the compiler
+    # computes them once before it (benchmarks/RESULTS.md).
     unet = functools.partial(model.unet.apply, {"params": params["unet"]})
     if tile is not None:
         unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
