@@ -2,6 +2,7 @@
 
     python train.py --config=configs/retrieval.py:768 --workdir=runs/rdm \
         --config.first_stage.workdir=runs/kl_f16 --config.data.name=YOUR_DATA_SET
+    python sample.py --workdir=runs/rdm --outdir=samples --features=embeddings.npy
 
 row  first stage  U-Net          conditions  batch    steps  learning rate
 768  kl:f16       1,335,480,400           0    256  500,000  1e-4
@@ -16,10 +17,9 @@ batch and steps are not published.  The latents' factor of the released model is
 0.22765929.
 
 The data are a prepared TensorFlow data set with images and a float feature `embedding`
-[k, 768], the embeddings of the neighbours of each.  Embeddings are arrays and not
-files: to sample give them as `inputs["embedding"]`, [B, k, 768], to
-`ldm_jax.latent_diffusion.generate`.  Variants: a row, `tiny` (a toy for a laptop, which
-attends to boxes) or both: `768,tiny`.
+[k, 768], the embeddings of the neighbours of each; to sample they come as an array
+[samples, k, 768].  Variants: a row, `tiny` (a toy for a laptop, which attends to boxes)
+or both: `768,tiny`.
 """
 
 from configs import published
