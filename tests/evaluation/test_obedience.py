@@ -86,7 +86,7 @@ def test_other_data_are_refused():
 
 
 def test_a_judge_learns_and_is_kept(tmp_path, capsys):
-    sizes = dict(num_steps=60, num_scenes=256)
+    sizes = dict(module=judge.Judge((16, 24)), num_steps=100, num_scenes=256)
     load = lambda: judge.load_judge(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
     first = load()
     held_out = judge.draw_scenes(200, SIZE, seed=5)
