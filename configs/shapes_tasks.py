@@ -40,6 +40,7 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, **unet):
     config.conditions = ConfigDict(conditions)
     config.unet.update(unet)
     config.sample.guidance_scale = guidance_scale
+    config.train.num_steps = 1800
     if words:
         common.shrink_diffusion(config)
     return config
