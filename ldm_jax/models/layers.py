@@ -29,7 +29,26 @@ def dense(features, *, use_bias=True, zero=False, dtype=jnp.float32, name=None):
       A module [..., c] -> [..., features].
     """
     init = nn.initializers.zeros if zero else kernel_init
-    return nn.Dense(features, use_bias, dtype, kernel_init=init, name=name)
+    return nn.Dense(
+        features,
+        use_bias,
+        dtype,
+        kernel_init=init,
+        dot_general=_rows_dot_general,
+        name=name,
+    )
+
+
+def _rows_dot_general(x, kernel, dimensions, precision=None):
+    """The product of nn.Dense, on rows of a matrix whatever the shape of `x`.
+
+    With more axes the gradient of the kernel contracts several of them, for which XLA
+    on the CPU first transposes the outer gradient: the backward pass takes up to four
+    times as long. Elsewhere the two compile to the same.
+    """
+    del dimensions  # The last axis of x, the first of the kernel.
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def conv(
