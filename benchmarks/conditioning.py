@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from configs import shapes_class
-from ldm_jax import latent_diffusion, sampling
+from ldm_jax import generation, latent_diffusion, sampling
 from ldm_jax.evaluation.judge import load_judge
 from ldm_jax.images import to_uint8
 from ldm_jax.training import loop
@@ -112,7 +112,7 @@ def draw(trained, labels, guidance_scale, batch_size=64):
     def generate(params, frozen, labels, indices):
         rngs = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))
         inputs = {"label": labels}
-        images = latent_diffusion.generate(
+        images = generation.generate(
             trained.model, params, frozen, inputs, rngs(indices), **options
         )
         return to_uint8(images)

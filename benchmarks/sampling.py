@@ -38,7 +38,7 @@ from peers import (
     unet_modules,
 )
 
-from ldm_jax import latent_diffusion
+from ldm_jax import generation
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.convert import diffusers_rows as layout
 from ldm_jax.diffusion.samplers import normal
@@ -93,7 +93,7 @@ def make_models(size):
     weights = jax.tree.map(jnp.asarray, {"unet": params, "first": first_params})
 
     def generate(model, weights, tokens, keys):
-        return latent_diffusion.generate(
+        return generation.generate(
             model,
             {"unet": weights["unet"], "conditioner": {}},
             {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},

@@ -372,6 +372,8 @@ _TINY_CONDITIONS = {
     "text": dict(_TOKENS, vocab_size=None, max_length=None, null_ids=None),
     "layout": dict(_TOKENS, vocab_size=80, max_length=14),
     "spatial": dict(num_stages=1, num_classes=9),
+    # Four times the channels of the toy, in the slot "vector".
+    "clip_image": dict(features=128),
 }
 # And what is made of the data set `shapes` for them; its boxes stand for a feature.
 _TINY_INPUTS = {

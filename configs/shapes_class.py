@@ -13,6 +13,7 @@ from configs import common
 
 def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
+    _, words = common.parse_variant(variant, words=("tiny",))
     config = common.diffusion(
         data=common.data(name="shapes/32_single", image_size=32),
         conditions=dict(
@@ -56,8 +57,6 @@ def get_config(variant=""):
         ),
         sample=common.sample(num_steps=30, guidance_scale=4.0),
     )
-    if variant == "tiny":
+    if words:
         common.shrink_diffusion(config)
-    elif variant:
-        raise ValueError(f'variant "{variant}" is unknown; the variant is "tiny"')
     return config

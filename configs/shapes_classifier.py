@@ -13,6 +13,7 @@ from configs import common
 
 def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
+    _, words = common.parse_variant(variant, words=("tiny",))
     config = common.classifier(
         data=common.data(name="shapes/32_single", image_size=32, flip=True),
         classifier=dict(
@@ -45,8 +46,6 @@ def get_config(variant=""):
             checkpoint_every=500,
         ),
     )
-    if variant == "tiny":
+    if words:
         common.shrink_classifier(config)
-    elif variant:
-        raise ValueError(f'variant "{variant}" is unknown; the variant is "tiny"')
     return config

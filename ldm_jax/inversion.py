@@ -35,7 +35,7 @@ def invert_latents(
       final_level: Where the grid ends, see `samplers.make_points`.
       shift: Factor on the noise levels, see there.
       iterations: Evaluations of the network in each step; more find it more exactly.
-      tile: See `latent_diffusion.sample_latents`.
+      tile: See `generation.sample_latents`.
 
     Returns:
       Noise of about unit variance, float32 [B, h, w, c].

@@ -36,14 +36,16 @@ ALLOWED = {
     "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
     "tiling": {"tiling"},
     "denoiser": {"denoiser", "diffusion", "tiling"},
-    "latent_diffusion": {"latent_diffusion", "denoiser", "tiling"} | PARTS,
+    "latent_diffusion": {"latent_diffusion"} | PARTS,
+    "generation": {"generation", "latent_diffusion", "denoiser", "tiling"} | PARTS,
     "inversion": {"inversion", "denoiser", "latent_diffusion"} | PARTS,
-    "training": {"training", "latent_diffusion", "weights", "panels"} | PARTS,
+    "training": {"training", "latent_diffusion", "generation", "weights", "panels"}
+    | PARTS,
     "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
     | PARTS,
     "panels": {"panels", "images", "data"},
     "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
-    | {"latent_diffusion", "weights"}
+    | {"latent_diffusion", "generation", "weights"}
     | PARTS,
     "cli": {"cli", "training"} | PARTS,
     "__init__": set(),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax import latent_diffusion
+from ldm_jax import generation, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.sampler import Sampler
 from ldm_jax.diffusion.samplers import SAMPLERS, make_points, normal
@@ -238,7 +238,7 @@ def test_loss_does_not_depend_on_the_devices(batch, frozen):
 
 def draw(model, rngs, inputs, *, num_steps=4, **options):
     options = {"latent_shape": (8, 8, 2), "num_steps": num_steps} | options
-    sample = functools.partial(latent_diffusion.sample_latents, model, **options)
+    sample = functools.partial(generation.sample_latents, model, **options)
     return jax.jit(lambda params, inputs, rngs: sample(params, inputs, rngs))(
         draw_params(model), inputs, rngs
     )
@@ -248,7 +248,7 @@ def test_generate_makes_images_of_its_keys(batch, frozen):
     model = make_model()
     generate = jax.jit(
         functools.partial(
-            latent_diffusion.generate,
+            generation.generate,
             model,
             latent_shape=(8, 8, 2),
             num_steps=3,
@@ -308,7 +308,7 @@ def test_guidance_costs_what_it_must(batch, options, evaluations):
         sizes.clear()
         options_ = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
         rngs = keys(BATCH)
-        return latent_diffusion.sample_latents(model, params, inputs, rngs, **options_)
+        return generation.sample_latents(model, params, inputs, rngs, **options_)
 
     with nn.intercept_methods(count):
         jax.eval_shape(draw)
@@ -325,7 +325,7 @@ def test_guidance_options_reach_the_sample(batch):
         def sample(scale, **more):
             inputs, rngs = {"label": batch["label"]}, keys(BATCH)
             options = {"latent_shape": (8, 8, 2), "num_steps": 2} | more
-            return latent_diffusion.sample_latents(
+            return generation.sample_latents(
                 model, params, inputs, rngs, guidance_scale=scale, **options
             )
 
@@ -360,7 +360,7 @@ def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
         params = init_params(model, batch | {"style": style})
         arguments = (model, params, frozen, {"style": style}, keys(BATCH))
         return [
-            latent_diffusion.generate(*arguments, latent_shape=(8, 8, 2), **more)
+            generation.generate(*arguments, latent_shape=(8, 8, 2), **more)
             for more in ({}, {"guidance_scale": 5.0, "negative": {"style": style}})
         ]
 
@@ -426,7 +426,7 @@ def test_strength_zero_gives_back_the_image_as_it_is():
 
 
 def test_every_hundredth_of_strength_is_a_step():
-    taken = [latent_diffusion._first_step(k / 100, 100) for k in range(101)]
+    taken = [generation._first_step(k / 100, 100) for k in range(101)]
     assert taken == list(range(100, -1, -1))
 
 
@@ -470,7 +470,7 @@ def test_masked_part_is_kept(batch, frozen):
 
 def test_generate_starts_from_images(batch, frozen):
     model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
-    images = latent_diffusion.generate(
+    images = generation.generate(
         model,
         draw_params(model),
         frozen,
@@ -490,7 +490,7 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     model = make_model(unet=UNET.clone(dtype=jnp.bfloat16))
     options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
     latents = jax.eval_shape(
-        lambda: latent_diffusion.sample_latents(
+        lambda: generation.sample_latents(
             model, draw_params(make_model()), batch, keys(BATCH), **options
         )
     )
@@ -520,7 +520,7 @@ def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message) as error:
         params = {"unet": {}, "conditioner": {}}
         model = make_model(None)
-        latent_diffusion.sample_latents(model, params, {}, keys(1), **options)
+        generation.sample_latents(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)
 
 

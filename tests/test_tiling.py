@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import latent_diffusion, tiling
+from ldm_jax import generation, latent_diffusion, tiling
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -303,7 +303,7 @@ def test_guided_pictures_larger_than_the_unets_size():
     )
 
     def generate(batch, rngs, **options):
-        return latent_diffusion.generate(
+        return generation.generate(
             model,
             params,
             {"first_stage": first, "scaling_factor": 1.0},

@@ -20,7 +20,7 @@ def classifier_guidance(log_prob, scale=1.0, max_shift=1.0):
       max_shift: See `shift_prediction`.
 
     Returns:
-      predict -> predict, the `steer` of `latent_diffusion.sample_latents`.
+      predict -> predict, the `steer` of `generation.sample_latents`.
     """
 
     def steer(predict):
@@ -51,7 +51,7 @@ def image_guiding(decode, distance, scale=1.0, max_shift=1.0):
       max_shift: See `shift_prediction`.
 
     Returns:
-      predict -> predict, the `steer` of `latent_diffusion.sample_latents`.
+      predict -> predict, the `steer` of `generation.sample_latents`.
     """
 
     def steer(predict):

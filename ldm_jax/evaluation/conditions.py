@@ -28,7 +28,7 @@ def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
       num_samples: So many of the first held-out scenes, or all if there are fewer.
       seed: Seed of the noise, and of inputs that are drawn at random.
       batch_size: Samples at a time over all devices; rounded up to a multiple of them.
-      **options: Options of `latent_diffusion.generate`; what is None is the config's.
+      **options: Options of `generation.generate`; what is None is the config's.
 
     Returns:
       (record, grid): dict of "agreement", and where pictures are restored

@@ -12,11 +12,11 @@ def complete(trained, given):
 
     Args:
       trained: A Trained.
-      given: Option of `latent_diffusion.generate` -> value; None takes the config's.
+      given: Option of `generation.generate` -> value; None takes the config's.
         "tile" is in pixels, as all sizes that a user gives.
 
     Returns:
-      Dict of the options of `latent_diffusion.generate`.
+      Dict of the options of `generation.generate`.
 
     Raises:
       ConfigError: If the sampler or its noise levels cannot be.

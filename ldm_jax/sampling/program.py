@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ldm_jax import latent_diffusion, sharding
+from ldm_jax import generation, latent_diffusion, sharding
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import to_uint8
 from ldm_jax.inversion import invert_latents
@@ -21,7 +21,7 @@ def make_draw(trained, mesh, request, seed, options):
       mesh: Mesh over the devices of this process.
       request: A Request.
       seed: Seed of the run.
-      options: Options of `latent_diffusion.generate`.
+      options: Options of `generation.generate`.
 
     Returns:
       (draw, weights): the jitted function of weights and a batch on the devices ->
@@ -45,7 +45,7 @@ def make_draw(trained, mesh, request, seed, options):
             known["mask"] = hold_cells(batch["hole"], factor)
         if request.invert or request.path:
             known["noise"] = _start(model, weights, batch, request, seed, options)
-        images = latent_diffusion.generate(
+        images = generation.generate(
             model,
             weights["params"],
             weights["frozen"],
@@ -83,7 +83,7 @@ def _start(model, weights, batch, request, seed, options):
         told = latent_diffusion.encode_inputs(model, frozen, ends["inputs"])
         noise = invert_latents(model, params, told, known, **grid)
     else:
-        noise_rngs, _ = latent_diffusion.split_rngs(_keys(seed, ends["index"]))
+        noise_rngs, _ = generation.split_rngs(_keys(seed, ends["index"]))
         noise = samplers.normal(noise_rngs, shape)
     if not request.path:
         return noise

@@ -65,7 +65,7 @@ def run(
         multiple of their number.
       npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
         `examples.collect_conditions`.
-      **options: Options of `latent_diffusion.generate`, such as `sampler`, `num_steps`,
+      **options: Options of `generation.generate`, such as `sampler`, `num_steps`,
         `guidance_scale`, `eta`; what is None is taken from the config.
 
     Returns:

@@ -59,7 +59,7 @@ def _or(value, default):
 
 
 def make_steer(trained, weights, batch, scales):
-    """Makes the `steer` of `latent_diffusion.sample_latents`.
+    """Makes the `steer` of `generation.sample_latents`.
 
     Args:
       trained: A Trained.

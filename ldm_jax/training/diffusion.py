@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax import checkpoint, generation, latent_diffusion, sharding
 from ldm_jax.checkpoint import CheckpointError
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.config import ConfigError, build, to_dict
@@ -248,7 +248,7 @@ def _make_steps(config, model, frozen, example):
     def preview(state, frozen, batch, rng):
         images = batch["image"]
         size = images.shape[0]
-        samples = latent_diffusion.generate(
+        samples = generation.generate(
             model,
             state.ema_params or state.params,
             frozen,

@@ -1,0 +1,41 @@
+"""Variations of a picture on `shapes` at 32 px, by an embedding learned jointly.
+
+    python train.py --config=configs/shapes_variations.py --workdir=runs/variations \
+        --config.first_stage.workdir=runs/autoencoder
+    python sample.py --workdir=runs/variations --outdir=runs/variations/samples \
+        --style=picture.png
+    python -m ldm_jax.evaluation.obedience --workdir=runs/variations \
+        --outdir=runs/variations/obeys
+
+A transformer on patches puts each picture into 16 numbers and the denoiser draws what
+goes with them, as in a diffusion autoencoder (Preechakul et al. 2022); with CLIP's
+frozen tower in its place (`conditions.style.weights`) it needs no training.  Data and
+first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for what it
+reaches.  Variants: `:tiny` (four steps, for tests).
+"""
+
+from configs import shapes_tasks
+
+
+def get_config(variant=""):
+    """Returns the config; `variant` is "" or "tiny"."""
+    return shapes_tasks.config(
+        variant,
+        inputs=dict(style=dict(kind="image")),
+        conditions=dict(
+            style=dict(
+                kind="clip_image",
+                slot="vector",
+                frozen=False,
+                image_size=32,
+                patch_size=4,
+                width=64,
+                num_layers=2,
+                num_heads=4,
+                head_channels=16,
+                embed_dim=16,
+                features=256,
+            )
+        ),
+        guidance_scale=2.0,
+    )

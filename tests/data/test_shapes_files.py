@@ -1,0 +1,36 @@
+"""Scenes as files say what the data set says."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data import scenes, shapes, shapes_files
+from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.sidecars import SIDECARS
+
+
+def test_files_say_what_the_data_set_says(tmp_path):
+    shapes_files.main([f"--outdir={tmp_path}", "--num_images=3", "--image_size=16"])
+    names = scenes.CLASS_NAMES
+    source = FolderSource(str(tmp_path), "all", keys=tuple(SIDECARS), box_names=names)
+    assert len(source) == 3
+    for index in range(3):
+        found, true = source[index], shapes.example(0, "validation", index, 16)
+        assert found["caption"] == true["caption"]
+        np.testing.assert_array_equal(found["box_labels"], true["box_labels"])
+        np.testing.assert_allclose(found["boxes"], true["boxes"], atol=1e-4)
+        with Image.open(tmp_path / f"{index:05d}.png") as image:
+            np.testing.assert_array_equal(image, true["image"])
+        for key in ("segmentation", "depth"):
+            with Image.open(tmp_path / f"{index:05d}.{key}.png") as image:
+                np.testing.assert_array_equal(image, true[key])
+        with Image.open(tmp_path / f"{index:05d}.low_res.png") as image:
+            assert image.size == (4, 4)
+        with Image.open(tmp_path / f"{index:05d}.mask.png") as image:
+            assert set(np.unique(image)) == {0, 255}
+
+
+@pytest.mark.parametrize("wrong", ["--num_images=0", "--image_size=18", "--factor=99"])
+def test_what_cannot_be_written_is_refused(wrong, tmp_path):
+    with pytest.raises(SystemExit, match="error: "):
+        shapes_files.main([f"--outdir={tmp_path}", wrong])
