@@ -20,9 +20,16 @@ def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
     return shapes_tasks.config(
         variant,
-        # A grid of 32 x 32 corners, one per pixel, and the id of "no object".
         inputs=dict(
-            boxes=dict(kind="layout", vocab_size=1025, max_objects=4, num_classes=8)
+            boxes=dict(
+                kind="layout",
+                # A grid of 8 x 8 corners, as many as latents, and "no object": finer
+                # ones take longer to learn.
+                vocab_size=65,
+                max_objects=4,
+                num_classes=8,
+                order="area",
+            )
         ),
         conditions=dict(boxes=shapes_tasks.tokens("layout")),
         transformer_depth=1,

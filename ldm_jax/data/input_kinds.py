@@ -77,14 +77,16 @@ class Layout(Input):
 
     needs = ("boxes", "box_labels")
 
-    def __init__(self, vocab_size=8192, max_objects=30, num_classes=None, shuffle=True):
+    def __init__(
+        self, vocab_size=8192, max_objects=30, num_classes=None, order="random"
+    ):
         """Keeps the form of the tokens; see `layout.py`.
 
         Args:
           vocab_size: Number of ids, shared by classes and corners.
           max_objects: Largest number of objects.
           num_classes: Number of classes, to refuse labels beyond; None does not check.
-          shuffle: Whether objects come in random order, as the original's do.
+          order: Row of ORDERS, of the objects; the original's is random.
         """
         _require(
             vocab_size > max(num_classes or 0, 4),
@@ -94,7 +96,8 @@ class Layout(Input):
         _require(max_objects >= 1, f"max_objects must be >= 1, got {max_objects}")
         self.vocab_size, self.max_objects = vocab_size, max_objects
         self.max_length = 3 * max_objects + 2
-        self._num_classes, self._shuffle = num_classes, shuffle
+        self._num_classes = num_classes
+        self._order = choose(ORDERS, order, "order")
 
     def __call__(self, example, rng):
         boxes, labels = np.asarray(example["boxes"]), np.asarray(example["box_labels"])
@@ -103,10 +106,32 @@ class Layout(Input):
             f"box label {labels.max(initial=-1)} is out of range: the layout has "
             f"num_classes={self._num_classes}",
         )
-        if self._shuffle:
-            order = rng.permutation(len(labels))
-            boxes, labels = boxes[order], labels[order]
-        return encode_layout(boxes, labels, self.vocab_size, self.max_objects)
+        order = self._order(boxes, rng)
+        return encode_layout(
+            boxes[order], labels[order], self.vocab_size, self.max_objects
+        )
+
+
+def _shuffled(boxes, rng):
+    return rng.permutation(len(boxes))
+
+
+def _as_given(boxes, rng):
+    return np.arange(len(boxes))
+
+
+def _by_area(boxes, rng):
+    top, left, bottom, right = boxes.reshape(-1, 4).T
+    return np.argsort(-(bottom - top) * (right - left), kind="stable")
+
+
+# In which objects of a layout come: (boxes [n, 4], rng) -> indices [n].
+ORDERS = {
+    "random": _shuffled,
+    "given": _as_given,
+    # The largest first: each place of the sequence has a meaning of its own.
+    "area": _by_area,
+}
 
 
 class Segmentation(Input):

@@ -9,7 +9,7 @@ the place in the sequence tells them apart, so class 5 and cell 5 are both id 5.
 last id means "no object" and fills the rest.
 
 Objects keep the order in which they come; the original shuffles them in training, and
-so does the input "layout" unless told not to.
+so does the input "layout" unless told otherwise.
 """
 
 import math

@@ -23,13 +23,22 @@ from ldm_jax.data.masks import draw_mask
 from ldm_jax.data.sidecars import SIDECARS
 
 
-def write(outdir, num_images=8, image_size=32, split="validation", factor=4, seed=0):
+def write(
+    outdir,
+    num_images=8,
+    image_size=32,
+    max_shapes=shapes.MAX_SHAPES,
+    split="validation",
+    factor=4,
+    seed=0,
+):
     """Writes the first scenes of a split.
 
     Args:
       outdir: Folder, made if need be; files of the same names are replaced.
       num_images: How many, >= 1.
       image_size: Side in pixels, >= 16 and divisible by `factor`.
+      max_shapes: Largest number of shapes in a scene, as in the data set.
       split: Name of the split of the data set.
       factor: Size of a picture over that of its small version, 2 to 8.
       seed: Seed of the data set.
@@ -45,7 +54,7 @@ def write(outdir, num_images=8, image_size=32, split="validation", factor=4, see
     folder = pathlib.Path(outdir).expanduser()
     os.makedirs(folder, exist_ok=True)
     for index in range(num_images):
-        example = shapes.example(seed, split, index, image_size)
+        example = shapes.example(seed, split, index, image_size, max_shapes)
         rng = np.random.default_rng([seed, index])
         stem = str(folder / f"{index:05d}")
         Image.fromarray(example["image"]).save(stem + ".png")
@@ -81,6 +90,7 @@ def main(argv=None):
     parser.add_argument("--outdir", required=True)
     parser.add_argument("--num_images", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--max_shapes", type=int, default=shapes.MAX_SHAPES)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--factor", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

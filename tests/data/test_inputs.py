@@ -173,8 +173,9 @@ def test_layout_holds_the_boxes_in_any_order():
         )
         orders.add(tuple(labels))
     assert orders == {(4, 2), (2, 4)}
-    fixed = [decode_layout(call("layout", s, shuffle=False))[1] for s in range(4)]
-    assert np.all(np.array(fixed) == (4, 2))
+    for order, labels in {"given": (4, 2), "area": (2, 4)}.items():
+        fixed = [decode_layout(call("layout", s, order=order))[1] for s in range(4)]
+        assert np.all(np.array(fixed) == labels)
 
 
 def test_layout_refuses_unknown_classes():
