@@ -77,6 +77,8 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
     Returns:
       Dict.
     """
+    # A model that ends in pure noise is sampled from there.
+    zero = sections.get("schedule", {}).get("zero_terminal_snr", False)
     config = dict(
         data=dict(image_size=image_size, inputs=inputs_for(conditions, factor)),
         conditions=conditions,
@@ -90,7 +92,7 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
             num_steps=50,
             guidance_scale=guidance_scale,
             eta=None,
-            spacing="uniform",
+            spacing="trailing" if zero else "uniform",
         ),
     )
     return config | sections

@@ -12,11 +12,13 @@ from ldm_jax.config import ConfigError
 from ldm_jax.convert import (
     compvis_checkpoint,
     compvis_export,
+    diffusers_config,
     diffusers_export,
     diffusers_folder,
 )
 from ldm_jax.convert.files import Weights, read_json, read_weights
 from ldm_jax.convert.formats import Options, convert
+from ldm_jax.convert.model import diffusion_config
 from ldm_jax.convert.state_dict import select
 from ldm_jax.models.unet import UNet
 from ldm_jax.training.pretrained import load_first_stage
@@ -317,6 +319,14 @@ def test_old_names_of_attention_are_read(tmp_path):
     write_diffusers(tmp_path / "vae", old, config)
     convert(tmp_path / "vae", tmp_path / "back", to="diffusers", log=silent)
     assert_same(weights(tmp_path / "back"), case.state_dict)
+
+
+@pytest.mark.parametrize("zero, spacing", [(True, "trailing"), (False, "uniform")])
+def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(zero, spacing):
+    scheduler = {"rescale_betas_zero_snr": zero, "prediction_type": "v_prediction"}
+    schedule = diffusers_config.schedule_section(scheduler)
+    config = diffusion_config(image_size=8, factor=8, conditions={}, schedule=schedule)
+    assert config["sample"]["spacing"] == spacing
 
 
 def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
