@@ -116,7 +116,7 @@ _CLASSIFIER_SCALE = flags.DEFINE_float(
     "classifier_scale", None, "How strongly, 3 if unset."
 )
 _GUIDE_SCALE = flags.DEFINE_float(
-    "guide_scale", None, "How strongly --guide_image steers, 10 if unset."
+    "guide_scale", None, "How strongly --guide_image steers, 40 if unset."
 )
 _GUIDE_LPIPS = flags.DEFINE_string(
     "guide_lpips",
