@@ -5,6 +5,8 @@ of one that is kept (inpainting with any model: Song et al. 2021, App. I.2).
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -85,7 +87,9 @@ def sample_latents(
     if known is None and (mask is not None or strength != 1.0):
         raise ValueError("mask and strength need images to start from: give them too")
     if isinstance(sampler, str):
-        sampler = samplers.make_sampler(sampler, eta=eta)
+        # The variance of the steps is that of the training loss's bound.
+        more = {"v_posterior": model.v_posterior} if sampler == "ddpm" else {}
+        sampler = samplers.make_sampler(sampler, eta=eta, **more)
     points = samplers.make_points(
         model.schedule, num_steps, spacing, final_level, shift
     )
@@ -177,16 +181,38 @@ def generate(
     Raises:
       ValueError: See `sample_latents`.
     """
-    codec = [functools.partial(way, model, frozen) for way in (encode, decode)]
-    if decode_tile is not None:
-        factor = model.first_stage.downsampling_factor
-        codec = tiling.tile_first_stage(*codec, factor, decode_tile)
-    known = None if images is None else codec[0](images)
+    codec = make_codec(model, frozen, decode_tile)
+    known = None if images is None else codec.encode(images)
     if negative:
-        encoded = model.conditioner.encode(inputs | negative, codec[0])
+        encoded = model.conditioner.encode(inputs | negative, codec.encode)
         negative = {key: encoded[key] for key in negative}
-    inputs = model.conditioner.encode(inputs, codec[0])
+    inputs = model.conditioner.encode(inputs, codec.encode)
     latents = sample_latents(
         model, params, inputs, rngs, negative=negative, known=known, **options
     )
-    return codec[1](latents)
+    return codec.decode(latents)
+
+
+class Codec(NamedTuple):
+    """The first stage with its weights: `encode` and `decode` of the whole model."""
+
+    encode: Callable
+    decode: Callable
+
+
+def make_codec(model, frozen, tile=None):
+    """Makes a Codec.
+
+    Args:
+      model: LatentDiffusion.
+      frozen: Weights and scaling factor of the first stage.
+      tile: Side of the tiles, in pixels, in which it works; None for the whole at once.
+
+    Returns:
+      A Codec.
+    """
+    ways = [functools.partial(way, model, frozen) for way in (encode, decode)]
+    if tile is not None:
+        factor = model.first_stage.downsampling_factor
+        ways = tiling.tile_first_stage(*ways, factor, tile)
+    return Codec(*ways)

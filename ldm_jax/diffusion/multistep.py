@@ -90,7 +90,7 @@ def dpmpp_2m(eta=0.0):
             moved += next.sigma * safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
         return moved, _like(state, {"x0": x0, "width": width})
 
-    return Sampler(init=init, step=step, order=2)
+    return Sampler(init=init, step=step, order=2, stochastic=eta > 0)
 
 
 def dpmpp_2m_sde(eta=1.0):
@@ -138,7 +138,11 @@ def unipc():
 
 def _correction(x0, state, now):
     """What UniC-2 adds to the latents that the last step predicted (Algorithm 1)."""
-    width, before = state["width"], state["before"]
+    # Nothing was predicted before the first step, nothing improves on pure noise, and a
+    # step that led nowhere needs no correction.
+    correctable = jnp.isfinite(state["width"]) & (state["width"] > 0)
+    width = jnp.where(correctable, state["width"], 1.0)
+    before = state["before"]
     basis = -jnp.expm1(-width)
     # The weights that make it exact where x0 is a polynomial of log-SNR.
     first = (1 - basis / width) / basis
@@ -151,8 +155,7 @@ def _correction(x0, state, now):
     change = state["change"]
     corrected = past * change + end * (x0 - state["x0"])
     correction = now.alpha * basis * (corrected - change / 2)
-    # Nothing was predicted before the first step, nothing improves on pure noise.
-    return jnp.where(jnp.isfinite(width), correction, 0.0)
+    return jnp.where(correctable, correction, 0.0)
 
 
 def _width(now, next):
@@ -164,9 +167,11 @@ def _width(now, next):
 def _change(x0, last_x0, last_width, width):
     """How much x0 will change over a step if it goes on as over the last one.
 
-    Zero where that is unknown or the step leads to clean data.
+    Zero where that is unknown, as after a step that led nowhere (a grid may repeat a
+    level), or the step leads to clean data.
     """
-    ratio = jnp.where(jnp.isfinite(width), width / last_width, 0.0)
+    known = jnp.isfinite(width) & (last_width > 0)
+    ratio = jnp.where(known, width / jnp.where(known, last_width, 1.0), 0.0)
     return ratio * (x0 - last_x0)
 
 

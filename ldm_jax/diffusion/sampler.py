@@ -21,12 +21,14 @@ class Sampler(NamedTuple):
       order: Order of convergence on a grid uniform in log-SNR.
       evaluations: num_steps -> how many times each transition is stepped, int
         [num_steps], for samplers that evaluate the network several times in one.
+      stochastic: Whether steps use `noise`.
     """
 
     init: Callable
     step: Callable
     order: int
     evaluations: Callable = _once
+    stochastic: bool = False
 
 
 def no_state(latents):

@@ -33,7 +33,8 @@ def make_sampler(name, **options):
       A Sampler.
 
     Raises:
-      ValueError: If the name is unknown or the sampler does not take an option.
+      ValueError: If the name is unknown, the sampler does not take an option or it is
+        not in [0, 1].
     """
     if name not in SAMPLERS:
         raise ValueError(
@@ -44,8 +45,12 @@ def make_sampler(name, **options):
     for key in given:
         if key not in known:
             raise ValueError(
-                f"sampler {name!r} has no option {key!r}: it takes {', '.join(known)}"
+                f"sampler {name!r} has no option {key!r}: it takes "
+                f"{', '.join(known) or 'none'}"
             )
+    for key, value in given.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{key} must be in [0, 1], got {value}")
     return SAMPLERS[name](**given)
 
 
@@ -91,15 +96,16 @@ def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=
     if not shift > 0:
         raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
     points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
-    clean = final_level == "clean" or np.isclose(points.timestep[-1], 0)
+    if shift != 1:
+        points = schedule.in_proportion(points.alpha, shift * points.sigma)
+    # Shifted to less noise, a grid may end below the first level, too.
+    below = points.sigma[-1] <= schedule.sigma[0] * (1 + 1e-6)
+    clean = final_level == "clean" or below
     last = (1.0, 0.0) if clean else (schedule.alpha[0], schedule.sigma[0])
     timesteps = np.append(points.timestep, points.timestep[-1])
     alpha, sigma = (
         np.append(values, end) for values, end in zip(points[1:], last, strict=True)
     )
-    if shift != 1:
-        timesteps, alpha, sigma = schedule.in_proportion(alpha, shift * sigma)
-        timesteps[-1] = timesteps[-2]
     whole = np.issubdtype(timesteps.dtype, np.integer)
     return SchedulePoint(
         timesteps.astype(np.int32 if whole else np.float32),
@@ -259,8 +265,12 @@ def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory
         ratio = now.alpha / next.alpha
 
         def solve(_, guess):
-            _, noise = predict(guess, now)
+            x0, noise = predict(guess, now)
             noisier = ratio * latents + (now.sigma - ratio * next.sigma) * noise
+            # Pure noise is what it holds beyond x0: there the noise is z itself.
+            pure = (now.alpha == 0) & (next.sigma > 0)
+            scale = now.sigma / jnp.where(pure, next.sigma, 1.0)
+            noisier = jnp.where(pure, scale * (latents - next.alpha * x0), noisier)
             return noisier.astype(dtype)
 
         latents = jax.lax.fori_loop(0, iterations, solve, latents)

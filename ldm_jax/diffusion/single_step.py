@@ -24,7 +24,7 @@ def ddpm(v_posterior=0.0):
         mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
         return mean + std * noise, state
 
-    return Sampler(init=no_state, step=step, order=1)
+    return Sampler(init=no_state, step=step, order=1, stochastic=True)
 
 
 def ddim(eta=0.0):
@@ -42,7 +42,7 @@ def ddim(eta=0.0):
         direction = safe_sqrt(next.sigma**2 - std**2)
         return next.alpha * x0 + direction * noise_pred + std * noise, state
 
-    return Sampler(init=no_state, step=step, order=1)
+    return Sampler(init=no_state, step=step, order=1, stochastic=eta > 0)
 
 
 def euler():

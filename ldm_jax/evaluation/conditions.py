@@ -12,7 +12,7 @@ from ldm_jax.evaluation.truth import KEYS, stack, truth
 from ldm_jax.images import make_grid
 from ldm_jax.sampling.examples import make_example, make_row
 from ldm_jax.sampling.options import complete
-from ldm_jax.sampling.program import make_draw
+from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.request import make_request
 
 # Rows of the picture, and scenes beside each other in it.
@@ -96,7 +96,7 @@ def _draw(trained, request, batch, seed, batch_size, options):
         # The last batch is filled up, so that one program serves all.
         index = np.arange(start, start + size) % request.count
         part = jax.tree.map(lambda array, rows=index: array[rows], batch)
-        parts.append(np.asarray(draw(weights, jax.device_put(part, split))))
+        parts.append(fetch(draw(weights, jax.device_put(part, split)), index))
     return np.concatenate(parts)[: request.count]
 
 

@@ -385,10 +385,13 @@ class VQAutoencoder(Autoencoder):
           quantize: Whether they are quantised first; False for those that are.
 
         Returns:
-          float32 images [B, H, W, image_channels], about [-1, 1], not clipped.
+          float32 images [B, H, W, image_channels], about [-1, 1], not clipped. Their
+          gradient passes the quantiser as if it were not there.
         """
         if quantize:
-            latents = self.codes(self.code_indices(latents))
+            codes = self.codes(self.code_indices(latents))
+            # Adds nothing but the gradient of the latents (straight through).
+            latents = codes + (latents - jax.lax.stop_gradient(latents))
         return super().decode(latents, train)
 
     def code_indices(self, latents):

@@ -1,5 +1,6 @@
 """The folder of a run: its settings, pictures, grid and array."""
 
+import hashlib
 import json
 import math
 import os
@@ -48,6 +49,14 @@ def claim(outdir, settings):
     os.replace(temporary, path)
 
 
+def digest(tree):
+    """Hash of a tree of arrays, to record which weights were used."""
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        whole.update(np.ascontiguousarray(leaf))
+    return whole.hexdigest()[:16]
+
+
 def write_grid(outdir, count, labels=None, class_names=()):
     """Writes `grid.png` of the first samples; returns its path.
 
@@ -78,7 +87,10 @@ def write_array(outdir, count, conditions):
       count: Number of samples.
       conditions: Further arrays by name, [count, ...].
     """
-    images = np.stack([read_image(path_of(outdir, k)) for k in range(count)])
+    shape = read_image(path_of(outdir, 0)).shape
+    images = np.empty((count, *shape), np.uint8)
+    for k in range(count):
+        images[k] = read_image(path_of(outdir, k))
     temporary = outdir / "samples.tmp.npz"
     np.savez(temporary, arr_0=images, **conditions)
     os.replace(temporary, outdir / "samples.npz")

@@ -7,13 +7,15 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.training.diffusion import sample_options
 
 
-def complete(trained, given):
+def complete(trained, given, invert=False):
     """Completes the options from the config.
 
     Args:
       trained: A Trained.
       given: Option of `generation.generate` -> value; None takes the config's.
         "tile" is in pixels, as all sizes that a user gives.
+      invert: Whether sampling starts from inverted noise, which noise of the sampler's
+        own would cover; it takes no `eta` from the config then.
 
     Returns:
       Dict of the options of `generation.generate`.
@@ -25,16 +27,23 @@ def complete(trained, given):
     if given.get("sampler") not in (None, options.get("sampler")):
         # Another sampler does not inherit the options of the config's.
         options["eta"] = None
+    if invert:
+        options["eta"] = None
     options |= {key: value for key, value in given.items() if value is not None}
     grid = ("num_steps", "spacing", "final_level", "shift")
     try:
-        samplers.make_sampler(options["sampler"], eta=options.get("eta"))
+        sampler = samplers.make_sampler(options["sampler"], eta=options.get("eta"))
         samplers.make_points(
             trained.model.schedule,
             **{key: options[key] for key in grid if key in options},
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if invert and sampler.stochastic:
+        raise ConfigError(
+            f"--invert: {options['sampler']} would cover the noise that was found "
+            "by noise of its own: use --sampler=ddim, without --eta"
+        )
     _check_guidance(trained, options["guidance_scale"])
     if options.get("tile") is not None:
         options["tile"] = _tile_in_latents(trained.model, options["tile"])

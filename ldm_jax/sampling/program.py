@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax import generation, latent_diffusion, sharding
+from ldm_jax.config import ConfigError
 from ldm_jax.diffusion import samplers
 from ldm_jax.images import to_uint8
 from ldm_jax.inversion import invert_latents
@@ -25,7 +27,8 @@ def make_draw(trained, mesh, request, seed, options):
 
     Returns:
       (draw, weights): the jitted function of weights and a batch on the devices ->
-      images, uint8 [B, H, W, C]; and the weights, on the devices.
+      (images, uint8 [B, H, W, C], and whether they were finite, bool [B]), for `fetch`;
+      and the weights, on the devices.
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
@@ -38,32 +41,59 @@ def make_draw(trained, mesh, request, seed, options):
     weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
 
     def draw(weights, batch):
+        frozen = weights["frozen"]
+        codec = generation.make_codec(model, frozen, options.get("decode_tile"))
         known = {}
         if request.starts or request.holds:
             known["images"] = batch["images"]
         if request.holds:
             known["mask"] = hold_cells(batch["hole"], factor)
         if request.invert or request.path:
-            known["noise"] = _start(model, weights, batch, request, seed, options)
+            known["noise"] = _start(
+                model, weights["params"], codec.encode, batch, request, seed, options
+            )
         images = generation.generate(
             model,
             weights["params"],
-            weights["frozen"],
+            frozen,
             batch["inputs"],
             _keys(seed, batch["index"]),
             latent_shape=shape,
             negative=batch.get("negative"),
-            steer=make_steer(trained, weights, batch, request.scales),
+            steer=make_steer(trained, weights, batch, request.scales, codec.decode),
             **known,
             **options,
         )
+        finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         images = to_uint8(images)
         if "hole" in batch:
             # What is known stays as it is, to the bit.
             images = jnp.where(batch["hole"], images, batch["images"])
-        return images
+        return images, finite
 
     return jax.jit(draw), weights
+
+
+def fetch(drawn, indices):
+    """Brings what was drawn to the host.
+
+    Args:
+      drawn: What `draw` of `make_draw` gives.
+      indices: Numbers of the samples of its first rows; others fill the batch up.
+
+    Returns:
+      uint8 [len(indices), H, W, C].
+
+    Raises:
+      ConfigError: If a sample is not finite.
+    """
+    images, finite = (np.asarray(array)[: len(indices)] for array in drawn)
+    for k in np.asarray(indices)[~finite]:
+        raise ConfigError(
+            f"sample {k} is not finite: the weights are damaged, or the options carry "
+            "it away; look at the run's losses, or take other options"
+        )
+    return images
 
 
 def _keys(seed, index):
@@ -72,15 +102,14 @@ def _keys(seed, index):
     return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
 
 
-def _start(model, weights, batch, request, seed, options):
+def _start(model, params, encode, batch, request, seed, options):
     """The noise to start from: inverted, on the way between two, or both."""
     shape = latent_diffusion.shape_of_latents(model, request.size)
     ends = batch["ends"] if request.path else batch
     if request.invert:
-        params, frozen = weights["params"], weights["frozen"]
         grid = {key: options[key] for key in _GRID if key in options}
-        known = latent_diffusion.encode(model, frozen, ends["images"])
-        told = latent_diffusion.encode_inputs(model, frozen, ends["inputs"])
+        told = model.conditioner.encode(ends["inputs"], encode)
+        known = encode(ends["images"])
         noise = invert_latents(model, params, told, known, **grid)
     else:
         noise_rngs, _ = generation.split_rngs(_keys(seed, ends["index"]))

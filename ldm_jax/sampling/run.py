@@ -17,7 +17,7 @@ from ldm_jax.images import write_png
 from ldm_jax.sampling import files
 from ldm_jax.sampling.examples import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import complete
-from ldm_jax.sampling.program import make_draw
+from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.request import class_names, make_request
 from ldm_jax.sampling.sheet import write_sheet
 from ldm_jax.tiling import one_behind
@@ -88,21 +88,23 @@ def run(
         guide_scale=guide_scale,
     )
     warn_of_cuts(trained, request)
-    options = complete(trained, options | {"strength": strength})
+    options = complete(trained, options | {"strength": strength}, invert)
     settings = {
         "checkpoint": trained.source,
         "weights": trained.weights,
         "first_stage": trained.first_stage,
         "decoder": trained.decoder,
         "classifier": trained.classifier and trained.classifier.source,
+        "lpips": trained.lpips and files.digest(trained.lpips),
         "seed": seed,
         "conditions": request.record,
-        "options": options,
+        "options": _ordered(options),
     }
     mine = range(jax.process_index(), request.count, jax.process_count())
     missing = [k for k in mine if not files.path_of(outdir, k).exists()]
     if missing:
-        _draw(trained, outdir, request, settings, missing, batch_size, len(mine))
+        total = len(mine)
+        _draw(trained, outdir, request, settings, options, missing, batch_size, total)
     else:
         files.claim(outdir, settings)
         print(f"all of {len(mine)} samples are there already")
@@ -113,15 +115,23 @@ def run(
     return outdir / "grid.png"
 
 
-def _draw(trained, outdir, request, settings, missing, batch_size, total):
+def _ordered(options):
+    """The options for the record, where the order of several scales matters."""
+    scale = options["guidance_scale"]
+    pairs = [list(pair) for pair in scale.items()] if isinstance(scale, dict) else scale
+    return options | {"guidance_scale": pairs}
+
+
+def _draw(trained, outdir, request, settings, options, missing, batch_size, total):
     """Draws the missing samples batch by batch and writes each as it comes."""
     devices = jax.local_devices()
     mesh = sharding.make_mesh(devices=devices)
     size = -(-min(batch_size, len(missing)) // len(devices)) * len(devices)
     start = time.perf_counter()
-    batches = _batches(trained, request, settings["seed"], missing, size)
+    seed = settings["seed"]
+    batches = _batches(trained, request, seed, missing, size)
     first = next(batches)
-    draw = _lower(trained, request, settings, mesh, first[1])
+    draw = _lower(trained, request, seed, options, mesh, first[1])
     # Only now: what is wrong shall leave no folder behind.
     files.claim(outdir, settings)
     if len(missing) < total:
@@ -131,7 +141,7 @@ def _draw(trained, outdir, request, settings, missing, batch_size, total):
     drawn = ((*part, draw(part[1])) for part in _chain(first, batches))
     # While one batch is written, the devices work on the next.
     for indices, batch, images in one_behind(drawn):
-        images = np.asarray(images)
+        images = fetch(images, indices)
         if not done:
             seconds = time.perf_counter() - start
             console.line(f"first batch of {size}, with compilation: {seconds:.1f} s")
@@ -161,10 +171,9 @@ def _chain(first, others):
     yield from others
 
 
-def _lower(trained, request, settings, mesh, batch):
+def _lower(trained, request, seed, options, mesh, batch):
     """Traces the program; returns what compiles it to a function of host batches."""
     split = sharding.batch_sharding(mesh)
-    options, seed = settings["options"], settings["seed"]
     draw, weights = make_draw(trained, mesh, request, seed, options)
     try:
         lowered = draw.lower(weights, jax.device_put(batch, split))
@@ -181,7 +190,8 @@ def _lower(trained, request, settings, mesh, batch):
 def _collect(trained, outdir, request, seed, npz):
     """Writes the grid, the sheet, and the array for evaluators, from the files."""
     labels = request.columns.get("labels")
-    labels = labels and labels.values
+    # On a path all samples are told the same.
+    labels = None if request.path else labels and labels.values
     files.write_grid(outdir, request.count, labels, class_names(trained))
     write_sheet(trained, request, seed, outdir)
     if npz:

@@ -2,7 +2,6 @@
 
 import functools
 
-from ldm_jax import latent_diffusion
 from ldm_jax.config import ConfigError
 from ldm_jax.diffusion.steering import (
     classifier_guidance,
@@ -58,7 +57,7 @@ def _or(value, default):
     return default if value is None else value
 
 
-def make_steer(trained, weights, batch, scales):
+def make_steer(trained, weights, batch, scales, decode):
     """Makes the `steer` of `generation.sample_latents`.
 
     Args:
@@ -67,18 +66,14 @@ def make_steer(trained, weights, batch, scales):
       batch: Dict with "classes" int32 [B] for the classifier, and for a guide "guide",
         uint8 [B, H, W, 3] at full size for LPIPS, else smaller by GUIDE_FACTOR.
       scales: Dict of `steering_scales`.
+      decode: Latents -> images.
 
     Returns:
       predict -> predict, or None.
     """
+    # The guide first: its gradient goes through the denoiser, and shall not go through
+    # the classifier's gradient as well.
     steers = []
-    if "classifier" in scales:
-        network, params = trained.classifier.module, weights["classifier"]
-
-        def log_prob_of(latents, timesteps):
-            return log_prob(network, params, latents, timesteps, batch["classes"])
-
-        steers.append(classifier_guidance(log_prob_of, scales["classifier"]))
     if "guide" in scales:
         target = to_float(batch["guide"])
         distance = low_resolution_distance(target)
@@ -86,10 +81,14 @@ def make_steer(trained, weights, batch, scales):
             distance = functools.partial(
                 LPIPS().apply, {"params": weights["lpips"]}, target
             )
-        decode = functools.partial(
-            latent_diffusion.decode, trained.model, weights["frozen"]
-        )
         steers.append(image_guiding(decode, distance, scales["guide"]))
+    if "classifier" in scales:
+        network, params = trained.classifier.module, weights["classifier"]
+
+        def log_prob_of(latents, timesteps):
+            return log_prob(network, params, latents, timesteps, batch["classes"])
+
+        steers.append(classifier_guidance(log_prob_of, scales["classifier"]))
     if not steers:
         return None
     return lambda predict: functools.reduce(lambda p, steer: steer(p), steers, predict)

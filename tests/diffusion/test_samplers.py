@@ -283,6 +283,14 @@ def test_any_count_works(name, num_steps):
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
+def test_a_level_may_come_twice(name):
+    points = make_points(SCHEDULE, 50, "quad")
+    assert np.any(np.diff(points.timestep) == 0)
+    with jax.enable_x64(True):
+        assert error_of_moments(sampler_under_test(name), points) < 0.05
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
 def test_known_pixels_reach_the_result(name):
     known, latents = normal(keys(2), (8, 8, 1)), normal(keys(2, 1), (8, 8, 1))
     mask = jnp.zeros((1, 8, 8, 1)).at[:, :4].set(1)
@@ -402,6 +410,8 @@ def test_noise_of_a_sample_is_that_of_its_key():
         ("dpm", {}, "choose one of ddpm, ddim, plms"),
         ("plms", {"eta": 0.5}, "'plms' has no option 'eta'"),
         ("ddim", {"etta": 0.5}, "it takes eta"),
+        ("heun", {"eta": 0.5}, "it takes none"),
+        ("ddim", {"eta": 2.0}, "eta must be in .0, 1., got 2.0"),
     ],
 )
 def test_wrong_sampler_is_refused(name, options, message):

@@ -82,6 +82,14 @@ def test_shift_multiplies_the_proportion_of_noise(kind):
         np.testing.assert_allclose(shifted.timestep[0], 999)
 
 
+@pytest.mark.parametrize("shift", [0.2, 3.0])
+def test_shift_leaves_the_end(shift):
+    points = make_points(SCHEDULE, 20, "uniform", "first", shift)
+    end = SCHEDULE.sigma[0] if shift > 1 else 0.0
+    np.testing.assert_allclose(points.sigma[-1], end, rtol=1e-6)
+    assert np.all(np.diff(points.sigma) < 0) and np.all(np.diff(points.alpha) > 0)
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_levels_lose_noise_and_end_where_asked(spacing):
     for final_level, sigma in (("clean", 0.0), ("first", SCHEDULE.sigma[0])):

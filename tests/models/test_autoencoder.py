@@ -78,6 +78,22 @@ def test_vq_latents_are_those_before_quantisation():
     np.testing.assert_allclose(apply(IMAGES)[0], decoded, atol=1e-5)
 
 
+def test_gradients_pass_the_quantiser():
+    model = make_first_stage(TINY | dict(kind="vq", num_codes=8))
+    variables = model.init(jax.random.key(0), IMAGES)
+
+    def total(latents, quantize):
+        method = functools.partial(model.apply, variables, method="decode")
+        return jnp.sum(method(latents, quantize=quantize) ** 2)
+
+    latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 3))
+    indices = model.apply(variables, latents, method="code_indices")
+    codes = model.apply(variables, indices, method="codes")
+    gradient = jax.grad(total)(latents, True)
+    assert np.abs(gradient).max() > 1e-3
+    np.testing.assert_allclose(gradient, jax.grad(total)(codes, False), rtol=1e-4)
+
+
 def test_identity_does_nothing():
     model = make_first_stage(dict(kind="identity"))
     assert model.downsampling_factor == 1 and model.latent_channels == 3

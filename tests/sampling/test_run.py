@@ -1,5 +1,7 @@
 """Sampling runs: the same on any devices and batches, resumable, clear on mistakes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from ldm_jax.config import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.sampling.examples import make_batch
 from ldm_jax.sampling.options import complete
-from ldm_jax.sampling.program import make_draw
+from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.request import make_request
 from tests.runs import command, finish
 from tests.sampling.common import make_trained, picture, write_image
@@ -34,8 +36,8 @@ def _images(trained, devices, batch):
     split = sharding.batch_sharding(mesh)
     parts = np.split(np.arange(8), 8 // batch)
     batches = [make_batch(trained, request, 7, part) for part in parts]
-    images = [draw(weights, jax.device_put(batch, split)) for batch in batches]
-    return np.concatenate(images)
+    drawn = [draw(weights, jax.device_put(batch, split)) for batch in batches]
+    return np.concatenate([fetch(*pair) for pair in zip(drawn, parts, strict=True)])
 
 
 def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained):
@@ -98,6 +100,7 @@ def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
         ({"sampler": "ddimm"}, "ddimm"),
         ({"num_steps": 0}, "num_steps must be from 1"),
         ({"sampler": "plms", "eta": 1.0}, "no option 'eta'"),
+        ({"eta": 2.0}, "eta must be in [0, 1], got 2.0"),
     ],
 )
 def test_wrong_options_are_named(given, message, trained, tmp_path):
@@ -105,6 +108,41 @@ def test_wrong_options_are_named(given, message, trained, tmp_path):
         sampling.run(trained, tmp_path / "out", num_samples=1, **given)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_finite_is_no_picture(trained, tmp_path):
+    params = jax.tree.map(np.copy, trained.params)
+    params["unet"]["conv_out"]["bias"][:] = np.nan
+    with pytest.raises(ConfigError, match="sample 0 is not finite"):
+        sampling.run(trained._replace(params=params), tmp_path, num_samples=2)
+    assert not list(tmp_path.glob("0*.png"))
+
+
+def test_a_run_goes_on_with_its_scales_in_their_order(tmp_path):
+    trained = make_trained("label", "caption")
+    given = {"labels": ["1"], "prompt": ["a star"]}
+    options = dict(given=given, num_samples=1, num_steps=2)
+    scales = {"label": 2.0, "caption": 3.0}
+    for _ in range(2):
+        sampling.run(trained, tmp_path, guidance_scale=scales, **options)
+    with pytest.raises(ConfigError, match="other settings .*options"):
+        scales = dict(reversed(scales.items()))
+        sampling.run(trained, tmp_path, guidance_scale=scales, **options)
+
+
+def test_noise_that_was_found_is_not_covered_by_other(trained, tmp_path):
+    image = write_image(tmp_path / "image.png", picture(0, 16, 16))
+    given = {"image": [image], "labels": ["1"]}
+    config = trained.config.copy_and_resolve_references()
+    config.sample.eta = 1.0
+    noisy = trained._replace(config=config)
+    options = dict(given=given, num_samples=1, num_steps=2, invert=True)
+    sampling.run(noisy, tmp_path / "out", **options)
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["options"]["eta"] is None
+    for wrong in ({"eta": 1.0}, {"sampler": "ddpm"}):
+        with pytest.raises(ConfigError, match="--invert: dd.m would cover"):
+            sampling.run(noisy, tmp_path / "no", **options, **wrong)
 
 
 def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
