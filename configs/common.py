@@ -16,7 +16,8 @@ def data(**changes):
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
     split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
       is trained on with split="all".
-    crop: "center" or "random"; flip mirrors every second training image.
+    crop: "center" or "random", of the largest square; times a random share from
+      min_crop to 1 of its side. flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads.
     on_error: "skip" or "raise" at a file that cannot be read.
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
@@ -33,6 +34,7 @@ def data(**changes):
         eval_split="validation",
         image_size=64,
         crop="center",
+        min_crop=1.0,
         flip=False,
         workers=0,
         on_error="skip",

@@ -30,4 +30,5 @@ def get_config(variant=""):
         ),
         transformer_depth=1,
         guidance_scale=2.0,
+        num_steps=3000,
     )

@@ -33,5 +33,7 @@ def get_config(variant=""):
         ),
         conditions=dict(boxes=shapes_tasks.tokens("layout")),
         transformer_depth=1,
+        head_channels=16,
         guidance_scale=2.0,
+        num_steps=4000,
     )

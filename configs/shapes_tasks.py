@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import common, shapes_class
 
 
-def config(variant, *, inputs, conditions, guidance_scale=1.0, **unet):
+def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **unet):
     """A task on `shapes/32`.
 
     Args:
@@ -24,6 +24,7 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, **unet):
       inputs: Section `data.inputs`.
       conditions: Section `conditions`.
       guidance_scale: Of previews and samples.
+      num_steps: Length of the training.
       **unet: Fields of the U-Net that the conditions need.
 
     Returns:
@@ -40,7 +41,7 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, **unet):
     config.conditions = ConfigDict(conditions)
     config.unet.update(unet)
     config.sample.guidance_scale = guidance_scale
-    config.train.num_steps = 1800
+    config.train.num_steps = num_steps
     if words:
         common.shrink_diffusion(config)
     return config

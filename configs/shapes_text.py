@@ -22,4 +22,5 @@ def get_config(variant=""):
         conditions=dict(caption=shapes_tasks.tokens("text")),
         transformer_depth=1,
         guidance_scale=3.0,
+        num_steps=3000,
     )

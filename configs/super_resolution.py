@@ -32,7 +32,7 @@ from configs import published
 def _row(name, degradation, **sections):
     """A row: the same network on another data set and degradation."""
     return dict(
-        data=dict(name=name, crop="random", flip=True),
+        data=dict(name=name, crop="random", min_crop=0.5, flip=True),
         inputs=dict(low_res=dict(kind="low_res", factor=4, degradation=degradation)),
         conditions=dict(low_res=dict(kind="raw", slot="concat")),
         unet=dict(

@@ -118,6 +118,17 @@ UNDER_TEST = {
         np.indices((BATCH, 8, 8)).sum(axis=0).astype(np.uint8) % 3,
         (BATCH, 2, 2, 3),
     ),
+    "spatial_mapped_labels": (
+        {
+            "kind": "spatial",
+            "num_stages": 1,
+            "num_classes": 3,
+            "features": 2,
+            "slot": "concat",
+        },
+        np.indices((BATCH, 4, 4)).sum(axis=0).astype(np.uint8) % 3,
+        (BATCH, 2, 2, 2),
+    ),
     "raw_context": ({"kind": "raw", "slot": "context"}, draw(4, 8), (BATCH, 4, 8)),
     "raw_concat": ({"kind": "raw", "slot": "concat"}, draw(4, 4, 3), (BATCH, 4, 4, 3)),
     "raw_vector": (
@@ -331,6 +342,24 @@ def test_wrong_entry_is_refused_in_one_line_that_names_it(entry, message):
 def test_wrong_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         make_conditioner({"label": LABEL}).check({"label": labels})
+
+
+def test_labels_beyond_the_classes_are_none():
+    entry = {"kind": "spatial", "num_stages": 0, "num_classes": 3}
+    maps = np.array([[[0, 2], [3, 255]]])
+    mapped = make_conditioner({"map": entry | {"features": 2, "use_bias": True}})
+    variables = mapped.init(jax.random.key(0), {"map": maps})
+    kernel = variables["params"]["map"]["channel_map"]["kernel"]
+    bias = variables["params"]["map"]["channel_map"]["bias"]
+    plain = make_conditioner({"map": entry})
+    plain.check({"map": maps})
+    channels = plain.apply({}, {"map": maps}).concat
+    assert np.asarray(channels).sum(axis=-1).tolist() == [[[1, 1], [0, 0]]]
+    np.testing.assert_allclose(
+        mapped.apply(variables, {"map": maps}).concat, channels @ kernel + bias
+    )
+    with pytest.raises(ValueError, match="label 200 is out of range.* or 255 for none"):
+        plain.check({"map": np.array([[[200]]])})
 
 
 @pytest.mark.parametrize("call", ["check", "null_inputs", "init"])

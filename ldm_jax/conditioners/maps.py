@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.conditioners.checks import check_floats
-from ldm_jax.models.layers import dense
+from ldm_jax.models.layers import dense, kernel_init
 from ldm_jax.models.resize import METHODS, rescale
+
+# What files of labels, which have 8 bits, usually hold where there is no class.
+VOID = 255
 
 
 class Spatial(nn.Module):
@@ -58,17 +61,14 @@ class Spatial(nn.Module):
         Returns:
           [B, h, w, features or C] in `dtype`.
         """
-        if self.num_classes:
+        options = dict(use_bias=self.use_bias, dtype=self.dtype, name="channel_map")
+        if self.num_classes and self.features:
+            maps = ChannelsOfLabels(self.features, self.num_classes, **options)(maps)
+        elif self.num_classes:
             maps = jax.nn.one_hot(maps, self.num_classes, dtype=self.dtype)
+        elif self.features:
+            maps = dense(self.features, **options)(maps.astype(self.dtype))
         maps = maps.astype(self.dtype)
-        if self.features:
-            project = dense(
-                self.features,
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                name="channel_map",
-            )
-            maps = project(maps)
         return rescale(maps, self.multiplier, self.method, self.num_stages)
 
     @nn.nowrap
@@ -89,9 +89,37 @@ class Spatial(nn.Module):
             raise ValueError(
                 f"label maps must be integers [B, H, W], got {maps.dtype} {maps.shape}"
             )
-        wrong = maps[(maps < 0) | (maps > self.num_classes)]
+        wrong = maps[(maps < 0) | (maps > self.num_classes) & (maps != VOID)]
         if wrong.size:
             raise ValueError(
                 f"label {wrong[0]} is out of range: there are {self.num_classes} "
-                f"classes, so give labels from 0 to {self.num_classes - 1}"
+                f"classes, so give labels from 0 to {self.num_classes - 1}, or {VOID} "
+                "for none"
             )
+
+
+class ChannelsOfLabels(nn.Module):
+    """One channel per class, mapped to fewer: rows of the map instead of a product.
+
+    The product would hold the channels of all classes at the size of the maps. The
+    parameters are those of `layers.dense`.
+    """
+
+    features: int
+    num_classes: int
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, labels):
+        """Maps integers [B, H, W] to [B, H, W, features]."""
+        shape = self.num_classes, self.features
+        kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+        # The last row is that of no class.
+        kernel = jnp.pad(kernel, ((0, 1), (0, 0)))
+        known = (labels >= 0) & (labels < self.num_classes)
+        maps = kernel[jnp.where(known, labels, self.num_classes)]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            maps += bias.astype(self.dtype)
+        return maps

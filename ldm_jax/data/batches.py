@@ -30,6 +30,7 @@ class LoadBatch:
         *,
         image_size,
         crop,
+        min_crop,
         flip,
         seed,
         batch_size,
@@ -45,6 +46,7 @@ class LoadBatch:
             in order.
           image_size: Side of the images in pixels.
           crop: "center" or "random".
+          min_crop: Least share of the largest crop's sides.
           flip: Whether to mirror with probability 1/2.
           seed: Seed of the crops, the mirroring and the inputs.
           batch_size: Global batch size.
@@ -53,7 +55,8 @@ class LoadBatch:
           inputs: Dict of batch key -> Input; without any examples stay as they are.
         """
         self.source, self.order = source, order
-        self.image_size, self.crop, self.flip = image_size, crop, flip
+        self.image_size = image_size
+        self.cut = dict(crop=crop, min_crop=min_crop, flip=flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.on_error, self.inputs = on_error, inputs
 
@@ -102,7 +105,7 @@ class LoadBatch:
             )
             try:
                 example = transform(
-                    self.source[index], self.image_size, self.crop, self.flip, rng
+                    self.source[index], self.image_size, rng=rng, **self.cut
                 )
                 if self.inputs:
                     example = apply_inputs(self.inputs, example, rng)

@@ -45,7 +45,8 @@ class Strength(NamedTuple):
     Attributes:
       blurs: Number of blurs.
       blur_scale: Multiplies their widths.
-      round_size: Largest radius of a round kernel is this + 1, as 2 n + 3 pixels.
+      kernel_step: A kernel has kernel_step n + 3 pixels, n from 2 to 11, or one more.
+      round_steps: Largest n of a round kernel.
       noise: Least and largest noise level, of 255.
       quality: Least and largest JPEG quality.
       resize_share: How often the first shrinking is a resize to a random size, and not
@@ -54,14 +55,15 @@ class Strength(NamedTuple):
 
     blurs: int
     blur_scale: float
-    round_size: int
+    kernel_step: int
+    round_steps: int
     noise: tuple
     quality: tuple
     resize_share: float
 
 
-FULL = Strength(2, 1.0, 11, (2, 25), (30, 95), 0.75)
-LIGHT = Strength(1, 0.25, 4, (1, 2), (80, 95), 0.8)
+FULL = Strength(2, 1.0, 2, 11, (2, 25), (30, 95), 0.75)
+LIGHT = Strength(1, 0.25, 1, 4, (1, 2), (80, 95), 0.8)
 
 # How OpenCV resizes, that is without antialiasing, in BSRGAN.
 _RESIZES = ("linear", "cubic", "area")
@@ -108,13 +110,15 @@ def bsrgan(image, factor, rng, strength=FULL):
 def _blur(image, factor, strength, rng):
     """Blurs with a Gaussian, round or stretched in any direction."""
     if rng.random() < 0.5:
-        size = 2 * rng.integers(2, 12) + 3
+        steps = rng.integers(2, 12)
         variances = rng.random(2) * (4 + factor) * strength.blur_scale
         angle = rng.random() * np.pi
     else:
-        size = 2 * rng.integers(2, strength.round_size + 1) + 3
+        steps = rng.integers(2, strength.round_steps + 1)
         deviation = rng.random() * (2 + 0.2 * factor) * strength.blur_scale
         variances, angle = np.full(2, deviation**2), 0.0
+    # Even sizes, as the original has in "light", would move it by half a pixel.
+    size = (strength.kernel_step * steps + 3) | 1
     return _convolve(image, _gaussian(size, variances, angle))
 
 

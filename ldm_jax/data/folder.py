@@ -56,8 +56,8 @@ class FolderSource:
           label_key: "" ignores the classes; there is no other label to choose.
           validation_fraction: Share of the files that is held out, in (0, 1).
           keys: What examples should have besides image and label; see `sidecars.py`.
-          box_names: Names of the classes of boxes in the order of their numbers; by
-            default they are the classes of the folder.
+          box_names: Names of the classes of boxes in the order of their numbers;
+            without them boxes are labelled by numbers.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
@@ -87,7 +87,7 @@ class FolderSource:
         if not paths:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
-        self._keys, self._box_names = tuple(keys), tuple(box_names) or names
+        self._keys, self._box_names = tuple(keys), tuple(box_names)
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 

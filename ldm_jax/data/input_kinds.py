@@ -14,6 +14,7 @@ from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.layout import encode_layout
 from ldm_jax.data.masks import STYLES, draw_mask
 from ldm_jax.data.tokenizers import load_tokenizer
+from ldm_jax.data.transforms import MAX_BOXES
 
 
 class Input:
@@ -93,7 +94,10 @@ class Layout(Input):
             f"vocab_size={vocab_size} is too small: it must exceed the number of "
             "classes, and 4",
         )
-        _require(max_objects >= 1, f"max_objects must be >= 1, got {max_objects}")
+        _require(
+            1 <= max_objects <= MAX_BOXES,
+            f"max_objects must be from 1 to {MAX_BOXES}, got {max_objects}",
+        )
         self.vocab_size, self.max_objects = vocab_size, max_objects
         self.max_length = 3 * max_objects + 2
         self._num_classes = num_classes
@@ -144,7 +148,11 @@ class Segmentation(Input):
 
 
 class Depth(Input):
-    """The map "depth", stretched to [-1, 1] (as in Stable Diffusion 2): [H, W, 1]."""
+    """The map "depth", stretched to [-1, 1]: [H, W, 1].
+
+    Stable Diffusion 2 stretches it once it is as small as the latents, where the
+    extremes of small things are gone.
+    """
 
     needs = ("depth",)
 

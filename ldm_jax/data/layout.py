@@ -130,7 +130,11 @@ def _label(label, names):
         return label
     if names and label in names:
         return list(names).index(label)
-    known = f"choose from {', '.join(names)}" if names else "give the class's number"
+    known = (
+        f"choose from {', '.join(names)}"
+        if names
+        else "give the class's number, or name the classes in data.box_names"
+    )
     raise ValueError(f"label {label!r} of a box is unknown: {known}")
 
 

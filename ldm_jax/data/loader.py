@@ -29,7 +29,7 @@ from ldm_jax.data.transforms import CROPS
 # Steps that are loaded ahead, and the threads that do it, per process.
 AHEAD, THREADS = 4, 4
 
-_LOADER_OPTIONS = ("image_size", "crop", "flip", "workers", "on_error")
+_LOADER_OPTIONS = ("image_size", "crop", "min_crop", "flip", "workers", "on_error")
 _SECTION_KEYS = ("source", "split", "eval_split", "inputs")
 
 
@@ -87,9 +87,8 @@ def make_loader(
 
     Args:
       source: Opened source.
-      data: Section with the loader's options "image_size", "crop", "flip", "workers"
-        and "on_error", see `Loader`, and "inputs", see `inputs.py`. Other keys are the
-        source's.
+      data: Section with the loader's options, such as "image_size" and "crop", see
+        `Loader`, and "inputs", see `inputs.py`. Other keys are the source's.
       batch_size: Global batch size.
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
@@ -137,6 +136,7 @@ class Loader:
         start_step=0,
         train=True,
         crop="center",
+        min_crop=1.0,
         flip=False,
         workers=0,
         on_error="skip",
@@ -163,6 +163,7 @@ class Loader:
           start_step: First step in training.
           train: Training, or one pass in order.
           crop: "center" or "random", in training.
+          min_crop: Least share of the largest crop's sides, in training, in (0, 1].
           flip: Whether to mirror training images with probability 1/2.
           workers: Worker processes; 0 loads in threads of this one.
           on_error: "skip" or "raise" at an example that cannot be decoded.
@@ -177,6 +178,8 @@ class Loader:
         _check(image_size, batch_size, start_step, workers, process_count)
         _check_choice("crop", crop, CROPS)
         _check_choice("on_error", on_error, ("skip", "raise"))
+        if not 0 < min_crop <= 1:
+            raise ValueError(f"min_crop must be in (0, 1], got {min_crop}")
         for make in (inputs or {}).values():
             make.check_size(image_size)
         import grain
@@ -191,6 +194,7 @@ class Loader:
             order,
             image_size=image_size,
             crop=crop if train else "center",
+            min_crop=min_crop if train else 1.0,
             flip=flip and train,
             seed=seed,
             batch_size=batch_size,

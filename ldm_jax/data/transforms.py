@@ -14,8 +14,8 @@ from ldm_jax.data.decode import decode, decode_plane
 
 CROPS = ("center", "random")
 
-# Boxes per example are padded or cut to this number, as in the original's layouts.
-MAX_BOXES = 30
+# Boxes per example are padded or cut to this number, more than a picture of COCO has.
+MAX_BOXES = 100
 
 
 class Crop(NamedTuple):
@@ -28,7 +28,7 @@ class Crop(NamedTuple):
     flip: bool
 
 
-def choose_crop(width, height, size, crop="center", flip=False, rng=None):
+def choose_crop(width, height, size, crop="center", flip=False, rng=None, min_crop=1.0):
     """Chooses the rectangle to cut out.
 
     Args:
@@ -37,15 +37,19 @@ def choose_crop(width, height, size, crop="center", flip=False, rng=None):
       size: Side of the result in pixels, or its (height, width).
       crop: "center" or "random".
       flip: Whether to mirror with probability 1/2.
-      rng: NumPy generator; needed for a random crop and for mirroring.
+      rng: NumPy generator; needed for what is random.
+      min_crop: Least share of the largest crop's sides; below 1 it is drawn at random.
 
     Returns:
-      A Crop with the proportions of the result, as large as the image allows.
+      A Crop with the proportions of the result, as large as the image allows, times a
+      share from `min_crop` to 1.
     """
     rows, columns = _sides(size)
     # So many pixels of the image become so many of the result.
     wide = width * rows > height * columns
     old, new = (height, rows) if wide else (width, columns)
+    if min_crop < 1:
+        old *= rng.uniform(min_crop, 1)
     cut_width, cut_height = columns * old / new, rows * old / new
     # Places are whole pixels of the rescaled image, as in the original.
     spare_x = round(width * new / old) - columns
@@ -168,11 +172,9 @@ def crop_boxes(boxes, crop):
       crop: Crop.
 
     Returns:
-      float32 [MAX_BOXES, 4] in the same form, cut off at the frame; boxes outside it
-      and missing ones are zeros.
+      float32 [n, 4] in the same form, cut off at the frame; boxes outside it are zeros.
     """
-    result = np.zeros((MAX_BOXES, 4), np.float32)
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)[:MAX_BOXES]
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     top, left, bottom, right = boxes.T
     frame_height, frame_width = crop.bottom - crop.top, crop.right - crop.left
     rows = np.clip((np.stack([top, bottom]) - crop.top) / frame_height, 0, 1)
@@ -181,18 +183,30 @@ def crop_boxes(boxes, crop):
         columns = 1 - columns[::-1]
     moved = np.stack([rows[0], columns[0], rows[1], columns[1]], axis=1)
     visible = (rows[1] > rows[0]) & (columns[1] > columns[0])
-    result[: len(boxes)] = np.where(visible[:, None], moved, 0)
+    return np.where(visible[:, None], moved, 0).astype(np.float32)
+
+
+def pad_boxes(boxes, labels):
+    """Brings boxes to one number, without those that a crop has left out.
+
+    Args:
+      boxes: [n, 4]; zeros are no box.
+      labels: Their classes, [n].
+
+    Returns:
+      (boxes float32 [MAX_BOXES, 4], labels int32 [MAX_BOXES]), filled with zeros and
+      -1; of more than MAX_BOXES the first.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    labels = np.asarray(labels, np.int32).reshape(-1)
+    shown = np.flatnonzero(boxes.any(axis=1))[:MAX_BOXES]
+    result = np.zeros((MAX_BOXES, 4), np.float32), np.full(MAX_BOXES, -1, np.int32)
+    for padded, values in zip(result, (boxes, labels), strict=True):
+        padded[: len(shown)] = values[shown]
     return result
 
 
-def pad_labels(labels, crop):
-    """Pads the classes of boxes with -1 to int32 [MAX_BOXES]."""
-    del crop
-    labels = np.asarray(labels, np.int32).reshape(-1)[:MAX_BOXES]
-    return np.pad(labels, (0, MAX_BOXES - len(labels)), constant_values=-1)
-
-
-def transform(example, size, crop="center", flip=False, rng=None):
+def transform(example, size, crop="center", flip=False, rng=None, min_crop=1.0):
     """Makes the arrays of one example.
 
     Args:
@@ -200,35 +214,40 @@ def transform(example, size, crop="center", flip=False, rng=None):
       size: Side S of the pictures in pixels, or their (height, width).
       crop: "center" or "random".
       flip: Whether to mirror with probability 1/2.
-      rng: NumPy generator; needed for a random crop and for mirroring.
+      rng: NumPy generator; needed for what is random.
+      min_crop: See `choose_crop`.
 
     Returns:
       Dict of "image" uint8 [S, S, 3]; "label" int32 []; "segmentation" int32 [S, S];
       "depth" float32 [S, S, 1]; "boxes" float32 [MAX_BOXES, 4] and "box_labels" int32
-      [MAX_BOXES]; "mask" bool [S, S]; "low_res" uint8 [h, w, 3] at its own resolution,
-      as far as the example has them; strings as str; other values as they are.
+      [MAX_BOXES], see `pad_boxes`; "mask" bool [S, S]; "low_res" uint8 [h, w, 3] at its
+      own resolution, as far as the example has them; strings as str, of "caption" a
+      list of str where there are several; other values as they are.
 
     Raises:
       DecodeError: If one of the images cannot be decoded.
     """
     image = decode(example["image"], least_side=max(_sides(size)))
-    where = choose_crop(*image.size, size, crop, flip, rng)
+    where = choose_crop(*image.size, size, crop, flip, rng, min_crop)
     result = {}
     for key, value in example.items():
         if key == "image":
             result[key] = resize_image(image, where, size)
         elif key in MAPS:
             result[key] = MAPS[key](value, where, size)
-        elif key in LISTS:
-            result[key] = LISTS[key](value, where)
+        elif key == "boxes":
+            result[key] = crop_boxes(value, where)
         elif key == "label":
             result[key] = np.int32(value)
+        elif key == "caption" and not isinstance(value, str | bytes):
+            result[key] = [_text(caption) for caption in value]
         else:
-            result[key] = _text(value) if isinstance(value, bytes) else value
-    if "boxes" in result and "box_labels" in result:
-        # What the crop has left out has no class either.
-        gone = ~result["boxes"].any(axis=1)
-        result["box_labels"][gone] = -1
+            result[key] = _text(value)
+    if "boxes" in result:
+        labels = result.get("box_labels", np.zeros(len(result["boxes"]), np.int32))
+        result["boxes"], padded = pad_boxes(result["boxes"], labels)
+        if "box_labels" in result:
+            result["box_labels"] = padded
     return result
 
 
@@ -238,9 +257,9 @@ def _sides(size):
 
 
 def _text(data):
-    """Bytes that are text as a string; others, such as encoded images, as they are."""
+    """Bytes that are text as a string; all else, such as encoded images, as it is."""
     try:
-        return data.decode()
+        return data.decode() if isinstance(data, bytes) else data
     except UnicodeDecodeError:
         return data
 
@@ -262,4 +281,3 @@ MAPS = {
     "mask": resize_mask,
     "low_res": crop_image,
 }
-LISTS = {"boxes": crop_boxes, "box_labels": pad_labels}

@@ -14,11 +14,12 @@ with the scenes, and what bounds that:
     dropped        from the same noise, told nothing
     chance         the samples, with the scenes shuffled among them
 
-What a model is not told it cannot obey: those rows are near chance. Where pictures are
-restored (`low_res`, `masked_image`), PSNR, SSIM and L1 to the scenes follow, beside
-those of bicubic enlargement, or of a hole filled with the mean colour. It writes
-`metrics.json` and `pictures.png`: the scene, what was restored without a model if
-anything, the sample, and the sample that was told nothing.
+What a model is not told it cannot obey: those rows are near chance. Around a hole that
+is filled, what is known is kept in all of them, so that even "dropped" shows much of
+the scene. Where pictures are restored (`low_res`, `masked_image`), PSNR, SSIM and L1 to
+the scenes follow, beside those of bicubic enlargement, or of a hole filled with the
+mean colour. It writes `metrics.json` and `pictures.png`: the scene, what was restored
+without a model if anything, the sample, and the sample that was told nothing.
 """
 
 import json

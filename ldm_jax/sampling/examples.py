@@ -16,8 +16,7 @@ from ldm_jax.data.inputs import apply_inputs
 from ldm_jax.data.transforms import (
     Crop,
     choose_crop,
-    crop_boxes,
-    pad_labels,
+    pad_boxes,
     resize_depth,
     resize_image,
     resize_labels,
@@ -52,12 +51,12 @@ def make_example(trained, request, k):
         index = k % len(request.source)
         try:
             example = transform(request.source[index], request.size)
+            if not isinstance(example.get("caption", ""), str):
+                example["caption"] = example["caption"][0]
         # Whatever a damaged record or file raises.
         except Exception as error:
             where = request.source.describe(index)
             raise ConfigError(f"--from_data: cannot read {where}: {error}") from error
-        if not isinstance(example.get("caption", ""), str):
-            example["caption"] = str(example["caption"][0])
     for flag, column in request.columns.items():
         if flag in _FIT:  # The others are no part of it.
             example |= _FIT[flag](trained, flag, column[k], request.size)
@@ -229,10 +228,14 @@ def _fit_label(trained, flag, value, size):
 
 def _fit_layout(trained, flag, value, size):
     boxes, labels = value
-    return {
-        "boxes": crop_boxes(boxes, _WHOLE),
-        "box_labels": pad_labels(labels, _WHOLE),
-    }
+    for make in _inputs_of(trained, input_kinds.Layout).values():
+        if len(labels) > make.max_objects:
+            raise ConfigError(
+                f"--{flag}: a layout has {len(labels)} objects; this model is told up "
+                f"to {make.max_objects}"
+            )
+    boxes, labels = pad_boxes(boxes, labels)
+    return {"boxes": boxes, "box_labels": labels}
 
 
 def _fit_features(trained, flag, value, size):

@@ -65,8 +65,7 @@ def make_request(
     Raises:
       ConfigError: If flags are missing, superfluous or wrong.
     """
-    box_names = trained.config.data.get("box_names") or trained.class_names
-    columns = read_columns(given, class_names(trained), box_names)
+    columns = read_columns(given, class_names(trained), box_names(trained))
     if "prompts_file" in columns:
         lines = columns.pop("prompts_file")
         columns["prompt"] = _joined(columns.get("prompt"), lines)
@@ -211,6 +210,14 @@ def class_names(trained):
     """Names of the classes, an empty list where they have none."""
     of_classifier = trained.classifier.class_names if trained.classifier else []
     return trained.class_names or of_classifier
+
+
+def box_names(trained):
+    """Names of the classes of boxes: in a data set those of its pictures, too."""
+    section = trained.config.data
+    if section.get("box_names") or section.get("source") == "folder":
+        return section.get("box_names") or []
+    return trained.class_names
 
 
 def num_classes(trained):

@@ -10,7 +10,7 @@ from ldm_jax.data import input_kinds
 from ldm_jax.images import read_image, write_png
 from ldm_jax.sampling.examples import make_example, make_row, told_as
 from ldm_jax.sampling.files import path_of
-from ldm_jax.sampling.request import class_names, num_classes
+from ldm_jax.sampling.request import box_names, class_names, num_classes
 
 # Samples on a sheet, and about how wide it is in pixels.
 _MOST, _WIDTH = 16, 1500
@@ -54,7 +54,7 @@ def _make_card(trained, request, seed, outdir, k):
     row = make_row(trained, request, seed, told, example)
     sample = read_image(path_of(outdir, k))
     shape = _panel_shape(*sample.shape[:2])
-    names = trained.config.data.get("box_names") or trained.class_names
+    names = box_names(trained)
     shown = []
     if request.invert and request.path:
         ends = (make_example(trained, request, end) for end in request.path[:2])

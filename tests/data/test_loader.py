@@ -89,8 +89,8 @@ def test_batches_are_what_the_section_says(array_record_dir):
         "caption": ((6,), object),
         "segmentation": ((6, 16, 16), np.int32),
         "depth": ((6, 16, 16, 1), np.float32),
-        "boxes": ((6, 30, 4), np.float32),
-        "box_labels": ((6, 30), np.int32),
+        "boxes": ((6, 100, 4), np.float32),
+        "box_labels": ((6, 100), np.int32),
     }
     assert all(isinstance(caption, str) for caption in batch["caption"])
     np.testing.assert_array_equal(batch["box_labels"][:, 0], batch["label"])

@@ -132,7 +132,43 @@ def test_boxes_follow_the_crop(flip):
         inside, cut = [0.2, 0.5, 0.6, 0.9], [0.0, 0.9, 0.5, 1.0]
     np.testing.assert_allclose(result[0], inside, atol=1e-6)
     np.testing.assert_allclose(result[1], cut, atol=1e-6)
-    assert result.shape == (transforms.MAX_BOXES, 4) and np.all(result[2:] == 0)
+    assert result.shape == (3, 4) and np.all(result[2:] == 0)
+
+
+def test_boxes_that_a_crop_leaves_out_take_no_place():
+    count = transforms.MAX_BOXES
+    boxes = [[0, 0, 1, 0.2]] * count + [[0, 0.5, 1, 0.6]] * 2
+    example = {
+        "image": picture(80, 40),
+        "boxes": boxes,
+        "box_labels": [*range(count + 2)],
+    }
+    result = transform(example, 16)
+    assert result["boxes"].shape == (count, 4) and result["box_labels"].shape == (
+        count,
+    )
+    assert result["box_labels"][:3].tolist() == [count, count + 1, -1]
+    np.testing.assert_allclose(result["boxes"][1], [0, 0.5, 1, 0.7], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "captions", [[b"caf\xc3\xa9", b"x"], np.array([b"caf\xc3\xa9"])]
+)
+def test_captions_of_a_data_set_are_text(captions):
+    result = transform({"image": picture(8, 8), "caption": captions}, 8)
+    assert result["caption"][0] == "café" and isinstance(result["caption"][-1], str)
+
+
+def test_a_crop_may_be_smaller_than_it_could():
+    sides = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        crop = transforms.choose_crop(80, 40, 16, "random", False, rng, min_crop=0.5)
+        width, height = 80 * (crop.right - crop.left), 40 * (crop.bottom - crop.top)
+        assert width == pytest.approx(height) and 20 <= height <= 40
+        assert crop.left >= 0 and crop.top >= 0 and max(crop.right, crop.bottom) <= 1
+        sides.add(round(height))
+    assert len(sides) > 8
 
 
 def test_classes_of_boxes_that_are_gone():
@@ -142,17 +178,17 @@ def test_classes_of_boxes_that_are_gone():
         "box_labels": [np.int64(4), np.int64(0)],
     }
     result = transform(example, 16)
-    assert list(result["box_labels"][:3]) == [-1, 0, -1]
+    assert list(result["box_labels"][:3]) == [0, -1, -1]
     assert result["box_labels"].dtype == np.int32
 
 
-@pytest.mark.parametrize("count", [0, 1, 30, 50])
+@pytest.mark.parametrize("count", [0, 1, 100, 130])
 def test_any_number_of_boxes(count):
     boxes = np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (count, 1))
     example = {"image": picture(8, 8), "boxes": list(boxes), "box_labels": [1] * count}
     result = transform(example, 8)
-    assert result["boxes"].shape == (30, 4)
-    assert np.sum(result["box_labels"] == 1) == min(count, 30)
+    assert result["boxes"].shape == (100, 4)
+    assert np.sum(result["box_labels"] == 1) == min(count, 100)
 
 
 def test_other_values_pass():
