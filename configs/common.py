@@ -1,4 +1,7 @@
-"""Defaults that the experiments share: every key a config may override is here.
+"""Defaults that the experiments share.
+
+The fields of the networks (`unet`, `classifier`, a first stage's `first_stage`) are
+those of their modules.
 
 Learning rates are absolute and batch sizes are global.  A key whose value is
 `placeholder(type)` is unset (None) until a config or the command line gives it a value.
@@ -23,8 +26,9 @@ def data(**changes):
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
     validation_fraction: Share of a folder's files that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
-      their options stand in `ldm_jax/data/inputs.py`. What they need the source gives;
-      `keys` names more, and `box_names` the classes of a folder's boxes.
+      their options stand in `ldm_jax/data/input_kinds.py`.
+    keys: What examples shall hold besides what the inputs need.
+    box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     """
     section = dict(
         source="tfds",
@@ -42,6 +46,8 @@ def data(**changes):
         label_key=placeholder(str),
         validation_fraction=0.05,
         inputs=dict(),
+        keys=(),
+        box_names=(),
     )
     return section | changes
 

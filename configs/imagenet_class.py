@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/vq_f4
     python sample.py --workdir=runs/class_f4 --outdir=samples --num_steps=250 \
         --guidance_scale=1.5 --num_samples=50000 --npz
-    python sample.py --workdir=runs/class_f4 --outdir=owls --labels=22,24
+    python sample.py --workdir=runs/class_f4 --outdir=birds --labels=22,24
 
 row  first stage  U-Net        conditions  batch      steps  learning rate
 f4   vq:f4        400,920,579     512,512   1200    178,000  1e-4

@@ -69,7 +69,7 @@ def diffusion(variant, rows):
 
     What the original leaves open or does otherwise is the same in all rows: the
     learning rate is warmed up over 1000 steps, and the scale of the latents is measured
-    on the first batch, where the original has 1 for VQ and 0.18215 for LAION.
+    over some batches, where the original has 1 for VQ and 0.18215 for LAION.
 
     Args:
       variant: A row of `rows`, "tiny" or both.

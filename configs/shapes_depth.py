@@ -1,7 +1,7 @@
 """Depth and text to image on `shapes` at 32 px: two conditions in two slots.
 
     python train.py --config=configs/shapes_depth.py --workdir=runs/depth \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/depth --outdir=runs/depth/samples \
         --depth=depth.png --prompt="a large green heart on red stripes" \
         --guidance_scale=caption=3,depth=1

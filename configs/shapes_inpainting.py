@@ -1,7 +1,7 @@
 """Inpainting on `shapes` at 32 px: the picture with a hole, encoded, and the mask.
 
     python train.py --config=configs/shapes_inpainting.py --workdir=runs/inpainting \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/inpainting --outdir=runs/inpainting/samples \
         --image=picture.png --mask=mask.png
     python -m ldm_jax.evaluation.obedience --workdir=runs/inpainting \

@@ -1,7 +1,7 @@
 """Layout to image on `shapes` at 32 px: boxes and their classes, as tokens.
 
     python train.py --config=configs/shapes_layout.py --workdir=runs/layout \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/layout --outdir=runs/layout/samples \
         --layout=layout.json
     python -m ldm_jax.evaluation.obedience --workdir=runs/layout \

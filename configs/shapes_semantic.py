@@ -1,7 +1,7 @@
 """Semantic synthesis on `shapes` at 32 px: a map of classes beside the latents.
 
     python train.py --config=configs/shapes_semantic.py --workdir=runs/semantic \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/semantic --outdir=runs/semantic/samples \
         --segmentation=map.png
     python -m ldm_jax.evaluation.obedience --workdir=runs/semantic \

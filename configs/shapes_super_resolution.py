@@ -1,7 +1,7 @@
 """Super-resolution on `shapes`, from 8 to 32 px: the small picture beside the latents.
 
     python train.py --config=configs/shapes_super_resolution.py --workdir=runs/sr \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/sr --outdir=runs/sr/samples --low_res=small.png
     python -m ldm_jax.evaluation.obedience --workdir=runs/sr --outdir=runs/sr/obeys
 

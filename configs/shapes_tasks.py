@@ -4,7 +4,7 @@ Each is the demo's model (`shapes_class.py`) told something else. All of them us
 first stage, which like each of them trains for minutes on two CPU cores:
 
     python -m ldm_jax.data.shapes --image_size=32 --num_train=20000
-    python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder \
+    python train.py --config=configs/shapes_autoencoder.py --workdir=runs/scenes \
         --config.data.name=shapes/32
 
 Whatever the task, conditions are left out of every tenth example, so that guidance, and

@@ -1,7 +1,7 @@
 """Text to image on `shapes` at 32 px: a transformer trained jointly reads the captions.
 
     python train.py --config=configs/shapes_text.py --workdir=runs/text \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/text --outdir=runs/text/samples \
         --prompt="a huge red star on a dark blue background"
     python -m ldm_jax.evaluation.obedience --workdir=runs/text --outdir=runs/text/obeys

@@ -1,7 +1,7 @@
 """Variations of a picture on `shapes` at 32 px, by an embedding learned jointly.
 
     python train.py --config=configs/shapes_variations.py --workdir=runs/variations \
-        --config.first_stage.workdir=runs/autoencoder
+        --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/variations --outdir=runs/variations/samples \
         --style=picture.png
     python -m ldm_jax.evaluation.obedience --workdir=runs/variations \

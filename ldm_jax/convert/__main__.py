@@ -1,7 +1,7 @@
 """Converts models between this package, the original implementation and diffusers.
 
     python -m ldm_jax.convert model.ckpt runs/model --config=model.yaml
-    python -m ldm_jax.convert runs/model model.safetensors
+    python -m ldm_jax.convert runs/model exported.safetensors
     python -m ldm_jax.convert runs/model model_diffusers --to=diffusers
 
 The source's format is recognised; the target's follows from its name: a file of weights

@@ -64,7 +64,8 @@ def convert(source, target, to=None, options=None, log=print):
 
     Args:
       source: File or folder of any format.
-      target: Where it goes; must not exist, nor hold checkpoints.
+      target: Where it goes; must not exist, nor hold checkpoints. The original's YAML
+        goes beside it.
       to: Row of FORMATS; by default the original's for a target that is named like a
         file of weights, diffusers' for a source that is a workdir, else ours.
       options: Options.
@@ -78,6 +79,11 @@ def convert(source, target, to=None, options=None, log=print):
         raise ConversionError(f"there is nothing at {source}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConversionError(f"{target} exists: give a new name, or remove it first")
+    yaml = target.with_suffix(".yaml")
+    if target.suffix in _SUFFIXES and yaml.exists():
+        raise ConversionError(
+            f"{yaml} exists, where the structure would go: give a new name"
+        )
     names = [name for name, row in FORMATS.items() if row.recognise(source)]
     if not names:
         raise ConversionError(

@@ -14,7 +14,7 @@ from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.layout import encode_layout
 from ldm_jax.data.masks import STYLES, draw_mask
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.data.transforms import MAX_BOXES
+from ldm_jax.data.transforms import MAX_BOXES, choose_crop, resize_image
 
 
 class Input:
@@ -298,9 +298,5 @@ def _resize(image, height, width):
     """Cuts a picture at the centre to the shape asked for and resizes it."""
     if image.shape[:2] == (height, width):
         return image
-    scale = min(image.shape[0] / height, image.shape[1] / width)
-    top, left = image.shape[0] - scale * height, image.shape[1] - scale * width
-    box = (left / 2, top / 2, image.shape[1] - left / 2, image.shape[0] - top / 2)
-    bicubic = PilImage.Resampling.BICUBIC
-    image = PilImage.fromarray(image).resize((width, height), bicubic, box=box)
-    return np.asarray(image)
+    image, size = PilImage.fromarray(image), (height, width)
+    return resize_image(image, choose_crop(*image.size, size), size)

@@ -262,6 +262,9 @@ def test_names_that_cannot_be_are_named(class_model, tmp_path):
         convert(tmp_path / "none.ckpt", tmp_path / "x")
     with pytest.raises(ConfigError, match="exists"):
         convert(class_model.file, class_model.workdir)
+    (tmp_path / "back.yaml").write_text("x")
+    with pytest.raises(ConfigError, match="back.yaml exists"):
+        convert(class_model.workdir, tmp_path / "back.safetensors")
     (tmp_path / "text.txt").write_text("x")
     with pytest.raises(ConfigError, match="is not known"):
         convert(tmp_path / "text.txt", tmp_path / "x")
