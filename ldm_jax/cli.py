@@ -48,6 +48,8 @@ def one_line_errors(main):
 
 def _fail(error, status):
     text = " ".join(str(error).split())
+    # Where both go to one file, the error is the last line.
+    sys.stdout.flush()
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(status)
 

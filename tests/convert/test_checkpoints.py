@@ -15,6 +15,7 @@ from ldm_jax.convert.buffers import schedule_buffers
 from ldm_jax.convert.files import read_weights, write_weights
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.state_dict import select
+from ldm_jax.denoiser import make_denoiser
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.training.pretrained import load_first_stage
@@ -73,7 +74,7 @@ def draw(trained, case):
         told = [latent_diffusion.condition(model, params, batch) for batch in given]
         latents = samplers.sample(
             samplers.make_sampler("ddim", eta=config["eta"]),
-            latent_diffusion.make_denoiser(model, params, told, [scale] * bool(null)),
+            make_denoiser(model, params, told, [scale] * bool(null)),
             latents,
             samplers.make_points(model.schedule, config["ddim_steps"]),
             jax.random.split(jax.random.key(0), len(latents)),
