@@ -113,7 +113,7 @@ _CLASSIFIER = flags.DEFINE_string(
     "classifier", None, "Workdir of a classifier that steers towards --labels."
 )
 _CLASSIFIER_SCALE = flags.DEFINE_float(
-    "classifier_scale", None, "How strongly, 3 if unset."
+    "classifier_scale", None, "How strongly, 10 if unset."
 )
 _GUIDE_SCALE = flags.DEFINE_float(
     "guide_scale", None, "How strongly --guide_image steers, 40 if unset."

@@ -180,7 +180,7 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
     )
     assert near < 0.7 * far
     settings = json.loads((tmp_path / "guided" / "settings.json").read_text())
-    assert settings["conditions"]["steering"] == {"classifier": 3.0, "guide": 30.0}
+    assert settings["conditions"]["steering"] == {"classifier": 10.0, "guide": 30.0}
     with pytest.raises(ConfigError, match="--classifier_scale needs --classifier"):
         sampling.run(model, tmp_path / "wrong", classifier_scale=2.0)
     with pytest.raises(ConfigError, match="--guide_scale needs --guide_image"):
