@@ -20,10 +20,7 @@ def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
     return shapes_tasks.config(
         variant,
-        inputs=dict(
-            caption=dict(kind="caption", tokenizer="shapes", max_length=52),
-            depth=dict(kind="depth"),
-        ),
+        inputs=dict(caption=shapes_tasks.caption(), depth=dict(kind="depth")),
         conditions=dict(
             caption=shapes_tasks.tokens("text"),
             depth=dict(kind="spatial", num_stages=2),

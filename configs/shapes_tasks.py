@@ -47,6 +47,11 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, *
     return config
 
 
+def caption():
+    """Captions of `shapes`: the longest have 52 words and marks, with start and end."""
+    return dict(kind="caption", tokenizer="shapes", max_length=52)
+
+
 def tokens(kind):
     """A transformer that reads captions or layouts, trained with the denoiser."""
     return dict(

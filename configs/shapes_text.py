@@ -17,8 +17,7 @@ def get_config(variant=""):
     """Returns the config; `variant` is "" or "tiny"."""
     return shapes_tasks.config(
         variant,
-        # The longest captions have 52 words and marks, with start and end.
-        inputs=dict(caption=dict(kind="caption", tokenizer="shapes", max_length=52)),
+        inputs=dict(caption=shapes_tasks.caption()),
         conditions=dict(caption=shapes_tasks.tokens("text")),
         transformer_depth=1,
         guidance_scale=3.0,

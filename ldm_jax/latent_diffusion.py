@@ -1,4 +1,4 @@
-"""Latent diffusion (Rombach et al. 2022) from end to end. Read this first.
+"""Latent diffusion (Rombach et al. 2022): the model and its loss. Read this first.
 
     images --encode--> latents --add_noise--> noisy latents --U-Net--> noise, x0 or v
                                                                 |
@@ -11,7 +11,7 @@ parts are and holds no weights. `params` are trained in the second stage: {"unet
 "conditioner"} and, if learned, {"logvar"}. `frozen` comes from the first stage:
 {"first_stage", "scaling_factor"}. Latents outside of the first stage have unit
 variance: `encode` multiplies by the scaling factor, `decode` divides, nothing else
-knows of it.
+knows of it. `generation.py` draws from the model.
 """
 
 import dataclasses

@@ -105,7 +105,13 @@ def prepare(
     Raises:
       ValueError: If an argument is out of range, or a copy is there that differs.
     """
-    _check(image_size, num_train, num_validation, max_shapes, seed)
+    check_ranges(
+        image_size=image_size,
+        num_train=num_train,
+        num_validation=num_validation,
+        max_shapes=max_shapes,
+        seed=seed,
+    )
     import tensorflow_datasets as tfds
 
     from ldm_jax.data import shapes_builder
@@ -151,14 +157,22 @@ def _quiet():
         logging.set_verbosity(verbosity)
 
 
-def _check(image_size, num_train, num_validation, max_shapes, seed):
-    for name, value, least, most in (
-        ("image_size", image_size, 16, 4096),
-        ("num_train", num_train, 1, None),
-        ("num_validation", num_validation, 0, None),
-        ("max_shapes", max_shapes, 1, MAX_SHAPES),
-        ("seed", seed, 0, None),
-    ):
+# Arguments of what writes scenes -> least and largest value; None is any.
+_RANGES = {
+    "image_size": (16, 4096),
+    "num_train": (1, None),
+    "num_validation": (0, None),
+    "num_images": (1, None),
+    "max_shapes": (1, MAX_SHAPES),
+    "factor": (2, 8),
+    "seed": (0, None),
+}
+
+
+def check_ranges(**arguments):
+    """Raises ValueError if an argument, by its name in _RANGES, is out of range."""
+    for name, value in arguments.items():
+        least, most = _RANGES[name]
         if value < least or (most is not None and value > most):
             limit = f">= {least}" if most is None else f"from {least} to {most}"
             raise ValueError(f"{name} must be {limit}, got {value}")

@@ -46,11 +46,15 @@ def write(
     Raises:
       ValueError: If an argument is out of range.
     """
-    if num_images < 1 or image_size < 16 or image_size % factor:
-        raise ValueError(
-            f"{num_images} images of {image_size} px cannot be written: give 1 or "
-            f"more, of 16 px or more and divisible by {factor}"
-        )
+    shapes.check_ranges(
+        num_images=num_images,
+        image_size=image_size,
+        max_shapes=max_shapes,
+        factor=factor,
+        seed=seed,
+    )
+    if image_size % factor:
+        raise ValueError(f"image_size={image_size} does not divide by factor={factor}")
     folder = pathlib.Path(outdir).expanduser()
     os.makedirs(folder, exist_ok=True)
     for index in range(num_images):

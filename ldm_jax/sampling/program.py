@@ -88,10 +88,11 @@ def fetch(drawn, indices):
       ConfigError: If a sample is not finite.
     """
     images, finite = (np.asarray(array)[: len(indices)] for array in drawn)
-    for k in np.asarray(indices)[~finite]:
+    if not finite.all():
         raise ConfigError(
-            f"sample {k} is not finite: the weights are damaged, or the options carry "
-            "it away; look at the run's losses, or take other options"
+            f"sample {indices[np.argmin(finite)]} is not finite: the weights are "
+            "damaged, or the options carry it away; look at the run's losses, or take "
+            "other options"
         )
     return images
 

@@ -143,8 +143,7 @@ def _used_by_conditions(trained, have, from_data):
         if not choices:
             raise ConfigError(
                 f"this model is told {key}, but its config does not say how that is "
-                f"made: give data.inputs.{key} a kind, or use "
-                "ldm_jax.latent_diffusion"
+                f"made: give data.inputs.{key} a kind, or use ldm_jax.generation"
             )
         way = next((way for way in choices if have.issuperset(way)), None)
         if way is None and not from_data and choices != (("labels",),):

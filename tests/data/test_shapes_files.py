@@ -30,7 +30,16 @@ def test_files_say_what_the_data_set_says(tmp_path):
             assert set(np.unique(image)) == {0, 255}
 
 
-@pytest.mark.parametrize("wrong", ["--num_images=0", "--image_size=18", "--factor=99"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--num_images=0",
+        "--image_size=18",
+        "--factor=99",
+        "--factor=0",
+        "--max_shapes=9",
+    ],
+)
 def test_what_cannot_be_written_is_refused(wrong, tmp_path):
     with pytest.raises(SystemExit, match="error: "):
         shapes_files.main([f"--outdir={tmp_path}", wrong])
