@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["ldm_jax", "ldm_jax.*"]),
-    package_data={"ldm_jax.data": ["shapes_tokenizer.json"]},
+    package_data={"ldm_jax.data.shapes": ["tokenizer.json"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 
 from configs import shapes_class
-from ldm_jax import generation, latent_diffusion, sampling
-from ldm_jax.evaluation.judge import load_judge
+from ldm_jax import generate, latent_diffusion, sampling
+from ldm_jax.evaluation.shapes.probe import load_judge
 from ldm_jax.images import to_uint8
+from ldm_jax.trained import load_first_stage
 from ldm_jax.training import loop
-from ldm_jax.training.pretrained import load_first_stage
 
 # What each way changes of the config; the rest is BASE.
 WAYS = {
@@ -109,17 +109,17 @@ def draw(trained, labels, guidance_scale, batch_size=64):
     )
 
     @jax.jit
-    def generate(params, frozen, labels, indices):
+    def draw(params, frozen, labels, indices):
         rngs = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))
         inputs = {"label": labels}
-        images = generation.generate(
+        images = generate.sample_images(
             trained.model, params, frozen, inputs, rngs(indices), **options
         )
         return to_uint8(images)
 
     batches = np.arange(len(labels)).reshape(-1, batch_size)
     weights = trained.params, trained.frozen
-    return np.concatenate([generate(*weights, labels[rows], rows) for rows in batches])
+    return np.concatenate([draw(*weights, labels[rows], rows) for rows in batches])
 
 
 def measure(workdir, judge, count):

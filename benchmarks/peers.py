@@ -25,11 +25,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ldm_jax.convert import diffusers_rows as layout
-from ldm_jax.convert.state_dict import to_state_dict
+from ldm_jax.convert.diffusers import names as layout
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.losses import reconstruction_loss
+from ldm_jax.training.first_stage_losses import reconstruction_loss
+from ldm_jax.weights.state_dict import to_state_dict
 
 UNETS = {  # size: (batch, height of the latents, tokens)
     "small": (4, 32, 0),

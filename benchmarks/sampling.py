@@ -38,11 +38,11 @@ from peers import (
     unet_modules,
 )
 
-from ldm_jax import generation
+from ldm_jax import generate
 from ldm_jax.conditioners import make_conditioner
-from ldm_jax.convert import diffusers_rows as layout
-from ldm_jax.diffusion.samplers import normal
+from ldm_jax.convert.diffusers import names as layout
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.solve import normal
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.unet import UNet
 
@@ -92,8 +92,8 @@ def make_models(size):
     load(torch_first, layout.autoencoder_rows(first), first_params)
     weights = jax.tree.map(jnp.asarray, {"unet": params, "first": first_params})
 
-    def generate(model, weights, tokens, keys):
-        return generation.generate(
+    def draw(model, weights, tokens, keys):
+        return generate.sample_images(
             model,
             {"unet": weights["unet"], "conditioner": {}},
             {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},
@@ -104,9 +104,9 @@ def make_models(size):
             guidance_scale=SCALE,
         )
 
-    generate = jax.jit(generate, static_argnums=0)
+    draw = jax.jit(draw, static_argnums=0)
     models = model, dataclasses.replace(model, unet=EveryStep(unet))
-    ours = [partial(generate, model, weights) for model in models]
+    ours = [partial(draw, model, weights) for model in models]
     return ours, torch_unet, partial(torch_first.decode, return_dict=False)
 
 
@@ -167,7 +167,7 @@ def main():
         keys = jax.random.split(jax.random.key(0), batch)
         shape = (batch, TOKENS, CONTEXT_WIDTH)
         tokens = np.random.default_rng(1).standard_normal(shape, np.float32)
-        # The noise that `generate` starts from.
+        # The noise that `draw` starts from.
         noise = normal(jax.vmap(jax.random.split)(keys)[:, 0], (height, height, 4))
         inputs = to_torch(tokens), to_torch(noise)
         sides = [partial(side, tokens, keys) for side in ours.values()]

@@ -26,7 +26,7 @@ def data(**changes):
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
     validation_fraction: Share of a folder's files that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
-      their options stand in `ldm_jax/data/input_kinds.py`.
+      their options stand in `ldm_jax/data/inputs.py`.
     keys: What examples shall hold besides what the inputs need.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     """

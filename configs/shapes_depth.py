@@ -5,7 +5,7 @@
     python sample.py --workdir=runs/depth --outdir=runs/depth/samples \
         --depth=depth.png --prompt="a large green heart on red stripes" \
         --guidance_scale=caption=3,depth=1
-    python -m ldm_jax.evaluation.obedience --workdir=runs/depth \
+    python -m ldm_jax.evaluation.shapes --workdir=runs/depth \
         --outdir=runs/depth/obeys
 
 A depth map is brighter the farther things are.  Data and first stage: see

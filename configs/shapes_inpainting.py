@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/inpainting --outdir=runs/inpainting/samples \
         --image=picture.png --mask=mask.png
-    python -m ldm_jax.evaluation.obedience --workdir=runs/inpainting \
+    python -m ldm_jax.evaluation.shapes --workdir=runs/inpainting \
         --outdir=runs/inpainting/obeys
 
 Holes are boxes, strokes and borders; a mask is white where the picture is to be filled.

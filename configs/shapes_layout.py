@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/layout --outdir=runs/layout/samples \
         --layout=layout.json
-    python -m ldm_jax.evaluation.obedience --workdir=runs/layout \
+    python -m ldm_jax.evaluation.shapes --workdir=runs/layout \
         --outdir=runs/layout/obeys
 
 A layout is a list such as `[{"label": "star", "box": [0.2, 0.2, 0.9, 0.8]}]`; a box is

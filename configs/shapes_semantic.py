@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/semantic --outdir=runs/semantic/samples \
         --segmentation=map.png
-    python -m ldm_jax.evaluation.obedience --workdir=runs/semantic \
+    python -m ldm_jax.evaluation.shapes --workdir=runs/semantic \
         --outdir=runs/semantic/obeys
 
 In a map 0 is the ground and k + 1 is class k.  Data and first stage: see

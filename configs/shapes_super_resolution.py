@@ -3,7 +3,7 @@
     python train.py --config=configs/shapes_super_resolution.py --workdir=runs/sr \
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/sr --outdir=runs/sr/samples --low_res=small.png
-    python -m ldm_jax.evaluation.obedience --workdir=runs/sr --outdir=runs/sr/obeys
+    python -m ldm_jax.evaluation.shapes --workdir=runs/sr --outdir=runs/sr/obeys
 
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
 what it reaches.  Variants: how pictures are made small, "bicubic" (the default),

@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/variations --outdir=runs/variations/samples \
         --style=picture.png
-    python -m ldm_jax.evaluation.obedience --workdir=runs/variations \
+    python -m ldm_jax.evaluation.shapes --workdir=runs/variations \
         --outdir=runs/variations/obeys
 
 A transformer on patches puts each picture into 16 numbers and the denoiser draws what

@@ -8,21 +8,21 @@ it: a run killed while it saves leaves its previous checkpoints whole.
 """
 
 import json
+import os
 import pathlib
+from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config import ConfigError, from_json
+from ldm_jax.config import from_json, to_json
+from ldm_jax.errors import CheckpointError
 from ldm_jax.sharding import path_name
 
 _FOLDER = "checkpoints"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, unreadable or of another model."""
 
 
 class Checkpoints:
@@ -276,27 +276,31 @@ def _load_arrays(folder, item, shapes):
     return _load(folder, {item: target})[item]
 
 
-def first_stage_folder(recorded, workdir):
-    """Finds the first stage of a second one, also if both moved together.
+@flax.struct.dataclass
+class TrainState:
+    """Arrays only; modules and optimisers are closed over by the steps.
 
-    Args:
-      recorded: Its workdir as the second stage's checkpoint records it; where it lies
-        inside of that workdir, relative to it; "identity" for none.
-      workdir: Workdir of the second stage.
-
-    Returns:
-      Path of the first stage's workdir, or "identity".
-
-    Raises:
-      ConfigError: If it is not there.
+    Attributes:
+      step: int32 scalar, the number of optimiser updates done.
+      params: Parameters, a dict with one entry per network.
+      ema_params: Moving average of `params` or of the part of it that is used after
+        training; an empty dict where a config wants none.
+      opt_state: Optimiser states, a dict with one entry per optimiser.
+      stats: Statistics that no gradient trains: of norms, codebooks, logits; an empty
+        dict where there are none.
     """
-    if recorded == "identity":
-        return recorded
-    workdir, recorded = absolute(workdir), pathlib.Path(recorded)
-    for folder in (workdir / recorded, workdir.parent / recorded.name):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"the first stage is no longer in {recorded}; say where it is with "
-        "--first_stage=ITS_WORKDIR"
-    )
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    stats: Any
+
+
+def write_config(workdir, config):
+    """Writes `config.json` beside the checkpoints, for people to read."""
+    path = pathlib.Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_json(config), encoding="utf-8")
+    os.replace(temporary, path)

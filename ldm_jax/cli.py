@@ -5,7 +5,12 @@ import sys
 
 from absl import flags
 
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TrainingDiverged,
+)
 
 flags.DEFINE_bool(
     "distributed",
@@ -31,9 +36,6 @@ def parse_flags(argv):
 
 def one_line_errors(main):
     """Wraps a main so that an error its user can mend is one line, exit status 1."""
-    from ldm_jax.checkpoint import CheckpointError
-    from ldm_jax.data.loader import DataError
-    from ldm_jax.training.diagnosis import TrainingDiverged
 
     def wrapped(argv):
         try:

@@ -12,9 +12,7 @@ import json
 
 from ml_collections import ConfigDict
 
-
-class ConfigError(ValueError):
-    """A config that cannot work; the message is one line and names the fix."""
+from ldm_jax.errors import ConfigError
 
 
 def to_dict(section):

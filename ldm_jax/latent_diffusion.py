@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
 from ldm_jax.conditioners import Conditioner
-from ldm_jax.diffusion import losses
+from ldm_jax.diffusion import objective
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
     NoiseSchedule,
@@ -78,8 +78,8 @@ class LatentDiffusion:
 
     def __post_init__(self):
         _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check_choice("loss_type", self.loss_type, losses.LOSS_TYPES)
-        samplings = losses.TIMESTEP_SAMPLINGS
+        _check_choice("loss_type", self.loss_type, objective.LOSS_TYPES)
+        samplings = objective.TIMESTEP_SAMPLINGS
         _check_choice("timestep_sampling", self.timestep_sampling, samplings)
         check_prediction(self.schedule, self.prediction_type)
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
@@ -239,7 +239,7 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     size = len(latents)
     drop = model.conditioner.draw_drop(rngs["drop"], size) if train else None
 
-    timesteps = losses.draw_timesteps(
+    timesteps = objective.draw_timesteps(
         rngs["timesteps"],
         size,
         model.schedule.num_train_timesteps,
@@ -247,7 +247,7 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
         model.logit_mean,
         model.logit_std,
     )
-    noise = losses.draw_noise(rngs["noise"], latents.shape, model.offset_noise)
+    noise = objective.draw_noise(rngs["noise"], latents.shape, model.offset_noise)
     point = model.schedule.at(timesteps)
     output = model.unet.apply(
         {"params": params["unet"]},
@@ -258,17 +258,17 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
         rngs={"dropout": rngs["dropout"]},
     )
 
-    vlb_weights = losses.elbo_weights(
+    vlb_weights = objective.elbo_weights(
         model.schedule, model.prediction_type, model.v_posterior
     )
     level_weights = 1.0
     if model.min_snr_gamma is not None:
-        level_weights = losses.min_snr_weights(
+        level_weights = objective.min_snr_weights(
             model.schedule, model.prediction_type, model.min_snr_gamma
         )
         level_weights = jnp.asarray(level_weights)[timesteps]
     logvar = params.get("logvar")
-    value, metrics = losses.denoising_loss(
+    value, metrics = objective.denoising_loss(
         output,
         target_for(model.prediction_type, latents, noise, point),
         jnp.asarray(vlb_weights)[timesteps],

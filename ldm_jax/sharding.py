@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import ConfigError
 
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 MIN_SHARDED_ELEMENTS = 2**18

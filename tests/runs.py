@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint
-from ldm_jax.data import shapes
+from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
 from tests.flags import xla_flags
 
@@ -49,7 +49,7 @@ BARE = {"train__preview_images": 0, "data__eval_split": ""}
 
 def prepare_shapes(folder):
     """Writes a tiny copy of `shapes/32`; returns its data_dir."""
-    shapes.prepare(str(folder), image_size=32, num_train=64, num_validation=12)
+    prepare.prepare(str(folder), image_size=32, num_train=64, num_validation=12)
     return str(folder)
 
 

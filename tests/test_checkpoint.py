@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ldm_jax import checkpoint, sharding
-from ldm_jax.checkpoint import CheckpointError, Checkpoints
-from ldm_jax.training.state import TrainState
+from ldm_jax.checkpoint import Checkpoints, TrainState
+from ldm_jax.errors import CheckpointError
 
 META = {"config": {"stage": "diffusion", "mult": [1, 2]}, "scaling_factor": 0.18215}
 

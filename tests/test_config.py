@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax import config
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import ConfigError
 
 
 def _make(size, depth=2, name=None):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from ldm_jax import latent_diffusion, sampling
+from ldm_jax.batches import Data
+from ldm_jax.build import make_first_stage, make_model
 from ldm_jax.config import build
 from ldm_jax.sharding import make_mesh
-from ldm_jax.training.autoencoder import make_first_stage
-from ldm_jax.training.batches import Data
-from ldm_jax.training.diffusion import make_model
 from ldm_jax.training.freeze import check_freeze
 from ldm_jax.training.loss_options import LossOptions
 from tests.published import NAMES, RELEASED, line, listed, load, module, specs

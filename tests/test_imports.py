@@ -1,4 +1,4 @@
-"""Imports go one way through the package (the table in CONTRIBUTING.md)."""
+"""Imports go one way through the package, from the rooms above to those below."""
 
 import ast
 import pathlib
@@ -7,49 +7,20 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Room -> the rooms it may import from, itself included.
-BASE = {"config", "images", "models", "data"}
-PARTS = BASE | {"conditioners", "diffusion", "sharding", "checkpoint"}
-# Files of weights are for all; the formats of whole models stand above training.
-WEIGHTS = {
-    f"convert.{name}"
-    for name in (
-        "files",
-        "image_rows",
-        "lpips",
-        "state_dict",
-        "text_rows",
-        "towers",
-        "unpickle",
-    )
-}
-ALLOWED = {
-    "config": {"config"},
-    "images": {"images", "data"},
-    "data": {"data", "config"},
-    "models": {"models"},
-    "conditioners": {"conditioners", "models"},
-    "diffusion": {"diffusion", "tiling"},
-    "sharding": {"sharding", "config"},
-    "checkpoint": {"checkpoint", "sharding", "config"},
-    "weights": {"weights", "config", "models"},
-    "convert": {"convert", "weights", "latent_diffusion", "training", "cli"} | PARTS,
-    "tiling": {"tiling"},
-    "denoiser": {"denoiser", "diffusion", "tiling"},
-    "latent_diffusion": {"latent_diffusion"} | PARTS,
-    "generation": {"generation", "latent_diffusion", "denoiser", "tiling"} | PARTS,
-    "inversion": {"inversion", "denoiser", "latent_diffusion"} | PARTS,
-    "training": {"training", "latent_diffusion", "generation", "weights", "panels"}
-    | PARTS,
-    "evaluation": {"evaluation", "sampling", "training", "weights", "tiling", "cli"}
-    | PARTS,
-    "panels": {"panels", "images", "data"},
-    "sampling": {"sampling", "panels", "inversion", "tiling", "training"}
-    | {"latent_diffusion", "generation", "weights"}
-    | PARTS,
-    "cli": {"cli", "training"} | PARTS,
-    "__init__": set(),
-}
+# The rooms by floor, from the ground up: a module may import its own room and what lies
+# on the floors below, so rooms of one floor know nothing of one another.
+FLOORS = (
+    ("errors", "console", "models", "diffusion", "tiling"),
+    ("config", "images", "sharding", "weights", "conditioners"),
+    ("cli", "data", "checkpoint", "latent_diffusion"),
+    ("batches", "generate", "latent_classifier"),
+    ("build",),
+    ("trained",),
+    ("training", "sampling", "convert"),
+    ("evaluation",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))
 
 
 def _imports(path):
@@ -62,25 +33,62 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _room(parts):
-    """Room of a module of the package, given as the parts of its name."""
-    return "weights" if ".".join(parts[:2]) in WEIGHTS else parts[0]
+def _modules():
+    """Module name -> names that it imports from the package."""
+    graph = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        graph[name] = {n for n in _imports(path) if n.startswith("ldm_jax.")}
+    return graph
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted((ROOT / "ldm_jax").rglob("*.py")),
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_rooms_import_downwards_only(path):
-    relative = path.relative_to(ROOT / "ldm_jax").with_suffix("")
-    room = _room(relative.parts)
-    for name in _imports(path):
-        parts = name.split(".")
-        if parts[0] == "configs":
-            raise AssertionError(f"{path.name} imports {name}")
-        if parts[0] == "ldm_jax" and len(parts) > 1 and parts[1] != "__version__":
-            assert _room(parts[1:]) in ALLOWED[room], f"{room} imports {name}"
+def _room(name):
+    """The room of a module: its first part below the package."""
+    return name.split(".")[1]
+
+
+def test_every_file_is_in_a_room_and_every_room_is_there():
+    rooms = {_room(name) for name in _modules() if name != "ldm_jax"}
+    assert rooms == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("room", FLOOR_OF)
+def test_rooms_import_downwards_only(room):
+    for name, imported in _modules().items():
+        if name == "ldm_jax" or _room(name) != room:
+            continue
+        for other in imported:
+            if other == "ldm_jax.__version__":
+                continue
+            below = FLOOR_OF[_room(other)] < FLOOR_OF[room]
+            assert below or _room(other) == room, f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_on_a_way_round():
+    graph = _modules()
+    done = set()
+
+    def visit(name, way):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name in graph and name not in done:
+            for other in graph[name]:
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+def test_the_package_imports_no_config():
+    for path in FILES:
+        assert not any(name.split(".")[0] == "configs" for name in _imports(path))
+
+
+def test_no_folder_shows_more_than_eighteen_files():
+    for folder in {path.parent for path in FILES}:
+        count = len([p for p in folder.glob("*.py") if p.name != "__init__.py"])
+        assert count <= 18, f"{folder} holds {count} files"
 
 
 @pytest.mark.parametrize("room", ["data", "images", "config"])

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax import generation, latent_diffusion
+from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
-from ldm_jax.diffusion.sampler import Sampler
-from ldm_jax.diffusion.samplers import SAMPLERS, make_points, normal
+from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
-from ldm_jax.inversion import invert_latents
+from ldm_jax.diffusion.solve import normal
+from ldm_jax.generate import invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
@@ -238,7 +239,7 @@ def test_loss_does_not_depend_on_the_devices(batch, frozen):
 
 def draw(model, rngs, inputs, *, num_steps=4, **options):
     options = {"latent_shape": (8, 8, 2), "num_steps": num_steps} | options
-    sample = functools.partial(generation.sample_latents, model, **options)
+    sample = functools.partial(generate.sample_latents, model, **options)
     return jax.jit(lambda params, inputs, rngs: sample(params, inputs, rngs))(
         draw_params(model), inputs, rngs
     )
@@ -246,9 +247,9 @@ def draw(model, rngs, inputs, *, num_steps=4, **options):
 
 def test_generate_makes_images_of_its_keys(batch, frozen):
     model = make_model()
-    generate = jax.jit(
+    draw = jax.jit(
         functools.partial(
-            generation.generate,
+            generate.sample_images,
             model,
             latent_shape=(8, 8, 2),
             num_steps=3,
@@ -256,12 +257,12 @@ def test_generate_makes_images_of_its_keys(batch, frozen):
         )
     )
     inputs = {"label": batch["label"]}
-    images = generate(draw_params(model), frozen, inputs, keys(BATCH))
+    images = draw(draw_params(model), frozen, inputs, keys(BATCH))
     assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == jnp.float32
-    other = generate(draw_params(model), frozen, inputs, keys(BATCH, seed=1))
-    assert generate._cache_size() == 1 and np.abs(images - other).max() > 1e-2
+    other = draw(draw_params(model), frozen, inputs, keys(BATCH, seed=1))
+    assert draw._cache_size() == 1 and np.abs(images - other).max() > 1e-2
     inputs = {"label": batch["label"][2:3]}
-    alone = generate(draw_params(model), frozen, inputs, keys(BATCH)[2:3])
+    alone = draw(draw_params(model), frozen, inputs, keys(BATCH)[2:3])
     np.testing.assert_allclose(alone[0], images[2], atol=1e-4)
 
 
@@ -308,7 +309,7 @@ def test_guidance_costs_what_it_must(batch, options, evaluations):
         sizes.clear()
         options_ = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
         rngs = keys(BATCH)
-        return generation.sample_latents(model, params, inputs, rngs, **options_)
+        return generate.sample_latents(model, params, inputs, rngs, **options_)
 
     with nn.intercept_methods(count):
         jax.eval_shape(draw)
@@ -325,7 +326,7 @@ def test_guidance_options_reach_the_sample(batch):
         def sample(scale, **more):
             inputs, rngs = {"label": batch["label"]}, keys(BATCH)
             options = {"latent_shape": (8, 8, 2), "num_steps": 2} | more
-            return generation.sample_latents(
+            return generate.sample_latents(
                 model, params, inputs, rngs, guidance_scale=scale, **options
             )
 
@@ -360,7 +361,7 @@ def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
         params = init_params(model, batch | {"style": style})
         arguments = (model, params, frozen, {"style": style}, keys(BATCH))
         return [
-            generation.generate(*arguments, latent_shape=(8, 8, 2), **more)
+            generate.sample_images(*arguments, latent_shape=(8, 8, 2), **more)
             for more in ({}, {"guidance_scale": 5.0, "negative": {"style": style}})
         ]
 
@@ -426,7 +427,7 @@ def test_strength_zero_gives_back_the_image_as_it_is():
 
 
 def test_every_hundredth_of_strength_is_a_step():
-    taken = [generation._first_step(k / 100, 100) for k in range(101)]
+    taken = [generate._first_step(k / 100, 100) for k in range(101)]
     assert taken == list(range(100, -1, -1))
 
 
@@ -470,7 +471,7 @@ def test_masked_part_is_kept(batch, frozen):
 
 def test_generate_starts_from_images(batch, frozen):
     model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
-    images = generation.generate(
+    images = generate.sample_images(
         model,
         draw_params(model),
         frozen,
@@ -490,7 +491,7 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     model = make_model(unet=UNET.clone(dtype=jnp.bfloat16))
     options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
     latents = jax.eval_shape(
-        lambda: generation.sample_latents(
+        lambda: generate.sample_latents(
             model, draw_params(make_model()), batch, keys(BATCH), **options
         )
     )
@@ -520,7 +521,7 @@ def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message) as error:
         params = {"unet": {}, "conditioner": {}}
         model = make_model(None)
-        generation.sample_latents(model, params, {}, keys(1), **options)
+        generate.sample_latents(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)
 
 

@@ -2,45 +2,45 @@
 
 import numpy as np
 
-from ldm_jax import panels
+from ldm_jax.data import draw
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.sampling.sheet import Card, make_sheet
+from ldm_jax.sampling.output import Card, make_sheet
 
 
 def test_small_pictures_are_enlarged_pixel_by_pixel():
     image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
-    large = panels.fit(image, (12, 20))
+    large = draw.fit(image, (12, 20))
     np.testing.assert_array_equal(large, image.repeat(4, axis=0).repeat(4, axis=1))
     # Other proportions leave white at the sides.
-    wide = panels.fit(image, (12, 30))
+    wide = draw.fit(image, (12, 30))
     np.testing.assert_array_equal(wide[:, 5:25], large)
     assert (wide[:, :5] == 255).all() and (wide[:, 25:] == 255).all()
 
 
 def test_classes_have_colours_of_their_own():
     labels = np.arange(40).reshape(5, 8)
-    colors = panels.color_labels(labels)
+    colors = draw.color_labels(labels)
     assert colors.shape == (5, 8, 3)
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 40
-    np.testing.assert_array_equal(panels.color_labels(labels[:2]), colors[:2])
+    np.testing.assert_array_equal(draw.color_labels(labels[:2]), colors[:2])
 
 
 def test_a_hatched_hole_leaves_the_rest_alone():
     image = np.full((32, 32, 3), 90, np.uint8)
     hole = np.zeros((32, 32, 1), bool)
     hole[8:24, 4:20] = True
-    shown = panels.hatch(image, hole)
+    shown = draw.hatch(image, hole)
     assert ((shown == image).all(axis=-1) == ~hole[..., 0]).all()
 
 
 def test_boxes_are_drawn_where_they_are():
     box = [[0.25, 0.5, 0.75, 1.0]]
-    shown = panels.draw_boxes(box, [2], (80, 100), ["a", "b", "c"])
-    inked = (shown == panels.color_of(2)).all(axis=-1)
+    shown = draw.draw_boxes(box, [2], (80, 100), ["a", "b", "c"])
+    inked = (shown == draw.color_of(2)).all(axis=-1)
     rows, columns = np.nonzero(inked)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 59, 50, 99)
-    nothing = panels.draw_boxes([], [], (80, 100))
-    named = panels.draw_boxes(box, [2], (80, 100))
+    nothing = draw.draw_boxes([], [], (80, 100))
+    named = draw.draw_boxes(box, [2], (80, 100))
     assert (named != nothing).any() and (named != shown).any()
 
 
@@ -59,7 +59,7 @@ def test_every_kind_of_map_has_a_panel_of_the_size_asked_for():
         "depth": rng.random((16, 16, 1), np.float32),
     }
     for make in inputs.values():
-        shown = panels.show_input(make, make(example, rng), (48, 64))
+        shown = draw.show_input(make, make(example, rng), (48, 64))
         assert shown.shape == (48, 64, 3) and shown.dtype == np.uint8
         assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1
 

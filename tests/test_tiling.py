@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import generation, latent_diffusion, tiling
+from ldm_jax import generate, latent_diffusion, tiling
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.models.autoencoder import FIRST_STAGES, KLAutoencoder
+from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.unet import UNet
 from ldm_jax.tiling.cuts import cut_axis, spans, weights
 from tests.common import assert_close
@@ -302,8 +303,8 @@ def test_guided_pictures_larger_than_the_unets_size():
         jax.eval_shape(init, inputs(4)),
     )
 
-    def generate(batch, rngs, **options):
-        return generation.generate(
+    def draw_images(batch, rngs, **options):
+        return generate.sample_images(
             model,
             params,
             {"first_stage": first, "scaling_factor": 1.0},
@@ -319,7 +320,7 @@ def test_guided_pictures_larger_than_the_unets_size():
 
     # Seven rows do not halve evenly; tiles do.
     batch, rngs = inputs(7), jax.random.split(jax.random.key(1), 2)
-    draw = jax.jit(functools.partial(generate, tile=4, decode_tile=8))
+    draw = jax.jit(functools.partial(draw_images, tile=4, decode_tile=8))
     images = draw(batch, rngs)
     assert images.shape == batch["image"].shape and np.isfinite(images).all()
     swapped = draw(jax.tree.map(lambda array: array[::-1], batch), rngs[::-1])

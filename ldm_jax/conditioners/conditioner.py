@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import freeze
 
-from ldm_jax.conditioners.encoded import Encoded, MaskedImage
-from ldm_jax.conditioners.label import ClassLabel
-from ldm_jax.conditioners.maps import Spatial
-from ldm_jax.conditioners.raw import Raw
-from ldm_jax.conditioners.style import ClipImage
+from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
+from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
 from ldm_jax.conditioners.tokens import ClipText, Layout, Text
 
 

@@ -38,8 +38,8 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images in pi
 def main(argv):
     """Converts."""
     cli.start_jax()
-    from ldm_jax.convert.files import ConversionError
     from ldm_jax.convert.formats import Options, convert
+    from ldm_jax.errors import ConversionError
 
     if len(argv) != 3:
         raise ConversionError(

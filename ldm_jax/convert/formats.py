@@ -4,21 +4,14 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ldm_jax.convert import (
-    compvis_checkpoint,
-    compvis_config,
-    compvis_export,
-    compvis_yaml,
-    diffusers_export,
-    diffusers_folder,
-    workdir,
-)
-from ldm_jax.convert.files import (
-    TORCH_SUFFIXES,
-    ConversionError,
-    read_weights,
-    write_weights,
-)
+from ldm_jax.convert import workdir
+from ldm_jax.convert.compvis import read as compvis_read
+from ldm_jax.convert.compvis import read_yaml, write_yaml
+from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.diffusers import read as diffusers_read
+from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import TORCH_SUFFIXES, read_weights, write_weights
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
@@ -121,7 +114,7 @@ def _is_file(path):
 
 def _read_compvis(path, options, log):
     weights = read_weights(path)
-    if not compvis_checkpoint.recognise(weights.tensors):
+    if not compvis_read.recognise(weights.tensors):
         raise ConversionError(
             f"{path} holds no model of the original's: its first key is "
             f"{next(iter(weights.tensors))}; of diffusers, give the folder with its "
@@ -129,7 +122,7 @@ def _read_compvis(path, options, log):
         )
     if options.config:
         return _read_described(weights, options, log)
-    model = compvis_checkpoint.read(weights, None, options, log)
+    model = compvis_read.read(weights, None, options, log)
     if not options.prediction_type and "unet" in model.config:
         log("the U-Net is taken to predict the noise; --prediction_type says otherwise")
     return model
@@ -137,9 +130,9 @@ def _read_compvis(path, options, log):
 
 def _read_described(weights, options, log):
     """Reads a file with its YAML, whose shape is not known until it is read."""
-    params = compvis_config.read_yaml(options.config)["params"]
+    params = read_yaml.read_yaml(options.config)["params"]
     try:
-        return compvis_checkpoint.read(weights, params, options, log)
+        return compvis_read.read(weights, params, options, log)
     except KeyError as error:
         raise ConversionError(
             f"{options.config}: the YAML lacks {error.args[0]}: give the original's"
@@ -159,9 +152,9 @@ def _write_compvis(model, path, options, log):
         )
     if options.raw:
         model.ema_params = {}
-    tensors, yaml = compvis_export.write(model, log)
+    tensors, yaml = compvis_write.write(model, log)
     write_weights(path, tensors, model.step)
-    compvis_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
+    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
     log(f"its structure: {path.with_suffix('.yaml')}")
 
 
@@ -178,6 +171,6 @@ FORMATS = {
     ),
     "compvis": Format(_is_file, _read_compvis, _write_compvis),
     "diffusers": Format(
-        diffusers_folder.recognise, diffusers_folder.read, diffusers_export.write
+        diffusers_read.recognise, diffusers_read.read, diffusers_write.write
     ),
 }

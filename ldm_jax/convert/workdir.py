@@ -9,24 +9,18 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, trained
+from ldm_jax.build import make_first_stage
+from ldm_jax.checkpoint import TrainState, write_config
 from ldm_jax.config import from_json, to_dict, to_json
-from ldm_jax.convert.files import (
-    ConversionError,
-    read_json,
-    read_weights,
-    write_json,
-    write_weights,
-)
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
     full_section,
     make_diffusion,
 )
-from ldm_jax.training.autoencoder import make_first_stage
-from ldm_jax.training.resume import write_config
-from ldm_jax.training.state import TrainState
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
 
 _FIRST_STAGE = "first_stage"
 
@@ -142,7 +136,7 @@ def read(folder, step=None):
 
 
 def _read_first_stage(record, folder):
-    found = checkpoint.first_stage_folder(record["workdir"], folder)
+    found = trained.first_stage_folder(record["workdir"], folder)
     if found == "identity":
         config = autoencoder_config({"kind": "identity"}, None)
         return Model(config, {"autoencoder": {}})

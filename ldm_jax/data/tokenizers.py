@@ -1,20 +1,13 @@
-"""Captions to token ids, on the host.
-
-    python -m ldm_jax.data.tokenizers
-
-writes `shapes_tokenizer.json`, the tokenizer of the captions of the embedded data set
-`shapes`. It is stored rather than made when needed, as trained weights hold its ids.
-"""
+"""Captions to token ids, on the host."""
 
 import functools
 import pathlib
 
 import numpy as np
 
-from ldm_jax.config import ConfigError
-from ldm_jax.data import captions
+from ldm_jax.errors import ConfigError
 
-SHAPES_FILE = pathlib.Path(__file__).with_name("shapes_tokenizer.json")
+SHAPES_FILE = pathlib.Path(__file__).with_name("shapes") / "tokenizer.json"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
 
 
@@ -99,29 +92,3 @@ def load_tokenizer(name, max_length=77, pad_id=None):
     if backend.pad_token is None:
         raise ConfigError(f"tokenizer {name!r} has no padding token: give another one")
     return Tokenizer(backend, max_length, pad_id)
-
-
-def make_shapes_tokenizer():
-    """Makes the tokenizer of `shapes`: one id per word, start and end around them.
-
-    Returns:
-      tokenizers.Tokenizer.
-    """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, normalizers, pre_tokenizers, processors
-
-    words = [PAD, UNKNOWN, START, END, *captions.vocabulary()]
-    ids = {word: i for i, word in enumerate(words)}
-    backend = Backend(models.WordLevel(ids, unk_token=UNKNOWN))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(t, ids[t]) for t in (START, END)]
-    )
-    backend.add_special_tokens([PAD, UNKNOWN, START, END])
-    return backend
-
-
-if __name__ == "__main__":
-    make_shapes_tokenizer().save(str(SHAPES_FILE))
-    print(f"wrote {SHAPES_FILE}")

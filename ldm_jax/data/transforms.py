@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm_jax.data.decode import decode, decode_plane
+from ldm_jax.images import decode, decode_plane
 
 CROPS = ("center", "random")
 

@@ -10,16 +10,339 @@ A step must give finite latents from pure noise (alpha 0) and to clean data (sig
 where log-SNR and half of the usual divisions are infinite.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, plms, unipc
-from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
-from ldm_jax.diffusion.single_step import ddim, ddpm, euler, euler_ancestral, heun
-from ldm_jax.diffusion.spacing import FINAL_LEVELS, SPACINGS
+from ldm_jax.diffusion.posterior import posterior, posterior_variance
+
+
+def _once(num_steps):
+    return np.ones(num_steps, int)
+
+
+class Sampler(NamedTuple):
+    """One way to take latents from a noise level to the next.
+
+    Attributes:
+      init: latents -> state, any pytree.
+      step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
+        standard normal times temperature.
+      order: Order of convergence on a grid uniform in log-SNR.
+      evaluations: num_steps -> how many times each transition is stepped, int
+        [num_steps], for samplers that evaluate the network several times in one.
+      stochastic: Whether steps use `noise`.
+    """
+
+    init: Callable
+    step: Callable
+    order: int
+    evaluations: Callable = _once
+    stochastic: bool = False
+
+
+def no_state(latents):
+    """The `init` of samplers that remember nothing."""
+    return ()
+
+
+def safe_sqrt(value):
+    """Square root where rounding may leave a difference of equals below zero."""
+    return jnp.sqrt(jnp.maximum(value, 0.0))
+
+
+def move(x0, noise_pred, slope, now, next):
+    """Takes latents to the next level along a slope of the sampler's making.
+
+    With sigma / alpha as time, the probability flow ODE's slope is the noise (Karras et
+    al. 2022, Sec. 3); DDIM's step (Song et al. 2021, Eq. 13) has the predicted one.
+    Where there is no signal yet, that time is infinite and the step is DDIM's.
+
+    Args:
+      x0: Prediction at the latents to be moved, [B, ...].
+      noise_pred: Prediction there; with x0 it says what the latents are.
+      slope: Noise to move along, [B, ...].
+      now: SchedulePoint of the latents.
+      next: SchedulePoint to move to.
+
+    Returns:
+      Latents at `next`, [B, ...].
+    """
+    signal = now.alpha > 0
+    time = jnp.where(signal, now.sigma / now.alpha, 0.0)
+    slope = jnp.where(signal, slope, noise_pred)
+    return next.alpha * (x0 + time * (noise_pred - slope)) + next.sigma * slope
+
+
+def ddpm(v_posterior=0.0):
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2), for any grid.
+
+    Args:
+      v_posterior: Variance of a step, from 0 (the posterior's) to 1 (beta).
+    """
+
+    def step(predict, latents, state, now, next, noise):
+        x0, _ = predict(latents, now)
+        coefficients = posterior(now, next)
+        variance = posterior_variance(coefficients, v_posterior)
+        # No noise on the way to clean data, whatever the variance there.
+        std = jnp.where(next.sigma > 0, safe_sqrt(variance), 0.0)
+        mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
+        return mean + std * noise, state
+
+    return Sampler(init=no_state, step=step, order=1, stochastic=True)
+
+
+def ddim(eta=0.0):
+    """Denoising diffusion implicit models (Song et al. 2021, Eq. 12).
+
+    Args:
+      eta: Share of the ancestral noise: 0 is deterministic, 1 is ancestral.
+    """
+
+    def step(predict, latents, state, now, next, noise):
+        x0, noise_pred = predict(latents, now)
+        if not eta:
+            return next.alpha * x0 + next.sigma * noise_pred, state
+        std = eta * safe_sqrt(posterior(now, next).variance)
+        direction = safe_sqrt(next.sigma**2 - std**2)
+        return next.alpha * x0 + direction * noise_pred + std * noise, state
+
+    return Sampler(init=no_state, step=step, order=1, stochastic=eta > 0)
+
+
+def euler():
+    """Euler's method on the probability flow ODE (Karras et al. 2022, Sec. 3).
+
+    Its time is sigma / alpha and its slope the noise, which is DDIM's step. On the
+    straight path of rectified flow so is z + (sigma_next - sigma) (noise - x0), Euler's
+    step with the velocity (Liu et al. 2023, Eq. 1).
+    """
+    return ddim(eta=0.0)
+
+
+def euler_ancestral(eta=1.0):
+    """Euler's method down to a cleaner level, then noise up to the next one.
+
+    Written in alpha and sigma it is DDIM with noise, which is ancestral at `eta` 1.
+
+    Args:
+      eta: Share of the ancestral noise.
+    """
+    return ddim(eta)
+
+
+def heun():
+    """Heun's method on the probability flow ODE (Karras et al. 2022, Algorithm 1).
+
+    Every transition but the last is seen twice: once to predict, once to correct with
+    the mean of the slopes at both ends. The last one is Euler's, as its end may be
+    clean data, where the noise is not defined.
+    """
+
+    def init(latents):
+        return {
+            "correcting": jnp.bool_(False),
+            "x0": jnp.zeros_like(latents),
+            "noise": jnp.zeros_like(latents),
+        }
+
+    def step(predict, latents, state, now, next, noise):
+        def first_or(saved, current):
+            return jnp.where(state["correcting"], saved, current)
+
+        x0, noise_pred = predict(latents, jax.tree.map(first_or, next, now))
+        first_x0 = first_or(state["x0"], x0).astype(latents.dtype)
+        first_noise = first_or(state["noise"], noise_pred).astype(latents.dtype)
+        slope = (first_noise + noise_pred) / 2
+        state = {
+            "correcting": ~state["correcting"],
+            "x0": first_x0,
+            "noise": first_noise,
+        }
+        return move(first_x0, first_noise, slope, now, next), state
+
+    def evaluations(num_steps):
+        return np.append(np.full(num_steps - 1, 2), 1)
+
+    return Sampler(init=init, step=step, order=2, evaluations=evaluations)
+
+
+# Weights of the noise predictions, newest first, by how many evaluations came before
+# (Liu et al. 2022, Eq. 9-12): Euler's predictor, Heun's corrector of the same first
+# step, then Adams-Bashforth of order 2, 3 and, from there on, 4.
+_PLMS_WEIGHTS = np.array(
+    [
+        [1, 0, 0, 0],
+        [1 / 2, 1 / 2, 0, 0],
+        [3 / 2, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ],
+    np.float32,
+)
+
+
+def plms():
+    """Pseudo linear multi-step sampling (Liu et al. 2022, PNDM), deterministic.
+
+    Its first step takes two evaluations. It therefore sees its first transition twice:
+    once to predict, once to correct. All steps share one evaluation in the program.
+    """
+
+    def init(latents):
+        return {
+            "count": jnp.int32(0),
+            "x0": jnp.zeros_like(latents),
+            "history": (jnp.zeros_like(latents),) * 3,
+        }
+
+    def step(predict, latents, state, now, next, noise):
+        count, history = state["count"], state["history"]
+        # Clean data holds no noise to correct with: the first step stays as predicted.
+        correcting, correctable = count == 1, next.sigma > 0
+        where = functools.partial(jnp.where, correcting)
+        ahead = functools.partial(jnp.where, correcting & correctable)
+        x0, noise_pred = predict(latents, jax.tree.map(ahead, next, now))
+        x0, noise_pred = x0.astype(latents.dtype), noise_pred.astype(latents.dtype)
+        weights = jnp.asarray(_PLMS_WEIGHTS, latents.dtype)[jnp.minimum(count, 4)]
+        slope = weights[0] * noise_pred
+        for weight, past in zip(weights[1:], history, strict=True):
+            slope += weight * past
+        slope = jnp.where(correcting & ~correctable, history[0], slope)
+        origin = where(state["x0"], x0), where(history[0], noise_pred)
+        # The corrector's own evaluation is made again, from better latents.
+        pushed = (noise_pred, *history[:2])
+        state = {
+            "count": count + 1,
+            "x0": x0,
+            "history": jax.tree.map(where, history, pushed),
+        }
+        return move(*origin, slope, now, next), state
+
+    def evaluations(num_steps):
+        return np.append(2, np.ones(num_steps - 1, int))
+
+    return Sampler(init=init, step=step, order=2, evaluations=evaluations)
+
+
+def dpmpp_2m(eta=0.0):
+    """DPM-Solver++(2M), in the prediction of clean latents (Lu et al. 2022, Alg. 2).
+
+    The first step, one from pure noise and one to clean data are of first order.
+
+    Args:
+      eta: Share of the noise of the reverse diffusion: 0 is the probability flow ODE, 1
+        is SDE-DPM-Solver++(2M), whose order is that of the distribution it draws from.
+    """
+
+    def init(latents):
+        return {"x0": jnp.zeros_like(latents), "width": jnp.array(jnp.inf)}
+
+    def step(predict, latents, state, now, next, noise):
+        x0, _ = predict(latents, now)
+        width = _width(now, next)
+        change = _change(x0, state["x0"], state["width"], width)
+        decay = jnp.exp(-eta * width) if eta else 1.0
+        moved = next.sigma / now.sigma * decay * latents
+        moved -= next.alpha * jnp.expm1(-(1 + eta) * width) * (x0 + change / 2)
+        if eta:
+            moved += next.sigma * safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
+        return moved, _like(state, {"x0": x0, "width": width})
+
+    return Sampler(init=init, step=step, order=2, stochastic=eta > 0)
+
+
+def dpmpp_2m_sde(eta=1.0):
+    """SDE-DPM-Solver++(2M), see `dpmpp_2m`."""
+    return dpmpp_2m(eta)
+
+
+def unipc():
+    """UniPC-2 with B_2(h), in the prediction of clean latents (Zhao et al. 2023).
+
+    Its predictor is DPM-Solver++(2M). The corrector comes one step later, when the
+    network has seen the predicted latents, and costs no evaluation.
+    """
+
+    def init(latents):
+        zeros, infinite = jnp.zeros_like(latents), jnp.array(jnp.inf)
+        return {
+            "latents": latents,
+            "x0": zeros,
+            "change": zeros,
+            "before": infinite,
+            "width": infinite,
+        }
+
+    def step(predict, latents, state, now, next, noise):
+        x0, _ = predict(latents, now)
+        # What is not as predicted is known and was held: it needs no correction.
+        free = latents == state["latents"]
+        latents = jnp.where(free, latents + _correction(x0, state, now), latents)
+        width = _width(now, next)
+        change = _change(x0, state["x0"], state["width"], width)
+        moved = next.sigma / now.sigma * latents
+        moved -= next.alpha * jnp.expm1(-width) * (x0 + change / 2)
+        values = {
+            "latents": moved,
+            "x0": x0,
+            "change": change,
+            "before": state["width"],
+            "width": width,
+        }
+        return moved, _like(state, values)
+
+    return Sampler(init=init, step=step, order=3)
+
+
+def _correction(x0, state, now):
+    """What UniC-2 adds to the latents that the last step predicted (Algorithm 1)."""
+    # Nothing was predicted before the first step, nothing improves on pure noise, and a
+    # step that led nowhere needs no correction.
+    correctable = jnp.isfinite(state["width"]) & (state["width"] > 0)
+    width = jnp.where(correctable, state["width"], 1.0)
+    before = state["before"]
+    basis = -jnp.expm1(-width)
+    # The weights that make it exact where x0 is a polynomial of log-SNR.
+    first = (1 - basis / width) / basis
+    second = (1 - 2 * (1 - basis / width) / width) / basis
+    past = (first - second) / (1 + before / width)
+    # A first step knows no past; the usual weight of its end is then 1/2.
+    known = jnp.isfinite(before)
+    past = jnp.where(known, past, 0.0)
+    end = jnp.where(known, first - past, 0.5)
+    change = state["change"]
+    corrected = past * change + end * (x0 - state["x0"])
+    correction = now.alpha * basis * (corrected - change / 2)
+    return jnp.where(correctable, correction, 0.0)
+
+
+def _width(now, next):
+    """How far a step goes in log(alpha / sigma); infinite from or to an end."""
+    here, there = (jnp.log(point.alpha) - jnp.log(point.sigma) for point in (now, next))
+    return there - here
+
+
+def _change(x0, last_x0, last_width, width):
+    """How much x0 will change over a step if it goes on as over the last one.
+
+    Zero where that is unknown, as after a step that led nowhere (a grid may repeat a
+    level), or the step leads to clean data.
+    """
+    known = jnp.isfinite(width) & (last_width > 0)
+    ratio = jnp.where(known, width / jnp.where(known, last_width, 1.0), 0.0)
+    return ratio * (x0 - last_x0)
+
+
+def _like(state, values):
+    """Casts values to the types of the state that they replace."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), values, state)
 
 
 def make_sampler(name, **options):
@@ -52,253 +375,6 @@ def make_sampler(name, **options):
         if not 0 <= value <= 1:
             raise ValueError(f"{key} must be in [0, 1], got {value}")
     return SAMPLERS[name](**given)
-
-
-def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=1.0):
-    """Chooses the noise levels that a sampler visits.
-
-    Args:
-      schedule: NoiseSchedule.
-      num_steps: Number of steps, in [1, T].
-      spacing: Row of SPACINGS.
-      final_level: Where the last step leads, one of FINAL_LEVELS: "clean" data or the
-        "first" training level, as in the original; None for what the spacing is known
-        with. A grid that itself ends at the first level leads to clean data always.
-      shift: Factor on sigma / alpha; more than 1 spends more steps at high noise (Esser
-        et al. 2024, Eq. 23), for larger sizes than those of training.
-
-    Returns:
-      SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
-      float32, timesteps int32, or float32 if there are levels between training's. The
-      last timestep repeats the one before it. ("original" gives more steps than asked
-      for where the original does.)
-
-    Raises:
-      ValueError: If an option is unknown or the spacing cannot give `num_steps`.
-    """
-    if spacing not in SPACINGS:
-        raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
-        )
-    row = SPACINGS[spacing]
-    final_level = row.final_level if final_level is None else final_level
-    if final_level not in FINAL_LEVELS:
-        raise ValueError(
-            f"unknown final_level {final_level!r}: choose one of "
-            f"{', '.join(FINAL_LEVELS)}"
-        )
-    total = schedule.num_train_timesteps
-    if not 1 <= num_steps <= total:
-        raise ValueError(
-            f"num_steps must be from 1 to the schedule's {total} timesteps, got "
-            f"{num_steps}"
-        )
-    if not shift > 0:
-        raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
-    points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
-    if shift != 1:
-        points = schedule.in_proportion(points.alpha, shift * points.sigma)
-    # Shifted to less noise, a grid may end below the first level, too.
-    below = points.sigma[-1] <= schedule.sigma[0] * (1 + 1e-6)
-    clean = final_level == "clean" or below
-    last = (1.0, 0.0) if clean else (schedule.alpha[0], schedule.sigma[0])
-    timesteps = np.append(points.timestep, points.timestep[-1])
-    alpha, sigma = (
-        np.append(values, end) for values, end in zip(points[1:], last, strict=True)
-    )
-    whole = np.issubdtype(timesteps.dtype, np.integer)
-    return SchedulePoint(
-        timesteps.astype(np.int32 if whole else np.float32),
-        alpha.astype(np.float32),
-        sigma.astype(np.float32),
-    )
-
-
-def deviation(point):
-    """Standard deviation of noisy latents of unit variance at a scalar point."""
-    return np.hypot(point.alpha, point.sigma)
-
-
-def normal(rngs, shape):
-    """Draws standard normal noise, one sample per key.
-
-    Sample k depends on key k alone, so neither the batch size nor the number of
-    devices changes it.
-
-    Args:
-      rngs: Typed keys [B].
-      shape: Shape of one sample, without the batch axis.
-
-    Returns:
-      float32 [B, *shape].
-    """
-    return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
-
-
-def hold_known(known, mask, noise=None):
-    """Makes the hook for `sample` that holds the known part of the latents.
-
-    Before every step the known part is replaced by the known latents, noised to that
-    step's level. The last result is not replaced.
-
-    Args:
-      known: Clean latents [B, h, w, c].
-      mask: 1 where `known` is to be kept, 0 where latents are sampled; anything that
-        broadcasts to `known`.
-      noise: Noise to use at every step instead of fresh one, [B, h, w, c].
-
-    Returns:
-      (latents, point, noise) -> latents.
-    """
-
-    def hold(latents, point, fresh_noise):
-        noised = add_noise(known, fresh_noise if noise is None else noise, point)
-        return noised * mask + (1.0 - mask) * latents
-
-    return hold
-
-
-def sample(
-    sampler,
-    predict,
-    latents,
-    points,
-    rngs,
-    *,
-    start=0,
-    hold=None,
-    temperature=1.0,
-    noise_dropout=0.0,
-    noises=None,
-    return_trajectory=False,
-):
-    """Runs a sampler from noise to clean latents in one `lax.scan`.
-
-    Step i of sample k uses randomness from fold_in(rngs[k], i) alone. Wrap it in
-    `jax.jit` together with the network.
-
-    Args:
-      sampler: Sampler.
-      predict: The denoiser, (latents, point) -> (x0, noise); point is scalar.
-      latents: Latents at the level points[start], [B, h, w, c].
-      points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
-      rngs: Typed keys [B].
-      start: Index of the first step to run; the S - start last steps run.
-      hold: Hook (latents, point, noise) -> latents applied before every step, with
-        noise fresh at every step; see `hold_known`.
-      temperature: Factor on the noise of stochastic samplers.
-      noise_dropout: Share of noise elements set to 0 (the others are scaled up).
-      noises: Noise to use instead of random, [S, B, h, w, c]; step i takes noises[i].
-      return_trajectory: Whether to return the latents after every step, too.
-
-    Returns:
-      Latents at the level points[S], dtype as given; with `return_trajectory` also
-      [S - start, B, h, w, c].
-
-    Raises:
-      ValueError: If no step is left to run.
-    """
-    num_steps = len(points.alpha) - 1
-    _check_start(start, num_steps)
-    # A repeated step sees the same transition and the same noise again.
-    counts = sampler.evaluations(num_steps - start)
-    indices = np.repeat(np.arange(start, num_steps, dtype=np.int32), counts)
-    fresh = np.diff(indices, prepend=-1) > 0
-    points, noises = jax.tree.map(jnp.asarray, (points, noises))
-
-    shape, dtype = latents.shape[1:], latents.dtype
-
-    def body(carry, inputs):
-        latents, state = carry
-        index, fresh = inputs
-        now = jax.tree.map(lambda values: values[index], points)
-        next = jax.tree.map(lambda values: values[index + 1], points)
-        # What a sampler does not use, the compiler drops, with the drawing of it.
-        noise_rngs, dropout_rngs, hold_rngs = _step_rngs(rngs, index)
-        noise = normal(noise_rngs, shape) if noises is None else noises[index]
-        noise = temperature * _dropout(dropout_rngs, noise, noise_dropout)
-        if hold is not None:
-            held = hold(latents, now, normal(hold_rngs, shape)).astype(dtype)
-            latents = jnp.where(fresh, held, latents)
-        latents, state = sampler.step(predict, latents, state, now, next, noise)
-        latents = latents.astype(dtype)
-        return (latents, state), latents if return_trajectory else None
-
-    carry = (latents, sampler.init(latents))
-    (latents, _), trajectory = jax.lax.scan(body, carry, (indices, fresh))
-    ends = np.cumsum(counts) - 1
-    return (latents, trajectory[ends]) if return_trajectory else latents
-
-
-def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory=False):
-    """Runs DDIM backwards: from clean latents to the noise that it draws them from.
-
-    The probability flow ODE (Song et al. 2021, Sec. 4.3), with the network evaluated at
-    the level that a step leads to, as DDIM does on its way back. With more iterations
-    each step is solved for what DDIM takes back exactly (Pan et al. 2023).
-
-    Args:
-      predict: The denoiser, (latents, point) -> (x0, noise); without guidance, or the
-        noise is far from normal.
-      latents: Latents at the level points[S], [B, h, w, c].
-      points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
-      start: Index of the level to reach; 0 is the most noise.
-      iterations: Evaluations of the network in each step.
-      return_trajectory: Whether to return the latents at every level, too.
-
-    Returns:
-      Latents at the level points[start], dtype as given; with `return_trajectory` also
-      [S - start, B, h, w, c], least noise first.
-
-    Raises:
-      ValueError: If no step is left to run, or without iterations.
-    """
-    num_steps = len(points.alpha) - 1
-    _check_start(start, num_steps)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    points, dtype = jax.tree.map(jnp.asarray, points), latents.dtype
-
-    def body(latents, index):
-        now = jax.tree.map(lambda values: values[index], points)
-        next = jax.tree.map(lambda values: values[index + 1], points)
-        ratio = now.alpha / next.alpha
-
-        def solve(_, guess):
-            x0, noise = predict(guess, now)
-            noisier = ratio * latents + (now.sigma - ratio * next.sigma) * noise
-            # Pure noise is what it holds beyond x0: there the noise is z itself.
-            pure = (now.alpha == 0) & (next.sigma > 0)
-            scale = now.sigma / jnp.where(pure, next.sigma, 1.0)
-            noisier = jnp.where(pure, scale * (latents - next.alpha * x0), noisier)
-            return noisier.astype(dtype)
-
-        latents = jax.lax.fori_loop(0, iterations, solve, latents)
-        return latents, latents if return_trajectory else None
-
-    indices = np.arange(start, num_steps, dtype=np.int32)[::-1]
-    latents, trajectory = jax.lax.scan(body, latents, indices)
-    return (latents, trajectory) if return_trajectory else latents
-
-
-def _check_start(start, num_steps):
-    if not 0 <= start < num_steps:
-        raise ValueError(f"start must be in [0, {num_steps}), got {start}")
-
-
-def _step_rngs(rngs, index):
-    """Three keys for each sample, typed keys [3, B]."""
-    return jax.vmap(
-        lambda rng: jax.random.split(jax.random.fold_in(rng, index), 3), out_axes=1
-    )(rngs)
-
-
-def _dropout(rngs, noise, rate):
-    if not rate:
-        return noise
-    shape, keep = noise.shape[1:], 1.0 - rate
-    kept = jax.vmap(lambda rng: jax.random.bernoulli(rng, keep, shape))(rngs)
-    return jnp.where(kept, noise / keep, 0.0)
 
 
 # Constructors: (**options) -> Sampler. Euler's names are those that users look for.

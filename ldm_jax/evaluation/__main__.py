@@ -17,7 +17,7 @@ import pathlib
 from absl import app, flags
 
 from ldm_jax import cli
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import ConfigError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained first stage.")
 _OUTDIR = flags.DEFINE_string("outdir", None, "Where numbers and pictures go.")
@@ -60,7 +60,7 @@ def main(argv):
     """Starts JAX and evaluates."""
     del argv
     cli.start_jax()
-    from ldm_jax.training.pretrained import load_first_stage
+    from ldm_jax.trained import load_first_stage
 
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=not _RAW.value, key="--workdir"
@@ -96,7 +96,7 @@ def _evaluate(first, outdir):
     import jax
 
     from ldm_jax import sharding
-    from ldm_jax.evaluation.data import Images
+    from ldm_jax.batches import Images
     from ldm_jax.evaluation.first_stage import evaluate, make_lpips
     from ldm_jax.images import write_png
 

@@ -14,15 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax import sharding, tiling
-from ldm_jax.config import ConfigError
-from ldm_jax.convert.files import ConversionError
-from ldm_jax.convert.lpips import load_lpips
-from ldm_jax.data.decode import DecodeError
 from ldm_jax.data.loader import DataError
+from ldm_jax.errors import ConfigError, ConversionError, DecodeError
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.training.codebook import codebook_metrics, shares_of_codes
+from ldm_jax.models.quantizer import codebook_metrics, shares_of_codes
+from ldm_jax.weights.lpips import load_lpips
 
 # Images in the picture, each beside its reconstruction, and pictures in a row of it.
 _SHOWN, _COLUMNS = 16, 8

@@ -459,11 +459,3 @@ def last_layer(model, params, features):
         return model.apply(variables, features, method="features_to_images")
 
     return apply, layer["kernel"]
-
-
-# Autoencoders by the name that configs use.
-FIRST_STAGES = {
-    "kl": KLAutoencoder,
-    "vq": VQAutoencoder,
-    "identity": IdentityAutoencoder,
-}

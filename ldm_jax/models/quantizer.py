@@ -242,3 +242,36 @@ QUANTIZERS = {
     "cosine": CosineQuantizer,
     "gumbel": GumbelQuantizer,
 }
+
+
+def shares_of_codes(indices, num_codes):
+    """Returns the share of an image's latents that each code got.
+
+    Args:
+      indices: int32 [B, h, w].
+      num_codes: Size of the codebook.
+
+    Returns:
+      float32 [B, num_codes].
+    """
+    rows = indices.reshape(len(indices), -1)
+    count = lambda row: jnp.zeros(num_codes).at[row].add(1.0)  # noqa: E731
+    return jax.vmap(count)(rows) / rows.shape[1]
+
+
+def codebook_metrics(counts):
+    """How a codebook is used.
+
+    Args:
+      counts: How often each code is, or shares of it, [num_codes].
+
+    Returns:
+      Dict of "codebook_usage", the share of codes that are used at all, and
+      "codebook_perplexity", exp of the entropy of their use: at most num_codes.
+    """
+    shares = counts / jnp.sum(counts)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares))
+    return {
+        "codebook_usage": jnp.mean(counts > 0),
+        "codebook_perplexity": jnp.exp(entropy),
+    }

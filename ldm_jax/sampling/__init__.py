@@ -6,7 +6,7 @@
 was told beside what came of it.
 """
 
-from ldm_jax.sampling.model import Trained, load_model
 from ldm_jax.sampling.run import run
+from ldm_jax.trained import Trained, load_model
 
 __all__ = ["Trained", "load_model", "run"]

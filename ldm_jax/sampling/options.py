@@ -2,9 +2,9 @@
 
 import math
 
-from ldm_jax.config import ConfigError
-from ldm_jax.diffusion import samplers
-from ldm_jax.training.diffusion import sample_options
+from ldm_jax.build import sample_options
+from ldm_jax.diffusion import grids, samplers
+from ldm_jax.errors import ConfigError
 
 
 def complete(trained, given, invert=False):
@@ -12,13 +12,13 @@ def complete(trained, given, invert=False):
 
     Args:
       trained: A Trained.
-      given: Option of `generation.generate` -> value; None takes the config's.
+      given: Option of `generate.sample_images` -> value; None takes the config's.
         "tile" is in pixels, as all sizes that a user gives.
       invert: Whether sampling starts from inverted noise, which noise of the sampler's
         own would cover; it takes no `eta` from the config then.
 
     Returns:
-      Dict of the options of `generation.generate`.
+      Dict of the options of `generate.sample_images`.
 
     Raises:
       ConfigError: If the sampler or its noise levels cannot be.
@@ -33,7 +33,7 @@ def complete(trained, given, invert=False):
     grid = ("num_steps", "spacing", "final_level", "shift")
     try:
         sampler = samplers.make_sampler(options["sampler"], eta=options.get("eta"))
-        samplers.make_points(
+        grids.make_points(
             trained.model.schedule,
             **{key: options[key] for key in grid if key in options},
         )

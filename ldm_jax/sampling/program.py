@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import generation, latent_diffusion, sharding
-from ldm_jax.config import ConfigError
-from ldm_jax.diffusion import samplers
+from ldm_jax import generate, latent_diffusion, sharding
+from ldm_jax.diffusion import solve
+from ldm_jax.errors import ConfigError
+from ldm_jax.generate import hold_cells, invert_latents, slerp
 from ldm_jax.images import to_uint8
-from ldm_jax.inversion import invert_latents
-from ldm_jax.sampling.steer import make_steer
+from ldm_jax.sampling.gradient_guidance import make_steer
 
 # Options that choose the noise levels; inversion goes back along the same.
 _GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
@@ -23,7 +23,7 @@ def make_draw(trained, mesh, request, seed, options):
       mesh: Mesh over the devices of this process.
       request: A Request.
       seed: Seed of the run.
-      options: Options of `generation.generate`.
+      options: Options of `generate.sample_images`.
 
     Returns:
       (draw, weights): the jitted function of weights and a batch on the devices ->
@@ -42,7 +42,7 @@ def make_draw(trained, mesh, request, seed, options):
 
     def draw(weights, batch):
         frozen = weights["frozen"]
-        codec = generation.make_codec(model, frozen, options.get("decode_tile"))
+        codec = generate.make_codec(model, frozen, options.get("decode_tile"))
         known = {}
         if request.starts or request.holds:
             known["images"] = batch["images"]
@@ -52,7 +52,7 @@ def make_draw(trained, mesh, request, seed, options):
             known["noise"] = _start(
                 model, weights["params"], codec.encode, batch, request, seed, options
             )
-        images = generation.generate(
+        images = generate.sample_images(
             model,
             weights["params"],
             frozen,
@@ -113,55 +113,9 @@ def _start(model, params, encode, batch, request, seed, options):
         known = encode(ends["images"])
         noise = invert_latents(model, params, told, known, **grid)
     else:
-        noise_rngs, _ = generation.split_rngs(_keys(seed, ends["index"]))
-        noise = samplers.normal(noise_rngs, shape)
+        noise_rngs, _ = generate.split_rngs(_keys(seed, ends["index"]))
+        noise = solve.normal(noise_rngs, shape)
     if not request.path:
         return noise
     noise = noise.reshape(-1, 2, *shape)
     return slerp(noise[:, 0], noise[:, 1], batch["share"])
-
-
-def hold_cells(hole, factor):
-    """Finds the latents of which every pixel is known.
-
-    Args:
-      hole: bool [B, H, W, 1], true where the picture is to be filled.
-      factor: Downsampling factor f of the first stage.
-
-    Returns:
-      float32 [B, H / f, W / f, 1]: 1 where the latents are held.
-    """
-    size, height, width, _ = hole.shape
-    cells = hole.reshape(size, height // factor, factor, width // factor, factor, 1)
-    return 1.0 - cells.any(axis=(2, 4)).astype(jnp.float32)
-
-
-def slerp(first, last, share):
-    """Interpolates noise along the great circle, which keeps its variance.
-
-    Shoemake 1985; for diffusion Song et al. 2021 (DDIM), Eq. 67.
-
-    Args:
-      first: [B, ...].
-      last: [B, ...].
-      share: [B]; 0 gives `first`, 1 gives `last`.
-
-    Returns:
-      [B, ...].
-    """
-    axes = tuple(range(1, first.ndim))
-    share = share.reshape(-1, *[1] * len(axes))
-
-    def length(x):
-        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
-
-    product = jnp.sum(first * last, axis=axes, keepdims=True)
-    cosine = jnp.clip(product / (length(first) * length(last)), -1.0, 1.0)
-    angle = jnp.arccos(cosine)
-    sine = jnp.sin(angle)
-    # Almost parallel ones are mixed along the line.
-    small = sine < 1e-4
-    safe = jnp.where(small, 1.0, sine)
-    ahead = jnp.where(small, share, jnp.sin(share * angle) / safe)
-    behind = jnp.where(small, 1.0 - share, jnp.sin((1.0 - share) * angle) / safe)
-    return behind * first + ahead * last

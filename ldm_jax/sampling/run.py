@@ -12,16 +12,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ldm_jax import sharding
-from ldm_jax.config import ConfigError
+from ldm_jax.console import Console
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import write_png
-from ldm_jax.sampling import files
-from ldm_jax.sampling.examples import collect_conditions, make_batch, warn_of_cuts
+from ldm_jax.sampling import output
+from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.output import write_sheet
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.request import class_names, make_request
-from ldm_jax.sampling.sheet import write_sheet
+from ldm_jax.sampling.task import class_names, make_request
 from ldm_jax.tiling import one_behind
-from ldm_jax.training.writer import Console
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
         multiple of their number.
       npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
         `examples.collect_conditions`.
-      **options: Options of `generation.generate`, such as `sampler`, `num_steps`,
+      **options: Options of `generate.sample_images`, such as `sampler`, `num_steps`,
         `guidance_scale`, `eta`; what is None is taken from the config.
 
     Returns:
@@ -95,18 +95,18 @@ def run(
         "first_stage": trained.first_stage,
         "decoder": trained.decoder,
         "classifier": trained.classifier and trained.classifier.source,
-        "lpips": trained.lpips and files.digest(trained.lpips),
+        "lpips": trained.lpips and output.digest(trained.lpips),
         "seed": seed,
         "conditions": request.record,
         "options": _ordered(options),
     }
     mine = range(jax.process_index(), request.count, jax.process_count())
-    missing = [k for k in mine if not files.path_of(outdir, k).exists()]
+    missing = [k for k in mine if not output.path_of(outdir, k).exists()]
     if missing:
         total = len(mine)
         _draw(trained, outdir, request, settings, options, missing, batch_size, total)
     else:
-        files.claim(outdir, settings)
+        output.claim(outdir, settings)
         print(f"all of {len(mine)} samples are there already")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all samples are written")
@@ -133,7 +133,7 @@ def _draw(trained, outdir, request, settings, options, missing, batch_size, tota
     first = next(batches)
     draw = _lower(trained, request, seed, options, mesh, first[1])
     # Only now: what is wrong shall leave no folder behind.
-    files.claim(outdir, settings)
+    output.claim(outdir, settings)
     if len(missing) < total:
         print(f"{total - len(missing)} of {total} samples are there already")
     draw = draw()
@@ -148,7 +148,7 @@ def _draw(trained, outdir, request, settings, options, missing, batch_size, tota
         for row, k in enumerate(indices):
             if request.source is not None:
                 write_png(outdir / "reference" / f"{k:06d}.png", batch["images"][row])
-            write_png(files.path_of(outdir, k), images[row])
+            write_png(output.path_of(outdir, k), images[row])
             console.advance()
         done += len(indices)
         console.line(f"{done}/{len(missing)} samples")
@@ -192,8 +192,8 @@ def _collect(trained, outdir, request, seed, npz):
     labels = request.columns.get("labels")
     # On a path all samples are told the same.
     labels = None if request.path else labels and labels.values
-    files.write_grid(outdir, request.count, labels, class_names(trained))
+    output.write_grid(outdir, request.count, labels, class_names(trained))
     write_sheet(trained, request, seed, outdir)
     if npz:
         conditions = collect_conditions(trained, request, seed)
-        files.write_array(outdir, request.count, conditions)
+        output.write_array(outdir, request.count, conditions)

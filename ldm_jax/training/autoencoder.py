@@ -13,19 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.config import ConfigError, build, choose, to_dict
+from ldm_jax.build import make_first_stage
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.config import build, to_dict
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
-from ldm_jax.models.autoencoder import FIRST_STAGES, VQAutoencoder, last_layer
+from ldm_jax.models import quantizer
+from ldm_jax.models.autoencoder import VQAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.first_stages import REGULARISERS
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import codebook
-from ldm_jax.training.freeze import hold, is_frozen, within
-from ldm_jax.training.loss_options import (
-    LossOptions,
-    check_codebook,
-    load_perceptual,
-)
-from ldm_jax.training.losses import (
+from ldm_jax.training.first_stage_losses import (
     RECONSTRUCTION_LOSSES,
     discriminator_factor,
     discriminator_loss,
@@ -34,32 +33,14 @@ from ldm_jax.training.losses import (
     r1_penalty,
     update_lecam,
 )
-from ldm_jax.training.optimizer import make_optimizer, make_rate
-from ldm_jax.training.regularisers import REGULARISERS
-from ldm_jax.training.state import (
-    Stage,
-    TrainState,
-    accumulate,
-    step_rngs,
-    update_ema,
+from ldm_jax.training.freeze import hold, is_frozen, within
+from ldm_jax.training.loss_options import (
+    LossOptions,
+    check_codebook,
+    load_perceptual,
 )
-
-
-def make_first_stage(section):
-    """Builds the autoencoder that a config section describes; no weights are drawn.
-
-    Args:
-      section: Config section of "kind" (a row of FIRST_STAGES) and its fields.
-
-    Returns:
-      An Autoencoder.
-
-    Raises:
-      ConfigError: On an unknown kind or field.
-    """
-    fields = to_dict(section)
-    kind = choose(FIRST_STAGES, fields.pop("kind", "kl"), "first_stage.kind")
-    return build(kind, fields, "first_stage")
+from ldm_jax.training.optimizer import make_optimizer, make_rate
+from ldm_jax.training.step import Stage, accumulate, step_rngs, update_ema
 
 
 def make_stage(config, mesh, data, meta):
@@ -368,7 +349,7 @@ def _apply_gradients(setup, state, grads):
 
 def _update_codebook(setup, before, after, totals):
     """Averages and restarts codes; returns the state and what to log."""
-    metrics = codebook.codebook_metrics(totals.counts)
+    metrics = quantizer.codebook_metrics(totals.counts)
     if "codebook" not in before.stats:
         return after, metrics
     codes, restarted, stats = codebook.update_codebook(
@@ -425,7 +406,7 @@ def _eval_step(setup, state, frozen, batch, rng):
         "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
     }
     if setup.has_codebook:
-        rows["codes"] = codebook.shares_of_codes(
+        rows["codes"] = quantizer.shares_of_codes(
             regularised.indices, setup.model.num_codes
         )
     else:
@@ -441,7 +422,7 @@ def _summarize(means):
     """Turns the use of each code over the held-out images into usage and perplexity."""
     means = dict(means)
     if "codes" in means:
-        means |= codebook.codebook_metrics(means.pop("codes"))
+        means |= quantizer.codebook_metrics(means.pop("codes"))
     return means
 
 

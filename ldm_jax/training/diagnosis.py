@@ -2,14 +2,12 @@
 
 import math
 
+from ldm_jax.errors import TrainingDiverged
+
 # Fraction of the zero predictor's loss above which nothing has been learnt, and the
 # number of steps before which that is normal.
 PLATEAU_RATIO = 0.97
 PLATEAU_STEPS = 300
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a gradient is no longer finite; the run has stopped."""
 
 
 def check_finite(first_step, window, last_saved):

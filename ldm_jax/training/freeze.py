@@ -8,7 +8,8 @@ and no optimiser holds a state of them.
 import jax
 import optax
 
-from ldm_jax.config import ConfigError, suggest
+from ldm_jax.config import suggest
+from ldm_jax.errors import ConfigError
 from ldm_jax.sharding import path_name
 
 

@@ -9,25 +9,22 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import sharding
-from ldm_jax.checkpoint import Checkpoints
-from ldm_jax.config import ConfigError, choose, to_dict
-from ldm_jax.data.loader import DataError
+from ldm_jax.batches import Data
+from ldm_jax.checkpoint import Checkpoints, write_config
+from ldm_jax.config import choose, to_dict
+from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
-from ldm_jax.training.batches import Data
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
-from ldm_jax.training.flops import count_flops
 from ldm_jax.training.freeze import check_freeze
+from ldm_jax.training.held_out import evaluate, preview, show
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.pretrained import load_initial
-from ldm_jax.training.resume import check_config, write_config
-from ldm_jax.training.speed import Stopwatch
-from ldm_jax.training.state import Stage
-from ldm_jax.training.told import show_conditions
-from ldm_jax.training.writer import Console, Writer, format_metrics
+from ldm_jax.training.start import check_config, first_state
+from ldm_jax.training.step import Stage
+from ldm_jax.training.throughput import Stopwatch, count_flops
+from ldm_jax.training.writer import Writer, format_metrics
 
 STAGES = {
     "autoencoder": autoencoder.make_stage,
@@ -107,96 +104,13 @@ def run(config, workdir, allow_config_change=False):
             console=console,
         )
         try:
-            state = _first_state(this, abstract, start)
+            state = first_state(this, abstract, start)
             return _steps(this, state, start)
         finally:
             console.close()
             writer.close()
     finally:
         checkpoints.close()
-
-
-def _first_state(run, abstract, start):
-    """Restores the state, or draws it directly into its shardings."""
-    _describe(run, abstract, start)
-    if start:
-        target = sharding.abstract_like(abstract, run.shardings)
-        return run.checkpoints.restore(start, target)
-    train = run.config.train
-    if train.freeze and not train.init_from:
-        raise ConfigError(
-            f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
-            "give train.init_from, the workdir of the run to start from"
-        )
-    init = jax.jit(run.stage.init, out_shardings=run.shardings)
-    state = init(jax.random.key(run.config.seed))
-    if train.init_from:
-        return _start_from(run, state)
-    return _replace(run, state, run.stage.initial) if run.stage.initial else state
-
-
-def _start_from(run, state):
-    """Puts the weights of another run in place of those that were drawn.
-
-    A discriminator brings its batch statistics, which an activation norm is nothing
-    without; optimisers begin anew.
-    """
-    weights, stats, record, notes = load_initial(run.config, state.params)
-    run.meta["init_from"] = record
-    for note in notes:
-        run.console.line(note)
-    return _replace(run, state, weights, stats)
-
-
-def _replace(run, state, weights, stats=None):
-    """Puts weights, and statistics, in place of a part of those that were drawn."""
-    weights = _put(weights, run.shardings.params)
-    stats = _put(stats or {}, run.shardings.stats)
-
-    def replace(state, weights, stats):
-        # Copies: donated buffers must not be shared.
-        average = {k: v for k, v in weights.items() if k in state.ema_params}
-        return state.replace(
-            params=_merge(state.params, jax.tree.map(jnp.copy, weights)),
-            ema_params=_merge(state.ema_params, jax.tree.map(jnp.copy, average)),
-            stats=_merge(state.stats, jax.tree.map(jnp.copy, stats)),
-        )
-
-    replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
-    return replace(state, weights, stats)
-
-
-def _put(tree, shardings):
-    """Places a part of a nested dict by the names in it."""
-    if not isinstance(tree, dict):
-        return sharding.put_tree(tree, shardings)
-    return {name: _put(part, shardings[name]) for name, part in tree.items()}
-
-
-def _merge(tree, part):
-    """Nested dict with the leaves of a part of it in place of its own."""
-    if not isinstance(part, dict):
-        return part
-    return tree | {name: _merge(tree[name], new) for name, new in part.items()}
-
-
-def _describe(run, abstract, start):
-    """Prints what is about to be trained, on what and from where."""
-    config, line = run.config, run.console.line
-    for name, params in abstract.params.items():
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        line(f"{name}: {size:,} parameters")
-    device = jax.devices()[0].device_kind
-    line(
-        f"{config.stage}: {run.data.num_examples:,} images, "
-        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as "
-        f"{dict(run.mesh.shape)}"
-    )
-    total = config.train.num_steps
-    if start >= total:
-        line(f"step {start} of {total}: already trained, nothing to do")
-    elif start:
-        line(f"resuming at step {start} of {total}")
 
 
 def _steps(run, state, start):
@@ -251,20 +165,10 @@ def _after_step(run, done, state, window, final, stop):
         _check(run, done, window)
         run.checkpoints.save(done, state, run.meta)
     if not stop and (final or done % train.eval_every == 0):
-        _show(run, _evaluate, done, state)
+        show(run, evaluate, done, state)
     if not stop and (final or done % train.preview_every == 0):
-        _show(run, _preview, done, state)
+        show(run, preview, done, state)
     return window
-
-
-def _show(run, action, done, state):
-    """Evaluates or previews; held-out images that are all damaged end no training."""
-    try:
-        action(run, done, state)
-    except DataError as error:
-        if run.config.data.on_error == "raise":
-            raise
-        run.console.line(f"warning: no evaluation or preview at step {done}: {error}")
 
 
 def _check(run, done, window):
@@ -304,49 +208,3 @@ def _log(run, done, window, watch):
     if warning:
         run.console.line(warning)
     return means
-
-
-def _evaluate(run, done, state):
-    """Averages the stage's evaluation metrics over the held-out images."""
-    if not run.data.has_held_out:
-        return
-    if run.evaluate is None:
-        run.evaluate = jax.jit(
-            run.stage.eval_step, out_shardings=sharding.replicated(run.mesh)
-        )
-    rng, rows = jax.random.key(run.config.seed), []
-    batches = run.data.held_out_batches(run.config.train.eval_batches)
-    for index, batch in enumerate(batches):
-        key = jax.random.fold_in(rng, index)
-        metrics = run.evaluate(state, run.frozen, batch, key)
-        rows.append((batch["mask"].sum(), metrics))
-    # The mean over no image at all is no number.
-    rows = [row for row in jax.device_get(rows) if row[0]]
-    if not rows:
-        run.console.line("warning: no held-out image can be read; nothing evaluated")
-        return
-    counts, metrics = zip(*rows, strict=True)
-    means = {
-        name: np.average([m[name] for m in metrics], axis=0, weights=counts)
-        for name in metrics[0]
-    }
-    means = run.stage.summarize(means)
-    means = {f"eval/{name}": float(value) for name, value in means.items()}
-    run.writer.scalars(done, means)
-    run.console.line(format_metrics(done, run.config.train.num_steps, means))
-
-
-def _preview(run, done, state):
-    """Writes pictures of held-out images and of what the model makes of them."""
-    count = run.config.train.preview_images
-    if not count:
-        return
-    if run.preview is None:
-        draw = jax.jit(run.stage.preview, out_shardings=sharding.replicated(run.mesh))
-        run.preview = draw, run.data.preview_batch(count)
-        names, section = run.data.class_names, run.config.data
-        told = show_conditions(section, run.preview[1], count, names)
-        run.writer.images(done, told)
-    draw, batch = run.preview
-    pictures = draw(state, run.frozen, batch, jax.random.key(run.config.seed))
-    run.writer.images(done, {k: np.asarray(v)[:count] for k, v in pictures.items()})

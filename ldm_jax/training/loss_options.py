@@ -2,17 +2,17 @@
 
 import dataclasses
 
-from ldm_jax.config import ConfigError, choose
-from ldm_jax.convert.files import ConversionError
-from ldm_jax.convert.lpips import WHERE, load_lpips
+from ldm_jax.config import choose
+from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.models.autoencoder import VQAutoencoder
 from ldm_jax.models.lpips import MIN_SIZE
 from ldm_jax.models.quantizer import QUANTIZERS
-from ldm_jax.training.losses import (
+from ldm_jax.training.first_stage_losses import (
     DISCRIMINATOR_LOSSES,
     RECONSTRUCTION_LOSSES,
     REDUCTIONS,
 )
+from ldm_jax.weights.lpips import WHERE, load_lpips
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ devices (the original does both, which its users trip over).
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.config import ConfigError, build, choose
+from ldm_jax.config import build, choose
+from ldm_jax.errors import ConfigError
 from ldm_jax.training.freeze import freeze_updates
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import yaml
 
-from ldm_jax.convert.files import write_weights
+from ldm_jax.weights.files import write_weights
 
 COND_STAGES = {"class": "ClassEmbedder", "rescale": "SpatialRescaler"}
 COND_STAGES["text"] = "BERTEmbedder"

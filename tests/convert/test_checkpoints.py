@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, latent_diffusion, sampling
-from ldm_jax.config import ConfigError
-from ldm_jax.convert import compvis_export
 from ldm_jax.convert import workdir as workdirs
-from ldm_jax.convert.buffers import schedule_buffers
-from ldm_jax.convert.files import read_weights, write_weights
+from ldm_jax.convert.compvis import write
+from ldm_jax.convert.compvis.read import schedule_buffers
 from ldm_jax.convert.formats import Options, convert
-from ldm_jax.convert.state_dict import select
-from ldm_jax.denoiser import make_denoiser
-from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion import grids, samplers, solve
 from ldm_jax.diffusion.schedule import make_schedule
-from ldm_jax.training.pretrained import load_first_stage
+from ldm_jax.errors import ConfigError
+from ldm_jax.generate import make_denoiser
+from ldm_jax.trained import load_first_stage
+from ldm_jax.weights.files import read_weights, write_weights
+from ldm_jax.weights.state_dict import select
 from tests.common import Case, assert_close, load_case, nhwc
 from tests.convert.originals import (
     assert_same,
@@ -72,11 +72,11 @@ def draw(trained, case):
     def run(params, frozen, latents):
         given = [null, inputs] if null else [inputs]
         told = [latent_diffusion.condition(model, params, batch) for batch in given]
-        latents = samplers.sample(
+        latents = solve.sample(
             samplers.make_sampler("ddim", eta=config["eta"]),
             make_denoiser(model, params, told, [scale] * bool(null)),
             latents,
-            samplers.make_points(model.schedule, config["ddim_steps"]),
+            grids.make_points(model.schedule, config["ddim_steps"]),
             jax.random.split(jax.random.key(0), len(latents)),
         )
         return latents, latent_diffusion.decode(model, frozen, latents)
@@ -247,12 +247,12 @@ def test_the_average_of_a_cond_stage_is_written(class_model):
     average = jax.tree.map(lambda leaf: leaf + 1, model.ema_params["conditioner"])
     model.ema_params = model.ema_params | {"conditioner": average}
     model.origin, lines = {}, []
-    tensors, _ = compvis_export.write(model, lines.append)
+    tensors, _ = write.write(model, lines.append)
     expected = average["label"]["embed"]["embedding"]
     np.testing.assert_array_equal(tensors[key], expected)
     assert any("conditioner: of label the moving average" in line for line in lines)
     model.ema_params, lines = {}, []
-    tensors, _ = compvis_export.write(model, lines.append)
+    tensors, _ = write.write(model, lines.append)
     expected = model.params["conditioner"]["label"]["embed"]["embedding"]
     np.testing.assert_array_equal(tensors[key], expected)
     assert not lines

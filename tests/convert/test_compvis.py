@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from ldm_jax.conditioners import ClassLabel
-from ldm_jax.convert import compvis, compvis_rows
-from ldm_jax.convert.state_dict import to_state_dict
+from ldm_jax.convert.compvis import names, options
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
+from ldm_jax.weights.state_dict import to_state_dict
 from tests.common import REFERENCE, assert_close, load_case, nhwc
 
 UNET_CASES = sorted(path.stem for path in REFERENCE.glob("unet_*.npz"))
@@ -24,9 +24,9 @@ def test_there_are_cases():
 def test_unet_matches_original(name):
     case = load_case(name)
     config, arrays = case.meta["config"], case.arrays
-    params, label = compvis.convert_unet(case.state_dict, config)
+    params, label = options.convert_unet(case.state_dict, config)
     vector = label["embed"]["embedding"][arrays["y"]] if label else None
-    unet = UNet(**compvis.unet_kwargs(config))
+    unet = UNet(**options.unet_kwargs(config))
     output = jax.jit(unet.apply)(
         {"params": params},
         nhwc(arrays["x"]),
@@ -42,8 +42,8 @@ def test_autoencoder_matches_original(name):
     case = load_case(name)
     arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
     arrays = {k: nhwc(v) if v.ndim == 4 else v for k, v in case.arrays.items()}
-    params = compvis.convert_autoencoder(case.state_dict, *arguments)
-    model = KLAutoencoder(**compvis.autoencoder_kwargs(*arguments))
+    params = options.convert_autoencoder(case.state_dict, *arguments)
+    model = KLAutoencoder(**options.autoencoder_kwargs(*arguments))
     decode = jax.jit(lambda z: model.apply({"params": params}, z, method="decode"))
     posterior = model.apply({"params": params}, arrays["x"], method="encode")
     mean, logvar = np.split(arrays["moments"], 2, axis=-1)
@@ -60,7 +60,7 @@ def test_autoencoder_matches_original(name):
 def test_discriminator_matches_original():
     case = load_case("patch_discriminator")
     config, arrays = case.meta["config"], case.arrays
-    variables = compvis.convert_discriminator(case.state_dict, **config)
+    variables = options.convert_discriminator(case.state_dict, **config)
     model = PatchDiscriminator(config["ndf"], config["n_layers"])
     images = nhwc(arrays["x"])
     assert_close(model.apply(variables, images), nhwc(arrays["output_eval"]))
@@ -142,7 +142,7 @@ def _count(shapes):
 @pytest.mark.parametrize("name", PUBLISHED_UNETS)
 def test_unet_has_the_published_number_of_parameters(name):
     published, config = PUBLISHED_UNETS[name]
-    assert _count(compvis.unet_shapes(config)) == published
+    assert _count(options.unet_shapes(config)) == published
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_autoencoder_has_the_published_number_of_parameters(
         attn_resolutions=attn_resolutions,
         dropout=0.0,
     )
-    model = KLAutoencoder(**compvis.autoencoder_kwargs(ddconfig, z_channels))
-    assert _count(compvis.autoencoder_shapes(model)) == published
+    model = KLAutoencoder(**options.autoencoder_kwargs(ddconfig, z_channels))
+    assert _count(options.autoencoder_shapes(model)) == published
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_autoencoder_has_the_published_number_of_parameters(
 )
 def test_head_rules(changes, expected):
     config = _unet(32, channel_mult=[1, 2]) | changes
-    kwargs = compvis.unet_kwargs(config)
+    kwargs = options.unet_kwargs(config)
     assert {k: v for k, v in kwargs.items() if "head" in k} == expected
-    assert _count(compvis.unet_shapes(config))
+    assert _count(options.unet_shapes(config))
 
 
 @pytest.mark.parametrize(
@@ -223,22 +223,22 @@ def test_head_rules(changes, expected):
 )
 def test_options_that_cannot_be_had_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        compvis.unet_kwargs(_unet(32) | changes)
+        options.unet_kwargs(_unet(32) | changes)
 
 
 def test_attention_types_that_cannot_be_had_are_named():
     ddconfig = load_case("autoencoder_kl_f2").meta["config"]["ddconfig"]
     with pytest.raises(ValueError, match="attn_type='linear'"):
-        compvis.autoencoder_kwargs(ddconfig | dict(attn_type="linear"), 4)
+        options.autoencoder_kwargs(ddconfig | dict(attn_type="linear"), 4)
 
 
 @pytest.mark.parametrize("name", UNET_CASES)
 def test_unet_is_written_as_it_was_read(name):
     case = load_case(name)
     config = case.meta["config"]
-    params, label = compvis.convert_unet(case.state_dict, config)
-    rows = compvis_rows.unet_rows(
-        UNet(**compvis.unet_kwargs(config)),
+    params, label = options.convert_unet(case.state_dict, config)
+    rows = names.unet_rows(
+        UNet(**options.unet_kwargs(config)),
         head_major=not config.get("use_new_attention_order", False),
     )
     ours = {"unet": params} | ({"label": label} if label else {})
@@ -248,20 +248,20 @@ def test_unet_is_written_as_it_was_read(name):
 def test_autoencoder_and_discriminator_are_written_as_they_were_read():
     case = load_case("autoencoder_kl_f4_attn")
     arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
-    params = compvis.convert_autoencoder(case.state_dict, *arguments)
-    model = KLAutoencoder(**compvis.autoencoder_kwargs(*arguments))
-    rows = compvis_rows.autoencoder_rows(model)
+    params = options.convert_autoencoder(case.state_dict, *arguments)
+    model = KLAutoencoder(**options.autoencoder_kwargs(*arguments))
+    rows = names.autoencoder_rows(model)
     _assert_same(to_state_dict(rows, params), case.state_dict)
 
     case = load_case("patch_discriminator")
-    variables = compvis.convert_discriminator(case.state_dict, **case.meta["config"])
-    rows = compvis_rows.discriminator_rows()
+    variables = options.convert_discriminator(case.state_dict, **case.meta["config"])
+    rows = names.discriminator_rows()
     _assert_same(to_state_dict(rows, variables), case.state_dict)
 
 
 def test_class_embedder_fills_class_label():
     table = np.random.default_rng(0).standard_normal((11, 16), np.float32)
-    params = compvis.convert_class_embedder({"embedding.weight": table})
+    params = options.convert_class_embedder({"embedding.weight": table})
     label = ClassLabel(num_classes=10, features=16)
     tokens = label.apply({"params": params}, np.array([3, 10]))
     np.testing.assert_array_equal(tokens[:, 0], table[[3, 10]])

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint
-from ldm_jax.config import ConfigError
-from ldm_jax.convert import compvis_export, diffusers_export, diffusers_folder
-from ldm_jax.convert.files import read_weights
+from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.diffusers import read as diffusers_read
+from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.errors import ConfigError
+from ldm_jax.weights.files import read_weights
 from tests.common import load_case
 from tests.convert.originals import assert_same, write_diffusers
 
@@ -63,15 +65,15 @@ def test_channels_beyond_the_latents_are_a_condition(tmp_path, channels):
     convert(tmp_path / "ours", tmp_path / "back", log=silent)
     back = tmp_path / "back" / "diffusion_pytorch_model.safetensors"
     assert_same(read_weights(back).tensors, state)
-    model = diffusers_folder.read(tmp_path / "unet", Options(), silent)
-    _, described = compvis_export.write(model)
+    model = diffusers_read.read(tmp_path / "unet", Options(), silent)
+    _, described = compvis_write.write(model)
     assert described["params"]["conditioning_key"] == "crossattn"
 
 
 def test_a_mask_that_others_would_take_otherwise_is_refused(tmp_path):
     _with_channels(tmp_path / "unet", 9)
-    model = diffusers_folder.read(tmp_path / "unet", Options(), silent)
+    model = diffusers_read.read(tmp_path / "unet", Options(), silent)
     model.config["conditions"]["masked_image"] = dict(kind="masked_image")
-    for write in (compvis_export.write, diffusers_export.state):
+    for write in (compvis_write.write, diffusers_write.state):
         with pytest.raises(ConfigError, match="they take mask_first=True, signed"):
             write(model)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert import diffusers_rows as diffusers
-from ldm_jax.convert.state_dict import to_params, to_state_dict
+from ldm_jax.convert.diffusers import names as diffusers
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
+from ldm_jax.weights.state_dict import to_params, to_state_dict
 from tests.common import assert_close, load_case, nhwc
 
 

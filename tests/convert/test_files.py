@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ldm_jax.convert import files, unpickle
-from ldm_jax.convert.files import ConversionError, read_weights, write_weights
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights import files, unpickle
+from ldm_jax.weights.files import read_weights, write_weights
 
 
 def _tensors():

@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, sampling
-from ldm_jax.config import ConfigError
-from ldm_jax.convert import (
-    compvis_checkpoint,
-    compvis_export,
-    diffusers_config,
-    diffusers_export,
-    diffusers_folder,
-)
-from ldm_jax.convert.files import Weights, read_json, read_weights
+from ldm_jax.convert.compvis import read as compvis_read
+from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers import read as diffusers_read
+from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.model import diffusion_config
-from ldm_jax.convert.state_dict import select
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.pretrained import load_first_stage
+from ldm_jax.trained import load_first_stage
+from ldm_jax.weights.files import Weights, read_json, read_weights
+from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, load_manifest, nhwc
 from tests.convert.originals import assert_same, write_diffusers, write_original
 
@@ -245,9 +243,9 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
     """`read` raises on a key that is not read and a parameter that is not set."""
     manifests = _pipeline(tmp_path, name)
     lines = []
-    model = diffusers_folder.read(tmp_path, Options(), lines.append)
+    model = diffusers_read.read(tmp_path, Options(), lines.append)
     assert lines == ["not part of the model, left out: tokenizer"]
-    configs, tensors = diffusers_export.state(model)
+    configs, tensors = diffusers_write.state(model)
     for part, manifest in manifests.items():
         found = select(tensors, f"{part}/")
         assert {key: list(tensor.shape) for key, tensor in found.items()} == manifest
@@ -265,8 +263,8 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
 def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
     """Its structure is all in its weights; heads are those of the published model."""
     _pipeline(tmp_path, name)
-    model = diffusers_folder.read(tmp_path, Options(), silent)
-    tensors, _ = compvis_export.write(model)
+    model = diffusers_read.read(tmp_path, Options(), silent)
+    tensors, _ = compvis_write.write(model)
     if "(2)" in name:
         # What a tower that was not cut has besides: its last layer and projection.
         start = "cond_stage_model.model."
@@ -275,7 +273,7 @@ def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
             tensors[f"{start}transformer.resblocks.23.{key}"] = tensor
         tensors[f"{start}text_projection"] = np.zeros((1024, 1024), np.float32)
         tensors[f"{start}logit_scale"] = np.zeros((), np.float32)
-    found = compvis_checkpoint.read(Weights(tensors), None, Options(), silent)
+    found = compvis_read.read(Weights(tensors), None, Options(), silent)
     assert found.config["conditions"].keys() == model.config["conditions"].keys()
     caption = found.config["conditions"]["caption"]
     assert caption.items() <= model.config["conditions"]["caption"].items()
@@ -284,7 +282,7 @@ def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
     assert {key: value for key, value in section.items() if "head" in key} == head
     assert found.scaling_factor == np.float32(0.18215)
     assert found.config["data"]["image_size"] == 512
-    assert compvis_export.write(found)[0].keys() == tensors.keys()
+    assert compvis_write.write(found)[0].keys() == tensors.keys()
 
 
 @pytest.mark.parametrize(

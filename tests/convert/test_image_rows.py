@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ldm_jax.conditioners import ClipImage
-from ldm_jax.convert.image_rows import clip_image_rows
-from ldm_jax.convert.state_dict import to_params, to_state_dict
 from ldm_jax.models.image_encoder import ImageEncoder
+from ldm_jax.weights.state_dict import to_params, to_state_dict
+from ldm_jax.weights.tower_names import clip_image_rows
 from tests.common import assert_close, load_case, nhwc
 
 FIELDS = dict(

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.convert import lpips
-from ldm_jax.convert.files import ConversionError, write_weights
+from ldm_jax.errors import ConversionError
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.weights import lpips
+from ldm_jax.weights.files import write_weights
 from tests.common import assert_close, load_case, nhwc
 from tests.runs import assert_same_bits
 

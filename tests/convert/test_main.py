@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint
-from ldm_jax.checkpoint import CheckpointError
-from ldm_jax.convert.files import read_weights
 from ldm_jax.convert.formats import convert
+from ldm_jax.errors import CheckpointError
+from ldm_jax.weights.files import read_weights
 from tests.common import load_case
 from tests.convert.originals import assert_same, write_original
 from tests.runs import ROOT, train

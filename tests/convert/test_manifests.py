@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax.build import make_first_stage, make_model
 from ldm_jax.conditioners import CONDITIONERS
-from ldm_jax.config import ConfigError
-from ldm_jax.convert import compvis_checkpoint, compvis_export
-from ldm_jax.convert.buffers import schedule_buffers
-from ldm_jax.convert.files import Weights
+from ldm_jax.convert.compvis import read as compvis_read
+from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.read import schedule_buffers
 from ldm_jax.convert.formats import Options
 from ldm_jax.convert.model import full_section
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.autoencoder import make_first_stage
-from ldm_jax.training.diffusion import make_model
+from ldm_jax.weights.files import Weights
 from tests import published as experiments
 from tests.common import REFERENCE, load_manifest
 from tests.convert.originals import zeros
@@ -62,7 +62,7 @@ def published(name):
 def read(weights, **options):
     lines = []
     options = Options(**options)
-    model = compvis_checkpoint.read(Weights(weights), None, options, lines.append)
+    model = compvis_read.read(Weights(weights), None, options, lines.append)
     return model, lines
 
 
@@ -76,7 +76,7 @@ def test_manifest_is_read_and_written_whole(name):
     weights = published(name)
     model, lines = read(weights)
     assert not [line for line in lines if line.startswith("warning")]
-    tensors, yaml = compvis_export.write(model)
+    tensors, yaml = compvis_write.write(model)
     assert tensors.keys() == weights.keys()
     for key, array in weights.items():
         assert tuple(tensors[key].shape) == array.shape, key
@@ -88,7 +88,7 @@ def test_manifest_is_read_and_written_whole(name):
         _assert_is_trained_by(model, spec)
     if name in YAMLS:
         section = model.config["unet"]
-        again = compvis_checkpoint.read(Weights(weights), yaml["params"], Options())
+        again = compvis_read.read(Weights(weights), yaml["params"], Options())
         assert again.config["unet"] == section
         assert again.config["schedule"] == model.config["schedule"]
 
@@ -142,14 +142,12 @@ def test_heads_can_be_overridden():
 def test_heads_of_december_2021_win_over_a_yaml_and_say_so():
     weights = published("ldm_class_imagenet_vq_f8")
     model, _ = read(weights)
-    params = compvis_export.write(model)[1]["params"]
+    params = compvis_write.write(model)[1]["params"]
     unet = params["unet_config"]["params"]
     del unet["num_heads"]
     unet["num_head_channels"] = 32
     lines = []
-    read_again = compvis_checkpoint.read(
-        Weights(weights), params, Options(), lines.append
-    )
+    read_again = compvis_read.read(Weights(weights), params, Options(), lines.append)
     assert read_again.config["unet"]["num_heads"] == 1
     assert any("heads: number 1" in line and "32" in line for line in lines)
 
@@ -159,7 +157,7 @@ def test_unknown_tables_are_carried_along_with_a_warning():
     weights["betas"] = np.random.default_rng(0).random(1000, np.float32)
     model, lines = read(weights)
     assert any(line.startswith("warning: the file's betas") for line in lines)
-    tensors, _ = compvis_export.write(model)
+    tensors, _ = compvis_write.write(model)
     np.testing.assert_array_equal(tensors["betas"], weights["betas"])
 
 
@@ -194,6 +192,6 @@ def test_a_cond_stage_that_should_be_the_first_stage_and_differs():
     assert any("1 weights of cond_stage_model differ" in line for line in lines)
     codes = model.first_stage.params["autoencoder"]["quantizer"]["embedding"]
     assert not np.any(codes)
-    tensors, _ = compvis_export.write(model)
+    tensors, _ = compvis_write.write(model)
     for prefix in ("cond_stage_model.", "first_stage_model."):
         np.testing.assert_array_equal(tensors[prefix + key], weights[prefix + key])

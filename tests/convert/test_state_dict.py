@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.convert.state_dict import (
+from ldm_jax.weights.state_dict import (
     CONV,
     DENSE,
     POINTWISE_1D,

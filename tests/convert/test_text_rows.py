@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ldm_jax.conditioners import Spatial
-from ldm_jax.convert import text_rows
-from ldm_jax.convert.state_dict import select, to_params, to_state_dict
 from ldm_jax.models.resize import METHODS
 from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.weights import tower_names
+from ldm_jax.weights.state_dict import select, to_params, to_state_dict
 from tests.common import assert_close, load_case, load_manifest, nhwc
 
 BERT = TextEncoder(vocab_size=50, features=32, num_layers=2, max_length=12)
@@ -48,7 +48,7 @@ def encode(encoder, params, ids):
 
 def test_bert_matches_original():
     case = load_case("bert_embedder")
-    params = read(text_rows.bert_rows(BERT), BERT, case.state_dict)
+    params = read(tower_names.bert_rows(BERT), BERT, case.state_dict)
     assert_close(encode(BERT, params, case.arrays["tokens"]), case.arrays["output"])
 
 
@@ -56,7 +56,7 @@ def test_bert_matches_original():
 def test_clip_matches_transformers(activation):
     case = load_case(f"clip_text_{activation}")
     clip = CLIP.copy(activation=activation)
-    params = read(text_rows.clip_rows(clip), clip, case.state_dict)
+    params = read(tower_names.clip_rows(clip), clip, case.state_dict)
     ids = case.arrays["input_ids"]
     assert_close(encode(clip, params, ids), case.arrays["last_hidden_state"])
 
@@ -98,9 +98,9 @@ def test_last_but_one_layer_is_a_tower_of_one_layer_less(layout):
     """As in Stable Diffusion 2, through the final norm; the case holds it before."""
     case = load_case("clip_text_gelu")
     clip, state_dict = CLIP.copy(num_layers=1), case.state_dict
-    rows = text_rows.clip_rows(clip, unused_layers=1)
+    rows = tower_names.clip_rows(clip, unused_layers=1)
     if layout == "open_clip":
-        rows, state_dict = text_rows.open_clip_rows(clip), to_open_clip(state_dict)
+        rows, state_dict = tower_names.open_clip_rows(clip), to_open_clip(state_dict)
         assert "transformer.resblocks.1.attn.in_proj_bias" in state_dict
     params = read(rows, clip, state_dict)
     output = encode(clip, params, case.arrays["input_ids"])
@@ -109,28 +109,28 @@ def test_last_but_one_layer_is_a_tower_of_one_layer_less(layout):
 
 PUBLISHED = {
     "ldm_text_1p4b_kl_f8": (
-        text_rows.bert_rows,
+        tower_names.bert_rows,
         TextEncoder(30522, 1280, 32),
         "cond_stage_model.transformer.",
     ),
     "ldm_text_256_vq_f4": (
-        text_rows.bert_rows,
+        tower_names.bert_rows,
         TextEncoder(30522, 640, 32),
         "cond_stage_model.transformer.",
     ),
     "ldm_layout_openimages_vq_f4": (
-        text_rows.bert_rows,
+        tower_names.bert_rows,
         TextEncoder(8192, 512, 16, max_length=92),
         "cond_stage_model.transformer.",
     ),
-    "diffusers/ldm_bert": (text_rows.ldm_bert_rows, TextEncoder(30522, 1280, 32), ""),
+    "diffusers/ldm_bert": (tower_names.ldm_bert_rows, TextEncoder(30522, 1280, 32), ""),
     "diffusers/clip_vit_l14_text": (
-        text_rows.clip_rows,
+        tower_names.clip_rows,
         TextEncoder(49408, 768, 12, num_heads=12, use_bias=True, causal=True),
         "",
     ),
     "diffusers/openclip_vit_h_text_sd2": (
-        text_rows.clip_rows,
+        tower_names.clip_rows,
         TextEncoder(49408, 1024, 23, num_heads=16, use_bias=True, causal=True),
         "",
     ),
@@ -155,7 +155,7 @@ def test_every_published_tensor_is_read(name):
 def test_position_numbers_may_be_there(position_ids):
     case = load_case("clip_text_gelu")
     extra = {"embeddings.position_ids": np.arange(12)[None]} if position_ids else {}
-    read(text_rows.clip_rows(CLIP), CLIP, case.state_dict | extra)
+    read(tower_names.clip_rows(CLIP), CLIP, case.state_dict | extra)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -170,10 +170,10 @@ def test_spatial_rescaler_matches_original(method):
     )
     maps = nhwc(case.arrays["x"])
     target = jax.eval_shape(spatial.init, jax.random.key(0), jnp.asarray(maps))
-    params = to_params(text_rows.spatial_rows(), case.state_dict, target["params"])
+    params = to_params(tower_names.spatial_rows(), case.state_dict, target["params"])
     output = jax.jit(spatial.apply)({"params": params}, maps)
     assert_close(output, nhwc(case.arrays["output"]))
-    written = to_state_dict(text_rows.spatial_rows(), params)
+    written = to_state_dict(tower_names.spatial_rows(), params)
     (key,) = case.state_dict
     np.testing.assert_array_equal(written[key], case.state_dict[key])
 
@@ -185,4 +185,4 @@ def test_published_semantic_map_is_read():
     labels = jax.ShapeDtypeStruct((1, 8, 8), jnp.int32)
     target = jax.eval_shape(spatial.init, jax.random.key(0), labels)["params"]
     state_dict = {key: np.zeros(shape) for key, shape in shapes_of_theirs.items()}
-    assert to_params(text_rows.spatial_rows(), state_dict, target)
+    assert to_params(tower_names.spatial_rows(), state_dict, target)

@@ -5,12 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from ldm_jax.convert.files import ConversionError, write_weights
-from ldm_jax.convert.image_rows import clip_image_rows
-from ldm_jax.convert.state_dict import to_state_dict
-from ldm_jax.convert.text_rows import bert_rows, clip_rows, ldm_bert_rows
-from ldm_jax.convert.towers import load_tower
+from ldm_jax.errors import ConversionError
 from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.weights.files import write_weights
+from ldm_jax.weights.state_dict import to_state_dict
+from ldm_jax.weights.tower_names import (
+    bert_rows,
+    clip_image_rows,
+    clip_rows,
+    ldm_bert_rows,
+)
+from ldm_jax.weights.towers import load_tower
 from tests.common import load_case
 from tests.convert.test_image_rows import TOWER
 from tests.convert.test_text_rows import BERT, CLIP, to_open_clip

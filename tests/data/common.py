@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ldm_jax.data import shapes
+from ldm_jax.data.shapes import examples, prepare
 
 TRAIN, VALIDATION, SIZE = 40, 12, 32
 
@@ -41,14 +41,14 @@ def write_images(folder, names, size=(40, 30)):
 
 def prepare_shapes(folder):
     """Prepares a tiny `shapes/32`; returns the root of the data sets."""
-    shapes.prepare(folder, SIZE, num_train=TRAIN, num_validation=VALIDATION)
+    prepare.prepare(folder, SIZE, num_train=TRAIN, num_validation=VALIDATION)
     return str(folder)
 
 
 def as_tfrecord(data_dir, target, shards=2):
     """Rewrites the tiny `shapes/32` as TFRecord files, as TFDS lays them out."""
-    source = pathlib.Path(data_dir, "shapes", str(SIZE), shapes.VERSION)
-    folder = pathlib.Path(target, "shapes", str(SIZE), shapes.VERSION)
+    source = pathlib.Path(data_dir, "shapes", str(SIZE), examples.VERSION)
+    folder = pathlib.Path(target, "shapes", str(SIZE), examples.VERSION)
     shutil.copytree(source, folder)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     info = json.loads((folder / "dataset_info.json").read_text())

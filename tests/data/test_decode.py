@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ldm_jax.data.decode import BACKGROUND, DecodeError, decode, decode_plane
+from ldm_jax.errors import DecodeError
+from ldm_jax.images import BACKGROUND, decode, decode_plane
 from tests.data.common import encode, picture
 
 PICTURE = picture(40, 24)

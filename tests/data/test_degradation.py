@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.degradation import DEGRADATIONS, LIGHT, bsrgan, degrade
-from ldm_jax.data.resample import METHODS, resize
+from ldm_jax.data.degradation import (
+    DEGRADATIONS,
+    LIGHT,
+    METHODS,
+    bsrgan,
+    degrade,
+    resize,
+)
 from ldm_jax.models.resize import rescaling_matrix
 from tests.data.common import picture
 

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from ldm_jax.config import ConfigError
 from ldm_jax.data.inputs import INPUTS, apply_inputs, make_inputs, needed_keys
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.errors import ConfigError
 from tests.data.common import SIZE, TRAIN, encode, picture
 
 # Row -> (options, shape and type of the result on an example of 16 x 24 pixels).

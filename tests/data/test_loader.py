@@ -9,10 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import ldm_jax
-from ldm_jax.config import ConfigError
 from ldm_jax.data import loader
 from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
+from ldm_jax.errors import ConfigError
 from tests.data.common import SIZE, TRAIN, VALIDATION, picture, write_images
 
 

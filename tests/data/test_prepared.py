@@ -9,10 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ldm_jax.data import scenes
-from ldm_jax.data.decode import decode
-from ldm_jax.data.prepared import TfdsSource, find_path
-from ldm_jax.data.tfrecord import TFRecords
+from ldm_jax.data.prepared import TfdsSource, TFRecords, find_path
+from ldm_jax.data.shapes import scenes
+from ldm_jax.images import decode
 from tests.data.common import SIZE, TRAIN, VALIDATION, frame, picture
 
 NAME = f"shapes/{SIZE}"

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data import captions, scenes, shapes
+from ldm_jax.data.shapes import captions, scenes
+from ldm_jax.data.shapes.examples import draw_example
 
 MANY = range(64)
 
 
 @pytest.fixture(scope="module")
 def examples():
-    return [shapes.example(0, "train", index, 64) for index in MANY]
+    return [draw_example(0, "train", index, 64) for index in MANY]
 
 
 def draw(index, size=64, seed=0, max_shapes=4):
@@ -21,11 +22,11 @@ def draw(index, size=64, seed=0, max_shapes=4):
 
 
 def test_example_depends_on_seed_split_and_index_alone(examples):
-    again = shapes.example(0, "train", 5, 64)
+    again = draw_example(0, "train", 5, 64)
     for key, value in examples[5].items():
         np.testing.assert_array_equal(again[key], value)
     for other in [(1, "train", 5), (0, "validation", 5), (0, "train", 13)]:
-        assert np.any(shapes.example(*other, 64)["image"] != again["image"])
+        assert np.any(draw_example(*other, 64)["image"] != again["image"])
 
 
 def test_shapes_and_ranges(examples):
@@ -101,7 +102,7 @@ def test_main_shape_stands_out_from_the_ground(examples):
 
 def test_caption_names_every_shape_in_its_color():
     for index in MANY:
-        example = shapes.example(0, "train", index, 64)
+        example = draw_example(0, "train", index, 64)
         caption = example["caption"]
         kinds = [scenes.CLASS_NAMES[label] for label in example["box_labels"]]
         assert caption.split(" on ")[0].startswith(("a large", "a huge"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ldm_jax.data import shapes
+from ldm_jax.data.shapes import examples, prepare
 from tests.data.common import SIZE, TRAIN, VALIDATION
 
-PATH = {"PYTHONPATH": str(pathlib.Path(shapes.__file__).parents[2])}
+PATH = {"PYTHONPATH": str(pathlib.Path(prepare.__file__).parents[3])}
 
 
 def test_what_is_read_is_what_was_drawn(array_record_dir):
@@ -23,7 +23,7 @@ def test_what_is_read_is_what_was_drawn(array_record_dir):
         assert len(source) == count
         for index in (0, count - 1):
             example = source[index]
-            drawn = shapes.example(0, split, index, SIZE)
+            drawn = examples.draw_example(0, split, index, SIZE)
             np.testing.assert_array_equal(example["image"], drawn["image"])
             for key in ("segmentation", "depth"):
                 np.testing.assert_array_equal(example[key][..., 0], drawn[key])
@@ -37,16 +37,16 @@ def test_what_is_read_is_what_was_drawn(array_record_dir):
 def test_a_second_call_writes_nothing(tmp_path, capsys):
     arguments = ["--data_dir", str(tmp_path), "--image_size", "16", "--max_shapes", "1"]
     arguments += ["--num_train", "3", "--num_validation", "2"]
-    shapes.main(arguments)
-    path = tmp_path / "shapes" / "16_single" / shapes.VERSION
+    prepare.main(arguments)
+    path = tmp_path / "shapes" / "16_single" / examples.VERSION
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
-    shapes.main(arguments)
+    prepare.main(arguments)
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
     wrote, found = capsys.readouterr().out.splitlines()
     assert "wrote 3 + 2 images" in wrote and "already prepared" in found
     with pytest.raises(SystemExit, match=r"num_train=3 instead of 4.*--overwrite"):
-        shapes.main([*arguments, "--num_train", "4"])
-    shapes.main(
+        prepare.main([*arguments, "--num_train", "4"])
+    prepare.main(
         [*arguments, "--num_train", "4", "--num_validation", "0", "--overwrite"]
     )
     source = tfds.data_source("shapes/16_single", data_dir=tmp_path)
@@ -54,7 +54,7 @@ def test_a_second_call_writes_nothing(tmp_path, capsys):
 
 
 def test_a_larger_copy_begins_with_the_smaller_one(array_record_dir, tmp_path):
-    shapes.prepare(str(tmp_path), SIZE, num_train=TRAIN + 8, num_validation=0)
+    prepare.prepare(str(tmp_path), SIZE, num_train=TRAIN + 8, num_validation=0)
     name = f"shapes/{SIZE}"
     small = tfds.data_source(name, split="train", data_dir=array_record_dir)
     large = tfds.data_source(name, split="train", data_dir=str(tmp_path))
@@ -68,13 +68,13 @@ def test_an_interrupted_call_leaves_no_data_set(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(seed, split, index, *rest)
 
-    draw = shapes.example
+    draw = examples.draw_example
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "example", fail)
+        patch.setattr(examples, "draw_example", fail)
         with pytest.raises(KeyboardInterrupt):
-            shapes.prepare(str(tmp_path), 16, num_train=4, num_validation=0)
+            prepare.prepare(str(tmp_path), 16, num_train=4, num_validation=0)
     assert not list(tmp_path.rglob("features.json"))
-    _, written = shapes.prepare(str(tmp_path), 16, num_train=4, num_validation=0)
+    _, written = prepare.prepare(str(tmp_path), 16, num_train=4, num_validation=0)
     assert written
 
 
@@ -90,14 +90,14 @@ def test_an_interrupted_call_leaves_no_data_set(tmp_path, monkeypatch):
 )
 def test_wrong_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        shapes.prepare(str(tmp_path), **arguments)
+        prepare.prepare(str(tmp_path), **arguments)
 
 
 def test_preparing_needs_no_tensorflow(tmp_path):
     code = (
         "import sys\n"
-        "from ldm_jax.data import shapes\n"
-        f"shapes.prepare({str(tmp_path)!r}, 16, num_train=2, num_validation=0)\n"
+        "from ldm_jax.data.shapes import prepare\n"
+        f"prepare.prepare({str(tmp_path)!r}, 16, num_train=2, num_validation=0)\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", code]

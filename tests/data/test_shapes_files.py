@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data import scenes, shapes, shapes_files
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.shapes import examples, files, scenes
 from ldm_jax.data.sidecars import SIDECARS
 
 
 def test_files_say_what_the_data_set_says(tmp_path):
-    shapes_files.main([f"--outdir={tmp_path}", "--num_images=3", "--image_size=16"])
+    files.main([f"--outdir={tmp_path}", "--num_images=3", "--image_size=16"])
     names = scenes.CLASS_NAMES
     source = FolderSource(str(tmp_path), "all", keys=tuple(SIDECARS), box_names=names)
     assert len(source) == 3
     for index in range(3):
-        found, true = source[index], shapes.example(0, "validation", index, 16)
+        found, true = source[index], examples.draw_example(0, "validation", index, 16)
         assert found["caption"] == true["caption"]
         np.testing.assert_array_equal(found["box_labels"], true["box_labels"])
         np.testing.assert_allclose(found["boxes"], true["boxes"], atol=1e-4)
@@ -42,4 +42,4 @@ def test_files_say_what_the_data_set_says(tmp_path):
 )
 def test_what_cannot_be_written_is_refused(wrong, tmp_path):
     with pytest.raises(SystemExit, match="error: "):
-        shapes_files.main([f"--outdir={tmp_path}", wrong])
+        files.main([f"--outdir={tmp_path}", wrong])

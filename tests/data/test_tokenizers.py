@@ -9,13 +9,10 @@ import pytest
 import tokenizers
 from tokenizers import BertWordPieceTokenizer
 
-from ldm_jax.config import ConfigError
-from ldm_jax.data import captions, scenes
-from ldm_jax.data.tokenizers import (
-    SHAPES_FILE,
-    load_tokenizer,
-    make_shapes_tokenizer,
-)
+from ldm_jax.data.shapes import captions, scenes
+from ldm_jax.data.shapes.tokenizer import make_shapes_tokenizer
+from ldm_jax.data.tokenizers import SHAPES_FILE, load_tokenizer
+from ldm_jax.errors import ConfigError
 
 TEXTS = ["a huge red star on a white background", "two", ""]
 

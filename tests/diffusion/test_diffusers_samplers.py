@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.samplers import make_points, make_sampler, sample
+from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.diffusion.schedule import make_schedule, predict_noise, predict_x0
+from ldm_jax.diffusion.solve import sample
 from tests.common import assert_close, load_case, nhwc
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.samplers import invert, make_points, make_sampler, sample
+from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.diffusion.schedule import make_schedule, predict_noise, predict_x0
+from ldm_jax.diffusion.solve import invert, sample
 
 RNGS = jax.random.split(jax.random.key(0), 4)
 LATENTS = 0.5 * jax.random.normal(jax.random.key(1), (4, 3, 3, 2)) + 0.3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.losses import (
+from ldm_jax.diffusion.objective import (
     LOSS_TYPES,
     TIMESTEP_SAMPLINGS,
     denoising_loss,

@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.guidance import guide
-from ldm_jax.diffusion.sampler import Sampler
-from ldm_jax.diffusion.samplers import (
-    SAMPLERS,
-    hold_known,
-    make_points,
-    make_sampler,
-    normal,
-    sample,
-)
+from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ldm_jax.diffusion.schedule import (
     SchedulePoint,
     add_noise,
     make_schedule,
     predict_x0,
 )
+from ldm_jax.diffusion.solve import hold_known, normal, sample
 from tests.common import assert_close, load_case, nhwc
 
 SCHEDULE = make_schedule()

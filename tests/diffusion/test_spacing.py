@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion.grids import SPACINGS, make_points
 from ldm_jax.diffusion.posterior import posterior
-from ldm_jax.diffusion.samplers import make_points
 from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule
-from ldm_jax.diffusion.spacing import SPACINGS
 from tests.common import assert_close, load_case
 
 SCHEDULE = make_schedule()

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion import steering
-from ldm_jax.diffusion.samplers import make_points, make_sampler, normal, sample
+from ldm_jax.diffusion import gradient_guidance
+from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.solve import normal, sample
 from ldm_jax.models.layers import upsample_nearest
 
 SCHEDULE = make_schedule()
@@ -49,7 +51,7 @@ def draw(predict, sampler="ddim", count=8):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 @pytest.mark.parametrize("observed", [-1.0, 2.0])
 def test_classifier_guidance_draws_from_the_posterior(sampler, observed):
-    steer = steering.classifier_guidance(log_prob_of(observed), max_shift=None)
+    steer = gradient_guidance.classifier_guidance(log_prob_of(observed), max_shift=None)
     found = draw(steer(exact), sampler)
     share = STD**2 / (STD**2 + NOISE**2)
     np.testing.assert_allclose(
@@ -62,7 +64,7 @@ def test_scale_is_a_power_of_the_probability():
     observed, ordinary = 2.0, draw(exact)
     distances = [np.abs(ordinary.mean() - observed)]
     for scale in (1.0, 5.0):
-        steer = steering.classifier_guidance(log_prob_of(observed), scale)
+        steer = gradient_guidance.classifier_guidance(log_prob_of(observed), scale)
         distances.append(np.abs(draw(steer(exact)).mean() - observed))
     assert distances[0] > 1.5 * distances[1] > 3 * distances[2]
 
@@ -73,7 +75,7 @@ def test_samples_do_not_see_each_other():
 
     @jax.jit
     def predict(latents, observed):
-        steer = steering.classifier_guidance(log_prob_of(observed))
+        steer = gradient_guidance.classifier_guidance(log_prob_of(observed))
         return steer(exact)(latents, SCHEDULE.at(jnp.int32(700)))
 
     together, alone = predict(latents, observed), predict(latents[3:4], observed[3:4])
@@ -88,7 +90,7 @@ def test_a_shift_keeps_the_latents_and_its_bound(timestep, max_shift):
     latents, gradient = np.random.default_rng(0).standard_normal((2, 4, 8, 8, 2))
     gradient *= 10.0 ** np.arange(-2, 2)[:, None, None, None]
     before = exact(latents, point)
-    after = steering.shift_prediction(before, gradient, point, max_shift)
+    after = gradient_guidance.shift_prediction(before, gradient, point, max_shift)
     for x0, noise in (before, after):
         again = point.alpha * x0 + point.sigma * noise
         np.testing.assert_allclose(again, latents, rtol=1e-3, atol=1e-3)
@@ -101,7 +103,7 @@ def test_a_shift_keeps_the_latents_and_its_bound(timestep, max_shift):
 def test_a_level_of_pure_noise_stays_finite():
     point = SCHEDULE.at(jnp.int32(999))._replace(alpha=0.0, sigma=1.0)
     zeros, gradient = jnp.zeros((2, 4, 4, 1)), jnp.full((2, 4, 4, 1), 3.0)
-    x0, noise = steering.shift_prediction((zeros, zeros), gradient, point, 1.0)
+    x0, noise = gradient_guidance.shift_prediction((zeros, zeros), gradient, point, 1.0)
     np.testing.assert_allclose(x0, 1.0, rtol=1e-5)
     np.testing.assert_allclose(noise, 0.0, atol=1e-5)
 
@@ -109,8 +111,10 @@ def test_a_level_of_pure_noise_stays_finite():
 def test_image_guiding_follows_the_gradient_through_the_denoiser():
     target, point = jnp.full((2, 4, 4, 2), 3.0), SCHEDULE.at(jnp.int32(400))
     latents = normal(jax.random.split(jax.random.key(1), 2), (8, 8, 2))
-    distance = steering.low_resolution_distance(target)
-    steer = steering.image_guiding(lambda x0: 2 * x0, distance, 0.1, max_shift=None)
+    distance = gradient_guidance.low_resolution_distance(target)
+    steer = gradient_guidance.image_guiding(
+        lambda x0: 2 * x0, distance, 0.1, max_shift=None
+    )
 
     def log_density(latents):
         return -0.05 * distance(2 * exact(latents, point)[0]).sum()
@@ -128,10 +132,10 @@ def test_image_guiding_brings_images_closer_to_their_targets():
         return jnp.tanh(upsample_nearest(latents @ colours))
 
     target = decode(draw(exact)[::-1])
-    distance = steering.low_resolution_distance(
+    distance = gradient_guidance.low_resolution_distance(
         jax.image.resize(target, (8, 16, 16, 3), "cubic")
     )
-    guided = draw(steering.image_guiding(decode, distance, 10.0)(exact))
+    guided = draw(gradient_guidance.image_guiding(decode, distance, 10.0)(exact))
     unguided = draw(exact)
     assert (distance(decode(guided)) < 0.2 * distance(decode(unguided))).all()
 
@@ -139,6 +143,6 @@ def test_image_guiding_brings_images_closer_to_their_targets():
 def test_low_resolution_distance_is_zero_for_the_image_itself():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 8, 3), minval=-1)
     small = jax.image.resize(images, (2, 4, 2, 3), "cubic")
-    distance = steering.low_resolution_distance(small)
+    distance = gradient_guidance.low_resolution_distance(small)
     np.testing.assert_allclose(distance(images), 0, atol=1e-8)
     assert (distance(images + 0.5) > 1).all()

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax import generation, latent_diffusion
+from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.autoencoder import IdentityAutoencoder
@@ -77,7 +77,7 @@ def test_what_is_trained_is_sampled(schedule, loss, sample):
     params, losses = train(jax.random.key(0))
     assert losses[-30:].mean() < 0.6 * losses[:3].mean()
     images = jax.jit(
-        lambda params, rngs: generation.generate(
+        lambda params, rngs: generate.sample_images(
             model,
             params,
             FROZEN,

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from ldm_jax import sharding
-from ldm_jax.config import ConfigError
+from ldm_jax.batches import Images
+from ldm_jax.build import make_first_stage
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
+from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import first_stage, metrics
-from ldm_jax.evaluation.data import Images
 from ldm_jax.images import read_image, to_float, to_uint8
-from ldm_jax.training.autoencoder import make_first_stage
-from ldm_jax.training.pretrained import FirstStage
+from ldm_jax.trained import FirstStage
 from tests.runs import command, finish
 
 TINY = dict(

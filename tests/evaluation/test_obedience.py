@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.config import ConfigError
-from ldm_jax.data import shapes
-from ldm_jax.evaluation import conditions, judge, restoration
-from ldm_jax.evaluation.agreement import AGREEMENTS, agreement, chance
-from ldm_jax.evaluation.truth import COLORS, stack, truth
+from ldm_jax.data.shapes import examples
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.shapes import measure, probe, restoration
+from ldm_jax.evaluation.shapes.adherence import AGREEMENTS, agreement, chance
+from ldm_jax.evaluation.shapes.labels import COLORS, stack, truth
 from ldm_jax.images import to_float
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 from tests.sampling.common import make_trained
@@ -20,7 +20,7 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def scenes():
-    return judge.draw_scenes(160, 32)
+    return probe.draw_scenes(160, 32)
 
 
 def seen_as_they_are(true):
@@ -78,7 +78,7 @@ def test_chance_is_what_shuffled_scenes_give(scenes):
 
 
 def test_other_data_are_refused():
-    example = shapes.example(0, "train", 0, SIZE)
+    example = examples.draw_example(0, "train", 0, SIZE)
     with pytest.raises(ConfigError, match="the data has no caption, boxes"):
         truth({k: v for k, v in example.items() if k not in ("caption", "boxes")})
     with pytest.raises(ConfigError, match="is no caption of the data set"):
@@ -86,10 +86,10 @@ def test_other_data_are_refused():
 
 
 def test_a_judge_learns_and_is_kept(tmp_path, capsys):
-    sizes = dict(module=judge.Judge((16, 24)), num_steps=100, num_scenes=256)
-    load = lambda: judge.load_judge(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
+    sizes = dict(module=probe.Judge((16, 24)), num_steps=100, num_scenes=256)
+    load = lambda: probe.load_judge(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
     first = load()
-    held_out = judge.draw_scenes(200, SIZE, seed=5)
+    held_out = probe.draw_scenes(200, SIZE, seed=5)
     seen = first(held_out["image"])
     assert {key: value.shape for key, value in seen.items()} == {
         **dict.fromkeys(("label", "color", "ground", "pattern"), (200,)),
@@ -106,7 +106,7 @@ def test_a_judge_learns_and_is_kept(tmp_path, capsys):
 
 def test_a_judge_needs_sizes_that_it_can_halve(tmp_path):
     with pytest.raises(ConfigError, match="30 px cannot be judged"):
-        judge.load_judge(tmp_path, IdentityAutoencoder(), {}, 30)
+        probe.load_judge(tmp_path, IdentityAutoencoder(), {}, 30)
 
 
 def test_loss_is_least_for_the_truth(scenes):
@@ -117,10 +117,10 @@ def test_loss_is_least_for_the_truth(scenes):
     # Of two grounds either is right, so half is as sure as one can be.
     said["ground"] = 50.0 * true["grounds"]
     entropy = np.mean(np.log(true["grounds"].sum(1)))
-    assert judge.loss(said, true) == pytest.approx(entropy, abs=1e-4)
+    assert probe.loss(said, true) == pytest.approx(entropy, abs=1e-4)
     for key in said:
         worse = said | {key: np.roll(said[key], 1, axis=-1)}
-        assert judge.loss(worse, true) > entropy + 1
+        assert probe.loss(worse, true) > entropy + 1
 
 
 def test_baselines_keep_what_is_known():
@@ -158,11 +158,11 @@ def test_a_model_is_measured_from_end_to_end(one_device, shapes_dir):
         told.append(images)
         return seen_as_they_are(true)
 
-    examples = [shapes.example(0, "validation", k, 32) for k in range(5)]
+    examples = [examples.draw_example(0, "validation", k, 32) for k in range(5)]
     true = stack([truth(example) for example in examples])
     small = true["segmentation"][:, 1::2, 1::2]
     true |= {"segmentation": small}
-    record, grid = conditions.measure(model, watch, 5, batch_size=3)
+    record, grid = measure.measure(model, watch, 5, batch_size=3)
     json.dumps(record)
     assert record["num_samples"] == 5 and record["options"]["num_steps"] == 2
     assert grid.dtype == np.uint8
@@ -183,4 +183,4 @@ def test_a_model_is_measured_from_end_to_end(one_device, shapes_dir):
 def test_there_must_be_something_to_obey(shapes_dir):
     model = make_trained(scale=0, data_dir=str(shapes_dir))
     with pytest.raises(ConfigError, match="there is nothing to obey"):
-        conditions.measure(model, None, 4)
+        measure.measure(model, None, 4)

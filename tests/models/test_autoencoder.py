@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.config import ConfigError
-from ldm_jax.models.autoencoder import (
-    FIRST_STAGES,
-    Autoencoder,
-    DiagonalGaussian,
-    last_layer,
-)
-from ldm_jax.training.autoencoder import make_first_stage
+from ldm_jax.build import make_first_stage
+from ldm_jax.errors import ConfigError
+from ldm_jax.models.autoencoder import Autoencoder, DiagonalGaussian, last_layer
+from ldm_jax.models.first_stages import FIRST_STAGES
 from tests.common import assert_close
 
 TINY = dict(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert import compvis
-from ldm_jax.convert.compvis_rows import classifier_rows
-from ldm_jax.convert.state_dict import to_params, to_state_dict
+from ldm_jax.convert.compvis import options
+from ldm_jax.convert.compvis.names import classifier_rows
 from ldm_jax.models.classifier import POOLS, Classifier, log_prob
+from ldm_jax.weights.state_dict import to_params, to_state_dict
 from tests.common import assert_close, load_case, nhwc
 
 TINY = dict(
@@ -47,8 +47,8 @@ def make_apply(pool):
 def test_matches_original():
     case = load_case("encoder_unet_classifier")
     config = case.meta["config"]
-    params = compvis.convert_classifier(case.state_dict, config)
-    model = Classifier(**compvis.classifier_kwargs(config))
+    params = options.convert_classifier(case.state_dict, config)
+    model = Classifier(**options.classifier_kwargs(config))
     output = jax.jit(model.apply)(
         {"params": params}, nhwc(case.arrays["x"]), case.arrays["timesteps"]
     )

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert.compvis import autoencoder_kwargs, autoencoder_shapes
-from ldm_jax.convert.compvis_rows import autoencoder_rows
-from ldm_jax.convert.state_dict import to_params
+from ldm_jax.convert.compvis.names import autoencoder_rows
+from ldm_jax.convert.compvis.options import autoencoder_kwargs, autoencoder_shapes
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import VQAutoencoder
 from ldm_jax.models.quantizer import (
@@ -17,6 +16,7 @@ from ldm_jax.models.quantizer import (
     GumbelQuantizer,
     VectorQuantizer,
 )
+from ldm_jax.weights.state_dict import to_params
 from tests.common import assert_close, load_case, nhwc
 
 LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))

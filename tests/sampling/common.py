@@ -6,13 +6,13 @@ from PIL import Image
 
 from configs import common
 from ldm_jax import latent_diffusion
+from ldm_jax.build import make_model
 from ldm_jax.data.inputs import apply_inputs, make_inputs
-from ldm_jax.data.scenes import CLASS_NAMES
-from ldm_jax.data.shapes import example
+from ldm_jax.data.shapes.examples import draw_example
+from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
 from ldm_jax.sampling import Trained
-from ldm_jax.training.diffusion import make_model
-from ldm_jax.training.pretrained import load_first_stage
+from ldm_jax.trained import load_first_stage
 
 SIZE = 16
 
@@ -85,7 +85,7 @@ def make_trained(*keys, scale=0.2, data_dir=None):
 
 
 def _random_params(model, inputs, scale):
-    scene = example(0, "train", 0, SIZE) | {"embedding": np.zeros(4, np.float32)}
+    scene = draw_example(0, "train", 0, SIZE) | {"embedding": np.zeros(4, np.float32)}
     rng = np.random.default_rng(0)
     batch = apply_inputs(inputs, transform(scene, SIZE), rng)
     batch = jax.tree.map(lambda x: np.asarray(x)[None], batch)

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from ldm_jax.config import ConfigError
-from ldm_jax.sampling.examples import make_batch
+from ldm_jax.errors import ConfigError
+from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
-from ldm_jax.sampling.request import make_request
+from ldm_jax.sampling.task import make_request
 from tests.sampling.common import make_trained, picture, write_image
 
 MODELS = {

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling, sharding
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
-from ldm_jax.sampling.examples import make_batch
+from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.request import make_request
+from ldm_jax.sampling.task import make_request
 from tests.runs import command, finish
 from tests.sampling.common import make_trained, picture, write_image
 

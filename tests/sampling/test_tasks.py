@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling
-from ldm_jax.config import ConfigError
-from ldm_jax.data.decode import decode_plane
 from ldm_jax.data.loader import open_source
-from ldm_jax.data.scenes import CLASS_NAMES
+from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
-from ldm_jax.images import read_image
+from ldm_jax.errors import ConfigError
+from ldm_jax.generate import hold_cells, slerp
+from ldm_jax.images import decode_plane, read_image
 from ldm_jax.models.classifier import Classifier
-from ldm_jax.sampling.program import hold_cells, slerp
-from ldm_jax.training.classifier import TrainedClassifier
-from ldm_jax.training.told import show_conditions
+from ldm_jax.trained import TrainedClassifier
+from ldm_jax.training.held_out import show_conditions
 from tests.sampling.common import (
     SIZE,
     make_trained,

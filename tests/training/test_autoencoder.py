@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax.config import ConfigError
-from ldm_jax.convert import lpips
-from ldm_jax.convert.files import write_weights
-from ldm_jax.convert.state_dict import to_state_dict
+from ldm_jax.errors import ConfigError
+from ldm_jax.models.first_stages import REGULARISERS
 from ldm_jax.models.quantizer import VectorQuantizer
 from ldm_jax.training import autoencoder
 from ldm_jax.training.autoencoder import make_stage
 from ldm_jax.training.loss_options import LossOptions
-from ldm_jax.training.regularisers import REGULARISERS
+from ldm_jax.weights import lpips
+from ldm_jax.weights.files import write_weights
+from ldm_jax.weights.state_dict import to_state_dict
 from tests.common import assert_close, load_case
 from tests.runs import assert_same_bits, tiny_config
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from ldm_jax import sharding
-from ldm_jax.training.batches import Data
+from ldm_jax.batches import Data
 
 INPUTS = dict(
     caption=dict(kind="caption", tokenizer="shapes", max_length=12),

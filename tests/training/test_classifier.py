@@ -11,14 +11,14 @@ import pytest
 from configs import shapes_autoencoder
 from configs.shapes_classifier import get_config
 from ldm_jax import checkpoint
-from ldm_jax.config import ConfigError
-from ldm_jax.convert.files import ConversionError
+from ldm_jax.build import make_first_stage
 from ldm_jax.convert.formats import convert
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.classifier import Classifier, log_prob
+from ldm_jax.trained import load_classifier
 from ldm_jax.training import classifier
-from ldm_jax.training.autoencoder import make_first_stage
-from ldm_jax.training.classifier import LatentClassifier, load_classifier
 from tests.runs import tiny_config, train
 
 TINY = Classifier(

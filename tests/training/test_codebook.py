@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ldm_jax.models import quantizer
 from ldm_jax.models.quantizer import VectorQuantizer
 from ldm_jax.training import codebook
 from tests.common import assert_close
@@ -125,10 +126,10 @@ def test_totals_are_those_of_the_global_batch():
 
 
 def test_usage_and_perplexity():
-    even = codebook.codebook_metrics(jnp.full(8, 3.0))
+    even = quantizer.codebook_metrics(jnp.full(8, 3.0))
     assert even["codebook_usage"] == 1
     np.testing.assert_allclose(even["codebook_perplexity"], 8, rtol=1e-5)
-    one = codebook.codebook_metrics(jnp.zeros(8).at[3].set(5.0))
+    one = quantizer.codebook_metrics(jnp.zeros(8).at[3].set(5.0))
     np.testing.assert_allclose(list(one.values()), [1 / 8, 1])
-    shares = codebook.shares_of_codes(jnp.array([[[0, 1]], [[1, 1]]]), 3)
+    shares = quantizer.shares_of_codes(jnp.array([[[0, 1]], [[1, 1]]]), 3)
     np.testing.assert_array_equal(shares, [[0.5, 0.5, 0], [0, 1, 0]])

@@ -3,10 +3,10 @@
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax.config import ConfigError
+from ldm_jax.build import fill_conditions
 from ldm_jax.data.tokenizers import load_tokenizer
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.conditions import fill_conditions
 
 
 def fill(entry, given=None):

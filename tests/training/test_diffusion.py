@@ -7,16 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import make_conditioner
-from ldm_jax.config import ConfigError
-from ldm_jax.convert.files import write_weights
-from ldm_jax.convert.image_rows import clip_image_rows
-from ldm_jax.convert.state_dict import to_state_dict
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.training import diffusion
+from ldm_jax.weights.files import write_weights
+from ldm_jax.weights.state_dict import to_state_dict
+from ldm_jax.weights.tower_names import clip_image_rows
 from tests.common import load_case
 from tests.runs import BARE, tiny_config, train, weights_of
 

@@ -13,20 +13,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sampling, sharding
-from ldm_jax.checkpoint import CheckpointError
-from ldm_jax.config import ConfigError
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.training import loop
-from ldm_jax.training.diffusion import _check_same_first_stage
+from ldm_jax.models.first_stages import DECODER_PARTS
+from ldm_jax.trained import load_first_stage
+from ldm_jax.training import start
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
-from ldm_jax.training.pretrained import (
-    DECODER_PARTS,
-    _model_notes,
-    load_first_stage,
-)
-from ldm_jax.training.resume import check_config
-from ldm_jax.training.state import TrainState
+from ldm_jax.training.latents import check_same_first_stage
+from ldm_jax.training.start import check_config, model_notes
 from tests.runs import assert_same_bits, tiny_config, train
 
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
@@ -185,9 +181,9 @@ def test_a_decoder_of_other_latents_is_refused(
 def test_another_first_stage_is_refused_on_resume(first_stage, tuned):
     """One that makes the same latents serves as well."""
     record = load_first_stage(first_stage).record
-    _check_same_first_stage(load_first_stage(tuned).record, record)
+    check_same_first_stage(load_first_stage(tuned).record, record)
     with pytest.raises(CheckpointError, match="makes other latents .* step 4 of"):
-        _check_same_first_stage(record | {"checksum": 1}, record)
+        check_same_first_stage(record | {"checksum": 1}, record)
     kept = {"config": tiny_config("shapes_class", "").to_dict()}
     config = tiny_config("shapes_class", "", first_stage__scaling_factor=0.5)
     with pytest.raises(CheckpointError, match="first_stage.scaling_factor is None"):
@@ -233,7 +229,7 @@ def test_a_discriminator_brings_its_statistics(tmp_path, norm):
         console=SimpleNamespace(line=print),
         shardings=sharding.tree_shardings(state, mesh),
     )
-    assert_same_bits(loop._start_from(run, state).stats, seen)
+    assert_same_bits(start.start_from(run, state).stats, seen)
 
 
 ORIGINAL = dict(
@@ -272,7 +268,7 @@ def test_a_model_said_in_other_words_is_the_same():
     )
     del ours.schedule.cosine_s
     ours.schedule.prediction_type = "noise"
-    assert _model_notes(ours, _changed()) == []
+    assert model_notes(ours, _changed()) == []
 
 
 @pytest.mark.parametrize(
@@ -292,7 +288,7 @@ def test_a_model_said_in_other_words_is_the_same():
     ],
 )
 def test_what_shapes_do_not_show_is_noted(changes, expected):
-    notes = _model_notes(_changed(**changes), _changed())
+    notes = model_notes(_changed(**changes), _changed())
     assert [note.split()[1] for note in notes] == expected
 
 

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax import sampling
-from ldm_jax.config import ConfigError
-from ldm_jax.data import shapes
 from ldm_jax.data.loader import DataError
+from ldm_jax.data.shapes import examples
+from ldm_jax.errors import ConfigError
 from tests.runs import train
 
 
@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     """Twelve pictures of several formats, modes and sizes, one of them cut short."""
     folder = tmp_path_factory.mktemp("pictures")
     for index in range(12):
-        array = shapes.example(1, "train", index, 40 + index)["image"]
+        array = examples.draw_example(1, "train", index, 40 + index)["image"]
         image = Image.fromarray(array)
         suffix, mode = [("png", "P"), ("jpg", "CMYK"), ("webp", "RGB")][index % 3]
         image.convert(mode).save(folder / f"{index}.{suffix}")

@@ -4,7 +4,7 @@ import signal
 import time
 
 from ldm_jax import checkpoint
-from ldm_jax.checkpoint import CheckpointError
+from ldm_jax.errors import CheckpointError
 from tests.runs import assert_same_bits, command, finish, weights_of
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint
-from ldm_jax.checkpoint import CheckpointError
-from ldm_jax.config import ConfigError
 from ldm_jax.data.loader import DataError
-from ldm_jax.training.diagnosis import TrainingDiverged
+from ldm_jax.errors import CheckpointError, ConfigError, TrainingDiverged
 from tests.runs import (
     BARE,
     SHALLOW,

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert.compvis import convert_discriminator
-from ldm_jax.convert.lpips import convert_lpips
-from ldm_jax.convert.state_dict import select
+from ldm_jax.convert.compvis.options import convert_discriminator
 from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.training import losses
+from ldm_jax.training import first_stage_losses
+from ldm_jax.weights.lpips import convert_lpips
+from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, nhwc
 
 
@@ -56,9 +56,9 @@ def test_whole_loss_matches_original(regulariser, kind):
             distances = LPIPS().apply({"params": vgg}, x, y)
             return config["perceptual_weight"] * distances
 
-        factor = losses.discriminator_factor(step, config["disc_start"])
+        factor = first_stage_losses.discriminator_factor(step, config["disc_start"])
         fake = decode(kernel)
-        generator = losses.generator_loss(
+        generator = first_stage_losses.generator_loss(
             images,
             fake,
             regularisation,
@@ -72,7 +72,9 @@ def test_whole_loss_matches_original(regulariser, kind):
             disc_weight=config["disc_weight"],
         )
         logits = (discriminate(x)[0] for x in (images, fake))
-        return generator, losses.discriminator_loss(*logits, kind=kind, factor=factor)
+        return generator, first_stage_losses.discriminator_loss(
+            *logits, kind=kind, factor=factor
+        )
 
     vgg = convert_lpips(weights)
     for step in (50, 100):
@@ -116,7 +118,7 @@ def test_gradient_is_that_of_the_plain_sum():
             {"params": params}, images, jax.random.key(3), method="reconstruct"
         )
         fake, posterior, features = output
-        nll, _ = losses.reconstruction_loss(images, fake)
+        nll, _ = first_stage_losses.reconstruction_loss(images, fake)
         return nll, -jnp.mean(discriminate(fake)[0]), posterior.kl().mean(), output
 
     def plain(params, weight):
@@ -133,7 +135,7 @@ def test_gradient_is_that_of_the_plain_sum():
 
     def ours(params):
         *_, kl, (fake, _, features) = parts(params)
-        return losses.generator_loss(
+        return first_stage_losses.generator_loss(
             images,
             fake,
             0.1 * kl,
@@ -152,13 +154,13 @@ def test_gradient_is_that_of_the_plain_sum():
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-4, rtol=2e-3)
 
 
-@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+@pytest.mark.parametrize("reduction", first_stage_losses.REDUCTIONS)
 def test_the_log_variance_has_the_gradient_of_the_likelihood(reduction):
     images, fake = jnp.zeros((2, 4, 4, 3)), jnp.full((2, 4, 4, 3), 2.0)
     kernel = jnp.ones(())
 
     def whole(logvar):
-        return losses.generator_loss(
+        return first_stage_losses.generator_loss(
             images,
             fake,
             0.0,
@@ -171,7 +173,7 @@ def test_the_log_variance_has_the_gradient_of_the_likelihood(reduction):
         )[0]
 
     def plain(logvar):
-        return losses.reconstruction_loss(
+        return first_stage_losses.reconstruction_loss(
             images, fake, logvar=logvar, reduction=reduction
         )[0]
 
@@ -190,36 +192,39 @@ def test_r1_of_a_linear_discriminator():
         # The same logit for each of two patches.
         return jnp.repeat(jnp.sum(x * weights, axis=(1, 2, 3)), 2).reshape(5, 2, 1, 1)
 
-    penalty = losses.r1_penalty(discriminate, images)
+    penalty = first_stage_losses.r1_penalty(discriminate, images)
     np.testing.assert_allclose(penalty, 0.5 * jnp.sum(weights**2), rtol=1e-5)
 
 
 def test_lecam_holds_logits_between_the_averages():
     averages = {"real": 0.5, "fake": -0.5}
-    penalty = lambda real, fake: losses.lecam_penalty(  # noqa: E731
+    penalty = lambda real, fake: first_stage_losses.lecam_penalty(  # noqa: E731
         jnp.full((2, 3), real), jnp.full((2, 3), fake), averages
     )
     assert penalty(-0.5, 0.5) == 0  # undecided: nothing to hold back
     np.testing.assert_allclose(penalty(1.5, -1.5), 2**2 + 2**2)
     metrics = {"logits_real": 1.5, "logits_fake": -1.5}
-    moved = losses.update_lecam(averages, metrics, True)
+    moved = first_stage_losses.update_lecam(averages, metrics, True)
     np.testing.assert_allclose(moved["real"], 0.51, rtol=1e-6)
     np.testing.assert_allclose(moved["fake"], -0.51, rtol=1e-6)
-    assert losses.update_lecam(averages, metrics, False) == averages
+    assert first_stage_losses.update_lecam(averages, metrics, False) == averages
 
 
 def test_weight_is_capped_and_finite_without_adversarial_gradient():
     x = jnp.ones((1, 4, 4, 3))
     decode = lambda kernel: x * kernel  # noqa: E731
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-    weight = losses.adaptive_weight(decode, jnp.ones(()), one, zero)
+    weight = first_stage_losses.adaptive_weight(decode, jnp.ones(()), one, zero)
     assert weight == 1e4
-    assert losses.adaptive_weight(decode, jnp.ones(()), one, zero, cap=3.0) == 3.0
-    assert losses.adaptive_weight(decode, jnp.ones(()), zero, zero) == 0.0
+    assert (
+        first_stage_losses.adaptive_weight(decode, jnp.ones(()), one, zero, cap=3.0)
+        == 3.0
+    )
+    assert first_stage_losses.adaptive_weight(decode, jnp.ones(()), zero, zero) == 0.0
 
 
 def test_factor_starts_at_its_step_and_ramps():
-    factor = jax.jit(losses.discriminator_factor, static_argnums=(1, 2, 3))
+    factor = jax.jit(first_stage_losses.discriminator_factor, static_argnums=(1, 2, 3))
     assert [float(factor(step, 3, 2.0, 0)) for step in range(5)] == [0, 0, 0, 2, 2]
     ramp = [float(factor(step, 2, 1.0, 4)) for step in range(8)]
     np.testing.assert_allclose(ramp, [0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
@@ -233,13 +238,13 @@ def test_before_the_start_the_adversary_is_silent():
             {"params": params}, images, method="reconstruct"
         )
         layer = last_layer(model, params, features)
-        return losses.generator_loss(
+        return first_stage_losses.generator_loss(
             images, fake, 0.0, *layer, discriminate, factor=factor
         )[0]
 
     def plain(params):
         fake, _ = model.apply({"params": params}, images)
-        return losses.reconstruction_loss(images, fake)[0]
+        return first_stage_losses.reconstruction_loss(images, fake)[0]
 
     silent = jax.jit(jax.grad(loss))(params, 0.0)
     for a, b in zip(
@@ -250,20 +255,20 @@ def test_before_the_start_the_adversary_is_silent():
         np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", losses.DISCRIMINATOR_LOSSES)
+@pytest.mark.parametrize("kind", first_stage_losses.DISCRIMINATOR_LOSSES)
 def test_discriminator_prefers_the_truth(kind):
     real, fake = jnp.full((2, 3, 3, 1), 5.0), jnp.full((2, 3, 3, 1), -5.0)
-    right, metrics = losses.discriminator_loss(real, fake, kind=kind)
-    wrong, _ = losses.discriminator_loss(fake, real, kind=kind)
+    right, metrics = first_stage_losses.discriminator_loss(real, fake, kind=kind)
+    wrong, _ = first_stage_losses.discriminator_loss(fake, real, kind=kind)
     assert right < 0.1 < 4 < wrong
     assert metrics["logits_real"] == 5 and metrics["logits_fake"] == -5
 
 
 def test_reconstruction_kinds():
     images, fake = jnp.zeros((2, 4, 4, 3)), jnp.full((2, 4, 4, 3), 2.0)
-    assert losses.reconstruction_loss(images, fake)[0] == 2 * 48
-    assert losses.reconstruction_loss(images, fake, kind="l2")[0] == 4 * 48
-    nll, error = losses.reconstruction_loss(
+    assert first_stage_losses.reconstruction_loss(images, fake)[0] == 2 * 48
+    assert first_stage_losses.reconstruction_loss(images, fake, kind="l2")[0] == 4 * 48
+    nll, error = first_stage_losses.reconstruction_loss(
         images, fake, perceptual=jnp.array([1.0, 3.0]), reduction="mean", logvar=0.5
     )
     np.testing.assert_allclose(nll, 4 / np.exp(0.5) + 0.5, rtol=1e-6)

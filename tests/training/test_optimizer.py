@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.config import ConfigError
+from ldm_jax.errors import ConfigError
 from ldm_jax.training.optimizer import (
     cosine_factor,
     linear_factor,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.training.state import accumulate, step_rngs, update_ema
+from ldm_jax.training.step import accumulate, step_rngs, update_ema
 from tests.common import assert_close, load_case
 
 

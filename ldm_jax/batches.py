@@ -1,0 +1,232 @@
+"""A run's images as global batches on the devices."""
+
+import itertools
+import os
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax import sharding
+from ldm_jax.config import to_dict
+from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.errors import ConfigError
+
+
+class Data:
+    """The training and held-out images of one run.
+
+    Attributes:
+      num_examples: Number of training images.
+      num_classes: Number of classes, None where there are no labels.
+      class_names: List of their names, None where they have none.
+      example: One training example as a batch of one, NumPy: shapes and types.
+    """
+
+    def __init__(self, section, seed, batch_size, mesh):
+        """Opens the data set.
+
+        Args:
+          section: Config section `data`.
+          seed: Seed of the order and of the augmentation.
+          batch_size: Global batch size.
+          mesh: Mesh of the run.
+
+        Raises:
+          ConfigError: If the data set cannot be read.
+        """
+        self._section = section
+        self._seed = seed
+        self._batch_size = batch_size
+        self._mesh = mesh
+        self._source = open_source(section, section.split)
+        self._held_out = None
+        self.num_examples = len(self._source)
+        self.num_classes = self._source.num_classes
+        self.class_names = self._source.class_names
+        self.example = self._first_example()
+
+    @property
+    def has_held_out(self):
+        """Whether the config names a split that is not trained on."""
+        return bool(self._section.eval_split)
+
+    def train_batches(self, start, count=None):
+        """Yields training batches from a step on; the position is the step number.
+
+        Args:
+          start: Number of steps done.
+          count: Number of batches; without end by default.
+
+        Yields:
+          Dict of global arrays [batch size, ...], uint8 images.
+        """
+        yield from self._batches(self._source, True, self._batch_size, start, count)
+
+    def held_out_batches(self, count=None):
+        """Yields the held-out images once, in order; "mask" marks real rows.
+
+        Args:
+          count: Largest number of batches; all by default.
+
+        Yields:
+          Dict of global arrays [batch size, ...].
+        """
+        yield from self._batches(self._open(), False, self._batch_size, 0, count)
+
+    def preview_batch(self, size):
+        """Returns the first held-out images (training ones where none are held out).
+
+        Args:
+          size: Number of images; rounded up to a multiple of the devices.
+
+        Returns:
+          Dict of global arrays, without "mask".
+        """
+        size = -(-size // self._mesh.size) * self._mesh.size
+        source = self._open() if self.has_held_out else self._source
+        batch = next(self._batches(source, not self.has_held_out, size, 0, 1))
+        batch.pop("mask", None)
+        return batch
+
+    def _open(self):
+        if self._held_out is None:
+            self._held_out = open_source(self._section, self._section.eval_split)
+        return self._held_out
+
+    def _batches(self, source, train, batch_size, start, count):
+        loader = self._loader(source, train, batch_size, start)
+        try:
+            for batch in itertools.islice(loader, count):
+                yield sharding.put_batch(batch, self._mesh)
+        finally:
+            loader.close()
+
+    def _loader(self, source, train, batch_size, start):
+        return make_loader(
+            source,
+            self._section,
+            batch_size=batch_size,
+            seed=self._seed,
+            start_step=start,
+            train=train,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _first_example(self):
+        section = ConfigDict(to_dict(self._section) | {"workers": 0})
+        loader = make_loader(self._source, section, batch_size=1, seed=0)
+        try:
+            return {key: np.asarray(value) for key, value in next(loader).items()}
+        finally:
+            loader.close()
+
+
+class First:
+    """The first examples of a source; a source itself."""
+
+    def __init__(self, source, count):
+        """Takes `count` examples, or all if there are fewer or `count` is None."""
+        self._source = source
+        self._count = len(source) if count is None else min(count, len(source))
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+    def describe(self, index):
+        """Names example `index`."""
+        return self._source.describe(index)
+
+
+class Images:
+    """Images of one size, cropped at the centre, in order.
+
+    Attributes:
+      image_size: Their side in pixels.
+      record: Dict that says what they are.
+    """
+
+    def __init__(
+        self,
+        section,
+        mesh,
+        batch_size,
+        *,
+        name=None,
+        data_dir=None,
+        split=None,
+        image_size=None,
+        num_images=None,
+    ):
+        """Opens the data set.
+
+        Args:
+          section: Config section `data` of the run; the rest replaces keys of it.
+          mesh: Mesh over the devices of all processes.
+          batch_size: Global batch size; rounded up to a multiple of the devices.
+          name: Folder of images, of which all are taken, or name of a TensorFlow data
+            set.
+          data_dir: Where prepared data sets lie.
+          split: Split; by default the run's held-out one.
+          image_size: Side of the images in pixels.
+          num_images: How many of the first ones to take; all by default.
+
+        Raises:
+          ConfigError: If the data set is not named or cannot be read.
+        """
+        # The images alone are looked at: what goes with them need not be there.
+        section = to_dict(section) | {"inputs": {}, "keys": ()}
+        if name:
+            is_folder = os.path.isdir(os.path.expanduser(name))
+            section |= {"source": "folder" if is_folder else "tfds", "name": name}
+            # What the run said of its own data's features does not hold for others.
+            section |= {"image_key": None, "label_key": "" if is_folder else None}
+            if is_folder:
+                section |= {"data_dir": None, "eval_split": "all"}
+        if data_dir:
+            section["data_dir"] = data_dir
+        if image_size:
+            section["image_size"] = image_size
+        if not section.get("source"):
+            raise ConfigError(
+                "the workdir names no data, as converted ones do: give images with "
+                "--data"
+            )
+        split = split or section.get("eval_split")
+        if not split:
+            raise ConfigError(
+                "the run holds no images out; name a split with --split or other "
+                "images with --data"
+            )
+        self._section, self._mesh = section, mesh
+        self._source = First(open_source(section, split), num_images)
+        size = min(batch_size, len(self._source))
+        self._batch_size = -(-size // mesh.size) * mesh.size
+        self.image_size = section["image_size"]
+        self.record = {
+            "data": section["name"],
+            "split": split,
+            "image_size": self.image_size,
+        }
+
+    def batches(self):
+        """Yields dicts of global arrays "image" and "mask", once through."""
+        loader = make_loader(
+            self._source,
+            self._section,
+            batch_size=self._batch_size,
+            seed=0,
+            train=False,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        try:
+            for batch in loader:
+                batch = {key: batch[key] for key in ("image", "mask")}
+                yield sharding.put_batch(batch, self._mesh)
+        finally:
+            loader.close()

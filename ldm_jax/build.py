@@ -1,0 +1,200 @@
+"""From config sections to modules: the only reader of sections that describe models."""
+
+import dataclasses
+
+from ldm_jax.conditioners import CONDITIONERS, make_conditioner
+from ldm_jax.config import build, choose, to_dict
+from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.errors import ConfigError
+from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.classifier import Classifier
+from ldm_jax.models.first_stages import FIRST_STAGES
+from ldm_jax.models.unet import UNet
+
+
+def make_first_stage(section):
+    """Builds the autoencoder that a config section describes; no weights are drawn.
+
+    Args:
+      section: Config section of "kind" (a row of FIRST_STAGES) and its fields.
+
+    Returns:
+      An Autoencoder.
+
+    Raises:
+      ConfigError: On an unknown kind or field.
+    """
+    fields = to_dict(section)
+    kind = choose(FIRST_STAGES, fields.pop("kind", "kl"), "first_stage.kind")
+    return build(kind, fields, "first_stage")
+
+
+# Options of entries that follow from the tokenizer, or from the layout's encoding.
+_OF_TOKENS = ("vocab_size", "max_length", "null_ids")
+
+
+def fill_conditions(config, unet, num_classes):
+    """Completes what entries leave open.
+
+    The classes of a label follow from the data set, the ids of `text`, `clip_text` and
+    `layout` from the entry of `data.inputs` under the same key, and the width of a
+    vector from the U-Net.
+
+    Args:
+      config: ConfigDict with `conditions` and `data`.
+      unet: UNet module.
+      num_classes: Number of classes of the data set; None where there are none.
+
+    Returns:
+      Batch key -> entry, plain dicts; entries of the kind "none" are left out.
+
+    Raises:
+      ConfigError: If something is open that nothing says.
+    """
+    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
+    inputs = config.data.get("inputs") or {}
+    for key, entry in entries.items():
+        kind = entry.get("kind")
+        if kind == "class_label":
+            _fill_label(key, entry, num_classes)
+        if kind in ("text", "clip_text", "layout"):
+            _fill_tokens(key, entry, inputs.get(key) or {})
+        if kind in ("class_label", "clip_image") and entry.get("slot") == "vector":
+            entry["features"] = entry.get("features") or 4 * unet.channels
+    return entries
+
+
+def _fill_label(key, entry, num_classes):
+    if entry.get("num_classes") is None:
+        if not num_classes:
+            raise ConfigError(
+                f"conditions.{key}.num_classes is unset and the data set has no "
+                "class labels; use one with labels or remove the condition"
+            )
+        entry["num_classes"] = num_classes
+    elif num_classes and num_classes > entry["num_classes"]:
+        raise ConfigError(
+            f"conditions.{key}.num_classes={entry['num_classes']} but the data set "
+            f"has {num_classes} classes; set it to {num_classes}"
+        )
+
+
+def _fill_tokens(key, entry, given):
+    """Completes the options of ids from the input that delivers them."""
+    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
+    options = {f.name: f.default for f in fields if f.name in _OF_TOKENS}
+    open_ = [
+        name
+        for name, default in options.items()
+        if entry.get(name, default) in (None, dataclasses.MISSING)
+    ]
+    if not open_:
+        return
+    for name, value in _token_options(key, entry, open_[0], given).items():
+        if name in options and entry.get(name) is None:
+            entry[name] = value
+
+
+def _token_options(key, entry, option, given):
+    """What an input says of its ids."""
+    kind = "layout" if entry["kind"] == "layout" else "caption"
+    if given.get("kind") != kind:
+        raise ConfigError(
+            f"conditions.{key}.{option} is unset: give it, or the input that it "
+            f"follows from, data.inputs.{key} of kind {kind!r}"
+        )
+    made = make_inputs({key: given})[key]
+    ids = made if kind == "layout" else made.tokenizer
+    return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
+
+
+def make_model(config, first_stage, num_classes=None):
+    """Builds the modules of a second stage; no weights are drawn.
+
+    Args:
+      config: ConfigDict with `data`, `conditions`, `unet`, `schedule` and `loss`.
+      first_stage: Autoencoder module.
+      num_classes: Number of classes of the data set, for conditions that leave theirs
+        open; None where there are none.
+
+    Returns:
+      A LatentDiffusion.
+
+    Raises:
+      ConfigError: If a section is wrong or the parts do not fit together.
+    """
+    schedule = to_dict(config.schedule)
+    prediction_type = schedule.pop("prediction_type", "noise")
+    unet = build(UNet, config.unet, "unet", out_channels=first_stage.latent_channels)
+    model = build(
+        LatentDiffusion,
+        config.loss,
+        "loss",
+        unet=unet,
+        conditioner=build(
+            make_conditioner,
+            {"entries": fill_conditions(config, unet, num_classes)},
+            "conditions",
+        ),
+        schedule=build(make_schedule, schedule, "schedule"),
+        first_stage=first_stage,
+        prediction_type=prediction_type,
+    )
+    _check_sizes(model, config.data.image_size)
+    return model
+
+
+def sample_options(config, model):
+    """Reads the `sample` section; a model without conditions is not guided."""
+    options = to_dict(config.sample)
+    return options if model.conditioner.entries else options | {"guidance_scale": 1.0}
+
+
+def _check_sizes(model, image_size):
+    """Checks that images, first stage and U-Net fit together, on shapes alone."""
+    factor = model.first_stage.downsampling_factor
+    levels = len(model.unet.channel_mult)
+    unit = factor * 2 ** (levels - 1)
+    if image_size % unit:
+        nearest = max(unit, round(image_size / unit) * unit)
+        raise ConfigError(
+            f"data.image_size={image_size} gives latents of "
+            f"{image_size / factor:g} x {image_size / factor:g} after the first stage "
+            f"(factor {factor}), which a U-Net of {levels} levels cannot halve "
+            f"{levels - 1} times; use data.image_size={nearest} or fewer "
+            "unet.channel_mult"
+        )
+
+
+def make_classifier(config, first_stage, num_classes):
+    """Builds the modules of the stage; no weights are drawn.
+
+    Args:
+      config: ConfigDict with `classifier` and `schedule`.
+      first_stage: Autoencoder module.
+      num_classes: Number of classes of the data set.
+
+    Returns:
+      A LatentClassifier.
+
+    Raises:
+      ConfigError: If a section is wrong, or there are no classes.
+    """
+    if not num_classes:
+        raise ConfigError(
+            f"data.name={config.data.name} has no class labels, which a classifier is "
+            "to tell: use a data set with labels"
+        )
+    network = build(
+        Classifier, config.classifier, "classifier", out_channels=num_classes
+    )
+    return LatentClassifier(network, make_noise_schedule(config), first_stage)
+
+
+def make_noise_schedule(config):
+    section = to_dict(config.schedule)
+    section.pop("prediction_type", None)
+    return build(make_schedule, section, "schedule")

@@ -1,0 +1,43 @@
+"""What a run says on the console: its lines, and a progress bar."""
+
+import sys
+
+
+class Console:
+    """A progress bar in a terminal, plain lines elsewhere."""
+
+    def __init__(self, total, initial, active=True):
+        """Opens the display.
+
+        Args:
+          total: Number of steps of the run.
+          initial: Number of steps already done.
+          active: False on all processes but the first.
+        """
+        self._active = active
+        self._bar = None
+        if active and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=initial, dynamic_ncols=True, unit="step"
+            )
+
+    def advance(self):
+        """Counts one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def line(self, text):
+        """Prints one line, above the bar where there is one."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self):
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()

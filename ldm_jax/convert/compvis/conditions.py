@@ -1,0 +1,260 @@
+"""The original's conditioning and our config section `conditions`, either way.
+
+What has no weights follows from the U-Net: a class embedding of its own, input channels
+beyond the latents', and a context that nothing makes.
+
+| condition | kind | whose |
+| --- | --- | --- |
+| label | class_label | class-conditional models |
+| caption | text, clip_text | text to image, Stable Diffusion |
+| boxes | layout | layout to image |
+| segmentation | spatial | semantic synthesis |
+| low_res | raw | super-resolution |
+| masked_image | masked_image | inpainting |
+| depth | spatial | Stable Diffusion 2's depth to image |
+| embedding | raw | retrieval-augmented diffusion |
+"""
+
+import numpy as np
+
+from ldm_jax.convert.compvis.cond_stages import COND_STAGES
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.state_dict import prefixed
+
+_MODULES = "ldm.modules.encoders.modules"
+_UNCONDITIONAL, _FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+_NO_WEIGHTS = {"target": "torch.nn.Identity"}
+# Batch keys of conditions without weights.
+EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
+# Stable Diffusion's order and scale of a mask; the original's own are the other way.
+_STABLE_MASK = dict(mask_first=True, signed_mask=False)
+_MASK = dict(mask_first=False, signed_mask=True)
+
+
+def deduce_cond_stage(weights, unet):
+    """Deduces from its weights what a YAML says under `cond_stage_config`.
+
+    Args:
+      weights: Dict of key, without prefix -> array with a shape; {} if there are none.
+      unet: The original's UNetModel options.
+
+    Returns:
+      Dict of "target", or the name of a cond stage without weights of its own.
+
+    Raises:
+      ConversionError: If they are of no known kind.
+    """
+    if not weights:
+        more = unet["in_channels"] > unet["out_channels"]
+        return _NO_WEIGHTS if more or unet.get("context_dim") else _UNCONDITIONAL
+    if "encoder.conv_in.weight" in weights:
+        return _FIRST_STAGE
+    for name, row in COND_STAGES.items():
+        if any(key.startswith(row.mark) for key in weights):
+            return {"target": f"{_MODULES}.{name}"}
+    raise ConversionError(
+        f"a cond stage with weights such as {next(iter(weights))} is not known"
+    )
+
+
+def read_conditions(config, unet, weights, factor):
+    """The config section `conditions` of what a YAML says.
+
+    Args:
+      config: Its `cond_stage_config`.
+      unet: Its UNetModel options.
+      weights: The cond stage's weights, without prefix.
+      factor: Downsampling factor of the first stage.
+
+    Returns:
+      Batch key -> entry.
+
+    Raises:
+      ConversionError: If the kind of the cond stage is not supported or its weights are
+        incomplete.
+    """
+    conditions, name = {}, _name(config)
+    if name in COND_STAGES:
+        row = COND_STAGES[name]
+        try:
+            options = row.deduce(weights, factor) | (config.get("params") or {})
+        except KeyError as error:
+            raise ConversionError(
+                f"missing key cond_stage_model.{error.args[0]}"
+            ) from error
+        entry = row.to_entry(options)
+        conditions["boxes" if entry["kind"] == "layout" else row.key] = entry
+    elif name == "Identity" and unet.get("context_dim"):
+        conditions |= {EMBEDDING: dict(kind="raw", slot="context")}
+    elif name not in ("Identity", _UNCONDITIONAL, _FIRST_STAGE):
+        raise ConversionError(
+            f"the cond stage {name} is not supported; known are "
+            + ", ".join([*COND_STAGES, "Identity", _UNCONDITIONAL, _FIRST_STAGE])
+        )
+    return conditions | unet_conditions(unet, conditions, factor)
+
+
+def unet_conditions(unet, conditions, factor):
+    """The conditions without weights of their own that a U-Net implies.
+
+    Args:
+      unet: The original's UNetModel options.
+      conditions: The conditions that have weights.
+      factor: Downsampling factor of the first stage.
+
+    Returns:
+      Batch key -> entry: its class embedding, and maps for the input channels that are
+      neither the latents' nor those of `conditions`.
+    """
+    entries = {}
+    if unet.get("num_classes") is not None:
+        entries["label"] = dict(
+            kind="class_label",
+            slot="vector",
+            num_classes=unet["num_classes"],
+            features=4 * unet["model_channels"],
+            null_class=False,
+        )
+    more = unet["in_channels"] - unet["out_channels"]
+    for entry in _of_kind(conditions, "spatial"):
+        more -= entry["features"] or entry["num_classes"]
+    if more == unet["out_channels"] + 1:
+        entries[_MASKED] = dict(kind="masked_image", **_mask(unet.get("context_dim")))
+    elif more == 1:
+        entries[_DEPTH] = dict(
+            kind="spatial", num_stages=1, method="bicubic", multiplier=1 / factor
+        )
+    elif more > 0:
+        entries[_LOW_RES] = dict(kind="raw", slot="concat")
+    return entries
+
+
+def _mask(context_dim):
+    """How an inpainting model takes its mask; those with a context are Stable's."""
+    return _STABLE_MASK if context_dim else _MASK
+
+
+def require_mask(conditions, context_dim):
+    """Raises ConversionError if a mask is not taken as others' models take it.
+
+    Args:
+      conditions: Config section.
+      context_dim: Width of the U-Net's context, None without.
+    """
+    usual = _mask(context_dim)
+    for entry in _of_kind(conditions, "masked_image"):
+        found = {name: entry.get(name, default) for name, default in _MASK.items()}
+        if found != usual:
+            options = ", ".join(f"{name}={value}" for name, value in usual.items())
+            raise ConversionError(
+                "the masked image of this model cannot be said in other formats: "
+                f"{'with' if context_dim else 'without'} a context they take {options}"
+            )
+
+
+def _name(config):
+    config = config or _UNCONDITIONAL
+    return config if isinstance(config, str) else config["target"].rpartition(".")[2]
+
+
+def _of_kind(conditions, kind):
+    return [entry for entry in conditions.values() if entry["kind"] == kind]
+
+
+def cond_stage(conditions):
+    """Finds the cond stage with weights that conditions need.
+
+    Args:
+      conditions: Config section.
+
+    Returns:
+      (name in COND_STAGES, batch key, entry), or None if there is none.
+
+    Raises:
+      ConversionError: If the original cannot have them.
+    """
+    entries = {
+        key: dict(entry)
+        for key, entry in conditions.items()
+        if not is_embedded(key, entry) and not _is_bare(key, entry)
+    }
+    if not entries:
+        return None
+    if len(entries) == 1:
+        ((key, entry),) = entries.items()
+        for name, row in COND_STAGES.items():
+            if row.fits(entry):
+                return name, key, entry
+    raise ConversionError(
+        f"the original has no cond stage for the conditions {', '.join(entries)}"
+    )
+
+
+def is_embedded(key, entry):
+    """Whether a condition is the U-Net's own class embedding in the original."""
+    return entry["kind"] == "class_label" and entry.get("slot") == "vector"
+
+
+def _is_bare(key, entry):
+    """Whether a condition has no weights and no name in the original."""
+    depth = key == _DEPTH and not entry.get("features")
+    return depth or entry["kind"] in ("raw", "masked_image")
+
+
+def condition_rows(conditions):
+    """Rows of the cond stage's weights, ours under the conditioner's names."""
+    found = cond_stage(conditions)
+    if found is None:
+        return []
+    name, key, entry = found
+    return prefixed(COND_STAGES[name].rows(entry), "", f"{key}/")
+
+
+def examples(conditions, unet, image_size, factor):
+    """An example batch for shapes.
+
+    Args:
+      conditions: Config section.
+      unet: The original's UNetModel options.
+      image_size: Side of the images.
+      factor: Downsampling factor of the first stage.
+
+    Returns:
+      Batch key -> array [1, ...].
+    """
+    batch, size = {}, image_size // factor
+    found = cond_stage(conditions)
+    for key, entry in conditions.items():
+        if found and key == found[1]:
+            batch[key] = COND_STAGES[found[0]].example(entry, image_size)
+        elif entry["kind"] == "class_label":
+            batch[key] = np.zeros(1, np.int32)
+        elif key == EMBEDDING:
+            batch[key] = np.zeros((1, 1, unet["context_dim"]), np.float32)
+        elif key == _LOW_RES:
+            more = unet["in_channels"] - unet["out_channels"]
+            batch[key] = np.zeros((1, size, size, more), np.float32)
+        else:
+            channels = {_MASKED: 4, _DEPTH: 1}[key]
+            batch[key] = np.zeros((1, image_size, image_size, channels), np.float32)
+    return batch
+
+
+def conditions_yaml(conditions):
+    """What the YAML's `model.params` says of conditions."""
+    found = cond_stage(conditions)
+    bare = {key for key, entry in conditions.items() if _is_bare(key, entry)}
+    if found:
+        name, _, entry = found
+        row = COND_STAGES[name]
+        config = {"target": f"{_MODULES}.{name}", "params": row.to_params(entry)}
+        both = {"conditioning_key": "hybrid"} if bare else {}
+        return {"cond_stage_config": config} | row.yaml | both
+    if not bare:
+        return {"conditioning_key": None, "cond_stage_config": _UNCONDITIONAL}
+    context = any(entry.get("slot") == "context" for entry in conditions.values())
+    return {
+        "conditioning_key": "crossattn" if context else "concat",
+        "cond_stage_config": _FIRST_STAGE if _MASKED in bare else _NO_WEIGHTS,
+        "cond_stage_key": next(iter(conditions)),
+    }

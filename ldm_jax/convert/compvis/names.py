@@ -1,0 +1,246 @@
+"""How CompVis/latent-diffusion names the weights of each network, as data.
+
+Every function returns the rows of `convert.state_dict` for one network of ours.
+"""
+
+from ldm_jax.weights.state_dict import (
+    CONV,
+    COUNTER,
+    DENSE,
+    POINTWISE_1D,
+    POINTWISE_2D,
+    SAME,
+    Row,
+    layer_rows,
+    norm_rows,
+    split_qkv,
+)
+
+
+def unet_rows(unet, head_major=True, linear_projection=False):
+    """Maps a UNetModel; ours lies under "unet/", its class embedding under "label/".
+
+    Args:
+      unet: UNet module.
+      head_major: Whether queries, keys and values are split within each head (the
+        original's default) or around all of them (`use_new_attention_order`).
+      linear_projection: Whether transformers are entered and left by linear layers, not
+        1x1 convolutions; reading takes both, this is for writing.
+
+    Returns:
+      List of Rows.
+    """
+    levels = range(len(unet.channel_mult))
+    style = (head_major, DENSE if linear_projection else POINTWISE_2D)
+    rows = [Row("label_emb.weight", ("label/embed/embedding",), SAME)]
+    rows += _down_rows(unet, style)
+    index = 0
+    for level in reversed(levels):
+        for i in range(unet.blocks_at(level) + 1):
+            theirs, ours = f"output_blocks.{index}", f"up_{level}_{{}}_{i}"
+            rows += _block_rows(unet, theirs, ours, level, style, up=True)
+            index += 1
+        if level:
+            # In the level's last block, behind its attention if it has one.
+            theirs = f"output_blocks.{index - 1}.{2 if unet.attends_at(level) else 1}"
+            rows += _resample_rows(theirs, f"unet/up_{level}_resample")
+    rows += norm_rows("out.0", "unet/norm_out")
+    return rows + layer_rows("out.2", "unet/conv_out", CONV)
+
+
+def classifier_rows(classifier, head_major=True):
+    """Maps an EncoderUNetModel with any pooling; ours lies under "unet/".
+
+    Args:
+      classifier: Classifier module.
+      head_major: See `unet_rows`; the pooling itself is always the other way.
+
+    Returns:
+      List of Rows.
+    """
+    rows = _down_rows(classifier, (head_major, None))
+    if classifier.pool.startswith("spatial"):
+        rows += layer_rows("out.0", "unet/pool_in", DENSE)
+        rows += norm_rows("out.1", "unet/norm_out")
+        last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
+        return rows + layer_rows(last, "unet/pool_out", DENSE)
+    rows += norm_rows("out.0", "unet/norm_out")
+    rows += layer_rows("out.3", "unet/pool_out", POINTWISE_2D)
+    pool = "unet/pool/attention"
+    rows += [Row("out.2.positional_embedding", ("unet/pool/position",), DENSE)]
+    num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
+    rows += _qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
+    return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
+
+
+def _down_rows(unet, style):
+    """Rows of the timestep embedding, the way down and the middle."""
+    levels = range(len(unet.channel_mult))
+    rows = layer_rows("time_embed.0", "unet/time_in", DENSE)
+    rows += layer_rows("time_embed.2", "unet/time_out", DENSE)
+    rows += layer_rows("input_blocks.0.0", "unet/conv_in", CONV)
+    index = 1
+    for level in levels:
+        for i in range(unet.blocks_at(level)):
+            theirs, ours = f"input_blocks.{index}", f"down_{level}_{{}}_{i}"
+            rows += _block_rows(unet, theirs, ours, level, style)
+            index += 1
+        if level != levels[-1]:
+            ours = f"unet/down_{level}_resample"
+            rows += _resample_rows(f"input_blocks.{index}.0", ours)
+            index += 1
+    rows += _res_block_rows("middle_block.0", "unet/middle_res_0")
+    ours = "unet/middle_attention"
+    rows += _any_attention_rows(unet, "middle_block.1", ours, levels[-1], style)
+    return rows + _res_block_rows("middle_block.2", "unet/middle_res_1")
+
+
+def _block_rows(unet, theirs, ours, level, style, up=False):
+    rows = _res_block_rows(f"{theirs}.0", f"unet/{ours.format('res')}")
+    ours = f"unet/{ours.format('attention')}"
+    return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, style, up)
+
+
+def _any_attention_rows(unet, theirs, ours, level, style, up=False):
+    """`style` is (head_major, Transform of the transformers' projections)."""
+    head_major, project = style
+    if unet.depth_at(level):
+        return _transformer_rows(theirs, ours, unet.depth_at(level), project)
+    return _attention_rows(theirs, ours, unet.heads_at(level, up)[0], head_major)
+
+
+def _resample_rows(theirs, ours):
+    rows = _res_block_rows(theirs, ours)
+    rows += layer_rows(f"{theirs}.op", f"{ours}/conv", CONV)
+    return rows + layer_rows(f"{theirs}.conv", ours, CONV)
+
+
+def _res_block_rows(theirs, ours):
+    return (
+        norm_rows(f"{theirs}.in_layers.0", f"{ours}/norm_in")
+        + layer_rows(f"{theirs}.in_layers.2", f"{ours}/conv_in", CONV)
+        + layer_rows(f"{theirs}.emb_layers.1", f"{ours}/embedding", DENSE)
+        + norm_rows(f"{theirs}.out_layers.0", f"{ours}/norm_out")
+        + layer_rows(f"{theirs}.out_layers.3", f"{ours}/conv_out", CONV)
+        + layer_rows(f"{theirs}.skip_connection", f"{ours}/shortcut", POINTWISE_2D)
+    )
+
+
+def _attention_rows(theirs, ours, num_heads, head_major):
+    return (
+        norm_rows(f"{theirs}.norm", f"{ours}/norm")
+        + _qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
+        + layer_rows(f"{theirs}.proj_out", f"{ours}/attention/out", POINTWISE_1D)
+    )
+
+
+def _qkv_rows(theirs, ours, num_heads, head_major):
+    names = [f"{ours}/{name}" for name in ("query", "key", "value")]
+    kernels = tuple(f"{name}/kernel" for name in names)
+    biases = tuple(f"{name}/bias" for name in names)
+    return [
+        Row(
+            f"{theirs}.weight", kernels, split_qkv(num_heads, head_major, POINTWISE_1D)
+        ),
+        Row(f"{theirs}.bias", biases, split_qkv(num_heads, head_major, SAME)),
+    ]
+
+
+def _transformer_rows(theirs, ours, depth, project):
+    rows = norm_rows(f"{theirs}.norm", f"{ours}/norm")
+    rows += layer_rows(f"{theirs}.proj_in", f"{ours}/proj_in", project)
+    rows += layer_rows(f"{theirs}.proj_out", f"{ours}/proj_out", project)
+    for i in range(depth):
+        block, inner = f"{theirs}.transformer_blocks.{i}", f"{ours}/block_{i}"
+        rows += transformer_block_rows(block, inner)
+    return rows
+
+
+def transformer_block_rows(theirs, ours):
+    """Maps a BasicTransformerBlock, whose names diffusers has kept."""
+    rows = []
+    for attn, name in (("attn1", "self_attention"), ("attn2", "cross_attention")):
+        for key, part in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+            paths = f"{theirs}.{attn}.{key}", f"{ours}/{name}/{part}"
+            rows += layer_rows(*paths, DENSE, bias=False)
+        rows += layer_rows(f"{theirs}.{attn}.to_out.0", f"{ours}/{name}/out", DENSE)
+    for key, name in (("1", "self"), ("2", "cross"), ("3", "feed_forward")):
+        rows += norm_rows(f"{theirs}.norm{key}", f"{ours}/norm_{name}")
+    feed, ours_feed = f"{theirs}.ff.net", f"{ours}/feed_forward"
+    rows += layer_rows(f"{feed}.0.proj", f"{ours_feed}/proj_in", DENSE)
+    return rows + layer_rows(f"{feed}.2", f"{ours_feed}/proj_out", DENSE)
+
+
+def autoencoder_rows(model):
+    """Maps an AutoencoderKL or a VQModel.
+
+    Args:
+      model: KLAutoencoder or VQAutoencoder module.
+
+    Returns:
+      List of Rows.
+    """
+    rows = layer_rows("quant_conv", "to_moments", POINTWISE_2D)
+    rows += layer_rows("quant_conv", "to_latents", POINTWISE_2D)
+    rows += [Row("quantize.embedding.weight", ("quantizer/embedding",), SAME)]
+    rows += layer_rows("post_quant_conv", "from_latents", POINTWISE_2D)
+    rows += _coder_rows(model, "encoder", "down", "downsample")
+    rows += _coder_rows(model, "decoder", "up", "upsample")
+    rows += layer_rows("encoder.conv_out", "encoder/conv_out", CONV)
+    return rows + layer_rows("decoder.conv_out", "to_images", CONV)
+
+
+def _coder_rows(model, side, direction, resample):
+    rows = layer_rows(f"{side}.conv_in", f"{side}/conv_in", CONV)
+    rows += _coder_res_block_rows(f"{side}.mid.block_1", f"{side}/middle_res_0")
+    rows += _coder_attention_rows(f"{side}.mid.attn_1", f"{side}/middle_attention")
+    rows += _coder_res_block_rows(f"{side}.mid.block_2", f"{side}/middle_res_1")
+    for level in range(len(model.channel_mult)):
+        # Theirs, too, counts levels from the finest in both halves.
+        theirs, ours = f"{side}.{direction}.{level}", f"{side}/{direction}_{level}"
+        for i in range(model.num_res_blocks + (side == "decoder")):
+            rows += _coder_res_block_rows(f"{theirs}.block.{i}", f"{ours}_res_{i}")
+            paths = f"{theirs}.attn.{i}", f"{ours}_attention_{i}"
+            rows += _coder_attention_rows(*paths)
+        inner = f"{ours}_resample" + ("/conv" if side == "encoder" else "")
+        rows += layer_rows(f"{theirs}.{resample}.conv", inner, CONV)
+    return rows + norm_rows(f"{side}.norm_out", f"{side}/norm_out")
+
+
+def _coder_res_block_rows(theirs, ours):
+    return (
+        norm_rows(f"{theirs}.norm1", f"{ours}/norm_in")
+        + layer_rows(f"{theirs}.conv1", f"{ours}/conv_in", CONV)
+        + norm_rows(f"{theirs}.norm2", f"{ours}/norm_out")
+        + layer_rows(f"{theirs}.conv2", f"{ours}/conv_out", CONV)
+        + layer_rows(f"{theirs}.nin_shortcut", f"{ours}/shortcut", POINTWISE_2D)
+    )
+
+
+def _coder_attention_rows(theirs, ours):
+    rows = norm_rows(f"{theirs}.norm", f"{ours}/norm")
+    names = (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "out"))
+    for key, name in names:
+        paths = f"{theirs}.{key}", f"{ours}/attention/{name}"
+        rows += layer_rows(*paths, POINTWISE_2D)
+    return rows
+
+
+def class_embedder_rows():
+    """Maps a ClassEmbedder to ClassLabel."""
+    return [Row("embedding.weight", ("embed/embedding",), SAME)]
+
+
+def discriminator_rows(num_layers=3):
+    """Maps an NLayerDiscriminator; ours lies under the names of the collections."""
+    rows = layer_rows("main.0", "params/conv_0", CONV)
+    for i in range(1, num_layers + 1):
+        rows += layer_rows(f"main.{3 * i - 1}", f"params/conv_{i}", CONV)
+        norm, stats = f"main.{3 * i}", f"batch_stats/norm_{i}"
+        rows += norm_rows(norm, f"params/norm_{i}")
+        rows += [
+            Row(f"{norm}.running_mean", (f"{stats}/mean",), SAME),
+            Row(f"{norm}.running_var", (f"{stats}/var",), SAME),
+            Row(f"{norm}.num_batches_tracked", (), COUNTER),
+        ]
+    return rows + layer_rows(f"main.{3 * num_layers + 2}", "params/conv_out", CONV)

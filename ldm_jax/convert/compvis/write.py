@@ -1,0 +1,129 @@
+"""Models written as checkpoints of the original, with the YAML that describes them."""
+
+import numpy as np
+
+from ldm_jax.convert.compvis.conditions import is_embedded
+from ldm_jax.convert.compvis.read import (
+    EMA,
+    diffusion_rows,
+    first_stage_rows,
+    schedule_buffers,
+)
+from ldm_jax.convert.compvis.write_yaml import diffusion_yaml, first_stage_yaml
+from ldm_jax.convert.model import cast
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.weights.state_dict import to_state_dict
+
+
+def write(model, log=print):
+    """Writes a model in the original's names.
+
+    Args:
+      model: Model.
+      log: Called with lines worth knowing.
+
+    Returns:
+      (dict of key -> array, the YAML's `model`).
+
+    Raises:
+      ConversionError: If the original cannot have it.
+      ValueError: If a weight has no place there.
+    """
+    if model.config["stage"] == "autoencoder":
+        yaml = first_stage_yaml(model.config)
+        rows = first_stage_rows(model.config, (), "", "")
+        tree = _first_stage_tree(model, log)
+        return _finish(model, to_state_dict(rows, tree)), yaml
+    return _write_diffusion(model, log)
+
+
+def _first_stage_tree(model, log):
+    """What of a first stage is written: what is used of it, and its discriminator."""
+    names = ["autoencoder", "discriminator", "logvar"]
+    norm = model.config.get("discriminator", {}).get("norm", "batch")
+    if norm != "batch":
+        log(f"discriminator: left out, the original has none with norm={norm}")
+        names.remove("discriminator")
+    params = {key: model.params[key] for key in names if key in model.params}
+    params |= {key: model.ema_params[key] for key in names if key in model.ema_params}
+    stats = {key: model.stats[key] for key in names if key in model.stats}
+    return {"params": params, "stats": stats}
+
+
+def _second_stage_tree(model, log):
+    """What of a second stage is written: its weights, and the U-Net's average.
+
+    The original averages the U-Net alone, its class embedding included. Of other
+    conditioners there is one place, which takes the average: it is what sampling uses.
+    That of a model that was read from the original is the weights themselves.
+    """
+    if not model.ema_params:
+        return {"params": model.params}
+    embedded, others = {}, {}
+    for key, value in model.ema_params["conditioner"].items():
+        inside = is_embedded(key, model.config["conditions"][key])
+        (embedded if inside else others)[key] = value
+    if others and model.origin.get("format") != "compvis":
+        log(
+            f"conditioner: of {', '.join(others)} the moving average is written, not "
+            "the trained weights: the original has one place for both"
+        )
+    conditioner = model.params["conditioner"] | others
+    return {
+        "params": model.params | {"conditioner": conditioner},
+        "ema_params": {"unet": model.ema_params["unet"], "conditioner": embedded},
+    }
+
+
+def _write_diffusion(model, log):
+    config = model.config
+    tree = _second_stage_tree(model, log)
+    first = model.first_stage
+    if first:
+        tree["first_stage"] = _first_stage_tree(first, log)
+    tensors = to_state_dict(diffusion_rows(model), tree)
+    shapes = model.params["unet"]["conv_in"]["kernel"].shape
+    channels = shapes[2], model.params["unet"]["conv_out"]["kernel"].shape[3]
+    label = config["conditions"].get("label")
+    classes = None
+    if label and is_embedded("label", label):
+        classes = label["num_classes"] + label.get("null_class", True)
+    yaml = diffusion_yaml(model, channels, _context_dim(model.params["unet"]), classes)
+    # Not before it is known that the original has such tables.
+    tensors |= _tables(model)
+    return _finish(model, tensors), yaml
+
+
+def _context_dim(unet):
+    block = unet["middle_attention"].get("block_0")
+    return block and block["cross_attention"]["key"]["kernel"].shape[0]
+
+
+def _tables(model):
+    """The schedule's tables and the numbers beside them."""
+    config, origin = model.config, model.origin
+    schedule = dict(config["schedule"])
+    schedule.pop("prediction_type", None)
+    loss = config.get("loss") or {}
+    tables = schedule_buffers(make_schedule(**schedule), loss.get("v_posterior", 0.0))
+    tables["scale_factor"] = np.float32(model.scaling_factor)
+    if model.ema_params:
+        decay = config["train"].get("ema_decay") or 0.9999
+        tables[f"{EMA}decay"] = np.float32(decay)
+        tables[f"{EMA}num_updates"] = np.int32(model.step)
+    # A file is written with just those tables that it was read with.
+    kept = model.carried if origin.get("format") == "compvis" else tables
+    return {name: np.asarray(tables[name]) for name in tables if name in kept}
+
+
+def _finish(model, tensors):
+    """Puts back what was carried along, and the types of the file that was read."""
+    if model.origin.get("format") == "compvis":
+        same = model.origin.get("step") in (None, model.step)
+        for key, tensor in model.carried.items():
+            if same or key not in tensors:
+                tensors[key] = tensor
+        for key, dtype in model.origin.get("dtypes", {}).items():
+            if key in tensors:
+                tensors[key] = cast(tensors[key], np.dtype(dtype))
+    return tensors

@@ -1,0 +1,200 @@
+"""Our configs, written as the original's YAML files."""
+
+import pathlib
+
+import yaml
+
+from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
+from ldm_jax.convert.compvis.deduce import SCHEDULE_NAMES
+from ldm_jax.convert.compvis.read_yaml import PREDICTION_NAMES
+from ldm_jax.convert.model import require_nearest
+from ldm_jax.errors import ConversionError
+
+_FIRST_STAGES = {
+    "kl": "ldm.models.autoencoder.AutoencoderKL",
+    "vq": "ldm.models.autoencoder.VQModelInterface",
+    "identity": "ldm.models.autoencoder.IdentityFirstStage",
+}
+
+
+def first_stage_yaml(config):
+    """The YAML's `first_stage_config` of a first stage of ours."""
+    section = dict(config["first_stage"])
+    kind = section.pop("kind", "kl")
+    if kind == "identity":
+        return {"target": _FIRST_STAGES[kind]}
+    _require_groups(section, "first_stage")
+    require_nearest(section)
+    resolution = config["data"]["image_size"]
+    factors = section.get("attention_factors", ())
+    mid = section.get("mid_attention", True)
+    if factors and not mid:
+        raise ConversionError("the original has no attention in levels alone")
+    channels = section.get("image_channels", 3)
+    params = dict(
+        embed_dim=section["embed_dim"],
+        ddconfig=dict(
+            double_z=kind == "kl",
+            z_channels=section["z_channels"],
+            resolution=resolution,
+            in_channels=channels,
+            out_ch=channels,
+            ch=section["channels"],
+            ch_mult=list(section["channel_mult"]),
+            num_res_blocks=section["num_res_blocks"],
+            attn_resolutions=[resolution // factor for factor in factors],
+            attn_type="vanilla" if mid else "none",
+            resamp_with_conv=section.get("conv_resample", True),
+            tanh_out=section.get("tanh_output", False),
+            dropout=section.get("dropout", 0.0),
+        ),
+        lossconfig={"target": "torch.nn.Identity"},
+    )
+    if kind == "vq":
+        params["n_embed"] = section["num_codes"]
+    return {"target": _FIRST_STAGES[kind], "params": params}
+
+
+def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
+    """The YAML's `unet_config` of a UNet of ours."""
+    _require_groups(section, "unet")
+    depth = section.get("transformer_depth", 0)
+    params = dict(
+        image_size=image_size,
+        in_channels=channels[0],
+        out_channels=channels[1],
+        model_channels=section["channels"],
+        channel_mult=list(section["channel_mult"]),
+        num_res_blocks=_plain(section["num_res_blocks"]),
+        attention_resolutions=list(section["attention_factors"]),
+        use_scale_shift_norm=section.get("scale_shift_norm", False),
+        resblock_updown=section.get("resblock_updown", False),
+        conv_resample=section.get("conv_resample", True),
+        dropout=section.get("dropout", 0.0),
+        **_heads_yaml(section),
+    )
+    if depth:
+        linear = origin.get("linear_projection", False)
+        params |= dict(
+            use_spatial_transformer=True,
+            context_dim=context_dim,
+            transformer_depth=_plain(depth),
+            **({"use_linear_in_transformer": True} if linear else {}),
+        )
+    if num_classes:
+        params["num_classes"] = num_classes
+    if not origin.get("head_major", True):
+        params["use_new_attention_order"] = True
+    target = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    return {"target": target, "params": params}
+
+
+def _heads_yaml(section):
+    heads, size = section.get("num_heads"), section.get("head_channels")
+    up = section.get("up_num_heads")
+    widths = [section["channels"] * mult for mult in section["channel_mult"]]
+    counts, sizes, ups = (_per_level(value, len(widths)) for value in (heads, size, up))
+    if heads is not None:
+        whole = [width // n for width, n in zip(widths, counts, strict=True)]
+        sizes = whole if size is None else sizes
+        if sizes == whole and len(set(counts)) == len(set(ups)) == 1:
+            more = {} if up is None else {"num_heads_upsample": ups[0]}
+            return {"num_heads": counts[0]} | more
+    if up is None and len(set(sizes)) == 1:
+        # Widths that the heads do not make up would be rounded in legacy mode.
+        both = {} if heads is None or size is None else {"legacy": False}
+        return {"num_head_channels": sizes[0]} | both
+    raise ConversionError(
+        f"unet.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
+        "said in the original's YAML"
+    )
+
+
+def _per_level(value, levels):
+    return list(value) if isinstance(value, list | tuple) else [value] * levels
+
+
+def _require_groups(section, name):
+    groups = section.get("norm_groups", 32)
+    if groups != 32:
+        raise ConversionError(
+            f"{name}.norm_groups={groups} cannot be said in the original's format, "
+            "whose norms have 32 groups"
+        )
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def diffusion_yaml(model, channels, context_dim, num_classes):
+    """The YAML's `model` of a second stage of ours.
+
+    Args:
+      model: Model of a second stage.
+      channels: (input, output) channels of the U-Net.
+      context_dim: Width of its context, None without.
+      num_classes: Rows of its label embedding, None without.
+
+    Returns:
+      Dict of "target" and "params".
+
+    Raises:
+      ConversionError: If the original cannot express the model.
+    """
+    config, first = model.config, model.first_stage
+    schedule, loss = config["schedule"], config.get("loss") or {}
+    predictions = {ours: theirs for theirs, ours in PREDICTION_NAMES.items()}
+    kinds = {ours: theirs for theirs, ours in SCHEDULE_NAMES.items()}
+    prediction = schedule.get("prediction_type", "noise")
+    if prediction not in predictions:
+        raise ConversionError(f"the original does not know the prediction {prediction}")
+    kind = schedule.get("kind", "scaled_linear")
+    if kind not in kinds or schedule.get("zero_terminal_snr"):
+        raise ConversionError(
+            f"the original does not know the schedule {kind} with zero_terminal_snr="
+            f"{schedule.get('zero_terminal_snr', False)}"
+        )
+    require_mask(config["conditions"], context_dim)
+    factor = 1
+    if first is not None and first.config["first_stage"].get("kind") != "identity":
+        factor = 2 ** (len(first.config["first_stage"]["channel_mult"]) - 1)
+    size = config["data"]["image_size"] // factor
+    unet = unet_yaml(
+        config["unet"], channels, size, context_dim, num_classes, model.origin
+    )
+    params = dict(
+        linear_start=schedule.get("beta_start", 0.0015),
+        linear_end=schedule.get("beta_end", 0.0195),
+        beta_schedule=kinds[kind],
+        timesteps=schedule.get("num_train_timesteps", 1000),
+        parameterization=predictions[prediction],
+        loss_type=loss.get("loss_type", "l2"),
+        l_simple_weight=loss.get("simple_weight", 1.0),
+        original_elbo_weight=loss.get("elbo_weight", 0.0),
+        v_posterior=loss.get("v_posterior", 0.0),
+        logvar_init=loss.get("logvar_init", 0.0),
+        learn_logvar=loss.get("learn_logvar", False),
+        first_stage_key="image",
+        image_size=size,
+        channels=channels[1],
+        scale_factor=model.scaling_factor,
+        use_ema=bool(model.ema_params),
+        unet_config=unet,
+        first_stage_config=(
+            {"target": _FIRST_STAGES["identity"]}
+            if first is None
+            else first_stage_yaml(first.config)
+        ),
+        **conditions_yaml(config["conditions"]),
+    )
+    return {
+        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "params": params,
+    }
+
+
+def write_yaml(path, model):
+    """Writes {"model": model}."""
+    text = yaml.safe_dump({"model": model}, sort_keys=False)
+    pathlib.Path(path).write_text(text, encoding="utf-8")

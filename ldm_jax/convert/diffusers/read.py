@@ -1,0 +1,216 @@
+"""Folders of diffusers: one network with its config.json, or a whole pipeline.
+
+A pipeline's networks are read as one dict whose keys begin with their folder's name, so
+that one table of rows covers all of it, as with a checkpoint of the original.
+"""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax.build import make_first_stage
+from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
+from ldm_jax.convert.compvis.deduce import usual_guidance
+from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.names import first_stage_rows, pipeline_rows
+from ldm_jax.convert.model import (
+    Model,
+    autoencoder_config,
+    diffusion_config,
+    diffusion_shapes,
+    first_stage_shapes,
+)
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import find_weights, read_json, read_weights
+from ldm_jax.weights.state_dict import to_params
+
+_UNETS = ("UNet2DConditionModel", "UNet2DModel")
+_FIRST_STAGES = ("AutoencoderKL", "VQModel")
+# The names that old files give to an attention's projections.
+_OLD_NAMES = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
+
+
+def recognise(path):
+    """Whether a path is a folder of diffusers."""
+    names = ("config.json", "model_index.json")
+    return any((path / name).is_file() for name in names)
+
+
+def read(folder, options, log=print):
+    """Reads a network or a pipeline.
+
+    Args:
+      folder: Folder with config.json or model_index.json.
+      options: Options, see `formats.Options`.
+      log: Called with lines worth knowing.
+
+    Returns:
+      Model.
+
+    Raises:
+      ConversionError: If a network or an option is not supported.
+      ValueError: If keys are unread or missing, or shapes wrong.
+    """
+    folder = pathlib.Path(folder)
+    parts, schedule = _parts(folder, log)
+    tensors, configs = {}, {}
+    for name, part in parts.items():
+        configs[name] = read_json(part / "config.json")
+        found = _modern(read_weights(find_weights(part)).tensors)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in found.items()}
+    origin = dict(format="diffusers", configs=configs)
+    if (folder / "model_index.json").is_file():
+        origin["model_index"] = read_json(folder / "model_index.json")
+    origin["dtypes"] = {
+        key: str(tensor.dtype)
+        for key, tensor in tensors.items()
+        if tensor.dtype != np.float32
+    }
+    first = _named(configs, _FIRST_STAGES)
+    if _named(configs, _UNETS) is None:
+        return _read_first_stage(tensors, configs[first], first, origin, options)
+    return _read_pipeline(tensors, configs, schedule, origin, options)
+
+
+def _parts(folder, log):
+    """(name -> folder of each network, the scheduler's config)."""
+    if not (folder / "model_index.json").is_file():
+        found = read_json(folder / "config.json").get("_class_name")
+        if found not in (*_UNETS, *_FIRST_STAGES):
+            raise ConversionError(
+                f"{folder} holds a {found}; supported are "
+                + ", ".join((*_UNETS, *_FIRST_STAGES))
+                + " and whole pipelines"
+            )
+        return {"unet" if found in _UNETS else "vae": folder}, {}
+    index = read_json(folder / "model_index.json")
+    entries = {
+        key: value
+        for key, value in index.items()
+        if isinstance(value, list) and value[0] is not None
+    }
+    networks = ("unet", "vae", "vqvae", "text_encoder", "bert")
+    parts = {name: folder / name for name in networks if name in entries}
+    rest = sorted(entries.keys() - parts.keys() - {"scheduler"})
+    if rest:
+        log(f"not part of the model, left out: {', '.join(rest)}")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return parts, read_json(scheduler)
+
+
+def _modern(tensors):
+    renamed = {}
+    for key, tensor in tensors.items():
+        if ".attentions." in key and ".transformer_blocks." not in key:
+            for old, new in _OLD_NAMES.items():
+                key = key.replace(old, new)
+        renamed[key] = tensor
+    return renamed
+
+
+def _named(configs, classes):
+    """The name of the network that is of one of these classes."""
+    for name, config in configs.items():
+        if config.get("_class_name") in classes:
+            return name
+    return None
+
+
+def _first_stage(config, image_size=None):
+    """A first stage without weights."""
+    section = diffusers_config.first_stage_section(config)
+    size = image_size or config.get("sample_size") or 256
+    return Model(autoencoder_config(section, size), {})
+
+
+def _read_first_stage(tensors, config, name, origin, options):
+    model = _first_stage(config, options.image_size)
+    target = {"params": {"autoencoder": first_stage_shapes(model.config)}}
+    tree = to_params(first_stage_rows(model.config, name, ""), tensors, target)
+    model.params, model.origin = tree["params"], origin
+    return model
+
+
+def _read_pipeline(tensors, configs, schedule, origin, options):
+    config = configs["unet"]
+    vae = _named(configs, _FIRST_STAGES)
+    first = _first_stage(configs[vae]) if vae else None
+    factor = 1
+    if first:
+        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
+    size = config.get("sample_size") or 64
+    size = options.image_size or factor * (
+        max(size) if isinstance(size, list) else size
+    )
+    if first:
+        first.config["data"]["image_size"] = size
+    section = diffusers_config.unet_section(config)
+    shape = dict(
+        in_channels=config.get("in_channels", 4),
+        out_channels=config.get("out_channels", 4),
+        context_dim=config.get("cross_attention_dim"),
+        num_classes=config.get("num_class_embeds"),
+        model_channels=config["block_out_channels"][0],
+        channel_mult=section["channel_mult"],
+    )
+    conditions = _conditions(configs, shape)
+    section |= _given_heads(options)
+    sections = dict(
+        image_size=size,
+        factor=factor,
+        guidance_scale=usual_guidance(shape),
+        unet=section,
+        conditions=conditions | unet_conditions(shape, conditions, factor),
+        schedule=diffusers_config.schedule_section(schedule),
+    )
+    if options.prediction_type:
+        sections["schedule"]["prediction_type"] = options.prediction_type
+    model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
+    origin["linear_projection"] = config.get("use_linear_projection", False)
+    origin["text_prefix"] = _text_prefix(tensors)
+    default = 0.18215 if vae and configs[vae]["_class_name"] == "AutoencoderKL" else 1.0
+    model.scaling_factor = configs[vae].get("scaling_factor", default) if vae else 1.0
+    _read_weights(model, tensors, shape, size, factor)
+    return model
+
+
+def _given_heads(options):
+    if options.num_heads:
+        return dict(num_heads=options.num_heads, head_channels=options.head_channels)
+    if options.head_channels:
+        return dict(num_heads=None, head_channels=options.head_channels)
+    return {}
+
+
+def _conditions(configs, shape):
+    for name in ("text_encoder", "bert"):
+        if name in configs:
+            return {"caption": diffusers_config.text_entry(configs[name])}
+    return {EMBEDDING: dict(kind="raw", slot="context")} if shape["context_dim"] else {}
+
+
+def _text_prefix(tensors):
+    old = any(key.startswith("text_encoder/text_model.") for key in tensors)
+    return "text_model." if old else ""
+
+
+def _read_weights(model, tensors, shape, size, factor):
+    first = model.first_stage
+    batch = examples(model.config["conditions"], shape, size, factor)
+    config, channels = first and first.config, shape["out_channels"]
+    target = {"params": diffusion_shapes(model.config, config, channels, batch)}
+    if first:
+        autoencoder = first_stage_shapes(first.config)
+        target["first_stage"] = {"params": {"autoencoder": autoencoder}}
+    rows = pipeline_rows(model)
+    tree = to_params(rows, tensors, target)
+    model.params = {"unet": {}, "conditioner": {}} | tree["params"]
+    if first:
+        first.params = tree["first_stage"]["params"]
+    unused = {row.theirs for row in rows if not row.ours}
+    model.carried = {key: tensors[key] for key in unused if key in tensors}

@@ -1,0 +1,127 @@
+"""Models written as folders of diffusers."""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax.build import make_first_stage
+from ldm_jax.convert.compvis.conditions import is_embedded, require_mask
+from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.names import (
+    first_stage_rows,
+    folder_names,
+    pipeline_rows,
+)
+from ldm_jax.convert.model import cast
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import write_json, write_weights
+from ldm_jax.weights.state_dict import select, to_state_dict
+
+
+def write(model, folder, options, log=print):
+    """Writes a network or a pipeline.
+
+    Args:
+      model: Model.
+      folder: Folder to make.
+      options: Options; `raw` takes the trained weights, not their average.
+      log: Called with lines worth knowing.
+
+    Raises:
+      ConversionError: If diffusers cannot have it.
+      ValueError: If a weight has no place there.
+    """
+    folder = pathlib.Path(folder)
+    configs, tensors = state(model, options.raw)
+    if "discriminator" in model.params:
+        log("discriminator: has no place in diffusers' format, left out")
+    single = len(configs) == 1 and model.first_stage is None
+    for name, config in configs.items():
+        part = folder if single else folder / name
+        text = name in ("text_encoder", "bert")
+        file = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
+        write_weights(part / file, select(tensors, f"{name}/"))
+        write_json(part / "config.json", config)
+    if not single:
+        _write_index(model, configs, folder)
+        schedule = diffusers_config.schedule_config(model.config["schedule"])
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+
+
+def state(model, raw=False):
+    """Renames a model's weights.
+
+    Args:
+      model: Model.
+      raw: Take the trained weights, not their average.
+
+    Returns:
+      (folder -> config.json, dict of "folder/key" -> array).
+    """
+    params = model.params if raw or not model.ema_params else model.ema_params
+    origin = model.origin if model.origin.get("format") == "diffusers" else {}
+    kept = origin.get("configs", {})
+    if model.config["stage"] == "autoencoder":
+        name = next(iter(kept), "vae")
+        factor = kept.get(name, {}).get("scaling_factor", 1.0)
+        configs = {name: diffusers_config.first_stage_config(model.config, factor)}
+        tree = {"params": {"autoencoder": params["autoencoder"]}}
+        rows = first_stage_rows(model.config, name, "")
+    else:
+        first = model.first_stage
+        if first and first.config["first_stage"].get("kind") == "identity":
+            raise ConversionError("models of pixels are not written for diffusers")
+        configs = _configs(model)
+        tree = {"params": params}
+        if first:
+            weights = first.ema_params or first.params
+            weights = {"autoencoder": weights["autoencoder"]}
+            tree["first_stage"] = {"params": weights}
+        rows = pipeline_rows(model)
+    tensors = to_state_dict(rows, tree)
+    if origin:
+        tensors |= model.carried
+    for key, dtype in origin.get("dtypes", {}).items():
+        tensors[key] = cast(tensors[key], np.dtype(dtype))
+    configs = {name: kept.get(name, {}) | config for name, config in configs.items()}
+    return configs, tensors
+
+
+def _configs(model):
+    config, first = model.config, model.first_stage
+    unet = model.params["unet"]
+    channels = unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
+    block = unet["middle_attention"].get("block_0")
+    context = block and block["cross_attention"]["key"]["kernel"].shape[0]
+    require_mask(config["conditions"], context)
+    factor = 1
+    if first:
+        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
+    sized = config | {"data": {"image_size": config["data"]["image_size"] // factor}}
+    configs = {
+        "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
+    }
+    label = config["conditions"].get("label")
+    if label and is_embedded("label", label):
+        rows = label["num_classes"] + label.get("null_class", True)
+        configs["unet"]["num_class_embeds"] = rows
+    if first:
+        configs[folder_names(model)["first_stage"]] = (
+            diffusers_config.first_stage_config(first.config, model.scaling_factor)
+        )
+    for entry in config["conditions"].values():
+        if entry["kind"] in ("text", "clip_text"):
+            name = "bert" if entry["kind"] == "text" else "text_encoder"
+            configs[name] = diffusers_config.text_config(entry)
+    return configs
+
+
+def _write_index(model, configs, folder):
+    index = {"_class_name": folder_names(model)["pipeline"]}
+    for name, config in configs.items():
+        library = "transformers" if name == "text_encoder" else "diffusers"
+        library = "latent_diffusion" if name == "bert" else library
+        found = config.get("_class_name") or config["architectures"][0]
+        index[name] = [library, found]
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    write_json(folder / "model_index.json", index)

@@ -1,0 +1,147 @@
+"""The batch of a step: a pure function of (source, seed, step).
+
+An example that cannot be read is replaced by another, which depends on its index alone,
+so that a batch keeps its shape and a run stays repeatable; what failed is listed beside
+the batch, and so reaches the main process from any worker.
+"""
+
+import zlib
+
+import numpy as np
+
+from ldm_jax.data.inputs import apply_inputs
+from ldm_jax.data.transforms import transform
+from ldm_jax.errors import DataError
+
+# So many unreadable examples in a row mean that something else is wrong.
+MAX_FAILURES = 100
+
+
+class LoadBatch:
+    """Loads this process's rows of a step's batch; an object, so as to be pickled."""
+
+    def __init__(
+        self,
+        source,
+        order,
+        *,
+        image_size,
+        crop,
+        min_crop,
+        flip,
+        seed,
+        batch_size,
+        rows,
+        on_error,
+        inputs=None,
+    ):
+        """Keeps what the batches depend on.
+
+        Args:
+          source: Opened source; see `sources.py`.
+          order: Example index by position in the endless stream, or None for one pass
+            in order.
+          image_size: Side of the images in pixels.
+          crop: "center" or "random".
+          min_crop: Least share of the largest crop's sides.
+          flip: Whether to mirror with probability 1/2.
+          seed: Seed of the crops, the mirroring and the inputs.
+          batch_size: Global batch size.
+          rows: range of this process's rows in a batch.
+          on_error: "skip" or "raise".
+          inputs: Dict of batch key -> Input; without any examples stay as they are.
+        """
+        self.source, self.order = source, order
+        self.image_size = image_size
+        self.cut = dict(crop=crop, min_crop=min_crop, flip=flip)
+        self.seed, self.batch_size, self.rows = seed, batch_size, rows
+        self.on_error, self.inputs = on_error, inputs
+
+    def __call__(self, step):
+        """Loads a batch.
+
+        Args:
+          step: Step, >= 0.
+
+        Returns:
+          Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
+          rows beyond the end and for replacements; "failures", a list of (where, why);
+          or only "failures" and "error", a message, where nothing helps.
+        """
+        examples, mask, failures = [], [], []
+        try:
+            for row in self.rows:
+                position = int(step) * self.batch_size + row
+                index = self._index(position)
+                example, failed = self._load(position, index)
+                examples.append(example)
+                mask.append(position < len(self.source) and not failed)
+                failures += failed
+        except DataError as error:
+            # Sent as data: an exception would bring the worker's traceback with it.
+            return {"failures": failures, "error": str(error)}
+        batch = {key: _stack([e[key] for e in examples]) for key in examples[0]}
+        if self.order is None:
+            batch["mask"] = np.array(mask)
+        return batch | {"failures": failures}
+
+    def _index(self, position):
+        """Example at a position of the endless stream, or of the one pass."""
+        if self.order is None:
+            return min(position, len(self.source) - 1)
+        return int(self.order[position])
+
+    def _load(self, position, index):
+        """Loads an example or its replacement, and lists what failed before it."""
+        failures = []
+        while len(failures) < MAX_FAILURES:
+            # The generator depends on the place in the stream: another crop in each
+            # epoch, the same one on any number of processes.
+            rng = np.random.Generator(
+                np.random.Philox(key=[self.seed % 2**63, position])
+            )
+            try:
+                example = transform(
+                    self.source[index], self.image_size, rng=rng, **self.cut
+                )
+                if self.inputs:
+                    example = apply_inputs(self.inputs, example, rng)
+                return example, failures
+            # Whatever a damaged record or file raises, it is that example's fault.
+            except Exception as error:
+                where, reason = self.source.describe(index), _reason(error)
+            if self.on_error == "raise":
+                raise DataError(
+                    f"cannot read {where}: {reason}; mend or remove it, or set "
+                    'data.on_error="skip"'
+                )
+            failures.append((where, reason))
+            index = _replacement(index, len(failures), len(self.source))
+        names = len({where for where, _ in failures})
+        raise DataError(
+            f"{MAX_FAILURES} attempts in a row to read an example failed, at {names} "
+            f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
+        )
+
+
+def _reason(error):
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    return text or type(error).__name__
+
+
+def _replacement(index, attempt, count):
+    """Another index that depends on nothing but this one and the attempt."""
+    return zlib.crc32(f"{index} {attempt}".encode()) % count
+
+
+def _stack(values):
+    """Stacks the rows of one key; strings and ragged values become objects."""
+    first = values[0]
+    if isinstance(first, np.ndarray | np.generic | int | float):
+        if len({np.shape(value) for value in values}) == 1:
+            return np.stack(values)
+    result = np.empty(len(values), object)
+    result[:] = values
+    return result

@@ -1,0 +1,161 @@
+"""Prepares the embedded data set `shapes`, of any size, without TensorFlow.
+
+    python -m ldm_jax.data.shapes --data_dir ~/tensorflow_datasets --image_size 64 \
+        --num_train 10000 --num_validation 500
+
+writes `shapes/64`, a TFDS data set in array_record files. Example i of a split depends
+on (seed, split, i) alone: a larger copy begins with the smaller one, and another
+image size shows the same scenes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+from ldm_jax.data.shapes.examples import MAX_SHAPES, check_ranges, config_name, metadata
+
+
+def prepare(
+    data_dir=None,
+    image_size=64,
+    num_train=10_000,
+    num_validation=500,
+    max_shapes=MAX_SHAPES,
+    seed=0,
+    overwrite=False,
+):
+    """Writes the data set, unless the very same is there.
+
+    It is written beside its place and then moved there whole, so that an interrupted
+    call leaves nothing that could be taken for a data set.
+
+    Args:
+      data_dir: Root of the TFDS data sets; None is TFDS's own default.
+      image_size: Side in pixels, >= 16.
+      num_train: Number of training examples, >= 1.
+      num_validation: Number of validation examples; 0 leaves the split out.
+      max_shapes: Largest number of shapes in a scene, 1 to 4.
+      seed: Seed of the scenes, >= 0.
+      overwrite: Replace a copy that differs, instead of refusing to.
+
+    Returns:
+      (path, written): folder of the data set, and whether it was written now.
+
+    Raises:
+      ValueError: If an argument is out of range, or a copy is there that differs.
+    """
+    check_ranges(
+        image_size=image_size,
+        num_train=num_train,
+        num_validation=num_validation,
+        max_shapes=max_shapes,
+        seed=seed,
+    )
+    import tensorflow_datasets as tfds
+
+    from ldm_jax.data.shapes import builder
+
+    config = builder.ShapesConfig(
+        name=config_name(image_size, max_shapes),
+        image_size=image_size,
+        num_train=num_train,
+        num_validation=num_validation,
+        max_shapes=max_shapes,
+        seed=seed,
+    )
+    data_dir = data_dir and os.path.expanduser(data_dir)
+    with _quiet():
+        builder = builder.Shapes(
+            config=config, data_dir=data_dir, file_format="array_record"
+        )
+    path = pathlib.Path(builder.data_dir)
+    if path.exists():
+        found = _found(path)
+        if found == metadata(config):
+            return path, False
+        if not overwrite:
+            raise ValueError(_explain(path, found, metadata(config)))
+        _remove(path)
+    tfds.disable_progress_bar()
+    with _quiet(), tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads)
+    return path, True
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silences TFDS, which speaks of downloads and of an unknown config."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _found(path):
+    """Reads what a prepared copy holds; {} where it does not say."""
+    try:
+        return json.loads((path / "metadata.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _explain(path, found, wanted):
+    changes = ", ".join(
+        f"{name}={found.get(name, 'unknown')} instead of {value}"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    )
+    return (
+        f"{path} was prepared with {changes}; give --overwrite to replace it, or "
+        "another --data_dir"
+    )
+
+
+def _remove(path):
+    """Takes a data set away in one move first, so that no half of it stays in place."""
+    doomed = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def main(argv=None):
+    """Prepares the data set from the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ldm_jax.data.shapes", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--data_dir", help="default: TFDS's own")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--num_train", type=int, default=10_000)
+    parser.add_argument("--num_validation", type=int, default=500)
+    parser.add_argument("--max_shapes", type=int, default=MAX_SHAPES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true")
+    arguments = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        path, written = prepare(**vars(arguments))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    name = f"shapes/{config_name(arguments.image_size, arguments.max_shapes)}"
+    size = f"{arguments.num_train:,} + {arguments.num_validation:,} images"
+    if written:
+        seconds = time.perf_counter() - start
+        print(f"{name}: wrote {size} to {path} in {seconds:.0f} s")
+    else:
+        print(f"{name}: {size} already prepared in {path}")
+
+
+if __name__ == "__main__":
+    main()

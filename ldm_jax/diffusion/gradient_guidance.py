@@ -1,0 +1,112 @@
+"""Steering: denoisers moved along the gradient of what something else knows.
+
+A `steer` maps a denoiser `predict(latents, point) -> (x0, noise)` to another one, so it
+goes with every sampler, every parametrisation and with classifier-free guidance.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def classifier_guidance(log_prob, scale=1.0, max_shift=1.0):
+    """Steers towards what a classifier of noisy latents recognises.
+
+    Dhariwal & Nichol 2021, Alg. 2: noise - scale sigma grad log p(y | z_t), and x0 with
+    it, so it serves every sampler.
+
+    Args:
+      log_prob: (latents, timesteps [B]) -> log p(y | z_t) [B], of each example's class.
+      scale: Power to which p(y | z_t) is raised; a number or a traced scalar.
+      max_shift: See `shift_prediction`.
+
+    Returns:
+      predict -> predict, the `steer` of `generate.sample_latents`.
+    """
+
+    def steer(predict):
+        def steered(latents, point):
+            timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
+            gradient = jax.grad(lambda z: jnp.sum(log_prob(z, timesteps)))(latents)
+            prediction = predict(latents, point)
+            return shift_prediction(prediction, scale * gradient, point, max_shift)
+
+        return steered
+
+    return steer
+
+
+def image_guiding(decode, distance, scale=1.0, max_shift=1.0):
+    """Steers towards images that are close to a target (Rombach et al. 2022, App. C).
+
+    The density is Gaussian in what `distance` compares: log p(y | z_t) = -scale / 2
+    distance(decode(x0(z_t))), whose gradient goes through the denoiser as well. (The
+    paper adds sigma grad log p to the noise; the noise is -sigma times the score, so it
+    has to be subtracted.)
+
+    Args:
+      decode: Latents -> images [B, H, W, C], without weights as arguments.
+      distance: Images -> squared distance [B] to each example's target:
+        `low_resolution_distance(target)`, or LPIPS as a function of one image.
+      scale: Inverse variance of the Gaussian; a number or a traced scalar.
+      max_shift: See `shift_prediction`.
+
+    Returns:
+      predict -> predict, the `steer` of `generate.sample_latents`.
+    """
+
+    def steer(predict):
+        def log_density(latents, point):
+            x0, noise = predict(latents, point)
+            return -0.5 * jnp.sum(distance(decode(x0))), (x0, noise)
+
+        def steered(latents, point):
+            gradient, prediction = jax.grad(log_density, has_aux=True)(latents, point)
+            return shift_prediction(prediction, scale * gradient, point, max_shift)
+
+        return steered
+
+    return steer
+
+
+def low_resolution_distance(target):
+    """Squared distance of images to small ones, for `image_guiding`.
+
+    Args:
+      target: Images [B, h, w, C] in [-1, 1], of any size up to that of the others.
+
+    Returns:
+      Images [B, H, W, C] -> [B], the sum of squares after bicubic downsampling.
+    """
+
+    def distance(images):
+        small = jax.image.resize(images, target.shape, "cubic", antialias=True)
+        return jnp.sum(jnp.square(small - target), axis=(1, 2, 3))
+
+    return distance
+
+
+def shift_prediction(prediction, gradient, point, max_shift=None):
+    """Moves a denoiser's estimate along the gradient of a log-density of z_t.
+
+    noise - sigma gradient and the x0 that goes with it, x0 + sigma^2 / alpha gradient
+    (Dhariwal & Nichol 2021, Eq. 14).
+
+    Args:
+      prediction: (x0, noise), each [B, h, w, c].
+      gradient: Gradient with respect to z_t, [B, h, w, c].
+      point: SchedulePoint, scalar.
+      max_shift: Largest root mean square by which an example's x0 is moved; None for
+        any. Near pure noise 1 / alpha blows up what is left of the gradient there.
+        Pixel models clip x0 to [-1, 1] instead; latents have unit variance.
+
+    Returns:
+      (x0, noise).
+    """
+    x0, noise = prediction
+    shift = point.sigma**2 / jnp.maximum(point.alpha, 1e-6) * gradient
+    if max_shift is not None:
+        axes = tuple(range(1, shift.ndim))
+        size = jnp.sqrt(jnp.mean(jnp.square(shift), axis=axes, keepdims=True))
+        factor = jnp.minimum(1.0, max_shift / jnp.maximum(size, 1e-12))
+        shift, gradient = factor * shift, factor * gradient
+    return x0 + shift, noise - point.sigma * gradient

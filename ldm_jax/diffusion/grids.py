@@ -1,0 +1,165 @@
+"""Which noise levels a sampler visits: spacing of timesteps, and the points there."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax.diffusion.schedule import SchedulePoint
+
+
+class Spacing(NamedTuple):
+    """One way to choose timesteps.
+
+    Attributes:
+      timesteps: (schedule, num_steps) -> [num_steps], least noise first; integers, or
+        floats that may lie between training's.
+      final_level: One of FINAL_LEVELS, the usual end of a grid of this kind.
+    """
+
+    timesteps: Callable
+    final_level: str = "first"
+
+
+def _uniform(schedule, num_steps):
+    # The original's grid wherever that one has num_steps steps, for num_steps = total
+    # every level (the original's +1 would leave the table).
+    total = schedule.num_train_timesteps
+    return np.arange(num_steps) * total // num_steps + (num_steps < total)
+
+
+def _quadratic(schedule, num_steps):
+    total = schedule.num_train_timesteps
+    roots = np.linspace(0, np.sqrt(total * 0.8), num_steps)
+    return np.minimum((roots**2).astype(int) + 1, total - 1)
+
+
+def _original(schedule, num_steps):
+    total = schedule.num_train_timesteps
+    timesteps = np.arange(0, total, total // num_steps) + 1
+    if timesteps[-1] >= total:
+        raise ValueError(
+            f"spacing 'original' breaks at num_steps={num_steps} (timestep "
+            f"{timesteps[-1]} of {total}), as the original does: use 'uniform'"
+        )
+    return timesteps
+
+
+def _leading(schedule, num_steps):
+    total = schedule.num_train_timesteps
+    return np.arange(num_steps) * (total // num_steps) + (num_steps < total)
+
+
+def _trailing(schedule, num_steps):
+    total = schedule.num_train_timesteps
+    return np.round(np.arange(1, num_steps + 1) * (total / num_steps)).astype(int) - 1
+
+
+def _linspace(schedule, num_steps):
+    # From the end, where a single step belongs.
+    return np.linspace(schedule.num_train_timesteps - 1, 0, num_steps)[::-1]
+
+
+def _linspace_open(schedule, num_steps):
+    total = schedule.num_train_timesteps
+    if num_steps == total:
+        return np.arange(total)
+    return np.round(np.linspace(0, total - 1, num_steps + 1)).astype(int)[1:]
+
+
+def _karras(schedule, num_steps):
+    # Karras et al. 2022, Eq. 5, with their rho of 7 and all of training's levels.
+    if schedule.reaches_pure_noise:
+        raise ValueError(
+            "spacing 'karras' needs a schedule whose noisiest level holds some signal: "
+            "use 'trailing' with zero_terminal_snr and rectified_flow"
+        )
+    first, last = (schedule.sigma[k] / schedule.alpha[k] for k in (0, -1))
+    roots = np.linspace(last ** (1 / 7), first ** (1 / 7), num_steps)[::-1]
+    return schedule.in_proportion(1.0, roots**7).timestep
+
+
+def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=1.0):
+    """Chooses the noise levels that a sampler visits.
+
+    Args:
+      schedule: NoiseSchedule.
+      num_steps: Number of steps, in [1, T].
+      spacing: Row of SPACINGS.
+      final_level: Where the last step leads, one of FINAL_LEVELS: "clean" data or the
+        "first" training level, as in the original; None for what the spacing is known
+        with. A grid that itself ends at the first level leads to clean data always.
+      shift: Factor on sigma / alpha; more than 1 spends more steps at high noise (Esser
+        et al. 2024, Eq. 23), for larger sizes than those of training.
+
+    Returns:
+      SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
+      float32, timesteps int32, or float32 if there are levels between training's. The
+      last timestep repeats the one before it. ("original" gives more steps than asked
+      for where the original does.)
+
+    Raises:
+      ValueError: If an option is unknown or the spacing cannot give `num_steps`.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(
+            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
+        )
+    row = SPACINGS[spacing]
+    final_level = row.final_level if final_level is None else final_level
+    if final_level not in FINAL_LEVELS:
+        raise ValueError(
+            f"unknown final_level {final_level!r}: choose one of "
+            f"{', '.join(FINAL_LEVELS)}"
+        )
+    total = schedule.num_train_timesteps
+    if not 1 <= num_steps <= total:
+        raise ValueError(
+            f"num_steps must be from 1 to the schedule's {total} timesteps, got "
+            f"{num_steps}"
+        )
+    if not shift > 0:
+        raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
+    points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
+    if shift != 1:
+        points = schedule.in_proportion(points.alpha, shift * points.sigma)
+    # Shifted to less noise, a grid may end below the first level, too.
+    below = points.sigma[-1] <= schedule.sigma[0] * (1 + 1e-6)
+    clean = final_level == "clean" or below
+    last = (1.0, 0.0) if clean else (schedule.alpha[0], schedule.sigma[0])
+    timesteps = np.append(points.timestep, points.timestep[-1])
+    alpha, sigma = (
+        np.append(values, end) for values, end in zip(points[1:], last, strict=True)
+    )
+    whole = np.issubdtype(timesteps.dtype, np.integer)
+    return SchedulePoint(
+        timesteps.astype(np.int32 if whole else np.float32),
+        alpha.astype(np.float32),
+        sigma.astype(np.float32),
+    )
+
+
+def deviation(point):
+    """Standard deviation of noisy latents of unit variance at a scalar point."""
+    return np.hypot(point.alpha, point.sigma)
+
+
+# "clean" is data without noise, "first" the least noisy level of training.
+FINAL_LEVELS = ("clean", "first")
+
+
+# "original" is the original's "uniform" to the bit, so it may give more steps than
+# asked for (31 for 30); all others give num_steps. "leading", "linspace" and "trailing"
+# are those of Lin et al. 2023, Table 2. Where the last level is pure noise, sampling
+# has to start there: with "trailing", "linspace", or "linspace_open", which is
+# diffusers' linspace for DPM-Solver and UniPC and does not visit the first level.
+SPACINGS = {
+    "uniform": Spacing(_uniform),
+    "quad": Spacing(_quadratic),
+    "original": Spacing(_original),
+    "leading": Spacing(_leading),
+    "trailing": Spacing(_trailing, final_level="clean"),
+    "linspace": Spacing(_linspace, final_level="clean"),
+    "linspace_open": Spacing(_linspace_open, final_level="clean"),
+    "karras": Spacing(_karras, final_level="clean"),
+}

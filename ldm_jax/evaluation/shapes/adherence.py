@@ -1,0 +1,156 @@
+"""How well pictures agree with scenes, of what a judge sees in them.
+
+All functions take `true`, what `truth.truth` says of N scenes, stacked, and `seen`,
+what a judge (`judge.py`) sees in N pictures.
+"""
+
+import numpy as np
+
+from ldm_jax.evaluation.shapes.labels import COLORS, NUM_KINDS
+
+# A kind of fewer pixels, at 32 px a side, is a speck: of the shapes of the data set
+# less than one in a hundred is so small.
+_LEAST_SHARE = 6 / 32**2
+
+
+def agreement(true, seen):
+    """Measures pictures against their scenes.
+
+    Args:
+      true: Dict of arrays of N scenes.
+      seen: Dict of arrays of N pictures.
+
+    Returns:
+      Dict of a row of AGREEMENTS -> float in [0, 1].
+    """
+    return {name: float(measure(true, seen)) for name, measure in AGREEMENTS.items()}
+
+
+def chance(true, seen, seed=0, draws=10):
+    """As `agreement`, with the scenes shuffled among the pictures: what is no merit.
+
+    Args:
+      true: Dict of arrays of N scenes.
+      seen: Dict of arrays of N pictures.
+      seed: Seed of the shuffling.
+      draws: How often to shuffle; the results are averaged.
+
+    Returns:
+      As `agreement`.
+    """
+    rng, count = np.random.default_rng(seed), len(true["label"])
+    rows = []
+    for _ in range(draws):
+        order = rng.permutation(count)
+        rows.append(agreement({k: v[order] for k, v in true.items()}, seen))
+    return {name: float(np.mean([row[name] for row in rows])) for name in AGREEMENTS}
+
+
+def kinds_seen(seen):
+    """Which kinds a judge finds, bool [N, 9]; kind 0, the ground, is not looked at."""
+    maps = seen["segmentation"]
+    shares = [np.mean(maps == kind, axis=(1, 2)) for kind in range(NUM_KINDS)]
+    found = np.stack(shares, axis=1) >= _LEAST_SHARE
+    found[:, 0] = False
+    return found
+
+
+def _label(true, seen):
+    return np.mean(true["label"] == seen["label"])
+
+
+def _color(true, seen):
+    return np.mean(true["color"] == seen["color"])
+
+
+def _ground(true, seen):
+    """How often the colour seen is one of those of the ground."""
+    return np.mean(true["grounds"][np.arange(len(seen["ground"])), seen["ground"]])
+
+
+def _pattern(true, seen):
+    return np.mean(true["pattern"] == seen["pattern"])
+
+
+def _shapes(true, seen):
+    """F1 of the kinds in each picture, all pictures together."""
+    return _f1(true["colors"] >= 0, kinds_seen(seen), True)
+
+
+def _colored_shapes(true, seen):
+    """F1 of pairs of kind and colour, all pictures together."""
+    same = true["colors"] == _colors_seen(seen)
+    return _f1(true["colors"] >= 0, kinds_seen(seen), same)
+
+
+def _f1(there, found, right):
+    return 2 * np.sum(there & found & right) / max(1, there.sum() + found.sum())
+
+
+def _colors_seen(seen):
+    """The colour that most pixels of each kind have, int [N, 9]."""
+    kinds = np.eye(NUM_KINDS)[seen["segmentation"]]
+    colors = np.eye(len(COLORS))[seen["colors"]]
+    return np.einsum("nhwk,nhwc->nkc", kinds, colors, optimize=True).argmax(-1)
+
+
+def _pixels(true, seen):
+    return np.mean(true["segmentation"] == seen["segmentation"])
+
+
+def _mean_iou(true, seen):
+    """Intersection over union of all pixels of a kind, averaged over kinds."""
+    ious = []
+    for kind in range(NUM_KINDS):
+        one, other = true["segmentation"] == kind, seen["segmentation"] == kind
+        if one.any():
+            ious.append(np.sum(one & other) / np.sum(one | other))
+    return np.mean(ious)
+
+
+def _foreground_iou(true, seen):
+    """Intersection over union of what is no ground, all pictures together."""
+    one, other = true["segmentation"] > 0, seen["segmentation"] > 0
+    return np.sum(one & other) / np.sum(one | other)
+
+
+def _box_iou(true, seen):
+    """IoU of each box and the box around what is seen of its kind; 0 if it is not."""
+    found = kinds_seen(seen)
+    size = seen["segmentation"].shape[1]
+    ious = []
+    for index, kind in np.argwhere(true["colors"] >= 0):
+        iou = 0.0
+        if found[index, kind]:
+            box = _box(seen["segmentation"][index] == kind) / size
+            iou = _iou(true["boxes"][index, kind], box)
+        ious.append(iou)
+    return np.mean(ious)
+
+
+def _box(mask):
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+def _iou(one, other):
+    """Intersection over union of two boxes (ymin, xmin, ymax, xmax)."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    common = np.prod(np.clip(high - low, 0, None))
+    areas = np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])
+    return common / (areas - common)
+
+
+# Scenes and what is seen in N pictures -> share in [0, 1]; equal ones give 1.
+AGREEMENTS = {
+    "class": _label,
+    "color": _color,
+    "ground": _ground,
+    "pattern": _pattern,
+    "shapes": _shapes,
+    "colored_shapes": _colored_shapes,
+    "pixels": _pixels,
+    "mean_iou": _mean_iou,
+    "foreground_iou": _foreground_iou,
+    "box_iou": _box_iou,
+}

@@ -1,0 +1,68 @@
+"""What a scene of the data set `shapes` shows, as arrays to compare pictures with.
+
+Kinds are numbered as in segmentations: 0 is the ground, k + 1 is class k. No two shapes
+of a scene have the same kind, so a kind's pixels are one shape's, of one colour.
+"""
+
+import numpy as np
+
+from ldm_jax.data.shapes import captions, scenes
+from ldm_jax.data.shapes.drawing import PATTERNS
+from ldm_jax.errors import ConfigError
+
+# What an example must have.
+KEYS = ("image", "label", "caption", "segmentation", "boxes", "box_labels")
+
+COLORS, GROUNDS, PATTERNS = (list(t) for t in (scenes.COLORS, scenes.GROUNDS, PATTERNS))
+NUM_KINDS = len(scenes.CLASS_NAMES) + 1
+
+
+def truth(example):
+    """Describes a scene.
+
+    Args:
+      example: Dict with KEYS, of side S, boxes [n, 4] and box_labels [n], -1 where
+        there is none.
+
+    Returns:
+      Dict of "label" int, the class of the main shape; "color" int, its place in
+      COLORS; "grounds" bool [11], the colours of the ground, in the order of GROUNDS;
+      "pattern" int, its place in PATTERNS; "colors" int [9], the colour of the shape of
+      each kind, -1 for kinds that are not there; "segmentation" int [S, S]; "boxes"
+      float [9, 4] as (ymin, xmin, ymax, xmax) in [0, 1], the box of each kind, zeros
+      where there is none.
+
+    Raises:
+      ConfigError: If the example is not one of `shapes`.
+    """
+    missing = [key for key in KEYS if key not in example]
+    if missing:
+        raise ConfigError(
+            f"the data has no {', '.join(missing)}: only the data set `shapes` can be "
+            "judged (python -m ldm_jax.data.shapes)"
+        )
+    try:
+        said = captions.read(example["caption"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    colors = np.full(NUM_KINDS, -1)
+    for color, kind in said.shapes:
+        colors[scenes.CLASS_NAMES.index(kind) + 1] = COLORS.index(color)
+    boxes = np.zeros((NUM_KINDS, 4), np.float32)
+    for box, label in zip(example["boxes"], example["box_labels"], strict=True):
+        if label >= 0:
+            boxes[label + 1] = box
+    return {
+        "label": int(example["label"]),
+        "color": COLORS.index(said.shapes[0][0]),
+        "grounds": np.isin(GROUNDS, said.grounds),
+        "pattern": PATTERNS.index(said.pattern),
+        "colors": colors,
+        "segmentation": np.asarray(example["segmentation"], np.int32),
+        "boxes": boxes,
+    }
+
+
+def stack(rows):
+    """Stacks a list of dicts of equal keys to a dict of arrays [N, ...]."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -1,0 +1,295 @@
+"""A small network that says what a picture shows, trained on the data set `shapes`.
+
+It learns, in a minute or two on two CPU cores, from scenes that it draws itself: the
+class and the colour of the main shape, the ground, and for every pixel which kind of
+shape it belongs to and in which colour. Half of its pictures have been through a first
+stage, as generated ones have, so that the blur of that is not held against them.
+"""
+
+import functools
+import pathlib
+import time
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ldm_jax.data.shapes import examples
+from ldm_jax.data.shapes.drawing import PATTERNS
+from ldm_jax.data.shapes.scenes import CLASS_NAMES, COLORS, GROUNDS
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.shapes.labels import NUM_KINDS, stack, truth
+from ldm_jax.images import to_float, to_uint8
+from ldm_jax.models.layers import GroupNorm, conv, dense, upsample_nearest
+from ldm_jax.weights.files import read_weights, write_weights
+
+# What is said of the picture as a whole: name -> number of choices.
+_WHOLE = {
+    "label": len(CLASS_NAMES),
+    "color": len(COLORS),
+    "ground": len(GROUNDS),
+    "pattern": len(PATTERNS),
+}
+# And of each pixel.
+_PIXELS = {"segmentation": NUM_KINDS, "colors": len(COLORS)}
+
+_SCENES, _STEPS, _BATCH_SIZE = 12_000, 2400, 32
+_LEARNING_RATE = 3e-3
+
+
+class Judge(nn.Module):
+    """Sees a picture at a half, a quarter and an eighth of its size.
+
+    Attributes:
+      channels: Width at each of them, multiples of 8.
+    """
+
+    channels: tuple = (32, 64, 96)
+
+    @nn.compact
+    def __call__(self, images):
+        """Says what pictures show.
+
+        Args:
+          images: Floats [B, S, S, 3] in [-1, 1], S a multiple of 8.
+
+        Returns:
+          Dict of logits: [B, choices] for the picture as a whole, [B, S, S, choices]
+          for each pixel.
+        """
+        batch, side = images.shape[:2]
+        # Four pixels are one, of more channels: narrow layers are slow on a CPU.
+        h = images.reshape(batch, side // 2, 2, side // 2, 2, 3)
+        h = h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side // 2, side // 2, 12)
+        skips = []
+        for level, channels in enumerate(self.channels):
+            h = _layer(conv(channels, stride=2 if level else 1)(h))
+            h = h + _layer(conv(channels)(h))
+            skips.append(h)
+        pooled = [pool(s, (1, 2)) for s in skips for pool in (jnp.mean, jnp.max)]
+        whole = jnp.concatenate(pooled, axis=-1)
+        whole = nn.silu(dense(self.channels[-1])(whole))
+        said = {name: dense(count)(whole) for name, count in _WHOLE.items()}
+        h = h + dense(h.shape[-1])(whole)[:, None, None]
+        for skip in skips[-2::-1]:
+            h = jnp.concatenate([upsample_nearest(h), skip], axis=-1)
+            h = _layer(conv(skip.shape[-1])(h))
+        for name, count in _PIXELS.items():
+            pixels = dense(4 * count)(h).reshape(batch, side // 2, side // 2, 2, 2, -1)
+            pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
+            said[name] = pixels.reshape(batch, side, side, count)
+        return said
+
+
+def _layer(x):
+    return GroupNorm(8, silu=True)(x)
+
+
+JUDGE = Judge()
+
+
+def make_judge(module, params):
+    """Makes the function that judges pictures.
+
+    Args:
+      module: Judge.
+      params: Its weights.
+
+    Returns:
+      Function of images, uint8 [N, S, S, 3] -> dict of int arrays: "label", "color",
+      "ground" and "pattern" [N], "segmentation" and "colors" [N, S, S], numbered as in
+      `truth.truth`; the colours are those of shapes, wherever there is one.
+    """
+
+    @jax.jit
+    def apply(images):
+        said = module.apply({"params": params}, to_float(images))
+        return {name: logits.argmax(-1) for name, logits in said.items()}
+
+    return lambda images: in_batches(apply, images, batch_size=128)
+
+
+def load_judge(
+    folder,
+    first_stage,
+    params,
+    image_size,
+    module=JUDGE,
+    num_steps=_STEPS,
+    num_scenes=_SCENES,
+):
+    """Reads the judge of a first stage from a folder, or trains it and puts it there.
+
+    Args:
+      folder: Where judges are kept.
+      first_stage: Autoencoder module.
+      params: Its weights.
+      image_size: Side of the pictures in pixels, a multiple of 8.
+      module: Judge.
+      num_steps: Steps of the training.
+      num_scenes: Number of scenes to train on.
+
+    Returns:
+      See `make_judge`.
+
+    Raises:
+      ConfigError: If pictures of that size cannot be judged.
+    """
+    if image_size % 8:
+        raise ConfigError(
+            f"pictures of {image_size} px cannot be judged: give a multiple of 8"
+        )
+    name = f"judge_{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
+    path = pathlib.Path(folder) / name
+    if not path.is_file():
+        start = time.perf_counter()
+        print("no judge of this first stage yet: training one ...", flush=True)
+        scenes = draw_scenes(num_scenes, image_size)
+        again = reconstruct(first_stage, params, scenes["image"])
+        trained = jax.device_get(train(module, scenes, again, num_steps))
+        write_weights(path, flatten_dict(trained, sep="/"))
+        print(f"judge: {path} ({time.perf_counter() - start:.0f} s)")
+    tensors = {k: np.asarray(v) for k, v in read_weights(path).tensors.items()}
+    return make_judge(module, unflatten_dict(tensors, sep="/"))
+
+
+def _checksum(params):
+    """CRC-32 of the weights: a judge knows the blur of one first stage."""
+    checksum = 0
+    for leaf in jax.tree.leaves(params):
+        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
+    return checksum
+
+
+def draw_scenes(count, image_size, seed=1):
+    """Draws scenes that no split of the data set `shapes` holds.
+
+    Args:
+      count: Number of scenes.
+      image_size: Side S in pixels.
+      seed: Seed of the scenes.
+
+    Returns:
+      Dict of "image" uint8 [N, S, S, 3] and what `truth.truth` says, stacked.
+    """
+    rows = []
+    for index in range(count):
+        example = examples.draw_example(seed, "judge", index, image_size)
+        rows.append(truth(example) | {"image": example["image"]})
+    return stack(rows)
+
+
+def reconstruct(first_stage, params, images, batch_size=64):
+    """Sends pictures through a first stage.
+
+    Args:
+      first_stage: Autoencoder module.
+      params: Its weights.
+      images: uint8 [N, S, S, 3].
+      batch_size: Pictures at a time.
+
+    Returns:
+      uint8 [N, S, S, 3].
+    """
+
+    @jax.jit
+    def apply(params, batch):
+        call = functools.partial(first_stage.apply, {"params": params})
+        latents = call(to_float(batch), method="encode").mode()
+        return to_uint8(call(latents, method="decode"))
+
+    return in_batches(lambda batch: apply(params, batch), images, batch_size)
+
+
+def in_batches(function, images, batch_size):
+    """Applies a compiled function batch by batch, the last one filled up.
+
+    Args:
+      function: images [batch_size, ...] -> pytree of arrays [batch_size, ...].
+      images: Array [N, ...], N >= 1.
+      batch_size: Rows at a time, so that one program serves all.
+
+    Returns:
+      The pytree, NumPy arrays [N, ...].
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        rows = np.arange(start, start + batch_size) % len(images)
+        parts.append(jax.device_get(function(images[rows])))
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
+
+
+def train(module, scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
+    """Trains a judge.
+
+    Args:
+      module: Judge.
+      scenes: Dict from `draw_scenes`.
+      again: The same pictures as a first stage gives them back.
+      num_steps: Number of steps.
+      batch_size: Pictures in a step.
+      seed: Seed of weights and order.
+
+    Returns:
+      Its weights.
+    """
+    rate = optax.warmup_cosine_decay_schedule(
+        0, _LEARNING_RATE, min(50, num_steps // 4), num_steps
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+    def objective(params, batch):
+        return loss(module.apply({"params": params}, batch["image"]), batch)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, batch):
+        grads = jax.grad(objective)(params, batch)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    key = jax.random.key(seed)
+    example = to_float(scenes["image"][:1])
+    params = jax.jit(module.init)(key, example)["params"]
+    state = optimizer.init(params)
+    rng, count = np.random.default_rng(seed), len(again)
+    for _ in range(num_steps):
+        rows = rng.integers(count, size=batch_size)
+        batch = {name: array[rows] for name, array in scenes.items()}
+        blurred = rng.random((batch_size, 1, 1, 1)) < 0.5
+        batch["image"] = to_float(np.where(blurred, again[rows], batch["image"]))
+        params, state = step(params, state, batch)
+    return params
+
+
+def loss(said, true):
+    """Sum of the cross-entropies of all that a judge says.
+
+    Args:
+      said: Dict of logits; see Judge.
+      true: Dict from `draw_scenes`, batched.
+
+    Returns:
+      Scalar.
+    """
+    segmentation = true["segmentation"]
+    # One answer of two is right where the ground has two colours.
+    grounds = true["grounds"] / true["grounds"].sum(-1, keepdims=True)
+    total = jnp.mean(optax.softmax_cross_entropy(said["ground"], grounds))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    for name in ("label", "color", "pattern"):
+        total += jnp.mean(cross_entropy(said[name], true[name]))
+    # The small shapes are few pixels, and the hardest.
+    small = (segmentation > 0) & (segmentation != true["label"][:, None, None] + 1)
+    of_pixels = cross_entropy(said["segmentation"], segmentation)
+    total += 4 * jnp.mean((1 + 4 * small) * of_pixels)
+    colors = jnp.take_along_axis(
+        true["colors"], segmentation.reshape(len(grounds), -1), 1
+    )
+    colors = colors.reshape(segmentation.shape)
+    shape = colors >= 0
+    of_pixels = cross_entropy(said["colors"], jnp.maximum(colors, 0))
+    return total + jnp.sum(of_pixels * shape) / jnp.maximum(shape.sum(), 1)

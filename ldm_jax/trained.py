@@ -1,0 +1,346 @@
+"""Trained models: from a workdir to modules with weights."""
+
+import dataclasses
+import pathlib
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax import checkpoint
+from ldm_jax.build import (
+    make_classifier,
+    make_first_stage,
+    make_model,
+    make_noise_schedule,
+)
+from ldm_jax.checkpoint import absolute
+from ldm_jax.data.inputs import make_inputs
+from ldm_jax.errors import ConfigError
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.classifier import Classifier
+from ldm_jax.models.first_stages import DECODER_PARTS
+from ldm_jax.sharding import path_name
+from ldm_jax.weights.lpips import load_lpips
+
+
+class TrainedClassifier(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      module: The Classifier.
+      params: Its weights, NumPy.
+      class_names: Names of the classes, an empty list where there are none.
+      source: The checkpoint folder, for the record.
+    """
+
+    module: Classifier
+    params: Any
+    class_names: list
+    source: str
+
+
+def load_classifier(workdir, model, meta, step=None, average=True):
+    """Loads a trained classifier to steer a diffusion model with.
+
+    Args:
+      workdir: Workdir of the classifier.
+      model: LatentDiffusion that it is to steer.
+      meta: What the checkpoint of that model records.
+      step: Checkpoint to take; the newest by default.
+      average: Take the moving average of the weights where one was kept.
+
+    Returns:
+      A TrainedClassifier.
+
+    Raises:
+      CheckpointError: If the checkpoint is missing or unreadable.
+      ConfigError: If it is no classifier, or one of other latents.
+    """
+    config, params, found = checkpoint.load_weights(workdir, step, average)
+    if config.stage != "classifier":
+        raise ConfigError(
+            f"{workdir} holds a run of the stage '{config.stage}'; give the workdir of "
+            "a classifier (configs/*classifier*.py)"
+        )
+    alphas = make_noise_schedule(config).table.alpha, model.schedule.table.alpha
+    problem = _difference(alphas, found, meta)
+    if problem:
+        raise ConfigError(
+            f"the classifier in {workdir} knows other latents than the model it is to "
+            f"steer: {problem}; train it with the model's first stage and schedule"
+        )
+    return TrainedClassifier(
+        make_classifier(config, model.first_stage, found["num_classes"]).classifier,
+        params["classifier"],
+        list(found["class_names"] or []),
+        found["folder"],
+    )
+
+
+def _difference(alphas, classifier, diffusion):
+    """What keeps two stages from knowing the same noisy latents; None if nothing."""
+    stages = [
+        (meta["first_stage"] or {}).get("checksum") for meta in (classifier, diffusion)
+    ]
+    if None not in stages and stages[0] != stages[1]:
+        return "their first stages differ"
+    factors = [meta["scaling_factor"] for meta in (classifier, diffusion)]
+    # Both may have measured it, on batches of their own.
+    if not np.isclose(*factors, rtol=0.05):
+        return f"their scaling factors are {factors[0]:.4g} and {factors[1]:.4g}"
+    if alphas[0].shape != alphas[1].shape or not np.allclose(*alphas, atol=1e-4):
+        return "their noise schedules differ"
+    return None
+
+
+def first_stage_folder(recorded, workdir):
+    """Finds the first stage of a second one, also if both moved together.
+
+    Args:
+      recorded: Its workdir as the second stage's checkpoint records it; where it lies
+        inside of that workdir, relative to it; "identity" for none.
+      workdir: Workdir of the second stage.
+
+    Returns:
+      Path of the first stage's workdir, or "identity".
+
+    Raises:
+      ConfigError: If it is not there.
+    """
+    if recorded == "identity":
+        return recorded
+    workdir, recorded = absolute(workdir), pathlib.Path(recorded)
+    for folder in (workdir / recorded, workdir.parent / recorded.name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        f"the first stage is no longer in {recorded}; say where it is with "
+        "--first_stage=ITS_WORKDIR"
+    )
+
+
+# Fields that do not say what weights mean, and those that their shapes show, which may
+# be written in more than one way.
+FREE_FIELDS = ("parent", "name", "dtype", "remat", "dropout", "frozen")
+
+
+class FirstStage(NamedTuple):
+    """A trained first stage.
+
+    Attributes:
+      module: The autoencoder.
+      params: Its weights, NumPy.
+      config: The config it was trained with; None for the identity.
+      record: Dict that says where the weights came from.
+    """
+
+    module: Any
+    params: Any
+    config: Any
+    record: dict
+
+
+def load_first_stage(workdir, step=None, average=True, key="first_stage.workdir"):
+    """Loads a trained first stage.
+
+    Args:
+      workdir: Its workdir, or "identity" for none: diffusion on pixels.
+      step: Checkpoint to take; the newest by default.
+      average: Take the moving average of the weights where one was kept.
+      key: What the workdir is called, for messages.
+
+    Returns:
+      A FirstStage.
+
+    Raises:
+      ConfigError: If the workdir is not given or holds something else.
+      CheckpointError: If there is no checkpoint in it, or it cannot be read.
+    """
+    if workdir == "identity":
+        module = make_first_stage({"kind": "identity"})
+        return FirstStage(module, {}, None, {"workdir": "identity", "step": None})
+    if not workdir:
+        raise ConfigError(
+            f"{key} is not set: train a first stage with train.py "
+            f"(configs/*autoencoder*.py) and give --config.{key}=ITS_WORKDIR"
+        )
+    config, params, meta = checkpoint.load_weights(workdir, step, average)
+    if config.stage != "autoencoder":
+        raise ConfigError(
+            f"{key}={workdir} holds a {config.stage} run; give the workdir of an "
+            "autoencoder"
+        )
+    record = record_of(workdir, meta) | {
+        "image_size": config.data.image_size,
+        "checksum": _latents_checksum(params["autoencoder"]),
+    }
+    module = make_first_stage(config.first_stage)
+    return FirstStage(module, params["autoencoder"], config, record)
+
+
+def _latents_checksum(params):
+    """CRC-32 of the weights that make latents: equal ones make equal latents."""
+    parts = {name: tree for name, tree in params.items() if name not in DECODER_PARTS}
+    checksum = 0
+    for leaf in jax.tree.leaves(parts):
+        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
+    return checksum
+
+
+def record_of(workdir, meta):
+    return {
+        "workdir": str(checkpoint.absolute(workdir)),
+        "step": meta["step"],
+        "weights": meta["item"],
+    }
+
+
+def check_same_latents(first, second):
+    """Checks that two first stages give the same latents, to the bit.
+
+    Args:
+      first: FirstStage that a second stage was trained on.
+      second: FirstStage whose decoder is to take its place.
+
+    Raises:
+      ConfigError: If they differ in anything but the decoder.
+    """
+    one, other = (_what_makes_latents(stage) for stage in (first, second))
+    places = [stage.record["workdir"] for stage in (first, second)]
+    for name in sorted(one.keys() | other.keys()):
+        if not np.array_equal(one.get(name), other.get(name)):
+            raise ConfigError(
+                f"the decoder in {places[1]} is of other latents than {places[0]}: "
+                f"{name} differs; train it with train.init_from={places[0]} and the "
+                "variant `decoder` of its config"
+            )
+
+
+def _what_makes_latents(stage):
+    params = {k: v for k, v in stage.params.items() if k not in DECODER_PARTS}
+    return flat_leaves(params) | module_fields(stage.module)
+
+
+def module_fields(module):
+    """The fields of a module that say what its weights mean."""
+    names = [field.name for field in dataclasses.fields(module)]
+    return {name: getattr(module, name) for name in names if name not in FREE_FIELDS}
+
+
+class Trained(NamedTuple):
+    """A trained second stage with everything that sampling needs.
+
+    Attributes:
+      model: The LatentDiffusion.
+      params: Its weights, NumPy.
+      frozen: Weights and scaling factor of the first stage, NumPy.
+      config: The config it was trained with.
+      inputs: What is made of an example for the conditions, batch key -> Input.
+      class_names: Names of the classes, an empty list where there are none.
+      source: The checkpoint folder, for the record.
+      weights: The item of it that holds the weights: "params" or "ema_params".
+      first_stage: What first stage decodes, in words.
+      decoder: What decoder is in place of the first stage's own, or None.
+      classifier: TrainedClassifier that steers, or None.
+      lpips: Weights of LPIPS for image guiding, or None.
+    """
+
+    model: LatentDiffusion
+    params: Any
+    frozen: Any
+    config: Any
+    inputs: dict
+    class_names: list
+    source: str
+    weights: str
+    first_stage: str
+    decoder: str | None = None
+    classifier: Any = None
+    lpips: Any = None
+
+
+def load_model(
+    workdir,
+    step=None,
+    average=True,
+    first_stage=None,
+    decoder=None,
+    classifier=None,
+    lpips=None,
+):
+    """Loads a trained second stage and the first stage it was trained on.
+
+    Args:
+      workdir: Workdir of the second stage.
+      step: Checkpoint to take; the newest by default.
+      average: Take the moving average of the weights where one was kept.
+      first_stage: Workdir of the first stage; as recorded by default.
+      decoder: Workdir of a first stage of the same latents whose decoder is used
+        instead.
+      classifier: Workdir of a classifier of the same latents that steers.
+      lpips: File of LPIPS' weights, or two with a comma between, for image guiding.
+
+    Returns:
+      A Trained.
+
+    Raises:
+      CheckpointError: If a checkpoint is missing or unreadable.
+      ConfigError: If the workdir is not that of a second stage, or the decoder or the
+        classifier knows other latents.
+    """
+    config, params, meta = checkpoint.load_weights(workdir, step, average)
+    if config.stage != "diffusion":
+        raise ConfigError(
+            f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
+            "needs a diffusion run"
+        )
+    recorded = meta["first_stage"]
+    folder = _first_stage_folder(first_stage, recorded, workdir)
+    first = load_first_stage(folder, recorded and recorded["step"])
+    where = _in_words(first.record)
+    if decoder:
+        swapped = load_first_stage(decoder, key="--decoder")
+        check_same_latents(first, swapped)
+        first = swapped
+        decoder = _in_words(first.record)
+    factor = np.float32(meta["scaling_factor"])
+    model = make_model(config, first.module, meta["num_classes"])
+    inputs = make_inputs(config.data.get("inputs"))
+    return Trained(
+        model=model,
+        params=params,
+        frozen={"first_stage": first.params, "scaling_factor": factor},
+        config=config,
+        # The conditions of some may have been turned off.
+        inputs={k: v for k, v in inputs.items() if k in model.conditioner.entries},
+        class_names=list(meta["class_names"] or []),
+        source=meta["folder"],
+        weights=meta["item"],
+        first_stage=where,
+        decoder=decoder,
+        classifier=classifier and load_classifier(classifier, model, meta),
+        lpips=lpips and load_lpips(*lpips.split(",")),
+    )
+
+
+def _in_words(record):
+    return f"step {record['step']} of {record['workdir']}"
+
+
+def _first_stage_folder(given, recorded, workdir):
+    """Where the first stage lies: as given, or as the checkpoint records it."""
+    if given:
+        return given
+    if recorded is None:
+        raise ConfigError(
+            f"{workdir} came without a first stage; say where one is with "
+            "--first_stage=ITS_WORKDIR"
+        )
+    return first_stage_folder(recorded["workdir"], workdir)
+
+
+def flat_leaves(tree, name=""):
+    leaves = jax.tree_util.tree_leaves_with_path({name: tree} if name else tree)
+    return {path_name(path): leaf for path, leaf in leaves}

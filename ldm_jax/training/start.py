@@ -1,0 +1,359 @@
+"""The state that a run starts from: restored, drawn, or with the weights of another."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from ldm_jax import checkpoint, sharding
+from ldm_jax.build import make_first_stage
+from ldm_jax.conditioners import CONDITIONERS
+from ldm_jax.config import build, differences, to_dict
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
+from ldm_jax.models.classifier import Classifier
+from ldm_jax.models.unet import UNet
+from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
+from ldm_jax.weights.towers import load_tower
+
+
+def first_state(run, abstract, start):
+    """Restores the state, or draws it directly into its shardings."""
+    _describe(run, abstract, start)
+    if start:
+        target = sharding.abstract_like(abstract, run.shardings)
+        return run.checkpoints.restore(start, target)
+    train = run.config.train
+    if train.freeze and not train.init_from:
+        raise ConfigError(
+            f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
+            "give train.init_from, the workdir of the run to start from"
+        )
+    init = jax.jit(run.stage.init, out_shardings=run.shardings)
+    state = init(jax.random.key(run.config.seed))
+    if train.init_from:
+        return start_from(run, state)
+    return _replace(run, state, run.stage.initial) if run.stage.initial else state
+
+
+def start_from(run, state):
+    """Puts the weights of another run in place of those that were drawn.
+
+    A discriminator brings its batch statistics, which an activation norm is nothing
+    without; optimisers begin anew.
+    """
+    weights, stats, record, notes = load_initial(run.config, state.params)
+    run.meta["init_from"] = record
+    for note in notes:
+        run.console.line(note)
+    return _replace(run, state, weights, stats)
+
+
+def _replace(run, state, weights, stats=None):
+    """Puts weights, and statistics, in place of a part of those that were drawn."""
+    weights = _put(weights, run.shardings.params)
+    stats = _put(stats or {}, run.shardings.stats)
+
+    def replace(state, weights, stats):
+        # Copies: donated buffers must not be shared.
+        average = {k: v for k, v in weights.items() if k in state.ema_params}
+        return state.replace(
+            params=_merge(state.params, jax.tree.map(jnp.copy, weights)),
+            ema_params=_merge(state.ema_params, jax.tree.map(jnp.copy, average)),
+            stats=_merge(state.stats, jax.tree.map(jnp.copy, stats)),
+        )
+
+    replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
+    return replace(state, weights, stats)
+
+
+def _put(tree, shardings):
+    """Places a part of a nested dict by the names in it."""
+    if not isinstance(tree, dict):
+        return sharding.put_tree(tree, shardings)
+    return {name: _put(part, shardings[name]) for name, part in tree.items()}
+
+
+def _merge(tree, part):
+    """Nested dict with the leaves of a part of it in place of its own."""
+    if not isinstance(part, dict):
+        return part
+    return tree | {name: _merge(tree[name], new) for name, new in part.items()}
+
+
+def _describe(run, abstract, start):
+    """Prints what is about to be trained, on what and from where."""
+    config, line = run.config, run.console.line
+    for name, params in abstract.params.items():
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        line(f"{name}: {size:,} parameters")
+    device = jax.devices()[0].device_kind
+    line(
+        f"{config.stage}: {run.data.num_examples:,} images, "
+        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as "
+        f"{dict(run.mesh.shape)}"
+    )
+    total = config.train.num_steps
+    if start >= total:
+        line(f"step {start} of {total}: already trained, nothing to do")
+    elif start:
+        line(f"resuming at step {start} of {total}")
+
+
+# Networks that serve training alone: a run may start without the old one.
+_AIDS = ("discriminator",)
+
+
+_SHOWN_FIELDS = ("attention_factors", "num_res_blocks", "transformer_depth")
+
+
+def load_initial(config, params):
+    """Loads the weights that a run starts from, as `train.init_from` says.
+
+    The moving average where one was kept.  What the other run has no weights of, and a
+    discriminator of another make, is left out and noted.
+
+    Args:
+      config: ConfigDict of the run that starts.
+      params: The weights that it trains, shapes suffice: dict with one entry per
+        network.
+
+    Returns:
+      (weights, stats, record, notes): dict like `params` of NumPy arrays, batch
+      statistics of the networks in it that have some, where they came from, and
+      sentences on what was left out or differs.
+
+    Raises:
+      ConfigError: If the other run trained something else.
+      CheckpointError: If there is no checkpoint, or it cannot be read.
+    """
+    workdir = config.train.init_from
+    theirs, found, meta = checkpoint.load_weights(workdir)
+    if theirs.stage != config.stage:
+        raise ConfigError(
+            f"train.init_from={workdir} holds a run of the stage '{theirs.stage}'; "
+            f"this one is of the stage '{config.stage}'"
+        )
+    if found.keys() != params.keys():
+        # An average is not kept of everything.
+        found = checkpoint.load_weights(workdir, meta["step"], average=False)[1] | found
+    weights, notes = {}, [f"starting from step {meta['step']} of {workdir}"]
+    for name, ours in params.items():
+        reason = _difference(name, ours, found.get(name))
+        if not reason:
+            weights[name] = found[name]
+        elif name in found and name not in _AIDS:
+            raise ConfigError(
+                f"train.init_from={workdir} holds another model: {reason}; use the "
+                "config that made it"
+            )
+        else:
+            notes.append(f"{name} starts anew: {reason}")
+    stats = _load_stats(meta["folder"], weights)
+    notes += model_notes(config, theirs)
+    return weights, stats, record_of(workdir, meta), notes
+
+
+def _load_stats(folder, weights):
+    """Batch statistics, which lie beside optimiser states: read where there are any."""
+    if not any(name in weights for name in _AIDS):
+        return {}
+    stats = checkpoint.load_item(folder, "training")["stats"]
+    return {name: tree for name, tree in stats.items() if name in weights}
+
+
+def model_notes(config, theirs):
+    """Sentences on fields that shapes do not show."""
+    return [
+        f"warning: {key} is {now}, in train.init_from it was {then}"
+        for key, now, then in differences(_meaning(config), _meaning(theirs))
+        if key.rpartition(".")[2] not in _SHOWN_FIELDS
+    ]
+
+
+def _meaning(config):
+    """What weights of a config mean, also where it leaves that to defaults."""
+    if config.stage == "autoencoder":
+        return {"first_stage": module_fields(make_first_stage(config.first_stage))}
+    if config.stage == "classifier":
+        network = build(Classifier, config.classifier, "classifier", out_channels=1)
+        schedule = _schedule_fields(to_dict(config.schedule))
+        return {"classifier": _unet_fields(network), "schedule": schedule}
+    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    return {
+        "unet": _unet_fields(build(UNet, config.unet, "unet", out_channels=1)),
+        "schedule": _schedule_fields(to_dict(config.schedule)),
+        "conditions": {
+            key: _entry_fields(entry)
+            for key, entry in entries.items()
+            if entry.get("kind") != "none"
+        },
+    }
+
+
+def _unet_fields(unet):
+    """As `module_fields`, with the heads that follow from the ways to say them."""
+    fields = module_fields(unet)
+    for name in ("num_heads", "head_channels", "up_num_heads"):
+        del fields[name]
+    levels = range(len(unet.channel_mult))
+    attending = [level for level in levels if unet.attends_at(level)]
+    # The middle, of the last level's width, attends always.
+    down = [unet.heads_at(level) for level in (*attending, levels[-1])]
+    up = [unet.heads_at(level, up=True) for level in attending]
+    return fields | {"heads": down, "up_heads": up}
+
+
+def _schedule_fields(section):
+    """The noise levels, whatever options they are of."""
+    prediction_type = section.pop("prediction_type", "noise")
+    alpha = build(make_schedule, section, "schedule").alpha
+    places = {"first": 0, "middle": len(alpha) // 2, "last": -1}
+    return {
+        "prediction_type": prediction_type,
+        "num_train_timesteps": len(alpha),
+        **{f"{name}_alpha": f"{alpha[place]:.6g}" for name, place in places.items()},
+    }
+
+
+def _entry_fields(entry):
+    """Options of a condition that have a default.
+
+    Shapes show the others, which a config may leave to the data set.
+    """
+    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
+    options = {
+        field.name: entry.get(field.name, field.default)
+        for field in fields
+        if field.default is not dataclasses.MISSING and field.name not in FREE_FIELDS
+    }
+    return options | {"kind": entry["kind"]}
+
+
+def _difference(name, ours, theirs):
+    """Names the first place where two trees of weights do not agree in shape."""
+    if theirs is None:
+        return f"{name} is absent there"
+    trees = [flat_leaves(tree, name) for tree in (ours, theirs)]
+    for path in sorted(trees[0].keys() | trees[1].keys()):
+        here, there = (
+            tuple(tree[path].shape) if path in tree else "absent" for tree in trees
+        )
+        if here != there:
+            return f"{path} is {there} there and {here} here"
+    return None
+
+
+def initial_weights(conditioner):
+    """Reads the towers that a new run takes over from elsewhere.
+
+    Args:
+      conditioner: Conditioner.
+
+    Returns:
+      Nested dict of NumPy arrays, a part of the parameters {"conditioner": ...}.
+
+    Raises:
+      ConfigError: If a file cannot be used, or a tower would keep random weights for
+        good.
+    """
+    found = {}
+    for key, tower in conditioner.towers().items():
+        if tower.weights:
+            try:
+                params = load_tower(tower.weights, tower.module)
+            except ConversionError as error:
+                raise ConfigError(f"conditions.{key}.weights: {error}") from error
+            found["conditioner", *tower.path.split("/")] = params
+        elif tower.frozen:
+            raise ConfigError(
+                f"conditions.{key} is frozen and would keep random weights: set "
+                f"conditions.{key}.weights to a file that has them, train.init_from to "
+                f"a run that has, or conditions.{key}.frozen=False to train it"
+            )
+    return unflatten_dict(found)
+
+
+def frozen_paths(conditioner):
+    """The towers that training leaves alone, as in `train.freeze`."""
+    towers = conditioner.towers().values()
+    return tuple(f"conditioner/{tower.path}" for tower in towers if tower.frozen)
+
+
+# Keys that may change between two runs of one workdir: they do not alter what a step
+# computes, or say how it began (train.init_from) and how long it goes on.
+FREE_KEYS = (
+    "sample",
+    "first_stage.workdir",
+    "data.data_dir",
+    "data.workers",
+    "data.eval_split",
+    "train.init_from",
+    "train.num_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.preview_every",
+    "train.preview_images",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.mesh",
+    "train.sharding_overrides",
+    "train.wandb",
+)
+
+
+# Keys that a checkpoint settles for good.
+FIXED_KEYS = ("first_stage.step", "first_stage.scaling_factor")
+
+
+def check_config(config, meta, allow_change):
+    """Compares the config with the one that a checkpoint records.
+
+    Args:
+      config: ConfigDict of this run.
+      meta: The checkpoint's `meta`.
+      allow_change: Accept a difference.
+
+    Returns:
+      Sentences on free keys that changed and should be noticed.
+
+    Raises:
+      CheckpointError: If they differ, naming the keys.
+    """
+    if meta.get("converted"):
+        raise CheckpointError(
+            "this workdir holds a converted model, which no run can go on from: give "
+            "another --workdir, and this one as --config.train.init_from"
+        )
+    recorded = ConfigDict(meta["config"])
+    rows = differences(config, recorded, FREE_KEYS)
+    for key, ours, theirs in rows:
+        if key in FIXED_KEYS:
+            raise CheckpointError(
+                f"{key} is {theirs} in this workdir and {ours} here, but the denoiser "
+                "knows those latents alone; use another --workdir, and this one as "
+                "--config.train.init_from"
+            )
+    if not rows or allow_change:
+        return _notes(config.train, recorded.train, rows)
+    changes = (f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)
+    shown = "; ".join(changes)
+    raise CheckpointError(
+        f"the checkpoint in this workdir belongs to another config ({shown}); use "
+        "another --workdir, or --allow_config_change to go on with the new values"
+    )
+
+
+def _notes(train, recorded, rows):
+    notes = [f"changed: {key} from {theirs} to {ours}" for key, ours, theirs in rows]
+    decays = train.decay != "constant" and train.decay_steps is None
+    if decays and train.num_steps != recorded.num_steps:
+        notes.append(
+            f"train.num_steps is {train.num_steps}, was {recorded.num_steps}: the "
+            f"{train.decay} learning rate now ends at step {train.num_steps}"
+        )
+    return notes

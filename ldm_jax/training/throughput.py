@@ -1,0 +1,120 @@
+"""How fast a run is: images, operations, memory and time spent waiting for data."""
+
+import contextlib
+import resource
+import time
+
+import jax
+
+
+class Stopwatch:
+    """Times steps between two log lines; pauses do not count."""
+
+    def __init__(self, batch_size, flops, chips):
+        """Starts it.
+
+        Args:
+          batch_size: Images per step, over all chips.
+          flops: Floating-point operations per step over all chips, or None.
+          chips: Number of chips.
+        """
+        self._batch_size = batch_size
+        self._flops = flops
+        self._chips = chips
+        self._peak = peak_tflops()
+        self._restart()
+
+    def _restart(self):
+        self._start = time.perf_counter()
+        self._paused = 0.0
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves what is done inside out of the measure."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Counts what is done inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def lap(self, steps):
+        """Returns the speed over the last `steps` steps and starts anew.
+
+        Returns:
+          Dict: images per second, the same per chip, TFLOP/s per chip and utilisation
+          (fraction of the bfloat16 peak) where they are known, milliseconds per step
+          spent waiting for data, and peak memory in GB.
+        """
+        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        rate = steps * self._batch_size / seconds
+        speed = {
+            "images_per_s": rate,
+            "images_per_s_per_chip": rate / self._chips,
+        }
+        if self._flops:
+            tflops = self._flops * steps / seconds / self._chips / 1e12
+            speed["tflops_per_s_per_chip"] = tflops
+            if self._peak:
+                speed["utilisation"] = tflops / self._peak
+        speed["data_wait_ms"] = 1000 * self._waited / steps
+        speed |= memory()
+        self._restart()
+        return speed
+
+
+def memory():
+    """Returns the peak memory in GB: of the device, or of the process on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return {"device_memory_gb": stats["peak_bytes_in_use"] / 1e9}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"host_memory_gb": kilobytes / 1e6}
+
+
+# Peak dense bfloat16 TFLOP/s per chip as jax names the device (vendors' data sheets).
+PEAK_TFLOPS = {
+    "NVIDIA A100": 312.0,
+    "NVIDIA H100": 989.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA B200": 2250.0,
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5p": 459.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+    "TPU v6e": 918.0,
+    "TPU7x": 2307.0,
+}
+
+
+def peak_tflops(device=None):
+    """Returns the device's peak TFLOP/s in bfloat16, None where it is not known."""
+    kind = (jax.devices()[0] if device is None else device).device_kind
+    matches = [name for name in PEAK_TFLOPS if kind.startswith(name)]
+    return PEAK_TFLOPS[max(matches, key=len)] if matches else None
+
+
+def count_flops(lowered):
+    """Counts the operations of one call, over all devices, before optimisation.
+
+    Args:
+      lowered: A `jax.stages.Lowered`; its program has global shapes, so that custom
+        kernels and partitioning chosen later hide nothing.
+
+    Returns:
+      Floating-point operations, or None where the backend does not say.
+    """
+    try:
+        analysis = lowered.cost_analysis()
+    except NotImplementedError:
+        return None
+    if isinstance(analysis, list | tuple):
+        analysis = analysis[0] if analysis else {}
+    return (analysis or {}).get("flops")

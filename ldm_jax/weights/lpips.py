@@ -1,0 +1,138 @@
+r"""Weights of LPIPS, from the files that people have.
+
+    python -m ldm_jax.weights.lpips vgg16-397923af.pth vgg.pth lpips_vgg16.safetensors
+
+reads torchvision's VGG16 and the published linear heads once and writes the one file
+that configs name as `loss.lpips_weights`. A checkpoint of the original's first stage
+holds both: give it alone.
+"""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.errors import ConversionError
+from ldm_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE, SCALE, SHIFT
+from ldm_jax.weights.files import read_weights, write_weights
+from ldm_jax.weights.state_dict import (
+    CONV,
+    Row,
+    Transform,
+    layer_rows,
+    to_params,
+    to_state_dict,
+)
+
+WHERE = (
+    "LPIPS takes torchvision's VGG16 (download.pytorch.org/models/vgg16-397923af.pth) "
+    "and the linear heads (lpips/weights/v0.1/vgg.pth of "
+    "github.com/richzhang/PerceptualSimilarity); make one file of them with `python -m "
+    "ldm_jax.weights.lpips VGG16 HEADS OUTPUT.safetensors`"
+)
+
+_HEAD = Transform(lambda a: (a.reshape(-1),), lambda a: a.reshape(1, -1, 1, 1))
+
+
+def lpips_rows():
+    """Maps the original's `perceptual_loss` to LPIPS."""
+    rows = [
+        Row(f"scaling_layer.{name}", (), _constant(values))
+        for name, values in (("shift", SHIFT), ("scale", SCALE))
+    ]
+    for block, (_, count) in enumerate(BLOCKS, start=1):
+        for i, index in enumerate(_indices(block, count), start=1):
+            theirs = f"net.slice{block}.{index}"
+            rows += layer_rows(theirs, f"conv{block}_{i}", CONV)
+        rows.append(Row(f"lin{block - 1}.model.1.weight", (f"head{block}",), _HEAD))
+    return rows
+
+
+def _constant(values):
+    """What theirs stores and ours knows."""
+    array = np.array(values, np.float32).reshape(1, -1, 1, 1)
+    return Transform(lambda a: (), lambda: array)
+
+
+def _indices(block, count):
+    """Places of a block's convolutions among torchvision's layers."""
+    # Each convolution has a ReLU after it, each block but the last a pooling.
+    start = sum(2 * n + 1 for _, n in BLOCKS[: block - 1])
+    return range(start, start + 2 * count, 2)
+
+
+def convert_lpips(*state_dicts):
+    """Reads weights of LPIPS.
+
+    Args:
+      *state_dicts: One dict with all of it, or one of VGG16 and one of the heads, in
+        torchvision's, the lpips package's or the original's names. Other keys are
+        passed over.
+
+    Returns:
+      The parameters of LPIPS.
+
+    Raises:
+      ValueError: If one is missing or of a wrong shape.
+    """
+    found = {}
+    for state_dict in state_dicts:
+        found |= {_name(key): array for key, array in state_dict.items()}
+    rows = lpips_rows()
+    known = {row.theirs for row in rows}
+    images = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3), jnp.float32)
+    target = jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
+    return to_params(rows, {k: v for k, v in found.items() if k in known}, target)
+
+
+def _name(key):
+    """Brings the names of all sources to those of the original."""
+    key = re.sub(r"^(.*\.)?perceptual_loss\.", "", key)
+    key = re.sub(r"^lins\.(\d)\.", r"lin\1.", key)
+    place = re.fullmatch(r"features\.(\d+)\.(weight|bias)", key)
+    if not place:
+        return key
+    for block, (_, count) in enumerate(BLOCKS, start=1):
+        if int(place[1]) in _indices(block, count):
+            return f"net.slice{block}.{place[1]}.{place[2]}"
+    return key
+
+
+def load_lpips(*paths):
+    """Reads the parameters of LPIPS from files.
+
+    Args:
+      *paths: One file with all of it, or those of VGG16 and of the heads.
+
+    Returns:
+      The parameters of LPIPS, NumPy.
+
+    Raises:
+      ConversionError: If a file is missing, unreadable or holds something else.
+    """
+    try:
+        return convert_lpips(*(read_weights(path).tensors for path in paths))
+    except ValueError as error:
+        names = ", ".join(map(str, paths))
+        raise ConversionError(f"{names}: {error}. {WHERE}") from error
+
+
+def main(argv):
+    """Converts once; returns the exit status."""
+    if len(argv) not in (2, 3):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        params = load_lpips(*argv[:-1])
+        write_weights(argv[-1], to_state_dict(lpips_rows(), params))
+    except ConversionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {argv[-1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

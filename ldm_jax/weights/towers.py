@@ -1,0 +1,123 @@
+"""Weights of frozen towers, from the files that people have.
+
+| tower | files of |
+| --- | --- |
+| text | transformers' CLIPModel, CLIPTextModel and CLIPTextModelWithProjection |
+| text | OpenCLIP |
+| text | diffusers' LDMBertModel |
+| image | transformers' CLIPModel and CLIPVisionModelWithProjection |
+
+A text encoder with fewer layers than the file's tower is its lower part, as Stable
+Diffusion 2 takes the last but one layer.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.errors import ConversionError
+from ldm_jax.models.image_encoder import ImageEncoder
+from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.weights.files import find_weights, read_json, read_weights
+from ldm_jax.weights.state_dict import select, to_params
+from ldm_jax.weights.tower_names import (
+    clip_image_rows,
+    clip_rows,
+    ldm_bert_rows,
+    open_clip_rows,
+)
+
+WHERE = (
+    "give a folder with model.safetensors and config.json from huggingface.co, such as "
+    "that of openai/clip-vit-large-patch14 (Stable Diffusion 1, image embeddings) or "
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K (Stable Diffusion 2)"
+)
+
+
+def load_tower(path, module):
+    """Reads the parameters of a tower.
+
+    Args:
+      path: File of weights, or a folder with one; a config.json beside it is compared.
+      module: TextEncoder or ImageEncoder.
+
+    Returns:
+      Nested dict of NumPy arrays.
+
+    Raises:
+      ConversionError: If it is missing, unreadable or of another tower.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise ConversionError(f"there is no file or folder {path}: {WHERE}")
+    file = find_weights(path) if path.is_dir() else path
+    tensors = read_weights(file).tensors
+    part = "vision" if isinstance(module, ImageEncoder) else "text"
+    _check_config(file.with_name("config.json"), module, part)
+    rows, tensors = (_text if part == "text" else _image)(module, tensors)
+    if not tensors:
+        raise ConversionError(f"{file} holds no {part} tower: {WHERE}")
+    try:
+        return to_params(rows, tensors, _shapes(module))
+    except ValueError as error:
+        raise ConversionError(
+            f"{file} does not fit the options of the condition: {error}; {WHERE}"
+        ) from error
+
+
+def _text(encoder, tensors):
+    """Rows and tensors of a text tower, which are empty if there is none."""
+    if "model.embed_tokens.weight" in tensors:
+        return ldm_bert_rows(encoder), tensors
+    if "token_embedding.weight" in tensors:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("visual.")}
+        unused = _unused(encoder, tensors, "transformer.resblocks.")
+        return open_clip_rows(encoder, unused), tensors
+    # From version 5 on, transformers' CLIPTextModel has no prefix.
+    tensors = select(tensors, "text_model.") or tensors
+    if "embeddings.token_embedding.weight" not in tensors:
+        return [], {}
+    return clip_rows(encoder, _unused(encoder, tensors, "encoder.layers.")), tensors
+
+
+def _image(encoder, tensors):
+    """Rows and tensors of an image tower, which are empty if there is none."""
+    prefixes = "vision_model.", "visual_projection."
+    tensors = {k: v for k, v in tensors.items() if k.startswith(prefixes)}
+    return clip_image_rows(encoder), tensors
+
+
+def _unused(encoder, tensors, prefix):
+    """Number of layers behind the last one of ours."""
+    layers = {key.split(".", 1)[0] for key in select(tensors, prefix)}
+    return max(len(layers) - encoder.num_layers, 0)
+
+
+def _shapes(module):
+    """Shapes of a module's parameters."""
+    if isinstance(module, TextEncoder):
+        example = jax.ShapeDtypeStruct((1, module.max_length), jnp.int32)
+    else:
+        side = module.image_size
+        example = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+
+
+def _check_config(path, module, part):
+    """Compares what shapes do not show with a config.json, where there is one."""
+    if not path.is_file():
+        return
+    config = read_json(path)
+    config = config.get(f"{part}_config") or config
+    for key, name in _UNSEEN.items():
+        theirs, ours = config.get(key), getattr(module, name)
+        if theirs is not None and theirs != ours:
+            raise ConversionError(
+                f"{path} says {key}={theirs!r}, but {name} is {ours!r} here: set it to "
+                f"{theirs!r}"
+            )
+
+
+# Key of a config.json -> field of ours.
+_UNSEEN = {"num_attention_heads": "num_heads", "hidden_act": "activation"}
