@@ -1,0 +1,105 @@
+"""Workdirs of version 0.1.0 sample and resume as they did then.
+
+`old_workdirs.tar.xz` was made with version 0.1.0 and jax 0.10.2 on one CPU device,
+under the flags that tests run with. `train` of `tests/runs.py` trained `:tiny` of
+shapes_autoencoder, shapes_class and shapes_classifier for two steps each on the tiny
+`shapes`, without previews and evaluations (BARE) and with networks as small as they
+get: the denoiser with DENOISER below; the first stage with 4 channels, channel_mult of
+(1, 1) and norms of 2 groups, its discriminator with 4 channels; the classifier with 4
+channels, channel_mult of (1,), norms of 2 groups, heads of 4 channels and no
+attention_factors. Of each the checkpoints and config.json were kept; they name the
+folder /tmp/old_workdirs, from which they have moved since. `samples.npz` is what
+`sample.py --num_samples=4 --num_steps=4 --npz` wrote for the second stage;
+`resumed.npz` and `resumed_ema.npz` hold its weights and their moving average after it
+went on to step 4, as "a/b/c" -> array. The denoiser was called `unet` then, in configs
+and among the parameters.
+"""
+
+import pathlib
+import shutil
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import sampling
+from ldm_jax.sharding import path_name
+from tests.runs import BARE, train, weights_of
+
+ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
+
+# What `unet` is called today.
+NETWORK = "unet"
+
+# Steps are large, so that pictures depend on the weights, and a large eps keeps
+# gradients that are mere rounding errors, such as those of the keys' biases, small.
+DENOISER = {
+    f"{NETWORK}__channels": 8,
+    f"{NETWORK}__channel_mult": (1,),
+    f"{NETWORK}__norm_groups": 4,
+    f"{NETWORK}__head_channels": 8,
+    "train__learning_rate": 0.03,
+    "train__optimizer__eps": 1e-4,
+}
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """Folder of the unpacked archive."""
+    folder = tmp_path_factory.mktemp("old_workdirs")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def today(name):
+    """Today's name of a parameter."""
+    head, *rest = name.split("/")
+    return "/".join([NETWORK if head == "unet" else head, *rest])
+
+
+def test_samples_the_same_pictures(old, tmp_path, one_device):
+    model = sampling.load_model(old / "class")
+    sampling.run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
+    expected, found = arrays(old / "samples.npz"), arrays(tmp_path / "samples.npz")
+    assert found.keys() == expected.keys()
+    pictures, labels = "arr_0", "label"
+    np.testing.assert_array_equal(found[labels], expected[labels])
+    assert found[pictures].dtype == np.uint8
+    distance = found[pictures].astype(int) - expected[pictures]
+    assert np.abs(distance).max() <= 1
+
+
+def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
+    workdir = shutil.copytree(old / "class", tmp_path / "class")
+    place = {"first_stage__workdir": str(old / "autoencoder")}
+    train("shapes_class", shapes_dir, workdir, **place, **BARE, **DENOISER)
+    for average, name in ((False, "resumed.npz"), (True, "resumed_ema.npz")):
+        expected = {today(key): value for key, value in arrays(old / name).items()}
+        leaves = jax.tree.leaves_with_path(weights_of(workdir, average))
+        found = {path_name(path): leaf for path, leaf in leaves}
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            np.testing.assert_allclose(
+                value, expected[key], rtol=0, atol=1e-5, err_msg=f"{name}: {key}"
+            )
+
+
+def test_a_classifier_steers(old, tmp_path, one_device):
+    model = sampling.load_model(old / "class", classifier=old / "classifier")
+    assert model.classifier.class_names == model.class_names
+    given = {"labels": ["heart"]}
+    sampling.run(model, tmp_path, given, num_samples=1, num_steps=2)
+    assert (tmp_path / "000000.png").is_file()
