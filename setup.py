@@ -36,7 +36,14 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],
-        "test": ["pytest>=8", "pytest-xdist>=3.7", "ruff>=0.9", "tensorboard>=2.16"],
+        "test": [
+            "beartype>=0.22",
+            "jaxtyping>=0.3.7",
+            "pytest>=8",
+            "pytest-xdist>=3.7",
+            "ruff>=0.9",
+            "tensorboard>=2.16",
+        ],
         # PyTorch and diffusers serve the side-by-side benchmarks only.
         "parity": ["torch>=2.6", "diffusers>=0.30"],
     },

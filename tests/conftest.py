@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TFDS_DATA_DIR", tempfile.mkdtemp(prefix="tfds-"))
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 from absl import flags  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/jax")
@@ -24,6 +25,19 @@ if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 import pytest  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--check_shapes",
+        action="store_true",
+        help="check the annotated shapes of arrays in every call",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--check_shapes"):
+        jaxtyping.install_import_hook("ldm_jax", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("errors", "console", "models", "diffusion", "tiling"),
+    ("annotations", "errors", "console", "models", "diffusion", "tiling"),
     ("config", "images", "sharding", "weights", "conditioners"),
     ("cli", "data", "checkpoint", "latent_diffusion"),
     ("batches", "generate", "latent_classifier"),
@@ -40,6 +40,13 @@ def _modules():
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         graph[name] = {n for n in _imports(path) if n.startswith("ldm_jax.")}
+    for name, imported in graph.items():
+        # `from package import module` loads the module; the package is on the way.
+        graph[name] = {
+            n
+            for n in imported
+            if not any(m in graph for m in imported if m != n and m.startswith(f"{n}."))
+        }
     return graph
 
 
