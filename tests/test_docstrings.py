@@ -28,21 +28,21 @@ ALLOWED = {
     "convert": 231,
     "data": 213,
     "diffusion": 110,
-    "evaluation": 68,
+    "evaluation": 73,
     "generate": 21,
     "images": 16,
     "latent_classifier": 2,
     "latent_diffusion": 16,
     "models": 253,
-    "sampling": 83,
+    "sampling": 84,
     "sharding": 28,
     "tiling": 28,
     "trained": 20,
-    "training": 169,
+    "training": 165,
     "weights": 74,
 }
 
-# An annotation that holds an array; where shapes are given, ldm_jax.annotations is used.
+# Annotations that hold an array, and those that give its shape.
 ARRAY = re.compile(r"\b(Array|ndarray)\b")
 SHAPED = re.compile(r"\b(Bool|Float|Int|Key|Num|Shaped|UInt8)\[")
 # A docstring that says a shape: "[B, h, w, c]", "a scalar", "shaped like `x`".
