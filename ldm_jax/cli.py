@@ -5,12 +5,7 @@ import sys
 
 from absl import flags
 
-from ldm_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    TrainingDiverged,
-)
+from ldm_jax.errors import UserError
 
 flags.DEFINE_bool(
     "distributed",
@@ -40,7 +35,7 @@ def one_line_errors(main):
     def wrapped(argv):
         try:
             return main(argv)
-        except (ConfigError, CheckpointError, DataError, TrainingDiverged) as error:
+        except UserError as error:
             if flags.FLAGS.traceback:
                 raise
             _fail(error, 1)
