@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ldm_jax.annotations import Array, Float, Int, Num
+from ldm_jax.annotations import Array, Float, Integer, Num
 from ldm_jax.conditioners.checks import check_floats, check_images
 from ldm_jax.models.layers import dense, kernel_init
 from ldm_jax.models.resize import METHODS, rescale
@@ -138,7 +138,7 @@ class ChannelsOfLabels(nn.Module):
 
     @nn.compact
     def __call__(
-        self, labels: Int[Array, "batch height width"]
+        self, labels: Integer[Array, "batch height width"]
     ) -> Float[Array, "batch height width {self.features}"]:
         """Looks labels up.
 
