@@ -365,8 +365,8 @@ def _shrink(section, table):
                     entry[key] = value
 
 
-# The fields of a toy by kind of backbone, where they are written out so that they can be
-# changed further; `tiny` takes those that the kind itself has for a toy.
+# The fields of a toy by kind of backbone, where they are written out to be changed
+# further; `tiny` takes those that the kind itself has for a toy.
 _TINY_BACKBONES = {
     "unet": dict(
         channels=32,

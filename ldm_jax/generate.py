@@ -73,8 +73,8 @@ def sample_latents(
         is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
-        are larger, best the size it was trained on (`tiling.tile_backbone`); None for the
-        whole at once.
+        are larger, best the size it was trained on (`tiling.tile_backbone`); None for
+        the whole at once.
       noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
         what `inversion.invert_latents` found.
 
@@ -244,6 +244,7 @@ def make_denoiser(
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
+
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
     def backbone(latents, timesteps, *conditioning):

@@ -90,7 +90,10 @@ def draw_params(model):
 
 def test_init_makes_what_is_trained(batch):
     init = functools.partial(latent_diffusion.init, rng=jax.random.key(0), batch=batch)
-    assert set(jax.eval_shape(lambda: init(make_model()))) == {"backbone", "conditioner"}
+    assert set(jax.eval_shape(lambda: init(make_model()))) == {
+        "backbone",
+        "conditioner",
+    }
     params = jax.eval_shape(lambda: init(make_model(None)))
     assert params["conditioner"] == {}
     params = jax.eval_shape(lambda: init(make_model(learn_logvar=True)))
@@ -420,7 +423,10 @@ def test_strength_one_starts_from_noise_alone():
 
 
 def test_strength_zero_gives_back_the_image_as_it_is():
-    model, known = make_model(None, backbone=Oracle("noise")), normal(keys(2), (8, 8, 2))
+    model, known = (
+        make_model(None, backbone=Oracle("noise")),
+        normal(keys(2), (8, 8, 2)),
+    )
     np.testing.assert_array_equal(
         draw(model, keys(2), {}, known=known, strength=0), known
     )
@@ -444,7 +450,10 @@ def test_inverted_latents_are_found_again():
 
 
 def test_strength_starts_at_the_level_of_the_first_step_that_runs():
-    model, known = make_model(None, backbone=Oracle("noise")), jnp.full((2, 8, 8, 2), 3.0)
+    model, known = (
+        make_model(None, backbone=Oracle("noise")),
+        jnp.full((2, 8, 8, 2), 3.0),
+    )
 
     def stay(predict, latents, state, now, next, noise):
         return latents, state

@@ -152,7 +152,10 @@ def test_a_second_stage_goes_on_from_another(
     assert_same_bits(before["conditioner"], after["conditioner"])
     assert_same_bits(before["backbone"]["conv_in"], after["backbone"]["conv_in"])
     assert np.abs(before["backbone"]["conv_out"]["kernel"]).max() > 0
-    moved = before["backbone"]["conv_out"]["kernel"] != after["backbone"]["conv_out"]["kernel"]
+    moved = (
+        before["backbone"]["conv_out"]["kernel"]
+        != after["backbone"]["conv_out"]["kernel"]
+    )
     assert moved.any()
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         overrides |= {"train__init_from": str(first_stage)}

@@ -18,7 +18,7 @@ from ldm_jax.weights.state_dict import (
 
 
 def unet_rows(unet, head_major=True, linear_projection=False):
-    """Maps a UNetModel; ours lies under "backbone/", its class embedding under "label/".
+    """Maps a UNetModel: ours is "backbone/", its class embedding "label/".
 
     Args:
       unet: UNet module.

@@ -199,7 +199,10 @@ def _read_weights(model, weights, unet, options, log):
             for key, value in params["conditioner"].items()
             if is_embedded(key, config["conditions"][key])
         }
-        target["ema_params"] = {"backbone": params["backbone"], "conditioner": conditioner}
+        target["ema_params"] = {
+            "backbone": params["backbone"],
+            "conditioner": conditioner,
+        }
     if first:
         target["first_stage"] = _first_stage_target(first.config)
     rows = diffusion_rows(model, tensors)

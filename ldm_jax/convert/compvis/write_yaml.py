@@ -105,8 +105,8 @@ def _heads_yaml(section):
         both = {} if heads is None or size is None else {"legacy": False}
         return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
-        f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
-        "said in the original's YAML"
+        f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot "
+        "be said in the original's YAML"
     )
 
 
