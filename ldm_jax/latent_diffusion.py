@@ -15,13 +15,16 @@ knows of it. `generation.py` draws from the model.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
-from ldm_jax.conditioners import Conditioner
+from ldm_jax.annotations import Array, Float, Key, Num
+from ldm_jax.conditioners import Conditioner, Conditioning
 from ldm_jax.diffusion import objective
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
@@ -215,8 +218,15 @@ def condition(model, params, batch, drop=None):
 
 
 def apply_backbone(
-    model, params, latents, timesteps, conditioning, *, train=False, rngs=None
-):
+    model: "LatentDiffusion",
+    params: Mapping[str, Any],
+    latents: Float[Array, "batch height width channels"],
+    timesteps: Num[Array, " batch"],
+    conditioning: Conditioning,
+    *,
+    train: bool = False,
+    rngs: Mapping[str, Key[Array, ""]] | None = None,
+) -> Float[Array, "batch height width channels"]:
     """Applies the denoiser network: the one place where that happens.
 
     Args:

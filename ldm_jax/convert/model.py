@@ -1,6 +1,7 @@
 """A trained model on its way from one format to another, in our terms."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from ldm_jax import latent_diffusion
 from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights.unpickle import Tensor
 
 
@@ -135,7 +137,7 @@ def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
     return make_model(ConfigDict(config), module, num_classes)
 
 
-def make_unet(section):
+def make_unet(section: Mapping[str, Any]) -> UNet:
     """Builds the U-Net of a config; other formats have no other backbone.
 
     Args:

@@ -267,10 +267,6 @@ def diffusion_rows(model, tensors=()):
     return rows + [Row(name, (), UNUSED) for name in names]
 
 
-def _fields(section):
-    return {key: value for key, value in section.items() if key != "out_channels"}
-
-
 def _inside(row, theirs, ours):
     """Where a row of the U-Net lies in a file and in a training state."""
     paths = tuple(
