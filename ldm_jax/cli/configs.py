@@ -17,9 +17,10 @@ _SHARED = ("__init__", "common", "published", "shapes_tasks")
 
 
 def shipped_folder() -> pathlib.Path:
-    """Returns the folder of the configs that belong to the package.
+    """Finds the configs that belong to the package.
 
-    In a checkout it lies beside the package, in an installation within.
+    Returns:
+      Their folder: beside the package in a checkout, inside of it when installed.
     """
     package = pathlib.Path(__file__).absolute().parent.parent
     inside = package / "configs"
@@ -27,7 +28,11 @@ def shipped_folder() -> pathlib.Path:
 
 
 def config_names() -> list[str]:
-    """Returns the names of all experiments, of ./configs and of the package."""
+    """Lists all experiments.
+
+    Returns:
+      Sorted names of the files in ./configs and of those of the package.
+    """
     files = [path for folder in _folders() for path in folder.glob("*.py")]
     return sorted({path.stem for path in files} - set(_SHARED))
 

@@ -10,7 +10,8 @@ from absl import flags
 
 from ldm_jax.cli.flags import GROUPS, REQUIRED
 
-_ASKS = {"--help", "-help", "--helpshort", "-h"}
+_SHORT = {"--help", "-help", "--helpshort", "-h"}
+_FULL = {"--helpfull", "-helpfull"}
 
 # Type of a flag, as absl names it -> what stands for its value.
 _VALUES = {
@@ -26,14 +27,18 @@ _VALUES = {
 _INDENT = 28
 
 
-def is_asked(argv: list[str]) -> bool:
-    """Returns whether a command line asks for help."""
-    return not _ASKS.isdisjoint(argv[1:])
+def asked(argv: list[str]) -> str:
+    """Finds out whether a command line asks for help.
 
+    Args:
+      argv: The command line, with the name of the program.
 
-def is_asked_in_full(argv: list[str]) -> bool:
-    """Returns whether a command line asks for all flags, those of libraries too."""
-    return not {"--helpfull", "-helpfull"}.isdisjoint(argv[1:])
+    Returns:
+      "short", "full" (with the flags of libraries), or "" where it does not ask.
+    """
+    if not _FULL.isdisjoint(argv[1:]):
+        return "full"
+    return "" if _SHORT.isdisjoint(argv[1:]) else "short"
 
 
 def text(doc: str, arguments: str = "", full: bool = False) -> str:

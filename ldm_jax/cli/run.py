@@ -57,9 +57,9 @@ def _run(main, uses_jax, argv):
 
 def _parse(doc, arguments, argv):
     """Parses the command line; a wrong flag or key is one line and exit status 2."""
-    full = help_.is_asked_in_full(argv)
-    if full or help_.is_asked(argv):
-        print(help_.text(doc, arguments, full))
+    asked = help_.asked(argv)
+    if asked:
+        print(help_.text(doc, arguments, full=asked == "full"))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
