@@ -1,16 +1,36 @@
 """Parts of a model that a run leaves as they are.
 
-`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. No
-gradient is computed for them, nor for what lies before the first part that is trained,
-and no optimiser holds a state of them.
+`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. Of
+a first stage "latents" stands for all that makes its latents (see FIRST_STAGES). No
+gradient is computed for frozen parts, nor for what lies before the first part that is
+trained, and no optimiser holds a state of them.
 """
 
 import jax
 import optax
 
+from ldm_jax.build import make_first_stage
 from ldm_jax.config import suggest
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.sharding import path_name
+
+
+def freeze_paths(config):
+    """Reads `train.freeze`, with paths in place of the word "latents".
+
+    Args:
+      config: ConfigDict with `stage`, `first_stage` and `train`.
+
+    Returns:
+      Tuple of paths.
+    """
+    freeze = tuple(config.train.get("freeze", ()))
+    if config.stage != "autoencoder" or "latents" not in freeze:
+        return freeze
+    parts = row_of(make_first_stage(config.first_stage)).latent_parts
+    paths = [f"autoencoder/{part}" for part in parts]
+    return (*paths, *(path for path in freeze if path != "latents"))
 
 
 def within(freeze, network):
