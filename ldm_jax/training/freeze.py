@@ -6,8 +6,12 @@ gradient is computed for frozen parts, nor for what lies before the first part t
 trained, and no optimiser holds a state of them.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.config import suggest
@@ -16,7 +20,7 @@ from ldm_jax.models.first_stages import row_of
 from ldm_jax.sharding import path_name
 
 
-def freeze_paths(config):
+def freeze_paths(config: ConfigDict) -> tuple[str, ...]:
     """Reads `train.freeze`, with paths in place of the word "latents".
 
     Args:
@@ -33,7 +37,7 @@ def freeze_paths(config):
     return (*paths, *(path for path in freeze if path != "latents"))
 
 
-def within(freeze, network):
+def within(freeze: Sequence[str], network: str) -> tuple[str, ...]:
     """Takes the paths that concern one network, as paths inside of it.
 
     Args:
@@ -47,13 +51,21 @@ def within(freeze, network):
     return tuple("".join(rest) for name, *rest in parts if name == network)
 
 
-def is_frozen(path, freeze):
-    """Returns whether a parameter lies at or below one of the paths."""
+def is_frozen(path: str, freeze: Sequence[str]) -> bool:
+    """Whether a parameter lies at or below one of the paths.
+
+    Args:
+      path: Path of the parameter.
+      freeze: Paths; the empty one is that of everything.
+
+    Returns:
+      Whether it does.
+    """
     frozen = (name.strip("/") for name in freeze)
     return any(not name or f"{path}/".startswith(f"{name}/") for name in frozen)
 
 
-def hold(params, freeze):
+def hold(params: Any, freeze: Sequence[str]) -> Any:
     """Stops the gradients of frozen parameters; call it inside of what is derived.
 
     Args:
@@ -71,7 +83,9 @@ def hold(params, freeze):
     )
 
 
-def freeze_updates(optimizer, freeze):
+def freeze_updates(
+    optimizer: optax.GradientTransformation, freeze: Sequence[str]
+) -> optax.GradientTransformation:
     """Keeps an optimiser away from frozen parameters; clipping does not see them.
 
     Args:
@@ -92,7 +106,7 @@ def freeze_updates(optimizer, freeze):
     return optax.multi_transform({False: optimizer, True: optax.set_to_zero()}, labels)
 
 
-def check_freeze(freeze, params):
+def check_freeze(freeze: Sequence[str], params: Any) -> None:
     """Checks that each path names something.
 
     Args:
