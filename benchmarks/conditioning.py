@@ -7,8 +7,9 @@
 trains `configs/shapes_class.py` once per row of WAYS, which say what they change of it,
 and prints a table: the loss on held-out scenes, images per second in training,
 parameters, and condition adherence: how often a probe classifier finds in a sample the
-class it is conditioned on, without and with guidance. About a quarter of an hour on two CPU cores; `--steps` and `--only` change
-that. A second run with the same --workdir goes on where the first was cut.
+class it is conditioned on, without and with guidance. About a quarter of an hour on two
+CPU cores; `--steps` and `--only` change that. A second run with the same --workdir goes
+on where the first was cut.
 """
 
 import argparse
