@@ -137,7 +137,7 @@ class Drawing(NamedTuple):
 
 
 def _lab(rgb):
-    """sRGB in [0, 255] to CIE L*a*b* (D65), for contrasts as the eye sees them."""
+    """Converts sRGB in [0, 255] to CIE L*a*b* (D65), for contrasts as the eye sees."""
     rgb = np.asarray(rgb, np.float64) / 255
     linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = linear @ np.array(
