@@ -1,6 +1,7 @@
 """Prints the metrics of runs: `python -m ldm_jax.evaluation.summary WORKDIR ...`."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -14,7 +15,7 @@ SHOWN = (
 )
 
 
-def summarise(workdir):
+def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
     """Collects the last value of each metric of a run.
 
     Args:
@@ -35,16 +36,20 @@ def summarise(workdir):
     return step, last
 
 
-def main(workdirs):
-    """Prints a line per run, and its newest pictures."""
+def main(workdirs: list[str]) -> None:
+    """Prints a line per run, and the files of its newest previews.
+
+    Args:
+      workdirs: Folders of the runs.
+    """
     for workdir in workdirs:
         step, metrics = summarise(workdir)
         numbers = [f"{k} {metrics[k]:.4g}" for k in SHOWN if k in metrics]
         print(f"{workdir}: {step} steps, " + ", ".join(numbers))
         for name in ("reconstructions", "samples"):
-            pictures = sorted(pathlib.Path(workdir).glob(f"previews/{name}_*.png"))
-            if pictures:
-                print(f"  {name}: {pictures[-1]}")
+            previews = sorted(pathlib.Path(workdir).glob(f"previews/{name}_*.png"))
+            if previews:
+                print(f"  {name}: {previews[-1]}")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _main(argv: list[str]) -> None:
     write_png(outdir / "images.png", grid)
     _print_record(record)
     print(f"numbers: {outdir / 'metrics.json'}")
-    print(f"images: {outdir / 'pictures.png'}")
+    print(f"images: {outdir / 'images.png'}")
 
 
 def _probe_folder() -> pathlib.Path:
