@@ -8,6 +8,7 @@ case of the same code.
 """
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,6 +84,19 @@ def path_name(path):
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
         for key in path
     )
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Lists the leaves of a pytree by name.
+
+    Args:
+      tree: Pytree.
+
+    Returns:
+      Name as `path_name` gives it -> leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def tree_shardings(tree, mesh, overrides=(), min_elements=MIN_SHARDED_ELEMENTS):

@@ -1,6 +1,5 @@
 """Trained models: from a workdir to modules with weights."""
 
-import dataclasses
 import pathlib
 import zlib
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import row_of
-from ldm_jax.sharding import path_name
+from ldm_jax.models.identity import identity_of
+from ldm_jax.sharding import named_leaves
 from ldm_jax.weights.lpips import load_lpips
 
 
@@ -121,11 +121,6 @@ def first_stage_folder(recorded, workdir):
     )
 
 
-# Fields that do not say what weights mean, and those that their shapes show, which may
-# be written in more than one way.
-FREE_FIELDS = ("parent", "name", "dtype", "remat", "dropout", "frozen")
-
-
 class FirstStage(NamedTuple):
     """A trained first stage.
 
@@ -207,8 +202,8 @@ def check_same_latents(first, second):
       ConfigError: If they differ in anything but the decoder.
     """
     one, other = (
-        flat_leaves(_what_makes_latents(stage.module, stage.params))
-        | module_fields(stage.module)
+        named_leaves(_what_makes_latents(stage.module, stage.params))
+        | identity_of(stage.module)
         for stage in (first, second)
     )
     places = [stage.record["workdir"] for stage in (first, second)]
@@ -224,12 +219,6 @@ def check_same_latents(first, second):
 def _what_makes_latents(module, params):
     parts = row_of(module).decoder_parts
     return {name: tree for name, tree in params.items() if name not in parts}
-
-
-def module_fields(module):
-    """The fields of a module that say what its weights mean."""
-    names = [field.name for field in dataclasses.fields(module)]
-    return {name: getattr(module, name) for name in names if name not in FREE_FIELDS}
 
 
 class Trained(NamedTuple):
@@ -342,8 +331,3 @@ def _first_stage_folder(given, recorded, workdir):
             "--first_stage=ITS_WORKDIR"
         )
     return first_stage_folder(recorded["workdir"], workdir)
-
-
-def flat_leaves(tree, name=""):
-    leaves = jax.tree_util.tree_leaves_with_path({name: tree} if name else tree)
-    return {path_name(path): leaf for path, leaf in leaves}

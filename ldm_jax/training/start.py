@@ -1,20 +1,15 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
-from ldm_jax.build import make_backbone, make_first_stage
-from ldm_jax.conditioners import CONDITIONERS
-from ldm_jax.config import build, differences, to_dict
-from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.build import identity_of_config
+from ldm_jax.config import differences
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
-from ldm_jax.models.classifier import Classifier
-from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
+from ldm_jax.trained import record_of
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
@@ -106,9 +101,6 @@ def _describe(run, abstract, start):
 _AIDS = ("discriminator",)
 
 
-_SHOWN_FIELDS = ("attention_factors", "num_res_blocks", "transformer_depth")
-
-
 def load_initial(config, params):
     """Loads the weights that a run starts from, as `train.init_from` says.
 
@@ -168,62 +160,15 @@ def model_notes(config, theirs):
     """Sentences on fields that shapes do not show."""
     return [
         f"warning: {key} is {now}, in train.init_from it was {then}"
-        for key, now, then in differences(_meaning(config), _meaning(theirs))
-        if key.rpartition(".")[2] not in _SHOWN_FIELDS
+        for key, now, then in differences(*map(identity_of_config, (config, theirs)))
     ]
-
-
-def _meaning(config):
-    """What weights of a config mean, also where it leaves that to defaults."""
-    if config.stage == "autoencoder":
-        return {"first_stage": module_fields(make_first_stage(config.first_stage))}
-    if config.stage == "classifier":
-        network = build(Classifier, config.classifier, "classifier", out_channels=1)
-        schedule = _schedule_fields(to_dict(config.schedule))
-        return {"classifier": network.identity(), "schedule": schedule}
-    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
-    return {
-        "backbone": make_backbone(config.backbone, out_channels=1).identity(),
-        "schedule": _schedule_fields(to_dict(config.schedule)),
-        "conditions": {
-            key: _entry_fields(entry)
-            for key, entry in entries.items()
-            if entry.get("kind") != "none"
-        },
-    }
-
-
-def _schedule_fields(section):
-    """The noise levels, whatever options they are of."""
-    prediction_type = section.pop("prediction_type", "noise")
-    alpha = build(make_schedule, section, "schedule").alpha
-    places = {"first": 0, "middle": len(alpha) // 2, "last": -1}
-    return {
-        "prediction_type": prediction_type,
-        "num_train_timesteps": len(alpha),
-        **{f"{name}_alpha": f"{alpha[place]:.6g}" for name, place in places.items()},
-    }
-
-
-def _entry_fields(entry):
-    """Options of a condition that have a default.
-
-    Shapes show the others, which a config may leave to the data set.
-    """
-    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
-    options = {
-        field.name: entry.get(field.name, field.default)
-        for field in fields
-        if field.default is not dataclasses.MISSING and field.name not in FREE_FIELDS
-    }
-    return options | {"kind": entry["kind"]}
 
 
 def _difference(name, ours, theirs):
     """Names the first place where two trees of weights do not agree in shape."""
     if theirs is None:
         return f"{name} is absent there"
-    trees = [flat_leaves(tree, name) for tree in (ours, theirs)]
+    trees = [sharding.named_leaves({name: tree}) for tree in (ours, theirs)]
     for path in sorted(trees[0].keys() | trees[1].keys()):
         here, there = (
             tuple(tree[path].shape) if path in tree else "absent" for tree in trees
