@@ -1,14 +1,13 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
-from ldm_jax.config import build, choose, to_dict
+from ldm_jax.config import Section, build, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
@@ -20,7 +19,7 @@ from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES
 from ldm_jax.models.identity import identity_of
 
 
-def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
+def make_first_stage(section: Section) -> nn.Module:
     """Builds the autoencoder that a config section describes; no weights are drawn.
 
     Args:
@@ -37,7 +36,7 @@ def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
     return build(kind.module, fields, "first_stage")
 
 
-def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:
+def make_backbone(section: Section, out_channels: int) -> nn.Module:
     """Builds the denoiser that a config section describes; no weights are drawn.
 
     Args:
@@ -138,7 +137,9 @@ def _token_options(key, entry, option, given):
     return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
 
 
-def make_model(config, first_stage, num_classes=None):
+def make_model(
+    config: ConfigDict, first_stage: nn.Module, num_classes: int | None = None
+) -> LatentDiffusion:
     """Builds the modules of a second stage; no weights are drawn.
 
     Args:
