@@ -84,7 +84,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: A row of ROWS, "decoder", "tiny" or several..
+      variant: A row of ROWS, "decoder", "tiny" or several.
 
     Returns:
       ConfigDict.

@@ -76,7 +76,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: A row of ROWS, "tiny" or both..
+      variant: A row of ROWS, "tiny" or both.
 
     Returns:
       ConfigDict.

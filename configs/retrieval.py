@@ -48,7 +48,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: The row of ROWS, "tiny" or both..
+      variant: The row of ROWS, "tiny" or both.
 
     Returns:
       ConfigDict.

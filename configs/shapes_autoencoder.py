@@ -15,7 +15,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: "", "decoder", "tiny" or both..
+      variant: "", "decoder", "tiny" or both.
 
     Returns:
       ConfigDict.

@@ -20,7 +20,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: "" or "tiny"..
+      variant: "" or "tiny".
 
     Returns:
       ConfigDict.

@@ -19,7 +19,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: A degradation, "tiny" or both..
+      variant: A degradation, "tiny" or both.
 
     Returns:
       ConfigDict.

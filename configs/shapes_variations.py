@@ -21,7 +21,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: "" or "tiny"..
+      variant: "" or "tiny".
 
     Returns:
       ConfigDict.

@@ -16,7 +16,7 @@ def get_config(variant=""):
     """Makes the config.
 
     Args:
-      variant: "", "decoder", "tiny" or both..
+      variant: "", "decoder", "tiny" or both.
 
     Returns:
       ConfigDict.
