@@ -346,7 +346,7 @@ class TrainState:
         dict where there are none.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     ema_params: Any
     opt_state: Any
