@@ -172,6 +172,22 @@ def decode_plane(data):
     return _guarded(_open_plane, data)
 
 
+def decode_grey(data):
+    """Decodes an image of any mode to one channel, such as a mask.
+
+    Args:
+      data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4], or of one channel and any type.
+
+    Returns:
+      Array [H, W]: of one channel the file's own numbers, else the brightness, uint8.
+
+    Raises:
+      DecodeError: If it is not an image, is cut short or is damaged.
+    """
+    return _guarded(_open_grey, data)
+
+
 def _guarded(function, *arguments):
     """Calls a decoder; whatever it trips over becomes a DecodeError."""
     try:
@@ -246,6 +262,20 @@ def _deep_grey(values, top=None):
     if top is None:
         values, top = values - low, max(high - low, 1e-12)
     return np.round(values * (255 / top)).astype(np.uint8)
+
+
+def _open_grey(data):
+    if isinstance(data, np.ndarray):
+        if data.ndim == 2 or data.shape[2:] == (1,):
+            return _open_plane(data)
+        return np.asarray(_to_rgb(Image.fromarray(data)).convert("L"))
+    with _open(data) as image:
+        image.load()
+        image = _upright(image)
+        # Indices of a palette say nothing of brightness.
+        if len(image.getbands()) == 1 and image.mode != "P":
+            return np.asarray(image)
+        return np.asarray(_to_rgb(image).convert("L"))
 
 
 def _open_plane(data):

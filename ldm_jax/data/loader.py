@@ -21,10 +21,10 @@ import numpy as np
 from absl import flags, logging
 
 from ldm_jax.config import build, choose, suggest, to_dict
+from ldm_jax.data.crops import CROPS
 from ldm_jax.data.inputs import make_inputs, needed_keys
 from ldm_jax.data.load_batch import LoadBatch
 from ldm_jax.data.sources import SOURCES
-from ldm_jax.data.transforms import CROPS
 from ldm_jax.errors import ConfigError, DataError
 
 # Steps that are loaded ahead, and the threads that do it, per process.

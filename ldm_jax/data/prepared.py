@@ -12,15 +12,7 @@ import struct
 
 import numpy as np
 
-# What the keys of a batch are called in data sets; the first that there is.
-KEY_PATHS = {
-    # OpenImages has "objects" besides, which are labels of the whole image.
-    "boxes": ("bobjects.bbox", "objects.bbox"),
-    "box_labels": ("bobjects.label", "objects.label"),
-    "caption": ("caption", "captions.text"),
-    "segmentation": ("segmentation", "segmentation_mask", "segmentation_label"),
-    "depth": ("depth", "depth_map"),
-}
+from ldm_jax.data.modalities import MODALITIES, modality_of
 
 
 class TfdsSource:
@@ -46,7 +38,7 @@ class TfdsSource:
           label_key: Feature that holds the class; None takes "label" if there is one,
             "" takes none.
           keys: Further features that examples should have; dots lead into nested ones
-            ("objects.bbox"), and KEY_PATHS gives some of these short names.
+            ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
 
         Raises:
           ValueError: If the data set is not prepared, or has no such split or feature.
@@ -182,7 +174,7 @@ def find_path(name, features, key):
     Args:
       name: Name of the data set, for messages.
       features: Its features, nested.
-      key: Row of KEY_PATHS, or a dotted path.
+      key: Key of an example that a row of MODALITIES knows, or a dotted path.
 
     Returns:
       Its dotted path.
@@ -190,7 +182,8 @@ def find_path(name, features, key):
     Raises:
       ValueError: If there is no such feature.
     """
-    paths = KEY_PATHS.get(key, (key,))
+    modality = modality_of(key)
+    paths = MODALITIES[modality].prepared.get(key, (key,)) if modality else (key,)
     there = [path for path in paths if path.split(".")[0] in features]
     path = (there or paths)[0]
     _feature(name, features, path)

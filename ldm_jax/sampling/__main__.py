@@ -15,6 +15,7 @@ command draws only what is missing.
 from absl import app, flags
 
 from ldm_jax import cli
+from ldm_jax.sampling.flag_values import define_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained second stage.")
 _OUTDIR = flags.DEFINE_string("outdir", None, "Where the pictures go.")
@@ -25,45 +26,8 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     lower_bound=1,
 )
 
-# What tells the conditions. Which of them a model takes depends on the model.
-_GIVEN = {
-    holder.name: holder
-    for holder in (
-        flags.DEFINE_list(
-            "labels", None, "Classes by name or number; all of them by default."
-        ),
-        flags.DEFINE_multi_string("prompt", None, "A caption; may be repeated."),
-        flags.DEFINE_list("prompts_file", None, "Text files, one caption per line."),
-        flags.DEFINE_multi_string(
-            "negative_prompt", None, "What guidance pushes away from; may be repeated."
-        ),
-        flags.DEFINE_list(
-            "layout",
-            None,
-            'JSON files of boxes: [{"label": 3, "box": [ymin, xmin, ymax, xmax]}, ...] '
-            "in [0, 1], a label as number or name; or lists of such lists.",
-        ),
-        flags.DEFINE_list(
-            "segmentation", None, "Maps of one channel, the class of each pixel."
-        ),
-        flags.DEFINE_list("depth", None, "Maps of one channel, of any depth of bits."),
-        flags.DEFINE_list("low_res", None, "Small pictures to enlarge."),
-        flags.DEFINE_list("style", None, "Pictures that say what it looks like."),
-        flags.DEFINE_list(
-            "image",
-            None,
-            "Pictures to start from (--strength, --invert), to fill (--mask), or to be "
-            "told, where the model takes one.",
-        ),
-        flags.DEFINE_list("mask", None, "White where --image is to be filled."),
-        flags.DEFINE_list(
-            "guide_image", None, "Pictures that samples shall resemble from afar."
-        ),
-        flags.DEFINE_list(
-            "features", None, "NumPy files [samples, ...] of what else the model takes."
-        ),
-    )
-}
+# What gives the conditions. Which of them a model takes depends on the model.
+_GIVEN = define_flags()
 _FROM_DATA = flags.DEFINE_bool(
     "from_data",
     False,
