@@ -87,7 +87,14 @@ def choose_crop(
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """Returns the height and width that a size, in pixels, stands for."""
+    """Spells a size out.
+
+    Args:
+      size: Side of a square in pixels, or (height, width).
+
+    Returns:
+      (height, width) in pixels.
+    """
     return size if isinstance(size, tuple) else (size, size)
 
 
@@ -200,7 +207,7 @@ def resize_floats(
 
 
 def crop_boxes(
-    boxes: np.ndarray | Sequence, crop: Crop
+    boxes: Shaped[np.ndarray, "..."] | Sequence, crop: Crop
 ) -> Float[np.ndarray, "count 4"]:
     """Moves boxes into the frame of the crop.
 
@@ -224,7 +231,8 @@ def crop_boxes(
 
 
 def pad_boxes(
-    boxes: np.ndarray | Sequence, labels: np.ndarray | Sequence
+    boxes: Shaped[np.ndarray, "..."] | Sequence,
+    labels: Shaped[np.ndarray, "..."] | Sequence,
 ) -> tuple[Float[np.ndarray, "count 4"], Int[np.ndarray, " count"]]:
     """Brings boxes to one number, without those that a crop has left out.
 

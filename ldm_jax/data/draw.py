@@ -39,7 +39,14 @@ def fit(
 
 
 def color_of(number: int) -> tuple[int, int, int]:
-    """Returns a colour of a class, (red, green, blue); neighbours differ in hue."""
+    """Chooses a colour of a class; neighbours in number differ in hue.
+
+    Args:
+      number: Number of the class.
+
+    Returns:
+      (red, green, blue), each 0 to 255.
+    """
     # The golden ratio spreads hues evenly, however many there are.
     hue = (number * 0.618034) % 1.0
     light = 0.62 if number % 2 else 0.45
@@ -229,5 +236,12 @@ def draw_layout(
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Returns the font that Pillow brings along, `size` pixels high."""
+    """Loads the font that Pillow brings along.
+
+    Args:
+      size: Height in pixels.
+
+    Returns:
+      A font of Pillow.
+    """
     return ImageFont.load_default(size)

@@ -71,12 +71,27 @@ def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, "In
 
 
 def needed_keys(inputs: Mapping[str, "Input"]) -> list[str]:
-    """Returns the keys that the source must give for `inputs`, sorted; not "image"."""
+    """Lists what the source must give besides the image.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      Keys of the example, sorted.
+    """
     return sorted({key for make in inputs.values() for key in make.needs} - {"image"})
 
 
 def inputs_of(inputs: Mapping[str, "Input"], modality: str) -> dict[str, "Input"]:
-    """Returns those of `inputs` that can be made of a modality, a row of MODALITIES."""
+    """Finds the inputs that can be made of a modality.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      modality: Row of MODALITIES.
+
+    Returns:
+      Those of `inputs`.
+    """
     return {
         key: make
         for key, make in inputs.items()
@@ -246,8 +261,16 @@ class Caption(Input):
     needs = ("caption",)
     ways = (("caption",),)
 
-    def __init__(self, tokenizer: str, max_length: int = 77, pad_id: int | None = None):
-        """Loads the tokenizer; see `tokenizers.load_tokenizer`."""
+    def __init__(
+        self, tokenizer: str, max_length: int = 77, pad_id: int | None = None
+    ) -> None:
+        """Loads the tokenizer.
+
+        Args:
+          tokenizer: Its name; see `tokenizers.load_tokenizer`.
+          max_length: Number of tokens.
+          pad_id: What fills the rest, where not the tokenizer's own.
+        """
         self.tokenizer = load_tokenizer(tokenizer, max_length, pad_id)
 
     def _make(self, example, rng):
@@ -275,7 +298,7 @@ class Layout(Input):
         max_objects: int = 30,
         num_classes: int | None = None,
         order: str = "random",
-    ):
+    ) -> None:
         """Keeps the form of the tokens; see `layout.py`.
 
         Args:
@@ -349,7 +372,9 @@ ORDERS = {
 class Map(Input):
     """A map of any kind, int32 [H, W] or float32 [H, W, C], as its modality has it."""
 
-    def __init__(self, key: str, modality: str | None = None, stretch: bool = False):
+    def __init__(
+        self, key: str, modality: str | None = None, stretch: bool = False
+    ) -> None:
         """Keeps which map.
 
         Args:
@@ -384,7 +409,7 @@ class Map(Input):
 class Segmentation(Map):
     """The map of classes "segmentation", int32 [H, W]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Takes that map."""
         super().__init__("segmentation")
 
@@ -396,7 +421,7 @@ class Depth(Map):
     extremes of small things are gone.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Takes that map."""
         super().__init__("depth", stretch=True)
 
@@ -414,7 +439,7 @@ class LowRes(Input):
 
     ways = (("low_res",), ("image",))
 
-    def __init__(self, factor: int = 4, degradation: str = "bicubic"):
+    def __init__(self, factor: int = 4, degradation: str = "bicubic") -> None:
         """Keeps how to degrade.
 
         Args:
@@ -467,7 +492,7 @@ class MaskedImage(Input):
         min_fraction: float = 0.05,
         max_fraction: float = 0.6,
         fill: float = -1.0,
-    ):
+    ) -> None:
         """Keeps how to draw masks.
 
         Args:
@@ -516,7 +541,7 @@ class Image(Input):
 
     ways = (("style",), ("image",))
 
-    def __init__(self, key: str, size: int | None = None):
+    def __init__(self, key: str, size: int | None = None) -> None:
         """Keeps where to look.
 
         Args:
@@ -550,7 +575,7 @@ class Feature(Input):
 
     ways = (("features",),)
 
-    def __init__(self, key: str, feature: str | None = None):
+    def __init__(self, key: str, feature: str | None = None) -> None:
         """Keeps where to look.
 
         Args:

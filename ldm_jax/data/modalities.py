@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.annotations import Float
+from ldm_jax.annotations import Float, Shaped
 from ldm_jax.data import draw
 from ldm_jax.data.crops import (
     MAX_BOXES,
@@ -95,12 +95,26 @@ class Modality:
 
 
 def keys_of(name: str) -> tuple[str, ...]:
-    """Returns the keys of an example that hold a modality, a row of MODALITIES."""
+    """Lists the keys of an example that hold a modality.
+
+    Args:
+      name: Row of MODALITIES.
+
+    Returns:
+      The row's `keys`, or its name.
+    """
     return MODALITIES[name].keys or (name,)
 
 
 def modality_of(key: str) -> str | None:
-    """Returns the row of MODALITIES that a key of an example belongs to, or None."""
+    """Finds the modality that a key of an example belongs to.
+
+    Args:
+      key: Key of an example.
+
+    Returns:
+      Row of MODALITIES; None if there is none.
+    """
     if key in MODALITIES and not MODALITIES[key].keys:
         return key
     return next((name for name, row in MODALITIES.items() if key in row.keys), None)
@@ -125,20 +139,37 @@ def pack(name: str, example: Mapping[str, Any]) -> Any:
 
 
 def unpack(name: str, value: Any) -> dict[str, Any]:
-    """Returns the part of an example that holds a value: the inverse of `pack`."""
+    """Makes the part of an example that holds a value: the inverse of `pack`.
+
+    Args:
+      name: Row of MODALITIES.
+      value: Its value; of several keys a tuple.
+
+    Returns:
+      Dict of key -> value.
+    """
     keys = keys_of(name)
     return dict(zip(keys, value if len(keys) > 1 else (value,), strict=True))
 
 
 def as_text(data: Any) -> Any:
-    """Returns bytes that are text as str, and all else, such as images, as it is."""
+    """Decodes bytes that are text.
+
+    Args:
+      data: Anything.
+
+    Returns:
+      str for bytes in UTF-8; all else, such as encoded images, as it is.
+    """
     try:
         return data.decode() if isinstance(data, bytes) else data
     except UnicodeDecodeError:
         return data
 
 
-def decode_labels(data: Any, least_side: int | None = None) -> np.ndarray:
+def decode_labels(
+    data: Any, least_side: int | None = None
+) -> Shaped[np.ndarray, "height width"]:
     """Decodes a map of one channel as it is; for a row's `decode`.
 
     Args:

@@ -1,14 +1,16 @@
 """Reads prepared TensorFlow Datasets: any name, no TensorFlow, no download.
 
 The files say all there is to know (features.json, dataset_info.json, shards), so a data
-set's own code is neither needed nor run. Image features stay encoded: `decode.py` reads
-more modes than TFDS does.
+set's own code is neither needed nor run. Image features stay encoded: `images.py`
+reads more modes than TFDS does.
 """
 
 import os
 import pathlib
 import re
 import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +26,14 @@ class TfdsSource:
     """
 
     def __init__(
-        self, name, split, data_dir=None, image_key=None, label_key=None, keys=()
-    ):
+        self,
+        name: str,
+        split: str,
+        data_dir: str | os.PathLike | None = None,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
         """Opens a split.
 
         Args:
@@ -57,10 +65,10 @@ class TfdsSource:
         self._decoders = _keep_encoded(images)
         self.class_names, self.num_classes = _classes(features, self._label_key)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": encoded bytes or array, "label": int, further keys}."""
         raw = self._records[index]
         found = self._features.deserialize_example_np(raw, decoders=self._decoders)
@@ -72,8 +80,15 @@ class TfdsSource:
             example[key] = value
         return example
 
-    def describe(self, index):
-        """Says where example `index` is, for messages."""
+    def describe(self, index: int) -> str:
+        """Says where an example is, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          Names of the data set and the split, and the position.
+        """
         return f"{self._name} {self._split} example {index}"
 
 
@@ -168,7 +183,7 @@ def _is_class(features, key):
     )
 
 
-def find_path(name, features, key):
+def find_path(name: str, features: Mapping[str, Any], key: str) -> str:
     """Finds the feature that a key stands for.
 
     Args:
@@ -244,7 +259,7 @@ _HEADER, _FOOTER = 12, 4
 class TFRecords:
     """The records of some files, or of parts of them, by position."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: Sequence[tuple[str | os.PathLike, int, int]]) -> None:
         """Finds the records.
 
         Args:
@@ -266,10 +281,10 @@ class TFRecords:
         self._offset, self._length = np.concatenate(offsets), np.concatenate(lengths)
         self._handles = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._file)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> bytes:
         """Returns the bytes of one record."""
         number = int(self._file[index])
         handle = self._handles.get(number)

@@ -18,7 +18,14 @@ from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 
 
 def suffix_of(key: str) -> str:
-    """Returns what takes the place of an image's suffix for a key of the example."""
+    """Says how the file beside an image is called.
+
+    Args:
+      key: Key of the example.
+
+    Returns:
+      What takes the place of the image's suffix, as ".depth.png".
+    """
     name = modality_of(key)
     suffix = None if name is None else MODALITIES[name].suffix
     return suffix or f".{key}.npy"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.annotations import Bool, Shaped
+from ldm_jax.annotations import Bool, Int, Shaped
 from ldm_jax.data.crops import WHOLE, Size, choose_crop
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, Modality, keys_of, pack, unpack
@@ -214,7 +214,10 @@ def find_mask(
 
 
 def make_batch(
-    trained: Trained, task: Task, seed: int, indices: Sequence[int]
+    trained: Trained,
+    task: Task,
+    seed: int,
+    indices: Sequence[int] | Int[np.ndarray, " batch"],
 ) -> dict[str, Any]:
     """Makes the batch of some samples.
 
