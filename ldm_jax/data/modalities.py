@@ -280,8 +280,8 @@ MODALITIES = {
         flags=(
             Flag(
                 "image",
-                "Images to start from (--strength, --invert), to fill (--mask), or as "
-                "the condition of a model that takes one.",
+                "Images to start from (--strength, --invert), to inpaint (--mask), or "
+                "to condition on, where the model takes one.",
             ),
         ),
         decode=decode,
@@ -354,7 +354,7 @@ MODALITIES = {
     "mask": Modality(
         # Bright where the image is to be filled.
         suffix=".mask.png",
-        flags=(Flag("mask", "White where --image is to be filled."),),
+        flags=(Flag("mask", "Masks, white where --image is to be inpainted."),),
         decode=_decode_mask,
         follow=resize_mask,
         fit=_fit_mask,
@@ -374,7 +374,7 @@ MODALITIES = {
     ),
     # Another image, under the key of the input; it follows no crop.
     "style": Modality(
-        flags=(Flag("style", "Images that say what it looks like."),),
+        flags=(Flag("style", "Images whose look samples take."),),
         decode=decode,
         fit=resize_image,
         draw=draw.draw_image,
@@ -385,7 +385,7 @@ MODALITIES = {
         flags=(
             Flag(
                 "features",
-                "NumPy files [samples, ...] of what else the model takes.",
+                "NumPy files [samples, ...] of a condition of another kind.",
                 "arrays",
             ),
         ),

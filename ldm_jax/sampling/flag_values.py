@@ -57,10 +57,10 @@ OTHER_FLAGS = {
     for flag in (
         Flag(
             "negative_prompt",
-            "What guidance pushes away from; may be repeated.",
+            "Caption that guidance pushes away from; may be repeated.",
             "texts",
         ),
-        Flag("guide_image", "Images that samples shall resemble from afar."),
+        Flag("guide_image", "Images that samples shall resemble at low resolution."),
     )
 }
 
@@ -71,10 +71,27 @@ def flag_rows() -> dict[str, tuple[Flag, ...]]:
     return rows | {name: (flag,) for name, flag in OTHER_FLAGS.items()}
 
 
+def define_flag(
+    flag: Flag, flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder:
+    """Defines a flag, whose value is a list of strings or None.
+
+    Args:
+      flag: The flag.
+      flag_values: Where to define it.
+
+    Returns:
+      Its holder.
+    """
+    # Texts hold commas, so that each has a flag of its own.
+    define = flags.DEFINE_multi_string if flag.form == "texts" else flags.DEFINE_list
+    return define(flag.name, None, flag.help, flag_values=flag_values)
+
+
 def define_flags(
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> dict[str, flags.FlagHolder]:
-    """Defines the flags that give values, each a list of strings or None.
+    """Defines the flags of all rows of MODALITIES.
 
     Args:
       flag_values: Where to define them.
@@ -82,17 +99,8 @@ def define_flags(
     Returns:
       Name of the flag -> its holder.
     """
-    holders = {}
-    for rows in flag_rows().values():
-        for flag in rows:
-            define = flags.DEFINE_list
-            if FORMS[flag.form] is read_texts:
-                # Texts hold commas.
-                define = flags.DEFINE_multi_string
-            holders[flag.name] = define(
-                flag.name, None, flag.help, flag_values=flag_values
-            )
-    return holders
+    rows = [flag for row in MODALITIES.values() for flag in row.flags]
+    return {flag.name: define_flag(flag, flag_values) for flag in rows}
 
 
 def dashed(name: str) -> str:
@@ -141,8 +149,7 @@ def _joined(first, second):
     return FlagValues(first.values + second.values, first.record + second.record)
 
 
-def read_texts(name: str, flag: str, texts: Sequence[str], names: Names) -> FlagValues:
-    """Takes strings as they are; see FORMS."""
+def _texts(name, flag, texts, names):
     return FlagValues(tuple(texts), list(texts))
 
 
@@ -252,7 +259,7 @@ def _read(flag, path):
 # How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->
 # FlagValues.
 FORMS: dict[str, Callable[[str, str, Sequence[str], Names], FlagValues]] = {
-    "texts": read_texts,
+    "texts": _texts,
     "lines": _lines,
     "labels": _labels,
     "layouts": _layouts,
