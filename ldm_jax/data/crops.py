@@ -14,6 +14,7 @@ from PIL import Image
 
 from ldm_jax.annotations import Bool, Float, Int, Shaped, UInt8
 
+# Where the rectangle may lie, by the name of the option `crop`.
 CROPS = ("center", "random")
 
 # Boxes per example are padded or cut to this number, more than an image of COCO has.

@@ -285,7 +285,15 @@ def warn_of_cuts(trained: Trained, task: Task) -> None:
 
 
 def conditions_from(task: Task, k: int) -> int:
-    """Returns the number of the sample whose conditions sample k has."""
+    """Says whose conditions a sample has: on a path all have those of its start.
+
+    Args:
+      task: A Task.
+      k: Number of the sample.
+
+    Returns:
+      Number of the sample whose conditions it has.
+    """
     return task.path[0] if task.path else k
 
 

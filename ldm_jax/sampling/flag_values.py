@@ -66,7 +66,11 @@ OTHER_FLAGS = {
 
 
 def flag_rows() -> dict[str, tuple[Flag, ...]]:
-    """Returns the flags by what they give, a row of MODALITIES or of OTHER_FLAGS."""
+    """Lists all flags that give values.
+
+    Returns:
+      Row of MODALITIES or of OTHER_FLAGS -> its flags, the usual one first.
+    """
     rows = {name: row.flags for name, row in MODALITIES.items() if row.flags}
     return rows | {name: (flag,) for name, flag in OTHER_FLAGS.items()}
 
@@ -104,7 +108,14 @@ def define_flags(
 
 
 def dashed(name: str) -> str:
-    """Returns the flags of a row for a message: "--prompt (or --prompts_file)"."""
+    """Names the flags of a row for a message.
+
+    Args:
+      name: Row of MODALITIES or of OTHER_FLAGS.
+
+    Returns:
+      Text such as "--prompt (or --prompts_file)".
+    """
     first, *others = (f"--{flag.name}" for flag in flag_rows()[name])
     return f"{first} (or {', '.join(others)})" if others else first
 

@@ -174,7 +174,15 @@ _MAX_GRID = 64
 
 
 def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
-    """Returns the path of sample k."""
+    """Says where a sample is written.
+
+    Args:
+      outdir: Path of the folder.
+      k: Number of the sample.
+
+    Returns:
+      Path of its PNG file.
+    """
     return outdir / f"{k:06d}.png"
 
 
@@ -208,7 +216,14 @@ def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def digest(tree: Any) -> str:
-    """Returns a hash of a tree of arrays, to record which weights were used."""
+    """Hashes a tree of arrays, to record which weights were used.
+
+    Args:
+      tree: Tree of arrays of any shape.
+
+    Returns:
+      16 hexadecimal digits.
+    """
     whole = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         whole.update(np.ascontiguousarray(leaf))

@@ -226,13 +226,27 @@ def _flags_of(names):
 
 
 def class_names(trained: Trained) -> Sequence[str]:
-    """Returns the names of the classes, an empty list where they have none."""
+    """Looks the names of the classes up.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Names in the order of their numbers; empty where there are none.
+    """
     of_classifier = trained.classifier.class_names if trained.classifier else []
     return trained.class_names or of_classifier
 
 
 def box_names(trained: Trained) -> Sequence[str]:
-    """Returns the names of the classes of boxes: in a data set those of its images."""
+    """Looks the names of the classes of boxes up: in a data set those of its images.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Names in the order of their numbers; empty where there are none.
+    """
     section = trained.config.data
     if section.get("box_names") or section.get("source") == "folder":
         return section.get("box_names") or []
@@ -240,7 +254,14 @@ def box_names(trained: Trained) -> Sequence[str]:
 
 
 def num_classes(trained: Trained) -> int | None:
-    """Returns the number of classes of the condition or classifier; None without."""
+    """Counts the classes of the condition, or of the classifier that guides.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Their number; None where there are none.
+    """
     if trained.classifier is not None:
         return trained.classifier.module.out_channels
     entry = trained.model.conditioner.entries.get("label")
