@@ -7,7 +7,7 @@ the batch, and so reaches the main process from any worker.
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class LoadBatch:
     def __init__(
         self,
         source: Any,
-        order: Sequence[int] | None,
+        order: Any,
         options: LoaderOptions,
         inputs: Mapping[str, Input] | None,
         *,

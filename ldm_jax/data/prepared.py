@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ def _is_class(features, key):
     )
 
 
-def find_path(name: str, features: Mapping[str, Any], key: str) -> str:
+def find_path(name: str, features: Any, key: str) -> str:
     """Finds the feature that a key stands for.
 
     Args:

@@ -1,6 +1,7 @@
 """Captions to token ids, on the host."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,7 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(
-    name: str, max_length: int = 77, pad_id: int | None = None
+    name: str | os.PathLike, max_length: int = 77, pad_id: int | None = None
 ) -> Tokenizer:
     """Loads a tokenizer, once.
 
