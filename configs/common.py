@@ -1,6 +1,6 @@
 """Defaults that the experiments share.
 
-The fields of the networks (`unet`, `classifier`, a first stage's `first_stage`) are
+The fields of the networks (`backbone`, `classifier`, a first stage's `first_stage`) are
 those of their modules.
 
 Learning rates are absolute and batch sizes are global.  A key whose value is
@@ -56,7 +56,8 @@ def train(**changes):
     """The `train` section: the loop, the optimiser and the mesh.
 
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
-    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder".
+    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
+      first stage "latents" is all that makes its latents.
     preview_images: How many pictures a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
     """
@@ -194,12 +195,12 @@ def diffusion(**sections):
         data=data(),
         first_stage=first_stage(),
         conditions=dict(),
-        unet=dict(),
         schedule=schedule(),
         loss=diffusion_loss(),
         train=train(),
         sample=sample(),
     )
+    sections["backbone"] = dict(kind="unet") | sections.get("backbone", {})
     return ConfigDict(config | sections)
 
 
@@ -289,9 +290,7 @@ def vary_autoencoder(config, words):
 
 def decoder_alone(config):
     """Freezes all that makes latents: a second stage trained on them stays valid."""
-    regulariser = {"kl": ("to_moments",), "vq": ("to_latents", "quantizer")}
-    parts = ("encoder", *regulariser[config.first_stage.kind])
-    config.train.freeze = tuple(f"autoencoder/{part}" for part in parts)
+    config.train.freeze = ("latents",)
     # Its discriminator comes from the run that it goes on from.
     config.loss.disc_start = 0
 
@@ -332,7 +331,7 @@ def shrink_autoencoder(config):
         norm_groups=8,
         dtype="float32",
     )
-    if first.kind == "vq":
+    if "num_codes" in first:
         first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
     config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)
@@ -343,15 +342,7 @@ def shrink_diffusion(config):
     shrink_train(config)
     _shrink(config.conditions, _TINY_CONDITIONS)
     _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
-    config.unet.update(
-        channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        # The middle attends always.
-        attention_factors=(),
-        norm_groups=8,
-        dtype="float32",
-    )
+    config.backbone.update(_TINY_BACKBONES.get(config.backbone.kind, {"tiny": True}))
     config.sample.num_steps = 4
 
 
@@ -373,6 +364,19 @@ def _shrink(section, table):
                     entry[key] = value
 
 
+# The fields of a toy by kind of backbone, where they are written out to be changed
+# further; `tiny` takes those that the kind itself has for a toy.
+_TINY_BACKBONES = {
+    "unet": dict(
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        # The middle attends always.
+        attention_factors=(),
+        norm_groups=8,
+        dtype="float32",
+    )
+}
 # Conditions of a toy, by kind; what is None is filled in from the tokenizer.
 _TOKENS = dict(features=32, num_layers=1)
 _TINY_CONDITIONS = {

@@ -12,7 +12,7 @@ from ldm_jax.batches import Data
 from ldm_jax.build import make_first_stage, make_model
 from ldm_jax.config import build
 from ldm_jax.sharding import make_mesh
-from ldm_jax.training.freeze import check_freeze
+from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.loss_options import LossOptions
 from tests.published import NAMES, RELEASED, line, listed, load, module, specs
 from tests.runs import train
@@ -115,11 +115,11 @@ def test_rows_of_second_stages_are_as_their_table_says(spec):
         assert row[:3] == listed(same[0])[:3]
     else:
         params = _second_stage_shapes(model, config.data.image_size)
-        assert row[1:3] == (_size(params["unet"]), _size(params["conditioner"]))
+        assert row[1:3] == (_size(params["backbone"]), _size(params["conditioner"]))
 
 
 def _same_networks(model, other):
-    parts = [(m.unet, m.conditioner, m.first_stage) for m in (model, other)]
+    parts = [(m.backbone, m.conditioner, m.first_stage) for m in (model, other)]
     return parts[0] == parts[1]
 
 
@@ -188,8 +188,9 @@ def _trace(model, rng, frozen, batch):
 def test_a_decoder_alone_is_what_is_left(kind):
     config = load(f"autoencoder_{kind}:f8", "decoder,tiny")
     params = _autoencoder_shapes(make_first_stage(config.first_stage))
-    check_freeze(config.train.freeze, {"autoencoder": params})
-    frozen = {path.removeprefix("autoencoder/") for path in config.train.freeze}
+    freeze = freeze_paths(config)
+    check_freeze(freeze, {"autoencoder": params})
+    frozen = {path.removeprefix("autoencoder/") for path in freeze}
     assert params.keys() - frozen == {"decoder", "from_latents", "to_images"}
 
 
@@ -221,8 +222,8 @@ def test_a_toy_of_pixels_runs(shapes_dir, tmp_path):
         tmp_path,
         first_stage__workdir="identity",
         # A level less takes half the time to compile.
-        unet__channel_mult=(1,),
-        unet__attention_factors=(),
+        backbone__channel_mult=(1,),
+        backbone__attention_factors=(),
         data__eval_split="",
         train__preview_images=0,
         train__num_steps=1,

@@ -14,11 +14,11 @@ import numpy as np
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict
+from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
-from ldm_jax.training.freeze import check_freeze
+from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import evaluate, preview, show
 from ldm_jax.training.preemption import Preemption
 from ldm_jax.training.start import check_config, first_state
@@ -67,6 +67,7 @@ def run(config, workdir, allow_config_change=False):
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
       TrainingDiverged: If a loss or a gradient is no longer finite.
     """
+    config, notes = upgrade_config(config)
     train = config.train
     make_stage = choose(STAGES, config.stage, "stage")
     mesh = sharding.make_mesh(**train.mesh)
@@ -76,7 +77,8 @@ def run(config, workdir, allow_config_change=False):
     try:
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
-        notes = check_config(config, meta, allow_config_change) if start else []
+        if start:
+            notes += check_config(config, meta, allow_config_change)
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
@@ -88,7 +90,7 @@ def run(config, workdir, allow_config_change=False):
         for note in notes:
             console.line(note)
         abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
-        check_freeze(train.freeze, abstract.params)
+        check_freeze(freeze_paths(config), abstract.params)
         this = Run(
             config=config,
             mesh=mesh,

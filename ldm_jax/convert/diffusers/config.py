@@ -1,7 +1,7 @@
 """The configs of diffusers' and transformers' folders and our sections."""
 
 from ldm_jax.convert.compvis.cond_stages import clip_entry
-from ldm_jax.convert.model import require_nearest
+from ldm_jax.convert.model import first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
 
 # Options whose other values our networks do not have; absent means the same.
@@ -80,15 +80,16 @@ def first_stage_section(config):
 def first_stage_config(config, scaling_factor):
     """The config.json of a first stage of ours; the inverse of the above."""
     section = config["first_stage"]
+    names = {ours: theirs for theirs, ours in _FIRST_STAGES.items()}
+    kind, class_name = first_stage_row(section, names, "diffusers")
     require_nearest(section)
-    kind = section.get("kind", "kl")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     factors = section.get("attention_factors", ())
     attends = [2**level in factors for level in range(len(widths))]
     if section["z_channels"] != section["embed_dim"] and kind == "kl":
         raise ConversionError("diffusers needs first_stage.z_channels = embed_dim")
     result = dict(
-        _class_name={"kl": "AutoencoderKL", "vq": "VQModel"}[kind],
+        _class_name=class_name,
         in_channels=section.get("image_channels", 3),
         out_channels=section.get("image_channels", 3),
         block_out_channels=widths,
@@ -113,7 +114,7 @@ def first_stage_config(config, scaling_factor):
 
 
 def unet_section(config):
-    """The section `unet` of a UNet2DConditionModel or a UNet2DModel."""
+    """The section `backbone` of a UNet2DConditionModel or a UNet2DModel."""
     check_options(config)
     widths = _require(config, "block_out_channels")
     conditional = config["_class_name"] == "UNet2DConditionModel"
@@ -141,12 +142,12 @@ def unet_section(config):
 
 def unet_config(config, channels, context_dim, origin):
     """The config.json of a UNet of ours; the inverse of the above."""
-    section = config["unet"]
+    section = config["backbone"]
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     attends = [2**i in section["attention_factors"] for i in range(len(widths))]
     for option in ("resblock_updown", "up_num_heads"):
         if section.get(option):
-            raise ConversionError(f"diffusers' U-Nets have no unet.{option}")
+            raise ConversionError(f"diffusers' U-Nets have no backbone.{option}")
     if not section.get("conv_resample", True):
         raise ConversionError("diffusers' U-Nets resample with convolutions")
     attend = "CrossAttn" if context_dim else "Attn"
