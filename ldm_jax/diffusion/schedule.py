@@ -154,9 +154,9 @@ def make_schedule(
     """Makes a noise schedule from the config section `schedule`.
 
     Args:
-      kind: Row of BETAS, or of WITHOUT_BETAS. The paper's models use "scaled_linear", which the
-        original implementation calls "linear". "rectified_flow" is the straight path
-        from data to noise, sigma = (t + 1) / T, and takes none of the options below.
+      kind: Row of BETAS, or of WITHOUT_BETAS. The paper's models use "scaled_linear",
+        which CompVis calls "linear". "rectified_flow" is the straight path from data to
+        noise, sigma = (t + 1) / T, and takes none of the options below.
       num_train_timesteps: Number of noise levels T, at least 2.
       beta_start: First beta of the linear kinds (of "sqrt": its square).
       beta_end: Last beta, likewise.
