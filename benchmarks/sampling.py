@@ -92,6 +92,12 @@ def make_models(size):
     load(torch_first, layout.autoencoder_rows(first), first_params)
     weights = jax.tree.map(jnp.asarray, {"unet": params, "first": first_params})
 
+    options = generate.SampleOptions(
+        num_steps=STEPS,
+        size=(8 * height, 8 * height),
+        guidance=generate.GuidanceOptions(scale=SCALE),
+    )
+
     def draw(model, weights, tokens, keys):
         return generate.sample_images(
             model,
@@ -99,9 +105,7 @@ def make_models(size):
             {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},
             {"tokens": tokens},
             keys,
-            latent_shape=(height, height, 4),
-            num_steps=STEPS,
-            guidance_scale=SCALE,
+            options,
         )
 
     draw = jax.jit(draw, static_argnums=0)

@@ -3,8 +3,9 @@
 import dataclasses
 
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
-from ldm_jax.config import build, choose, to_dict
+from ldm_jax.config import build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.sample_options import NAMES, from_flat
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
@@ -147,10 +148,38 @@ def make_model(config, first_stage, num_classes=None):
     return model
 
 
-def sample_options(config, model):
-    """Reads the `sample` section; a model without conditions is not guided."""
+def sample_options(config, model, given=None, size=(None, None)):
+    """Reads the `sample` section, with what is given over it.
+
+    A model without conditions is not guided, and another sampler than the section's
+    does not inherit its `eta`.
+
+    Args:
+      config: ConfigDict with `data` and `sample`.
+      model: LatentDiffusion.
+      given: Rows of `sample_options.NAMES` -> values; None is the section's.
+      size: (height, width) of the images in pixels; None is that of training.
+
+    Returns:
+      SampleOptions.
+
+    Raises:
+      ConfigError: On an unknown name or a value out of its range.
+    """
     options = to_dict(config.sample)
-    return options if model.conditioner.entries else options | {"guidance_scale": 1.0}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if given.get("sampler", options.get("sampler")) != options.get("sampler"):
+        options["eta"] = None
+    if not model.conditioner.entries:
+        options["guidance_scale"] = 1.0
+    options |= given
+    check_names(options, NAMES, "sample")
+    side = config.data.image_size
+    size = tuple(side if length is None else length for length in size)
+    try:
+        return from_flat(options, size)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from error
 
 
 def _check_sizes(model, image_size):

@@ -1,12 +1,18 @@
-"""Sampling: from a workdir and flags to pictures.
+"""Sampling: from a workdir and flags to images.
 
-    flags --columns--> values --examples--> example, then batch --program--> images
+    flags --flag_values--> values --conditions--> batch --program--> images
 
-`request.py` says which flags go together, `run.py` is the run, `sheet.py` shows what
-was told beside what came of it.
+`task.py` says which flags go together, `options.py` completes the options from the
+config, `run.py` is the run, `output.py` writes the images, and the contact sheet that
+shows the conditions beside the samples. From Python:
+
+    trained = load_model(workdir)
+    options = complete(trained, {"num_steps": 20, "guidance_scale": 4.0})
+    run(trained, outdir, {"prompt": ["a red star"]}, RunOptions(seed=1), options)
 """
 
+from ldm_jax.sampling.options import RunOptions, complete
 from ldm_jax.sampling.run import run
 from ldm_jax.trained import Trained, load_model
 
-__all__ = ["Trained", "load_model", "run"]
+__all__ = ["RunOptions", "Trained", "complete", "load_model", "run"]

@@ -12,6 +12,8 @@ depends on the seed and k alone.  A run that was cut goes on where it stopped: t
 command draws only what is missing.
 """
 
+import dataclasses
+
 from absl import app, flags
 
 from ldm_jax import cli
@@ -155,6 +157,7 @@ def _main(argv):
     del argv
     cli.start_jax()
     from ldm_jax import sampling
+    from ldm_jax.diffusion.sample_options import NAMES
     from ldm_jax.sampling import options
 
     # Read before the model: what is misspelt shall not wait for it.
@@ -172,30 +175,20 @@ def _main(argv):
     )
     if _DATA_DIR.value:
         model.config.data.data_dir = _DATA_DIR.value
+    values = flags.FLAGS.flag_values_dict()
+    fields = {field.name for field in dataclasses.fields(options.RunOptions)}
+    run_options = options.RunOptions(
+        **{name: values[name] for name in fields} | {"interpolate": ends}
+    )
+    given = {name: values[name] for name in NAMES if name in values}
+    given |= {"guidance_scale": scale, "guidance_interval": interval}
+    size = _HEIGHT.value, _WIDTH.value
     sampling.run(
         model,
         _OUTDIR.value,
         {flag: holder.value for flag, holder in _GIVEN.items()},
-        num_samples=_NUM_SAMPLES.value,
-        size=(_HEIGHT.value, _WIDTH.value),
-        from_data=_FROM_DATA.value,
-        strength=_STRENGTH.value,
-        invert=_INVERT.value,
-        interpolate=ends,
-        classifier_scale=_CLASSIFIER_SCALE.value,
-        guide_scale=_GUIDE_SCALE.value,
-        seed=_SEED.value,
-        batch_size=_BATCH_SIZE.value,
-        npz=_NPZ.value,
-        sampler=_SAMPLER.value,
-        num_steps=_NUM_STEPS.value,
-        spacing=_SPACING.value,
-        eta=_ETA.value,
-        guidance_scale=scale,
-        guidance_interval=interval,
-        guidance_rescale=_GUIDANCE_RESCALE.value,
-        tile=_TILE.value,
-        decode_tile=_DECODE_TILE.value,
+        run_options,
+        options.complete(model, given, size, run_options.invert),
     )
 
 

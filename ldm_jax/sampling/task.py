@@ -6,7 +6,7 @@ from ldm_jax.data import inputs
 from ldm_jax.data.loader import open_source
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.flag_values import Column, read_columns
-from ldm_jax.sampling.gradient_guidance import steering_scales
+from ldm_jax.sampling.gradient_guidance import gradient_guidance_scales
 
 
 class Request(NamedTuple):
@@ -22,7 +22,7 @@ class Request(NamedTuple):
       invert: Whether it starts from the noise that the images come from.
       path: (first, last, count): samples lie on the way from the noise of sample
         `first` to that of `last`, and are told what `first` is; None for each its own.
-      scales: What steers -> its scale; see `steer.steering_scales`.
+      scales: What guides -> its scale; see `gradient_guidance_scales`.
       record: What of it belongs into `settings.json`.
     """
 
@@ -38,26 +38,14 @@ class Request(NamedTuple):
     record: dict
 
 
-def make_request(
-    trained,
-    given,
-    *,
-    num_samples=None,
-    size=(None, None),
-    from_data=False,
-    strength=None,
-    invert=False,
-    interpolate=None,
-    classifier_scale=None,
-    guide_scale=None,
-):
+def make_request(trained, given, run_options, sample_options):
     """Checks what is given against what the model takes, before anything runs.
 
     Args:
       trained: A Trained.
       given: Flag -> list of strings; see `columns.FLAGS`.
-      num_samples, size, from_data, strength, invert, interpolate, classifier_scale,
-        guide_scale: See `run`.
+      run_options: RunOptions.
+      sample_options: SampleOptions, of which `size` and `strength` are used.
 
     Returns:
       A Request.
@@ -69,15 +57,16 @@ def make_request(
     if "prompts_file" in columns:
         lines = columns.pop("prompts_file")
         columns["prompt"] = _joined(columns.get("prompt"), lines)
-    source = _open(trained.config.data) if from_data else None
+    strength, invert = sample_options.strength, run_options.invert
+    source = _open(trained.config.data) if run_options.from_data else None
     have = {*columns, *(("image",) if source else ())}
     used = _used_by_conditions(trained, have, source is not None)
     used |= _used_by_tasks(have, strength, invert)
     _refuse_superfluous(trained, columns, used)
     columns = _fill_labels(trained, columns, source)
     told_mask = any(isinstance(x, inputs.MaskedImage) for x in trained.inputs.values())
-    size = _check_size(trained, size)
-    scales = steering_scales(trained, columns, size, classifier_scale, guide_scale)
+    size = _check_size(trained, sample_options.size)
+    scales = gradient_guidance_scales(trained, columns, size, run_options)
     record = {flag: column.record for flag, column in sorted(columns.items())}
     if source:
         section = trained.config.data
@@ -85,8 +74,9 @@ def make_request(
     record |= {"size": list(size)}
     record |= {"steering": scales} if scales else {}
     record |= {"invert": True} if invert else {}
-    count = num_samples or max([16, *(len(c.values) for c in columns.values())])
-    path = None
+    longest = max([16, *(len(column.values) for column in columns.values())])
+    count = run_options.num_samples or longest
+    path, interpolate = None, run_options.interpolate
     if interpolate is not None:
         if count < 2:
             raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
@@ -244,11 +234,11 @@ def _fill_labels(trained, columns, source):
 
 def _check_size(trained, size):
     """Height and width, which first stage and U-Net must be able to halve."""
+    size = size or [trained.config.data.image_size] * 2
     model = trained.model
     unit = model.first_stage.downsampling_factor * model.unet.downsampling_factor
     sides = []
     for name, side in zip(("height", "width"), size, strict=True):
-        side = trained.config.data.image_size if side is None else side
         if side < 1 or side % unit:
             nearest = max(unit, round(side / unit) * unit)
             raise ConfigError(

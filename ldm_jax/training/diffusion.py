@@ -80,6 +80,8 @@ def _make_steps(config, model, frozen, example):
         )
         return metrics
 
+    options = sample_options(config, model)
+
     def preview(state, frozen, batch, rng):
         images = batch["image"]
         size = images.shape[0]
@@ -89,8 +91,7 @@ def _make_steps(config, model, frozen, example):
             frozen,
             batch,
             jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
-            latent_shape=latent_diffusion.shape_of_latents(model, images.shape[1:3]),
-            **sample_options(config, model),
+            options,
         )
         latents = latent_diffusion.encode(model, frozen, images)
         return {

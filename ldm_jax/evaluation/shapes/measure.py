@@ -1,5 +1,7 @@
 """Draws pictures under the conditions of held-out scenes and has them judged."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -11,7 +13,7 @@ from ldm_jax.evaluation.shapes.probe import reconstruct
 from ldm_jax.evaluation.shapes.restoration import baseline, distances
 from ldm_jax.images import make_grid
 from ldm_jax.sampling.conditions import make_example, make_row
-from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.options import RunOptions, complete, record_of
 from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.task import make_request
 
@@ -19,16 +21,16 @@ from ldm_jax.sampling.task import make_request
 _ROWS, _COLUMNS = 8, 2
 
 
-def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
+def measure(trained, judge, num_samples, options=None, *, seed=0, batch_size=64):
     """Measures how well a model obeys its conditions.
 
     Args:
       trained: A `sampling.model.Trained`, on the data set `shapes`.
       judge: Function from `judge.make_judge`.
       num_samples: So many of the first held-out scenes, or all if there are fewer.
+      options: SampleOptions; None for the config's.
       seed: Seed of the noise, and of inputs that are drawn at random.
       batch_size: Samples at a time over all devices; rounded up to a multiple of them.
-      **options: Options of `generate.sample_images`; what is None is the config's.
 
     Returns:
       (record, grid): dict of "agreement", and where pictures are restored
@@ -40,8 +42,8 @@ def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
     """
     if not trained.model.conditioner.entries:
         raise ConfigError("this model has no conditions: there is nothing to obey")
-    request = _request(trained, num_samples)
-    options = complete(trained, options)
+    options = complete(trained) if options is None else options
+    request = _request(trained, num_samples, options)
     examples = [make_example(trained, request, k) for k in range(request.count)]
     true = stack([truth(example) for example in examples])
     rows = [make_row(trained, request, seed, k, e) for k, e in enumerate(examples)]
@@ -55,17 +57,17 @@ def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
         "reconstructed": reconstruct(model.first_stage, params, images),
     }
     # Scale 0 leaves of guidance what the model does when it is told nothing.
-    for name, scale in (("samples", {}), ("dropped", {"guidance_scale": 0.0})):
-        pictures[name] = _draw(
-            trained, request, batch, seed, batch_size, options | scale
-        )
+    dropped = dataclasses.replace(options.guidance, scale=0.0)
+    for name, guidance in (("samples", options.guidance), ("dropped", dropped)):
+        guided = dataclasses.replace(options, guidance=guidance)
+        pictures[name] = _draw(trained, request, batch, seed, batch_size, guided)
     seen = {name: judge(array) for name, array in pictures.items()}
     columns = {name: agreement(true, found) for name, found in seen.items()}
     record = {
         "data": f"{trained.config.data.name}, {trained.config.data.eval_split}",
         "num_samples": request.count,
         "seed": seed,
-        "options": options,
+        "options": record_of(options, model),
         "agreement": columns | {"chance": chance(true, seen["samples"])},
     }
     restored = baseline(batch["inputs"], images.shape[1])
@@ -74,14 +76,15 @@ def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
     return record, _grid(pictures, restored)
 
 
-def _request(trained, num_samples):
+def _request(trained, num_samples, options):
     """A request for pictures of held-out scenes, with all that is known of them."""
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         # Not as an attribute: that is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
-    request = make_request(trained, {}, num_samples=num_samples, from_data=True)
+    run_options = RunOptions(num_samples=num_samples, from_data=True)
+    request = make_request(trained, {}, run_options, options)
     return request._replace(count=min(num_samples, len(request.source)))
 
 
