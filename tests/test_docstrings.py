@@ -21,7 +21,6 @@ ALLOWED = {
     "batches": 20,
     "build": 15,
     "checkpoint": 30,
-    "cli": 9,
     "conditioners": 101,
     "config": 24,
     "console": 7,
