@@ -1,11 +1,15 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.config import build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.diffusion.sample_options import NAMES, from_flat
+from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
@@ -148,7 +152,12 @@ def make_model(config, first_stage, num_classes=None):
     return model
 
 
-def sample_options(config, model, given=None, size=(None, None)):
+def sample_options(
+    config: ConfigDict,
+    model: LatentDiffusion,
+    given: Mapping[str, Any] | None = None,
+    size: tuple[int | None, int | None] = (None, None),
+) -> SampleOptions:
     """Reads the `sample` section, with what is given over it.
 
     A model without conditions is not guided, and another sampler than the section's

@@ -9,6 +9,8 @@ below that line nothing sees a config.
 import difflib
 import inspect
 import json
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -49,7 +51,7 @@ def build(constructor, section, name, **given):
         raise ConfigError(f"{name}: {error}") from error
 
 
-def check_names(section, known, name):
+def check_names(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
     """Checks that a section holds no key beyond those that are known.
 
     Args:

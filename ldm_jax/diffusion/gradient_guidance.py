@@ -20,7 +20,7 @@ GradientGuidance = Callable[[Denoiser], Denoiser]
 
 
 def classifier_guidance(
-    log_prob: Callable[[Array, Array], Array],
+    log_prob: Callable[[Any, Any], Any],
     scale: Any = 1.0,
     max_shift: float | None = 1.0,
 ) -> GradientGuidance:
@@ -51,8 +51,8 @@ def classifier_guidance(
 
 
 def image_guidance(
-    decode: Callable[[Array], Array],
-    distance: Callable[[Array], Array],
+    decode: Callable[[Any], Any],
+    distance: Callable[[Any], Any],
     scale: Any = 1.0,
     max_shift: float | None = 1.0,
 ) -> GradientGuidance:
@@ -90,7 +90,7 @@ def image_guidance(
 
 def low_resolution_distance(
     target: Float[Array, "batch height width channels"],
-) -> Callable[[Array], Array]:
+) -> Callable[[Any], Any]:
     """Squared distance of images to small ones, for `image_guidance`.
 
     Args:
@@ -108,7 +108,7 @@ def low_resolution_distance(
 
 
 def shift_prediction(
-    prediction: tuple[Array, Array],
+    prediction: tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]],
     gradient: Float[Array, " batch *shape"],
     point: SchedulePoint,
     max_shift: float | None = None,
