@@ -24,6 +24,7 @@ from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
 from ldm_jax.latent_diffusion import (
     LatentDiffusion,
+    apply_backbone,
     condition,
     decode,
     encode,
@@ -305,22 +306,25 @@ def make_denoiser(
       rescale: See `guidance.guide`.
       gradient_guidance: Maps the denoiser, after classifier-free guidance, to another;
         see `diffusion.gradient_guidance`.
-      tile: Side of the tiles in which the U-Net evaluates larger latents, in latents,
-        see `tiling.tile_unet`; None for the whole at once.
+      tile: Side of the tiles in which the backbone evaluates larger latents, in
+        latents, see `tiling.tile_backbone`; None for the whole at once.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
+
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
-    unet = functools.partial(model.unet.apply, {"params": params["unet"]})
+    def backbone(latents, timesteps, *conditioning):
+        return apply_backbone(model, params, latents, timesteps, conditioning)
+
     if tile is not None:
-        unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
+        backbone = tiling.tile_backbone(backbone, tile, model.backbone.size_multiple)
 
     def network(conditioning):
         def output(latents, point):
             timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
-            return unet(latents, timesteps, *conditioning)
+            return backbone(latents, timesteps, *conditioning)
 
         return output
 

@@ -31,7 +31,7 @@ from tests.sampling.common import run
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 
 # What `unet` is called today.
-NETWORK = "unet"
+NETWORK = "backbone"
 
 # Steps are large, so that pictures depend on the weights, and a large eps keeps
 # gradients that are mere rounding errors, such as those of the keys' biases, small.

@@ -110,7 +110,7 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
 
 def _check_tile(model, tile):
     factor = model.first_stage.downsampling_factor
-    unit = factor * model.unet.downsampling_factor
+    unit = factor * model.backbone.size_multiple
     if tile < 1 or tile % unit:
         nearest = max(unit, round(tile / unit) * unit)
         raise ConfigError(

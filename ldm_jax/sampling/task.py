@@ -236,7 +236,7 @@ def _check_size(trained, size):
     """Height and width, which first stage and U-Net must be able to halve."""
     size = size or [trained.config.data.image_size] * 2
     model = trained.model
-    unit = model.first_stage.downsampling_factor * model.unet.downsampling_factor
+    unit = model.first_stage.downsampling_factor * model.backbone.size_multiple
     sides = []
     for name, side in zip(("height", "width"), size, strict=True):
         if side < 1 or side % unit:
