@@ -10,12 +10,7 @@ from absl import app, flags
 
 from ldm_jax.cli import help as help_
 from ldm_jax.cli.flags import apply_renamed, group
-from ldm_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    TrainingDiverged,
-)
+from ldm_jax.errors import UserError
 
 
 def run(
@@ -49,7 +44,7 @@ def _run(main, uses_jax, argv):
         if uses_jax:
             start_jax()
         main(argv)
-    except (ConfigError, CheckpointError, DataError, TrainingDiverged) as error:
+    except UserError as error:
         if flags.FLAGS.traceback:
             raise
         _fail(error, 1)
