@@ -37,7 +37,9 @@ def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
     return build(kind, fields, "first_stage")
 
 
-def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:
+def make_backbone(
+    section: Mapping[str, Any] | ConfigDict, out_channels: int
+) -> nn.Module:
     """Builds the denoiser that a config section describes; no weights are drawn.
 
     Args:
