@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ldm_jax import tiling
 from ldm_jax.annotations import Array, Bool, Float, Key, Num
+from ldm_jax.conditioners import Conditioning
 from ldm_jax.diffusion import grids, guidance, samplers, solve
 from ldm_jax.diffusion.gradient_guidance import GradientGuidance
 from ldm_jax.diffusion.guidance import GuidanceOptions
@@ -316,7 +317,8 @@ def make_denoiser(
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
     def backbone(latents, timesteps, *conditioning):
-        return apply_backbone(model, params, latents, timesteps, conditioning)
+        filled = Conditioning(*conditioning)
+        return apply_backbone(model, params, latents, timesteps, filled)
 
     if tile is not None:
         backbone = tiling.tile_backbone(backbone, tile, model.backbone.size_multiple)

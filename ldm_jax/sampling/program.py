@@ -89,7 +89,7 @@ def make_draw(
 
 def fetch(
     drawn: tuple[UInt8[Array, "size height width channels"], Bool[Array, " size"]],
-    indices: Sequence[int],
+    indices: Sequence[int] | np.ndarray,
 ) -> UInt8[np.ndarray, "batch height width channels"]:
     """Brings what was drawn to the host.
 
