@@ -19,6 +19,7 @@ from ldm_jax.convert.model import (
     diffusion_config,
     diffusion_shapes,
     discriminator_shapes,
+    first_stage_row,
     first_stage_shapes,
     make_unet,
 )
@@ -106,11 +107,9 @@ def first_stage_rows(config, tensors, theirs, ours):
     Returns:
       List of Rows.
     """
-    rows = []
-    if config["first_stage"]["kind"] != "identity":
-        module = make_first_stage(config["first_stage"])
-        rows = compvis_names.autoencoder_rows(module)
-        rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
+    section, table = config["first_stage"], compvis_names.FIRST_STAGE_ROWS
+    rows = first_stage_row(section, table, "CompVis")[1](make_first_stage(section))
+    rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
     if "discriminator" in config:
         layers = config["discriminator"]["num_layers"]
         for row in compvis_names.discriminator_rows(layers):
