@@ -22,13 +22,8 @@ import jax
 import numpy as np
 
 from configs import shapes_class
-<<<<<<< HEAD
 from ldm_jax import generate, sampling
-from ldm_jax.evaluation.shapes.probe import load_judge
-=======
-from ldm_jax import generate, latent_diffusion, sampling
 from ldm_jax.evaluation.shapes.probe import load_probe
->>>>>>> main
 from ldm_jax.images import to_uint8
 from ldm_jax.trained import load_first_stage
 from ldm_jax.training import loop

@@ -1,15 +1,15 @@
 """Draws images conditioned on held-out scenes and measures their adherence."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
-
-import dataclasses
 
 import jax
 import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.annotations import UInt8
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.shapes.adherence import adherence, chance
 from ldm_jax.evaluation.shapes.labels import KEYS, stack, truth
@@ -26,21 +26,16 @@ from ldm_jax.trained import Trained
 _ROWS, _COLUMNS = 8, 2
 
 
-<<<<<<< HEAD
-def measure(trained, judge, num_samples, options=None, *, seed=0, batch_size=64):
-    """Measures how well a model obeys its conditions.
-=======
 def measure(
     trained: Trained,
     probe: Callable[[Any], dict[str, Any]],
     num_samples: int,
+    options: SampleOptions | None = None,
     *,
     seed: int = 0,
     batch_size: int = 64,
-    **options: Any,
 ) -> tuple[dict[str, Any], UInt8[np.ndarray, "height width 3"]]:
     """Measures how well samples adhere to their conditions.
->>>>>>> main
 
     Args:
       trained: A model of the data set `shapes`.
@@ -60,15 +55,9 @@ def measure(
         wrong.
     """
     if not trained.model.conditioner.entries:
-<<<<<<< HEAD
-        raise ConfigError("this model has no conditions: there is nothing to obey")
+        raise ConfigError("this model has no conditions: there is nothing to adhere to")
     options = complete(trained) if options is None else options
     request = _request(trained, num_samples, options)
-=======
-        raise ConfigError("this model has no conditions: there is nothing to adhere to")
-    request = _request(trained, num_samples)
-    options = complete(trained, options)
->>>>>>> main
     examples = [make_example(trained, request, k) for k in range(request.count)]
     true = stack([truth(example) for example in examples])
     rows = [make_row(trained, request, seed, k, e) for k, e in enumerate(examples)]
@@ -81,34 +70,19 @@ def measure(
         "real": images,
         "reconstructed": reconstruct(model.first_stage, params, images),
     }
-<<<<<<< HEAD
-    # Scale 0 leaves of guidance what the model does when it is told nothing.
-    dropped = dataclasses.replace(options.guidance, scale=0.0)
-    for name, guidance in (("samples", options.guidance), ("dropped", dropped)):
-        guided = dataclasses.replace(options, guidance=guidance)
-        pictures[name] = _draw(trained, request, batch, seed, batch_size, guided)
-    seen = {name: judge(array) for name, array in pictures.items()}
-    columns = {name: agreement(true, found) for name, found in seen.items()}
-=======
     # Of the guided prediction, scale 0 leaves the unconditional one.
-    for name, scale in (("samples", {}), ("unconditional", {"guidance_scale": 0.0})):
-        columns[name] = _draw(
-            trained, request, batch, seed, batch_size, options | scale
-        )
+    off = dataclasses.replace(options.guidance, scale=0.0)
+    for name, guidance in (("samples", options.guidance), ("unconditional", off)):
+        guided = dataclasses.replace(options, guidance=guidance)
+        columns[name] = _draw(trained, request, batch, seed, batch_size, guided)
     seen = {name: probe(array) for name, array in columns.items()}
     adherences = {name: adherence(true, found) for name, found in seen.items()}
->>>>>>> main
     record = {
         "data": f"{trained.config.data.name}, {trained.config.data.eval_split}",
         "num_samples": request.count,
         "seed": seed,
-<<<<<<< HEAD
         "options": record_of(options, model),
-        "agreement": columns | {"chance": chance(true, seen["samples"])},
-=======
-        "options": options,
         "adherence": adherences | {"chance": chance(true, seen["samples"])},
->>>>>>> main
     }
     restored = baseline(batch["inputs"], images.shape[1])
     if restored is not None:
@@ -116,13 +90,8 @@ def measure(
     return record, _grid(columns, restored)
 
 
-<<<<<<< HEAD
 def _request(trained, num_samples, options):
-    """A request for pictures of held-out scenes, with all that is known of them."""
-=======
-def _request(trained, num_samples):
     """A request for samples conditioned on held-out scenes, with all their labels."""
->>>>>>> main
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         # Not as an attribute: that is a method.
