@@ -97,4 +97,4 @@ def test_reaches_pure_noise_without_dividing_by_nothing():
 def test_wrong_options_are_refused(options, message):
     points = make_points(MODELS["noise"], 6)
     with pytest.raises(ValueError, match=message):
-        invert(None, LATENTS, points, **options)
+        invert(functools.partial(denoiser, "noise"), LATENTS, points, **options)

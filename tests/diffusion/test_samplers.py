@@ -374,7 +374,7 @@ def run_step(step, num_steps, **options):
     )
     sampler, trajectory = with_trajectory(sampler, num_steps)
     latents, points = jnp.zeros((2, 16, 16, 1)), make_points(SCHEDULE, num_steps)
-    sample(sampler, None, latents, points, keys(2), **options)
+    sample(sampler, gaussian_denoiser, latents, points, keys(2), **options)
     return trajectory()
 
 
