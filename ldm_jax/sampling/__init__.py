@@ -1,10 +1,10 @@
 """Sampling: from a workdir and flags to images.
 
-    flags --flag_values--> values --conditions--> batch --program--> images
+    flags --flag_values--> values --conditions--> example, batch --program--> images
 
 `task.py` says which flags go together, `options.py` completes the options from the
-config, `run.py` is the run, `output.py` writes the images, and the contact sheet that
-shows the conditions beside the samples. From Python:
+config, `run.py` is the run, and `output.py` writes the samples and shows them beside
+their conditions. From Python:
 
     trained = load_model(workdir)
     options = complete(trained, {"num_steps": 20, "guidance_scale": 4.0})

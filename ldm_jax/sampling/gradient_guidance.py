@@ -27,7 +27,7 @@ _CLASSIFIER_SCALE, _GUIDE_SCALE = 10.0, 40.0
 
 def gradient_guidance_scales(
     trained: Trained,
-    columns: Mapping[str, Any],
+    values: Mapping[str, Any],
     size: tuple[int, int],
     options: RunOptions = RunOptions(),
 ) -> dict[str, float]:
@@ -35,7 +35,7 @@ def gradient_guidance_scales(
 
     Args:
       trained: A Trained.
-      columns: Flag -> its values; only whether "guide_image" is there matters.
+      values: Row of `flag_values.flag_rows` -> FlagValues.
       size: (height, width) of the images in pixels.
       options: RunOptions with the scales.
 
@@ -50,7 +50,7 @@ def gradient_guidance_scales(
         scales["classifier"] = _or(options.classifier_scale, _CLASSIFIER_SCALE)
     elif options.classifier_scale is not None:
         raise ConfigError("--classifier_scale needs --classifier, a trained one")
-    if "guide_image" in columns:
+    if "guide_image" in values:
         scales["guide"] = _or(options.guide_scale, _GUIDE_SCALE)
         least = MIN_SIZE if trained.lpips is not None else GUIDE_FACTOR
         if min(size) < least:

@@ -17,19 +17,19 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
 from ldm_jax.images import to_uint8
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
-from ldm_jax.sampling.task import Request
+from ldm_jax.sampling.task import Task
 from ldm_jax.trained import Trained
 
 
 def make_draw(
-    trained: Trained, mesh: Mesh, request: Request, seed: int, options: SampleOptions
+    trained: Trained, mesh: Mesh, task: Task, seed: int, options: SampleOptions
 ) -> tuple[Callable, dict[str, Any]]:
     """Makes the function that draws samples; see `conditions.make_batch` for batches.
 
     Args:
       trained: A Trained.
       mesh: Mesh over the devices of this process.
-      request: A Request.
+      task: A Task.
       seed: Seed of the run.
       options: SampleOptions.
 
@@ -40,7 +40,7 @@ def make_draw(
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
-    options = dataclasses.replace(options, size=request.size)
+    options = dataclasses.replace(options, size=task.size)
     weights = {"params": trained.params, "frozen": trained.frozen}
     if trained.classifier is not None:
         weights["classifier"] = trained.classifier.params
@@ -52,19 +52,19 @@ def make_draw(
         frozen = weights["frozen"]
         codec = generate.make_codec(model, frozen, options.decode_tile)
         given = Given(negative=batch.get("negative"))
-        if request.starts or request.holds:
+        if task.starts or task.holds:
             given = given._replace(known=batch["images"])
-        if request.holds:
-            given = given._replace(mask=hold_cells(batch["hole"], factor))
-        if request.invert:
+        if task.holds:
+            given = given._replace(mask=hold_cells(batch["mask"], factor))
+        if task.invert:
             noise = _inverted(model, weights, codec, batch.get("ends", batch), options)
             given = given._replace(noise=noise)
-        elif request.path:
+        elif task.path:
             noise_rngs, _ = generate.split_rngs(_keys(seed, batch["ends"]["index"]))
-            shape = latent_diffusion.shape_of_latents(model, request.size)
+            shape = latent_diffusion.shape_of_latents(model, task.size)
             given = given._replace(noise=solve.normal(noise_rngs, shape))
-        if request.path:
-            given = given._replace(noise=_between(given.noise, batch["share"]))
+        if task.path:
+            given = given._replace(noise=_between(given.noise, batch["fraction"]))
         images = generate.sample_images(
             model,
             weights["params"],
@@ -73,15 +73,13 @@ def make_draw(
             _keys(seed, batch["index"]),
             options,
             given,
-            make_gradient_guidance(
-                trained, weights, batch, request.scales, codec.decode
-            ),
+            make_gradient_guidance(trained, weights, batch, task.scales, codec.decode),
         )
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         images = to_uint8(images)
-        if "hole" in batch:
+        if "mask" in batch:
             # What is known stays as it is, to the bit.
-            images = jnp.where(batch["hole"], images, batch["images"])
+            images = jnp.where(batch["mask"], images, batch["images"])
         return images, finite
 
     return jax.jit(draw), weights

@@ -21,9 +21,9 @@ from ldm_jax.images import write_png
 from ldm_jax.sampling import output
 from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
-from ldm_jax.sampling.output import write_sheet
+from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import Request, class_names, make_request
+from ldm_jax.sampling.task import Task, class_names, make_task
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained
 
@@ -40,8 +40,8 @@ def run(
     Args:
       trained: A Trained.
       outdir: Folder of the images.
-      flag_values: The conditions: row of `flag_values.FLAGS` -> list of strings, such
-        as labels, prompts or files.
+      flag_values: The conditions: flag -> list of strings, such as labels, prompts or
+        files; see `flag_values.flag_rows`.
       run_options: What to draw.
       sample_options: How to sample; None is the config's, see `options.complete`.
 
@@ -55,10 +55,10 @@ def run(
     if options is None:
         options = complete(trained, invert=run_options.invert)
     check(trained, options, run_options.invert)
-    request = make_request(trained, flag_values or {}, run_options, options)
-    warn_of_cuts(trained, request)
-    todo = _Run(trained, pathlib.Path(outdir), request, run_options, options)
-    mine = range(jax.process_index(), request.count, jax.process_count())
+    task = make_task(trained, flag_values or {}, run_options, options)
+    warn_of_cuts(trained, task)
+    todo = _Run(trained, pathlib.Path(outdir), task, run_options, options)
+    mine = range(jax.process_index(), task.count, jax.process_count())
     missing = [k for k in mine if not output.path_of(todo.outdir, k).exists()]
     if missing:
         _draw(todo, missing, len(mine))
@@ -77,7 +77,7 @@ class _Run(NamedTuple):
 
     trained: Trained
     outdir: pathlib.Path
-    request: Request
+    task: Task
     run_options: RunOptions
     sample_options: SampleOptions
 
@@ -93,7 +93,7 @@ def _settings(run):
         "classifier": trained.classifier and trained.classifier.source,
         "lpips": trained.lpips and output.digest(trained.lpips),
         "seed": run.run_options.seed,
-        "conditions": run.request.record,
+        "conditions": run.task.record,
         "options": record_of(run.sample_options, trained.model),
     }
 
@@ -132,7 +132,7 @@ def _draw(run, missing, total):
 def _write(run, indices, batch, images, console):
     """Writes the samples of a batch, and what held-out data has in their place."""
     for row, k in enumerate(indices):
-        if run.request.source is not None:
+        if run.task.source is not None:
             write_png(run.outdir / "reference" / f"{k:06d}.png", batch["images"][row])
         write_png(output.path_of(run.outdir, k), images[row])
         console.advance()
@@ -145,7 +145,7 @@ def _batches(run, missing, size):
         # The last batch is filled up, so that one program serves all.
         padded = np.resize(np.asarray(indices, np.int32), size)
         seed = run.run_options.seed
-        yield indices, make_batch(run.trained, run.request, seed, padded)
+        yield indices, make_batch(run.trained, run.task, seed, padded)
 
 
 def _chain(first, others):
@@ -157,7 +157,7 @@ def _lower(run, mesh, batch):
     """Traces the program; returns what compiles it to a function of host batches."""
     split = sharding.batch_sharding(mesh)
     seed = run.run_options.seed
-    draw, weights = make_draw(run.trained, mesh, run.request, seed, run.sample_options)
+    draw, weights = make_draw(run.trained, mesh, run.task, seed, run.sample_options)
     try:
         lowered = draw.lower(weights, jax.device_put(batch, split))
     except ValueError as error:
@@ -171,13 +171,13 @@ def _lower(run, mesh, batch):
 
 
 def _collect(run):
-    """Writes the grid, the sheet, and the array for evaluators, from the files."""
-    trained, outdir, request, options, _ = run
-    labels = request.columns.get("labels")
-    # On a path all samples have the same condition.
-    labels = None if request.path else labels and labels.values
-    output.write_grid(outdir, request.count, labels, class_names(trained))
-    write_sheet(trained, request, options.seed, outdir)
+    """Writes the grid, the contact sheet and the array for evaluators."""
+    trained, outdir, task, options, _ = run
+    labels = task.values.get("label")
+    # On a path all samples have the same conditions.
+    labels = None if task.path else labels and labels.values
+    output.write_grid(outdir, task.count, labels, class_names(trained))
+    write_contact_sheet(trained, task, options.seed, outdir)
     if options.npz:
-        conditions = collect_conditions(trained, request, options.seed)
-        output.write_array(outdir, request.count, conditions)
+        conditions = collect_conditions(trained, task, options.seed)
+        output.write_array(outdir, task.count, conditions)
