@@ -33,7 +33,7 @@ def unet_rows(unet, head_major=True, linear_projection=False):
     levels = range(len(unet.channel_mult))
     style = (head_major, DENSE if linear_projection else POINTWISE_2D)
     rows = [Row("label_emb.weight", ("label/embed/embedding",), SAME)]
-    rows += _down_rows(unet, style)
+    rows += down_rows(unet, style)
     index = 0
     for level in reversed(levels):
         for i in range(unet.blocks_at(level) + 1):
@@ -48,32 +48,7 @@ def unet_rows(unet, head_major=True, linear_projection=False):
     return rows + layer_rows("out.2", "unet/conv_out", CONV)
 
 
-def classifier_rows(classifier, head_major=True):
-    """Maps an EncoderUNetModel with any pooling; ours lies under "unet/".
-
-    Args:
-      classifier: Classifier module.
-      head_major: See `unet_rows`; the pooling itself is always the other way.
-
-    Returns:
-      List of Rows.
-    """
-    rows = _down_rows(classifier, (head_major, None))
-    if classifier.pool.startswith("spatial"):
-        rows += layer_rows("out.0", "unet/pool_in", DENSE)
-        rows += norm_rows("out.1", "unet/norm_out")
-        last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
-        return rows + layer_rows(last, "unet/pool_out", DENSE)
-    rows += norm_rows("out.0", "unet/norm_out")
-    rows += layer_rows("out.3", "unet/pool_out", POINTWISE_2D)
-    pool = "unet/pool/attention"
-    rows += [Row("out.2.positional_embedding", ("unet/pool/position",), DENSE)]
-    num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
-    rows += _qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
-    return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
-
-
-def _down_rows(unet, style):
+def down_rows(unet, style):
     """Rows of the timestep embedding, the way down and the middle."""
     levels = range(len(unet.channel_mult))
     rows = layer_rows("time_embed.0", "unet/time_in", DENSE)
@@ -129,12 +104,12 @@ def _res_block_rows(theirs, ours):
 def _attention_rows(theirs, ours, num_heads, head_major):
     return (
         norm_rows(f"{theirs}.norm", f"{ours}/norm")
-        + _qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
+        + qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
         + layer_rows(f"{theirs}.proj_out", f"{ours}/attention/out", POINTWISE_1D)
     )
 
 
-def _qkv_rows(theirs, ours, num_heads, head_major):
+def qkv_rows(theirs, ours, num_heads, head_major):
     names = [f"{ours}/{name}" for name in ("query", "key", "value")]
     kernels = tuple(f"{name}/kernel" for name in names)
     biases = tuple(f"{name}/bias" for name in names)

@@ -1,70 +1,8 @@
-"""Networks of CompVis/latent-diffusion: their configs and weights, read as ours.
+"""CompVis's options of a U-Net and of an autoencoder, as arguments of our modules.
 
-Here live the original's names and its rules for the number of attention heads; our
-modules are told heads explicitly.
+Here live the names of these options and the rules for the number of attention heads,
+which CompVis derives from several options and our modules take as they are.
 """
-
-import jax
-import jax.numpy as jnp
-
-from ldm_jax.convert.compvis.names import (
-    autoencoder_rows,
-    class_embedder_rows,
-    classifier_rows,
-    discriminator_rows,
-    unet_rows,
-)
-from ldm_jax.models.autoencoder import KLAutoencoder
-from ldm_jax.models.classifier import Classifier
-from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.unet import UNet
-from ldm_jax.weights.state_dict import to_params
-
-# Options of the original's UNetModel; those it leaves out have these values.
-UNET_DEFAULTS = dict(
-    image_size=None,
-    in_channels=None,
-    model_channels=None,
-    out_channels=None,
-    num_res_blocks=None,
-    attention_resolutions=None,
-    dropout=0,
-    channel_mult=(1, 2, 4, 8),
-    conv_resample=True,
-    dims=2,
-    num_classes=None,
-    use_checkpoint=False,
-    use_fp16=False,
-    num_heads=-1,
-    num_head_channels=-1,
-    num_heads_upsample=-1,
-    use_scale_shift_norm=False,
-    resblock_updown=False,
-    use_new_attention_order=False,
-    use_spatial_transformer=False,
-    transformer_depth=1,
-    context_dim=None,
-    n_embed=None,
-    legacy=True,
-    use_linear_in_transformer=False,
-)
-AUTOENCODER_DEFAULTS = dict(
-    double_z=True,
-    z_channels=None,
-    resolution=None,
-    in_channels=None,
-    out_ch=None,
-    ch=None,
-    ch_mult=(1, 2, 4, 8),
-    num_res_blocks=None,
-    attn_resolutions=None,
-    dropout=0.0,
-    resamp_with_conv=True,
-    attn_type="vanilla",
-    use_linear_attn=False,
-    tanh_out=False,
-    give_pre_end=False,
-)
 
 
 def unet_kwargs(original_config):
@@ -173,162 +111,6 @@ def autoencoder_kwargs(ddconfig, embed_dim):
     )
 
 
-def convert_unet(state_dict, original_config):
-    """Reads the weights of a UNetModel.
-
-    Args:
-      state_dict: Dict of its keys, without prefix -> arrays.
-      original_config: Its options.
-
-    Returns:
-      (params, label): the parameters of UNet, and those of the ClassLabel that fills
-      its `vector` ({"embed": {"embedding": [num_classes, 4 * channels]}}), {} where
-      the original has none.
-
-    Raises:
-      ValueError: If keys, shapes or options do not fit.
-    """
-    config = _options(original_config, UNET_DEFAULTS, "unet")
-    target = {"unet": unet_shapes(config)}
-    if config["num_classes"] is not None:
-        width = 4 * config["model_channels"]
-        target["label"] = _embedding_shapes(config["num_classes"], width)
-    rows = unet_rows(
-        UNet(**unet_kwargs(config)),
-        head_major=not config["use_new_attention_order"],
-        linear_projection=config["use_linear_in_transformer"],
-    )
-    params = to_params(rows, state_dict, target)
-    return params["unet"], params.get("label", {})
-
-
-def unet_shapes(original_config):
-    """Returns the shapes of the parameters of the UNet with the original's options."""
-    config = _options(original_config, UNET_DEFAULTS, "unet")
-    size = 2 ** (len(config["channel_mult"]) - 1)
-    context = config["context_dim"]
-    arguments = [
-        _float32(1, size, size, config["in_channels"]),
-        _float32(1),
-        context and _float32(1, 1, context),
-    ]
-    unet = UNet(**unet_kwargs(config))
-    return jax.eval_shape(unet.init, jax.random.key(0), *arguments)["params"]
-
-
-def classifier_kwargs(original_config):
-    """Reads the original's EncoderUNetModel options.
-
-    Args:
-      original_config: Dict of the options.
-
-    Returns:
-      Dict of arguments for Classifier.
-
-    Raises:
-      ValueError: If an option is unknown, or asks for what Classifier does not have.
-    """
-    config = dict(num_heads=1, pool="adaptive") | dict(original_config)
-    pool = config.pop("pool")
-    kwargs = unet_kwargs(config) | dict(pool=pool)
-    # There is no way up.
-    kwargs.pop("up_num_heads", None)
-    return kwargs
-
-
-def convert_classifier(state_dict, original_config):
-    """Reads the weights of an EncoderUNetModel.
-
-    Args:
-      state_dict: Dict of its keys, without prefix -> arrays.
-      original_config: Its options.
-
-    Returns:
-      The parameters of Classifier.
-
-    Raises:
-      ValueError: If keys, shapes or options do not fit.
-    """
-    model = Classifier(**classifier_kwargs(original_config))
-    size = original_config["image_size"]
-    latents = _float32(1, size, size, original_config["in_channels"])
-    target = jax.eval_shape(model.init, jax.random.key(0), latents, _float32(1))
-    rows = classifier_rows(
-        model, head_major=not original_config.get("use_new_attention_order", False)
-    )
-    return to_params(rows, state_dict, {"unet": target["params"]})["unet"]
-
-
-def convert_autoencoder(state_dict, ddconfig, embed_dim):
-    """Reads the weights of an AutoencoderKL.
-
-    Args:
-      state_dict: Dict of its keys, without prefix and loss networks -> arrays.
-      ddconfig: Options of encoder and decoder.
-      embed_dim: Channels of the latents.
-
-    Returns:
-      The parameters of KLAutoencoder.
-
-    Raises:
-      ValueError: If keys, shapes or options do not fit.
-    """
-    double_z = ddconfig.get("double_z", True)
-    _refuse(not double_z, "double_z", double_z, "KL needs mean and variance")
-    model = KLAutoencoder(**autoencoder_kwargs(ddconfig, embed_dim))
-    target = autoencoder_shapes(model, ddconfig["in_channels"])
-    return to_params(autoencoder_rows(model), state_dict, target)
-
-
-def autoencoder_shapes(model, in_channels=3):
-    """Returns the shapes of an Autoencoder's parameters."""
-    size = model.downsampling_factor
-    images = _float32(1, size, size, in_channels)
-    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-
-
-def convert_class_embedder(state_dict):
-    """Reads the weights of a ClassEmbedder.
-
-    Args:
-      state_dict: {"embedding.weight": [num_classes, features]}.
-
-    Returns:
-      The parameters of ClassLabel, {"embed": {"embedding": ...}}.
-    """
-    target = _embedding_shapes(*state_dict["embedding.weight"].shape)
-    return to_params(class_embedder_rows(), state_dict, target)
-
-
-def convert_discriminator(state_dict, input_nc=3, ndf=64, n_layers=3):
-    """Reads the weights of an NLayerDiscriminator with batch norm.
-
-    Args:
-      state_dict: Dict of its keys, without prefix -> arrays.
-      input_nc: Channels of the images.
-      ndf: Width of the first layer.
-      n_layers: Convolutions of stride 2.
-
-    Returns:
-      The variables {"params", "batch_stats"} of PatchDiscriminator.
-
-    Raises:
-      ValueError: If keys or shapes do not fit.
-    """
-    model = PatchDiscriminator(channels=ndf, num_layers=n_layers)
-    images = _float32(1, 64, 64, input_nc)
-    target = jax.eval_shape(model.init, jax.random.key(0), images)
-    return to_params(discriminator_rows(n_layers), state_dict, target)
-
-
-def _float32(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def _embedding_shapes(rows, features):
-    return {"embed": {"embedding": _float32(rows, features)}}
-
-
 def _options(given, defaults, name):
     """Fills in the defaults; an option that they do not know is an error."""
     unknown = sorted(set(given) - set(defaults))
@@ -344,3 +126,51 @@ def _refuse(condition, option, value, fix):
 
 def _scalar_or_tuple(value):
     return value if isinstance(value, int) else tuple(value)
+
+
+# Options of CompVis's UNetModel, and of its Encoder and Decoder (`ddconfig`); those
+# that a YAML leaves out have these values. Any other option is refused.
+UNET_DEFAULTS = dict(
+    image_size=None,
+    in_channels=None,
+    model_channels=None,
+    out_channels=None,
+    num_res_blocks=None,
+    attention_resolutions=None,
+    dropout=0,
+    channel_mult=(1, 2, 4, 8),
+    conv_resample=True,
+    dims=2,
+    num_classes=None,
+    use_checkpoint=False,
+    use_fp16=False,
+    num_heads=-1,
+    num_head_channels=-1,
+    num_heads_upsample=-1,
+    use_scale_shift_norm=False,
+    resblock_updown=False,
+    use_new_attention_order=False,
+    use_spatial_transformer=False,
+    transformer_depth=1,
+    context_dim=None,
+    n_embed=None,
+    legacy=True,
+    use_linear_in_transformer=False,
+)
+AUTOENCODER_DEFAULTS = dict(
+    double_z=True,
+    z_channels=None,
+    resolution=None,
+    in_channels=None,
+    out_ch=None,
+    ch=None,
+    ch_mult=(1, 2, 4, 8),
+    num_res_blocks=None,
+    attn_resolutions=None,
+    dropout=0.0,
+    resamp_with_conv=True,
+    attn_type="vanilla",
+    use_linear_attn=False,
+    tanh_out=False,
+    give_pre_end=False,
+)
