@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("annotations", "errors", "console", "models", "diffusion", "tiling"),
+    ("annotations",),
+    ("errors", "console", "models", "diffusion", "tiling"),
     ("config", "images", "sharding", "weights", "conditioners"),
     ("cli", "data", "checkpoint", "latent_diffusion"),
     ("batches", "generate", "latent_classifier"),
