@@ -22,7 +22,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import DECODER_PARTS
 from ldm_jax.sharding import path_name
-from ldm_jax.weights.lpips import load_lpips
+from ldm_jax.weights.lpips import read_lpips
 
 
 class TrainedClassifier(NamedTuple):
@@ -321,7 +321,7 @@ def load_model(
         first_stage=where,
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
-        lpips=lpips and load_lpips(*lpips.split(",")),
+        lpips=lpips and read_lpips(lpips, "--guide_lpips"),
     )
 
 

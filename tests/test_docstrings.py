@@ -39,7 +39,6 @@ ALLOWED = {
     "tiling": 28,
     "trained": 20,
     "training": 165,
-    "weights": 74,
 }
 
 # Annotations that hold an array, and those that give its shape.
