@@ -1,13 +1,13 @@
 """Latent diffusion (Rombach et al. 2022): the model and its loss. Read this first.
 
-    images --encode--> latents --add_noise--> noisy latents --U-Net--> noise, x0 or v
+    images --encode--> latents --add_noise--> noisy latents --backbone--> noise, x0, v
                                                                 |
     batch --condition--> context, concat, vector ---------------+
                                                                 |
     images <--decode-- latents <--sample, many U-Net steps-- noise
 
 Everything is a pure function of arrays and of a `LatentDiffusion`, which says what the
-parts are and holds no weights. `params` are trained in the second stage: {"unet",
+parts are and holds no weights. `params` are trained in the second stage: {"backbone",
 "conditioner"} and, if learned, {"logvar"}. `frozen` comes from the first stage:
 {"first_stage", "scaling_factor"}. Latents outside of the first stage have unit
 variance: `encode` multiplies by the scaling factor, `decode` divides, nothing else
@@ -15,13 +15,16 @@ knows of it. `generation.py` draws from the model.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
-from ldm_jax.conditioners import Conditioner
+from ldm_jax.annotations import Array, Float, Key, Num
+from ldm_jax.conditioners import Conditioner, Conditioning
 from ldm_jax.diffusion import objective
 from ldm_jax.diffusion.schedule import (
     PREDICTION_TYPES,
@@ -37,13 +40,12 @@ class LatentDiffusion:
     """What a latent diffusion model is made of.
 
     Attributes:
-      unet: Denoiser network, (latents, timesteps, context, concat, vector, *, train) ->
-        output shaped like the latents.
+      backbone: Denoiser network, see `models.backbones`; `apply_backbone` applies it.
       conditioner: Fills the three slots from a batch; see `make_conditioner`.
       schedule: Noise levels.
       first_stage: Autoencoder with `encode`, `decode`, `downsampling_factor` and
         `latent_channels`.
-      prediction_type: What the U-Net predicts, a row of PREDICTION_TYPES.
+      prediction_type: What the backbone predicts, a row of PREDICTION_TYPES.
       loss_type: Row of LOSS_TYPES.
       simple_weight: Weight of the simple loss term.
       elbo_weight: Weight of the ELBO term.
@@ -59,7 +61,7 @@ class LatentDiffusion:
       logit_std: Their standard deviation.
     """
 
-    unet: nn.Module
+    backbone: nn.Module
     conditioner: Conditioner
     schedule: NoiseSchedule
     first_stage: nn.Module
@@ -132,7 +134,7 @@ def init(model, rng, batch):
     Returns:
       params.
     """
-    unet_rng, conditioner_rng = jax.random.split(rng)
+    backbone_rng, conditioner_rng = jax.random.split(rng)
 
     def latents_of(images):
         return jnp.zeros((len(images), *shape_of_latents(model, images.shape[1:3])))
@@ -142,9 +144,9 @@ def init(model, rng, batch):
     )
     latents = latents_of(batch["image"])
     timesteps = jnp.zeros(len(latents), jnp.int32)
-    unet = model.unet.init(unet_rng, latents, timesteps, *conditioning)
+    backbone = model.backbone.init(backbone_rng, latents, timesteps, *conditioning)
     # An unconditional model's conditioner has no parameters.
-    parts = {"unet": unet, "conditioner": conditioner}
+    parts = {"backbone": backbone, "conditioner": conditioner}
     params = {name: part.get("params", {}) for name, part in parts.items()}
     if model.learn_logvar:
         num_timesteps = model.schedule.num_train_timesteps
@@ -215,6 +217,39 @@ def condition(model, params, batch, drop=None):
     return model.conditioner.apply(variables, batch, drop=drop)
 
 
+def apply_backbone(
+    model: "LatentDiffusion",
+    params: Mapping[str, Any],
+    latents: Float[Array, "batch height width channels"],
+    timesteps: Num[Array, " batch"],
+    conditioning: Conditioning,
+    *,
+    train: bool = False,
+    rngs: Mapping[str, Key[Array, ""]] | None = None,
+) -> Float[Array, "batch height width channels"]:
+    """Applies the denoiser network: the one place where that happens.
+
+    Args:
+      model: LatentDiffusion.
+      params: Trained weights.
+      latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
+      timesteps: [B]; 0 is the least noisy.
+      conditioning: Conditioning of the batch, from `condition`.
+      train: Whether dropout is live.
+      rngs: {"dropout": typed key} for it; None without.
+
+    Returns:
+      float32 [B, h, w, c]: noise, x0, v or velocity, as `model.prediction_type` says.
+
+    Raises:
+      ValueError: If the latents or a condition are of a size that it cannot take.
+    """
+    variables = {"params": params["backbone"]}
+    return model.backbone.apply(
+        variables, latents, timesteps, *conditioning, train=train, rngs=rngs
+    )
+
+
 def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     """The second stage's training loss on a batch.
 
@@ -224,7 +259,7 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
       frozen: Weights and scaling factor of the first stage; no gradient reaches them.
       batch: Dict with "image" and the conditioner's keys.
       rng: Typed key; all randomness of the step follows from it.
-      train: Whether dropout is on, in the U-Net and of conditions.
+      train: Whether dropout is on, in the backbone and of conditions.
       weights: Weight of each example, [B]; None for equal ones.
 
     Returns:
@@ -249,11 +284,12 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
     )
     noise = objective.draw_noise(rngs["noise"], latents.shape, model.offset_noise)
     point = model.schedule.at(timesteps)
-    output = model.unet.apply(
-        {"params": params["unet"]},
+    output = apply_backbone(
+        model,
+        params,
         add_noise(latents, noise, point),
         timesteps,
-        *condition(model, params, batch, drop),
+        condition(model, params, batch, drop),
         train=train,
         rngs={"dropout": rngs["dropout"]},
     )

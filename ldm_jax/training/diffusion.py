@@ -59,7 +59,7 @@ def _make_steps(config, model, frozen, example):
         try:
             return latent_diffusion.init(model, rng, batch)
         except ValueError as error:
-            raise ConfigError(f"unet and conditions do not fit: {error}") from error
+            raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 
     init, train_step = make_update(
         config,

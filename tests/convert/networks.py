@@ -45,7 +45,7 @@ def convert_unet(state_dict, config):
       its `vector` ({"embed": {"embedding": [num_classes, 4 * channels]}}), {} where
       the model has no classes.
     """
-    target = {"unet": unet_shapes(config)}
+    target = {"backbone": unet_shapes(config)}
     if config.get("num_classes") is not None:
         width = 4 * config["model_channels"]
         target["label"] = _embedding_shapes(config["num_classes"], width)
@@ -55,7 +55,7 @@ def convert_unet(state_dict, config):
         linear_projection=config.get("use_linear_in_transformer", False),
     )
     params = to_params(rows, state_dict, target)
-    return params["unet"], params.get("label", {})
+    return params["backbone"], params.get("label", {})
 
 
 def autoencoder_shapes(model, in_channels=3):
@@ -95,7 +95,7 @@ def classifier_kwargs(config):
 
 
 def classifier_rows(classifier, head_major=True):
-    """Maps an EncoderUNetModel with any pooling; ours lies under "unet/".
+    """Maps an EncoderUNetModel with any pooling; ours lies under "backbone/".
 
     Args:
       classifier: Classifier module.
@@ -106,14 +106,14 @@ def classifier_rows(classifier, head_major=True):
     """
     rows = names.down_rows(classifier, (head_major, None))
     if classifier.pool.startswith("spatial"):
-        rows += layer_rows("out.0", "unet/pool_in", DENSE)
-        rows += norm_rows("out.1", "unet/norm_out")
+        rows += layer_rows("out.0", "backbone/pool_in", DENSE)
+        rows += norm_rows("out.1", "backbone/norm_out")
         last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
-        return rows + layer_rows(last, "unet/pool_out", DENSE)
-    rows += norm_rows("out.0", "unet/norm_out")
-    rows += layer_rows("out.3", "unet/pool_out", POINTWISE_2D)
-    pool = "unet/pool/attention"
-    rows += [Row("out.2.positional_embedding", ("unet/pool/position",), DENSE)]
+        return rows + layer_rows(last, "backbone/pool_out", DENSE)
+    rows += norm_rows("out.0", "backbone/norm_out")
+    rows += layer_rows("out.3", "backbone/pool_out", POINTWISE_2D)
+    pool = "backbone/pool/attention"
+    rows += [Row("out.2.positional_embedding", ("backbone/pool/position",), DENSE)]
     num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
     rows += names.qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
     return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
@@ -127,8 +127,8 @@ def convert_classifier(state_dict, config):
     rows = classifier_rows(
         model, head_major=not config.get("use_new_attention_order", False)
     )
-    target = {"unet": _shapes(model, latents, _float32(1))["params"]}
-    return to_params(rows, state_dict, target)["unet"]
+    target = {"backbone": _shapes(model, latents, _float32(1))["params"]}
+    return to_params(rows, state_dict, target)["backbone"]
 
 
 def _float32(*shape):

@@ -20,10 +20,10 @@ from ldm_jax.convert.model import (
     diffusion_shapes,
     discriminator_shapes,
     first_stage_shapes,
+    make_unet,
 )
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
-from ldm_jax.models.unet import UNet
 from ldm_jax.weights.state_dict import SAME, UNUSED, Row, prefixed, to_params
 
 EMA = "model_ema."
@@ -199,12 +199,15 @@ def _read_weights(model, weights, unet, options, log):
             for key, value in params["conditioner"].items()
             if is_embedded(key, config["conditions"][key])
         }
-        target["ema_params"] = {"unet": params["unet"], "conditioner": conditioner}
+        target["ema_params"] = {
+            "backbone": params["backbone"],
+            "conditioner": conditioner,
+        }
     if first:
         target["first_stage"] = _first_stage_target(first.config)
     rows = diffusion_rows(model, tensors)
     tree = to_params(rows, tensors, target)
-    model.params = {"unet": {}, "conditioner": {}} | tree["params"]
+    model.params = {"backbone": {}, "conditioner": {}} | tree["params"]
     if average and not options.raw:
         _fill_average(model, tree["ema_params"])
     if first:
@@ -226,7 +229,7 @@ def _fill_average(model, average):
     """The original averages the U-Net alone; ours holds all of `params`."""
     conditioner = model.params["conditioner"] | average.get("conditioner", {})
     model.ema_params = model.params | {
-        "unet": average["unet"],
+        "backbone": average["backbone"],
         "conditioner": conditioner,
     }
 
@@ -243,7 +246,7 @@ def diffusion_rows(model, tensors=()):
     """
     config, origin = model.config, model.origin
     unet = compvis_names.unet_rows(
-        UNet(out_channels=1, **_fields(config["unet"])),
+        make_unet(config["backbone"]),
         head_major=origin.get("head_major", True),
         linear_projection=origin.get("linear_projection", False),
     )
@@ -264,14 +267,10 @@ def diffusion_rows(model, tensors=()):
     return rows + [Row(name, (), UNUSED) for name in names]
 
 
-def _fields(section):
-    return {key: value for key, value in section.items() if key != "out_channels"}
-
-
 def _inside(row, theirs, ours):
     """Where a row of the U-Net lies in a file and in a training state."""
     paths = tuple(
-        ours + ("" if path.startswith("unet/") else "conditioner/") + path
+        ours + ("" if path.startswith("backbone/") else "conditioner/") + path
         for path in row.ours
     )
     return Row(theirs + row.theirs, paths, row.transform)
