@@ -23,7 +23,7 @@ ALLOWED = {
     "checkpoint": 30,
     "config": 24,
     "console": 7,
-    "convert": 228,
+    "convert": 107,
     "data": 213,
     "diffusion": 110,
     "evaluation": 70,

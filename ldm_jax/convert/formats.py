@@ -10,32 +10,11 @@ from ldm_jax.convert.compvis import read_yaml, write_yaml
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.model import Options
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import TORCH_SUFFIXES, read_weights, write_weights
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-
-
-class Options(NamedTuple):
-    """What the command line may add to what a file says.
-
-    Attributes:
-      config: Path of the original's YAML.
-      raw: Leave out the moving average; of two sets of weights, take the trained ones.
-      step: Checkpoint of a workdir; the newest by default.
-      num_heads: Attention heads everywhere.
-      head_channels: Channels of a head everywhere.
-      prediction_type: What the U-Net predicts.
-      image_size: Side of the images.
-    """
-
-    config: str | None = None
-    raw: bool = False
-    step: int | None = None
-    num_heads: int | None = None
-    head_channels: int | None = None
-    prediction_type: str | None = None
-    image_size: int | None = None
 
 
 class Format(NamedTuple):

@@ -1,8 +1,9 @@
 """A trained model on its way from one format to another, in our terms."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,28 @@ class Model:
             size = sum(leaf.size for leaf in jax.tree.leaves(tree))
             average = ", with moving average" if name in self.ema_params else ""
             yield f"{name}: {size:,} parameters{average}"
+
+
+class Options(NamedTuple):
+    """What the command line may add to what a file says.
+
+    Attributes:
+      config: Path of CompVis's YAML.
+      raw: Leave out the moving average; of two sets of weights, take the trained ones.
+      step: Checkpoint of a workdir; the newest by default.
+      num_heads: Attention heads everywhere.
+      head_channels: Channels of a head everywhere.
+      prediction_type: What the U-Net predicts.
+      image_size: Side of the images.
+    """
+
+    config: str | os.PathLike | None = None
+    raw: bool = False
+    step: int | None = None
+    num_heads: int | None = None
+    head_channels: int | None = None
+    prediction_type: str | None = None
+    image_size: int | None = None
 
 
 def autoencoder_config(section, image_size, discriminator=None):

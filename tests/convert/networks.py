@@ -104,7 +104,7 @@ def classifier_rows(classifier, head_major=True):
     Returns:
       List of Rows.
     """
-    rows = names.down_rows(classifier, (head_major, None))
+    rows = names.down_rows(classifier, names.AttentionLayout(head_major, None))
     if classifier.pool.startswith("spatial"):
         rows += layer_rows("out.0", "backbone/pool_in", DENSE)
         rows += norm_rows("out.1", "backbone/norm_out")

@@ -10,7 +10,7 @@ import pytest
 from ldm_jax import checkpoint, latent_diffusion, sampling
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write
-from ldm_jax.convert.compvis.read import schedule_buffers
+from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.diffusion import grids, samplers, solve
 from ldm_jax.diffusion.schedule import make_schedule

@@ -4,12 +4,15 @@ Here live the names of these options and the rules for the number of attention h
 which CompVis derives from several options and our modules take as they are.
 """
 
+from collections.abc import Mapping
+from typing import Any
 
-def unet_kwargs(original_config):
-    """Reads the original's UNetModel options.
+
+def unet_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the options of a UNetModel.
 
     Args:
-      original_config: Dict of the options, as under `unet_config.params`.
+      config: The options, as a YAML has them under `unet_config.params`.
 
     Returns:
       Dict of arguments for UNet.
@@ -17,7 +20,7 @@ def unet_kwargs(original_config):
     Raises:
       ValueError: If an option is unknown, or asks for what UNet does not have.
     """
-    config = _options(original_config, UNET_DEFAULTS, "unet")
+    config = _options(config, UNET_DEFAULTS, "unet")
     _refuse(config["dims"] != 2, "dims", config["dims"], "only 2 is supported")
     _refuse(config["n_embed"] is not None, "n_embed", config["n_embed"], "leave it out")
     transformer = config["use_spatial_transformer"]
@@ -48,7 +51,7 @@ def unet_kwargs(original_config):
 
 
 def _heads(config, width, up=False):
-    """(heads, channels of one head) at a width, by the rules of the original's head."""
+    """(heads, channels of one head) at a width, by CompVis's rules."""
     num_heads, head_channels = config["num_heads"], config["num_head_channels"]
     if num_heads == -1 and head_channels == -1:
         raise ValueError("set num_heads or num_head_channels")
@@ -66,7 +69,7 @@ def _heads(config, width, up=False):
 
 
 def _shortest(heads, widths):
-    """The shortest arguments that say these (heads, channels of one head) per level."""
+    """The shortest arguments for these (heads, channels of one head) of the levels."""
     counts, sizes = zip(*heads, strict=True)
     exact = all(n * d == w for (n, d), w in zip(heads, widths, strict=True))
     if exact and len(set(counts)) == 1:
@@ -76,11 +79,11 @@ def _shortest(heads, widths):
     return dict(num_heads=counts) | ({} if exact else dict(head_channels=sizes))
 
 
-def autoencoder_kwargs(ddconfig, embed_dim):
-    """Reads the options of the original's encoder and decoder.
+def autoencoder_kwargs(ddconfig: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
+    """Reads the options of an Encoder and a Decoder.
 
     Args:
-      ddconfig: Dict of the options.
+      ddconfig: The options, as a YAML has them under `ddconfig`.
       embed_dim: Channels of the latents.
 
     Returns:
@@ -112,7 +115,7 @@ def autoencoder_kwargs(ddconfig, embed_dim):
 
 
 def _options(given, defaults, name):
-    """Fills in the defaults; an option that they do not know is an error."""
+    """Fills in the defaults; an option that is not among them is an error."""
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise ValueError(f"{name} options that are not supported: {', '.join(unknown)}")
@@ -120,6 +123,7 @@ def _options(given, defaults, name):
 
 
 def _refuse(condition, option, value, fix):
+    """Raises ValueError, with what to change, under a condition."""
     if condition:
         raise ValueError(f"{option}={value!r} is not supported: {fix}")
 
@@ -174,3 +178,32 @@ AUTOENCODER_DEFAULTS = dict(
     tanh_out=False,
     give_pre_end=False,
 )
+
+# CompVis's defaults of LatentDiffusion, of those options that we read.
+DIFFUSION_DEFAULTS = dict(
+    timesteps=1000,
+    beta_schedule="linear",
+    linear_start=1e-4,
+    linear_end=2e-2,
+    cosine_s=8e-3,
+    parameterization="eps",
+    loss_type="l2",
+    l_simple_weight=1.0,
+    original_elbo_weight=0.0,
+    v_posterior=0.0,
+    logvar_init=0.0,
+    learn_logvar=False,
+    scale_factor=1.0,
+    scale_by_std=False,
+    use_ema=True,
+)
+
+# Its names of noise schedules, of which "linear" is linear in sqrt(beta), and of what
+# is predicted -> ours.
+SCHEDULE_NAMES = {
+    "linear": "scaled_linear",
+    "sqrt_linear": "linear",
+    "cosine": "cosine",
+    "sqrt": "sqrt",
+}
+PREDICTION_NAMES = {"eps": "noise", "x0": "x0", "v": "v"}

@@ -140,7 +140,7 @@ def pipeline_rows(model):
         make_unet(config["backbone"]), origin.get("linear_projection", False)
     )
     rows = []
-    embedded = any(is_embedded(*item) for item in config["conditions"].items())
+    embedded = any(map(is_embedded, config["conditions"].values()))
     for row in unet:
         if row.theirs == _CLASSES and not embedded:
             continue

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
-from ldm_jax.convert.compvis.deduce import usual_guidance
+from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers.names import first_stage_rows, pipeline_rows
 from ldm_jax.convert.model import (

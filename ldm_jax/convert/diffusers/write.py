@@ -102,7 +102,7 @@ def _configs(model):
         "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
     }
     label = config["conditions"].get("label")
-    if label and is_embedded("label", label):
+    if label and is_embedded(label):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
