@@ -56,7 +56,8 @@ def train(**changes):
     """The `train` section: the loop, the optimiser and the mesh.
 
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
-    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder".
+    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
+      first stage "latents" is all that makes its latents.
     preview_images: How many pictures a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
     """
@@ -289,9 +290,7 @@ def vary_autoencoder(config, words):
 
 def decoder_alone(config):
     """Freezes all that makes latents: a second stage trained on them stays valid."""
-    regulariser = {"kl": ("to_moments",), "vq": ("to_latents", "quantizer")}
-    parts = ("encoder", *regulariser[config.first_stage.kind])
-    config.train.freeze = tuple(f"autoencoder/{part}" for part in parts)
+    config.train.freeze = ("latents",)
     # Its discriminator comes from the run that it goes on from.
     config.loss.disc_start = 0
 
@@ -332,7 +331,7 @@ def shrink_autoencoder(config):
         norm_groups=8,
         dtype="float32",
     )
-    if first.kind == "vq":
+    if "num_codes" in first:
         first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
     config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)

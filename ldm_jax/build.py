@@ -15,7 +15,7 @@ from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
-from ldm_jax.models.first_stages import FIRST_STAGES
+from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES
 
 
 def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
@@ -31,8 +31,8 @@ def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
       ConfigError: On an unknown kind or field.
     """
     fields = to_dict(section)
-    kind = choose(FIRST_STAGES, fields.pop("kind", "kl"), "first_stage.kind")
-    return build(kind, fields, "first_stage")
+    kind = choose(FIRST_STAGES, fields.pop("kind", DEFAULT_KIND), "first_stage.kind")
+    return build(kind.module, fields, "first_stage")
 
 
 def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:

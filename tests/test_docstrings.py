@@ -24,9 +24,9 @@ ALLOWED = {
     "config": 24,
     "console": 7,
     "convert": 107,
-    "data": 213,
+    "data": 169,
     "diffusion": 110,
-    "evaluation": 70,
+    "evaluation": 20,
     "generate": 21,
     "images": 16,
     "latent_classifier": 2,
@@ -36,7 +36,7 @@ ALLOWED = {
     "sharding": 28,
     "tiling": 28,
     "trained": 20,
-    "training": 164,
+    "training": 152,
 }
 
 # Annotations that hold an array, and those that give its shape.

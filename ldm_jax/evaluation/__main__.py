@@ -50,11 +50,7 @@ with cli.group("output"):
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
-_UNITS = {
-    "psnr": "dB",
-    "codebook_usage": "of the codes",
-    "codebook_perplexity": "codes",
-}
+_UNITS = {"psnr": "dB"}
 
 
 def _main(argv: list[str]) -> None:
@@ -99,6 +95,7 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     from ldm_jax.batches import Images
     from ldm_jax.evaluation.first_stage import evaluate, make_lpips
     from ldm_jax.images import write_png
+    from ldm_jax.models.first_stages import row_of
 
     mesh = sharding.make_mesh()
     images = Images(
@@ -128,14 +125,14 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     temporary = outdir / "metrics.tmp"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, outdir / "metrics.json")
-    _print_table(record)
+    _print_table(record, _UNITS | row_of(first.module).measures.units)
     print(f"numbers: {outdir / 'metrics.json'}")
     if grid is not None:
         write_png(outdir / "reconstructions.png", grid)
         print(f"images: {outdir / 'reconstructions.png'}")
 
 
-def _print_table(record: dict[str, Any]) -> None:
+def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
     average = " (moving average)" if record["weights"] == "ema_params" else ""
     side = record["image_size"]
     print(
@@ -143,7 +140,7 @@ def _print_table(record: dict[str, Any]) -> None:
         f"images of {side} x {side}, {record['data']}, split {record['split']}"
     )
     for name, value in record["metrics"].items():
-        print(f"  {name:<20}{value:>10.4f} {_UNITS.get(name, '')}".rstrip())
+        print(f"  {name:<20}{value:>10.4f} {units.get(name, '')}".rstrip())
 
 
 def main() -> None:

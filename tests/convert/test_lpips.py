@@ -61,9 +61,7 @@ def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsy
 def test_what_is_missing_is_named(case, tmp_path, capsys):
     with pytest.raises(ConversionError, match="there is no file .*vgg16-397923af.pth"):
         lpips.load_lpips(tmp_path / "absent.safetensors")
-    with pytest.raises(
-        ConfigError, match="--guide_lpips: .*no file .*VGG16.*; or not"
-    ):
+    with pytest.raises(ConfigError, match="--guide_lpips: .*no file .*VGG16.*; or not"):
         lpips.read_lpips(f"{tmp_path}/a.pth,b.pth", "--guide_lpips", "or not")
     vgg, _ = _published(case.state_dict)
     write_weights(tmp_path / "vgg16.safetensors", vgg)

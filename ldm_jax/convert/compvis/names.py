@@ -298,3 +298,11 @@ def class_embedder_rows() -> list[Row]:
       List of Rows.
     """
     return [Row("embedding.weight", ("embed/embedding",), SAME)]
+
+
+# By kind of first stage, module -> Rows.
+FIRST_STAGE_ROWS = {
+    "kl": autoencoder_rows,
+    "vq": autoencoder_rows,
+    "identity": lambda module: [],
+}

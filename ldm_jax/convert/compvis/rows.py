@@ -14,7 +14,7 @@ from ldm_jax.convert.compvis import names as compvis_names
 from ldm_jax.convert.compvis.buffers import BUFFERS
 from ldm_jax.convert.compvis.conditions import condition_rows, is_embedded
 from ldm_jax.convert.compvis.names import COND_STAGE, COUNTERS, EMA, FIRST_STAGE, UNET
-from ldm_jax.convert.model import Model, make_unet
+from ldm_jax.convert.model import Model, first_stage_row, make_unet
 from ldm_jax.weights.state_dict import SAME, UNUSED, Row, prefixed
 
 
@@ -32,11 +32,9 @@ def first_stage_rows(
     Returns:
       List of Rows.
     """
-    rows = []
-    if config["first_stage"]["kind"] != "identity":
-        module = make_first_stage(config["first_stage"])
-        rows = compvis_names.autoencoder_rows(module)
-        rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
+    section, table = config["first_stage"], compvis_names.FIRST_STAGE_ROWS
+    rows = first_stage_row(section, table, "CompVis")[1](make_first_stage(section))
+    rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
     if "discriminator" in config:
         layers = config["discriminator"]["num_layers"]
         for row in compvis_names.discriminator_rows(layers):

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
 from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
-from ldm_jax.convert.model import Model, require_nearest
+from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
 
 
@@ -26,9 +27,9 @@ def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
       ConversionError: If CompVis's code does not have such a first stage.
     """
     section = dict(config["first_stage"])
-    kind = section.pop("kind", "kl")
+    kind, target = first_stage_row(section, _FIRST_STAGES, "CompVis")
     if kind == "identity":
-        return {"target": _FIRST_STAGES[kind]}
+        return {"target": target}
     _require_groups(section, "first_stage")
     require_nearest(section)
     resolution = config["data"]["image_size"]
@@ -60,7 +61,7 @@ def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     if kind == "vq":
         params["n_embed"] = section["num_codes"]
-    return {"target": _FIRST_STAGES[kind], "params": params}
+    return {"target": target, "params": params}
 
 
 def unet_yaml(
@@ -193,8 +194,8 @@ def diffusion_yaml(
         )
     require_mask(config["conditions"], context_dim)
     factor = 1
-    if first is not None and first.config["first_stage"].get("kind") != "identity":
-        factor = 2 ** (len(first.config["first_stage"]["channel_mult"]) - 1)
+    if first is not None:
+        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
     size = config["data"]["image_size"] // factor
     unet = unet_yaml(
         config["backbone"], channels, size, context_dim, num_classes, model.origin
