@@ -1,23 +1,31 @@
-"""Models written as folders of diffusers."""
+"""Models written as folders of diffusers: one network, or a whole pipeline."""
 
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import is_embedded, require_mask
 from ldm_jax.convert.diffusers import config as diffusers_config
-from ldm_jax.convert.diffusers.names import (
+from ldm_jax.convert.diffusers.rows import (
     first_stage_rows,
     folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.model import cast
+from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
 
-def write(model, folder, options, log=print):
+def write(
+    model: Model,
+    folder: str | os.PathLike,
+    options: Options,
+    log: Callable[[str], Any] = print,
+) -> None:
     """Writes a network or a pipeline.
 
     Args:
@@ -27,7 +35,7 @@ def write(model, folder, options, log=print):
       log: Called with lines worth knowing.
 
     Raises:
-      ConversionError: If diffusers cannot have it.
+      ConversionError: If diffusers does not have such a model.
       ValueError: If a weight has no place there.
     """
     folder = pathlib.Path(folder)
@@ -47,7 +55,9 @@ def write(model, folder, options, log=print):
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
 
 
-def state(model, raw=False):
+def state(
+    model: Model, raw: bool = False
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Renames a model's weights.
 
     Args:
