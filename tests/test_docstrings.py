@@ -23,7 +23,7 @@ ALLOWED = {
     "checkpoint": 30,
     "config": 24,
     "console": 7,
-    "convert": 107,
+    "convert": 6,
     "data": 169,
     "diffusion": 110,
     "evaluation": 20,

@@ -11,9 +11,9 @@ from ldm_jax import checkpoint, sampling
 from ldm_jax.build import make_backbone
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
-from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.diffusers.schedule_config import schedule_section
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.model import diffusion_config
 from ldm_jax.errors import ConfigError
@@ -322,7 +322,7 @@ def test_old_names_of_attention_are_read(tmp_path):
 @pytest.mark.parametrize("zero, spacing", [(True, "trailing"), (False, "uniform")])
 def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(zero, spacing):
     scheduler = {"rescale_betas_zero_snr": zero, "prediction_type": "v_prediction"}
-    schedule = diffusers_config.schedule_section(scheduler)
+    schedule = schedule_section(scheduler)
     config = diffusion_config(image_size=8, factor=8, conditions={}, schedule=schedule)
     assert config["sample"]["spacing"] == spacing
 

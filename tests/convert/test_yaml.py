@@ -2,12 +2,14 @@
 
 import pytest
 
+from ldm_jax.convert.compvis.options import unet_kwargs
 from ldm_jax.convert.compvis.write_yaml import (
     diffusion_yaml,
     first_stage_yaml,
     unet_yaml,
 )
-from ldm_jax.convert.diffusers import config
+from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.schedule_config import schedule_config, schedule_section
 from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.errors import ConfigError
 
@@ -46,7 +48,7 @@ def test_heads_are_written_as_the_original_says_them(heads, expected):
     options = written(**heads)
     found = {k: v for k, v in options.items() if "head" in k or k == "legacy"}
     assert found == expected
-    read = options.unet_kwargs(options)
+    read = unet_kwargs(options)
     if "up_num_heads" not in heads:  # of which transformers know nothing
         shape = {k: tuple(v) if isinstance(v, list) else v for k, v in heads.items()}
         sizes = [_heads(width, **shape, level=i) for i, width in enumerate((32, 64))]
@@ -74,7 +76,7 @@ def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
     config = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
     for write in (
         first_stage_yaml,
-        lambda config: config.first_stage_config(config, 1.0),
+        lambda config: diffusers_config.first_stage_config(config, 1.0),
     ):
         with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
             write(config)
@@ -82,10 +84,10 @@ def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
 
 def test_zero_terminal_snr_is_read_and_written_for_diffusers():
     section = dict(zero_terminal_snr=True, prediction_type="v", beta_end=0.012)
-    written = config.schedule_config(section)
+    written = schedule_config(section)
     assert written["rescale_betas_zero_snr"]
     assert written["timestep_spacing"] == "trailing"
-    assert section.items() <= config.schedule_section(written).items()
+    assert section.items() <= schedule_section(written).items()
 
 
 @pytest.mark.parametrize(

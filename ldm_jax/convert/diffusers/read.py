@@ -15,6 +15,8 @@ from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditi
 from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
+from ldm_jax.convert.diffusers.schedule_config import schedule_section
+from ldm_jax.convert.diffusers.text_config import text_entry
 from ldm_jax.convert.model import (
     Model,
     Options,
@@ -168,7 +170,7 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
         guidance_scale=usual_guidance(shape),
         backbone=section,
         conditions=conditions | unet_conditions(shape, conditions, factor),
-        schedule=diffusers_config.schedule_section(schedule),
+        schedule=schedule_section(schedule),
     )
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
@@ -192,7 +194,7 @@ def _given_heads(options):
 def _conditions(configs, shape):
     for name in ("text_encoder", "bert"):
         if name in configs:
-            return {"caption": diffusers_config.text_entry(configs[name])}
+            return {"caption": text_entry(configs[name])}
     return {EMBEDDING: dict(kind="raw", slot="context")} if shape["context_dim"] else {}
 
 

@@ -15,6 +15,8 @@ from ldm_jax.convert.diffusers.rows import (
     folder_names,
     pipeline_rows,
 )
+from ldm_jax.convert.diffusers.schedule_config import schedule_config
+from ldm_jax.convert.diffusers.text_config import text_config
 from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
@@ -51,7 +53,7 @@ def write(
         write_json(part / "config.json", config)
     if not single:
         _write_index(model, configs, folder)
-        schedule = diffusers_config.schedule_config(model.config["schedule"])
+        schedule = schedule_config(model.config["schedule"])
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
 
 
@@ -119,7 +121,7 @@ def _configs(model):
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
-            configs[name] = diffusers_config.text_config(entry)
+            configs[name] = text_config(entry)
     return configs
 
 
