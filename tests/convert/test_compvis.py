@@ -1,4 +1,4 @@
-"""The original's networks, fed through the converter, against what they computed."""
+"""CompVis's networks, fed through the converter, against what they computed."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def test_there_are_cases():
 
 
 @pytest.mark.parametrize("name", UNET_CASES)
-def test_unet_matches_original(name):
+def test_unet_matches_compvis(name):
     case = load_case(name)
     config, arrays = case.meta["config"], case.arrays
     params, label = networks.convert_unet(case.state_dict, config)
@@ -39,7 +39,7 @@ def test_unet_matches_original(name):
 
 
 @pytest.mark.parametrize("name", AUTOENCODER_CASES)
-def test_autoencoder_matches_original(name):
+def test_autoencoder_matches_compvis(name):
     case = load_case(name)
     arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
     arrays = {k: nhwc(v) if v.ndim == 4 else v for k, v in case.arrays.items()}
@@ -58,7 +58,7 @@ def test_autoencoder_matches_original(name):
     assert_close(decode(arrays["mode"]), arrays["decoded_mode"])
 
 
-def test_discriminator_matches_original():
+def test_discriminator_matches_compvis():
     case = load_case("patch_discriminator")
     config, arrays = case.meta["config"], case.arrays
     variables = networks.convert_discriminator(case.state_dict, **config)

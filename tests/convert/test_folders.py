@@ -21,7 +21,7 @@ from ldm_jax.trained import load_first_stage
 from ldm_jax.weights.files import Weights, read_json, read_weights
 from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, load_manifest, nhwc
-from tests.convert.originals import assert_same, write_diffusers, write_original
+from tests.convert.published_files import assert_same, write_compvis, write_diffusers
 
 
 def silent(line):
@@ -327,10 +327,10 @@ def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(zero, spacing):
     assert config["sample"]["spacing"] == spacing
 
 
-def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
-    """And read again: the same weights as from the original's file."""
+def test_a_model_of_compvis_is_written_for_diffusers(tmp_path):
+    """And read again: the same weights as from CompVis's file."""
     case = load_case("checkpoint_text_kl")
-    file, yaml = write_original(tmp_path, case)
+    file, yaml = write_compvis(tmp_path, case)
     options = Options(config=yaml)
     convert(file, tmp_path / "ours", options=options, log=silent)
     convert(tmp_path / "ours", tmp_path / "theirs", log=silent)
@@ -344,7 +344,7 @@ def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
 
 def test_a_condition_that_diffusers_has_no_place_for_is_named(tmp_path):
     case = load_case("checkpoint_class_vq")
-    file, yaml = write_original(tmp_path, case)
+    file, yaml = write_compvis(tmp_path, case)
     with pytest.raises(ConfigError, match="nothing writes: params/conditioner/label"):
         options = Options(config=yaml)
         convert(file, tmp_path / "theirs", to="diffusers", options=options, log=silent)

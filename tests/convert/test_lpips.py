@@ -38,7 +38,7 @@ def _published(state_dict):
     return vgg | {"classifier.0.weight": np.zeros((3, 2), np.float32)}, heads
 
 
-def test_matches_original(case, distance):
+def test_matches_compvis(case, distance):
     x, y = (nhwc(case.arrays[name]) for name in "xy")
     assert_close(distance(x, y), case.arrays["output"].ravel())
     np.testing.assert_array_equal(distance(x, x), 0)

@@ -18,7 +18,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.weights.files import Weights
 from tests import published as experiments
 from tests.common import REFERENCE, load_manifest
-from tests.convert.originals import zeros
+from tests.convert.published_files import zeros
 
 NAMES = sorted(
     path.name.removesuffix(".json.gz")

@@ -23,7 +23,7 @@ SECTION = dict(
 
 
 def written(**heads):
-    """The options that the original's YAML says of a U-Net with these heads."""
+    """The options that CompVis's YAML says of a U-Net with these heads."""
     return unet_yaml(SECTION | heads, (4, 4), 8, 16, None, {})["params"]
 
 
@@ -44,7 +44,7 @@ def written(**heads):
         ),
     ],
 )
-def test_heads_are_written_as_the_original_says_them(heads, expected):
+def test_heads_are_written_as_compvis_says_them(heads, expected):
     options = written(**heads)
     found = {k: v for k, v in options.items() if "head" in k or k == "legacy"}
     assert found == expected
@@ -66,7 +66,7 @@ def _heads(width, level, num_heads=None, head_channels=None):
 @pytest.mark.parametrize(
     "heads", [dict(num_heads=(1, 4)), dict(num_heads=2, up_num_heads=(1, 2))]
 )
-def test_heads_that_the_original_cannot_say_are_named(heads):
+def test_heads_that_compvis_cannot_say_are_named(heads):
     with pytest.raises(ConfigError, match="cannot be said"):
         written(**heads)
 
@@ -93,7 +93,7 @@ def test_zero_terminal_snr_is_read_and_written_for_diffusers():
 @pytest.mark.parametrize(
     "schedule", [dict(kind="rectified_flow"), dict(zero_terminal_snr=True)]
 )
-def test_schedules_that_the_original_cannot_say_are_named(schedule):
+def test_schedules_that_compvis_cannot_say_are_named(schedule):
     model = Model(config=dict(schedule=schedule), params={})
     with pytest.raises(ConfigError, match="does not know the schedule"):
         diffusion_yaml(model, (4, 4), None, None)
