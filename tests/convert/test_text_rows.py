@@ -1,4 +1,4 @@
-"""Text encoders fed through their rows, against what those of CompVis and transformers computed."""
+"""Text encoders read by name, against what CompVis and transformers computed."""
 
 import jax
 import jax.numpy as jnp
