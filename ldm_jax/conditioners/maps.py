@@ -231,7 +231,7 @@ class Encoded(nn.Module):
         check_images(images)
 
 
-class MaskedImage(Encoded):
+class MaskedLatents(Encoded):
     """An image and the mask of where it is to be filled; fields of Encoded and these.
 
     Rombach et al. 2022, Sec. 4.5. The defaults are those of CompVis's inpainting model;
