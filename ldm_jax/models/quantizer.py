@@ -175,7 +175,7 @@ def nearest_codes(latents, codes):
       int32 [B, h, w].
     """
     codes = codes.astype(jnp.float32)
-    squares = jnp.sum(jnp.square(codes), axis=-1)
+    squares = jnp.sum(jnp.square(codes), axis=-1)[None, None, None]
 
     def nearest(rows):
         # |z|^2 is the same for all codes. Products in less than float32 flip indices.
