@@ -30,6 +30,7 @@ class LPIPS(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Makes the parts."""
         for block, (width, count) in enumerate(BLOCKS, start=1):
             for i in range(1, count + 1):
                 setattr(self, f"conv{block}_{i}", conv(width, dtype=self.dtype))

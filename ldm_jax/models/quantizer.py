@@ -51,6 +51,7 @@ class VectorQuantizer(nn.Module):
     is_among_latents = True
 
     def setup(self):
+        """Makes the parts."""
         shape = (self.num_codes, self.features)
         self.embedding = self.param("embedding", _uniform, shape)
 
@@ -126,6 +127,7 @@ class GumbelQuantizer(VectorQuantizer):
     is_among_latents = False
 
     def setup(self):
+        """Makes the parts."""
         super().setup()
         self.to_logits = nn.Dense(self.num_codes, precision="highest")
 
