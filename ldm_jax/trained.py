@@ -23,7 +23,7 @@ from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.identity import identity_of
 from ldm_jax.sharding import named_leaves
-from ldm_jax.weights.lpips import load_lpips
+from ldm_jax.weights.lpips import read_lpips
 
 
 class TrainedClassifier(NamedTuple):
@@ -335,7 +335,7 @@ def load_model(
         first_stage=where,
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
-        lpips=lpips and load_lpips(*lpips.split(",")),
+        lpips=lpips and read_lpips(lpips, "--guide_lpips"),
     )
 
 

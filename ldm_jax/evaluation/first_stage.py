@@ -15,12 +15,12 @@ from PIL import Image
 
 from ldm_jax import sharding, tiling
 from ldm_jax.data.loader import DataError
-from ldm_jax.errors import ConfigError, ConversionError, DecodeError
+from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.weights.lpips import load_lpips
+from ldm_jax.weights.lpips import read_lpips
 
 # Images in the picture, each beside its reconstruction, and pictures in a row of it.
 _SHOWN, _COLUMNS = 16, 8
@@ -71,7 +71,7 @@ def make_lpips(paths):
     """Makes the perceptual distance of `evaluate`, in float32 on every device.
 
     Args:
-      paths: File of LPIPS' weights, or two with a comma between; see `convert.lpips`.
+      paths: File of LPIPS' weights, or two with a comma between; see `weights.lpips`.
 
     Returns:
       (function, its weights).
@@ -79,10 +79,7 @@ def make_lpips(paths):
     Raises:
       ConfigError: If the weights cannot be read.
     """
-    try:
-        weights = load_lpips(*paths.split(","))
-    except ConversionError as error:
-        raise ConfigError(f"--lpips_weights: {error}") from error
+    weights = read_lpips(paths, "--lpips_weights")
 
     def distance(weights, images, reconstructions):
         with jax.default_matmul_precision("float32"):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ldm_jax.config import choose
-from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import MIN_SIZE
 from ldm_jax.training.first_stage_losses import (
@@ -11,7 +11,7 @@ from ldm_jax.training.first_stage_losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTIONS,
 )
-from ldm_jax.weights.lpips import WHERE, load_lpips
+from ldm_jax.weights.lpips import WHERE, read_lpips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LossOptions:
       reconstruction: Row of RECONSTRUCTION_LOSSES.
       reduction: Row of REDUCTIONS; None is the kind's: "sum" for KL, "mean" for VQ.
       lpips_weights: File of LPIPS' weights, or two with a comma between, those of VGG16
-        and of the heads; "" is none. See `convert.lpips`.
+        and of the heads; "" is none. See `weights.lpips`.
       perceptual_weight: Weight of LPIPS; None is 1 where there are weights, else 0.
       logvar_init: Log-variance of the likelihood of a pixel.
       learn_logvar: Whether it is trained.
@@ -147,7 +147,4 @@ def load_perceptual(options, model, image_size):
             f"LPIPS needs colour images of at least {MIN_SIZE} pixels, not "
             f"{image_size} with {model.image_channels} channels; {without}"
         )
-    try:
-        return options, {"lpips": load_lpips(*paths.split(","))}
-    except ConversionError as error:
-        raise ConfigError(f"loss.lpips_weights: {error}; {without}") from error
+    return options, {"lpips": read_lpips(paths, "loss.lpips_weights", without)}

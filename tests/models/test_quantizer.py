@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.convert.compvis.names import autoencoder_rows
-from ldm_jax.convert.compvis.options import autoencoder_kwargs, autoencoder_shapes
+from ldm_jax.convert.compvis.options import autoencoder_kwargs
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import VQAutoencoder
 from ldm_jax.models.quantizer import (
@@ -18,6 +18,7 @@ from ldm_jax.models.quantizer import (
 )
 from ldm_jax.weights.state_dict import to_params
 from tests.common import assert_close, load_case, nhwc
+from tests.convert.networks import autoencoder_shapes
 
 LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))
 MODEL = VectorQuantizer(num_codes=16, features=3)

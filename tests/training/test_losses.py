@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert.compvis.options import convert_discriminator
 from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.lpips import LPIPS
@@ -13,6 +12,7 @@ from ldm_jax.training import first_stage_losses
 from ldm_jax.weights.lpips import convert_lpips
 from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, nhwc
+from tests.convert.networks import convert_discriminator
 
 
 def _conv(x, weight, bias=0.0):
