@@ -157,7 +157,7 @@ class ChannelsOfLabels(nn.Module):
         maps = kernel[jnp.where(known, labels, self.num_classes)]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            maps += bias.astype(self.dtype)
+            maps += bias[None, None, None].astype(self.dtype)
         return maps
 
 

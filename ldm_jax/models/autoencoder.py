@@ -210,6 +210,7 @@ class Autoencoder(nn.Module):
     encoder_outputs = 1  # in units of z_channels
 
     def setup(self):
+        """Makes the parts."""
         names = (
             "channels channel_mult num_res_blocks attention_factors mid_attention "
             "conv_resample norm_groups dropout remat dtype"
@@ -312,6 +313,7 @@ class KLAutoencoder(Autoencoder):
     encoder_outputs = 2
 
     def setup(self):
+        """Makes the parts."""
         super().setup()
         self.to_moments = dense(2 * self.embed_dim, dtype=self.dtype)
 
@@ -354,6 +356,7 @@ class VQAutoencoder(Autoencoder):
             raise ValueError(f"quantizer is {self.quantizer!r}: choose {rows}")
 
     def setup(self):
+        """Makes the parts."""
         super().setup()
         self.to_latents = dense(self.embed_dim, dtype=self.dtype)
         make = QUANTIZERS[self.quantizer]

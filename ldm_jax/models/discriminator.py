@@ -33,14 +33,14 @@ class BatchNorm(nn.Module):
         mean, variance = running_mean.value, running_var.value
         if train:
             mean = jnp.mean(x, axis=(0, 1, 2))
-            variance = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
+            variance = jnp.mean(jnp.square(x - _row(mean)), axis=(0, 1, 2))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = x.size // c
                 unbiased = variance * count / max(count - 1, 1)
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
         weight = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return ((x - mean) * weight + bias).astype(self.dtype)
+        return ((x - _row(mean)) * _row(weight) + _row(bias)).astype(self.dtype)
 
 
 class ActNorm(nn.Module):
@@ -76,7 +76,8 @@ class ActNorm(nn.Module):
                 seen.value = jnp.ones_like(seen.value)
         else:
             first = first_shift.value, first_scale.value
-        return ((first[1] + scale) * (x + first[0] + shift)).astype(self.dtype)
+        x = x + _row(first[0]) + _row(shift)
+        return (_row(first[1] + scale) * x).astype(self.dtype)
 
 
 class PatchDiscriminator(nn.Module):
@@ -135,6 +136,11 @@ class PatchDiscriminator(nn.Module):
             kernel_init=_normal(),
             name=name,
         )
+
+
+def _row(values):
+    """Channels [c] as [1, 1, 1, c], to combine with images."""
+    return values[None, None, None]
 
 
 def _normal(mean=0.0):

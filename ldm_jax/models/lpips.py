@@ -30,6 +30,7 @@ class LPIPS(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Makes the parts."""
         for block, (width, count) in enumerate(BLOCKS, start=1):
             for i in range(1, count + 1):
                 setattr(self, f"conv{block}_{i}", conv(width, dtype=self.dtype))
@@ -51,13 +52,15 @@ class LPIPS(nn.Module):
         both = zip(self.features(images), self.features(reconstructions), strict=True)
         for block, (x, y) in enumerate(both, start=1):
             squares = jnp.square(_unit(x) - _unit(y))
-            weighted = jnp.sum(squares * getattr(self, f"head{block}"), axis=-1)
+            head = getattr(self, f"head{block}")[None, None, None]
+            weighted = jnp.sum(squares * head, axis=-1)
             distance += jnp.mean(weighted, axis=(1, 2))
         return distance
 
     def features(self, images):
         """Returns the last activations of each block: five arrays [B, h, w, c]."""
-        x = (images.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE)
+        shift, scale = (jnp.array(c)[None, None, None] for c in (SHIFT, SCALE))
+        x = (images.astype(jnp.float32) - shift) / scale
         features = []
         for block, (_, count) in enumerate(BLOCKS, start=1):
             if block > 1:

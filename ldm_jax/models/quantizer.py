@@ -51,6 +51,7 @@ class VectorQuantizer(nn.Module):
     is_among_latents = True
 
     def setup(self):
+        """Makes the parts."""
         shape = (self.num_codes, self.features)
         self.embedding = self.param("embedding", _uniform, shape)
 
@@ -126,6 +127,7 @@ class GumbelQuantizer(VectorQuantizer):
     is_among_latents = False
 
     def setup(self):
+        """Makes the parts."""
         super().setup()
         self.to_logits = nn.Dense(self.num_codes, precision="highest")
 
@@ -175,7 +177,7 @@ def nearest_codes(latents, codes):
       int32 [B, h, w].
     """
     codes = codes.astype(jnp.float32)
-    squares = jnp.sum(jnp.square(codes), axis=-1)
+    squares = jnp.sum(jnp.square(codes), axis=-1)[None, None, None]
 
     def nearest(rows):
         # |z|^2 is the same for all codes. Products in less than float32 flip indices.
