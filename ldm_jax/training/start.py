@@ -1,6 +1,7 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,31 @@ from ldm_jax.models.classifier import Classifier
 from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run begins with.
+
+    Attributes:
+      config: ConfigDict.
+      mesh: Mesh of its devices.
+      data: Its `Data`.
+      stage: The Stage that it trains.
+      shardings: How its TrainState is split over the mesh.
+      checkpoints: Checkpoints of its workdir.
+      meta: What each checkpoint records; "init_from" is added here.
+      console: Where lines go.
+    """
+
+    config: Any
+    mesh: Any
+    data: Any
+    stage: Any
+    shardings: Any
+    checkpoints: Any
+    meta: dict
+    console: Any
 
 
 def first_state(run, abstract, start):
