@@ -26,12 +26,12 @@ import jax.numpy as jnp
 from ldm_jax.annotations import Array
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import (
-    DiagonalGaussian,
     IdentityAutoencoder,
     KLAutoencoder,
     VQAutoencoder,
     last_layer,
 )
+from ldm_jax.models.posteriors import DiagonalGaussian
 from ldm_jax.models.quantizer import Quantized
 
 

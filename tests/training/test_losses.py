@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ldm_jax.convert.compvis.options import convert_discriminator
-from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
+from ldm_jax.models.autoencoder import KLAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.models.posteriors import DiagonalGaussian
 from ldm_jax.training import first_stage_losses
 from ldm_jax.training.first_stage_losses import Adversary, Likelihood
 from ldm_jax.weights.lpips import convert_lpips
