@@ -84,14 +84,14 @@ def draw(setup: Setup, rng: Any) -> tuple[dict, dict]:
     """
     rngs = jax.random.split(rng)
     images = jnp.zeros(setup.image_shape, jnp.float32)
-    judged = setup.critic.init(rngs[1], images)
+    critic = setup.critic.init(rngs[1], images)
     params = {
         "autoencoder": setup.model.init(rngs[0], images)["params"],
-        "discriminator": judged["params"],
+        "discriminator": critic["params"],
     }
     if setup.options.learn_logvar:
         params["logvar"] = jnp.float32(setup.options.logvar_init)
-    stats = {"discriminator": judged.get("batch_stats")}
+    stats = {"discriminator": critic.get("batch_stats")}
     if setup.codes:
         stats["codebook"] = setup.codes.init()
     if setup.options.lecam_weight:
@@ -148,7 +148,7 @@ def gradients(
     )(learners, *given)
 
     given = setup, state.stats.get("lecam"), images, jax.lax.stop_gradient(decoded)
-    (_, (judged, seen)), grads["discriminator"] = jax.value_and_grad(
+    (_, (more, seen)), grads["discriminator"] = jax.value_and_grad(
         _critic_loss, has_aux=True
     )(state.params["discriminator"], *given, factor, seen)
 
@@ -156,9 +156,9 @@ def gradients(
     metrics["loss_vs_zeros"] = metrics["pixel_loss"] / zeros
     carry = carry | {"discriminator": seen}
     if setup.codes:
-        more = regularised, rngs["restart"], index, setup.parts
-        carry["totals"] = codebook.add_totals(carry["totals"], *more)
-    return (grads, metrics | judged), carry
+        given = regularised, rngs["restart"], index, setup.parts
+        carry["totals"] = codebook.add_totals(carry["totals"], *given)
+    return (grads, metrics | more), carry
 
 
 def finish(

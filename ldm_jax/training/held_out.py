@@ -140,8 +140,8 @@ def show_conditions(
       names: Names of the classes, or None.
 
     Returns:
-      Dict of "told_KEY" -> images [count, H, W, 3] in [-1, 1]. Every process must call
-      it.
+      Dict of "condition_KEY" -> images [count, H, W, 3] in [-1, 1]. Every process must
+      call it.
     """
     inputs = make_inputs(section.get("inputs"))
     inputs = {key: make for key, make in inputs.items() if key in batch}
@@ -160,5 +160,5 @@ def show_conditions(
             for value in values[key][:count]
         ]
         if rows and rows[0] is not None:
-            images[f"told_{key}"] = to_float(np.stack(rows))
+            images[f"condition_{key}"] = to_float(np.stack(rows))
     return images

@@ -62,7 +62,7 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     batch["image"] = jax.numpy.asarray(told["reference"])
     shown = show_conditions(model.config.data, batch, 2, CLASS_NAMES)
     drawn = ("boxes", "segmentation", "depth", "low_res", "style")
-    assert shown.keys() == {f"told_{key}" for key in drawn}
+    assert shown.keys() == {f"condition_{key}" for key in drawn}
     assert all(pictures.shape == (2, 128, 128, 3) for pictures in shown.values())
 
     # The same by flags gives the same, to the bit.
