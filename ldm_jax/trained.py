@@ -272,6 +272,7 @@ def load_model(
     decoder=None,
     classifier=None,
     lpips=None,
+    data_dir=None,
 ):
     """Loads a trained second stage and the first stage it was trained on.
 
@@ -284,6 +285,7 @@ def load_model(
         instead.
       classifier: Workdir of a classifier of the same latents that steers.
       lpips: File of LPIPS' weights, or two with a comma between, for image guiding.
+      data_dir: Where prepared data sets lie; as in training by default.
 
     Returns:
       A Trained.
@@ -299,6 +301,8 @@ def load_model(
             f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
             "needs a diffusion run"
         )
+    if data_dir:
+        config.data.data_dir = data_dir
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
     first = load_first_stage(folder, recorded and recorded["step"])
