@@ -173,6 +173,14 @@ def test_wrong_flags_are_one_line(run):
         assert output.count("\n") == 1
 
 
+def test_missing_flags_are_named(run):
+    status, output = run("ldm-evaluate", "--workdir=here")
+    assert (status, output) == (
+        2,
+        "error: --outdir is missing; --help explains the flags\n",
+    )
+
+
 def test_configs_are_found_by_name_and_path(tmp_path, monkeypatch):
     assert cli.config_names() == NAMES
     named = cli.load_config("shapes_class:tiny").to_dict()

@@ -1,6 +1,8 @@
 """Prints the last metrics of runs.
 
-python -m ldm_jax.evaluation.summary runs/autoencoder runs/class
+    python -m ldm_jax.evaluation.summary runs/autoencoder runs/class
+
+A line per run, and the files of its newest previews.
 """
 
 import json
