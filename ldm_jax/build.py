@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.config import build, choose, to_dict
@@ -18,7 +19,7 @@ from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES
 
 
-def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
+def make_first_stage(section: Mapping[str, Any] | ConfigDict) -> nn.Module:
     """Builds the autoencoder that a config section describes; no weights are drawn.
 
     Args:
@@ -35,7 +36,9 @@ def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
     return build(kind.module, fields, "first_stage")
 
 
-def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:
+def make_backbone(
+    section: Mapping[str, Any] | ConfigDict, out_channels: int
+) -> nn.Module:
     """Builds the denoiser that a config section describes; no weights are drawn.
 
     Args:

@@ -1,5 +1,7 @@
 """What an encoder says of the latents of an image: distributions over them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -18,8 +20,8 @@ class DiagonalGaussian:
       logvar: Log-variance, float32 [B, h, w, c].
     """
 
-    mean: jax.Array
-    logvar: jax.Array
+    mean: Any
+    logvar: Any
 
     def sample(
         self, rng: Key[Array, ""] | None = None, noise: Latents | None = None
@@ -76,7 +78,7 @@ class PointPosterior:
       latents: float32 [B, h, w, c].
     """
 
-    latents: jax.Array
+    latents: Any
 
     def sample(
         self, rng: Key[Array, ""] | None = None, noise: Latents | None = None

@@ -5,6 +5,8 @@ got: how many (`counts`) and their sum (`sums`). They are matrix products over t
 global batch: no gradient scatters into the codebook, and a step repeats to the bit.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -33,12 +35,12 @@ class Quantized:
       sums: Their sum, [num_codes, c].
     """
 
-    latents: jax.Array
-    indices: jax.Array
+    latents: Any
+    indices: Any
     losses: dict
-    encoded: jax.Array
-    counts: jax.Array
-    sums: jax.Array
+    encoded: Any
+    counts: Any
+    sums: Any
 
 
 class VectorQuantizer(nn.Module):

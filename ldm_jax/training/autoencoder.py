@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ldm_jax.batches import Data
 from ldm_jax.build import make_first_stage
 from ldm_jax.config import build, to_dict
 from ldm_jax.errors import ConfigError
@@ -27,7 +26,7 @@ from ldm_jax.training.step import Stage, make_step, step_options
 
 
 def make_stage(
-    config: ConfigDict, mesh: Any, data: Data, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Any, data: Any, meta: Mapping[str, Any]
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the first stage from its config.
 

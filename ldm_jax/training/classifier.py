@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
-from ldm_jax.batches import Data
 from ldm_jax.build import make_classifier
 from ldm_jax.latent_classifier import loss
 from ldm_jax.training.freeze import freeze_paths
@@ -23,7 +22,7 @@ from ldm_jax.training.step import Stage, make_loss_steps
 
 
 def make_stage(
-    config: ConfigDict, mesh: Mesh, data: Data, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the stage from its config.
 

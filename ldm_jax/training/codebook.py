@@ -33,9 +33,9 @@ class Totals:
       drawn: A latent drawn for each code, [num_codes, c]: what it restarts from.
     """
 
-    counts: jax.Array
-    sums: jax.Array
-    drawn: jax.Array
+    counts: Any
+    sums: Any
+    drawn: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
-from ldm_jax.batches import Data
 from ldm_jax.build import make_model, sample_options
 from ldm_jax.config import build
 from ldm_jax.errors import ConfigError
@@ -23,7 +22,7 @@ from ldm_jax.training.step import Stage, make_loss_steps
 
 
 def make_stage(
-    config: ConfigDict, mesh: Mesh, data: Data, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the second stage from its config.
 

@@ -126,7 +126,7 @@ class HeldOut:
 
 
 def show_conditions(
-    section: Mapping[str, Any],
+    section: Mapping[str, Any] | ConfigDict,
     batch: Mapping[str, Shaped[Array, "batch ..."]],
     count: int,
     names: Sequence[str] | None = None,
