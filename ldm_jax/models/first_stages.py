@@ -38,6 +38,9 @@ from ldm_jax.models.quantizer import Quantized
 class Regulariser(NamedTuple):
     """What a kind of first stage adds to the loss.
 
+    Weights that the section `loss` does not have are fields of the module, and part of
+    what `reconstruct` gives.
+
     Attributes:
       loss: (what `reconstruct` gives second, the section `loss` as LossOptions) ->
         (scalar, metrics of name -> scalar).

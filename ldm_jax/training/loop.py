@@ -31,13 +31,6 @@ from ldm_jax.training.writer import (
     plateau_warning,
 )
 
-# What `stage` in a config says: functions that make a Stage, see `training.step`.
-STAGES = {
-    "autoencoder": autoencoder.make_stage,
-    "diffusion": diffusion.make_stage,
-    "classifier": classifier.make_stage,
-}
-
 
 def run(
     config: ConfigDict,
@@ -183,3 +176,11 @@ def _means(window: list) -> dict[str, float]:
     """Means of the metrics; a learning rate is not averaged, but what it is now."""
     means = {name: float(np.mean([m[name] for m in window])) for name in window[-1]}
     return means | {"learning_rate": float(window[-1]["learning_rate"])}
+
+
+# What `stage` in a config says: functions that make a Stage, see `training.step`.
+STAGES = {
+    "autoencoder": autoencoder.make_stage,
+    "diffusion": diffusion.make_stage,
+    "classifier": classifier.make_stage,
+}
