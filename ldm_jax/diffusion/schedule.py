@@ -66,6 +66,19 @@ class NoiseSchedule:
         before = np.append(1.0, self.alphas_cumprod[:-1])
         return 1.0 - self.alphas_cumprod / before
 
+    def identity(self) -> dict[str, Any]:
+        """Says which noise levels these are, whatever options they were made of.
+
+        Returns:
+          JSON-like dict of their number and of alpha at three of them, in six digits.
+        """
+        places = {"first": 0, "middle": len(self.alpha) // 2, "last": -1}
+        alphas = {f"{name}_alpha": self.alpha[index] for name, index in places.items()}
+        return {
+            "num_train_timesteps": len(self.alpha),
+            **{name: f"{alpha:.6g}" for name, alpha in alphas.items()},
+        }
+
     @functools.cached_property
     def table(self):
         """All levels as one SchedulePoint of float64 [T], least noise first."""

@@ -14,7 +14,6 @@ from ldm_jax.annotations import Array, Float, Shaped
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.console import Console
-from ldm_jax.data import draw
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.errors import DataError
 from ldm_jax.images import to_float
@@ -126,11 +125,11 @@ class HeldOut:
 
 
 def show_conditions(
-    section: Mapping[str, Any] | ConfigDict,
-    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    section: ConfigDict,
+    batch: Mapping[str, Shaped[Array, "..."]],
     count: int,
     names: Sequence[str] | None = None,
-) -> dict[str, Float[np.ndarray, "count height width 3"]]:
+) -> dict[str, Float[Array, "count height width 3"]]:
     """Draws the conditions of a batch that can be drawn.
 
     Args:
@@ -153,12 +152,9 @@ def show_conditions(
     # Names of boxes must be legible.
     zoom = max(1, 128 // max(height, width))
     shape = zoom * height, zoom * width
-    images = {}
+    shown = {}
     for key, make in inputs.items():
-        rows = [
-            draw.show_input(make, value, shape, names or ())
-            for value in values[key][:count]
-        ]
+        rows = [make.draw(value, shape, names or ()) for value in values[key][:count]]
         if rows and rows[0] is not None:
-            images[f"condition_{key}"] = to_float(np.stack(rows))
-    return images
+            shown[f"condition_{key}"] = to_float(np.stack(rows))
+    return shown

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.modalities import MODALITIES, keys_of
 from ldm_jax.data.shapes import examples, files, scenes
-from ldm_jax.data.sidecars import SIDECARS
 from ldm_jax.errors import ConfigError
 from tests.runs import command, finish
 
@@ -16,7 +16,9 @@ def test_files_say_what_the_data_set_says(tmp_path):
     status, output = finish(command("ldm_jax.data.shapes.files", *flags))
     assert status == 0 and "wrote 3 images" in output
     names = scenes.CLASS_NAMES
-    source = FolderSource(str(tmp_path), "all", keys=tuple(SIDECARS), box_names=names)
+    rows = [name for name, row in MODALITIES.items() if row.suffix]
+    keys = tuple(key for name in rows for key in keys_of(name))
+    source = FolderSource(str(tmp_path), "all", keys=keys, box_names=names)
     assert len(source) == 3
     for index in range(3):
         found, true = source[index], examples.draw_example(0, "validation", index, 16)

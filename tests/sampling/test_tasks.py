@@ -103,7 +103,7 @@ def test_a_hole_is_filled_and_the_rest_is_kept(tmp_path):
         for image in images:
             np.testing.assert_array_equal(image[known], picture(1, 20, 16)[2:-2][known])
         assert (images[0] != images[1]).any()
-        assert arrays(folder)["hole"][0, ..., 0].tolist() == (~known).tolist()
+        assert arrays(folder)["mask"][0, ..., 0].tolist() == (~known).tolist()
         assert (folder / "sheet.png").exists()
 
 

@@ -20,7 +20,7 @@ from ldm_jax import cli
 from ldm_jax.data.degradation import degrade
 from ldm_jax.data.masks import draw_mask
 from ldm_jax.data.shapes import examples, scenes
-from ldm_jax.data.sidecars import SIDECARS
+from ldm_jax.data.sidecars import suffix_of
 from ldm_jax.errors import ConfigError
 
 
@@ -64,9 +64,9 @@ def write(
         stem = str(folder / f"{index:05d}")
         Image.fromarray(example["image"]).save(stem + ".png")
         for key, map_ in _maps(example, factor, rng).items():
-            Image.fromarray(map_).save(stem + SIDECARS[key][0])
+            Image.fromarray(map_).save(stem + suffix_of(key))
         for key, text in _texts(example).items():
-            pathlib.Path(stem + SIDECARS[key][0]).write_text(text + "\n", "utf-8")
+            pathlib.Path(stem + suffix_of(key)).write_text(text + "\n", "utf-8")
 
 
 def _maps(example, factor, rng):

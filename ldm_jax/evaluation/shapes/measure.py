@@ -17,7 +17,7 @@ from ldm_jax.images import make_grid
 from ldm_jax.sampling.conditions import make_example, make_row
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import make_request
+from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import Trained
 
 # Rows of the grid, and scenes beside each other in it.
@@ -95,7 +95,7 @@ def _request(trained, num_samples):
         # Not as an attribute: that is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
-    request = make_request(trained, {}, num_samples=num_samples, from_data=True)
+    request = make_task(trained, {}, num_samples=num_samples, from_data=True)
     return request._replace(count=min(num_samples, len(request.source)))
 
 
@@ -118,8 +118,8 @@ def _restoration(batch, columns, restored):
     """Distances to the scenes; around a mask, the known part is kept in all columns."""
     images, found = batch["images"], {"baseline": restored} | columns
     del found["real"]
-    if "hole" in batch:
-        found["reconstructed"] = np.where(batch["hole"], found["reconstructed"], images)
+    if "mask" in batch:
+        found["reconstructed"] = np.where(batch["mask"], found["reconstructed"], images)
     return {name: distances(images, others) for name, others in found.items()}
 
 
