@@ -59,16 +59,13 @@ def make_backbone(section: Section, out_channels: int) -> nn.Module:
     return build(kind, fields, "backbone", out_channels=out_channels)
 
 
-# Options of entries that follow from the tokenizer, or from the layout's encoding.
-_OF_TOKENS = ("vocab_size", "max_length", "null_ids")
-
-
-def fill_conditions(config, backbone, num_classes):
+def fill_conditions(
+    config: Any, backbone: nn.Module, num_classes: int | None
+) -> dict[str, dict[str, Any]]:
     """Completes what entries leave open.
 
-    The classes of a label follow from the data set, the ids of `text`, `clip_text` and
-    `layout` from the entry of `data.inputs` under the same key, and the width of a
-    vector from the backbone.
+    What follows from the data set, from the entry of `data.inputs` under the same key
+    and from the backbone, each kind says itself: see `ldm_jax.conditioners`.
 
     Args:
       config: ConfigDict with `conditions` and `data`.
@@ -79,23 +76,25 @@ def fill_conditions(config, backbone, num_classes):
       Batch key -> entry, plain dicts; entries of the kind "none" are left out.
 
     Raises:
-      ConfigError: If something is open that nothing says.
+      ConfigError: If something is open that follows from nothing.
     """
     entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
     entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
     inputs = config.data.get("inputs") or {}
     for key, entry in entries.items():
-        kind = entry.get("kind")
-        if kind == "class_label":
-            _fill_label(key, entry, num_classes)
-        if kind in ("text", "clip_text", "layout"):
-            _fill_tokens(key, entry, inputs.get(key) or {})
-        if kind in ("class_label", "clip_image") and entry.get("slot") == "vector":
-            entry["features"] = entry.get("features") or backbone.vector_width
+        # An unknown kind is refused where the conditioner is made.
+        kind = CONDITIONERS.get(entry.get("kind"))
+        if "num_classes" in getattr(kind, "from_dataset", ()):
+            _fill_num_classes(key, entry, num_classes)
+        if hasattr(kind, "from_input"):
+            _fill_from_input(key, entry, kind, inputs.get(key) or {})
+        if entry.get("slot", getattr(kind, "slot", None)) == "vector":
+            for option in getattr(kind, "from_backbone", ()):
+                entry[option] = entry.get(option) or backbone.vector_width
     return entries
 
 
-def _fill_label(key, entry, num_classes):
+def _fill_num_classes(key, entry, num_classes):
     if entry.get("num_classes") is None:
         if not num_classes:
             raise ConfigError(
@@ -110,33 +109,26 @@ def _fill_label(key, entry, num_classes):
         )
 
 
-def _fill_tokens(key, entry, given):
-    """Completes the options of ids from the input that delivers them."""
-    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
-    options = {f.name: f.default for f in fields if f.name in _OF_TOKENS}
-    open_ = [
+def _fill_from_input(key, entry, kind, given):
+    """Completes the options that follow from the input that delivers a condition."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    unset = [
         name
-        for name, default in options.items()
-        if entry.get(name, default) in (None, dataclasses.MISSING)
+        for name in kind.from_input
+        if entry.get(name, defaults[name]) in (None, dataclasses.MISSING)
     ]
-    if not open_:
+    if not unset:
         return
-    for name, value in _token_options(key, entry, open_[0], given).items():
-        if name in options and entry.get(name) is None:
-            entry[name] = value
-
-
-def _token_options(key, entry, option, given):
-    """What an input says of its ids."""
-    kind = "layout" if entry["kind"] == "layout" else "caption"
-    if given.get("kind") != kind:
+    if given.get("kind") != kind.input_kind:
         raise ConfigError(
-            f"conditions.{key}.{option} is unset: give it, or the input that it "
-            f"follows from, data.inputs.{key} of kind {kind!r}"
+            f"conditions.{key}.{unset[0]} is unset: give it, or the input that it "
+            f"follows from, data.inputs.{key} of kind {kind.input_kind!r}"
         )
     made = make_inputs({key: given})[key]
-    ids = made if kind == "layout" else made.tokenizer
-    return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
+    source = getattr(made, "tokenizer", made)
+    for name in kind.from_input:
+        if entry.get(name) is None:
+            entry[name] = getattr(source, name)
 
 
 def make_model(

@@ -316,9 +316,9 @@ def make_denoiser(
 
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
-    def backbone(latents, timesteps, *conditioning):
-        filled = Conditioning(*conditioning)
-        return apply_backbone(model, params, latents, timesteps, filled)
+    def backbone(latents, timesteps, *slots):
+        slots = Conditioning(*slots)
+        return apply_backbone(model, params, latents, timesteps, slots)
 
     if tile is not None:
         backbone = tiling.tile_backbone(backbone, tile, model.backbone.size_multiple)

@@ -145,9 +145,8 @@ def _main(argv: list[str]) -> None:
         decoder=_DECODER.value,
         classifier=_CLASSIFIER.value,
         lpips=_LPIPS_WEIGHTS.value,
+        data_dir=_DATA_DIR.value,
     )
-    if _DATA_DIR.value:
-        model.config.data.data_dir = _DATA_DIR.value
     # Fields of the options are flags of the same name.
     values = flags.FLAGS.flag_values_dict()
     fields = {field.name for field in dataclasses.fields(options.RunOptions)}
