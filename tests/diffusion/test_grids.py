@@ -184,7 +184,7 @@ def test_grid_of_all_levels_ends_at_clean_data():
     [
         (0, {}, "from 1 to the schedule's 1000"),
         (1001, {"spacing": "quad"}, "from 1 to the schedule's 1000"),
-        (50, {"spacing": "even"}, "choose one of uniform, quad, original"),
+        (50, {"spacing": "even"}, "choose one of uniform, quad, compvis"),
         (50, {"final_level": "zero"}, "choose one of clean, first"),
         (50, {"shift": 0.0}, "shift must be more than 0"),
     ],
