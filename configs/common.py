@@ -225,12 +225,18 @@ def first_stage(**changes):
 
     workdir: Where the first stage was trained; its structure is read from there.
       "identity" is none: diffusion on pixels, LDM-1 of the paper.
-    scaling_factor: Multiplies the latents; measured over `scaling_batches` where unset.
+    scaling_factor: Multiplies the latents, all channels alike, as in the paper.
+    latents_mean, latents_std: Mean and standard deviation per channel, in its place.
+    latent_statistics: What is measured, over `scaling_batches`, where none is given:
+      "scalar" for a scaling_factor, "per_channel" for the other two.
     """
     section = dict(
         workdir="",
         step=placeholder(int),
         scaling_factor=placeholder(float),
+        latents_mean=placeholder(tuple),
+        latents_std=placeholder(tuple),
+        latent_statistics="scalar",
         scaling_batches=16,
     )
     return section | changes

@@ -1,6 +1,7 @@
 """A trained model on its way from one format to another, in our terms."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_first_stage, make_model
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.weights.unpickle import Tensor
@@ -25,7 +27,7 @@ class Model:
       ema_params: Their moving average, {} where none was kept.
       stats: Batch statistics of the discriminator.
       step: Training step, at least 1.
-      scaling_factor: Of the latents; None in a first stage.
+      statistics: LatentStatistics of the latents; None in a first stage.
       first_stage: The first stage that comes along; None in a first stage, and where it
         lies elsewhere.
       origin: JSON-serialisable dict of what it takes to write the file as it was read.
@@ -37,13 +39,33 @@ class Model:
     ema_params: dict = dataclasses.field(default_factory=dict)
     stats: dict = dataclasses.field(default_factory=dict)
     step: int = 1
-    scaling_factor: float | None = None
+    statistics: LatentStatistics | None = None
     first_stage: Any = None
     origin: dict = dataclasses.field(default_factory=dict)
     carried: dict = dataclasses.field(default_factory=dict)
 
-    def describe(self):
-        """Yields one line per network: its name and size."""
+    @property
+    def scaling_factor(self) -> float:
+        """The statistics in formats that have one factor for all channels.
+
+        Raises:
+          ConversionError: If they are more than that.
+        """
+        shift, scale = self.statistics
+        if self.statistics.per_channel or shift:
+            raise ConversionError(
+                "the latents have a mean or statistics per channel, but this format "
+                "has one scale_factor for all channels: convert to diffusers' format, "
+                "or train a second stage with first_stage.latent_statistics=scalar"
+            )
+        return scale
+
+    def describe(self) -> Iterator[str]:
+        """Describes the networks.
+
+        Yields:
+          One line per network: its name and size.
+        """
         for name, tree in self.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(tree))
             average = ", with moving average" if name in self.ema_params else ""

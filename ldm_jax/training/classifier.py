@@ -7,12 +7,11 @@ al. 2022, Table 3 (LDM-8-G).
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier
 from ldm_jax.latent_classifier import loss
-from ldm_jax.training.latents import find_scaling_factor, open_first_stage
+from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.step import Stage, make_update
 
 
@@ -20,11 +19,11 @@ def make_stage(config, mesh, data, meta):
     """Makes the stage from its config; see `training.diffusion.make_stage`."""
     first = open_first_stage(config, meta)
     model = make_classifier(config, first.module, data.num_classes)
-    factor = find_scaling_factor(config, model, first.params, mesh, data, meta)
-    frozen = {"first_stage": first.params, "scaling_factor": np.float32(factor)}
+    statistics = find_statistics(config, model, first, mesh, data, meta)
+    frozen = {"first_stage": first.params, "latents": statistics.arrays()}
     record = {
         "first_stage": first.record,
-        "scaling_factor": factor,
+        **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }

@@ -307,7 +307,13 @@ FREE_KEYS = (
 
 
 # Keys that a checkpoint settles for good.
-FIXED_KEYS = ("first_stage.step", "first_stage.scaling_factor")
+FIXED_KEYS = (
+    "first_stage.step",
+    "first_stage.scaling_factor",
+    "first_stage.latents_mean",
+    "first_stage.latents_std",
+    "first_stage.latent_statistics",
+)
 
 
 def check_config(config, meta, allow_change):
@@ -330,6 +336,9 @@ def check_config(config, meta, allow_change):
             "another --workdir, and this one as --config.train.init_from"
         )
     recorded = ConfigDict(meta["config"])
+    if "latent_statistics" in config.first_stage:
+        # All that runs of 0.1.0 could do.
+        recorded.first_stage.setdefault("latent_statistics", "scalar")
     rows = differences(config, recorded, FREE_KEYS)
     for key, ours, theirs in rows:
         if key in FIXED_KEYS:

@@ -63,8 +63,9 @@ def state(model, raw=False):
     kept = origin.get("configs", {})
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
-        factor = kept.get(name, {}).get("scaling_factor", 1.0)
-        configs = {name: diffusers_config.first_stage_config(model.config, factor)}
+        configs = {name: diffusers_config.first_stage_config(model.config)}
+        if "scaling_factor" not in kept.get(name, {}):
+            configs[name]["scaling_factor"] = 1.0
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
     else:
@@ -106,14 +107,28 @@ def _configs(model):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
-        configs[folder_names(model)["first_stage"]] = (
-            diffusers_config.first_stage_config(first.config, model.scaling_factor)
-        )
+        name = folder_names(model)["first_stage"]
+        described = diffusers_config.first_stage_config(first.config)
+        configs[name] = described | _statistics(model, name, described["_class_name"])
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
             configs[name] = diffusers_config.text_config(entry)
     return configs
+
+
+def _statistics(model, name, kind):
+    """The statistics of the latents in a first stage's config.json."""
+    written = diffusers_config.statistics_config(model.statistics, kind)
+    kept = model.origin.get("configs", {}).get(name)
+    if kept is None:
+        return written
+    read = diffusers_config.latent_statistics(kept)
+    kept = {key: kept[key] for key in diffusers_config.STATISTICS if key in kept}
+    if read == model.statistics:
+        # As they were, since a division and its inverse may cost a digit.
+        return written | kept
+    return dict.fromkeys(kept) | written
 
 
 def _write_index(model, configs, folder):
