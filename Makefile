@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	    --config.first_stage.workdir=$(DEMO)/autoencoder
 	$(BIN)/python sample.py --workdir=$(DEMO)/class --outdir=$(DEMO)/samples \
 	    --num_samples=48 --batch_size=24
-	@$(BIN)/python -m ldm_jax.training.writer $(DEMO)/autoencoder $(DEMO)/class
+	@$(BIN)/python -m ldm_jax.evaluation.summary $(DEMO)/autoencoder $(DEMO)/class
 	@echo "samples: $(DEMO)/samples/grid.png, one class per column"
 
 test: $(INSTALLED) lint

@@ -1,4 +1,4 @@
-"""Prints what a run has measured: `python -m ldm_jax.training.summary WORKDIR ...`."""
+"""Prints the metrics of runs: `python -m ldm_jax.evaluation.summary WORKDIR ...`."""
 
 import json
 import pathlib
