@@ -90,12 +90,12 @@ def make_models(size):
     first_params = random_params(first, jnp.zeros((1, 8 * height, 8 * height, 3)))
     load(torch_unet, layout.unet_rows(unet), params)
     load(torch_first, layout.autoencoder_rows(first), first_params)
-    weights = jax.tree.map(jnp.asarray, {"unet": params, "first": first_params})
+    weights = jax.tree.map(jnp.asarray, {"backbone": params, "first": first_params})
 
     def draw(model, weights, tokens, keys):
         return generate.sample_images(
             model,
-            {"unet": weights["unet"], "conditioner": {}},
+            {"backbone": weights["backbone"], "conditioner": {}},
             {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},
             {"tokens": tokens},
             keys,
@@ -105,7 +105,7 @@ def make_models(size):
         )
 
     draw = jax.jit(draw, static_argnums=0)
-    models = model, dataclasses.replace(model, unet=EveryStep(unet))
+    models = model, dataclasses.replace(model, backbone=EveryStep(unet))
     ours = [partial(draw, model, weights) for model in models]
     return ours, torch_unet, partial(torch_first.decode, return_dict=False)
 

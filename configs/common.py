@@ -1,6 +1,6 @@
 """Defaults that the experiments share.
 
-The fields of the networks (`unet`, `classifier`, a first stage's `first_stage`) are
+The fields of the networks (`backbone`, `classifier`, a first stage's `first_stage`) are
 those of their modules.
 
 Learning rates are absolute and batch sizes are global.  A key whose value is
@@ -194,12 +194,12 @@ def diffusion(**sections):
         data=data(),
         first_stage=first_stage(),
         conditions=dict(),
-        unet=dict(),
         schedule=schedule(),
         loss=diffusion_loss(),
         train=train(),
         sample=sample(),
     )
+    sections["backbone"] = dict(kind="unet") | sections.get("backbone", {})
     return ConfigDict(config | sections)
 
 
@@ -349,15 +349,7 @@ def shrink_diffusion(config):
     shrink_train(config)
     _shrink(config.conditions, _TINY_CONDITIONS)
     _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
-    config.unet.update(
-        channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        # The middle attends always.
-        attention_factors=(),
-        norm_groups=8,
-        dtype="float32",
-    )
+    config.backbone.update(_TINY_BACKBONES.get(config.backbone.kind, {"tiny": True}))
     config.sample.num_steps = 4
 
 
@@ -379,6 +371,19 @@ def _shrink(section, table):
                     entry[key] = value
 
 
+# The fields of a toy by kind of backbone, where they are written out so that they can be
+# changed further; `tiny` takes those that the kind itself has for a toy.
+_TINY_BACKBONES = {
+    "unet": dict(
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        # The middle attends always.
+        attention_factors=(),
+        norm_groups=8,
+        dtype="float32",
+    )
+}
 # Conditions of a toy, by kind; what is None is filled in from the tokenizer.
 _TOKENS = dict(features=32, num_layers=1)
 _TINY_CONDITIONS = {

@@ -42,14 +42,14 @@ _COMMON = dict(
         ),
     ),
 )
-_UNET = dict(num_heads=1, transformer_depth=1)
+_BACKBONE = dict(num_heads=1, transformer_depth=1)
 
 # What sets the rows apart.  The first is the default.
 ROWS = {
     "f4": _COMMON
     | dict(
-        unet=dict(
-            _UNET,
+        backbone=dict(
+            _BACKBONE,
             channels=192,
             channel_mult=(1, 2, 3, 5),
             attention_factors=(2, 4, 8),
@@ -62,8 +62,8 @@ ROWS = {
         conditions=dict(
             label=dict(_COMMON["conditions"]["label"], null_class=False, dropout=0.0),
         ),
-        unet=dict(
-            _UNET, channels=256, channel_mult=(1, 2, 4), attention_factors=(1, 2, 4)
+        backbone=dict(
+            _BACKBONE, channels=256, channel_mult=(1, 2, 4), attention_factors=(1, 2, 4)
         ),
         train=dict(batch_size=64, num_steps=4_800_000, learning_rate=6.4e-5),
         sample=dict(num_steps=200, eta=1.0),

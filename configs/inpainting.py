@@ -46,7 +46,7 @@ _COMMON = dict(
 ROWS = {
     "big": dict(
         _COMMON,
-        unet=dict(
+        backbone=dict(
             channels=256,
             channel_mult=(1, 2, 3, 4),
             attention_factors=(2, 4, 8),
@@ -66,7 +66,7 @@ ROWS = {
     "base": dict(
         _COMMON,
         # Attention is in the middle alone.
-        unet=dict(
+        backbone=dict(
             channels=128, channel_mult=(1, 4, 8), attention_factors=(), num_heads=1
         ),
         train=dict(batch_size=128, num_steps=360_000, learning_rate=1e-6),

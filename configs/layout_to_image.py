@@ -45,7 +45,7 @@ ROWS = {
     "openimages": dict(
         _COMMON,
         data=dict(name="open_images_v4/300k", flip=True),
-        unet=dict(
+        backbone=dict(
             channels=128,
             channel_mult=(1, 2, 3, 4),
             attention_factors=(2, 4, 8),
@@ -58,7 +58,7 @@ ROWS = {
     "coco": dict(
         _COMMON,
         data=dict(name="coco/2017", flip=True),
-        unet=dict(
+        backbone=dict(
             channels=192,
             channel_mult=(1, 2, 4),
             attention_factors=(1, 2, 4),

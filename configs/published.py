@@ -73,7 +73,7 @@ def diffusion(variant, rows):
 
     Args:
       variant: A row of `rows`, "tiny" or both.
-      rows: Name -> dict with `data`, `unet` and `train`, which must give batch size,
+      rows: Name -> dict with `data`, `backbone` and `train`, which must give batch size,
         steps and learning rate; further `inputs` and `conditions`, `schedule`, `loss`
         and `sample`. Each changes the values that all have in common.
 
@@ -89,8 +89,8 @@ def diffusion(variant, rows):
         data=common.data(image_size=256, workers=8, inputs=row.get("inputs", {}))
         | row["data"],
         conditions=row.get("conditions", {}),
-        unet=dict(num_res_blocks=2, norm_groups=32, remat=False, dtype="bfloat16")
-        | row["unet"],
+        backbone=dict(num_res_blocks=2, norm_groups=32, remat=False, dtype="bfloat16")
+        | row["backbone"],
         schedule=common.schedule(**row.get("schedule", {})),
         train=common.train(
             warmup_steps=1000,

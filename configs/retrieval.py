@@ -30,7 +30,7 @@ ROWS = {
         inputs=dict(embedding=dict(kind="feature", feature="embedding")),
         # Zeros mean nothing, which is what guidance takes away.
         conditions=dict(embedding=dict(kind="raw", slot="context", dropout=0.1)),
-        unet=dict(
+        backbone=dict(
             channels=448,
             channel_mult=(1, 2, 3, 4),
             attention_factors=(1, 2, 4),

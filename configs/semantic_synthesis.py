@@ -41,7 +41,7 @@ _COMMON = dict(
             features=3,
         ),
     ),
-    unet=dict(
+    backbone=dict(
         channels=128,
         channel_mult=(1, 4, 8),
         # The original's 32, 16 and 8 lie beyond its coarsest level: the middle alone

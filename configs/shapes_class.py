@@ -26,7 +26,7 @@ def get_config(variant=""):
                 dropout=0.1,
             ),
         ),
-        unet=dict(
+        backbone=dict(
             channels=64,
             channel_mult=(1, 2),
             num_res_blocks=1,

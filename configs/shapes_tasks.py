@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import common, shapes_class
 
 
-def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **unet):
+def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **backbone):
     """A task on `shapes/32`.
 
     Args:
@@ -25,7 +25,7 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, *
       conditions: Section `conditions`.
       guidance_scale: Of previews and samples.
       num_steps: Length of the training.
-      **unet: Fields of the U-Net that the conditions need.
+      **backbone: Fields of the U-Net that the conditions need.
 
     Returns:
       A ConfigDict.
@@ -39,7 +39,7 @@ def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, *
     config.data.inputs = ConfigDict(inputs)
     conditions = {key: dict(entry, dropout=0.1) for key, entry in conditions.items()}
     config.conditions = ConfigDict(conditions)
-    config.unet.update(unet)
+    config.backbone.update(backbone)
     config.sample.guidance_scale = guidance_scale
     config.train.num_steps = num_steps
     if words:

@@ -35,7 +35,7 @@ def _row(name, degradation, **sections):
         data=dict(name=name, crop="random", min_crop=0.5, flip=True),
         inputs=dict(low_res=dict(kind="low_res", factor=4, degradation=degradation)),
         conditions=dict(low_res=dict(kind="raw", slot="concat")),
-        unet=dict(
+        backbone=dict(
             channels=160,
             channel_mult=(1, 2, 2, 4),
             attention_factors=(8,),

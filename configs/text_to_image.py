@@ -59,7 +59,7 @@ ROWS = {
             split="train[10000:]",
             eval_split="train[:10000]",
         ),
-        unet=dict(
+        backbone=dict(
             channels=320,
             channel_mult=(1, 2, 4, 4),
             attention_factors=(1, 2, 4),
@@ -73,7 +73,7 @@ ROWS = {
     "conceptual": dict(
         _caption(640),
         data=dict(source="folder", name="conceptual_captions"),
-        unet=dict(
+        backbone=dict(
             channels=192,
             channel_mult=(1, 2, 3, 5),
             attention_factors=(2, 4, 8),

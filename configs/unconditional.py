@@ -41,25 +41,25 @@ ROWS = {
         data=dict(
             name="celeb_a_hq/256", split="train[:25000]", eval_split="train[25000:]"
         ),
-        unet=_F4,
+        backbone=_F4,
         train=dict(batch_size=48, num_steps=410_000, learning_rate=9.6e-5),
         sample=dict(num_steps=500, eta=0.0),
     ),
     "ffhq": dict(
         data=dict(source="folder", name="ffhq", validation_fraction=1 / 7),
-        unet=_F4,
+        backbone=_F4,
         train=dict(batch_size=42, num_steps=635_000, learning_rate=8.4e-5),
         sample=dict(num_steps=200, eta=1.0),
     ),
     "bedrooms": dict(
         data=dict(name="lsun/bedroom", flip=True),
-        unet=_F4,
+        backbone=_F4,
         train=dict(batch_size=48, num_steps=1_900_000, learning_rate=9.6e-5),
         sample=dict(num_steps=200, eta=1.0),
     ),
     "churches": dict(
         data=dict(name="lsun/church_outdoor", flip=True),
-        unet=dict(
+        backbone=dict(
             channels=192,
             channel_mult=(1, 2, 2, 4, 4),
             attention_factors=(1, 2, 4, 8),

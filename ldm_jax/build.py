@@ -5,13 +5,14 @@ import dataclasses
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.config import build, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import FIRST_STAGES
-from ldm_jax.models.unet import UNet
 
 
 def make_first_stage(section):
@@ -31,20 +32,41 @@ def make_first_stage(section):
     return build(kind, fields, "first_stage")
 
 
+def make_backbone(section, out_channels):
+    """Builds the denoiser that a config section describes; no weights are drawn.
+
+    Args:
+      section: Config section of "kind" (a row of BACKBONES, "unet" by default) and its
+        fields; with "tiny" set, its toy's fields replace those of the section.
+      out_channels: Channels of the latents.
+
+    Returns:
+      A backbone, see `models.backbones`.
+
+    Raises:
+      ConfigError: On an unknown kind or field.
+    """
+    fields = to_dict(section)
+    kind = choose(BACKBONES, fields.pop("kind", "unet"), "backbone.kind")
+    if fields.pop("tiny", False):
+        fields |= kind.tiny
+    return build(kind, fields, "backbone", out_channels=out_channels)
+
+
 # Options of entries that follow from the tokenizer, or from the layout's encoding.
 _OF_TOKENS = ("vocab_size", "max_length", "null_ids")
 
 
-def fill_conditions(config, unet, num_classes):
+def fill_conditions(config, backbone, num_classes):
     """Completes what entries leave open.
 
     The classes of a label follow from the data set, the ids of `text`, `clip_text` and
     `layout` from the entry of `data.inputs` under the same key, and the width of a
-    vector from the U-Net.
+    vector from the backbone.
 
     Args:
       config: ConfigDict with `conditions` and `data`.
-      unet: UNet module.
+      backbone: Backbone module.
       num_classes: Number of classes of the data set; None where there are none.
 
     Returns:
@@ -63,7 +85,7 @@ def fill_conditions(config, unet, num_classes):
         if kind in ("text", "clip_text", "layout"):
             _fill_tokens(key, entry, inputs.get(key) or {})
         if kind in ("class_label", "clip_image") and entry.get("slot") == "vector":
-            entry["features"] = entry.get("features") or 4 * unet.channels
+            entry["features"] = entry.get("features") or backbone.vector_width
     return entries
 
 
@@ -115,7 +137,7 @@ def make_model(config, first_stage, num_classes=None):
     """Builds the modules of a second stage; no weights are drawn.
 
     Args:
-      config: ConfigDict with `data`, `conditions`, `unet`, `schedule` and `loss`.
+      config: ConfigDict with `data`, `conditions`, `backbone`, `schedule` and `loss`.
       first_stage: Autoencoder module.
       num_classes: Number of classes of the data set, for conditions that leave theirs
         open; None where there are none.
@@ -128,20 +150,22 @@ def make_model(config, first_stage, num_classes=None):
     """
     schedule = to_dict(config.schedule)
     prediction_type = schedule.pop("prediction_type", "noise")
-    unet = build(UNet, config.unet, "unet", out_channels=first_stage.latent_channels)
+    backbone = make_backbone(config.backbone, first_stage.latent_channels)
     model = build(
         LatentDiffusion,
-        config.loss,
-        "loss",
-        unet=unet,
+        {},
+        "schedule",
+        backbone=backbone,
         conditioner=build(
             make_conditioner,
-            {"entries": fill_conditions(config, unet, num_classes)},
+            {"entries": fill_conditions(config, backbone, num_classes)},
             "conditions",
         ),
         schedule=build(make_schedule, schedule, "schedule"),
         first_stage=first_stage,
-        prediction_type=prediction_type,
+        objective=build(
+            Objective, config.loss, "loss", prediction_type=prediction_type
+        ),
     )
     _check_sizes(model, config.data.image_size)
     return model
@@ -154,18 +178,17 @@ def sample_options(config, model):
 
 
 def _check_sizes(model, image_size):
-    """Checks that images, first stage and U-Net fit together, on shapes alone."""
+    """Checks that images, first stage and backbone fit together, on shapes alone."""
     factor = model.first_stage.downsampling_factor
-    levels = len(model.unet.channel_mult)
-    unit = factor * 2 ** (levels - 1)
+    multiple = model.backbone.size_multiple
+    unit = factor * multiple
     if image_size % unit:
         nearest = max(unit, round(image_size / unit) * unit)
         raise ConfigError(
             f"data.image_size={image_size} gives latents of "
             f"{image_size / factor:g} x {image_size / factor:g} after the first stage "
-            f"(factor {factor}), which a U-Net of {levels} levels cannot halve "
-            f"{levels - 1} times; use data.image_size={nearest} or fewer "
-            "unet.channel_mult"
+            f"(factor {factor}), but the backbone takes multiples of {multiple} "
+            f"alone; use data.image_size={nearest} or another backbone"
         )
 
 

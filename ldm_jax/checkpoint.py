@@ -5,6 +5,8 @@ A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
 the config and what else describes the run).  Weights and training state are apart, so
 that sampling reads no optimiser state.  Orbax writes to a temporary folder and renames
 it: a run killed while it saves leaves its previous checkpoints whole.
+
+Checkpoints of older versions are read with the names of today, here and nowhere else.
 """
 
 import json
@@ -18,7 +20,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config import from_json, to_json
+from ldm_jax.config import from_json, to_json, upgrade
 from ldm_jax.errors import CheckpointError
 from ldm_jax.sharding import path_name
 
@@ -87,8 +89,11 @@ class Checkpoints:
         """
         folder = self._folder / str(step)
         targets = _items(abstract_state)
-        _check_structure(folder, targets)
-        items = _load(folder, targets)
+        saved = _metadata(folder)
+        _check_structure(folder, _upgrade(saved, saved), targets)
+        if _is_old(saved):
+            targets = _rename(targets, "backbone", "unet")
+        items = _upgrade(_load(folder, targets), saved)
         return abstract_state.replace(
             params=items["params"],
             ema_params=items.get("ema_params", {}),
@@ -138,7 +143,8 @@ def read_meta(folder):
     Raises:
       CheckpointError: If it cannot be read.
     """
-    return _load(folder, {"meta": None})["meta"]
+    meta = _load(folder, {"meta": None})["meta"]
+    return meta | ({"config": upgrade(meta["config"])} if "config" in meta else {})
 
 
 def _load(folder, targets):
@@ -148,9 +154,33 @@ def _load(folder, targets):
         raise _unreadable(folder, error) from error
 
 
-def _check_structure(folder, targets):
+def _is_old(saved):
+    """Whether a checkpoint calls the backbone `unet`, as up to version 0.1."""
+    return "unet" in saved["params"]
+
+
+def _upgrade(items, saved):
+    """Names the networks of a checkpoint, whose metadata is given, as today."""
+    return _rename(items, "unet", "backbone") if _is_old(saved) else items
+
+
+def _rename(tree, name, other):
+    """Renames a network in a tree of parameters and of optimiser states of them."""
+
+    def by_network(node):
+        return isinstance(node, dict) and name in node
+
+    def rename(node):
+        if not by_network(node):
+            return node
+        return {other if key == name else key: node[key] for key in node}
+
+    return jax.tree.map(rename, tree, is_leaf=by_network)
+
+
+def _check_structure(folder, saved, targets):
     """Compares names and shapes before Orbax does, whose message names neither."""
-    saved = {name: _flat_shapes(tree) for name, tree in _metadata(folder).items()}
+    saved = {name: _flat_shapes(tree) for name, tree in saved.items()}
     wanted = {name: _flat_shapes(tree) for name, tree in targets.items()}
     for item in saved.keys() | wanted.keys():
         shapes, found = wanted.get(item, {}), saved.get(item, {})
@@ -273,7 +303,7 @@ def load_item(folder, item):
 
 def _load_arrays(folder, item, shapes):
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[item])
-    return _load(folder, {item: target})[item]
+    return _upgrade(_load(folder, {item: target}), shapes)[item]
 
 
 @flax.struct.dataclass

@@ -1,7 +1,7 @@
 """Reads config sections: builds from them, compares them, stores them as JSON.
 
 A config is a `ConfigDict` with the sections `data`, `first_stage`, `discriminator`,
-`conditions`, `unet`, `schedule`, `loss`, `train` and `sample`, and the plain keys
+`conditions`, `backbone`, `schedule`, `loss`, `train` and `sample`, and the plain keys
 `stage` and `seed`.  Sections are unpacked into constructors in the `make_*` functions;
 below that line nothing sees a config.
 """
@@ -9,6 +9,7 @@ below that line nothing sees a config.
 import difflib
 import inspect
 import json
+import re
 
 from ml_collections import ConfigDict
 
@@ -86,6 +87,62 @@ def _tuples(value):
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     return value
+
+
+def upgrade(config):
+    """Brings a config of an older version up to date; one of today's stays as it is.
+
+    Up to version 0.1 the section `backbone` was called `unet`, and so was the network
+    in paths of parameters.
+
+    Args:
+      config: Nested dict.
+
+    Returns:
+      Nested dict.
+    """
+    config = dict(config)
+    if "unet" in config:
+        config["backbone"] = config.pop("unet")
+        if "train" in config:
+            config["train"] = _upgrade_paths(config["train"])
+    if "backbone" in config:
+        config["backbone"] = {"kind": "unet"} | config["backbone"]
+    return config
+
+
+def upgrade_config(config):
+    """Accepts a config that was written for an older version.
+
+    Args:
+      config: ConfigDict.
+
+    Returns:
+      (config, notes): ConfigDict with the names of today, and sentences on what it was
+      that has another name now.
+    """
+    found = to_dict(config)
+    today = upgrade(found)
+    if today == found:
+        return config, []
+    old = "unet" in found
+    notes = ["the config's section `unet` is called `backbone` now: rename it"] * old
+    return ConfigDict(today), notes
+
+
+def _upgrade_paths(train):
+    """The section `train` with the paths of parameters in it renamed."""
+    renamed = {
+        "freeze": tuple(_today(path) for path in train.get("freeze") or ()),
+        "sharding_overrides": tuple(
+            (_today(path), axis) for path, axis in train.get("sharding_overrides") or ()
+        ),
+    }
+    return train | {key: value for key, value in renamed.items() if key in train}
+
+
+def _today(path):
+    return re.sub(r"\bunet(?=$|/)", "backbone", path)
 
 
 def differences(ours, theirs, ignore=()):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ldm_jax import tiling
 from ldm_jax.diffusion import grids, guidance, samplers, solve
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
-from ldm_jax.latent_diffusion import condition, decode, encode
+from ldm_jax.latent_diffusion import apply_backbone, condition, decode, encode
 
 
 def sample_latents(
@@ -73,7 +73,7 @@ def sample_latents(
         is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
-        are larger, best the size it was trained on (`tiling.tile_unet`); None for the
+        are larger, best the size it was trained on (`tiling.tile_backbone`); None for the
         whole at once.
       noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
         what `inversion.invert_latents` found.
@@ -239,21 +239,24 @@ def make_denoiser(
       rescale: See `guidance.guide`.
       steer: Maps the guided denoiser to another, see `diffusion.steering`.
       tile: Side of the tiles in which the U-Net evaluates larger latents, see
-        `tiling.tile_unet`; None for the whole at once.
+        `tiling.tile_backbone`; None for the whole at once.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
+
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
-    unet = functools.partial(model.unet.apply, {"params": params["unet"]})
+    def backbone(latents, timesteps, *conditioning):
+        return apply_backbone(model, params, latents, timesteps, conditioning)
+
     if tile is not None:
-        unet = tiling.tile_unet(unet, tile, model.unet.downsampling_factor)
+        backbone = tiling.tile_backbone(backbone, tile, model.backbone.size_multiple)
 
     def network(conditioning):
         def output(latents, point):
             timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
-            return unet(latents, timesteps, *conditioning)
+            return backbone(latents, timesteps, *conditioning)
 
         return output
 
@@ -261,8 +264,8 @@ def make_denoiser(
 
     def predict(latents, point):
         out = output(latents, point)
-        x0 = predict_x0(out, latents, point, model.prediction_type)
-        return x0, predict_noise(out, latents, point, model.prediction_type)
+        x0 = predict_x0(out, latents, point, model.objective.prediction_type)
+        return x0, predict_noise(out, latents, point, model.objective.prediction_type)
 
     return steer(predict) if steer else predict
 

@@ -78,7 +78,7 @@ def parameter_spec(shape, fsdp, min_elements=MIN_SHARDED_ELEMENTS):
 
 
 def path_name(path):
-    """Joins a key path of a pytree to `params/unet/conv_in/kernel`."""
+    """Joins a key path of a pytree to `params/backbone/conv_in/kernel`."""
     return "/".join(
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
         for key in path

@@ -312,7 +312,7 @@ def load_model(
     return Trained(
         model=model,
         params=params,
-        frozen={"first_stage": first.params, "latents": statistics},
+        frozen={"first_stage": first.params, "statistics": statistics},
         config=config,
         # The conditions of some may have been turned off.
         inputs={k: v for k, v in inputs.items() if k in model.conditioner.entries},

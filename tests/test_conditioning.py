@@ -115,7 +115,7 @@ def test_each_condition_steers_beside_the_others(weights):
         inputs = latent_diffusion.encode_inputs(MODEL, frozen, batch)
         told = latent_diffusion.condition(MODEL, params, inputs)
         timesteps = jnp.full(BATCH, 500)
-        return MODEL.unet.apply({"params": params["unet"]}, latents, timesteps, *told)
+        return MODEL.backbone.apply({"params": params["backbone"]}, latents, timesteps, *told)
 
     batch, other = draw_batch(1), draw_batch(2)
     MODEL.conditioner.check(batch)

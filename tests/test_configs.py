@@ -115,11 +115,11 @@ def test_rows_of_second_stages_are_as_their_table_says(spec):
         assert row[:3] == listed(same[0])[:3]
     else:
         params = _second_stage_shapes(model, config.data.image_size)
-        assert row[1:3] == (_size(params["unet"]), _size(params["conditioner"]))
+        assert row[1:3] == (_size(params["backbone"]), _size(params["conditioner"]))
 
 
 def _same_networks(model, other):
-    parts = [(m.unet, m.conditioner, m.first_stage) for m in (model, other)]
+    parts = [(m.backbone, m.conditioner, m.first_stage) for m in (model, other)]
     return parts[0] == parts[1]
 
 
@@ -221,8 +221,8 @@ def test_a_toy_of_pixels_runs(shapes_dir, tmp_path):
         tmp_path,
         first_stage__workdir="identity",
         # A level less takes half the time to compile.
-        unet__channel_mult=(1,),
-        unet__attention_factors=(),
+        backbone__channel_mult=(1,),
+        backbone__attention_factors=(),
         data__eval_split="",
         train__preview_images=0,
         train__num_steps=1,

@@ -90,7 +90,7 @@ def draw_params(model):
 
 def test_init_makes_what_is_trained(batch):
     init = functools.partial(latent_diffusion.init, rng=jax.random.key(0), batch=batch)
-    assert set(jax.eval_shape(lambda: init(make_model()))) == {"unet", "conditioner"}
+    assert set(jax.eval_shape(lambda: init(make_model()))) == {"backbone", "conditioner"}
     params = jax.eval_shape(lambda: init(make_model(None)))
     assert params["conditioner"] == {}
     params = jax.eval_shape(lambda: init(make_model(learn_logvar=True)))
@@ -169,7 +169,7 @@ def test_gradient_reaches_what_is_trained_and_nothing_else(batch, frozen, entry)
         for path, leaf in jax.tree_util.tree_leaves_with_path(ours)
         if not np.any(leaf)
     ]
-    assert not still and set(ours) == {"unet", "conditioner", "logvar"}
+    assert not still and set(ours) == {"backbone", "conditioner", "logvar"}
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(theirs))
 
 
@@ -276,7 +276,7 @@ class Told(nn.Module):
 
 def told_model(**entries):
     conditioner = make_conditioner(entries)
-    return make_model(None, unet=Told(), conditioner=conditioner)
+    return make_model(None, backbone=Told(), conditioner=conditioner)
 
 
 def init_params(model, batch):
@@ -393,7 +393,7 @@ class Oracle(nn.Module):
 )
 def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
-        None, unet=Oracle(prediction_type), prediction_type=prediction_type
+        None, backbone=Oracle(prediction_type), prediction_type=prediction_type
     )
     options = {"sampler": sampler, "num_steps": 100, "latent_shape": (32, 32, 2)}
     latents = np.asarray(draw(model, keys(8), {}, **options))
@@ -403,7 +403,7 @@ def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
 
 
 def test_strength_decides_how_much_of_an_image_is_left(batch, frozen):
-    model, images = make_model(None, unet=Oracle("noise")), batch["image"]
+    model, images = make_model(None, backbone=Oracle("noise")), batch["image"]
     known = encode(model, frozen, images)
     distances = []
     for strength in (0.05, 0.4, 1.0):
@@ -413,14 +413,14 @@ def test_strength_decides_how_much_of_an_image_is_left(batch, frozen):
 
 
 def test_strength_one_starts_from_noise_alone():
-    model = make_model(None, unet=Oracle("noise"))
+    model = make_model(None, backbone=Oracle("noise"))
     from_noise = draw(model, keys(2), {})
     known = jnp.full((2, 8, 8, 2), 100.0)
     np.testing.assert_array_equal(draw(model, keys(2), {}, known=known), from_noise)
 
 
 def test_strength_zero_gives_back_the_image_as_it_is():
-    model, known = make_model(None, unet=Oracle("noise")), normal(keys(2), (8, 8, 2))
+    model, known = make_model(None, backbone=Oracle("noise")), normal(keys(2), (8, 8, 2))
     np.testing.assert_array_equal(
         draw(model, keys(2), {}, known=known, strength=0), known
     )
@@ -432,7 +432,7 @@ def test_every_hundredth_of_strength_is_a_step():
 
 
 def test_inverted_latents_are_found_again():
-    model = make_model(None, unet=Oracle("noise"))
+    model = make_model(None, backbone=Oracle("noise"))
     params, grid = draw_params(model), {"num_steps": 50, "spacing": "trailing"}
     known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
     noise = jax.jit(
@@ -444,7 +444,7 @@ def test_inverted_latents_are_found_again():
 
 
 def test_strength_starts_at_the_level_of_the_first_step_that_runs():
-    model, known = make_model(None, unet=Oracle("noise")), jnp.full((2, 8, 8, 2), 3.0)
+    model, known = make_model(None, backbone=Oracle("noise")), jnp.full((2, 8, 8, 2), 3.0)
 
     def stay(predict, latents, state, now, next, noise):
         return latents, state
@@ -460,7 +460,7 @@ def test_strength_starts_at_the_level_of_the_first_step_that_runs():
 
 
 def test_masked_part_is_kept(batch, frozen):
-    model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
+    model = make_model(None, backbone=Oracle("noise", mean=0.0, std=10.0))
     known = encode(model, frozen, batch["image"])
     mask = np.zeros((1, 8, 8, 1), np.float32)
     mask[:, :, :4] = 1
@@ -470,7 +470,7 @@ def test_masked_part_is_kept(batch, frozen):
 
 
 def test_generate_starts_from_images(batch, frozen):
-    model = make_model(None, unet=Oracle("noise", mean=0.0, std=10.0))
+    model = make_model(None, backbone=Oracle("noise", mean=0.0, std=10.0))
     images = generate.sample_images(
         model,
         draw_params(model),
@@ -488,7 +488,7 @@ def test_generate_starts_from_images(batch, frozen):
 
 
 def test_latents_stay_float32_whatever_the_network_computes_in(batch):
-    model = make_model(unet=UNET.clone(dtype=jnp.bfloat16))
+    model = make_model(backbone=UNET.clone(dtype=jnp.bfloat16))
     options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
     latents = jax.eval_shape(
         lambda: generate.sample_latents(
@@ -519,7 +519,7 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
 def test_wrong_options_are_refused(options, message):
     options = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
     with pytest.raises(ValueError, match=message) as error:
-        params = {"unet": {}, "conditioner": {}}
+        params = {"backbone": {}, "conditioner": {}}
         model = make_model(None)
         generate.sample_latents(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)

@@ -30,7 +30,7 @@ from tests.runs import BARE, train, weights_of
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 
 # What `unet` is called today.
-NETWORK = "unet"
+NETWORK = "backbone"
 
 # Steps are large, so that pictures depend on the weights, and a large eps keeps
 # gradients that are mere rounding errors, such as those of the keys' biases, small.

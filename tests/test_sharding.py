@@ -31,11 +31,11 @@ def test_one_device_along_fsdp_replicates_everything():
 
 def test_overrides_win_by_path_and_are_checked():
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    tree = {"unet": {"kernel": np.zeros((512, 512)), "bias": np.zeros(8)}}
+    tree = {"backbone": {"kernel": np.zeros((512, 512)), "bias": np.zeros(8)}}
     rows = [("kernel", None), ("bias", 0)]
     specs = jax.tree.map(lambda s: s.spec, sharding.tree_shardings(tree, mesh, rows))
-    assert specs == {"unet": {"kernel": P(), "bias": P("fsdp")}}
-    with pytest.raises(ValueError, match="axis 1 of unet/bias"):
+    assert specs == {"backbone": {"kernel": P(), "bias": P("fsdp")}}
+    with pytest.raises(ValueError, match="axis 1 of backbone/bias"):
         sharding.tree_shardings(tree, mesh, [("bias", 1)])
 
 

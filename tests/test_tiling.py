@@ -193,14 +193,14 @@ def _told(height, width, seed=0):
 @pytest.mark.parametrize("height, width", [(40, 16), (13, 50), (9, 8), (60, 4)])
 def test_a_local_unet_gives_the_untiled_result_at_any_size(height, width):
     told = _told(height, width)
-    tiled = jax.jit(tiling.tile_unet(_apart, 16, multiple=4))
+    tiled = jax.jit(tiling.tile_backbone(_apart, 16, multiple=4))
     assert_close(tiled(*told), _apart(*told), 1e-6)
 
 
 def test_a_map_of_one_cell_is_a_map_of_equal_ones():
     latents, times, context, concat, vector = _told(24, 24)
     one = concat[:, :1, :1]
-    tiled = tiling.tile_unet(_apart, 16)(latents, times, context, one, vector)
+    tiled = tiling.tile_backbone(_apart, 16)(latents, times, context, one, vector)
     assert_close(tiled, _apart(latents, times, context, one, vector), 1e-6)
 
 
@@ -212,7 +212,7 @@ def test_latents_as_large_as_a_tile_are_not_cut():
         seen.append([x.shape for x in arguments])
         return _apart(*arguments)
 
-    result = tiling.tile_unet(unet, 16, multiple=4)(*told)
+    result = tiling.tile_backbone(unet, 16, multiple=4)(*told)
     np.testing.assert_array_equal(result, _apart(*told))
     assert seen == [[x.shape for x in told]]
 
@@ -226,7 +226,7 @@ def test_tiles_come_a_few_at_a_time(at_once, share):
         seen.add(latents.shape)
         return _apart(latents, *rest)
 
-    result = tiling.tile_unet(unet, 16, at_once=at_once)(*told)
+    result = tiling.tile_backbone(unet, 16, at_once=at_once)(*told)
     assert_close(result, _apart(*told), 1e-6)
     assert seen == {(3 * share, 16, 16, 2)}
 
@@ -267,9 +267,9 @@ def test_a_first_stage_in_a_program_gives_what_it_gives_on_the_whole(local):
 
 
 @pytest.mark.parametrize("tile, use", [(12, 16), (0, 8), (-3, 8)])
-def test_a_tile_that_the_unet_cannot_halve(tile, use):
+def test_a_tile_that_the_backbone_cannot_take(tile, use):
     with pytest.raises(ValueError, match=f"multiple of 8; use tile={use}$"):
-        tiling.tile_unet(_apart, tile, multiple=8)
+        tiling.tile_backbone(_apart, tile, multiple=8)
 
 
 def test_guided_pictures_larger_than_the_unets_size():

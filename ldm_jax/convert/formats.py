@@ -123,7 +123,7 @@ def _read_compvis(path, options, log):
     if options.config:
         return _read_described(weights, options, log)
     model = compvis_read.read(weights, None, options, log)
-    if not options.prediction_type and "unet" in model.config:
+    if not options.prediction_type and "backbone" in model.config:
         log("the U-Net is taken to predict the noise; --prediction_type says otherwise")
     return model
 

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
-from ldm_jax.build import make_first_stage, make_model
+from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -92,7 +92,7 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
       factor: Downsampling factor of the first stage.
       conditions: Config section.
       guidance_scale: What is usual for the model; 1 is off.
-      **sections: `unet`, `schedule` and the like.
+      **sections: `backbone`, `schedule` and the like.
 
     Returns:
       Dict.
@@ -157,6 +157,27 @@ def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
     return make_model(ConfigDict(config), module, num_classes)
 
 
+def make_unet(section):
+    """Builds the U-Net of a config; other formats have no other backbone.
+
+    Args:
+      section: Config section `backbone`.
+
+    Returns:
+      UNet; its number of output channels does not matter.
+
+    Raises:
+      ConversionError: If the section is of another kind.
+    """
+    kind = section.get("kind", "unet")
+    if kind != "unet":
+        raise ConversionError(
+            f"backbone.kind={kind} cannot be said in other formats, which have U-Nets "
+            "alone"
+        )
+    return make_backbone(section, out_channels=1)
+
+
 def diffusion_shapes(config, first_stage, channels, examples):
     """Shapes of the parameters that a second stage trains.
 
@@ -167,7 +188,7 @@ def diffusion_shapes(config, first_stage, channels, examples):
       examples: Batch key -> array [1, ...] for every condition.
 
     Returns:
-      {"unet", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
+      {"backbone", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
     """
     model = make_diffusion(config, first_stage, channels)
     size = config["data"]["image_size"]

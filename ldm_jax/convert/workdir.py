@@ -153,8 +153,9 @@ def _complete(model, meta):
         config["first_stage"] = {"kind": kind} | full_section(module)
         return
     first = model.first_stage and model.first_stage.config
-    channels = model.params["unet"]["conv_out"]["kernel"].shape[-1]
+    channels = model.params["backbone"]["conv_out"]["kernel"].shape[-1]
     built = make_diffusion(config, first, channels, meta["num_classes"])
     entries = built.conditioner.entries
     config["conditions"] = {key: dict(entry) for key, entry in entries.items()}
-    config["unet"] = full_section(built.unet)
+    kind = config["backbone"].get("kind", "unet")
+    config["backbone"] = {"kind": kind} | full_section(built.backbone)

@@ -88,34 +88,35 @@ class Objective:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
-    def init(self, num_train_timesteps: int) -> dict[str, Array]:
+    def init(self, schedule: NoiseSchedule) -> dict[str, Array]:
         """Makes the parameters that the objective trains.
 
         Args:
-          num_train_timesteps: Number of noise levels T.
+          schedule: The T noise levels.
 
         Returns:
           {"logvar": float32 [T]} if log-variances are learned, else {}.
         """
         if not self.learn_logvar:
             return {}
-        return {"logvar": jnp.full(num_train_timesteps, self.logvar_init, jnp.float32)}
+        levels = schedule.num_train_timesteps
+        return {"logvar": jnp.full(levels, self.logvar_init, jnp.float32)}
 
     def draw_timesteps(
-        self, rng: Key[Array, ""], size: int, num_train_timesteps: int
+        self, rng: Key[Array, ""], size: int, schedule: NoiseSchedule
     ) -> Int[Array, " batch"]:
         """Draws the timesteps that examples are trained at.
 
         Args:
           rng: Typed key.
           size: Number of examples B.
-          num_train_timesteps: Number of noise levels T.
+          schedule: The T noise levels.
 
         Returns:
           int32 [B] in [0, T).
         """
-        draw = TIMESTEP_SAMPLINGS[self.timestep_sampling]
-        return draw(rng, size, num_train_timesteps, self.logit_mean, self.logit_std)
+        draw, levels = TIMESTEP_SAMPLINGS[self.timestep_sampling], len(schedule.alpha)
+        return draw(rng, size, levels, self.logit_mean, self.logit_std)
 
     def draw_noise(
         self, rng: Key[Array, ""], shape: tuple[int, ...]

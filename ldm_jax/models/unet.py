@@ -8,6 +8,7 @@ blocks, by AdaLN-Zero (`adaln_zero`).
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -72,6 +73,21 @@ class UNet(nn.Module):
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+
+    tiny = MappingProxyType(
+        dict(
+            channels=32,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_factors=(),  # The middle attends always.
+            num_heads=None,
+            head_channels=16,
+            up_num_heads=None,
+            transformer_depth=1,
+            norm_groups=8,
+            dtype="float32",
+        )
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,7 +166,7 @@ class UNet(nn.Module):
 
     def _embed(self, timesteps, vector):
         x = timestep_embedding(timesteps, self.channels)
-        width = 4 * self.channels
+        width = self.vector_width
         x = nn.silu(dense(width, dtype=self.dtype, name="time_in")(x))
         x = dense(width, dtype=self.dtype, name="time_out")(x)
         return x if vector is None else x + vector.astype(x.dtype)
@@ -201,9 +217,24 @@ class UNet(nn.Module):
         return make(self.conv_resample, dtype=self.dtype, name=name)(x)
 
     @property
-    def downsampling_factor(self):
+    def size_multiple(self):
         """What both sides of the latents must be multiples of."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def vector_width(self):
+        """Width of a vector, which is that of the timestep embedding."""
+        return 4 * self.channels
+
+    @nn.nowrap
+    def identity(self):
+        """What weights mean beyond their shapes: (heads, channels of one), norms."""
+        levels = range(len(self.channel_mult))
+        attending = [level for level in levels if self.attends_at(level)]
+        # The middle, of the last level's width, attends always.
+        down = [self.heads_at(level) for level in (*attending, levels[-1])]
+        up = [self.heads_at(level, up=True) for level in attending]
+        return {"heads": down, "up_heads": up, "norm_groups": self.norm_groups}
 
     @nn.nowrap
     def blocks_at(self, level):
@@ -251,7 +282,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def _check(self, latents, context, concat, vector):
         height, width = latents.shape[1:3]
-        factor = self.downsampling_factor
+        factor = self.size_multiple
         if height % factor or width % factor:
             raise ValueError(
                 f"latents of {height} x {width} do not halve evenly at "
@@ -268,10 +299,10 @@ class UNet(nn.Module):
                 f"latents of {height} x {width}: change the size of what is given in "
                 "the slot 'concat'"
             )
-        if vector is not None and vector.shape[-1] != 4 * self.channels:
+        if vector is not None and vector.shape[-1] != self.vector_width:
             raise ValueError(
                 f"a vector of {vector.shape[-1]} cannot be added to the timestep "
-                f"embedding of {4 * self.channels}: set the condition's features to it"
+                f"embedding of {self.vector_width}: set the condition's features to it"
             )
 
 

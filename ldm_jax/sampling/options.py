@@ -52,7 +52,7 @@ def complete(trained, given, invert=False):
 
 def _tile_in_latents(model, tile):
     factor = model.first_stage.downsampling_factor
-    unit = factor * model.unet.downsampling_factor
+    unit = factor * model.backbone.size_multiple
     if tile < 1 or tile % unit:
         nearest = max(unit, round(tile / unit) * unit)
         raise ConfigError(

@@ -245,7 +245,7 @@ def _fill_labels(trained, columns, source):
 def _check_size(trained, size):
     """Height and width, which first stage and U-Net must be able to halve."""
     model = trained.model
-    unit = model.first_stage.downsampling_factor * model.unet.downsampling_factor
+    unit = model.first_stage.downsampling_factor * model.backbone.size_multiple
     sides = []
     for name, side in zip(("height", "width"), size, strict=True):
         side = trained.config.data.image_size if side is None else side

@@ -14,7 +14,7 @@ little, in colour and contrast if they are images, and the fade spreads the diff
 """
 
 from ldm_jax.tiling.host import decode_tiled, encode_tiled, one_behind
-from ldm_jax.tiling.program import map_tiles, tile_first_stage, tile_unet
+from ldm_jax.tiling.program import map_tiles, tile_first_stage, tile_backbone
 
 __all__ = [
     "decode_tiled",
@@ -22,5 +22,5 @@ __all__ = [
     "map_tiles",
     "one_behind",
     "tile_first_stage",
-    "tile_unet",
+    "tile_backbone",
 ]

@@ -1,4 +1,4 @@
-"""Tiles within a compiled program: a U-Net and a first stage for larger sizes."""
+"""Tiles within a compiled program: a backbone and a first stage for larger sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,17 @@ def tile_first_stage(encode, decode, factor, tile, overlap=None):
     return encode_tiles, decode_tiles
 
 
-def tile_unet(unet, tile, multiple=1, at_once=4):
-    """Makes a U-Net evaluate latents in tiles, for sizes that it was not trained on.
+def tile_backbone(backbone, tile, multiple=1, at_once=4):
+    """Makes a backbone evaluate latents in tiles, for sizes that it was not trained on.
 
     Neighbours share half a tile, as in the original's convolutional sampling. Maps are
     cut together with the latents; tokens and vectors go to every tile.
 
     Args:
-      unet: Function (latents, timesteps, context, concat, vector) -> [B, h, w, c].
-      tile: Side of a tile in latents, best the size that the U-Net was trained on.
-      multiple: What the sides of a tile must be multiples of, so that they halve evenly
-        at every level.
+      backbone: Function (latents, timesteps, context, concat, vector) -> [B, h, w, c].
+      tile: Side of a tile in latents, best the size that it was trained on.
+      multiple: What the sides of a tile must be multiples of, the `size_multiple` of
+        the backbone.
       at_once: Most tiles of an example in one evaluation, which bounds the memory.
 
     Returns:
@@ -56,12 +56,12 @@ def tile_unet(unet, tile, multiple=1, at_once=4):
       `multiple` on. Latents as large as a tile are not cut.
 
     Raises:
-      ValueError: If the U-Net does not take such tiles.
+      ValueError: If the backbone does not take such tiles.
     """
     if tile < 1 or tile % multiple:
         raise ValueError(
-            f"tile={tile} does not halve evenly at every level of the U-Net, which "
-            f"needs a multiple of {multiple}; use "
+            f"tile={tile} is not of a size that the backbone takes, which is a "
+            f"multiple of {multiple}; use "
             f"tile={max(-(-tile // multiple), 1) * multiple}"
         )
 
@@ -77,7 +77,7 @@ def tile_unet(unet, tile, multiple=1, at_once=4):
                 lambda array: jnp.repeat(array, count, axis=0),
                 (timesteps, context, vector),
             )
-            return unet(tiles[0], times, tokens, tiles[1], vectors)
+            return backbone(tiles[0], times, tokens, tiles[1], vectors)
 
         size = {"tile": tile, "overlap": tile // 2, "multiple": multiple}
         return map_tiles(evaluate, (latents, concat), **size, at_once=at_once)

@@ -20,7 +20,7 @@ def make_stage(config, mesh, data, meta):
     first = open_first_stage(config, meta)
     model = make_classifier(config, first.module, data.num_classes)
     statistics = find_statistics(config, model, first, mesh, data, meta)
-    frozen = {"first_stage": first.params, "latents": statistics.arrays()}
+    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
         "first_stage": first.record,
         **statistics.record(),

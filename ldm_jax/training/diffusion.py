@@ -39,7 +39,7 @@ def make_stage(config, mesh, data, meta):
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
     statistics = find_statistics(config, model, first, mesh, data, meta)
-    frozen = {"first_stage": first.params, "latents": statistics.arrays()}
+    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
         "first_stage": first.record,
         **statistics.record(),
@@ -58,7 +58,7 @@ def _make_steps(config, model, frozen, example):
         try:
             return latent_diffusion.init(model, rng, batch)
         except ValueError as error:
-            raise ConfigError(f"unet and conditions do not fit: {error}") from error
+            raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 
     init, train_step = make_update(
         config,

@@ -1,4 +1,4 @@
-"""The latents that a stage trains on: which first stage makes them, and how they vary."""
+"""The latents that a stage trains on: from which first stage, and their statistics."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -62,7 +62,10 @@ def measure_statistics(
     def measure(shift, index, batch):
         statistics = LatentStatistics(shift).arrays()
         whole = sharding.tree_shardings(statistics, mesh)
-        frozen = {"first_stage": params, "latents": sharding.put_tree(statistics, whole)}
+        frozen = {
+            "first_stage": params,
+            "statistics": sharding.put_tree(statistics, whole),
+        }
         return jax.device_get(moments(frozen, batch, jax.random.key(index)))
 
     shift, rows, sizes = 0.0, [], []
@@ -172,7 +175,9 @@ def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | N
     Raises:
       ConfigError: If settings contradict each other or make no sense.
     """
-    choose(LATENT_STATISTICS, section.latent_statistics, "first_stage.latent_statistics")
+    choose(
+        LATENT_STATISTICS, section.latent_statistics, "first_stage.latent_statistics"
+    )
     factor, mean, std = (
         section[key] for key in ("scaling_factor", "latents_mean", "latents_std")
     )

@@ -14,7 +14,7 @@ import numpy as np
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict
+from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
@@ -67,6 +67,7 @@ def run(config, workdir, allow_config_change=False):
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
       TrainingDiverged: If a loss or a gradient is no longer finite.
     """
+    config, notes = upgrade_config(config)
     train = config.train
     make_stage = choose(STAGES, config.stage, "stage")
     mesh = sharding.make_mesh(**train.mesh)
@@ -76,7 +77,8 @@ def run(config, workdir, allow_config_change=False):
     try:
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
-        notes = check_config(config, meta, allow_config_change) if start else []
+        if start:
+            notes += check_config(config, meta, allow_config_change)
         data = Data(config.data, config.seed, train.batch_size, mesh)
         stage, found = make_stage(config, mesh, data, meta)
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}

@@ -8,13 +8,12 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
-from ldm_jax.build import make_first_stage
+from ldm_jax.build import make_backbone, make_first_stage
 from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.config import build, differences, to_dict
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.models.classifier import Classifier
-from ldm_jax.models.unet import UNet
 from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
 from ldm_jax.weights.towers import load_tower
 
@@ -180,10 +179,10 @@ def _meaning(config):
     if config.stage == "classifier":
         network = build(Classifier, config.classifier, "classifier", out_channels=1)
         schedule = _schedule_fields(to_dict(config.schedule))
-        return {"classifier": _unet_fields(network), "schedule": schedule}
+        return {"classifier": network.identity(), "schedule": schedule}
     entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
     return {
-        "unet": _unet_fields(build(UNet, config.unet, "unet", out_channels=1)),
+        "backbone": make_backbone(config.backbone, out_channels=1).identity(),
         "schedule": _schedule_fields(to_dict(config.schedule)),
         "conditions": {
             key: _entry_fields(entry)
@@ -191,19 +190,6 @@ def _meaning(config):
             if entry.get("kind") != "none"
         },
     }
-
-
-def _unet_fields(unet):
-    """As `module_fields`, with the heads that follow from the ways to say them."""
-    fields = module_fields(unet)
-    for name in ("num_heads", "head_channels", "up_num_heads"):
-        del fields[name]
-    levels = range(len(unet.channel_mult))
-    attending = [level for level in levels if unet.attends_at(level)]
-    # The middle, of the last level's width, attends always.
-    down = [unet.heads_at(level) for level in (*attending, levels[-1])]
-    up = [unet.heads_at(level, up=True) for level in attending]
-    return fields | {"heads": down, "up_heads": up}
 
 
 def _schedule_fields(section):

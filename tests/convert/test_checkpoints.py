@@ -144,7 +144,7 @@ def test_raw_weights_by_choice(class_model, tmp_path):
     for workdir, name in ((tmp_path / "raw", key), (class_model.workdir, None)):
         _, params, meta = checkpoint.load_weights(workdir)
         name = name or "model_ema.diffusion_modelout2bias"
-        bias = params["unet"]["conv_out"]["bias"]
+        bias = params["backbone"]["conv_out"]["bias"]
         np.testing.assert_array_equal(bias, class_model.case.state_dict[name])
         assert meta["item"] == ("params" if name == key else "ema_params")
 

@@ -241,7 +241,7 @@ def test_unet_is_written_as_it_was_read(name):
         UNet(**options.unet_kwargs(config)),
         head_major=not config.get("use_new_attention_order", False),
     )
-    ours = {"unet": params} | ({"label": label} if label else {})
+    ours = {"backbone": params} | ({"label": label} if label else {})
     _assert_same(to_state_dict(rows, ours), case.state_dict)
 
 

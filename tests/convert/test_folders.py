@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, sampling
+from ldm_jax.build import make_backbone
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.diffusers import config as diffusers_config
@@ -16,7 +17,6 @@ from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.model import diffusion_config
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.unet import UNet
 from ldm_jax.trained import load_first_stage
 from ldm_jax.weights.files import Weights, read_json, read_weights
 from ldm_jax.weights.state_dict import select
@@ -45,9 +45,9 @@ def test_unet_alone(tmp_path, name):
     write_diffusers(tmp_path / "unet", case.state_dict, config)
     convert(tmp_path / "unet", tmp_path / "ours", log=silent)
     found, params, _ = checkpoint.load_weights(tmp_path / "ours")
-    unet = UNet(out_channels=4, **found.unet)
+    unet = make_backbone(found.backbone, out_channels=4)
     inputs = nhwc(case.arrays["x"]), case.arrays["timesteps"], case.arrays["context"]
-    output = jax.jit(unet.apply)({"params": params["unet"]}, *inputs)
+    output = jax.jit(unet.apply)({"params": params["backbone"]}, *inputs)
     assert_close(output, nhwc(case.arrays["output"]))
     convert(tmp_path / "ours", tmp_path / "back", log=silent)
     assert_same(weights(tmp_path / "back"), case.state_dict)
@@ -278,7 +278,7 @@ def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
     caption = found.config["conditions"]["caption"]
     assert caption.items() <= model.config["conditions"]["caption"].items()
     head = {"num_heads": 8} if "(2)" not in name else {"head_channels": 64}
-    section = found.config["unet"]
+    section = found.config["backbone"]
     assert {key: value for key, value in section.items() if "head" in key} == head
     assert found.scaling_factor == np.float32(0.18215)
     assert found.config["data"]["image_size"] == 512

@@ -37,7 +37,7 @@ def test_command_converts_there_and_back(tmp_path):
     file, yaml = write_original(tmp_path, case)
     status, output = command(file, tmp_path / "ours", f"--config={yaml}")
     assert status == 0, output
-    assert "unet: 976,675 parameters, with moving average" in output
+    assert "backbone: 976,675 parameters, with moving average" in output
     assert "autoencoder: 654,942 parameters" in output
     status, output = command(tmp_path / "ours", tmp_path / "back.safetensors")
     assert status == 0, output

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.build import make_first_stage, make_model
+from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
@@ -15,7 +15,6 @@ from ldm_jax.convert.formats import Options
 from ldm_jax.convert.model import full_section
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.unet import UNet
 from ldm_jax.weights.files import Weights
 from tests import published as experiments
 from tests.common import REFERENCE, load_manifest
@@ -82,21 +81,21 @@ def test_manifest_is_read_and_written_whole(name):
         assert tuple(tensors[key].shape) == array.shape, key
         assert tensors[key].dtype == array.dtype, key
     if name in HEADS:
-        section = model.config["unet"]
+        section = model.config["backbone"]
         assert {k: v for k, v in section.items() if "head" in k} == HEADS[name]
     for spec in experiments.RELEASED.get(name, ()):
         _assert_is_trained_by(model, spec)
     if name in YAMLS:
-        section = model.config["unet"]
+        section = model.config["backbone"]
         again = compvis_read.read(Weights(weights), yaml["params"], Options())
-        assert again.config["unet"] == section
+        assert again.config["backbone"] == section
         assert again.config["schedule"] == model.config["schedule"]
 
 
 def _sizes(model):
     return [
         sum(leaf.size for leaf in jax.tree.leaves(model.params[name]))
-        for name in ("unet", "conditioner")
+        for name in ("backbone", "conditioner")
     ]
 
 
@@ -119,8 +118,8 @@ def _assert_is_trained_by(model, spec):
     assert full_section(first) == full_section(
         make_first_stage(model.first_stage.config["first_stage"])
     )
-    unet = UNet(out_channels=1, **model.config["unet"])
-    assert full_section(ours.unet) == full_section(unet)
+    unet = make_backbone(model.config["backbone"], out_channels=1)
+    assert full_section(ours.backbone) == full_section(unet)
     assert _conditions(ours.conditioner.entries) == _conditions(
         model.config["conditions"]
     )
@@ -136,7 +135,7 @@ def _assert_is_trained_by(model, spec):
 
 def test_heads_can_be_overridden():
     model, _ = read(published("ldm_class_imagenet_vq_f8"), head_channels=32)
-    assert model.config["unet"]["head_channels"] == 32
+    assert model.config["backbone"]["head_channels"] == 32
 
 
 def test_heads_of_december_2021_win_over_a_yaml_and_say_so():
@@ -148,7 +147,7 @@ def test_heads_of_december_2021_win_over_a_yaml_and_say_so():
     unet["num_head_channels"] = 32
     lines = []
     read_again = compvis_read.read(Weights(weights), params, Options(), lines.append)
-    assert read_again.config["unet"]["num_heads"] == 1
+    assert read_again.config["backbone"]["num_heads"] == 1
     assert any("heads: number 1" in line and "32" in line for line in lines)
 
 

@@ -154,11 +154,11 @@ def test_level_weights_act_on_the_simple_term_alone():
 
 @pytest.mark.parametrize("kind", TIMESTEP_SAMPLINGS)
 def test_drawn_timesteps_stay_in_the_table(kind):
-    objective = Objective(timestep_sampling=kind)
-    drawn = objective.draw_timesteps(jax.random.key(5), 4096, 10)
+    objective, ten = Objective(timestep_sampling=kind), make_schedule("linear", 10)
+    drawn = objective.draw_timesteps(jax.random.key(5), 4096, ten)
     assert drawn.dtype == jnp.int32 and drawn.shape == (4096,)
     assert set(np.unique(drawn)) == set(range(10))
-    same = objective.draw_timesteps(jax.random.key(5), 4096, 10)
+    same = objective.draw_timesteps(jax.random.key(5), 4096, ten)
     np.testing.assert_array_equal(drawn, same)
 
 
@@ -167,7 +167,7 @@ def test_logit_normal_timesteps_are_normal_in_the_logit(mean, std):
     objective = Objective(
         timestep_sampling="logit_normal", logit_mean=mean, logit_std=std
     )
-    drawn = objective.draw_timesteps(jax.random.key(6), 20_000, 1000)
+    drawn = objective.draw_timesteps(jax.random.key(6), 20_000, SCHEDULE)
     time = (np.asarray(drawn) + 0.5) / 1000
     logit = np.log(time / (1 - time))
     np.testing.assert_allclose(logit.mean(), mean, atol=0.03)
@@ -176,7 +176,7 @@ def test_logit_normal_timesteps_are_normal_in_the_logit(mean, std):
 
 def test_logit_normal_never_leaves_the_table():
     objective = Objective(timestep_sampling="logit_normal", logit_mean=50.0)
-    drawn = objective.draw_timesteps(jax.random.key(7), 8, 1000)
+    drawn = objective.draw_timesteps(jax.random.key(7), 8, SCHEDULE)
     np.testing.assert_array_equal(drawn, np.full(8, 999))
 
 
@@ -210,6 +210,6 @@ def test_levels_are_looked_up():
 
 
 def test_log_variances_are_parameters_where_they_are_learned():
-    assert Objective().init(10) == {}
-    made = Objective(learn_logvar=True, logvar_init=0.5).init(10)
-    np.testing.assert_array_equal(made["logvar"], np.full(10, 0.5, np.float32))
+    assert Objective().init(SCHEDULE) == {}
+    made = Objective(learn_logvar=True, logvar_init=0.5).init(SCHEDULE)
+    np.testing.assert_array_equal(made["logvar"], np.full(1000, 0.5, np.float32))

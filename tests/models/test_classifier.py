@@ -67,7 +67,7 @@ def test_examples_do_not_mix_and_the_timestep_matters(pool):
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_weights_go_there_and_back(pool):
-    params = {"unet": random_params(pool)["params"]}
+    params = {"backbone": random_params(pool)["params"]}
     rows = classifier_rows(Classifier(**TINY, pool=pool))
     state_dict = to_state_dict(rows, params)
     again = to_params(rows, state_dict, params)

@@ -55,7 +55,7 @@ def make_trained(*keys, scale=0.2, data_dir=None):
     config = common.diffusion(
         data=common.data(name="shapes/32", image_size=SIZE, data_dir=data_dir),
         conditions={key: entry for key, (_, entry) in parts.items()},
-        unet=dict(
+        backbone=dict(
             channels=16,
             channel_mult=(1, 2),
             num_res_blocks=1,

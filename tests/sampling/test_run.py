@@ -112,7 +112,7 @@ def test_wrong_options_are_named(given, message, trained, tmp_path):
 
 def test_what_is_not_finite_is_no_picture(trained, tmp_path):
     params = jax.tree.map(np.copy, trained.params)
-    params["unet"]["conv_out"]["bias"][:] = np.nan
+    params["backbone"]["conv_out"]["bias"][:] = np.nan
     with pytest.raises(ConfigError, match="sample 0 is not finite"):
         sampling.run(trained._replace(params=params), tmp_path, num_samples=2)
     assert not list(tmp_path.glob("0*.png"))

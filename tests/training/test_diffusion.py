@@ -71,10 +71,10 @@ def test_frozen_weights_neither_move_nor_have_moments():
         old, new = (getattr(state, name) for state in (before, after))
         same = np.testing.assert_array_equal
         jax.tree.map(same, new["conditioner"], old["conditioner"])
-        kernels = (tree["unet"]["conv_out"]["kernel"] for tree in (old, new))
+        kernels = (tree["backbone"]["conv_out"]["kernel"] for tree in (old, new))
         assert np.any(np.not_equal(*kernels))
     shapes = [leaf.shape for leaf in jax.tree.leaves(after.opt_state)]
-    trained = new["unet"]["time_in"]["kernel"].shape
+    trained = new["backbone"]["time_in"]["kernel"].shape
     assert (VOCABULARY, 8) not in shapes and trained in shapes
 
 
@@ -112,11 +112,11 @@ def test_a_new_run_begins_with_the_weights_that_a_condition_names(
     run = dict(
         first_stage__workdir=str(first_stage),
         conditions=ConfigDict({"image": style}),
-        unet__channels=8,
-        unet__channel_mult=(1,),
-        unet__attention_factors=(),
-        unet__head_channels=8,
-        unet__norm_groups=2,
+        backbone__channels=8,
+        backbone__channel_mult=(1,),
+        backbone__attention_factors=(),
+        backbone__head_channels=8,
+        backbone__norm_groups=2,
         train__checkpoint_every=100,
         train__num_steps=3,  # A U-Net starts at zero: its inputs learn two steps later.
         **BARE,

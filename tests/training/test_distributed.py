@@ -34,7 +34,7 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
             f"--config.first_stage.workdir={first_stage}",
             "--config.train.num_steps=2",
             "--config.train.preview_every=2",
-            "--config.unet.channel_mult=(1,)",
+            "--config.backbone.channel_mult=(1,)",
             f"--workdir={tmp_path / 'two'}",
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",

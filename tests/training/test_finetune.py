@@ -142,7 +142,7 @@ def test_a_second_stage_goes_on_from_another(
     overrides = {
         "first_stage__workdir": str(first_stage),
         "train__init_from": str(second_stage),
-        "train__freeze": ("conditioner", "unet/conv_in"),
+        "train__freeze": ("conditioner", "backbone/conv_in"),
         "train__num_steps": 1,
     }
     train("shapes_class", shapes_dir, tmp_path, **BARE, **overrides)
@@ -150,9 +150,9 @@ def test_a_second_stage_goes_on_from_another(
     _, after, meta = checkpoint.load_weights(tmp_path, average=False)
     assert meta["scaling_factor"] == first_meta["scaling_factor"]
     assert_same_bits(before["conditioner"], after["conditioner"])
-    assert_same_bits(before["unet"]["conv_in"], after["unet"]["conv_in"])
-    assert np.abs(before["unet"]["conv_out"]["kernel"]).max() > 0
-    moved = before["unet"]["conv_out"]["kernel"] != after["unet"]["conv_out"]["kernel"]
+    assert_same_bits(before["backbone"]["conv_in"], after["backbone"]["conv_in"])
+    assert np.abs(before["backbone"]["conv_out"]["kernel"]).max() > 0
+    moved = before["backbone"]["conv_out"]["kernel"] != after["backbone"]["conv_out"]["kernel"]
     assert moved.any()
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         overrides |= {"train__init_from": str(first_stage)}
@@ -233,7 +233,7 @@ def test_a_discriminator_brings_its_statistics(tmp_path, norm):
 
 
 ORIGINAL = dict(
-    unet=dict(
+    backbone=dict(
         channels=32,
         channel_mult=(1, 2),
         num_res_blocks=1,
@@ -259,11 +259,11 @@ def _changed(**changes):
 
 
 def test_a_model_said_in_other_words_is_the_same():
-    unet = dict(num_heads=None, head_channels=32, attention_factors=(1, 2))
+    backbone = dict(num_heads=None, head_channels=32, attention_factors=(1, 2))
     label = dict(kind="class_label", num_classes=None, features=None, dropout=0.1)
     caption = dict(kind="clip_text", frozen=False)
     ours = _changed(
-        unet=unet | dict(remat=True),
+        backbone=backbone | dict(remat=True),
         conditions=dict(label=label, caption=caption, none=dict(kind="none")),
     )
     del ours.schedule.cosine_s
@@ -274,8 +274,8 @@ def test_a_model_said_in_other_words_is_the_same():
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        (dict(unet=dict(num_heads=2)), ["unet.heads", "unet.up_heads"]),
-        (dict(unet=dict(norm_groups=8)), ["unet.norm_groups"]),
+        (dict(backbone=dict(num_heads=2)), ["backbone.heads", "backbone.up_heads"]),
+        (dict(backbone=dict(norm_groups=8)), ["backbone.norm_groups"]),
         (dict(schedule=dict(prediction_type="v")), ["schedule.prediction_type"]),
         (
             dict(schedule=dict(kind="scaled_linear")),
@@ -335,7 +335,7 @@ def test_paths():
     freeze = ("autoencoder/encoder/", "discriminator", "autoencoder/to_images/bias")
     assert within(freeze, "autoencoder") == ("encoder", "to_images/bias")
     assert within(freeze, "discriminator") == ("",)
-    assert within(freeze, "unet") == ()
+    assert within(freeze, "backbone") == ()
     check_freeze(("a", "ab/w"), PARAMS)
     with pytest.raises(ConfigError, match='no parameters at "b"; choose from a/v, a/w'):
         check_freeze(("b",), PARAMS)

@@ -126,14 +126,14 @@ def test_wrong_configs_name_the_fix(name, overrides, message, shapes_dir, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_a_latent_size_that_the_unet_cannot_halve(shapes_dir, first_stage, tmp_path):
-    with pytest.raises(ConfigError, match="cannot halve"):
+def test_a_latent_size_that_the_backbone_cannot_take(shapes_dir, first_stage, tmp_path):
+    with pytest.raises(ConfigError, match="takes multiples of 32 alone; use data.image_size=64 or"):
         train(
             "shapes_class",
             shapes_dir,
             tmp_path,
             first_stage__workdir=str(first_stage),
-            unet__channel_mult=(1, 1, 1, 1, 1, 1),
+            backbone__channel_mult=(1, 1, 1, 1, 1, 1),
         )
 
 
@@ -142,7 +142,7 @@ def test_a_latent_size_that_the_unet_cannot_halve(shapes_dir, first_stage, tmp_p
     [
         ("--config.train.batchsize=8", "batch_size"),
         ("--config.train.batch_size=many", "batch_size"),
-        ("--config.unet.channel_mults=1,2", "channel_mult"),
+        ("--config.backbone.channel_mults=1,2", "channel_mult"),
         ("--config.first_stage.workdir=/nowhere", "no checkpoint in /nowhere"),
     ],
 )

@@ -18,7 +18,7 @@ from ldm_jax.weights.state_dict import (
 
 
 def unet_rows(unet, head_major=True, linear_projection=False):
-    """Maps a UNetModel; ours lies under "unet/", its class embedding under "label/".
+    """Maps a UNetModel; ours lies under "backbone/", its class embedding under "label/".
 
     Args:
       unet: UNet module.
@@ -43,13 +43,13 @@ def unet_rows(unet, head_major=True, linear_projection=False):
         if level:
             # In the level's last block, behind its attention if it has one.
             theirs = f"output_blocks.{index - 1}.{2 if unet.attends_at(level) else 1}"
-            rows += _resample_rows(theirs, f"unet/up_{level}_resample")
-    rows += norm_rows("out.0", "unet/norm_out")
-    return rows + layer_rows("out.2", "unet/conv_out", CONV)
+            rows += _resample_rows(theirs, f"backbone/up_{level}_resample")
+    rows += norm_rows("out.0", "backbone/norm_out")
+    return rows + layer_rows("out.2", "backbone/conv_out", CONV)
 
 
 def classifier_rows(classifier, head_major=True):
-    """Maps an EncoderUNetModel with any pooling; ours lies under "unet/".
+    """Maps an EncoderUNetModel with any pooling; ours lies under "backbone/".
 
     Args:
       classifier: Classifier module.
@@ -60,14 +60,14 @@ def classifier_rows(classifier, head_major=True):
     """
     rows = _down_rows(classifier, (head_major, None))
     if classifier.pool.startswith("spatial"):
-        rows += layer_rows("out.0", "unet/pool_in", DENSE)
-        rows += norm_rows("out.1", "unet/norm_out")
+        rows += layer_rows("out.0", "backbone/pool_in", DENSE)
+        rows += norm_rows("out.1", "backbone/norm_out")
         last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
-        return rows + layer_rows(last, "unet/pool_out", DENSE)
-    rows += norm_rows("out.0", "unet/norm_out")
-    rows += layer_rows("out.3", "unet/pool_out", POINTWISE_2D)
-    pool = "unet/pool/attention"
-    rows += [Row("out.2.positional_embedding", ("unet/pool/position",), DENSE)]
+        return rows + layer_rows(last, "backbone/pool_out", DENSE)
+    rows += norm_rows("out.0", "backbone/norm_out")
+    rows += layer_rows("out.3", "backbone/pool_out", POINTWISE_2D)
+    pool = "backbone/pool/attention"
+    rows += [Row("out.2.positional_embedding", ("backbone/pool/position",), DENSE)]
     num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
     rows += _qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
     return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
@@ -76,9 +76,9 @@ def classifier_rows(classifier, head_major=True):
 def _down_rows(unet, style):
     """Rows of the timestep embedding, the way down and the middle."""
     levels = range(len(unet.channel_mult))
-    rows = layer_rows("time_embed.0", "unet/time_in", DENSE)
-    rows += layer_rows("time_embed.2", "unet/time_out", DENSE)
-    rows += layer_rows("input_blocks.0.0", "unet/conv_in", CONV)
+    rows = layer_rows("time_embed.0", "backbone/time_in", DENSE)
+    rows += layer_rows("time_embed.2", "backbone/time_out", DENSE)
+    rows += layer_rows("input_blocks.0.0", "backbone/conv_in", CONV)
     index = 1
     for level in levels:
         for i in range(unet.blocks_at(level)):
@@ -86,18 +86,18 @@ def _down_rows(unet, style):
             rows += _block_rows(unet, theirs, ours, level, style)
             index += 1
         if level != levels[-1]:
-            ours = f"unet/down_{level}_resample"
+            ours = f"backbone/down_{level}_resample"
             rows += _resample_rows(f"input_blocks.{index}.0", ours)
             index += 1
-    rows += _res_block_rows("middle_block.0", "unet/middle_res_0")
-    ours = "unet/middle_attention"
+    rows += _res_block_rows("middle_block.0", "backbone/middle_res_0")
+    ours = "backbone/middle_attention"
     rows += _any_attention_rows(unet, "middle_block.1", ours, levels[-1], style)
-    return rows + _res_block_rows("middle_block.2", "unet/middle_res_1")
+    return rows + _res_block_rows("middle_block.2", "backbone/middle_res_1")
 
 
 def _block_rows(unet, theirs, ours, level, style, up=False):
-    rows = _res_block_rows(f"{theirs}.0", f"unet/{ours.format('res')}")
-    ours = f"unet/{ours.format('attention')}"
+    rows = _res_block_rows(f"{theirs}.0", f"backbone/{ours.format('res')}")
+    ours = f"backbone/{ours.format('attention')}"
     return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, style, up)
 
 

@@ -189,7 +189,7 @@ def convert_unet(state_dict, original_config):
       ValueError: If keys, shapes or options do not fit.
     """
     config = _options(original_config, UNET_DEFAULTS, "unet")
-    target = {"unet": unet_shapes(config)}
+    target = {"backbone": unet_shapes(config)}
     if config["num_classes"] is not None:
         width = 4 * config["model_channels"]
         target["label"] = _embedding_shapes(config["num_classes"], width)
@@ -199,7 +199,7 @@ def convert_unet(state_dict, original_config):
         linear_projection=config["use_linear_in_transformer"],
     )
     params = to_params(rows, state_dict, target)
-    return params["unet"], params.get("label", {})
+    return params["backbone"], params.get("label", {})
 
 
 def unet_shapes(original_config):
@@ -256,7 +256,7 @@ def convert_classifier(state_dict, original_config):
     rows = classifier_rows(
         model, head_major=not original_config.get("use_new_attention_order", False)
     )
-    return to_params(rows, state_dict, {"unet": target["params"]})["unet"]
+    return to_params(rows, state_dict, {"backbone": target["params"]})["backbone"]
 
 
 def convert_autoencoder(state_dict, ddconfig, embed_dim):

@@ -20,11 +20,11 @@ from ldm_jax.convert.model import (
     diffusion_shapes,
     discriminator_shapes,
     first_stage_shapes,
+    make_unet,
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
-from ldm_jax.models.unet import UNet
 from ldm_jax.weights.state_dict import SAME, UNUSED, Row, prefixed, to_params
 
 EMA = "model_ema."
@@ -200,12 +200,12 @@ def _read_weights(model, weights, unet, options, log):
             for key, value in params["conditioner"].items()
             if is_embedded(key, config["conditions"][key])
         }
-        target["ema_params"] = {"unet": params["unet"], "conditioner": conditioner}
+        target["ema_params"] = {"backbone": params["backbone"], "conditioner": conditioner}
     if first:
         target["first_stage"] = _first_stage_target(first.config)
     rows = diffusion_rows(model, tensors)
     tree = to_params(rows, tensors, target)
-    model.params = {"unet": {}, "conditioner": {}} | tree["params"]
+    model.params = {"backbone": {}, "conditioner": {}} | tree["params"]
     if average and not options.raw:
         _fill_average(model, tree["ema_params"])
     if first:
@@ -227,7 +227,7 @@ def _fill_average(model, average):
     """The original averages the U-Net alone; ours holds all of `params`."""
     conditioner = model.params["conditioner"] | average.get("conditioner", {})
     model.ema_params = model.params | {
-        "unet": average["unet"],
+        "backbone": average["backbone"],
         "conditioner": conditioner,
     }
 
@@ -244,7 +244,7 @@ def diffusion_rows(model, tensors=()):
     """
     config, origin = model.config, model.origin
     unet = compvis_names.unet_rows(
-        UNet(out_channels=1, **_fields(config["unet"])),
+        make_unet(config["backbone"]),
         head_major=origin.get("head_major", True),
         linear_projection=origin.get("linear_projection", False),
     )
@@ -272,7 +272,7 @@ def _fields(section):
 def _inside(row, theirs, ours):
     """Where a row of the U-Net lies in a file and in a training state."""
     paths = tuple(
-        ours + ("" if path.startswith("unet/") else "conditioner/") + path
+        ours + ("" if path.startswith("backbone/") else "conditioner/") + path
         for path in row.ours
     )
     return Row(theirs + row.theirs, paths, row.transform)

@@ -210,7 +210,7 @@ def diffusion_sections(params, unet, weights, factor):
       factor: Downsampling factor of the first stage.
 
     Returns:
-      Dict of the config sections `unet`, `conditions`, `schedule` and `loss`, and the
+      Dict of the config sections `backbone`, `conditions`, `schedule` and `loss`, and the
       side of the images, "image_size".
 
     Raises:
@@ -236,7 +236,7 @@ def diffusion_sections(params, unet, weights, factor):
     conditions = read_conditions(cond, unet, select(weights, COND_STAGE), factor)
     return dict(
         image_size=size * factor,
-        unet=kwargs,
+        backbone={"kind": "unet"} | kwargs,
         conditions=conditions,
         schedule=dict(
             kind=deduce.SCHEDULE_NAMES[params["beta_schedule"]],

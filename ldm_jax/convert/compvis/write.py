@@ -71,7 +71,7 @@ def _second_stage_tree(model, log):
     conditioner = model.params["conditioner"] | others
     return {
         "params": model.params | {"conditioner": conditioner},
-        "ema_params": {"unet": model.ema_params["unet"], "conditioner": embedded},
+        "ema_params": {"backbone": model.ema_params["backbone"], "conditioner": embedded},
     }
 
 
@@ -82,13 +82,13 @@ def _write_diffusion(model, log):
     if first:
         tree["first_stage"] = _first_stage_tree(first, log)
     tensors = to_state_dict(diffusion_rows(model), tree)
-    shapes = model.params["unet"]["conv_in"]["kernel"].shape
-    channels = shapes[2], model.params["unet"]["conv_out"]["kernel"].shape[3]
+    shapes = model.params["backbone"]["conv_in"]["kernel"].shape
+    channels = shapes[2], model.params["backbone"]["conv_out"]["kernel"].shape[3]
     label = config["conditions"].get("label")
     classes = None
     if label and is_embedded("label", label):
         classes = label["num_classes"] + label.get("null_class", True)
-    yaml = diffusion_yaml(model, channels, _context_dim(model.params["unet"]), classes)
+    yaml = diffusion_yaml(model, channels, _context_dim(model.params["backbone"]), classes)
     # Not before it is known that the original has such tables.
     tensors |= _tables(model)
     return _finish(model, tensors), yaml

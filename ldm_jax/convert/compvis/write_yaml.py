@@ -57,7 +57,7 @@ def first_stage_yaml(config):
 
 def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
     """The YAML's `unet_config` of a UNet of ours."""
-    _require_groups(section, "unet")
+    _require_groups(section, "backbone")
     depth = section.get("transformer_depth", 0)
     params = dict(
         image_size=image_size,
@@ -105,7 +105,7 @@ def _heads_yaml(section):
         both = {} if heads is None or size is None else {"legacy": False}
         return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
-        f"unet.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
+        f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
         "said in the original's YAML"
     )
 
@@ -161,7 +161,7 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
         factor = 2 ** (len(first.config["first_stage"]["channel_mult"]) - 1)
     size = config["data"]["image_size"] // factor
     unet = unet_yaml(
-        config["unet"], channels, size, context_dim, num_classes, model.origin
+        config["backbone"], channels, size, context_dim, num_classes, model.origin
     )
     params = dict(
         linear_start=schedule.get("beta_start", 0.0015),

@@ -188,7 +188,7 @@ def first_stage_config(config):
 
 
 def unet_section(config):
-    """The section `unet` of a UNet2DConditionModel or a UNet2DModel."""
+    """The section `backbone` of a UNet2DConditionModel or a UNet2DModel."""
     check_options(config)
     widths = _require(config, "block_out_channels")
     conditional = config["_class_name"] == "UNet2DConditionModel"
@@ -216,12 +216,12 @@ def unet_section(config):
 
 def unet_config(config, channels, context_dim, origin):
     """The config.json of a UNet of ours; the inverse of the above."""
-    section = config["unet"]
+    section = config["backbone"]
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     attends = [2**i in section["attention_factors"] for i in range(len(widths))]
     for option in ("resblock_updown", "up_num_heads"):
         if section.get(option):
-            raise ConversionError(f"diffusers' U-Nets have no unet.{option}")
+            raise ConversionError(f"diffusers' U-Nets have no backbone.{option}")
     if not section.get("conv_resample", True):
         raise ConversionError("diffusers' U-Nets resample with convolutions")
     attend = "CrossAttn" if context_dim else "Attn"

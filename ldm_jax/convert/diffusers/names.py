@@ -6,8 +6,8 @@ Every function returns the rows of `convert.state_dict` for one network of ours.
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import is_embedded
 from ldm_jax.convert.compvis.names import transformer_block_rows
+from ldm_jax.convert.model import make_unet
 from ldm_jax.models.text_encoder import TextEncoder
-from ldm_jax.models.unet import UNet
 from ldm_jax.weights import tower_names
 from ldm_jax.weights.state_dict import (
     CONV,
@@ -136,16 +136,15 @@ def _attention_rows(theirs, ours):
 def pipeline_rows(model):
     """Rows of all networks of a pipeline, their keys behind the folder's name."""
     config, origin = model.config, model.origin
-    fields = {k: v for k, v in config["unet"].items() if k != "out_channels"}
     unet = unet_rows(
-        UNet(out_channels=1, **fields), origin.get("linear_projection", False)
+        make_unet(config["backbone"]), origin.get("linear_projection", False)
     )
     rows = []
     embedded = any(is_embedded(*item) for item in config["conditions"].items())
     for row in unet:
         if row.theirs == _CLASSES and not embedded:
             continue
-        inside = "params/conditioner/" if row.theirs == _CLASSES else "params/unet/"
+        inside = "params/conditioner/" if row.theirs == _CLASSES else "params/backbone/"
         rows += prefixed([row], "unet/", inside)
     if model.first_stage:
         names = folder_names(model)

@@ -165,7 +165,7 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
         image_size=size,
         factor=factor,
         guidance_scale=usual_guidance(shape),
-        unet=section,
+        backbone=section,
         conditions=conditions | unet_conditions(shape, conditions, factor),
         schedule=diffusers_config.schedule_section(schedule),
     )
@@ -211,7 +211,7 @@ def _read_weights(model, tensors, shape, size, factor):
         target["first_stage"] = {"params": {"autoencoder": autoencoder}}
     rows = pipeline_rows(model)
     tree = to_params(rows, tensors, target)
-    model.params = {"unet": {}, "conditioner": {}} | tree["params"]
+    model.params = {"backbone": {}, "conditioner": {}} | tree["params"]
     if first:
         first.params = tree["first_stage"]["params"]
     unused = {row.theirs for row in rows if not row.ours}

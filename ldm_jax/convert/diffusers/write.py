@@ -90,7 +90,7 @@ def state(model, raw=False):
 
 def _configs(model):
     config, first = model.config, model.first_stage
-    unet = model.params["unet"]
+    unet = model.params["backbone"]
     channels = unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
     block = unet["middle_attention"].get("block_0")
     context = block and block["cross_attention"]["key"]["kernel"].shape[0]
