@@ -74,7 +74,7 @@ def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
     config = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
     for write in (
         first_stage_yaml,
-        lambda config: config.first_stage_config(config, 1.0),
+        lambda config: config.first_stage_config(config),
     ):
         with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
             write(config)

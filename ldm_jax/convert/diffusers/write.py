@@ -1,6 +1,7 @@
 """Models written as folders of diffusers."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ldm_jax.convert.diffusers.names import (
     folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.model import cast
+from ldm_jax.convert.model import Model, cast
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
@@ -43,6 +44,11 @@ def write(model, folder, options, log=print):
         write_weights(part / file, select(tensors, f"{name}/"))
         write_json(part / "config.json", config)
     if not single:
+        if model.statistics.per_channel or model.statistics.shift:
+            log(
+                "the latents' mean and deviation per channel: written to config.json; "
+                f"a {folder_names(model)['pipeline']} may apply scaling_factor alone"
+            )
         _write_index(model, configs, folder)
         schedule = diffusers_config.schedule_config(model.config["schedule"])
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
@@ -109,7 +115,7 @@ def _configs(model):
     if first:
         name = folder_names(model)["first_stage"]
         described = diffusers_config.first_stage_config(first.config)
-        configs[name] = described | _statistics(model, name, described["_class_name"])
+        configs[name] = described | statistics_of(model, name, described["_class_name"])
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
@@ -117,8 +123,20 @@ def _configs(model):
     return configs
 
 
-def _statistics(model, name, kind):
-    """The statistics of the latents in a first stage's config.json."""
+def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
+    """The statistics of the latents in a first stage's config.json.
+
+    Args:
+      model: Model of a second stage.
+      name: Folder of its first stage.
+      kind: "AutoencoderKL" or "VQModel".
+
+    Returns:
+      Those keys of the config.json that hold them.
+
+    Raises:
+      ConversionError: If a model of that kind has no place for them.
+    """
     written = diffusers_config.statistics_config(model.statistics, kind)
     kept = model.origin.get("configs", {}).get(name)
     if kept is None:
