@@ -1,12 +1,6 @@
-"""Draws images: the same as `python -m ldm_jax.sampling`, which has the text."""
+"""Draws images: `python sample.py --help` says how, and `ldm-sample` is the same."""
 
-from absl import flags
-
-from ldm_jax.sampling import __main__ as command
-
-# For --help.
-__doc__ = command.__doc__
-flags.adopt_module_key_flags(command)
+from ldm_jax.sampling.__main__ import main
 
 if __name__ == "__main__":
-    command.main()
+    main()

@@ -1,16 +1,44 @@
 """Installs ldm_jax: `pip install -e .`, with the extras listed below."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+
+def read(name):
+    """The text of a file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def command(room):
+    """The entry point of a room's command."""
+    return f"ldm_jax.{room}.__main__:main"
+
 
 setup(
     name="ldm-jax",
-    version="0.1.0",
+    version=re.search('__version__ = "(.+)"', read("ldm_jax/__init__.py"))[1],
     description="Latent diffusion models in JAX and Flax for TPUs and GPUs",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=read("README.md"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["ldm_jax", "ldm_jax.*"]),
-    package_data={"ldm_jax.data.shapes": ["tokenizer.json"]},
+    packages=[*find_packages(include=["ldm_jax", "ldm_jax.*"]), "ldm_jax.configs"],
+    # The configs are installed inside of the package, for `ldm-train --config=NAME`.
+    package_dir={"ldm_jax.configs": "configs"},
+    package_data={"ldm_jax": ["py.typed"], "ldm_jax.data.shapes": ["tokenizer.json"]},
+    entry_points={
+        "console_scripts": [
+            f"ldm-train = {command('training')}",
+            f"ldm-sample = {command('sampling')}",
+            f"ldm-convert = {command('convert')}",
+            f"ldm-evaluate = {command('evaluation')}",
+        ]
+    },
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",

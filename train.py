@@ -1,12 +1,6 @@
-"""Trains one stage: the same as `python -m ldm_jax.training`, which has the text."""
+"""Trains one stage: `python train.py --help` says how, and `ldm-train` is the same."""
 
-from absl import flags
-
-from ldm_jax.training import __main__ as command
-
-# For --help.
-__doc__ = command.__doc__
-flags.adopt_module_key_flags(command)
+from ldm_jax.training.__main__ import main
 
 if __name__ == "__main__":
-    command.main()
+    main()

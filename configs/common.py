@@ -56,7 +56,8 @@ def train(**changes):
     """The `train` section: the loop, the optimiser and the mesh.
 
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
-    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder".
+    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
+      first stage "latents" is all that makes its latents.
     preview_images: How many pictures a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
     """
@@ -295,9 +296,7 @@ def vary_autoencoder(config, words):
 
 def decoder_alone(config):
     """Freezes all that makes latents: a second stage trained on them stays valid."""
-    regulariser = {"kl": ("to_moments",), "vq": ("to_latents", "quantizer")}
-    parts = ("encoder", *regulariser[config.first_stage.kind])
-    config.train.freeze = tuple(f"autoencoder/{part}" for part in parts)
+    config.train.freeze = ("latents",)
     # Its discriminator comes from the run that it goes on from.
     config.loss.disc_start = 0
 
@@ -338,7 +337,7 @@ def shrink_autoencoder(config):
         norm_groups=8,
         dtype="float32",
     )
-    if first.kind == "vq":
+    if "num_codes" in first:
         first.num_codes = 32
     config.discriminator.update(channels=8, num_layers=1)
     config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)
@@ -371,8 +370,8 @@ def _shrink(section, table):
                     entry[key] = value
 
 
-# The fields of a toy by kind of backbone, where they are written out so that they can be
-# changed further; `tiny` takes those that the kind itself has for a toy.
+# The fields of a toy by kind of backbone, where they are written out to be changed
+# further; `tiny` takes those that the kind itself has for a toy.
 _TINY_BACKBONES = {
     "unet": dict(
         channels=32,

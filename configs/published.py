@@ -73,9 +73,10 @@ def diffusion(variant, rows):
 
     Args:
       variant: A row of `rows`, "tiny" or both.
-      rows: Name -> dict with `data`, `backbone` and `train`, which must give batch size,
-        steps and learning rate; further `inputs` and `conditions`, `schedule`, `loss`
-        and `sample`. Each changes the values that all have in common.
+      rows: Name -> dict with `data`, `backbone` and `train`, which must give batch
+        size, steps and learning rate; further `inputs` and `conditions`,
+        `schedule`, `loss` and `sample`. Each changes the values that all have in
+        common.
 
     Returns:
       A ConfigDict.

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from configs import common, shapes_class
 
 
-def config(variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **backbone):
+def config(
+    variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **backbone
+):
     """A task on `shapes/32`.
 
     Args:

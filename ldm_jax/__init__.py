@@ -1,3 +1,3 @@
 """Latent diffusion models (Rombach et al. 2022) in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

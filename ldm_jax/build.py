@@ -1,6 +1,10 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
 
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.config import build, choose, to_dict
@@ -12,10 +16,10 @@ from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
-from ldm_jax.models.first_stages import FIRST_STAGES
+from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES
 
 
-def make_first_stage(section):
+def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
     """Builds the autoencoder that a config section describes; no weights are drawn.
 
     Args:
@@ -28,11 +32,11 @@ def make_first_stage(section):
       ConfigError: On an unknown kind or field.
     """
     fields = to_dict(section)
-    kind = choose(FIRST_STAGES, fields.pop("kind", "kl"), "first_stage.kind")
-    return build(kind, fields, "first_stage")
+    kind = choose(FIRST_STAGES, fields.pop("kind", DEFAULT_KIND), "first_stage.kind")
+    return build(kind.module, fields, "first_stage")
 
 
-def make_backbone(section, out_channels):
+def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:
     """Builds the denoiser that a config section describes; no weights are drawn.
 
     Args:

@@ -10,6 +10,8 @@ import difflib
 import inspect
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -89,7 +91,7 @@ def _tuples(value):
     return value
 
 
-def upgrade(config):
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Brings a config of an older version up to date; one of today's stays as it is.
 
     Up to version 0.1 the section `backbone` was called `unet`, and so was the network
@@ -111,7 +113,7 @@ def upgrade(config):
     return config
 
 
-def upgrade_config(config):
+def upgrade_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """Accepts a config that was written for an older version.
 
     Args:

@@ -73,8 +73,8 @@ def sample_latents(
         is, 1 starts from noise alone.
       mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
       tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
-        are larger, best the size it was trained on (`tiling.tile_backbone`); None for the
-        whole at once.
+        are larger, best the size it was trained on (`tiling.tile_backbone`); None for
+        the whole at once.
       noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
         what `inversion.invert_latents` found.
 

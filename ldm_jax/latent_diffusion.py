@@ -26,8 +26,7 @@ import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
 from ldm_jax.annotations import Array, Bool, Float, Key, Num
-from ldm_jax.conditioners import Conditioner
-from ldm_jax.conditioners.conditioner import Conditioning
+from ldm_jax.conditioners import Conditioner, Conditioning
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise, check_prediction
 

@@ -21,7 +21,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
-from ldm_jax.models.first_stages import DECODER_PARTS
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.sharding import path_name
 from ldm_jax.weights.lpips import load_lpips
 
@@ -173,19 +173,18 @@ def load_first_stage(workdir, step=None, average=True, key="first_stage.workdir"
             f"{key}={workdir} holds a {config.stage} run; give the workdir of an "
             "autoencoder"
         )
+    module = make_first_stage(config.first_stage)
     record = record_of(workdir, meta) | {
         "image_size": config.data.image_size,
-        "checksum": _latents_checksum(params["autoencoder"]),
+        "checksum": _latents_checksum(module, params["autoencoder"]),
     }
-    module = make_first_stage(config.first_stage)
     return FirstStage(module, params["autoencoder"], config, record)
 
 
-def _latents_checksum(params):
+def _latents_checksum(module, params):
     """CRC-32 of the weights that make latents: equal ones make equal latents."""
-    parts = {name: tree for name, tree in params.items() if name not in DECODER_PARTS}
     checksum = 0
-    for leaf in jax.tree.leaves(parts):
+    for leaf in jax.tree.leaves(_what_makes_latents(module, params)):
         checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
     return checksum
 
@@ -208,7 +207,11 @@ def check_same_latents(first, second):
     Raises:
       ConfigError: If they differ in anything but the decoder.
     """
-    one, other = (_what_makes_latents(stage) for stage in (first, second))
+    one, other = (
+        flat_leaves(_what_makes_latents(stage.module, stage.params))
+        | module_fields(stage.module)
+        for stage in (first, second)
+    )
     places = [stage.record["workdir"] for stage in (first, second)]
     for name in sorted(one.keys() | other.keys()):
         if not np.array_equal(one.get(name), other.get(name)):
@@ -219,9 +222,9 @@ def check_same_latents(first, second):
             )
 
 
-def _what_makes_latents(stage):
-    params = {k: v for k, v in stage.params.items() if k not in DECODER_PARTS}
-    return flat_leaves(params) | module_fields(stage.module)
+def _what_makes_latents(module, params):
+    parts = row_of(module).decoder_parts
+    return {name: tree for name, tree in params.items() if name not in parts}
 
 
 def module_fields(module):

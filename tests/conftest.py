@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, no network, a compile cache, parsed flags."""
 
+import importlib
 import os
 import tempfile
 
@@ -37,7 +38,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--check_shapes"):
-        jaxtyping.install_import_hook("ldm_jax", "beartype.beartype")
+        importlib.import_module("tests.typechecker")
+        jaxtyping.install_import_hook("ldm_jax", "tests.typechecker.check")
 
 
 def pytest_collection_modifyitems(items):

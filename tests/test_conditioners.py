@@ -46,7 +46,7 @@ def draw(*shape):
 
 
 def draw_masked():
-    """Images, and a hole of another size in each."""
+    """Images, and a mask of another size in each."""
     masked = draw(8, 8, 4)
     masked[..., 3] = np.arange(8) > np.arange(BATCH)[:, None, None]
     return masked
@@ -232,8 +232,8 @@ def test_guidance_one_is_conditional(name):
 
     def network(conditioning):
         def output(latents, point):
-            told = jax.tree.leaves(conditioning)[0].reshape(len(latents), -1)
-            return latents + told.mean(axis=-1)
+            values = jax.tree.leaves(conditioning)[0].reshape(len(latents), -1)
+            return latents + values.mean(axis=-1)
 
         return output
 
@@ -358,7 +358,7 @@ def test_labels_beyond_the_classes_are_none():
     np.testing.assert_allclose(
         mapped.apply(variables, {"map": maps}).concat, channels @ kernel + bias
     )
-    with pytest.raises(ValueError, match="label 200 is out of range.* or 255 for none"):
+    with pytest.raises(ValueError, match="label 200 is out of range.* or 255 where"):
         plain.check({"map": np.array([[[200]]])})
 
 
@@ -433,7 +433,7 @@ def test_what_shares_a_slot_must_fit(slot, shapes, message):
 
 
 @pytest.mark.parametrize("name", ["masked_image", "masked_image_mask_first"])
-def test_masked_image_is_latents_and_a_mask_and_null_is_all_hole(name):
+def test_masked_image_is_latents_and_a_mask_and_null_masks_all(name):
     conditioner, _, batch = setup(name)
     first = conditioner.entries["key"].get("mask_first", False)
     given = outputs(name)[0].concat
@@ -443,8 +443,8 @@ def test_masked_image_is_latents_and_a_mask_and_null_is_all_hole(name):
     raw = UNDER_TEST[name][1]
     np.testing.assert_array_equal(latents, encode_images(raw[..., :3]))
     # PyTorch's "nearest" by 2 takes every second pixel, the first one included.
-    hole = raw[:, ::2, ::2, 3]
-    np.testing.assert_array_equal(mask, hole if first else 2 * hole - 1)
+    expected = raw[:, ::2, ::2, 3]
+    np.testing.assert_array_equal(mask, expected if first else 2 * expected - 1)
     null = conditioner.null_inputs(batch)["key"]
     assert np.all(null[..., 0 if first else -1] == 1) and null.sum() == mask.size
 
@@ -458,7 +458,7 @@ def test_only_what_wants_latents_is_encoded():
     np.testing.assert_array_equal(encoded["a"], encode_images(IMAGES))
 
 
-def test_text_is_trained_and_clip_is_frozen_unless_told_otherwise():
+def test_text_is_trained_and_clip_is_frozen_unless_asked_for():
     def frozen(entries):
         towers = make_conditioner(entries).towers().values()
         return [tower.path for tower in towers if tower.frozen]

@@ -12,7 +12,7 @@ from ldm_jax.build import make_first_stage, make_model
 from ldm_jax.config import build
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.sharding import make_mesh
-from ldm_jax.training.freeze import check_freeze
+from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.loss_options import LossOptions
 from tests.published import NAMES, RELEASED, line, listed, load, module, specs
 from tests.runs import train
@@ -188,8 +188,9 @@ def _trace(model, rng, frozen, batch):
 def test_a_decoder_alone_is_what_is_left(kind):
     config = load(f"autoencoder_{kind}:f8", "decoder,tiny")
     params = _autoencoder_shapes(make_first_stage(config.first_stage))
-    check_freeze(config.train.freeze, {"autoencoder": params})
-    frozen = {path.removeprefix("autoencoder/") for path in config.train.freeze}
+    freeze = freeze_paths(config)
+    check_freeze(freeze, {"autoencoder": params})
+    frozen = {path.removeprefix("autoencoder/") for path in freeze}
     assert params.keys() - frozen == {"decoder", "from_latents", "to_images"}
 
 

@@ -19,32 +19,30 @@ MOST_PARAMETERS = 8
 # What is still missing, by room; a room that is not listed lacks nothing.
 ALLOWED = {
     "batches": 20,
-    "build": 15,
+    "build": 13,
     "checkpoint": 30,
-    "cli": 9,
-    "conditioners": 101,
     "config": 24,
     "console": 7,
-    "convert": 231,
+    "convert": 228,
     "data": 213,
     "diffusion": 110,
-    "evaluation": 73,
+    "evaluation": 70,
     "generate": 21,
     "images": 16,
     "latent_classifier": 2,
     "latent_diffusion": 16,
-    "models": 253,
-    "sampling": 84,
+    "models": 159,
+    "sampling": 83,
     "sharding": 28,
     "tiling": 28,
     "trained": 20,
-    "training": 165,
+    "training": 164,
     "weights": 74,
 }
 
 # Annotations that hold an array, and those that give its shape.
 ARRAY = re.compile(r"\b(Array|ndarray)\b")
-SHAPED = re.compile(r"\b(Bool|Float|Int|Key|Num|Shaped|UInt8)\[")
+SHAPED = re.compile(r"\b(Bool|Float|Int|Integer|Key|Num|Shaped|UInt8)\[")
 # A docstring that says a shape: "[B, h, w, c]", "a scalar", "shaped like `x`".
 SAYS_SHAPE = re.compile(r"\[[^\[\]]*\]|\bscalars?\b|\bshaped?\b")
 HEADINGS = "Args|Attributes|Raises|Returns|Yields"

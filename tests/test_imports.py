@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     ("annotations",),
     ("errors", "console", "models", "diffusion", "tiling"),
-    ("config", "images", "sharding", "weights", "conditioners"),
-    ("cli", "data", "checkpoint", "latent_diffusion"),
+    ("config", "cli", "images", "sharding", "weights", "conditioners"),
+    ("data", "checkpoint", "latent_diffusion"),
     ("batches", "generate", "latent_classifier"),
     ("build",),
     ("trained",),

@@ -130,7 +130,7 @@ def test_a_random_autoencoder_leaves_no_seam():
 def test_images_of_any_channels_and_any_size_that_the_factor_divides(
     kind, channels, size
 ):
-    model = FIRST_STAGES[kind](
+    model = FIRST_STAGES[kind].module(
         **dict(channels=8, channel_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4),
         image_channels=channels,
         z_channels=3,

@@ -1,9 +1,10 @@
 """Checks of inputs on the host that several conditioners share."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def check_floats(inputs, ndim, name):
+def check_floats(inputs: ArrayLike, ndim: int, name: str) -> None:
     """Checks floats on the host.
 
     Args:
@@ -12,7 +13,7 @@ def check_floats(inputs, ndim, name):
       name: What they are called, for the message.
 
     Raises:
-      ValueError: If they are no floats, have other axes or are not finite.
+      ValueError: If they are not floats, have other axes or are not finite.
     """
     inputs = np.asarray(inputs)
     if inputs.ndim != ndim or not np.issubdtype(inputs.dtype, np.floating):
@@ -24,7 +25,7 @@ def check_floats(inputs, ndim, name):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
-def check_images(images):
+def check_images(images: ArrayLike) -> None:
     """Checks images on the host.
 
     Args:

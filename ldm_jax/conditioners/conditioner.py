@@ -1,7 +1,7 @@
 """All conditioners of a model as one, made from a config section."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax.core import freeze
 
+from ldm_jax.annotations import Array, Bool, Key, Num
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
 from ldm_jax.conditioners.tokens import ClipText, Layout, Text
 
 
 class Conditioning(NamedTuple):
-    """What the denoiser is told; any slot may be None.
+    """What the denoiser is conditioned on; any slot may be None.
 
     Attributes:
       context: Tokens for cross-attention, [B, L, D].
@@ -53,24 +54,29 @@ class Conditioner(nn.Module):
     """All conditioners of a model; make it with `make_conditioner`.
 
     Attributes:
-      entries: Batch key -> {"kind": row of CONDITIONERS, "dropout": share of training
-        examples whose input is replaced by null, "weights": file or folder that the
-        tower of a new run comes from, and the fields of that row}. Entries that share a
-        slot are joined in alphabetical order of their keys, so that a config means the
-        same in whatever order it was written or stored.
+      entries: Batch key -> {"kind": row of CONDITIONERS, "dropout": fraction of the
+        training examples whose input is replaced by null, "weights": file or folder
+        that the tower of a new run comes from, and the fields of that row}. Entries
+        that share a slot are joined in alphabetical order of their keys, so that a
+        config means the same in whatever order it was written or stored.
     """
 
     entries: Mapping[str, Mapping[str, Any]]
 
     @nn.compact
-    def __call__(self, batch, *, drop=None):
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        drop: Mapping[str, Bool[Array, " batch"]] | None = None,
+    ) -> Conditioning:
         """Embeds a batch.
 
         Args:
           batch: Dict with at least the keys of `entries`, arrays [B, ...], as `encode`
             gives them.
-          drop: Batch key -> bool [B], the examples that are told nothing under that
-            key; None for no drop at all.
+          drop: Batch key -> bool [B], the examples that go without the condition of
+            that key (Ho & Salimans 2022, Alg. 1); None where all have all conditions.
 
         Returns:
           Conditioning.
@@ -89,7 +95,9 @@ class Conditioner(nn.Module):
         return Conditioning(**{slot: _join(slot, a) for slot, a in filled.items()})
 
     @nn.nowrap
-    def encode(self, batch, encode_images):
+    def encode(
+        self, batch: Mapping[str, Any], encode_images: Callable[[Any], Any]
+    ) -> dict[str, Any]:
         """Has the first stage encode the inputs that are taken as latents.
 
         Args:
@@ -109,15 +117,17 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def null_inputs(self, batch, keys=None):
-        """The inputs that mean "nothing known".
+    def null_inputs(
+        self, batch: Mapping[str, Any], keys: Collection[str] | None = None
+    ) -> dict[str, Num[Array, "..."]]:
+        """The inputs that stand for "without the condition".
 
         Args:
           batch: Dict with the keys of `entries`, as `encode` gives them.
           keys: Those that are wanted; all keys of `entries` by default.
 
         Returns:
-          Dict of arrays shaped like the batch's.
+          Batch key -> array shaped like the batch's.
         """
         self.require_keys(batch)
         return {
@@ -127,8 +137,12 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def draw_drop(self, rng, batch_size):
-        """Draws which examples are told nothing, each key on its own.
+    def draw_drop(
+        self, rng: Key[Array, ""], batch_size: int
+    ) -> dict[str, Bool[Array, " {batch_size}"]]:
+        """Draws which examples go without a condition, each key on its own.
+
+        Ho & Salimans 2022, Alg. 1, line 3.
 
         Args:
           rng: Typed key.
@@ -146,7 +160,7 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def towers(self):
+    def towers(self) -> dict[str, Tower]:
         """The networks that are taken over from elsewhere, if their entries say so.
 
         Returns:
@@ -165,7 +179,7 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def check(self, batch):
+    def check(self, batch: Mapping[str, Any]) -> None:
         """Checks inputs on the host, where they enter; call it outside of `jit`.
 
         Args:
@@ -179,8 +193,15 @@ class Conditioner(nn.Module):
             _make(entry, parent=None).check(batch[key])
 
     @nn.nowrap
-    def require_keys(self, batch):
-        """Raises ValueError if the batch lacks a key of `entries`."""
+    def require_keys(self, batch: Mapping[str, Any]) -> None:
+        """Checks that a batch has what the entries read.
+
+        Args:
+          batch: Dict with batch keys.
+
+        Raises:
+          ValueError: If it lacks a key of `entries`.
+        """
         for key in self.entries:
             if key not in batch:
                 raise ValueError(
@@ -190,7 +211,9 @@ class Conditioner(nn.Module):
                 )
 
 
-def make_conditioner(entries=None):
+def make_conditioner(
+    entries: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Conditioner:
     """Makes the conditioner from the config section `conditions`.
 
     Args:
@@ -215,7 +238,7 @@ def make_conditioner(entries=None):
     return Conditioner(freeze(entries))  # Frozen, so that it can be hashed.
 
 
-def _problem(entry):
+def _problem(entry: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry and how to mend it; None if nothing is."""
     kind, dropout = entry.get("kind"), entry.get("dropout", 0.0)
     if kind not in CONDITIONERS:
@@ -246,12 +269,12 @@ def _problem(entry):
     return None
 
 
-def _make(entry, **kwargs):
+def _make(entry: Mapping[str, Any], **kwargs) -> nn.Module:
     options = {k: v for k, v in entry.items() if k not in _BESIDES}
     return CONDITIONERS[entry["kind"]](**options, **kwargs)
 
 
-def _join(slot, filled):
+def _join(slot: str, filled: Mapping[str, Num[Array, "..."]]) -> Num[Array, "..."]:
     """Joins what fills one slot, batch key -> array, to one array.
 
     Tokens end to end, maps side by side, vectors as their sum. A map of one pixel,

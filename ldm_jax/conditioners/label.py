@@ -1,4 +1,4 @@
-"""Classes as a condition."""
+"""Classes, whole images and arrays as they are, as a condition."""
 
 import dataclasses
 from typing import Any
@@ -6,22 +6,24 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.conditioners.checks import check_floats, check_images
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.layers import dense
 
 
 class ClassLabel(nn.Module):
-    """A learned embedding of the class.
+    """A learned embedding of the class (Rombach et al. 2022, App. E.2.1).
 
     Attributes:
       num_classes: Number of classes K; labels are in [0, K).
-      features: Width of the embedding: the U-Net's context width, or in the slot
-        "vector" the width of its timestep embedding (4 x channels).
+      features: Width of the embedding: that of the context, or in the slot "vector" of
+        the backbone's timestep embedding.
       slot: "context" for one token [B, 1, features], "vector" for [B, features],
         "concat" for a map that is the same everywhere, one pixel [B, 1, 1, features].
-      null_class: Whether there is a row K that means "no class", which guidance and
+      null_class: Whether there is a row K for "without a class", which guidance and
         dropout need.
       dtype: Type of the output.
     """
@@ -33,13 +35,25 @@ class ClassLabel(nn.Module):
     dtype: Any = jnp.float32
 
     slots = ("context", "concat", "vector")
+    from_dataset = ("num_classes",)
+    from_backbone = ("features",)
 
     @nn.compact
-    def __call__(self, labels):
+    def __call__(
+        self, labels: Int[Array, " batch"]
+    ) -> Float[Array, "batch *ones {self.features}"]:
+        """Embeds labels.
+
+        Args:
+          labels: Integers [B] in [0, K], K being the null class.
+
+        Returns:
+          [B, 1, features], or as the slot has it.
+        """
         embedding = nn.Embed(
             self.num_classes + self.null_class,
             self.features,
-            # PyTorch's default, which the original was trained from.
+            # PyTorch's default, which CompVis's models were trained from.
             embedding_init=nn.initializers.normal(1.0),
             dtype=self.dtype,
             name="embed",
@@ -48,8 +62,18 @@ class ClassLabel(nn.Module):
         return embedding.reshape(len(labels), *ones, self.features)
 
     @nn.nowrap
-    def null(self, labels):
-        """Labels of the null class, shaped like `labels`."""
+    def null(self, labels: Int[Array, " batch"]) -> Int[Array, " batch"]:
+        """Labels of the null class.
+
+        Args:
+          labels: Integers [B].
+
+        Returns:
+          Integers [B].
+
+        Raises:
+          ValueError: If there is no null class.
+        """
         if not self.null_class:
             raise ValueError(
                 "this class_label has no null class, which guidance and dropout need: "
@@ -58,8 +82,15 @@ class ClassLabel(nn.Module):
         return jnp.full_like(labels, self.num_classes)
 
     @nn.nowrap
-    def check(self, labels):
-        """Raises ValueError if a label is no integer in [0, K], K being the null."""
+    def check(self, labels: ArrayLike) -> None:
+        """Checks labels on the host.
+
+        Args:
+          labels: Array or list.
+
+        Raises:
+          ValueError: If they are not integers [B] in [0, K], K being the null class.
+        """
         labels = np.asarray(labels)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
@@ -84,8 +115,8 @@ class Raw(nn.Module):
     Attributes:
       slot: "context" for tokens [B, L, D], "concat" for maps of the latents' size
         [B, h, w, c], "vector" for [B, E].
-      features: Width of a learned projection, such as 4 x channels of the U-Net for a
-        vector; None for none.
+      features: Width of a learned projection, for a vector that of the backbone's
+        timestep embedding; None leaves inputs as wide as they are.
       dtype: Compute type.
     """
 
@@ -96,21 +127,44 @@ class Raw(nn.Module):
     slots = tuple(AXES)
 
     @nn.compact
-    def __call__(self, inputs):
-        """Maps inputs to the same shape, but `features` wide if that is given."""
+    def __call__(
+        self, inputs: Num[Array, "batch *axes width"]
+    ) -> Float[Array, "batch *axes new_width"]:
+        """Projects inputs, if `features` is given.
+
+        Args:
+          inputs: [B, ...], the axes of the slot.
+
+        Returns:
+          [B, ..., features], or shaped like `inputs`.
+        """
         inputs = inputs.astype(self.dtype)
         if self.features:
             inputs = dense(self.features, dtype=self.dtype, name="project")(inputs)
         return inputs
 
     @nn.nowrap
-    def null(self, inputs):
-        """Zeros, shaped like `inputs`."""
+    def null(self, inputs: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """Zeros.
+
+        Args:
+          inputs: [B, ...].
+
+        Returns:
+          Zeros shaped like `inputs`.
+        """
         return jnp.zeros_like(inputs)
 
     @nn.nowrap
-    def check(self, inputs):
-        """Raises ValueError if the inputs are not floats with the slot's axes."""
+    def check(self, inputs: ArrayLike) -> None:
+        """Checks inputs on the host.
+
+        Args:
+          inputs: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not finite floats with the axes of the slot.
+        """
         check_floats(inputs, len(AXES[self.slot]), f"inputs of slot {self.slot!r}")
 
 
@@ -121,8 +175,9 @@ class ClipImage(ImageEncoder):
       slot: "context" for tokens, "vector" for one embedding.
       pooled: Whether the context is the embedding of the whole image alone, without
         those of its patches.
-      features: Width of a learned projection behind the tower, for a context the width
-        of others, or 4 x channels of the U-Net for a vector; None for none.
+      features: Width of a learned projection behind the tower: for a context that of
+        others, for a vector that of the backbone's timestep embedding; None for no
+        projection.
       frozen: Whether training leaves the tower as it is.
     """
 
@@ -132,6 +187,7 @@ class ClipImage(ImageEncoder):
     frozen: bool = True
 
     slots = ("context", "vector")
+    from_backbone = ("features",)
     tower_name = "tower"
 
     def __post_init__(self):
@@ -143,7 +199,9 @@ class ClipImage(ImageEncoder):
             )
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(
+        self, images: Num[Array, "batch height width 3"]
+    ) -> Float[Array, "batch *tokens features"]:
         """Embeds images.
 
         Args:
@@ -162,18 +220,39 @@ class ClipImage(ImageEncoder):
         return x[:, 0] if self.slot == "vector" else x
 
     @nn.nowrap
-    def tower(self, name=None):
-        """The image tower, whose weights may come from elsewhere."""
+    def tower(self, name: str | None = None) -> ImageEncoder:
+        """The image tower, whose weights may come from elsewhere.
+
+        Args:
+          name: Parameter scope.
+
+        Returns:
+          An ImageEncoder with the fields of this module.
+        """
         fields = [field.name for field in dataclasses.fields(ImageEncoder)]
         options = {f: getattr(self, f) for f in fields if f not in ("parent", "name")}
         return ImageEncoder(**options, name=name)
 
     @nn.nowrap
-    def null(self, images):
-        """Grey images, shaped like `images`."""
+    def null(self, images: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """Grey images.
+
+        Args:
+          images: [B, H, W, 3], uint8 or floats in [-1, 1].
+
+        Returns:
+          Images shaped like `images`, in their type.
+        """
         return jnp.full_like(images, 128 if images.dtype == jnp.uint8 else 0)
 
     @nn.nowrap
-    def check(self, images):
-        """Raises ValueError on other than images [B, H, W, 3]."""
+    def check(self, images: ArrayLike) -> None:
+        """Checks images on the host.
+
+        Args:
+          images: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not images [B, H, W, 3], see `checks.check_images`.
+        """
         check_images(images)

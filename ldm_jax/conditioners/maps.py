@@ -1,25 +1,28 @@
 """Maps larger than the latents as a condition, such as segmentations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ldm_jax.annotations import Array, Float, Integer, Num
 from ldm_jax.conditioners.checks import check_floats, check_images
 from ldm_jax.models.layers import dense, kernel_init
 from ldm_jax.models.resize import METHODS, rescale
 
-# What files of labels, which have 8 bits, usually hold where there is no class.
+# What files of labels, which have 8 bits, usually hold for pixels without a class.
 VOID = 255
 
 
 class Spatial(nn.Module):
     """Maps brought to the size of the latents, with fewer channels if asked.
 
-    Channels are mapped before rescaling, which gives the same as after, as the original
-    does it, for less: both are linear, and weights of pixels sum to 1.
+    Channels are mapped before rescaling, which gives the same as after, as CompVis does
+    it, for less: both are linear, and weights of pixels sum to 1.
 
     Attributes:
       num_stages: Number of rescalings.
@@ -51,12 +54,14 @@ class Spatial(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, maps):
+    def __call__(
+        self, maps: Num[Array, "batch height width *channels"]
+    ) -> Float[Array, "batch new_height new_width features"]:
         """Rescales maps.
 
         Args:
-          maps: Floats [B, H, W, C]; with `num_classes` integers [B, H, W], where one
-            outside of [0, num_classes) is no class.
+          maps: Floats [B, H, W, C]; with `num_classes` integers [B, H, W], which mean
+            "without a class" outside of [0, num_classes).
 
         Returns:
           [B, h, w, features or C] in `dtype`.
@@ -72,15 +77,30 @@ class Spatial(nn.Module):
         return rescale(maps, self.multiplier, self.method, self.num_stages)
 
     @nn.nowrap
-    def null(self, maps):
-        """Zero maps, shaped like `maps`; of labels, those of no class."""
+    def null(self, maps: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """Zero maps; of labels, `num_classes` everywhere, which is without a class.
+
+        Args:
+          maps: [B, H, W, C], or labels [B, H, W].
+
+        Returns:
+          Maps shaped like `maps`.
+        """
         if self.num_classes:
             return jnp.full(maps.shape, self.num_classes, jnp.int32)
         return jnp.zeros_like(maps)
 
     @nn.nowrap
-    def check(self, maps):
-        """Raises ValueError on other than floats [B, H, W, C], or labels [B, H, W]."""
+    def check(self, maps: ArrayLike) -> None:
+        """Checks maps on the host.
+
+        Args:
+          maps: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not finite floats [B, H, W, C], or with `num_classes`
+            integers [B, H, W] that are classes, `num_classes` or 255.
+        """
         if not self.num_classes:
             check_floats(maps, 4, "maps")
             return
@@ -94,7 +114,7 @@ class Spatial(nn.Module):
             raise ValueError(
                 f"label {wrong[0]} is out of range: there are {self.num_classes} "
                 f"classes, so give labels from 0 to {self.num_classes - 1}, or {VOID} "
-                "for none"
+                "where there is no class"
             )
 
 
@@ -103,6 +123,12 @@ class ChannelsOfLabels(nn.Module):
 
     The product would hold the channels of all classes at the size of the maps. The
     parameters are those of `layers.dense`.
+
+    Attributes:
+      features: Channels of the output.
+      num_classes: Number of classes.
+      use_bias: Whether a bias is added.
+      dtype: Type of the output.
     """
 
     features: int
@@ -111,11 +137,21 @@ class ChannelsOfLabels(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, labels):
-        """Maps integers [B, H, W] to [B, H, W, features]."""
+    def __call__(
+        self, labels: Integer[Array, "batch height width"]
+    ) -> Float[Array, "batch height width {self.features}"]:
+        """Looks labels up.
+
+        Args:
+          labels: Integers [B, H, W]; those outside of [0, num_classes) mean "without a
+            class".
+
+        Returns:
+          [B, H, W, features].
+        """
         shape = self.num_classes, self.features
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
-        # The last row is that of no class.
+        # The last row is for pixels without a class.
         kernel = jnp.pad(kernel, ((0, 1), (0, 0)))
         known = (labels >= 0) & (labels < self.num_classes)
         maps = kernel[jnp.where(known, labels, self.num_classes)]
@@ -138,11 +174,25 @@ class Encoded(nn.Module):
 
     slots = ("concat",)
 
-    def __call__(self, latents):
+    def __call__(
+        self, latents: Num[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Gives the latents in the type of the output.
+
+        Args:
+          latents: [B, h, w, c], as `encode` gives them.
+
+        Returns:
+          [B, h, w, c].
+        """
         return latents.astype(self.dtype)
 
     @nn.nowrap
-    def encode(self, images, encode_images):
+    def encode(
+        self,
+        images: Num[Array, "batch height width 3"],
+        encode_images: Callable[[Any], Any],
+    ) -> Float[Array, "batch new_height new_width channels"]:
         """Encodes the inputs of a batch.
 
         Args:
@@ -155,37 +205,58 @@ class Encoded(nn.Module):
         return encode_images(images)
 
     @nn.nowrap
-    def null(self, latents):
-        """Zeros, the mean of latents, shaped like `latents`."""
+    def null(
+        self, latents: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Zeros, the mean of latents.
+
+        Args:
+          latents: [B, h, w, c], as `encode` gives them.
+
+        Returns:
+          [B, h, w, c].
+        """
         return jnp.zeros_like(latents)
 
     @nn.nowrap
-    def check(self, images):
-        """Raises ValueError on other than images [B, H, W, 3]."""
+    def check(self, images: ArrayLike) -> None:
+        """Checks images on the host.
+
+        Args:
+          images: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not images [B, H, W, 3], see `checks.check_images`.
+        """
         check_images(images)
 
 
 class MaskedImage(Encoded):
-    """An image with a hole, and the hole; fields of Encoded and these.
+    """An image and the mask of where it is to be filled; fields of Encoded and these.
 
-    The defaults are those of the original's inpainting model; Stable Diffusion's takes
-    mask_first=True and signed_mask=False.
+    Rombach et al. 2022, Sec. 4.5. The defaults are those of CompVis's inpainting model;
+    Stable Diffusion's takes mask_first=True and signed_mask=False.
 
     Attributes:
       mask_first: Whether the mask comes before the latents, not behind them.
-      signed_mask: Whether the mask is 1 in the hole and -1 around it, not 1 and 0.
+      signed_mask: Whether the mask is 1 where the image is to be filled and -1
+        elsewhere, not 1 and 0.
     """
 
     mask_first: bool = False
     signed_mask: bool = True
 
     @nn.nowrap
-    def encode(self, inputs, encode_images):
+    def encode(
+        self,
+        inputs: Float[Array, "batch height width 4"],
+        encode_images: Callable[[Any], Any],
+    ) -> Float[Array, "batch new_height new_width channels"]:
         """Encodes the inputs of a batch.
 
         Args:
-          inputs: Floats [B, H, W, 4]: the image in [-1, 1], painted over in the hole,
-            and the mask, 1 in the hole and 0 around it.
+          inputs: Floats [B, H, W, 4]: the image in [-1, 1], painted over where it is to
+            be filled, and the mask, 1 there and 0 elsewhere.
           encode_images: Maps images [B, H, W, 3] to latents of unit variance.
 
         Returns:
@@ -201,14 +272,31 @@ class MaskedImage(Encoded):
         return jnp.concatenate(parts, axis=-1)
 
     @nn.nowrap
-    def null(self, encoded):
-        """A hole all over, shaped like `encoded`."""
+    def null(
+        self, encoded: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Zeros, and a mask that is 1 everywhere.
+
+        Args:
+          encoded: [B, h, w, c + 1], as `encode` gives it.
+
+        Returns:
+          [B, h, w, c + 1].
+        """
         place = 0 if self.mask_first else -1
         return jnp.zeros_like(encoded).at[..., place].set(1)
 
     @nn.nowrap
-    def check(self, inputs):
-        """Raises ValueError on other than floats [B, H, W, 4], the mask 0 or 1."""
+    def check(self, inputs: ArrayLike) -> None:
+        """Checks masked images on the host.
+
+        Args:
+          inputs: Array or nested lists.
+
+        Raises:
+          ValueError: If they are not finite floats [B, H, W, 4], the last channel, the
+            mask, 0 or 1.
+        """
         check_floats(inputs, 4, "masked images")
         inputs = np.asarray(inputs)
         if inputs.shape[-1] != 4:
@@ -218,4 +306,7 @@ class MaskedImage(Encoded):
         mask = inputs[..., -1]
         wrong = mask[(mask != 0) & (mask != 1)]
         if wrong.size:
-            raise ValueError(f"masks must be 0 or 1, 1 in the hole, got {wrong[0]:g}")
+            raise ValueError(
+                "masks must be 0 or 1, 1 where the image is to be filled, got "
+                f"{wrong[0]:g}"
+            )

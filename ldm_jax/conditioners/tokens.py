@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ldm_jax.annotations import Array, Int
 from ldm_jax.models.text_encoder import TextEncoder
 
 
@@ -19,9 +21,10 @@ class Tokens(TextEncoder):
     slot: str = "context"
 
     slots = ("context",)
+    from_input = ("vocab_size", "max_length", "null_ids")
 
     @nn.nowrap
-    def check(self, ids):
+    def check(self, ids: ArrayLike) -> None:
         """Checks token ids on the host.
 
         Args:
@@ -50,8 +53,8 @@ class Tokens(TextEncoder):
 class Text(Tokens):
     """Captions through a transformer; the fields of Tokens and these.
 
-    The original trains one from scratch, together with the denoiser, on the ids of
-    BERT's tokenizer: `bert-base-uncased`, vocab_size 30522, 77 tokens.
+    The paper trains one from scratch, together with the denoiser, on the ids of BERT's
+    tokenizer (App. E.2.1): `bert-base-uncased`, vocab_size 30522, 77 tokens.
 
     Attributes:
       null_ids: First ids of the empty caption; the last one fills the rest. The default
@@ -62,6 +65,7 @@ class Text(Tokens):
     null_ids: Sequence[int] = (101, 102, 0)
     frozen: bool = False
 
+    input_kind = "caption"
     tower_name = ""  # The conditioner is its tower.
 
     def __post_init__(self):
@@ -74,13 +78,24 @@ class Text(Tokens):
             )
 
     @nn.nowrap
-    def tower(self):
-        """The transformer, whose weights may come from elsewhere."""
+    def tower(self) -> TextEncoder:
+        """The transformer, whose weights may come from elsewhere.
+
+        Returns:
+          This module.
+        """
         return self
 
     @nn.nowrap
-    def null(self, ids):
-        """The empty caption, shaped like `ids`."""
+    def null(self, ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+        """The empty caption.
+
+        Args:
+          ids: Integers [B, L].
+
+        Returns:
+          Integers [B, L], as `ids` in type.
+        """
         length = ids.shape[1]
         caption = (*self.null_ids, *self.null_ids[-1:] * length)[:length]
         return jnp.broadcast_to(jnp.asarray(caption, ids.dtype), ids.shape)
@@ -108,14 +123,23 @@ class ClipText(Text):
 class Layout(Tokens):
     """Boxes as tokens through a transformer; fields as in Tokens.
 
-    The original writes a layout as up to 30 objects of three tokens, the class and two
-    corners on a grid, and two tokens for the crop. The last id of the vocabulary stands
-    for "no object"; a layout of nothing else is the null.
+    The paper writes a layout as up to 30 objects of three tokens, the class and two
+    corners on a grid, and two tokens for the crop (Table 17). The last id of the
+    vocabulary fills the places of absent objects; the null is a layout of nothing else.
     """
 
     max_length: int = 92
 
+    input_kind = "layout"
+
     @nn.nowrap
-    def null(self, ids):
-        """The layout without objects, shaped like `ids`."""
+    def null(self, ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+        """The layout without objects.
+
+        Args:
+          ids: Integers [B, L].
+
+        Returns:
+          Integers [B, L], as `ids` in type.
+        """
         return jnp.full_like(ids, self.vocab_size - 1)

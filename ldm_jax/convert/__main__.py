@@ -1,43 +1,49 @@
-"""Converts models between this package, the original implementation and diffusers.
+"""Converts models between this package, CompVis's implementation and diffusers.
 
     python -m ldm_jax.convert model.ckpt runs/model --config=model.yaml
     python -m ldm_jax.convert runs/model exported.safetensors
     python -m ldm_jax.convert runs/model model_diffusers --to=diffusers
 
 The source's format is recognised; the target's follows from its name: a file of weights
-is the original's, a folder is a workdir, or diffusers' if the source is a workdir.
+is CompVis's, a folder is a workdir, or diffusers' if the source is a workdir.
 """
 
-from absl import app, flags
+from absl import flags
 
 from ldm_jax import cli
 
-_TO = flags.DEFINE_enum(
-    "to", None, ["ldm_jax", "compvis", "diffusers"], "Format of the target."
-)
-_CONFIG = flags.DEFINE_string(
-    "config", None, "YAML of the original; its structure is deduced where not given."
-)
-_RAW = flags.DEFINE_bool(
-    "raw", False, "Take the trained weights and leave out their moving average."
-)
-_STEP = flags.DEFINE_integer(
-    "step", None, "Checkpoint of a workdir; newest by default."
-)
-_NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads of the U-Net.")
-_HEAD_CHANNELS = flags.DEFINE_integer("head_channels", None, "Channels of one head.")
-_PREDICTION_TYPE = flags.DEFINE_enum(
-    "prediction_type",
-    None,
-    ["noise", "x0", "v"],
-    "What the U-Net predicts, where the source does not say: v for 768-v.",
-)
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images in pixels.")
+with cli.group("what to convert"):
+    _TO = flags.DEFINE_enum(
+        "to", None, ["ldm_jax", "compvis", "diffusers"], "Format of the target."
+    )
+    _STEP = cli.shared("step")
+    _EMA = cli.shared("ema")
+
+with cli.group("what the source does not say"):
+    _CONFIG = flags.DEFINE_string(
+        "config",
+        None,
+        "YAML of a CompVis model; its structure is deduced where not given.",
+    )
+    _NUM_HEADS = flags.DEFINE_integer(
+        "num_heads", None, "Attention heads of the U-Net."
+    )
+    _HEAD_CHANNELS = flags.DEFINE_integer(
+        "head_channels", None, "Channels of one head."
+    )
+    _PREDICTION_TYPE = flags.DEFINE_enum(
+        "prediction_type",
+        None,
+        ["noise", "x0", "v"],
+        "What the U-Net predicts: v for 768-v.",
+    )
+    _IMAGE_SIZE = cli.shared("image_size")
+
+cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
 
-def main(argv):
+def _main(argv: list[str]) -> None:
     """Converts."""
-    cli.start_jax()
     from ldm_jax.convert.formats import Options, convert
     from ldm_jax.errors import ConversionError
 
@@ -48,7 +54,7 @@ def main(argv):
         )
     options = Options(
         config=_CONFIG.value,
-        raw=_RAW.value,
+        raw=not _EMA.value,
         step=_STEP.value,
         num_heads=_NUM_HEADS.value,
         head_channels=_HEAD_CHANNELS.value,
@@ -58,5 +64,10 @@ def main(argv):
     convert(argv[1], argv[2], _TO.value, options)
 
 
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, arguments="SOURCE TARGET")
+
+
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    main()

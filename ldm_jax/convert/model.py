@@ -1,7 +1,7 @@
 """A trained model on its way from one format to another, in our terms."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.first_stages import DEFAULT_KIND
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights.unpickle import Tensor
 
 
@@ -157,7 +159,7 @@ def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
     return make_model(ConfigDict(config), module, num_classes)
 
 
-def make_unet(section):
+def make_unet(section: Mapping[str, Any]) -> UNet:
     """Builds the U-Net of a config; other formats have no other backbone.
 
     Args:
@@ -210,6 +212,31 @@ def full_section(module):
 
 def _without(section, *keys):
     return {key: value for key, value in section.items() if key not in keys}
+
+
+def first_stage_row(
+    section: Mapping[str, Any], table: Mapping[str, Any], format_name: str
+) -> tuple[str, Any]:
+    """Looks up what another format has for a kind of first stage.
+
+    Args:
+      section: Config section of a first stage.
+      table: Kind -> what the format has for it.
+      format_name: What the format is called, for the message.
+
+    Returns:
+      (kind, its row of the table).
+
+    Raises:
+      ConversionError: If the format has no such first stage.
+    """
+    kind = section.get("kind", DEFAULT_KIND)
+    if kind not in table:
+        raise ConversionError(
+            f'first_stage.kind="{kind}" cannot be written for {format_name}, which has '
+            f"only {', '.join(table)}: keep it as a workdir"
+        )
+    return kind, table[kind]
 
 
 def require_nearest(section):

@@ -21,6 +21,7 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
+from ldm_jax.models.first_stages import name_of
 from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
 
 _FIRST_STAGE = "first_stage"
@@ -149,8 +150,7 @@ def _complete(model, meta):
     config = model.config
     if config["stage"] == "autoencoder":
         module = make_first_stage(config["first_stage"])
-        kind = config["first_stage"].get("kind", "kl")
-        config["first_stage"] = {"kind": kind} | full_section(module)
+        config["first_stage"] = {"kind": name_of(module)} | full_section(module)
         return
     first = model.first_stage and model.first_stage.config
     channels = model.params["backbone"]["conv_out"]["kernel"].shape[-1]

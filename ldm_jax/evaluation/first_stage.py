@@ -18,8 +18,8 @@ from ldm_jax.data.loader import DataError
 from ldm_jax.errors import ConfigError, ConversionError, DecodeError
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.models.quantizer import codebook_metrics, shares_of_codes
 from ldm_jax.weights.lpips import load_lpips
 
 # Images in the picture, each beside its reconstruction, and pictures in a row of it.
@@ -36,30 +36,35 @@ def make_step(model, mesh, perceptual=None):
         in [-1, 1], -> distance [B].
 
     Returns:
-      Function of (params, weights of `perceptual`, batch) -> (rows, codes,
-      reconstructions): dict of metrics [B] and "mask" [B], how many images' worth of
-      latents each code got (None without a codebook), and uint8 [B, H, W, C], split
-      like the batch.
+      Function of (params, weights of `perceptual`, batch) -> (rows, sums,
+      reconstructions): dict of metrics [B] and "mask" [B], sums over the images that
+      count of what the kind of first stage measures, and uint8 [B, H, W, C], split like
+      the batch.
     """
-    num_codes = getattr(model, "num_codes", None)
+    measures = row_of(model).measures
 
     def step(params, weights, batch):
         images, mask = batch["image"], batch["mask"]
         apply = functools.partial(model.apply, {"params": params})
-        latents = apply(to_float(images), method="encode").mode()
-        decoded = to_uint8(apply(latents, method="decode"))
+        posterior = apply(to_float(images), method="encode")
+        decoded = to_uint8(apply(posterior.mode(), method="decode"))
         rows = {name: metric(images, decoded) for name, metric in METRICS.items()}
         if perceptual is not None:
             rows["lpips"] = perceptual(weights, to_float(images), to_float(decoded))
-        codes = None
-        if num_codes:
-            indices = apply(latents, method="code_indices")
-            shares = shares_of_codes(indices, num_codes)
-            codes = jnp.sum(jnp.where(mask[:, None], shares, 0), axis=0)
-        return rows | {"mask": mask}, codes, decoded
+        sums = {
+            name: _sum_over(mask, values)
+            for name, values in measures.rows(model, params, posterior).items()
+        }
+        return rows | {"mask": mask}, sums, decoded
 
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(step, out_shardings=(everywhere, everywhere, split))
+
+
+def _sum_over(mask, values):
+    """Sums values [B, ...] over the rows that a mask [B] marks."""
+    mask = mask.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.sum(jnp.where(mask, values, 0), axis=0)
 
 
 def make_lpips(paths):
@@ -110,25 +115,23 @@ def evaluate(first, batches, mesh, perceptual=None):
         for tree in (first.params, weights)
     )
     results = ((b["image"], *step(params, weights, b)) for b in batches)
-    totals, count, codes, grid = {}, 0, 0, None
-    for images, rows, used, decoded in tiling.one_behind(results):
-        rows, used = jax.device_get((rows, used))
+    totals, count, grid = {}, 0, None
+    for images, rows, sums, decoded in tiling.one_behind(results):
+        rows, sums = jax.device_get((rows, sums))
         real = rows.pop("mask")
         count += int(real.sum())
-        for name, values in rows.items():
-            total = values[real].sum(dtype=np.float64)
-            totals[name] = totals.get(name, 0.0) + total
-        if used is not None:
-            codes = codes + used.astype(np.float64)
+        sums = {n: v[real].sum(dtype=np.float64) for n, v in rows.items()} | sums
+        for name, total in sums.items():
+            totals[name] = totals.get(name, 0.0) + np.float64(total)
         if grid is None:
             grid = _side_by_side(images, decoded, real)
     if not count:
         raise DataError("none of the images could be read; see the warnings above")
     # Compiled functions give their results in the order of the alphabet.
-    names = [name for name in (*METRICS, "lpips") if name in totals]
-    metrics = {name: totals[name] / count for name in names}
-    if np.any(codes):
-        metrics |= codebook_metrics(codes / count)
+    order = (*METRICS, "lpips")
+    names = [*(n for n in order if n in totals), *sorted(totals.keys() - {*order})]
+    means = {name: totals[name] / count for name in names}
+    metrics = row_of(first.module).measures.summarize(means)
     return {name: float(value) for name, value in metrics.items()}, count, grid
 
 

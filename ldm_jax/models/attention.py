@@ -10,13 +10,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Bool, Float
 from ldm_jax.models.layers import GroupNorm, dense, layer_norm
 
 # Most scores of one example in one block of queries: 64 MiB in float32.
 MAX_SCORES = 2**24
 
 
-def attention(query, key, value, max_scores=MAX_SCORES, mask=None):
+def attention(
+    query: Float[Array, "batch heads length channels"],
+    key: Float[Array, "batch heads source channels"],
+    value: Float[Array, "batch heads source channels"],
+    max_scores: int = MAX_SCORES,
+    mask: Bool[Array, "length source"] | None = None,
+) -> Float[Array, "batch heads length channels"]:
     """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
 
     The softmax is divided by its sum after the product with the values, where there are
@@ -28,8 +35,8 @@ def attention(query, key, value, max_scores=MAX_SCORES, mask=None):
       key: [B, heads, S, d].
       value: [B, heads, S, d].
       max_scores: Most scores of one example held at once.
-      mask: Bool [T, S], where a query may look, which must be somewhere; None for
-        everywhere.
+      mask: Bool [T, S], whether a query attends to a key; each query attends to at
+        least one. None where each attends to all.
 
     Returns:
       [B, heads, T, d] in the type of `query`.
@@ -65,6 +72,9 @@ def _attend(query, key, value, mask):
 class Attention(nn.Module):
     """Multi-head attention of `x` to itself or to a context.
 
+    Vaswani et al. 2017, Sec. 3.2.2; with a context, the cross-attention of Rombach et
+    al. 2022, Sec. 3.3.
+
     Attributes:
       num_heads: Heads.
       head_channels: Channels of one head; their product is the inner width.
@@ -82,10 +92,22 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None, mask=None):
-        """Maps x [B, T, c] and a context [B, S, d] (None: x itself) to [B, T, c].
+    def __call__(
+        self,
+        x: Float[Array, "batch length channels"],
+        context: Float[Array, "batch source width"] | None = None,
+        mask: Bool[Array, "length source"] | None = None,
+    ) -> Float[Array, "batch length out_channels"]:
+        """Maps tokens to tokens.
 
-        Where `mask`, bool [T, S], is False, a token of `x` does not see the context.
+        Args:
+          x: [B, T, c], what attends.
+          context: [B, S, d], what is attended to; None for `x` itself.
+          mask: Bool [T, S], whether a token of `x` attends to one of the context; None
+            where each attends to all.
+
+        Returns:
+          [B, T, out_channels or c].
         """
         context = x if context is None else context.astype(self.dtype)
         inner = self.num_heads * self.head_channels
@@ -107,6 +129,8 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels of a feature map, with norm and residual.
 
+    Ho et al. 2020, App. B, whose U-Net has it at 16 x 16 pixels.
+
     Attributes:
       num_heads: Heads, which divide the channels.
       norm_groups: Groups of the norm.
@@ -122,8 +146,17 @@ class AttentionBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps [B, h, w, c] to the same shape."""
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Adds what the pixels of a map attend to.
+
+        Args:
+          x: [B, h, w, c].
+
+        Returns:
+          [B, h, w, c].
+        """
         b, h, w, c = x.shape
         y = GroupNorm(self.norm_groups, self.epsilon, dtype=self.dtype, name="norm")(x)
         y = Attention(
@@ -137,13 +170,26 @@ class AttentionBlock(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); 4 times as wide inside."""
+    """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); 4 times as wide inside.
+
+    Attributes:
+      dtype: Compute type.
+    """
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps [B, T, c] to the same shape."""
+    def __call__(
+        self, x: Float[Array, "batch length channels"]
+    ) -> Float[Array, "batch length channels"]:
+        """Maps each token on its own.
+
+        Args:
+          x: [B, T, c].
+
+        Returns:
+          [B, T, c].
+        """
         c = x.shape[-1]
         y = dense(8 * c, dtype=self.dtype, name="proj_in")(x)
         y, gate = jnp.split(y, 2, axis=-1)
@@ -157,6 +203,11 @@ class TransformerBlock(nn.Module):
     An embedding turns the norms into AdaLN-Zero (Peebles & Xie 2023, Sec. 3.2): it
     shifts and scales what goes into each layer and gates what comes out. The gates
     start at zero, so the block starts as the identity.
+
+    Attributes:
+      num_heads: Heads.
+      head_channels: Channels of one head.
+      dtype: Compute type.
     """
 
     num_heads: int
@@ -164,14 +215,19 @@ class TransformerBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None, embedding=None):
+    def __call__(
+        self,
+        x: Float[Array, "batch length channels"],
+        context: Float[Array, "batch source width"] | None = None,
+        embedding: Float[Array, "batch embedding_width"] | None = None,
+    ) -> Float[Array, "batch length channels"]:
         """Maps tokens to tokens.
 
         Args:
           x: [B, T, c].
           context: None, or [B, S, d]. Without one, x attends to itself once more, as in
-            the original; with an embedding that layer is left out, as in the paper's
-            block.
+            CompVis; with an embedding that layer is left out, as in the block of
+            Peebles & Xie.
           embedding: None, or [B, E] that modulates each layer.
 
         Returns:
@@ -220,8 +276,22 @@ class SpatialTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None, embedding=None):
-        """Maps x [B, h, w, c] to the same shape; the rest as in TransformerBlock."""
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        context: Float[Array, "batch source context_width"] | None = None,
+        embedding: Float[Array, "batch embedding_width"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """Adds what the blocks make of the pixels as tokens.
+
+        Args:
+          x: [B, h, w, c].
+          context: None, or [B, S, d], as in TransformerBlock.
+          embedding: None, or [B, E], as in TransformerBlock.
+
+        Returns:
+          [B, h, w, c].
+        """
         b, h, w, c = x.shape
         inner = self.num_heads * self.head_channels
         y = GroupNorm(self.norm_groups, 1e-6, dtype=self.dtype, name="norm")(x)

@@ -1,30 +1,145 @@
-"""The kinds of first stages: one row each."""
+"""The kinds of first stages. A kind is one row of FIRST_STAGES, and that row is all.
 
+The row names the module and everything that training, evaluation and the second stage
+must know of it; nothing else asks of what kind a first stage is. A module is a linen
+module with
+
+    encode(images, train=False) -> posterior with `mode()` and `sample(rng)`
+    decode(latents, train=False) -> images
+    downsampling_factor, latent_channels, image_channels
+
+and, where it can be trained, a `dtype` and
+
+    reconstruct(images, rng=None, train=False, temperature=1.0)
+        -> (reconstructions, what the regulariser's loss needs, features)
+
+all of which `models.autoencoder.Autoencoder` has but for `encode`. Every kind has a
+module class of its own: a module thereby tells its row, see `row_of`.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 
-from ldm_jax.models.autoencoder import IdentityAutoencoder, KLAutoencoder, VQAutoencoder
+from ldm_jax.annotations import Array
+from ldm_jax.models import quantizer
+from ldm_jax.models.autoencoder import (
+    DiagonalGaussian,
+    IdentityAutoencoder,
+    KLAutoencoder,
+    VQAutoencoder,
+    last_layer,
+)
+from ldm_jax.models.quantizer import Quantized
 
 
 class Regulariser(NamedTuple):
     """What a kind of first stage adds to the loss.
 
     Attributes:
-      loss: (what `reconstruct` gives second, LossOptions) -> (scalar, metrics).
-      reduction: Row of REDUCTIONS that goes with it.
+      loss: (what `reconstruct` gives second, the section `loss` as LossOptions) ->
+        (scalar, metrics of name -> scalar).
+      reduction: Row of REDUCTIONS that goes with it, "sum" or "mean".
     """
 
-    loss: Any
+    loss: Callable
     reduction: str
 
 
-def _kl_loss(posterior, options):
+class Codebook(NamedTuple):
+    """Where a kind has its codes, for moving averages and restarts in training.
+
+    `reconstruct` of such a kind gives a `Quantized`.
+
+    Attributes:
+      shape: Module -> (number of codes, channels of a code).
+      path: Names under which the codes [num_codes, c] lie in the parameters.
+      is_among_latents: Module -> whether a code may be set to a latent.
+    """
+
+    shape: Callable
+    path: tuple[str, ...]
+    is_among_latents: Callable
+
+
+class Measures(NamedTuple):
+    """What held-out images say of a kind, beside how close reconstructions are.
+
+    Attributes:
+      rows: (module, params, posterior) -> dict of name -> array [B] or [B, n].
+      summarize: Dict of means over all images, of those rows among others -> the same
+        in numbers, name -> scalar.
+      units: Name of a metric -> its unit, for tables; a name may be missing.
+    """
+
+    rows: Callable = lambda module, params, posterior: {}
+    summarize: Callable = dict
+    units: Mapping = {}
+
+
+class FirstStageKind(NamedTuple):
+    """Everything about one kind of first stage.
+
+    Attributes:
+      module: Its module class, which no other kind has.
+      latent_parts: Names of the parameters that make latents: two first stages that
+        agree in them give the same latents. `train.freeze=("latents",)` holds them.
+      decoder_parts: Names of the parameters that only decode: all the others.
+      regulariser: Its part of the loss; None for a kind that has nothing to train.
+      last_layer: (module, params, features that `reconstruct` gives third) ->
+        (function, kernel): the last layer of the decoder as a function of its kernel
+        alone, at which the adversarial loss is weighed.
+      codebook: Its codes; None where there are none.
+      measures: What evaluation reports of it.
+    """
+
+    module: type[nn.Module]
+    latent_parts: tuple[str, ...] = ()
+    decoder_parts: tuple[str, ...] = ()
+    regulariser: Regulariser | None = None
+    last_layer: Callable = last_layer
+    codebook: Codebook | None = None
+    measures: Measures = Measures()
+
+
+def row_of(module: nn.Module) -> FirstStageKind:
+    """Finds the row of a first stage.
+
+    Args:
+      module: Module that `build.make_first_stage` made.
+
+    Returns:
+      Row of FIRST_STAGES.
+    """
+    return FIRST_STAGES[name_of(module)]
+
+
+def name_of(module: nn.Module) -> str:
+    """Finds the name of a first stage's kind, as configs have it.
+
+    Args:
+      module: Module that `build.make_first_stage` made.
+
+    Returns:
+      Key of FIRST_STAGES.
+
+    Raises:
+      ValueError: If no row has such a module.
+    """
+    for name, row in FIRST_STAGES.items():
+        if row.module is type(module):
+            return name
+    raise ValueError(f"no row of FIRST_STAGES has the module {type(module).__name__}")
+
+
+def _kl_loss(posterior: DiagonalGaussian, options: Any) -> tuple[Array, dict]:
     divergence = jnp.mean(posterior.kl())
     return options.kl_weight * divergence, {"kl_loss": divergence}
 
 
-def _codebook_loss(quantized, options):
+def _codebook_loss(quantized: Quantized, options: Any) -> tuple[Array, dict]:
     """The quantiser's loss in either form (see `LossOptions.codebook_legacy`)."""
     beta = options.codebook_beta
     weights = {"commitment": beta, "codebook": 1.0, "divergence": 1.0}
@@ -40,20 +155,57 @@ def _codebook_loss(quantized, options):
     return total, {f"{name}_loss": value for name, value in losses.items()}
 
 
-# Autoencoders by the name that configs use.
+def _fractions_of_codes(module, params, posterior):
+    """Which fraction of an image's latents each code got, [B, num_codes]."""
+    indices = module.apply({"params": params}, posterior.mode(), method="code_indices")
+    return {"codes": quantizer.fractions_of_codes(indices, module.num_codes)}
+
+
+def _use_of_codes(means):
+    """Puts usage and perplexity in place of the fraction that each code got."""
+    means = dict(means)
+    return means | quantizer.codebook_metrics(means.pop("codes"))
+
+
+def _is_among_latents(module):
+    return quantizer.QUANTIZERS[module.quantizer].is_among_latents
+
+
+_DECODER = ("from_latents", "decoder", "to_images")
+
+# The kinds of first stages by the name that configs use.
 FIRST_STAGES = {
-    "kl": KLAutoencoder,
-    "vq": VQAutoencoder,
-    "identity": IdentityAutoencoder,
+    "kl": FirstStageKind(
+        KLAutoencoder,
+        latent_parts=("encoder", "to_moments"),
+        decoder_parts=_DECODER,
+        regulariser=Regulariser(_kl_loss, "sum"),
+        measures=Measures(
+            rows=lambda module, params, posterior: {"kl": posterior.kl()},
+            units={"kl": "nats per image"},
+        ),
+    ),
+    "vq": FirstStageKind(
+        VQAutoencoder,
+        latent_parts=("encoder", "to_latents", "quantizer"),
+        decoder_parts=_DECODER,
+        regulariser=Regulariser(_codebook_loss, "mean"),
+        codebook=Codebook(
+            shape=lambda module: (module.num_codes, module.embed_dim),
+            path=("quantizer", "embedding"),
+            is_among_latents=_is_among_latents,
+        ),
+        measures=Measures(
+            rows=_fractions_of_codes,
+            summarize=_use_of_codes,
+            units={
+                "codebook_usage": "of the codes",
+                "codebook_perplexity": "codes",
+            },
+        ),
+    ),
+    "identity": FirstStageKind(IdentityAutoencoder),
 }
 
-
-# What may differ between two first stages that share their latents.
-DECODER_PARTS = ("from_latents", "decoder", "to_images")
-
-
-# What each kind of first stage that can be trained is held by.
-REGULARISERS = {
-    "kl": Regulariser(_kl_loss, "sum"),
-    "vq": Regulariser(_codebook_loss, "mean"),
-}
+# Of config sections that name none.
+DEFAULT_KIND = "kl"

@@ -1,7 +1,7 @@
 """CLIP's image tower: a vision transformer that embeds a whole image.
 
-Radford et al. 2021, Sec. 2.4, after Dosovitskiy et al. 2021. Used frozen, to tell the
-denoiser what an image looks like.
+Radford et al. 2021, Sec. 2.4, after Dosovitskiy et al. 2021. Used frozen, to
+condition the denoiser on an image as a whole.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.layers import dense, kernel_init, layer_norm
 from ldm_jax.models.resize import resize_corners
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
@@ -50,15 +51,18 @@ class ImageEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(
+        self, images: Float[Array, "batch {self.image_size} {self.image_size} 3"]
+    ) -> Float[Array, "batch tokens {self.embed_dim}"]:
         """Encodes images.
 
         Args:
           images: [B, image_size, image_size, 3] as `prepare` gives them.
 
         Returns:
-          [B, 1 + patches, embed_dim]: the whole, then patches row by row, all through
-          the final norm and the projection, which CLIP trained for the whole alone.
+          [B, 1 + patches, embed_dim]: the embedding of the whole image, then those of
+          the patches row by row, all through the final norm and the projection, which
+          CLIP trained for that of the whole image alone.
         """
         x = nn.Conv(
             self.width,
@@ -92,10 +96,12 @@ class ImageEncoder(nn.Module):
         )(x)
 
     @nn.nowrap
-    def prepare(self, images):
+    def prepare(
+        self, images: Num[Array, "batch height width 3"]
+    ) -> Float[Array, "batch {self.image_size} {self.image_size} 3"]:
         """Brings images to the size and the range that the tower was trained on.
 
-        As the original does: bicubic, without antialiasing, whatever the aspect ratio.
+        As CompVis does: bicubic, without antialiasing, whatever the aspect ratio.
 
         Args:
           images: [B, H, W, 3], uint8 or floats in [-1, 1].

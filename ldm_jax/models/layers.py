@@ -2,20 +2,31 @@
 
 All work on NHWC, keep parameters in float32, compute in `dtype` and take statistics in
 float32. Weights start at variance 1 / fan_in, biases at zero. (PyTorch's default, a
-third of that, leaves autoencoders on the greyscale plateau several times as long.)
+third of that variance, keeps autoencoders at grey images several times as long.)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+
+from ldm_jax.annotations import Array, Float, Num
 
 kernel_init = nn.initializers.lecun_normal()
 
 
-def dense(features, *, use_bias=True, zero=False, dtype=jnp.float32, name=None):
+def dense(
+    features: int,
+    *,
+    use_bias: bool = True,
+    zero: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    name: str | None = None,
+) -> nn.Dense:
     """A matrix product on channels; also every 1x1 convolution.
 
     Args:
@@ -52,8 +63,15 @@ def _rows_dot_general(x, kernel, dimensions, precision=None):
 
 
 def conv(
-    features, size=3, *, stride=1, padding=1, zero=False, dtype=jnp.float32, name=None
-):
+    features: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: int | Sequence[int] = 1,
+    zero: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
     """A convolution with PyTorch's explicit padding ("SAME" differs at stride 2).
 
     Args:
@@ -80,8 +98,15 @@ def conv(
     )
 
 
-def layer_norm(*, affine=True, dtype=jnp.float32, name=None):
-    """Layer normalisation with PyTorch's epsilon, statistics exact in float32.
+def layer_norm(
+    *,
+    affine: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    name: str | None = None,
+) -> nn.LayerNorm:
+    """Layer normalisation (Ba et al. 2016) with PyTorch's epsilon.
+
+    Statistics are exact, in float32.
 
     Args:
       affine: Whether there are a scale and a bias.
@@ -109,6 +134,12 @@ class GroupNorm(nn.Module):
     2018). Squares are taken about the mean of the first row, so the variance's relative
     error stays below about 1e-7 times the height however large the mean is: the spread
     within the tensor bounds how far the row's mean can lie from the tensor's.
+
+    Attributes:
+      num_groups: Groups, which divide the channels.
+      epsilon: Added to the variance.
+      silu: Whether SiLU follows.
+      dtype: Type of the output.
     """
 
     num_groups: int = 32
@@ -117,7 +148,11 @@ class GroupNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, modulation=None):
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        modulation: Sequence[Float[Array, "batch channels"]] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
         """Normalises over height, width and the channels of a group.
 
         Args:
@@ -166,7 +201,9 @@ def _group_moments(x, groups):
     return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-def timestep_embedding(timesteps, features, max_period=10_000):
+def timestep_embedding(
+    timesteps: Num[Array, " batch"], features: int, max_period: float = 10_000
+) -> Float[Array, "batch {features}"]:
     """Sinusoidal embedding of timesteps, cosines first (Vaswani et al. 2017, Sec. 3.5).
 
     Args:
@@ -179,7 +216,7 @@ def timestep_embedding(timesteps, features, max_period=10_000):
     """
     half = features // 2
     # At timestep 999 an error of the last bit shows in the fifth digit: the exponent is
-    # rounded to float32 as in the original, the rest is exact.
+    # rounded to float32 as in CompVis, the rest is exact.
     exponents = np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32)
     frequencies = np.exp(np.float64(exponents / np.float32(half))).astype(np.float32)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
@@ -187,15 +224,33 @@ def timestep_embedding(timesteps, features, max_period=10_000):
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
 
 
-def upsample_nearest(x):
-    """Repeats every pixel 2 x 2 times: [B, h, w, c] -> [B, 2h, 2w, c]."""
+def upsample_nearest(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch {2*x.shape[1]} {2*x.shape[2]} channels"]:
+    """Repeats every pixel 2 x 2 times.
+
+    Args:
+      x: [B, h, w, c].
+
+    Returns:
+      [B, 2h, 2w, c].
+    """
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def average_pool(x):
-    """Means of 2 x 2 pixels: [B, h, w, c] -> [B, h/2, w/2, c]; h and w are even."""
+def average_pool(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch {x.shape[1]//2} {x.shape[2]//2} channels"]:
+    """Means of 2 x 2 pixels.
+
+    Args:
+      x: [B, h, w, c], h and w even.
+
+    Returns:
+      [B, h/2, w/2, c].
+    """
     b, h, w, c = x.shape
     return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
@@ -203,7 +258,11 @@ def average_pool(x):
 class Downsample(nn.Module):
     """Halves height and width: a 3x3 convolution of stride 2, or the mean of 2 x 2.
 
-    `padding` tells the U-Net (1, 1) from the autoencoder (0, 1).
+    Attributes:
+      with_conv: Whether it is the convolution.
+      padding: Zeros of the convolution before and after each axis: (1, 1) in the U-Net,
+        (0, 1) in the autoencoder.
+      dtype: Compute type.
     """
 
     with_conv: bool = True
@@ -211,8 +270,17 @@ class Downsample(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps [B, h, w, c] to [B, h/2, w/2, c]."""
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch half_height half_width channels"]:
+        """Halves the size.
+
+        Args:
+          x: [B, h, w, c].
+
+        Returns:
+          [B, h/2, w/2, c].
+        """
         if not self.with_conv:
             return average_pool(x)
         c, pad = x.shape[-1], self.padding
@@ -220,14 +288,28 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repetition, then a 3x3 convolution if asked."""
+    """Doubles height and width by repetition, then a 3x3 convolution if asked.
+
+    Attributes:
+      with_conv: Whether there is a convolution.
+      dtype: Compute type.
+    """
 
     with_conv: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps [B, h, w, c] to [B, 2h, 2w, c]."""
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch twice_height twice_width channels"]:
+        """Doubles the size.
+
+        Args:
+          x: [B, h, w, c].
+
+        Returns:
+          [B, 2h, 2w, c].
+        """
         if not self.with_conv:
             return upsample_nearest(x)
         c = x.shape[-1]
@@ -236,7 +318,10 @@ class Upsample(nn.Module):
         return upsample_conv(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 
 
-def upsample_conv(x, kernel):
+def upsample_conv(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "3 3 channels features"],
+) -> Float[Array, "batch {2*x.shape[1]} {2*x.shape[2]} features"]:
     """Convolves the twice repeated `x` with a 3x3 kernel, without repeating it.
 
     Under a 3x3 window lie 2x2 different pixels of `x`, in one of four ways: an output
@@ -297,12 +382,17 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, embedding=None, train=False):
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        embedding: Float[Array, "batch embedding_width"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch new_height new_width {self.features}"]:
         """Applies the block.
 
         Args:
           x: [B, h, w, c].
-          embedding: None, or [B, E].
+          embedding: None, or [B, E], of the timestep and of vector conditions.
           train: Whether dropout is live (rng "dropout").
 
         Returns:

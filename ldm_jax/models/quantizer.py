@@ -244,8 +244,8 @@ QUANTIZERS = {
 }
 
 
-def shares_of_codes(indices, num_codes):
-    """Returns the share of an image's latents that each code got.
+def fractions_of_codes(indices, num_codes):
+    """Returns the fraction of an image's latents that each code got.
 
     Args:
       indices: int32 [B, h, w].
@@ -263,14 +263,14 @@ def codebook_metrics(counts):
     """How a codebook is used.
 
     Args:
-      counts: How often each code is, or shares of it, [num_codes].
+      counts: How often each code is used, or the fraction of it, [num_codes].
 
     Returns:
-      Dict of "codebook_usage", the share of codes that are used at all, and
+      Dict of "codebook_usage", the fraction of codes that are used at all, and
       "codebook_perplexity", exp of the entropy of their use: at most num_codes.
     """
-    shares = counts / jnp.sum(counts)
-    entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares))
+    fractions = counts / jnp.sum(counts)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(fractions, fractions))
     return {
         "codebook_usage": jnp.mean(counts > 0),
         "codebook_perplexity": jnp.exp(entropy),

@@ -7,11 +7,20 @@ small matrix, made on the host, and several rescalings in a row are one product 
 matrices.
 """
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.annotations import Array, Float, Num
 
-def rescale(x, factor, method="bilinear", times=1):
+
+def rescale(
+    x: Num[Array, "batch height width channels"],
+    factor: float,
+    method: str = "bilinear",
+    times: int = 1,
+) -> Num[Array, "batch new_height new_width channels"]:
     """Rescales maps `times` times by `factor`, in float32.
 
     Args:
@@ -32,8 +41,10 @@ def rescale(x, factor, method="bilinear", times=1):
     return _apply(x, *matrices)
 
 
-def resize_corners(x, height, width):
-    """Resizes maps by cubic convolution with corners on corners, in float32.
+def resize_corners(
+    x: Num[Array, "batch old_height old_width channels"], height: int, width: int
+) -> Num[Array, "batch {height} {width} channels"]:
+    """Resizes maps by cubic convolution (Keys 1981), corners on corners, in float32.
 
     Args:
       x: [B, h, w, c].
@@ -59,7 +70,9 @@ def _apply(x, rows, columns):
     return y.astype(x.dtype)
 
 
-def rescaling_matrix(size, factor, method, times):
+def rescaling_matrix(
+    size: int, factor: float, method: str, times: int
+) -> Float[np.ndarray, "new_size {size}"]:
     """Weights of the old positions along one axis for each new one.
 
     Args:
@@ -87,7 +100,7 @@ def rescaling_matrix(size, factor, method, times):
     return matrix.astype(np.float32)
 
 
-def _weigh(taps, old, new):
+def _weigh(taps: Iterator, old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
     """Matrix [new, old] of (positions, weights)."""
     matrix = np.zeros((new, old))
     for offset, weights in taps:
@@ -117,7 +130,7 @@ def _bicubic(old, new, factor):
 
 
 def _cubic(source, a=-0.75):
-    """Keys' cubic convolution with PyTorch's parameter (more common is -0.5)."""
+    """Cubic convolution (Keys 1981) with PyTorch's a (more common is -0.5)."""
     before = np.floor(source)
     for offset in (-1, 0, 1, 2):
         x = np.abs(source - before - offset)
@@ -134,6 +147,7 @@ def _area(old, new, factor):
         yield start + offset, np.where(start + offset < end, 1 / (end - start), 0)
 
 
+# How to rescale, by the names of PyTorch's `F.interpolate`.
 METHODS = {
     "nearest": _nearest,
     "bilinear": _bilinear,

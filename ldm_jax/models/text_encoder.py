@@ -3,8 +3,8 @@
 One pre-norm transformer serves two families, which differ in a few fields:
 
 - the text and layout encoders of Rombach et al. 2022 (App. E.2.1), trained jointly with
-  the denoiser: every token sees every other, 8 heads of 64 channels whatever the width,
-  queries, keys and values without biases. These are the defaults.
+  the denoiser: every token attends to every other, 8 heads of 64 channels whatever the
+  width, queries, keys and values without biases. These are the defaults.
 - the text tower of CLIP (Radford et al. 2021, Sec. 2.4), used frozen: causal, with
   biases, as many heads as make up the width.
 
@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Bool, Float, Int
 from ldm_jax.models.attention import Attention
 from ldm_jax.models.layers import dense, layer_norm
 
@@ -36,7 +37,7 @@ class TextEncoder(nn.Module):
       num_heads: Heads.
       head_channels: Channels of one head.
       use_bias: Whether queries, keys and values have biases.
-      causal: Whether a token sees only itself and those before it.
+      causal: Whether a token attends only to itself and those before it.
       mlp_ratio: Width inside the feed-forward layers over `features`.
       activation: Of the feed-forward layers, a row of ACTIVATIONS.
       remat: Recompute the blocks' activations in the backward pass to save memory.
@@ -65,7 +66,9 @@ class TextEncoder(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, ids):
+    def __call__(
+        self, ids: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length {self.features}"]:
         """Encodes tokens.
 
         Args:
@@ -104,8 +107,15 @@ class TextEncoder(nn.Module):
         return layer_norm(dtype=self.dtype, name="norm_out")(x)
 
     @nn.nowrap
-    def check_length(self, length):
-        """Raises ValueError if so many tokens are too many."""
+    def check_length(self, length: int) -> None:
+        """Checks the number of tokens of an input.
+
+        Args:
+          length: Number of tokens.
+
+        Raises:
+          ValueError: If there are more than `max_length`.
+        """
         if length > self.max_length:
             raise ValueError(
                 f"{length} tokens are more than max_length={self.max_length}: cut them "
@@ -114,7 +124,18 @@ class TextEncoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a feed-forward layer, each after a norm; also of images."""
+    """Self-attention and a feed-forward layer, each after a norm; also of images.
+
+    A pre-norm transformer block (Radford et al. 2019, Sec. 2.3).
+
+    Attributes:
+      num_heads: Heads.
+      head_channels: Channels of one head.
+      use_bias: Whether queries, keys and values have biases.
+      mlp_ratio: Width inside the feed-forward layer over that of the tokens.
+      activation: Of the feed-forward layer, a row of ACTIVATIONS.
+      dtype: Compute type.
+    """
 
     num_heads: int
     head_channels: int
@@ -124,8 +145,21 @@ class EncoderBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, mask=None):
-        """Maps [B, T, c] to the same shape; `mask`, bool [T, T], as in Attention."""
+    def __call__(
+        self,
+        x: Float[Array, "batch length channels"],
+        mask: Bool[Array, "length length"] | None = None,
+    ) -> Float[Array, "batch length channels"]:
+        """Maps tokens to tokens.
+
+        Args:
+          x: [B, T, c].
+          mask: Bool [T, T], whether a token attends to another, as in Attention; None
+            where each attends to all.
+
+        Returns:
+          [B, T, c].
+        """
         y = layer_norm(dtype=self.dtype, name="norm_attention")(x)
         x = x + Attention(
             self.num_heads,
@@ -141,7 +175,8 @@ class EncoderBlock(nn.Module):
         return x + dense(width, dtype=self.dtype, name="proj_out")(y)
 
 
-# "quick_gelu" is OpenAI's approximation, which its own CLIP weights were trained with.
+# "gelu" is exact (Hendrycks & Gimpel 2016); "quick_gelu" is an approximation of the
+# same paper, which OpenAI's CLIP weights were trained with.
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
 from ldm_jax.models.layers import (
     Downsample,
@@ -104,14 +105,14 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        latents,
-        timesteps,
-        context=None,
-        concat=None,
-        vector=None,
+        latents: Float[Array, "batch height width channels"],
+        timesteps: Num[Array, " batch"],
+        context: Float[Array, "batch tokens features"] | None = None,
+        concat: Float[Array, "#batch map_height map_width maps"] | None = None,
+        vector: Float[Array, "#batch embedding"] | None = None,
         *,
-        train=False,
-    ):
+        train: bool = False,
+    ) -> Float[Array, "batch height width out"]:
         """Applies the network.
 
         Args:
@@ -128,7 +129,7 @@ class UNet(nn.Module):
 
         Raises:
           ValueError: If the size does not halve evenly at every level, a context is
-            given to a U-Net without transformer blocks, or another condition is of a
+            given to a U-Net without transformer blocks, or a map or a vector is of a
             wrong size.
         """
         self._check(latents, context, concat, vector)
@@ -136,33 +137,33 @@ class UNet(nn.Module):
         if concat is not None:
             concat = jnp.broadcast_to(concat, (*latents.shape[:-1], concat.shape[-1]))
             x = jnp.concatenate([latents, concat], axis=-1)
-        told = (self._embed(timesteps, vector), context, train)
-        x, skips = self._encode(x, told)
+        condition = (self._embed(timesteps, vector), context, train)
+        x, skips = self._encode(x, condition)
         for level in reversed(range(len(self.channel_mult))):
             for i in range(self.blocks_at(level) + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = self._block(x, f"up_{level}_{{}}_{i}", level, told, up=True)
+                x = self._block(x, f"up_{level}_{{}}_{i}", level, condition, up=True)
             if level:
-                x = self._resample(x, "up", level, told)
+                x = self._resample(x, "up", level, condition)
 
         x = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name="norm_out")(x)
         x = conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
-    def _encode(self, x, told):
+    def _encode(self, x, condition):
         """Goes down and through the middle; returns (x, what came before it)."""
         x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         skips, last = [x], len(self.channel_mult) - 1
         for level in range(last + 1):
             for i in range(self.blocks_at(level)):
-                x = self._block(x, f"down_{level}_{{}}_{i}", level, told)
+                x = self._block(x, f"down_{level}_{{}}_{i}", level, condition)
                 skips.append(x)
             if level != last:
-                x = self._resample(x, "down", level, told)
+                x = self._resample(x, "down", level, condition)
                 skips.append(x)
-        x = self._res_block(x, "middle_res_0", last, told)
-        x = self._attention(x, "middle_attention", last, told)
-        return self._res_block(x, "middle_res_1", last, told), skips
+        x = self._res_block(x, "middle_res_0", last, condition)
+        x = self._attention(x, "middle_attention", last, condition)
+        return self._res_block(x, "middle_res_1", last, condition), skips
 
     def _embed(self, timesteps, vector):
         x = timestep_embedding(timesteps, self.channels)
@@ -171,15 +172,15 @@ class UNet(nn.Module):
         x = dense(width, dtype=self.dtype, name="time_out")(x)
         return x if vector is None else x + vector.astype(x.dtype)
 
-    def _block(self, x, name, level, told, up=False):
-        x = self._res_block(x, name.format("res"), level, told)
+    def _block(self, x, name, level, condition, up=False):
+        x = self._res_block(x, name.format("res"), level, condition)
         if not self.attends_at(level):
             return x
-        return self._attention(x, name.format("attention"), level, told, up)
+        return self._attention(x, name.format("attention"), level, condition, up)
 
-    def _res_block(self, x, name, level, told, resample=None):
+    def _res_block(self, x, name, level, condition, resample=None):
         make = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        embedding, _, train = told
+        embedding, _, train = condition
         return make(
             self.channels * self.channel_mult[level],
             norm_groups=self.norm_groups,
@@ -191,14 +192,14 @@ class UNet(nn.Module):
             name=name,
         )(x, embedding, train)
 
-    def _attention(self, x, name, level, told, up=False):
+    def _attention(self, x, name, level, condition, up=False):
         num_heads, head_channels = self.heads_at(level, up)
         depth = self.depth_at(level)
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
             groups, dtype = self.norm_groups, self.dtype
             return make(num_heads, groups, zero_init=True, dtype=dtype, name=name)(x)
-        embedding, context, _ = told
+        embedding, context, _ = condition
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
         return make(
             num_heads,
@@ -209,26 +210,31 @@ class UNet(nn.Module):
             name=name,
         )(x, context, embedding if self.adaln_zero else None)
 
-    def _resample(self, x, direction, level, told):
+    def _resample(self, x, direction, level, condition):
         name = f"{direction}_{level}_resample"
         if self.resblock_updown:
-            return self._res_block(x, name, level, told, direction)
+            return self._res_block(x, name, level, condition, direction)
         make = {"down": Downsample, "up": Upsample}[direction]
         return make(self.conv_resample, dtype=self.dtype, name=name)(x)
 
     @property
-    def size_multiple(self):
-        """What both sides of the latents must be multiples of."""
+    def size_multiple(self) -> int:
+        """What both sides of the latents must be multiples of, to halve evenly."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
-    def vector_width(self):
+    def vector_width(self) -> int:
         """Width of a vector, which is that of the timestep embedding."""
         return 4 * self.channels
 
     @nn.nowrap
-    def identity(self):
-        """What weights mean beyond their shapes: (heads, channels of one), norms."""
+    def identity(self) -> dict[str, Any]:
+        """Says what the weights mean beyond what their shapes show.
+
+        Returns:
+          Dict of "heads" and "up_heads", (number, channels of one) of each attention
+          going down, the middle last, and going up, and of "norm_groups".
+        """
         levels = range(len(self.channel_mult))
         attending = [level for level in levels if self.attends_at(level)]
         # The middle, of the last level's width, attends always.
@@ -237,23 +243,55 @@ class UNet(nn.Module):
         return {"heads": down, "up_heads": up, "norm_groups": self.norm_groups}
 
     @nn.nowrap
-    def blocks_at(self, level):
-        """Number of ResBlocks going down at a level; one more going up."""
+    def blocks_at(self, level: int) -> int:
+        """Says how many ResBlocks a level has.
+
+        Args:
+          level: Index of the level, 0 is the finest.
+
+        Returns:
+          Their number going down; there is one more going up.
+        """
         return _at(self.num_res_blocks, level)
 
     @nn.nowrap
-    def depth_at(self, level):
-        """Transformer blocks of an attention at a level."""
+    def depth_at(self, level: int) -> int:
+        """Says how many transformer blocks an attention has.
+
+        Args:
+          level: Index of the level.
+
+        Returns:
+          Their number; 0 is plain self-attention.
+        """
         return _at(self.transformer_depth, level)
 
     @nn.nowrap
-    def attends_at(self, level):
-        """Whether attention follows the ResBlocks of a level."""
+    def attends_at(self, level: int) -> bool:
+        """Says whether attention follows the ResBlocks of a level.
+
+        Args:
+          level: Index of the level.
+
+        Returns:
+          Whether it does.
+        """
         return 2**level in self.attention_factors
 
     @nn.nowrap
-    def heads_at(self, level, up=False):
-        """Returns (heads, channels of one head) of a level, or raises ValueError."""
+    def heads_at(self, level: int, up: bool = False) -> tuple[int, int]:
+        """Says into what heads the attention of a level is cut.
+
+        Args:
+          level: Index of the level.
+          up: Whether on the way up.
+
+        Returns:
+          (heads, channels of one head).
+
+        Raises:
+          ValueError: If neither is set, or they do not make up the level's width.
+        """
         width = self.channels * self.channel_mult[level]
         num_heads = _at(self.num_heads, level)
         head_channels = _at(self.head_channels, level)

@@ -14,7 +14,7 @@ little, in colour and contrast if they are images, and the fade spreads the diff
 """
 
 from ldm_jax.tiling.host import decode_tiled, encode_tiled, one_behind
-from ldm_jax.tiling.program import map_tiles, tile_first_stage, tile_backbone
+from ldm_jax.tiling.program import map_tiles, tile_backbone, tile_first_stage
 
 __all__ = [
     "decode_tiled",

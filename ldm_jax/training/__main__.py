@@ -6,35 +6,34 @@ The same command goes on where a run was cut.  Any key of the config can be chan
 the command line, after `--config`:  --config.train.batch_size=32
 """
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from ldm_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with get_config(); `file.py:tiny` makes a toy of it."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change",
-    False,
-    "Go on although the config differs from the one the checkpoint records.",
-)
-flags.mark_flags_as_required(["config", "workdir"])
+with cli.group("what to train"):
+    _CONFIG = cli.config_flag(
+        "Name of a config, as shapes_class, or path of a file with get_config(); "
+        "`shapes_class:tiny` makes a toy of it."
+    )
+    _WORKDIR = cli.shared("workdir", required=True)
+    _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+        "allow_config_change",
+        False,
+        "Go on although the config differs from the one the checkpoint records.",
+    )
 
 
-def _main(argv):
-    """Starts JAX and runs the loop."""
+def _main(argv: list[str]) -> None:
+    """Runs the loop."""
     del argv
-    cli.start_jax()
     from ldm_jax.training.loop import run
 
     run(_CONFIG.value, _WORKDIR.value, _ALLOW_CONFIG_CHANGE.value)
 
 
-def main():
-    """The command."""
-    app.run(cli.one_line_errors(_main), flags_parser=cli.parse_flags)
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from ldm_jax.config import build, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models import quantizer
-from ldm_jax.models.autoencoder import VQAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.first_stages import REGULARISERS
+from ldm_jax.models.first_stages import FirstStageKind, name_of, row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import codebook
 from ldm_jax.training.first_stage_losses import (
@@ -33,7 +32,7 @@ from ldm_jax.training.first_stage_losses import (
     r1_penalty,
     update_lecam,
 )
-from ldm_jax.training.freeze import hold, is_frozen, within
+from ldm_jax.training.freeze import freeze_paths, hold, is_frozen, within
 from ldm_jax.training.loss_options import (
     LossOptions,
     check_codebook,
@@ -60,19 +59,21 @@ def make_stage(config, mesh, data, meta):
     """
     del mesh, meta
     model = make_first_stage(config.first_stage)
-    kind = config.first_stage.get("kind", "kl")
-    if kind not in REGULARISERS:
+    row = row_of(model)
+    if row.regulariser is None:
         raise ConfigError(
-            f'first_stage.kind="{kind}" has nothing to train: give it to a second stage'
+            f'first_stage.kind="{name_of(model)}" has nothing to train: give it to a '
+            "second stage"
         )
     _check_size(model, config.data.image_size)
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
     check_codebook(options, model)
     options, frozen = load_perceptual(options, model, config.data.image_size)
+    freeze = freeze_paths(config)
     setup = _Setup(
         model=model,
-        regulariser=REGULARISERS[kind],
+        row=row,
         critic=build(PatchDiscriminator, config.discriminator, "discriminator"),
         perceptual=LPIPS(dtype=model.dtype),
         options=options,
@@ -80,11 +81,12 @@ def make_stage(config, mesh, data, meta):
         seed=config.seed,
         example=data.example,
         rate=make_rate(config.train),
-        optimizers=_make_optimizers(config.train, options),
+        freeze=within(freeze, "autoencoder"),
+        optimizers=_make_optimizers(config.train, options, freeze),
     )
     functions = (_init, _train_step, _eval_step, _preview)
     bound = (functools.partial(function, setup) for function in functions)
-    return Stage(*bound, frozen, _summarize), {}
+    return Stage(*bound, frozen, row.measures.summarize), {}
 
 
 def _check_size(model, image_size):
@@ -92,7 +94,7 @@ def _check_size(model, image_size):
     if image_size % factor:
         raise ConfigError(
             f"data.image_size={image_size} is not divisible by {factor}, by which "
-            f"first_stage.channel_mult={tuple(model.channel_mult)} reduces images; use "
+            "first_stage reduces images; use "
             f"data.image_size={max(factor, round(image_size / factor) * factor)}"
         )
 
@@ -105,12 +107,12 @@ def _check_channels(model, channels):
         )
 
 
-def _make_optimizers(train, options):
+def _make_optimizers(train, options, freeze):
     """One optimiser per network, by name."""
     section, rate, clip = to_dict(train.optimizer), make_rate(train), train.grad_clip
 
     def make(name, rate=rate, clip=clip):
-        return make_optimizer(section, rate, clip, within(train.freeze, name))
+        return make_optimizer(section, rate, clip, within(freeze, name))
 
     critic_rate, critic_clip = rate, options.disc_grad_clip or clip
     if options.disc_learning_rate is not None:
@@ -128,7 +130,7 @@ class _Setup:
     """What the functions of the stage share: networks and options, no arrays."""
 
     model: Any
-    regulariser: Any
+    row: FirstStageKind
     critic: PatchDiscriminator
     perceptual: LPIPS
     options: LossOptions
@@ -136,23 +138,23 @@ class _Setup:
     seed: int
     example: dict
     rate: Any
+    freeze: tuple
     optimizers: dict
 
     @property
     def has_codebook(self):
-        """Whether the first stage is a VQ autoencoder."""
-        return isinstance(self.model, VQAutoencoder)
+        """Whether the first stage has one."""
+        return self.row.codebook is not None
 
     @property
     def codebook_size(self):
         """(num_codes, channels of a code)."""
-        return self.model.num_codes, self.model.embed_dim
+        return self.row.codebook.shape(self.model)
 
     @property
     def codebook_updates(self):
         """Options of `update_codebook`; none for a codebook that stays as it is."""
-        frozen = within(self.train.freeze, "autoencoder")
-        if is_frozen("quantizer/embedding", frozen):
+        if is_frozen("/".join(self.row.codebook.path), self.freeze):
             return {}
         return {
             "ema_decay": self.options.codebook_ema_decay,
@@ -210,7 +212,7 @@ def _temperature(options, step):
 def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
     """Loss of autoencoder and log-variance; `seen` are the critic's statistics."""
     options, model = setup.options, setup.model
-    weights = hold(params["autoencoder"], within(setup.train.freeze, "autoencoder"))
+    weights = hold(params["autoencoder"], setup.freeze)
     decoded, regularised, features = model.apply(
         {"params": weights},
         images,
@@ -220,7 +222,7 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
         rngs={"dropout": rngs["dropout"]},
         method="reconstruct",
     )
-    regularisation, terms = setup.regulariser.loss(regularised, options)
+    regularisation, terms = setup.row.regulariser.loss(regularised, options)
 
     def perceptual(x, y):
         distances = setup.perceptual.apply({"params": frozen["lpips"]}, x, y)
@@ -230,13 +232,13 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
         images,
         decoded,
         regularisation,
-        *last_layer(model, weights, features),
+        *setup.row.last_layer(model, weights, features),
         lambda x: _judge(setup, state.params["discriminator"], seen, x),
         factor=factor,
         reconstruction=options.reconstruction,
         perceptual=perceptual if options.perceptual_weight else None,
         logvar=params.get("logvar", options.logvar_init),
-        reduction=options.reduction or setup.regulariser.reduction,
+        reduction=options.reduction or setup.row.regulariser.reduction,
         disc_weight=options.disc_weight,
         weight_cap=options.disc_weight_cap,
     )
@@ -352,9 +354,10 @@ def _update_codebook(setup, before, after, totals):
     metrics = quantizer.codebook_metrics(totals.counts)
     if "codebook" not in before.stats:
         return after, metrics
+    path = setup.row.codebook.path
     codes, restarted, stats = codebook.update_codebook(
-        _get_codes(before.params),
-        _get_codes(after.params),
+        _get_codes(before.params, path),
+        _get_codes(after.params, path),
         before.stats["codebook"],
         totals,
         before.step,
@@ -363,41 +366,47 @@ def _update_codebook(setup, before, after, totals):
     average = after.ema_params
     if average:
         # What a restarted code was says nothing of what it is.
-        kept = jnp.where(restarted[:, None], codes, _get_codes(average))
-        average = _set_codes(average, kept)
+        kept = jnp.where(restarted[:, None], codes, _get_codes(average, path))
+        average = _set_codes(average, path, kept)
     if setup.options.restart_threshold:
         metrics["codebook_restarts"] = jnp.sum(restarted)
     after = after.replace(
-        params=_set_codes(after.params, codes),
+        params=_set_codes(after.params, path, codes),
         ema_params=average,
         stats=after.stats | {"codebook": stats},
     )
     return after, metrics
 
 
-def _get_codes(params):
-    return params["autoencoder"]["quantizer"]["embedding"]
+def _get_codes(params, path):
+    return functools.reduce(lambda tree, name: tree[name], path, params["autoencoder"])
 
 
-def _set_codes(params, codes):
+def _set_codes(params, path, codes):
     """Returns parameters with another codebook."""
-    autoencoder = params["autoencoder"]
-    quantizer = autoencoder["quantizer"] | {"embedding": codes}
-    return params | {"autoencoder": autoencoder | {"quantizer": quantizer}}
+    tree = codes
+    for depth in reversed(range(len(path))):
+        tree = _get_codes(params, path[:depth]) | {path[depth]: tree}
+    return params | {"autoencoder": tree}
 
 
 def _reconstruct(setup, state, images):
-    """Reconstructs the mode with the moving average where there is one."""
+    """Decodes the mode with the moving average where there is one.
+
+    Returns:
+      (weights, posterior, reconstructions).
+    """
     params = (state.ema_params or state.params)["autoencoder"]
     apply = functools.partial(setup.model.apply, {"params": params})
-    return apply(images, method="reconstruct")[:2]
+    posterior = apply(images, method="encode")
+    return params, posterior, apply(posterior.mode(), method="decode")
 
 
 def _eval_step(setup, state, frozen, batch, rng):
-    """Means over the real rows of a batch; `_summarize` makes numbers of "codes"."""
+    """Means over the real rows of a batch."""
     del rng
     images = to_float(batch["image"])
-    decoded, regularised = _reconstruct(setup, state, images)
+    params, posterior, decoded = _reconstruct(setup, state, images)
     decoded = jnp.clip(decoded, -1, 1)
     squared = jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))
     rows = {
@@ -405,12 +414,7 @@ def _eval_step(setup, state, frozen, batch, rng):
         "psnr": 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10)),
         "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
     }
-    if setup.has_codebook:
-        rows["codes"] = quantizer.shares_of_codes(
-            regularised.indices, setup.model.num_codes
-        )
-    else:
-        rows["kl"] = regularised.kl()
+    rows |= setup.row.measures.rows(setup.model, params, posterior)
     if frozen:
         variables = {"params": frozen["lpips"]}
         rows["lpips"] = setup.perceptual.apply(variables, images, decoded)
@@ -418,17 +422,9 @@ def _eval_step(setup, state, frozen, batch, rng):
     return {name: jnp.average(row, axis=0, weights=real) for name, row in rows.items()}
 
 
-def _summarize(means):
-    """Turns the use of each code over the held-out images into usage and perplexity."""
-    means = dict(means)
-    if "codes" in means:
-        means |= quantizer.codebook_metrics(means.pop("codes"))
-    return means
-
-
 def _preview(setup, state, frozen, batch, rng):
     """Held-out images and their reconstructions."""
     del frozen, rng
     images = to_float(batch["image"])
-    decoded = _reconstruct(setup, state, images)[0]
+    *_, decoded = _reconstruct(setup, state, images)
     return {"inputs": images, "reconstructions": decoded}

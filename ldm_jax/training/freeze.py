@@ -1,19 +1,43 @@
 """Parts of a model that a run leaves as they are.
 
-`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. No
-gradient is computed for them, nor for what lies before the first part that is trained,
-and no optimiser holds a state of them.
+`train.freeze` names them by path: "autoencoder/encoder" is every parameter below it. Of
+a first stage "latents" stands for all that makes its latents (see FIRST_STAGES). No
+gradient is computed for frozen parts, nor for what lies before the first part that is
+trained, and no optimiser holds a state of them.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
+from ldm_jax.build import make_first_stage
 from ldm_jax.config import suggest
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.sharding import path_name
 
 
-def within(freeze, network):
+def freeze_paths(config: ConfigDict) -> tuple[str, ...]:
+    """Reads `train.freeze`, with paths in place of the word "latents".
+
+    Args:
+      config: ConfigDict with `stage`, `first_stage` and `train`.
+
+    Returns:
+      Tuple of paths.
+    """
+    freeze = tuple(config.train.get("freeze", ()))
+    if config.stage != "autoencoder" or "latents" not in freeze:
+        return freeze
+    parts = row_of(make_first_stage(config.first_stage)).latent_parts
+    paths = [f"autoencoder/{part}" for part in parts]
+    return (*paths, *(path for path in freeze if path != "latents"))
+
+
+def within(freeze: Sequence[str], network: str) -> tuple[str, ...]:
     """Takes the paths that concern one network, as paths inside of it.
 
     Args:
@@ -27,13 +51,21 @@ def within(freeze, network):
     return tuple("".join(rest) for name, *rest in parts if name == network)
 
 
-def is_frozen(path, freeze):
-    """Returns whether a parameter lies at or below one of the paths."""
+def is_frozen(path: str, freeze: Sequence[str]) -> bool:
+    """Whether a parameter lies at or below one of the paths.
+
+    Args:
+      path: Path of the parameter.
+      freeze: Paths; the empty one is that of everything.
+
+    Returns:
+      Whether it does.
+    """
     frozen = (name.strip("/") for name in freeze)
     return any(not name or f"{path}/".startswith(f"{name}/") for name in frozen)
 
 
-def hold(params, freeze):
+def hold(params: Any, freeze: Sequence[str]) -> Any:
     """Stops the gradients of frozen parameters; call it inside of what is derived.
 
     Args:
@@ -51,7 +83,9 @@ def hold(params, freeze):
     )
 
 
-def freeze_updates(optimizer, freeze):
+def freeze_updates(
+    optimizer: optax.GradientTransformation, freeze: Sequence[str]
+) -> optax.GradientTransformation:
     """Keeps an optimiser away from frozen parameters; clipping does not see them.
 
     Args:
@@ -72,7 +106,7 @@ def freeze_updates(optimizer, freeze):
     return optax.multi_transform({False: optimizer, True: optax.set_to_zero()}, labels)
 
 
-def check_freeze(freeze, params):
+def check_freeze(freeze: Sequence[str], params: Any) -> None:
     """Checks that each path names something.
 
     Args:

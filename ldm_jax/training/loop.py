@@ -18,7 +18,7 @@ from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.diagnosis import check_finite, plateau_warning
-from ldm_jax.training.freeze import check_freeze
+from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import evaluate, preview, show
 from ldm_jax.training.preemption import Preemption
 from ldm_jax.training.start import check_config, first_state
@@ -90,7 +90,7 @@ def run(config, workdir, allow_config_change=False):
         for note in notes:
             console.line(note)
         abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
-        check_freeze(train.freeze, abstract.params)
+        check_freeze(freeze_paths(config), abstract.params)
         this = Run(
             config=config,
             mesh=mesh,

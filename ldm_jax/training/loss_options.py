@@ -4,9 +4,8 @@ import dataclasses
 
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, ConversionError
-from ldm_jax.models.autoencoder import VQAutoencoder
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import MIN_SIZE
-from ldm_jax.models.quantizer import QUANTIZERS
 from ldm_jax.training.first_stage_losses import (
     DISCRIMINATOR_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -102,9 +101,13 @@ def check_codebook(options, model):
     if not asked:
         return
     key = asked[0]
-    if not isinstance(model, VQAutoencoder):
-        raise ConfigError(f'{key} needs a codebook: first_stage.kind="vq", or unset it')
-    if not QUANTIZERS[model.quantizer].is_among_latents:
+    codebook = row_of(model).codebook
+    if codebook is None:
+        raise ConfigError(
+            f"{key} needs a codebook, which this first_stage.kind has none of: choose "
+            "one that has, or unset it"
+        )
+    if not codebook.is_among_latents(model):
         raise ConfigError(
             f"{key} sets codes to latents, which the codes of first_stage.quantizer="
             f'"{model.quantizer}" are not among: unset it or use "nearest"'

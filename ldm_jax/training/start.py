@@ -15,6 +15,7 @@ from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
+from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
 
@@ -326,6 +327,8 @@ def check_config(config, meta, allow_change):
         # All that runs of 0.1.0 could do.
         recorded.first_stage.setdefault("latent_statistics", "scalar")
     rows = differences(config, recorded, FREE_KEYS)
+    if freeze_paths(config) == freeze_paths(recorded):
+        rows = [row for row in rows if row[0] != "train.freeze"]
     for key, ours, theirs in rows:
         if key in FIXED_KEYS:
             raise CheckpointError(

@@ -37,7 +37,8 @@ def output(**changes):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind, row in FIRST_STAGES.items() if issubclass(row, Autoencoder)]
+    "kind",
+    [k for k, row in FIRST_STAGES.items() if issubclass(row.module, Autoencoder)],
 )
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 6])
 def test_shapes_for_every_factor(kind, levels):

@@ -92,7 +92,7 @@ def test_group_norm_names_channels_that_do_not_divide():
 
 
 @pytest.mark.parametrize("features", [128, 63])
-def test_timestep_embedding_matches_original(features):
+def test_timestep_embedding_matches_compvis(features):
     case = load_case("schedules")
     timesteps = jnp.array([0, 1, 17, 999])  # the case names none; cosines tell
     expected = case.arrays[f"timestep_embedding_{features}"]
@@ -127,7 +127,7 @@ def test_nearest_up_and_pooling_down_are_inverse():
 
 
 @pytest.mark.parametrize("padding, first", [((1, 1), 4), ((0, 1), 9)])
-def test_downsample_pads_where_the_original_does(padding, first):
+def test_downsample_pads_where_compvis_does(padding, first):
     """An all-ones kernel counts the pixels under the window: padding shows."""
     down = Downsample(padding=padding)
     x = jnp.ones((1, 4, 4, 1))

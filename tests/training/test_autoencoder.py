@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.first_stages import REGULARISERS
+from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.quantizer import VectorQuantizer
 from ldm_jax.training import autoencoder
 from ldm_jax.training.autoencoder import make_stage
@@ -157,7 +157,7 @@ def test_both_forms_of_the_codebook_loss():
 
         def loss(codes, latents):
             quantized = model.apply({"params": {"embedding": codes}}, latents)
-            return REGULARISERS["vq"].loss(quantized, options)[0]
+            return FIRST_STAGES["vq"].regulariser.loss(quantized, options)[0]
 
         return jax.value_and_grad(loss, argnums=(0, 1))(codes, latents)
 

@@ -131,5 +131,5 @@ def test_usage_and_perplexity():
     np.testing.assert_allclose(even["codebook_perplexity"], 8, rtol=1e-5)
     one = quantizer.codebook_metrics(jnp.zeros(8).at[3].set(5.0))
     np.testing.assert_allclose(list(one.values()), [1 / 8, 1])
-    shares = quantizer.shares_of_codes(jnp.array([[[0, 1]], [[1, 1]]]), 3)
-    np.testing.assert_array_equal(shares, [[0.5, 0.5, 0], [0, 1, 0]])
+    fractions = quantizer.fractions_of_codes(jnp.array([[[0, 1]], [[1, 1]]]), 3)
+    np.testing.assert_array_equal(fractions, [[0.5, 0.5, 0], [0, 1, 0]])

@@ -17,7 +17,7 @@ from ldm_jax.checkpoint import TrainState
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.first_stages import DECODER_PARTS
+from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.trained import load_first_stage
 from ldm_jax.training import start
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
@@ -27,6 +27,7 @@ from tests.runs import assert_same_bits, tiny_config, train
 
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
 ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
+DECODER_PARTS = FIRST_STAGES["kl"].decoder_parts
 
 
 def _tune(data_dir, workdir, source, steps=2, **overrides):
@@ -152,7 +153,10 @@ def test_a_second_stage_goes_on_from_another(
     assert_same_bits(before["conditioner"], after["conditioner"])
     assert_same_bits(before["backbone"]["conv_in"], after["backbone"]["conv_in"])
     assert np.abs(before["backbone"]["conv_out"]["kernel"]).max() > 0
-    moved = before["backbone"]["conv_out"]["kernel"] != after["backbone"]["conv_out"]["kernel"]
+    moved = (
+        before["backbone"]["conv_out"]["kernel"]
+        != after["backbone"]["conv_out"]["kernel"]
+    )
     assert moved.any()
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         overrides |= {"train__init_from": str(first_stage)}

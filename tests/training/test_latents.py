@@ -1,4 +1,4 @@
-"""Statistics of the latents that a stage trains on: measured, given, or of other runs."""
+"""Statistics of the latents that a stage trains on: measured, given, or inherited."""
 
 import dataclasses
 import json

@@ -18,7 +18,7 @@ from ldm_jax.weights.state_dict import (
 
 
 def unet_rows(unet, head_major=True, linear_projection=False):
-    """Maps a UNetModel; ours lies under "backbone/", its class embedding under "label/".
+    """Maps a UNetModel: ours is "backbone/", its class embedding "label/".
 
     Args:
       unet: UNet module.
@@ -244,3 +244,11 @@ def discriminator_rows(num_layers=3):
             Row(f"{norm}.num_batches_tracked", (), COUNTER),
         ]
     return rows + layer_rows(f"main.{3 * num_layers + 2}", "params/conv_out", CONV)
+
+
+# By kind of first stage, module -> Rows.
+FIRST_STAGE_ROWS = {
+    "kl": autoencoder_rows,
+    "vq": autoencoder_rows,
+    "identity": lambda module: [],
+}

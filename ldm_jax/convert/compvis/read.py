@@ -19,6 +19,7 @@ from ldm_jax.convert.model import (
     diffusion_config,
     diffusion_shapes,
     discriminator_shapes,
+    first_stage_row,
     first_stage_shapes,
     make_unet,
 )
@@ -107,11 +108,9 @@ def first_stage_rows(config, tensors, theirs, ours):
     Returns:
       List of Rows.
     """
-    rows = []
-    if config["first_stage"]["kind"] != "identity":
-        module = make_first_stage(config["first_stage"])
-        rows = compvis_names.autoencoder_rows(module)
-        rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
+    section, table = config["first_stage"], compvis_names.FIRST_STAGE_ROWS
+    rows = first_stage_row(section, table, "CompVis")[1](make_first_stage(section))
+    rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
     if "discriminator" in config:
         layers = config["discriminator"]["num_layers"]
         for row in compvis_names.discriminator_rows(layers):
@@ -200,7 +199,10 @@ def _read_weights(model, weights, unet, options, log):
             for key, value in params["conditioner"].items()
             if is_embedded(key, config["conditions"][key])
         }
-        target["ema_params"] = {"backbone": params["backbone"], "conditioner": conditioner}
+        target["ema_params"] = {
+            "backbone": params["backbone"],
+            "conditioner": conditioner,
+        }
     if first:
         target["first_stage"] = _first_stage_target(first.config)
     rows = diffusion_rows(model, tensors)
@@ -263,10 +265,6 @@ def diffusion_rows(model, tensors=()):
         rows += first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
     names = (*NAMES, "scale_factor", *COUNTERS)
     return rows + [Row(name, (), UNUSED) for name in names]
-
-
-def _fields(section):
-    return {key: value for key, value in section.items() if key != "out_channels"}
 
 
 def _inside(row, theirs, ours):

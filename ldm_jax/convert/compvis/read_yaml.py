@@ -210,8 +210,8 @@ def diffusion_sections(params, unet, weights, factor):
       factor: Downsampling factor of the first stage.
 
     Returns:
-      Dict of the config sections `backbone`, `conditions`, `schedule` and `loss`, and the
-      side of the images, "image_size".
+      Dict of the config sections `backbone`, `conditions`, `schedule` and `loss`, and
+      the side of the images, "image_size".
 
     Raises:
       ConversionError: If an option is not supported.

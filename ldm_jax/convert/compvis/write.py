@@ -71,7 +71,10 @@ def _second_stage_tree(model, log):
     conditioner = model.params["conditioner"] | others
     return {
         "params": model.params | {"conditioner": conditioner},
-        "ema_params": {"backbone": model.ema_params["backbone"], "conditioner": embedded},
+        "ema_params": {
+            "backbone": model.ema_params["backbone"],
+            "conditioner": embedded,
+        },
     }
 
 
@@ -88,7 +91,9 @@ def _write_diffusion(model, log):
     classes = None
     if label and is_embedded("label", label):
         classes = label["num_classes"] + label.get("null_class", True)
-    yaml = diffusion_yaml(model, channels, _context_dim(model.params["backbone"]), classes)
+    yaml = diffusion_yaml(
+        model, channels, _context_dim(model.params["backbone"]), classes
+    )
     # Not before it is known that the original has such tables.
     tensors |= _tables(model)
     return _finish(model, tensors), yaml

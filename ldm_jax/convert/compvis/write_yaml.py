@@ -4,10 +4,11 @@ import pathlib
 
 import yaml
 
+from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
 from ldm_jax.convert.compvis.deduce import SCHEDULE_NAMES
 from ldm_jax.convert.compvis.read_yaml import PREDICTION_NAMES
-from ldm_jax.convert.model import require_nearest
+from ldm_jax.convert.model import first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
 
 _FIRST_STAGES = {
@@ -20,9 +21,9 @@ _FIRST_STAGES = {
 def first_stage_yaml(config):
     """The YAML's `first_stage_config` of a first stage of ours."""
     section = dict(config["first_stage"])
-    kind = section.pop("kind", "kl")
+    kind, target = first_stage_row(section, _FIRST_STAGES, "CompVis")
     if kind == "identity":
-        return {"target": _FIRST_STAGES[kind]}
+        return {"target": target}
     _require_groups(section, "first_stage")
     require_nearest(section)
     resolution = config["data"]["image_size"]
@@ -52,7 +53,7 @@ def first_stage_yaml(config):
     )
     if kind == "vq":
         params["n_embed"] = section["num_codes"]
-    return {"target": _FIRST_STAGES[kind], "params": params}
+    return {"target": target, "params": params}
 
 
 def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
@@ -105,8 +106,8 @@ def _heads_yaml(section):
         both = {} if heads is None or size is None else {"legacy": False}
         return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
-        f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot be "
-        "said in the original's YAML"
+        f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot "
+        "be said in the original's YAML"
     )
 
 
@@ -157,8 +158,8 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
         )
     require_mask(config["conditions"], context_dim)
     factor = 1
-    if first is not None and first.config["first_stage"].get("kind") != "identity":
-        factor = 2 ** (len(first.config["first_stage"]["channel_mult"]) - 1)
+    if first is not None:
+        factor = make_first_stage(first.config["first_stage"]).downsampling_factor
     size = config["data"]["image_size"] // factor
     unet = unet_yaml(
         config["backbone"], channels, size, context_dim, num_classes, model.origin

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.convert.compvis.cond_stages import clip_entry
-from ldm_jax.convert.model import require_nearest
+from ldm_jax.convert.model import first_stage_row, require_nearest
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 
@@ -156,15 +156,16 @@ def first_stage_config(config):
     """The config.json of a first stage of ours, but for the statistics of its latents;
     the inverse of `first_stage_section`."""
     section = config["first_stage"]
+    names = {ours: theirs for theirs, ours in _FIRST_STAGES.items()}
+    kind, class_name = first_stage_row(section, names, "diffusers")
     require_nearest(section)
-    kind = section.get("kind", "kl")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     factors = section.get("attention_factors", ())
     attends = [2**level in factors for level in range(len(widths))]
     if section["z_channels"] != section["embed_dim"] and kind == "kl":
         raise ConversionError("diffusers needs first_stage.z_channels = embed_dim")
     result = dict(
-        _class_name={"kl": "AutoencoderKL", "vq": "VQModel"}[kind],
+        _class_name=class_name,
         in_channels=section.get("image_channels", 3),
         out_channels=section.get("image_channels", 3),
         block_out_channels=widths,

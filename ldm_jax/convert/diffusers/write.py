@@ -14,7 +14,6 @@ from ldm_jax.convert.diffusers.names import (
     pipeline_rows,
 )
 from ldm_jax.convert.model import Model, cast
-from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
@@ -76,8 +75,6 @@ def state(model, raw=False):
         rows = first_stage_rows(model.config, name, "")
     else:
         first = model.first_stage
-        if first and first.config["first_stage"].get("kind") == "identity":
-            raise ConversionError("models of pixels are not written for diffusers")
         configs = _configs(model)
         tree = {"params": params}
         if first:

@@ -1,0 +1,26 @@
+"""What all commands share: flags of one spelling, help in groups, one-line errors.
+
+A command defines its flags in groups, with those of several commands from one table,
+and ends in `run`:
+
+    with cli.group("output"):
+        _OUTDIR = cli.shared("outdir", required=True)
+
+    def main() -> None:
+        cli.run(_main, __doc__)
+"""
+
+from ldm_jax.cli.configs import config_flag, config_names, find_config, load_config
+from ldm_jax.cli.flags import group, renamed, shared
+from ldm_jax.cli.run import run
+
+__all__ = [
+    "config_flag",
+    "config_names",
+    "find_config",
+    "group",
+    "load_config",
+    "renamed",
+    "run",
+    "shared",
+]

@@ -1,0 +1,142 @@
+"""Configs by name: `shapes_class:tiny`, in ./configs or among those of the package."""
+
+import difflib
+import importlib.util
+import pathlib
+import sys
+import types
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ldm_jax.cli.flags import REQUIRED
+from ldm_jax.errors import ConfigError
+
+# Modules of the folder that others import, and that are not experiments.
+_SHARED = ("__init__", "common", "published", "shapes_tasks")
+
+
+def shipped_folder() -> pathlib.Path:
+    """Finds the configs that belong to the package.
+
+    Returns:
+      Their folder: beside the package in a checkout, inside of it when installed.
+    """
+    package = pathlib.Path(__file__).absolute().parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Lists all experiments.
+
+    Returns:
+      Sorted names of the files in ./configs and of those of the package.
+    """
+    files = [path for folder in _folders() for path in folder.glob("*.py")]
+    return sorted({path.stem for path in files} - set(_SHARED))
+
+
+def find_config(name: str) -> str:
+    """Finds the file of a config.
+
+    Args:
+      name: `shapes_class`, a name in ./configs or in the package; or the path of a
+        file. What follows a colon is the variant, as in `shapes_class:tiny`.
+
+    Returns:
+      Path of the file, with the variant as it was given.
+
+    Raises:
+      ConfigError: If there is none; the message lists the names.
+    """
+    stem, colon, variant = name.partition(":")
+    path = pathlib.Path(stem).expanduser()
+    tries = [path, *(folder / path.name for folder in _folders() if _is_ours(path))]
+    if path.suffix != ".py":
+        tries = [folder / f"{stem}.py" for folder in _folders()]
+    for file in tries:
+        if file.is_file():
+            return f"{file}{colon}{variant}"
+    names = config_names()
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean {close[0]}? There are " if close else "there are "
+    raise ConfigError(f"there is no config '{stem}'; {hint}{', '.join(names)}")
+
+
+def load_config(name: str) -> ConfigDict:
+    """Loads a config by name or path, as `--config` does.
+
+    Args:
+      name: As in `find_config`.
+
+    Returns:
+      The unlocked config.
+
+    Raises:
+      ConfigError: If there is none, or not this variant.
+    """
+    path, colon, variant = find_config(name).partition(":")
+    _make_importable(pathlib.Path(path).absolute().parent)
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(*[variant] if colon else [])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def config_flag(help_: str) -> flags.FlagHolder:
+    """Defines `--config` and what overrides its keys, as `--config.train.num_steps=2`.
+
+    Args:
+      help_: Help of the flag.
+
+    Returns:
+      The holder; its value is the config.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, help_)
+    flags.mark_flag_as_required("config")
+    flags.FLAGS["config"].parser = _ByName()
+    REQUIRED.append("config")
+    return holder
+
+
+class _ByName(flags.ArgumentParser):
+    """Loads the config that a flag names."""
+
+    def parse(self, name):
+        return load_config(name).lock()
+
+    def flag_type(self):
+        return "config object"
+
+
+def _folders() -> list[pathlib.Path]:
+    """Where configs lie, the user's first."""
+    return [pathlib.Path("configs"), shipped_folder()]
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether a path reads like one in a checkout: configs/shapes_class.py."""
+    return path.parent == pathlib.Path("configs")
+
+
+def _make_importable(folder: pathlib.Path) -> None:
+    """Lets files say `from configs import common`, wherever they lie.
+
+    Args:
+      folder: That of the file; if its name is `configs`, its own come first.
+    """
+    folders = [pathlib.Path("configs").absolute(), shipped_folder()]
+    if folder.name == "configs":
+        folders.insert(0, folder)
+    paths = list(dict.fromkeys(str(f) for f in folders if f.is_dir()))
+    module = sys.modules.get("configs")
+    if module is None:
+        spec = importlib.util.find_spec("configs")
+        paths += (spec.submodule_search_locations or []) if spec else []
+        module = sys.modules["configs"] = types.ModuleType("configs")
+        module.__path__ = []
+    module.__path__ = list(dict.fromkeys([*module.__path__, *paths]))
