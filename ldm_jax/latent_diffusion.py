@@ -226,7 +226,7 @@ def apply_backbone(
     params: Mapping[str, Any],
     latents: Float[Array, "batch h w c"],
     timesteps: Num[Array, " batch"],
-    conditioning: Conditioning,
+    conditioning: Conditioning | tuple,
     *,
     train: bool = False,
     rngs: Mapping[str, Key[Array, ""]] | None = None,
@@ -238,8 +238,8 @@ def apply_backbone(
       params: Trained weights.
       latents: Noisy latents [B, h, w, c], in units of unit-variance latents.
       timesteps: [B]; 0 is the least noisy.
-      conditioning: Conditioning of the batch, from `condition`.
-      train: Whether dropout is live.
+      conditioning: Conditioning of the batch, from `condition`: its three slots.
+      train: Whether dropout is on.
       rngs: {"dropout": typed key} for it; None without.
 
     Returns:

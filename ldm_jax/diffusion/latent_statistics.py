@@ -20,8 +20,9 @@ class LatentStatistics(NamedTuple):
 
     Attributes:
       shift: Mean. On the host a float, or a tuple of one per channel; in a tree of
-        arrays float32, [] or [c].
-      scale: 1 / standard deviation, likewise.
+        arrays float32, [] or [c], and None for a scalar of 0, as even a subtraction of
+        0 changes how compilers round what comes after it.
+      scale: 1 / standard deviation, likewise but never None.
     """
 
     shift: Any = 0.0
@@ -85,12 +86,15 @@ class LatentStatistics(NamedTuple):
         return isinstance(self.scale, tuple) or isinstance(self.shift, tuple)
 
     def arrays(self) -> "LatentStatistics":
-        """The same on the way to the devices, float32 NumPy arrays [] or [c].
+        """The same on the way to the devices, as float32 of NumPy.
 
         Returns:
           LatentStatistics.
         """
-        return LatentStatistics(*(np.asarray(value, np.float32) for value in self))
+        shift, scale = self
+        if not self.per_channel and not shift:
+            return LatentStatistics(None, np.float32(scale))
+        return LatentStatistics(np.float32(shift), np.float32(scale))
 
     def check_channels(self, channels: int) -> None:
         """Checks that they are those of latents of so many channels.
@@ -119,7 +123,9 @@ class LatentStatistics(NamedTuple):
         Returns:
           Same shape.
         """
-        return (latents - _along_channels(self.shift)) * _along_channels(self.scale)
+        if self.shift is not None:
+            latents = latents - _along_channels(self.shift)
+        return latents * _along_channels(self.scale)
 
     def restore(
         self, latents: Float[Array, "batch height width channels"]
@@ -132,7 +138,10 @@ class LatentStatistics(NamedTuple):
         Returns:
           As the first stage makes them, same shape.
         """
-        return latents / _along_channels(self.scale) + _along_channels(self.shift)
+        latents = latents / _along_channels(self.scale)
+        if self.shift is None:
+            return latents
+        return latents + _along_channels(self.shift)
 
     def difference(
         self, other: "LatentStatistics", tolerance: float = 0.05

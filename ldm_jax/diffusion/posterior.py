@@ -50,7 +50,7 @@ def posterior(now: SchedulePoint, next: SchedulePoint) -> Posterior:
 
 def posterior_variance(
     coefficients: Posterior, v_posterior: float = 0.0
-) -> Float[Array, "*shape"]:
+) -> Float[Array, "*shape"] | np.floating:
     """Blends the two variances a reverse step may use (Ho et al. 2020, Sec. 3.2).
 
     Args:

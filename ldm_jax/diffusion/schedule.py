@@ -111,14 +111,16 @@ class NoiseSchedule:
         return SchedulePoint(timesteps, alpha**root, sigma**root)
 
     def in_proportion(
-        self, alpha: Float[np.ndarray, "*shape"], sigma: Float[np.ndarray, "*shape"]
+        self,
+        alpha: float | Float[np.ndarray, "*shape"],
+        sigma: Float[np.ndarray, "*shape"],
     ) -> SchedulePoint:
         """Finds the levels at which signal and noise are in given proportions.
 
         The inverse of `between`, for levels beyond the table with its nearest timestep.
 
         Args:
-          alpha: Any positive multiple of the scale of the signal, NumPy.
+          alpha: Any positive multiple of the scale of the signal; one for all or each.
           sigma: The same multiple of the scale of the noise.
 
         Returns:

@@ -323,9 +323,6 @@ def check_config(config, meta, allow_change):
             "another --workdir, and this one as --config.train.init_from"
         )
     recorded = ConfigDict(meta["config"])
-    if "latent_statistics" in config.first_stage:
-        # All that runs of 0.1.0 could do.
-        recorded.first_stage.setdefault("latent_statistics", "scalar")
     rows = differences(config, recorded, FREE_KEYS)
     if freeze_paths(config) == freeze_paths(recorded):
         rows = [row for row in rows if row[0] != "train.freeze"]

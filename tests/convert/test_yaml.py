@@ -2,6 +2,7 @@
 
 import pytest
 
+from ldm_jax.convert.compvis.options import unet_kwargs
 from ldm_jax.convert.compvis.write_yaml import (
     diffusion_yaml,
     first_stage_yaml,
@@ -46,7 +47,7 @@ def test_heads_are_written_as_the_original_says_them(heads, expected):
     options = written(**heads)
     found = {k: v for k, v in options.items() if "head" in k or k == "legacy"}
     assert found == expected
-    read = options.unet_kwargs(options)
+    read = unet_kwargs(options)
     if "up_num_heads" not in heads:  # of which transformers know nothing
         shape = {k: tuple(v) if isinstance(v, list) else v for k, v in heads.items()}
         sizes = [_heads(width, **shape, level=i) for i, width in enumerate((32, 64))]
@@ -71,13 +72,10 @@ def test_heads_that_the_original_cannot_say_are_named(heads):
 
 @pytest.mark.parametrize("quantizer", ["cosine", "gumbel"])
 def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
-    config = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
-    for write in (
-        first_stage_yaml,
-        lambda config: config.first_stage_config(config),
-    ):
+    model = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
+    for write in (first_stage_yaml, config.first_stage_config):
         with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
-            write(config)
+            write(model)
 
 
 def test_zero_terminal_snr_is_read_and_written_for_diffusers():

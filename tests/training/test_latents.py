@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax import checkpoint, sampling
 from ldm_jax.conditioners import make_conditioner
+from ldm_jax.config import upgrade
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import CheckpointError, ConfigError
@@ -26,7 +27,10 @@ from ldm_jax.training.start import check_config
 from tests.runs import BARE, SHALLOW, tiny_config, train
 
 MODEL = LatentDiffusion(
-    UNet(out_channels=3), make_conditioner(), make_schedule(), IdentityAutoencoder()
+    UNet(3, channels=8, channel_mult=(1,)),
+    make_conditioner(),
+    make_schedule(),
+    IdentityAutoencoder(),
 )
 MEANS, STDS = np.array([1000.0, -0.3, 0.0]), np.array([0.01, 2.0, 0.5])
 
@@ -213,6 +217,7 @@ def test_runs_of_before_there_were_statistics_go_on():
     recorded = config.to_dict()
     for key in ("latent_statistics", "latents_mean", "latents_std"):
         del recorded["first_stage"][key]
+    recorded = upgrade(recorded)
     assert check_config(config, {"config": recorded}, allow_change=False) == []
     config.first_stage.latent_statistics = "per_channel"
     with pytest.raises(CheckpointError, match="latent_statistics is scalar"):
