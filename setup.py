@@ -70,6 +70,8 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.9",
+            # A test builds the package; virtual environments come without it.
+            "setuptools>=68",
             "tensorboard>=2.16",
         ],
         # PyTorch and diffusers serve the side-by-side benchmarks only.

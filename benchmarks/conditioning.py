@@ -6,9 +6,10 @@
 
 trains `configs/shapes_class.py` once per row of WAYS, which say what they change of it,
 and prints a table: the loss on held-out scenes, images per second in training,
-parameters, and how often a judge sees the class that was asked for, without and with
-guidance. About a quarter of an hour on two CPU cores; `--steps` and `--only` change
-that. A second run with the same --workdir goes on where the first was cut.
+parameters, and condition adherence: how often a probe classifier finds in a sample the
+class it is conditioned on, without and with guidance. About a quarter of an hour on two
+CPU cores; `--steps` and `--only` change that. A second run with the same --workdir goes
+on where the first was cut.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 
 from configs import shapes_class
 from ldm_jax import generate, latent_diffusion, sampling
-from ldm_jax.evaluation.shapes.probe import load_judge
+from ldm_jax.evaluation.shapes.probe import load_probe
 from ldm_jax.images import to_uint8
 from ldm_jax.trained import load_first_stage
 from ldm_jax.training import loop
@@ -55,11 +56,11 @@ BASE = {
     "train.eval_batches": 4,
     "train.preview_images": 0,
 }
-COLUMNS = "| way | loss | images/s | parameters | obeyed | with guidance |"
+COLUMNS = "| way | loss | images/s | parameters | adherence | with guidance |"
 
 
 def make_config(way, steps, first_stage, data_dir):
-    """The config of a row of WAYS, trained for so many steps."""
+    """Makes the config of a row of WAYS, trained for so many steps."""
     config = shapes_class.get_config()
     changes = BASE | WAYS[way]
     changes |= {f"train.{name}_every": steps for name in ("eval", "checkpoint")}
@@ -72,30 +73,30 @@ def make_config(way, steps, first_stage, data_dir):
     return config
 
 
-def make_judge(folder, first_stage, image_size):
-    """The function that says what pictures show; trained the first time.
+def make_probe(folder, first_stage, image_size):
+    """Makes the function that classifies images; it is trained the first time.
 
     Args:
       folder: Where it is kept.
       first_stage: Workdir of the first stage.
-      image_size: Side of the pictures.
+      image_size: Side of the images in pixels.
 
     Returns:
       Function uint8 [N, S, S, 3] -> class labels, int [N].
     """
     first = load_first_stage(first_stage)
-    judge = load_judge(folder, first.module, first.params, image_size)
-    return lambda images: judge(images)["label"]
+    probe = load_probe(folder, first.module, first.params, image_size)
+    return lambda images: probe(images)["label"]
 
 
 def draw(trained, labels, guidance_scale, batch_size=64):
-    """Draws one picture per label; picture k is of key k whatever the way.
+    """Draws one image per label; image k is of key k whatever the way.
 
     Args:
       trained: `sampling.Trained`.
       labels: int32 [N], N a multiple of `batch_size`.
       guidance_scale: Of classifier-free guidance.
-      batch_size: Pictures at a time.
+      batch_size: Images at a time.
 
     Returns:
       uint8 [N, S, S, 3].
@@ -122,13 +123,13 @@ def draw(trained, labels, guidance_scale, batch_size=64):
     return np.concatenate([draw(*weights, labels[rows], rows) for rows in batches])
 
 
-def measure(workdir, judge, count):
-    """What a trained row of the table shows.
+def measure(workdir, probe, count):
+    """Measures a trained row of the table.
 
     Args:
       workdir: Its workdir.
-      judge: See `make_judge`; None to leave it out.
-      count: Pictures to judge, a multiple of 64.
+      probe: See `make_probe`; None leaves adherence out.
+      count: Samples to classify, a multiple of 64.
 
     Returns:
       Dict of column -> number.
@@ -143,26 +144,27 @@ def measure(workdir, judge, count):
         ),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     }
-    if judge is None:
+    if probe is None:
         return row
     labels = np.arange(count, dtype=np.int32) % len(trained.class_names)
-    row["obeyed"] = np.mean(judge(draw(trained, labels, 1.0)) == labels)
+    row["adherence"] = np.mean(probe(draw(trained, labels, 1.0)) == labels)
     if trained.model.conditioner.entries:
         scale = trained.config.sample.guidance_scale
-        row["guided"] = np.mean(judge(draw(trained, labels, scale)) == labels)
+        row["guided"] = np.mean(probe(draw(trained, labels, scale)) == labels)
     return row
 
 
 def format_row(way, row):
-    """A line of the table."""
-    shares = (f"{row[k]:.0%}" if k in row else "" for k in ("obeyed", "guided"))
+    """Formats a line of the table."""
+    found = (f"{row[k]:.0%}" if k in row else "" for k in ("adherence", "guided"))
     return (
         f"| {way} | {row['loss']:.4f} | {row['speed']:.0f} | "
-        f"{row['parameters'] / 1e6:.2f} M | {' | '.join(shares)} |"
+        f"{row['parameters'] / 1e6:.2f} M | {' | '.join(found)} |"
     )
 
 
 def main():
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--first_stage", required=True, help="workdir of one")
     parser.add_argument("--workdir", required=True, help="folder of the runs")
@@ -175,18 +177,18 @@ def main():
     unknown = set(ways) - WAYS.keys()
     if unknown or args.images % 64:
         parser.error(f"--only takes {', '.join(WAYS)}; --images a multiple of 64")
-    judge = None
+    probe = None
     if args.images:
         size = shapes_class.get_config().data.image_size
-        folder = pathlib.Path(args.workdir, "judge")
-        judge = make_judge(folder, args.first_stage, size)
+        folder = pathlib.Path(args.workdir, "probe")
+        probe = make_probe(folder, args.first_stage, size)
     rows = {}
     for way in ways:
         print(f"== {way}", flush=True)
         config = make_config(way, args.steps, args.first_stage, args.data_dir)
         workdir = pathlib.Path(args.workdir, way.replace(" ", "_"))
         loop.run(config, str(workdir))
-        rows[way] = measure(workdir, judge, args.images)
+        rows[way] = measure(workdir, probe, args.images)
     print(f"\n{COLUMNS}\n" + "| --- " * COLUMNS.count(" | ") + "| --- |")
     for way, row in rows.items():
         print(format_row(way, row))

@@ -59,7 +59,7 @@ def tune_malloc(keep):
 
 
 def random_params(module, *inputs):
-    """Draws parameters without zeros, so that outputs tell networks apart."""
+    """Draws parameters without zeros, so that outputs of networks differ."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
     params = {}
@@ -297,7 +297,7 @@ def measure(sides, rounds):
 
 
 def peak_memory(function):
-    """MB that a call takes at its peak, NaN where the system does not tell."""
+    """MB that a call takes at its peak, NaN where the system gives no number."""
     try:
         tune_malloc(keep=False)
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
@@ -329,7 +329,7 @@ def others_seconds():
 
 
 def processor():
-    """Name of the processor, where the system tells."""
+    """Name of the processor, where the system names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return re.search(r"model name\s*: (.*)", file.read()).group(1)

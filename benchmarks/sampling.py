@@ -1,11 +1,11 @@
-"""Guided sampling beside diffusers: from noise to pictures, in one process.
+"""Guided sampling beside diffusers: from noise to images, in one process.
 
     python benchmarks/sampling.py [--size small] [--batches 1,2,4] [--rounds 3]
 
 Fifty DDIM steps with guidance, then decoding, of the same networks with the same
 weights, noise and tokens. Ours is one compiled program; theirs is the loop of a
 diffusers pipeline: the U-Net eagerly, channels last, both halves of the guidance in one
-batch, DDIMScheduler, decoder. The first pictures are compared. A ratio is the median
+batch, DDIMScheduler, decoder. The first images are compared. A ratio is the median
 over alternated rounds of our time over the other side's: below 1, ours is faster.
 "First" is what the first call takes beyond a later one: tracing and compiling, without
 JAX's persistent cache. Needs the extra `parity`.
@@ -74,7 +74,7 @@ def make_models(size):
       size: Row of SIZES.
 
     Returns:
-      Our functions (tokens, keys) -> pictures, compiled when called: the program, and
+      Our functions (tokens, keys) -> images, compiled when called: the program, and
       the one that computes keys and values at every step. PyTorch's U-Net, and its
       decoder as a function of latents.
     """
@@ -130,14 +130,14 @@ def pipeline(unet, decode, tokens, noise):
     for timestep in scheduler.timesteps:
         pair = scheduler.scale_model_input(torch.cat([latents] * 2), timestep)
         output = unet(pair, timestep, tokens, return_dict=False)[0]
-        null, told = output.chunk(2)
-        output = null + SCALE * (told - null)
+        null, conditional = output.chunk(2)
+        output = null + SCALE * (conditional - null)
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
     return decode(latents / SCALING_FACTOR)[0]
 
 
 def first_call(function):
-    """Runs a side for the first time; returns its pictures and the seconds it took."""
+    """Runs a side for the first time; returns its images and the seconds it took."""
     start = time.perf_counter()
     images = jax.block_until_ready(function())
     seconds = time.perf_counter() - start
@@ -181,7 +181,7 @@ def main():
         rows = zip([*ours, *theirs], images, seconds, medians, strict=True)
         for name, image, first, median in rows:
             difference = np.abs(image - images[0]).max() / np.abs(images[0]).max()
-            assert difference <= 1e-2, f"pictures differ by {difference:.3g}"
+            assert difference <= 1e-2, f"images differ by {difference:.3g}"
             print(
                 f"batch {batch:<3} {name:10}{median:9.2f}{first - median:9.1f}"
                 f"{medians[0] / median:7.2f}{difference:12.1e}{spoilt:8}",

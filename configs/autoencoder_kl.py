@@ -12,7 +12,7 @@ f16_c8  16 x 16 x 8   69,499,371       48  442,998   2.63   21.94  0.59  1.13
 f32     8 x 8 x 64   103,880,131       48  406,763   2.04   22.27  0.61  1.12
 f32_c16 8 x 8 x 16   103,197,139       48  406,763   7.3    20.38  0.53  1.12
 
-Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that the original
+Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that CompVis
 trained on crops of OpenImages; not reproduced here.  f2, f16_c8 and f32_c16 were never
 released: their networks and steps follow their neighbours, and f2 has no attention,
 which at 128 x 128 positions would nearly double its cost.  Batches are eight times the
@@ -57,7 +57,14 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "decoder", "tiny" or several."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "decoder", "tiny" or several.
+
+    Returns:
+      ConfigDict.
+    """
     row, words = common.parse_variant(variant, ROWS)
     config = published.autoencoder("kl", **ROWS[row])
     config.loss.update(disc_start=50_001, disc_weight=0.5)

@@ -14,11 +14,11 @@ f8_n256     256  32 x 32 x 4    67,652,783      80  1,608,649   1.49  22.35  0.6
 f16       16384  16 x 16 x 8    69,593,371     112  1,101,166   5.15  20.83  0.54  1.12
 f32       16384  8 x 8 x 16    103,384,755     112  1,101,166  31.83  17.45  0.41  1.11
 
-Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that the original
+Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that CompVis
 trained on crops of OpenImages, f4 in 29 and f8 in 66 V100-days (Table 18); not
 reproduced here.  f2, f2_n64, f4_n256 and f32 were never released: their networks and
 steps follow their neighbours, and f2 has no attention, which at 128 x 128 positions
-would nearly double its cost.  Batches are eight times the original's per GPU, for eight
+would nearly double its cost.  Batches are eight times CompVis's per GPU, for eight
 accelerators; how many it used is not published.  TFLOP is per image and training step,
 without the discriminator.  The published models were trained with the perceptual loss:
 give `loss.lpips_weights`, or `loss.perceptual_weight=0` to train without.
@@ -81,7 +81,14 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "decoder", "tiny" or several."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "decoder", "tiny" or several.
+
+    Returns:
+      ConfigDict.
+    """
     row, words = common.parse_variant(variant, ROWS)
     fields = dict(ROWS[row])
     loss = dict(

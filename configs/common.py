@@ -1,4 +1,4 @@
-"""Defaults that the experiments share.
+"""Defaults of all experiments.
 
 The fields of the networks (`backbone`, `classifier`, a first stage's `first_stage`) are
 those of their modules.
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def data(**changes):
+def data(**changes) -> dict:
     """The `data` section: where images come from and how they are cut.
 
     source: "tfds" (a prepared TensorFlow data set) or "folder" (image files).
@@ -19,16 +19,22 @@ def data(**changes):
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
     split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
       is trained on with split="all".
-    crop: "center" or "random", of the largest square; times a random share from
+    crop: "center" or "random", of the largest square; times a random fraction from
       min_crop to 1 of its side. flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads.
     on_error: "skip" or "raise" at a file that cannot be read.
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
-    validation_fraction: Share of a folder's files that is held out.
+    validation_fraction: Fraction of a folder's files that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
       their options stand in `ldm_jax/data/inputs.py`.
     keys: What examples shall hold besides what the inputs need.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         source="tfds",
@@ -52,14 +58,20 @@ def data(**changes):
     return section | changes
 
 
-def train(**changes):
+def train(**changes) -> dict:
     """The `train` section: the loop, the optimiser and the mesh.
 
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
     freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
       first stage "latents" is all that makes its latents.
-    preview_images: How many pictures a preview shows; 0 turns previews off.
+    preview_images: How many images a preview shows; 0 turns previews off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         batch_size=64,
@@ -91,16 +103,22 @@ def train(**changes):
     return section | changes
 
 
-def sample(**changes):
+def sample(**changes) -> dict:
     """The `sample` section: how previews are drawn, and the defaults of sample.py.
 
     sampler: A row of SAMPLERS, as "dpmpp_2m", "unipc" or, for rectified flow,
       "flow_euler".
-    eta: Share of the ancestral noise, for the samplers that take it.
+    eta: Fraction of the ancestral noise, for the samplers that take it.
     spacing: A row of SPACINGS, as "trailing" (which zero terminal SNR and rectified
       flow need) or "karras".
     final_level: "clean" or "first", where not the spacing's own.
     shift: More than 1 spends more steps at high noise, for larger sizes.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         sampler="ddim",
@@ -114,12 +132,18 @@ def sample(**changes):
     return section | changes
 
 
-def diffusion_loss(**changes):
-    """The `loss` section of a second stage; values are the original's.
+def diffusion_loss(**changes) -> dict:
+    """The `loss` section of a second stage; values are CompVis's.
 
     LatentDiffusion in `latent_diffusion.py` explains each. Known to help: min_snr_gamma
     of 5 (Hang et al. 2023), offset_noise of 0.1 for very dark and bright images, and
     timestep_sampling="logit_normal" with rectified flow (Esser et al. 2024).
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         loss_type="l2",
@@ -134,14 +158,20 @@ def diffusion_loss(**changes):
     return section | changes
 
 
-def autoencoder_loss(**changes):
-    """The `loss` section of a first stage (the original's LPIPSWithDiscriminator).
+def autoencoder_loss(**changes) -> dict:
+    """The `loss` section of a first stage (CompVis's LPIPSWithDiscriminator).
 
-    Values are the original's, "gumbel"'s those of Ramesh et al. 2021; LossOptions in
+    Values are CompVis's, "gumbel"'s those of Ramesh et al. 2021; LossOptions in
     `training/loss_options.py` explains each.  Against a loss that blows up when the
     discriminator starts: disc_ramp_steps of some thousands, a lower disc_weight_cap,
     disc_grad_clip=1, lecam_weight or r1_weight.  Against codes that are never used:
     restart_threshold=0.1, codebook_ema_decay=0.99, first_stage.quantizer="cosine".
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         reconstruction="l1",
@@ -173,8 +203,15 @@ def autoencoder_loss(**changes):
     return section | changes
 
 
-def autoencoder(**sections):
-    """A config that trains a first stage."""
+def autoencoder(**sections) -> ConfigDict:
+    """Makes a config that trains a first stage.
+
+    Args:
+      **sections: Sections that replace the defaults.
+
+    Returns:
+      ConfigDict.
+    """
     config = dict(
         stage="autoencoder",
         seed=0,
@@ -187,8 +224,15 @@ def autoencoder(**sections):
     return ConfigDict(config | sections)
 
 
-def diffusion(**sections):
-    """A config that trains a second stage on the latents of a first one."""
+def diffusion(**sections) -> ConfigDict:
+    """Makes a config that trains a second stage on the latents of a first one.
+
+    Args:
+      **sections: Sections that replace the defaults.
+
+    Returns:
+      ConfigDict.
+    """
     config = dict(
         stage="diffusion",
         seed=0,
@@ -204,10 +248,16 @@ def diffusion(**sections):
     return ConfigDict(config | sections)
 
 
-def classifier(**sections):
-    """A config that trains a classifier of noisy latents, to steer a second stage.
+def classifier(**sections) -> ConfigDict:
+    """Makes a config that trains a classifier of noisy latents, for guidance.
 
-    Its `first_stage` and `schedule` must be those of the second stage.
+    Its `first_stage` and `schedule` must be those of the second stage that it guides.
+
+    Args:
+      **sections: Sections that replace the defaults.
+
+    Returns:
+      ConfigDict.
     """
     config = dict(
         stage="classifier",
@@ -221,7 +271,7 @@ def classifier(**sections):
     return ConfigDict(config | sections)
 
 
-def first_stage(**changes):
+def first_stage(**changes) -> dict:
     """The `first_stage` section of a second stage: which trained one to use.
 
     workdir: Where the first stage was trained; its structure is read from there.
@@ -230,6 +280,12 @@ def first_stage(**changes):
     latents_mean, latents_std: Mean and standard deviation per channel, in its place.
     latent_statistics: What is measured, over `scaling_batches`, where none is given:
       "scalar" for a scaling_factor, "per_channel" for the other two.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         workdir="",
@@ -243,11 +299,17 @@ def first_stage(**changes):
     return section | changes
 
 
-def schedule(**changes):
-    """The `schedule` section; `scaled_linear` is what the original calls linear.
+def schedule(**changes) -> dict:
+    """The `schedule` section; `scaled_linear` is what CompVis calls linear.
 
     kind: "rectified_flow" goes with prediction_type="velocity".
     zero_terminal_snr: Ends in pure noise; goes with prediction_type="v".
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
     """
     section = dict(
         kind="scaled_linear",
@@ -260,7 +322,11 @@ def schedule(**changes):
     return section | changes
 
 
-def parse_variant(variant, rows=(), words=("decoder", "tiny")):
+def parse_variant(
+    variant: str,
+    rows: dict | tuple = (),
+    words: tuple = ("decoder", "tiny"),
+) -> tuple[str | None, list[str]]:
     """Splits a variant, for example "f8,tiny".
 
     Args:
@@ -287,22 +353,38 @@ def parse_variant(variant, rows=(), words=("decoder", "tiny")):
     return chosen[0] if chosen else None, [word for word in given if word in words]
 
 
-def vary_autoencoder(config, words):
-    """Applies what `parse_variant` found beside the row; returns the config."""
+def vary_autoencoder(config: ConfigDict, words: list) -> ConfigDict:
+    """Applies what `parse_variant` found beside the row.
+
+    Args:
+      config: ConfigDict of a first stage, changed in place.
+      words: "decoder" and "tiny", both or neither.
+
+    Returns:
+      The config.
+    """
     for word in words:
         _WORDS[word](config)
     return config
 
 
-def decoder_alone(config):
-    """Freezes all that makes latents: a second stage trained on them stays valid."""
+def decoder_alone(config: ConfigDict) -> None:
+    """Freezes all that makes latents: a second stage trained on them stays valid.
+
+    Args:
+      config: ConfigDict, changed in place.
+    """
     config.train.freeze = ("latents",)
     # Its discriminator comes from the run that it goes on from.
     config.loss.disc_start = 0
 
 
-def shrink_train(config):
-    """Turns a config into a toy on the `shapes` data set: seconds on a laptop."""
+def shrink_train(config: ConfigDict) -> None:
+    """Turns a config into a toy on the `shapes` data set: seconds on a laptop.
+
+    Args:
+      config: ConfigDict, changed in place.
+    """
     config.data.update(
         source="tfds",
         name="shapes/32",
@@ -326,8 +408,12 @@ def shrink_train(config):
     )
 
 
-def shrink_autoencoder(config):
-    """Applies `shrink_train` and makes the networks of a first stage tiny."""
+def shrink_autoencoder(config: ConfigDict) -> None:
+    """Applies `shrink_train` and makes the networks of a first stage tiny.
+
+    Args:
+      config: ConfigDict, changed in place.
+    """
     shrink_train(config)
     first = config.first_stage
     first.update(
@@ -343,8 +429,12 @@ def shrink_autoencoder(config):
     config.loss.update(disc_start=1, lpips_weights="", perceptual_weight=0.0)
 
 
-def shrink_diffusion(config):
-    """Applies `shrink_train`, makes a denoiser tiny and its conditions, too."""
+def shrink_diffusion(config: ConfigDict) -> None:
+    """Applies `shrink_train`, makes a denoiser tiny and its conditions, too.
+
+    Args:
+      config: ConfigDict, changed in place.
+    """
     shrink_train(config)
     _shrink(config.conditions, _TINY_CONDITIONS)
     _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
@@ -352,8 +442,12 @@ def shrink_diffusion(config):
     config.sample.num_steps = 4
 
 
-def shrink_classifier(config):
-    """Applies `shrink_train` and makes a classifier tiny."""
+def shrink_classifier(config: ConfigDict) -> None:
+    """Applies `shrink_train` and makes a classifier tiny.
+
+    Args:
+      config: ConfigDict, changed in place.
+    """
     shrink_train(config)
     config.train.preview_images = 0
     config.classifier.update(
@@ -390,8 +484,8 @@ _TINY_CONDITIONS = {
     "text": dict(_TOKENS, vocab_size=None, max_length=None, null_ids=None),
     "layout": dict(_TOKENS, vocab_size=80, max_length=14),
     "spatial": dict(num_stages=1, num_classes=9),
-    # Four times the channels of the toy, in the slot "vector".
-    "clip_image": dict(features=128),
+    # As wide as the toy of the backbone has it.
+    "clip_image": dict(features=None),
 }
 # And what is made of the data set `shapes` for them; its boxes stand for a feature.
 _TINY_INPUTS = {

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/inpainting.py:big --workdir=runs/inpainting \
         --config.first_stage.workdir=runs/vq_f4_noattn
-    python sample.py --workdir=runs/inpainting --outdir=samples --image=picture.png \
+    python sample.py --workdir=runs/inpainting --outdir=samples --image=image.png \
         --mask=mask.png
 
 row   first stage   U-Net        conditions  batch    steps  learning rate
@@ -10,9 +10,9 @@ big   vq:f4_noattn  387,245,827           0    128  360,000  1.28e-5
 base  vq:f4         215,230,467           0    128  360,000  1e-6
 
 The first stage is a row of `autoencoder_vq.py`; the U-Net's column counts its
-parameters.  The image with a hole goes through the first stage, too, and lies beside
-the noisy latents together with the mask, which is 1 in the hole.  Masks are boxes,
-strokes and borders, after those of Suvorov et al. 2022 (LaMa).
+parameters.  The masked image goes through the first stage, too, and lies beside the
+noisy latents together with the mask, which is 1 where the image is to be filled.  Masks
+are boxes, strokes and borders, after those of Suvorov et al. 2022 (LaMa).
 
 Published, on 30,000 crops of Places at 512 px, FID and LPIPS of all masks, and where 40
 to 50 % are masked:
@@ -75,5 +75,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

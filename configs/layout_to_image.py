@@ -14,7 +14,7 @@ transformer that reads the layout count parameters.  A layout is up to 30 boxes 
 tokens: of each its class and two corners on a grid of 90 x 90, and the crop.
 
 Published:
-openimages (306 M, with a layer of the original's that is not used): FID 32.02, IS 15.92
+openimages (306 M, with a layer of CompVis's that is not used): FID 32.02, IS 15.92
   on 2048 images of its validation set; 200 DDIM steps, eta 0.
 coco: FID 42.06 on the 2048 images of the Segmentation Challenge; 100 DDIM steps.  The
   paper counts 345 M parameters, which its own table of options does not give.  Its
@@ -73,5 +73,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

@@ -1,4 +1,4 @@
-"""What the experiments of the paper share: its two stages at 256 px and up."""
+"""The two stages as the experiments of the paper have them, at 256 px and up."""
 
 from configs import common
 
@@ -14,7 +14,7 @@ def autoencoder(
     mid_attention=True,
     **fields,
 ):
-    """A first stage of the paper on ImageNet 256.
+    """Makes the config of a first stage of the paper on ImageNet 256.
 
     Args:
       kind: "kl" or "vq".
@@ -53,7 +53,7 @@ def autoencoder(
         train=common.train(
             batch_size=batch_size,
             num_steps=num_steps,
-            # The original's 4.5e-6 per image.
+            # CompVis's 4.5e-6 per image.
             learning_rate=4.5e-6 * batch_size,
             optimizer=dict(kind="adam", b1=0.5, b2=0.9, eps=1e-8),
             eval_every=10_000,
@@ -65,11 +65,11 @@ def autoencoder(
 
 
 def diffusion(variant, rows):
-    """A second stage of the paper.
+    """Makes the config of a second stage of the paper.
 
-    What the original leaves open or does otherwise is the same in all rows: the
-    learning rate is warmed up over 1000 steps, and the scale of the latents is measured
-    over some batches, where the original has 1 for VQ and 0.18215 for LAION.
+    What the paper leaves open or does otherwise is the same in all rows: the learning
+    rate is warmed up over 1000 steps, and the scale of the latents is measured over
+    some batches, where CompVis has 1 for VQ and 0.18215 for LAION.
 
     Args:
       variant: A row of `rows`, "tiny" or both.

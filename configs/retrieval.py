@@ -12,7 +12,7 @@ parameters.  The denoiser attends to CLIP embeddings (ViT-L/14) of images like t
 it is to make: in training those of its nearest neighbours in a large collection, at
 sampling those of a caption, of images, or both.
 
-Published: pictures, sampled with guidance of scale 5; the rate is the released one,
+Published: images, sampled with guidance of scale 5; the rate is the released one,
 batch and steps are not published.  The latents' factor of the released model is
 0.22765929.
 
@@ -45,5 +45,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is the row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: The row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

@@ -17,9 +17,9 @@ brings the segmentation to the latents' size count parameters.  The segmentation
 182 classes of COCO-Stuff, each a channel that is averaged over 4 x 4 pixels, and three
 channels of it go beside the latents.
 
-Published: pictures, no numbers.  Batch, steps and rate of 256 are those of the paper's
+Published: images, no numbers.  Batch, steps and rate of 256 are those of the paper's
 Table 15, which lists the same network on latents of f = 8; 512 goes on from 256, its
-batch is the original's per GPU, its steps are not published.  The paper trained on one
+batch is CompVis's per GPU, its steps are not published.  The paper trained on one
 A100.
 
 The data are a folder landscapes in `--config.data.data_dir`, with the segmentation
@@ -44,7 +44,7 @@ _COMMON = dict(
     backbone=dict(
         channels=128,
         channel_mult=(1, 4, 8),
-        # The original's 32, 16 and 8 lie beyond its coarsest level: the middle alone
+        # CompVis's 32, 16 and 8 lie beyond its coarsest level: the middle alone
         # has attention.
         attention_factors=(),
         num_heads=8,
@@ -70,5 +70,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

@@ -12,7 +12,14 @@ from configs import common
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "", "decoder", "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: "", "decoder", "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     _, words = common.parse_variant(variant)
     config = common.autoencoder(
         data=common.data(name="shapes/32_single", image_size=32, flip=True),

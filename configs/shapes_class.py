@@ -12,7 +12,14 @@ from configs import common
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     _, words = common.parse_variant(variant, words=("tiny",))
     config = common.diffusion(
         data=common.data(name="shapes/32_single", image_size=32),

@@ -3,7 +3,7 @@
     python train.py --config=configs/shapes_classifier.py --workdir=runs/classifier \
         --config.first_stage.workdir=runs/autoencoder
 
-It steers models that were trained on the same first stage and schedule, such as
+It guides models that were trained on the same first stage and schedule, such as
 configs/shapes_class.py, also without their labels.  Made for two CPU cores; see the
 README for what it reaches.  Variants: `:tiny` (four steps, for tests).
 """
@@ -12,7 +12,14 @@ from configs import common
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     _, words = common.parse_variant(variant, words=("tiny",))
     config = common.classifier(
         data=common.data(name="shapes/32_single", image_size=32, flip=True),

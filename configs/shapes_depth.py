@@ -6,7 +6,7 @@
         --depth=depth.png --prompt="a large green heart on red stripes" \
         --guidance_scale=caption=3,depth=1
     python -m ldm_jax.evaluation.shapes --workdir=runs/depth \
-        --outdir=runs/depth/obeys
+        --outdir=runs/depth/adherence
 
 A depth map is brighter the farther things are.  Data and first stage: see
 `shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
@@ -17,7 +17,14 @@ from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(caption=shapes_tasks.caption(), depth=dict(kind="depth")),

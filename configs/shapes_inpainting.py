@@ -1,13 +1,13 @@
-"""Inpainting on `shapes` at 32 px: the picture with a hole, encoded, and the mask.
+"""Inpainting on `shapes` at 32 px: the masked image, encoded, and the mask.
 
     python train.py --config=configs/shapes_inpainting.py --workdir=runs/inpainting \
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/inpainting --outdir=runs/inpainting/samples \
-        --image=picture.png --mask=mask.png
+        --image=image.png --mask=mask.png
     python -m ldm_jax.evaluation.shapes --workdir=runs/inpainting \
-        --outdir=runs/inpainting/obeys
+        --outdir=runs/inpainting/adherence
 
-Holes are boxes, strokes and borders; a mask is white where the picture is to be filled.
+Masks are boxes, strokes and borders, white where the image is to be filled.
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
 what it reaches.  Variants: `:tiny` (four steps, for tests).
 """
@@ -16,7 +16,14 @@ from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(masked_image=dict(kind="masked_image", style="mixed")),

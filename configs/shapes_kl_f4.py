@@ -13,7 +13,14 @@ from configs import common, shapes_autoencoder
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "", "decoder", "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: "", "decoder", "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     _, words = common.parse_variant(variant)
     config = shapes_autoencoder.get_config()
     config.data.update(name="shapes/64", image_size=64)

@@ -5,10 +5,10 @@
     python sample.py --workdir=runs/layout --outdir=runs/layout/samples \
         --layout=layout.json
     python -m ldm_jax.evaluation.shapes --workdir=runs/layout \
-        --outdir=runs/layout/obeys
+        --outdir=runs/layout/adherence
 
 A layout is a list such as `[{"label": "star", "box": [0.2, 0.2, 0.9, 0.8]}]`; a box is
-(ymin, xmin, ymax, xmax) in shares of the picture.  Data and first stage: see
+(ymin, xmin, ymax, xmax) in fractions of the image.  Data and first stage: see
 `shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
 Variants: `:tiny` (four steps, for tests).
 """
@@ -17,7 +17,14 @@ from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(

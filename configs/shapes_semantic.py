@@ -5,7 +5,7 @@
     python sample.py --workdir=runs/semantic --outdir=runs/semantic/samples \
         --segmentation=map.png
     python -m ldm_jax.evaluation.shapes --workdir=runs/semantic \
-        --outdir=runs/semantic/obeys
+        --outdir=runs/semantic/adherence
 
 In a map 0 is the ground and k + 1 is class k.  Data and first stage: see
 `shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
@@ -16,12 +16,19 @@ from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(segmentation=dict(kind="segmentation")),
         conditions=dict(
-            # Shares of the classes in the pixels of each latent.
+            # Fractions of the classes in the pixels of each latent.
             segmentation=dict(kind="spatial", num_stages=2, num_classes=9)
         ),
     )

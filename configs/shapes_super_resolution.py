@@ -1,12 +1,12 @@
-"""Super-resolution on `shapes`, from 8 to 32 px: the small picture beside the latents.
+"""Super-resolution on `shapes`, from 8 to 32 px: the small image beside the latents.
 
     python train.py --config=configs/shapes_super_resolution.py --workdir=runs/sr \
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/sr --outdir=runs/sr/samples --low_res=small.png
-    python -m ldm_jax.evaluation.shapes --workdir=runs/sr --outdir=runs/sr/obeys
+    python -m ldm_jax.evaluation.shapes --workdir=runs/sr --outdir=runs/sr/adherence
 
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
-what it reaches.  Variants: how pictures are made small, "bicubic" (the default),
+what it reaches.  Variants: how images are made small, "bicubic" (the default),
 "bsrgan" or "bsrgan_light", and "tiny" (four steps, for tests): `bsrgan_light,tiny`.
 """
 
@@ -16,7 +16,14 @@ _DEGRADATIONS = ("bicubic", "bsrgan", "bsrgan_light")
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a degradation, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A degradation, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     degradation, words = common.parse_variant(variant, _DEGRADATIONS, words=("tiny",))
     return shapes_tasks.config(
         ",".join(words),

@@ -1,6 +1,6 @@
 """What the tasks on `shapes` share: scenes of one to four shapes at 32 px.
 
-Each is the demo's model (`shapes_class.py`) told something else. All of them use one
+Each is the demo's model (`shapes_class.py`) with other conditions. All of them use one
 first stage, which like each of them trains for minutes on two CPU cores:
 
     python -m ldm_jax.data.shapes --image_size=32 --num_train=20000
@@ -8,7 +8,7 @@ first stage, which like each of them trains for minutes on two CPU cores:
         --config.data.name=shapes/32
 
 Whatever the task, conditions are left out of every tenth example, so that guidance, and
-the comparison with a model that is told nothing, are possible.
+the comparison with sampling without a condition, are possible.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from configs import common, shapes_class
 def config(
     variant, *, inputs, conditions, guidance_scale=1.0, num_steps=1800, **backbone
 ):
-    """A task on `shapes/32`.
+    """Makes the config of a task on `shapes/32`.
 
     Args:
       variant: "" or "tiny".
@@ -27,7 +27,7 @@ def config(
       conditions: Section `conditions`.
       guidance_scale: Of previews and samples.
       num_steps: Length of the training.
-      **backbone: Fields of the U-Net that the conditions need.
+      **backbone: Fields of the backbone that the conditions need.
 
     Returns:
       A ConfigDict.

@@ -4,7 +4,7 @@
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/text --outdir=runs/text/samples \
         --prompt="a huge red star on a dark blue background"
-    python -m ldm_jax.evaluation.shapes --workdir=runs/text --outdir=runs/text/obeys
+    python -m ldm_jax.evaluation.shapes --workdir=runs/text --outdir=runs/text/adherence
 
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
 what it reaches.  Variants: `:tiny` (four steps, for tests).
@@ -14,7 +14,14 @@ from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(caption=shapes_tasks.caption()),

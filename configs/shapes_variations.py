@@ -1,24 +1,31 @@
-"""Variations of a picture on `shapes` at 32 px, by an embedding learned jointly.
+"""Variations of an image on `shapes` at 32 px, by an embedding learned jointly.
 
     python train.py --config=configs/shapes_variations.py --workdir=runs/variations \
         --config.first_stage.workdir=runs/scenes
     python sample.py --workdir=runs/variations --outdir=runs/variations/samples \
-        --style=picture.png
+        --style=image.png
     python -m ldm_jax.evaluation.shapes --workdir=runs/variations \
-        --outdir=runs/variations/obeys
+        --outdir=runs/variations/adherence
 
-A transformer on patches puts each picture into 16 numbers and the denoiser draws what
-goes with them, as in a diffusion autoencoder (Preechakul et al. 2022); with CLIP's
-frozen tower in its place (`conditions.style.weights`) it needs no training.  Data and
-first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for what it
-reaches.  Variants: `:tiny` (four steps, for tests).
+A transformer on patches encodes each image in 16 numbers, which condition the denoiser,
+as in a diffusion autoencoder (Preechakul et al. 2022); with CLIP's frozen tower in its
+place (`conditions.style.weights`) it needs no training.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
+Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "" or "tiny"."""
+    """Makes the config.
+
+    Args:
+      variant: "" or "tiny".
+
+    Returns:
+      ConfigDict.
+    """
     return shapes_tasks.config(
         variant,
         inputs=dict(style=dict(kind="image")),

@@ -13,13 +13,20 @@ from configs import common, shapes_kl_f4
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is "", "decoder", "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: "", "decoder", "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     _, words = common.parse_variant(variant)
     config = shapes_kl_f4.get_config()
     config.first_stage.update(kind="vq", num_codes=256, quantizer="nearest")
     # Codes are averages of their latents, the loss holds latents gently to them, and
     # codes that hardly any latent is near begin anew at one that is there: 2.6 dB more
-    # after 550 steps than with the original's loss and restarts alone.
+    # after 550 steps than with CompVis's loss and restarts alone.
     config.loss.update(
         codebook_ema_decay=0.99, codebook_legacy=False, restart_threshold=0.1
     )

@@ -18,7 +18,7 @@ Published:
 bicubic, on ImageNet-val: FID 2.8 against features of the validation set and 4.8 of the
   training set, IS 166.3, PSNR 24.4, SSIM 0.69; 100 DDIM steps.  With 15 epochs more
   2.6, 4.6, 169.76, 24.4 and 0.69.  Its weights were not released.
-bsr, on OpenImages with the milder BSRGAN degradations: pictures, no numbers; its steps
+bsr, on OpenImages with the milder BSRGAN degradations: images, no numbers; its steps
   are those of bicubic.  The released demo samples 100 steps with eta 1.
 The paper trained on one A100.
 
@@ -57,5 +57,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

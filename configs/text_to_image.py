@@ -14,12 +14,12 @@ the U-Net and of the transformer that reads the captions count parameters.  Both
 trained together from scratch, on the ids of BERT's tokenizer.
 
 Published:
-laion (1.45 B, with the output layer that the original's transformer has and does not
+laion (1.45 B, with the output layer that CompVis's transformer has and does not
   use): on 30,000 captions of COCO FID 23.31, IS 20.03; guided with scale 1.5 FID 12.63,
   IS 30.29.  250 DDIM steps.
 conceptual (trained on LAION first): FID 16.79, IS 13.89 on Conceptual Captions; 100
   DDIM steps, eta 0.  Its steps and number of accelerators are not published: the batch
-  is the original's of one, the steps are those of laion.
+  is CompVis's of one, the steps are those of laion.
 
 laion is the prepared TensorFlow data set laion400m/images; conceptual is a folder
 conceptual_captions in `--config.data.data_dir` with a caption `x.txt` beside each image
@@ -87,5 +87,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

@@ -81,5 +81,12 @@ ROWS = {
 
 
 def get_config(variant=""):
-    """Returns the config; `variant` is a row of ROWS, "tiny" or both."""
+    """Makes the config.
+
+    Args:
+      variant: A row of ROWS, "tiny" or both.
+
+    Returns:
+      ConfigDict.
+    """
     return published.diffusion(variant, ROWS)

@@ -2,15 +2,21 @@
 
 import itertools
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
-from ldm_jax.config import to_dict
+from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.errors import ConfigError
+
+# Batch key -> global array [batch size, ...].
+Batch = dict[str, Any]
 
 
 class Data:
@@ -23,7 +29,9 @@ class Data:
       example: One training example as a batch of one, NumPy: shapes and types.
     """
 
-    def __init__(self, section, seed, batch_size, mesh):
+    def __init__(
+        self, section: ConfigDict, seed: int, batch_size: int, mesh: Mesh
+    ) -> None:
         """Opens the data set.
 
         Args:
@@ -47,11 +55,11 @@ class Data:
         self.example = self._first_example()
 
     @property
-    def has_held_out(self):
+    def has_held_out(self) -> bool:
         """Whether the config names a split that is not trained on."""
         return bool(self._section.eval_split)
 
-    def train_batches(self, start, count=None):
+    def train_batches(self, start: int, count: int | None = None) -> Iterator[Batch]:
         """Yields training batches from a step on; the position is the step number.
 
         Args:
@@ -63,7 +71,7 @@ class Data:
         """
         yield from self._batches(self._source, True, self._batch_size, start, count)
 
-    def held_out_batches(self, count=None):
+    def held_out_batches(self, count: int | None = None) -> Iterator[Batch]:
         """Yields the held-out images once, in order; "mask" marks real rows.
 
         Args:
@@ -74,14 +82,14 @@ class Data:
         """
         yield from self._batches(self._open(), False, self._batch_size, 0, count)
 
-    def preview_batch(self, size):
-        """Returns the first held-out images (training ones where none are held out).
+    def preview_batch(self, size: int) -> Batch:
+        """Loads the first held-out images (training ones where none are held out).
 
         Args:
           size: Number of images; rounded up to a multiple of the devices.
 
         Returns:
-          Dict of global arrays, without "mask".
+          Dict of global arrays [size, ...], without "mask".
         """
         size = -(-size // self._mesh.size) * self._mesh.size
         source = self._open() if self.has_held_out else self._source
@@ -126,8 +134,13 @@ class Data:
 class First:
     """The first examples of a source; a source itself."""
 
-    def __init__(self, source, count):
-        """Takes `count` examples, or all if there are fewer or `count` is None."""
+    def __init__(self, source: Any, count: int | None) -> None:
+        """Takes the first examples.
+
+        Args:
+          source: Source of examples, see `data.sources`.
+          count: How many, or all if there are fewer; None for all.
+        """
         self._source = source
         self._count = len(source) if count is None else min(count, len(source))
 
@@ -137,8 +150,15 @@ class First:
     def __getitem__(self, index):
         return self._source[index]
 
-    def describe(self, index):
-        """Names example `index`."""
+    def describe(self, index: int) -> str:
+        """Names an example, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          What the source calls it.
+        """
         return self._source.describe(index)
 
 
@@ -152,16 +172,16 @@ class Images:
 
     def __init__(
         self,
-        section,
-        mesh,
-        batch_size,
+        section: Section,
+        mesh: Mesh,
+        batch_size: int,
         *,
-        name=None,
-        data_dir=None,
-        split=None,
-        image_size=None,
-        num_images=None,
-    ):
+        name: str | None = None,
+        data_dir: str | None = None,
+        split: str | None = None,
+        image_size: int | None = None,
+        num_images: int | None = None,
+    ) -> None:
         """Opens the data set.
 
         Args:
@@ -178,12 +198,12 @@ class Images:
         Raises:
           ConfigError: If the data set is not named or cannot be read.
         """
-        # The images alone are looked at: what goes with them need not be there.
+        # Only the images are read: what goes with them need not be there.
         section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
             is_folder = os.path.isdir(os.path.expanduser(name))
             section |= {"source": "folder" if is_folder else "tfds", "name": name}
-            # What the run said of its own data's features does not hold for others.
+            # The names of features in the run's own data do not hold for others.
             section |= {"image_key": None, "label_key": "" if is_folder else None}
             if is_folder:
                 section |= {"data_dir": None, "eval_split": "all"}
@@ -213,8 +233,13 @@ class Images:
             "image_size": self.image_size,
         }
 
-    def batches(self):
-        """Yields dicts of global arrays "image" and "mask", once through."""
+    def batches(self) -> Iterator[Batch]:
+        """Yields all images once, in order; "mask" marks real rows.
+
+        Yields:
+          Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
+          [batch size].
+        """
         loader = make_loader(
             self._source,
             self._section,

@@ -1,25 +1,26 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from ldm_jax.conditioners import CONDITIONERS, make_conditioner
-from ldm_jax.config import build, choose, to_dict
+from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
+from ldm_jax.config import Section, build, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.objective import Objective
-from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES
+from ldm_jax.models.identity import identity_of
 
 
-def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
+def make_first_stage(section: Section) -> nn.Module:
     """Builds the autoencoder that a config section describes; no weights are drawn.
 
     Args:
@@ -36,7 +37,7 @@ def make_first_stage(section: Mapping[str, Any]) -> nn.Module:
     return build(kind.module, fields, "first_stage")
 
 
-def make_backbone(section: Mapping[str, Any], out_channels: int) -> nn.Module:
+def make_backbone(section: Section, out_channels: int) -> nn.Module:
     """Builds the denoiser that a config section describes; no weights are drawn.
 
     Args:
@@ -137,7 +138,9 @@ def _token_options(key, entry, option, given):
     return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
 
 
-def make_model(config, first_stage, num_classes=None):
+def make_model(
+    config: ConfigDict, first_stage: nn.Module, num_classes: int | None = None
+) -> LatentDiffusion:
     """Builds the modules of a second stage; no weights are drawn.
 
     Args:
@@ -196,7 +199,9 @@ def _check_sizes(model, image_size):
         )
 
 
-def make_classifier(config, first_stage, num_classes):
+def make_classifier(
+    config: ConfigDict, first_stage: nn.Module, num_classes: int | None
+) -> LatentClassifier:
     """Builds the modules of the stage; no weights are drawn.
 
     Args:
@@ -212,16 +217,61 @@ def make_classifier(config, first_stage, num_classes):
     """
     if not num_classes:
         raise ConfigError(
-            f"data.name={config.data.name} has no class labels, which a classifier is "
-            "to tell: use a data set with labels"
+            f"data.name={config.data.name} has no class labels, which a classifier "
+            "is to predict: use a data set with labels"
         )
-    network = build(
-        Classifier, config.classifier, "classifier", out_channels=num_classes
-    )
+    network = _make_classifier_network(config.classifier, num_classes)
     return LatentClassifier(network, make_noise_schedule(config), first_stage)
 
 
-def make_noise_schedule(config):
+def _make_classifier_network(section, num_classes):
+    return build(Classifier, section, "classifier", out_channels=num_classes)
+
+
+def identity_of_config(config: ConfigDict) -> dict[str, Any]:
+    """Says what weights of a stage mean, also where its config leaves that to defaults.
+
+    Args:
+      config: ConfigDict of any stage.
+
+    Returns:
+      JSON-like dict by config section, of what shapes do not show.
+
+    Raises:
+      ConfigError: If a section is wrong.
+    """
+    if config.stage == "autoencoder":
+        return {"first_stage": identity_of(make_first_stage(config.first_stage))}
+    prediction_type = config.schedule.get("prediction_type", "noise")
+    schedule = {"prediction_type": prediction_type}
+    schedule |= make_noise_schedule(config).identity()
+    if config.stage == "classifier":
+        network = _make_classifier_network(config.classifier, 1)
+        return {"classifier": identity_of(network), "schedule": schedule}
+    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    return {
+        "backbone": identity_of(make_backbone(config.backbone, out_channels=1)),
+        "schedule": schedule,
+        "conditions": {
+            key: entry_identity(entry)
+            for key, entry in entries.items()
+            if entry.get("kind") != "none"
+        },
+    }
+
+
+def make_noise_schedule(config: ConfigDict) -> NoiseSchedule:
+    """Makes the noise levels that a config describes.
+
+    Args:
+      config: ConfigDict with `schedule`.
+
+    Returns:
+      A NoiseSchedule.
+
+    Raises:
+      ConfigError: If the section is wrong.
+    """
     section = to_dict(config.schedule)
     section.pop("prediction_type", None)
     return build(make_schedule, section, "schedule")

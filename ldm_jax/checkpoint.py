@@ -12,25 +12,31 @@ Checkpoints of older versions are read with the names of today, here and nowhere
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config import from_json, to_json, upgrade
+from ldm_jax.config import Section, from_json, to_json, upgrade
 from ldm_jax.errors import CheckpointError
-from ldm_jax.sharding import path_name
+from ldm_jax.sharding import named_leaves
 
 _FOLDER = "checkpoints"
+
+Folder = str | os.PathLike
 
 
 class Checkpoints:
     """The checkpoints of one workdir: saved in the background, kept by policy."""
 
-    def __init__(self, workdir, keep_last=2, keep_every=None):
+    def __init__(
+        self, workdir: Folder, keep_last: int = 2, keep_every: int | None = None
+    ) -> None:
         """Opens (and creates) the folder.
 
         Args:
@@ -50,7 +56,7 @@ class Checkpoints:
         )
 
     @property
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None where there is none.
 
         Read from the folder's names, not from Orbax, which passes over a damaged
@@ -59,7 +65,7 @@ class Checkpoints:
         """
         return max(_saved_steps(self._folder), default=None)
 
-    def save(self, step, state, meta):
+    def save(self, step: int, state: "TrainState", meta: Mapping[str, Any]) -> None:
         """Starts to save; returns once the arrays have been copied off the devices.
 
         Args:
@@ -73,7 +79,7 @@ class Checkpoints:
             step, _items(state) | {"meta": meta}, force=True
         )
 
-    def restore(self, step, abstract_state):
+    def restore(self, step: int, abstract_state: "TrainState") -> "TrainState":
         """Reads a state back onto the devices.
 
         Args:
@@ -100,25 +106,38 @@ class Checkpoints:
             **items["training"],
         )
 
-    def meta(self, step):
-        """Returns the `meta` dict of a checkpoint.
+    def meta(self, step: int) -> dict[str, Any]:
+        """Reads the `meta` item of a checkpoint.
+
+        Args:
+          step: Step of the checkpoint.
+
+        Returns:
+          See `read_meta`.
 
         Raises:
           CheckpointError: If it cannot be read.
         """
         return read_meta(self._folder / str(step))
 
-    def wait(self):
+    def wait(self) -> None:
         """Blocks until what is being saved is on disk."""
         self._checkpointer.wait()
 
-    def close(self):
+    def close(self) -> None:
         """Waits and releases the folder; without it a running save is lost."""
         self._checkpointer.close()
 
 
-def absolute(workdir):
-    """Returns the workdir as an absolute path, `~` expanded; Orbax takes no other."""
+def absolute(workdir: Folder) -> pathlib.Path:
+    """Makes a path absolute and expands `~`; Orbax takes no other.
+
+    Args:
+      workdir: Folder of a run.
+
+    Returns:
+      Its path.
+    """
     return pathlib.Path(workdir).expanduser().absolute()
 
 
@@ -137,8 +156,14 @@ def _items(state):
     return items
 
 
-def read_meta(folder):
-    """Reads the `meta` item of the checkpoint in `folder`.
+def read_meta(folder: Folder) -> dict[str, Any]:
+    """Reads the `meta` item of a checkpoint.
+
+    Args:
+      folder: Folder of the checkpoint.
+
+    Returns:
+      What `save` was given, the config with the names of today.
 
     Raises:
       CheckpointError: If it cannot be read.
@@ -198,7 +223,7 @@ def _metadata(folder):
     """Returns item -> tree of shapes and dtypes for the items that hold arrays."""
     verbosity = logging.get_verbosity()
     try:
-        # Orbax warns of the item `meta`, which is no tree of arrays.
+        # Orbax warns of the item `meta`, which is not a tree of arrays.
         logging.set_verbosity(logging.ERROR)
         metadata = ocp.checkpointables_metadata(folder).metadata
     except Exception as error:  # Orbax raises many kinds for a damaged folder.
@@ -224,8 +249,7 @@ def _unreadable(folder, reason):
 
 
 def _flat_shapes(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 def _saved_steps(folder):
@@ -233,7 +257,7 @@ def _saved_steps(folder):
     return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
-def checkpoint_folder(workdir, step=None):
+def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
     """Finds a checkpoint folder.
 
     Args:
@@ -260,7 +284,9 @@ def checkpoint_folder(workdir, step=None):
     return folder / str(steps[-1] if step is None else step)
 
 
-def load_weights(workdir, step=None, average=True):
+def load_weights(
+    workdir: Folder, step: int | None = None, average: bool = True
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """Loads the weights of a trained stage as NumPy arrays.
 
     Args:
@@ -285,7 +311,7 @@ def load_weights(workdir, step=None, average=True):
     return config, params, meta
 
 
-def load_item(folder, item):
+def load_item(folder: Folder, item: str) -> Any:
     """Loads one item of a checkpoint as NumPy arrays.
 
     Args:
@@ -320,15 +346,20 @@ class TrainState:
         dict where there are none.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     ema_params: Any
     opt_state: Any
     stats: Any
 
 
-def write_config(workdir, config):
-    """Writes `config.json` beside the checkpoints, for people to read."""
+def write_config(workdir: Folder, config: Section) -> None:
+    """Writes `config.json` beside the checkpoints, for people to read.
+
+    Args:
+      workdir: Folder of the run, made if need be.
+      config: Its config.
+    """
     path = pathlib.Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

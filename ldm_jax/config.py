@@ -10,20 +10,32 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ldm_jax.errors import ConfigError
 
+# What sections are given as: from a config, or as plain dicts.
+Section = ConfigDict | Mapping[str, Any]
 
-def to_dict(section):
-    """Turns a (nested) `ConfigDict` into plain dicts; other values pass through."""
+
+def to_dict(section: Section) -> dict[str, Any]:
+    """Turns a section into plain dicts.
+
+    Args:
+      section: Nested ConfigDict, or a mapping.
+
+    Returns:
+      Nested dict, the caller's own.
+    """
     return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
 
 
-def build(constructor, section, name, **given):
+def build(
+    constructor: Callable[..., Any], section: Section, name: str, **given: Any
+) -> Any:
     """Calls `constructor(**section, **given)`, naming a key that it does not take.
 
     Args:
@@ -54,8 +66,16 @@ def build(constructor, section, name, **given):
         raise ConfigError(f"{name}: {error}") from error
 
 
-def choose(table, kind, name):
+def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
     """Looks `kind` up in a table of choices.
+
+    Args:
+      table: Name -> row.
+      kind: The name that a config gives.
+      name: Its config key, for the message.
+
+    Returns:
+      The row.
 
     Raises:
       ConfigError: If the table has no such row, with the rows that it has.
@@ -65,21 +85,43 @@ def choose(table, kind, name):
     return table[kind]
 
 
-def suggest(key, known):
-    """Returns `did you mean "x"?` or the list of what is known."""
+def suggest(key: Any, known: Iterable[Any]) -> str:
+    """Says what may have been meant by a key that does not exist.
+
+    Args:
+      key: The key.
+      known: Keys that exist.
+
+    Returns:
+      `did you mean "x"?`, or the list of those that exist.
+    """
     close = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
     if close:
         return f'did you mean "{close[0]}"?'
     return "choose from " + ", ".join(sorted(str(k) for k in known))
 
 
-def to_json(config):
-    """Serialises a config; tuples become lists, as JSON has none."""
+def to_json(config: Section) -> str:
+    """Serialises a config; tuples become lists, as JSON has none.
+
+    Args:
+      config: Config or section.
+
+    Returns:
+      JSON, indented, with sorted keys.
+    """
     return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text):
-    """Inverse of `to_json`; lists come back as tuples."""
+def from_json(text: str) -> ConfigDict:
+    """Inverse of `to_json`; lists come back as tuples.
+
+    Args:
+      text: JSON.
+
+    Returns:
+      ConfigDict.
+    """
     return ConfigDict(_tuples(json.loads(text)))
 
 
@@ -156,12 +198,14 @@ def _today(path):
     return re.sub(r"\bunet(?=$|/)", "backbone", path)
 
 
-def differences(ours, theirs, ignore=()):
+def differences(
+    ours: Section, theirs: Section, ignore: Sequence[str] = ()
+) -> list[tuple[str, Any, Any]]:
     """Lists the keys in which two configs differ.
 
     Args:
-      ours: ConfigDict.
-      theirs: ConfigDict.
+      ours: Config or section.
+      theirs: Another.
       ignore: Dotted keys or sections that do not count.
 
     Returns:

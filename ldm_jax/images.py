@@ -4,18 +4,20 @@ import contextlib
 import io
 import math
 import os
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from ldm_jax.annotations import Float, Shaped, UInt8
 from ldm_jax.errors import DecodeError
 
 
-def to_float(images):
+def to_float(images: Shaped[Any, "*shape"]) -> Float[Any, "*shape"]:
     """Maps uint8 images to float32 in [-1, 1].
 
     Args:
-      images: NumPy or JAX array of uint8, any shape.
+      images: NumPy or JAX array of uint8, of any shape.
 
     Returns:
       float32 array of the same kind and shape: x / 127.5 - 1.
@@ -23,11 +25,11 @@ def to_float(images):
     return images.astype("float32") / 127.5 - 1
 
 
-def to_uint8(images):
+def to_uint8(images: Float[Any, "*shape"]) -> UInt8[Any, "*shape"]:
     """Maps images in [-1, 1] to uint8, the inverse of `to_float`.
 
     Args:
-      images: NumPy or JAX array of floats, any shape; values outside are clipped.
+      images: NumPy or JAX array of floats, of any shape; values outside are clipped.
 
     Returns:
       uint8 array of the same kind and shape: floor(127.5 x + 128) in [0, 255].
@@ -35,7 +37,9 @@ def to_uint8(images):
     return (images.astype("float32") * 127.5 + 128).clip(0, 255).astype("uint8")
 
 
-def make_grid(images, columns=None, border=2):
+def make_grid(
+    images: Shaped[Any, "..."], columns: int | None = None, border: int = 2
+) -> UInt8[np.ndarray, "height width 3"]:
     """Lays images out in rows, with white between them.
 
     Args:
@@ -69,7 +73,7 @@ def make_grid(images, columns=None, border=2):
     return grid[: rows * step[0] - border, : columns * step[1] - border]
 
 
-def encode_png(image):
+def encode_png(image: Shaped[Any, "H W *channels"]) -> bytes:
     """Encodes an image as PNG.
 
     Args:
@@ -89,7 +93,7 @@ def encode_png(image):
     return buffer.getvalue()
 
 
-def write_png(path, image):
+def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> None:
     """Writes a PNG file in one move: a reader sees the whole file or none.
 
     Args:
@@ -113,7 +117,7 @@ def write_png(path, image):
         raise
 
 
-def read_image(source):
+def read_image(source: Any) -> UInt8[np.ndarray, "H W 3"]:
     """Reads an image file of any format and mode as RGB; see `ldm_jax.images`.
 
     Args:
@@ -123,7 +127,7 @@ def read_image(source):
       uint8 [H, W, 3].
 
     Raises:
-      DecodeError: (a ValueError) If it is no image or is damaged.
+      DecodeError: (a ValueError) If it is not an image or is damaged.
     """
     return np.asarray(decode(source))
 
@@ -139,7 +143,7 @@ _TOPS = {"f": (1, 255, 65535), "i": (255, 65535), "u": (255, 65535)}
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def decode(data, least_side=None):
+def decode(data: Any, least_side: int | None = None) -> Image.Image:
     """Decodes an image to RGB.
 
     Args:
@@ -152,12 +156,12 @@ def decode(data, least_side=None):
       PIL image of mode RGB.
 
     Raises:
-      DecodeError: If the data is no image, is cut short or is damaged.
+      DecodeError: If the data is not an image, is cut short or is damaged.
     """
     return _guarded(_open_rgb, data, least_side)
 
 
-def decode_plane(data):
+def decode_plane(data: Any) -> Shaped[np.ndarray, "H W"]:
     """Decodes an image of one channel without rescaling its values.
 
     Args:
@@ -170,6 +174,22 @@ def decode_plane(data):
       DecodeError: As `decode`, and if there are several channels.
     """
     return _guarded(_open_plane, data)
+
+
+def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
+    """Decodes an image of any mode to one channel, such as a mask.
+
+    Args:
+      data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4], or of one channel and any type.
+
+    Returns:
+      Array [H, W]: of one channel the file's own numbers, else the brightness, uint8.
+
+    Raises:
+      DecodeError: If it is not an image, is cut short or is damaged.
+    """
+    return _guarded(_open_grey, data)
 
 
 def _guarded(function, *arguments):
@@ -206,7 +226,7 @@ def _shrink_on_load(image, least_side):
 
 
 def _upright(image):
-    """Applies the EXIF orientation; damaged EXIF data does not spoil the picture."""
+    """Applies the EXIF orientation; damaged EXIF data does not spoil the image."""
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(image)
@@ -246,6 +266,20 @@ def _deep_grey(values, top=None):
     if top is None:
         values, top = values - low, max(high - low, 1e-12)
     return np.round(values * (255 / top)).astype(np.uint8)
+
+
+def _open_grey(data):
+    if isinstance(data, np.ndarray):
+        if data.ndim == 2 or data.shape[2:] == (1,):
+            return _open_plane(data)
+        return np.asarray(_to_rgb(Image.fromarray(data)).convert("L"))
+    with _open(data) as image:
+        image.load()
+        image = _upright(image)
+        # Indices of a palette say nothing of brightness.
+        if len(image.getbands()) == 1 and image.mode != "P":
+            return np.asarray(image)
+        return np.asarray(_to_rgb(image).convert("L"))
 
 
 def _open_plane(data):

@@ -8,6 +8,8 @@ case of the same code.
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +22,9 @@ from ldm_jax.errors import ConfigError
 MIN_SHARDED_ELEMENTS = 2**18
 
 
-def make_mesh(data=-1, fsdp=1, devices=None):
+def make_mesh(
+    data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Builds the `data` x `fsdp` mesh over all devices.
 
     Args:
@@ -46,17 +50,33 @@ def make_mesh(data=-1, fsdp=1, devices=None):
     return Mesh(np.asarray(devices).reshape(data, fsdp), ("data", "fsdp"))
 
 
-def replicated(mesh):
-    """Returns the sharding of an array that every device holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole.
+
+    Args:
+      mesh: Mesh of the devices.
+
+    Returns:
+      A NamedSharding.
+    """
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh):
-    """Returns the sharding that splits axis 0 over every device."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding that splits axis 0 over every device.
+
+    Args:
+      mesh: Mesh of the devices.
+
+    Returns:
+      A NamedSharding.
+    """
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def parameter_spec(shape, fsdp, min_elements=MIN_SHARDED_ELEMENTS):
+def parameter_spec(
+    shape: Sequence[int], fsdp: int, min_elements: int = MIN_SHARDED_ELEMENTS
+) -> P:
     """Splits the largest dimension that `fsdp` divides, if the array is large enough.
 
     Args:
@@ -77,15 +97,40 @@ def parameter_spec(shape, fsdp, min_elements=MIN_SHARDED_ELEMENTS):
     return P(*(None,) * axis, "fsdp")
 
 
-def path_name(path):
-    """Joins a key path of a pytree to `params/backbone/conv_in/kernel`."""
+def path_name(path: Iterable[Any]) -> str:
+    """Joins a key path of a pytree to `params/backbone/conv_in/kernel`.
+
+    Args:
+      path: Keys, as `jax.tree_util` gives them.
+
+    Returns:
+      Their names, with slashes between.
+    """
     return "/".join(
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
         for key in path
     )
 
 
-def tree_shardings(tree, mesh, overrides=(), min_elements=MIN_SHARDED_ELEMENTS):
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Lists the leaves of a pytree by name.
+
+    Args:
+      tree: Pytree.
+
+    Returns:
+      Name as `path_name` gives it -> leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def tree_shardings(
+    tree: Any,
+    mesh: Mesh,
+    overrides: Sequence[tuple[str, int | None]] = (),
+    min_elements: int = MIN_SHARDED_ELEMENTS,
+) -> Any:
     """Gives every array of a (possibly abstract) pytree its sharding.
 
     Args:
@@ -126,8 +171,16 @@ def _override_spec(name, shape, axis, fsdp):
     return P(*(None,) * axis, "fsdp")
 
 
-def abstract_like(tree, shardings):
-    """Attaches shardings to the shapes and dtypes of a pytree."""
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Attaches shardings to the shapes and dtypes of a pytree.
+
+    Args:
+      tree: Pytree of arrays or `ShapeDtypeStruct`.
+      shardings: Pytree of `NamedSharding` of the same structure.
+
+    Returns:
+      Pytree of `ShapeDtypeStruct` of the same structure.
+    """
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding
@@ -137,7 +190,7 @@ def abstract_like(tree, shardings):
     )
 
 
-def put_tree(tree, shardings):
+def put_tree(tree: Any, shardings: Any) -> Any:
     """Places host arrays, the same on every process, onto the devices.
 
     Args:
@@ -157,7 +210,7 @@ def put_tree(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
-def put_batch(batch, mesh):
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Makes one global batch of the rows that each process has loaded.
 
     Args:
@@ -174,7 +227,9 @@ def put_batch(batch, mesh):
     }
 
 
-def check_batch_size(batch_size, mesh, name="train.batch_size", parts=1):
+def check_batch_size(
+    batch_size: int, mesh: Mesh, name: str = "train.batch_size", parts: int = 1
+) -> None:
     """Checks that a global batch splits evenly over the devices.
 
     Args:

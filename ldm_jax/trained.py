@@ -1,8 +1,8 @@
 """Trained models: from a workdir to modules with weights."""
 
-import dataclasses
 import pathlib
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +15,15 @@ from ldm_jax.build import (
     make_model,
     make_noise_schedule,
 )
-from ldm_jax.checkpoint import absolute
+from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import row_of
-from ldm_jax.sharding import path_name
+from ldm_jax.models.identity import identity_of
+from ldm_jax.sharding import named_leaves
 from ldm_jax.weights.lpips import load_lpips
 
 
@@ -42,12 +43,18 @@ class TrainedClassifier(NamedTuple):
     source: str
 
 
-def load_classifier(workdir, model, meta, step=None, average=True):
-    """Loads a trained classifier to steer a diffusion model with.
+def load_classifier(
+    workdir: Folder,
+    model: LatentDiffusion,
+    meta: Mapping[str, Any],
+    step: int | None = None,
+    average: bool = True,
+) -> TrainedClassifier:
+    """Loads a trained classifier to guide a diffusion model with.
 
     Args:
       workdir: Workdir of the classifier.
-      model: LatentDiffusion that it is to steer.
+      model: LatentDiffusion that it is to guide.
       meta: What the checkpoint of that model records.
       step: Checkpoint to take; the newest by default.
       average: Take the moving average of the weights where one was kept.
@@ -57,7 +64,7 @@ def load_classifier(workdir, model, meta, step=None, average=True):
 
     Raises:
       CheckpointError: If the checkpoint is missing or unreadable.
-      ConfigError: If it is no classifier, or one of other latents.
+      ConfigError: If it is not a classifier, or not one of the model's latents.
     """
     config, params, found = checkpoint.load_weights(workdir, step, average)
     if config.stage != "classifier":
@@ -69,8 +76,9 @@ def load_classifier(workdir, model, meta, step=None, average=True):
     problem = _difference(alphas, found, meta)
     if problem:
         raise ConfigError(
-            f"the classifier in {workdir} knows other latents than the model it is to "
-            f"steer: {problem}; train it with the model's first stage and schedule"
+            f"the classifier in {workdir} was trained on other latents than the model "
+            f"it is to guide: {problem}; train it with the model's first stage and "
+            "schedule"
         )
     return TrainedClassifier(
         make_classifier(config, model.first_stage, found["num_classes"]).classifier,
@@ -81,7 +89,7 @@ def load_classifier(workdir, model, meta, step=None, average=True):
 
 
 def _difference(alphas, classifier, diffusion):
-    """What keeps two stages from knowing the same noisy latents; None if nothing."""
+    """How the noisy latents of two stages differ; None if they do not."""
     stages = [
         (meta["first_stage"] or {}).get("checksum") for meta in (classifier, diffusion)
     ]
@@ -96,7 +104,7 @@ def _difference(alphas, classifier, diffusion):
     return None
 
 
-def first_stage_folder(recorded, workdir):
+def first_stage_folder(recorded: str, workdir: Folder) -> pathlib.Path | str:
     """Finds the first stage of a second one, also if both moved together.
 
     Args:
@@ -122,11 +130,6 @@ def first_stage_folder(recorded, workdir):
     )
 
 
-# Fields that do not say what weights mean, and those that their shapes show, which may
-# be written in more than one way.
-FREE_FIELDS = ("parent", "name", "dtype", "remat", "dropout", "frozen")
-
-
 class FirstStage(NamedTuple):
     """A trained first stage.
 
@@ -143,7 +146,12 @@ class FirstStage(NamedTuple):
     record: dict
 
 
-def load_first_stage(workdir, step=None, average=True, key="first_stage.workdir"):
+def load_first_stage(
+    workdir: Folder,
+    step: int | None = None,
+    average: bool = True,
+    key: str = "first_stage.workdir",
+) -> FirstStage:
     """Loads a trained first stage.
 
     Args:
@@ -189,7 +197,16 @@ def _latents_checksum(module, params):
     return checksum
 
 
-def record_of(workdir, meta):
+def record_of(workdir: Folder, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Says where weights came from, for what is made of them.
+
+    Args:
+      workdir: Workdir of the run.
+      meta: The meta data that `checkpoint.load_weights` returned with them.
+
+    Returns:
+      JSON-like dict of "workdir", "step" and "weights", the item of the checkpoint.
+    """
     return {
         "workdir": str(checkpoint.absolute(workdir)),
         "step": meta["step"],
@@ -197,7 +214,7 @@ def record_of(workdir, meta):
     }
 
 
-def check_same_latents(first, second):
+def check_same_latents(first: FirstStage, second: FirstStage) -> None:
     """Checks that two first stages give the same latents, to the bit.
 
     Args:
@@ -208,8 +225,8 @@ def check_same_latents(first, second):
       ConfigError: If they differ in anything but the decoder.
     """
     one, other = (
-        flat_leaves(_what_makes_latents(stage.module, stage.params))
-        | module_fields(stage.module)
+        named_leaves(_what_makes_latents(stage.module, stage.params))
+        | identity_of(stage.module)
         for stage in (first, second)
     )
     places = [stage.record["workdir"] for stage in (first, second)]
@@ -227,12 +244,6 @@ def _what_makes_latents(module, params):
     return {name: tree for name, tree in params.items() if name not in parts}
 
 
-def module_fields(module):
-    """The fields of a module that say what its weights mean."""
-    names = [field.name for field in dataclasses.fields(module)]
-    return {name: getattr(module, name) for name in names if name not in FREE_FIELDS}
-
-
 class Trained(NamedTuple):
     """A trained second stage with everything that sampling needs.
 
@@ -247,8 +258,8 @@ class Trained(NamedTuple):
       weights: The item of it that holds the weights: "params" or "ema_params".
       first_stage: What first stage decodes, in words.
       decoder: What decoder is in place of the first stage's own, or None.
-      classifier: TrainedClassifier that steers, or None.
-      lpips: Weights of LPIPS for image guiding, or None.
+      classifier: TrainedClassifier for classifier guidance, or None.
+      lpips: Weights of LPIPS for image guidance, or None.
     """
 
     model: LatentDiffusion
@@ -266,14 +277,14 @@ class Trained(NamedTuple):
 
 
 def load_model(
-    workdir,
-    step=None,
-    average=True,
-    first_stage=None,
-    decoder=None,
-    classifier=None,
-    lpips=None,
-):
+    workdir: Folder,
+    step: int | None = None,
+    average: bool = True,
+    first_stage: Folder | None = None,
+    decoder: Folder | None = None,
+    classifier: Folder | None = None,
+    lpips: str | None = None,
+) -> Trained:
     """Loads a trained second stage and the first stage it was trained on.
 
     Args:
@@ -283,8 +294,8 @@ def load_model(
       first_stage: Workdir of the first stage; as recorded by default.
       decoder: Workdir of a first stage of the same latents whose decoder is used
         instead.
-      classifier: Workdir of a classifier of the same latents that steers.
-      lpips: File of LPIPS' weights, or two with a comma between, for image guiding.
+      classifier: Workdir of a classifier of the same latents, for classifier guidance.
+      lpips: File of LPIPS' weights, or two with a comma between, for image guidance.
 
     Returns:
       A Trained.
@@ -292,7 +303,7 @@ def load_model(
     Raises:
       CheckpointError: If a checkpoint is missing or unreadable.
       ConfigError: If the workdir is not that of a second stage, or the decoder or the
-        classifier knows other latents.
+        classifier was trained on other latents.
     """
     config, params, meta = checkpoint.load_weights(workdir, step, average)
     if config.stage != "diffusion":
@@ -343,8 +354,3 @@ def _first_stage_folder(given, recorded, workdir):
             "--first_stage=ITS_WORKDIR"
         )
     return first_stage_folder(recorded["workdir"], workdir)
-
-
-def flat_leaves(tree, name=""):
-    leaves = jax.tree_util.tree_leaves_with_path({name: tree} if name else tree)
-    return {path_name(path): leaf for path, leaf in leaves}

@@ -97,7 +97,6 @@ def config_flag(help_: str) -> flags.FlagHolder:
       The holder; its value is the config.
     """
     holder = config_flags.DEFINE_config_file("config", None, help_)
-    flags.mark_flag_as_required("config")
     flags.FLAGS["config"].parser = _ByName()
     REQUIRED.append("config")
     return holder

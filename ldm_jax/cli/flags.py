@@ -39,19 +39,20 @@ class Shared(NamedTuple):
     limits: dict[str, Any] = {}
 
 
-def shared(name: str, **changes: Any) -> flags.FlagHolder:
+def shared(name: str, *, required: bool = False, **changes: Any) -> flags.FlagHolder:
     """Defines a flag of the table SHARED for this command.
 
     Args:
       name: Row of SHARED.
-      **changes: `default`, and arguments of absl such as `required` or `lower_bound`.
+      required: Whether the command needs it.
+      **changes: `default`, and arguments of absl such as `lower_bound`.
 
     Returns:
       The holder of the flag.
     """
     row = SHARED[name]
     default = changes.pop("default", row.default)
-    if changes.get("required"):
+    if required:
         REQUIRED.append(name)
     return row.define(name, default, row.help, **row.limits | changes)
 

@@ -1,6 +1,5 @@
 """`--help`: how a command is called, what it does, and its flags in groups."""
 
-import inspect
 import pathlib
 import shutil
 import sys
@@ -54,7 +53,7 @@ def text(doc: str, arguments: str = "", full: bool = False) -> str:
     """
     required = [f"--{name}=..." for name in REQUIRED]
     usage = " ".join([_program(), *filter(None, [arguments]), *required, "[flags]"])
-    parts = [f"usage: {usage}", inspect.cleandoc(doc)]
+    parts = [f"usage: {usage}", doc.strip()]
     for title, names in GROUPS.items():
         parts.append("\n".join([f"{title}:", *map(_line, names)]))
     if full:

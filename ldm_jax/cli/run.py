@@ -1,5 +1,6 @@
 """How a command starts: flags are parsed, JAX is started, errors are one line."""
 
+import ast
 import functools
 import os
 import sys
@@ -9,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from ldm_jax.cli import help as help_
-from ldm_jax.cli.flags import apply_renamed, group
+from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
 from ldm_jax.errors import UserError
 
 
@@ -62,6 +63,9 @@ def _parse(doc, arguments, argv):
         if "--traceback" in argv:
             raise
         _fail(error, 2)
+    missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
+    if missing:
+        _fail(f"--{missing[0]} is missing; --help explains the flags", 2)
     if len(rest) > 1 and not arguments:
         _fail(f"'{rest[1]}' is not a flag: write --name=value", 2)
     apply_renamed()
@@ -69,7 +73,11 @@ def _parse(doc, arguments, argv):
 
 
 def _fail(error: Exception | str, status: int) -> NoReturn:
-    text = " ".join(str(error).split())
+    text = str(error)
+    if text[:1] in ("'", '"') and text[0] == text[-1]:
+        # Errors of keys quote their message.
+        text = ast.literal_eval(text)
+    text = " ".join(text.split())
     # Where both go to one file, the error is the last line.
     sys.stdout.flush()
     print(f"error: {text}", file=sys.stderr, flush=True)

@@ -53,6 +53,7 @@ from ldm_jax.conditioners.conditioner import (
     CONDITIONERS,
     Conditioner,
     Conditioning,
+    entry_identity,
     make_conditioner,
 )
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
@@ -72,5 +73,6 @@ __all__ = [
     "Raw",
     "Spatial",
     "Text",
+    "entry_identity",
     "make_conditioner",
 ]

@@ -13,6 +13,7 @@ from ldm_jax.annotations import Array, Bool, Key, Num
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
 from ldm_jax.conditioners.tokens import ClipText, Layout, Text
+from ldm_jax.models.identity import FREE_FIELDS
 
 
 class Conditioning(NamedTuple):
@@ -236,6 +237,26 @@ def make_conditioner(
         if problem:
             raise ValueError(f"condition {key!r}: {problem}")
     return Conditioner(freeze(entries))  # Frozen, so that it can be hashed.
+
+
+def entry_identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Says what the weights of a condition mean beyond what shapes show.
+
+    Args:
+      entry: Entry of the config section `conditions`, also one that leaves options to
+        the data set.
+
+    Returns:
+      JSON-like dict of its kind and its options that have a default; shapes show the
+      others.
+    """
+    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
+    options = {
+        field.name: entry.get(field.name, field.default)
+        for field in fields
+        if field.default is not dataclasses.MISSING and field.name not in FREE_FIELDS
+    }
+    return options | {"kind": entry["kind"]}
 
 
 def _problem(entry: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""Models of CompVis and of diffusers, in and out."""

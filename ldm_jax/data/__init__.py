@@ -1,0 +1,1 @@
+"""From files and data sets to NumPy batches; JAX is never imported here."""

@@ -1,8 +1,8 @@
-"""Small pictures to restore large ones from: plain resizing and BSRGAN.
+"""Small images to restore large ones from: plain resizing and BSRGAN.
 
 BSRGAN (Zhang et al. 2021, "Designing a Practical Degradation Model") blurs, shrinks,
-adds noise and compresses in random order, so that a model learns to restore pictures
-from anywhere. `bsrgan` and `bsrgan_light` are the two strengths of the original.
+adds noise and compresses in random order, so that a model learns to restore images from
+anywhere. `bsrgan` and `bsrgan_light` are the two strengths of CompVis.
 """
 
 import functools
@@ -12,9 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ldm_jax.annotations import Float, UInt8
 
-def degrade(image, factor, kind="bicubic", rng=None):
-    """Makes a small, worse version of a picture.
+
+def degrade(
+    image: UInt8[np.ndarray, "H W 3"],
+    factor: int,
+    kind: str = "bicubic",
+    rng: np.random.Generator | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Makes a small, worse version of an image.
 
     Args:
       image: uint8 [H, W, 3].
@@ -31,7 +38,7 @@ def degrade(image, factor, kind="bicubic", rng=None):
     height, width = image.shape[:2]
     if height % factor or width % factor:
         raise ValueError(
-            f"a picture of {height} x {width} pixels does not divide by the factor "
+            f"an image of {height} x {width} pixels does not divide by the factor "
             f"{factor}: crop it first"
         )
     return DEGRADATIONS[kind](image, factor, rng)
@@ -47,8 +54,8 @@ class Strength(NamedTuple):
       round_steps: Largest n of a round kernel.
       noise: Least and largest noise level, of 255.
       quality: Least and largest JPEG quality.
-      resize_share: How often the first shrinking is a resize to a random size, and not
-        a blur of which every `factor`-th pixel is taken.
+      resize_fraction: How often the first shrinking is a resize to a random size, and
+        not a blur of which every `factor`-th pixel is taken.
     """
 
     blurs: int
@@ -57,7 +64,7 @@ class Strength(NamedTuple):
     round_steps: int
     noise: tuple
     quality: tuple
-    resize_share: float
+    resize_fraction: float
 
 
 FULL = Strength(2, 1.0, 2, 11, (2, 25), (30, 95), 0.75)
@@ -66,11 +73,16 @@ LIGHT = Strength(1, 0.25, 1, 4, (1, 2), (80, 95), 0.8)
 # How OpenCV resizes, that is without antialiasing, in BSRGAN.
 _RESIZES = ("linear", "cubic", "area")
 
-_JPEG_SHARE = 0.9
+_JPEG_FRACTION = 0.9
 
 
-def bsrgan(image, factor, rng, strength=FULL):
-    """Degrades a picture as BSRGAN does.
+def bsrgan(
+    image: UInt8[np.ndarray, "H W 3"],
+    factor: int,
+    rng: np.random.Generator,
+    strength: Strength = FULL,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Degrades an image as BSRGAN does (Zhang et al. 2021, Section 3.3).
 
     Args:
       image: uint8 [H, W, 3], H and W multiples of `factor`.
@@ -100,7 +112,7 @@ def bsrgan(image, factor, rng, strength=FULL):
             image = resize(image, *target, rng.choice(_RESIZES)).clip(0, 1)
         elif step == "noise":
             image = _add_noise(image, strength, rng).clip(0, 1)
-        elif rng.random() < _JPEG_SHARE:
+        elif rng.random() < _JPEG_FRACTION:
             image = _compress(image, strength, rng)
     return _to_uint8(_compress(image, strength, rng))
 
@@ -115,14 +127,14 @@ def _blur(image, factor, strength, rng):
         steps = rng.integers(2, strength.round_steps + 1)
         deviation = rng.random() * (2 + 0.2 * factor) * strength.blur_scale
         variances, angle = np.full(2, deviation**2), 0.0
-    # Even sizes, as the original has in "light", would move it by half a pixel.
+    # Even sizes, as CompVis has in "light", would move it by half a pixel.
     size = (strength.kernel_step * steps + 3) | 1
     return _convolve(image, _gaussian(size, variances, angle))
 
 
 def _shrink(image, factor, strength, rng):
     """The first shrinking, to a random size or by the factor with a blur."""
-    if rng.random() < strength.resize_share:
+    if rng.random() < strength.resize_fraction:
         scale = rng.uniform(1, 2 * factor)
         height, width = (max(1, int(n / scale)) for n in image.shape[:2])
         return resize(image, height, width, rng.choice(_RESIZES))
@@ -153,7 +165,7 @@ def _gaussian(size, variances, angle, shift=0.0):
 
 
 def _convolve(image, kernel):
-    """Weighs the neighbours of each pixel; the picture is mirrored at its borders."""
+    """Weighs the neighbours of each pixel; the image is mirrored at its borders."""
     height, width = image.shape[:2]
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect")
@@ -209,8 +221,8 @@ def _opencv(image, factor, rng, *, method):
 
 _KERNELS = Image.Resampling
 
-# How to make the small picture, by the name of the option `degradation`; the kernels
-# are Pillow's ("pil_*" in the original) and OpenCV's.
+# How to make the small image, by the name of the option `degradation`; the kernels
+# are Pillow's ("pil_*" in CompVis) and OpenCV's.
 DEGRADATIONS = {
     **{
         kernel.name.lower(): functools.partial(_pillow, method=kernel)
@@ -233,8 +245,10 @@ DEGRADATIONS = {
 }
 
 
-def resize(image, height, width, method):
-    """Resizes a picture along both axes.
+def resize(
+    image: Float[np.ndarray, "H W C"], height: int, width: int, method: str
+) -> Float[np.ndarray, "{height} {width} C"]:
+    """Resizes an image along both axes.
 
     Args:
       image: float32 [H, W, C].

@@ -5,6 +5,8 @@ What goes with an image, such as a caption, lies beside it; see `sidecars.py`.
 
 import hashlib
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +41,14 @@ class FolderSource:
 
     def __init__(
         self,
-        name,
-        split,
-        data_dir=None,
-        label_key=None,
-        validation_fraction=0.05,
-        keys=(),
-        box_names=(),
-    ):
+        name: str,
+        split: str,
+        data_dir: str | os.PathLike | None = None,
+        label_key: str | None = None,
+        validation_fraction: float = 0.05,
+        keys: Sequence[str] = (),
+        box_names: Sequence[str] = (),
+    ) -> None:
         """Finds the files.
 
         Args:
@@ -54,7 +56,7 @@ class FolderSource:
           split: "train", "validation", "test" or "all".
           data_dir: Folder that a relative `name` starts from; None is the current one.
           label_key: "" ignores the classes; there is no other label to choose.
-          validation_fraction: Share of the files that is held out, in (0, 1).
+          validation_fraction: Fraction of the files that is held out, in (0, 1).
           keys: What examples should have besides image and label; see `sidecars.py`.
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.
@@ -91,10 +93,10 @@ class FolderSource:
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": the file's bytes, "label": int if known, further keys}."""
         path = self.describe(index)
         with open(path, "rb") as file:
@@ -105,8 +107,15 @@ class FolderSource:
             example[key] = read_sidecar(path, key, self._box_names)
         return example
 
-    def describe(self, index):
-        """Path of image `index`."""
+    def describe(self, index: int) -> str:
+        """Says which image an example is, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          The image's path.
+        """
         return os.path.join(self._root, os.fsdecode(bytes(self._paths[index])))
 
 

@@ -16,24 +16,33 @@ An instance can be pickled; what is random comes from the generator that is pass
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image as PilImage
 
+from ldm_jax.annotations import Bool, Shaped, UInt8
 from ldm_jax.config import build, choose, to_dict
+from ldm_jax.data.crops import MAX_BOXES, choose_crop, resize_image
 from ldm_jax.data.degradation import DEGRADATIONS, degrade
-from ldm_jax.data.layout import encode_layout
+from ldm_jax.data.draw import draw_masked
+from ldm_jax.data.layout import decode_layout, encode_layout
 from ldm_jax.data.masks import STYLES, draw_mask
+from ldm_jax.data.modalities import MODALITIES, keys_of, pack, unpack
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.data.transforms import MAX_BOXES, choose_crop, resize_image
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import decode
+from ldm_jax.images import decode, to_uint8
 
-# Batch keys that are no inputs: the picture, its class, which rows count, what failed.
+# Batch keys that are not inputs: the image, its class, which rows count, what failed.
 RESERVED = ("image", "label", "mask", "failures", "error")
 
+# Options by the names of 0.1.0.
+_OLD_OPTIONS = {"min_share": "min_fraction", "max_share": "max_fraction"}
 
-def make_inputs(section):
+
+def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, "Input"]:
     """Makes the inputs that the config section `data.inputs` lists.
 
     Args:
@@ -54,18 +63,47 @@ def make_inputs(section):
         kind = entry.pop("kind", None)
         if kind == "none":
             continue
+        entry = {_OLD_OPTIONS.get(k, k): value for k, value in entry.items()}
         row = choose(INPUTS, kind, f"{name}.kind")
         own_key = {"key": key} if "key" in inspect.signature(row).parameters else {}
         inputs[key] = build(row, entry, name, **own_key)
     return inputs
 
 
-def needed_keys(inputs):
-    """Returns the keys that the source must give for `inputs`, sorted; not "image"."""
+def needed_keys(inputs: Mapping[str, "Input"]) -> list[str]:
+    """Lists what the source must give besides the image.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      Keys of the example, sorted.
+    """
     return sorted({key for make in inputs.values() for key in make.needs} - {"image"})
 
 
-def apply_inputs(inputs, example, rng):
+def inputs_of(inputs: Mapping[str, "Input"], modality: str) -> dict[str, "Input"]:
+    """Finds the inputs that can be made of a modality.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      modality: Row of MODALITIES.
+
+    Returns:
+      Those of `inputs`.
+    """
+    return {
+        key: make
+        for key, make in inputs.items()
+        if any(modality in way for way in make.ways)
+    }
+
+
+def apply_inputs(
+    inputs: Mapping[str, "Input"],
+    example: Mapping[str, Any],
+    rng: np.random.Generator | None,
+) -> dict[str, Any]:
     """Makes all inputs of an example, in the order of `inputs`.
 
     Args:
@@ -93,20 +131,33 @@ class Input:
 
     Attributes:
       needs: Keys of the example that must be there.
+      ways: Of which modalities it can be made: tuples of rows of MODALITIES that go
+        together, the usual tuple first.
     """
 
-    needs = ()
+    needs: tuple[str, ...] = ()
+    ways: tuple[tuple[str, ...], ...] = ()
 
-    def check_size(self, image_size):
-        """Raises ValueError if images of `image_size` pixels a side do not do."""
+    def check_size(self, image_size: int) -> None:
+        """Checks that images of a size will do.
 
-    def __call__(self, example, rng):
+        Args:
+          image_size: Side in pixels.
+
+        Raises:
+          ValueError: If they do not.
+        """
+        self._check_size(image_size)
+
+    def __call__(
+        self, example: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> Shaped[np.ndarray, "..."]:
         """Makes the input of one example.
 
         Args:
-          example: Dict as `transforms.transform` makes it; pictures may have any size
+          example: Dict as `transforms.transform` makes it; images may have any size
             [H, W].
-          rng: NumPy generator.
+          rng: NumPy generator; needed for what is random.
 
         Returns:
           Array without batch axis.
@@ -114,7 +165,88 @@ class Input:
         Raises:
           ValueError: If the example holds something else than expected.
         """
+        return self._make(example, rng)
+
+    def place(self, modality: str, value: Any) -> dict[str, Any]:
+        """Puts a value where the input looks for it.
+
+        Args:
+          modality: Row of MODALITIES, of one of `ways`.
+          value: What that row's `fit` gives.
+
+        Returns:
+          The part of an example that holds it.
+
+        Raises:
+          ValueError: If it is more than the input takes.
+        """
+        return self._place(modality, value)
+
+    def size_for(
+        self, modality: str, size: tuple[int, int], image_size: int
+    ) -> tuple[int, int]:
+        """Says to which size a modality is brought that a flag gives.
+
+        Args:
+          modality: Row of MODALITIES, of one of `ways`.
+          size: (height, width) of the samples in pixels.
+          image_size: Side of the images in training, in pixels.
+
+        Returns:
+          (height, width) in pixels.
+        """
+        return self._size_for(modality, size, image_size)
+
+    def mask_of(
+        self, value: Shaped[np.ndarray, "..."]
+    ) -> Bool[np.ndarray, "H W 1"] | None:
+        """Finds the region of the image that is to be filled.
+
+        Args:
+          value: What the input made, without batch axis.
+
+        Returns:
+          bool [H, W, 1], true where it is to be filled; None if the input has no mask.
+        """
+        return self._mask_of(value)
+
+    def draw(
+        self,
+        value: Shaped[Any, "..."],
+        shape: tuple[int, int],
+        names: Sequence[str] = (),
+    ) -> UInt8[np.ndarray, "height width 3"] | None:
+        """Draws the input.
+
+        Args:
+          value: What the input made, without batch axis.
+          shape: (height, width) of the result in pixels.
+          names: Names of the classes of boxes, if known.
+
+        Returns:
+          uint8 [height, width, 3]; None where there is nothing to draw.
+        """
+        return self._draw(np.asarray(value), shape, names)
+
+    # What kinds of inputs replace.
+
+    def _check_size(self, image_size):
+        pass
+
+    def _make(self, example, rng):
         raise NotImplementedError
+
+    def _place(self, modality, value):
+        return unpack(modality, value)
+
+    def _size_for(self, modality, size, image_size):
+        return size
+
+    def _mask_of(self, value):
+        return None
+
+    def _draw(self, value, shape, names):
+        return None
 
 
 class Caption(Input):
@@ -127,12 +259,21 @@ class Caption(Input):
     """
 
     needs = ("caption",)
+    ways = (("caption",),)
 
-    def __init__(self, tokenizer, max_length=77, pad_id=None):
-        """Loads the tokenizer; see `tokenizers.load_tokenizer`."""
+    def __init__(
+        self, tokenizer: str, max_length: int = 77, pad_id: int | None = None
+    ) -> None:
+        """Loads the tokenizer.
+
+        Args:
+          tokenizer: Its name; see `tokenizers.load_tokenizer`.
+          max_length: Number of tokens.
+          pad_id: What fills the rest, where not the tokenizer's own.
+        """
         self.tokenizer = load_tokenizer(tokenizer, max_length, pad_id)
 
-    def __call__(self, example, rng):
+    def _make(self, example, rng):
         caption = example["caption"]
         if not isinstance(caption, str | bytes):
             caption = caption[rng.integers(len(caption))]
@@ -144,21 +285,27 @@ class Layout(Input):
 
     Attributes:
       vocab_size: Number of ids.
+      max_objects: Largest number of objects.
       max_length: Number of tokens.
     """
 
     needs = ("boxes", "box_labels")
+    ways = (("layout",),)
 
     def __init__(
-        self, vocab_size=8192, max_objects=30, num_classes=None, order="random"
-    ):
+        self,
+        vocab_size: int = 8192,
+        max_objects: int = 30,
+        num_classes: int | None = None,
+        order: str = "random",
+    ) -> None:
         """Keeps the form of the tokens; see `layout.py`.
 
         Args:
           vocab_size: Number of ids, shared by classes and corners.
           max_objects: Largest number of objects.
           num_classes: Number of classes, to refuse labels beyond; None does not check.
-          order: Row of ORDERS, of the objects; the original's is random.
+          order: Row of ORDERS, of the objects; that of CompVis is random.
         """
         _require(
             vocab_size > max(num_classes or 0, 4),
@@ -174,7 +321,7 @@ class Layout(Input):
         self._num_classes = num_classes
         self._order = choose(ORDERS, order, "order")
 
-    def __call__(self, example, rng):
+    def _make(self, example, rng):
         boxes, labels = np.asarray(example["boxes"]), np.asarray(example["box_labels"])
         _require(
             self._num_classes is None or labels.max(initial=-1) < self._num_classes,
@@ -185,6 +332,19 @@ class Layout(Input):
         return encode_layout(
             boxes[order], labels[order], self.vocab_size, self.max_objects
         )
+
+    def _place(self, modality, value):
+        count = np.sum(value[1] >= 0)
+        _require(
+            count <= self.max_objects,
+            f"a layout has {count} objects; this model is conditioned on up to "
+            f"{self.max_objects}",
+        )
+        return super()._place(modality, value)
+
+    def _draw(self, value, shape, names):
+        boxes, labels, _ = decode_layout(value, self.vocab_size)
+        return MODALITIES["layout"].draw((boxes, labels), shape, names)
 
 
 def _shuffled(boxes, rng):
@@ -200,7 +360,7 @@ def _by_area(boxes, rng):
     return np.argsort(-(bottom - top) * (right - left), kind="stable")
 
 
-# In which objects of a layout come: (boxes [n, 4], rng) -> indices [n].
+# In which order the objects of a layout come: (boxes [n, 4], rng) -> indices [n].
 ORDERS = {
     "random": _shuffled,
     "given": _as_given,
@@ -209,56 +369,94 @@ ORDERS = {
 }
 
 
-class Segmentation(Input):
+class Map(Input):
+    """A map of any kind, int32 [H, W] or float32 [H, W, C], as its modality has it."""
+
+    def __init__(
+        self, key: str, modality: str | None = None, stretch: bool = False
+    ) -> None:
+        """Keeps which map.
+
+        Args:
+          key: Key of the input.
+          modality: Row of MODALITIES; None is the key of the input.
+          stretch: Whether to stretch each map to [-1, 1].
+        """
+        name = modality or key
+        choose(MODALITIES, name, "modality")
+        self._modality, self._stretch = name, stretch
+        self.needs, self.ways = keys_of(name), ((name,),)
+
+    def _make(self, example, rng):
+        values = np.asarray(pack(self._modality, example))
+        _require(
+            values.ndim in (2, 3) and values.dtype.kind in "iuf",
+            f"{self._modality} is no map: a map has integers [H, W] or floats "
+            f"[H, W, C], this is {values.dtype} {list(values.shape)}",
+        )
+        if not self._stretch:
+            return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+        values = values.astype(np.float32)
+        low, high = values.min(), values.max()
+        # A map that is the same everywhere becomes the middle.
+        return (2 * values - low - high) / (high - low if high > low else 1)
+
+    def _draw(self, value, shape, names):
+        draw = MODALITIES[self._modality].draw
+        return None if draw is None else draw(value, shape, names)
+
+
+class Segmentation(Map):
     """The map of classes "segmentation", int32 [H, W]."""
 
-    needs = ("segmentation",)
+    def __init__(self) -> None:
+        """Takes that map."""
+        super().__init__("segmentation")
 
-    def __call__(self, example, rng):
-        return np.asarray(example["segmentation"], np.int32)
 
-
-class Depth(Input):
-    """The map "depth", stretched to [-1, 1]: [H, W, 1].
+class Depth(Map):
+    """The map "depth", stretched to [-1, 1]: float32 [H, W, 1].
 
     Stable Diffusion 2 stretches it once it is as small as the latents, where the
     extremes of small things are gone.
     """
 
-    needs = ("depth",)
-
-    def __call__(self, example, rng):
-        depth = np.asarray(example["depth"], np.float32)
-        low, high = depth.min(), depth.max()
-        # A flat map says nothing: the middle.
-        return (2 * depth - low - high) / (high - low if high > low else 1)
+    def __init__(self) -> None:
+        """Takes that map."""
+        super().__init__("depth", stretch=True)
 
 
 class LowRes(Input):
-    """A small version of the picture, float32 [H / factor, W / factor, 3] in [-1, 1].
+    """A small version of the image, float32 [H / factor, W / factor, 3] in [-1, 1].
 
     It is the example's "low_res", uint8 [h, w, 3], where there is one, brought to that
-    size if there is a picture too; else the picture, degraded.
+    size if there is an image too; else the image, degraded.
+
+    Attributes:
+      factor: Size of the image over that of the input.
+      degradation: Row of DEGRADATIONS.
     """
 
-    def __init__(self, factor=4, degradation="bicubic"):
+    ways = (("low_res",), ("image",))
+
+    def __init__(self, factor: int = 4, degradation: str = "bicubic") -> None:
         """Keeps how to degrade.
 
         Args:
-          factor: Size of the picture over that of the input, 2 to 8.
+          factor: Size of the image over that of the input, 2 to 8.
           degradation: Row of DEGRADATIONS.
         """
         _require(factor in range(2, 9), f"factor must be 2 to 8, got {factor}")
         choose(DEGRADATIONS, degradation, "degradation")
         self.factor, self.degradation = factor, degradation
 
-    def check_size(self, image_size):
+    def _check_size(self, image_size):
         _require(
             image_size % self.factor == 0,
             f"image_size={image_size} does not divide by the factor {self.factor}",
         )
 
-    def __call__(self, example, rng):
+    def _make(self, example, rng):
         small, image = example.get("low_res"), example.get("image")
         if small is None:
             _require(image is not None, 'the example has neither "low_res" nor "image"')
@@ -268,80 +466,116 @@ class LowRes(Input):
             small = _resize(small, height, width)
         return _to_float(small)
 
+    def _size_for(self, modality, size, image_size):
+        factor = self.factor if modality == "low_res" else 1
+        return tuple(side // factor for side in size)
+
+    def _draw(self, value, shape, names):
+        return MODALITIES["low_res"].draw(to_uint8(value), shape, names)
+
 
 class MaskedImage(Input):
-    """The picture with a hole, and the hole: float32 [H, W, 4].
+    """The image without the region to fill, and the mask: float32 [H, W, 4].
 
-    Channels 0 to 2 are the picture in [-1, 1] and `fill` in the hole, channel 3 is 1 in
-    the hole and 0 elsewhere. The hole is the example's "mask", if there is one, [H, W]
-    or [H, W, 1], true or >= 0.5 where the picture is to be filled; else it is drawn.
+    Channels 0 to 2 are the image in [-1, 1] and `fill` under the mask, channel 3 is 1
+    under the mask and 0 elsewhere. The mask is that of the example, if there is one,
+    [H, W] or [H, W, 1], true or >= 0.5 where the image is to be filled; else it is
+    drawn.
     """
 
     needs = ("image",)
+    ways = (("image", "mask"),)
 
-    def __init__(self, style="mixed", min_share=0.05, max_share=0.6, fill=-1.0):
-        """Keeps how to draw holes.
+    def __init__(
+        self,
+        style: str = "mixed",
+        min_fraction: float = 0.05,
+        max_fraction: float = 0.6,
+        fill: float = -1.0,
+    ) -> None:
+        """Keeps how to draw masks.
 
         Args:
           style: Row of masks.STYLES.
-          min_share: Least share of the picture that the hole takes.
-          max_share: Largest share, at least 0.1 more.
-          fill: Value in the hole: -1 in the original, 0 in Stable Diffusion.
+          min_fraction: Least fraction of the image that the mask takes.
+          max_fraction: Largest fraction, at least 0.1 more.
+          fill: Value under the mask: -1 in CompVis, 0 in Stable Diffusion.
         """
         choose(STYLES, style, "style")
         _require(
-            0 <= min_share <= max_share <= 1 and max_share - min_share > 0.099,
-            "the shares must be in [0, 1] and max_share >= min_share + 0.1, got "
-            f"{min_share} and {max_share}",
+            0 <= min_fraction <= max_fraction <= 1
+            and max_fraction - min_fraction > 0.099,
+            "the fractions must be in [0, 1] and max_fraction >= min_fraction + 0.1, "
+            f"got {min_fraction} and {max_fraction}",
         )
-        self._style, self._shares, self._fill = style, (min_share, max_share), fill
+        self._style, self._fill = style, fill
+        self._fractions = min_fraction, max_fraction
 
-    def __call__(self, example, rng):
+    def _make(self, example, rng):
         image, mask = example["image"], example.get("mask")
         if mask is None:
-            mask = draw_mask(*image.shape[:2], rng, self._style, *self._shares)
+            mask = draw_mask(*image.shape[:2], rng, self._style, *self._fractions)
         mask = np.asarray(mask)
         _require(
             mask.shape in (image.shape[:2], (*image.shape[:2], 1)),
-            f"the mask is {mask.shape}, the picture {image.shape}: give both one size",
+            f"the mask is {mask.shape}, the image {image.shape}: give both one size",
         )
         mask = mask.reshape(*image.shape[:2], 1) >= 0.5
         masked = np.where(mask, np.float32(self._fill), _to_float(image))
         return np.concatenate([masked, mask], axis=-1, dtype=np.float32)
 
+    def _mask_of(self, value):
+        return value[..., 3:] >= 0.5
+
+    def _draw(self, value, shape, names):
+        return draw_masked(to_uint8(value[..., :3]), self._mask_of(value), shape)
+
 
 class Image(Input):
-    """A picture that guides, such as a style: uint8 [H, W, 3].
+    """An image as the condition, such as a style: uint8 [H, W, 3].
 
     It is what the example has under the input's own key, uint8 or an encoded file, cut
-    at the centre and resized; else the example's picture. It is another picture, so it
+    at the centre and resized; else the example's image. It is another image, so it
     follows neither crop nor mirroring of that one.
     """
 
-    def __init__(self, key, size=None):
+    ways = (("style",), ("image",))
+
+    def __init__(self, key: str, size: int | None = None) -> None:
         """Keeps where to look.
 
         Args:
           key: Key of the input.
           size: Side of the result in pixels; None is the height and width of the
-            example's picture, or of the guiding one if there is no other.
+            example's image, or of this one if there is no other.
         """
         self._key, self._size = key, size
 
-    def __call__(self, example, rng):
-        image, guide = example.get("image"), example.get(self._key)
-        if guide is None:
+    def _make(self, example, rng):
+        image, own = example.get("image"), example.get(self._key)
+        if own is None:
             _require(image is not None, f'the example has no "{self._key}" nor "image"')
-            guide = image
-        guide = np.asarray(decode(guide))
-        height, width = (guide if image is None else image).shape[:2]
-        return _resize(guide, self._size or height, self._size or width)
+            own = image
+        own = np.asarray(decode(own))
+        height, width = (own if image is None else image).shape[:2]
+        return _resize(own, self._size or height, self._size or width)
+
+    def _place(self, modality, value):
+        return {self._key if modality == "style" else modality: value}
+
+    def _size_for(self, modality, size, image_size):
+        return (image_size, image_size) if modality == "style" else size
+
+    def _draw(self, value, shape, names):
+        return MODALITIES["style"].draw(value, shape, names)
 
 
 class Feature(Input):
     """Any array that the source holds, such as an embedding, as float32."""
 
-    def __init__(self, key, feature=None):
+    ways = (("features",),)
+
+    def __init__(self, key: str, feature: str | None = None) -> None:
         """Keeps where to look.
 
         Args:
@@ -351,9 +585,12 @@ class Feature(Input):
         self._key = key
         self.needs = (feature or key,)
 
-    def __call__(self, example, rng):
+    def _make(self, example, rng):
         value = example.get(self._key)
         return np.asarray(example[self.needs[0]] if value is None else value, "f4")
+
+    def _place(self, modality, value):
+        return {self.needs[0]: value}
 
 
 def _require(condition, message):
@@ -366,7 +603,7 @@ def _to_float(image):
 
 
 def _resize(image, height, width):
-    """Cuts a picture at the centre to the shape asked for and resizes it."""
+    """Cuts an image at the centre to the shape asked for and resizes it."""
     if image.shape[:2] == (height, width):
         return image
     image, size = PilImage.fromarray(image), (height, width)
@@ -377,6 +614,7 @@ def _resize(image, height, width):
 INPUTS = {
     "caption": Caption,
     "layout": Layout,
+    "map": Map,
     "segmentation": Segmentation,
     "depth": Depth,
     "low_res": LowRes,

@@ -1,34 +1,50 @@
-"""Layouts as token ids: boxes with classes, as the original writes them.
+"""Layouts as token ids: boxes with classes, as CompVis writes them.
 
 A layout is up to `max_objects` objects of three ids each, (class, upper left corner,
 lower right corner), and two ids for the corners of the crop: 92 ids for 30 objects
-(Esser et al. 2021, "Taming Transformers", and the original's `objects_bbox`). A corner
+(Esser et al. 2021, "Taming Transformers", and the `objects_bbox` of CompVis). A corner
 (x, y) is one cell of a square grid over the image, counted row by row, with
 isqrt(vocab_size - 1) cells per side: 90 for 8192 ids. Classes and cells share the ids;
 the place in the sequence tells them apart, so class 5 and cell 5 are both id 5. The
 last id means "no object" and fills the rest.
 
-Objects keep the order in which they come; the original shuffles them in training, and
-so does the input "layout" unless told otherwise.
+Objects keep the order in which they come; CompVis shuffles them in training, and so
+does the input "layout" by default.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from ldm_jax.annotations import Float, Int, Shaped
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def num_sections(vocab_size):
-    """Cells per side of the grid of corners.
+def num_sections(vocab_size: int) -> int:
+    """Counts the cells per side of the grid of corners.
 
-    The original takes isqrt(vocab_size), whose last cell is the id of "no object" where
-    that is a square number; elsewhere the two agree.
+    CompVis takes isqrt(vocab_size), whose last cell is the id of "no object" where that
+    is a square number; elsewhere the two agree.
+
+    Args:
+      vocab_size: Number of ids.
+
+    Returns:
+      Number of cells.
     """
     return math.isqrt(vocab_size - 1)
 
 
-def encode_layout(boxes, labels, vocab_size=8192, max_objects=30, crop=WHOLE):
+def encode_layout(
+    boxes: Shaped[np.ndarray, "..."] | Sequence,
+    labels: Shaped[np.ndarray, "..."] | Sequence,
+    vocab_size: int = 8192,
+    max_objects: int = 30,
+    crop: Sequence[float] = WHOLE,
+) -> Int[np.ndarray, " length"]:
     """Writes a layout as token ids.
 
     Args:
@@ -37,8 +53,8 @@ def encode_layout(boxes, labels, vocab_size=8192, max_objects=30, crop=WHOLE):
         beyond `max_objects`.
       vocab_size: Number of ids.
       max_objects: Largest number of objects.
-      crop: Box of the picture within the frame of `boxes`. Here boxes are relative to
-        the picture, so it is all of it; the original's follow the uncropped image.
+      crop: Box of the image within the frame of `boxes`. Here boxes are relative to
+        the image, so it is all of it; those of CompVis follow the uncropped image.
 
     Returns:
       int32 [3 * max_objects + 2].
@@ -66,7 +82,11 @@ def encode_layout(boxes, labels, vocab_size=8192, max_objects=30, crop=WHOLE):
     return ids
 
 
-def decode_layout(ids, vocab_size=8192):
+def decode_layout(
+    ids: Int[np.ndarray, " length"], vocab_size: int = 8192
+) -> tuple[
+    Float[np.ndarray, "count 4"], Int[np.ndarray, " count"], Float[np.ndarray, "4"]
+]:
     """Reads a layout from its token ids.
 
     Args:
@@ -95,7 +115,9 @@ def _corners(boxes, sections):
     return np.stack([top * sections + left, bottom * sections + right], axis=1)
 
 
-def parse_layout(objects, names=None):
+def parse_layout(
+    objects: Any, names: Sequence[str] | None = None
+) -> tuple[Float[np.ndarray, "count 4"], Int[np.ndarray, " count"]]:
     """Reads a layout as people write it in JSON.
 
     Args:
@@ -107,7 +129,7 @@ def parse_layout(objects, names=None):
       (boxes float32 [n, 4], labels int32 [n]).
 
     Raises:
-      ValueError: If it is none, or names an unknown class.
+      ValueError: If it is not a layout, or names an unknown class.
     """
     form = '[{"label": 3, "box": [ymin, xmin, ymax, xmax]}, ...]'
     if not isinstance(objects, list):

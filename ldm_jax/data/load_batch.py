@@ -5,11 +5,16 @@ so that a batch keeps its shape and a run stays repeatable; what failed is liste
 the batch, and so reaches the main process from any worker.
 """
 
+import dataclasses
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.inputs import apply_inputs
+from ldm_jax.config import suggest
+from ldm_jax.data.crops import CROPS
+from ldm_jax.data.inputs import Input, apply_inputs
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError
 
@@ -17,47 +22,98 @@ from ldm_jax.errors import DataError
 MAX_FAILURES = 100
 
 
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+    """What the config section `data` says of loading, whatever the source.
+
+    Attributes:
+      image_size: Side of the images in pixels.
+      crop: Row of CROPS, in training.
+      min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
+      flip: Whether to mirror training images with probability 1/2.
+      workers: Worker processes; 0 loads in threads of this one.
+      on_error: "skip" or "raise" at an example that cannot be decoded.
+
+    Raises:
+      ValueError: If a field is out of range.
+    """
+
+    image_size: int
+    crop: str = "center"
+    min_crop: float = 1.0
+    flip: bool = False
+    workers: int = 0
+    on_error: str = "skip"
+
+    def __post_init__(self):
+        require_whole("image_size", self.image_size, 1)
+        require_whole("workers", self.workers, 0)
+        _check_choice("crop", self.crop, CROPS)
+        _check_choice("on_error", self.on_error, ("skip", "raise"))
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop must be in (0, 1], got {self.min_crop}")
+
+    def held_out(self) -> "LoaderOptions":
+        """Makes the options of an evaluation: the whole centre, not mirrored.
+
+        Returns:
+          LoaderOptions.
+        """
+        return dataclasses.replace(self, crop="center", min_crop=1.0, flip=False)
+
+
+def require_whole(name: str, value: Any, least: int) -> None:
+    """Checks that a value is a whole number.
+
+    Args:
+      name: What it is called.
+      value: The value.
+      least: The least that it may be.
+
+    Raises:
+      ValueError: If it is not, or is less.
+    """
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f'{name}="{value}" is unknown; {suggest(value, choices)}')
+
+
 class LoadBatch:
     """Loads this process's rows of a step's batch; an object, so as to be pickled."""
 
     def __init__(
         self,
-        source,
-        order,
+        source: Any,
+        order: Any,
+        options: LoaderOptions,
+        inputs: Mapping[str, Input] | None,
         *,
-        image_size,
-        crop,
-        min_crop,
-        flip,
-        seed,
-        batch_size,
-        rows,
-        on_error,
-        inputs=None,
-    ):
+        seed: int,
+        batch_size: int,
+        rows: range,
+    ) -> None:
         """Keeps what the batches depend on.
 
         Args:
           source: Opened source; see `sources.py`.
           order: Example index by position in the endless stream, or None for one pass
             in order.
-          image_size: Side of the images in pixels.
-          crop: "center" or "random".
-          min_crop: Least share of the largest crop's sides.
-          flip: Whether to mirror with probability 1/2.
+          options: How images are cut, and what an error does.
+          inputs: Dict of batch key -> Input; without any examples stay as they are.
           seed: Seed of the crops, the mirroring and the inputs.
           batch_size: Global batch size.
-          rows: range of this process's rows in a batch.
-          on_error: "skip" or "raise".
-          inputs: Dict of batch key -> Input; without any examples stay as they are.
+          rows: This process's rows in a batch.
         """
-        self.source, self.order = source, order
-        self.image_size = image_size
-        self.cut = dict(crop=crop, min_crop=min_crop, flip=flip)
+        self.source, self.order, self.inputs = source, order, inputs
+        self.on_error, self.image_size = options.on_error, options.image_size
+        self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
-        self.on_error, self.inputs = on_error, inputs
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> dict[str, Any]:
         """Loads a batch.
 
         Args:
@@ -66,7 +122,7 @@ class LoadBatch:
         Returns:
           Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
           rows beyond the end and for replacements; "failures", a list of (where, why);
-          or only "failures" and "error", a message, where nothing helps.
+          or only "failures" and "error", a message, where too many failed.
         """
         examples, mask, failures = [], [], []
         try:

@@ -9,6 +9,7 @@ With workers, the main module must be guarded by `if __name__ == "__main__"`: th
 spawned, which imports it again.
 """
 
+import dataclasses
 import inspect
 import multiprocessing
 import os
@@ -16,25 +17,30 @@ import shutil
 import signal
 import threading
 import weakref
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
+from ml_collections import ConfigDict
 
+from ldm_jax.annotations import Shaped
 from ldm_jax.config import build, choose, suggest, to_dict
-from ldm_jax.data.inputs import make_inputs, needed_keys
-from ldm_jax.data.load_batch import LoadBatch
+from ldm_jax.data.inputs import Input, make_inputs, needed_keys
+from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
 from ldm_jax.data.sources import SOURCES
-from ldm_jax.data.transforms import CROPS
 from ldm_jax.errors import ConfigError, DataError
 
 # Steps that are loaded ahead, and the threads that do it, per process.
 AHEAD, THREADS = 4, 4
 
-_LOADER_OPTIONS = ("image_size", "crop", "min_crop", "flip", "workers", "on_error")
+Section = Mapping[str, Any] | ConfigDict
+
+_LOADER_OPTIONS = tuple(field.name for field in dataclasses.fields(LoaderOptions))
 _SECTION_KEYS = ("source", "split", "eval_split", "inputs")
 
 
-def open_source(data, split):
+def open_source(data: Section, split: str) -> Any:
     """Opens a split of the data set that the config section `data` describes.
 
     Args:
@@ -74,22 +80,22 @@ def _options_of(source):
 
 
 def make_loader(
-    source,
-    data,
+    source: Any,
+    data: Section,
     *,
-    batch_size,
-    seed,
-    start_step=0,
-    train=True,
-    process_index=0,
-    process_count=1,
-):
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    train: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Loader":
     """Makes the loader that the config section `data` describes.
 
     Args:
       source: Opened source.
-      data: Section with the loader's options, such as "image_size" and "crop", see
-        `Loader`, and "inputs", see `inputs.py`. Other keys are the source's.
+      data: Section with the fields of LoaderOptions, such as "image_size" and "crop",
+        and "inputs", see `inputs.py`. Other keys are the source's.
       batch_size: Global batch size.
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
@@ -105,19 +111,21 @@ def make_loader(
     """
     section = to_dict(data)
     options = {key: section[key] for key in _LOADER_OPTIONS if key in section}
-    return build(
-        Loader,
-        options,
-        "data",
-        source=source,
-        inputs=make_inputs(section.get("inputs")),
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        train=train,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    try:
+        return Loader(
+            source,
+            build(LoaderOptions, options, "data"),
+            make_inputs(section.get("inputs")),
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start_step,
+            train=train,
+            process=(process_index, process_count),
+        )
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
 
 
 class Loader:
@@ -129,27 +137,21 @@ class Loader:
 
     def __init__(
         self,
-        source,
+        source: Any,
+        options: LoaderOptions,
+        inputs: Mapping[str, Input] | None = None,
         *,
-        image_size,
-        batch_size,
-        seed=0,
-        start_step=0,
-        train=True,
-        crop="center",
-        min_crop=1.0,
-        flip=False,
-        workers=0,
-        on_error="skip",
-        inputs=None,
-        process_index=0,
-        process_count=1,
-    ):
+        batch_size: int,
+        seed: int = 0,
+        start_step: int = 0,
+        train: bool = True,
+        process: tuple[int, int] = (0, 1),
+    ) -> None:
         """Starts to load.
 
         In training the batches go on for ever, epoch after epoch; a data set smaller
         than a batch is repeated within it. In evaluation there is one pass in order,
-        cropped at the centre; the last batch is filled up, and "mask" tells which rows
+        cropped at the centre; the last batch is filled up, and "mask" says which rows
         count.
 
         An example that cannot be decoded is named in the log and replaced by another,
@@ -157,32 +159,29 @@ class Loader:
 
         Args:
           source: Opened source; see `sources.py`.
-          image_size: Side of the images in pixels.
+          options: How to load.
+          inputs: Dict of batch key -> Input, what is made of each example; without any
+            it is passed on as the source and `transforms.transform` give it.
           batch_size: Global batch size; process p holds rows [p b, (p + 1) b) of each
-            batch, b = batch_size / process_count.
+            batch, b = batch_size / number of processes.
           seed: Seed of the order, the crops and the mirroring.
           start_step: First step in training.
           train: Training, or one pass in order.
-          crop: "center" or "random", in training.
-          min_crop: Least share of the largest crop's sides, in training, in (0, 1].
-          flip: Whether to mirror training images with probability 1/2.
-          workers: Worker processes; 0 loads in threads of this one.
-          on_error: "skip" or "raise" at an example that cannot be decoded.
-          inputs: Dict of batch key -> Input, what is made of each example; without any
-            it is passed on as the source and `transforms.transform` give it.
-          process_index: Index of this process.
-          process_count: Number of processes.
+          process: (index of this process, number of processes).
 
         Raises:
           ValueError: If an argument is out of range.
         """
-        _check(image_size, batch_size, start_step, workers, process_count)
-        _check_choice("crop", crop, CROPS)
-        _check_choice("on_error", on_error, ("skip", "raise"))
-        if not 0 < min_crop <= 1:
-            raise ValueError(f"min_crop must be in (0, 1], got {min_crop}")
+        process_index, process_count = process
+        require_whole("batch_size", batch_size, 1)
+        require_whole("start_step", start_step, 0)
+        if batch_size % process_count:
+            raise ValueError(
+                f"the batch size {batch_size} does not divide over {process_count} "
+                f"processes; take a multiple of {process_count}"
+            )
         for make in (inputs or {}).values():
-            make.check_size(image_size)
+            make.check_size(options.image_size)
         import grain
 
         count, rows = len(source), batch_size // process_count
@@ -193,25 +192,22 @@ class Loader:
         load = LoadBatch(
             source,
             order,
-            image_size=image_size,
-            crop=crop if train else "center",
-            min_crop=min_crop if train else 1.0,
-            flip=flip and train,
+            options if train else options.held_out(),
+            inputs,
             seed=seed,
             batch_size=batch_size,
             rows=range(process_index * rows, (process_index + 1) * rows),
-            on_error=on_error,
-            inputs=inputs,
         )
         steps = grain.MapDataset.range(start_step if train else 0, last).map(load)
         batches = steps.to_iter_dataset(
             grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
         )
-        if workers:
+        if options.workers:
             # An input is a map of four floats per pixel at most.
             pixel = 3 + 16 * len(inputs or ())
-            batches = _in_workers(batches, workers, rows * image_size**2 * pixel)
-        self.skipped, self._workers = {}, workers
+            batch_bytes = rows * options.image_size**2 * pixel
+            batches = _in_workers(batches, options.workers, batch_bytes)
+        self.skipped, self._workers = {}, options.workers
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
         self._running = [iter(batches)]
@@ -219,10 +215,10 @@ class Loader:
             self, _close, self._running, self.skipped, count
         )
 
-    def __iter__(self):
+    def __iter__(self) -> "Loader":
         return self
 
-    def __next__(self):
+    def __next__(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Returns the next batch.
 
         Returns:
@@ -253,7 +249,7 @@ class Loader:
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
 
-    def close(self):
+    def close(self) -> None:
         """Ends the threads and worker processes; says how many were skipped."""
         self._closer()
 
@@ -264,27 +260,6 @@ def _close(running, skipped, count):
         logging.warning(
             "skipped %d of %d examples that cannot be read", len(skipped), count
         )
-
-
-def _check(image_size, batch_size, start_step, workers, process_count):
-    for name, value, least in (
-        ("image_size", image_size, 1),
-        ("batch_size", batch_size, 1),
-        ("start_step", start_step, 0),
-        ("workers", workers, 0),
-    ):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-    if batch_size % process_count:
-        raise ValueError(
-            f"the batch size {batch_size} does not divide over {process_count} "
-            f"processes; take a multiple of {process_count}"
-        )
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f'{name}="{value}" is unknown; {suggest(value, choices)}')
 
 
 def _in_workers(batches, workers, batch_bytes):

@@ -1,4 +1,4 @@
-"""Holes for inpainting, drawn at random: boxes, brush strokes, missing sides.
+"""Masks for inpainting, drawn at random: boxes, brush strokes, missing sides.
 
 Sizes follow the large masks of LaMa (Suvorov et al. 2022), which are given for 256 px;
 here they scale with the image.
@@ -7,33 +7,53 @@ here they scale with the image.
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Draws before a plain band takes over; masks of the usual shares need one or two.
+from ldm_jax.annotations import Bool
+
+# Draws before a plain band takes over; masks of the usual size need one or two.
 TRIES = 20
 
 
-def draw_mask(height, width, rng, style="mixed", min_share=0.05, max_share=0.6):
-    """Draws a hole.
+def draw_mask(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    style: str = "mixed",
+    min_fraction: float = 0.05,
+    max_fraction: float = 0.6,
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Draws a mask.
 
     Args:
       height: Height H of the image in pixels.
       width: Width W of the image in pixels.
       rng: NumPy generator.
       style: Row of STYLES.
-      min_share: Least share of the image that is to be filled.
-      max_share: Largest share.
+      min_fraction: Least fraction of the image that is to be filled.
+      max_fraction: Largest fraction.
 
     Returns:
       bool [H, W]; True is to be filled.
     """
     for _ in range(TRIES):
         mask = STYLES[style](height, width, rng)
-        if min_share <= mask.mean() <= max_share:
+        if min_fraction <= mask.mean() <= max_fraction:
             return mask
-    return _band(height, width, rng, min_share, max_share)
+    return _band(height, width, rng, min_fraction, max_fraction)
 
 
-def draw_boxes(height, width, rng):
-    """One to four boxes, their sides 0.12 to 0.6 of the picture's shorter one."""
+def draw_boxes(
+    height: int, width: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Draws one to four boxes, their sides 0.12 to 0.6 of the image's shorter one.
+
+    Args:
+      height: Height H of the image in pixels.
+      width: Width W of the image in pixels.
+      rng: NumPy generator.
+
+    Returns:
+      bool [H, W]; True is to be filled.
+    """
     mask, side = np.zeros((height, width), bool), min(height, width)
     for _ in range(rng.integers(1, 5)):
         h, w = np.rint(rng.uniform(0.12, 0.6, 2) * side).astype(int).clip(1)
@@ -42,8 +62,19 @@ def draw_boxes(height, width, rng):
     return mask
 
 
-def draw_strokes(height, width, rng):
-    """One to four broken lines, as of a broad brush with a round tip."""
+def draw_strokes(
+    height: int, width: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Draws one to four broken lines, as of a broad brush with a round tip.
+
+    Args:
+      height: Height H of the image in pixels.
+      width: Width W of the image in pixels.
+      rng: NumPy generator.
+
+    Returns:
+      bool [H, W]; True is to be filled.
+    """
     image, side = Image.new("1", (width, height)), min(height, width)
     canvas = ImageDraw.Draw(image)
     for _ in range(rng.integers(1, 5)):
@@ -61,35 +92,57 @@ def draw_strokes(height, width, rng):
     return np.array(image)
 
 
-def draw_outside(height, width, rng):
-    """All but a window: one to four sides are missing, up to half each."""
+def draw_outside(
+    height: int, width: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Draws all but a window: one to four sides are missing, up to half each.
+
+    Args:
+      height: Height H of the image in pixels.
+      width: Width W of the image in pixels.
+      rng: NumPy generator.
+
+    Returns:
+      bool [H, W]; True is to be filled.
+    """
     sides = rng.random(4) < 0.5
     sides[rng.integers(4)] = True
-    shares = sides * rng.uniform(0.05, 0.5, 4)
-    top, bottom = np.rint(shares[:2] * height).astype(int)
-    left, right = np.rint(shares[2:] * width).astype(int)
+    missing = sides * rng.uniform(0.05, 0.5, 4)
+    top, bottom = np.rint(missing[:2] * height).astype(int)
+    left, right = np.rint(missing[2:] * width).astype(int)
     mask = np.ones((height, width), bool)
     mask[top : height - bottom, left : width - right] = False
     return mask
 
 
-def draw_mixed(height, width, rng):
-    """One of the others; strokes most often, sides least."""
+def draw_mixed(
+    height: int, width: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Draws one of the others; strokes most often, sides least.
+
+    Args:
+      height: Height H of the image in pixels.
+      width: Width W of the image in pixels.
+      rng: NumPy generator.
+
+    Returns:
+      bool [H, W]; True is to be filled.
+    """
     draw = rng.choice([draw_strokes, draw_boxes, draw_outside], p=[0.5, 0.35, 0.15])
     return draw(height, width, rng)
 
 
-def _band(height, width, rng, min_share, max_share):
+def _band(height, width, rng, least, most):
     """Some rows; up to a row within the bounds."""
-    rows = round(rng.uniform(min_share, max_share) * height)
-    rows = min(max(rows, int(np.ceil(min_share * height))), int(max_share * height))
+    rows = round(rng.uniform(least, most) * height)
+    rows = min(max(rows, int(np.ceil(least * height))), int(most * height))
     top = rng.integers(height - rows + 1)
     mask = np.zeros((height, width), bool)
     mask[top : top + rows] = True
     return mask
 
 
-# How holes look, by the name of the option `style`.
+# How masks look, by the name of the option `style`.
 STYLES = {
     "box": draw_boxes,
     "strokes": draw_strokes,

@@ -1,26 +1,20 @@
 """Reads prepared TensorFlow Datasets: any name, no TensorFlow, no download.
 
 The files say all there is to know (features.json, dataset_info.json, shards), so a data
-set's own code is neither needed nor run. Image features stay encoded: `decode.py` reads
-more modes than TFDS does.
+set's own code is neither needed nor run. Image features stay encoded: `images.py`
+reads more modes than TFDS does.
 """
 
 import os
 import pathlib
 import re
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-# What the keys of a batch are called in data sets; the first that there is.
-KEY_PATHS = {
-    # OpenImages has "objects" besides, which are labels of the whole image.
-    "boxes": ("bobjects.bbox", "objects.bbox"),
-    "box_labels": ("bobjects.label", "objects.label"),
-    "caption": ("caption", "captions.text"),
-    "segmentation": ("segmentation", "segmentation_mask", "segmentation_label"),
-    "depth": ("depth", "depth_map"),
-}
+from ldm_jax.data.modalities import MODALITIES, modality_of
 
 
 class TfdsSource:
@@ -32,8 +26,14 @@ class TfdsSource:
     """
 
     def __init__(
-        self, name, split, data_dir=None, image_key=None, label_key=None, keys=()
-    ):
+        self,
+        name: str,
+        split: str,
+        data_dir: str | os.PathLike | None = None,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
         """Opens a split.
 
         Args:
@@ -46,7 +46,7 @@ class TfdsSource:
           label_key: Feature that holds the class; None takes "label" if there is one,
             "" takes none.
           keys: Further features that examples should have; dots lead into nested ones
-            ("objects.bbox"), and KEY_PATHS gives some of these short names.
+            ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
 
         Raises:
           ValueError: If the data set is not prepared, or has no such split or feature.
@@ -65,10 +65,10 @@ class TfdsSource:
         self._decoders = _keep_encoded(images)
         self.class_names, self.num_classes = _classes(features, self._label_key)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": encoded bytes or array, "label": int, further keys}."""
         raw = self._records[index]
         found = self._features.deserialize_example_np(raw, decoders=self._decoders)
@@ -80,8 +80,15 @@ class TfdsSource:
             example[key] = value
         return example
 
-    def describe(self, index):
-        """Says where example `index` is, for messages."""
+    def describe(self, index: int) -> str:
+        """Says where an example is, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          Names of the data set and the split, and the position.
+        """
         return f"{self._name} {self._split} example {index}"
 
 
@@ -176,13 +183,13 @@ def _is_class(features, key):
     )
 
 
-def find_path(name, features, key):
+def find_path(name: str, features: Any, key: str) -> str:
     """Finds the feature that a key stands for.
 
     Args:
       name: Name of the data set, for messages.
       features: Its features, nested.
-      key: Row of KEY_PATHS, or a dotted path.
+      key: Key of an example that a row of MODALITIES knows, or a dotted path.
 
     Returns:
       Its dotted path.
@@ -190,7 +197,8 @@ def find_path(name, features, key):
     Raises:
       ValueError: If there is no such feature.
     """
-    paths = KEY_PATHS.get(key, (key,))
+    modality = modality_of(key)
+    paths = MODALITIES[modality].prepared.get(key, (key,)) if modality else (key,)
     there = [path for path in paths if path.split(".")[0] in features]
     path = (there or paths)[0]
     _feature(name, features, path)
@@ -251,7 +259,7 @@ _HEADER, _FOOTER = 12, 4
 class TFRecords:
     """The records of some files, or of parts of them, by position."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: Sequence[tuple[str | os.PathLike, int, int]]) -> None:
         """Finds the records.
 
         Args:
@@ -273,10 +281,10 @@ class TFRecords:
         self._offset, self._length = np.concatenate(offsets), np.concatenate(lengths)
         self._handles = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._file)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> bytes:
         """Returns the bytes of one record."""
         number = int(self._file[index])
         handle = self._handles.get(number)

@@ -1,29 +1,37 @@
 """Files that lie beside an image and say more about it, by key of the example.
 
-Beside `x.jpg`:
-
-- "caption": `x.txt`, one caption per line; of several, one is drawn in each epoch;
-- "segmentation": `x.segmentation.png`, one channel, the class of each pixel;
-- "depth": `x.depth.png`, one channel of any depth of bits;
-- "boxes" and "box_labels": `x.json`, `[{"label": 3, "box": [ymin, xmin, ymax, xmax]}]`,
-  boxes in [0, 1] from the upper left corner; a label may be a name;
-- "mask": `x.mask.png`, one channel, bright where the picture is to be filled;
-- "low_res": `x.low_res.png`, a small version of the same picture;
-- any other key: `x.<key>.npy`, an array.
+Which they are, the rows of MODALITIES say: beside `x.jpg` there may be `x.txt` with its
+captions, `x.json` with its boxes, `x.depth.png` and so on. Any key that no row knows is
+an array in `x.<key>.npy`, such as an embedding.
 
 All maps are cropped and mirrored with the image, whatever their size.
 """
 
 import io
-import json
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.layout import parse_layout
+from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 
 
-def read_sidecar(path, key, names=None):
+def suffix_of(key: str) -> str:
+    """Says how the file beside an image is called.
+
+    Args:
+      key: Key of the example.
+
+    Returns:
+      What takes the place of the image's suffix, as ".depth.png".
+    """
+    name = modality_of(key)
+    suffix = None if name is None else MODALITIES[name].suffix
+    return suffix or f".{key}.npy"
+
+
+def read_sidecar(path: str, key: str, names: Sequence[str] | None = None) -> Any:
     """Reads what lies beside an image.
 
     Args:
@@ -37,69 +45,43 @@ def read_sidecar(path, key, names=None):
     Raises:
       ValueError: If the file is missing or wrong.
     """
-    suffix, parse = SIDECARS.get(key, (f".{key}.npy", _array))
-    path = os.path.splitext(path)[0] + suffix
+    path = os.path.splitext(path)[0] + suffix_of(key)
     try:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
         raise ValueError(f"{os.path.basename(path)} is missing") from error
     try:
-        return parse(data, names)
+        return _parse(key, data, names)
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
 
 
-def drop_sidecars(names):
+def _parse(key, data, names):
+    name = modality_of(key)
+    if name is None or MODALITIES[name].suffix is None:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    return unpack(name, MODALITIES[name].parse(data, names))[key]
+
+
+def drop_sidecars(names: Iterable[str]) -> list[str]:
     """Leaves out the images that belong to another image of the same folder.
 
     Args:
       names: File names of images in one folder.
 
     Returns:
-      List of those that are no sidecars.
+      Those that lie beside no other image.
     """
+    names = list(names)
     stems = {os.path.splitext(name)[0] for name in names}
-    suffixes = [suffix for suffix, _ in SIDECARS.values() if suffix.endswith(".png")]
-
-    def owned(name):
-        return any(
+    suffixes = tuple(row.suffix for row in MODALITIES.values() if row.suffix)
+    return [
+        name
+        for name in names
+        if not name.endswith(suffixes)
+        or not any(
             name.endswith(suffix) and name.removesuffix(suffix) in stems
             for suffix in suffixes
         )
-
-    return [name for name in names if not owned(name)]
-
-
-def _captions(data, names):
-    lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    lines = [line for line in lines if line] or [""]
-    return lines[0] if len(lines) == 1 else lines
-
-
-def _image(data, names):
-    return data
-
-
-def _boxes(data, names):
-    return parse_layout(json.loads(data), names)[0]
-
-
-def _box_labels(data, names):
-    return parse_layout(json.loads(data), names)[1]
-
-
-def _array(data, names):
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-# Key -> what takes the place of the image's suffix, and what reads the bytes.
-SIDECARS = {
-    "caption": (".txt", _captions),
-    "segmentation": (".segmentation.png", _image),
-    "depth": (".depth.png", _image),
-    "boxes": (".json", _boxes),
-    "box_labels": (".json", _box_labels),
-    "mask": (".mask.png", _image),
-    "low_res": (".low_res.png", _image),
-}
+    ]

@@ -1,10 +1,14 @@
 """Captions to token ids, on the host."""
 
 import functools
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ldm_jax.annotations import Int
 from ldm_jax.errors import ConfigError
 
 SHAPES_FILE = pathlib.Path(__file__).with_name("shapes") / "tokenizer.json"
@@ -20,8 +24,16 @@ class Tokenizer:
       null_ids: First ids of the empty caption, a tuple; the last one fills the rest.
     """
 
-    def __init__(self, backend, max_length, pad_id=None):
-        """Wraps a tokenizer of transformers; see `load_tokenizer`."""
+    def __init__(
+        self, backend: Any, max_length: int, pad_id: int | None = None
+    ) -> None:
+        """Wraps a tokenizer; see `load_tokenizer`.
+
+        Args:
+          backend: Tokenizer of transformers.
+          max_length: Length of the token sequences.
+          pad_id: What fills the rest, where not the tokenizer's own.
+        """
         self._backend, self._pad_id = backend, pad_id
         self.max_length = max_length
         self.vocab_size = len(backend)
@@ -29,7 +41,7 @@ class Tokenizer:
         last = np.flatnonzero(empty != empty[-1])
         self.null_ids = tuple(empty[: last[-1] + 2 if last.size else 1].tolist())
 
-    def __call__(self, texts):
+    def __call__(self, texts: Sequence[str | bytes]) -> Int[np.ndarray, "batch length"]:
         """Tokenizes captions; what is too long loses its end.
 
         Args:
@@ -54,12 +66,14 @@ class Tokenizer:
 
 
 @functools.lru_cache(maxsize=8)
-def load_tokenizer(name, max_length=77, pad_id=None):
+def load_tokenizer(
+    name: str | os.PathLike, max_length: int = 77, pad_id: int | None = None
+) -> Tokenizer:
     """Loads a tokenizer, once.
 
     Args:
       name: "shapes" for the one of this package, a folder, or the name of a tokenizer
-        on the Hugging Face hub, such as "bert-base-uncased" (the original's) or
+        on the Hugging Face hub, such as "bert-base-uncased" (that of CompVis) or
         "openai/clip-vit-large-patch14" (Stable Diffusion 1).
       max_length: Length of the token sequences, start and end included.
       pad_id: What fills the rest, where not the tokenizer's own: 0 for the captions of

@@ -68,6 +68,19 @@ class NoiseSchedule:
         before = np.append(1.0, self.alphas_cumprod[:-1])
         return 1.0 - self.alphas_cumprod / before
 
+    def identity(self) -> dict[str, Any]:
+        """Says which noise levels these are, whatever options they were made of.
+
+        Returns:
+          JSON-like dict of their number and of alpha at three of them, in six digits.
+        """
+        places = {"first": 0, "middle": len(self.alpha) // 2, "last": -1}
+        alphas = {f"{name}_alpha": self.alpha[index] for name, index in places.items()}
+        return {
+            "num_train_timesteps": len(self.alpha),
+            **{name: f"{alpha:.6g}" for name, alpha in alphas.items()},
+        }
+
     @functools.cached_property
     def table(self) -> SchedulePoint:
         """All levels as one SchedulePoint of float64 [T], least noise first."""
@@ -147,9 +160,9 @@ def make_schedule(
     """Makes a noise schedule from the config section `schedule`.
 
     Args:
-      kind: One of SCHEDULES. The paper's models use "scaled_linear", which
-        CompVis calls "linear". "rectified_flow" is the straight path
-        from data to noise, sigma = (t + 1) / T, and takes none of the options below.
+      kind: Row of BETAS, or of WITHOUT_BETAS. The paper's models use "scaled_linear",
+        which CompVis calls "linear". "rectified_flow" is the straight path from data to
+        noise, sigma = (t + 1) / T, and takes none of the options below.
       num_train_timesteps: Number of noise levels T, at least 2.
       beta_start: First beta of the linear kinds (of "sqrt": its square).
       beta_end: Last beta, likewise.
@@ -163,9 +176,10 @@ def make_schedule(
     Raises:
       ValueError: If the kind is unknown or a beta leaves (0, 1).
     """
-    if kind not in SCHEDULES:
+    kinds = (*BETAS, *WITHOUT_BETAS)
+    if kind not in kinds:
         raise ValueError(
-            f"unknown schedule kind {kind!r}: choose one of {', '.join(SCHEDULES)}"
+            f"unknown schedule kind {kind!r}: choose one of {', '.join(kinds)}"
         )
     if num_train_timesteps < 2:
         raise ValueError(
@@ -352,8 +366,8 @@ BETAS = {
     "sqrt": _sqrt,
 }
 
-# The kinds of schedules; those without betas are made in `make_schedule`.
-SCHEDULES = (*BETAS, "rectified_flow")
+# Kinds of schedules that are not made of betas, but in `make_schedule` itself.
+WITHOUT_BETAS = ("rectified_flow",)
 
 
 class PredictionType(NamedTuple):

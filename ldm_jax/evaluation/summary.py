@@ -1,8 +1,16 @@
-"""Prints the metrics of runs: `python -m ldm_jax.evaluation.summary WORKDIR ...`."""
+"""Prints the last metrics of runs.
+
+    python -m ldm_jax.evaluation.summary runs/autoencoder runs/class
+
+A line per run, and the files of its newest previews.
+"""
 
 import json
+import os
 import pathlib
-import sys
+
+from ldm_jax import cli
+from ldm_jax.errors import ConfigError
 
 SHOWN = (
     "loss",
@@ -14,7 +22,7 @@ SHOWN = (
 )
 
 
-def summarise(workdir):
+def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
     """Collects the last value of each metric of a run.
 
     Args:
@@ -24,28 +32,35 @@ def summarise(workdir):
       (steps done, dict of name -> last value).
 
     Raises:
-      FileNotFoundError: If the run has logged nothing.
+      ConfigError: If the run has logged nothing.
     """
     step, last = 0, {}
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8")
-    for line in text.splitlines():
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no metrics.jsonl: name the folder of a run")
+    for line in path.read_text(encoding="utf-8").splitlines():
         metrics = json.loads(line)
         step = metrics.pop("step")
         last |= metrics
     return step, last
 
 
-def main(workdirs):
-    """Prints a line per run, and its newest pictures."""
-    for workdir in workdirs:
+def _main(argv: list[str]) -> None:
+    """Prints a line per run, and the files of its newest previews."""
+    for workdir in argv[1:]:
         step, metrics = summarise(workdir)
         numbers = [f"{k} {metrics[k]:.4g}" for k in SHOWN if k in metrics]
         print(f"{workdir}: {step} steps, " + ", ".join(numbers))
         for name in ("reconstructions", "samples"):
-            pictures = sorted(pathlib.Path(workdir).glob(f"previews/{name}_*.png"))
-            if pictures:
-                print(f"  {name}: {pictures[-1]}")
+            previews = sorted(pathlib.Path(workdir).glob(f"previews/{name}_*.png"))
+            if previews:
+                print(f"  {name}: {previews[-1]}")
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, arguments="WORKDIR ...", uses_jax=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,27 +1,29 @@
 """The classifier of noisy latents: the U-Net's way down and a pooling.
 
-Dhariwal & Nichol 2021, Sec. 4. Its gradient with respect to the latents steers a
-denoiser that knows of no classes, see `diffusion.steering.classifier_guidance`.
+Dhariwal & Nichol 2021, Sec. 4. Its gradient with respect to the latents guides a
+denoiser without a condition, see `diffusion.gradient_guidance.classifier_guidance`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.models.attention import Attention
 from ldm_jax.models.layers import GroupNorm, dense
 from ldm_jax.models.unet import UNet
 
 
 class Classifier(UNet):
-    """Says which class noisy latents are of; fields as in UNet.
+    """Predicts the class of noisy latents; fields as in UNet.
 
     Attributes:
       out_channels: Number of classes.
-      pool: Row of POOLS, how features become one vector. "attention" knows latents of
-        one size alone, the others take any.
+      pool: Row of POOLS, how features become one vector. "attention" takes
+        latents of one size alone, the others of any.
     """
 
     pool: str = "attention"
@@ -33,8 +35,24 @@ class Classifier(UNet):
                 f"unknown pool {self.pool!r}: choose one of {', '.join(POOLS)}"
             )
 
+    @nn.nowrap
+    def identity(self) -> dict[str, Any]:
+        """Says what the weights mean beyond what their shapes show.
+
+        Returns:
+          That of a U-Net, without its way up, and "pool".
+        """
+        fields = super().identity() | {"pool": self.pool}
+        return {name: value for name, value in fields.items() if name != "up_heads"}
+
     @nn.compact
-    def __call__(self, latents, timesteps, *, train=False):
+    def __call__(
+        self,
+        latents: Float[Array, "batch height width channels"],
+        timesteps: Num[Array, " batch"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch classes"]:
         """Applies the network.
 
         Args:
@@ -50,12 +68,21 @@ class Classifier(UNet):
             than the one that attention pooling was trained on.
         """
         self._check(latents, None, None, None)
-        told = (self._embed(timesteps, None), None, train)
-        x, features = self._encode(latents, told)
+        condition = (self._embed(timesteps, None), None, train)
+        x, features = self._encode(latents, condition)
         return POOLS[self.pool](self, x, features).astype(jnp.float32)
 
-    def norm(self, x):
-        """Normalises what the pooling begins with, SiLU included."""
+    def norm(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Normalises what the pooling begins with, SiLU included.
+
+        Args:
+          x: Features [B, h, w, c].
+
+        Returns:
+          [B, h, w, c].
+        """
         return GroupNorm(
             self.norm_groups, silu=True, dtype=self.dtype, name="norm_out"
         )(x)
@@ -75,8 +102,20 @@ class AttentionPool(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps [B, h, w, c] to [B, out_channels]."""
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch {self.out_channels}"]:
+        """Pools features to one vector.
+
+        Args:
+          x: Features [B, h, w, c]; after the first call always of the same size.
+
+        Returns:
+          [B, out_channels].
+
+        Raises:
+          ValueError: If the features are of another size than those it has weights for.
+        """
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
@@ -99,7 +138,13 @@ class AttentionPool(nn.Module):
         )(x[:, :1], x)[:, 0]
 
 
-def log_prob(classifier, params, latents, timesteps, labels):
+def log_prob(
+    classifier: Classifier,
+    params: Mapping[str, Any],
+    latents: Float[Array, "batch height width channels"],
+    timesteps: Num[Array, " batch"],
+    labels: Int[Array, " batch"],
+) -> Float[Array, " batch"]:
     """Log-probability of classes given noisy latents.
 
     Args:
@@ -133,7 +178,7 @@ def _adaptive(classifier, x, features):
 
 
 def _spatial(classifier, x, features, activate=None):
-    """The means of what every layer says, through two dense layers."""
+    """The means of every layer's features, through two dense layers."""
     means = [jnp.mean(feature, axis=(1, 2)) for feature in (*features, x)]
     dtype = classifier.dtype
     x = dense(2048, dtype=dtype, name="pool_in")(jnp.concatenate(means, axis=-1))
@@ -146,7 +191,7 @@ def _spatial_v2(classifier, x, features):
     return _spatial(classifier, x, features, norm)
 
 
-# Poolings of the original: (classifier, last features, those before) -> logits.
+# Poolings of CompVis: (classifier, last features, those before) -> logits.
 POOLS = {
     "attention": _attention,
     "adaptive": _adaptive,

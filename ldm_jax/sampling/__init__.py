@@ -1,9 +1,9 @@
-"""Sampling: from a workdir and flags to pictures.
+"""Sampling: from a workdir and flags to images.
 
-    flags --columns--> values --examples--> example, then batch --program--> images
+    flags --flag_values--> values --conditions--> example, batch --program--> images
 
-`request.py` says which flags go together, `run.py` is the run, `sheet.py` shows what
-was told beside what came of it.
+`task.py` says which flags go together, `run.py` is the run, and `output.py` writes the
+samples and shows them beside their conditions.
 """
 
 from ldm_jax.sampling.run import run

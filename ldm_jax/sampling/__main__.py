@@ -15,6 +15,7 @@ draws only what is missing.
 from absl import flags
 
 from ldm_jax import cli
+from ldm_jax.sampling.flag_values import OTHER_FLAGS, define_flag, define_flags
 
 with cli.group("what to draw"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -63,46 +64,7 @@ with cli.group("what to draw"):
 
 # Which conditions a model takes depends on the model.
 with cli.group("conditions"):
-    _GIVEN = {
-        holder.name: holder
-        for holder in (
-            flags.DEFINE_list(
-                "labels", None, "Classes by name or number; all of them by default."
-            ),
-            flags.DEFINE_multi_string("prompt", None, "A caption; may be repeated."),
-            flags.DEFINE_list(
-                "prompts_file", None, "Text files, one caption per line."
-            ),
-            flags.DEFINE_list(
-                "layout",
-                None,
-                'JSON files of boxes: [{"label": 3, "box": [ymin, xmin, ymax, xmax]}, '
-                "...] in [0, 1], a label as number or name; or lists of such lists.",
-            ),
-            flags.DEFINE_list(
-                "segmentation", None, "Maps of one channel, the class of each pixel."
-            ),
-            flags.DEFINE_list(
-                "depth", None, "Maps of one channel, of any depth of bits."
-            ),
-            flags.DEFINE_list("low_res", None, "Small images to enlarge."),
-            flags.DEFINE_list("style", None, "Images whose look samples take."),
-            flags.DEFINE_list(
-                "image",
-                None,
-                "Images to start from (--strength, --invert), to inpaint (--mask), or "
-                "to condition on, where the model takes one.",
-            ),
-            flags.DEFINE_list(
-                "mask", None, "Masks, white where --image is to be inpainted."
-            ),
-            flags.DEFINE_list(
-                "features",
-                None,
-                "NumPy files [samples, ...] of a condition of another kind.",
-            ),
-        )
-    }
+    _GIVEN = define_flags()
     _FROM_DATA = flags.DEFINE_bool(
         "from_data",
         False,
@@ -123,11 +85,7 @@ with cli.group("guidance"):
         None,
         "Fraction in [0, 1] of the correction of the contrast that guidance adds.",
     )
-    _NEGATIVE = flags.DEFINE_multi_string(
-        "negative_prompt",
-        None,
-        "Caption that guidance pushes away from; may be repeated.",
-    )
+    _NEGATIVE = define_flag(OTHER_FLAGS["negative_prompt"])
     _CLASSIFIER = flags.DEFINE_string(
         "classifier",
         None,
@@ -136,9 +94,7 @@ with cli.group("guidance"):
     _CLASSIFIER_SCALE = flags.DEFINE_float(
         "classifier_scale", None, "Scale of the guidance by --classifier; 10 if unset."
     )
-    _GUIDE_IMAGE = flags.DEFINE_list(
-        "guide_image", None, "Images that samples shall resemble at low resolution."
-    )
+    _GUIDE_IMAGE = define_flag(OTHER_FLAGS["guide_image"])
     _GUIDE_SCALE = flags.DEFINE_float(
         "guide_scale", None, "Scale of the guidance by --guide_image; 40 if unset."
     )

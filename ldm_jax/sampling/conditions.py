@@ -1,42 +1,34 @@
-"""The example of each sample, and what the model is told of it.
+"""The example of each sample, and the conditions that the model takes of it.
 
 What flags give and what held-out data give becomes an example as training sees them, of
 which the very same inputs are made.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from ldm_jax.data import inputs
-from ldm_jax.data.inputs import apply_inputs
-from ldm_jax.data.transforms import (
-    Crop,
-    choose_crop,
-    pad_boxes,
-    resize_depth,
-    resize_image,
-    resize_labels,
-    resize_mask,
-    transform,
-)
+from ldm_jax.annotations import Bool, Int, Shaped
+from ldm_jax.data.crops import WHOLE, Size, choose_crop
+from ldm_jax.data.inputs import apply_inputs, inputs_of
+from ldm_jax.data.modalities import MODALITIES, Modality, keys_of, pack, unpack
+from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError, DecodeError
-from ldm_jax.images import decode, decode_plane
+from ldm_jax.sampling.flag_values import dashed
 from ldm_jax.sampling.gradient_guidance import GUIDE_FACTOR
-
-_WHOLE = Crop(0.0, 0.0, 1.0, 1.0, False)
-
-# Keys of an example that evaluators are told.
-_KEPT = ("caption", "label", "segmentation", "depth", "boxes", "box_labels")
+from ldm_jax.sampling.task import Task
+from ldm_jax.trained import Trained
 
 
-def make_example(trained, request, k):
+def make_example(trained: Trained, task: Task, k: int) -> dict[str, Any]:
     """Makes the example of sample k.
 
     Args:
       trained: A Trained.
-      request: A Request.
+      task: A Task.
       k: Number of the sample.
 
     Returns:
@@ -47,119 +39,214 @@ def make_example(trained, request, k):
       ConfigError: If a file or a held-out example cannot be read.
     """
     example = {}
-    if request.source is not None:
-        index = k % len(request.source)
+    if task.source is not None:
+        index = k % len(task.source)
         try:
-            example = transform(request.source[index], request.size)
+            example = transform(task.source[index], task.size)
             if not isinstance(example.get("caption", ""), str):
                 example["caption"] = example["caption"][0]
         # Whatever a damaged record or file raises.
         except Exception as error:
-            where = request.source.describe(index)
+            where = task.source.describe(index)
             raise ConfigError(f"--from_data: cannot read {where}: {error}") from error
-    for flag, column in request.columns.items():
-        if flag in _FIT:  # The others are no part of it.
-            example |= _FIT[flag](trained, flag, column[k], request.size)
-    if {"image", "mask"} <= request.columns.keys():
-        _check_mask(request.columns["image"][k], request.columns["mask"][k])
+    for name, values in task.values.items():
+        if name in MODALITIES:  # The others are not part of it.
+            example |= _place(trained, task, name, values[k])
+    if {"image", "mask"} <= task.values.keys():
+        _check_proportions(task.values["image"][k], task.values["mask"][k])
     return example
 
 
-def make_row(trained, request, seed, k, example=None):
+def _place(trained, task, name, value):
+    """The part of an example that holds what a flag gives, for all that takes it."""
+    side = trained.config.data.image_size
+    takers = inputs_of(trained.inputs, name).values()
+    if not takers:
+        return unpack(name, fit(name, value, task.size))
+    part = {}
+    for make in takers:
+        fitted = fit(name, value, make.size_for(name, task.size, side))
+        try:
+            part = make.place(name, fitted) | part
+        except ValueError as error:
+            raise ConfigError(f"{dashed(name)}: {error}") from error
+    return part
+
+
+def fit(name: str, value: Any, size: Size) -> Any:
+    """Brings what a flag gives to the size of the samples.
+
+    Args:
+      name: Row of MODALITIES.
+      value: Path of a file, or what else the flag's form gives.
+      size: (height, width) in pixels.
+
+    Returns:
+      The value of an example: images and maps are cut at the centre and resized.
+
+    Raises:
+      ConfigError: If a file cannot be read, or is not of use.
+    """
+    row = MODALITIES[name]
+    # One file often serves all samples.
+    make = _fit if row.decode is None else _fit_file
+    try:
+        return make(row, value, size)
+    except (DecodeError, OSError) as error:
+        raise ConfigError(f"{dashed(name)}: cannot read {value}: {error}") from error
+    except ValueError as error:
+        where = f"{value} " if row.decode is not None else ""
+        raise ConfigError(f"{dashed(name)}: {where}{error}") from error
+
+
+def _fit(row: Modality, value, size):
+    change = row.fit or row.follow
+    return value if change is None else change(value, WHOLE, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _fit_file(row: Modality, path, size):
+    opened = row.decode(path, max(size))
+    crop = choose_crop(*_extent(opened), size)
+    return (row.fit or row.follow)(opened, crop, size)
+
+
+def _extent(opened):
+    """Width and height of a PIL image or an array."""
+    return opened.shape[1::-1] if isinstance(opened, np.ndarray) else opened.size
+
+
+@functools.lru_cache(maxsize=64)
+def _extent_of_file(name, path):
+    try:
+        return _extent(MODALITIES[name].decode(path))
+    except (DecodeError, OSError) as error:
+        raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
+
+
+def _check_proportions(image, mask):
+    """Both are cut at the centre, so they must have the same proportions."""
+    width, height = _extent_of_file("image", image)
+    found = _extent_of_file("mask", mask)
+    if abs(width * found[1] - height * found[0]) > max(width, height, *found):
+        raise ConfigError(
+            f"--mask: {mask} is {found[0]} x {found[1]} pixels and {image} "
+            f"{width} x {height}: give both the same proportions"
+        )
+
+
+def make_row(
+    trained: Trained,
+    task: Task,
+    seed: int,
+    k: int,
+    example: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Makes what the program takes for sample k.
 
     Args:
       trained: A Trained.
-      request: A Request.
+      task: A Task.
       seed: Seed of the run, of which what is random in the inputs follows.
       k: Number of the sample.
       example: That of `make_example`, if it is there already.
 
     Returns:
-      Dict of "inputs", the conditioner's keys -> array, and as the request needs them
+      Dict of "inputs", the conditioner's keys -> array, and as the task needs them
       "negative" likewise, "images" uint8 [H, W, 3] (also those of held-out data),
-      "hole" bool [H, W, 1], "classes" and "guide"; see `steer.make_steer`.
+      "mask" bool [H, W, 1], true where the image is to be filled, "classes" and
+      "guide"; see `gradient_guidance.make_steer`.
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read or does not fit.
     """
     if example is None:
-        example = make_example(trained, request, k)
+        example = make_example(trained, task, k)
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, k]))
     try:
-        told = apply_inputs(trained.inputs, example, rng)
+        made = apply_inputs(trained.inputs, example, rng)
     except ValueError as error:
         raise ConfigError(f"sample {k}: {error}") from error
-    row = {"inputs": {key: told[key] for key in trained.model.conditioner.entries}}
-    if "negative_prompt" in request.columns:
-        negative = {"caption": request.columns["negative_prompt"][k]}
-        made = _inputs_of(trained, inputs.Caption)
-        row["negative"] = {key: make(negative, rng) for key, make in made.items()}
-    hole = find_hole(trained, example, told)
-    if hole is not None:
-        row["hole"] = hole
-    if request.starts or hole is not None or request.source is not None:
+    row = {"inputs": {key: made[key] for key in trained.model.conditioner.entries}}
+    if "negative_prompt" in task.values:
+        negative = {"caption": task.values["negative_prompt"][k]}
+        texts = inputs_of(trained.inputs, "caption")
+        row["negative"] = {key: make(negative, rng) for key, make in texts.items()}
+    mask = find_mask(trained, example, made)
+    if mask is not None:
+        row["mask"] = mask
+    if task.starts or mask is not None or task.source is not None:
         row["images"] = example["image"]
-    if "classifier" in request.scales:
+    if "classifier" in task.scales:
         row["classes"] = example["label"]
-    if "guide" in request.scales:
-        factor = 1 if trained.lpips is not None else GUIDE_FACTOR
-        size = tuple(side // factor for side in request.size)
-        guide = request.columns["guide_image"][k]
-        row["guide"] = _picture("guide_image", guide, size)
+    if "guide" in task.scales:
+        row["guide"] = _guide(trained, task, k)
     return row
 
 
-def make_batch(trained, request, seed, indices):
+def _guide(trained, task, k):
+    """The image to resemble, as small as samples are compared with it."""
+    factor = 1 if trained.lpips is not None else GUIDE_FACTOR
+    path, size = task.values["guide_image"][k], tuple(n // factor for n in task.size)
+    try:
+        return _fit_file(MODALITIES["image"], path, size)
+    except (DecodeError, OSError) as error:
+        raise ConfigError(f"--guide_image: cannot read {path}: {error}") from error
+
+
+def find_mask(
+    trained: Trained, example: Mapping[str, Any], made: Mapping[str, Any]
+) -> Bool[np.ndarray, "H W 1"] | None:
+    """Finds where the image of a sample is to be filled.
+
+    Args:
+      trained: A Trained.
+      example: That of `make_example`.
+      made: Batch key -> what the input of that key made of it.
+
+    Returns:
+      bool [H, W, 1], true there; None if nowhere.
+    """
+    if "mask" in example:
+        return np.asarray(example["mask"], bool)[..., None]
+    masks = (make.mask_of(made[key]) for key, make in trained.inputs.items())
+    return next((mask for mask in masks if mask is not None), None)
+
+
+def make_batch(
+    trained: Trained,
+    task: Task,
+    seed: int,
+    indices: Sequence[int] | Int[np.ndarray, " batch"],
+) -> dict[str, Any]:
     """Makes the batch of some samples.
 
     Args:
       trained: A Trained.
-      request: A Request.
+      task: A Task.
       seed: Seed of the run.
       indices: Numbers of the samples, B of them.
 
     Returns:
       Dict of the rows of `make_row`, stacked, and "index" int32 [B], the samples whose
-      noise is used. On a path there are "share" float32 [B], how far along it is, and
-      "ends", the same dict for its two ends, in turn for each sample.
+      noise is used. On a path there are "fraction" float32 [B], how far along it is,
+      and "ends", the same dict for its two ends, in turn for each sample.
 
     Raises:
       ConfigError: If something cannot be read or is not what the model takes.
     """
-    if not request.path:
-        return _stack(trained, request, seed, indices)
-    first, last, count = request.path
+    if not task.path:
+        return _stack(trained, task, seed, indices)
+    first, last, count = task.path
     # All but the first noise is that of one end, so that nothing jumps on the way.
-    batch = _stack(trained, request, seed, [first] * len(indices))
-    batch["ends"] = _stack(trained, request, seed, [first, last] * len(indices))
-    batch["share"] = np.asarray(indices, np.float32) / (count - 1)
+    batch = _stack(trained, task, seed, [first] * len(indices))
+    batch["ends"] = _stack(trained, task, seed, [first, last] * len(indices))
+    batch["fraction"] = np.asarray(indices, np.float32) / (count - 1)
     return batch
 
 
-def warn_of_cuts(trained, request):
-    """Says so if the first small picture loses pixels: they are hard to come by."""
-    if "low_res" not in request.columns:
-        return
-    path = request.columns["low_res"][0]
-    width, height = _open("low_res", path).size
-    factor = next(iter(_inputs_of(trained, inputs.LowRes).values())).factor
-    rows, columns = (side // factor for side in request.size)
-    if (height, width) != (rows, columns):
-        print(
-            f"{path} is cut and resized from {height} x {width} to {rows} x {columns} "
-            f"pixels; --height={factor * height} --width={factor * width} takes it as "
-            "it is"
-        )
-
-
-def told_as(request, k):
-    """The number of the sample that sample k shares its conditions with."""
-    return request.path[0] if request.path else k
-
-
-def _stack(trained, request, seed, indices):
-    made = {int(k): make_row(trained, request, seed, int(k)) for k in set(indices)}
+def _stack(trained, task, seed, indices):
+    made = {int(k): make_row(trained, task, seed, int(k)) for k in set(indices)}
     rows = [made[int(k)] for k in indices]
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
     for part in ("inputs", "negative"):
@@ -175,162 +262,82 @@ def _check_inputs(trained, batch):
         raise ConfigError(str(error)) from error
 
 
-def collect_conditions(trained, request, seed):
-    """What the samples were told, for evaluators.
+def warn_of_cuts(trained: Trained, task: Task) -> None:
+    """Prints a line if the first small image loses pixels: they are hard to come by.
 
     Args:
       trained: A Trained.
-      request: A Request.
+      task: A Task.
+    """
+    if "low_res" not in task.values:
+        return
+    path, side = task.values["low_res"][0], trained.config.data.image_size
+    width, height = _extent_of_file("low_res", path)
+    make = next(iter(inputs_of(trained.inputs, "low_res").values()))
+    rows, columns = make.size_for("low_res", task.size, side)
+    factor = task.size[0] // rows
+    if (height, width) != (rows, columns):
+        print(
+            f"{path} is cut and resized from {height} x {width} to {rows} x {columns} "
+            f"pixels; --height={factor * height} --width={factor * width} takes it as "
+            "it is"
+        )
+
+
+def conditions_from(task: Task, k: int) -> int:
+    """Says whose conditions a sample has: on a path all have those of its start.
+
+    Args:
+      task: A Task.
+      k: Number of the sample.
+
+    Returns:
+      Number of the sample whose conditions it has.
+    """
+    return task.path[0] if task.path else k
+
+
+def collect_conditions(
+    trained: Trained, task: Task, seed: int
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Collects the conditions of all samples, for evaluators.
+
+    Args:
+      trained: A Trained.
+      task: A Task.
       seed: Seed of the run.
 
     Returns:
       Dict of arrays [N, ...]: "arr_1", the labels of a class-conditional model;
-      "reference" uint8, the pictures that are given or held out; "caption" strings,
-      "label", "segmentation", "depth", "boxes", "box_labels" as in an example;
-      "hole" bool [N, H, W, 1], true where the picture was filled; and "input_KEY" for
-      every other input under its batch key.
+      "reference" uint8, the images that are given or held out; "caption" strings,
+      "label", "segmentation", "depth", "boxes", "box_labels" and so on as in an
+      example; "mask" bool [N, H, W, 1], true where the image was filled; and
+      "input_KEY" for every other input under its batch key.
     """
     rows = []
-    for k in range(request.count):
-        k = told_as(request, k)
-        example = make_example(trained, request, k)
-        row = make_row(trained, request, seed, k, example)
-        kept = {key: example[key] for key in _KEPT if key in example}
+    for k in range(task.count):
+        k = conditions_from(task, k)
+        example = make_example(trained, task, k)
+        row = make_row(trained, task, seed, k, example)
+        kept = _kept(example)
         if "image" in example:
             kept["reference"] = example["image"]
-        if "hole" in row:
-            kept["hole"] = row["hole"]
+        if "mask" in row:
+            kept["mask"] = row["mask"]
         for key, value in row["inputs"].items():
+            make = trained.inputs.get(key)
             if key == "label":
                 kept["arr_1"] = value
-            elif not isinstance(trained.inputs.get(key), inputs.MaskedImage):
+            elif make is None or make.mask_of(value) is None:
                 kept[f"input_{key}"] = value
         rows.append(kept)
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def find_hole(trained, example, told):
-    """Where the picture is to be filled, bool [H, W, 1]; None if nowhere."""
-    if "mask" in example:
-        return np.asarray(example["mask"], bool)[..., None]
-    for key in _inputs_of(trained, inputs.MaskedImage):
-        return told[key][..., 3:] >= 0.5
-    return None
-
-
-def _fit_text(trained, flag, value, size):
-    return {"caption": value}
-
-
-def _fit_label(trained, flag, value, size):
-    return {"label": np.int32(value)}
-
-
-def _fit_layout(trained, flag, value, size):
-    boxes, labels = value
-    for make in _inputs_of(trained, inputs.Layout).values():
-        if len(labels) > make.max_objects:
-            raise ConfigError(
-                f"--{flag}: a layout has {len(labels)} objects; this model is told up "
-                f"to {make.max_objects}"
-            )
-    boxes, labels = pad_boxes(boxes, labels)
-    return {"boxes": boxes, "box_labels": labels}
-
-
-def _fit_features(trained, flag, value, size):
-    made = _inputs_of(trained, inputs.Feature)
-    return {need: value for make in made.values() for need in make.needs}
-
-
-def _fit_picture(trained, flag, value, size):
-    return {flag: _picture(flag, value, size)}
-
-
-def _fit_low_res(trained, flag, value, size):
-    made = _inputs_of(trained, inputs.LowRes)
-    factor = next(iter(made.values())).factor
-    return {flag: _picture(flag, value, tuple(side // factor for side in size))}
-
-
-def _fit_style(trained, flag, value, size):
-    side = trained.config.data.image_size
-    picture = _picture(flag, value, (side, side))
-    return dict.fromkeys(_inputs_of(trained, inputs.Image), picture)
-
-
-def _fit_map(trained, flag, value, size):
-    return {flag: _map(flag, value, size)}
-
-
-def _fit_mask(trained, flag, value, size):
-    return {flag: _mask(flag, value, size)}
-
-
-def _inputs_of(trained, kind):
-    return {key: x for key, x in trained.inputs.items() if isinstance(x, kind)}
-
-
-# Cached, as one file often serves all samples.
-@functools.lru_cache(maxsize=64)
-def _picture(flag, path, size):
-    """A picture, cut at the centre and resized, uint8 [H, W, 3]."""
-    image = _open(flag, path, max(size))
-    return resize_image(image, choose_crop(*image.size, size), size)
-
-
-@functools.lru_cache(maxsize=64)
-def _map(flag, path, size):
-    """A map of one channel, cut and resized likewise."""
-    resize = {"segmentation": resize_labels, "depth": resize_depth}[flag]
-    try:
-        plane = decode_plane(path)
-    except DecodeError as error:
-        raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
-    return resize(plane, choose_crop(*plane.shape[::-1], size), size)
-
-
-@functools.lru_cache(maxsize=64)
-def _mask(flag, path, size):
-    """A mask, bool [H, W]; pictures of any mode will do."""
-    plane = np.asarray(_open(flag, path).convert("L"))
-    mask = resize_mask(plane, choose_crop(*plane.shape[::-1], size), size)
-    if not mask.any():
-        raise ConfigError(
-            f"--{flag}: {path} leaves nothing to fill: it must be white there and "
-            "black elsewhere"
-        )
-    return mask
-
-
-@functools.lru_cache(maxsize=64)
-def _check_mask(image, mask):
-    """Both are cut at the centre, so they must have the same proportions."""
-    (width, height), found = (_open("image", image).size, _open("mask", mask).size)
-    if abs(width * found[1] - height * found[0]) > max(width, height, *found):
-        raise ConfigError(
-            f"--mask: {mask} is {found[0]} x {found[1]} pixels and {image} "
-            f"{width} x {height}: give both the same proportions"
-        )
-
-
-def _open(flag, path, least_side=None):
-    try:
-        return decode(path, least_side)
-    except (DecodeError, OSError) as error:
-        raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
-
-
-# What a flag tells of the example, as keys of it. The other flags tell nothing of it.
-_FIT = {
-    "labels": _fit_label,
-    "prompt": _fit_text,
-    "layout": _fit_layout,
-    "segmentation": _fit_map,
-    "depth": _fit_map,
-    "low_res": _fit_low_res,
-    "style": _fit_style,
-    "image": _fit_picture,
-    "mask": _fit_mask,
-    "features": _fit_features,
-}
+def _kept(example):
+    """The part of an example that evaluators get."""
+    kept = {}
+    for name, row in MODALITIES.items():
+        if row.kept and pack(name, example) is not None:
+            kept |= {key: example[key] for key in keys_of(name) if key in example}
+    return kept

@@ -1,135 +1,240 @@
-"""What the flags give, as columns: sample k takes value k modulo their number."""
+"""What flags give: values by modality, of which sample k takes number k, in turn.
+
+The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
+"""
 
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 
 from ldm_jax.config import suggest
 from ldm_jax.data.folder import SUFFIXES
 from ldm_jax.data.layout import parse_layout
-from ldm_jax.data.sidecars import SIDECARS, drop_sidecars
+from ldm_jax.data.modalities import MODALITIES, Flag
+from ldm_jax.data.sidecars import drop_sidecars
 from ldm_jax.errors import ConfigError
 
 
-class Column(NamedTuple):
-    """What one flag gives.
+class FlagValues(NamedTuple):
+    """What the flags of one modality give.
 
     Attributes:
-      values: Tuple of strings, numbers, paths or layouts, one at least.
+      values: Tuple of strings, numbers, paths, arrays or layouts, one at least.
       record: What stands for them in `settings.json`: contents, not names of files.
     """
 
     values: tuple
     record: Any
 
-    def __getitem__(self, k):
-        """The value of sample k."""
+    def __getitem__(self, k: int) -> Any:
+        """Returns the value of sample k."""
         return self.values[k % len(self.values)]
 
 
-def read_columns(given, class_names=(), box_names=()):
+class Names(NamedTuple):
+    """Names that values may use in place of numbers; empty where they are unknown.
+
+    Attributes:
+      classes: Names of the classes of images in the order of their numbers.
+      boxes: Names of the classes of boxes likewise.
+    """
+
+    classes: Sequence[str] = ()
+    boxes: Sequence[str] = ()
+
+
+NO_NAMES = Names()
+
+# Flags that say something of guidance and nothing of the example, by their names.
+OTHER_FLAGS = {
+    flag.name: flag
+    for flag in (
+        Flag(
+            "negative_prompt",
+            "Caption that guidance pushes away from; may be repeated.",
+            "texts",
+        ),
+        Flag("guide_image", "Images that samples shall resemble at low resolution."),
+    )
+}
+
+
+def flag_rows() -> dict[str, tuple[Flag, ...]]:
+    """Lists all flags that give values.
+
+    Returns:
+      Row of MODALITIES or of OTHER_FLAGS -> its flags, the usual one first.
+    """
+    rows = {name: row.flags for name, row in MODALITIES.items() if row.flags}
+    return rows | {name: (flag,) for name, flag in OTHER_FLAGS.items()}
+
+
+def define_flag(
+    flag: Flag, flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder:
+    """Defines a flag, whose value is a list of strings or None.
+
+    Args:
+      flag: The flag.
+      flag_values: Where to define it.
+
+    Returns:
+      Its holder.
+    """
+    # Texts hold commas, so that each has a flag of its own.
+    define = flags.DEFINE_multi_string if flag.form == "texts" else flags.DEFINE_list
+    return define(flag.name, None, flag.help, flag_values=flag_values)
+
+
+def define_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> dict[str, flags.FlagHolder]:
+    """Defines the flags of all rows of MODALITIES.
+
+    Args:
+      flag_values: Where to define them.
+
+    Returns:
+      Name of the flag -> its holder.
+    """
+    rows = [flag for row in MODALITIES.values() for flag in row.flags]
+    return {flag.name: define_flag(flag, flag_values) for flag in rows}
+
+
+def dashed(name: str) -> str:
+    """Names the flags of a row for a message.
+
+    Args:
+      name: Row of MODALITIES or of OTHER_FLAGS.
+
+    Returns:
+      Text such as "--prompt (or --prompts_file)".
+    """
+    first, *others = (f"--{flag.name}" for flag in flag_rows()[name])
+    return f"{first} (or {', '.join(others)})" if others else first
+
+
+def read_flags(
+    given: Mapping[str, str | Sequence[str] | None], names: Names = NO_NAMES
+) -> dict[str, FlagValues]:
     """Reads what the flags name.
 
     Args:
-      given: Flag -> what it is given: a row of FLAGS, and a list of strings. Flags that
-        are None or empty are left out.
-      class_names: Names of the classes in the order of their numbers, if known.
-      box_names: Names of the classes of boxes.
+      given: Flag -> string or list of strings. Flags that are None or empty are left
+        out.
+      names: Names of classes.
 
     Returns:
-      Dict of flag -> Column.
+      Dict of row of MODALITIES, or of OTHER_FLAGS -> FlagValues; the values of several
+      flags of one row are joined.
 
     Raises:
-      ConfigError: If a file is missing or holds something else.
+      ConfigError: If a flag is unknown, or a file is missing or holds something else.
     """
-    columns = {}
-    for flag, values in given.items():
-        if not values:
-            continue
-        if isinstance(values, str):
-            values = [values]
-        names = {"labels": class_names, "layout": box_names}.get(flag, ())
-        columns[flag] = FLAGS[flag](flag, values, names)
-    return columns
+    rows = flag_rows()
+    known = [flag.name for flags_of_row in rows.values() for flag in flags_of_row]
+    for flag in given:
+        if flag not in known:
+            raise ConfigError(f"there is no flag --{flag}; {suggest(flag, known)}")
+    found = {}
+    for name, flags_of_row in rows.items():
+        for flag in flags_of_row:
+            texts = given.get(flag.name)
+            if not texts:
+                continue
+            texts = [texts] if isinstance(texts, str) else texts
+            values = FORMS[flag.form](name, flag.name, texts, names)
+            found[name] = _joined(found.get(name), values)
+    return found
 
 
-def _texts(flag, values, names):
-    return Column(tuple(values), list(values))
+def _joined(first, second):
+    if first is None:
+        return second
+    return FlagValues(first.values + second.values, first.record + second.record)
 
 
-def _lines(flag, values, names):
-    """One prompt per line of files, or of the `.txt` files of folders."""
+def _texts(name, flag, texts, names):
+    return FlagValues(tuple(texts), list(texts))
+
+
+def _lines(name, flag, texts, names):
+    """One text per line of files, or of the `.txt` files of folders."""
     lines = []
-    for path in _find(flag, values, (".txt",)):
+    for path in _find(name, flag, texts, (".txt",)):
         text = _read(flag, path).decode("utf-8-sig", errors="replace")
         lines += [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(
-            f"--{flag}={','.join(values)} holds no prompt: write one per line"
+            f"--{flag}={','.join(texts)} holds no prompt: write one per line"
         )
-    return Column(tuple(lines), lines)
+    return FlagValues(tuple(lines), lines)
 
 
-def _labels(flag, values, names):
+def _labels(name, flag, texts, names):
     """Class numbers; their range is checked where the number of classes is known."""
-    numbers = tuple(_label(str(value), list(names)) for value in values)
-    return Column(numbers, list(numbers))
+    numbers = tuple(_label(flag, str(text), list(names.classes)) for text in texts)
+    return FlagValues(numbers, list(numbers))
 
 
-def _label(label, names):
+def _label(flag, label, names):
     if label in names:
         return names.index(label)
     if label.isdecimal() and (not names or int(label) < len(names)):
         return int(label)
     known = suggest(label, names) if names else "give its number"
-    raise ConfigError(f"--labels: there is no class '{label}'; {known}")
+    raise ConfigError(f"--{flag}: there is no class '{label}'; {known}")
 
 
-def _images(flag, values, names):
-    paths = _find(flag, values, SUFFIXES)
-    return Column(tuple(paths), _digest(flag, paths))
+def _images(name, flag, texts, names):
+    paths = _find(name, flag, texts, SUFFIXES)
+    return FlagValues(tuple(paths), _digest(flag, paths))
 
 
-def _arrays(flag, values, names):
+def _arrays(name, flag, texts, names):
     """Rows of arrays in `.npy` files."""
-    paths = _find(flag, values, (".npy",))
+    paths = _find(name, flag, texts, (".npy",))
     rows = []
     for path in paths:
         try:
             rows += list(np.load(path, allow_pickle=False))
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"--{flag}: {path} is no NumPy array: {error}") from error
+            raise ConfigError(
+                f"--{flag}: {path} is not a NumPy array: {error}"
+            ) from error
     if len({row.shape for row in rows}) != 1:
         raise ConfigError(f"--{flag}: give arrays [samples, ...] whose rows are alike")
-    return Column(tuple(rows), _digest(flag, paths))
+    return FlagValues(tuple(rows), _digest(flag, paths))
 
 
-def _layouts(flag, values, names):
+def _layouts(name, flag, texts, names):
     """Layouts of JSON files; a file holds one, or a list of several."""
-    paths, layouts = _find(flag, values, (".json",)), []
+    paths, layouts = _find(name, flag, texts, (".json",)), []
     for path in paths:
         try:
             read = json.loads(_read(flag, path))
             several = isinstance(read, list) and all(isinstance(x, list) for x in read)
             for layout in read if several and read else [read]:
-                layouts.append(parse_layout(layout, names or None))
+                layouts.append(parse_layout(layout, names.boxes or None))
         except ValueError as error:
             raise ConfigError(f"--{flag}: {path}: {error}") from error
-    return Column(tuple(layouts), _digest(flag, paths))
+    return FlagValues(tuple(layouts), _digest(flag, paths))
 
 
-def _find(flag, values, suffixes):
+def _find(name, flag, texts, suffixes):
     """The files that are named, and those of the folders, in the order of names."""
     paths = []
-    for value in values:
-        path = pathlib.Path(value).expanduser()
+    for text in texts:
+        path = pathlib.Path(text).expanduser()
         if not path.exists():
             raise ConfigError(f"--{flag}: there is no file or folder {path}")
-        found = _in_folder(flag, path, suffixes) if path.is_dir() else [str(path)]
+        found = _in_folder(name, path, suffixes) if path.is_dir() else [str(path)]
         if not found:
             raise ConfigError(
                 f"--{flag}: the folder {path} holds no {' or '.join(suffixes)}"
@@ -138,13 +243,13 @@ def _find(flag, values, suffixes):
     return paths
 
 
-def _in_folder(flag, folder, suffixes):
+def _in_folder(name, folder, suffixes):
     names = sorted(os.listdir(folder))
     names = [n for n in names if n.lower().endswith(suffixes) and n[0] != "."]
     # A folder that training reads has the maps beside the images.
-    beside = SIDECARS.get(flag, ("",))[0]
-    own = [name for name in names if beside and name.endswith(beside)]
-    return [str(folder / name) for name in own or drop_sidecars(names)]
+    beside = MODALITIES[name].suffix if name in MODALITIES else None
+    own = [n for n in names if beside and n.endswith(beside)]
+    return [str(folder / n) for n in own or drop_sidecars(names)]
 
 
 def _digest(flag, paths):
@@ -162,19 +267,13 @@ def _read(flag, path):
         raise ConfigError(f"--{flag}: cannot read {path}: {error.strerror}") from error
 
 
-# Flags that come in columns, and what reads them.
-FLAGS = {
+# How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->
+# FlagValues.
+FORMS: dict[str, Callable[[str, str, Sequence[str], Names], FlagValues]] = {
+    "texts": _texts,
+    "lines": _lines,
     "labels": _labels,
-    "prompt": _texts,
-    "prompts_file": _lines,
-    "negative_prompt": _texts,
-    "layout": _layouts,
-    "segmentation": _images,
-    "depth": _images,
-    "low_res": _images,
-    "style": _images,
-    "image": _images,
-    "mask": _images,
-    "guide_image": _images,
-    "features": _arrays,
+    "layouts": _layouts,
+    "images": _images,
+    "arrays": _arrays,
 }

@@ -25,7 +25,7 @@ def steering_scales(trained, columns, size, classifier_scale=None, guide_scale=N
 
     Args:
       trained: A Trained.
-      columns: Flag -> Column.
+      columns: Row of `flag_values.flag_rows` -> FlagValues.
       size: (height, width) of the pictures in pixels.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guiding; None for the default.

@@ -1,152 +1,156 @@
-"""The sheet of a run: what was told and what came of it, side by side."""
+"""The files of a run: samples, their settings, a grid, a contact sheet, an array."""
 
 import hashlib
 import json
 import math
 import os
-from typing import NamedTuple
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm_jax.data import inputs
-from ldm_jax.data.draw import fit, font, hatch, show_input
+from ldm_jax.annotations import Shaped, UInt8
+from ldm_jax.data.draw import draw_image, draw_masked, font
+from ldm_jax.data.inputs import inputs_of
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import make_grid, read_image, write_png
-from ldm_jax.sampling.conditions import make_example, make_row, told_as
-from ldm_jax.sampling.task import box_names, class_names, num_classes
+from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
+from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
+from ldm_jax.trained import Trained
 
-# Samples on a sheet, and about how wide it is in pixels.
+# Samples on a contact sheet, and about how wide it is in pixels.
 _MOST, _WIDTH = 16, 1500
 
 _GAP, _TITLE, _LINE, _LINES = 8, 18, 18, 4
 _INK, _PALE, _FRAME = (30, 30, 36), (120, 120, 128), (205, 205, 210)
 
 
-class Card(NamedTuple):
-    """One sample on the sheet.
+class Entry(NamedTuple):
+    """One sample on the contact sheet.
 
     Attributes:
-      panels: List of (title, uint8 [H, W, 3]), all of one size.
+      images: List of (title, uint8 [H, W, 3]), all of one size.
       text: What stands below.
     """
 
-    panels: list
+    images: list[tuple[str, UInt8[np.ndarray, "H W 3"]]]
     text: str
 
 
-def write_sheet(trained, request, seed, outdir):
-    """Writes `sheet.png` of the first samples, where there is anything to tell.
+def write_contact_sheet(
+    trained: Trained, task: Task, seed: int, outdir: pathlib.Path
+) -> None:
+    """Writes `sheet.png`: the first samples beside their conditions, if there are any.
 
     Args:
       trained: A Trained.
-      request: A Request.
+      task: A Task.
       seed: Seed of the run.
       outdir: Path of the folder that holds the samples.
     """
-    shown = range(min(request.count, _MOST))
-    cards = [_make_card(trained, request, seed, outdir, k) for k in shown]
-    if not any(card.text or len(card.panels) > 1 for card in cards):
+    shown = range(min(task.count, _MOST))
+    entries = [_make_entry(trained, task, seed, outdir, k) for k in shown]
+    if not any(entry.text or len(entry.images) > 1 for entry in entries):
         return
-    write_png(outdir / "sheet.png", make_sheet(cards))
+    write_png(outdir / "sheet.png", make_contact_sheet(entries))
     print(f"sheet: {outdir / 'sheet.png'}")
 
 
-def _make_card(trained, request, seed, outdir, k):
-    told = told_as(request, k)
-    example = make_example(trained, request, told)
-    row = make_row(trained, request, seed, told, example)
+def _make_entry(trained, task, seed, outdir, k):
+    source = conditions_from(task, k)
+    example = make_example(trained, task, source)
+    row = make_row(trained, task, seed, source, example)
     sample = read_image(path_of(outdir, k))
-    shape = _panel_shape(*sample.shape[:2])
-    names = box_names(trained)
-    shown = []
-    if request.invert and request.path:
-        ends = (make_example(trained, request, end) for end in request.path[:2])
-        images = (fit(example["image"], shape) for example in ends)
-        shown += zip(("from", "to"), images, strict=True)
-    elif request.starts or "hole" in row:
-        shown.append(("image", _given(row, shape)))
+    shape = _shape_on_sheet(*sample.shape[:2])
+    shown = _starting_points(trained, task, row, shape)
+    with_mask = inputs_of(trained.inputs, "mask")
     for key, make in trained.inputs.items():
-        if "hole" in row and isinstance(make, inputs.MaskedImage):
+        if "mask" in row and key in with_mask:
+            # It is shown already.
             continue
-        panel = show_input(make, row["inputs"][key], shape, names)
-        if panel is not None:
-            shown.append((key, panel))
+        image = make.draw(row["inputs"][key], shape, box_names(trained))
+        if image is not None:
+            shown.append((key, image))
     if "guide" in row:
-        shown.append(("guide", fit(row["guide"], shape)))
-    shown.append((f"sample {k}", fit(sample, shape)))
-    if request.source is not None:
-        shown.append(("held out", fit(example["image"], shape)))
-    return Card(shown, _text(trained, request, example, told))
+        shown.append(("guide", draw_image(row["guide"], shape)))
+    shown.append((f"sample {k}", draw_image(sample, shape)))
+    if task.source is not None:
+        shown.append(("held out", draw_image(example["image"], shape)))
+    return Entry(shown, _text(trained, task, example, source))
 
 
-def _given(row, shape):
-    image = fit(row["images"], shape)
-    if "hole" not in row:
-        return image
-    # Enlarged first, so that the lines stay fine.
-    hole = row["hole"].repeat(3, axis=-1).astype(np.uint8) * 255
-    return hatch(image, fit(hole, shape)[..., :1] > 127)
+def _starting_points(trained, task, row, shape):
+    """The images that sampling starts from or fills."""
+    if task.invert and task.path:
+        ends = (make_example(trained, task, end) for end in task.path[:2])
+        images = (draw_image(example["image"], shape) for example in ends)
+        return list(zip(("from", "to"), images, strict=True))
+    if "mask" in row:
+        return [("image", draw_masked(row["images"], row["mask"], shape))]
+    return [("image", draw_image(row["images"], shape))] if task.starts else []
 
 
-def _text(trained, request, example, k):
+def _text(trained, task, example, k):
     parts = []
     if num_classes(trained) is not None and "label" in example:
         label, names = int(example["label"]), class_names(trained)
         parts.append(names[label] if names else str(label))
-    if any(isinstance(make, inputs.Caption) for make in trained.inputs.values()):
+    if inputs_of(trained.inputs, "caption"):
         parts.append(example["caption"])
-    if "negative_prompt" in request.columns:
-        parts.append(f"(not: {request.columns['negative_prompt'][k]})")
+    if "negative_prompt" in task.values:
+        parts.append(f"(not: {task.values['negative_prompt'][k]})")
     return " ".join(parts)
 
 
-def _panel_shape(height, width):
-    """Small pictures are enlarged by a whole number, large ones are made smaller."""
+def _shape_on_sheet(height, width):
+    """Small images are enlarged by a whole number, large ones are made smaller."""
     longer = max(height, width)
     scale = round(192 / longer) if longer <= 128 else min(1, 320 / longer)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def make_sheet(cards):
-    """Lays cards out in rows.
+def make_contact_sheet(entries: Sequence[Entry]) -> UInt8[np.ndarray, "height width 3"]:
+    """Lays samples and their conditions out in rows.
 
     Args:
-      cards: List of Card with the same number of panels, all of one size.
+      entries: Entry of each sample, all with the same number of images, of one size.
 
     Returns:
-      uint8 [H, W, 3].
+      uint8 [height, width, 3].
     """
-    height, width = cards[0].panels[0][1].shape[:2]
-    count = len(cards[0].panels)
-    card_width = count * (width + _GAP) - _GAP
-    columns = max(1, min(len(cards), _WIDTH // (card_width + 3 * _GAP)))
-    texts = [_wrap(card.text, card_width) for card in cards]
-    card_height = _TITLE + height + _LINE * max(map(len, texts)) + _GAP
-    step = card_width + 3 * _GAP, card_height + _GAP
-    rows = -(-len(cards) // columns)
+    height, width = entries[0].images[0][1].shape[:2]
+    count = len(entries[0].images)
+    entry_width = count * (width + _GAP) - _GAP
+    columns = max(1, min(len(entries), _WIDTH // (entry_width + 3 * _GAP)))
+    texts = [_wrap(entry.text, entry_width) for entry in entries]
+    entry_height = _TITLE + height + _LINE * max(map(len, texts)) + _GAP
+    step = entry_width + 3 * _GAP, entry_height + _GAP
+    rows = -(-len(entries) // columns)
     size = columns * step[0] + _GAP, rows * step[1] + _GAP
     sheet = Image.new("RGB", size, (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for index, (card, lines) in enumerate(zip(cards, texts, strict=True)):
+    canvas = ImageDraw.Draw(sheet)
+    for index, (entry, lines) in enumerate(zip(entries, texts, strict=True)):
         left = 2 * _GAP + (index % columns) * step[0]
         top = _GAP + (index // columns) * step[1]
-        _draw_card(sheet, draw, card, lines, left, top)
+        _draw_entry(sheet, canvas, entry, lines, (left, top))
     return np.asarray(sheet)
 
 
-def _draw_card(sheet, draw, card, lines, left, top):
-    for place, (title, panel) in enumerate(card.panels):
-        height, width = panel.shape[:2]
+def _draw_entry(sheet, canvas, entry, lines, corner):
+    left, top = corner
+    for place, (title, image) in enumerate(entry.images):
+        height, width = image.shape[:2]
         x = left + place * (width + _GAP)
-        draw.text((x, top), title, fill=_PALE, font=font(12))
+        canvas.text((x, top), title, fill=_PALE, font=font(12))
         frame = (x - 1, top + _TITLE - 1, x + width, top + _TITLE + height)
-        draw.rectangle(frame, outline=_FRAME)
-        sheet.paste(Image.fromarray(panel), (x, top + _TITLE))
+        canvas.rectangle(frame, outline=_FRAME)
+        sheet.paste(Image.fromarray(image), (x, top + _TITLE))
     for index, line in enumerate(lines):
         y = top + _TITLE + height + 2 + index * _LINE
-        draw.text((left, y), line, fill=_INK, font=font(13))
+        canvas.text((left, y), line, fill=_INK, font=font(13))
 
 
 def _wrap(text, width):
@@ -165,16 +169,24 @@ def _wrap(text, width):
 
 _SETTINGS = "settings.json"
 
-
+# Samples in a grid.
 _MAX_GRID = 64
 
 
-def path_of(outdir, k):
-    """Path of sample k."""
+def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+    """Says where a sample is written.
+
+    Args:
+      outdir: Path of the folder.
+      k: Number of the sample.
+
+    Returns:
+      Path of its PNG file.
+    """
     return outdir / f"{k:06d}.png"
 
 
-def claim(outdir, settings):
+def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Records the settings in a new folder, compares them in one that has some.
 
     Args:
@@ -203,22 +215,37 @@ def claim(outdir, settings):
     os.replace(temporary, path)
 
 
-def digest(tree):
-    """Hash of a tree of arrays, to record which weights were used."""
+def digest(tree: Any) -> str:
+    """Hashes a tree of arrays, to record which weights were used.
+
+    Args:
+      tree: Tree of arrays of any shape.
+
+    Returns:
+      16 hexadecimal digits.
+    """
     whole = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         whole.update(np.ascontiguousarray(leaf))
     return whole.hexdigest()[:16]
 
 
-def write_grid(outdir, count, labels=None, class_names=()):
-    """Writes `grid.png` of the first samples; returns its path.
+def write_grid(
+    outdir: pathlib.Path,
+    count: int,
+    labels: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+) -> pathlib.Path:
+    """Writes `grid.png` of the first samples.
 
     Args:
       outdir: Path of the folder.
       count: Number of samples.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
       class_names: Their names, if known.
+
+    Returns:
+      Its path.
     """
     shown = range(min(count, _MAX_GRID))
     columns = math.ceil(math.sqrt(len(shown)))
@@ -227,13 +254,17 @@ def write_grid(outdir, count, labels=None, class_names=()):
         names = [class_names[i] if class_names else str(i) for i in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    pictures = np.stack([read_image(path_of(outdir, k)) for k in shown])
-    write_png(grid, make_grid(pictures, columns))
+    images = np.stack([read_image(path_of(outdir, k)) for k in shown])
+    write_png(grid, make_grid(images, columns))
     print(f"grid: {grid}")
     return grid
 
 
-def write_array(outdir, count, conditions):
+def write_array(
+    outdir: pathlib.Path,
+    count: int,
+    conditions: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> None:
     """Writes `samples.npz`.
 
     Args:

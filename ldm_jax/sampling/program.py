@@ -15,13 +15,13 @@ from ldm_jax.sampling.gradient_guidance import make_steer
 _GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
 
 
-def make_draw(trained, mesh, request, seed, options):
-    """Makes the function that draws samples; see `examples.make_batch` for batches.
+def make_draw(trained, mesh, task, seed, options):
+    """Makes the function that draws samples; see `conditions.make_batch` for batches.
 
     Args:
       trained: A Trained.
       mesh: Mesh over the devices of this process.
-      request: A Request.
+      task: A Task.
       seed: Seed of the run.
       options: Options of `generate.sample_images`.
 
@@ -32,7 +32,7 @@ def make_draw(trained, mesh, request, seed, options):
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
-    shape = latent_diffusion.shape_of_latents(model, request.size)
+    shape = latent_diffusion.shape_of_latents(model, task.size)
     weights = {"params": trained.params, "frozen": trained.frozen}
     if trained.classifier is not None:
         weights["classifier"] = trained.classifier.params
@@ -44,13 +44,13 @@ def make_draw(trained, mesh, request, seed, options):
         frozen = weights["frozen"]
         codec = generate.make_codec(model, frozen, options.get("decode_tile"))
         known = {}
-        if request.starts or request.holds:
+        if task.starts or task.holds:
             known["images"] = batch["images"]
-        if request.holds:
-            known["mask"] = hold_cells(batch["hole"], factor)
-        if request.invert or request.path:
+        if task.holds:
+            known["mask"] = hold_cells(batch["mask"], factor)
+        if task.invert or task.path:
             known["noise"] = _start(
-                model, weights["params"], codec.encode, batch, request, seed, options
+                model, weights["params"], codec.encode, batch, task, seed, options
             )
         images = generate.sample_images(
             model,
@@ -60,15 +60,15 @@ def make_draw(trained, mesh, request, seed, options):
             _keys(seed, batch["index"]),
             latent_shape=shape,
             negative=batch.get("negative"),
-            steer=make_steer(trained, weights, batch, request.scales, codec.decode),
+            steer=make_steer(trained, weights, batch, task.scales, codec.decode),
             **known,
             **options,
         )
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         images = to_uint8(images)
-        if "hole" in batch:
+        if "mask" in batch:
             # What is known stays as it is, to the bit.
-            images = jnp.where(batch["hole"], images, batch["images"])
+            images = jnp.where(batch["mask"], images, batch["images"])
         return images, finite
 
     return jax.jit(draw), weights
@@ -103,11 +103,11 @@ def _keys(seed, index):
     return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
 
 
-def _start(model, params, encode, batch, request, seed, options):
+def _start(model, params, encode, batch, task, seed, options):
     """The noise to start from: inverted, on the way between two, or both."""
-    shape = latent_diffusion.shape_of_latents(model, request.size)
-    ends = batch["ends"] if request.path else batch
-    if request.invert:
+    shape = latent_diffusion.shape_of_latents(model, task.size)
+    ends = batch["ends"] if task.path else batch
+    if task.invert:
         grid = {key: options[key] for key in _GRID if key in options}
         told = model.conditioner.encode(ends["inputs"], encode)
         known = encode(ends["images"])
@@ -115,7 +115,7 @@ def _start(model, params, encode, batch, request, seed, options):
     else:
         noise_rngs, _ = generate.split_rngs(_keys(seed, ends["index"]))
         noise = solve.normal(noise_rngs, shape)
-    if not request.path:
+    if not task.path:
         return noise
     noise = noise.reshape(-1, 2, *shape)
-    return slerp(noise[:, 0], noise[:, 1], batch["share"])
+    return slerp(noise[:, 0], noise[:, 1], batch["fraction"])

@@ -18,9 +18,9 @@ from ldm_jax.images import write_png
 from ldm_jax.sampling import output
 from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import complete
-from ldm_jax.sampling.output import write_sheet
+from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import class_names, make_request
+from ldm_jax.sampling.task import class_names, make_task
 from ldm_jax.tiling import one_behind
 
 
@@ -47,8 +47,8 @@ def run(
     Args:
       trained: A Trained.
       outdir: Folder of the pictures.
-      given: What tells the conditions: row of `columns.FLAGS` -> list of strings, such
-        as labels, prompts or files.
+      given: What gives the conditions: flag -> list of strings, such as labels,
+        prompts or files; see `flag_values.flag_rows`.
       num_samples: How many samples the folder shall hold; None is 16, or one for each
         of what is given if that is more.
       size: (height, width) in pixels; None is the size of training.
@@ -64,7 +64,7 @@ def run(
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
       npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
-        `examples.collect_conditions`.
+        `conditions.collect_conditions`.
       **options: Options of `generate.sample_images`, such as `sampler`, `num_steps`,
         `guidance_scale`, `eta`; what is None is taken from the config.
 
@@ -75,7 +75,7 @@ def run(
       ConfigError: If an option is wrong or the folder holds samples of other settings.
     """
     outdir = pathlib.Path(outdir)
-    request = make_request(
+    task = make_task(
         trained,
         given or {},
         num_samples=num_samples,
@@ -87,7 +87,7 @@ def run(
         classifier_scale=classifier_scale,
         guide_scale=guide_scale,
     )
-    warn_of_cuts(trained, request)
+    warn_of_cuts(trained, task)
     options = complete(trained, options | {"strength": strength}, invert)
     settings = {
         "checkpoint": trained.source,
@@ -97,21 +97,21 @@ def run(
         "classifier": trained.classifier and trained.classifier.source,
         "lpips": trained.lpips and output.digest(trained.lpips),
         "seed": seed,
-        "conditions": request.record,
+        "conditions": task.record,
         "options": _ordered(options),
     }
-    mine = range(jax.process_index(), request.count, jax.process_count())
+    mine = range(jax.process_index(), task.count, jax.process_count())
     missing = [k for k in mine if not output.path_of(outdir, k).exists()]
     if missing:
         total = len(mine)
-        _draw(trained, outdir, request, settings, options, missing, batch_size, total)
+        _draw(trained, outdir, task, settings, options, missing, batch_size, total)
     else:
         output.claim(outdir, settings)
         print(f"all of {len(mine)} samples are there already")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all samples are written")
     if jax.process_index() == 0:
-        _collect(trained, outdir, request, seed, npz)
+        _collect(trained, outdir, task, seed, npz)
     return outdir / "grid.png"
 
 
@@ -122,16 +122,16 @@ def _ordered(options):
     return options | {"guidance_scale": pairs}
 
 
-def _draw(trained, outdir, request, settings, options, missing, batch_size, total):
+def _draw(trained, outdir, task, settings, options, missing, batch_size, total):
     """Draws the missing samples batch by batch and writes each as it comes."""
     devices = jax.local_devices()
     mesh = sharding.make_mesh(devices=devices)
     size = -(-min(batch_size, len(missing)) // len(devices)) * len(devices)
     start = time.perf_counter()
     seed = settings["seed"]
-    batches = _batches(trained, request, seed, missing, size)
+    batches = _batches(trained, task, seed, missing, size)
     first = next(batches)
-    draw = _lower(trained, request, seed, options, mesh, first[1])
+    draw = _lower(trained, task, seed, options, mesh, first[1])
     # Only now: what is wrong shall leave no folder behind.
     output.claim(outdir, settings)
     if len(missing) < total:
@@ -146,7 +146,7 @@ def _draw(trained, outdir, request, settings, options, missing, batch_size, tota
             seconds = time.perf_counter() - start
             console.line(f"first batch of {size}, with compilation: {seconds:.1f} s")
         for row, k in enumerate(indices):
-            if request.source is not None:
+            if task.source is not None:
                 write_png(outdir / "reference" / f"{k:06d}.png", batch["images"][row])
             write_png(output.path_of(outdir, k), images[row])
             console.advance()
@@ -157,13 +157,13 @@ def _draw(trained, outdir, request, settings, options, missing, batch_size, tota
     print(f"{len(missing)} samples in {seconds:.1f} s ({len(missing) / seconds:.2f}/s)")
 
 
-def _batches(trained, request, seed, missing, size):
+def _batches(trained, task, seed, missing, size):
     """Yields (numbers of samples, their batch on the host)."""
     for first in range(0, len(missing), size):
         indices = missing[first : first + size]
         # The last batch is filled up, so that one program serves all.
         padded = np.resize(np.asarray(indices, np.int32), size)
-        yield indices, make_batch(trained, request, seed, padded)
+        yield indices, make_batch(trained, task, seed, padded)
 
 
 def _chain(first, others):
@@ -171,10 +171,10 @@ def _chain(first, others):
     yield from others
 
 
-def _lower(trained, request, seed, options, mesh, batch):
+def _lower(trained, task, seed, options, mesh, batch):
     """Traces the program; returns what compiles it to a function of host batches."""
     split = sharding.batch_sharding(mesh)
-    draw, weights = make_draw(trained, mesh, request, seed, options)
+    draw, weights = make_draw(trained, mesh, task, seed, options)
     try:
         lowered = draw.lower(weights, jax.device_put(batch, split))
     except ValueError as error:
@@ -187,13 +187,13 @@ def _lower(trained, request, seed, options, mesh, batch):
     return compiled
 
 
-def _collect(trained, outdir, request, seed, npz):
-    """Writes the grid, the sheet, and the array for evaluators, from the files."""
-    labels = request.columns.get("labels")
-    # On a path all samples are told the same.
-    labels = None if request.path else labels and labels.values
-    output.write_grid(outdir, request.count, labels, class_names(trained))
-    write_sheet(trained, request, seed, outdir)
+def _collect(trained, outdir, task, seed, npz):
+    """Writes the grid, the contact sheet and the array for evaluators."""
+    labels = task.values.get("label")
+    # On a path all samples have the same conditions.
+    labels = None if task.path else labels and labels.values
+    output.write_grid(outdir, task.count, labels, class_names(trained))
+    write_contact_sheet(trained, task, seed, outdir)
     if npz:
-        conditions = collect_conditions(trained, request, seed)
-        output.write_array(outdir, request.count, conditions)
+        conditions = collect_conditions(trained, task, seed)
+        output.write_array(outdir, task.count, conditions)

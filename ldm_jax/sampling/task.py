@@ -1,44 +1,55 @@
-"""What is asked of a model: which flags tell its conditions, and which task it is."""
+"""What is asked of a model: which flags give its conditions, and which task it is."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from ldm_jax.data import inputs
+from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.loader import open_source
 from ldm_jax.errors import ConfigError
-from ldm_jax.sampling.flag_values import Column, read_columns
+from ldm_jax.sampling.flag_values import (
+    FlagValues,
+    Names,
+    dashed,
+    flag_rows,
+    read_flags,
+)
 from ldm_jax.sampling.gradient_guidance import steering_scales
+from ldm_jax.trained import Trained
 
 
-class Request(NamedTuple):
+class Task(NamedTuple):
     """What the samples shall be.
 
     Attributes:
       count: Number of samples.
-      columns: Flag -> Column, for the flags that are given.
+      values: Row of MODALITIES or OTHER_FLAGS -> FlagValues, for the flags that are
+        given.
       source: Held-out data that gives what the flags do not, or None.
-      size: (height, width) of the pictures in pixels.
-      holds: Whether known pixels are held during sampling, as no condition tells them.
+      size: (height, width) of the images in pixels.
+      holds: Whether known pixels are held during sampling, as no condition holds them.
       starts: Whether sampling starts from images or their noise.
       invert: Whether it starts from the noise that the images come from.
       path: (first, last, count): samples lie on the way from the noise of sample
-        `first` to that of `last`, and are told what `first` is; None for each its own.
-      scales: What steers -> its scale; see `steer.steering_scales`.
+        `first` to that of `last`, with the conditions of `first`; None for each its
+        own.
+      scales: What guides by gradients -> its scale; see
+        `gradient_guidance.steering_scales`.
       record: What of it belongs into `settings.json`.
     """
 
     count: int
-    columns: dict
-    source: object
-    size: tuple
+    values: dict[str, FlagValues]
+    source: Any
+    size: tuple[int, int]
     holds: bool
     starts: bool
     invert: bool
-    path: tuple | None
-    scales: dict
-    record: dict
+    path: tuple[int, int, int] | None
+    scales: dict[str, float]
+    record: dict[str, Any]
 
 
-def make_request(
+def make_task(
     trained,
     given,
     *,
@@ -55,49 +66,46 @@ def make_request(
 
     Args:
       trained: A Trained.
-      given: Flag -> list of strings; see `columns.FLAGS`.
+      given: Flag -> list of strings; see `flag_values.read_flags`.
       num_samples, size, from_data, strength, invert, interpolate, classifier_scale,
         guide_scale: See `run`.
 
     Returns:
-      A Request.
+      A Task.
 
     Raises:
       ConfigError: If flags are missing, superfluous or wrong.
     """
-    columns = read_columns(given, class_names(trained), box_names(trained))
-    if "prompts_file" in columns:
-        lines = columns.pop("prompts_file")
-        columns["prompt"] = _joined(columns.get("prompt"), lines)
+    names = Names(class_names(trained), box_names(trained))
+    values = read_flags(given, names)
     source = _open(trained.config.data) if from_data else None
-    have = {*columns, *(("image",) if source else ())}
+    have = {*values, *(("image",) if source else ())}
     used = _used_by_conditions(trained, have, source is not None)
     used |= _used_by_tasks(have, strength, invert)
-    _refuse_superfluous(trained, columns, used)
-    columns = _fill_labels(trained, columns, source)
-    told_mask = any(isinstance(x, inputs.MaskedImage) for x in trained.inputs.values())
+    _refuse_superfluous(trained, values, used)
+    values = _fill_labels(trained, values, source)
     size = _check_size(trained, size)
-    scales = steering_scales(trained, columns, size, classifier_scale, guide_scale)
-    record = {flag: column.record for flag, column in sorted(columns.items())}
+    scales = steering_scales(trained, values, size, classifier_scale, guide_scale)
+    record = _record(values)
     if source:
         section = trained.config.data
         record["from_data"] = f"{section.eval_split} of {section.name}"
     record |= {"size": list(size)}
     record |= {"steering": scales} if scales else {}
     record |= {"invert": True} if invert else {}
-    count = num_samples or max([16, *(len(c.values) for c in columns.values())])
+    count = num_samples or max([16, *(len(v.values) for v in values.values())])
     path = None
     if interpolate is not None:
         if count < 2:
             raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
         path = (*interpolate, count)
         record["interpolate"] = list(path)
-    return Request(
+    return Task(
         count=count,
-        columns=columns,
+        values=values,
         source=source,
         size=size,
-        holds="mask" in columns and not told_mask,
+        holds="mask" in values and not inputs_of(trained.inputs, "mask"),
         starts=strength is not None or invert,
         invert=invert,
         path=path,
@@ -106,16 +114,17 @@ def make_request(
     )
 
 
-def _joined(first, second):
-    if first is None:
-        return second
-    return Column(first.values + second.values, first.record + second.record)
+def _record(values):
+    """What stands for the values in `settings.json`, by the usual flag of each."""
+    rows = flag_rows()
+    named = {rows[name][0].name: value.record for name, value in values.items()}
+    return dict(sorted(named.items()))
 
 
 def _open(section):
     if not section.get("name"):
         raise ConfigError(
-            "--from_data: the workdir names no data, as converted ones do; tell the "
+            "--from_data: the workdir names no data, as converted ones do; give the "
             "conditions by flags"
         )
     if not section.eval_split:
@@ -126,25 +135,34 @@ def _open(section):
     return source
 
 
-def ways(trained, key):
-    """Ways to tell a condition: tuples of flags, the usual one first."""
+def ways(trained: Trained, key: str) -> Sequence[tuple[str, ...]]:
+    """Finds the ways to give a condition.
+
+    Args:
+      trained: A Trained.
+      key: Batch key of the condition.
+
+    Returns:
+      Tuples of rows of MODALITIES that go together, the usual tuple first.
+    """
     if key in trained.inputs:
-        return _WAYS[type(trained.inputs[key])]
-    return (("labels",),) if key == "label" else ()
+        return trained.inputs[key].ways
+    return (("label",),) if key == "label" else ()
 
 
 def _used_by_conditions(trained, have, from_data):
-    """Flags that tell the conditions; an error names those that are missing."""
+    """Modalities that conditions take; an error names the flags that are missing."""
     used = set()
     for key in sorted(trained.model.conditioner.entries):
         choices = ways(trained, key)
         if not choices:
             raise ConfigError(
-                f"this model is told {key}, but its config does not say how that is "
-                f"made: give data.inputs.{key} a kind, or use ldm_jax.generate"
+                f"this model is conditioned on {key}, but its config does not say how "
+                f"that is made: give data.inputs.{key} a kind, or use ldm_jax.generate"
             )
         way = next((way for way in choices if have.issuperset(way)), None)
-        if way is None and not from_data and choices != (("labels",),):
+        # Labels are filled in.
+        if way is None and not from_data and choices != (("label",),):
             raise ConfigError(_missing(key, choices, have))
         used |= set(way or ())
     return used
@@ -152,17 +170,19 @@ def _used_by_conditions(trained, have, from_data):
 
 def _missing(key, choices, have):
     for way in choices:
-        lacking = [flag for flag in way if flag not in have]
+        lacking = [name for name in way if name not in have]
         if len(lacking) < len(way):
-            given = " and ".join(_dashed(flag) for flag in way if flag in have)
-            needed = " and ".join(map(_dashed, lacking))
-            return f"{given} needs {needed} for this model, which is told {key}"
-    needed = " or ".join(" and ".join(map(_dashed, way)) for way in choices)
-    return f"this model is told {key}: give {needed}, or --from_data"
+            given = _flags_of(name for name in way if name in have)
+            return (
+                f"{given} needs {_flags_of(lacking)} for this model, which is "
+                f"conditioned on {key}"
+            )
+    needed = " or ".join(map(_flags_of, choices))
+    return f"this model is conditioned on {key}: give {needed}, or --from_data"
 
 
 def _used_by_tasks(have, strength, invert):
-    """Flags that start or hold an image; an error names those that are missing."""
+    """Modalities that start or hold an image; an error names those missing."""
     tasks = {
         f"--strength={strength}": strength is not None,
         "--invert": invert,
@@ -179,67 +199,90 @@ def _used_by_tasks(have, strength, invert):
     return {"image", "mask"} if asked else set()
 
 
-def _refuse_superfluous(trained, columns, used):
-    prompted = "prompt" in used or any(
-        isinstance(x, inputs.Caption) for x in trained.inputs.values()
-    )
-    used = used | {"guide_image"} | ({"negative_prompt"} if prompted else set())
-    used |= {"labels"} if trained.classifier else set()
-    for flag in sorted(columns.keys() - used):
-        if flag == "image":
+def _refuse_superfluous(trained, values, used):
+    if "caption" in used or inputs_of(trained.inputs, "caption"):
+        used = used | {"negative_prompt"}
+    used = used | {"guide_image"} | ({"label"} if trained.classifier else set())
+    for name in sorted(values.keys() - used, key=dashed):
+        if name == "image":
             raise ConfigError(
-                "--image tells this model nothing beyond the other flags: add "
+                "--image is not a condition of this model beyond the other flags: add "
                 "--strength (image to image), --mask (inpainting) or --invert, or "
                 "leave it out"
             )
         takes = {
-            " and ".join(map(_dashed, way))
+            _flags_of(way)
             for key in trained.model.conditioner.entries
             for way in ways(trained, key)
         }
         raise ConfigError(
-            f"{_dashed(flag)} tells this model nothing; its conditions take "
+            f"{dashed(name)} is not a condition of this model; its conditions take "
             + (", ".join(sorted(takes)) or "no flag, it was trained without")
         )
 
 
-def class_names(trained):
-    """Names of the classes, an empty list where they have none."""
+def _flags_of(names):
+    return " and ".join(map(dashed, names))
+
+
+def class_names(trained: Trained) -> Sequence[str]:
+    """Looks the names of the classes up.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Names in the order of their numbers; empty where there are none.
+    """
     of_classifier = trained.classifier.class_names if trained.classifier else []
     return trained.class_names or of_classifier
 
 
-def box_names(trained):
-    """Names of the classes of boxes: in a data set those of its pictures, too."""
+def box_names(trained: Trained) -> Sequence[str]:
+    """Looks the names of the classes of boxes up: in a data set those of its images.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Names in the order of their numbers; empty where there are none.
+    """
     section = trained.config.data
     if section.get("box_names") or section.get("source") == "folder":
         return section.get("box_names") or []
     return trained.class_names
 
 
-def num_classes(trained):
-    """Number of the classes that samples are told or steered to; None without."""
+def num_classes(trained: Trained) -> int | None:
+    """Counts the classes of the condition, or of the classifier that guides.
+
+    Args:
+      trained: A Trained.
+
+    Returns:
+      Their number; None where there are none.
+    """
     if trained.classifier is not None:
         return trained.classifier.module.out_channels
     entry = trained.model.conditioner.entries.get("label")
     return None if entry is None else entry.get("num_classes")
 
 
-def _fill_labels(trained, columns, source):
+def _fill_labels(trained, values, source):
     """All classes in turn where the user chooses none; checks their range."""
     count = num_classes(trained)
     if count is None:
-        return columns
-    if "labels" not in columns:
+        return values
+    if "label" not in values:
         if source and source.num_classes:
-            return columns
-        return columns | {"labels": Column(tuple(range(count)), list(range(count)))}
-    wrong = [label for label in columns["labels"].values if label >= count]
+            return values
+        return values | {"label": FlagValues(tuple(range(count)), list(range(count)))}
+    wrong = [label for label in values["label"].values if label >= count]
     if wrong:
         raise ConfigError(
             f"--labels: there is no class '{wrong[0]}'; choose from 0 to {count - 1}"
         )
-    return columns
+    return values
 
 
 def _check_size(trained, size):
@@ -252,25 +295,8 @@ def _check_size(trained, size):
         if side < 1 or side % unit:
             nearest = max(unit, round(side / unit) * unit)
             raise ConfigError(
-                f"--{name}={side} is no multiple of {unit}, which the first stage and "
-                f"the U-Net divide by: use --{name}={nearest}"
+                f"--{name}={side} is not a multiple of {unit}, which the first stage "
+                f"and the U-Net divide by: use --{name}={nearest}"
             )
         sides.append(side)
     return tuple(sides)
-
-
-def _dashed(flag):
-    return f"--{flag}" + (" (or --prompts_file)" if flag == "prompt" else "")
-
-
-# How each kind of input is told: one of these tuples of flags.
-_WAYS = {
-    inputs.Caption: (("prompt",),),
-    inputs.Layout: (("layout",),),
-    inputs.Segmentation: (("segmentation",),),
-    inputs.Depth: (("depth",),),
-    inputs.LowRes: (("low_res",), ("image",)),
-    inputs.MaskedImage: (("image", "mask"),),
-    inputs.Image: (("style",), ("image",)),
-    inputs.Feature: (("features",),),
-}

@@ -1,11 +1,14 @@
 """What a run does with held-out images: evaluation and previews."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from ldm_jax import sharding
-from ldm_jax.data import draw
+from ldm_jax.annotations import Array, Float, Shaped
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.loader import DataError
 from ldm_jax.images import to_float
@@ -61,14 +64,19 @@ def preview(run, done, state):
         draw = jax.jit(run.stage.preview, out_shardings=sharding.replicated(run.mesh))
         run.preview = draw, run.data.preview_batch(count)
         names, section = run.data.class_names, run.config.data
-        told = show_conditions(section, run.preview[1], count, names)
-        run.writer.images(done, told)
+        shown = show_conditions(section, run.preview[1], count, names)
+        run.writer.images(done, shown)
     draw, batch = run.preview
     pictures = draw(state, run.frozen, batch, jax.random.key(run.config.seed))
     run.writer.images(done, {k: np.asarray(v)[:count] for k, v in pictures.items()})
 
 
-def show_conditions(section, batch, count, names=None):
+def show_conditions(
+    section: ConfigDict,
+    batch: Mapping[str, Shaped[Array, "..."]],
+    count: int,
+    names: Sequence[str] | None = None,
+) -> dict[str, Float[Array, "count height width 3"]]:
     """Draws the conditions of a batch that can be drawn.
 
     Args:
@@ -78,25 +86,22 @@ def show_conditions(section, batch, count, names=None):
       names: Names of the classes, or None.
 
     Returns:
-      Dict of "told_KEY" -> images [count, H, W, 3] in [-1, 1]. Every process must call
-      it.
+      Dict of "condition_KEY" -> images [count, H, W, 3] in [-1, 1]. Every process must
+      call it.
     """
     inputs = make_inputs(section.get("inputs"))
     inputs = {key: make for key, make in inputs.items() if key in batch}
     if not inputs:
         return {}
-    told = {key: batch[key] for key in inputs}
-    told = multihost_utils.process_allgather(told, tiled=True)
+    values = {key: batch[key] for key in inputs}
+    values = multihost_utils.process_allgather(values, tiled=True)
     height, width = batch["image"].shape[1:3]
     # Names of boxes must be legible.
     zoom = max(1, 128 // max(height, width))
     shape = zoom * height, zoom * width
-    pictures = {}
+    shown = {}
     for key, make in inputs.items():
-        rows = [
-            draw.show_input(make, value, shape, names or ())
-            for value in told[key][:count]
-        ]
+        rows = [make.draw(value, shape, names or ()) for value in values[key][:count]]
         if rows and rows[0] is not None:
-            pictures[f"told_{key}"] = to_float(np.stack(rows))
-    return pictures
+            shown[f"condition_{key}"] = to_float(np.stack(rows))
+    return shown

@@ -1,6 +1,7 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,32 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
-from ldm_jax.build import make_backbone, make_first_stage
-from ldm_jax.conditioners import CONDITIONERS
-from ldm_jax.config import build, differences, to_dict
-from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.build import identity_of_config
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.conditioners import Conditioner
+from ldm_jax.config import differences
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
-from ldm_jax.models.classifier import Classifier
-from ldm_jax.trained import FREE_FIELDS, flat_leaves, module_fields, record_of
+from ldm_jax.trained import record_of
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
 
-def first_state(run, abstract, start):
-    """Restores the state, or draws it directly into its shardings."""
+def first_state(run: Any, abstract: TrainState, start: int) -> TrainState:
+    """Restores the state, or draws it directly into its shardings.
+
+    Args:
+      run: Run of the loop.
+      abstract: State of shapes and dtypes.
+      start: Step of the checkpoint to go on from; 0 for a new run.
+
+    Returns:
+      State of global arrays.
+
+    Raises:
+      ConfigError: If weights are to stay as they are drawn, or those of
+        `train.init_from` are of another model.
+      CheckpointError: If a checkpoint cannot be read or holds other shapes.
+    """
     _describe(run, abstract, start)
     if start:
         target = sharding.abstract_like(abstract, run.shardings)
@@ -38,11 +52,22 @@ def first_state(run, abstract, start):
     return _replace(run, state, run.stage.initial) if run.stage.initial else state
 
 
-def start_from(run, state):
+def start_from(run: Any, state: TrainState) -> TrainState:
     """Puts the weights of another run in place of those that were drawn.
 
     A discriminator brings its batch statistics, which an activation norm is nothing
     without; optimisers begin anew.
+
+    Args:
+      run: Run of the loop; where the weights came from is added to its `meta`.
+      state: State of a new run; its buffers are donated.
+
+    Returns:
+      State with the weights that `train.init_from` names.
+
+    Raises:
+      ConfigError: If they are of another model.
+      CheckpointError: If they cannot be read.
     """
     weights, stats, record, notes = load_initial(run.config, state.params)
     run.meta["init_from"] = record
@@ -106,10 +131,9 @@ def _describe(run, abstract, start):
 _AIDS = ("discriminator",)
 
 
-_SHOWN_FIELDS = ("attention_factors", "num_res_blocks", "transformer_depth")
-
-
-def load_initial(config, params):
+def load_initial(
+    config: ConfigDict, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """Loads the weights that a run starts from, as `train.init_from` says.
 
     The moving average where one was kept.  What the other run has no weights of, and a
@@ -164,66 +188,27 @@ def _load_stats(folder, weights):
     return {name: tree for name, tree in stats.items() if name in weights}
 
 
-def model_notes(config, theirs):
-    """Sentences on fields that shapes do not show."""
+def model_notes(config: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """Compares what the weights of two configs mean beyond what shapes show.
+
+    Args:
+      config: ConfigDict of this run.
+      theirs: ConfigDict of the run whose weights it starts from.
+
+    Returns:
+      A sentence for each difference.
+    """
     return [
         f"warning: {key} is {now}, in train.init_from it was {then}"
-        for key, now, then in differences(_meaning(config), _meaning(theirs))
-        if key.rpartition(".")[2] not in _SHOWN_FIELDS
+        for key, now, then in differences(*map(identity_of_config, (config, theirs)))
     ]
-
-
-def _meaning(config):
-    """What weights of a config mean, also where it leaves that to defaults."""
-    if config.stage == "autoencoder":
-        return {"first_stage": module_fields(make_first_stage(config.first_stage))}
-    if config.stage == "classifier":
-        network = build(Classifier, config.classifier, "classifier", out_channels=1)
-        schedule = _schedule_fields(to_dict(config.schedule))
-        return {"classifier": network.identity(), "schedule": schedule}
-    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
-    return {
-        "backbone": make_backbone(config.backbone, out_channels=1).identity(),
-        "schedule": _schedule_fields(to_dict(config.schedule)),
-        "conditions": {
-            key: _entry_fields(entry)
-            for key, entry in entries.items()
-            if entry.get("kind") != "none"
-        },
-    }
-
-
-def _schedule_fields(section):
-    """The noise levels, whatever options they are of."""
-    prediction_type = section.pop("prediction_type", "noise")
-    alpha = build(make_schedule, section, "schedule").alpha
-    places = {"first": 0, "middle": len(alpha) // 2, "last": -1}
-    return {
-        "prediction_type": prediction_type,
-        "num_train_timesteps": len(alpha),
-        **{f"{name}_alpha": f"{alpha[place]:.6g}" for name, place in places.items()},
-    }
-
-
-def _entry_fields(entry):
-    """Options of a condition that have a default.
-
-    Shapes show the others, which a config may leave to the data set.
-    """
-    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
-    options = {
-        field.name: entry.get(field.name, field.default)
-        for field in fields
-        if field.default is not dataclasses.MISSING and field.name not in FREE_FIELDS
-    }
-    return options | {"kind": entry["kind"]}
 
 
 def _difference(name, ours, theirs):
     """Names the first place where two trees of weights do not agree in shape."""
     if theirs is None:
         return f"{name} is absent there"
-    trees = [flat_leaves(tree, name) for tree in (ours, theirs)]
+    trees = [sharding.named_leaves({name: tree}) for tree in (ours, theirs)]
     for path in sorted(trees[0].keys() | trees[1].keys()):
         here, there = (
             tuple(tree[path].shape) if path in tree else "absent" for tree in trees
@@ -233,7 +218,7 @@ def _difference(name, ours, theirs):
     return None
 
 
-def initial_weights(conditioner):
+def initial_weights(conditioner: Conditioner) -> dict[str, Any]:
     """Reads the towers that a new run takes over from elsewhere.
 
     Args:
@@ -263,8 +248,15 @@ def initial_weights(conditioner):
     return unflatten_dict(found)
 
 
-def frozen_paths(conditioner):
-    """The towers that training leaves alone, as in `train.freeze`."""
+def frozen_paths(conditioner: Conditioner) -> tuple[str, ...]:
+    """The towers that training leaves alone.
+
+    Args:
+      conditioner: Conditioner.
+
+    Returns:
+      Paths as in `train.freeze`.
+    """
     towers = conditioner.towers().values()
     return tuple(f"conditioner/{tower.path}" for tower in towers if tower.frozen)
 
@@ -303,7 +295,9 @@ FIXED_KEYS = (
 )
 
 
-def check_config(config, meta, allow_change):
+def check_config(
+    config: ConfigDict, meta: Mapping[str, Any], allow_change: bool
+) -> list[str]:
     """Compares the config with the one that a checkpoint records.
 
     Args:
@@ -330,7 +324,7 @@ def check_config(config, meta, allow_change):
         if key in FIXED_KEYS:
             raise CheckpointError(
                 f"{key} is {theirs} in this workdir and {ours} here, but the denoiser "
-                "knows those latents alone; use another --workdir, and this one as "
+                "was trained on those latents; use another --workdir, and this one as "
                 "--config.train.init_from"
             )
     if not rows or allow_change:

@@ -1,0 +1,1 @@
+"""Files of weights: reading them safely, and naming their tensors."""

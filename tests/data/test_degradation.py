@@ -75,11 +75,11 @@ def test_bsrgan_loses_more_than_its_light_version(factor):
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_nothing_is_shifted(factor, share):
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_nothing_is_shifted(factor, fraction):
     """Neither by resizing nor by a blur of which every n-th pixel is taken."""
     rng, image = np.random.default_rng(0), blob(48, 20, 29, 4)
-    strength = LIGHT._replace(resize_share=share)
+    strength = LIGHT._replace(resize_fraction=fraction)
     results = np.stack([bsrgan(image, factor, rng, strength) for _ in range(80)])
     weight = (results.mean((0, 3)) - 80).clip(10) - 10
     rows, columns = np.mgrid[: weight.shape[0], : weight.shape[1]] + 0.5

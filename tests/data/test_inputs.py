@@ -18,6 +18,7 @@ from tests.data.common import SIZE, TRAIN, encode, picture
 CASES = {
     "caption": (dict(tokenizer="shapes", max_length=20), (20,), np.int32),
     "layout": (dict(vocab_size=100, max_objects=5), (17,), np.int32),
+    "map": (dict(modality="depth"), (16, 24, 1), np.float32),
     "segmentation": ({}, (16, 24), np.int32),
     "depth": ({}, (16, 24, 1), np.float32),
     "low_res": (dict(factor=4, degradation="bsrgan"), (4, 6, 3), np.float32),
@@ -137,7 +138,7 @@ def test_no_inputs():
         ("it", dict(kind="low_res", factor=9), "factor must be 2 to 8, got 9"),
         ("it", dict(kind="low_res", degradation="bsr"), 'degradation="bsr" is unknown'),
         ("it", dict(kind="masked_image", style="dots"), 'style="dots" is unknown'),
-        ("it", dict(kind="masked_image", max_share=0.1), "the shares must be"),
+        ("it", dict(kind="masked_image", max_fraction=0.1), "the fractions must be"),
         ("it", dict(kind="layout", vocab_size=8, num_classes=8), "vocab_size=8 is too"),
         ("mask", dict(kind="depth"), "data.inputs.mask: batches have another mask"),
     ],

@@ -1,5 +1,6 @@
 """The loader: order, sharding, resuming, evaluation, and files that cannot be read."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 import ldm_jax
 from ldm_jax.data import loader
+from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError
@@ -37,7 +39,9 @@ class Pictures:
 
 def load(source, steps=None, **options):
     """Reads some batches, or all."""
-    batches = Loader(source, image_size=8, **options)
+    fields = [field.name for field in dataclasses.fields(LoaderOptions)]
+    cut = {key: options.pop(key) for key in fields if key in options}
+    batches = Loader(source, LoaderOptions(8, **cut), **options)
     try:
         if steps is None:
             return list(batches), batches.skipped
@@ -145,8 +149,7 @@ def test_processes_share_the_batch_of_one(count, train):
         load(
             Pictures(30, broken={4}),
             steps,
-            process_index=process,
-            process_count=count,
+            process=(process, count),
             **options,
         )[0]
         for process in range(count)
@@ -331,7 +334,7 @@ def test_wrong_options_are_one_line_errors(array_record_dir, changes, message):
 
 def test_a_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="batch size 6 does not divide over 4 proc"):
-        Loader(Pictures(8), image_size=8, batch_size=6, process_count=4)
+        Loader(Pictures(8), LoaderOptions(8), batch_size=6, process=(0, 4))
 
 
 @pytest.mark.parametrize("kind", SOURCES)

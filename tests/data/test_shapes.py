@@ -1,7 +1,9 @@
 """The builder prepares `shapes` whole or not at all, and says what it did."""
 
+import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from ldm_jax.data.shapes import examples, prepare
 from tests.data.common import SIZE, TRAIN, VALIDATION
+from tests.runs import command, finish
 
 PATH = {"PYTHONPATH": str(pathlib.Path(prepare.__file__).parents[3])}
 
@@ -34,21 +37,23 @@ def test_what_is_read_is_what_was_drawn(array_record_dir):
             np.testing.assert_array_equal(labels, drawn["box_labels"])
 
 
-def test_a_second_call_writes_nothing(tmp_path, capsys):
-    arguments = ["--data_dir", str(tmp_path), "--image_size", "16", "--max_shapes", "1"]
-    arguments += ["--num_train", "3", "--num_validation", "2"]
-    prepare.main(arguments)
+def test_a_second_call_writes_nothing(tmp_path):
+    arguments = [f"--data_dir={tmp_path}", "--image_size=16", "--max_shapes=1"]
+    arguments += ["--num_train=3", "--num_validation=2"]
+    run = functools.partial(command, "ldm_jax.data.shapes", *arguments)
+    status, wrote = finish(run())
+    assert status == 0 and "wrote 3 + 2 images" in wrote
     path = tmp_path / "shapes" / "16_single" / examples.VERSION
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
-    prepare.main(arguments)
+    status, found = finish(run())
+    assert status == 0 and "already prepared" in found
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
-    wrote, found = capsys.readouterr().out.splitlines()
-    assert "wrote 3 + 2 images" in wrote and "already prepared" in found
-    with pytest.raises(SystemExit, match=r"num_train=3 instead of 4.*--overwrite"):
-        prepare.main([*arguments, "--num_train", "4"])
-    prepare.main(
-        [*arguments, "--num_train", "4", "--num_validation", "0", "--overwrite"]
-    )
+    status, output = finish(run("--num_train=4"))
+    assert status == 1 and output.startswith("error: ")
+    assert re.search(r"num_train=3 instead of 4.*--overwrite", output)
+    more = "--num_train=4", "--num_validation=0", "--overwrite"
+    status, output = finish(run(*more))
+    assert status == 0, output
     source = tfds.data_source("shapes/16_single", data_dir=tmp_path)
     assert list(source) == ["train"] and len(source["train"]) == 4
 
@@ -100,9 +105,9 @@ def test_preparing_needs_no_tensorflow(tmp_path):
         f"prepare.prepare({str(tmp_path)!r}, 16, num_train=2, num_validation=0)\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)\n"
     )
-    command = [sys.executable, "-c", code]
+    process = [sys.executable, "-c", code]
     result = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | PATH
+        process, capture_output=True, text=True, env=os.environ | PATH
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "" and result.stderr == ""

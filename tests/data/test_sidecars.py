@@ -11,9 +11,10 @@ from configs import common
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.data.loader import DataError, make_loader, open_source
-from ldm_jax.data.sidecars import SIDECARS, read_sidecar
+from ldm_jax.data.modalities import MODALITIES, keys_of
+from ldm_jax.data.sidecars import read_sidecar
 from ldm_jax.data.transforms import transform
-from tests.data.common import write_images
+from tests.data.common import always_mirrors, write_images
 
 LAYOUT = [
     {"label": "dog", "box": [0, 0, 1, 0.5]},
@@ -68,7 +69,9 @@ def test_sidecars_are_no_images(folder):
 
 
 def test_examples_have_what_is_asked_for(folder):
-    keys = (*SIDECARS, "clip")
+    rows = [name for name, row in MODALITIES.items() if row.suffix]
+    keys = (*(key for name in rows for key in keys_of(name)), "clip")
+    assert len(keys) == 8
     source = FolderSource(str(folder), "all", keys=keys, box_names=("cat", "dog"))
     example = source[0]
     assert example.keys() == {"image", *keys}
@@ -83,11 +86,7 @@ def test_maps_follow_the_image(folder, flip):
     keys = ("segmentation", "mask", "low_res", "boxes", "box_labels", "depth")
     source = FolderSource(str(folder), "all", keys=keys, box_names=("cat", "dog"))
 
-    class Always:
-        def random(self):
-            return 0.0
-
-    result = transform(source[0], 16, "center", flip, Always())
+    result = transform(source[0], 16, "center", flip, always_mirrors())
     bright, dark = (slice(9, None), slice(7)) if flip else (slice(7), slice(9, None))
     assert (result["segmentation"][:, bright] == 3).all()
     assert (result["segmentation"][:, dark] == 0).all()

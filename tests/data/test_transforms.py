@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data import transforms
-from ldm_jax.data.transforms import Crop, choose_crop, transform
+from ldm_jax.data import crops
+from ldm_jax.data.crops import Crop, choose_crop
+from ldm_jax.data.transforms import transform
 from tests.data.common import encode, picture
 
 WHOLE = Crop(0, 0, 1, 1, False)
@@ -126,7 +127,7 @@ def test_maps_of_another_resolution_cover_the_same_area():
 def test_boxes_follow_the_crop(flip):
     crop = Crop(0.25, 0.0, 0.75, 1.0, flip)
     boxes = [[0.2, 0.3, 0.6, 0.5], [0.0, 0.0, 0.5, 0.3], [0.0, 0.8, 1.0, 0.9]]
-    result = transforms.crop_boxes(boxes, crop)
+    result = crops.crop_boxes(boxes, crop)
     inside, cut = [0.2, 0.1, 0.6, 0.5], [0.0, 0.0, 0.5, 0.1]
     if flip:
         inside, cut = [0.2, 0.5, 0.6, 0.9], [0.0, 0.9, 0.5, 1.0]
@@ -136,7 +137,7 @@ def test_boxes_follow_the_crop(flip):
 
 
 def test_boxes_that_a_crop_leaves_out_take_no_place():
-    count = transforms.MAX_BOXES
+    count = crops.MAX_BOXES
     boxes = [[0, 0, 1, 0.2]] * count + [[0, 0.5, 1, 0.6]] * 2
     example = {
         "image": picture(80, 40),
@@ -163,7 +164,7 @@ def test_a_crop_may_be_smaller_than_it_could():
     sides = set()
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        crop = transforms.choose_crop(80, 40, 16, "random", False, rng, min_crop=0.5)
+        crop = crops.choose_crop(80, 40, 16, "random", False, rng, min_crop=0.5)
         width, height = 80 * (crop.right - crop.left), 40 * (crop.bottom - crop.top)
         assert width == pytest.approx(height) and 20 <= height <= 40
         assert crop.left >= 0 and crop.top >= 0 and max(crop.right, crop.bottom) <= 1

@@ -12,7 +12,7 @@ from ldm_jax.images import read_image
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import make_request
+from ldm_jax.sampling.task import make_task
 from tests.runs import command, finish
 from tests.sampling.common import make_trained, picture, write_image
 
@@ -30,12 +30,12 @@ def trained():
 
 def _images(trained, devices, batch):
     options = complete(trained, {"guidance_scale": 2.0, "eta": 1.0})
-    request = make_request(trained, {"labels": ["0", "3", "5"]}, num_samples=8)
+    task = make_task(trained, {"labels": ["0", "3", "5"]}, num_samples=8)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    draw, weights = make_draw(trained, mesh, request, 7, options)
+    draw, weights = make_draw(trained, mesh, task, 7, options)
     split = sharding.batch_sharding(mesh)
     parts = np.split(np.arange(8), 8 // batch)
-    batches = [make_batch(trained, request, 7, part) for part in parts]
+    batches = [make_batch(trained, task, 7, part) for part in parts]
     drawn = [draw(weights, jax.device_put(batch, split)) for batch in batches]
     return np.concatenate([fetch(*pair) for pair in zip(drawn, parts, strict=True)])
 

@@ -62,7 +62,7 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     batch["image"] = jax.numpy.asarray(told["reference"])
     shown = show_conditions(model.config.data, batch, 2, CLASS_NAMES)
     drawn = ("boxes", "segmentation", "depth", "low_res", "style")
-    assert shown.keys() == {f"told_{key}" for key in drawn}
+    assert shown.keys() == {f"condition_{key}" for key in drawn}
     assert all(pictures.shape == (2, 128, 128, 3) for pictures in shown.values())
 
     # The same by flags gives the same, to the bit.
@@ -103,7 +103,7 @@ def test_a_hole_is_filled_and_the_rest_is_kept(tmp_path):
         for image in images:
             np.testing.assert_array_equal(image[known], picture(1, 20, 16)[2:-2][known])
         assert (images[0] != images[1]).any()
-        assert arrays(folder)["hole"][0, ..., 0].tolist() == (~known).tolist()
+        assert arrays(folder)["mask"][0, ..., 0].tolist() == (~known).tolist()
         assert (folder / "sheet.png").exists()
 
 

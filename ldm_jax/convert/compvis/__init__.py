@@ -1,0 +1,1 @@
+"""Checkpoints of CompVis's implementation: their names, options and YAML files."""

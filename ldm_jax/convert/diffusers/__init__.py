@@ -1,0 +1,1 @@
+"""Folders of diffusers: their names and configs."""

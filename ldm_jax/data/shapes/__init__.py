@@ -1,0 +1,1 @@
+"""The embedded data set `shapes`: scenes drawn by a program."""

@@ -23,7 +23,15 @@ a class per pixel, the box and class of every shape, and a depth map.
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """Size and content of one copy; see `prepare.prepare` for the fields."""
+    """Size and content of one copy.
+
+    Attributes:
+      image_size: Side of the images in pixels.
+      num_train: Number of training examples.
+      num_validation: Number of validation examples.
+      max_shapes: Largest number of shapes in a scene.
+      seed: Seed of the scenes.
+    """
 
     image_size: int
     num_train: int

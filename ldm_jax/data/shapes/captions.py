@@ -12,18 +12,22 @@ WORDS = """
 """
 
 
-def vocabulary():
-    """Returns the words and marks that captions consist of, in alphabetical order."""
+def vocabulary() -> list[str]:
+    """Lists the words and marks that captions consist of.
+
+    Returns:
+      List in alphabetical order.
+    """
     names = (*scenes.COLORS, *scenes.GROUNDS, *scenes.CLASS_NAMES)
     return sorted({*WORDS.split(), *" ".join(names).split()})
 
 
-def describe(scene, drawing):
-    """Says in plain English what a drawn scene shows.
+def describe(scene: scenes.Scene, drawing: scenes.Drawing) -> str:
+    """Describes a drawn scene in plain English.
 
     Args:
-      scene: scenes.Scene.
-      drawing: scenes.Drawing of it, which knows what can be seen.
+      scene: The scene.
+      drawing: What can be seen of it.
 
     Returns:
       A sentence such as "a huge red star in front of a small blue ring at the top left,
@@ -33,10 +37,10 @@ def describe(scene, drawing):
     text = _name(main, "huge" if main.radius > 0.305 else "large")
     behind, beside = [], []
     pairs = zip(drawing.visible, drawing.hidden, strict=True)
-    for shape, share in list(pairs)[1:]:
+    for shape, fraction in list(pairs)[1:]:
         size = "small" if shape.radius > 0.105 else "tiny"
         phrase = f"{_name(shape, size)} {_place(shape)}"
-        (behind if share > 0.04 else beside).append(phrase)
+        (behind if fraction > 0.04 else beside).append(phrase)
     if behind:
         text += f" in front of {_join(behind)}"
     if beside:
@@ -46,7 +50,7 @@ def describe(scene, drawing):
     return f"{text} on {_describe_ground(scene.ground)}"
 
 
-class Said(NamedTuple):
+class Caption(NamedTuple):
     """What a caption names.
 
     Attributes:
@@ -55,19 +59,19 @@ class Said(NamedTuple):
       grounds: Its one or two colours, names of `scenes.GROUNDS`.
     """
 
-    shapes: tuple
+    shapes: tuple[tuple[str, str], ...]
     pattern: str
-    grounds: tuple
+    grounds: tuple[str, ...]
 
 
-def read(caption):
+def read(caption: str) -> Caption:
     """Finds the names in a caption: the inverse of `describe`.
 
     Args:
       caption: Sentence that `describe` wrote.
 
     Returns:
-      A Said.
+      A Caption.
 
     Raises:
       ValueError: If no shape or no ground is found.
@@ -76,8 +80,8 @@ def read(caption):
     for pattern, sentence in _GROUND_SENTENCES.items():
         match = re.search(sentence, caption)
         if match and shapes:
-            return Said(shapes, pattern, match.groups())
-    raise ValueError(f'"{caption}" is no caption of the data set `shapes`')
+            return Caption(shapes, pattern, match.groups())
+    raise ValueError(f'"{caption}" is not a caption of the data set `shapes`')
 
 
 def _name(shape, size):

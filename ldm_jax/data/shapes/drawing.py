@@ -7,7 +7,10 @@ shape about the origin and within about one unit of it.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
+
+from ldm_jax.annotations import Float, Num
 
 # Towards the light, at the upper left (y up).
 LIGHT = (-0.55, 0.83)
@@ -82,7 +85,15 @@ def _crescent(x, y, radius=1.0, bite=0.84, shift=0.56):
     return np.where(at_tip, np.hypot(x - a, y - b), body) - 0.02
 
 
-def distances(kind, size, x, y, radius, angle):
+def distances(
+    kind: str, size: int, x: float, y: float, radius: float, angle: float
+) -> tuple[
+    slice,
+    slice,
+    Float[np.ndarray, "height width"],
+    Float[np.ndarray, "1 width"],
+    Float[np.ndarray, "height 1"],
+]:
     """Evaluates a shape's signed distance at the pixels around it.
 
     Args:
@@ -114,13 +125,28 @@ def _window(low, high, size):
     return slice(max(0, int(low * size)), min(size, int(high * size) + 2))
 
 
-def coverage(distance, softness=1.0):
-    """Share of a pixel that lies inside, for an edge `softness` pixels wide."""
+def coverage(
+    distance: Float[np.ndarray, "height width"], softness: float = 1.0
+) -> Float[np.ndarray, "height width"]:
+    """Computes the fraction of each pixel that lies inside of a shape.
+
+    Args:
+      distance: Signed distance in pixels, [h, w].
+      softness: Width of the edge in pixels.
+
+    Returns:
+      Fractions in [0, 1], [h, w].
+    """
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
-def shading(distance, u, v, unit):
-    """Brightness and gloss of a softly bevelled surface lit from the upper left.
+def shading(
+    distance: Float[np.ndarray, "height width"],
+    u: Float[np.ndarray, "1 width"],
+    v: Float[np.ndarray, "height 1"],
+    unit: float,
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    """Computes how a softly bevelled surface looks, lit from the upper left.
 
     Args:
       distance: Signed distance in pixels, [h, w].
@@ -139,7 +165,16 @@ def shading(distance, u, v, unit):
     return brightness, height
 
 
-def background(pattern, size, first, second, angle, scale, phase, grid):
+def background(
+    pattern: str,
+    size: int,
+    first: ArrayLike,
+    second: ArrayLike,
+    angle: float,
+    scale: float,
+    phase: float,
+    grid: Num[np.ndarray, "6 6"],
+) -> Float[np.ndarray, "3 size size"]:
     """Draws the ground: a mixture of two colours.
 
     Args:

@@ -1,18 +1,25 @@
 """Example i of the embedded data set `shapes`, and what a copy of it is called."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.data.shapes import captions, scenes
+from ldm_jax.errors import ConfigError
 
 VERSION = "1.0.0"
-
 
 MAX_SHAPES = 4
 
 
-def draw_example(seed, split, index, image_size, max_shapes=MAX_SHAPES):
+def draw_example(
+    seed: int,
+    split: str,
+    index: int,
+    image_size: int,
+    max_shapes: int = MAX_SHAPES,
+) -> dict[str, Any]:
     """Draws example `index` of a split.
 
     Args:
@@ -45,8 +52,16 @@ def draw_example(seed, split, index, image_size, max_shapes=MAX_SHAPES):
     }
 
 
-def config_name(image_size, max_shapes=MAX_SHAPES):
-    """Name after the slash: "64", "64_single" (one shape each) or "64_max2"."""
+def config_name(image_size: int, max_shapes: int = MAX_SHAPES) -> str:
+    """Names a copy of the data set.
+
+    Args:
+      image_size: Side of its images in pixels.
+      max_shapes: Largest number of shapes in a scene.
+
+    Returns:
+      The name after the slash: "64", "64_single" (one shape each) or "64_max2".
+    """
     if max_shapes == MAX_SHAPES:
         return str(image_size)
     return (
@@ -54,8 +69,15 @@ def config_name(image_size, max_shapes=MAX_SHAPES):
     )
 
 
-def metadata(config):
-    """What a copy must have in common with what is asked for, to be that copy."""
+def metadata(config: Any) -> dict[str, int]:
+    """Collects what a copy must have in common with a config, to be that copy.
+
+    Args:
+      config: A `builder.ShapesConfig`.
+
+    Returns:
+      Dict of field -> value.
+    """
     fields = ("image_size", "num_train", "num_validation", "max_shapes", "seed")
     return {field: getattr(config, field) for field in fields}
 
@@ -72,10 +94,17 @@ _RANGES = {
 }
 
 
-def check_ranges(**arguments):
-    """Raises ValueError if an argument, by its name in _RANGES, is out of range."""
+def check_ranges(**arguments: int) -> None:
+    """Checks arguments by their names.
+
+    Args:
+      **arguments: Row of _RANGES -> value.
+
+    Raises:
+      ConfigError: If one is out of range.
+    """
     for name, value in arguments.items():
         least, most = _RANGES[name]
         if value < least or (most is not None and value > most):
             limit = f">= {least}" if most is None else f"from {least} to {most}"
-            raise ValueError(f"{name} must be {limit}, got {value}")
+            raise ConfigError(f"{name} must be {limit}, got {value}")

@@ -1,6 +1,6 @@
-"""Writes scenes of `shapes` as files, each with all that can be told of it beside it.
+"""Writes scenes of `shapes` as files, each with the conditions it gives beside it.
 
-    python -m ldm_jax.data.shapes.files --outdir=runs/pictures --num_images=8
+    python -m ldm_jax.data.shapes.files --outdir=runs/images --num_images=8
 
 writes 00000.png, 00000.txt, 00000.json, 00000.segmentation.png, 00000.depth.png,
 00000.mask.png, 00000.low_res.png and so on: what `sample.py` takes, as files or as the
@@ -8,30 +8,31 @@ whole folder, and what `data.source=folder` trains on (`sidecars.py`). They are 
 held-out scenes that `python -m ldm_jax.data.shapes` prepares.
 """
 
-import argparse
 import json
 import os
 import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
+from ldm_jax import cli
 from ldm_jax.data.degradation import degrade
 from ldm_jax.data.masks import draw_mask
 from ldm_jax.data.shapes import examples, scenes
-from ldm_jax.data.sidecars import SIDECARS
+from ldm_jax.data.sidecars import suffix_of
+from ldm_jax.errors import ConfigError
 
 
 def write(
-    outdir,
-    num_images=8,
-    image_size=32,
-    max_shapes=examples.MAX_SHAPES,
-    split="validation",
-    factor=4,
-    seed=0,
-):
+    outdir: str | os.PathLike[str],
+    num_images: int = 8,
+    image_size: int = 32,
+    max_shapes: int = examples.MAX_SHAPES,
+    split: str = "validation",
+    factor: int = 4,
+    seed: int = 0,
+) -> None:
     """Writes the first scenes of a split.
 
     Args:
@@ -40,11 +41,11 @@ def write(
       image_size: Side in pixels, >= 16 and divisible by `factor`.
       max_shapes: Largest number of shapes in a scene, as in the data set.
       split: Name of the split of the data set.
-      factor: Size of a picture over that of its small version, 2 to 8.
+      factor: Side of an image over that of its small version, 2 to 8.
       seed: Seed of the data set.
 
     Raises:
-      ValueError: If an argument is out of range.
+      ConfigError: If an argument is out of range.
     """
     examples.check_ranges(
         num_images=num_images,
@@ -54,7 +55,7 @@ def write(
         seed=seed,
     )
     if image_size % factor:
-        raise ValueError(f"image_size={image_size} does not divide by factor={factor}")
+        raise ConfigError(f"image_size={image_size} does not divide by factor={factor}")
     folder = pathlib.Path(outdir).expanduser()
     os.makedirs(folder, exist_ok=True)
     for index in range(num_images):
@@ -63,9 +64,9 @@ def write(
         stem = str(folder / f"{index:05d}")
         Image.fromarray(example["image"]).save(stem + ".png")
         for key, map_ in _maps(example, factor, rng).items():
-            Image.fromarray(map_).save(stem + SIDECARS[key][0])
+            Image.fromarray(map_).save(stem + suffix_of(key))
         for key, text in _texts(example).items():
-            pathlib.Path(stem + SIDECARS[key][0]).write_text(text + "\n", "utf-8")
+            pathlib.Path(stem + suffix_of(key)).write_text(text + "\n", "utf-8")
 
 
 def _maps(example, factor, rng):
@@ -86,24 +87,29 @@ def _texts(example):
     return {"caption": example["caption"], "boxes": json.dumps(layout)}
 
 
-def main(argv=None):
-    """Writes files from the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ldm_jax.data.shapes.files", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--outdir", required=True)
-    parser.add_argument("--num_images", type=int, default=8)
-    parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--max_shapes", type=int, default=examples.MAX_SHAPES)
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--factor", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    try:
-        write(**vars(arguments))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {arguments.num_images} pictures to {arguments.outdir}")
+def main() -> None:
+    """Runs the command; its flags are defined here, as others import this module."""
+    with cli.group("what to draw"):
+        shapes = [
+            cli.shared("num_images", default=8),
+            cli.shared("image_size", default=32),
+            cli.shared("max_shapes"),
+            cli.shared("split", default="validation"),
+            flags.DEFINE_integer(
+                "factor", 4, "Side of an image over that of its small version, 2 to 8."
+            ),
+            cli.shared("seed"),
+        ]
+    with cli.group("output"):
+        outdir = cli.shared("outdir", required=True)
+
+    def command(argv):
+        del argv
+        values = {holder.name: holder.value for holder in shapes}
+        write(outdir.value, **values)
+        print(f"wrote {values['num_images']} images to {outdir.value}")
+
+    cli.run(command, __doc__, uses_jax=False)
 
 
 if __name__ == "__main__":

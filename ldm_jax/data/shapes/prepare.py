@@ -1,36 +1,26 @@
-"""Prepares the embedded data set `shapes`, of any size, without TensorFlow.
+"""Writes the embedded data set `shapes` as a TFDS data set, without TensorFlow."""
 
-    python -m ldm_jax.data.shapes --data_dir ~/tensorflow_datasets --image_size 64 \
-        --num_train 10000 --num_validation 500
-
-writes `shapes/64`, a TFDS data set in array_record files. Example i of a split depends
-on (seed, split, i) alone: a larger copy begins with the smaller one, and another
-image size shows the same scenes.
-"""
-
-import argparse
 import contextlib
 import io
 import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
-import time
 
 from ldm_jax.data.shapes.examples import MAX_SHAPES, check_ranges, config_name, metadata
+from ldm_jax.errors import ConfigError
 
 
 def prepare(
-    data_dir=None,
-    image_size=64,
-    num_train=10_000,
-    num_validation=500,
-    max_shapes=MAX_SHAPES,
-    seed=0,
-    overwrite=False,
-):
+    data_dir: str | None = None,
+    image_size: int = 64,
+    num_train: int = 10_000,
+    num_validation: int = 500,
+    max_shapes: int = MAX_SHAPES,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> tuple[pathlib.Path, bool]:
     """Writes the data set, unless the very same is there.
 
     It is written beside its place and then moved there whole, so that an interrupted
@@ -49,7 +39,7 @@ def prepare(
       (path, written): folder of the data set, and whether it was written now.
 
     Raises:
-      ValueError: If an argument is out of range, or a copy is there that differs.
+      ConfigError: If an argument is out of range, or a copy is there that differs.
     """
     check_ranges(
         image_size=image_size,
@@ -81,7 +71,7 @@ def prepare(
         if found == metadata(config):
             return path, False
         if not overwrite:
-            raise ValueError(_explain(path, found, metadata(config)))
+            raise ConfigError(_explain(path, found, metadata(config)))
         _remove(path)
     tfds.disable_progress_bar()
     with _quiet(), tempfile.TemporaryDirectory() as downloads:
@@ -128,34 +118,3 @@ def _remove(path):
     doomed = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def main(argv=None):
-    """Prepares the data set from the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ldm_jax.data.shapes", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--data_dir", help="default: TFDS's own")
-    parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--num_train", type=int, default=10_000)
-    parser.add_argument("--num_validation", type=int, default=500)
-    parser.add_argument("--max_shapes", type=int, default=MAX_SHAPES)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overwrite", action="store_true")
-    arguments = parser.parse_args(argv)
-    start = time.perf_counter()
-    try:
-        path, written = prepare(**vars(arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    name = f"shapes/{config_name(arguments.image_size, arguments.max_shapes)}"
-    size = f"{arguments.num_train:,} + {arguments.num_validation:,} images"
-    if written:
-        seconds = time.perf_counter() - start
-        print(f"{name}: wrote {size} to {path} in {seconds:.0f} s")
-    else:
-        print(f"{name}: {size} already prepared in {path}")
-
-
-if __name__ == "__main__":
-    main()

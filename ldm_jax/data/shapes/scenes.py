@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldm_jax.annotations import Float, UInt8
 from ldm_jax.data.shapes import drawing
 
 CLASS_NAMES = tuple(drawing.KINDS)
@@ -59,11 +60,22 @@ DARK = ("dark green", "dark blue", "dark purple", "dark red")
 
 
 class Shape(NamedTuple):
-    """One shape; lengths in image sides from the upper left corner, depth in [0, 1]."""
+    """One shape.
+
+    Attributes:
+      kind: One of CLASS_NAMES.
+      color: One of COLORS.
+      rgb: That colour, slightly varied; three floats in [0, 255].
+      x: Centre from the left edge, in image sides.
+      y: Centre from the top edge, in image sides.
+      radius: Length of the shape's unit, in image sides.
+      angle: Rotation in radians, counter-clockwise.
+      depth: Distance from the camera in [0, 1].
+    """
 
     kind: str
     color: str
-    rgb: tuple
+    rgb: tuple[float, ...]
     x: float
     y: float
     radius: float
@@ -72,45 +84,60 @@ class Shape(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """What is behind the shapes; see `drawing.background`."""
+    """What is behind the shapes.
+
+    Attributes:
+      pattern: A row of `drawing.PATTERNS`.
+      colors: One or two names of GROUNDS.
+      angle: See `drawing.background`, as for the next three.
+      scale: Period of the pattern.
+      phase: Its offset.
+      grid: Heights of the clouds, [6, 6].
+    """
 
     pattern: str
-    colors: tuple
+    colors: tuple[str, ...]
     angle: float
     scale: float
     phase: float
-    grid: np.ndarray
+    grid: Float[np.ndarray, "6 6"]
 
 
 class Scene(NamedTuple):
-    """A ground and its shapes, the main shape first and the farthest last."""
+    """A ground and its shapes.
+
+    Attributes:
+      ground: The ground.
+      shapes: The shapes, the main one first and the farthest last.
+    """
 
     ground: Ground
-    shapes: tuple
+    shapes: tuple[Shape, ...]
 
 
 class Drawing(NamedTuple):
     """A scene in pixels.
 
-    image: uint8 [S, S, 3].
-    segmentation: uint8 [S, S]; 0 is the ground, k + 1 is class k.
-    depth: uint8 [S, S]; distance from the camera, 255 is the ground.
-    visible: The shapes that can be seen, main shape first, farthest last.
-    boxes: float32 [shapes, 4] as (ymin, xmin, ymax, xmax) in [0, 1], around the visible
-      part of each.
-    hidden: Share of each visible shape that the main shape hides, float [shapes].
+    Attributes:
+      image: uint8 [S, S, 3].
+      segmentation: uint8 [S, S]; 0 is the ground, k + 1 is class k.
+      depth: uint8 [S, S]; distance from the camera, 255 is the ground.
+      visible: The shapes that can be seen, main shape first, farthest last.
+      boxes: float32 [shapes, 4] as (ymin, xmin, ymax, xmax) in [0, 1], around the
+        visible part of each.
+      hidden: Fraction of each visible shape that the main shape hides, float [shapes].
     """
 
-    image: np.ndarray
-    segmentation: np.ndarray
-    depth: np.ndarray
-    visible: tuple
-    boxes: np.ndarray
-    hidden: np.ndarray
+    image: UInt8[np.ndarray, "size size 3"]
+    segmentation: UInt8[np.ndarray, "size size"]
+    depth: UInt8[np.ndarray, "size size"]
+    visible: tuple[Shape, ...]
+    boxes: Float[np.ndarray, "shapes 4"]
+    hidden: Float[np.ndarray, " shapes"]
 
 
 def _lab(rgb):
-    """sRGB in [0, 255] to CIE L*a*b* (D65), for contrasts as the eye sees them."""
+    """Converts sRGB in [0, 255] to CIE L*a*b* (D65), for contrasts as the eye sees."""
     rgb = np.asarray(rgb, np.float64) / 255
     linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = linear @ np.array(
@@ -137,7 +164,7 @@ COLORS_ON = _contrasts(GROUNDS, COLORS, 40)
 COLORS_BESIDE = _contrasts(COLORS, COLORS, 35)
 
 
-def sample_scene(rng, kind, max_shapes=4):
+def sample_scene(rng: np.random.Generator, kind: str, max_shapes: int = 4) -> Scene:
     """Invents a scene.
 
     Args:
@@ -222,11 +249,11 @@ def _match(first, second):
     return True
 
 
-def draw_scene(scene, size):
+def draw_scene(scene: Scene, size: int) -> Drawing:
     """Draws a scene.
 
     Args:
-      scene: Scene.
+      scene: The scene.
       size: Side of the image in pixels.
 
     Returns:
@@ -260,7 +287,7 @@ def _visible(shapes, size):
     Returns:
       (shapes, parts, owner, hidden): what is left, its windows from
       `drawing.distances`, the index of the shape at each pixel (-1: ground), and the
-      share of each shape that the main shape hides.
+      fraction of each shape that the main shape hides.
     """
     parts = [
         drawing.distances(s.kind, size, s.x, s.y, s.radius, s.angle) for s in shapes
@@ -270,7 +297,7 @@ def _visible(shapes, size):
         for index in reversed(range(len(parts))):
             rows, columns, distance = parts[index][:3]
             owner[rows, columns][distance < 0] = index
-        shown, hidden = _shares(parts, owner)
+        shown, hidden = _fractions(parts, owner)
         keep = np.flatnonzero(shown > 0.4)
         if len(keep) == len(parts):
             return shapes, parts, owner, hidden
@@ -278,8 +305,8 @@ def _visible(shapes, size):
         shapes, parts = [shapes[k] for k in keep], [parts[k] for k in keep]
 
 
-def _shares(parts, owner):
-    """Share of each shape that is seen, and share that the main shape hides."""
+def _fractions(parts, owner):
+    """Fractions of each shape that are seen, and that the main shape hides."""
     shown, hidden = np.zeros(len(parts)), np.zeros(len(parts))
     for index, (rows, columns, distance, _, _) in enumerate(parts):
         owners = owner[rows, columns][distance < 0]

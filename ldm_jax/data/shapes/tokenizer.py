@@ -6,15 +6,17 @@ writes `tokenizer.json`. It is stored rather than made when needed, as trained w
 hold its ids.
 """
 
+from typing import Any
+
 from ldm_jax.data.shapes import captions
 from ldm_jax.data.tokenizers import END, PAD, SHAPES_FILE, START, UNKNOWN
 
 
-def make_shapes_tokenizer():
+def make_shapes_tokenizer() -> Any:
     """Makes the tokenizer of `shapes`: one id per word, start and end around them.
 
     Returns:
-      tokenizers.Tokenizer.
+      A `tokenizers.Tokenizer`.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers, processors

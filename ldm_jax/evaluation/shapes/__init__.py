@@ -1,0 +1,1 @@
+"""Condition adherence on the data set `shapes`, by a probe classifier."""

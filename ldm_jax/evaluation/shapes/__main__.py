@@ -1,83 +1,95 @@
-"""Measures how well a second stage obeys its conditions, on the data set `shapes`.
+"""Measures how well samples adhere to their conditions, on the data set `shapes`.
 
-    python -m ldm_jax.evaluation.shapes --workdir=runs/text --outdir=runs/text/obeys
+    python -m ldm_jax.evaluation.shapes --workdir=runs/text --outdir=runs/text/adherence
 
-It draws pictures under the conditions of held-out scenes, and a small network, the
-judge, says what they show: the class and colour of the main shape, the ground, and the
-kind and colour of every pixel. The judge is trained once per first stage, in a minute
-or two on two CPU cores, and kept beside the workdir. The table says how often it agrees
-with the scenes, and what bounds that:
+It draws images conditioned on held-out scenes, and a small network, the probe
+classifier, predicts what they show: the class and colour of the main shape, the ground,
+and the kind and colour of every pixel. The probe is trained once per first stage, in a
+minute or two on two CPU cores, and kept beside the workdir. The table gives its
+accuracy with the scenes as labels, and what bounds it:
 
-    real           the scenes themselves: what the judge can see at all
-    reconstructed  the scenes through the first stage: what samples could reach
+    real           the scenes themselves: the accuracy of the probe
+    reconstructed  the scenes through the first stage: an upper bound of samples
     samples        drawn under the conditions
-    dropped        from the same noise, told nothing
+    unconditional  drawn from the same noise without the conditions
     chance         the samples, with the scenes shuffled among them
 
-What a model is not told it cannot obey: those rows are near chance. Around a hole that
-is filled, what is known is kept in all of them, so that even "dropped" shows much of
-the scene. Where pictures are restored (`low_res`, `masked_image`), PSNR, SSIM and L1 to
-the scenes follow, beside those of bicubic enlargement, or of a hole filled with the
-mean colour. It writes `metrics.json` and `pictures.png`: the scene, what was restored
-without a model if anything, the sample, and the sample that was told nothing.
+Samples are near chance in what the model is not conditioned on. In inpainting the known
+part is kept in all columns, so that even "unconditional" shows much of the scene. Where
+images are restored (`low_res`, `masked_image`), PSNR, SSIM and L1 to the scenes follow,
+beside those of bicubic enlargement, or of a masked part filled with the mean colour. It
+writes `metrics.json` and `images.png`: the scene, the baseline of restoration if there
+is one, the sample, and the unconditional sample.
 """
 
 import json
 import os
 import pathlib
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from ldm_jax import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained second stage.")
-_OUTDIR = flags.DEFINE_string("outdir", None, "Where numbers and pictures go.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.")
-_FIRST_STAGE = flags.DEFINE_string(
-    "first_stage", None, "Workdir of the first stage, if it has moved."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets lie.")
-_JUDGE = flags.DEFINE_string(
-    "judge", None, "Folder of judges; `judge` beside the workdir by default."
-)
-_NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 256, "So many of the first held-out scenes.", lower_bound=2
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 64, "Samples at a time, over all devices.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, and of inputs drawn at random.")
-_SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the config's by default.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps.")
-_GUIDANCE_SCALE = flags.DEFINE_string(
-    "guidance_scale", None, "A number, or one per condition: caption=5,depth=1.5."
-)
-flags.mark_flags_as_required(["workdir", "outdir"])
+with cli.group("what to evaluate"):
+    _WORKDIR = cli.shared("workdir", required=True)
+    _STEP = cli.shared("step")
+    _EMA = cli.shared("ema")
+    _FIRST_STAGE = cli.shared("first_stage")
+    _PROBE = flags.DEFINE_string(
+        "probe",
+        None,
+        "Folder of probe classifiers; `probe` beside the workdir if unset.",
+    )
+
+with cli.group("data"):
+    _DATA_DIR = cli.shared("data_dir")
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        256,
+        "Number of samples, conditioned on the first held-out scenes.",
+        lower_bound=2,
+    )
+
+with cli.group("sampler"):
+    _SAMPLER = cli.shared("sampler")
+    _NUM_STEPS = cli.shared("num_steps")
+    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    _SEED = cli.shared("seed")
+
+with cli.group("output"):
+    _OUTDIR = cli.shared("outdir", required=True)
+    _BATCH_SIZE = cli.shared("batch_size", default=64)
+
+cli.renamed("judge", "probe")
 
 
-def main(argv):
-    """Starts JAX and measures."""
+def _main(argv: list[str]) -> None:
+    """Measures."""
     del argv
-    cli.start_jax()
     from ldm_jax.evaluation.shapes.measure import measure
-    from ldm_jax.evaluation.shapes.probe import load_judge
+    from ldm_jax.evaluation.shapes.probe import load_probe
     from ldm_jax.images import write_png
     from ldm_jax.sampling.options import parse_scale
     from ldm_jax.trained import load_model
 
-    trained = load_model(_WORKDIR.value, _STEP.value, first_stage=_FIRST_STAGE.value)
+    trained = load_model(
+        _WORKDIR.value,
+        _STEP.value,
+        average=_EMA.value,
+        first_stage=_FIRST_STAGE.value,
+    )
     if _DATA_DIR.value:
         trained.config.data.data_dir = _DATA_DIR.value
-    folder = _JUDGE.value or pathlib.Path(_WORKDIR.value).absolute().parent / "judge"
-    judge = load_judge(
-        folder,
+    probe = load_probe(
+        _PROBE.value or _probe_folder(),
         trained.model.first_stage,
         trained.frozen["first_stage"],
         trained.config.data.image_size,
     )
     record, grid = measure(
         trained,
-        judge,
+        probe,
         _NUM_SAMPLES.value,
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
@@ -91,15 +103,22 @@ def main(argv):
     temporary = outdir / "metrics.tmp"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, outdir / "metrics.json")
-    write_png(outdir / "pictures.png", grid)
+    write_png(outdir / "images.png", grid)
     _print_record(record)
     print(f"numbers: {outdir / 'metrics.json'}")
-    print(f"pictures: {outdir / 'pictures.png'}")
+    print(f"images: {outdir / 'images.png'}")
 
 
-def _print_record(record):
+def _probe_folder() -> pathlib.Path:
+    """Where probes are kept; in 0.1.0 the folder had another name."""
+    beside = pathlib.Path(_WORKDIR.value).absolute().parent
+    old = beside / "judge"
+    return old if old.is_dir() else beside / "probe"
+
+
+def _print_record(record: dict[str, Any]) -> None:
     print(f"{record['checkpoint']}: {record['num_samples']} scenes of {record['data']}")
-    for name in ("agreement", "restoration"):
+    for name in ("adherence", "restoration"):
         columns = record.get(name, {})
         if columns:
             rows = next(iter(columns.values()))
@@ -109,5 +128,10 @@ def _print_record(record):
                 print(f"  {row:<16}{numbers}")
 
 
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__)
+
+
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    main()

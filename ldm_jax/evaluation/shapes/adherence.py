@@ -1,56 +1,68 @@
-"""How well pictures agree with scenes, of what a judge sees in them.
+"""Condition adherence: how well images show the scenes they are conditioned on.
 
-All functions take `true`, what `truth.truth` says of N scenes, stacked, and `seen`,
-what a judge (`judge.py`) sees in N pictures.
+All functions take `true`, the labels of N scenes (`labels.truth`, stacked), and `seen`,
+the predictions of a probe classifier (`probe.py`) for N images.
 """
+
+from typing import Any
 
 import numpy as np
 
+from ldm_jax.annotations import Bool
 from ldm_jax.evaluation.shapes.labels import COLORS, NUM_KINDS
 
 # A kind of fewer pixels, at 32 px a side, is a speck: of the shapes of the data set
 # less than one in a hundred is so small.
-_LEAST_SHARE = 6 / 32**2
+_LEAST_FRACTION = 6 / 32**2
 
 
-def agreement(true, seen):
-    """Measures pictures against their scenes.
+def adherence(true: dict[str, Any], seen: dict[str, Any]) -> dict[str, float]:
+    """Measures images against the scenes they are conditioned on.
 
     Args:
       true: Dict of arrays of N scenes.
-      seen: Dict of arrays of N pictures.
+      seen: Dict of arrays of N images.
 
     Returns:
-      Dict of a row of AGREEMENTS -> float in [0, 1].
+      Dict of a row of ADHERENCE -> float in [0, 1].
     """
-    return {name: float(measure(true, seen)) for name, measure in AGREEMENTS.items()}
+    return {name: float(measure(true, seen)) for name, measure in ADHERENCE.items()}
 
 
-def chance(true, seen, seed=0, draws=10):
-    """As `agreement`, with the scenes shuffled among the pictures: what is no merit.
+def chance(
+    true: dict[str, Any], seen: dict[str, Any], seed: int = 0, draws: int = 10
+) -> dict[str, float]:
+    """Measures adherence at chance level: with the scenes shuffled among the images.
 
     Args:
       true: Dict of arrays of N scenes.
-      seen: Dict of arrays of N pictures.
+      seen: Dict of arrays of N images.
       seed: Seed of the shuffling.
       draws: How often to shuffle; the results are averaged.
 
     Returns:
-      As `agreement`.
+      As `adherence`.
     """
     rng, count = np.random.default_rng(seed), len(true["label"])
     rows = []
     for _ in range(draws):
         order = rng.permutation(count)
-        rows.append(agreement({k: v[order] for k, v in true.items()}, seen))
-    return {name: float(np.mean([row[name] for row in rows])) for name in AGREEMENTS}
+        rows.append(adherence({k: v[order] for k, v in true.items()}, seen))
+    return {name: float(np.mean([row[name] for row in rows])) for name in ADHERENCE}
 
 
-def kinds_seen(seen):
-    """Which kinds a judge finds, bool [N, 9]; kind 0, the ground, is not looked at."""
+def kinds_seen(seen: dict[str, Any]) -> Bool[np.ndarray, "images kinds"]:
+    """Finds the kinds of shapes in images.
+
+    Args:
+      seen: Dict of arrays of N images.
+
+    Returns:
+      Whether each of the 9 kinds is there, bool [N, 9]; kind 0, the ground, never is.
+    """
     maps = seen["segmentation"]
-    shares = [np.mean(maps == kind, axis=(1, 2)) for kind in range(NUM_KINDS)]
-    found = np.stack(shares, axis=1) >= _LEAST_SHARE
+    fractions = [np.mean(maps == kind, axis=(1, 2)) for kind in range(NUM_KINDS)]
+    found = np.stack(fractions, axis=1) >= _LEAST_FRACTION
     found[:, 0] = False
     return found
 
@@ -73,12 +85,12 @@ def _pattern(true, seen):
 
 
 def _shapes(true, seen):
-    """F1 of the kinds in each picture, all pictures together."""
+    """F1 of the kinds in each image, over all images."""
     return _f1(true["colors"] >= 0, kinds_seen(seen), True)
 
 
 def _colored_shapes(true, seen):
-    """F1 of pairs of kind and colour, all pictures together."""
+    """F1 of pairs of kind and colour, over all images."""
     same = true["colors"] == _colors_seen(seen)
     return _f1(true["colors"] >= 0, kinds_seen(seen), same)
 
@@ -109,7 +121,7 @@ def _mean_iou(true, seen):
 
 
 def _foreground_iou(true, seen):
-    """Intersection over union of what is no ground, all pictures together."""
+    """Intersection over union of all that is not ground, over all images."""
     one, other = true["segmentation"] > 0, seen["segmentation"] > 0
     return np.sum(one & other) / np.sum(one | other)
 
@@ -141,8 +153,8 @@ def _iou(one, other):
     return common / (areas - common)
 
 
-# Scenes and what is seen in N pictures -> share in [0, 1]; equal ones give 1.
-AGREEMENTS = {
+# Labels of N scenes and predictions of N images -> [0, 1]; equal ones give 1.
+ADHERENCE = {
     "class": _label,
     "color": _color,
     "ground": _ground,

@@ -1,8 +1,11 @@
-"""What a scene of the data set `shapes` shows, as arrays to compare pictures with.
+"""Labels of a scene of the data set `shapes`, as arrays to compare images with.
 
 Kinds are numbered as in segmentations: 0 is the ground, k + 1 is class k. No two shapes
 of a scene have the same kind, so a kind's pixels are one shape's, of one colour.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +20,8 @@ COLORS, GROUNDS, PATTERNS = (list(t) for t in (scenes.COLORS, scenes.GROUNDS, PA
 NUM_KINDS = len(scenes.CLASS_NAMES) + 1
 
 
-def truth(example):
-    """Describes a scene.
+def truth(example: dict[str, Any]) -> dict[str, Any]:
+    """Collects the labels of a scene.
 
     Args:
       example: Dict with KEYS, of side S, boxes [n, 4] and box_labels [n], -1 where
@@ -39,14 +42,14 @@ def truth(example):
     if missing:
         raise ConfigError(
             f"the data has no {', '.join(missing)}: only the data set `shapes` can be "
-            "judged (python -m ldm_jax.data.shapes)"
+            "evaluated (python -m ldm_jax.data.shapes)"
         )
     try:
-        said = captions.read(example["caption"])
+        caption = captions.read(example["caption"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     colors = np.full(NUM_KINDS, -1)
-    for color, kind in said.shapes:
+    for color, kind in caption.shapes:
         colors[scenes.CLASS_NAMES.index(kind) + 1] = COLORS.index(color)
     boxes = np.zeros((NUM_KINDS, 4), np.float32)
     for box, label in zip(example["boxes"], example["box_labels"], strict=True):
@@ -54,15 +57,22 @@ def truth(example):
             boxes[label + 1] = box
     return {
         "label": int(example["label"]),
-        "color": COLORS.index(said.shapes[0][0]),
-        "grounds": np.isin(GROUNDS, said.grounds),
-        "pattern": PATTERNS.index(said.pattern),
+        "color": COLORS.index(caption.shapes[0][0]),
+        "grounds": np.isin(GROUNDS, caption.grounds),
+        "pattern": PATTERNS.index(caption.pattern),
         "colors": colors,
         "segmentation": np.asarray(example["segmentation"], np.int32),
         "boxes": boxes,
     }
 
 
-def stack(rows):
-    """Stacks a list of dicts of equal keys to a dict of arrays [N, ...]."""
+def stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks examples.
+
+    Args:
+      rows: N dicts of equal keys.
+
+    Returns:
+      Dict of arrays [N, ...].
+    """
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

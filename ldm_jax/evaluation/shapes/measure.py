@@ -1,11 +1,15 @@
-"""Draws pictures under the conditions of held-out scenes and has them judged."""
+"""Draws images conditioned on held-out scenes and measures their adherence."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax import sharding
+from ldm_jax.annotations import UInt8
 from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation.shapes.adherence import agreement, chance
+from ldm_jax.evaluation.shapes.adherence import adherence, chance
 from ldm_jax.evaluation.shapes.labels import KEYS, stack, truth
 from ldm_jax.evaluation.shapes.probe import reconstruct
 from ldm_jax.evaluation.shapes.restoration import baseline, distances
@@ -13,33 +17,43 @@ from ldm_jax.images import make_grid
 from ldm_jax.sampling.conditions import make_example, make_row
 from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import make_request
+from ldm_jax.sampling.task import make_task
+from ldm_jax.trained import Trained
 
-# Rows of the picture, and scenes beside each other in it.
+# Rows of the grid, and scenes beside each other in it.
 _ROWS, _COLUMNS = 8, 2
 
 
-def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
-    """Measures how well a model obeys its conditions.
+def measure(
+    trained: Trained,
+    probe: Callable[[Any], dict[str, Any]],
+    num_samples: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    **options: Any,
+) -> tuple[dict[str, Any], UInt8[np.ndarray, "height width 3"]]:
+    """Measures how well samples adhere to their conditions.
 
     Args:
-      trained: A `sampling.model.Trained`, on the data set `shapes`.
-      judge: Function from `judge.make_judge`.
+      trained: A model of the data set `shapes`.
+      probe: Function from `probe.make_probe`.
       num_samples: So many of the first held-out scenes, or all if there are fewer.
       seed: Seed of the noise, and of inputs that are drawn at random.
       batch_size: Samples at a time over all devices; rounded up to a multiple of them.
       **options: Options of `generate.sample_images`; what is None is the config's.
 
     Returns:
-      (record, grid): dict of "agreement", and where pictures are restored
-      "restoration", each column -> row -> number, with what they are of; and a picture.
+      (record, grid): dict of "adherence", and where images are restored "restoration",
+      each column -> row -> number, with the data and options; and an image of the
+      first scenes, uint8 [H, W, 3].
 
     Raises:
       ConfigError: If the model has no conditions, the data are others, or an option is
         wrong.
     """
     if not trained.model.conditioner.entries:
-        raise ConfigError("this model has no conditions: there is nothing to obey")
+        raise ConfigError("this model has no conditions: there is nothing to adhere to")
     request = _request(trained, num_samples)
     options = complete(trained, options)
     examples = [make_example(trained, request, k) for k in range(request.count)]
@@ -50,38 +64,38 @@ def measure(trained, judge, num_samples, *, seed=0, batch_size=64, **options):
 
     images = batch["images"]
     model, params = trained.model, trained.frozen["first_stage"]
-    pictures = {
+    columns = {
         "real": images,
         "reconstructed": reconstruct(model.first_stage, params, images),
     }
-    # Scale 0 leaves of guidance what the model does when it is told nothing.
-    for name, scale in (("samples", {}), ("dropped", {"guidance_scale": 0.0})):
-        pictures[name] = _draw(
+    # Of the guided prediction, scale 0 leaves the unconditional one.
+    for name, scale in (("samples", {}), ("unconditional", {"guidance_scale": 0.0})):
+        columns[name] = _draw(
             trained, request, batch, seed, batch_size, options | scale
         )
-    seen = {name: judge(array) for name, array in pictures.items()}
-    columns = {name: agreement(true, found) for name, found in seen.items()}
+    seen = {name: probe(array) for name, array in columns.items()}
+    adherences = {name: adherence(true, found) for name, found in seen.items()}
     record = {
         "data": f"{trained.config.data.name}, {trained.config.data.eval_split}",
         "num_samples": request.count,
         "seed": seed,
         "options": options,
-        "agreement": columns | {"chance": chance(true, seen["samples"])},
+        "adherence": adherences | {"chance": chance(true, seen["samples"])},
     }
     restored = baseline(batch["inputs"], images.shape[1])
     if restored is not None:
-        record["restoration"] = _restoration(batch, pictures, restored)
-    return record, _grid(pictures, restored)
+        record["restoration"] = _restoration(batch, columns, restored)
+    return record, _grid(columns, restored)
 
 
 def _request(trained, num_samples):
-    """A request for pictures of held-out scenes, with all that is known of them."""
+    """A request for samples conditioned on held-out scenes, with all their labels."""
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         # Not as an attribute: that is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
-    request = make_request(trained, {}, num_samples=num_samples, from_data=True)
+    request = make_task(trained, {}, num_samples=num_samples, from_data=True)
     return request._replace(count=min(num_samples, len(request.source)))
 
 
@@ -100,19 +114,19 @@ def _draw(trained, request, batch, seed, batch_size, options):
     return np.concatenate(parts)[: request.count]
 
 
-def _restoration(batch, pictures, restored):
-    """Distances to the scenes; what is known around a hole is no merit of anybody."""
-    images, found = batch["images"], {"baseline": restored} | pictures
+def _restoration(batch, columns, restored):
+    """Distances to the scenes; around a mask, the known part is kept in all columns."""
+    images, found = batch["images"], {"baseline": restored} | columns
     del found["real"]
-    if "hole" in batch:
-        found["reconstructed"] = np.where(batch["hole"], found["reconstructed"], images)
+    if "mask" in batch:
+        found["reconstructed"] = np.where(batch["mask"], found["reconstructed"], images)
     return {name: distances(images, others) for name, others in found.items()}
 
 
-def _grid(pictures, restored):
-    """Scenes beside what became of them."""
-    names = ("real", "samples", "dropped")
-    shown = [pictures[name][: _ROWS * _COLUMNS] for name in names]
+def _grid(columns, restored):
+    """Scenes beside their baselines and samples."""
+    names = ("real", "samples", "unconditional")
+    shown = [columns[name][: _ROWS * _COLUMNS] for name in names]
     if restored is not None:
         shown.insert(1, restored[: _ROWS * _COLUMNS])
     shown = np.stack(shown, axis=1)

@@ -1,15 +1,18 @@
-"""A small network that says what a picture shows, trained on the data set `shapes`.
+"""A probe classifier: a small network that recognises scenes of the set `shapes`.
 
-It learns, in a minute or two on two CPU cores, from scenes that it draws itself: the
-class and the colour of the main shape, the ground, and for every pixel which kind of
-shape it belongs to and in which colour. Half of its pictures have been through a first
-stage, as generated ones have, so that the blur of that is not held against them.
+It learns, in a minute or two on two CPU cores, from scenes drawn for it: the class and
+the colour of the main shape, the ground, and for every pixel which kind of shape it
+belongs to and in which colour. Half of its images are reconstructions of a first stage,
+as blurred as generated ones are, so that blur does not count as an error.
 """
 
 import functools
+import os
 import pathlib
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +21,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ldm_jax.annotations import Array, Float, Shaped, UInt8
 from ldm_jax.data.shapes import examples
 from ldm_jax.data.shapes.drawing import PATTERNS
 from ldm_jax.data.shapes.scenes import CLASS_NAMES, COLORS, GROUNDS
@@ -27,7 +31,7 @@ from ldm_jax.images import to_float, to_uint8
 from ldm_jax.models.layers import GroupNorm, conv, dense, upsample_nearest
 from ldm_jax.weights.files import read_weights, write_weights
 
-# What is said of the picture as a whole: name -> number of choices.
+# What is predicted of an image as a whole: name -> number of choices.
 _WHOLE = {
     "label": len(CLASS_NAMES),
     "color": len(COLORS),
@@ -41,24 +45,26 @@ _SCENES, _STEPS, _BATCH_SIZE = 12_000, 2400, 32
 _LEARNING_RATE = 3e-3
 
 
-class Judge(nn.Module):
-    """Sees a picture at a half, a quarter and an eighth of its size.
+class Probe(nn.Module):
+    """Looks at an image at a half, a quarter and an eighth of its size.
 
     Attributes:
       channels: Width at each of them, multiples of 8.
     """
 
-    channels: tuple = (32, 64, 96)
+    channels: tuple[int, ...] = (32, 64, 96)
 
     @nn.compact
-    def __call__(self, images):
-        """Says what pictures show.
+    def __call__(
+        self, images: Float[Array, "batch side side 3"]
+    ) -> dict[str, Float[Array, "batch ..."]]:
+        """Predicts what images show.
 
         Args:
           images: Floats [B, S, S, 3] in [-1, 1], S a multiple of 8.
 
         Returns:
-          Dict of logits: [B, choices] for the picture as a whole, [B, S, S, choices]
+          Dict of logits: [B, choices] for the image as a whole, [B, S, S, choices]
           for each pixel.
         """
         batch, side = images.shape[:2]
@@ -73,7 +79,7 @@ class Judge(nn.Module):
         pooled = [pool(s, (1, 2)) for s in skips for pool in (jnp.mean, jnp.max)]
         whole = jnp.concatenate(pooled, axis=-1)
         whole = nn.silu(dense(self.channels[-1])(whole))
-        said = {name: dense(count)(whole) for name, count in _WHOLE.items()}
+        logits = {name: dense(count)(whole) for name, count in _WHOLE.items()}
         h = h + dense(h.shape[-1])(whole)[:, None, None]
         for skip in skips[-2::-1]:
             h = jnp.concatenate([upsample_nearest(h), skip], axis=-1)
@@ -81,91 +87,100 @@ class Judge(nn.Module):
         for name, count in _PIXELS.items():
             pixels = dense(4 * count)(h).reshape(batch, side // 2, side // 2, 2, 2, -1)
             pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
-            said[name] = pixels.reshape(batch, side, side, count)
-        return said
+            logits[name] = pixels.reshape(batch, side, side, count)
+        return logits
 
 
 def _layer(x):
     return GroupNorm(8, silu=True)(x)
 
 
-JUDGE = Judge()
+PROBE = Probe()
 
 
-def make_judge(module, params):
-    """Makes the function that judges pictures.
+def make_probe(
+    module: Probe, params: Any
+) -> Callable[[UInt8[Array, "images side side 3"]], dict[str, Any]]:
+    """Makes the function that classifies images.
 
     Args:
-      module: Judge.
+      module: Probe.
       params: Its weights.
 
     Returns:
       Function of images, uint8 [N, S, S, 3] -> dict of int arrays: "label", "color",
       "ground" and "pattern" [N], "segmentation" and "colors" [N, S, S], numbered as in
-      `truth.truth`; the colours are those of shapes, wherever there is one.
+      `labels.truth`; the colours are those of shapes, wherever there is one.
     """
 
     @jax.jit
     def apply(images):
-        said = module.apply({"params": params}, to_float(images))
-        return {name: logits.argmax(-1) for name, logits in said.items()}
+        logits = module.apply({"params": params}, to_float(images))
+        return {name: scores.argmax(-1) for name, scores in logits.items()}
 
     return lambda images: in_batches(apply, images, batch_size=128)
 
 
-def load_judge(
-    folder,
-    first_stage,
-    params,
-    image_size,
-    module=JUDGE,
-    num_steps=_STEPS,
-    num_scenes=_SCENES,
-):
-    """Reads the judge of a first stage from a folder, or trains it and puts it there.
+def load_probe(
+    folder: str | os.PathLike[str],
+    first_stage: nn.Module,
+    params: Any,
+    image_size: int,
+    module: Probe = PROBE,
+    num_steps: int = _STEPS,
+    num_scenes: int = _SCENES,
+) -> Callable[[UInt8[Array, "images side side 3"]], dict[str, Any]]:
+    """Reads the probe for a first stage from a folder, or trains it and puts it there.
 
     Args:
-      folder: Where judges are kept.
+      folder: Where probes are kept.
       first_stage: Autoencoder module.
       params: Its weights.
-      image_size: Side of the pictures in pixels, a multiple of 8.
-      module: Judge.
+      image_size: Side of the images in pixels, a multiple of 8.
+      module: Probe.
       num_steps: Steps of the training.
       num_scenes: Number of scenes to train on.
 
     Returns:
-      See `make_judge`.
+      Function of images, uint8 [N, S, S, 3]; see `make_probe`.
 
     Raises:
-      ConfigError: If pictures of that size cannot be judged.
+      ConfigError: If the probe cannot take images of that size.
     """
     if image_size % 8:
         raise ConfigError(
-            f"pictures of {image_size} px cannot be judged: give a multiple of 8"
+            f"the probe classifier cannot take images of {image_size} px: give a "
+            "multiple of 8"
         )
-    name = f"judge_{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
-    path = pathlib.Path(folder) / name
+    name = f"{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
+    path = pathlib.Path(folder) / f"probe_{name}"
+    # The name of 0.1.0.
+    old = path.with_name(f"judge_{name}")
+    if old.is_file():
+        path = old
     if not path.is_file():
         start = time.perf_counter()
-        print("no judge of this first stage yet: training one ...", flush=True)
+        print(
+            "there is no probe for this first stage yet: training one ...", flush=True
+        )
         scenes = draw_scenes(num_scenes, image_size)
         again = reconstruct(first_stage, params, scenes["image"])
         trained = jax.device_get(train(module, scenes, again, num_steps))
         write_weights(path, flatten_dict(trained, sep="/"))
-        print(f"judge: {path} ({time.perf_counter() - start:.0f} s)")
+        print(f"probe: {path} ({time.perf_counter() - start:.0f} s)")
     tensors = {k: np.asarray(v) for k, v in read_weights(path).tensors.items()}
-    return make_judge(module, unflatten_dict(tensors, sep="/"))
+    return make_probe(module, unflatten_dict(tensors, sep="/"))
 
 
-def _checksum(params):
-    """CRC-32 of the weights: a judge knows the blur of one first stage."""
+def _checksum(params: Any) -> int:
+    """CRC-32 of the weights: a probe has learnt the blur of one first stage."""
     checksum = 0
     for leaf in jax.tree.leaves(params):
         checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
     return checksum
 
 
-def draw_scenes(count, image_size, seed=1):
+def draw_scenes(count: int, image_size: int, seed: int = 1) -> dict[str, Any]:
     """Draws scenes that no split of the data set `shapes` holds.
 
     Args:
@@ -174,23 +189,29 @@ def draw_scenes(count, image_size, seed=1):
       seed: Seed of the scenes.
 
     Returns:
-      Dict of "image" uint8 [N, S, S, 3] and what `truth.truth` says, stacked.
+      Dict of "image" uint8 [N, S, S, 3] and the labels of `labels.truth`, stacked.
     """
     rows = []
     for index in range(count):
+        # A split of its own: its name is part of the seed.
         example = examples.draw_example(seed, "judge", index, image_size)
         rows.append(truth(example) | {"image": example["image"]})
     return stack(rows)
 
 
-def reconstruct(first_stage, params, images, batch_size=64):
-    """Sends pictures through a first stage.
+def reconstruct(
+    first_stage: nn.Module,
+    params: Any,
+    images: UInt8[Array, "images height width 3"],
+    batch_size: int = 64,
+) -> UInt8[Array, "images height width 3"]:
+    """Sends images through a first stage.
 
     Args:
       first_stage: Autoencoder module.
       params: Its weights.
       images: uint8 [N, S, S, 3].
-      batch_size: Pictures at a time.
+      batch_size: Images at a time.
 
     Returns:
       uint8 [N, S, S, 3].
@@ -205,7 +226,11 @@ def reconstruct(first_stage, params, images, batch_size=64):
     return in_batches(lambda batch: apply(params, batch), images, batch_size)
 
 
-def in_batches(function, images, batch_size):
+def in_batches(
+    function: Callable[[Any], Any],
+    images: Shaped[Array, "images ..."],
+    batch_size: int,
+) -> Any:
     """Applies a compiled function batch by batch, the last one filled up.
 
     Args:
@@ -223,15 +248,22 @@ def in_batches(function, images, batch_size):
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
 
 
-def train(module, scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
-    """Trains a judge.
+def train(
+    module: Probe,
+    scenes: dict[str, Any],
+    again: UInt8[Array, "images side side 3"],
+    num_steps: int,
+    batch_size: int = _BATCH_SIZE,
+    seed: int = 0,
+) -> Any:
+    """Trains a probe.
 
     Args:
-      module: Judge.
+      module: Probe.
       scenes: Dict from `draw_scenes`.
-      again: The same pictures as a first stage gives them back.
+      again: The reconstructions of the same images, uint8 [N, S, S, 3].
       num_steps: Number of steps.
-      batch_size: Pictures in a step.
+      batch_size: Images in a step.
       seed: Seed of weights and order.
 
     Returns:
@@ -265,31 +297,31 @@ def train(module, scenes, again, num_steps, batch_size=_BATCH_SIZE, seed=0):
     return params
 
 
-def loss(said, true):
-    """Sum of the cross-entropies of all that a judge says.
+def loss(logits: dict[str, Any], true: dict[str, Any]) -> Float[Array, ""]:
+    """Sums the cross-entropies of all that a probe predicts.
 
     Args:
-      said: Dict of logits; see Judge.
+      logits: Dict of logits; see Probe.
       true: Dict from `draw_scenes`, batched.
 
     Returns:
-      Scalar.
+      A scalar.
     """
     segmentation = true["segmentation"]
     # One answer of two is right where the ground has two colours.
     grounds = true["grounds"] / true["grounds"].sum(-1, keepdims=True)
-    total = jnp.mean(optax.softmax_cross_entropy(said["ground"], grounds))
+    total = jnp.mean(optax.softmax_cross_entropy(logits["ground"], grounds))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     for name in ("label", "color", "pattern"):
-        total += jnp.mean(cross_entropy(said[name], true[name]))
+        total += jnp.mean(cross_entropy(logits[name], true[name]))
     # The small shapes are few pixels, and the hardest.
     small = (segmentation > 0) & (segmentation != true["label"][:, None, None] + 1)
-    of_pixels = cross_entropy(said["segmentation"], segmentation)
+    of_pixels = cross_entropy(logits["segmentation"], segmentation)
     total += 4 * jnp.mean((1 + 4 * small) * of_pixels)
     colors = jnp.take_along_axis(
         true["colors"], segmentation.reshape(len(grounds), -1), 1
     )
     colors = colors.reshape(segmentation.shape)
     shape = colors >= 0
-    of_pixels = cross_entropy(said["colors"], jnp.maximum(colors, 0))
+    of_pixels = cross_entropy(logits["colors"], jnp.maximum(colors, 0))
     return total + jnp.sum(of_pixels * shape) / jnp.maximum(shape.sum(), 1)

@@ -1,13 +1,12 @@
-"""Conditions as pictures: nothing is lost, what differs looks different."""
+"""Conditions as images: nothing is lost, what differs looks different."""
 
 import numpy as np
 
 from ldm_jax.data import draw
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.sampling.output import Card, make_sheet
 
 
-def test_small_pictures_are_enlarged_pixel_by_pixel():
+def test_small_images_are_enlarged_pixel_by_pixel():
     image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
     large = draw.fit(image, (12, 20))
     np.testing.assert_array_equal(large, image.repeat(4, axis=0).repeat(4, axis=1))
@@ -25,26 +24,26 @@ def test_classes_have_colours_of_their_own():
     np.testing.assert_array_equal(draw.color_labels(labels[:2]), colors[:2])
 
 
-def test_a_hatched_hole_leaves_the_rest_alone():
+def test_a_hatched_mask_leaves_the_rest_alone():
     image = np.full((32, 32, 3), 90, np.uint8)
-    hole = np.zeros((32, 32, 1), bool)
-    hole[8:24, 4:20] = True
-    shown = draw.hatch(image, hole)
-    assert ((shown == image).all(axis=-1) == ~hole[..., 0]).all()
+    mask = np.zeros((32, 32, 1), bool)
+    mask[8:24, 4:20] = True
+    shown = draw.hatch(image, mask)
+    assert ((shown == image).all(axis=-1) == ~mask[..., 0]).all()
 
 
 def test_boxes_are_drawn_where_they_are():
     box = [[0.25, 0.5, 0.75, 1.0]]
-    shown = draw.draw_boxes(box, [2], (80, 100), ["a", "b", "c"])
+    shown = draw.draw_layout((box, [2]), (80, 100), ["a", "b", "c"])
     inked = (shown == draw.color_of(2)).all(axis=-1)
     rows, columns = np.nonzero(inked)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 59, 50, 99)
-    nothing = draw.draw_boxes([], [], (80, 100))
-    named = draw.draw_boxes(box, [2], (80, 100))
+    nothing = draw.draw_layout(([], []), (80, 100))
+    named = draw.draw_layout((box, [2]), (80, 100))
     assert (named != nothing).any() and (named != shown).any()
 
 
-def test_every_kind_of_map_has_a_panel_of_the_size_asked_for():
+def test_every_kind_of_map_is_drawn_at_the_size_asked_for():
     section = {
         key: dict(kind=key)
         for key in ("layout", "segmentation", "depth", "low_res", "masked_image")
@@ -59,17 +58,6 @@ def test_every_kind_of_map_has_a_panel_of_the_size_asked_for():
         "depth": rng.random((16, 16, 1), np.float32),
     }
     for make in inputs.values():
-        shown = draw.show_input(make, make(example, rng), (48, 64))
+        shown = make.draw(make(example, rng), (48, 64))
         assert shown.shape == (48, 64, 3) and shown.dtype == np.uint8
         assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1
-
-
-def test_a_sheet_holds_every_panel_and_writes_below():
-    panel = np.full((20, 30, 3), 7, np.uint8)
-    cards = [
-        Card([("told", panel), ("sample", panel)], "a red star " * k) for k in (0, 9)
-    ]
-    sheet = make_sheet(cards)
-    assert (sheet == 7).all(axis=-1).sum() == 4 * 20 * 30
-    taller = make_sheet([Card(card.panels, "") for card in cards])
-    assert sheet.shape[0] > taller.shape[0] and sheet.shape[1] == taller.shape[1]

@@ -8,7 +8,7 @@ import pytest
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
-from ldm_jax.sampling.task import make_request
+from ldm_jax.sampling.task import make_task
 from tests.sampling.common import make_trained, picture, write_image
 
 MODELS = {
@@ -52,36 +52,51 @@ def files(tmp_path_factory):
 
 
 def ask(model, files, flags, **options):
-    return make_request(model, {flag: [files[flag]] for flag in flags}, **options)
+    return make_task(model, {flag: [files[flag]] for flag in flags}, **options)
 
 
 @pytest.mark.parametrize(
     "name, flags, options, message",
     [
-        ("text", (), {}, "told caption: give --prompt (or --prompts_file), or --from_"),
-        ("layout", (), {}, "told boxes: give --layout, or --from_data"),
-        ("small", (), {}, "told low_res: give --low_res or --image, or --from_data"),
+        (
+            "text",
+            (),
+            {},
+            "on caption: give --prompt (or --prompts_file), or --from_data",
+        ),
+        ("layout", (), {}, "conditioned on boxes: give --layout, or --from_data"),
+        (
+            "small",
+            (),
+            {},
+            "on low_res: give --low_res or --image, or --from_data",
+        ),
         ("fill", (), {}, "give --image and --mask, or --from_data"),
         ("fill", ("image",), {}, "--image needs --mask for this model"),
         ("fill", ("mask",), {}, "--mask needs --image for this model"),
-        ("maps", ("depth",), {}, "told segmentation: give --segmentation"),
-        ("style", ("prompt",), {}, "told style: give --style or --image"),
-        ("vector", (), {}, "told embedding: give --features"),
+        ("maps", ("depth",), {}, "conditioned on segmentation: give --segmentation"),
+        ("style", ("prompt",), {}, "conditioned on style: give --style or --image"),
+        ("vector", (), {}, "conditioned on embedding: give --features"),
         (
             "class",
             ("prompt",),
             {},
-            "--prompt (or --prompts_file) tells this model noth",
+            "--prompt (or --prompts_file) is not a condition of this",
         ),
         ("class", ("prompt",), {}, "its conditions take --labels"),
         ("none", ("labels",), {}, "take no flag, it was trained without"),
         ("class", ("mask",), {}, "--mask needs an image to work on: give --image"),
         ("class", (), {"strength": 0.5}, "--strength=0.5 needs an image"),
         ("class", (), {"invert": True}, "--invert needs an image"),
-        ("class", ("image",), {}, "--image tells this model nothing beyond the other"),
-        ("small", ("low_res", "image"), {}, "--image tells this model nothing"),
+        (
+            "class",
+            ("image",),
+            {},
+            "--image is not a condition of this model beyond",
+        ),
+        ("small", ("low_res", "image"), {}, "--image is not a condition of this model"),
         ("class", ("image",), {"strength": 0.5, "invert": True}, "leave one out"),
-        ("none", (), {"size": (18, 17)}, "--width=17 is no multiple of 2"),
+        ("none", (), {"size": (18, 17)}, "--width=17 is not a multiple of 2"),
         ("none", (), {"size": (0, 16)}, "use --height=2"),
         ("none", (), {"interpolate": (0, 1), "num_samples": 1}, "--num_samples=2"),
     ],
@@ -114,11 +129,11 @@ def test_wrong_combinations_name_the_flags(
     ],
 )
 def test_right_combinations_make_a_batch(name, flags, options, models, files):
-    request = ask(models[name], files, flags, **options)
-    batch = make_batch(models[name], request, 0, [0, 1])
+    task = ask(models[name], files, flags, **options)
+    batch = make_batch(models[name], task, 0, [0, 1])
     assert batch["inputs"].keys() == set(MODELS[name])
     assert all(len(value) == 2 for value in batch["inputs"].values())
-    assert ("hole" in batch) == ("mask" in flags)
+    assert ("mask" in batch) == ("mask" in flags)
 
 
 def test_sample_k_takes_input_k_in_turn(models, tmp_path):
@@ -132,19 +147,19 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
         "style": [str(tmp_path / "pictures")],
     }
     model = models["style"]
-    request = make_request(model, given | {"style": [*given["style"]] * 6})
-    assert request.count == 18  # One for each of the pictures.
-    told = make_batch(model, request, 0, range(7))["inputs"]
+    task = make_task(model, given | {"style": [*given["style"]] * 6})
+    assert task.count == 18  # One for each of the pictures.
+    made = make_batch(model, task, 0, range(7))["inputs"]
     for k in range(7):
-        np.testing.assert_array_equal(told["style"][k], picture(k % 3))
+        np.testing.assert_array_equal(made["style"][k], picture(k % 3))
     tokens = model.inputs["caption"].tokenizer(["a red star", "a blue ring"])
-    np.testing.assert_array_equal(told["caption"][[0, 4]], tokens)
+    np.testing.assert_array_equal(made["caption"][[0, 4]], tokens)
 
 
 def test_settings_know_contents_not_names(models, tmp_path):
     def record(seed, name):
         path = write_image(tmp_path / name, picture(seed))
-        return make_request(models["small"], {"low_res": [path]}).record
+        return make_task(models["small"], {"low_res": [path]}).record
 
     assert record(0, "a.png") == record(0, "b.png") != record(1, "a.png")
 
@@ -160,7 +175,7 @@ def test_settings_know_contents_not_names(models, tmp_path):
         ("segmentation", np.full((16, 16), 200, np.uint8), "label 200 is out of range"),
         ("layout", b"{}", "a layout is a list of objects"),
         ("layout", b'[{"label": "cat", "box": [0, 0, 1, 1]}]', "choose from circle"),
-        ("features", b"none", "is no NumPy array"),
+        ("features", b"none", "is not a NumPy array"),
         ("prompts_file", b"\n", "holds no prompt"),
     ],
 )
@@ -183,8 +198,8 @@ def test_what_is_wrong_with_a_file_is_said(
     name, others = used[flag]
     given = {flag: [str(path)]} | {other: [files[other]] for other in others}
     with pytest.raises(ConfigError) as error:
-        request = make_request(models[name], given)
-        make_batch(models[name], request, 0, [0])
+        task = make_task(models[name], given)
+        make_batch(models[name], task, 0, [0])
     assert message in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Judging pictures: agreement, the judge, restoration, and a model from end to end."""
+"""Condition adherence: the measures, the probe, restoration, a model end to end."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from ldm_jax.data.shapes import examples
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.shapes import measure, probe, restoration
-from ldm_jax.evaluation.shapes.adherence import AGREEMENTS, agreement, chance
+from ldm_jax.evaluation.shapes.adherence import ADHERENCE, adherence, chance
 from ldm_jax.evaluation.shapes.labels import COLORS, stack, truth
 from ldm_jax.images import to_float
 from ldm_jax.models.autoencoder import IdentityAutoencoder
@@ -24,7 +24,7 @@ def scenes():
 
 
 def seen_as_they_are(true):
-    """What a judge that errs in nothing says."""
+    """The predictions of a probe that makes no errors."""
     count, segmentation = len(true["label"]), true["segmentation"]
     colors = true["colors"][np.arange(count)[:, None, None], segmentation]
     seen = {key: true[key].copy() for key in ("label", "color", "pattern")}
@@ -32,9 +32,9 @@ def seen_as_they_are(true):
     return seen | {"ground": true["grounds"].argmax(1)}
 
 
-def test_scenes_agree_with_themselves(scenes):
-    found = agreement(scenes, seen_as_they_are(scenes))
-    assert found == dict.fromkeys(AGREEMENTS, 1.0)
+def test_scenes_adhere_to_themselves(scenes):
+    found = adherence(scenes, seen_as_they_are(scenes))
+    assert found == dict.fromkeys(ADHERENCE, 1.0)
 
 
 @pytest.mark.parametrize("key", ["label", "color", "pattern", "ground"])
@@ -42,12 +42,12 @@ def test_what_is_wrong_of_the_whole_lowers_its_own_row(scenes, key):
     seen = seen_as_they_are(scenes)
     seen[key][::4] = (seen[key][::4] + 3) % 5
     wrong = {"label": "class"}.get(key, key)
-    found = agreement(scenes, seen)
+    found = adherence(scenes, seen)
     assert 0.7 < found.pop(wrong) < 0.85
     assert set(found.values()) == {1.0}
 
 
-def test_a_shape_that_is_missing_or_in_excess_is_no_agreement(scenes):
+def test_a_shape_that_is_missing_or_in_excess_is_no_adherence(scenes):
     true = {key: value[:1] for key, value in scenes.items()}
     kind = int(true["label"][0]) + 1
     missing, excess = seen_as_they_are(true), seen_as_they_are(true)
@@ -55,10 +55,10 @@ def test_a_shape_that_is_missing_or_in_excess_is_no_agreement(scenes):
     other = int(np.flatnonzero(true["colors"][0] < 0)[-1])
     excess["segmentation"][0, :3, :3] = other
     count = int(np.sum(true["colors"] >= 0))
-    assert agreement(true, excess)["shapes"] == pytest.approx(
+    assert adherence(true, excess)["shapes"] == pytest.approx(
         2 * count / (2 * count + 1)
     )
-    found = agreement(true, missing)
+    found = adherence(true, missing)
     assert found["shapes"] == pytest.approx(2 * (count - 1) / (2 * count - 1))
     assert found["box_iou"] == pytest.approx((count - 1) / count)
     assert found["foreground_iou"] < 0.5
@@ -67,7 +67,7 @@ def test_a_shape_that_is_missing_or_in_excess_is_no_agreement(scenes):
 def test_colors_count_by_shape(scenes):
     seen = seen_as_they_are(scenes)
     seen["colors"] = (seen["colors"] + 1) % len(COLORS)
-    found = agreement(scenes, seen)
+    found = adherence(scenes, seen)
     assert found["shapes"] == 1 and found["colored_shapes"] == 0
 
 
@@ -81,13 +81,13 @@ def test_other_data_are_refused():
     example = examples.draw_example(0, "train", 0, SIZE)
     with pytest.raises(ConfigError, match="the data has no caption, boxes"):
         truth({k: v for k, v in example.items() if k not in ("caption", "boxes")})
-    with pytest.raises(ConfigError, match="is no caption of the data set"):
+    with pytest.raises(ConfigError, match="is not a caption of the data set"):
         truth(example | {"caption": "a cat"})
 
 
-def test_a_judge_learns_and_is_kept(tmp_path, capsys):
-    sizes = dict(module=probe.Judge((16, 24)), num_steps=100, num_scenes=256)
-    load = lambda: probe.load_judge(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
+def test_a_probe_learns_and_is_kept(tmp_path, capsys):
+    sizes = dict(module=probe.Probe((16, 24)), num_steps=100, num_scenes=256)
+    load = lambda: probe.load_probe(tmp_path, IdentityAutoencoder(), {}, SIZE, **sizes)  # noqa: E731
     first = load()
     held_out = probe.draw_scenes(200, SIZE, seed=5)
     seen = first(held_out["image"])
@@ -95,7 +95,7 @@ def test_a_judge_learns_and_is_kept(tmp_path, capsys):
         **dict.fromkeys(("label", "color", "ground", "pattern"), (200,)),
         **dict.fromkeys(("segmentation", "colors"), (200, SIZE, SIZE)),
     }
-    found, blind = agreement(held_out, seen), chance(held_out, seen)
+    found, blind = adherence(held_out, seen), chance(held_out, seen)
     assert found["color"] > 3 * blind["color"]
     assert "training one" in capsys.readouterr().out
     again = load()(held_out["image"][:7])
@@ -104,35 +104,35 @@ def test_a_judge_learns_and_is_kept(tmp_path, capsys):
         np.testing.assert_array_equal(value, seen[key][:7])
 
 
-def test_a_judge_needs_sizes_that_it_can_halve(tmp_path):
-    with pytest.raises(ConfigError, match="30 px cannot be judged"):
-        probe.load_judge(tmp_path, IdentityAutoencoder(), {}, 30)
+def test_a_probe_needs_sizes_that_it_can_halve(tmp_path):
+    with pytest.raises(ConfigError, match="cannot take images of 30 px"):
+        probe.load_probe(tmp_path, IdentityAutoencoder(), {}, 30)
 
 
 def test_loss_is_least_for_the_truth(scenes):
     true = {key: value[:8] for key, value in scenes.items()}
     seen = seen_as_they_are(true)
     counts = dict(label=8, color=10, ground=11, pattern=5, segmentation=9, colors=10)
-    said = {key: 50.0 * np.eye(counts[key])[value] for key, value in seen.items()}
+    logits = {key: 50.0 * np.eye(counts[key])[value] for key, value in seen.items()}
     # Of two grounds either is right, so half is as sure as one can be.
-    said["ground"] = 50.0 * true["grounds"]
+    logits["ground"] = 50.0 * true["grounds"]
     entropy = np.mean(np.log(true["grounds"].sum(1)))
-    assert probe.loss(said, true) == pytest.approx(entropy, abs=1e-4)
-    for key in said:
-        worse = said | {key: np.roll(said[key], 1, axis=-1)}
+    assert probe.loss(logits, true) == pytest.approx(entropy, abs=1e-4)
+    for key in logits:
+        worse = logits | {key: np.roll(logits[key], 1, axis=-1)}
         assert probe.loss(worse, true) > entropy + 1
 
 
 def test_baselines_keep_what_is_known():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
-    hole = np.zeros((3, SIZE, SIZE, 1), np.float32)
-    hole[:, 2:9, 4:] = 1
-    masked = np.where(hole > 0, np.float32(-1), to_float(images))
+    mask = np.zeros((3, SIZE, SIZE, 1), np.float32)
+    mask[:, 2:9, 4:] = 1
+    masked = np.where(mask > 0, np.float32(-1), to_float(images))
     filled = restoration.baseline(
-        {"masked_image": np.concatenate([masked, hole], axis=-1)}, SIZE
+        {"masked_image": np.concatenate([masked, mask], axis=-1)}, SIZE
     )
-    known = hole[..., 0] == 0
+    known = mask[..., 0] == 0
     np.testing.assert_array_equal(filled[known], images[known])
     np.testing.assert_allclose(
         filled[0][~known[0]], np.tile(images[0][known[0]].mean(0), (84, 1)), atol=1
@@ -151,36 +151,36 @@ def one_device(monkeypatch):
 
 def test_a_model_is_measured_from_end_to_end(one_device, shapes_dir):
     model = make_trained("masked_image", data_dir=str(shapes_dir))
-    told = []
+    seen = []
 
     def watch(images):
-        """Says of every picture what is true of the held-out scenes."""
-        told.append(images)
+        """Predicts the labels of the held-out scenes, whatever the images."""
+        seen.append(images)
         return seen_as_they_are(true)
 
-    examples = [examples.draw_example(0, "validation", k, 32) for k in range(5)]
-    true = stack([truth(example) for example in examples])
+    scenes = [examples.draw_example(0, "validation", k, 32) for k in range(5)]
+    true = stack([truth(scene) for scene in scenes])
     small = true["segmentation"][:, 1::2, 1::2]
     true |= {"segmentation": small}
     record, grid = measure.measure(model, watch, 5, batch_size=3)
     json.dumps(record)
     assert record["num_samples"] == 5 and record["options"]["num_steps"] == 2
     assert grid.dtype == np.uint8
-    assert list(record["agreement"]) == [
-        *("real", "reconstructed", "samples", "dropped", "chance")
+    assert list(record["adherence"]) == [
+        *("real", "reconstructed", "samples", "unconditional", "chance")
     ]
-    assert record["agreement"]["real"]["class"] == 1.0
-    real, again, samples, dropped = told
+    assert record["adherence"]["real"]["class"] == 1.0
+    real, again, samples, unconditional = seen
     np.testing.assert_array_equal(real, again)  # There is no first stage.
-    assert np.any(samples != dropped)
+    assert np.any(samples != unconditional)
     restored = record["restoration"]
-    assert list(restored) == ["baseline", "reconstructed", "samples", "dropped"]
+    assert list(restored) == ["baseline", "reconstructed", "samples", "unconditional"]
     assert restored["reconstructed"]["psnr"] == 100
-    # What is known stays, also in what is told nothing.
-    assert np.mean(samples == real) > 0.3 and np.mean(dropped == real) > 0.3
+    # The known part stays, without the condition as well.
+    assert np.mean(samples == real) > 0.3 and np.mean(unconditional == real) > 0.3
 
 
-def test_there_must_be_something_to_obey(shapes_dir):
+def test_there_must_be_a_condition(shapes_dir):
     model = make_trained(scale=0, data_dir=str(shapes_dir))
-    with pytest.raises(ConfigError, match="there is nothing to obey"):
+    with pytest.raises(ConfigError, match="there is nothing to adhere to"):
         measure.measure(model, None, 4)

@@ -1,0 +1,268 @@
+"""Cutting and resizing: one rectangle for an image and for all that belongs to it.
+
+As in CompVis: the shorter side is scaled to the size asked for (antialiased), the
+longer one is cropped, at the centre or at random, and half of the training images are
+mirrored. Rectangles are fractions of the sides, so that maps of any resolution are cut
+alike.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.annotations import Bool, Float, Int, Shaped, UInt8
+
+# Where the rectangle may lie, by the name of the option `crop`.
+CROPS = ("center", "random")
+
+# Boxes per example are padded or cut to this number, more than an image of COCO has.
+MAX_BOXES = 100
+
+# Side of a square in pixels, or (height, width).
+Size = int | tuple[int, int]
+
+
+class Crop(NamedTuple):
+    """What to cut out, in fractions of width and height, and whether to mirror it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    flip: bool
+
+
+WHOLE = Crop(0.0, 0.0, 1.0, 1.0, False)
+
+
+def choose_crop(
+    width: int,
+    height: int,
+    size: Size,
+    crop: str = "center",
+    flip: bool = False,
+    rng: np.random.Generator | None = None,
+    min_crop: float = 1.0,
+) -> Crop:
+    """Chooses the rectangle to cut out.
+
+    Args:
+      width: Width of the image in pixels.
+      height: Height of the image in pixels.
+      size: Side of the result in pixels, or its (height, width).
+      crop: Row of CROPS.
+      flip: Whether to mirror with probability 1/2.
+      rng: NumPy generator; needed for what is random.
+      min_crop: Least fraction of the largest crop's sides; below 1 it is drawn at
+        random.
+
+    Returns:
+      A Crop with the proportions of the result, as large as the image allows, times a
+      fraction from `min_crop` to 1.
+    """
+    rows, columns = sides(size)
+    # So many pixels of the image become so many of the result.
+    wide = width * rows > height * columns
+    old, new = (height, rows) if wide else (width, columns)
+    if min_crop < 1:
+        old *= rng.uniform(min_crop, 1)
+    cut_width, cut_height = columns * old / new, rows * old / new
+    # Places are whole pixels of the rescaled image, as in CompVis.
+    spare_x = round(width * new / old) - columns
+    spare_y = round(height * new / old) - rows
+    if crop == "random":
+        left, top = rng.integers(spare_x + 1), rng.integers(spare_y + 1)
+        left, top = left * old / new, top * old / new
+    else:
+        left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    left, top = min(left, width - cut_width), min(top, height - cut_height)
+    return Crop(
+        left / width,
+        top / height,
+        (left + cut_width) / width,
+        (top + cut_height) / height,
+        bool(flip and rng.random() < 0.5),
+    )
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Spells a size out.
+
+    Args:
+      size: Side of a square in pixels, or (height, width).
+
+    Returns:
+      (height, width) in pixels.
+    """
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def resize_image(
+    image: Image.Image, crop: Crop, size: Size
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Cuts out and resizes an image, antialiased (bicubic).
+
+    Args:
+      image: PIL image of mode RGB.
+      crop: Crop.
+      size: Side of the result in pixels, or its (height, width).
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    box, shape = _pixels(crop, *image.size), sides(size)[::-1]
+    # reducing_gap shrinks by a whole factor first where much is to be lost.
+    bicubic = Image.Resampling.BICUBIC
+    image = image.resize(shape, bicubic, box=box, reducing_gap=3.0)
+    return _mirrored(np.asarray(image), crop)
+
+
+def crop_image(
+    image: Image.Image, crop: Crop, size: Size
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Cuts an image out at its own resolution, as of a version that is smaller.
+
+    Args:
+      image: PIL image of mode RGB.
+      crop: Crop.
+      size: Not used.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    del size
+    box = tuple(round(edge) for edge in _pixels(crop, *image.size))
+    return _mirrored(np.asarray(image.crop(box)), crop)
+
+
+def resize_labels(
+    labels: Shaped[np.ndarray, "H W"], crop: Crop, size: Size
+) -> Int[np.ndarray, "height width"]:
+    """Cuts out and resizes a map of integers by the nearest pixel.
+
+    Args:
+      labels: [H, W].
+      crop: Crop.
+      size: Side of the result in pixels, or its (height, width).
+
+    Returns:
+      int32 [height, width].
+    """
+    height, width = labels.shape
+    left, top, right, bottom = _pixels(crop, width, height)
+    rows, columns = ((np.arange(side) + 0.5) / side for side in sides(size))
+    columns = (left + columns * (right - left)).astype(int).clip(0, width - 1)
+    rows = (top + rows * (bottom - top)).astype(int).clip(0, height - 1)
+    if crop.flip:
+        columns = columns[::-1]
+    return labels[rows[:, None], columns].astype(np.int32)
+
+
+def resize_mask(
+    mask: Shaped[np.ndarray, "H W"], crop: Crop, size: Size
+) -> Bool[np.ndarray, "height width"]:
+    """Cuts out and resizes a mask by the nearest pixel.
+
+    Args:
+      mask: [H, W].
+      crop: Crop.
+      size: Side of the result in pixels, or its (height, width).
+
+    Returns:
+      bool [height, width]: what lies above half of the mask's largest value.
+    """
+    return resize_labels(mask, crop, size) > mask.max() / 2
+
+
+def resize_floats(
+    values: Float[np.ndarray, "H W channels"],
+    crop: Crop,
+    size: Size,
+    mirrored: Sequence[int] = (),
+) -> Float[np.ndarray, "height width channels"]:
+    """Cuts out and resizes a map of floats, antialiased (bilinear).
+
+    Args:
+      values: [H, W, channels].
+      crop: Crop.
+      size: Side of the result in pixels, or its (height, width).
+      mirrored: Channels that change their sign where the map is mirrored, such as the
+        first one of surface normals, which points to the right.
+
+    Returns:
+      float32 [height, width, channels].
+    """
+    values = values.astype(np.float32)
+    box = _pixels(crop, values.shape[1], values.shape[0])
+    shape, bilinear = sides(size)[::-1], Image.Resampling.BILINEAR
+    planes = [
+        Image.fromarray(values[..., channel]).resize(shape, bilinear, box=box)
+        for channel in range(values.shape[-1])
+    ]
+    resized = np.stack(planes, axis=-1)
+    if crop.flip:
+        resized[..., list(mirrored)] *= -1
+    return _mirrored(resized, crop)
+
+
+def crop_boxes(
+    boxes: Shaped[np.ndarray, "..."] | Sequence, crop: Crop
+) -> Float[np.ndarray, "count 4"]:
+    """Moves boxes into the frame of the crop.
+
+    Args:
+      boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], n >= 0.
+      crop: Crop.
+
+    Returns:
+      float32 [n, 4] in the same form, cut off at the frame; boxes outside it are zeros.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    top, left, bottom, right = boxes.T
+    frame_height, frame_width = crop.bottom - crop.top, crop.right - crop.left
+    rows = np.clip((np.stack([top, bottom]) - crop.top) / frame_height, 0, 1)
+    columns = np.clip((np.stack([left, right]) - crop.left) / frame_width, 0, 1)
+    if crop.flip:
+        columns = 1 - columns[::-1]
+    moved = np.stack([rows[0], columns[0], rows[1], columns[1]], axis=1)
+    visible = (rows[1] > rows[0]) & (columns[1] > columns[0])
+    return np.where(visible[:, None], moved, 0).astype(np.float32)
+
+
+def pad_boxes(
+    boxes: Shaped[np.ndarray, "..."] | Sequence,
+    labels: Shaped[np.ndarray, "..."] | Sequence,
+) -> tuple[Float[np.ndarray, "count 4"], Int[np.ndarray, " count"]]:
+    """Brings boxes to one number, without those that a crop has left out.
+
+    Args:
+      boxes: [n, 4]; zeros are no box.
+      labels: Their classes, [n].
+
+    Returns:
+      (boxes float32 [MAX_BOXES, 4], labels int32 [MAX_BOXES]), filled with zeros and
+      -1; of more than MAX_BOXES the first.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    labels = np.asarray(labels, np.int32).reshape(-1)
+    shown = np.flatnonzero(boxes.any(axis=1))[:MAX_BOXES]
+    result = np.zeros((MAX_BOXES, 4), np.float32), np.full(MAX_BOXES, -1, np.int32)
+    for padded, values in zip(result, (boxes, labels), strict=True):
+        padded[: len(shown)] = values[shown]
+    return result
+
+
+def _mirrored(array: np.ndarray, crop: Crop) -> np.ndarray:
+    return array[:, ::-1] if crop.flip else array
+
+
+def _pixels(crop: Crop, width: int, height: int) -> tuple[float, float, float, float]:
+    """The crop's edges in pixels, as Pillow wants them."""
+    return (
+        crop.left * width,
+        crop.top * height,
+        min(crop.right * width, width),
+        min(crop.bottom * height, height),
+    )

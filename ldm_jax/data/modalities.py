@@ -1,0 +1,394 @@
+"""What may come with an image: one row of MODALITIES per kind of side information.
+
+A row says everything about it: which file beside an image holds it, what prepared data
+sets call it, which flags of `sample.py` give it, how it is decoded, cropped and resized
+with the image, and how it is drawn. Folders, prepared data sets, transforms, sampling,
+previews and contact sheets read the table, so that a row is all there is to add. The
+config section `data.inputs` (`inputs.py`) then makes a model's condition of it; for a
+map of any kind by
+
+    inputs=dict(normals=dict(kind="map"))
+
+A kind of side information is usually one value of an example, under the name of its
+row. A row with several `keys` stands for as many values that belong together; as one
+value they are a tuple in the order of the keys.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm_jax.annotations import Float, Shaped
+from ldm_jax.data import draw
+from ldm_jax.data.crops import (
+    MAX_BOXES,
+    Crop,
+    Size,
+    crop_boxes,
+    crop_image,
+    pad_boxes,
+    resize_floats,
+    resize_image,
+    resize_labels,
+    resize_mask,
+)
+from ldm_jax.data.layout import parse_layout
+from ldm_jax.images import decode, decode_grey, decode_plane
+
+
+class Flag(NamedTuple):
+    """A flag of `sample.py` that gives a kind of side information.
+
+    Attributes:
+      name: Name of the flag.
+      help: What `--help` says of it.
+      form: How values are read, a row of `sampling.flag_values.FORMS`: "images" and
+        "arrays" are files or folders of them, "texts" are the values themselves.
+    """
+
+    name: str
+    help: str
+    form: str = "images"
+
+
+def _as_it_is(data: bytes, names: Sequence[str] | None) -> bytes:
+    return data
+
+
+# By identity, so that a row can be a key of a cache.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Modality:
+    """One kind of side information.
+
+    Attributes:
+      keys: Keys of an example that hold it; empty for the name of the row.
+      suffix: What takes the place of an image's suffix in the name of the file beside
+        it, as ".depth.png"; None where no file holds it.
+      parse: (bytes of that file, names of the classes of boxes) -> value.
+      prepared: Key -> what prepared data sets call it, the first that there is; dots
+        lead into nested features. A key that is not there is called as it is.
+      flags: Flags that give it, the usual one first; values of all are joined.
+      decode: (encoded bytes, path or array; least side in pixels, or None) -> PIL image
+        or array [H, W, ...], for `follow` and `fit`; None for what has no extent.
+      follow: (value, Crop, size) -> the value that goes with the image's crop; None for
+        what does not follow the image.
+      fit: The same for what a flag gives, where size and crop are those of a sample;
+        None for `follow`.
+      draw: (value, (height, width) in pixels, names of the classes of boxes) -> uint8
+        [height, width, 3]; None for what is not drawn.
+      kept: Whether `sample.py --npz` keeps it beside the samples.
+    """
+
+    keys: tuple[str, ...] = ()
+    suffix: str | None = None
+    parse: Callable[[bytes, Sequence[str] | None], Any] = _as_it_is
+    prepared: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+    decode: Callable[..., Any] | None = None
+    follow: Callable[[Any, Crop, Size], Any] | None = None
+    fit: Callable[[Any, Crop, Size], Any] | None = None
+    draw: Callable[[Any, tuple[int, int], Sequence[str]], np.ndarray] | None = None
+    kept: bool = True
+
+
+def keys_of(name: str) -> tuple[str, ...]:
+    """Lists the keys of an example that hold a modality.
+
+    Args:
+      name: Row of MODALITIES.
+
+    Returns:
+      The row's `keys`, or its name.
+    """
+    return MODALITIES[name].keys or (name,)
+
+
+def modality_of(key: str) -> str | None:
+    """Finds the modality that a key of an example belongs to.
+
+    Args:
+      key: Key of an example.
+
+    Returns:
+      Row of MODALITIES; None if there is none.
+    """
+    if key in MODALITIES and not MODALITIES[key].keys:
+        return key
+    return next((name for name, row in MODALITIES.items() if key in row.keys), None)
+
+
+def pack(name: str, example: Mapping[str, Any]) -> Any:
+    """Takes a modality out of an example.
+
+    Args:
+      name: Row of MODALITIES.
+      example: Dict by key.
+
+    Returns:
+      The value; of several keys a tuple with None for what is missing. None if the
+      example lacks the first key.
+    """
+    first, *others = keys_of(name)
+    value = example.get(first)
+    if value is None or not others:
+        return value
+    return (value, *(example.get(key) for key in others))
+
+
+def unpack(name: str, value: Any) -> dict[str, Any]:
+    """Makes the part of an example that holds a value: the inverse of `pack`.
+
+    Args:
+      name: Row of MODALITIES.
+      value: Its value; of several keys a tuple.
+
+    Returns:
+      Dict of key -> value.
+    """
+    keys = keys_of(name)
+    return dict(zip(keys, value if len(keys) > 1 else (value,), strict=True))
+
+
+def as_text(data: Any) -> Any:
+    """Decodes bytes that are text.
+
+    Args:
+      data: Anything.
+
+    Returns:
+      str for bytes in UTF-8; all else, such as encoded images, as it is.
+    """
+    try:
+        return data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        return data
+
+
+def decode_labels(
+    data: Any, least_side: int | None = None
+) -> Shaped[np.ndarray, "height width"]:
+    """Decodes a map of one channel as it is; for a row's `decode`.
+
+    Args:
+      data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
+      least_side: Not used.
+
+    Returns:
+      Array [H, W] of the file's own numbers.
+
+    Raises:
+      DecodeError: If it cannot be read or has several channels.
+    """
+    del least_side
+    return decode_plane(data)
+
+
+def decode_depth(
+    data: Any, least_side: int | None = None
+) -> Float[np.ndarray, "height width 1"]:
+    """Decodes a map of one channel to floats; for a row's `decode`.
+
+    Args:
+      data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
+      least_side: Not used.
+
+    Returns:
+      float32 [H, W, 1]; integers are divided by the largest number of their type.
+
+    Raises:
+      DecodeError: If it cannot be read or has several channels.
+    """
+    plane = decode_plane(data)
+    top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
+    return (plane.astype(np.float32) / np.float32(top))[..., None]
+
+
+def decode_vectors(
+    data: Any, least_side: int | None = None
+) -> Float[np.ndarray, "height width channels"]:
+    """Decodes a map of several channels, such as surface normals, to floats.
+
+    Args:
+      data: Encoded bytes or a path of an image in colour, whose bytes stand for
+        [-1, 1]; or an array, uint8 likewise, floats [H, W, C] as they are.
+      least_side: See `images.decode`.
+
+    Returns:
+      float32 [H, W, C].
+
+    Raises:
+      DecodeError: If it cannot be read.
+    """
+    if isinstance(data, np.ndarray) and data.dtype.kind == "f":
+        return data.astype(np.float32)
+    return np.asarray(decode(data, least_side), np.float32) / np.float32(127.5) - 1
+
+
+def _decode_mask(data: Any, least_side: int | None = None) -> np.ndarray:
+    return decode_grey(data)
+
+
+def _captions(data, names):
+    lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    lines = [line for line in lines if line] or [""]
+    return lines[0] if len(lines) == 1 else lines
+
+
+def _layout(data, names):
+    return parse_layout(json.loads(data), names)
+
+
+def _follow_label(label, crop, size):
+    return np.int32(label)
+
+
+def _follow_caption(caption, crop, size):
+    if isinstance(caption, str | bytes):
+        return as_text(caption)
+    return [as_text(one) for one in caption]
+
+
+def _follow_layout(layout, crop, size):
+    boxes, labels = layout
+    boxes = crop_boxes(boxes, crop)
+    return pad_boxes(boxes, np.zeros(len(boxes), int) if labels is None else labels)
+
+
+def _fit_layout(layout, crop, size):
+    if len(layout[0]) > MAX_BOXES:
+        raise ValueError(
+            f"a layout has {len(layout[0])} objects; give at most {MAX_BOXES}"
+        )
+    return _follow_layout(layout, crop, size)
+
+
+def _fit_mask(mask, crop, size):
+    mask = resize_mask(mask, crop, size)
+    if not mask.any():
+        raise ValueError(
+            "leaves nothing to fill: it must be white there and black elsewhere"
+        )
+    return mask
+
+
+# What may come with an image, by name.
+MODALITIES = {
+    "image": Modality(
+        flags=(
+            Flag(
+                "image",
+                "Images to start from (--strength, --invert), to inpaint (--mask), or "
+                "to condition on, where the model takes one.",
+            ),
+        ),
+        decode=decode,
+        follow=resize_image,
+        draw=draw.draw_image,
+        # As "reference".
+        kept=False,
+    ),
+    "label": Modality(
+        flags=(
+            Flag(
+                "labels", "Classes by name or number; all of them by default.", "labels"
+            ),
+        ),
+        follow=_follow_label,
+    ),
+    "caption": Modality(
+        # One caption per line; of several, one is drawn in each epoch.
+        suffix=".txt",
+        parse=_captions,
+        prepared={"caption": ("caption", "captions.text")},
+        flags=(
+            Flag("prompt", "A caption; may be repeated.", "texts"),
+            Flag("prompts_file", "Text files, one caption per line.", "lines"),
+        ),
+        follow=_follow_caption,
+    ),
+    "layout": Modality(
+        keys=("boxes", "box_labels"),
+        # `[{"label": 3, "box": [ymin, xmin, ymax, xmax]}]`; see `layout.parse_layout`.
+        suffix=".json",
+        parse=_layout,
+        prepared={
+            # OpenImages has "objects" besides, which are labels of the whole image.
+            "boxes": ("bobjects.bbox", "objects.bbox"),
+            "box_labels": ("bobjects.label", "objects.label"),
+        },
+        flags=(
+            Flag(
+                "layout",
+                'JSON files of boxes: [{"label": 3, "box": [ymin, xmin, ymax, xmax]}, '
+                "...] in [0, 1], a label as number or name; or lists of such lists.",
+                "layouts",
+            ),
+        ),
+        follow=_follow_layout,
+        fit=_fit_layout,
+        draw=draw.draw_layout,
+    ),
+    "segmentation": Modality(
+        # One channel, the class of each pixel.
+        suffix=".segmentation.png",
+        prepared={
+            "segmentation": ("segmentation", "segmentation_mask", "segmentation_label")
+        },
+        flags=(Flag("segmentation", "Maps of one channel, the class of each pixel."),),
+        decode=decode_labels,
+        follow=resize_labels,
+        draw=draw.draw_labels,
+    ),
+    "depth": Modality(
+        # One channel of any depth of bits.
+        suffix=".depth.png",
+        prepared={"depth": ("depth", "depth_map")},
+        flags=(Flag("depth", "Maps of one channel, of any depth of bits."),),
+        decode=decode_depth,
+        follow=resize_floats,
+        draw=draw.draw_grey,
+    ),
+    "mask": Modality(
+        # Bright where the image is to be filled.
+        suffix=".mask.png",
+        flags=(Flag("mask", "Masks, white where --image is to be inpainted."),),
+        decode=_decode_mask,
+        follow=resize_mask,
+        fit=_fit_mask,
+        draw=draw.draw_mask,
+        # As "mask", where the model or the sampler has filled it.
+        kept=False,
+    ),
+    "low_res": Modality(
+        # A small version of the same image, which keeps its own resolution.
+        suffix=".low_res.png",
+        flags=(Flag("low_res", "Small images to enlarge."),),
+        decode=decode,
+        follow=crop_image,
+        fit=resize_image,
+        draw=draw.draw_image,
+        kept=False,
+    ),
+    # Another image, under the key of the input; it follows no crop.
+    "style": Modality(
+        flags=(Flag("style", "Images whose look samples take."),),
+        decode=decode,
+        fit=resize_image,
+        draw=draw.draw_image,
+        kept=False,
+    ),
+    # Arrays, under the key of the input: embeddings.
+    "features": Modality(
+        flags=(
+            Flag(
+                "features",
+                "NumPy files [samples, ...] of a condition of another kind.",
+                "arrays",
+            ),
+        ),
+        kept=False,
+    ),
+}
