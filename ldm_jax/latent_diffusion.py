@@ -263,7 +263,7 @@ def named_keys(rng: Key[Array, ""], *names: str) -> dict[str, Key[Array, ""]]:
       *names: Their order and number decide the keys.
 
     Returns:
-      Name -> typed key.
+      Name -> typed key, a scalar.
     """
     return dict(zip(names, jax.random.split(rng, len(names)), strict=True))
 

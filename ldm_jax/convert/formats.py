@@ -20,12 +20,12 @@ class Options(NamedTuple):
     """What the command line may add to what a file says.
 
     Attributes:
-      config: Path of the original's YAML.
+      config: Path of CompVis' YAML.
       raw: Leave out the moving average; of two sets of weights, take the trained ones.
       step: Checkpoint of a workdir; the newest by default.
       num_heads: Attention heads everywhere.
       head_channels: Channels of a head everywhere.
-      prediction_type: What the U-Net predicts.
+      prediction_type: What the U-Net predicts, a row of PREDICTION_TYPES.
       image_size: Side of the images.
     """
 
@@ -52,16 +52,22 @@ class Format(NamedTuple):
     write: Callable
 
 
-def convert(source, target, to=None, options=None, log=print):
+def convert(
+    source: str | pathlib.Path,
+    target: str | pathlib.Path,
+    to: str | None = None,
+    options: Options | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
     """Converts a model.
 
     Args:
       source: File or folder of any format.
-      target: Where it goes; must not exist, nor hold checkpoints. The original's YAML
-        goes beside it.
-      to: Row of FORMATS; by default the original's for a target that is named like a
-        file of weights, diffusers' for a source that is a workdir, else ours.
-      options: Options.
+      target: Where it goes; must not exist, nor hold checkpoints. CompVis' YAML goes
+        beside it.
+      to: Row of FORMATS; by default CompVis' for a target that is named like a file of
+        weights, diffusers' for a source that is a workdir, else ours.
+      options: Options; None for those that a file says itself.
       log: Called with the lines to print.
 
     Raises:
@@ -116,7 +122,7 @@ def _read_compvis(path, options, log):
     weights = read_weights(path)
     if not compvis_read.recognise(weights.tensors):
         raise ConversionError(
-            f"{path} holds no model of the original's: its first key is "
+            f"{path} does not hold a model of CompVis: its first key is "
             f"{next(iter(weights.tensors))}; of diffusers, give the folder with its "
             "config.json"
         )
@@ -135,19 +141,19 @@ def _read_described(weights, options, log):
         return compvis_read.read(weights, params, options, log)
     except KeyError as error:
         raise ConversionError(
-            f"{options.config}: the YAML lacks {error.args[0]}: give the original's"
+            f"{options.config}: the YAML lacks {error.args[0]}: give CompVis' own"
         ) from error
     except (AttributeError, TypeError) as error:
         raise ConversionError(
             f"{options.config}: the YAML has a value of the wrong kind ({error}): give "
-            "the original's"
+            "CompVis' own"
         ) from error
 
 
 def _write_compvis(model, path, options, log):
     if path.suffix not in _SUFFIXES:
         raise ConversionError(
-            f"{path}: the original's format is a file: end its name in "
+            f"{path}: CompVis' format is a file: end its name in "
             + " or ".join(_SUFFIXES)
         )
     if options.raw:

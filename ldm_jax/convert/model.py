@@ -1,9 +1,10 @@
-"""A trained model on its way from one format to another, in our terms."""
+"""A trained model on its way from one format to another, as a workdir describes it."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ class Model:
 
     @property
     def scaling_factor(self) -> float:
-        """The statistics in formats that have one factor for all channels.
+        """The statistics in formats that have one factor for all channels, a scalar.
 
         Raises:
           ConversionError: If they are more than that.
@@ -74,8 +75,21 @@ class Model:
             yield f"{name}: {size:,} parameters{average}"
 
 
-def autoencoder_config(section, image_size, discriminator=None):
-    """The config of a first stage; `discriminator` is its section, if there is one."""
+def autoencoder_config(
+    section: dict[str, Any],
+    image_size: int | None,
+    discriminator: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The config of a first stage.
+
+    Args:
+      section: Its section `first_stage`.
+      image_size: Side of the images; None where it does not matter.
+      discriminator: The section `discriminator`; None without one.
+
+    Returns:
+      Nested dict.
+    """
     config = dict(
         stage="autoencoder",
         seed=0,
@@ -86,7 +100,14 @@ def autoencoder_config(section, image_size, discriminator=None):
     return config | ({"discriminator": discriminator} if discriminator else {})
 
 
-def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **sections):
+def diffusion_config(
+    *,
+    image_size: int,
+    factor: int,
+    conditions: dict[str, Any],
+    guidance_scale: float = 1.0,
+    **sections: dict[str, Any],
+) -> dict[str, Any]:
     """The config of a second stage.
 
     Args:
@@ -97,7 +118,7 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
       **sections: `backbone`, `schedule` and the like.
 
     Returns:
-      Dict.
+      Nested dict.
     """
     # A model that ends in pure noise is sampled from there.
     zero = sections.get("schedule", {}).get("zero_terminal_snr", False)
@@ -120,8 +141,15 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
     return config | sections
 
 
-def first_stage_shapes(config):
-    """Shapes of the parameters of the autoencoder that a config describes."""
+def first_stage_shapes(config: Mapping[str, Any]) -> Any:
+    """Shapes of the parameters of the autoencoder that a config describes.
+
+    Args:
+      config: Config of a first stage.
+
+    Returns:
+      Tree of ShapeDtypeStructs.
+    """
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
     images = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
@@ -129,15 +157,27 @@ def first_stage_shapes(config):
     return variables.get("params", {})
 
 
-def discriminator_shapes(config):
-    """Shapes of {"params", "batch_stats"} of the discriminator in a config."""
+def discriminator_shapes(config: Mapping[str, Any]) -> Any:
+    """Shapes of the variables of the discriminator that a config describes.
+
+    Args:
+      config: Config of a first stage with a `discriminator`.
+
+    Returns:
+      {"params", "batch_stats"}, trees of ShapeDtypeStructs.
+    """
     module = PatchDiscriminator(**config["discriminator"])
     channels = config["first_stage"].get("image_channels", 3)
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
+def make_diffusion(
+    config: Mapping[str, Any],
+    first_stage: Mapping[str, Any] | None = None,
+    channels: int = 3,
+    num_classes: int | None = None,
+) -> latent_diffusion.LatentDiffusion:
     """Builds the modules of a second stage.
 
     Args:
@@ -174,13 +214,18 @@ def make_unet(section: Mapping[str, Any]) -> UNet:
     kind = section.get("kind", "unet")
     if kind != "unet":
         raise ConversionError(
-            f"backbone.kind={kind} cannot be said in other formats, which have U-Nets "
-            "alone"
+            f"backbone.kind={kind} cannot be written in other formats, which have "
+            "U-Nets alone: keep it as a workdir"
         )
     return make_backbone(section, out_channels=1)
 
 
-def diffusion_shapes(config, first_stage, channels, examples):
+def diffusion_shapes(
+    config: Mapping[str, Any],
+    first_stage: Mapping[str, Any] | None,
+    channels: int,
+    examples: Mapping[str, Any],
+) -> dict[str, Any]:
     """Shapes of the parameters that a second stage trains.
 
     Args:
@@ -203,8 +248,15 @@ def diffusion_shapes(config, first_stage, channels, examples):
     )
 
 
-def full_section(module):
-    """All fields of a module that say what it computes, as a config section."""
+def full_section(module: nn.Module) -> dict[str, Any]:
+    """All fields of a module that say what it computes.
+
+    Args:
+      module: Linen module.
+
+    Returns:
+      Config section, the fields that the module leaves to defaults included.
+    """
     names = [field.name for field in dataclasses.fields(module)]
     section = {name: getattr(module, name) for name in names}
     return _without(section, "parent", "name", "dtype", "remat", "out_channels")
@@ -239,23 +291,34 @@ def first_stage_row(
     return kind, table[kind]
 
 
-def require_nearest(section):
-    """Raises ConversionError for a codebook that other formats would look up wrongly.
+def require_nearest(section: Mapping[str, Any]) -> None:
+    """Checks that other formats look up a codebook as the first stage does.
 
     Args:
       section: Config section of a first stage.
+
+    Raises:
+      ConversionError: If its quantiser takes another code than the nearest.
     """
     quantizer = section.get("quantizer", "nearest")
     if quantizer != "nearest":
         raise ConversionError(
-            f"first_stage.quantizer={quantizer} cannot be said in other formats, which "
-            "take the nearest code: only a first stage trained with "
-            "quantizer=nearest can be written"
+            f"first_stage.quantizer={quantizer} cannot be written in other formats, "
+            "which take the nearest code: only a first stage trained with "
+            "quantizer=nearest can be"
         )
 
 
-def cast(array, dtype):
-    """An array that takes on another type when it is used."""
+def cast(array: Any, dtype: np.dtype) -> Any:
+    """Changes the type of an array once it is used, so that no copy waits in memory.
+
+    Args:
+      array: NumPy array or Tensor of any shape.
+      dtype: The type that it is to have.
+
+    Returns:
+      The array itself where it is of that type, else a Tensor of the same shape.
+    """
     if array.dtype == dtype:
         return array
     return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype))
@@ -265,7 +328,9 @@ def cast(array, dtype):
 _TOKENIZERS = {30522: "bert-base-uncased", 49408: "openai/clip-vit-large-patch14"}
 
 
-def inputs_for(conditions, factor):
+def inputs_for(
+    conditions: Mapping[str, Mapping[str, Any]], factor: int
+) -> dict[str, dict[str, Any]]:
     """Says how each condition's input is made.
 
     Args:
@@ -307,7 +372,7 @@ def _layout(entry, factor):
 
 def _masked_image(entry, factor):
     del factor
-    # The hole is grey in Stable Diffusion and black in the original's own model.
+    # Masked pixels are grey in Stable Diffusion and black in CompVis' own model.
     fill = 0.0 if entry["mask_first"] else -1.0
     return dict(kind="masked_image", style="mixed", fill=fill)
 

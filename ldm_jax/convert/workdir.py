@@ -1,7 +1,7 @@
 """Our own format: the workdir of a run, as training writes it and sampling reads it.
 
 A converted second stage has its first stage inside, in `first_stage/`, so that the
-folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our
+folder can be moved as a whole. `origin.json` and `origin.safetensors` hold what our
 networks have no place for; exporting puts it back.
 """
 
@@ -27,12 +27,19 @@ from ldm_jax.weights.files import read_json, read_weights, write_json, write_wei
 _FIRST_STAGE = "first_stage"
 
 
-def is_workdir(folder):
-    """Whether a folder is the workdir of a run."""
+def is_workdir(folder: str | pathlib.Path) -> bool:
+    """Whether a folder is the workdir of a run.
+
+    Args:
+      folder: Path, of whatever may be there.
+
+    Returns:
+      True if there are checkpoints in it.
+    """
     return (pathlib.Path(folder) / "checkpoints").is_dir()
 
 
-def write(model, folder):
+def write(model: Model, folder: str | pathlib.Path) -> None:
     """Writes a model as a workdir.
 
     Args:
@@ -95,7 +102,7 @@ def _second_stage_meta(model):
     }
 
 
-def read(folder, step=None):
+def read(folder: str | pathlib.Path, step: int | None = None) -> Model:
     """Reads a workdir.
 
     Args:

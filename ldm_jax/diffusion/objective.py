@@ -88,7 +88,7 @@ class Objective:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
-    def init(self, schedule: NoiseSchedule) -> dict[str, Array]:
+    def init(self, schedule: NoiseSchedule) -> dict[str, Float[Array, " levels"]]:
         """Makes the parameters that the objective trains.
 
         Args:

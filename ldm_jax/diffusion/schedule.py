@@ -133,11 +133,11 @@ class NoiseSchedule:
         The inverse of `between`, for levels beyond the table with its nearest timestep.
 
         Args:
-          alpha: Any positive multiple of the scale of the signal; one for all or each.
-          sigma: The same multiple of the scale of the noise.
+          alpha: Any positive multiple of the scale of the signal, a scalar or [N].
+          sigma: The same multiple of the scale of the noise, [N].
 
         Returns:
-          SchedulePoint of float64, timesteps included.
+          SchedulePoint of float64 [N], timesteps included.
         """
         total = alpha**self.power + sigma**self.power
         noise = sigma**self.power / total

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax.annotations import Array, Shaped
 from ldm_jax.batches import Data
 from ldm_jax.config import choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
@@ -25,7 +26,7 @@ LATENT_STATISTICS = {"scalar": None, "per_channel": (0, 1, 2)}
 def measure_statistics(
     model: Any,
     params: Any,
-    batches: Iterable[Mapping[str, jax.Array]],
+    batches: Iterable[Mapping[str, Shaped[Array, " batch *shape"]]],
     mesh: Mesh,
     kind: str = "scalar",
 ) -> LatentStatistics:
@@ -38,7 +39,7 @@ def measure_statistics(
     Args:
       model: LatentDiffusion or LatentClassifier.
       params: Weights of the first stage.
-      batches: Global batches with "image"; at least one.
+      batches: Global batches with "image" [B, H, W, C]; at least one.
       mesh: Mesh of the batches.
       kind: Row of LATENT_STATISTICS: "scalar" for 1 / standard deviation of all values
         and a shift of 0, as in the paper; "per_channel" for mean and standard
@@ -234,7 +235,9 @@ def _same_statistics(section, given, first, meta):
     return theirs if given is None else given
 
 
-def check_same_first_stage(found: Mapping[str, Any], recorded: Mapping[str, Any]):
+def check_same_first_stage(
+    found: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> None:
     """Checks that a first stage makes the latents that a run began with.
 
     Args:

@@ -74,7 +74,9 @@ def test_heads_that_the_original_cannot_say_are_named(heads):
 def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
     model = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
     for write in (first_stage_yaml, config.first_stage_config):
-        with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
+        with pytest.raises(
+            ConfigError, match=f"quantizer={quantizer} cannot be written"
+        ):
             write(model)
 
 
