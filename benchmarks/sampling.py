@@ -93,6 +93,12 @@ def make_models(size):
     load(torch_first, layout.autoencoder_rows(first), first_params)
     weights = jax.tree.map(jnp.asarray, {"backbone": params, "first": first_params})
 
+    options = generate.SampleOptions(
+        num_steps=STEPS,
+        size=(8 * height, 8 * height),
+        guidance=generate.GuidanceOptions(scale=SCALE),
+    )
+
     def draw(model, weights, tokens, keys):
         return generate.sample_images(
             model,
@@ -103,9 +109,7 @@ def make_models(size):
             },
             {"tokens": tokens},
             keys,
-            latent_shape=(height, height, 4),
-            num_steps=STEPS,
-            guidance_scale=SCALE,
+            options,
         )
 
     draw = jax.jit(draw, static_argnums=0)

@@ -436,7 +436,8 @@ def shrink_diffusion(config: ConfigDict) -> None:
       config: ConfigDict, changed in place.
     """
     shrink_train(config)
-    _shrink(config.conditions, _TINY_CONDITIONS)
+    for entry in config.conditions.values():
+        _shrink_condition(entry)
     _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
     config.backbone.update(_TINY_BACKBONES.get(config.backbone.kind, {"tiny": True}))
     config.sample.num_steps = 4
@@ -464,6 +465,21 @@ def _shrink(section, table):
                     entry[key] = value
 
 
+def _shrink_condition(entry):
+    """Lowers the numbers that an entry sets; what may follow from others is unset."""
+    for option, most in _TINY_CONDITION.items():
+        if entry.get(option) is not None:
+            entry[option] = min(entry[option], most)
+    unset = ["vocab_size", "max_length", "null_ids"]
+    if entry.get("slot") == "vector":
+        # As wide as the toy of the backbone has it.
+        unset.append("features")
+    for option in unset:
+        if entry.get(option) is not None:
+            with entry.ignore_type():
+                entry[option] = None
+
+
 # The fields of a toy by kind of backbone, where they are written out to be changed
 # further; `tiny` takes those that the kind itself has for a toy.
 _TINY_BACKBONES = {
@@ -477,17 +493,9 @@ _TINY_BACKBONES = {
         dtype="float32",
     )
 }
-# Conditions of a toy, by kind; what is None is filled in from the tokenizer.
-_TOKENS = dict(features=32, num_layers=1)
-_TINY_CONDITIONS = {
-    "class_label": dict(num_classes=8, features=32),
-    "text": dict(_TOKENS, vocab_size=None, max_length=None, null_ids=None),
-    "layout": dict(_TOKENS, vocab_size=80, max_length=14),
-    "spatial": dict(num_stages=1, num_classes=9),
-    # As wide as the toy of the backbone has it.
-    "clip_image": dict(features=None),
-}
-# And what is made of the data set `shapes` for them; its boxes stand for a feature.
+# The largest numbers of a toy's conditions; `shapes` has 8 classes and a background.
+_TINY_CONDITION = dict(features=32, num_layers=1, num_stages=1, num_classes=9)
+# What is made of the data set `shapes` for conditions; its boxes stand for a feature.
 _TINY_INPUTS = {
     "caption": dict(tokenizer="shapes", max_length=16),
     "layout": dict(vocab_size=80, max_objects=4),

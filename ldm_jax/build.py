@@ -1,15 +1,17 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
-from ldm_jax.config import Section, build, choose, to_dict
+from ldm_jax.config import Section, build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.objective import Objective
+from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
@@ -58,16 +60,13 @@ def make_backbone(section: Section, out_channels: int) -> nn.Module:
     return build(kind, fields, "backbone", out_channels=out_channels)
 
 
-# Options of entries that follow from the tokenizer, or from the layout's encoding.
-_OF_TOKENS = ("vocab_size", "max_length", "null_ids")
-
-
-def fill_conditions(config, backbone, num_classes):
+def fill_conditions(
+    config: Any, backbone: nn.Module, num_classes: int | None
+) -> dict[str, dict[str, Any]]:
     """Completes what entries leave open.
 
-    The classes of a label follow from the data set, the ids of `text`, `clip_text` and
-    `layout` from the entry of `data.inputs` under the same key, and the width of a
-    vector from the backbone.
+    What follows from the data set, from the entry of `data.inputs` under the same key
+    and from the backbone, each kind says itself: see `ldm_jax.conditioners`.
 
     Args:
       config: ConfigDict with `conditions` and `data`.
@@ -78,23 +77,25 @@ def fill_conditions(config, backbone, num_classes):
       Batch key -> entry, plain dicts; entries of the kind "none" are left out.
 
     Raises:
-      ConfigError: If something is open that nothing says.
+      ConfigError: If something is open that follows from nothing.
     """
     entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
     entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
     inputs = config.data.get("inputs") or {}
     for key, entry in entries.items():
-        kind = entry.get("kind")
-        if kind == "class_label":
-            _fill_label(key, entry, num_classes)
-        if kind in ("text", "clip_text", "layout"):
-            _fill_tokens(key, entry, inputs.get(key) or {})
-        if kind in ("class_label", "clip_image") and entry.get("slot") == "vector":
-            entry["features"] = entry.get("features") or backbone.vector_width
+        # An unknown kind is refused where the conditioner is made.
+        kind = CONDITIONERS.get(entry.get("kind"))
+        if "num_classes" in getattr(kind, "from_dataset", ()):
+            _fill_num_classes(key, entry, num_classes)
+        if hasattr(kind, "from_input"):
+            _fill_from_input(key, entry, kind, inputs.get(key) or {})
+        if entry.get("slot", getattr(kind, "slot", None)) == "vector":
+            for option in getattr(kind, "from_backbone", ()):
+                entry[option] = entry.get(option) or backbone.vector_width
     return entries
 
 
-def _fill_label(key, entry, num_classes):
+def _fill_num_classes(key, entry, num_classes):
     if entry.get("num_classes") is None:
         if not num_classes:
             raise ConfigError(
@@ -109,33 +110,26 @@ def _fill_label(key, entry, num_classes):
         )
 
 
-def _fill_tokens(key, entry, given):
-    """Completes the options of ids from the input that delivers them."""
-    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
-    options = {f.name: f.default for f in fields if f.name in _OF_TOKENS}
-    open_ = [
+def _fill_from_input(key, entry, kind, given):
+    """Completes the options that follow from the input that delivers a condition."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    unset = [
         name
-        for name, default in options.items()
-        if entry.get(name, default) in (None, dataclasses.MISSING)
+        for name in kind.from_input
+        if entry.get(name, defaults[name]) in (None, dataclasses.MISSING)
     ]
-    if not open_:
+    if not unset:
         return
-    for name, value in _token_options(key, entry, open_[0], given).items():
-        if name in options and entry.get(name) is None:
-            entry[name] = value
-
-
-def _token_options(key, entry, option, given):
-    """What an input says of its ids."""
-    kind = "layout" if entry["kind"] == "layout" else "caption"
-    if given.get("kind") != kind:
+    if given.get("kind") != kind.input_kind:
         raise ConfigError(
-            f"conditions.{key}.{option} is unset: give it, or the input that it "
-            f"follows from, data.inputs.{key} of kind {kind!r}"
+            f"conditions.{key}.{unset[0]} is unset: give it, or the input that it "
+            f"follows from, data.inputs.{key} of kind {kind.input_kind!r}"
         )
     made = make_inputs({key: given})[key]
-    ids = made if kind == "layout" else made.tokenizer
-    return {name: getattr(ids, name) for name in _OF_TOKENS if hasattr(ids, name)}
+    source = getattr(made, "tokenizer", made)
+    for name in kind.from_input:
+        if entry.get(name) is None:
+            entry[name] = getattr(source, name)
 
 
 def make_model(
@@ -178,10 +172,43 @@ def make_model(
     return model
 
 
-def sample_options(config, model):
-    """Reads the `sample` section; a model without conditions is not guided."""
+def sample_options(
+    config: ConfigDict,
+    model: LatentDiffusion,
+    given: Mapping[str, Any] | None = None,
+    size: tuple[int | None, int | None] = (None, None),
+) -> SampleOptions:
+    """Reads the `sample` section, with what is given over it.
+
+    A model without conditions is not guided, and another sampler than the section's
+    does not inherit its `eta`.
+
+    Args:
+      config: ConfigDict with `data` and `sample`.
+      model: LatentDiffusion.
+      given: Rows of `sample_options.NAMES` -> values; None is the section's.
+      size: (height, width) of the images in pixels; None is that of training.
+
+    Returns:
+      SampleOptions.
+
+    Raises:
+      ConfigError: On an unknown name or a value out of its range.
+    """
     options = to_dict(config.sample)
-    return options if model.conditioner.entries else options | {"guidance_scale": 1.0}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if given.get("sampler", options.get("sampler")) != options.get("sampler"):
+        options["eta"] = None
+    if not model.conditioner.entries:
+        options["guidance_scale"] = 1.0
+    options |= given
+    check_names(options, NAMES, "sample")
+    side = config.data.image_size
+    size = tuple(side if length is None else length for length in size)
+    try:
+        return from_flat(options, size)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from error
 
 
 def _check_sizes(model, image_size):

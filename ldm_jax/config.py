@@ -53,9 +53,7 @@ def build(
     section = to_dict(section)
     parameters = inspect.signature(constructor).parameters
     known = [k for k in parameters if k not in given and k not in ("parent", "name")]
-    for key in section:
-        if key not in known:
-            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+    check_names(section, known, name)
     for key in known:
         missing = parameters[key].default is inspect.Parameter.empty
         if missing and key not in section:
@@ -64,6 +62,22 @@ def build(
         return constructor(**section, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def check_names(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
+    """Checks that a section holds no key beyond those that are known.
+
+    Args:
+      section: Mapping with the section's keys.
+      known: Keys that it may have.
+      name: What the section is called, for the message.
+
+    Raises:
+      ConfigError: On an unknown key, with the one that may be meant.
+    """
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
 
 
 def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
@@ -195,6 +209,7 @@ def _upgrade_paths(train):
 
 
 def _today(path):
+    """A path of parameters, or a pattern of such, with today's name of the network."""
     return re.sub(r"\bunet(?=$|/)", "backbone", path)
 
 

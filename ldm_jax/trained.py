@@ -24,7 +24,7 @@ from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.identity import identity_of
 from ldm_jax.sharding import named_leaves
-from ldm_jax.weights.lpips import load_lpips
+from ldm_jax.weights.lpips import read_lpips
 
 
 class TrainedClassifier(NamedTuple):
@@ -284,6 +284,7 @@ def load_model(
     decoder: Folder | None = None,
     classifier: Folder | None = None,
     lpips: str | None = None,
+    data_dir: str | None = None,
 ) -> Trained:
     """Loads a trained second stage and the first stage it was trained on.
 
@@ -296,6 +297,7 @@ def load_model(
         instead.
       classifier: Workdir of a classifier of the same latents, for classifier guidance.
       lpips: File of LPIPS' weights, or two with a comma between, for image guidance.
+      data_dir: Where prepared data sets lie; as in training by default.
 
     Returns:
       A Trained.
@@ -311,6 +313,8 @@ def load_model(
             f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
             "needs a diffusion run"
         )
+    if data_dir:
+        config.data.data_dir = data_dir
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
     first = load_first_stage(folder, recorded and recorded["step"])
@@ -336,7 +340,7 @@ def load_model(
         first_stage=where,
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
-        lpips=lpips and load_lpips(*lpips.split(",")),
+        lpips=lpips and read_lpips(lpips, "--guide_lpips"),
     )
 
 

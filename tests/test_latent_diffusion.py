@@ -18,10 +18,11 @@ from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
 from ldm_jax.diffusion.solve import normal
-from ldm_jax.generate import invert_latents
+from ldm_jax.generate import SampleOptions, invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
+from tests.common import options_and_given
 
 BATCH, SIZE = 4, 16
 SCHEDULE = make_schedule()
@@ -283,25 +284,26 @@ def test_loss_does_not_depend_on_the_devices(batch, frozen):
 # Sampling.
 
 
-def draw(model, rngs, inputs, *, num_steps=4, **options):
-    options = {"latent_shape": (8, 8, 2), "num_steps": num_steps} | options
-    sample = functools.partial(generate.sample_latents, model, **options)
-    return jax.jit(lambda params, inputs, rngs: sample(params, inputs, rngs))(
+def sample(model, params, inputs, rngs, gradient_guidance=None, **options):
+    """`sample_latents` of 8 x 8 latents in few steps, with the options by name."""
+    options, given = options_and_given(**{"size": (16, 16), "num_steps": 4} | options)
+    return generate.sample_latents(
+        model, params, inputs, rngs, options, given, gradient_guidance
+    )
+
+
+def draw(model, rngs, inputs, **options):
+    run = functools.partial(sample, model, **options)
+    return jax.jit(lambda params, inputs, rngs: run(params, inputs, rngs))(
         draw_params(model), inputs, rngs
     )
 
 
 def test_generate_makes_images_of_its_keys(batch, frozen):
     model = make_model()
-    draw = jax.jit(
-        functools.partial(
-            generate.sample_images,
-            model,
-            latent_shape=(8, 8, 2),
-            num_steps=3,
-            guidance_scale=2.5,
-        )
-    )
+    guidance = generate.GuidanceOptions(scale=2.5)
+    options = SampleOptions(num_steps=3, size=(SIZE, SIZE), guidance=guidance)
+    draw = jax.jit(functools.partial(generate.sample_images, model, options=options))
     inputs = {"label": batch["label"]}
     images = draw(draw_params(model), frozen, inputs, keys(BATCH))
     assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == jnp.float32
@@ -353,9 +355,7 @@ def test_guidance_costs_what_it_must(batch, options, evaluations):
     def draw():
         params = init_params(model, batch | inputs)
         sizes.clear()
-        options_ = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
-        rngs = keys(BATCH)
-        return generate.sample_latents(model, params, inputs, rngs, **options_)
+        return sample(model, params, inputs, keys(BATCH), **options)
 
     with nn.intercept_methods(count):
         jax.eval_shape(draw)
@@ -369,23 +369,24 @@ def test_guidance_options_reach_the_sample(batch):
     def draw(scale):
         params = init_params(model, batch)
 
-        def sample(scale, **more):
+        def draw(scale, **more):
             inputs, rngs = {"label": batch["label"]}, keys(BATCH)
-            options = {"latent_shape": (8, 8, 2), "num_steps": 2} | more
-            return generate.sample_latents(
-                model, params, inputs, rngs, guidance_scale=scale, **options
-            )
+            more = {"guidance_scale": scale, "num_steps": 2} | more
+            return sample(model, params, inputs, rngs, **more)
+
+        def nothing(predict):
+            return lambda latents, point: (0 * latents, 0 * latents)
 
         return {
-            "plain": sample(1),
-            "traced": sample(scale),
-            "four": sample(4.0),
-            "dict": sample({"label": 4.0}),
+            "plain": draw(1),
+            "traced": draw(scale),
+            "four": draw(4.0),
+            "dict": draw({"label": 4.0}),
             # Of two steps, the last is at timestep 1.
-            "outside": sample(4.0, guidance_interval=(0.0, 0.0)),
-            "rescaled": sample(4.0, guidance_rescale=0.7),
-            "nothing to push away": sample(4.0, negative={"label": batch["label"]}),
-            "steered": sample(4.0, steer=lambda predict: lambda z, _: (0 * z, 0 * z)),
+            "outside": draw(4.0, guidance_interval=(0.0, 0.0)),
+            "rescaled": draw(4.0, guidance_rescale=0.7),
+            "nothing to push away": draw(4.0, negative={"label": batch["label"]}),
+            "guided": draw(4.0, gradient_guidance=nothing),
         }
 
     found = draw(1.0)
@@ -395,7 +396,7 @@ def test_guidance_options_reach_the_sample(batch):
     np.testing.assert_allclose(found["dict"], four, atol=1e-5)
     for other in (plain, found["rescaled"]):
         assert np.abs(other - four).max() > 1e-2
-    assert not found["steered"].any()
+    assert not found["guided"].any()
 
 
 def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
@@ -407,7 +408,9 @@ def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
         params = init_params(model, batch | {"style": style})
         arguments = (model, params, frozen, {"style": style}, keys(BATCH))
         return [
-            generate.sample_images(*arguments, latent_shape=(8, 8, 2), **more)
+            generate.sample_images(
+                *arguments, *options_and_given(size=(SIZE, SIZE), **more)
+            )
             for more in ({}, {"guidance_scale": 5.0, "negative": {"style": style}})
         ]
 
@@ -441,7 +444,7 @@ def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
         None, backbone=Oracle(prediction_type), objective=Objective(prediction_type)
     )
-    options = {"sampler": sampler, "num_steps": 100, "latent_shape": (32, 32, 2)}
+    options = {"sampler": sampler, "num_steps": 100, "size": (64, 64)}
     latents = np.asarray(draw(model, keys(8), {}, **options))
     np.testing.assert_allclose(latents.mean(), 0.8, atol=0.03)
     # A hundred ancestral steps come out a little narrow; the error is of first order.
@@ -483,9 +486,10 @@ def test_every_hundredth_of_strength_is_a_step():
 def test_inverted_latents_are_found_again():
     model = make_model(None, backbone=Oracle("noise"))
     params, grid = draw_params(model), {"num_steps": 50, "spacing": "trailing"}
+    options = SampleOptions(**grid)
     known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
     noise = jax.jit(
-        lambda known: invert_latents(model, params, {}, known, iterations=6, **grid)
+        lambda known: invert_latents(model, params, {}, known, options, iterations=6)
     )(known)
     assert 0.8 < noise.std() < 1.25
     again = draw(model, keys(2), {}, noise=noise, **grid)
@@ -529,10 +533,8 @@ def test_generate_starts_from_images(batch, frozen):
         frozen,
         {},
         keys(BATCH),
-        images=batch["image"],
-        strength=0.05,
-        latent_shape=(8, 8, 2),
-        num_steps=20,
+        SampleOptions(strength=0.05, num_steps=20),
+        generate.Given(known=batch["image"]),
     )
     latents = encode(model, frozen, batch["image"])
     kept = decode(model, frozen, latents)
@@ -541,11 +543,9 @@ def test_generate_starts_from_images(batch, frozen):
 
 def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     model = make_model(backbone=UNET.clone(dtype=jnp.bfloat16))
-    options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
+    params = draw_params(make_model())
     latents = jax.eval_shape(
-        lambda: generate.sample_latents(
-            model, draw_params(make_model()), batch, keys(BATCH), **options
-        )
+        lambda: sample(model, params, batch, keys(BATCH), guidance_scale=2.0)
     )
     assert latents.dtype == jnp.float32
 
@@ -554,7 +554,10 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     "options, message",
     [
         ({"guidance_scale": 2.0}, "needs a model with conditions"),
-        ({"guidance_scale": {"label": 2.0}}, "no condition of this model: it has none"),
+        (
+            {"guidance_scale": {"label": 2.0}},
+            "not a condition of this model: it has none",
+        ),
         ({"guidance_interval": (0.9, 0.1)}, "0 <= low <= high <= 1"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be in"),
         ({"strength": 0.5}, "need images"),
@@ -569,11 +572,10 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     ],
 )
 def test_wrong_options_are_refused(options, message):
-    options = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
     with pytest.raises(ValueError, match=message) as error:
         params = {"backbone": {}, "conditioner": {}}
         model = make_model(None)
-        generate.sample_latents(model, params, {}, keys(1), **options)
+        sample(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)
 
 

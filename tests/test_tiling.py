@@ -311,17 +311,18 @@ def test_guided_pictures_larger_than_the_unets_size():
             {"first_stage": first, "statistics": LatentStatistics()},
             batch,
             rngs,
-            images=batch["image"],
-            latent_shape=batch["map"].shape[1:],
-            num_steps=2,
-            strength=0.5,
-            guidance_scale=3.0,
-            **options,
+            generate.SampleOptions(
+                num_steps=2,
+                strength=0.5,
+                guidance=generate.GuidanceOptions(scale=3.0),
+                **options,
+            ),
+            generate.Given(known=batch["image"]),
         )
 
     # Seven rows do not halve evenly; tiles do.
     batch, rngs = inputs(7), jax.random.split(jax.random.key(1), 2)
-    draw = jax.jit(functools.partial(draw_images, tile=4, decode_tile=8))
+    draw = jax.jit(functools.partial(draw_images, tile=8, decode_tile=8))
     images = draw(batch, rngs)
     assert images.shape == batch["image"].shape and np.isfinite(images).all()
     swapped = draw(jax.tree.map(lambda array: array[::-1], batch), rngs[::-1])

@@ -44,7 +44,8 @@ And class attributes say from where options come that an entry leaves open:
 - `from_dataset`: names of those that follow from the data set, of which there is
   `num_classes`;
 - `from_input`: names of those that follow from the entry of `data.inputs` under the
-  same key, and `input_kind`, the kind that this must have;
+  same key, as attributes of that input or of its tokenizer, and `input_kind`, the kind
+  that this must have;
 - `from_backbone`: names of those that in the slot "vector" are the width of the
   backbone's timestep embedding.
 """
@@ -57,8 +58,8 @@ from ldm_jax.conditioners.conditioner import (
     make_conditioner,
 )
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
-from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
-from ldm_jax.conditioners.tokens import ClipText, Layout, Text
+from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
+from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
 
 __all__ = [
     "CONDITIONERS",
@@ -68,8 +69,8 @@ __all__ = [
     "Conditioner",
     "Conditioning",
     "Encoded",
-    "Layout",
-    "MaskedImage",
+    "LayoutTokens",
+    "MaskedLatents",
     "Raw",
     "Spatial",
     "Text",

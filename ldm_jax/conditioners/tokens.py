@@ -21,7 +21,7 @@ class Tokens(TextEncoder):
     slot: str = "context"
 
     slots = ("context",)
-    from_input = ("vocab_size", "max_length", "null_ids")
+    from_input = ("vocab_size", "max_length")
 
     @nn.nowrap
     def check(self, ids: ArrayLike) -> None:
@@ -65,6 +65,7 @@ class Text(Tokens):
     null_ids: Sequence[int] = (101, 102, 0)
     frozen: bool = False
 
+    from_input = ("vocab_size", "max_length", "null_ids")
     input_kind = "caption"
     tower_name = ""  # The conditioner is its tower.
 
@@ -120,7 +121,7 @@ class ClipText(Text):
     frozen: bool = True
 
 
-class Layout(Tokens):
+class LayoutTokens(Tokens):
     """Boxes as tokens through a transformer; fields as in Tokens.
 
     The paper writes a layout as up to 30 objects of three tokens, the class and two

@@ -1,17 +1,21 @@
 """A trained model on its way from one format to another, as a workdir describes it."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_backbone, make_first_stage, make_model
+from ldm_jax.convert.condition_inputs import inputs_for
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -75,20 +79,42 @@ class Model:
             yield f"{name}: {size:,} parameters{average}"
 
 
+class Options(NamedTuple):
+    """What the command line may add to what a file says.
+
+    Attributes:
+      config: Path of CompVis's YAML.
+      raw: Leave out the moving average; of two sets of weights, take the trained ones.
+      step: Checkpoint of a workdir; the newest by default.
+      num_heads: Attention heads everywhere.
+      head_channels: Channels of a head everywhere.
+      prediction_type: What the U-Net predicts.
+      image_size: Side of the images.
+    """
+
+    config: str | os.PathLike | None = None
+    raw: bool = False
+    step: int | None = None
+    num_heads: int | None = None
+    head_channels: int | None = None
+    prediction_type: str | None = None
+    image_size: int | None = None
+
+
 def autoencoder_config(
-    section: dict[str, Any],
+    section: Mapping[str, Any],
     image_size: int | None,
-    discriminator: dict[str, Any] | None = None,
+    discriminator: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config of a first stage.
+    """Makes the config of a first stage.
 
     Args:
-      section: Its section `first_stage`.
-      image_size: Side of the images; None where it does not matter.
-      discriminator: The section `discriminator`; None without one.
+      section: Config section `first_stage`.
+      image_size: Side of the images; None where it is not known.
+      discriminator: Config section `discriminator`, None without.
 
     Returns:
-      Nested dict.
+      Dict.
     """
     config = dict(
         stage="autoencoder",
@@ -104,11 +130,11 @@ def diffusion_config(
     *,
     image_size: int,
     factor: int,
-    conditions: dict[str, Any],
+    conditions: Mapping[str, Any],
     guidance_scale: float = 1.0,
-    **sections: dict[str, Any],
+    **sections: Any,
 ) -> dict[str, Any]:
-    """The config of a second stage.
+    """Makes the config of a second stage.
 
     Args:
       image_size: Side of the images.
@@ -141,14 +167,14 @@ def diffusion_config(
     return config | sections
 
 
-def first_stage_shapes(config: Mapping[str, Any]) -> Any:
-    """Shapes of the parameters of the autoencoder that a config describes.
+def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Finds the shapes of a first stage's parameters.
 
     Args:
-      config: Config of a first stage.
+      config: Its config.
 
     Returns:
-      Tree of ShapeDtypeStructs.
+      Nested dict of ShapeDtypeStructs; {} if it has no parameters.
     """
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
@@ -157,14 +183,14 @@ def first_stage_shapes(config: Mapping[str, Any]) -> Any:
     return variables.get("params", {})
 
 
-def discriminator_shapes(config: Mapping[str, Any]) -> Any:
-    """Shapes of the variables of the discriminator that a config describes.
+def discriminator_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Finds the shapes of a discriminator's variables.
 
     Args:
-      config: Config of a first stage with a `discriminator`.
+      config: Config of a first stage, with a section `discriminator`.
 
     Returns:
-      {"params", "batch_stats"}, trees of ShapeDtypeStructs.
+      {"params", "batch_stats"}, nested dicts of ShapeDtypeStructs.
     """
     module = PatchDiscriminator(**config["discriminator"])
     channels = config["first_stage"].get("image_channels", 3)
@@ -225,8 +251,8 @@ def diffusion_shapes(
     first_stage: Mapping[str, Any] | None,
     channels: int,
     examples: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Shapes of the parameters that a second stage trains.
+) -> Mapping[str, Any]:
+    """Finds the shapes of the parameters that a second stage trains.
 
     Args:
       config: Its config.
@@ -249,13 +275,13 @@ def diffusion_shapes(
 
 
 def full_section(module: nn.Module) -> dict[str, Any]:
-    """All fields of a module that say what it computes.
+    """Lists all fields of a module that say what it computes.
 
     Args:
-      module: Linen module.
+      module: U-Net or first stage.
 
     Returns:
-      Config section, the fields that the module leaves to defaults included.
+      Config section, without "kind".
     """
     names = [field.name for field in dataclasses.fields(module)]
     section = {name: getattr(module, name) for name in names}
@@ -292,13 +318,13 @@ def first_stage_row(
 
 
 def require_nearest(section: Mapping[str, Any]) -> None:
-    """Checks that other formats look up a codebook as the first stage does.
+    """Refuses a codebook that the models of other formats would look up wrongly.
 
     Args:
       section: Config section of a first stage.
 
     Raises:
-      ConversionError: If its quantiser takes another code than the nearest.
+      ConversionError: If it is one.
     """
     quantizer = section.get("quantizer", "nearest")
     if quantizer != "nearest":
@@ -309,87 +335,18 @@ def require_nearest(section: Mapping[str, Any]) -> None:
         )
 
 
-def cast(array: Any, dtype: np.dtype) -> Any:
-    """Changes the type of an array once it is used, so that no copy waits in memory.
+def cast(
+    array: Shaped[np.ndarray, "..."] | Tensor, dtype: npt.DTypeLike
+) -> Shaped[np.ndarray, "..."] | Tensor:
+    """Casts an array when it is used.
 
     Args:
-      array: NumPy array or Tensor of any shape.
-      dtype: The type that it is to have.
+      array: Array of any shape, or one that is yet to be read.
+      dtype: Its type afterwards.
 
     Returns:
-      The array itself where it is of that type, else a Tensor of the same shape.
+      The array itself if it is of that type, else one that is yet to be cast.
     """
     if array.dtype == dtype:
         return array
     return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype))
-
-
-# By size of the vocabulary, what the published text encoders were trained with.
-_TOKENIZERS = {30522: "bert-base-uncased", 49408: "openai/clip-vit-large-patch14"}
-
-
-def inputs_for(
-    conditions: Mapping[str, Mapping[str, Any]], factor: int
-) -> dict[str, dict[str, Any]]:
-    """Says how each condition's input is made.
-
-    Args:
-      conditions: Config section, with the batch keys of `compvis_conditions`.
-      factor: Downsampling factor of the first stage; 1 where it lies elsewhere.
-
-    Returns:
-      Config section: batch key -> {"kind": ..., its options}. A class label needs none;
-      captions of an unknown vocabulary and small images for an unknown first stage have
-      none, as their tokenizer and their size are not known.
-    """
-    made = {
-        key: _MAKE[key](entry, factor)
-        for key, entry in conditions.items()
-        if key in _MAKE
-    }
-    return {key: section for key, section in made.items() if section}
-
-
-def _caption(entry, factor):
-    del factor
-    tokenizer, length = _TOKENIZERS.get(entry["vocab_size"]), entry["max_length"]
-    if tokenizer is None:
-        return None
-    section = dict(kind="caption", tokenizer=tokenizer, max_length=length)
-    if entry["kind"] == "clip_text" and entry.get("null_ids"):
-        # OpenCLIP, of Stable Diffusion 2, fills captions with zeros, where OpenAI's
-        # tokenizer repeats the end.
-        section["pad_id"] = entry["null_ids"][-1]
-    return section
-
-
-def _layout(entry, factor):
-    del factor
-    # Three tokens per object and two for the crop.
-    objects = (entry["max_length"] - 2) // 3
-    return dict(kind="layout", vocab_size=entry["vocab_size"], max_objects=objects)
-
-
-def _masked_image(entry, factor):
-    del factor
-    # Masked pixels are grey in Stable Diffusion and black in CompVis' own model.
-    fill = 0.0 if entry["mask_first"] else -1.0
-    return dict(kind="masked_image", style="mixed", fill=fill)
-
-
-def _low_res(entry, factor):
-    del entry
-    if factor == 1:
-        return None
-    return dict(kind="low_res", factor=factor, degradation="bsrgan_light")
-
-
-_MAKE = {
-    "caption": _caption,
-    "boxes": _layout,
-    "low_res": _low_res,
-    "segmentation": lambda entry, factor: dict(kind="segmentation"),
-    "masked_image": _masked_image,
-    "depth": lambda entry, factor: dict(kind="depth"),
-    "embedding": lambda entry, factor: dict(kind="feature", feature="embedding"),
-}

@@ -5,6 +5,7 @@ folder can be moved as a whole. `origin.json` and `origin.safetensors` hold what
 networks have no place for; exporting puts it back.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -27,19 +28,19 @@ from ldm_jax.weights.files import read_json, read_weights, write_json, write_wei
 _FIRST_STAGE = "first_stage"
 
 
-def is_workdir(folder: str | pathlib.Path) -> bool:
-    """Whether a folder is the workdir of a run.
+def is_workdir(folder: str | os.PathLike) -> bool:
+    """Recognises the workdir of a run.
 
     Args:
-      folder: Path, of whatever may be there.
+      folder: File or folder.
 
     Returns:
-      True if there are checkpoints in it.
+      Whether it is one.
     """
     return (pathlib.Path(folder) / "checkpoints").is_dir()
 
 
-def write(model: Model, folder: str | pathlib.Path) -> None:
+def write(model: Model, folder: str | os.PathLike) -> None:
     """Writes a model as a workdir.
 
     Args:
@@ -102,7 +103,7 @@ def _second_stage_meta(model):
     }
 
 
-def read(folder: str | pathlib.Path, step: int | None = None) -> Model:
+def read(folder: str | os.PathLike, step: int | None = None) -> Model:
     """Reads a workdir.
 
     Args:

@@ -87,7 +87,7 @@ def test_untold_inputs_are_null_or_negative():
 @pytest.mark.parametrize(
     "scale, negative, message",
     [
-        ({"mask": 2.0}, None, "'mask', which is no condition"),
+        ({"mask": 2.0}, None, "'mask', which is not a condition"),
         (1.0, {"style": INPUTS["style"]}, "'style' need guidance"),
         ({"caption": 3.0}, {"style": INPUTS["style"]}, "'style' need guidance"),
         (3.0, {"style": jnp.zeros((2, 5))}, r"'style' of shape \(2, 5\)"),

@@ -11,6 +11,7 @@ from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.objective import Objective
+from ldm_jax.diffusion.sample_options import from_flat
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 
@@ -85,9 +86,7 @@ def test_what_is_trained_is_sampled(schedule, loss, sample):
             FROZEN,
             {},
             rngs,
-            latent_shape=(1, 1, 1),
-            num_steps=LEVELS,
-            **sample,
+            from_flat({"num_steps": LEVELS} | sample, (1, 1)),
         )
     )(params, jax.random.split(jax.random.key(1), 2048))
     np.testing.assert_allclose(images.mean(), MEAN, atol=0.05)

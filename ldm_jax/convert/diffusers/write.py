@@ -1,6 +1,8 @@
-"""Models written as folders of diffusers."""
+"""Models written as folders of diffusers: one network, or a whole pipeline."""
 
+import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,17 +10,24 @@ import numpy as np
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import is_embedded, require_mask
 from ldm_jax.convert.diffusers import config as diffusers_config
-from ldm_jax.convert.diffusers.names import (
+from ldm_jax.convert.diffusers.rows import (
     first_stage_rows,
     folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.model import Model, cast
+from ldm_jax.convert.diffusers.schedule_config import schedule_config
+from ldm_jax.convert.diffusers.text_config import text_config
+from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
 
-def write(model, folder, options, log=print):
+def write(
+    model: Model,
+    folder: str | os.PathLike,
+    options: Options,
+    log: Callable[[str], Any] = print,
+) -> None:
     """Writes a network or a pipeline.
 
     Args:
@@ -28,7 +37,7 @@ def write(model, folder, options, log=print):
       log: Called with lines worth knowing.
 
     Raises:
-      ConversionError: If diffusers cannot have it.
+      ConversionError: If diffusers does not have such a model.
       ValueError: If a weight has no place there.
     """
     folder = pathlib.Path(folder)
@@ -49,11 +58,13 @@ def write(model, folder, options, log=print):
                 f"a {folder_names(model)['pipeline']} may apply scaling_factor alone"
             )
         _write_index(model, configs, folder)
-        schedule = diffusers_config.schedule_config(model.config["schedule"])
+        schedule = schedule_config(model.config["schedule"])
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
 
 
-def state(model, raw=False):
+def state(
+    model: Model, raw: bool = False
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Renames a model's weights.
 
     Args:
@@ -106,7 +117,7 @@ def _configs(model):
         "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
     }
     label = config["conditions"].get("label")
-    if label and is_embedded("label", label):
+    if label and is_embedded(label):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
@@ -116,7 +127,7 @@ def _configs(model):
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
-            configs[name] = diffusers_config.text_config(entry)
+            configs[name] = text_config(entry)
     return configs
 
 
