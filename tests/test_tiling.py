@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax import generate, latent_diffusion, tiling
 from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
@@ -307,7 +308,7 @@ def test_guided_pictures_larger_than_the_unets_size():
         return generate.sample_images(
             model,
             params,
-            {"first_stage": first, "scaling_factor": 1.0},
+            {"first_stage": first, "statistics": LatentStatistics()},
             batch,
             rngs,
             generate.SampleOptions(
