@@ -41,6 +41,7 @@ from peers import (
 from ldm_jax import generate
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.convert.diffusers import names as layout
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.solve import normal
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -102,7 +103,10 @@ def make_models(size):
         return generate.sample_images(
             model,
             {"backbone": weights["backbone"], "conditioner": {}},
-            {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},
+            {
+                "first_stage": weights["first"],
+                "statistics": LatentStatistics(scale=SCALING_FACTOR),
+            },
             {"tokens": tokens},
             keys,
             options,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
 from ldm_jax.config import Section, build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
@@ -153,8 +154,8 @@ def make_model(
     backbone = make_backbone(config.backbone, first_stage.latent_channels)
     model = build(
         LatentDiffusion,
-        config.loss,
-        "loss",
+        {},
+        "schedule",
         backbone=backbone,
         conditioner=build(
             make_conditioner,
@@ -163,7 +164,9 @@ def make_model(
         ),
         schedule=build(make_schedule, schedule, "schedule"),
         first_stage=first_stage,
-        prediction_type=prediction_type,
+        objective=build(
+            Objective, config.loss, "loss", prediction_type=prediction_type
+        ),
     )
     _check_sizes(model, config.data.image_size)
     return model

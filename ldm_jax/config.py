@@ -151,7 +151,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Brings a config of an older version up to date; one of today's stays as it is.
 
     Up to version 0.1 the section `backbone` was called `unet`, and so was the network
-    in paths of parameters.
+    in paths of parameters; latents had one scaling factor for all channels.
 
     Args:
       config: Nested dict.
@@ -166,7 +166,16 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             config["train"] = _upgrade_paths(config["train"])
     if "backbone" in config:
         config["backbone"] = {"kind": "unet"} | config["backbone"]
+    if "first_stage" in config and config.get("stage") in ("diffusion", "classifier"):
+        config["first_stage"] = _SCALAR_STATISTICS | dict(config["first_stage"])
     return config
+
+
+_SCALAR_STATISTICS = {
+    "latents_mean": None,
+    "latents_std": None,
+    "latent_statistics": "scalar",
+}
 
 
 def upgrade_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:

@@ -334,8 +334,8 @@ def make_denoiser(
 
     def predict(latents, point):
         out = output(latents, point)
-        x0 = predict_x0(out, latents, point, model.prediction_type)
-        return x0, predict_noise(out, latents, point, model.prediction_type)
+        x0 = predict_x0(out, latents, point, model.objective.prediction_type)
+        return x0, predict_noise(out, latents, point, model.objective.prediction_type)
 
     return gradient_guidance(predict) if gradient_guidance else predict
 

@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
+from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
 from ldm_jax.diffusion.solve import normal
@@ -78,7 +80,10 @@ def random_weights(init):
 def frozen():
     images = jnp.zeros((1, SIZE, SIZE, 3))
     variables = random_weights(lambda: AUTOENCODER.init(jax.random.key(0), images))
-    return {"first_stage": variables["params"], "scaling_factor": jnp.float32(0.7)}
+    return {
+        "first_stage": variables["params"],
+        "statistics": LatentStatistics(scale=0.7).arrays(),
+    }
 
 
 @functools.cache
@@ -97,7 +102,9 @@ def test_init_makes_what_is_trained(batch):
     }
     params = jax.eval_shape(lambda: init(make_model(None)))
     assert params["conditioner"] == {}
-    params = jax.eval_shape(lambda: init(make_model(learn_logvar=True)))
+    params = jax.eval_shape(
+        lambda: init(make_model(objective=Objective(learn_logvar=True)))
+    )
     assert params["logvar"].shape == (1000,)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
@@ -117,7 +124,7 @@ decode = jax.jit(latent_diffusion.decode, static_argnums=0)
 
 def test_scaling_factor_scales_latents_and_cancels(batch, frozen):
     model, images = make_model(), batch["image"]
-    unscaled = frozen | {"scaling_factor": jnp.float32(1)}
+    unscaled = frozen | {"statistics": LatentStatistics().arrays()}
     latents = encode(model, frozen, images)
     assert latents.shape == (BATCH, 8, 8, 2) and latents.dtype == jnp.float32
     expected = encode(model, unscaled, images)
@@ -127,6 +134,42 @@ def test_scaling_factor_scales_latents_and_cancels(batch, frozen):
         decode(model, unscaled, expected),
         atol=1e-5,
     )
+
+
+def test_statistics_normalise_each_channel_and_cancel(batch, frozen):
+    """The latents of each channel get zero mean and unit variance."""
+    model, images = make_model(), batch["image"]
+    plain = frozen | {"statistics": LatentStatistics().arrays()}
+    expected = encode(model, plain, images)
+    mean, std = (f(expected, axis=(0, 1, 2)) for f in (np.mean, np.std))
+    statistics = LatentStatistics.of(tuple(mean), tuple(std)).arrays()
+    assert statistics.shift.shape == statistics.scale.shape == (2,)
+    per_channel = frozen | {"statistics": statistics}
+    latents = encode(model, per_channel, images)
+    np.testing.assert_allclose(latents.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(latents.std(axis=(0, 1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        decode(model, per_channel, latents), decode(model, plain, expected), atol=1e-5
+    )
+
+
+def test_a_scaling_factor_multiplies_to_the_bit(batch, frozen):
+    """As it did before there were statistics of channels."""
+    model, images, factor = make_model(), batch["image"], np.float32(0.7)
+    plain = frozen | {"statistics": LatentStatistics().arrays()}
+    latents = encode(model, frozen, images)
+    np.testing.assert_array_equal(latents, encode(model, plain, images) * factor)
+    np.testing.assert_array_equal(
+        decode(model, frozen, latents), decode(model, plain, latents / factor)
+    )
+    same = frozen | {"statistics": LatentStatistics((0.0, 0.0), (0.7, 0.7)).arrays()}
+    np.testing.assert_array_equal(encode(model, same, images), latents)
+
+
+def test_latents_of_a_batch_are_those_of_its_images(batch, frozen):
+    latents = latent_diffusion.latents_of(make_model(), frozen, batch, keys(1)[0])
+    expected = latent_diffusion.encode(make_model(), frozen, batch["image"], keys(1)[0])
+    np.testing.assert_array_equal(latents, expected)
 
 
 def test_encode_takes_bytes_and_floats(batch, frozen):
@@ -157,7 +200,7 @@ def loss_of(model, train=True):
 
 @pytest.mark.parametrize("entry", [CONTEXT, VECTOR], ids=["context", "vector"])
 def test_gradient_reaches_what_is_trained_and_nothing_else(batch, frozen, entry):
-    model = make_model(entry, learn_logvar=True)
+    model = make_model(entry, objective=Objective(learn_logvar=True))
 
     @jax.jit
     def gradients(params, frozen):
@@ -191,7 +234,7 @@ def test_loss_is_a_function_of_its_key(batch, frozen):
 
 @pytest.mark.parametrize("loss_type, plateau", [("l1", 0.798), ("l2", 1.0)])
 def test_untrained_network_sits_on_the_plateau(batch, frozen, loss_type, plateau):
-    model = make_model(loss_type=loss_type)
+    model = make_model(objective=Objective(loss_type=loss_type))
     params = jax.tree.map(np.zeros_like, draw_params(model))
     loss, _ = loss_of(model)(params, frozen, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, plateau, rtol=0.1)
@@ -399,7 +442,7 @@ class Oracle(nn.Module):
 )
 def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
-        None, backbone=Oracle(prediction_type), prediction_type=prediction_type
+        None, backbone=Oracle(prediction_type), objective=Objective(prediction_type)
     )
     options = {"sampler": sampler, "num_steps": 100, "size": (64, 64)}
     latents = np.asarray(draw(model, keys(8), {}, **options))
@@ -541,7 +584,7 @@ def test_wrong_options_are_refused(options, message):
 )
 def test_unknown_choice_is_refused(option):
     with pytest.raises(ValueError, match=f"unknown {option} 'mse': choose one of"):
-        make_model(**{option: "mse"})
+        Objective(**{option: "mse"})
 
 
 @pytest.mark.parametrize(
@@ -550,9 +593,13 @@ def test_unknown_choice_is_refused(option):
         ({"min_snr_gamma": 0.0}, "min_snr_gamma must be more than 0"),
         ({"offset_noise": -0.1}, "offset_noise must be 0 or more"),
         ({"logit_std": -1.0}, "logit_std must be 0 or more"),
-        ({"schedule": make_schedule(zero_terminal_snr=True)}, "use 'v'"),
     ],
 )
 def test_wrong_training_choice_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make_model(**options)
+        Objective(**options)
+
+
+def test_objective_must_go_with_the_schedule():
+    with pytest.raises(ValueError, match="use 'v'"):
+        make_model(schedule=make_schedule(zero_terminal_snr=True))

@@ -13,6 +13,7 @@ from ldm_jax.data.inputs import apply_inputs, make_inputs
 from ldm_jax.data.shapes.examples import draw_example
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.sampling import RunOptions, Trained, complete
 from ldm_jax.trained import load_first_stage
 
@@ -76,7 +77,7 @@ def make_trained(*keys, scale=0.2, data_dir=None):
     return Trained(
         model=model,
         params=_random_params(model, inputs, scale) if scale else None,
-        frozen={"first_stage": {}, "scaling_factor": np.float32(1)},
+        frozen={"first_stage": {}, "statistics": LatentStatistics().arrays()},
         config=config,
         inputs=inputs,
         class_names=list(CLASS_NAMES),
