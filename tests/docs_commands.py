@@ -20,7 +20,7 @@ import numpy as np
 
 from ldm_jax.images import write_png
 from tests.common import load_case
-from tests.convert.originals import write_original
+from tests.convert.published_files import write_compvis
 from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,7 +103,7 @@ def _make_files(folder):
     write_png(folder / "photograph.png", rng.integers(0, 256, (150, 210, 3), np.uint8))
     (folder / "photograph.png").rename(folder / "photograph.jpg")
     case = load_case("checkpoint_text_kl")
-    write_original(folder, case)
+    write_compvis(folder, case)
     return images
 
 

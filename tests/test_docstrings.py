@@ -20,17 +20,16 @@ MOST_PARAMETERS = 8
 ALLOWED = {
     "build": 4,
     "console": 7,
-    "convert": 228,
+    "convert": 6,
     "diffusion": 110,
     "evaluation": 20,
     "generate": 21,
     "latent_classifier": 2,
     "latent_diffusion": 16,
-    "models": 147,
+    "models": 141,
     "sampling": 27,
     "tiling": 28,
     "training": 128,
-    "weights": 74,
 }
 
 # Annotations that hold an array, and those that give its shape.

@@ -24,8 +24,11 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling
+from ldm_jax.convert import workdir
+from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
-from tests.runs import BARE, train, weights_of
+from tests.runs import BARE, assert_same_bits, train, weights_of
+from tests.sampling.common import run
 
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 
@@ -72,7 +75,7 @@ def today(name):
 
 def test_samples_the_same_pictures(old, tmp_path, one_device):
     model = sampling.load_model(old / "class")
-    sampling.run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
+    run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
     expected, found = arrays(old / "samples.npz"), arrays(tmp_path / "samples.npz")
     assert found.keys() == expected.keys()
     pictures, labels = "arr_0", "label"
@@ -97,9 +100,27 @@ def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
             )
 
 
+def test_a_new_run_starts_from_the_weights(old, shapes_dir, tmp_path):
+    options = BARE | DENOISER | {"train__freeze": (f"{NETWORK}/conv_in",)}
+    options |= {"train__init_from": str(old / "class"), "train__num_steps": 1}
+    place = {"first_stage__workdir": str(old / "autoencoder")}
+    train("shapes_class", shapes_dir, tmp_path, **options, **place)
+    weights = [weights_of(path, True)[NETWORK] for path in (old / "class", tmp_path)]
+    assert_same_bits(*(tree["conv_in"] for tree in weights))
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_is_converted(old, tmp_path):
+    convert(old / "class", tmp_path / "theirs", log=lambda line: None)
+    model = workdir.read(old / "class")
+    assert model.config[NETWORK]["kind"] == "unet" and "unet" not in model.config
+    assert model.params[NETWORK].keys() == model.ema_params[NETWORK].keys()
+    assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
+
+
 def test_a_classifier_steers(old, tmp_path, one_device):
     model = sampling.load_model(old / "class", classifier=old / "classifier")
     assert model.classifier.class_names == model.class_names
     given = {"labels": ["heart"]}
-    sampling.run(model, tmp_path, given, num_samples=1, num_steps=2)
+    run(model, tmp_path, given, num_samples=1, num_steps=2)
     assert (tmp_path / "000000.png").is_file()

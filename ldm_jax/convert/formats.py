@@ -1,8 +1,9 @@
 """The formats that models are read from and written to: one row of FORMATS each."""
 
+import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ldm_jax.convert import workdir
 from ldm_jax.convert.compvis import read as compvis_read
@@ -10,32 +11,9 @@ from ldm_jax.convert.compvis import read_yaml, write_yaml
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.model import Model, Options
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import TORCH_SUFFIXES, read_weights, write_weights
-
-_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-
-
-class Options(NamedTuple):
-    """What the command line may add to what a file says.
-
-    Attributes:
-      config: Path of the original's YAML.
-      raw: Leave out the moving average; of two sets of weights, take the trained ones.
-      step: Checkpoint of a workdir; the newest by default.
-      num_heads: Attention heads everywhere.
-      head_channels: Channels of a head everywhere.
-      prediction_type: What the U-Net predicts.
-      image_size: Side of the images.
-    """
-
-    config: str | None = None
-    raw: bool = False
-    step: int | None = None
-    num_heads: int | None = None
-    head_channels: int | None = None
-    prediction_type: str | None = None
-    image_size: int | None = None
 
 
 class Format(NamedTuple):
@@ -43,24 +21,30 @@ class Format(NamedTuple):
 
     Attributes:
       recognise: Path -> whether a source is of this format.
-      read: (path, Options, log) -> Model.
+      read: (path, Options, log) -> Model; `log` is called with lines worth knowing.
       write: (Model, path, Options, log) -> None.
     """
 
-    recognise: Callable
-    read: Callable
-    write: Callable
+    recognise: Callable[[pathlib.Path], bool]
+    read: Callable[[pathlib.Path, Options, Callable], Model]
+    write: Callable[[Model, pathlib.Path, Options, Callable], None]
 
 
-def convert(source, target, to=None, options=None, log=print):
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str | None = None,
+    options: Options | None = None,
+    log: Callable[[str], Any] = print,
+) -> None:
     """Converts a model.
 
     Args:
       source: File or folder of any format.
-      target: Where it goes; must not exist, nor hold checkpoints. The original's YAML
-        goes beside it.
-      to: Row of FORMATS; by default the original's for a target that is named like a
-        file of weights, diffusers' for a source that is a workdir, else ours.
+      target: Where it goes; must not exist, or be an empty folder. CompVis's YAML goes
+        beside it.
+      to: Row of FORMATS; by default "compvis" for a target that is named like a file of
+        weights, "diffusers" for a source that is a workdir, else "ldm_jax".
       options: Options.
       log: Called with the lines to print.
 
@@ -116,7 +100,7 @@ def _read_compvis(path, options, log):
     weights = read_weights(path)
     if not compvis_read.recognise(weights.tensors):
         raise ConversionError(
-            f"{path} holds no model of the original's: its first key is "
+            f"{path} does not hold a model of CompVis: its first key is "
             f"{next(iter(weights.tensors))}; of diffusers, give the folder with its "
             "config.json"
         )
@@ -129,25 +113,25 @@ def _read_compvis(path, options, log):
 
 
 def _read_described(weights, options, log):
-    """Reads a file with its YAML, whose shape is not known until it is read."""
+    """Reads a file with its YAML, in which anything may be missing or misplaced."""
     params = read_yaml.read_yaml(options.config)["params"]
     try:
         return compvis_read.read(weights, params, options, log)
     except KeyError as error:
         raise ConversionError(
-            f"{options.config}: the YAML lacks {error.args[0]}: give the original's"
+            f"{options.config}: the YAML lacks {error.args[0]}: give CompVis's"
         ) from error
     except (AttributeError, TypeError) as error:
         raise ConversionError(
             f"{options.config}: the YAML has a value of the wrong kind ({error}): give "
-            "the original's"
+            "CompVis's"
         ) from error
 
 
 def _write_compvis(model, path, options, log):
     if path.suffix not in _SUFFIXES:
         raise ConversionError(
-            f"{path}: the original's format is a file: end its name in "
+            f"{path}: CompVis's format is a file: end its name in "
             + " or ".join(_SUFFIXES)
         )
     if options.raw:
@@ -162,6 +146,8 @@ def _write_workdir(model, path, options, log):
     del options, log
     workdir.write(model, path)
 
+
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 FORMATS = {
     "ldm_jax": Format(

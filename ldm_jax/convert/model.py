@@ -1,16 +1,22 @@
-"""A trained model on its way from one format to another, in our terms."""
+"""A trained model on its way from one format to another, as a workdir describes it."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_backbone, make_first_stage, make_model
+from ldm_jax.convert.condition_inputs import inputs_for
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import DEFAULT_KIND
@@ -28,7 +34,7 @@ class Model:
       ema_params: Their moving average, {} where none was kept.
       stats: Batch statistics of the discriminator.
       step: Training step, at least 1.
-      scaling_factor: Of the latents; None in a first stage.
+      statistics: LatentStatistics of the latents; None in a first stage.
       first_stage: The first stage that comes along; None in a first stage, and where it
         lies elsewhere.
       origin: JSON-serialisable dict of what it takes to write the file as it was read.
@@ -40,21 +46,76 @@ class Model:
     ema_params: dict = dataclasses.field(default_factory=dict)
     stats: dict = dataclasses.field(default_factory=dict)
     step: int = 1
-    scaling_factor: float | None = None
+    statistics: LatentStatistics | None = None
     first_stage: Any = None
     origin: dict = dataclasses.field(default_factory=dict)
     carried: dict = dataclasses.field(default_factory=dict)
 
-    def describe(self):
-        """Yields one line per network: its name and size."""
+    @property
+    def scaling_factor(self) -> float:
+        """The statistics in formats that have one factor for all channels, a scalar.
+
+        Raises:
+          ConversionError: If they are more than that.
+        """
+        shift, scale = self.statistics
+        if self.statistics.per_channel or shift:
+            raise ConversionError(
+                "the latents have a mean or statistics per channel, but this format "
+                "has one scale_factor for all channels: convert to diffusers' format, "
+                "or train a second stage with first_stage.latent_statistics=scalar"
+            )
+        return scale
+
+    def describe(self) -> Iterator[str]:
+        """Describes the networks.
+
+        Yields:
+          One line per network: its name and size.
+        """
         for name, tree in self.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(tree))
             average = ", with moving average" if name in self.ema_params else ""
             yield f"{name}: {size:,} parameters{average}"
 
 
-def autoencoder_config(section, image_size, discriminator=None):
-    """The config of a first stage; `discriminator` is its section, if there is one."""
+class Options(NamedTuple):
+    """What the command line may add to what a file says.
+
+    Attributes:
+      config: Path of CompVis's YAML.
+      raw: Leave out the moving average; of two sets of weights, take the trained ones.
+      step: Checkpoint of a workdir; the newest by default.
+      num_heads: Attention heads everywhere.
+      head_channels: Channels of a head everywhere.
+      prediction_type: What the U-Net predicts.
+      image_size: Side of the images.
+    """
+
+    config: str | os.PathLike | None = None
+    raw: bool = False
+    step: int | None = None
+    num_heads: int | None = None
+    head_channels: int | None = None
+    prediction_type: str | None = None
+    image_size: int | None = None
+
+
+def autoencoder_config(
+    section: Mapping[str, Any],
+    image_size: int | None,
+    discriminator: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Makes the config of a first stage.
+
+    Args:
+      section: Config section `first_stage`.
+      image_size: Side of the images; None where it is not known.
+      discriminator: Config section `discriminator`, None without.
+
+    Returns:
+      Dict.
+    """
     config = dict(
         stage="autoencoder",
         seed=0,
@@ -65,8 +126,15 @@ def autoencoder_config(section, image_size, discriminator=None):
     return config | ({"discriminator": discriminator} if discriminator else {})
 
 
-def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **sections):
-    """The config of a second stage.
+def diffusion_config(
+    *,
+    image_size: int,
+    factor: int,
+    conditions: Mapping[str, Any],
+    guidance_scale: float = 1.0,
+    **sections: Any,
+) -> dict[str, Any]:
+    """Makes the config of a second stage.
 
     Args:
       image_size: Side of the images.
@@ -76,7 +144,7 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
       **sections: `backbone`, `schedule` and the like.
 
     Returns:
-      Dict.
+      Nested dict.
     """
     # A model that ends in pure noise is sampled from there.
     zero = sections.get("schedule", {}).get("zero_terminal_snr", False)
@@ -99,8 +167,15 @@ def diffusion_config(*, image_size, factor, conditions, guidance_scale=1.0, **se
     return config | sections
 
 
-def first_stage_shapes(config):
-    """Shapes of the parameters of the autoencoder that a config describes."""
+def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Finds the shapes of a first stage's parameters.
+
+    Args:
+      config: Its config.
+
+    Returns:
+      Nested dict of ShapeDtypeStructs; {} if it has no parameters.
+    """
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
     images = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
@@ -108,15 +183,27 @@ def first_stage_shapes(config):
     return variables.get("params", {})
 
 
-def discriminator_shapes(config):
-    """Shapes of {"params", "batch_stats"} of the discriminator in a config."""
+def discriminator_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Finds the shapes of a discriminator's variables.
+
+    Args:
+      config: Config of a first stage, with a section `discriminator`.
+
+    Returns:
+      {"params", "batch_stats"}, nested dicts of ShapeDtypeStructs.
+    """
     module = PatchDiscriminator(**config["discriminator"])
     channels = config["first_stage"].get("image_channels", 3)
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-def make_diffusion(config, first_stage=None, channels=3, num_classes=None):
+def make_diffusion(
+    config: Mapping[str, Any],
+    first_stage: Mapping[str, Any] | None = None,
+    channels: int = 3,
+    num_classes: int | None = None,
+) -> latent_diffusion.LatentDiffusion:
     """Builds the modules of a second stage.
 
     Args:
@@ -153,14 +240,19 @@ def make_unet(section: Mapping[str, Any]) -> UNet:
     kind = section.get("kind", "unet")
     if kind != "unet":
         raise ConversionError(
-            f"backbone.kind={kind} cannot be said in other formats, which have U-Nets "
-            "alone"
+            f"backbone.kind={kind} cannot be written in other formats, which have "
+            "U-Nets alone: keep it as a workdir"
         )
     return make_backbone(section, out_channels=1)
 
 
-def diffusion_shapes(config, first_stage, channels, examples):
-    """Shapes of the parameters that a second stage trains.
+def diffusion_shapes(
+    config: Mapping[str, Any],
+    first_stage: Mapping[str, Any] | None,
+    channels: int,
+    examples: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Finds the shapes of the parameters that a second stage trains.
 
     Args:
       config: Its config.
@@ -182,8 +274,15 @@ def diffusion_shapes(config, first_stage, channels, examples):
     )
 
 
-def full_section(module):
-    """All fields of a module that say what it computes, as a config section."""
+def full_section(module: nn.Module) -> dict[str, Any]:
+    """Lists all fields of a module that say what it computes.
+
+    Args:
+      module: U-Net or first stage.
+
+    Returns:
+      Config section, without "kind".
+    """
     names = [field.name for field in dataclasses.fields(module)]
     section = {name: getattr(module, name) for name in names}
     return _without(section, "parent", "name", "dtype", "remat", "out_channels")
@@ -218,92 +317,36 @@ def first_stage_row(
     return kind, table[kind]
 
 
-def require_nearest(section):
-    """Raises ConversionError for a codebook that other formats would look up wrongly.
+def require_nearest(section: Mapping[str, Any]) -> None:
+    """Refuses a codebook that the models of other formats would look up wrongly.
 
     Args:
       section: Config section of a first stage.
+
+    Raises:
+      ConversionError: If it is one.
     """
     quantizer = section.get("quantizer", "nearest")
     if quantizer != "nearest":
         raise ConversionError(
-            f"first_stage.quantizer={quantizer} cannot be said in other formats, which "
-            "take the nearest code: only a first stage trained with "
-            "quantizer=nearest can be written"
+            f"first_stage.quantizer={quantizer} cannot be written in other formats, "
+            "which take the nearest code: only a first stage trained with "
+            "quantizer=nearest can be"
         )
 
 
-def cast(array, dtype):
-    """An array that takes on another type when it is used."""
+def cast(
+    array: Shaped[np.ndarray, "..."] | Tensor, dtype: npt.DTypeLike
+) -> Shaped[np.ndarray, "..."] | Tensor:
+    """Casts an array when it is used.
+
+    Args:
+      array: Array of any shape, or one that is yet to be read.
+      dtype: Its type afterwards.
+
+    Returns:
+      The array itself if it is of that type, else one that is yet to be cast.
+    """
     if array.dtype == dtype:
         return array
     return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype))
-
-
-# By size of the vocabulary, what the published text encoders were trained with.
-_TOKENIZERS = {30522: "bert-base-uncased", 49408: "openai/clip-vit-large-patch14"}
-
-
-def inputs_for(conditions, factor):
-    """Says how each condition's input is made.
-
-    Args:
-      conditions: Config section, with the batch keys of `compvis_conditions`.
-      factor: Downsampling factor of the first stage; 1 where it lies elsewhere.
-
-    Returns:
-      Config section: batch key -> {"kind": ..., its options}. A class label needs none;
-      captions of an unknown vocabulary and small images for an unknown first stage have
-      none, as their tokenizer and their size are not known.
-    """
-    made = {
-        key: _MAKE[key](entry, factor)
-        for key, entry in conditions.items()
-        if key in _MAKE
-    }
-    return {key: section for key, section in made.items() if section}
-
-
-def _caption(entry, factor):
-    del factor
-    tokenizer, length = _TOKENIZERS.get(entry["vocab_size"]), entry["max_length"]
-    if tokenizer is None:
-        return None
-    section = dict(kind="caption", tokenizer=tokenizer, max_length=length)
-    if entry["kind"] == "clip_text" and entry.get("null_ids"):
-        # OpenCLIP, of Stable Diffusion 2, fills captions with zeros, where OpenAI's
-        # tokenizer repeats the end.
-        section["pad_id"] = entry["null_ids"][-1]
-    return section
-
-
-def _layout(entry, factor):
-    del factor
-    # Three tokens per object and two for the crop.
-    objects = (entry["max_length"] - 2) // 3
-    return dict(kind="layout", vocab_size=entry["vocab_size"], max_objects=objects)
-
-
-def _masked_image(entry, factor):
-    del factor
-    # The hole is grey in Stable Diffusion and black in the original's own model.
-    fill = 0.0 if entry["mask_first"] else -1.0
-    return dict(kind="masked_image", style="mixed", fill=fill)
-
-
-def _low_res(entry, factor):
-    del entry
-    if factor == 1:
-        return None
-    return dict(kind="low_res", factor=factor, degradation="bsrgan_light")
-
-
-_MAKE = {
-    "caption": _caption,
-    "boxes": _layout,
-    "low_res": _low_res,
-    "segmentation": lambda entry, factor: dict(kind="segmentation"),
-    "masked_image": _masked_image,
-    "depth": lambda entry, factor: dict(kind="depth"),
-    "embedding": lambda entry, factor: dict(kind="feature", feature="embedding"),
-}

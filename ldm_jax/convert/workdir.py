@@ -1,10 +1,11 @@
 """Our own format: the workdir of a run, as training writes it and sampling reads it.
 
 A converted second stage has its first stage inside, in `first_stage/`, so that the
-folder can be moved as a whole.  `origin.json` and `origin.safetensors` hold what our
+folder can be moved as a whole. `origin.json` and `origin.safetensors` hold what our
 networks have no place for; exporting puts it back.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -19,6 +20,7 @@ from ldm_jax.convert.model import (
     full_section,
     make_diffusion,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.first_stages import name_of
 from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
@@ -26,12 +28,19 @@ from ldm_jax.weights.files import read_json, read_weights, write_json, write_wei
 _FIRST_STAGE = "first_stage"
 
 
-def is_workdir(folder):
-    """Whether a folder is the workdir of a run."""
+def is_workdir(folder: str | os.PathLike) -> bool:
+    """Recognises the workdir of a run.
+
+    Args:
+      folder: File or folder.
+
+    Returns:
+      Whether it is one.
+    """
     return (pathlib.Path(folder) / "checkpoints").is_dir()
 
 
-def write(model, folder):
+def write(model: Model, folder: str | os.PathLike) -> None:
     """Writes a model as a workdir.
 
     Args:
@@ -88,13 +97,13 @@ def _second_stage_meta(model):
         }
     return {
         "first_stage": record,
-        "scaling_factor": model.scaling_factor,
+        **model.statistics.record(),
         "num_classes": None,
         "class_names": [],
     }
 
 
-def read(folder, step=None):
+def read(folder: str | os.PathLike, step: int | None = None) -> Model:
     """Reads a workdir.
 
     Args:
@@ -123,7 +132,7 @@ def read(folder, step=None):
         ema_params = {}
     model = Model(to_dict(config), params, ema_params, step=meta["step"])
     if config.stage == "diffusion":
-        model.scaling_factor = meta["scaling_factor"]
+        model.statistics = LatentStatistics.from_record(meta)
         if meta["first_stage"]:
             model.first_stage = _read_first_stage(meta["first_stage"], folder)
     elif "discriminator" in params:

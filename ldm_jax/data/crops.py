@@ -194,15 +194,13 @@ def resize_floats(
     Returns:
       float32 [height, width, channels].
     """
-    values = values.astype(np.float32)
-    box = _pixels(crop, values.shape[1], values.shape[0])
-    shape, bilinear = sides(size)[::-1], Image.Resampling.BILINEAR
-    planes = [
-        Image.fromarray(values[..., channel]).resize(shape, bilinear, box=box)
-        for channel in range(values.shape[-1])
-    ]
-    resized = np.stack(planes, axis=-1)
-    if crop.flip:
+    height, width, channels = values.shape
+    box, shape = _pixels(crop, width, height), sides(size)[::-1]
+    bilinear = Image.Resampling.BILINEAR
+    planes = np.ascontiguousarray(np.moveaxis(values, -1, 0), np.float32)
+    planes = [Image.fromarray(p).resize(shape, bilinear, box=box) for p in planes]
+    resized = np.asarray(planes[0])[..., None] if channels == 1 else np.dstack(planes)
+    if crop.flip and mirrored:
         resized[..., list(mirrored)] *= -1
     return _mirrored(resized, crop)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.sidecars import drop_sidecars, read_sidecar
+from ldm_jax.data.sidecars import drop_sidecars, find_sidecars, read_sidecar
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
@@ -89,7 +89,7 @@ class FolderSource:
         if not paths:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
-        self._keys, self._box_names = tuple(keys), tuple(box_names)
+        self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 
@@ -103,8 +103,8 @@ class FolderSource:
             example = {"image": file.read()}
         if self.class_names:
             example["label"] = int(self._labels[index])
-        for key in self._keys:
-            example[key] = read_sidecar(path, key, self._box_names)
+        for sidecar in self._sidecars:
+            example |= read_sidecar(path, sidecar, self._box_names)
         return example
 
     def describe(self, index: int) -> str:

@@ -30,7 +30,7 @@ from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.draw import draw_masked
 from ldm_jax.data.layout import decode_layout, encode_layout
 from ldm_jax.data.masks import STYLES, draw_mask
-from ldm_jax.data.modalities import MODALITIES, keys_of, pack, unpack
+from ldm_jax.data.modalities import MODALITIES, keys_of, unpack
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import decode, to_uint8
@@ -388,12 +388,12 @@ class Map(Input):
         self.needs, self.ways = keys_of(name), ((name,),)
 
     def _make(self, example, rng):
-        values = np.asarray(pack(self._modality, example))
-        _require(
-            values.ndim in (2, 3) and values.dtype.kind in "iuf",
-            f"{self._modality} is no map: a map has integers [H, W] or floats "
-            f"[H, W, C], this is {values.dtype} {list(values.shape)}",
-        )
+        values = np.asarray(example[self.needs[0]])
+        if values.ndim not in (2, 3) or values.dtype.kind not in "iuf":
+            raise ValueError(
+                f'"{self._modality}" has {values.dtype} {list(values.shape)}: a map is '
+                "integers [H, W] or floats [H, W, C]"
+            )
         if not self._stretch:
             return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
         values = values.astype(np.float32)

@@ -10,58 +10,78 @@ All maps are cropped and mirrored with the image, whatever their size.
 import io
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 
 
-def suffix_of(key: str) -> str:
-    """Says how the file beside an image is called.
+class Sidecar(NamedTuple):
+    """A kind of file beside an image.
+
+    Attributes:
+      suffix: What takes the place of the image's suffix, as ".depth.png".
+      keys: Keys of the example that it holds.
+      modality: Row of MODALITIES that reads it; None for an array.
+    """
+
+    suffix: str
+    keys: tuple[str, ...]
+    modality: str | None
+
+
+def find_sidecars(keys: Iterable[str]) -> list[Sidecar]:
+    """Finds the files that hold some keys of an example.
 
     Args:
-      key: Key of the example.
+      keys: Keys of the example.
 
     Returns:
-      What takes the place of the image's suffix, as ".depth.png".
+      Sidecar of each file.
     """
-    name = modality_of(key)
-    suffix = None if name is None else MODALITIES[name].suffix
-    return suffix or f".{key}.npy"
+    found = {}
+    for key in keys:
+        name = modality_of(key)
+        if name is not None and MODALITIES[name].suffix is None:
+            name = None
+        suffix = f".{key}.npy" if name is None else MODALITIES[name].suffix
+        held = found[suffix].keys if suffix in found else ()
+        found[suffix] = Sidecar(suffix, (*held, key), name)
+    return list(found.values())
 
 
-def read_sidecar(path: str, key: str, names: Sequence[str] | None = None) -> Any:
-    """Reads what lies beside an image.
+def read_sidecar(
+    path: str, sidecar: Sidecar, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Reads a file that lies beside an image.
 
     Args:
       path: The image's path.
-      key: Key of the example.
+      sidecar: Which file.
       names: Names of the classes of boxes, or None.
 
     Returns:
-      str or list of str; encoded bytes of an image; or an array.
+      Key -> str or list of str; encoded bytes of an image; or an array.
 
     Raises:
       ValueError: If the file is missing or wrong.
     """
-    path = os.path.splitext(path)[0] + suffix_of(key)
+    path = os.path.splitext(path)[0] + sidecar.suffix
     try:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
         raise ValueError(f"{os.path.basename(path)} is missing") from error
     try:
-        return _parse(key, data, names)
+        if sidecar.modality is None:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+            return {sidecar.keys[0]: array}
+        value = MODALITIES[sidecar.modality].parse(data, names)
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
-
-
-def _parse(key, data, names):
-    name = modality_of(key)
-    if name is None or MODALITIES[name].suffix is None:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    return unpack(name, MODALITIES[name].parse(data, names))[key]
+    part = unpack(sidecar.modality, value)
+    return {key: part[key] for key in sidecar.keys}
 
 
 def drop_sidecars(names: Iterable[str]) -> list[str]:

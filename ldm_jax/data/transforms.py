@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.crops import Size, choose_crop, sides
-from ldm_jax.data.modalities import MODALITIES, as_text, pack, unpack
+from ldm_jax.data.modalities import MODALITIES, as_text, modality_of, pack, unpack
 
 
 def transform(
@@ -42,15 +42,26 @@ def transform(
     Raises:
       DecodeError: If one of the images cannot be decoded.
     """
-    row = MODALITIES["image"]
-    image = row.decode(example["image"], max(sides(size)))
+    image = MODALITIES["image"].decode(example["image"], max(sides(size)))
     where = choose_crop(*image.size, size, crop, flip, rng, min_crop)
-    result = {}
-    for name, row in MODALITIES.items():
-        value = image if name == "image" else pack(name, example)
-        if value is None or row.follow is None:
-            continue
-        if row.decode is not None and name != "image":
-            value = row.decode(value)
-        result |= unpack(name, row.follow(value, where, size))
-    return {key: result.get(key, as_text(value)) for key, value in example.items()}
+    followed = {}
+    for key in example:
+        name = modality_of(key)
+        # A modality of several keys follows with the first of them.
+        if name is not None and key not in followed:
+            value = image if name == "image" else pack(name, example)
+            followed |= _follow(name, value, where, size)
+    return {
+        key: followed[key] if key in followed else as_text(value)
+        for key, value in example.items()
+    }
+
+
+def _follow(name, value, where, size):
+    """The part of an example that holds a modality, cut as the image is."""
+    row = MODALITIES[name]
+    if value is None or row.follow is None:
+        return {}
+    if row.decode is not None and name != "image":
+        value = row.decode(value)
+    return unpack(name, row.follow(value, where, size))

@@ -1,9 +1,12 @@
 """The config section `loss` of a first stage, and the weights of LPIPS it names."""
 
 import dataclasses
+from typing import Any
+
+import flax.linen as nn
 
 from ldm_jax.config import choose
-from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import MIN_SIZE
 from ldm_jax.training.first_stage_losses import (
@@ -11,12 +14,12 @@ from ldm_jax.training.first_stage_losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTIONS,
 )
-from ldm_jax.weights.lpips import WHERE, load_lpips
+from ldm_jax.weights.lpips import WHERE, read_lpips
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The config section `loss` of a first stage; defaults are the original's.
+    """The config section `loss` of a first stage; defaults are CompVis'.
 
     Those of `gumbel_*` are of Ramesh et al. 2021 (DALL-E), App. A.2.
 
@@ -24,7 +27,7 @@ class LossOptions:
       reconstruction: Row of RECONSTRUCTION_LOSSES.
       reduction: Row of REDUCTIONS; None is the kind's: "sum" for KL, "mean" for VQ.
       lpips_weights: File of LPIPS' weights, or two with a comma between, those of VGG16
-        and of the heads; "" is none. See `convert.lpips`.
+        and of the heads; "" is none. See `weights.lpips`.
       perceptual_weight: Weight of LPIPS; None is 1 where there are weights, else 0.
       logvar_init: Log-variance of the likelihood of a pixel.
       learn_logvar: Whether it is trained.
@@ -32,10 +35,10 @@ class LossOptions:
       codebook_weight: Weight of the quantiser's loss; None is 1, for "gumbel" 5e-4.
       codebook_beta: Weight of one half of it, 1 being that of the other one.
       codebook_legacy: Whether beta weights the half that moves the codes, as in the
-        original, not the one that moves the encoder, as in van den Oord et al. 2017.
+        CompVis, not the one that moves the encoder, as in van den Oord et al. 2017.
       codebook_ema_decay: Makes codes moving averages of their latents, with this decay;
         None trains them by gradient.
-      restart_threshold: Share of even use below which a code is restarted from a latent
+      restart_threshold: Fraction of even use below which a code restarts from a latent
         of the batch, 0.1 for example; 0 for never.
       gumbel_temperature: Of the softmax of the quantiser "gumbel" at the start.
       gumbel_end_temperature: The same at the end.
@@ -86,7 +89,7 @@ class LossOptions:
             choose(REDUCTIONS, self.reduction, "loss.reduction")
 
 
-def check_codebook(options, model):
+def check_codebook(options: LossOptions, model: nn.Module) -> None:
     """Checks that what is asked of a codebook fits the first stage.
 
     Args:
@@ -114,7 +117,9 @@ def check_codebook(options, model):
         )
 
 
-def load_perceptual(options, model, image_size):
+def load_perceptual(
+    options: LossOptions, model: nn.Module, image_size: int
+) -> tuple[LossOptions, dict[str, Any]]:
     """Reads the weights of LPIPS.
 
     Args:
@@ -147,7 +152,4 @@ def load_perceptual(options, model, image_size):
             f"LPIPS needs colour images of at least {MIN_SIZE} pixels, not "
             f"{image_size} with {model.image_channels} channels; {without}"
         )
-    try:
-        return options, {"lpips": load_lpips(*paths.split(","))}
-    except ConversionError as error:
-        raise ConfigError(f"loss.lpips_weights: {error}; {without}") from error
+    return options, {"lpips": read_lpips(paths, "loss.lpips_weights", without)}

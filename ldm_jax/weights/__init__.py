@@ -1,1 +1,13 @@
-"""Files of weights: reading them safely, and naming their tensors."""
+"""Files of weights: read and written safely, and moved between others' names and ours.
+
+| module | what |
+| --- | --- |
+| `files` | `.safetensors`, PyTorch's `.ckpt` and folders of either, tensor by tensor |
+| `unpickle` | PyTorch's pickles, read without running what they carry |
+| `state_dict` | mappings of keys: what each is called there and here, in which layout |
+| `tower_names` | the mappings of text encoders, image encoders and semantic maps |
+| `towers` | frozen text and image encoders, from the files that people have |
+| `lpips` | the perceptual distance, from the files that people have |
+
+Training, sampling and conversion all stand on this room, and it knows none of them.
+"""

@@ -1,7 +1,8 @@
 """Files of weights: `.safetensors`, PyTorch's `.ckpt`, and folders of either.
 
 What is read stays on disk until a tensor is used, and what is written goes out tensor
-by tensor, so that a model is never in memory twice.
+by tensor, so that a model is never in memory twice. `unpickle` reads PyTorch's files;
+here they are recognised and written.
 """
 
 import functools
@@ -10,25 +11,17 @@ import os
 import pathlib
 import struct
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import PickleError, Tensor, map_file, read_torch
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-# Names that weights have in folders of diffusers, transformers and OpenCLIP.
-_NAMES = (
-    "diffusion_pytorch_model",
-    "model",
-    "pytorch_model",
-    "open_clip_model",
-    "open_clip_pytorch_model",
-)
-_NAME_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin")
 
 
 class Weights(NamedTuple):
@@ -39,11 +32,14 @@ class Weights(NamedTuple):
       step: The training step it was saved at; None where the file does not say.
     """
 
-    tensors: dict
+    tensors: dict[str, Any]
     step: int | None = None
 
 
-def read_weights(path):
+# Reading.
+
+
+def read_weights(path: str | os.PathLike) -> Weights:
     """Reads a file of weights, lazily.
 
     Args:
@@ -71,11 +67,12 @@ def read_weights(path):
     if path.suffix in TORCH_SUFFIXES:
         return _read_checkpoint(path)
     raise ConversionError(
-        f"{path} is no file of weights: give .safetensors, {', '.join(TORCH_SUFFIXES)}"
+        f"{path} is not a file of weights: give .safetensors, "
+        + ", ".join(TORCH_SUFFIXES)
     )
 
 
-def find_weights(folder):
+def find_weights(folder: str | os.PathLike) -> pathlib.Path:
     """Finds the file of weights in a folder of diffusers, transformers or OpenCLIP.
 
     Args:
@@ -110,7 +107,7 @@ def _read_safetensors(path):
         return {key: _view(path, 8 + length, entry) for key, entry in header.items()}
     except (SafetensorError, OSError) as error:
         raise ConversionError(
-            f"cannot read {path}: truncated or no safetensors file ({error})"
+            f"cannot read {path}: truncated or not a safetensors file ({error})"
         ) from error
 
 
@@ -136,17 +133,24 @@ def _read_checkpoint(path):
         raise ConversionError(f"{path} holds no state dict")
     wrong = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise ConversionError(f"{path} holds no state dict: {wrong[0]!r} is no tensor")
+        raise ConversionError(
+            f"{path} holds no state dict: {wrong[0]!r} is not a tensor"
+        )
     return Weights(tensors, step if type(step) is int else None)
 
 
-def write_weights(path, tensors, step=None):
+# Writing.
+
+
+def write_weights(
+    path: str | os.PathLike, tensors: StateDict, step: int | None = None
+) -> None:
     """Writes a file of weights; it appears under its name once it is whole.
 
     Args:
       path: File ending in `.safetensors`, or for PyTorch in `.ckpt`, `.pt`, `.pth` or
         `.bin`.
-      tensors: Dict of key -> array.
+      tensors: Key -> array.
       step: For `.ckpt`, the training step to record.
 
     Raises:
@@ -259,21 +263,50 @@ def _numbers(values):
     return b"(" + b"".join(map(_number, values)) + b"t"
 
 
-def read_json(path):
-    """Reads a JSON file; raises ConversionError where it cannot."""
+# Configs beside weights.
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Args:
+      path: The file.
+
+    Returns:
+      What it holds.
+
+    Raises:
+      ConversionError: If it is missing or not JSON.
+    """
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {path}: {error}") from error
 
 
-def write_json(path, value):
-    """Writes a JSON file, indented."""
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file, indented, and the folders that it lies in.
+
+    Args:
+      path: The file.
+      value: What it is to hold.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+# Names that weights have in folders of diffusers, transformers and OpenCLIP.
+_NAMES = (
+    "diffusion_pytorch_model",
+    "model",
+    "pytorch_model",
+    "open_clip_model",
+    "open_clip_pytorch_model",
+)
+_NAME_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin")
+
+# Types of numbers by their names in safetensors.
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -287,6 +320,7 @@ _SAFETENSORS = {
     "BOOL": np.bool_,
 }
 
+# Names of PyTorch's storages by the type of their numbers.
 _STORAGE_NAMES = {
     np.dtype(np.float64): "DoubleStorage",
     np.dtype(np.float32): "FloatStorage",

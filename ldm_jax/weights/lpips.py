@@ -3,23 +3,26 @@ r"""Weights of LPIPS, from the files that people have.
     python -m ldm_jax.weights.lpips vgg16-397923af.pth vgg.pth lpips_vgg16.safetensors
 
 reads torchvision's VGG16 and the published linear heads once and writes the one file
-that configs name as `loss.lpips_weights`. A checkpoint of the original's first stage
+that configs name as `loss.lpips_weights`. A checkpoint of a first stage of CompVis
 holds both: give it alone.
 """
 
+import os
 import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.errors import ConversionError
+from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE, SCALE, SHIFT
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.state_dict import (
     CONV,
     Row,
+    StateDict,
     Transform,
     layer_rows,
     to_params,
@@ -36,8 +39,12 @@ WHERE = (
 _HEAD = Transform(lambda a: (a.reshape(-1),), lambda a: a.reshape(1, -1, 1, 1))
 
 
-def lpips_rows():
-    """Maps the original's `perceptual_loss` to LPIPS."""
+def lpips_rows() -> list[Row]:
+    """Maps CompVis's `perceptual_loss` (Zhang et al. 2018) to LPIPS.
+
+    Returns:
+      List of Rows.
+    """
     rows = [
         Row(f"scaling_layer.{name}", (), _constant(values))
         for name, values in (("shift", SHIFT), ("scale", SCALE))
@@ -51,7 +58,7 @@ def lpips_rows():
 
 
 def _constant(values):
-    """What theirs stores and ours knows."""
+    """What their files store and ours has as a constant."""
     array = np.array(values, np.float32).reshape(1, -1, 1, 1)
     return Transform(lambda a: (), lambda: array)
 
@@ -63,13 +70,13 @@ def _indices(block, count):
     return range(start, start + 2 * count, 2)
 
 
-def convert_lpips(*state_dicts):
+def convert_lpips(*state_dicts: StateDict) -> dict[str, Any]:
     """Reads weights of LPIPS.
 
     Args:
       *state_dicts: One dict with all of it, or one of VGG16 and one of the heads, in
-        torchvision's, the lpips package's or the original's names. Other keys are
-        passed over.
+        torchvision's, the lpips package's or CompVis's names. Other keys are passed
+        over.
 
     Returns:
       The parameters of LPIPS.
@@ -88,7 +95,7 @@ def convert_lpips(*state_dicts):
 
 
 def _name(key):
-    """Brings the names of all sources to those of the original."""
+    """Brings the names of all sources to those of CompVis."""
     key = re.sub(r"^(.*\.)?perceptual_loss\.", "", key)
     key = re.sub(r"^lins\.(\d)\.", r"lin\1.", key)
     place = re.fullmatch(r"features\.(\d+)\.(weight|bias)", key)
@@ -100,7 +107,7 @@ def _name(key):
     return key
 
 
-def load_lpips(*paths):
+def load_lpips(*paths: str | os.PathLike) -> dict[str, Any]:
     """Reads the parameters of LPIPS from files.
 
     Args:
@@ -119,8 +126,37 @@ def load_lpips(*paths):
         raise ConversionError(f"{names}: {error}. {WHERE}") from error
 
 
-def main(argv):
-    """Converts once; returns the exit status."""
+def read_lpips(paths: str, option: str, advice: str = "") -> dict[str, Any]:
+    """Reads the parameters of LPIPS from the files that an option names.
+
+    Args:
+      paths: File with all of it, or those of VGG16 and of the heads with a comma
+        between.
+      option: Flag or config key that named them, for the error.
+      advice: What the error says last, for example how to do without.
+
+    Returns:
+      The parameters of LPIPS, NumPy.
+
+    Raises:
+      ConfigError: If a file is missing, unreadable or holds something else.
+    """
+    try:
+        return load_lpips(*paths.split(","))
+    except ConversionError as error:
+        advice = advice and f"; {advice}"
+        raise ConfigError(f"{option}: {error}{advice}") from error
+
+
+def main(argv: list[str]) -> int:
+    """Converts once.
+
+    Args:
+      argv: Files to read, then the file to write.
+
+    Returns:
+      The exit status.
+    """
     if len(argv) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2

@@ -1,16 +1,25 @@
 """Moves weights between a PyTorch state dict and our parameters, strictly.
 
-A mapping is data: a list of rows, each one key of theirs, the paths of ours that it
-becomes, and a transform with its inverse, so the same list imports and exports. It may
-hold rows that a given model lacks (a shortcut, say). It is strict all the same: no key
-of the state dict may stay unread and no parameter of ours unset.
+A mapping of keys is data: a list of Rows, each one key of theirs, the paths of ours
+that it becomes, and a transform with its inverse, so that the same list reads and
+writes. It may hold rows that a given model lacks (a shortcut, say). It is strict all
+the same: no key of the state dict may stay unread and no parameter of ours unset.
+
+Such lists are made by functions `*_rows` of a module of ours: here of single layers,
+in `tower_names` of text and image encoders, in `lpips`, and in `convert/*/names.py` of
+the other networks.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+# Key -> array, or what `np.asarray` makes one of, such as `unpickle.Tensor`.
+StateDict = Mapping[str, Any]
+# Nested dict of arrays, or of what has their shapes and types.
+Params = Mapping[str, Any]
 
 
 class Transform(NamedTuple):
@@ -31,16 +40,17 @@ class Row(NamedTuple):
 
     Attributes:
       theirs: Key of the state dict.
-      ours: Paths in our parameters, such as "conv_in/kernel".
+      ours: Paths in our parameters, such as "conv_in/kernel"; () for a key that has no
+        place there.
       transform: Change of layout.
     """
 
     theirs: str
-    ours: tuple
+    ours: tuple[str, ...]
     transform: Transform
 
 
-def _pointwise(trailing):
+def _pointwise(trailing: int) -> Transform:
     """[out, in] or a 1x1 convolution [out, in, 1, ...] <-> dense kernel [in, out]."""
 
     def to_ours(a):
@@ -63,7 +73,7 @@ UNUSED = Transform(lambda a: (), None)
 COUNTER = Transform(lambda a: (), lambda: np.zeros((), np.int64))
 
 
-def split_qkv(num_heads, head_major, transform):
+def split_qkv(num_heads: int, head_major: bool, transform: Transform) -> Transform:
     """One array of queries, keys and values <-> one each, with heads in order.
 
     Args:
@@ -90,40 +100,79 @@ def split_qkv(num_heads, head_major, transform):
     return Transform(to_ours, to_theirs)
 
 
-def layer_rows(theirs, ours, kernel, bias=True):
-    """Rows of a convolution or dense layer; `kernel` is the kernel's Transform."""
+def layer_rows(
+    theirs: str, ours: str, kernel: Transform, bias: bool = True
+) -> list[Row]:
+    """Maps a convolution or dense layer.
+
+    Args:
+      theirs: What its keys begin with, without the last dot.
+      ours: What our paths begin with, without the last slash.
+      kernel: Change of layout of its kernel.
+      bias: Whether it has a bias.
+
+    Returns:
+      List of Rows.
+    """
     rows = [Row(f"{theirs}.weight", (f"{ours}/kernel",), kernel)]
     return rows + [Row(f"{theirs}.bias", (f"{ours}/bias",), SAME)] * bias
 
 
-def norm_rows(theirs, ours):
-    """Rows of a normalisation's scale and bias."""
+def norm_rows(theirs: str, ours: str) -> list[Row]:
+    """Maps the scale and bias of a normalisation.
+
+    Args:
+      theirs: What its keys begin with, without the last dot.
+      ours: What our paths begin with, without the last slash.
+
+    Returns:
+      List of Rows.
+    """
     return [
         Row(f"{theirs}.weight", (f"{ours}/scale",), SAME),
         Row(f"{theirs}.bias", (f"{ours}/bias",), SAME),
     ]
 
 
-def prefixed(rows, theirs, ours):
-    """Puts prefixes before the keys and the paths of rows."""
+def prefixed(rows: Sequence[Row], theirs: str, ours: str) -> list[Row]:
+    """Puts prefixes before the keys and the paths of a mapping.
+
+    Args:
+      rows: The mapping.
+      theirs: Goes before every key of theirs.
+      ours: Goes before every path of ours.
+
+    Returns:
+      List of Rows.
+    """
     return [
         Row(theirs + row.theirs, tuple(ours + path for path in row.ours), row.transform)
         for row in rows
     ]
 
 
-def select(state_dict, prefix):
-    """Returns the entries whose key starts with `prefix`, which is taken off."""
+def select(state_dict: StateDict, prefix: str) -> dict[str, Any]:
+    """Selects one network of several.
+
+    Args:
+      state_dict: Key -> array.
+      prefix: What the keys of the network begin with.
+
+    Returns:
+      Dict of its keys, the prefix taken off -> array.
+    """
     n = len(prefix)
     return {k[n:]: v for k, v in state_dict.items() if k.startswith(prefix)}
 
 
-def to_params(rows, state_dict, target):
+def to_params(
+    rows: Sequence[Row], state_dict: StateDict, target: Params
+) -> dict[str, Any]:
     """Reads a state dict into parameters shaped like `target`.
 
     Args:
       rows: The mapping.
-      state_dict: Dict of their key -> array.
+      state_dict: Their key -> array.
       target: Nested dict of arrays or ShapeDtypeStructs, as `init` gives.
 
     Returns:
@@ -163,8 +212,8 @@ def to_params(rows, state_dict, target):
     return unflatten_dict(params, sep="/")
 
 
-def to_state_dict(rows, params):
-    """Writes parameters as a state dict; undoes `to_params` but for UNUSED keys.
+def to_state_dict(rows: Sequence[Row], params: Params) -> dict[str, Any]:
+    """Writes parameters as a state dict: the inverse of `to_params`, less UNUSED keys.
 
     Args:
       rows: The mapping.
@@ -174,7 +223,7 @@ def to_state_dict(rows, params):
       Dict of their key -> NumPy array, a view of ours where it can be.
 
     Raises:
-      ValueError: If a parameter is in no row.
+      ValueError: If there is a parameter that no row writes.
     """
     params = flatten_dict(params, sep="/")
     state_dict, written = {}, set()
@@ -188,7 +237,8 @@ def to_state_dict(rows, params):
     return state_dict
 
 
-def _complain(what, items):
+def _complain(what: str, items: list[str]) -> None:
+    """Raises ValueError if there are items, naming the first of them."""
     if items:
         items = list(dict.fromkeys(items))
         shown = "; ".join(items[:8]) + (" ..." if len(items) > 8 else "")

@@ -1,23 +1,28 @@
-"""How others name the weights of text encoders and semantic-map conditioners, as data.
+"""How others name the weights of encoders of text, images and semantic maps, as data.
 
-Every function returns the rows of `convert.state_dict` for one module of ours, without
+Every function maps the keys of one module of ours (see `weights.state_dict`), without
 the prefix that the module has in a whole checkpoint:
 
-| rows | where | prefix |
+| function | where | prefix |
 | --- | --- | --- |
-| `bert_rows` | the original's text and layout models | cond_stage_model.transformer. |
+| `bert_rows` | CompVis's text and layout models | cond_stage_model.transformer. |
 | `ldm_bert_rows` | diffusers' LDMBertModel | none |
 | `clip_rows` | transformers' CLIPTextModel | none, or text_model. before version 5 |
 | `clip_rows` | Stable Diffusion 1 | cond_stage_model.transformer.text_model. |
 | `open_clip_rows` | Stable Diffusion 2 | cond_stage_model.model. |
-| `spatial_rows` | the original's semantic synthesis | cond_stage_model. |
+| `clip_image_rows` | transformers' CLIPVisionModelWithProjection | none |
+| `spatial_rows` | CompVis's semantic synthesis | cond_stage_model. |
 
-Some tensors lie in the files and are never used: the original's `to_logits`, the last
-layer of Stable Diffusion 2's tower, CLIP's projection and temperature, the numbers of
-positions. They are read and dropped, and not written; whoever loads what we write in
-the original's code must allow for their absence, as it does (`strict=False`).
+Some tensors lie in the files and are never used: `to_logits` of CompVis, the last layer
+of Stable Diffusion 2's tower, CLIP's projection and temperature, the numbers of
+positions. They are read and dropped, and not written; whoever loads what we write with
+the code of CompVis must allow for their absence, as it does (`strict=False`).
 """
 
+from collections.abc import Callable
+
+from ldm_jax.models.image_encoder import ImageEncoder
+from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.weights.state_dict import (
     CONV,
     DENSE,
@@ -31,8 +36,10 @@ from ldm_jax.weights.state_dict import (
     split_qkv,
 )
 
+# Text.
 
-def bert_rows(encoder):
+
+def bert_rows(encoder: TextEncoder) -> list[Row]:
     """Maps the transformer of a BERTEmbedder.
 
     Args:
@@ -61,8 +68,15 @@ def bert_rows(encoder):
     return rows + norm_rows("norm", "norm_out") + _LOGITS_ROWS
 
 
-def ldm_bert_rows(encoder):
-    """Maps diffusers' LDMBertModel; arguments as in `bert_rows`."""
+def ldm_bert_rows(encoder: TextEncoder) -> list[Row]:
+    """Maps diffusers' LDMBertModel, the same network as that of `bert_rows`.
+
+    Args:
+      encoder: TextEncoder module.
+
+    Returns:
+      List of Rows.
+    """
     rows = [
         Row("model.embed_tokens.weight", ("tokens/embedding",), SAME),
         Row("model.embed_positions.weight", ("positions",), SAME),
@@ -78,7 +92,7 @@ def ldm_bert_rows(encoder):
     return rows + _LOGITS_ROWS
 
 
-def clip_rows(encoder, unused_layers=0):
+def clip_rows(encoder: TextEncoder, unused_layers: int = 0) -> list[Row]:
     """Maps transformers' CLIPTextModel.
 
     Args:
@@ -100,8 +114,16 @@ def clip_rows(encoder, unused_layers=0):
     return rows + norm_rows("final_layer_norm", "norm_out")
 
 
-def clip_layer_rows(theirs, ours):
-    """Maps one layer of either tower of transformers' CLIPModel to an EncoderBlock."""
+def clip_layer_rows(theirs: str, ours: str) -> list[Row]:
+    """Maps one layer of either tower of transformers' CLIPModel to an EncoderBlock.
+
+    Args:
+      theirs: What its keys begin with, without the last dot.
+      ours: What our paths begin with, without the last slash.
+
+    Returns:
+      List of Rows.
+    """
     rows = _projection_rows(f"{theirs}.self_attn", f"{ours}/attention")
     rows += norm_rows(f"{theirs}.layer_norm1", f"{ours}/norm_attention")
     rows += norm_rows(f"{theirs}.layer_norm2", f"{ours}/norm_feed_forward")
@@ -109,8 +131,16 @@ def clip_layer_rows(theirs, ours):
     return rows + layer_rows(f"{theirs}.mlp.fc2", f"{ours}/proj_out", DENSE)
 
 
-def open_clip_rows(encoder, unused_layers=1):
-    """Maps the text tower of OpenCLIP; arguments as in `clip_rows`."""
+def open_clip_rows(encoder: TextEncoder, unused_layers: int = 1) -> list[Row]:
+    """Maps the text tower of OpenCLIP.
+
+    Args:
+      encoder: TextEncoder module.
+      unused_layers: See `clip_rows`; Stable Diffusion 2 uses all but one.
+
+    Returns:
+      List of Rows.
+    """
     split = {
         "weight": ("kernel", split_qkv(encoder.num_heads, False, DENSE)),
         "bias": ("bias", split_qkv(encoder.num_heads, False, SAME)),
@@ -137,15 +167,6 @@ def open_clip_rows(encoder, unused_layers=1):
     return rows + _layers(layer, *layers) + norm_rows("ln_final", "norm_out")
 
 
-def spatial_rows():
-    """Maps a SpatialRescaler to Spatial; without an output width it has no keys."""
-    return layer_rows("channel_mapper", "channel_map", POINTWISE_2D)
-
-
-# The original makes this head, saves it and never calls it.
-_LOGITS_ROWS = [Row(f"to_logits.{leaf}", (), UNUSED) for leaf in ("weight", "bias")]
-
-
 def _projection_rows(theirs, ours, bias=True):
     """The projections of an attention, with names that transformers has kept."""
     rows = layer_rows(f"{theirs}.out_proj", f"{ours}/out", DENSE)
@@ -154,8 +175,13 @@ def _projection_rows(theirs, ours, bias=True):
     return rows
 
 
-def _layers(layer, theirs, num_layers, unused_layers):
-    """Rows of all layers, those behind the last of ours without ours."""
+def _layers(
+    layer: Callable[[str, str], list[Row]],
+    theirs: str,
+    num_layers: int,
+    unused_layers: int,
+) -> list[Row]:
+    """Maps all layers; those behind the last of ours have no place there."""
     rows = []
     for i in range(num_layers + unused_layers):
         theirs_i = layer(f"{theirs}.{i}", f"block_{i}")
@@ -165,7 +191,10 @@ def _layers(layer, theirs, num_layers, unused_layers):
     return rows
 
 
-def clip_image_rows(encoder):
+# Images and maps.
+
+
+def clip_image_rows(encoder: ImageEncoder) -> list[Row]:
     """Maps transformers' CLIPVisionModelWithProjection.
 
     Args:
@@ -187,3 +216,16 @@ def clip_image_rows(encoder):
     rows += norm_rows("post_layernorm", "norm_out")
     projection = layer_rows("visual_projection", "projection", DENSE, bias=False)
     return prefixed(rows, "vision_model.", "") + projection
+
+
+def spatial_rows() -> list[Row]:
+    """Maps a SpatialRescaler to Spatial; without an output width it has no keys.
+
+    Returns:
+      List of Rows.
+    """
+    return layer_rows("channel_mapper", "channel_map", POINTWISE_2D)
+
+
+# CompVis makes this head, saves it and never calls it.
+_LOGITS_ROWS = [Row(f"to_logits.{leaf}", (), UNUSED) for leaf in ("weight", "bias")]

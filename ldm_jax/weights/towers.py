@@ -1,4 +1,4 @@
-"""Weights of frozen towers, from the files that people have.
+"""Weights of frozen text and image encoders, from the files that people have.
 
 | tower | files of |
 | --- | --- |
@@ -11,7 +11,9 @@ A text encoder with fewer layers than the file's tower is its lower part, as Sta
 Diffusion 2 takes the last but one layer.
 """
 
+import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,10 @@ WHERE = (
 )
 
 
-def load_tower(path, module):
-    """Reads the parameters of a tower.
+def load_tower(
+    path: str | os.PathLike, module: TextEncoder | ImageEncoder
+) -> dict[str, Any]:
+    """Reads the parameters of a text or image encoder.
 
     Args:
       path: File of weights, or a folder with one; a config.json beside it is compared.

@@ -7,13 +7,18 @@ inert stand-in; anything else is refused by its name.  Nothing is ever imported.
 """
 
 import collections
+import os
 import pickle
 import struct
 import zipfile
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
+
+from ldm_jax.annotations import Shaped
 
 
 class PickleError(ValueError):
@@ -35,14 +40,23 @@ class Tensor(_Sealed):
       dtype: NumPy type.
     """
 
-    def __init__(self, shape, dtype, load):
+    def __init__(
+        self, shape: Sequence[int], dtype: npt.DTypeLike, load: Callable[[], Any]
+    ) -> None:
+        """Promises an array.
+
+        Args:
+          shape: Its sizes.
+          dtype: Its type.
+          load: Called without arguments to get it.
+        """
         self.shape, self.dtype, self._load = tuple(shape), np.dtype(dtype), load
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self._load(), dtype)
 
 
-def read_torch(path):
+def read_torch(path: str | os.PathLike) -> Any:
     """Reads a file that `torch.save` wrote, in its zip or its older format.
 
     Args:
@@ -68,7 +82,7 @@ def read_torch(path):
         raise PickleError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # A damaged pickle raises whatever its bytes stumble on.
         raise PickleError(
-            f"cannot read {path}: it is truncated or no file of torch.save "
+            f"cannot read {path}: it is truncated or not a file of torch.save "
             f"({type(error).__name__}: {error})"
         ) from error
 
@@ -222,7 +236,9 @@ def _record_storage(path, archive, record, dtype, size):
     return storage
 
 
-def map_file(path, start, dtype, size):
+def map_file(
+    path: str | os.PathLike, start: int, dtype: npt.DTypeLike, size: int
+) -> Shaped[np.ndarray, " size"]:
     """Maps numbers of a file into memory: they are read when they are used.
 
     Args:
@@ -244,7 +260,7 @@ def _read_legacy(file, path):
     """The format before PyTorch 1.6: five pickles, then the storages in a row."""
     for expected in (_MAGIC, _PROTOCOL):
         if _Unpickler(file).load() != expected:
-            raise PickleError("it is no file of torch.save")
+            raise PickleError("it is not a file of torch.save")
     _Unpickler(file).load()  # sizes of C types on the machine that saved
     storages = {}
 

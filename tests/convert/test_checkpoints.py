@@ -1,4 +1,4 @@
-"""Whole checkpoints of the original: to the decoded image, and back to the bytes."""
+"""Whole checkpoints of CompVis: to the decoded image, and back to the bytes."""
 
 import copy
 import functools
@@ -10,7 +10,7 @@ import pytest
 from ldm_jax import checkpoint, latent_diffusion, sampling
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write
-from ldm_jax.convert.compvis.read import schedule_buffers
+from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.diffusion import grids, samplers, solve
 from ldm_jax.diffusion.schedule import make_schedule
@@ -20,11 +20,11 @@ from ldm_jax.trained import load_first_stage
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.state_dict import select
 from tests.common import Case, assert_close, load_case, nhwc
-from tests.convert.originals import (
+from tests.convert.published_files import (
     assert_same,
+    compvis_yaml,
     first_stage_params,
-    original_yaml,
-    write_original,
+    write_compvis,
 )
 
 CASES = ("checkpoint_class_vq", "checkpoint_semantic_vq", "checkpoint_text_kl")
@@ -35,7 +35,7 @@ class Converted:
 
     def __init__(self, name, folder):
         self.case, self.folder = load_case(name), folder
-        self.file, self.yaml = write_original(folder, self.case)
+        self.file, self.yaml = write_compvis(folder, self.case)
         self.workdir, self.back = folder / "workdir", folder / "back.ckpt"
         options = Options(config=self.yaml)
         convert(self.file, self.workdir, options=options, log=lambda line: None)
@@ -71,10 +71,12 @@ def draw(trained, case):
 
     def run(params, frozen, latents):
         given = [null, inputs] if null else [inputs]
-        told = [latent_diffusion.condition(model, params, batch) for batch in given]
+        conditionings = [
+            latent_diffusion.condition(model, params, batch) for batch in given
+        ]
         latents = solve.sample(
             samplers.make_sampler("ddim", eta=config["eta"]),
-            make_denoiser(model, params, told, [scale] * bool(null)),
+            make_denoiser(model, params, conditionings, [scale] * bool(null)),
             latents,
             grids.make_points(model.schedule, config["ddim_steps"]),
             jax.random.split(jax.random.key(0), len(latents)),
@@ -84,7 +86,7 @@ def draw(trained, case):
     return jax.jit(run)(trained.params, trained.frozen, nhwc(case.arrays["x_T"]))
 
 
-def test_sampling_from_the_converted_weights_matches_the_original(converted):
+def test_sampling_from_the_converted_weights_matches_compvis(converted):
     case = converted.case
     trained = sampling.load_model(converted.workdir)
     latents, images = draw(trained, case)
@@ -105,7 +107,7 @@ def test_the_yaml_that_is_written_reads_the_file_that_is_written(converted, tmp_
     convert(converted.back, tmp_path / "again", options=options, log=lambda line: None)
     ours = checkpoint.load_weights(converted.workdir)[0].to_dict()
     again = checkpoint.load_weights(tmp_path / "again")[0].to_dict()
-    # A null class is not said in the original's YAML, nor are ids of an empty caption.
+    # A null class is not said in CompVis's YAML, nor are ids of an empty caption.
     assert ours == again
 
 
@@ -226,9 +228,9 @@ WRONG_YAMLS = {
 @pytest.mark.parametrize("name", WRONG_YAMLS)
 def test_what_a_yaml_lacks_is_named(class_model, tmp_path, name):
     change, message = WRONG_YAMLS[name]
-    model = original_yaml(copy.deepcopy(class_model.case.meta["config"]))
+    model = compvis_yaml(copy.deepcopy(class_model.case.meta["config"]))
     change(model)
-    file, yaml = write_original(tmp_path, class_model.case, model=model)
+    file, yaml = write_compvis(tmp_path, class_model.case, model=model)
     with pytest.raises(ConfigError, match=message):
         convert(file, tmp_path / "ours", options=Options(config=yaml))
 
@@ -242,7 +244,7 @@ def test_a_yaml_of_a_whole_model_for_a_first_stage(class_model, tmp_path):
 
 
 def test_the_average_of_a_cond_stage_is_written(class_model):
-    """A model that was trained here has one; the original has no other place for it."""
+    """A model that was trained here has one; CompVis has no other place for it."""
     model, key = workdirs.read(class_model.workdir), "cond_stage_model.embedding.weight"
     average = jax.tree.map(lambda leaf: leaf + 1, model.ema_params["conditioner"])
     model.ema_params = model.ema_params | {"conditioner": average}
@@ -289,7 +291,7 @@ def test_first_stages_with_their_discriminator(tmp_path, name):
     model = {
         "model": {"target": "X", "params": first_stage_params(case.meta["config"])}
     }
-    file, yaml = write_original(tmp_path, Case({}, {}, state), model=model)
+    file, yaml = write_compvis(tmp_path, Case({}, {}, state), model=model)
     lines = []
     options = Options(config=yaml)
     convert(file, tmp_path / "ours", options=options, log=lines.append)
@@ -326,7 +328,7 @@ def test_a_model_of_pixels(tmp_path):
         cond_stage_config="__is_unconditional__",
     )
     model = {"model": {"params": params}}
-    file, yaml = write_original(tmp_path, Case({}, {}, state), model=model)
+    file, yaml = write_compvis(tmp_path, Case({}, {}, state), model=model)
     convert(file, tmp_path / "ours", options=Options(config=yaml))
     trained = sampling.load_model(tmp_path / "ours")
     assert trained.model.first_stage.downsampling_factor == 1

@@ -1,4 +1,4 @@
-"""The original's networks, fed through the converter, against what they computed."""
+"""CompVis's networks, fed through the converter, against what they computed."""
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights.state_dict import to_state_dict
 from tests.common import REFERENCE, assert_close, load_case, nhwc
+from tests.convert import networks
 
 UNET_CASES = sorted(path.stem for path in REFERENCE.glob("unet_*.npz"))
 AUTOENCODER_CASES = sorted(p.stem for p in REFERENCE.glob("autoencoder_kl_*.npz"))
@@ -21,10 +22,10 @@ def test_there_are_cases():
 
 
 @pytest.mark.parametrize("name", UNET_CASES)
-def test_unet_matches_original(name):
+def test_unet_matches_compvis(name):
     case = load_case(name)
     config, arrays = case.meta["config"], case.arrays
-    params, label = options.convert_unet(case.state_dict, config)
+    params, label = networks.convert_unet(case.state_dict, config)
     vector = label["embed"]["embedding"][arrays["y"]] if label else None
     unet = UNet(**options.unet_kwargs(config))
     output = jax.jit(unet.apply)(
@@ -38,11 +39,11 @@ def test_unet_matches_original(name):
 
 
 @pytest.mark.parametrize("name", AUTOENCODER_CASES)
-def test_autoencoder_matches_original(name):
+def test_autoencoder_matches_compvis(name):
     case = load_case(name)
     arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
     arrays = {k: nhwc(v) if v.ndim == 4 else v for k, v in case.arrays.items()}
-    params = options.convert_autoencoder(case.state_dict, *arguments)
+    params = networks.convert_autoencoder(case.state_dict, *arguments)
     model = KLAutoencoder(**options.autoencoder_kwargs(*arguments))
     decode = jax.jit(lambda z: model.apply({"params": params}, z, method="decode"))
     posterior = model.apply({"params": params}, arrays["x"], method="encode")
@@ -57,10 +58,10 @@ def test_autoencoder_matches_original(name):
     assert_close(decode(arrays["mode"]), arrays["decoded_mode"])
 
 
-def test_discriminator_matches_original():
+def test_discriminator_matches_compvis():
     case = load_case("patch_discriminator")
     config, arrays = case.meta["config"], case.arrays
-    variables = options.convert_discriminator(case.state_dict, **config)
+    variables = networks.convert_discriminator(case.state_dict, **config)
     model = PatchDiscriminator(config["ndf"], config["n_layers"])
     images = nhwc(arrays["x"])
     assert_close(model.apply(variables, images), nhwc(arrays["output_eval"]))
@@ -142,7 +143,7 @@ def _count(shapes):
 @pytest.mark.parametrize("name", PUBLISHED_UNETS)
 def test_unet_has_the_published_number_of_parameters(name):
     published, config = PUBLISHED_UNETS[name]
-    assert _count(options.unet_shapes(config)) == published
+    assert _count(networks.unet_shapes(config)) == published
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_autoencoder_has_the_published_number_of_parameters(
         dropout=0.0,
     )
     model = KLAutoencoder(**options.autoencoder_kwargs(ddconfig, z_channels))
-    assert _count(options.autoencoder_shapes(model)) == published
+    assert _count(networks.autoencoder_shapes(model)) == published
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_head_rules(changes, expected):
     config = _unet(32, channel_mult=[1, 2]) | changes
     kwargs = options.unet_kwargs(config)
     assert {k: v for k, v in kwargs.items() if "head" in k} == expected
-    assert _count(options.unet_shapes(config))
+    assert _count(networks.unet_shapes(config))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_attention_types_that_cannot_be_had_are_named():
 def test_unet_is_written_as_it_was_read(name):
     case = load_case(name)
     config = case.meta["config"]
-    params, label = options.convert_unet(case.state_dict, config)
+    params, label = networks.convert_unet(case.state_dict, config)
     rows = names.unet_rows(
         UNet(**options.unet_kwargs(config)),
         head_major=not config.get("use_new_attention_order", False),
@@ -248,20 +249,20 @@ def test_unet_is_written_as_it_was_read(name):
 def test_autoencoder_and_discriminator_are_written_as_they_were_read():
     case = load_case("autoencoder_kl_f4_attn")
     arguments = case.meta["config"]["ddconfig"], case.meta["config"]["embed_dim"]
-    params = options.convert_autoencoder(case.state_dict, *arguments)
+    params = networks.convert_autoencoder(case.state_dict, *arguments)
     model = KLAutoencoder(**options.autoencoder_kwargs(*arguments))
     rows = names.autoencoder_rows(model)
     _assert_same(to_state_dict(rows, params), case.state_dict)
 
     case = load_case("patch_discriminator")
-    variables = options.convert_discriminator(case.state_dict, **case.meta["config"])
+    variables = networks.convert_discriminator(case.state_dict, **case.meta["config"])
     rows = names.discriminator_rows()
     _assert_same(to_state_dict(rows, variables), case.state_dict)
 
 
 def test_class_embedder_fills_class_label():
     table = np.random.default_rng(0).standard_normal((11, 16), np.float32)
-    params = options.convert_class_embedder({"embedding.weight": table})
+    params = networks.convert_class_embedder({"embedding.weight": table})
     label = ClassLabel(num_classes=10, features=16)
     tokens = label.apply({"params": params}, np.array([3, 10]))
     np.testing.assert_array_equal(tokens[:, 0], table[[3, 10]])

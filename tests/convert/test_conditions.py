@@ -12,7 +12,7 @@ from ldm_jax.data.inputs import make_inputs
 from ldm_jax.errors import ConfigError
 from ldm_jax.weights.files import read_weights
 from tests.common import load_case
-from tests.convert.originals import assert_same, write_diffusers
+from tests.convert.published_files import assert_same, write_diffusers
 
 
 def silent(line):

@@ -270,8 +270,8 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(ConversionError, match="there is no file"):
         read_weights(tmp_path / "none.ckpt")
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ConversionError, match="is no file of weights"):
+    with pytest.raises(ConversionError, match="is not a file of weights"):
         read_weights(tmp_path / "a.txt")
     _zip(tmp_path / "m.ckpt", {"state_dict": {"w": 3}})
-    with pytest.raises(ConversionError, match="'w' is no tensor"):
+    with pytest.raises(ConversionError, match="'w' is not a tensor"):
         read_weights(tmp_path / "m.ckpt")

@@ -11,9 +11,9 @@ from ldm_jax import checkpoint, sampling
 from ldm_jax.build import make_backbone
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
-from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.diffusers.schedule_config import schedule_section
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.model import diffusion_config
 from ldm_jax.errors import ConfigError
@@ -21,7 +21,7 @@ from ldm_jax.trained import load_first_stage
 from ldm_jax.weights.files import Weights, read_json, read_weights
 from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, load_manifest, nhwc
-from tests.convert.originals import assert_same, write_diffusers, write_original
+from tests.convert.published_files import assert_same, write_compvis, write_diffusers
 
 
 def silent(line):
@@ -322,15 +322,15 @@ def test_old_names_of_attention_are_read(tmp_path):
 @pytest.mark.parametrize("zero, spacing", [(True, "trailing"), (False, "uniform")])
 def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(zero, spacing):
     scheduler = {"rescale_betas_zero_snr": zero, "prediction_type": "v_prediction"}
-    schedule = diffusers_config.schedule_section(scheduler)
+    schedule = schedule_section(scheduler)
     config = diffusion_config(image_size=8, factor=8, conditions={}, schedule=schedule)
     assert config["sample"]["spacing"] == spacing
 
 
-def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
-    """And read again: the same weights as from the original's file."""
+def test_a_model_of_compvis_is_written_for_diffusers(tmp_path):
+    """And read again: the same weights as from CompVis's file."""
     case = load_case("checkpoint_text_kl")
-    file, yaml = write_original(tmp_path, case)
+    file, yaml = write_compvis(tmp_path, case)
     options = Options(config=yaml)
     convert(file, tmp_path / "ours", options=options, log=silent)
     convert(tmp_path / "ours", tmp_path / "theirs", log=silent)
@@ -344,7 +344,7 @@ def test_a_model_of_the_original_is_written_for_diffusers(tmp_path):
 
 def test_a_condition_that_diffusers_has_no_place_for_is_named(tmp_path):
     case = load_case("checkpoint_class_vq")
-    file, yaml = write_original(tmp_path, case)
+    file, yaml = write_compvis(tmp_path, case)
     with pytest.raises(ConfigError, match="nothing writes: params/conditioner/label"):
         options = Options(config=yaml)
         convert(file, tmp_path / "theirs", to="diffusers", options=options, log=silent)

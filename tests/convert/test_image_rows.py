@@ -54,7 +54,7 @@ def test_defaults_are_of_the_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 303_966_208
 
 
-def test_images_are_prepared_as_by_the_original(case):
+def test_images_are_prepared_as_by_compvis(case):
     pixels = TOWER.prepare(jnp.asarray(nhwc(case.arrays["images"])))
     assert_close(pixels, nhwc(case.arrays["pixel_values"]))
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.errors import ConversionError
+from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.weights import lpips
 from ldm_jax.weights.files import write_weights
@@ -38,7 +38,7 @@ def _published(state_dict):
     return vgg | {"classifier.0.weight": np.zeros((3, 2), np.float32)}, heads
 
 
-def test_matches_original(case, distance):
+def test_matches_compvis(case, distance):
     x, y = (nhwc(case.arrays[name]) for name in "xy")
     assert_close(distance(x, y), case.arrays["output"].ravel())
     np.testing.assert_array_equal(distance(x, x), 0)
@@ -53,6 +53,7 @@ def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsy
     assert lpips.main([*files, output]) == 0
     assert output in capsys.readouterr().out
     assert_same_bits(lpips.load_lpips(output), params)
+    assert_same_bits(lpips.read_lpips(",".join(files), "--lpips_weights"), params)
     inside = {f"loss.perceptual_loss.{k}": v for k, v in case.state_dict.items()}
     assert_same_bits(lpips.convert_lpips(inside | {"decoder.x": vgg}), params)
 
@@ -60,6 +61,8 @@ def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsy
 def test_what_is_missing_is_named(case, tmp_path, capsys):
     with pytest.raises(ConversionError, match="there is no file .*vgg16-397923af.pth"):
         lpips.load_lpips(tmp_path / "absent.safetensors")
+    with pytest.raises(ConfigError, match="--guide_lpips: .*no file .*VGG16.*; or not"):
+        lpips.read_lpips(f"{tmp_path}/a.pth,b.pth", "--guide_lpips", "or not")
     vgg, _ = _published(case.state_dict)
     write_weights(tmp_path / "vgg16.safetensors", vgg)
     with pytest.raises(ConversionError, match=r"lin0.model.1.weight \(for head1\)"):

@@ -14,7 +14,7 @@ from ldm_jax.convert.formats import convert
 from ldm_jax.errors import CheckpointError
 from ldm_jax.weights.files import read_weights
 from tests.common import load_case
-from tests.convert.originals import assert_same, write_original
+from tests.convert.published_files import assert_same, write_compvis
 from tests.runs import ROOT, train
 
 
@@ -34,7 +34,7 @@ def command(*arguments):
 
 def test_command_converts_there_and_back(tmp_path):
     case = load_case("checkpoint_class_vq")
-    file, yaml = write_original(tmp_path, case)
+    file, yaml = write_compvis(tmp_path, case)
     status, output = command(file, tmp_path / "ours", f"--config={yaml}")
     assert status == 0, output
     assert "backbone: 976,675 parameters, with moving average" in output

@@ -10,7 +10,7 @@ from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
-from ldm_jax.convert.compvis.read import schedule_buffers
+from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.formats import Options
 from ldm_jax.convert.model import full_section
 from ldm_jax.diffusion.schedule import make_schedule
@@ -18,7 +18,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.weights.files import Weights
 from tests import published as experiments
 from tests.common import REFERENCE, load_manifest
-from tests.convert.originals import zeros
+from tests.convert.published_files import zeros
 
 NAMES = sorted(
     path.name.removesuffix(".json.gz")
@@ -127,7 +127,7 @@ def _assert_is_trained_by(model, spec):
     assert config.data.inputs.to_dict() == model.config["data"]["inputs"]
     assert config.data.image_size == model.config["data"]["image_size"]
     schedule = dict(model.config["schedule"])
-    assert schedule.pop("prediction_type") == ours.prediction_type
+    assert schedule.pop("prediction_type") == ours.objective.prediction_type
     np.testing.assert_allclose(
         ours.schedule.betas, make_schedule(**schedule).betas, rtol=1e-6
     )

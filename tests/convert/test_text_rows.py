@@ -1,4 +1,4 @@
-"""Text encoders fed through their rows, against what the originals computed."""
+"""Text encoders read by name, against what CompVis and transformers computed."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def encode(encoder, params, ids):
     return jax.jit(encoder.apply)({"params": params}, ids)
 
 
-def test_bert_matches_original():
+def test_bert_matches_compvis():
     case = load_case("bert_embedder")
     params = read(tower_names.bert_rows(BERT), BERT, case.state_dict)
     assert_close(encode(BERT, params, case.arrays["tokens"]), case.arrays["output"])
@@ -159,7 +159,7 @@ def test_position_numbers_may_be_there(position_ids):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_spatial_rescaler_matches_original(method):
+def test_spatial_rescaler_matches_compvis(method):
     case = load_case(f"spatial_rescaler_{method}")
     config = case.meta["config"]
     spatial = Spatial(

@@ -78,7 +78,7 @@ def test_image_tower_is_read(tmp_path, name):
         np.testing.assert_array_equal(array, IMAGE[key], err_msg=key)
 
 
-def test_text_encoder_of_the_original_is_read_as_diffusers_saves_it(tmp_path):
+def test_text_encoder_of_compvis_is_read_as_diffusers_saves_it(tmp_path):
     case = load_case("bert_embedder")
     random = np.random.default_rng(0)
     shapes = {

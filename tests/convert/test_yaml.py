@@ -2,12 +2,14 @@
 
 import pytest
 
+from ldm_jax.convert.compvis.options import unet_kwargs
 from ldm_jax.convert.compvis.write_yaml import (
     diffusion_yaml,
     first_stage_yaml,
     unet_yaml,
 )
-from ldm_jax.convert.diffusers import config
+from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.schedule_config import schedule_config, schedule_section
 from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.errors import ConfigError
 
@@ -21,7 +23,7 @@ SECTION = dict(
 
 
 def written(**heads):
-    """The options that the original's YAML says of a U-Net with these heads."""
+    """The options that CompVis's YAML says of a U-Net with these heads."""
     return unet_yaml(SECTION | heads, (4, 4), 8, 16, None, {})["params"]
 
 
@@ -42,11 +44,11 @@ def written(**heads):
         ),
     ],
 )
-def test_heads_are_written_as_the_original_says_them(heads, expected):
+def test_heads_are_written_as_compvis_says_them(heads, expected):
     options = written(**heads)
     found = {k: v for k, v in options.items() if "head" in k or k == "legacy"}
     assert found == expected
-    read = options.unet_kwargs(options)
+    read = unet_kwargs(options)
     if "up_num_heads" not in heads:  # of which transformers know nothing
         shape = {k: tuple(v) if isinstance(v, list) else v for k, v in heads.items()}
         sizes = [_heads(width, **shape, level=i) for i, width in enumerate((32, 64))]
@@ -64,34 +66,33 @@ def _heads(width, level, num_heads=None, head_channels=None):
 @pytest.mark.parametrize(
     "heads", [dict(num_heads=(1, 4)), dict(num_heads=2, up_num_heads=(1, 2))]
 )
-def test_heads_that_the_original_cannot_say_are_named(heads):
+def test_heads_that_compvis_cannot_say_are_named(heads):
     with pytest.raises(ConfigError, match="cannot be said"):
         written(**heads)
 
 
 @pytest.mark.parametrize("quantizer", ["cosine", "gumbel"])
 def test_a_codebook_that_others_would_look_up_wrongly_is_refused(quantizer):
-    config = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
-    for write in (
-        first_stage_yaml,
-        lambda config: config.first_stage_config(config, 1.0),
-    ):
-        with pytest.raises(ConfigError, match=f"quantizer={quantizer} cannot be said"):
-            write(config)
+    model = autoencoder_config(dict(kind="vq", quantizer=quantizer), 16)
+    for write in (first_stage_yaml, diffusers_config.first_stage_config):
+        with pytest.raises(
+            ConfigError, match=f"quantizer={quantizer} cannot be written"
+        ):
+            write(model)
 
 
 def test_zero_terminal_snr_is_read_and_written_for_diffusers():
     section = dict(zero_terminal_snr=True, prediction_type="v", beta_end=0.012)
-    written = config.schedule_config(section)
+    written = schedule_config(section)
     assert written["rescale_betas_zero_snr"]
     assert written["timestep_spacing"] == "trailing"
-    assert section.items() <= config.schedule_section(written).items()
+    assert section.items() <= schedule_section(written).items()
 
 
 @pytest.mark.parametrize(
     "schedule", [dict(kind="rectified_flow"), dict(zero_terminal_snr=True)]
 )
-def test_schedules_that_the_original_cannot_say_are_named(schedule):
+def test_schedules_that_compvis_cannot_say_are_named(schedule):
     model = Model(config=dict(schedule=schedule), params={})
     with pytest.raises(ConfigError, match="does not know the schedule"):
         diffusion_yaml(model, (4, 4), None, None)

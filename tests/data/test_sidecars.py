@@ -12,7 +12,7 @@ from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.data.loader import DataError, make_loader, open_source
 from ldm_jax.data.modalities import MODALITIES, keys_of
-from ldm_jax.data.sidecars import read_sidecar
+from ldm_jax.data.sidecars import find_sidecars, read_sidecar
 from ldm_jax.data.transforms import transform
 from tests.data.common import always_mirrors, write_images
 
@@ -51,6 +51,12 @@ def section(folder, inputs, **changes):
         )
         | changes
     )
+
+
+def read(path, key, names=None):
+    """What lies beside an image under one key."""
+    (sidecar,) = find_sidecars([key])
+    return read_sidecar(str(path), sidecar, names)[key]
 
 
 def load(data, steps=1):
@@ -147,12 +153,12 @@ def test_a_sidecar_that_cannot_be_read(folder, key, suffix, content, message):
     content = content if isinstance(content, bytes) else content.encode()
     (folder / f"a{suffix}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_sidecar(str(folder / "a.jpg"), key, ("cat", "dog"))
+        read(folder / "a.jpg", key, ("cat", "dog"))
 
 
 def test_each_line_is_a_caption(folder):
     path = folder / "a.txt"
     path.write_text("one\n\ntwo \r\n")
-    assert read_sidecar(str(folder / "a.jpg"), "caption") == ["one", "two"]
+    assert read(folder / "a.jpg", "caption") == ["one", "two"]
     path.write_text("")
-    assert read_sidecar(str(folder / "a.jpg"), "caption") == ""
+    assert read(folder / "a.jpg", "caption") == ""

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.convert.compvis import options
-from ldm_jax.convert.compvis.names import classifier_rows
 from ldm_jax.models.classifier import POOLS, Classifier, log_prob
 from ldm_jax.weights.state_dict import to_params, to_state_dict
 from tests.common import assert_close, load_case, nhwc
+from tests.convert import networks
 
 TINY = dict(
     out_channels=5,
@@ -47,8 +46,8 @@ def make_apply(pool):
 def test_matches_original():
     case = load_case("encoder_unet_classifier")
     config = case.meta["config"]
-    params = options.convert_classifier(case.state_dict, config)
-    model = Classifier(**options.classifier_kwargs(config))
+    params = networks.convert_classifier(case.state_dict, config)
+    model = Classifier(**networks.classifier_kwargs(config))
     output = jax.jit(model.apply)(
         {"params": params}, nhwc(case.arrays["x"]), case.arrays["timesteps"]
     )
@@ -68,7 +67,7 @@ def test_examples_do_not_mix_and_the_timestep_matters(pool):
 @pytest.mark.parametrize("pool", POOLS)
 def test_weights_go_there_and_back(pool):
     params = {"backbone": random_params(pool)["params"]}
-    rows = classifier_rows(Classifier(**TINY, pool=pool))
+    rows = networks.classifier_rows(Classifier(**TINY, pool=pool))
     state_dict = to_state_dict(rows, params)
     again = to_params(rows, state_dict, params)
     jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.convert.compvis.names import autoencoder_rows
-from ldm_jax.convert.compvis.options import autoencoder_kwargs, autoencoder_shapes
+from ldm_jax.convert.compvis.options import autoencoder_kwargs
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import VQAutoencoder
 from ldm_jax.models.quantizer import (
@@ -18,6 +18,7 @@ from ldm_jax.models.quantizer import (
 )
 from ldm_jax.weights.state_dict import to_params
 from tests.common import assert_close, load_case, nhwc
+from tests.convert.networks import autoencoder_shapes
 
 LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))
 MODEL = VectorQuantizer(num_codes=16, features=3)
@@ -77,7 +78,9 @@ def test_gradients():
 
     def plain(variables, latents):
         codes = variables["params"]["embedding"]
-        nearest = jnp.argmin(jnp.sum((latents[..., None, :] - codes) ** 2, -1), -1)
+        nearest = jnp.argmin(
+            jnp.sum((latents[..., None, :] - codes[None, None, None]) ** 2, -1), -1
+        )
         return jnp.mean((codes[nearest] - latents) ** 2)
 
     expected = jax.grad(plain, argnums=(0, 1))(variables(), LATENTS)
@@ -151,7 +154,7 @@ def test_gumbel_draws_codes_by_their_logits():
     indices = model.apply(variables, LATENTS, method="indices")
     np.testing.assert_array_equal(likeliest.indices, indices)
     layer = variables["params"]["to_logits"]
-    logits = LATENTS @ layer["kernel"] + layer["bias"]
+    logits = LATENTS @ layer["kernel"] + layer["bias"][None, None, None]
     np.testing.assert_array_equal(indices, logits.argmax(-1))
     shares = jax.nn.softmax(logits)
     entropy = -jnp.sum(shares * jnp.log(shares), axis=-1).mean()
@@ -167,7 +170,7 @@ def test_gumbel_gradient_is_that_of_the_softmax():
 
     def soft(latents):
         layer = variables["params"]["to_logits"]
-        logits = latents @ layer["kernel"] + layer["bias"]
+        logits = latents @ layer["kernel"] + layer["bias"][None, None, None]
         shares = jax.nn.softmax(logits / 0.5)
         return jnp.sum(shares @ variables["params"]["embedding"][:, 0])
 

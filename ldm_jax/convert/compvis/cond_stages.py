@@ -1,11 +1,12 @@
-"""The original's cond stages that have weights, one row of COND_STAGES each.
+"""CompVis's cond stages that have weights, one row of COND_STAGES each.
 
-A row says how the weights are recognised, what its YAML says, the entry of the config
-section `conditions` that it becomes, and the names of the weights.
+A row says how the weights are recognised, what a YAML says, the entry of the config
+section `conditions` that it becomes, and the names of the weights. `conditions` finds
+the row, and adds the conditions that have no weights.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,14 +40,17 @@ class CondStage(NamedTuple):
     to_params: Callable
     rows: Callable
     example: Callable
-    yaml: dict
+    yaml: dict[str, Any]
+
+
+# ClassEmbedder.
 
 
 def _class_entry(params):
-    """Of a ClassEmbedder; its last class is the null class, but for ImageNet's 1000.
+    """The last class is the null class, but for ImageNet's 1000.
 
-    The original's guided models have a class more than the data; the one model without
-    has just ImageNet's.
+    CompVis's guided models have a class more than the data; the one model without has
+    just ImageNet's.
     """
     count = params.get("n_classes", 1000)
     null_class = params.get("null_class", count != 1000)
@@ -62,6 +66,9 @@ def _class_entry(params):
 def _class_params(weights, factor):
     count, width = weights["embedding.weight"].shape
     return dict(n_classes=count, embed_dim=width)
+
+
+# BERTEmbedder.
 
 
 def _bert_params(weights, factor):
@@ -105,8 +112,30 @@ def _bert_rows(entry):
     return prefixed(tower_names.bert_rows(_encoder(entry)), "transformer.", "")
 
 
-def clip_entry(vocab_size, features, num_layers, max_length, mlp_width, **more):
-    """The entry of a CLIP text tower; ViT-L is OpenAI's, wider ones are OpenCLIP's."""
+# FrozenCLIPEmbedder and FrozenOpenCLIPEmbedder.
+
+
+def clip_entry(
+    vocab_size: int,
+    features: int,
+    num_layers: int,
+    max_length: int,
+    mlp_width: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """The entry of a CLIP text tower; ViT-L is OpenAI's, wider ones are OpenCLIP's.
+
+    Args:
+      vocab_size: Number of tokens.
+      features: Width of the embeddings.
+      num_layers: Layers that are used.
+      max_length: Tokens of a caption.
+      mlp_width: Width of the hidden layer of the feed-forward blocks.
+      **more: Other options of the condition, which win over those of the tower.
+
+    Returns:
+      Entry of the config section `conditions`.
+    """
     large = features <= 768
     entry = dict(
         kind="clip_text",
@@ -155,6 +184,9 @@ def _open_clip_rows(entry):
     return prefixed(tower_names.open_clip_rows(_encoder(entry)), "model.", "")
 
 
+# SpatialRescaler.
+
+
 def _spatial_params(weights, factor):
     channels = weights["channel_mapper.weight"].shape if weights else (None, None)
     return dict(
@@ -186,6 +218,9 @@ def _spatial_yaml(entry):
         out_channels=entry.get("features"),
         bias=entry.get("use_bias", False),
     )
+
+
+# What several share.
 
 
 def _encoder(entry):

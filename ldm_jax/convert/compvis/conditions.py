@@ -1,9 +1,10 @@
-"""The original's conditioning and our config section `conditions`, either way.
+"""CompVis's conditioning and our config section `conditions`, either way.
 
-What has no weights follows from the U-Net: a class embedding of its own, input channels
-beyond the latents', and a context that nothing makes.
+Conditions with weights are rows of `cond_stages`. Those without follow from the U-Net:
+a class embedding of its own, input channels beyond the latents', and a context that no
+network makes.
 
-| condition | kind | whose |
+| condition | kind | of |
 | --- | --- | --- |
 | label | class_label | class-conditional models |
 | caption | text, clip_text | text to image, Stable Diffusion |
@@ -15,28 +16,41 @@ beyond the latents', and a context that nothing makes.
 | embedding | raw | retrieval-augmented diffusion |
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from ldm_jax.annotations import Shaped
 from ldm_jax.convert.compvis.cond_stages import COND_STAGES
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.state_dict import prefixed
+from ldm_jax.weights.state_dict import Row, StateDict, prefixed
+
+# An entry of the config section is the options of one condition, with its "kind".
+Conditions = Mapping[str, Mapping[str, Any]]
 
 _MODULES = "ldm.modules.encoders.modules"
 _UNCONDITIONAL, _FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 _NO_WEIGHTS = {"target": "torch.nn.Identity"}
 # Batch keys of conditions without weights.
 EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
-# Stable Diffusion's order and scale of a mask; the original's own are the other way.
+# Stable Diffusion's order and scale of a mask; those of CompVis's own inpainting model
+# are the other way.
 _STABLE_MASK = dict(mask_first=True, signed_mask=False)
 _MASK = dict(mask_first=False, signed_mask=True)
 
 
-def deduce_cond_stage(weights, unet):
+# Reading.
+
+
+def deduce_cond_stage(
+    weights: StateDict, unet: Mapping[str, Any]
+) -> dict[str, Any] | str:
     """Deduces from its weights what a YAML says under `cond_stage_config`.
 
     Args:
       weights: Dict of key, without prefix -> array with a shape; {} if there are none.
-      unet: The original's UNetModel options.
+      unet: UNetModel options.
 
     Returns:
       Dict of "target", or the name of a cond stage without weights of its own.
@@ -57,11 +71,16 @@ def deduce_cond_stage(weights, unet):
     )
 
 
-def read_conditions(config, unet, weights, factor):
-    """The config section `conditions` of what a YAML says.
+def read_conditions(
+    config: Mapping[str, Any] | str | None,
+    unet: Mapping[str, Any],
+    weights: StateDict,
+    factor: int,
+) -> dict[str, dict[str, Any]]:
+    """Reads the config section `conditions` from what a YAML says.
 
     Args:
-      config: Its `cond_stage_config`.
+      config: Its `cond_stage_config`; None is unconditional.
       unet: Its UNetModel options.
       weights: The cond stage's weights, without prefix.
       factor: Downsampling factor of the first stage.
@@ -94,11 +113,13 @@ def read_conditions(config, unet, weights, factor):
     return conditions | unet_conditions(unet, conditions, factor)
 
 
-def unet_conditions(unet, conditions, factor):
-    """The conditions without weights of their own that a U-Net implies.
+def unet_conditions(
+    unet: Mapping[str, Any], conditions: Conditions, factor: int
+) -> dict[str, dict[str, Any]]:
+    """Finds the conditions without weights of their own that a U-Net implies.
 
     Args:
-      unet: The original's UNetModel options.
+      unet: UNetModel options.
       conditions: The conditions that have weights.
       factor: Downsampling factor of the first stage.
 
@@ -130,16 +151,19 @@ def unet_conditions(unet, conditions, factor):
 
 
 def _mask(context_dim):
-    """How an inpainting model takes its mask; those with a context are Stable's."""
+    """Options of the mask; inpainting models with a context are Stable Diffusion."""
     return _STABLE_MASK if context_dim else _MASK
 
 
-def require_mask(conditions, context_dim):
-    """Raises ConversionError if a mask is not taken as others' models take it.
+def require_mask(conditions: Conditions, context_dim: int | None) -> None:
+    """Refuses a masked image that a model takes otherwise than models of others do.
 
     Args:
       conditions: Config section.
       context_dim: Width of the U-Net's context, None without.
+
+    Raises:
+      ConversionError: If there is one.
     """
     usual = _mask(context_dim)
     for entry in _of_kind(conditions, "masked_image"):
@@ -161,7 +185,12 @@ def _of_kind(conditions, kind):
     return [entry for entry in conditions.values() if entry["kind"] == kind]
 
 
-def cond_stage(conditions):
+# Writing.
+
+
+def cond_stage(
+    conditions: Conditions,
+) -> tuple[str, str, dict[str, Any]] | None:
     """Finds the cond stage with weights that conditions need.
 
     Args:
@@ -171,12 +200,12 @@ def cond_stage(conditions):
       (name in COND_STAGES, batch key, entry), or None if there is none.
 
     Raises:
-      ConversionError: If the original cannot have them.
+      ConversionError: If CompVis's code does not have such a cond stage.
     """
     entries = {
         key: dict(entry)
         for key, entry in conditions.items()
-        if not is_embedded(key, entry) and not _is_bare(key, entry)
+        if not is_embedded(entry) and not _is_bare(key, entry)
     }
     if not entries:
         return None
@@ -186,23 +215,37 @@ def cond_stage(conditions):
             if row.fits(entry):
                 return name, key, entry
     raise ConversionError(
-        f"the original has no cond stage for the conditions {', '.join(entries)}"
+        f"CompVis has no cond stage for the conditions {', '.join(entries)}"
     )
 
 
-def is_embedded(key, entry):
-    """Whether a condition is the U-Net's own class embedding in the original."""
+def is_embedded(entry: Mapping[str, Any]) -> bool:
+    """Whether a condition is part of the U-Net in CompVis: its class embedding.
+
+    Args:
+      entry: Entry of the config section.
+
+    Returns:
+      Whether its weights are the U-Net's `label_emb`.
+    """
     return entry["kind"] == "class_label" and entry.get("slot") == "vector"
 
 
 def _is_bare(key, entry):
-    """Whether a condition has no weights and no name in the original."""
+    """Whether a condition has neither weights nor a cond stage in CompVis."""
     depth = key == _DEPTH and not entry.get("features")
     return depth or entry["kind"] in ("raw", "masked_image")
 
 
-def condition_rows(conditions):
-    """Rows of the cond stage's weights, ours under the conditioner's names."""
+def condition_rows(conditions: Conditions) -> list[Row]:
+    """Maps the cond stage's weights to the conditioner's.
+
+    Args:
+      conditions: Config section.
+
+    Returns:
+      List of Rows; their keys have no prefix, ours begin with the batch key.
+    """
     found = cond_stage(conditions)
     if found is None:
         return []
@@ -210,12 +253,14 @@ def condition_rows(conditions):
     return prefixed(COND_STAGES[name].rows(entry), "", f"{key}/")
 
 
-def examples(conditions, unet, image_size, factor):
-    """An example batch for shapes.
+def examples(
+    conditions: Conditions, unet: Mapping[str, Any], image_size: int, factor: int
+) -> dict[str, Shaped[np.ndarray, "1 ..."]]:
+    """Makes an example batch, for shapes.
 
     Args:
       conditions: Config section.
-      unet: The original's UNetModel options.
+      unet: UNetModel options.
       image_size: Side of the images.
       factor: Downsampling factor of the first stage.
 
@@ -240,8 +285,15 @@ def examples(conditions, unet, image_size, factor):
     return batch
 
 
-def conditions_yaml(conditions):
-    """What the YAML's `model.params` says of conditions."""
+def conditions_yaml(conditions: Conditions) -> dict[str, Any]:
+    """Writes what the YAML's `model.params` says of conditions.
+
+    Args:
+      conditions: Config section.
+
+    Returns:
+      Dict of `conditioning_key`, `cond_stage_config` and the like.
+    """
     found = cond_stage(conditions)
     bare = {key for key, entry in conditions.items() if _is_bare(key, entry)}
     if found:

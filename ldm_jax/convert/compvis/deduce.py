@@ -1,27 +1,88 @@
-"""The original's options, deduced from the names and shapes of the weights.
+"""CompVis's options, deduced from the names and shapes of the weights.
 
-Whatever a YAML of the original would say about a network's structure is in its weights,
-but for the number of attention heads, dropout and the order of queries and keys.
+Whatever a YAML would say about a network's structure is in its weights, but for the
+number of attention heads, dropout and the order of queries and keys. It is said here in
+the YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are completed by
+`published.with_heads`, the cond stage by `conditions.deduce_cond_stage`.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ldm_jax.annotations import Float
+from ldm_jax.convert.compvis.conditions import deduce_cond_stage
+from ldm_jax.convert.compvis.names import COND_STAGE, FIRST_STAGE, UNET
+from ldm_jax.convert.compvis.options import SCHEDULE_NAMES
+from ldm_jax.convert.compvis.published import find_published
 from ldm_jax.diffusion.schedule import BETAS
 from ldm_jax.errors import ConversionError
-
-# The original's names of noise schedules; its "linear" is linear in sqrt(beta).
-SCHEDULE_NAMES = {
-    "linear": "scaled_linear",
-    "sqrt_linear": "linear",
-    "cosine": "cosine",
-    "sqrt": "sqrt",
-}
+from ldm_jax.weights.state_dict import StateDict, select
 
 
-def unet_options(weights, prefix=""):
+def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str, Any]:
+    """Deduces from its weights what a YAML's `model.params` would say.
+
+    Args:
+      weights: Dict of key -> array with a shape.
+      image_size: Side of the images; that of the published model of this shape, or
+        else 256, by default.
+
+    Returns:
+      Dict; without "first_stage_config" if the weights hold no first stage.
+
+    Raises:
+      ConversionError: If they are not a whole model or first stage of CompVis.
+    """
+    if not any(key.startswith(UNET) for key in weights):
+        return first_stage_options(weights, resolution=image_size or 256)
+    unet = unet_options(weights, UNET)
+    stable = unet["model_channels"] == 320 and unet.get("context_dim") in (768, 1024)
+    known = find_published(unet)
+    image_size = image_size or (known.image_size if known else 256)
+    params = {"unet_config": {"params": unet}}
+    if any(key.startswith(FIRST_STAGE) for key in weights):
+        options = first_stage_options(weights, FIRST_STAGE, 256)
+        params["first_stage_config"] = {"params": options}
+        factor = 2 ** (len(options["ddconfig"]["ch_mult"]) - 1)
+    else:
+        factor = 1
+    unet["image_size"] = image_size // factor
+    cond = select(weights, COND_STAGE)
+    params["cond_stage_config"] = deduce_cond_stage(cond, unet)
+    params["learn_logvar"] = "logvar" in weights
+    if stable:
+        # Weights without tables are always of this schedule.
+        params |= dict(linear_start=0.00085, linear_end=0.012, scale_factor=0.18215)
+    if "betas" in weights:
+        params |= _deduce_schedule(weights["betas"])
+    elif not stable:
+        raise ConversionError(
+            "the weights hold no noise schedule (betas): give the YAML with --config"
+        )
+    return params
+
+
+def _deduce_schedule(betas):
+    """What a YAML's `model.params` would say of a noise schedule."""
+    section = schedule_section(betas)
+    if section is None:
+        return {"unknown_betas": True}
+    names = {ours: theirs for theirs, ours in SCHEDULE_NAMES.items()}
+    return dict(
+        beta_schedule=names[section["kind"]],
+        timesteps=section["num_train_timesteps"],
+        linear_start=section["beta_start"],
+        linear_end=section["beta_end"],
+    )
+
+
+# One network each.
+
+
+def unet_options(weights: StateDict, prefix: str = "") -> dict[str, Any]:
     """Deduces the options of a UNetModel, all but its heads.
 
     Args:
@@ -29,7 +90,7 @@ def unet_options(weights, prefix=""):
       prefix: What its keys begin with.
 
     Returns:
-      Dict of the original's options.
+      Dict of UNetModel options.
 
     Raises:
       ConversionError: If a key is missing or the widths are not those of a UNetModel.
@@ -104,11 +165,14 @@ def _count(weights, start):
 
 
 def _any(weights, prefix, pattern):
+    """Whether a key behind the prefix matches a regular expression."""
     pattern = re.compile(re.escape(prefix) + pattern)
     return any(pattern.fullmatch(key) for key in weights)
 
 
-def first_stage_options(weights, prefix="", resolution=256):
+def first_stage_options(
+    weights: StateDict, prefix: str = "", resolution: int = 256
+) -> dict[str, Any]:
     """Deduces the options of an AutoencoderKL or a VQModel.
 
     Args:
@@ -156,8 +220,16 @@ def first_stage_options(weights, prefix="", resolution=256):
     return options
 
 
-def discriminator_options(weights, prefix=""):
-    """Deduces {"channels", "num_layers"} of an NLayerDiscriminator."""
+def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any]:
+    """Deduces the structure of an NLayerDiscriminator.
+
+    Args:
+      weights: Dict of key -> array with a shape.
+      prefix: What its keys begin with.
+
+    Returns:
+      Config section `discriminator`: "channels", "num_layers" and "norm".
+    """
     shape = _shape_of(weights, prefix)
     start = f"{prefix}main."
     last = max(
@@ -168,7 +240,10 @@ def discriminator_options(weights, prefix=""):
     )
 
 
-def schedule_section(betas):
+# The noise schedule.
+
+
+def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
     """Finds the schedule that betas were made by.
 
     Args:
@@ -196,7 +271,9 @@ def schedule_section(betas):
     return None
 
 
-def _shape_of(weights, prefix):
+def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...]]:
+    """Makes the function from a key without prefix to a shape."""
+
     def shape(key):
         if prefix + key not in weights:
             raise ConversionError(f"missing key {prefix}{key}")
@@ -206,102 +283,10 @@ def _shape_of(weights, prefix):
 
 
 def _ratio(width, channels):
-    """Keeps fractions, which widths such as 96 over 64 need."""
+    """`channel_mult` of a level; widths such as 96 over 64 need a fraction."""
     ratio = width / channels
     return int(ratio) if ratio == int(ratio) else ratio
 
 
 def _one_or_all(values):
     return values[0] if len(set(values)) == 1 else values
-
-
-class Published(NamedTuple):
-    """A published U-Net by its shape, and its heads.
-
-    Attributes:
-      channels: Width of the finest level.
-      channel_mult: Width of every level over `channels`.
-      context_dim: Width of the context; None without transformers.
-      heads: {"num_heads": n} or {"num_head_channels": n}.
-      always: Whether that holds whatever the config says.
-      image_size: Side of the images that it was trained on.
-      guidance_scale: What its authors sample it with; 1 is off.
-    """
-
-    channels: int
-    channel_mult: tuple
-    context_dim: int | None
-    heads: dict
-    always: bool = False
-    image_size: int = 256
-    guidance_scale: float = 1.0
-
-
-def published_heads(options):
-    """Looks up the U-Net that the original's options describe.
-
-    Args:
-      options: The original's UNetModel options.
-
-    Returns:
-      Its row of PUBLISHED, or None.
-    """
-    shape = (
-        options["model_channels"],
-        tuple(options["channel_mult"]),
-        options.get("context_dim"),
-    )
-    return PUBLISHED_BY_SHAPE.get(shape)
-
-
-def usual_guidance(options):
-    """The guidance scale of a published U-Net, 1 of others; options as above."""
-    known = published_heads(options)
-    return known.guidance_scale if known else 1.0
-
-
-PUBLISHED = {
-    "celeba256, ffhq256, lsun_beds256": Published(
-        224, (1, 2, 3, 4), None, {"num_head_channels": 32}
-    ),
-    "lsun_churches256": Published(192, (1, 2, 2, 4, 4), None, {"num_heads": 8}),
-    "bsr_sr": Published(160, (1, 2, 2, 4), None, {"num_head_channels": 32}),
-    "inpainting_big": Published(256, (1, 2, 3, 4), None, {"num_heads": 8}),
-    "semantic_synthesis": Published(128, (1, 4, 8), None, {"num_heads": 8}),
-    "cin256": Published(256, (1, 2, 4), 512, {"num_heads": 1}, always=True),
-    "text2img256": Published(192, (1, 2, 3, 5), 640, {"num_heads": 1}, always=True),
-    "layout2img": Published(128, (1, 2, 3, 4), 512, {"num_heads": 1}, always=True),
-    "cin256-v2": Published(
-        192, (1, 2, 3, 5), 512, {"num_heads": 1}, guidance_scale=3.0
-    ),
-    "txt2img-1p4B": Published(
-        320, (1, 2, 4, 4), 1280, {"num_heads": 8}, guidance_scale=5.0
-    ),
-    "RDM": Published(
-        448,
-        (1, 2, 3, 4),
-        768,
-        {"num_head_channels": 32},
-        image_size=768,
-        guidance_scale=5.0,
-    ),
-    "Stable Diffusion 1": Published(
-        320,
-        (1, 2, 4, 4),
-        768,
-        {"num_heads": 8},
-        image_size=512,
-        guidance_scale=7.5,
-    ),
-    "Stable Diffusion 2": Published(
-        320,
-        (1, 2, 4, 4),
-        1024,
-        {"num_head_channels": 64},
-        image_size=512,
-        guidance_scale=9.0,
-    ),
-}
-
-
-PUBLISHED_BY_SHAPE = {row[:3]: row for row in PUBLISHED.values()}

@@ -1,8 +1,15 @@
 """How CompVis/latent-diffusion names the weights of each network, as data.
 
-Every function returns the rows of `convert.state_dict` for one network of ours.
+Every function maps the keys of one network (see `weights.state_dict`), without the
+prefix that it has in a whole checkpoint; `rows` puts them together. Names of text
+encoders and of the semantic map are in `weights.tower_names`.
 """
 
+from typing import NamedTuple
+
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.classifier import Classifier
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights.state_dict import (
     CONV,
     COUNTER,
@@ -11,19 +18,44 @@ from ldm_jax.weights.state_dict import (
     POINTWISE_2D,
     SAME,
     Row,
+    Transform,
     layer_rows,
     norm_rows,
     split_qkv,
 )
 
+# What the keys of each network begin with in a whole checkpoint, and the counters of
+# the moving average.
+UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
+COND_STAGE = "cond_stage_model."
+EMA = "model_ema."
+COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
 
-def unet_rows(unet, head_major=True, linear_projection=False):
+# The U-Net.
+
+
+class AttentionLayout(NamedTuple):
+    """How a U-Net stores its attention blocks.
+
+    Attributes:
+      head_major: Whether queries, keys and values are split within each head (CompVis's
+        default) or around all of them (`use_new_attention_order`).
+      project: Change of layout of the layers before and after a transformer's blocks;
+        None where there are no transformers.
+    """
+
+    head_major: bool
+    project: Transform | None
+
+
+def unet_rows(
+    unet: UNet, head_major: bool = True, linear_projection: bool = False
+) -> list[Row]:
     """Maps a UNetModel: ours is "backbone/", its class embedding "label/".
 
     Args:
       unet: UNet module.
-      head_major: Whether queries, keys and values are split within each head (the
-        original's default) or around all of them (`use_new_attention_order`).
+      head_major: See `AttentionLayout`.
       linear_projection: Whether transformers are entered and left by linear layers, not
         1x1 convolutions; reading takes both, this is for writing.
 
@@ -31,14 +63,15 @@ def unet_rows(unet, head_major=True, linear_projection=False):
       List of Rows.
     """
     levels = range(len(unet.channel_mult))
-    style = (head_major, DENSE if linear_projection else POINTWISE_2D)
+    project = DENSE if linear_projection else POINTWISE_2D
+    layout = AttentionLayout(head_major, project)
     rows = [Row("label_emb.weight", ("label/embed/embedding",), SAME)]
-    rows += _down_rows(unet, style)
+    rows += down_rows(unet, layout)
     index = 0
     for level in reversed(levels):
         for i in range(unet.blocks_at(level) + 1):
             theirs, ours = f"output_blocks.{index}", f"up_{level}_{{}}_{i}"
-            rows += _block_rows(unet, theirs, ours, level, style, up=True)
+            rows += _block_rows(unet, theirs, ours, level, layout, up=True)
             index += 1
         if level:
             # In the level's last block, behind its attention if it has one.
@@ -48,33 +81,16 @@ def unet_rows(unet, head_major=True, linear_projection=False):
     return rows + layer_rows("out.2", "backbone/conv_out", CONV)
 
 
-def classifier_rows(classifier, head_major=True):
-    """Maps an EncoderUNetModel with any pooling; ours lies under "backbone/".
+def down_rows(unet: UNet | Classifier, layout: AttentionLayout) -> list[Row]:
+    """Maps the timestep embedding, the way down and the middle, under "backbone/".
 
     Args:
-      classifier: Classifier module.
-      head_major: See `unet_rows`; the pooling itself is always the other way.
+      unet: UNet module, or the half of one that a Classifier is.
+      layout: How attention blocks are stored.
 
     Returns:
       List of Rows.
     """
-    rows = _down_rows(classifier, (head_major, None))
-    if classifier.pool.startswith("spatial"):
-        rows += layer_rows("out.0", "backbone/pool_in", DENSE)
-        rows += norm_rows("out.1", "backbone/norm_out")
-        last = {"spatial": "out.2", "spatial_v2": "out.3"}[classifier.pool]
-        return rows + layer_rows(last, "backbone/pool_out", DENSE)
-    rows += norm_rows("out.0", "backbone/norm_out")
-    rows += layer_rows("out.3", "backbone/pool_out", POINTWISE_2D)
-    pool = "backbone/pool/attention"
-    rows += [Row("out.2.positional_embedding", ("backbone/pool/position",), DENSE)]
-    num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
-    rows += _qkv_rows("out.2.qkv_proj", pool, num_heads, head_major=False)
-    return rows + layer_rows("out.2.c_proj", f"{pool}/out", POINTWISE_1D)
-
-
-def _down_rows(unet, style):
-    """Rows of the timestep embedding, the way down and the middle."""
     levels = range(len(unet.channel_mult))
     rows = layer_rows("time_embed.0", "backbone/time_in", DENSE)
     rows += layer_rows("time_embed.2", "backbone/time_out", DENSE)
@@ -83,7 +99,7 @@ def _down_rows(unet, style):
     for level in levels:
         for i in range(unet.blocks_at(level)):
             theirs, ours = f"input_blocks.{index}", f"down_{level}_{{}}_{i}"
-            rows += _block_rows(unet, theirs, ours, level, style)
+            rows += _block_rows(unet, theirs, ours, level, layout)
             index += 1
         if level != levels[-1]:
             ours = f"backbone/down_{level}_resample"
@@ -91,25 +107,27 @@ def _down_rows(unet, style):
             index += 1
     rows += _res_block_rows("middle_block.0", "backbone/middle_res_0")
     ours = "backbone/middle_attention"
-    rows += _any_attention_rows(unet, "middle_block.1", ours, levels[-1], style)
+    rows += _any_attention_rows(unet, "middle_block.1", ours, levels[-1], layout)
     return rows + _res_block_rows("middle_block.2", "backbone/middle_res_1")
 
 
-def _block_rows(unet, theirs, ours, level, style, up=False):
+def _block_rows(unet, theirs, ours, level, layout, up=False):
+    """Maps a residual block and the attention behind it, if there is any."""
     rows = _res_block_rows(f"{theirs}.0", f"backbone/{ours.format('res')}")
     ours = f"backbone/{ours.format('attention')}"
-    return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, style, up)
+    return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, layout, up)
 
 
-def _any_attention_rows(unet, theirs, ours, level, style, up=False):
-    """`style` is (head_major, Transform of the transformers' projections)."""
-    head_major, project = style
+def _any_attention_rows(unet, theirs, ours, level, layout, up=False):
+    """Maps the attention of a level: a transformer, or the plain kind."""
     if unet.depth_at(level):
-        return _transformer_rows(theirs, ours, unet.depth_at(level), project)
-    return _attention_rows(theirs, ours, unet.heads_at(level, up)[0], head_major)
+        return _transformer_rows(theirs, ours, unet.depth_at(level), layout.project)
+    num_heads, _ = unet.heads_at(level, up)
+    return _attention_rows(theirs, ours, num_heads, layout.head_major)
 
 
 def _resample_rows(theirs, ours):
+    """Maps either way to resample: by a residual block or by a convolution."""
     rows = _res_block_rows(theirs, ours)
     rows += layer_rows(f"{theirs}.op", f"{ours}/conv", CONV)
     return rows + layer_rows(f"{theirs}.conv", ours, CONV)
@@ -129,12 +147,23 @@ def _res_block_rows(theirs, ours):
 def _attention_rows(theirs, ours, num_heads, head_major):
     return (
         norm_rows(f"{theirs}.norm", f"{ours}/norm")
-        + _qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
+        + qkv_rows(f"{theirs}.qkv", f"{ours}/attention", num_heads, head_major)
         + layer_rows(f"{theirs}.proj_out", f"{ours}/attention/out", POINTWISE_1D)
     )
 
 
-def _qkv_rows(theirs, ours, num_heads, head_major):
+def qkv_rows(theirs: str, ours: str, num_heads: int, head_major: bool) -> list[Row]:
+    """Maps one layer that makes queries, keys and values to three of ours.
+
+    Args:
+      theirs: What its keys begin with, without the last dot.
+      ours: What our paths begin with, without the last slash.
+      num_heads: Heads.
+      head_major: See `AttentionLayout`.
+
+    Returns:
+      List of Rows.
+    """
     names = [f"{ours}/{name}" for name in ("query", "key", "value")]
     kernels = tuple(f"{name}/kernel" for name in names)
     biases = tuple(f"{name}/bias" for name in names)
@@ -156,8 +185,16 @@ def _transformer_rows(theirs, ours, depth, project):
     return rows
 
 
-def transformer_block_rows(theirs, ours):
-    """Maps a BasicTransformerBlock, whose names diffusers has kept."""
+def transformer_block_rows(theirs: str, ours: str) -> list[Row]:
+    """Maps a BasicTransformerBlock, whose names diffusers has kept.
+
+    Args:
+      theirs: What its keys begin with, without the last dot.
+      ours: What our paths begin with, without the last slash.
+
+    Returns:
+      List of Rows.
+    """
     rows = []
     for attn, name in (("attn1", "self_attention"), ("attn2", "cross_attention")):
         for key, part in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
@@ -171,7 +208,10 @@ def transformer_block_rows(theirs, ours):
     return rows + layer_rows(f"{feed}.2", f"{ours_feed}/proj_out", DENSE)
 
 
-def autoencoder_rows(model):
+# The first stage.
+
+
+def autoencoder_rows(model: Autoencoder) -> list[Row]:
     """Maps an AutoencoderKL or a VQModel.
 
     Args:
@@ -226,13 +266,15 @@ def _coder_attention_rows(theirs, ours):
     return rows
 
 
-def class_embedder_rows():
-    """Maps a ClassEmbedder to ClassLabel."""
-    return [Row("embedding.weight", ("embed/embedding",), SAME)]
+def discriminator_rows(num_layers: int = 3) -> list[Row]:
+    """Maps an NLayerDiscriminator; ours is under "params/" and "batch_stats/".
 
+    Args:
+      num_layers: Convolutions of stride 2.
 
-def discriminator_rows(num_layers=3):
-    """Maps an NLayerDiscriminator; ours lies under the names of the collections."""
+    Returns:
+      List of Rows.
+    """
     rows = layer_rows("main.0", "params/conv_0", CONV)
     for i in range(1, num_layers + 1):
         rows += layer_rows(f"main.{3 * i - 1}", f"params/conv_{i}", CONV)
@@ -244,6 +286,18 @@ def discriminator_rows(num_layers=3):
             Row(f"{norm}.num_batches_tracked", (), COUNTER),
         ]
     return rows + layer_rows(f"main.{3 * num_layers + 2}", "params/conv_out", CONV)
+
+
+# The class embedding that is a cond stage.
+
+
+def class_embedder_rows() -> list[Row]:
+    """Maps a ClassEmbedder to ClassLabel.
+
+    Returns:
+      List of Rows.
+    """
+    return [Row("embedding.weight", ("embed/embedding",), SAME)]
 
 
 # By kind of first stage, module -> Rows.

@@ -1,48 +1,62 @@
-"""Checkpoints of the original as a whole: first stages and latent diffusion models.
+"""Checkpoints of CompVis, read: first stages and latent diffusion models.
 
-Every key of the file has a row, which says where in our parameters it goes; a key with
-no place there (the schedule's tables, the networks of the perceptual loss, a count) has
-a row too, and is carried along to be written back.
+The structure comes from a YAML (`read_yaml`) or from the weights (`deduce`), the names
+of the weights from `rows`. What our networks have no place for is carried along, to be
+written back by `write`.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis import deduce, read_yaml
-from ldm_jax.convert.compvis import names as compvis_names
-from ldm_jax.convert.compvis.conditions import condition_rows, examples, is_embedded
-from ldm_jax.convert.compvis.deduce import usual_guidance
-from ldm_jax.convert.compvis.read_yaml import COND_STAGE, FIRST_STAGE, UNET
+from ldm_jax.convert.compvis.buffers import schedule_buffers
+from ldm_jax.convert.compvis.conditions import examples, is_embedded
+from ldm_jax.convert.compvis.names import COND_STAGE, COUNTERS, EMA, FIRST_STAGE, UNET
+from ldm_jax.convert.compvis.published import usual_guidance, with_heads
+from ldm_jax.convert.compvis.rows import diffusion_rows, first_stage_rows
 from ldm_jax.convert.model import (
     Model,
+    Options,
     autoencoder_config,
     diffusion_config,
     diffusion_shapes,
     discriminator_shapes,
-    first_stage_row,
     first_stage_shapes,
-    make_unet,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.state_dict import SAME, UNUSED, Row, prefixed, to_params
-
-EMA = "model_ema."
-COUNTERS = (f"{EMA}decay", f"{EMA}num_updates")
+from ldm_jax.weights.files import Weights
+from ldm_jax.weights.state_dict import StateDict, to_params
 
 
-def recognise(tensors):
-    """Whether keys are those of a checkpoint of the original."""
+def recognise(tensors: StateDict) -> bool:
+    """Recognises a checkpoint of CompVis.
+
+    Args:
+      tensors: Key -> array.
+
+    Returns:
+      Whether the keys are those of a whole model or of a first stage.
+    """
     return any(key.startswith((UNET, "encoder.down.0.block.")) for key in tensors)
 
 
-def read(weights, params=None, options=None, log=print):
-    """Reads a checkpoint of the original.
+def read(
+    weights: Weights,
+    params: Mapping[str, Any] | None,
+    options: Options,
+    log: Callable[[str], Any] = print,
+) -> Model:
+    """Reads a checkpoint of CompVis.
 
     Args:
       weights: Weights of the file.
       params: `model.params` of its YAML; None to deduce them.
-      options: Options, see `formats.Options`.
+      options: Options, see `model.Options`.
       log: Called with lines worth knowing.
 
     Returns:
@@ -53,7 +67,7 @@ def read(weights, params=None, options=None, log=print):
       ValueError: If keys are unread or missing, or shapes wrong.
     """
     tensors = weights.tensors
-    params = params or read_yaml.deduce_params(tensors, options.image_size)
+    params = params or deduce.deduce_params(tensors, options.image_size)
     whole = any(key.startswith(UNET) for key in tensors)
     if whole != ("unet_config" in params):
         kinds = {True: "a whole model", False: "a first stage"}
@@ -95,37 +109,6 @@ def _fill_first_stage(model, tree):
     model.stats = tree.get("stats", {})
 
 
-def first_stage_rows(config, tensors, theirs, ours):
-    """Rows of a first stage, its discriminator and the networks of its loss.
-
-    Args:
-      config: Its config.
-      tensors: What a file holds; {} for writing one.
-      theirs: What the file's keys begin with.
-      ours: What our paths begin with.
-
-    Returns:
-      List of Rows.
-    """
-    section, table = config["first_stage"], compvis_names.FIRST_STAGE_ROWS
-    rows = first_stage_row(section, table, "CompVis")[1](make_first_stage(section))
-    rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
-    if "discriminator" in config:
-        layers = config["discriminator"]["num_layers"]
-        for row in compvis_names.discriminator_rows(layers):
-            paths = tuple(
-                path.replace("params/", f"{ours}params/discriminator/").replace(
-                    "batch_stats/", f"{ours}stats/discriminator/"
-                )
-                for path in row.ours
-            )
-            key = f"{theirs}loss.discriminator.{row.theirs}"
-            rows.append(Row(key, paths, row.transform))
-    rows.append(Row(f"{theirs}loss.logvar", (f"{ours}params/logvar",), SAME))
-    lost = f"{theirs}loss.logvar", f"{theirs}loss.perceptual_loss."
-    return rows + [Row(key, (), UNUSED) for key in tensors if key.startswith(lost)]
-
-
 def _read_diffusion(weights, params, options, log):
     tensors = weights.tensors
     first = None
@@ -133,7 +116,7 @@ def _read_diffusion(weights, params, options, log):
         config = params["first_stage_config"]
         section, _ = read_yaml.first_stage_section(config)
         first = _first_stage(tensors, FIRST_STAGE, section, None)
-    unet = read_yaml.with_heads(
+    unet = with_heads(
         params["unet_config"]["params"], options.num_heads, options.head_channels, log
     )
     identity = first and first.config["first_stage"]["kind"] == "identity"
@@ -160,7 +143,7 @@ def _read_diffusion(weights, params, options, log):
     )
     _read_weights(model, weights, unet, options, log)
     _read_schedule(model, tensors, params, log)
-    model.scaling_factor = _scaling_factor(params, tensors)
+    model.statistics = LatentStatistics(scale=_scaling_factor(params, tensors))
     return model
 
 
@@ -196,7 +179,7 @@ def _read_weights(model, weights, unet, options, log):
         conditioner = {
             key: value
             for key, value in params["conditioner"].items()
-            if is_embedded(key, config["conditions"][key])
+            if is_embedded(config["conditions"][key])
         }
         target["ema_params"] = {
             "backbone": params["backbone"],
@@ -225,60 +208,12 @@ def _read_weights(model, weights, unet, options, log):
 
 
 def _fill_average(model, average):
-    """The original averages the U-Net alone; ours holds all of `params`."""
+    """CompVis averages the U-Net alone; our `ema_params` hold all of `params`."""
     conditioner = model.params["conditioner"] | average.get("conditioner", {})
     model.ema_params = model.params | {
         "backbone": average["backbone"],
         "conditioner": conditioner,
     }
-
-
-def diffusion_rows(model, tensors=()):
-    """Rows of a whole latent diffusion model of the original.
-
-    Args:
-      model: Model of a second stage; its weights do not matter.
-      tensors: What a file holds; {} for writing one.
-
-    Returns:
-      List of Rows; ours are "params/...", "ema_params/..." and "first_stage/...".
-    """
-    config, origin = model.config, model.origin
-    unet = compvis_names.unet_rows(
-        make_unet(config["backbone"]),
-        head_major=origin.get("head_major", True),
-        linear_projection=origin.get("linear_projection", False),
-    )
-    if not any(is_embedded(*item) for item in config["conditions"].items()):
-        unet = [row for row in unet if not row.theirs.startswith("label_emb.")]
-    rows = [_inside(row, UNET, "params/") for row in unet]
-    rows += [_averaged(row) for row in unet]
-    conditions = condition_rows(config["conditions"])
-    rows += prefixed(conditions, COND_STAGE, "params/conditioner/")
-    rows.append(Row("logvar", ("params/logvar",), SAME))
-    if model.first_stage:
-        first = model.first_stage.config
-        # Of two copies the last that is read counts.
-        if origin.get("cond_is_first_stage"):
-            rows += first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
-        rows += first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
-    names = (*NAMES, "scale_factor", *COUNTERS)
-    return rows + [Row(name, (), UNUSED) for name in names]
-
-
-def _inside(row, theirs, ours):
-    """Where a row of the U-Net lies in a file and in a training state."""
-    paths = tuple(
-        ours + ("" if path.startswith("backbone/") else "conditioner/") + path
-        for path in row.ours
-    )
-    return Row(theirs + row.theirs, paths, row.transform)
-
-
-def _averaged(row):
-    """The moving average's row: its key has no dots."""
-    row = _inside(row, "", "ema_params/")
-    return row._replace(theirs=f"{EMA}diffusion_model{row.theirs.replace('.', '')}")
 
 
 def _read_schedule(model, tensors, params, log):
@@ -340,53 +275,3 @@ def _unequal_copies(model, tensors, log):
             "first_stage_model, which is used; they are carried along"
         )
     return keys
-
-
-NAMES = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-)
-
-
-def schedule_buffers(schedule, v_posterior=0.0):
-    """Computes the tables of DDPM.register_schedule in float64.
-
-    Args:
-      schedule: NoiseSchedule.
-      v_posterior: Blend of the posterior variance.
-
-    Returns:
-      Dict of name -> float32 [T].
-    """
-    betas, signal = schedule.betas, schedule.alphas_cumprod
-    before = np.append(1.0, signal[:-1])
-    lower = betas * (1 - before) / (1 - signal)
-    variance = (1 - v_posterior) * lower + v_posterior * betas
-    tables = (
-        betas,
-        signal,
-        before,
-        np.sqrt(signal),
-        np.sqrt(1 - signal),
-        np.log(1 - signal),
-        np.sqrt(1 / signal),
-        np.sqrt(1 / signal - 1),
-        variance,
-        np.log(np.maximum(variance, 1e-20)),
-        betas * np.sqrt(before) / (1 - signal),
-        (1 - before) * np.sqrt(1 - betas) / (1 - signal),
-    )
-    return {
-        name: table.astype(np.float32)
-        for name, table in zip(NAMES, tables, strict=True)
-    }

@@ -1,45 +1,24 @@
-"""The original's YAML files, read as our configs.
+"""CompVis's YAML files, read as sections of our configs; `write_yaml` is the inverse.
 
-Structure that a YAML would give is deduced from the weights where there is none, in the
-YAML's own terms, so that one path reads both.
+Where there is no file, `deduce` says in the YAML's own terms what it would say.
 """
 
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
-from ldm_jax.convert.compvis import deduce, options
-from ldm_jax.convert.compvis.conditions import deduce_cond_stage, read_conditions
-from ldm_jax.convert.compvis.deduce import published_heads
+from ldm_jax.convert.compvis import options
+from ldm_jax.convert.compvis.conditions import read_conditions
+from ldm_jax.convert.compvis.names import COND_STAGE
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.state_dict import select
-
-UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
-COND_STAGE = "cond_stage_model."
-PREDICTION_NAMES = {"eps": "noise", "x0": "x0", "v": "v"}
-
-# The original's defaults of LatentDiffusion, those that we read.
-_DEFAULTS = dict(
-    timesteps=1000,
-    beta_schedule="linear",
-    linear_start=1e-4,
-    linear_end=2e-2,
-    cosine_s=8e-3,
-    parameterization="eps",
-    loss_type="l2",
-    l_simple_weight=1.0,
-    original_elbo_weight=0.0,
-    v_posterior=0.0,
-    logvar_init=0.0,
-    learn_logvar=False,
-    scale_factor=1.0,
-    scale_by_std=False,
-    use_ema=True,
-)
+from ldm_jax.weights.state_dict import StateDict, select
 
 
-def read_yaml(path):
-    """Reads the `model` of an original's YAML.
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the `model` of a YAML file.
 
     Args:
       path: The file.
@@ -57,123 +36,21 @@ def read_yaml(path):
         raise ConversionError(f"cannot read {path}: {text}") from error
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
-        raise ConversionError(f"{path} has no model.params: give the original's YAML")
+        raise ConversionError(f"{path} has no model.params: give CompVis's YAML")
     return model
 
 
-def deduce_params(weights, image_size=None):
-    """Deduces from its weights what a YAML's `model.params` would say.
-
-    Args:
-      weights: Dict of key -> array with a shape.
-      image_size: Side of the images; that of the published model of this shape, or
-        else 256, by default.
-
-    Returns:
-      Dict; without "first_stage_config" if the weights hold no first stage.
-
-    Raises:
-      ConversionError: If they are not a whole model or first stage of the original's.
-    """
-    if not any(key.startswith(UNET) for key in weights):
-        return deduce.first_stage_options(weights, resolution=image_size or 256)
-    unet = deduce.unet_options(weights, UNET)
-    stable = unet["model_channels"] == 320 and unet.get("context_dim") in (768, 1024)
-    known = published_heads(unet)
-    image_size = image_size or (known.image_size if known else 256)
-    params = {"unet_config": {"params": unet}}
-    if any(key.startswith(FIRST_STAGE) for key in weights):
-        options = deduce.first_stage_options(weights, FIRST_STAGE, 256)
-        params["first_stage_config"] = {"params": options}
-        factor = 2 ** (len(options["ddconfig"]["ch_mult"]) - 1)
-    else:
-        factor = 1
-    unet["image_size"] = image_size // factor
-    cond = select(weights, COND_STAGE)
-    params["cond_stage_config"] = deduce_cond_stage(cond, unet)
-    params["learn_logvar"] = "logvar" in weights
-    if stable:
-        # Weights without tables are always of this schedule.
-        params |= dict(linear_start=0.00085, linear_end=0.012, scale_factor=0.18215)
-    if "betas" in weights:
-        params |= _deduce_schedule(weights["betas"])
-    elif not stable:
-        raise ConversionError(
-            "the weights hold no noise schedule (betas): give the YAML with --config"
-        )
-    return params
-
-
-def _deduce_schedule(betas):
-    section = deduce.schedule_section(betas)
-    if section is None:
-        return {"unknown_betas": True}
-    names = {ours: theirs for theirs, ours in deduce.SCHEDULE_NAMES.items()}
-    return dict(
-        beta_schedule=names[section["kind"]],
-        timesteps=section["num_train_timesteps"],
-        linear_start=section["beta_start"],
-        linear_end=section["beta_end"],
-    )
-
-
-def with_heads(unet, num_heads=None, head_channels=None, log=print):
-    """Decides the number of heads: as asked for, as published, or as configured.
-
-    Args:
-      unet: The original's UNetModel options.
-      num_heads: Heads everywhere, if asked for.
-      head_channels: Channels of a head everywhere, if asked for.
-      log: Called with a line where the published heads win over the options.
-
-    Returns:
-      The options with "num_heads" or "num_head_channels".
-
-    Raises:
-      ConversionError: If nothing says how many there are.
-    """
-    given = {
-        key: unet[key] for key in ("num_heads", "num_head_channels") if key in unet
-    }
-    given = {key: value for key, value in given.items() if value not in (None, -1)}
-    known = published_heads(unet)
-    if num_heads or head_channels:
-        chosen = {"num_heads": num_heads} if num_heads else {}
-        chosen |= {"num_head_channels": head_channels} if head_channels else {}
-    elif known and (known.always or not given):
-        chosen = known.heads
-        if given and given != chosen:
-            log(
-                f"heads: {_words(chosen)}, as the published model of this shape was "
-                f"trained, not {_words(given)} as its config says; --num_heads and "
-                "--head_channels override this"
-            )
-    elif given:
-        return dict(unet)
-    else:
-        raise ConversionError(
-            "the weights do not tell the number of attention heads: give the YAML with "
-            "--config, or --num_heads or --head_channels"
-        )
-    rest = {
-        k: v for k, v in unet.items() if k not in ("num_heads", "num_head_channels")
-    }
-    return rest | chosen
-
-
-def _words(heads):
-    names = {"num_heads": "number", "num_head_channels": "channels of each"}
-    return ", ".join(f"{names[key]} {value}" for key, value in heads.items())
-
-
-def first_stage_section(config):
+def first_stage_section(
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Any], int | None]:
     """Reads a first stage's options.
 
     Args:
       config: {"target": ..., "params": ...}, as under `first_stage_config`.
 
     Returns:
-      (config section `first_stage`, side of the images it was trained on).
+      (config section `first_stage`, side of the images it was trained on, None where
+      the first stage is the identity).
 
     Raises:
       ConversionError: If its kind or an option is not supported.
@@ -200,7 +77,9 @@ def first_stage_section(config):
     return kind | section, ddconfig["resolution"]
 
 
-def diffusion_sections(params, unet, weights, factor):
+def diffusion_sections(
+    params: Mapping[str, Any], unet: Mapping[str, Any], weights: StateDict, factor: int
+) -> dict[str, Any]:
     """Reads the options of a LatentDiffusion into our sections.
 
     Args:
@@ -216,18 +95,18 @@ def diffusion_sections(params, unet, weights, factor):
     Raises:
       ConversionError: If an option is not supported.
     """
-    params = _DEFAULTS | params
+    params = options.DIFFUSION_DEFAULTS | dict(params)
     kwargs = options.unet_kwargs(unet)
     kwargs.pop("out_channels")
-    if params["parameterization"] not in PREDICTION_NAMES:
+    if params["parameterization"] not in options.PREDICTION_NAMES:
         raise ConversionError(
             f"parameterization={params['parameterization']!r} is not supported: "
-            + ", ".join(PREDICTION_NAMES)
+            + ", ".join(options.PREDICTION_NAMES)
         )
-    if params["beta_schedule"] not in deduce.SCHEDULE_NAMES:
+    if params["beta_schedule"] not in options.SCHEDULE_NAMES:
         raise ConversionError(
             f"beta_schedule={params['beta_schedule']!r} is not supported: "
-            + ", ".join(deduce.SCHEDULE_NAMES)
+            + ", ".join(options.SCHEDULE_NAMES)
         )
     # `image_size` is that of the latents; RDM's YAML has [48, 48] and the like.
     size = params.get("image_size") or unet.get("image_size") or 64
@@ -239,13 +118,13 @@ def diffusion_sections(params, unet, weights, factor):
         backbone={"kind": "unet"} | kwargs,
         conditions=conditions,
         schedule=dict(
-            kind=deduce.SCHEDULE_NAMES[params["beta_schedule"]],
+            kind=options.SCHEDULE_NAMES[params["beta_schedule"]],
             num_train_timesteps=params["timesteps"],
             # YAML reads 1e-4, without a point, as text.
             beta_start=float(params["linear_start"]),
             beta_end=float(params["linear_end"]),
             cosine_s=float(params["cosine_s"]),
-            prediction_type=PREDICTION_NAMES[params["parameterization"]],
+            prediction_type=options.PREDICTION_NAMES[params["parameterization"]],
         ),
         loss=dict(
             loss_type=params["loss_type"],

@@ -1,22 +1,24 @@
-"""Models written as checkpoints of the original, with the YAML that describes them."""
+"""Models written as checkpoints of CompVis, with the YAML that describes them."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.compvis.conditions import is_embedded
-from ldm_jax.convert.compvis.read import (
-    EMA,
-    diffusion_rows,
-    first_stage_rows,
-    schedule_buffers,
-)
+from ldm_jax.convert.compvis.names import EMA
+from ldm_jax.convert.compvis.rows import diffusion_rows, first_stage_rows
 from ldm_jax.convert.compvis.write_yaml import diffusion_yaml, first_stage_yaml
-from ldm_jax.convert.model import cast
+from ldm_jax.convert.model import Model, cast
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.weights.state_dict import to_state_dict
 
 
-def write(model, log=print):
-    """Writes a model in the original's names.
+def write(
+    model: Model, log: Callable[[str], Any] = print
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes a model in CompVis's names.
 
     Args:
       model: Model.
@@ -26,7 +28,7 @@ def write(model, log=print):
       (dict of key -> array, the YAML's `model`).
 
     Raises:
-      ConversionError: If the original cannot have it.
+      ConversionError: If CompVis's code does not have such a model.
       ValueError: If a weight has no place there.
     """
     if model.config["stage"] == "autoencoder":
@@ -42,7 +44,7 @@ def _first_stage_tree(model, log):
     names = ["autoencoder", "discriminator", "logvar"]
     norm = model.config.get("discriminator", {}).get("norm", "batch")
     if norm != "batch":
-        log(f"discriminator: left out, the original has none with norm={norm}")
+        log(f"discriminator: left out, CompVis has none with norm={norm}")
         names.remove("discriminator")
     params = {key: model.params[key] for key in names if key in model.params}
     params |= {key: model.ema_params[key] for key in names if key in model.ema_params}
@@ -53,20 +55,20 @@ def _first_stage_tree(model, log):
 def _second_stage_tree(model, log):
     """What of a second stage is written: its weights, and the U-Net's average.
 
-    The original averages the U-Net alone, its class embedding included. Of other
+    CompVis averages the U-Net alone, its class embedding included. For other
     conditioners there is one place, which takes the average: it is what sampling uses.
-    That of a model that was read from the original is the weights themselves.
+    In a model that was read from CompVis's format that is the weights themselves.
     """
     if not model.ema_params:
         return {"params": model.params}
     embedded, others = {}, {}
     for key, value in model.ema_params["conditioner"].items():
-        inside = is_embedded(key, model.config["conditions"][key])
+        inside = is_embedded(model.config["conditions"][key])
         (embedded if inside else others)[key] = value
     if others and model.origin.get("format") != "compvis":
         log(
             f"conditioner: of {', '.join(others)} the moving average is written, not "
-            "the trained weights: the original has one place for both"
+            "the trained weights: CompVis has one place for both"
         )
     conditioner = model.params["conditioner"] | others
     return {
@@ -89,12 +91,12 @@ def _write_diffusion(model, log):
     channels = shapes[2], model.params["backbone"]["conv_out"]["kernel"].shape[3]
     label = config["conditions"].get("label")
     classes = None
-    if label and is_embedded("label", label):
+    if label and is_embedded(label):
         classes = label["num_classes"] + label.get("null_class", True)
     yaml = diffusion_yaml(
         model, channels, _context_dim(model.params["backbone"]), classes
     )
-    # Not before it is known that the original has such tables.
+    # Not before it is known that CompVis has such a schedule.
     tensors |= _tables(model)
     return _finish(model, tensors), yaml
 

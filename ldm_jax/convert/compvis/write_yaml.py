@@ -1,25 +1,31 @@
-"""Our configs, written as the original's YAML files."""
+"""Our configs, written as YAML files of CompVis; `read_yaml` is the inverse."""
 
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
-from ldm_jax.convert.compvis.deduce import SCHEDULE_NAMES
-from ldm_jax.convert.compvis.read_yaml import PREDICTION_NAMES
-from ldm_jax.convert.model import first_stage_row, require_nearest
+from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
+from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
 
-_FIRST_STAGES = {
-    "kl": "ldm.models.autoencoder.AutoencoderKL",
-    "vq": "ldm.models.autoencoder.VQModelInterface",
-    "identity": "ldm.models.autoencoder.IdentityFirstStage",
-}
 
+def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the YAML's `first_stage_config`.
 
-def first_stage_yaml(config):
-    """The YAML's `first_stage_config` of a first stage of ours."""
+    Args:
+      config: Config of a first stage.
+
+    Returns:
+      Dict of "target" and "params".
+
+    Raises:
+      ConversionError: If CompVis's code does not have such a first stage.
+    """
     section = dict(config["first_stage"])
     kind, target = first_stage_row(section, _FIRST_STAGES, "CompVis")
     if kind == "identity":
@@ -30,7 +36,9 @@ def first_stage_yaml(config):
     factors = section.get("attention_factors", ())
     mid = section.get("mid_attention", True)
     if factors and not mid:
-        raise ConversionError("the original has no attention in levels alone")
+        raise ConversionError(
+            "CompVis has no first stage with attention in levels and none in the middle"
+        )
     channels = section.get("image_channels", 3)
     params = dict(
         embed_dim=section["embed_dim"],
@@ -56,8 +64,30 @@ def first_stage_yaml(config):
     return {"target": target, "params": params}
 
 
-def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
-    """The YAML's `unet_config` of a UNet of ours."""
+def unet_yaml(
+    section: Mapping[str, Any],
+    channels: tuple[int, int],
+    image_size: int,
+    context_dim: int | None,
+    num_classes: int | None,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the YAML's `unet_config`.
+
+    Args:
+      section: Config section `backbone`, of a U-Net.
+      channels: Its (input, output) channels.
+      image_size: Side of the latents.
+      context_dim: Width of its context, None without.
+      num_classes: Rows of its label embedding, None without.
+      origin: See `model.Model`.
+
+    Returns:
+      Dict of "target" and "params".
+
+    Raises:
+      ConversionError: If CompVis's code does not have such a U-Net.
+    """
     _require_groups(section, "backbone")
     depth = section.get("transformer_depth", 0)
     params = dict(
@@ -91,6 +121,7 @@ def unet_yaml(section, channels, image_size, context_dim, num_classes, origin):
 
 
 def _heads_yaml(section):
+    """The options that give these heads by the rules of `options`."""
     heads, size = section.get("num_heads"), section.get("head_channels")
     up = section.get("up_num_heads")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
@@ -107,7 +138,7 @@ def _heads_yaml(section):
         return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
         f"backbone.num_heads={heads}, head_channels={size}, up_num_heads={up} cannot "
-        "be said in the original's YAML"
+        "be said in CompVis's YAML"
     )
 
 
@@ -119,8 +150,8 @@ def _require_groups(section, name):
     groups = section.get("norm_groups", 32)
     if groups != 32:
         raise ConversionError(
-            f"{name}.norm_groups={groups} cannot be said in the original's format, "
-            "whose norms have 32 groups"
+            f"{name}.norm_groups={groups} cannot be said in CompVis's format, whose "
+            "norms have 32 groups"
         )
 
 
@@ -128,7 +159,12 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def diffusion_yaml(model, channels, context_dim, num_classes):
+def diffusion_yaml(
+    model: Model,
+    channels: tuple[int, int],
+    context_dim: int | None,
+    num_classes: int | None,
+) -> dict[str, Any]:
     """The YAML's `model` of a second stage of ours.
 
     Args:
@@ -141,7 +177,7 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
       Dict of "target" and "params".
 
     Raises:
-      ConversionError: If the original cannot express the model.
+      ConversionError: If CompVis's code does not have such a model.
     """
     config, first = model.config, model.first_stage
     schedule, loss = config["schedule"], config.get("loss") or {}
@@ -149,11 +185,11 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
     kinds = {ours: theirs for theirs, ours in SCHEDULE_NAMES.items()}
     prediction = schedule.get("prediction_type", "noise")
     if prediction not in predictions:
-        raise ConversionError(f"the original does not know the prediction {prediction}")
+        raise ConversionError(f"CompVis has no prediction_type {prediction}")
     kind = schedule.get("kind", "scaled_linear")
     if kind not in kinds or schedule.get("zero_terminal_snr"):
         raise ConversionError(
-            f"the original does not know the schedule {kind} with zero_terminal_snr="
+            f"CompVis does not know the schedule {kind} with zero_terminal_snr="
             f"{schedule.get('zero_terminal_snr', False)}"
         )
     require_mask(config["conditions"], context_dim)
@@ -195,7 +231,20 @@ def diffusion_yaml(model, channels, context_dim, num_classes):
     }
 
 
-def write_yaml(path, model):
-    """Writes {"model": model}."""
+def write_yaml(path: str | os.PathLike, model: Mapping[str, Any]) -> None:
+    """Writes a YAML file.
+
+    Args:
+      path: The file.
+      model: Its section `model`, as `write.write` returns it.
+    """
     text = yaml.safe_dump({"model": model}, sort_keys=False)
     pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+# Classes of CompVis by the kinds of FIRST_STAGES.
+_FIRST_STAGES = {
+    "kl": "ldm.models.autoencoder.AutoencoderKL",
+    "vq": "ldm.models.autoencoder.VQModelInterface",
+    "identity": "ldm.models.autoencoder.IdentityFirstStage",
+}

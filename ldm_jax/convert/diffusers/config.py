@@ -1,51 +1,24 @@
-"""The configs of diffusers' and transformers' folders and our sections."""
+"""config.json of diffusers' U-Nets and autoencoders and our sections, either way."""
 
-from ldm_jax.convert.compvis.cond_stages import clip_entry
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from ldm_jax.convert.model import first_stage_row, require_nearest
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 
-# Options whose other values our networks do not have; absent means the same.
-_FIXED = dict(
-    act_fn=("silu", "swish"),
-    addition_embed_type=(None,),
-    attention_type=("default",),
-    center_input_sample=(False,),
-    class_embed_type=(None,),
-    conv_in_kernel=(3,),
-    conv_out_kernel=(3,),
-    cross_attention_norm=(None,),
-    downsample_padding=(1,),
-    downsample_type=("conv",),
-    dual_cross_attention=(False,),
-    encoder_hid_dim=(None,),
-    flip_sin_to_cos=(True,),
-    freq_shift=(0,),
-    mid_block_scale_factor=(1, 1.0),
-    mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
-    norm_eps=(1e-5,),
-    norm_type=("group",),
-    only_cross_attention=(False,),
-    resnet_out_scale_factor=(1, 1.0),
-    shift_factor=(None, 0.0),
-    latents_mean=(None,),
-    latents_std=(None,),
-    time_cond_proj_dim=(None,),
-    time_embedding_type=("positional",),
-    upsample_type=("conv",),
-    use_post_quant_conv=(True,),
-    use_quant_conv=(True,),
-    lookup_from_codebook=(False,),
-)
-_SCHEDULES = {
-    "scaled_linear": "scaled_linear",
-    "linear": "linear",
-    "squaredcos_cap_v2": "cosine",
-}
-_PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}
 
+def check_options(config: Mapping[str, Any]) -> None:
+    """Refuses options that our networks do not have.
 
-def check_options(config):
-    """Raises ConversionError if an option asks for what our networks do not have."""
+    Args:
+      config: config.json of a U-Net or an autoencoder.
+
+    Raises:
+      ConversionError: If one is set.
+    """
     for option, allowed in _FIXED.items():
         if option in config and config[option] not in allowed:
             raise ConversionError(
@@ -54,8 +27,21 @@ def check_options(config):
             )
 
 
-def first_stage_section(config):
-    """The section `first_stage` of an AutoencoderKL or a VQModel."""
+# The first stage.
+
+
+def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the options of a first stage.
+
+    Args:
+      config: config.json of an AutoencoderKL or a VQModel.
+
+    Returns:
+      Config section `first_stage`.
+
+    Raises:
+      ConversionError: If an option is missing or not supported.
+    """
     check_options(config)
     widths = _require(config, "block_out_channels")
     attends = _attends(config, {"DownEncoderBlock2D": 0, "AttnDownEncoderBlock2D": 1})
@@ -77,8 +63,90 @@ def first_stage_section(config):
     return section
 
 
-def first_stage_config(config, scaling_factor):
-    """The config.json of a first stage of ours; the inverse of the above."""
+# Where an autoencoder's config.json holds the statistics of its latents.
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
+    """Reads the statistics of the latents from the config.json of an autoencoder.
+
+    Their pipelines make (z - shift_factor) * scaling_factor or, per channel,
+    (z - latents_mean) * scaling_factor / latents_std of the latents z.
+
+    Args:
+      config: The config.json.
+
+    Returns:
+      LatentStatistics on the host.
+
+    Raises:
+      ConversionError: If what it says contradicts itself or makes no sense.
+    """
+    default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
+    scale, shift = config.get("scaling_factor", default), config.get("shift_factor")
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return LatentStatistics(shift or 0.0, scale)
+    if mean is None or std is None or shift:
+        found = ", ".join(f"{key}={config.get(key)}" for key in STATISTICS)
+        raise ConversionError(
+            f"the autoencoder's config.json has {found}: latents_mean goes with "
+            "latents_std, and without a shift_factor"
+        )
+    try:
+        found = LatentStatistics.of(tuple(mean), tuple(std))
+        found.check_channels(_get(config, "latent_channels"))
+    except (TypeError, ValueError) as error:
+        raise ConversionError(
+            f"the autoencoder's latents_mean, latents_std: {error}"
+        ) from error
+    return found._replace(scale=tuple(scale * value for value in found.scale))
+
+
+def statistics_config(statistics: LatentStatistics, kind: str) -> dict[str, Any]:
+    """Writes the statistics of the latents; the inverse of `latent_statistics`.
+
+    Args:
+      statistics: LatentStatistics on the host.
+      kind: "AutoencoderKL" or "VQModel".
+
+    Returns:
+      Some of the keys STATISTICS of a config.json, with their values.
+
+    Raises:
+      ConversionError: If a model of that kind has no place for them.
+    """
+    shift, scale = statistics
+    if not statistics.per_channel and not shift:
+        return {"scaling_factor": scale}
+    if kind == "VQModel":
+        raise ConversionError(
+            "diffusers' VQModel has one scaling_factor for all channels, but these "
+            "latents have a mean or statistics per channel: train a second stage with "
+            "first_stage.latent_statistics=scalar"
+        )
+    if not statistics.per_channel:
+        return {"scaling_factor": scale, "shift_factor": shift}
+    mean, scale = np.broadcast_arrays(shift, scale)
+    return {
+        "scaling_factor": 1.0,
+        "latents_mean": mean.tolist(),
+        "latents_std": (1.0 / scale).tolist(),
+    }
+
+
+def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the config.json of a first stage; the inverse of `first_stage_section`.
+
+    Args:
+      config: Config of the first stage.
+
+    Returns:
+      The config.json, but for the statistics of the latents.
+
+    Raises:
+      ConversionError: If diffusers has no such first stage.
+    """
     section = config["first_stage"]
     names = {ours: theirs for theirs, ours in _FIRST_STAGES.items()}
     kind, class_name = first_stage_row(section, names, "diffusers")
@@ -105,7 +173,6 @@ def first_stage_config(config, scaling_factor):
         norm_num_groups=section.get("norm_groups", 32),
         sample_size=config["data"]["image_size"],
         mid_block_add_attention=section.get("mid_attention", True),
-        scaling_factor=scaling_factor,
     )
     if kind == "vq":
         result["num_vq_embeddings"] = section["num_codes"]
@@ -113,8 +180,21 @@ def first_stage_config(config, scaling_factor):
     return result
 
 
-def unet_section(config):
-    """The section `backbone` of a UNet2DConditionModel or a UNet2DModel."""
+# The U-Net.
+
+
+def unet_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the options of a U-Net.
+
+    Args:
+      config: config.json of a UNet2DConditionModel or a UNet2DModel.
+
+    Returns:
+      Config section `backbone`.
+
+    Raises:
+      ConversionError: If an option is missing or not supported.
+    """
     check_options(config)
     widths = _require(config, "block_out_channels")
     conditional = config["_class_name"] == "UNet2DConditionModel"
@@ -140,8 +220,27 @@ def unet_section(config):
     return section | dict(transformer_depth=_tuple(depth), num_heads=_tuple(heads))
 
 
-def unet_config(config, channels, context_dim, origin):
-    """The config.json of a UNet of ours; the inverse of the above."""
+def unet_config(
+    config: Mapping[str, Any],
+    channels: tuple[int, int],
+    context_dim: int | None,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the options of a U-Net; the inverse of `unet_section`.
+
+    Args:
+      config: Config with a section `backbone`, and with the side of the latents as
+        `data.image_size`.
+      channels: (input, output) channels.
+      context_dim: Width of the context, None without.
+      origin: See `model.Model`.
+
+    Returns:
+      config.json.
+
+    Raises:
+      ConversionError: If diffusers does not have such a U-Net.
+    """
     section = config["backbone"]
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
     attends = [2**i in section["attention_factors"] for i in range(len(widths))]
@@ -187,122 +286,7 @@ def unet_config(config, channels, context_dim, origin):
     )
 
 
-def schedule_section(config):
-    """The section `schedule` of a scheduler_config.json."""
-    kind = config.get("beta_schedule", "linear")
-    prediction = config.get("prediction_type", "epsilon")
-    if kind not in _SCHEDULES or config.get("trained_betas") is not None:
-        raise ConversionError(f"beta_schedule={kind!r} is not supported")
-    if prediction not in _PREDICTIONS:
-        raise ConversionError(f"prediction_type={prediction!r} is not supported")
-    return dict(
-        kind=_SCHEDULES[kind],
-        num_train_timesteps=config.get("num_train_timesteps", 1000),
-        beta_start=config.get("beta_start", 1e-4),
-        beta_end=config.get("beta_end", 2e-2),
-        zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
-        prediction_type=_PREDICTIONS[prediction],
-    )
-
-
-def schedule_config(section):
-    """The scheduler_config.json of DDIM; the inverse of the above."""
-    kinds = {ours: theirs for theirs, ours in _SCHEDULES.items()}
-    predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
-    kind = section.get("kind", "scaled_linear")
-    prediction = section.get("prediction_type", "noise")
-    if kind not in kinds or prediction not in predictions:
-        raise ConversionError(
-            f"diffusers' DDIM does not know the schedule {kind} with {prediction}"
-        )
-    zero = section.get("zero_terminal_snr", False)
-    return dict(
-        _class_name="DDIMScheduler",
-        num_train_timesteps=section.get("num_train_timesteps", 1000),
-        beta_schedule=kinds[kind],
-        beta_start=section.get("beta_start", 0.0015),
-        beta_end=section.get("beta_end", 0.0195),
-        prediction_type=predictions[prediction],
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        # A model that ends in pure noise is sampled from there.
-        timestep_spacing="trailing" if zero else "leading",
-        rescale_betas_zero_snr=zero,
-    )
-
-
-def text_entry(config):
-    """The condition of a CLIPTextModel or an LDMBertModel."""
-    kind = text_class(config)
-    if kind == "LDMBertModel":
-        entry = dict(
-            kind="text",
-            vocab_size=config.get("vocab_size", 30522),
-            features=config.get("d_model", 1280),
-            num_layers=config.get("encoder_layers", 32),
-            max_length=config.get("max_position_embeddings", 77),
-            num_heads=config.get("encoder_attention_heads", 8),
-            head_channels=config.get("head_dim", 64),
-        )
-        known = entry["vocab_size"] == 30522
-        return entry if known else entry | {"null_ids": (0,)}
-    config = config.get("text_config") or config
-    width = _get(config, "hidden_size")
-    heads = _get(config, "num_attention_heads")
-    return clip_entry(
-        vocab_size=config.get("vocab_size", 49408),
-        features=width,
-        num_layers=_get(config, "num_hidden_layers"),
-        max_length=config.get("max_position_embeddings", 77),
-        mlp_width=_get(config, "intermediate_size"),
-        num_heads=heads,
-        head_channels=width // heads,
-        activation=config.get("hidden_act", "quick_gelu"),
-    )
-
-
-def text_class(config):
-    """Which class of text encoder a config.json is of."""
-    found = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if found is None and config.get("model_type") == "ldmbert":
-        found = "LDMBertModel"
-    if found not in ("CLIPTextModel", "LDMBertModel"):
-        raise ConversionError(
-            f"the text encoder {found} is not supported: only CLIPTextModel and "
-            "LDMBertModel are"
-        )
-    return found
-
-
-def text_config(entry):
-    """The config.json of a text condition; the inverse of `text_entry`."""
-    heads, size = entry.get("num_heads", 8), entry.get("head_channels", 64)
-    if entry["kind"] == "text":
-        return dict(
-            architectures=["LDMBertModel"],
-            model_type="ldmbert",
-            vocab_size=entry["vocab_size"],
-            d_model=entry["features"],
-            encoder_layers=entry["num_layers"],
-            max_position_embeddings=entry.get("max_length", 77),
-            encoder_attention_heads=heads,
-            head_dim=size,
-            encoder_ffn_dim=entry.get("mlp_ratio", 4) * entry["features"],
-            activation_function="gelu",
-        )
-    return dict(
-        architectures=["CLIPTextModel"],
-        model_type="clip_text_model",
-        vocab_size=entry["vocab_size"],
-        hidden_size=entry["features"],
-        num_hidden_layers=entry["num_layers"],
-        num_attention_heads=heads,
-        max_position_embeddings=entry.get("max_length", 77),
-        intermediate_size=entry.get("mlp_ratio", 4) * entry["features"],
-        hidden_act=entry["activation"],
-        layer_norm_eps=1e-5,
-    )
+# What both share.
 
 
 def _attends(config, kinds):
@@ -348,7 +332,37 @@ def _list(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+# Options whose other values our networks do not have; absent means the same.
+_FIXED = dict(
+    act_fn=("silu", "swish"),
+    addition_embed_type=(None,),
+    attention_type=("default",),
+    center_input_sample=(False,),
+    class_embed_type=(None,),
+    conv_in_kernel=(3,),
+    conv_out_kernel=(3,),
+    cross_attention_norm=(None,),
+    downsample_padding=(1,),
+    downsample_type=("conv",),
+    dual_cross_attention=(False,),
+    encoder_hid_dim=(None,),
+    flip_sin_to_cos=(True,),
+    freq_shift=(0,),
+    mid_block_scale_factor=(1, 1.0),
+    mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+    norm_eps=(1e-5,),
+    norm_type=("group",),
+    only_cross_attention=(False,),
+    resnet_out_scale_factor=(1, 1.0),
+    time_cond_proj_dim=(None,),
+    time_embedding_type=("positional",),
+    upsample_type=("conv",),
+    use_post_quant_conv=(True,),
+    use_quant_conv=(True,),
+    lookup_from_codebook=(False,),
+)
 _FIRST_STAGES = {"AutoencoderKL": "kl", "VQModel": "vq"}
+# What they leave out has these values: (class, option) -> value.
 _DEFAULTS = {
     ("AutoencoderKL", "latent_channels"): 4,
     ("AutoencoderKL", "layers_per_block"): 1,
@@ -359,8 +373,4 @@ _DEFAULTS = {
     ("VQModel", "out_channels"): 3,
     ("UNet2DConditionModel", "layers_per_block"): 2,
     ("UNet2DModel", "layers_per_block"): 2,
-    (None, "hidden_size"): 512,
-    (None, "num_attention_heads"): 8,
-    (None, "num_hidden_layers"): 12,
-    (None, "intermediate_size"): 2048,
 }

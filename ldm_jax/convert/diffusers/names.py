@@ -1,14 +1,13 @@
 """How Hugging Face diffusers names the weights of each network, as data.
 
-Every function returns the rows of `convert.state_dict` for one network of ours.
+Every function maps the keys of one network (see `weights.state_dict`), without its
+folder's name; `rows` puts them together. Names of text encoders are in
+`weights.tower_names`.
 """
 
-from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import is_embedded
 from ldm_jax.convert.compvis.names import transformer_block_rows
-from ldm_jax.convert.model import make_unet
-from ldm_jax.models.text_encoder import TextEncoder
-from ldm_jax.weights import tower_names
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights.state_dict import (
     CONV,
     DENSE,
@@ -17,14 +16,13 @@ from ldm_jax.weights.state_dict import (
     Row,
     layer_rows,
     norm_rows,
-    prefixed,
 )
 
 
-def unet_rows(unet, linear_projection=False):
+def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
     """Maps a UNet2DConditionModel, or a UNet2DModel if there are no transformers.
 
-    A class embedding of theirs lies under "label/", beside our U-Net.
+    A class embedding of theirs is under "label/", beside our U-Net.
 
     Args:
       unet: UNet module.
@@ -76,7 +74,7 @@ def unet_rows(unet, linear_projection=False):
     return rows + layer_rows("conv_out", "conv_out", CONV)
 
 
-def autoencoder_rows(model):
+def autoencoder_rows(model: Autoencoder) -> list[Row]:
     """Maps an AutoencoderKL or a VQModel.
 
     Args:
@@ -131,59 +129,3 @@ def _attention_rows(theirs, ours):
     for key, name in names:
         rows += layer_rows(f"{theirs}.{key}", f"{ours}/attention/{name}", DENSE)
     return rows
-
-
-def pipeline_rows(model):
-    """Rows of all networks of a pipeline, their keys behind the folder's name."""
-    config, origin = model.config, model.origin
-    unet = unet_rows(
-        make_unet(config["backbone"]), origin.get("linear_projection", False)
-    )
-    rows = []
-    embedded = any(is_embedded(*item) for item in config["conditions"].items())
-    for row in unet:
-        if row.theirs == _CLASSES and not embedded:
-            continue
-        inside = "params/conditioner/" if row.theirs == _CLASSES else "params/backbone/"
-        rows += prefixed([row], "unet/", inside)
-    if model.first_stage:
-        names = folder_names(model)
-        first = model.first_stage.config
-        rows += first_stage_rows(first, names["first_stage"], "first_stage/")
-    for key, entry in config["conditions"].items():
-        if entry["kind"] in ("text", "clip_text"):
-            rows += _text_rows(model, key, entry)
-    return rows
-
-
-_CLASSES = "class_embedding.weight"
-
-
-def _text_rows(model, key, entry):
-    names = ("vocab_size", "features", "num_layers", "max_length", "num_heads")
-    encoder = TextEncoder(**{name: entry[name] for name in names if name in entry})
-    ours = f"params/conditioner/{key}/"
-    if entry["kind"] == "text":
-        return prefixed(tower_names.ldm_bert_rows(encoder), "bert/", ours)
-    prefix = f"text_encoder/{model.origin.get('text_prefix', '')}"
-    return prefixed(tower_names.clip_rows(encoder), prefix, ours)
-
-
-def folder_names(model):
-    """How a pipeline calls its class and its first stage's folder."""
-    index = model.origin.get("model_index", {})
-    kinds = {entry["kind"] for entry in model.config["conditions"].values()}
-    stable = "clip_text" in kinds
-    found = [name for name in ("vae", "vqvae") if name in index]
-    pipeline = "LDMTextToImagePipeline" if "text" in kinds else "LDMPipeline"
-    pipeline = "StableDiffusionPipeline" if stable else pipeline
-    return dict(
-        pipeline=index.get("_class_name", pipeline),
-        first_stage=found[0] if found else ("vae" if stable else "vqvae"),
-    )
-
-
-def first_stage_rows(config, theirs, ours):
-    """Rows of a first stage in the folder `theirs`; our paths begin with `ours`."""
-    rows = autoencoder_rows(make_first_stage(config["first_stage"]))
-    return prefixed(rows, f"{theirs}/", f"{ours}params/autoencoder/")

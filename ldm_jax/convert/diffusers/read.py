@@ -1,52 +1,57 @@
-"""Folders of diffusers: one network with its config.json, or a whole pipeline.
+"""Folders of diffusers, read: one network with its config.json, or a whole pipeline.
 
 A pipeline's networks are read as one dict whose keys begin with their folder's name, so
-that one table of rows covers all of it, as with a checkpoint of the original.
+that one mapping (`rows`) covers all of it, as with a checkpoint of CompVis.
 """
 
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
-from ldm_jax.convert.compvis.deduce import usual_guidance
+from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
-from ldm_jax.convert.diffusers.names import first_stage_rows, pipeline_rows
+from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
+from ldm_jax.convert.diffusers.schedule_config import schedule_section
+from ldm_jax.convert.diffusers.text_config import text_entry
 from ldm_jax.convert.model import (
     Model,
+    Options,
     autoencoder_config,
     diffusion_config,
     diffusion_shapes,
     first_stage_shapes,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import find_weights, read_json, read_weights
 from ldm_jax.weights.state_dict import to_params
 
-_UNETS = ("UNet2DConditionModel", "UNet2DModel")
-_FIRST_STAGES = ("AutoencoderKL", "VQModel")
-# The names that old files give to an attention's projections.
-_OLD_NAMES = {
-    ".query.": ".to_q.",
-    ".key.": ".to_k.",
-    ".value.": ".to_v.",
-    ".proj_attn.": ".to_out.0.",
-}
 
+def recognise(path: pathlib.Path) -> bool:
+    """Recognises a folder of diffusers.
 
-def recognise(path):
-    """Whether a path is a folder of diffusers."""
+    Args:
+      path: File or folder.
+
+    Returns:
+      Whether it is one.
+    """
     names = ("config.json", "model_index.json")
     return any((path / name).is_file() for name in names)
 
 
-def read(folder, options, log=print):
+def read(
+    folder: pathlib.Path, options: Options, log: Callable[[str], Any] = print
+) -> Model:
     """Reads a network or a pipeline.
 
     Args:
       folder: Folder with config.json or model_index.json.
-      options: Options, see `formats.Options`.
+      options: Options, see `model.Options`.
       log: Called with lines worth knowing.
 
     Returns:
@@ -56,7 +61,6 @@ def read(folder, options, log=print):
       ConversionError: If a network or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
-    folder = pathlib.Path(folder)
     parts, schedule = _parts(folder, log)
     tensors, configs = {}, {}
     for name, part in parts.items():
@@ -104,6 +108,7 @@ def _parts(folder, log):
 
 
 def _modern(tensors):
+    """Gives tensors of old files today's names."""
     renamed = {}
     for key, tensor in tensors.items():
         if ".attentions." in key and ".transformer_blocks." not in key:
@@ -166,15 +171,16 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
         guidance_scale=usual_guidance(shape),
         backbone=section,
         conditions=conditions | unet_conditions(shape, conditions, factor),
-        schedule=diffusers_config.schedule_section(schedule),
+        schedule=schedule_section(schedule),
     )
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
-    default = 0.18215 if vae and configs[vae]["_class_name"] == "AutoencoderKL" else 1.0
-    model.scaling_factor = configs[vae].get("scaling_factor", default) if vae else 1.0
+    model.statistics = LatentStatistics()
+    if vae:
+        model.statistics = diffusers_config.latent_statistics(configs[vae])
     _read_weights(model, tensors, shape, size, factor)
     return model
 
@@ -190,7 +196,7 @@ def _given_heads(options):
 def _conditions(configs, shape):
     for name in ("text_encoder", "bert"):
         if name in configs:
-            return {"caption": diffusers_config.text_entry(configs[name])}
+            return {"caption": text_entry(configs[name])}
     return {EMBEDDING: dict(kind="raw", slot="context")} if shape["context_dim"] else {}
 
 
@@ -214,3 +220,14 @@ def _read_weights(model, tensors, shape, size, factor):
         first.params = tree["first_stage"]["params"]
     unused = {row.theirs for row in rows if not row.ours}
     model.carried = {key: tensors[key] for key in unused if key in tensors}
+
+
+_UNETS = ("UNet2DConditionModel", "UNet2DModel")
+_FIRST_STAGES = ("AutoencoderKL", "VQModel")
+# The names that old files give to an attention's projections.
+_OLD_NAMES = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}

@@ -1,23 +1,33 @@
-"""Models written as folders of diffusers."""
+"""Models written as folders of diffusers: one network, or a whole pipeline."""
 
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import is_embedded, require_mask
 from ldm_jax.convert.diffusers import config as diffusers_config
-from ldm_jax.convert.diffusers.names import (
+from ldm_jax.convert.diffusers.rows import (
     first_stage_rows,
     folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.model import cast
+from ldm_jax.convert.diffusers.schedule_config import schedule_config
+from ldm_jax.convert.diffusers.text_config import text_config
+from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.weights.files import write_json, write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
 
-def write(model, folder, options, log=print):
+def write(
+    model: Model,
+    folder: str | os.PathLike,
+    options: Options,
+    log: Callable[[str], Any] = print,
+) -> None:
     """Writes a network or a pipeline.
 
     Args:
@@ -27,7 +37,7 @@ def write(model, folder, options, log=print):
       log: Called with lines worth knowing.
 
     Raises:
-      ConversionError: If diffusers cannot have it.
+      ConversionError: If diffusers does not have such a model.
       ValueError: If a weight has no place there.
     """
     folder = pathlib.Path(folder)
@@ -42,12 +52,19 @@ def write(model, folder, options, log=print):
         write_weights(part / file, select(tensors, f"{name}/"))
         write_json(part / "config.json", config)
     if not single:
+        if model.statistics.per_channel or model.statistics.shift:
+            log(
+                "the latents' mean and deviation per channel: written to config.json; "
+                f"a {folder_names(model)['pipeline']} may apply scaling_factor alone"
+            )
         _write_index(model, configs, folder)
-        schedule = diffusers_config.schedule_config(model.config["schedule"])
+        schedule = schedule_config(model.config["schedule"])
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
 
 
-def state(model, raw=False):
+def state(
+    model: Model, raw: bool = False
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Renames a model's weights.
 
     Args:
@@ -62,8 +79,9 @@ def state(model, raw=False):
     kept = origin.get("configs", {})
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
-        factor = kept.get(name, {}).get("scaling_factor", 1.0)
-        configs = {name: diffusers_config.first_stage_config(model.config, factor)}
+        configs = {name: diffusers_config.first_stage_config(model.config)}
+        if "scaling_factor" not in kept.get(name, {}):
+            configs[name]["scaling_factor"] = 1.0
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
     else:
@@ -99,18 +117,44 @@ def _configs(model):
         "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
     }
     label = config["conditions"].get("label")
-    if label and is_embedded("label", label):
+    if label and is_embedded(label):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
-        configs[folder_names(model)["first_stage"]] = (
-            diffusers_config.first_stage_config(first.config, model.scaling_factor)
-        )
+        name = folder_names(model)["first_stage"]
+        described = diffusers_config.first_stage_config(first.config)
+        configs[name] = described | statistics_of(model, name, described["_class_name"])
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
-            configs[name] = diffusers_config.text_config(entry)
+            configs[name] = text_config(entry)
     return configs
+
+
+def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
+    """The statistics of the latents in a first stage's config.json.
+
+    Args:
+      model: Model of a second stage.
+      name: Folder of its first stage.
+      kind: "AutoencoderKL" or "VQModel".
+
+    Returns:
+      Those keys of the config.json that hold them.
+
+    Raises:
+      ConversionError: If a model of that kind has no place for them.
+    """
+    written = diffusers_config.statistics_config(model.statistics, kind)
+    kept = model.origin.get("configs", {}).get(name)
+    if kept is None:
+        return written
+    read = diffusers_config.latent_statistics(kept)
+    kept = {key: kept[key] for key in diffusers_config.STATISTICS if key in kept}
+    if read == model.statistics:
+        # As they were, since a division and its inverse may cost a digit.
+        return written | kept
+    return dict.fromkeys(kept) | written
 
 
 def _write_index(model, configs, folder):

@@ -19,8 +19,8 @@ from PIL import Image
 from ldm_jax import cli
 from ldm_jax.data.degradation import degrade
 from ldm_jax.data.masks import draw_mask
+from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.shapes import examples, scenes
-from ldm_jax.data.sidecars import suffix_of
 from ldm_jax.errors import ConfigError
 
 
@@ -63,10 +63,11 @@ def write(
         rng = np.random.default_rng([seed, index])
         stem = str(folder / f"{index:05d}")
         Image.fromarray(example["image"]).save(stem + ".png")
-        for key, map_ in _maps(example, factor, rng).items():
-            Image.fromarray(map_).save(stem + suffix_of(key))
-        for key, text in _texts(example).items():
-            pathlib.Path(stem + suffix_of(key)).write_text(text + "\n", "utf-8")
+        for name, map_ in _maps(example, factor, rng).items():
+            Image.fromarray(map_).save(stem + MODALITIES[name].suffix)
+        for name, text in _texts(example).items():
+            path = pathlib.Path(stem + MODALITIES[name].suffix)
+            path.write_text(text + "\n", "utf-8")
 
 
 def _maps(example, factor, rng):
@@ -84,7 +85,7 @@ def _texts(example):
     boxes = np.round(example["boxes"].astype(float), 4).tolist()
     pairs = zip(names, boxes, strict=True)
     layout = [{"label": name, "box": box} for name, box in pairs]
-    return {"caption": example["caption"], "boxes": json.dumps(layout)}
+    return {"caption": example["caption"], "layout": json.dumps(layout)}
 
 
 def main() -> None:

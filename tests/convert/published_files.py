@@ -1,4 +1,4 @@
-"""Files as the original and diffusers write them, made of the reference cases."""
+"""Files as CompVis and diffusers write them, made of the reference cases."""
 
 import json
 
@@ -11,8 +11,8 @@ COND_STAGES = {"class": "ClassEmbedder", "rescale": "SpatialRescaler"}
 COND_STAGES["text"] = "BERTEmbedder"
 
 
-def original_yaml(config):
-    """The original's YAML of a `checkpoint_*` case."""
+def compvis_yaml(config):
+    """CompVis's YAML of a `checkpoint_*` case."""
     params = dict(
         linear_start=config["linear_start"],
         linear_end=config["linear_end"],
@@ -37,11 +37,11 @@ def _part(target, params):
     return {"target": f"ldm.modules.{target}", "params": params}
 
 
-def write_original(folder, case, suffix=".ckpt", model=None):
+def write_compvis(folder, case, suffix=".ckpt", model=None):
     """Writes a case as a file of weights and its YAML; returns both paths."""
     paths = folder / f"model{suffix}", folder / "model.yaml"
     write_weights(paths[0], case.state_dict)
-    model = model or original_yaml(case.meta["config"])
+    model = model or compvis_yaml(case.meta["config"])
     paths[1].write_text(yaml.safe_dump(model))
     return paths
 

@@ -1,0 +1,99 @@
+"""Which key of a whole CompVis checkpoint goes where: one mapping of all its networks.
+
+Every key of the file has a row, which says where in our parameters it goes; a key with
+no place there (the schedule's tables, the networks of the perceptual loss, a count) has
+a row too, and is carried along to be written back. Reading and writing take the same
+rows.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ldm_jax.build import make_first_stage
+from ldm_jax.convert.compvis import names as compvis_names
+from ldm_jax.convert.compvis.buffers import BUFFERS
+from ldm_jax.convert.compvis.conditions import condition_rows, is_embedded
+from ldm_jax.convert.compvis.names import COND_STAGE, COUNTERS, EMA, FIRST_STAGE, UNET
+from ldm_jax.convert.model import Model, first_stage_row, make_unet
+from ldm_jax.weights.state_dict import SAME, UNUSED, Row, prefixed
+
+
+def first_stage_rows(
+    config: Mapping[str, Any], tensors: Collection[str], theirs: str, ours: str
+) -> list[Row]:
+    """Maps a first stage, its discriminator and the networks of its loss.
+
+    Args:
+      config: Its config.
+      tensors: Keys that a file holds; () for writing one.
+      theirs: What the file's keys begin with.
+      ours: What our paths begin with.
+
+    Returns:
+      List of Rows.
+    """
+    section, table = config["first_stage"], compvis_names.FIRST_STAGE_ROWS
+    rows = first_stage_row(section, table, "CompVis")[1](make_first_stage(section))
+    rows = prefixed(rows, theirs, f"{ours}params/autoencoder/")
+    if "discriminator" in config:
+        layers = config["discriminator"]["num_layers"]
+        for row in compvis_names.discriminator_rows(layers):
+            paths = tuple(
+                path.replace("params/", f"{ours}params/discriminator/").replace(
+                    "batch_stats/", f"{ours}stats/discriminator/"
+                )
+                for path in row.ours
+            )
+            key = f"{theirs}loss.discriminator.{row.theirs}"
+            rows.append(Row(key, paths, row.transform))
+    rows.append(Row(f"{theirs}loss.logvar", (f"{ours}params/logvar",), SAME))
+    lost = f"{theirs}loss.logvar", f"{theirs}loss.perceptual_loss."
+    return rows + [Row(key, (), UNUSED) for key in tensors if key.startswith(lost)]
+
+
+def diffusion_rows(model: Model, tensors: Collection[str] = ()) -> list[Row]:
+    """Maps a whole latent diffusion model.
+
+    Args:
+      model: Model of a second stage; its weights do not matter.
+      tensors: Keys that a file holds; () for writing one.
+
+    Returns:
+      List of Rows; our paths are "params/...", "ema_params/..." and "first_stage/...".
+    """
+    config, origin = model.config, model.origin
+    unet = compvis_names.unet_rows(
+        make_unet(config["backbone"]),
+        head_major=origin.get("head_major", True),
+        linear_projection=origin.get("linear_projection", False),
+    )
+    if not any(map(is_embedded, config["conditions"].values())):
+        unet = [row for row in unet if not row.theirs.startswith("label_emb.")]
+    rows = [_inside(row, UNET, "params/") for row in unet]
+    rows += [_averaged(row) for row in unet]
+    conditions = condition_rows(config["conditions"])
+    rows += prefixed(conditions, COND_STAGE, "params/conditioner/")
+    rows.append(Row("logvar", ("params/logvar",), SAME))
+    if model.first_stage:
+        first = model.first_stage.config
+        # Of two copies the last that is read counts.
+        if origin.get("cond_is_first_stage"):
+            rows += first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
+        rows += first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
+    names = (*BUFFERS, "scale_factor", *COUNTERS)
+    return rows + [Row(name, (), UNUSED) for name in names]
+
+
+def _inside(row, theirs, ours):
+    """Where a row of the U-Net lies in a file and in a training state."""
+    paths = tuple(
+        ours + ("" if path.startswith("backbone/") else "conditioner/") + path
+        for path in row.ours
+    )
+    return Row(theirs + row.theirs, paths, row.transform)
+
+
+def _averaged(row):
+    """The same in the moving average, where keys have no dots."""
+    row = _inside(row, "", "ema_params/")
+    return row._replace(theirs=f"{EMA}diffusion_model{row.theirs.replace('.', '')}")

@@ -1,0 +1,96 @@
+"""Which weight of a pipeline's folders goes where: one mapping of all its networks.
+
+A pipeline's networks are one state dict, whose keys begin with their folder's name.
+Reading and writing take the same rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.build import make_first_stage
+from ldm_jax.convert.compvis.conditions import is_embedded
+from ldm_jax.convert.diffusers.names import autoencoder_rows, unet_rows
+from ldm_jax.convert.model import Model, make_unet
+from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.weights import tower_names
+from ldm_jax.weights.state_dict import Row, prefixed
+
+
+def pipeline_rows(model: Model) -> list[Row]:
+    """Maps all networks of a pipeline, their keys behind the folder's name.
+
+    Args:
+      model: Model of a second stage; its weights do not matter.
+
+    Returns:
+      List of Rows; our paths are "params/..." and "first_stage/...".
+    """
+    config, origin = model.config, model.origin
+    unet = unet_rows(
+        make_unet(config["backbone"]), origin.get("linear_projection", False)
+    )
+    rows = []
+    embedded = any(map(is_embedded, config["conditions"].values()))
+    for row in unet:
+        if row.theirs == _CLASSES and not embedded:
+            continue
+        inside = "params/conditioner/" if row.theirs == _CLASSES else "params/backbone/"
+        rows += prefixed([row], "unet/", inside)
+    if model.first_stage:
+        names = folder_names(model)
+        first = model.first_stage.config
+        rows += first_stage_rows(first, names["first_stage"], "first_stage/")
+    for key, entry in config["conditions"].items():
+        if entry["kind"] in ("text", "clip_text"):
+            rows += _text_rows(model, key, entry)
+    return rows
+
+
+def _text_rows(model, key, entry):
+    names = ("vocab_size", "features", "num_layers", "max_length", "num_heads")
+    encoder = TextEncoder(**{name: entry[name] for name in names if name in entry})
+    ours = f"params/conditioner/{key}/"
+    if entry["kind"] == "text":
+        return prefixed(tower_names.ldm_bert_rows(encoder), "bert/", ours)
+    prefix = f"text_encoder/{model.origin.get('text_prefix', '')}"
+    return prefixed(tower_names.clip_rows(encoder), prefix, ours)
+
+
+def first_stage_rows(config: Mapping[str, Any], theirs: str, ours: str) -> list[Row]:
+    """Maps a first stage.
+
+    Args:
+      config: Its config.
+      theirs: Its folder.
+      ours: What our paths begin with.
+
+    Returns:
+      List of Rows.
+    """
+    rows = autoencoder_rows(make_first_stage(config["first_stage"]))
+    return prefixed(rows, f"{theirs}/", f"{ours}params/autoencoder/")
+
+
+def folder_names(model: Model) -> dict[str, str]:
+    """Names the parts of a pipeline, as they were read or as is usual.
+
+    Args:
+      model: Model of a second stage.
+
+    Returns:
+      {"pipeline": its class, "first_stage": the folder of its first stage}.
+    """
+    index = model.origin.get("model_index", {})
+    kinds = {entry["kind"] for entry in model.config["conditions"].values()}
+    stable = "clip_text" in kinds
+    found = [name for name in ("vae", "vqvae") if name in index]
+    pipeline = "LDMTextToImagePipeline" if "text" in kinds else "LDMPipeline"
+    pipeline = "StableDiffusionPipeline" if stable else pipeline
+    return dict(
+        pipeline=index.get("_class_name", pipeline),
+        first_stage=found[0] if found else ("vae" if stable else "vqvae"),
+    )
+
+
+# The key of the class embedding.
+_CLASSES = "class_embedding.weight"
