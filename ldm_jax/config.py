@@ -186,6 +186,7 @@ def _upgrade_paths(train):
 
 
 def _today(path):
+    """A path of parameters, or a pattern of such, with today's name of the network."""
     return re.sub(r"\bunet(?=$|/)", "backbone", path)
 
 

@@ -6,7 +6,7 @@ import sys
 class Console:
     """A progress bar in a terminal, plain lines elsewhere."""
 
-    def __init__(self, total, initial, active=True):
+    def __init__(self, total: int, initial: int, active: bool = True) -> None:
         """Opens the display.
 
         Args:
@@ -23,13 +23,17 @@ class Console:
                 total=total, initial=initial, dynamic_ncols=True, unit="step"
             )
 
-    def advance(self):
+    def advance(self) -> None:
         """Counts one step."""
         if self._bar is not None:
             self._bar.update()
 
-    def line(self, text):
-        """Prints one line, above the bar where there is one."""
+    def line(self, text: str) -> None:
+        """Prints one line, above the bar where there is one.
+
+        Args:
+          text: The line.
+        """
         if not self._active:
             return
         if self._bar is not None:
@@ -37,7 +41,7 @@ class Console:
         else:
             print(text, flush=True)
 
-    def close(self):
+    def close(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax import tiling
+from ldm_jax.conditioners import Conditioning
 from ldm_jax.diffusion import grids, guidance, samplers, solve
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
 from ldm_jax.latent_diffusion import apply_backbone, condition, decode, encode
@@ -247,8 +248,9 @@ def make_denoiser(
 
     # Keys and values of the context do not change over a sampler's loop: the compiler
     # computes them once before it (benchmarks/RESULTS.md).
-    def backbone(latents, timesteps, *conditioning):
-        return apply_backbone(model, params, latents, timesteps, conditioning)
+    def backbone(latents, timesteps, *slots):
+        slots = Conditioning(*slots)
+        return apply_backbone(model, params, latents, timesteps, slots)
 
     if tile is not None:
         backbone = tiling.tile_backbone(backbone, tile, model.backbone.size_multiple)

@@ -5,6 +5,8 @@ al. 2022, Table 3 (LDM-8-G). The twin of `latent_diffusion.py`.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax import latent_diffusion
+from ldm_jax.annotations import Array, Float, Key, Shaped
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise
 
 
@@ -30,7 +33,16 @@ class LatentClassifier:
     first_stage: nn.Module
 
 
-def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
+def loss(
+    model: LatentClassifier,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    rng: Key[Array, ""],
+    *,
+    train: bool = True,
+    weights: Float[Array, " batch"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of the classes of latents at random noise levels.
 
     Args:
@@ -43,8 +55,8 @@ def loss(model, params, frozen, batch, rng, *, train=True, weights=None):
       weights: Weight of each example, [B]; None for equal ones.
 
     Returns:
-      (loss, metrics): float32 scalar, and a dict with it and "accuracy", the share of
-      examples whose class is the likeliest; both over all noise levels.
+      (loss, metrics): float32 scalar, and a dict with it and "accuracy", the fraction
+      of examples whose class is the likeliest; both over all noise levels.
     """
     keys = ("posterior", "timesteps", "noise", "dropout")
     rngs = dict(zip(keys, jax.random.split(rng, len(keys)), strict=True))

@@ -283,6 +283,7 @@ def load_model(
     decoder: Folder | None = None,
     classifier: Folder | None = None,
     lpips: str | None = None,
+    data_dir: str | None = None,
 ) -> Trained:
     """Loads a trained second stage and the first stage it was trained on.
 
@@ -295,6 +296,7 @@ def load_model(
         instead.
       classifier: Workdir of a classifier of the same latents, for classifier guidance.
       lpips: File of LPIPS' weights, or two with a comma between, for image guidance.
+      data_dir: Where prepared data sets lie; as in training by default.
 
     Returns:
       A Trained.
@@ -310,6 +312,8 @@ def load_model(
             f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
             "needs a diffusion run"
         )
+    if data_dir:
+        config.data.data_dir = data_dir
     recorded = meta["first_stage"]
     folder = _first_stage_folder(first_stage, recorded, workdir)
     first = load_first_stage(folder, recorded and recorded["step"])

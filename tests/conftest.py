@@ -19,6 +19,9 @@ import jaxtyping  # noqa: E402
 from absl import flags  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/jax")
+# Arrays of different rank must be brought to one by hand. The like for types is out of
+# reach: flax's LayerNorm multiplies bfloat16 with float32.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # Grain's worker processes read absl flags.

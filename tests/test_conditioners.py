@@ -356,7 +356,8 @@ def test_labels_beyond_the_classes_are_none():
     channels = plain.apply({}, {"map": maps}).concat
     assert np.asarray(channels).sum(axis=-1).tolist() == [[[1, 1], [0, 0]]]
     np.testing.assert_allclose(
-        mapped.apply(variables, {"map": maps}).concat, channels @ kernel + bias
+        mapped.apply(variables, {"map": maps}).concat,
+        channels @ kernel + bias[None, None, None],
     )
     with pytest.raises(ValueError, match="label 200 is out of range.* or 255 where"):
         plain.check({"map": np.array([[[200]]])})
@@ -413,7 +414,9 @@ def test_a_label_beside_a_map_is_the_same_at_every_pixel():
     joined, _ = make_conditioner(entries).init_with_output(jax.random.key(0), batch)
     label, given = joined.concat[..., :4], joined.concat[..., 4:]
     np.testing.assert_array_equal(given, batch["b"])
-    np.testing.assert_array_equal(label, label[:, :1, :1] + np.zeros((3, 5, 1)))
+    np.testing.assert_array_equal(
+        label, label[:, :1, :1] + np.zeros((1, 3, 5, 1), np.float32)
+    )
     assert np.abs(label[0] - label[1]).max() > 0
 
 

@@ -46,6 +46,30 @@ def test_json_round_trip_keeps_tuples():
     assert again.unet.mult == (1, 2)
 
 
+def test_configs_of_old_versions_are_read_with_the_names_of_today():
+    fields = {"channels": 8}
+    train = {"freeze": ("unet/conv_in", "conditioner"), "num_steps": 4}
+    train["sharding_overrides"] = (("params/unet/conv", 1), ("unets", None))
+    found = config.upgrade({"stage": "diffusion", "unet": fields, "train": train})
+    backbone = {"kind": "unet", "channels": 8}
+    renamed = {"freeze": ("backbone/conv_in", "conditioner"), "num_steps": 4}
+    renamed["sharding_overrides"] = (("params/backbone/conv", 1), ("unets", None))
+    assert found == {"stage": "diffusion", "backbone": backbone, "train": renamed}
+    # Of today's, paths stay as they are.
+    for today in (found, {"backbone": backbone, "train": train}, {"train": train}):
+        assert config.upgrade(today) == today
+    assert config.upgrade({"backbone": fields}) == {"backbone": backbone}
+
+
+def test_a_config_of_an_old_version_is_accepted_with_a_note():
+    old = ConfigDict({"unet": {"channels": 8}, "seed": 0})
+    found, notes = config.upgrade_config(old)
+    assert found.to_dict() == {"backbone": {"kind": "unet", "channels": 8}, "seed": 0}
+    assert len(notes) == 1 and "`backbone`" in notes[0]
+    again, notes = config.upgrade_config(found)
+    assert again is found and notes == []
+
+
 def test_differences_name_keys_and_respect_the_free_ones():
     ours = ConfigDict({"a": {"x": 1, "y": (1, 2)}, "b": 3, "free": {"z": 1}})
     theirs = ConfigDict({"a": {"x": 2, "y": [1, 2]}, "free": {"z": 9}})

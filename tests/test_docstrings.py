@@ -26,7 +26,7 @@ ALLOWED = {
     "generate": 21,
     "latent_classifier": 2,
     "latent_diffusion": 16,
-    "models": 147,
+    "models": 141,
     "sampling": 27,
     "tiling": 28,
     "training": 128,

@@ -24,8 +24,10 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling
+from ldm_jax.convert import workdir
+from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
-from tests.runs import BARE, train, weights_of
+from tests.runs import BARE, assert_same_bits, train, weights_of
 
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 
@@ -95,6 +97,24 @@ def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
             np.testing.assert_allclose(
                 value, expected[key], rtol=0, atol=1e-5, err_msg=f"{name}: {key}"
             )
+
+
+def test_a_new_run_starts_from_the_weights(old, shapes_dir, tmp_path):
+    options = BARE | DENOISER | {"train__freeze": (f"{NETWORK}/conv_in",)}
+    options |= {"train__init_from": str(old / "class"), "train__num_steps": 1}
+    place = {"first_stage__workdir": str(old / "autoencoder")}
+    train("shapes_class", shapes_dir, tmp_path, **options, **place)
+    weights = [weights_of(path, True)[NETWORK] for path in (old / "class", tmp_path)]
+    assert_same_bits(*(tree["conv_in"] for tree in weights))
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_is_converted(old, tmp_path):
+    convert(old / "class", tmp_path / "theirs", log=lambda line: None)
+    model = workdir.read(old / "class")
+    assert model.config[NETWORK]["kind"] == "unet" and "unet" not in model.config
+    assert model.params[NETWORK].keys() == model.ema_params[NETWORK].keys()
+    assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
 
 
 def test_a_classifier_steers(old, tmp_path, one_device):

@@ -63,6 +63,10 @@ def _parse(doc, arguments, argv):
         if "--traceback" in argv:
             raise
         _fail(error, 2)
+    except KeyError as error:
+        if "--traceback" in argv:
+            raise
+        _fail(_unknown_section(error), 2)
     missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
     if missing:
         _fail(f"--{missing[0]} is missing; --help explains the flags", 2)
@@ -70,6 +74,13 @@ def _parse(doc, arguments, argv):
         _fail(f"'{rest[1]}' is not a flag: write --name=value", 2)
     apply_renamed()
     return rest
+
+
+def _unknown_section(error: KeyError) -> str:
+    """What is wrong with a flag of a config's key whose section does not exist."""
+    name = str(error.args[0]).split("\n")[0].strip("'")
+    hint = "; it is called backbone now" if name == "unet" else ""
+    return f"--config has no section {name}{hint}"
 
 
 def _fail(error: Exception | str, status: int) -> NoReturn:

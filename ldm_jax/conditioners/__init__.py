@@ -58,8 +58,8 @@ from ldm_jax.conditioners.conditioner import (
     make_conditioner,
 )
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
-from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
-from ldm_jax.conditioners.tokens import ClipText, Layout, Text
+from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
+from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
 
 __all__ = [
     "CONDITIONERS",
@@ -69,8 +69,8 @@ __all__ = [
     "Conditioner",
     "Conditioning",
     "Encoded",
-    "Layout",
-    "MaskedImage",
+    "LayoutTokens",
+    "MaskedLatents",
     "Raw",
     "Spatial",
     "Text",

@@ -11,8 +11,8 @@ from flax.core import freeze
 
 from ldm_jax.annotations import Array, Bool, Key, Num
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
-from ldm_jax.conditioners.maps import Encoded, MaskedImage, Spatial
-from ldm_jax.conditioners.tokens import ClipText, Layout, Text
+from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
+from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
 from ldm_jax.models.identity import FREE_FIELDS
 
 
@@ -336,10 +336,10 @@ CONDITIONERS = {
     "class_label": ClassLabel,
     "text": Text,
     "clip_text": ClipText,
-    "layout": Layout,
+    "layout": LayoutTokens,
     "clip_image": ClipImage,
     "spatial": Spatial,
     "encoded": Encoded,
-    "masked_image": MaskedImage,
+    "masked_image": MaskedLatents,
     "raw": Raw,
 }

@@ -157,7 +157,7 @@ class ChannelsOfLabels(nn.Module):
         maps = kernel[jnp.where(known, labels, self.num_classes)]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            maps += bias.astype(self.dtype)
+            maps += bias[None, None, None].astype(self.dtype)
         return maps
 
 
@@ -231,7 +231,7 @@ class Encoded(nn.Module):
         check_images(images)
 
 
-class MaskedImage(Encoded):
+class MaskedLatents(Encoded):
     """An image and the mask of where it is to be filled; fields of Encoded and these.
 
     Rombach et al. 2022, Sec. 4.5. The defaults are those of CompVis's inpainting model;

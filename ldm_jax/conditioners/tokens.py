@@ -121,7 +121,7 @@ class ClipText(Text):
     frozen: bool = True
 
 
-class Layout(Tokens):
+class LayoutTokens(Tokens):
     """Boxes as tokens through a transformer; fields as in Tokens.
 
     The paper writes a layout as up to 30 objects of three tokens, the class and two

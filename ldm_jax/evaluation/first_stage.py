@@ -5,28 +5,36 @@ once, also those of the last, partial batch, on any number of devices.
 """
 
 import functools
+import os
 import pathlib
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from ldm_jax import sharding, tiling
-from ldm_jax.data.loader import DataError
-from ldm_jax.errors import ConfigError, DecodeError
+from ldm_jax.annotations import Array, Shaped, UInt8
+from ldm_jax.errors import ConfigError, DataError, DecodeError
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 
-# Images in the picture, each beside its reconstruction, and pictures in a row of it.
+# Images in the grid, each beside its reconstruction, and tiles in a row of it.
 _SHOWN, _COLUMNS = 16, 8
 
 
-def make_step(model, mesh, perceptual=None):
+def make_step(
+    model: nn.Module, mesh: Mesh, perceptual: Callable | None = None
+) -> Callable:
     """Compiles what is computed of a batch.
 
     Args:
@@ -67,7 +75,7 @@ def _sum_over(mask, values):
     return jnp.sum(jnp.where(mask, values, 0), axis=0)
 
 
-def make_lpips(paths):
+def make_lpips(paths: str) -> tuple[Callable, Any]:
     """Makes the perceptual distance of `evaluate`, in float32 on every device.
 
     Args:
@@ -88,11 +96,16 @@ def make_lpips(paths):
     return distance, weights
 
 
-def evaluate(first, batches, mesh, perceptual=None):
+def evaluate(
+    first: FirstStage,
+    batches: Iterable[Mapping[str, Shaped[Array, "batch ..."]]],
+    mesh: Mesh,
+    perceptual: tuple[Callable, Any] | None = None,
+) -> tuple[dict[str, float], int, UInt8[np.ndarray, "h w c"] | None]:
     """Averages the metrics over a data set.
 
     Args:
-      first: A `pretrained.FirstStage`.
+      first: A `trained.FirstStage`.
       batches: Iterable of dicts of global arrays "image" uint8 [B, H, W, C] and "mask"
         bool [B], which marks rows that count.
       mesh: Mesh of the batches.
@@ -100,7 +113,8 @@ def evaluate(first, batches, mesh, perceptual=None):
 
     Returns:
       (metrics, count, grid): dict of name -> float, how many images there were, and a
-      picture of the first images of this process beside their reconstructions.
+      grid of the first images of this process beside their reconstructions, uint8
+      [H, W, C].
 
     Raises:
       DataError: If no image could be read.
@@ -135,7 +149,7 @@ def evaluate(first, batches, mesh, perceptual=None):
 def _side_by_side(images, decoded, real):
     """Lays this process's first images out, each left of its reconstruction."""
     pairs = np.stack([_local_rows(images), _local_rows(decoded)], axis=1)
-    # Rows of this process are the first ones on the process that writes the picture.
+    # Rows of this process are the first ones on the process that writes the grid.
     pairs = pairs[real[: len(pairs)]][:_SHOWN]
     if not len(pairs):
         return None
@@ -148,15 +162,17 @@ def _local_rows(array):
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
-def name_outputs(paths, outdir):
-    """Says where what comes back of each picture file goes.
+def name_outputs(
+    paths: Iterable[str | os.PathLike], outdir: str | os.PathLike
+) -> dict[pathlib.Path, pathlib.Path]:
+    """Names the file that each image's reconstruction goes to.
 
     Args:
-      paths: Picture files.
+      paths: Image files.
       outdir: Folder of the results.
 
     Returns:
-      Dict of picture file -> PNG file in `outdir`.
+      Dict of image file -> PNG file in `outdir`.
 
     Raises:
       ConfigError: If two of them would go to the same file.
@@ -173,16 +189,23 @@ def name_outputs(paths, outdir):
     return {path: output for output, path in sources.items()}
 
 
-def reconstruct_file(codec, factor, path, output, tile, overlap):
-    """Encodes and decodes a picture file at its own size, tile by tile.
+def reconstruct_file(
+    codec: tuple[Callable, Callable],
+    factor: int,
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    tile: int,
+    overlap: int,
+) -> str:
+    """Encodes and decodes an image file at its own size, tile by tile.
 
     Args:
       codec: (encode, decode), functions of a tile in [-1, 1] and of its latents.
       factor: Downsampling factor of the first stage.
-      path: Picture file.
+      path: Image file.
       output: PNG file to write.
       tile: Side of a tile in pixels, see `tiling.encode_tiled`.
-      overlap: What neighbours share, in pixels.
+      overlap: Pixels that neighbours have in common.
 
     Returns:
       A line that says what was done.
@@ -211,11 +234,11 @@ def reconstruct_file(codec, factor, path, output, tile, overlap):
     return f"{output}: {height} x {width} through latents of {shape}, {seconds:.1f} s"
 
 
-def make_codec(first):
+def make_codec(first: FirstStage) -> tuple[Callable, Callable]:
     """Compiles a first stage for `reconstruct_file`.
 
     Args:
-      first: A `pretrained.FirstStage`.
+      first: A `trained.FirstStage`.
 
     Returns:
       (encode, decode): functions of images [B, H, W, C] in [-1, 1] and of latents.
@@ -230,6 +253,6 @@ def make_codec(first):
     def decode(params, latents):
         return first.module.apply({"params": params}, latents, method="decode")
 
-    # A picture that one names is no attack, however large.
+    # An image that a user names is not an attack, however large.
     Image.MAX_IMAGE_PIXELS = None
     return functools.partial(encode, params), functools.partial(decode, params)

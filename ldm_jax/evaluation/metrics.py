@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.annotations import Array, Float, UInt8
 from ldm_jax.images import to_float
+
+Images = UInt8[Array, "batch height width channels"]
+PerImage = Float[Array, " batch"]
 
 # Equal images count so much: one of them would make every mean infinite.
 PSNR_LIMIT = 100.0
@@ -17,7 +21,7 @@ PSNR_LIMIT = 100.0
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
 
 
-def psnr(images, reconstructions):
+def psnr(images: Images, reconstructions: Images) -> PerImage:
     """Peak signal-to-noise ratio, 10 log10(255² / mean squared error).
 
     Args:
@@ -33,13 +37,21 @@ def psnr(images, reconstructions):
     return 10 * jnp.log10(255.0**2 / jnp.maximum(error, least))
 
 
-def l1(images, reconstructions):
-    """Mean absolute error of images in [-1, 1]; arguments and result as `psnr`."""
+def l1(images: Images, reconstructions: Images) -> PerImage:
+    """Mean absolute error of images in [-1, 1].
+
+    Args:
+      images: uint8 [B, H, W, C].
+      reconstructions: Like `images`.
+
+    Returns:
+      float32 [B].
+    """
     difference = to_float(images) - to_float(reconstructions)
     return jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
 
 
-def ssim(images, reconstructions):
+def ssim(images: Images, reconstructions: Images) -> PerImage:
     """Structural similarity (Wang et al. 2004, Eq. 13).
 
     With the paper's Gaussian window (11 x 11, sigma 1.5), K1 = 0.01, K2 = 0.03 and a

@@ -6,168 +6,21 @@ latents before quantisation. Latents here are the autoencoder's own; `latent_dif
 scales them to unit variance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
-from ldm_jax.models.attention import AttentionBlock
-from ldm_jax.models.layers import (
-    Downsample,
-    GroupNorm,
-    ResBlock,
-    Upsample,
-    conv,
-    dense,
-)
-from ldm_jax.models.quantizer import QUANTIZERS
+from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.models.coder import Decoder, Encoder
+from ldm_jax.models.layers import conv, dense
+from ldm_jax.models.posteriors import DiagonalGaussian, PointPosterior
+from ldm_jax.models.quantizer import QUANTIZERS, Quantized
 
-
-@struct.dataclass
-class DiagonalGaussian:
-    """A Gaussian posterior of independent latents.
-
-    Attributes:
-      mean: float32 [B, h, w, c].
-      logvar: Log-variance, float32 [B, h, w, c].
-    """
-
-    mean: jax.Array
-    logvar: jax.Array
-
-    def sample(self, rng=None, noise=None):
-        """Draws [B, h, w, c] with a key, or from given standard normal noise."""
-        if noise is None:
-            noise = jax.random.normal(rng, self.mean.shape)
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
-
-    def mode(self):
-        """Returns the most likely latents [B, h, w, c]."""
-        return self.mean
-
-    def kl(self):
-        """Returns the divergence from a standard normal, in nats per example [B]."""
-        terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
-        return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
-
-    def nll(self, latents):
-        """Returns -log p(latents) in nats per example [B]."""
-        squares = jnp.square(latents - self.mean) * jnp.exp(-self.logvar)
-        terms = jnp.log(2 * jnp.pi) + self.logvar + squares
-        return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
-
-
-@struct.dataclass
-class PointPosterior:
-    """The posterior of an encoder that is certain: one value.
-
-    Attributes:
-      latents: float32 [B, h, w, c].
-    """
-
-    latents: jax.Array
-
-    def sample(self, rng=None, noise=None):
-        """Returns the latents [B, h, w, c]; nothing is drawn."""
-        del rng, noise
-        return self.latents
-
-    def mode(self):
-        """Returns the latents [B, h, w, c]."""
-        return self.latents
-
-
-class _Coder(nn.Module):
-    """What encoder and decoder share: their fields and how blocks are made of them."""
-
-    channels: int
-    channel_mult: Sequence[int]
-    num_res_blocks: int
-    attention_factors: Sequence[int]
-    mid_attention: bool
-    conv_resample: bool
-    norm_groups: int
-    dropout: float
-    remat: bool
-    dtype: Any
-
-    def _res_block(self, name, features, x, train):
-        make = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        block = make(
-            features,
-            norm_groups=self.norm_groups,
-            epsilon=1e-6,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            name=name,
-        )
-        return block(x, None, train)
-
-    def _attention(self, name, x):
-        make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-        groups = self.norm_groups
-        return make(norm_groups=groups, epsilon=1e-6, dtype=self.dtype, name=name)(x)
-
-    def _middle(self, x, train):
-        x = self._res_block("middle_res_0", x.shape[-1], x, train)
-        if self.mid_attention:
-            x = self._attention("middle_attention", x)
-        return self._res_block("middle_res_1", x.shape[-1], x, train)
-
-    def _level(self, direction, level, num_blocks, x, train):
-        for i in range(num_blocks):
-            features = self.channels * self.channel_mult[level]
-            x = self._res_block(f"{direction}_{level}_res_{i}", features, x, train)
-            if 2**level in self.attention_factors:
-                x = self._attention(f"{direction}_{level}_attention_{i}", x)
-        return x
-
-    def _norm_out(self, x):
-        return GroupNorm(self.norm_groups, 1e-6, True, self.dtype, name="norm_out")(x)
-
-
-class Encoder(_Coder):
-    """Images [B, H, W, C] to features [B, h, w, out_channels]."""
-
-    out_channels: int = 0
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        """Applies the encoder; `train` makes dropout live."""
-        x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
-        last = len(self.channel_mult) - 1
-        for level in range(last + 1):
-            x = self._level("down", level, self.num_res_blocks, x, train)
-            if level != last:
-                x = Downsample(
-                    self.conv_resample,
-                    padding=(0, 1),
-                    dtype=self.dtype,
-                    name=f"down_{level}_resample",
-                )(x)
-        x = self._norm_out(self._middle(x, train))
-        return conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
-
-
-class Decoder(_Coder):
-    """Features [B, h, w, z] to the last convolution's input [B, H, W, channels]."""
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        """Applies the decoder; `train` makes dropout live."""
-        width = self.channels * self.channel_mult[-1]
-        x = conv(width, dtype=self.dtype, name="conv_in")(x)
-        x = self._middle(x, train)
-        for level in reversed(range(len(self.channel_mult))):
-            x = self._level("up", level, self.num_res_blocks + 1, x, train)
-            if level:
-                x = Upsample(
-                    self.conv_resample, dtype=self.dtype, name=f"up_{level}_resample"
-                )(x)
-        return self._norm_out(x)
+Images = Float[Array, "batch height width channels"]
+Latents = Float[Array, "batch h w c"]
 
 
 class Autoencoder(nn.Module):
@@ -209,7 +62,8 @@ class Autoencoder(nn.Module):
 
     encoder_outputs = 1  # in units of z_channels
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the layers."""
         names = (
             "channels channel_mult num_res_blocks attention_factors mid_attention "
             "conv_resample norm_groups dropout remat dtype"
@@ -222,20 +76,28 @@ class Autoencoder(nn.Module):
         self.to_images = conv(self.image_channels, dtype=self.dtype)
 
     @property
-    def downsampling_factor(self):
+    def downsampling_factor(self) -> int:
         """Height of the images over height of the latents."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
-    def latent_channels(self):
+    def latent_channels(self) -> int:
         """Channels of the latents."""
         return self.embed_dim
 
-    def encode(self, images, train=False):
-        """Maps images to a posterior over latents."""
+    def encode(self, images: Images, train: bool = False) -> Any:
+        """Maps images to a posterior over latents; a subclass says how.
+
+        Args:
+          images: [B, H, W, image_channels] in [-1, 1].
+          train: Whether dropout is live.
+
+        Returns:
+          A posterior, see `models.posteriors`.
+        """
         raise NotImplementedError
 
-    def decode(self, latents, train=False):
+    def decode(self, latents: Latents, train: bool = False) -> Images:
         """Maps latents to images.
 
         Args:
@@ -247,16 +109,39 @@ class Autoencoder(nn.Module):
         """
         return self.features_to_images(self.decode_features(latents, train))
 
-    def decode_features(self, latents, train=False):
-        """The decoder up to its last convolution: [B, H, W, channels]."""
+    def decode_features(self, latents: Latents, train: bool = False) -> Images:
+        """Applies the decoder up to its last convolution.
+
+        Args:
+          latents: What the decoder is trained on, [B, h, w, embed_dim].
+          train: Whether dropout is live.
+
+        Returns:
+          [B, H, W, channels].
+        """
         return self.decoder(self.from_latents(latents), train)
 
-    def features_to_images(self, features):
-        """The decoder's last convolution: float32 images [B, H, W, image_channels]."""
+    def features_to_images(
+        self, features: Float[Array, "batch height width features"]
+    ) -> Images:
+        """Applies the decoder's last convolution.
+
+        Args:
+          features: What `decode_features` gives, [B, H, W, channels].
+
+        Returns:
+          float32 images [B, H, W, image_channels].
+        """
         images = self.to_images(features).astype(jnp.float32)
         return jnp.tanh(images) if self.tanh_output else images
 
-    def reconstruct(self, images, rng=None, train=False, temperature=1.0):
+    def reconstruct(
+        self,
+        images: Images,
+        rng: Key[Array, ""] | None = None,
+        train: bool = False,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Images, Any, Float[Array, "batch height width features"]]:
         """Encodes, draws latents and decodes, for training.
 
         Args:
@@ -276,23 +161,42 @@ class Autoencoder(nn.Module):
         return self.features_to_images(features), regularised, features
 
     @nn.nowrap
-    def regularise(self, posterior, rng=None, temperature=1.0):
+    def regularise(
+        self,
+        posterior: Any,
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Latents, Any]:
         """Draws what the decoder is trained on.
 
         Args:
           posterior: What `encode` gives.
-          rng: Key of the sample; None takes the mode.
+          rng: Key of the sample, a scalar; None takes the mode.
           temperature: See `reconstruct`.
 
         Returns:
-          (latents, what the regulariser's loss needs).
+          (latents [B, h, w, embed_dim], what the regulariser's loss needs).
         """
         del temperature
         latents = posterior.mode() if rng is None else posterior.sample(rng)
         return latents, posterior
 
-    def __call__(self, images, rng=None, train=False):
-        """Returns the first two of `reconstruct`."""
+    def __call__(
+        self,
+        images: Images,
+        rng: Key[Array, ""] | None = None,
+        train: bool = False,
+    ) -> tuple[Images, Any]:
+        """Encodes, draws latents and decodes.
+
+        Args:
+          images: [B, H, W, image_channels] in [-1, 1].
+          rng: Key of the posterior's sample; None takes the mode.
+          train: Whether dropout is live.
+
+        Returns:
+          The first two of `reconstruct`.
+        """
         return self.reconstruct(images, rng, train)[:2]
 
     @nn.nowrap
@@ -311,11 +215,12 @@ class KLAutoencoder(Autoencoder):
 
     encoder_outputs = 2
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the layers."""
         super().setup()
         self.to_moments = dense(2 * self.embed_dim, dtype=self.dtype)
 
-    def encode(self, images, train=False):
+    def encode(self, images: Images, train: bool = False) -> DiagonalGaussian:
         """Maps images to the posterior over latents.
 
         Args:
@@ -353,13 +258,14 @@ class VQAutoencoder(Autoencoder):
             rows = ", ".join(QUANTIZERS)
             raise ValueError(f"quantizer is {self.quantizer!r}: choose {rows}")
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the layers."""
         super().setup()
         self.to_latents = dense(self.embed_dim, dtype=self.dtype)
         make = QUANTIZERS[self.quantizer]
         self.codebook = make(self.num_codes, self.embed_dim, name="quantizer")
 
-    def encode(self, images, train=False):
+    def encode(self, images: Images, train: bool = False) -> PointPosterior:
         """Maps images to latents before quantisation.
 
         Args:
@@ -376,7 +282,9 @@ class VQAutoencoder(Autoencoder):
         latents = self.to_latents(self.encoder(images, train)).astype(jnp.float32)
         return PointPosterior(self.codebook.project(latents))
 
-    def decode(self, latents, train=False, quantize=True):
+    def decode(
+        self, latents: Latents, train: bool = False, quantize: bool = True
+    ) -> Images:
         """Maps latents to images.
 
         Args:
@@ -394,16 +302,44 @@ class VQAutoencoder(Autoencoder):
             latents = codes + (latents - jax.lax.stop_gradient(latents))
         return super().decode(latents, train)
 
-    def code_indices(self, latents):
-        """Returns the nearest codes of latents [B, h, w, c], int32 [B, h, w]."""
+    def code_indices(self, latents: Latents) -> Int[Array, "batch h w"]:
+        """Quantises latents.
+
+        Args:
+          latents: [B, h, w, embed_dim].
+
+        Returns:
+          int32 [B, h, w], which codes they become.
+        """
         return self.codebook.indices(latents)
 
-    def codes(self, indices):
-        """Looks indices [B, h, w] up in the codebook: latents [B, h, w, c]."""
+    def codes(self, indices: Int[Array, "batch h w"]) -> Latents:
+        """Looks codes up in the codebook.
+
+        Args:
+          indices: int32 [B, h, w].
+
+        Returns:
+          [B, h, w, embed_dim].
+        """
         return self.codebook.lookup(indices)
 
-    def regularise(self, posterior, rng=None, temperature=1.0):
-        """Quantises; returns (the codes, `Quantized`)."""
+    def regularise(
+        self,
+        posterior: PointPosterior,
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Latents, Quantized]:
+        """Quantises.
+
+        Args:
+          posterior: What `encode` gives.
+          rng: Key of quantisers that draw codes, a scalar; None takes the likeliest.
+          temperature: Of quantisers that draw codes.
+
+        Returns:
+          (the codes [B, h, w, embed_dim], Quantized).
+        """
         quantized = self.codebook(posterior.mode(), rng, temperature)
         return quantized.latents, quantized
 
@@ -420,33 +356,67 @@ class IdentityAutoencoder(nn.Module):
     downsampling_factor = 1
 
     @property
-    def latent_channels(self):
+    def latent_channels(self) -> int:
         """Channels of the latents."""
         return self.image_channels
 
-    def encode(self, images, train=False):
-        """Returns a PointPosterior of the images [B, H, W, C] themselves."""
+    def encode(self, images: Images, train: bool = False) -> PointPosterior:
+        """Takes images for latents.
+
+        Args:
+          images: [B, H, W, C].
+          train: Unused.
+
+        Returns:
+          PointPosterior of the images themselves.
+        """
         del train
         return PointPosterior(images.astype(jnp.float32))
 
-    def decode(self, latents, train=False):
-        """Returns the latents [B, H, W, C] themselves."""
+    def decode(self, latents: Latents, train: bool = False) -> Images:
+        """Takes latents for images.
+
+        Args:
+          latents: [B, H, W, C].
+          train: Unused.
+
+        Returns:
+          The latents themselves, float32.
+        """
         del train
         return latents.astype(jnp.float32)
 
-    def __call__(self, images, rng=None, train=False):
-        """Returns (images, posterior)."""
+    def __call__(
+        self,
+        images: Images,
+        rng: Key[Array, ""] | None = None,
+        train: bool = False,
+    ) -> tuple[Images, PointPosterior]:
+        """Encodes and decodes.
+
+        Args:
+          images: [B, H, W, C].
+          rng: Unused.
+          train: Unused.
+
+        Returns:
+          (images, posterior).
+        """
         del rng
         return self.decode(images), self.encode(images, train)
 
 
-def last_layer(model, params, features):
+def last_layer(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    features: Float[Array, "batch height width features"],
+) -> tuple[Callable, Float[Array, "..."]]:
     """The decoder's last convolution as a function of its kernel alone.
 
     Args:
       model: Autoencoder.
       params: Its parameters.
-      features: What `reconstruct` gives beside the reconstructions.
+      features: What `reconstruct` gives third, [B, H, W, channels].
 
     Returns:
       (function, kernel): the function maps a kernel to reconstructions. No gradient

@@ -1,14 +1,14 @@
 """Denoisers by kind, and what they have in common.
 
 A backbone is a linen module that estimates the noise (or another target) in noisy
-latents. Its fields, all but `out_channels` and `dtype` of its own choice, are the
-config section `backbone`. It has:
+latents. Its fields are the config section `backbone`: `out_channels`, which follows
+from the first stage, `dtype`, the compute type, and what else it wants. It has:
 
 - `__call__(latents, timesteps, context=None, concat=None, vector=None, *, train=False)`
   with latents [B, h, w, c], timesteps [B], and the three slots of a condition: tokens
   [B, L, D], maps [B, h, w, c'] or [B, 1, 1, c'], and vectors [B, E]. It returns float32
   [B, h, w, out_channels], and raises ValueError for a slot or a size that it does not
-  take. `train` turns dropout on (rng "dropout"), nothing else.
+  take. `train` turns dropout on (rng "dropout"), where there is any, nothing else.
 - `size_multiple`: what height and width of the latents must be multiples of.
 - `vector_width`: the width E of a vector, for conditions that leave theirs open.
 - `identity()`: what the weights mean beyond what their names and shapes say, for

@@ -128,7 +128,7 @@ class AttentionPool(nn.Module):
                     f"{h} x {w}: give latents of the size it was trained on"
                 )
         init = nn.initializers.normal(c**-0.5)
-        x = x + self.param("position", init, shape).astype(x.dtype)
+        x = x + self.param("position", init, shape)[None].astype(x.dtype)
         return Attention(
             self.num_heads,
             c // self.num_heads,

@@ -7,14 +7,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Float
 from ldm_jax.models.layers import GroupNorm
+
+Features = Float[Array, "batch height width channels"]
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's running statistics.
 
-    The running variance is unbiased, and moves by `momentum` towards each batch. Under
-    `jit` the batch is the global one, so devices need no further synchronisation.
+    The running variance is unbiased. Under `jit` the batch is the global one, so that
+    devices need no further synchronisation.
+
+    Attributes:
+      momentum: How far the running moments move towards each batch's.
+      epsilon: Added to the variance.
+      dtype: Type of the output; what is computed is float32.
     """
 
     momentum: float = 0.1
@@ -22,8 +30,16 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train):
-        """Normalises [B, h, w, c] by the batch's moments (train) or the running."""
+    def __call__(self, x: Features, train: bool) -> Features:
+        """Normalises features.
+
+        Args:
+          x: [B, h, w, c].
+          train: Whether by the batch's moments; else by the running ones.
+
+        Returns:
+          [B, h, w, c].
+        """
         c = x.shape[-1]
         scale = self.param("scale", _normal(mean=1.0), (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
@@ -33,14 +49,14 @@ class BatchNorm(nn.Module):
         mean, variance = running_mean.value, running_var.value
         if train:
             mean = jnp.mean(x, axis=(0, 1, 2))
-            variance = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
+            variance = jnp.mean(jnp.square(x - _row(mean)), axis=(0, 1, 2))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = x.size // c
                 unbiased = variance * count / max(count - 1, 1)
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
         weight = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return ((x - mean) * weight + bias).astype(self.dtype)
+        return ((x - _row(mean)) * _row(weight) + _row(bias)).astype(self.dtype)
 
 
 class ActNorm(nn.Module):
@@ -48,13 +64,24 @@ class ActNorm(nn.Module):
 
     What the first training batch asks for is kept beside the parameters, which start at
     zero and are added to it: they get the gradients that the sums would.
+
+    Attributes:
+      dtype: Type of the output; what is computed is float32.
     """
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train):
-        """Maps [B, h, w, c] to scale * (x + shift)."""
+    def __call__(self, x: Features, train: bool) -> Features:
+        """Computes scale * (x + shift).
+
+        Args:
+          x: [B, h, w, c].
+          train: Whether a first batch sets what is kept.
+
+        Returns:
+          [B, h, w, c].
+        """
         c = x.shape[-1]
         shift = self.param("shift", nn.initializers.zeros, (c,))
         scale = self.param("scale", nn.initializers.zeros, (c,))
@@ -76,16 +103,17 @@ class ActNorm(nn.Module):
                 seen.value = jnp.ones_like(seen.value)
         else:
             first = first_shift.value, first_scale.value
-        return ((first[1] + scale) * (x + first[0] + shift)).astype(self.dtype)
+        x = x + _row(first[0]) + _row(shift)
+        return (_row(first[1] + scale) * x).astype(self.dtype)
 
 
 class PatchDiscriminator(nn.Module):
-    """Tells real from reconstructed patches: one logit per patch.
+    """Classifies patches as real or reconstructed: one logit per patch.
 
     Attributes:
       channels: Width of the first layer; doubled by every further one, up to eightfold.
       num_layers: Convolutions of stride 2; 3 sees patches of 70 pixels.
-      norm: Row of NORMS: "batch" as published, "actnorm" (the original's other one),
+      norm: Row of NORMS: "batch" as published, "actnorm" (CompVis' other one),
         "group", or "none".
       dtype: Compute type; parameters, norms and logits are float32.
     """
@@ -101,8 +129,10 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(f"norm is {self.norm!r}: choose {', '.join(NORMS)}")
 
     @nn.compact
-    def __call__(self, images, *, train=False):
-        """Judges images.
+    def __call__(
+        self, images: Features, *, train: bool = False
+    ) -> Float[Array, "batch h w 1"]:
+        """Classifies the patches of images.
 
         Args:
           images: [B, H, W, C] in [-1, 1].
@@ -135,6 +165,11 @@ class PatchDiscriminator(nn.Module):
             kernel_init=_normal(),
             name=name,
         )
+
+
+def _row(values):
+    """Channels [c] as [1, 1, 1, c], to combine with images."""
+    return values[None, None, None]
 
 
 def _normal(mean=0.0):

@@ -26,17 +26,20 @@ import jax.numpy as jnp
 from ldm_jax.annotations import Array
 from ldm_jax.models import quantizer
 from ldm_jax.models.autoencoder import (
-    DiagonalGaussian,
     IdentityAutoencoder,
     KLAutoencoder,
     VQAutoencoder,
     last_layer,
 )
+from ldm_jax.models.posteriors import DiagonalGaussian
 from ldm_jax.models.quantizer import Quantized
 
 
 class Regulariser(NamedTuple):
     """What a kind of first stage adds to the loss.
+
+    Weights that the section `loss` does not have are fields of the module, and part of
+    what `reconstruct` gives.
 
     Attributes:
       loss: (what `reconstruct` gives second, the section `loss` as LossOptions) ->

@@ -78,7 +78,7 @@ class ImageEncoder(nn.Module):
         whole = jnp.broadcast_to(whole.astype(self.dtype), (len(x), 1, self.width))
         x = jnp.concatenate([whole, x.reshape(len(x), -1, self.width)], axis=1)
         positions = self.param("positions", embedding_init, x.shape[1:])
-        x = x + positions.astype(self.dtype)
+        x = x + positions[None].astype(self.dtype)
         x = layer_norm(dtype=self.dtype, name="norm_in")(x)
         for i in range(self.num_layers):
             x = EncoderBlock(
@@ -113,4 +113,4 @@ class ImageEncoder(nn.Module):
         images = images.astype(jnp.float32)
         images = images / 255 if whole else (images + 1) / 2
         images = resize_corners(images, self.image_size, self.image_size)
-        return (images - MEAN) / STD
+        return (images - MEAN[None, None, None]) / STD[None, None, None]

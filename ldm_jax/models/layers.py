@@ -176,8 +176,8 @@ class GroupNorm(nn.Module):
         offset = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
         mean, variance = _group_moments(x, groups)
-        weight = weight * jax.lax.rsqrt(variance + self.epsilon)
-        offset = offset - mean * weight
+        weight = weight[None] * jax.lax.rsqrt(variance + self.epsilon)
+        offset = offset[None] - mean * weight
         if modulation is not None:
             scale, shift = (m.astype(jnp.float32) for m in modulation)
             weight, offset = weight * (1 + scale), offset * (1 + scale) + shift
@@ -219,7 +219,7 @@ def timestep_embedding(
     # rounded to float32 as in CompVis, the rest is exact.
     exponents = np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32)
     frequencies = np.exp(np.float64(exponents / np.float32(half))).astype(np.float32)
-    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None]
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
 
@@ -315,7 +315,8 @@ class Upsample(nn.Module):
         c = x.shape[-1]
         kernel = self.param("kernel", kernel_init, (3, 3, c, c))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        return upsample_conv(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        x = upsample_conv(x.astype(self.dtype), kernel)
+        return x + bias[None, None, None].astype(self.dtype)
 
 
 def upsample_conv(

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.annotations import Array, Float
 from ldm_jax.models.layers import conv
+
+Images = Float[Array, "batch height width 3"]
 
 # Width and number of the convolutions between two poolings (Simonyan & Zisserman 2015,
 # configuration D).
@@ -21,7 +24,7 @@ SCALE = (0.458, 0.448, 0.450)
 class LPIPS(nn.Module):
     """Weighted squared distance of unit-length features, summed over five layers.
 
-    Its dropout is off as in evaluation; the original leaves it on in training.
+    Its dropout is off as in evaluation; CompVis leaves it on in training.
 
     Attributes:
       dtype: Compute type of the convolutions; what follows them is float32.
@@ -29,14 +32,17 @@ class LPIPS(nn.Module):
 
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the convolutions and the weights of their features."""
         for block, (width, count) in enumerate(BLOCKS, start=1):
             for i in range(1, count + 1):
                 setattr(self, f"conv{block}_{i}", conv(width, dtype=self.dtype))
             init = nn.initializers.constant(1 / width)
             setattr(self, f"head{block}", self.param(f"head{block}", init, (width,)))
 
-    def __call__(self, images, reconstructions):
+    def __call__(
+        self, images: Images, reconstructions: Images
+    ) -> Float[Array, " batch"]:
         """Compares images.
 
         Args:
@@ -51,13 +57,22 @@ class LPIPS(nn.Module):
         both = zip(self.features(images), self.features(reconstructions), strict=True)
         for block, (x, y) in enumerate(both, start=1):
             squares = jnp.square(_unit(x) - _unit(y))
-            weighted = jnp.sum(squares * getattr(self, f"head{block}"), axis=-1)
+            head = getattr(self, f"head{block}")[None, None, None]
+            weighted = jnp.sum(squares * head, axis=-1)
             distance += jnp.mean(weighted, axis=(1, 2))
         return distance
 
-    def features(self, images):
-        """Returns the last activations of each block: five arrays [B, h, w, c]."""
-        x = (images.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE)
+    def features(self, images: Images) -> list[Float[Array, "batch _h _w _c"]]:
+        """Computes the last activations of each block.
+
+        Args:
+          images: [B, H, W, 3] in [-1, 1].
+
+        Returns:
+          Five arrays [B, h, w, c].
+        """
+        shift, scale = (jnp.array(c)[None, None, None] for c in (SHIFT, SCALE))
+        x = (images.astype(jnp.float32) - shift) / scale
         features = []
         for block, (_, count) in enumerate(BLOCKS, start=1):
             if block > 1:

@@ -1,14 +1,21 @@
 """The codebook of a VQ autoencoder (van den Oord et al. 2017; Esser et al. 2021).
 
-Everything a codebook is trained and judged by follows from which latents each code got:
-how many (`counts`) and their sum (`sums`). They are matrix products over the global
-batch, so no gradient scatters into the codebook and a step repeats to the bit.
+Everything a codebook is trained and measured by follows from which latents each code
+got: how many (`counts`) and their sum (`sums`). They are matrix products over the
+global batch: no gradient scatters into the codebook, and a step repeats to the bit.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+
+from ldm_jax.annotations import Array, Float, Int, Key, Num
+
+Latents = Float[Array, "batch h w c"]
+Indices = Int[Array, "batch h w"]
 
 # Distances held at once over all devices: 1 GiB. More are computed row after row.
 MAX_DISTANCES = 2**28
@@ -28,12 +35,12 @@ class Quantized:
       sums: Their sum, [num_codes, c].
     """
 
-    latents: jax.Array
-    indices: jax.Array
+    latents: Any
+    indices: Any
     losses: dict
-    encoded: jax.Array
-    counts: jax.Array
-    sums: jax.Array
+    encoded: Any
+    counts: Any
+    sums: Any
 
 
 class VectorQuantizer(nn.Module):
@@ -50,19 +57,36 @@ class VectorQuantizer(nn.Module):
     # Whether a code may be set to a latent, or to the mean of some.
     is_among_latents = True
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the codebook."""
         shape = (self.num_codes, self.features)
         self.embedding = self.param("embedding", _uniform, shape)
 
-    def project(self, latents):
-        """Brings latents [..., c] to where codes lie."""
+    def project(self, latents: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
+        """Brings latents to where codes lie.
+
+        Args:
+          latents: [..., c].
+
+        Returns:
+          [..., c].
+        """
         return latents
 
-    def codes(self):
-        """Returns the codebook, float32 [num_codes, c]."""
+    def codes(self) -> Float[Array, "num_codes c"]:
+        """Gives the codebook.
+
+        Returns:
+          float32 [num_codes, c].
+        """
         return self.project(self.embedding)
 
-    def __call__(self, latents, rng=None, temperature=1.0):
+    def __call__(
+        self,
+        latents: Latents,
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Quantized:
         """Quantises for training.
 
         Args:
@@ -94,12 +118,26 @@ class VectorQuantizer(nn.Module):
             sums=sums,
         )
 
-    def indices(self, latents):
-        """Returns the codes that latents [B, h, w, c] become: int32 [B, h, w]."""
+    def indices(self, latents: Latents) -> Indices:
+        """Finds the codes that latents become.
+
+        Args:
+          latents: [B, h, w, c].
+
+        Returns:
+          int32 [B, h, w].
+        """
         return nearest_codes(latents, self.codes())
 
-    def lookup(self, indices):
-        """Returns the codes [..., c] of indices [...]."""
+    def lookup(self, indices: Int[Array, "*shape"]) -> Float[Array, "*shape c"]:
+        """Looks codes up.
+
+        Args:
+          indices: int32 [...].
+
+        Returns:
+          [..., c].
+        """
         return self.codes()[indices]
 
 
@@ -110,8 +148,15 @@ class CosineQuantizer(VectorQuantizer):
     suffice for many codes.
     """
 
-    def project(self, latents):
-        """Brings latents [..., c] to the unit sphere."""
+    def project(self, latents: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
+        """Brings latents to the unit sphere.
+
+        Args:
+          latents: [..., c].
+
+        Returns:
+          [..., c].
+        """
         squares = jnp.sum(jnp.square(latents), axis=-1, keepdims=True)
         return latents * jax.lax.rsqrt(squares + 1e-12)
 
@@ -125,11 +170,17 @@ class GumbelQuantizer(VectorQuantizer):
 
     is_among_latents = False
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the codebook and what draws from it."""
         super().setup()
         self.to_logits = nn.Dense(self.num_codes, precision="highest")
 
-    def __call__(self, latents, rng=None, temperature=1.0):
+    def __call__(
+        self,
+        latents: Latents,
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Quantized:
         """Quantises for training.
 
         Args:
@@ -141,8 +192,8 @@ class GumbelQuantizer(VectorQuantizer):
           Quantized.
         """
         logits = self.to_logits(latents)
-        shares = jax.nn.softmax(logits)
-        terms = shares * jnp.log(shares * self.num_codes + 1e-10)
+        probabilities = jax.nn.softmax(logits)
+        terms = probabilities * jnp.log(probabilities * self.num_codes + 1e-10)
         if rng is not None:
             logits = logits + jax.random.gumbel(rng, logits.shape)
         soft = jax.nn.softmax(logits / temperature)
@@ -159,12 +210,19 @@ class GumbelQuantizer(VectorQuantizer):
             sums=sums,
         )
 
-    def indices(self, latents):
-        """Returns the likeliest codes of latents [B, h, w, c]: int32 [B, h, w]."""
+    def indices(self, latents: Latents) -> Indices:
+        """Finds the likeliest codes of latents.
+
+        Args:
+          latents: [B, h, w, c].
+
+        Returns:
+          int32 [B, h, w].
+        """
         return jnp.argmax(self.to_logits(latents), axis=-1).astype(jnp.int32)
 
 
-def nearest_codes(latents, codes):
+def nearest_codes(latents: Latents, codes: Float[Array, "num_codes c"]) -> Indices:
     """Finds the nearest code of every latent; the first of equally near ones.
 
     Args:
@@ -175,7 +233,7 @@ def nearest_codes(latents, codes):
       int32 [B, h, w].
     """
     codes = codes.astype(jnp.float32)
-    squares = jnp.sum(jnp.square(codes), axis=-1)
+    squares = jnp.sum(jnp.square(codes), axis=-1)[None, None, None]
 
     def nearest(rows):
         # |z|^2 is the same for all codes. Products in less than float32 flip indices.
@@ -187,7 +245,9 @@ def nearest_codes(latents, codes):
     return jnp.moveaxis(indices, 0, 1).reshape(b, h, w)
 
 
-def code_totals(latents, indices, num_codes):
+def code_totals(
+    latents: Latents, indices: Indices, num_codes: int
+) -> tuple[Float[Array, " {num_codes}"], Float[Array, "{num_codes} c"]]:
     """Counts and sums the latents of every code.
 
     Args:
@@ -226,7 +286,7 @@ def _by_rows(function, num_codes, *arrays):
 
 
 def _uniform(rng, shape, dtype=jnp.float32):
-    """Codes start in [-1, 1] / num_codes, as the original's."""
+    """Codes start in [-1, 1] / num_codes, as in CompVis."""
     limit = 1 / shape[0]
     return jax.random.uniform(rng, shape, dtype, -limit, limit)
 
@@ -244,8 +304,10 @@ QUANTIZERS = {
 }
 
 
-def fractions_of_codes(indices, num_codes):
-    """Returns the fraction of an image's latents that each code got.
+def fractions_of_codes(
+    indices: Indices, num_codes: int
+) -> Float[Array, "batch {num_codes}"]:
+    """Counts which fraction of an image's latents each code got.
 
     Args:
       indices: int32 [B, h, w].
@@ -259,14 +321,14 @@ def fractions_of_codes(indices, num_codes):
     return jax.vmap(count)(rows) / rows.shape[1]
 
 
-def codebook_metrics(counts):
+def codebook_metrics(counts: Num[Array, " num_codes"]) -> dict[str, Float[Array, ""]]:
     """How a codebook is used.
 
     Args:
       counts: How often each code is used, or the fraction of it, [num_codes].
 
     Returns:
-      Dict of "codebook_usage", the fraction of codes that are used at all, and
+      Dict of scalars: "codebook_usage", the fraction of codes that are used at all, and
       "codebook_perplexity", exp of the entropy of their use: at most num_codes.
     """
     fractions = counts / jnp.sum(counts)

@@ -91,7 +91,7 @@ class TextEncoder(nn.Module):
             dtype=self.dtype,
             name="tokens",
         )(ids)
-        x = x + positions[:length].astype(self.dtype)
+        x = x + positions[None, :length].astype(self.dtype)
         mask = jnp.tril(jnp.ones((length, length), bool)) if self.causal else None
         make = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for i in range(self.num_layers):

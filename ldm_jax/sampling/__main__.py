@@ -142,9 +142,8 @@ def _main(argv: list[str]) -> None:
         decoder=_DECODER.value,
         classifier=_CLASSIFIER.value,
         lpips=_LPIPS_WEIGHTS.value,
+        data_dir=_DATA_DIR.value,
     )
-    if _DATA_DIR.value:
-        model.config.data.data_dir = _DATA_DIR.value
     sampling.run(
         model,
         _OUTDIR.value,

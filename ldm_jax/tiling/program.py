@@ -137,6 +137,6 @@ def _blend(parts, cut, zoom, axis):
     ):
         margins = [(0, 0)] * part.ndim
         margins[axis] = (span.start, cut.length * zoom - span.stop)
-        row = jnp.expand_dims(row, range(1, part.ndim - axis))
+        row = row.reshape([-1 if i == axis else 1 for i in range(part.ndim)])
         result += jnp.pad(row * part, margins)
     return result

@@ -1,23 +1,44 @@
-"""The third stage: a classifier of noisy latents, which steers a denoiser.
+"""The third stage: a classifier of noisy latents, for classifier guidance.
 
 Dhariwal & Nichol 2021, Sec. 4.2, on latents of a frozen first stage as in Rombach et
 al. 2022, Table 3 (LDM-8-G).
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier
 from ldm_jax.latent_classifier import loss
+from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_scaling_factor, open_first_stage
-from ldm_jax.training.step import Stage, make_update
+from ldm_jax.training.step import Stage, make_loss_steps
 
 
-def make_stage(config, mesh, data, meta):
-    """Makes the stage from its config; see `training.diffusion.make_stage`."""
+def make_stage(
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
+) -> tuple[Stage, dict[str, Any]]:
+    """Makes the stage from its config.
+
+    Args:
+      config: ConfigDict.
+      mesh: Mesh of the run.
+      data: The run's `Data`.
+      meta: What a checkpoint to resume from records, see `training.diffusion`.
+
+    Returns:
+      (Stage, record): `record` goes into each checkpoint's `meta`.
+
+    Raises:
+      ConfigError: If the config cannot work, or the data have no labels.
+      CheckpointError: If the first stage cannot be read.
+    """
     first = open_first_stage(config, meta)
     model = make_classifier(config, first.module, data.num_classes)
     factor = find_scaling_factor(config, model, first.params, mesh, data, meta)
@@ -40,15 +61,11 @@ def _make_steps(config, model, frozen, image_size):
         latents, timesteps = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
         return {"classifier": model.classifier.init(rng, latents, timesteps)["params"]}
 
-    loss_of = functools.partial(loss, model)
-    init, train_step = make_update(config, config.train.freeze, draw, loss_of)
-
-    def eval_step(state, frozen, batch, rng):
-        params, mask = state.ema_params or state.params, batch["mask"]
-        weights = mask.astype(jnp.float32)
-        return loss_of(params, frozen, batch, rng, train=False, weights=weights)[1]
+    steps = make_loss_steps(
+        config, freeze_paths(config), draw, functools.partial(loss, model)
+    )
 
     def preview(state, frozen, batch, rng):
-        return {}  # A classifier makes no pictures.
+        return {}  # A classifier makes no images.
 
-    return Stage(init, train_step, eval_step, preview, frozen)
+    return Stage(*steps, preview, frozen)

@@ -1,22 +1,29 @@
 """The second stage: the denoiser and its conditioners, on latents of a frozen first."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.build import make_model, sample_options
 from ldm_jax.config import build
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_scaling_factor, open_first_stage
 from ldm_jax.training.start import frozen_paths, initial_weights
-from ldm_jax.training.step import Stage, make_update
+from ldm_jax.training.step import Stage, make_loss_steps
 
 
-def make_stage(config, mesh, data, meta):
+def make_stage(
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
+) -> tuple[Stage, dict[str, Any]]:
     """Makes the second stage from its config.
 
     Args:
@@ -61,24 +68,10 @@ def _make_steps(config, model, frozen, example):
         except ValueError as error:
             raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 
-    init, train_step = make_update(
-        config,
-        (*config.train.freeze, *frozen_paths(model.conditioner)),
-        draw,
-        functools.partial(latent_diffusion.loss, model),
-    )
-
-    def eval_step(state, frozen, batch, rng):
-        _, metrics = latent_diffusion.loss(
-            model,
-            state.ema_params or state.params,
-            frozen,
-            batch,
-            rng,
-            train=False,
-            weights=batch["mask"].astype(jnp.float32),
-        )
-        return metrics
+    loss = functools.partial(latent_diffusion.loss, model)
+    freeze = (*freeze_paths(config), *frozen_paths(model.conditioner))
+    steps = make_loss_steps(config, freeze, draw, loss)
+    options = sample_options(config, model)
 
     def preview(state, frozen, batch, rng):
         images = batch["image"]
@@ -90,7 +83,7 @@ def _make_steps(config, model, frozen, example):
             batch,
             jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
             latent_shape=latent_diffusion.shape_of_latents(model, images.shape[1:3]),
-            **sample_options(config, model),
+            **options,
         )
         latents = latent_diffusion.encode(model, frozen, images)
         return {
@@ -99,4 +92,4 @@ def _make_steps(config, model, frozen, example):
             "samples": samples,
         }
 
-    return Stage(init, train_step, eval_step, preview, frozen)
+    return Stage(*steps, preview, frozen)

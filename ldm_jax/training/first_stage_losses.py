@@ -12,34 +12,78 @@ step differentiates `generator_loss` by the autoencoder's parameters, then
             images,
             reconstructions,
             kl_weight * jnp.mean(posterior.kl()),
-            *last_layer(model, params, features),
-            discriminate,  # reconstructions -> (logits, updated batch statistics)
-            factor=discriminator_factor(step, start=50_001),
+            last_layer(model, params, features),
+            # discriminate: reconstructions -> (logits, updated batch statistics)
+            Adversary(discriminate, discriminator_factor(step, start=50_001)),
         )
         return loss, (reconstructions, aux)
 
-The original takes batch statistics in this order: reconstructions (generator), images,
+CompVis takes batch statistics in this order: reconstructions (generator), images,
 reconstructions (discriminator); thread them through the three calls of the
 discriminator. It computes the reconstructions anew for the discriminator, after the
 generator's update and with new noise; those of the same step serve as well.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from ldm_jax.annotations import Array, Float, Int, Shaped
+
+# A number of a program, traced or not.
+Scalar = float | Shaped[Array, ""]
+Images = Float[Array, "batch height width channels"]
 
 # Of the moving averages of the logits in LeCAM.
 LECAM_DECAY = 0.99
 
 
+class Likelihood(NamedTuple):
+    """How far reconstructions are from images.
+
+    Attributes:
+      kind: Row of RECONSTRUCTION_LOSSES.
+      reduction: Row of REDUCTIONS.
+      perceptual: None, or a function (images, reconstructions) -> [B], weighted.
+    """
+
+    kind: str = "l1"
+    reduction: str = "sum"
+    perceptual: Callable | None = None
+
+
+# The likelihood of the KL models.
+LAPLACE = Likelihood()
+
+
+class Adversary(NamedTuple):
+    """What an autoencoder is trained against.
+
+    Attributes:
+      discriminate: Function of reconstructions -> (logits, aux); aux is handed through
+        (updated batch statistics).
+      factor: Weight of the adversarial loss at this step, see `discriminator_factor`.
+      weight: Multiplies the adaptive weight.
+      weight_cap: Largest adaptive weight, before `weight`.
+    """
+
+    discriminate: Callable
+    factor: Any
+    weight: float = 0.5
+    weight_cap: float = 1e4
+
+
 def reconstruction_loss(
-    images,
-    reconstructions,
+    images: Images,
+    reconstructions: Images,
     *,
-    kind="l1",
-    perceptual=None,
-    logvar=0.0,
-    reduction="sum",
-):
+    kind: str = "l1",
+    perceptual: Float[Array, " batch"] | None = None,
+    logvar: Scalar = 0.0,
+    reduction: str = "sum",
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Negative log-likelihood of images under a Laplace or Gaussian around the decoded.
 
     Args:
@@ -47,7 +91,7 @@ def reconstruction_loss(
       reconstructions: Like `images`.
       kind: Row of RECONSTRUCTION_LOSSES, "l1" or "l2".
       perceptual: None, or a distance per example [B], already weighted, which is added
-        to every pixel's error as in the original.
+        to every pixel's error as in CompVis.
       logvar: Log-variance of the likelihood, a scalar.
       reduction: "sum" over pixels and mean over examples (KL autoencoders), or "mean"
         over both (VQ).
@@ -67,7 +111,9 @@ def reconstruction_loss(
     return size * (error / jnp.exp(logvar) + logvar), metrics
 
 
-def discriminator_factor(step, start, factor=1.0, ramp_steps=0):
+def discriminator_factor(
+    step: int | Int[Array, ""], start: int, factor: float = 1.0, ramp_steps: int = 0
+) -> Float[Array, ""]:
     """Weight of the adversarial losses at a step: 0 before the start.
 
     Args:
@@ -84,8 +130,13 @@ def discriminator_factor(step, start, factor=1.0, ramp_steps=0):
 
 
 def adaptive_weight(
-    last_layer, kernel, nll_gradient, generator_gradient, *, cap=1e4, epsilon=1e-4
-):
+    last_layer: tuple[Callable, Float[Array, "..."]],
+    nll_gradient: Images,
+    generator_gradient: Images,
+    *,
+    cap: float = 1e4,
+    epsilon: float = 1e-4,
+) -> Float[Array, ""]:
     """Balances the adversarial loss with the reconstruction loss at the last layer.
 
     The ratio of the two gradients' norms by the last kernel (Esser et al. 2021, Eq. 7).
@@ -93,8 +144,7 @@ def adaptive_weight(
     no pass through the rest of the decoder is needed.
 
     Args:
-      last_layer: Function of its kernel -> reconstructions.
-      kernel: That kernel.
+      last_layer: (function of its kernel -> reconstructions, that kernel).
       nll_gradient: Gradient of the nll by the reconstructions [B, H, W, C].
       generator_gradient: The same of the generator's adversarial loss.
       cap: Largest weight.
@@ -103,7 +153,7 @@ def adaptive_weight(
     Returns:
       Scalar in [0, cap].
     """
-    _, pullback = jax.vjp(last_layer, kernel)
+    _, pullback = jax.vjp(*last_layer)
     nll_norm, generator_norm = (
         jnp.linalg.norm(pullback(gradient)[0].ravel())
         for gradient in (nll_gradient, generator_gradient)
@@ -112,21 +162,14 @@ def adaptive_weight(
 
 
 def generator_loss(
-    images,
-    reconstructions,
-    regularisation,
-    last_layer,
-    kernel,
-    discriminate,
-    *,
-    factor,
-    reconstruction="l1",
-    perceptual=None,
-    logvar=0.0,
-    reduction="sum",
-    disc_weight=0.5,
-    weight_cap=1e4,
-):
+    images: Images,
+    reconstructions: Images,
+    regularisation: Scalar,
+    last_layer: tuple[Callable, Float[Array, "..."]],
+    adversary: Adversary,
+    likelihood: Likelihood = LAPLACE,
+    logvar: Scalar = 0.0,
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]:
     """The autoencoder's whole loss, ready to be differentiated by its parameters.
 
     Its value and gradient are those of nll + regularisation + weight * factor * g with
@@ -138,30 +181,26 @@ def generator_loss(
       images: [B, H, W, C] in [-1, 1].
       reconstructions: Like `images`; the gradient flows through them.
       regularisation: Scalar, weighted: KL divergence or codebook loss.
-      last_layer: The decoder's last layer as a function of its kernel.
-      kernel: That kernel; see `models.autoencoder.last_layer`.
-      discriminate: Function of reconstructions -> (logits, aux); aux is handed through
-        (updated batch statistics).
-      factor: Weight of the adversarial loss at this step, see `discriminator_factor`.
-      reconstruction: Row of RECONSTRUCTION_LOSSES.
-      perceptual: None, or a function (images, reconstructions) -> [B], weighted.
-      logvar: Log-variance of the likelihood; a gradient flows through it, too.
-      reduction: "sum" or "mean", see `reconstruction_loss`.
-      disc_weight: Multiplies the adaptive weight.
-      weight_cap: Largest adaptive weight, before `disc_weight`.
+      last_layer: (function, kernel): the decoder's last layer as a function of its
+        kernel, see `models.autoencoder.last_layer`.
+      adversary: Adversary.
+      likelihood: Likelihood.
+      logvar: Log-variance of it, a scalar; a gradient flows through it, too.
 
     Returns:
       (loss, (metrics, aux)): scalar, dict of scalars, and what `discriminate` gave.
     """
 
+    factor, distance = adversary.factor, likelihood.perceptual
+
     def nll(x, logvar):
         return reconstruction_loss(
             images,
             x,
-            kind=reconstruction,
-            perceptual=None if perceptual is None else perceptual(images, x),
+            kind=likelihood.kind,
+            perceptual=None if distance is None else distance(images, x),
             logvar=logvar,
-            reduction=reduction,
+            reduction=likelihood.reduction,
         )
 
     fixed = jax.lax.stop_gradient(reconstructions)
@@ -169,13 +208,13 @@ def generator_loss(
         nll, argnums=(0, 1), has_aux=True
     )(fixed, jax.lax.stop_gradient(jnp.float32(logvar)))
 
-    def adversary(x):
-        logits, aux = discriminate(x)
+    def deceive(x):
+        logits, aux = adversary.discriminate(x)
         return -jnp.mean(logits), aux
 
-    (g_loss, aux), g_gradient = jax.value_and_grad(adversary, has_aux=True)(fixed)
-    weight = disc_weight * adaptive_weight(
-        last_layer, kernel, nll_gradient, g_gradient, cap=weight_cap
+    (g_loss, aux), g_gradient = jax.value_and_grad(deceive, has_aux=True)(fixed)
+    weight = adversary.weight * adaptive_weight(
+        last_layer, nll_gradient, g_gradient, cap=adversary.weight_cap
     )
     loss = nll_loss + weight * factor * g_loss
     gradient = nll_gradient + weight * factor * g_gradient
@@ -192,7 +231,13 @@ def generator_loss(
     return loss + regularisation, jax.lax.stop_gradient((metrics, aux))
 
 
-def discriminator_loss(logits_real, logits_fake, *, kind="hinge", factor=1.0):
+def discriminator_loss(
+    logits_real: Float[Array, "..."],
+    logits_fake: Float[Array, "..."],
+    *,
+    kind: str = "hinge",
+    factor: Scalar = 1.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The discriminator's loss.
 
     Args:
@@ -203,7 +248,7 @@ def discriminator_loss(logits_real, logits_fake, *, kind="hinge", factor=1.0):
       factor: Weight of the adversarial losses at this step.
 
     Returns:
-      (loss, metrics).
+      (loss, metrics): scalar, and a dict of scalars.
     """
     loss = factor * DISCRIMINATOR_LOSSES[kind](logits_real, logits_fake)
     return loss, {
@@ -213,7 +258,7 @@ def discriminator_loss(logits_real, logits_fake, *, kind="hinge", factor=1.0):
     }
 
 
-def r1_penalty(discriminate, images):
+def r1_penalty(discriminate: Callable, images: Images) -> Float[Array, ""]:
     """Half the squared gradient of the logits by real images (Mescheder et al. 2018).
 
     Args:
@@ -231,15 +276,19 @@ def r1_penalty(discriminate, images):
     return 0.5 * jnp.mean(jnp.sum(jnp.square(gradient), axis=(1, 2, 3)))
 
 
-def lecam_penalty(logits_real, logits_fake, averages):
+def lecam_penalty(
+    logits_real: Float[Array, "..."],
+    logits_fake: Float[Array, "..."],
+    averages: Mapping[str, Scalar],
+) -> Float[Array, ""]:
     """Holds logits near the other side's moving average (Tseng et al. 2021, Eq. 3).
 
     As in the authors' code, distances count on one side only: real logits above the
     average of the fake ones, and fake ones below that of the real.
 
     Args:
-      logits_real: Logits of images.
-      logits_fake: Logits of reconstructions.
+      logits_real: Logits of images, any shape.
+      logits_fake: Logits of reconstructions, likewise.
       averages: Dict of the moving averages "real" and "fake", scalars.
 
     Returns:
@@ -250,11 +299,15 @@ def lecam_penalty(logits_real, logits_fake, averages):
     return jnp.mean(jnp.square(above)) + jnp.mean(jnp.square(below))
 
 
-def update_lecam(averages, metrics, active):
+def update_lecam(
+    averages: Mapping[str, Scalar],
+    metrics: Mapping[str, Scalar],
+    active: bool | Shaped[Array, ""],
+) -> dict[str, Scalar]:
     """Moves the averages of `lecam_penalty` towards a step's mean logits.
 
     Args:
-      averages: Dict of "real" and "fake".
+      averages: Dict of "real" and "fake", scalars.
       metrics: What `discriminator_loss` gave.
       active: Whether the discriminator was run at this step.
 
@@ -294,7 +347,7 @@ def _with_gradient_backward(residuals, cotangent):
 
 _with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
-# How a pixel's errors become an image's: summed (KL) or averaged (VQ), as the original.
+# How a pixel's errors become an image's: summed (KL) or averaged (VQ), as in CompVis.
 REDUCTIONS = {"sum": lambda size: size, "mean": lambda size: 1}
 RECONSTRUCTION_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 DISCRIMINATOR_LOSSES = {"hinge": _hinge, "vanilla": _vanilla}

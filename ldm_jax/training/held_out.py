@@ -1,74 +1,127 @@
 """What a run does with held-out images: evaluation and previews."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Float, Shaped
+from ldm_jax.batches import Data
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.console import Console
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.data.loader import DataError
+from ldm_jax.errors import DataError
 from ldm_jax.images import to_float
-from ldm_jax.training.writer import format_metrics
+from ldm_jax.training.step import Stage
+from ldm_jax.training.writer import Writer, format_metrics
 
 
-def show(run, action, done, state):
-    """Evaluates or previews; held-out images that are all damaged end no training."""
-    try:
-        action(run, done, state)
-    except DataError as error:
-        if run.config.data.on_error == "raise":
-            raise
-        run.console.line(f"warning: no evaluation or preview at step {done}: {error}")
+class HeldOut:
+    """Evaluates a stage on held-out images and shows what it makes of them.
 
+    Both programs are compiled when they are first run.
+    """
 
-def evaluate(run, done, state):
-    """Averages the stage's evaluation metrics over the held-out images."""
-    if not run.data.has_held_out:
-        return
-    if run.evaluate is None:
-        run.evaluate = jax.jit(
-            run.stage.eval_step, out_shardings=sharding.replicated(run.mesh)
-        )
-    rng, rows = jax.random.key(run.config.seed), []
-    batches = run.data.held_out_batches(run.config.train.eval_batches)
-    for index, batch in enumerate(batches):
-        key = jax.random.fold_in(rng, index)
-        metrics = run.evaluate(state, run.frozen, batch, key)
-        rows.append((batch["mask"].sum(), metrics))
-    # The mean over no image at all is no number.
-    rows = [row for row in jax.device_get(rows) if row[0]]
-    if not rows:
-        run.console.line("warning: no held-out image can be read; nothing evaluated")
-        return
-    counts, metrics = zip(*rows, strict=True)
-    means = {
-        name: np.average([m[name] for m in metrics], axis=0, weights=counts)
-        for name in metrics[0]
-    }
-    means = run.stage.summarize(means)
-    means = {f"eval/{name}": float(value) for name, value in means.items()}
-    run.writer.scalars(done, means)
-    run.console.line(format_metrics(done, run.config.train.num_steps, means))
+    def __init__(
+        self,
+        config: ConfigDict,
+        stage: Stage,
+        frozen: Any,
+        data: Data,
+        mesh: Mesh,
+        writer: Writer,
+        console: Console,
+    ) -> None:
+        """Takes what both need; nothing is computed.
 
+        Args:
+          config: ConfigDict with `seed`, `data` and `train`.
+          stage: Stage.
+          frozen: Its frozen weights, on the devices of the mesh.
+          data: The run's `Data`.
+          mesh: Mesh of the run.
+          writer: Where numbers and images go.
+          console: Where lines go.
+        """
+        self._config, self._frozen, self._data = config, frozen, data
+        self._writer, self._console = writer, console
+        # Called with (state, frozen, batch, rng).
+        everywhere = sharding.replicated(mesh)
+        self._eval_step = jax.jit(stage.eval_step, out_shardings=everywhere)
+        self._draw = jax.jit(stage.preview, out_shardings=everywhere)
+        self._summarize = stage.summarize
+        self._preview_batch = None
 
-def preview(run, done, state):
-    """Writes pictures of held-out images and of what the model makes of them."""
-    count = run.config.train.preview_images
-    if not count:
-        return
-    if run.preview is None:
-        draw = jax.jit(run.stage.preview, out_shardings=sharding.replicated(run.mesh))
-        run.preview = draw, run.data.preview_batch(count)
-        names, section = run.data.class_names, run.config.data
-        shown = show_conditions(section, run.preview[1], count, names)
-        run.writer.images(done, shown)
-    draw, batch = run.preview
-    pictures = draw(state, run.frozen, batch, jax.random.key(run.config.seed))
-    run.writer.images(done, {k: np.asarray(v)[:count] for k, v in pictures.items()})
+    def evaluate(self, done: int, state: TrainState) -> None:
+        """Writes the means of the stage's metrics over the held-out images.
+
+        Args:
+          done: Number of steps done.
+          state: State after them.
+        """
+        if self._data.has_held_out:
+            self._try(self._evaluate, done, state)
+
+    def preview(self, done: int, state: TrainState) -> None:
+        """Writes held-out images and what the stage makes of them.
+
+        Args:
+          done: Number of steps done.
+          state: State after them.
+        """
+        if self._config.train.preview_images:
+            self._try(self._preview, done, state)
+
+    def _try(self, action: Callable, done: int, state: TrainState) -> None:
+        """Held-out images that are all damaged end no training."""
+        try:
+            action(done, state)
+        except DataError as error:
+            if self._config.data.on_error == "raise":
+                raise
+            text = f"warning: no evaluation or preview at step {done}: {error}"
+            self._console.line(text)
+
+    def _evaluate(self, done, state):
+        rng, rows = jax.random.key(self._config.seed), []
+        batches = self._data.held_out_batches(self._config.train.eval_batches)
+        for index, batch in enumerate(batches):
+            key = jax.random.fold_in(rng, index)
+            metrics = self._eval_step(state, self._frozen, batch, key)
+            rows.append((batch["mask"].sum(), metrics))
+        # The mean over no image at all is not a number.
+        rows = [row for row in jax.device_get(rows) if row[0]]
+        if not rows:
+            text = "warning: no held-out image can be read; nothing evaluated"
+            self._console.line(text)
+            return
+        counts, metrics = zip(*rows, strict=True)
+        means = {
+            name: np.average([m[name] for m in metrics], axis=0, weights=counts)
+            for name in metrics[0]
+        }
+        means = self._summarize(means)
+        means = {f"eval/{name}": float(value) for name, value in means.items()}
+        self._writer.scalars(done, means)
+        total = self._config.train.num_steps
+        self._console.line(format_metrics(done, total, means))
+
+    def _preview(self, done, state):
+        count = self._config.train.preview_images
+        if self._preview_batch is None:
+            self._preview_batch = self._data.preview_batch(count)
+            # Conditions do not change: once is enough.
+            section, names = self._config.data, self._data.class_names
+            shown = show_conditions(section, self._preview_batch, count, names)
+            self._writer.images(done, shown)
+        rng = jax.random.key(self._config.seed)
+        images = self._draw(state, self._frozen, self._preview_batch, rng)
+        self._writer.images(done, {k: np.asarray(v)[:count] for k, v in images.items()})
 
 
 def show_conditions(

@@ -1,57 +1,42 @@
-"""The one training loop: restore, data, steps, logging, evaluation, checkpoints.
+"""The one training loop, of any stage: read `run` from top to bottom.
 
-It runs any `Stage`.  A step's randomness and data follow from (seed, step) alone, so
-the same command goes on where a run was cut, bit for bit on the same devices.
+A step's randomness and data follow from (seed, step) alone, so the same command goes on
+where a run was cut, bit for bit on the same devices.
 """
 
-import dataclasses
+import contextlib
+import os
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict, upgrade_config
+from ldm_jax.config import choose, to_dict
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
-from ldm_jax.training.diagnosis import check_finite, plateau_warning
 from ldm_jax.training.freeze import check_freeze, freeze_paths
-from ldm_jax.training.held_out import evaluate, preview, show
+from ldm_jax.training.held_out import HeldOut
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.start import check_config, first_state
-from ldm_jax.training.step import Stage
+from ldm_jax.training.start import Run, check_config, first_state
 from ldm_jax.training.throughput import Stopwatch, count_flops
-from ldm_jax.training.writer import Writer, format_metrics
-
-STAGES = {
-    "autoencoder": autoencoder.make_stage,
-    "diffusion": diffusion.make_stage,
-    "classifier": classifier.make_stage,
-}
-
-
-@dataclasses.dataclass
-class Run:
-    """What the functions below share: one run's config, devices and files."""
-
-    config: Any
-    mesh: Any
-    data: Data
-    stage: Stage
-    frozen: Any
-    shardings: Any
-    checkpoints: Checkpoints
-    meta: dict
-    writer: Writer
-    console: Console
-    evaluate: Any = None
-    preview: Any = None
+from ldm_jax.training.writer import (
+    Writer,
+    check_finite,
+    format_metrics,
+    plateau_warning,
+)
 
 
-def run(config, workdir, allow_config_change=False):
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    allow_config_change: bool = False,
+) -> dict[str, float]:
     """Trains one stage from its config until `train.num_steps`.
 
     Args:
@@ -67,146 +52,135 @@ def run(config, workdir, allow_config_change=False):
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
       TrainingDiverged: If a loss or a gradient is no longer finite.
     """
-    config, notes = upgrade_config(config)
-    train = config.train
-    make_stage = choose(STAGES, config.stage, "stage")
-    mesh = sharding.make_mesh(**train.mesh)
-    sharding.check_batch_size(train.batch_size, mesh, parts=train.accumulate_steps)
-    main = jax.process_index() == 0
-    checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
-    try:
+    train, main = config.train, jax.process_index() == 0
+    # What is opened below is closed in the end, the last first.
+    with contextlib.ExitStack() as stack:
+        # The devices: one mesh, over which every batch is split evenly.
+        make_stage = choose(STAGES, config.stage, "stage")
+        mesh = sharding.make_mesh(**train.mesh)
+        parts = train.accumulate_steps
+        sharding.check_batch_size(train.batch_size, mesh, parts=parts)
+
+        # Where the run stands: its newest checkpoint, which must be of this config.
+        checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
+        stack.enter_context(contextlib.closing(checkpoints))
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
-        if start:
-            notes += check_config(config, meta, allow_config_change)
+        notes = check_config(config, meta, allow_config_change) if start else []
+
+        # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
-        stage, found = make_stage(config, mesh, data, meta)
+        stage, record = make_stage(config, mesh, data, meta)
+
+        # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
-        meta = {"config": to_dict(config)} | found | begun
+        meta = {"config": to_dict(config)} | record | begun
         if main:
             write_config(workdir, config)
         writer = Writer(workdir, to_dict(config), start, main, train.wandb)
+        stack.enter_context(contextlib.closing(writer))
         console = Console(train.num_steps, start, main)
+        stack.enter_context(contextlib.closing(console))
         for note in notes:
             console.line(note)
+
+        # The state: its shapes, how it is split, then its arrays, where they belong.
         abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
         check_freeze(freeze_paths(config), abstract.params)
-        this = Run(
-            config=config,
-            mesh=mesh,
-            data=data,
-            stage=stage,
-            frozen=sharding.put_tree(
-                stage.frozen, sharding.tree_shardings(stage.frozen, mesh)
-            ),
-            shardings=sharding.tree_shardings(abstract, mesh, train.sharding_overrides),
-            checkpoints=checkpoints,
-            meta=meta,
-            writer=writer,
-            console=console,
-        )
-        try:
-            state = first_state(this, abstract, start)
-            return _steps(this, state, start)
-        finally:
-            console.close()
-            writer.close()
-    finally:
-        checkpoints.close()
+        shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
+        split = sharding.tree_shardings(stage.frozen, mesh)
+        frozen = sharding.put_tree(stage.frozen, split)
+        begin = Run(config, mesh, data, stage, shardings, checkpoints, meta, console)
+        state = first_state(begin, abstract, start)
+        if start >= train.num_steps:
+            return {}
 
-
-def _steps(run, state, start):
-    """Runs the steps from `start`, each followed by what is due after it."""
-    train = run.config.train
-    if start >= train.num_steps:
-        return {}
-    batches = run.data.train_batches(start)
-    preemption = Preemption()
-    try:
+        # The step, compiled once; from here on a signal ends the run with a checkpoint.
+        batches = data.train_batches(start)
+        stack.enter_context(contextlib.closing(batches))
+        preemption = Preemption()
+        stack.enter_context(contextlib.closing(preemption))
         batch = next(batches)
-        step_fn, flops = _compile(run, state, batch)
-        watch = Stopwatch(train.batch_size, flops, run.mesh.size)
+        outputs = shardings, sharding.replicated(mesh)
+        step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
+        step, flops = _compile(step, (state, frozen, batch), console)
+        held_out = HeldOut(config, stage, frozen, data, mesh, writer, console)
+        watch = Stopwatch(train.batch_size, flops, mesh.size)
+
         window, last = [], {}
         for done in range(start + 1, train.num_steps + 1):
-            state, metrics = step_fn(state, run.frozen, batch)
+            # One step. The device computes while the next batch is fetched.
+            state, metrics = step(state, frozen, batch)
             window.append(metrics)
-            run.console.advance()
+            console.advance()
             final, stop = done == train.num_steps, preemption.requested(done)
             if not (final or stop):
-                # The device computes while the next batch is fetched.
                 with watch.waiting():
                     batch = next(batches)
+
+            # The log: means since the last line, and how fast that was.
             if final or done % train.log_every == 0:
-                last, window = _log(run, done, window, watch), []
-            if _due(train, done, final, stop):
-                # What is still being computed is not part of the pause.
+                window = _check(done, window, checkpoints)
+                last, window = _means(window) | watch.lap(len(window)), []
+                writer.scalars(done, last)
+                console.line(format_metrics(done, train.num_steps, last))
+                warning = plateau_warning(
+                    done, last, train.warmup_steps, last["learning_rate"]
+                )
+                if warning:
+                    console.line(warning)
+
+            # What is due: a checkpoint, an evaluation, a preview. What is saved must be
+            # finite. What is still being computed is not part of the pause.
+            save = final or stop or done % train.checkpoint_every == 0
+            evaluate = not stop and (final or done % train.eval_every == 0)
+            preview = not stop and (final or done % train.preview_every == 0)
+            if save or evaluate or preview:
                 jax.block_until_ready(state)
                 with watch.paused():
-                    window = _after_step(run, done, state, window, final, stop)
+                    if save:
+                        window = _check(done, window, checkpoints)
+                        checkpoints.save(done, state, meta)
+                    if evaluate:
+                        held_out.evaluate(done, state)
+                    if preview:
+                        held_out.preview(done, state)
+
+            # The end, if the machine is wanted back.
             if stop:
-                run.console.line(f"step {done}: asked to stop; saved, leaving")
+                console.line(f"step {done}: asked to stop; saved, leaving")
                 break
         return last
-    finally:
-        preemption.close()
-        batches.close()
 
 
-def _due(train, done, final, stop):
-    """Whether something is to be done after this step."""
-    intervals = (train.checkpoint_every, train.eval_every, train.preview_every)
-    return final or stop or any(done % interval == 0 for interval in intervals)
-
-
-def _after_step(run, done, state, window, final, stop):
-    """Saves, evaluates and draws previews where it is time to."""
-    train = run.config.train
-    if final or stop or done % train.checkpoint_every == 0:
-        # What is saved must be finite: the rest of the window is checked first.
-        window = jax.device_get(window)
-        _check(run, done, window)
-        run.checkpoints.save(done, state, run.meta)
-    if not stop and (final or done % train.eval_every == 0):
-        show(run, evaluate, done, state)
-    if not stop and (final or done % train.preview_every == 0):
-        show(run, preview, done, state)
-    return window
-
-
-def _check(run, done, window):
-    check_finite(done - len(window) + 1, window, run.checkpoints.latest_step)
-
-
-def _compile(run, state, batch):
-    """Compiles the training step; returns it and its floating-point operations."""
-    step = jax.jit(
-        run.stage.train_step,
-        donate_argnums=0,
-        out_shardings=(run.shardings, sharding.replicated(run.mesh)),
-    )
+def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float | None]:
+    """Compiles a training step; returns it and its floating-point operations."""
     start = time.perf_counter()
-    lowered = step.lower(state, run.frozen, batch)
+    lowered = step.lower(*arguments)
     flops = count_flops(lowered)
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
-    run.console.line(f"compiled the training step in {seconds:.1f} s{size}")
+    console.line(f"compiled the training step in {seconds:.1f} s{size}")
     return compiled, flops
 
 
-def _log(run, done, window, watch):
-    """Averages the metrics since the last line and writes them."""
+def _check(done: int, window: list, checkpoints: Checkpoints) -> list:
+    """Fetches the metrics of the last steps; raises where one is not finite."""
     window = jax.device_get(window)
-    _check(run, done, window)
+    check_finite(done - len(window) + 1, window, checkpoints.latest_step)
+    return window
+
+
+def _means(window: list) -> dict[str, float]:
+    """Means of the metrics; a learning rate is not averaged, but what it is now."""
     means = {name: float(np.mean([m[name] for m in window])) for name in window[-1]}
-    # A rate is not averaged: the line says what it is now.
-    means["learning_rate"] = float(window[-1]["learning_rate"])
-    means |= watch.lap(len(window))
-    run.writer.scalars(done, means)
-    run.console.line(format_metrics(done, run.config.train.num_steps, means))
-    warning = plateau_warning(
-        done, means, run.config.train.warmup_steps, means["learning_rate"]
-    )
-    if warning:
-        run.console.line(warning)
-    return means
+    return means | {"learning_rate": float(window[-1]["learning_rate"])}
+
+
+# What `stage` in a config says: functions that make a Stage, see `training.step`.
+STAGES = {
+    "autoencoder": autoencoder.make_stage,
+    "diffusion": diffusion.make_stage,
+    "classifier": classifier.make_stage,
+}

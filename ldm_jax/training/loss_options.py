@@ -1,6 +1,9 @@
 """The config section `loss` of a first stage, and the weights of LPIPS it names."""
 
 import dataclasses
+from typing import Any
+
+import flax.linen as nn
 
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError
@@ -16,7 +19,7 @@ from ldm_jax.weights.lpips import WHERE, read_lpips
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The config section `loss` of a first stage; defaults are the original's.
+    """The config section `loss` of a first stage; defaults are CompVis'.
 
     Those of `gumbel_*` are of Ramesh et al. 2021 (DALL-E), App. A.2.
 
@@ -32,10 +35,10 @@ class LossOptions:
       codebook_weight: Weight of the quantiser's loss; None is 1, for "gumbel" 5e-4.
       codebook_beta: Weight of one half of it, 1 being that of the other one.
       codebook_legacy: Whether beta weights the half that moves the codes, as in the
-        original, not the one that moves the encoder, as in van den Oord et al. 2017.
+        CompVis, not the one that moves the encoder, as in van den Oord et al. 2017.
       codebook_ema_decay: Makes codes moving averages of their latents, with this decay;
         None trains them by gradient.
-      restart_threshold: Share of even use below which a code is restarted from a latent
+      restart_threshold: Fraction of even use below which a code restarts from a latent
         of the batch, 0.1 for example; 0 for never.
       gumbel_temperature: Of the softmax of the quantiser "gumbel" at the start.
       gumbel_end_temperature: The same at the end.
@@ -86,7 +89,7 @@ class LossOptions:
             choose(REDUCTIONS, self.reduction, "loss.reduction")
 
 
-def check_codebook(options, model):
+def check_codebook(options: LossOptions, model: nn.Module) -> None:
     """Checks that what is asked of a codebook fits the first stage.
 
     Args:
@@ -114,7 +117,9 @@ def check_codebook(options, model):
         )
 
 
-def load_perceptual(options, model, image_size):
+def load_perceptual(
+    options: LossOptions, model: nn.Module, image_size: int
+) -> tuple[LossOptions, dict[str, Any]]:
     """Reads the weights of LPIPS.
 
     Args:

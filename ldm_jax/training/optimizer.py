@@ -1,47 +1,93 @@
 """Optimisers and learning-rate schedules from a config section.
 
 Learning rates are absolute: nothing multiplies them by the batch size or the number of
-devices (the original does both, which its users trip over).
+devices (CompVis does both, which its users trip over).
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from ldm_jax.annotations import Array, Num
 from ldm_jax.config import build, choose
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.freeze import freeze_updates
 
+# Number of updates done: one, or any array of them.
+Step = int | Num[Array, "..."]
 
-def cosine_factor(step, warmup_steps, decay_steps, start, end):
-    """Linear warm-up, then half a cosine (the original's LambdaWarmUpCosineScheduler).
+
+def cosine_factor(
+    step: Step,
+    warmup_steps: int,
+    decay_steps: int,
+    start: float,
+    end: float,
+) -> Num[Array, "..."]:
+    """Linear warm-up, then half a cosine (CompVis' LambdaWarmUpCosineScheduler).
 
     Args:
-      step: Number of updates done.
+      step: Number of updates done, a scalar or an array of any shape.
       warmup_steps: Steps over which the factor rises from `start` to 1.
       decay_steps: Step at which it has fallen to `end`, where it stays.
       start: Factor at step 0.
       end: Factor from `decay_steps` on.
 
     Returns:
-      float32 factor of the peak learning rate.
+      float32 factor of the peak learning rate, shaped like `step`.
     """
     progress = (step - warmup_steps) / jnp.maximum(decay_steps - warmup_steps, 1)
     decayed = end + 0.5 * (1 - end) * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
     return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), decayed)
 
 
-def linear_factor(step, warmup_steps, decay_steps, start, end):
+def linear_factor(
+    step: Step,
+    warmup_steps: int,
+    decay_steps: int,
+    start: float,
+    end: float,
+) -> Num[Array, "..."]:
     """Linear warm-up, then a line from 1 at step 0 to `end` (LambdaLinearScheduler).
 
-    As in the original the falling line starts at step 0, not at the end of the warm-up.
-    Arguments as in `cosine_factor`.
+    As in CompVis the falling line starts at step 0, not at the end of the warm-up.
+
+    Args:
+      step: Number of updates done, a scalar or an array of any shape.
+      warmup_steps: Steps over which the factor rises from `start` to 1.
+      decay_steps: Step at which it has fallen to `end`, where it stays.
+      start: Factor at step 0.
+      end: Factor from `decay_steps` on.
+
+    Returns:
+      float32 factor of the peak learning rate, shaped like `step`.
     """
     decayed = end + (1 - end) * jnp.maximum(decay_steps - step, 0) / decay_steps
     return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), decayed)
 
 
-def constant_factor(step, warmup_steps, decay_steps, start, end):
-    """Linear warm-up, then 1.  Arguments as in `cosine_factor`; the last is unused."""
+def constant_factor(
+    step: Step,
+    warmup_steps: int,
+    decay_steps: int,
+    start: float,
+    end: float,
+) -> Num[Array, "..."]:
+    """Linear warm-up, then 1.
+
+    Args:
+      step: Number of updates done, a scalar or an array of any shape.
+      warmup_steps: Steps over which the factor rises from `start` to 1.
+      decay_steps: Unused.
+      start: Factor at step 0.
+      end: Unused.
+
+    Returns:
+      float32 factor of the peak learning rate, shaped like `step`.
+    """
     del decay_steps, end
     return jnp.where(step < warmup_steps, _warmup(step, warmup_steps, start), 1.0)
 
@@ -51,14 +97,14 @@ def _warmup(step, warmup_steps, start):
 
 
 def make_learning_rate(
-    num_steps,
-    learning_rate,
-    decay="constant",
-    warmup_steps=0,
-    decay_steps=None,
-    start_factor=0.0,
-    end_factor=0.0,
-):
+    num_steps: int,
+    learning_rate: float,
+    decay: str = "constant",
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+    start_factor: float = 0.0,
+    end_factor: float = 0.0,
+) -> Callable:
     """Builds the schedule of the learning rate.
 
     Args:
@@ -90,8 +136,18 @@ def make_learning_rate(
     return schedule
 
 
-def make_rate(train):
-    """Reads the learning-rate schedule from the `train` section."""
+def make_rate(train: ConfigDict) -> Callable:
+    """Reads the learning-rate schedule from the `train` section.
+
+    Args:
+      train: The section.
+
+    Returns:
+      See `make_learning_rate`.
+
+    Raises:
+      ConfigError: On an unknown decay or a rate that is not positive.
+    """
     return make_learning_rate(
         train.num_steps,
         train.learning_rate,
@@ -103,7 +159,12 @@ def make_rate(train):
     )
 
 
-def make_optimizer(section, learning_rate, grad_clip=None, freeze=()):
+def make_optimizer(
+    section: Mapping[str, Any],
+    learning_rate: Callable,
+    grad_clip: float | None = None,
+    freeze: Sequence[str] = (),
+) -> optax.GradientTransformation:
     """Builds an optimiser that clips by global norm first.
 
     Args:
@@ -124,6 +185,32 @@ def make_optimizer(section, learning_rate, grad_clip=None, freeze=()):
     if grad_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
     return freeze_updates(optimizer, freeze)
+
+
+def by_network(
+    optimizers: Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """Joins one optimiser per network to one of them all.
+
+    Args:
+      optimizers: Name of a network -> its optimiser.
+
+    Returns:
+      optax.GradientTransformation of dicts with an entry per network; its state is
+      such a dict, too.
+    """
+
+    def init(params):
+        return {name: optimizers[name].init(tree) for name, tree in params.items()}
+
+    def update(grads, state, params=None):
+        updates, after = {}, {}
+        for name, tree in grads.items():
+            given = tree, state[name], params and params[name]
+            updates[name], after[name] = optimizers[name].update(*given)
+        return updates, after
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):

@@ -13,7 +13,7 @@ class Preemption:
     coordination service then catches SIGTERM itself and agrees on a step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Installs the handlers; `close` puts the old ones back."""
         self._requested = False
         self._distributed = jax.process_count() > 1
@@ -26,13 +26,20 @@ class Preemption:
         # A second signal finds the usual behaviour.
         self.close()
 
-    def requested(self, step):
-        """Says whether to save and leave after `step`; call it at every step."""
+    def requested(self, step: int) -> bool:
+        """Says whether to save and leave; call it at every step.
+
+        Args:
+          step: Number of steps done.
+
+        Returns:
+          Whether the run is asked to stop.
+        """
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested
 
-    def close(self):
+    def close(self) -> None:
         """Restores the handlers found at the start."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

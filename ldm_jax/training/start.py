@@ -1,5 +1,6 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,36 @@ from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
 
-def first_state(run: Any, abstract: TrainState, start: int) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run begins with.
+
+    Attributes:
+      config: ConfigDict.
+      mesh: Mesh of its devices.
+      data: Its `Data`.
+      stage: The Stage that it trains.
+      shardings: How its TrainState is split over the mesh.
+      checkpoints: Checkpoints of its workdir.
+      meta: What each checkpoint records; "init_from" is added here.
+      console: Where lines go.
+    """
+
+    config: Any
+    mesh: Any
+    data: Any
+    stage: Any
+    shardings: Any
+    checkpoints: Any
+    meta: dict
+    console: Any
+
+
+def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
     """Restores the state, or draws it directly into its shardings.
 
     Args:
-      run: Run of the loop.
+      run: Run.
       abstract: State of shapes and dtypes.
       start: Step of the checkpoint to go on from; 0 for a new run.
 

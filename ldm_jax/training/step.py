@@ -1,81 +1,32 @@
-"""The training step of a stage with one loss and one optimiser."""
+"""The training step, made alike for all stages.
 
+A stage says how its networks are drawn and how their gradients come about; `make_step`
+makes of it the two pure functions that the loop compiles. What they need of a config is
+read before, into `StepOptions`: no traced code looks into one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from ldm_jax.annotations import Array, Float, Int, Key, Num
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.config import to_dict
 from ldm_jax.training.freeze import hold
 from ldm_jax.training.optimizer import make_optimizer, make_rate
 
 
-def make_update(config, freeze, draw, loss):
-    """Makes `init` and `train_step` of a Stage.
-
-    Args:
-      config: ConfigDict with `seed` and `train`.
-      freeze: Paths of parameters that stay as they are, see `training.freeze`.
-      draw: rng -> params, a dict with one entry per network.
-      loss: (params, frozen, batch, rng) -> (scalar, metrics).
-
-    Returns:
-      (init, train_step), see `Stage`.
-
-    Raises:
-      ConfigError: If the section `train` cannot work.
-    """
-    train = config.train
-    rate = make_rate(train)
-    optimizer = make_optimizer(to_dict(train.optimizer), rate, train.grad_clip, freeze)
-
-    def init(rng):
-        params = draw(rng)
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            # A copy: donated buffers must not be shared.
-            ema_params=jax.tree.map(jnp.copy, params) if train.ema_decay else {},
-            opt_state=optimizer.init(params),
-            stats={},
-        )
-
-    def train_step(state, frozen, batch):
-        rng = step_rngs(config.seed, state.step, ("loss",))["loss"]
-
-        def gradients(rows, index, carry):
-            def loss_of(params):
-                key = jax.random.fold_in(rng, index)
-                return loss(hold(params, freeze), frozen, rows, key)
-
-            (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params
-            )
-            return (grads, metrics), carry
-
-        (grads, metrics), _ = accumulate(gradients, batch, (), train.accumulate_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if train.ema_decay:
-            ema_params = update_ema(ema_params, params, state.step, train.ema_decay)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate"] = rate(state.step)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            ema_params=ema_params,
-            opt_state=opt_state,
-        )
-        return state, metrics
-
-    return init, train_step
-
-
 class Stage(NamedTuple):
-    """One trainable stage as pure functions; `training/loop.py` runs either.
+    """One trainable stage as pure functions: all that the loop knows of it.
+
+    Every stage is made by a function (config, mesh, data, meta) -> (Stage, record), a
+    row of STAGES: `meta` is what the checkpoint to resume from records, an empty dict
+    in a new run, and `record` what each checkpoint is to record besides the config.
 
     Attributes:
       init: rng -> TrainState.
@@ -90,21 +41,187 @@ class Stage(NamedTuple):
         arrays, a part of `params`; None for none.
     """
 
-    init: Any
-    train_step: Any
-    eval_step: Any
-    preview: Any
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+    preview: Callable
     frozen: Any
-    summarize: Any = dict
+    summarize: Callable = dict
     initial: Any = None
 
 
-def ema_decay_at(step, decay):
-    """Returns the original's warmed-up decay, min(decay, (1 + n) / (10 + n)).
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a step takes of a config.
+
+    Attributes:
+      seed: All randomness of a step follows from it and the step's number.
+      rate: Learning rate, a function of the number of updates done; for the log.
+      accumulate_steps: Micro-batches of a step.
+      ema_decay: Decay of the moving average of the weights; None keeps none.
+    """
+
+    seed: int
+    rate: Callable
+    accumulate_steps: int = 1
+    ema_decay: float | None = None
+
+
+def step_options(config: ConfigDict) -> StepOptions:
+    """Reads what a step takes of a config.
 
     Args:
-      step: Number of updates before this one; n = step + 1 counts this one (the
-        original's `LitEma` increments first).
+      config: ConfigDict with `seed` and `train`.
+
+    Returns:
+      StepOptions.
+
+    Raises:
+      ConfigError: If the learning rate is wrong.
+    """
+    train = config.train
+    return StepOptions(
+        seed=config.seed,
+        rate=make_rate(train),
+        accumulate_steps=train.accumulate_steps,
+        ema_decay=train.ema_decay,
+    )
+
+
+def log_norm(
+    before: TrainState, after: TrainState, grads: Any, metrics: Mapping, carry: Any
+) -> tuple[TrainState, dict]:
+    """Ends a step: logs the norm of all gradients.
+
+    Args:
+      before: State before the update.
+      after: State after it.
+      grads: Gradients, averaged over micro-batches.
+      metrics: Metrics so far.
+      carry: What the last micro-batch handed on.
+
+    Returns:
+      (state, metrics).
+    """
+    del before, carry
+    return after, {**metrics, "grad_norm": optax.tree.norm(grads)}
+
+
+def make_step(
+    options: StepOptions,
+    optimizer: optax.GradientTransformation,
+    draw: Callable,
+    gradients: Callable,
+    *,
+    rng_names: Sequence[str] = ("loss",),
+    averaged: Sequence[str] | None = None,
+    begin: Callable = lambda state: (),
+    finish: Callable = log_norm,
+) -> tuple[Callable, Callable]:
+    """Makes `init` and `train_step` of a Stage, with one network or several.
+
+    Args:
+      options: StepOptions.
+      optimizer: Moves all networks; see `optimizer.by_network` for one of each.
+      draw: rng -> (params, stats): a dict with one entry per network, and statistics
+        that no gradient trains, or an empty dict.
+      gradients: (state, frozen, micro-batch, rngs, index of the micro-batch, carry) ->
+        ((gradients like `params`, metrics), carry).
+      rng_names: Names of the keys in `rngs`, which differ between micro-batches.
+      averaged: Networks of which a moving average is kept; None is all.
+      begin: State -> carry of the first micro-batch.
+      finish: (state before, state after, gradients, metrics, last carry) -> (state,
+        metrics): what a stage does once its optimisers have moved.
+
+    Returns:
+      (init, train_step), see `Stage`.
+    """
+
+    def init(rng):
+        params, stats = draw(rng)
+        average = {name: params[name] for name in averaged or params}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            # A copy: donated buffers must not be shared.
+            ema_params=jax.tree.map(jnp.copy, average) if options.ema_decay else {},
+            opt_state=optimizer.init(params),
+            stats=stats,
+        )
+
+    def train_step(state, frozen, batch):
+        rngs = step_rngs(options.seed, state.step, rng_names)
+
+        def micro_batch(rows, index, carry):
+            keys = {name: jax.random.fold_in(rng, index) for name, rng in rngs.items()}
+            return gradients(state, frozen, rows, keys, index, carry)
+
+        (grads, metrics), carry = accumulate(
+            micro_batch, batch, begin(state), options.accumulate_steps
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema_params
+        if options.ema_decay:
+            moved = {name: params[name] for name in average}
+            average = update_ema(average, moved, state.step, options.ema_decay)
+        after = state.replace(
+            step=state.step + 1, params=params, ema_params=average, opt_state=opt_state
+        )
+        metrics["learning_rate"] = options.rate(state.step)
+        return finish(state, after, grads, metrics, carry)
+
+    return init, train_step
+
+
+def make_loss_steps(
+    config: ConfigDict, freeze: Sequence[str], draw: Callable, loss: Callable
+) -> tuple[Callable, Callable, Callable]:
+    """Makes the steps of a stage with one loss and one optimiser.
+
+    Args:
+      config: ConfigDict with `seed` and `train`.
+      freeze: Paths of parameters that stay as they are, see `training.freeze`.
+      draw: rng -> params, a dict with one entry per network.
+      loss: (params, frozen, batch, rng, train=True, weights=None) -> (scalar, metrics);
+        `weights` [B] are those of the examples.
+
+    Returns:
+      (init, train_step, eval_step), see `Stage`.
+
+    Raises:
+      ConfigError: If the section `train` cannot work.
+    """
+    train, options = config.train, step_options(config)
+    section = to_dict(train.optimizer)
+    optimizer = make_optimizer(section, options.rate, train.grad_clip, freeze)
+
+    def gradients(state, frozen, rows, rngs, index, carry):
+        del index
+
+        def loss_of(params):
+            return loss(hold(params, freeze), frozen, rows, rngs["loss"])
+
+        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return (grads, metrics), carry
+
+    def eval_step(state, frozen, batch, rng):
+        params = state.ema_params or state.params
+        weights = batch["mask"].astype(jnp.float32)
+        return loss(params, frozen, batch, rng, train=False, weights=weights)[1]
+
+    init, train_step = make_step(
+        options, optimizer, lambda rng: (draw(rng), {}), gradients
+    )
+    return init, train_step, eval_step
+
+
+def ema_decay_at(step: int | Int[Array, ""], decay: float) -> Float[Array, ""]:
+    """Returns CompVis' warmed-up decay, min(decay, (1 + n) / (10 + n)).
+
+    Args:
+      step: Number of updates before this one; n = step + 1 counts this one (CompVis'
+        `LitEma` increments first).
       decay: The decay it rises to.
 
     Returns:
@@ -114,13 +231,15 @@ def ema_decay_at(step, decay):
     return jnp.minimum(decay, (1 + n) / (10 + n))
 
 
-def update_ema(ema_params, params, step, decay):
+def update_ema(
+    ema_params: Any, params: Any, step: int | Int[Array, ""], decay: float
+) -> Any:
     """Moves the average towards `params`: ema - (1 - d) (ema - params).
 
     Args:
       ema_params: Average before the update.
       params: Parameters after the optimiser's update.
-      step: Number of updates before this one.
+      step: Number of updates before this one, a scalar.
       decay: See `ema_decay_at`.
 
     Returns:
@@ -130,12 +249,14 @@ def update_ema(ema_params, params, step, decay):
     return jax.tree.map(lambda e, p: e - rate * (e - p), ema_params, params)
 
 
-def step_rngs(seed, step, names):
+def step_rngs(
+    seed: int, step: int | Int[Array, ""], names: Sequence[str]
+) -> dict[str, Key[Array, ""]]:
     """Derives one key per name from (seed, step): nothing is stored or threaded.
 
     Args:
-      seed: Python int, the config's seed.
-      step: int32 scalar.
+      seed: The config's seed.
+      step: Number of updates done, a scalar.
       names: Names of the keys.
 
     Returns:
@@ -145,7 +266,12 @@ def step_rngs(seed, step, names):
     return dict(zip(names, jax.random.split(rng, len(names)), strict=True))
 
 
-def accumulate(gradients, batch, carry, parts):
+def accumulate(
+    gradients: Callable,
+    batch: Mapping[str, Num[Array, "batch ..."]],
+    carry: Any,
+    parts: int,
+) -> tuple[Any, Any]:
     """Averages gradients and metrics over micro-batches.
 
     Micro-batch j takes every `parts`-th row, so that each device keeps its own rows.

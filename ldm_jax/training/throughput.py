@@ -3,6 +3,8 @@
 import contextlib
 import resource
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -10,7 +12,7 @@ import jax
 class Stopwatch:
     """Times steps between two log lines; pauses do not count."""
 
-    def __init__(self, batch_size, flops, chips):
+    def __init__(self, batch_size: int, flops: float | None, chips: int) -> None:
         """Starts it.
 
         Args:
@@ -30,21 +32,32 @@ class Stopwatch:
         self._waited = 0.0
 
     @contextlib.contextmanager
-    def paused(self):
-        """Leaves what is done inside out of the measure."""
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done inside out of the measure.
+
+        Yields:
+          Nothing, once.
+        """
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     @contextlib.contextmanager
-    def waiting(self):
-        """Counts what is done inside as waiting for data."""
+    def waiting(self) -> Iterator[None]:
+        """Counts what is done inside as waiting for data.
+
+        Yields:
+          Nothing, once.
+        """
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
-    def lap(self, steps):
-        """Returns the speed over the last `steps` steps and starts anew.
+    def lap(self, steps: int) -> dict[str, float]:
+        """Measures the speed since the last lap and starts anew.
+
+        Args:
+          steps: Number of steps since then.
 
         Returns:
           Dict: images per second, the same per chip, TFLOP/s per chip and utilisation
@@ -68,8 +81,12 @@ class Stopwatch:
         return speed
 
 
-def memory():
-    """Returns the peak memory in GB: of the device, or of the process on a CPU."""
+def memory() -> dict[str, float]:
+    """Measures the peak memory: of the device, or of the process on a CPU.
+
+    Returns:
+      Dict of "device_memory_gb" or "host_memory_gb", in GB.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return {"device_memory_gb": stats["peak_bytes_in_use"] / 1e9}
@@ -94,14 +111,21 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_tflops(device=None):
-    """Returns the device's peak TFLOP/s in bfloat16, None where it is not known."""
+def peak_tflops(device: jax.Device | None = None) -> float | None:
+    """Looks up how fast a device is at best.
+
+    Args:
+      device: Device; the first one by default.
+
+    Returns:
+      Its peak TFLOP/s in bfloat16, None where it is not known.
+    """
     kind = (jax.devices()[0] if device is None else device).device_kind
     matches = [name for name in PEAK_TFLOPS if kind.startswith(name)]
     return PEAK_TFLOPS[max(matches, key=len)] if matches else None
 
 
-def count_flops(lowered):
+def count_flops(lowered: Any) -> float | None:
     """Counts the operations of one call, over all devices, before optimisation.
 
     Args:

@@ -1,19 +1,39 @@
-"""Where a run's numbers and pictures go: console, metrics.jsonl, TensorBoard, wandb."""
+"""Where a run's numbers and images go, and what it says of them.
+
+Numbers go to `metrics.jsonl`, TensorBoard and wandb; lines say how the run goes, and in
+words when it does not learn or has diverged.
+"""
 
 import json
+import math
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.annotations import Array, Float
+from ldm_jax.errors import ConfigError, TrainingDiverged
 from ldm_jax.images import make_grid, to_uint8, write_png
+
+# Fraction of the zero predictor's loss above which nothing has been learnt, and the
+# number of steps before which that is normal.
+PLATEAU_RATIO = 0.97
+PLATEAU_STEPS = 300
 
 
 class Writer:
     """Writes one run's metrics and previews; only process 0 has one that writes."""
 
-    def __init__(self, workdir, config, start_step=0, active=True, wandb=False):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config: Mapping[str, Any],
+        start_step: int = 0,
+        active: bool = True,
+        wandb: bool = False,
+    ) -> None:
         """Opens the files of a workdir.
 
         Lines of `metrics.jsonl` past `start_step` come from steps that were not
@@ -41,8 +61,13 @@ class Writer:
         if wandb:
             self._wandb = _start_wandb(self._folder, config)
 
-    def scalars(self, step, metrics):
-        """Appends one line of metrics, a dict of name -> number."""
+    def scalars(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one line of metrics.
+
+        Args:
+          step: Number of steps done.
+          metrics: Dict of name -> number.
+        """
         if not self._active:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
@@ -53,7 +78,9 @@ class Writer:
         if self._wandb:
             self._wandb.log(metrics, step=step)
 
-    def images(self, step, previews):
+    def images(
+        self, step: int, previews: Mapping[str, Float[Array, "batch height width 3"]]
+    ) -> None:
         """Writes previews as PNG grids and to TensorBoard.
 
         Args:
@@ -71,7 +98,7 @@ class Writer:
 
                 self._wandb.log({name: wandb.Image(grid)}, step=step)
 
-    def close(self):
+    def close(self) -> None:
         """Flushes and closes."""
         if self._active:
             self._board.close()
@@ -107,8 +134,17 @@ def _drop_lines_after(path, step):
     os.replace(temporary, path)
 
 
-def format_metrics(step, total, metrics):
-    """Formats a log line: `step 100/2000  loss 0.123  images_per_s 55.1  ...`."""
+def format_metrics(step: int, total: int, metrics: Mapping[str, float]) -> str:
+    """Formats a log line: `step 100/2000  loss 0.123  images_per_s 55.1  ...`.
+
+    Args:
+      step: Number of steps done.
+      total: Number of steps of the run.
+      metrics: Dict of name -> number.
+
+    Returns:
+      The line.
+    """
     names = sorted(metrics, key=lambda name: name != "loss")
     numbers = "  ".join(f"{name} {_short(metrics[name])}" for name in names)
     return f"step {step}/{total}  {numbers}"
@@ -119,3 +155,59 @@ def _short(value):
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}"
     return f"{value:.2e}"
+
+
+def check_finite(
+    first_step: int, window: Sequence[Mapping[str, Any]], last_saved: int | None
+) -> None:
+    """Checks that the loss and the gradient norm of each step are finite.
+
+    Args:
+      first_step: Number of updates done after the window's first step.
+      window: List of dicts of name -> number, one per step.
+      last_saved: Step of the last checkpoint, or None.
+
+    Raises:
+      TrainingDiverged: Naming the step, the metrics, the checkpoint and remedies.
+    """
+    for step, metrics in enumerate(window, start=first_step):
+        bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
+        if bad:
+            kept = (
+                f"the checkpoint of step {last_saved} is whole and kept"
+                if last_saved
+                else "no checkpoint had been saved yet"
+            )
+            raise TrainingDiverged(
+                f"step {step}: {', '.join(bad)} is not finite; the run stops and "
+                f"{kept}. Lower train.learning_rate, lengthen train.warmup_steps or "
+                "set train.grad_clip=1.0, and run the same command in a new --workdir"
+            )
+
+
+def plateau_warning(
+    step: int,
+    metrics: Mapping[str, float],
+    warmup_steps: int,
+    learning_rate: float,
+) -> str | None:
+    """Returns a warning where the loss is that of a network which outputs zeros.
+
+    Args:
+      step: Number of updates done.
+      metrics: Averaged metrics; `loss_vs_zeros` is the loss over the zero predictor's.
+      warmup_steps: Length of the warm-up, over which nothing is said.
+      learning_rate: The current one, for the message.
+
+    Returns:
+      A sentence, or None.
+    """
+    ratio = metrics.get("loss_vs_zeros")
+    if ratio is None or step < PLATEAU_STEPS + warmup_steps or ratio < PLATEAU_RATIO:
+        return None
+    return (
+        f"warning: after {step} steps the loss is {ratio:.2f} of what a network that "
+        "outputs only zeros gets: nothing has been learnt. Usual causes: a learning "
+        f"rate far too low or too high (now {learning_rate:.2e}), images that do not "
+        "vary, or latents that are not of unit variance (check scaling_factor)"
+    )

@@ -9,8 +9,9 @@ import pytest
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.autoencoder import Autoencoder, DiagonalGaussian, last_layer
+from ldm_jax.models.autoencoder import Autoencoder, last_layer
 from ldm_jax.models.first_stages import FIRST_STAGES
+from ldm_jax.models.posteriors import DiagonalGaussian
 from tests.common import assert_close
 
 TINY = dict(

@@ -78,7 +78,9 @@ def test_gradients():
 
     def plain(variables, latents):
         codes = variables["params"]["embedding"]
-        nearest = jnp.argmin(jnp.sum((latents[..., None, :] - codes) ** 2, -1), -1)
+        nearest = jnp.argmin(
+            jnp.sum((latents[..., None, :] - codes[None, None, None]) ** 2, -1), -1
+        )
         return jnp.mean((codes[nearest] - latents) ** 2)
 
     expected = jax.grad(plain, argnums=(0, 1))(variables(), LATENTS)
@@ -152,7 +154,7 @@ def test_gumbel_draws_codes_by_their_logits():
     indices = model.apply(variables, LATENTS, method="indices")
     np.testing.assert_array_equal(likeliest.indices, indices)
     layer = variables["params"]["to_logits"]
-    logits = LATENTS @ layer["kernel"] + layer["bias"]
+    logits = LATENTS @ layer["kernel"] + layer["bias"][None, None, None]
     np.testing.assert_array_equal(indices, logits.argmax(-1))
     shares = jax.nn.softmax(logits)
     entropy = -jnp.sum(shares * jnp.log(shares), axis=-1).mean()
@@ -168,7 +170,7 @@ def test_gumbel_gradient_is_that_of_the_softmax():
 
     def soft(latents):
         layer = variables["params"]["to_logits"]
-        logits = latents @ layer["kernel"] + layer["bias"]
+        logits = latents @ layer["kernel"] + layer["bias"][None, None, None]
         shares = jax.nn.softmax(logits / 0.5)
         return jnp.sum(shares @ variables["params"]["embedding"][:, 0])
 

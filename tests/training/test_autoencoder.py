@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.quantizer import VectorQuantizer
-from ldm_jax.training import autoencoder
+from ldm_jax.training import adversarial
 from ldm_jax.training.autoencoder import make_stage
 from ldm_jax.training.loss_options import LossOptions
 from ldm_jax.weights import lpips
@@ -141,7 +141,7 @@ def test_a_frozen_codebook_is_neither_averaged_nor_restarted():
 def test_gumbel_cools_down():
     options = LossOptions(gumbel_temperature=2.0, gumbel_end_temperature=0.5)
     options = dataclasses.replace(options, gumbel_steps=100)
-    heat = [float(autoencoder._temperature(options, s)) for s in (0, 50, 100, 500)]
+    heat = [float(adversarial.temperature(options, s)) for s in (0, 50, 100, 500)]
     np.testing.assert_allclose(heat, [2, 1.25, 0.5, 0.5], rtol=1e-6)
     trained, _ = _metrics(_stage(VQ | {"quantizer": "gumbel"}))
     assert "divergence_loss" in trained and "codebook_loss" not in trained

@@ -11,7 +11,7 @@ import pytest
 from configs import shapes_autoencoder
 from configs.shapes_classifier import get_config
 from ldm_jax import checkpoint
-from ldm_jax.build import make_first_stage
+from ldm_jax.build import make_classifier, make_first_stage
 from ldm_jax.convert.formats import convert
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError, ConversionError
@@ -90,7 +90,7 @@ def diffusion_like(workdir, **changes):
     _, _, meta = checkpoint.load_weights(workdir)
     config = tiny_config("shapes_classifier", "")
     first = make_first_stage({"kind": "identity"})
-    model = classifier.make_model(config, first, meta["num_classes"])
+    model = make_classifier(config, first, meta["num_classes"])
     return dataclasses.replace(model, **changes), meta
 
 
@@ -115,7 +115,7 @@ def test_no_other_format_takes_a_classifier(workdir, tmp_path):
 def test_builds_at_full_size():
     config = get_config()
     first = make_first_stage(shapes_autoencoder.get_config().first_stage)
-    network = classifier.make_model(config, first, 8).classifier
+    network = make_classifier(config, first, 8).classifier
     arguments = jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1)
     params = jax.eval_shape(network.init, *arguments)["params"]
     assert 300_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 500_000
@@ -142,4 +142,4 @@ def test_a_classifier_of_other_latents_is_refused(workdir, first_stage):
 def test_data_without_classes_are_refused():
     config = tiny_config("shapes_classifier", "")
     with pytest.raises(ConfigError, match="has no class labels"):
-        classifier.make_model(config, MODEL.first_stage, None)
+        make_classifier(config, MODEL.first_stage, None)

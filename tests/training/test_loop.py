@@ -145,6 +145,7 @@ def test_a_latent_size_that_the_backbone_cannot_take(shapes_dir, first_stage, tm
         ("--config.train.batchsize=8", "batch_size"),
         ("--config.train.batch_size=many", "batch_size"),
         ("--config.backbone.channel_mults=1,2", "channel_mult"),
+        ("--config.unet.channels=8", "no section unet; it is called backbone now"),
         ("--config.first_stage.workdir=/nowhere", "no checkpoint in /nowhere"),
     ],
 )

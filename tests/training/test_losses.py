@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.autoencoder import DiagonalGaussian, KLAutoencoder, last_layer
+from ldm_jax.models.autoencoder import KLAutoencoder, last_layer
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.models.posteriors import DiagonalGaussian
 from ldm_jax.training import first_stage_losses
+from ldm_jax.training.first_stage_losses import Adversary, Likelihood
 from ldm_jax.weights.lpips import convert_lpips
 from ldm_jax.weights.state_dict import select
 from tests.common import assert_close, load_case, nhwc
@@ -62,14 +65,13 @@ def test_whole_loss_matches_original(regulariser, kind):
             images,
             fake,
             regularisation,
-            decode,
-            kernel,
-            discriminate,
-            factor=factor,
-            perceptual=perceptual,
+            (decode, kernel),
+            Adversary(discriminate, factor, weight=config["disc_weight"]),
+            Likelihood(
+                reduction=FIRST_STAGES[regulariser].regulariser.reduction,
+                perceptual=perceptual,
+            ),
             logvar=logvar,
-            reduction={"kl": "sum", "vq": "mean"}[regulariser],
-            disc_weight=config["disc_weight"],
         )
         logits = (discriminate(x)[0] for x in (images, fake))
         return generator, first_stage_losses.discriminator_loss(
@@ -139,9 +141,8 @@ def test_gradient_is_that_of_the_plain_sum():
             images,
             fake,
             0.1 * kl,
-            *last_layer(model, params, features),
-            discriminate,
-            factor=0.7,
+            last_layer(model, params, features),
+            Adversary(discriminate, factor=0.7),
         )
 
     (loss, (metrics, _)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(
@@ -164,12 +165,10 @@ def test_the_log_variance_has_the_gradient_of_the_likelihood(reduction):
             images,
             fake,
             0.0,
-            lambda kernel: fake * kernel,
-            kernel,
-            lambda x: (x, ()),
-            factor=0.0,
+            (lambda kernel: fake * kernel, kernel),
+            Adversary(lambda x: (x, ()), factor=0.0),
+            Likelihood(reduction=reduction),
             logvar=logvar,
-            reduction=reduction,
         )[0]
 
     def plain(logvar):
@@ -212,15 +211,12 @@ def test_lecam_holds_logits_between_the_averages():
 
 def test_weight_is_capped_and_finite_without_adversarial_gradient():
     x = jnp.ones((1, 4, 4, 3))
-    decode = lambda kernel: x * kernel  # noqa: E731
+    layer = (lambda kernel: x * kernel, jnp.ones(()))
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-    weight = first_stage_losses.adaptive_weight(decode, jnp.ones(()), one, zero)
+    weight = first_stage_losses.adaptive_weight(layer, one, zero)
     assert weight == 1e4
-    assert (
-        first_stage_losses.adaptive_weight(decode, jnp.ones(()), one, zero, cap=3.0)
-        == 3.0
-    )
-    assert first_stage_losses.adaptive_weight(decode, jnp.ones(()), zero, zero) == 0.0
+    assert first_stage_losses.adaptive_weight(layer, one, zero, cap=3.0) == 3.0
+    assert first_stage_losses.adaptive_weight(layer, zero, zero) == 0.0
 
 
 def test_factor_starts_at_its_step_and_ramps():
@@ -239,7 +235,7 @@ def test_before_the_start_the_adversary_is_silent():
         )
         layer = last_layer(model, params, features)
         return first_stage_losses.generator_loss(
-            images, fake, 0.0, *layer, discriminate, factor=factor
+            images, fake, 0.0, layer, Adversary(discriminate, factor)
         )[0]
 
     def plain(params):

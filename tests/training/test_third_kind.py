@@ -16,13 +16,13 @@ from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.evaluation import first_stage as evaluation
 from ldm_jax.images import read_image, to_float
-from ldm_jax.models.autoencoder import PointPosterior
 from ldm_jax.models.first_stages import (
     FIRST_STAGES,
     FirstStageKind,
     Measures,
     Regulariser,
 )
+from ldm_jax.models.posteriors import PointPosterior
 from ldm_jax.trained import load_first_stage
 from tests.runs import BARE, SHALLOW, assert_same_bits, train, weights_of
 

@@ -78,9 +78,8 @@ def _main(argv: list[str]) -> None:
         _STEP.value,
         average=_EMA.value,
         first_stage=_FIRST_STAGE.value,
+        data_dir=_DATA_DIR.value,
     )
-    if _DATA_DIR.value:
-        trained.config.data.data_dir = _DATA_DIR.value
     probe = load_probe(
         _PROBE.value or _probe_folder(),
         trained.model.first_stage,
