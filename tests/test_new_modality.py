@@ -123,7 +123,8 @@ def test_it_is_trained_on_previewed_sampled_and_shown(
     with pytest.raises(ConfigError, match="conditioned on normals: give --normals"):
         sampling.run(model, outdir, parse())
     given = parse(f"--normals={folder / '2.normals.png'},{folder / '5.normals.png'}")
-    sampling.run(model, outdir, given, num_samples=2, batch_size=2, npz=True)
+    options = sampling.RunOptions(num_samples=2, batch_size=2, npz=True)
+    sampling.run(model, outdir, given, options)
     with np.load(outdir / "samples.npz") as file:
         assert file["arr_0"].shape == (2, SIZE, SIZE, 3)
         np.testing.assert_array_equal(file["normals"], file["input_normals"])
