@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from configs import shapes_class
-from ldm_jax import generate, latent_diffusion, sampling
+from ldm_jax import generate, sampling
 from ldm_jax.evaluation.shapes.probe import load_probe
 from ldm_jax.images import to_uint8
 from ldm_jax.trained import load_first_stage
@@ -102,11 +102,11 @@ def draw(trained, labels, guidance_scale, batch_size=64):
       uint8 [N, S, S, 3].
     """
     size = trained.config.data.image_size
-    options = dict(
-        latent_shape=latent_diffusion.shape_of_latents(trained.model, (size, size)),
+    options = generate.SampleOptions(
         sampler=trained.config.sample.sampler,
         num_steps=trained.config.sample.num_steps,
-        guidance_scale=guidance_scale,
+        size=(size, size),
+        guidance=generate.GuidanceOptions(scale=guidance_scale),
     )
 
     @jax.jit
@@ -114,7 +114,7 @@ def draw(trained, labels, guidance_scale, batch_size=64):
         rngs = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))
         inputs = {"label": labels}
         images = generate.sample_images(
-            trained.model, params, frozen, inputs, rngs(indices), **options
+            trained.model, params, frozen, inputs, rngs(indices), options
         )
         return to_uint8(images)
 

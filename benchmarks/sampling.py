@@ -41,6 +41,7 @@ from peers import (
 from ldm_jax import generate
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.convert.diffusers import names as layout
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.solve import normal
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -93,16 +94,23 @@ def make_models(size):
     load(torch_first, layout.autoencoder_rows(first), first_params)
     weights = jax.tree.map(jnp.asarray, {"backbone": params, "first": first_params})
 
+    options = generate.SampleOptions(
+        num_steps=STEPS,
+        size=(8 * height, 8 * height),
+        guidance=generate.GuidanceOptions(scale=SCALE),
+    )
+
     def draw(model, weights, tokens, keys):
         return generate.sample_images(
             model,
             {"backbone": weights["backbone"], "conditioner": {}},
-            {"first_stage": weights["first"], "scaling_factor": SCALING_FACTOR},
+            {
+                "first_stage": weights["first"],
+                "statistics": LatentStatistics(scale=SCALING_FACTOR),
+            },
             {"tokens": tokens},
             keys,
-            latent_shape=(height, height, 4),
-            num_steps=STEPS,
-            guidance_scale=SCALE,
+            options,
         )
 
     draw = jax.jit(draw, static_argnums=0)

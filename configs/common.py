@@ -276,7 +276,10 @@ def first_stage(**changes) -> dict:
 
     workdir: Where the first stage was trained; its structure is read from there.
       "identity" is none: diffusion on pixels, LDM-1 of the paper.
-    scaling_factor: Multiplies the latents; measured over `scaling_batches` where unset.
+    scaling_factor: Multiplies the latents, all channels alike, as in the paper.
+    latents_mean, latents_std: Mean and standard deviation per channel, in its place.
+    latent_statistics: What is measured, over `scaling_batches`, where none is given:
+      "scalar" for a scaling_factor, "per_channel" for the other two.
 
     Args:
       **changes: Keys of the section and their values.
@@ -288,6 +291,9 @@ def first_stage(**changes) -> dict:
         workdir="",
         step=placeholder(int),
         scaling_factor=placeholder(float),
+        latents_mean=placeholder(tuple),
+        latents_std=placeholder(tuple),
+        latent_statistics="scalar",
         scaling_batches=16,
     )
     return section | changes

@@ -1,14 +1,17 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
-from ldm_jax.config import Section, build, choose, to_dict
+from ldm_jax.config import Section, build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.objective import Objective
+from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
@@ -151,8 +154,8 @@ def make_model(
     backbone = make_backbone(config.backbone, first_stage.latent_channels)
     model = build(
         LatentDiffusion,
-        config.loss,
-        "loss",
+        {},
+        "schedule",
         backbone=backbone,
         conditioner=build(
             make_conditioner,
@@ -161,16 +164,51 @@ def make_model(
         ),
         schedule=build(make_schedule, schedule, "schedule"),
         first_stage=first_stage,
-        prediction_type=prediction_type,
+        objective=build(
+            Objective, config.loss, "loss", prediction_type=prediction_type
+        ),
     )
     _check_sizes(model, config.data.image_size)
     return model
 
 
-def sample_options(config, model):
-    """Reads the `sample` section; a model without conditions is not guided."""
+def sample_options(
+    config: ConfigDict,
+    model: LatentDiffusion,
+    given: Mapping[str, Any] | None = None,
+    size: tuple[int | None, int | None] = (None, None),
+) -> SampleOptions:
+    """Reads the `sample` section, with what is given over it.
+
+    A model without conditions is not guided, and another sampler than the section's
+    does not inherit its `eta`.
+
+    Args:
+      config: ConfigDict with `data` and `sample`.
+      model: LatentDiffusion.
+      given: Rows of `sample_options.NAMES` -> values; None is the section's.
+      size: (height, width) of the images in pixels; None is that of training.
+
+    Returns:
+      SampleOptions.
+
+    Raises:
+      ConfigError: On an unknown name or a value out of its range.
+    """
     options = to_dict(config.sample)
-    return options if model.conditioner.entries else options | {"guidance_scale": 1.0}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if given.get("sampler", options.get("sampler")) != options.get("sampler"):
+        options["eta"] = None
+    if not model.conditioner.entries:
+        options["guidance_scale"] = 1.0
+    options |= given
+    check_names(options, NAMES, "sample")
+    side = config.data.image_size
+    size = tuple(side if length is None else length for length in size)
+    try:
+        return from_flat(options, size)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from error
 
 
 def _check_sizes(model, image_size):

@@ -53,9 +53,7 @@ def build(
     section = to_dict(section)
     parameters = inspect.signature(constructor).parameters
     known = [k for k in parameters if k not in given and k not in ("parent", "name")]
-    for key in section:
-        if key not in known:
-            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+    check_names(section, known, name)
     for key in known:
         missing = parameters[key].default is inspect.Parameter.empty
         if missing and key not in section:
@@ -64,6 +62,22 @@ def build(
         return constructor(**section, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def check_names(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
+    """Checks that a section holds no key beyond those that are known.
+
+    Args:
+      section: Mapping with the section's keys.
+      known: Keys that it may have.
+      name: What the section is called, for the message.
+
+    Raises:
+      ConfigError: On an unknown key, with the one that may be meant.
+    """
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
 
 
 def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
@@ -137,7 +151,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Brings a config of an older version up to date; one of today's stays as it is.
 
     Up to version 0.1 the section `backbone` was called `unet`, and so was the network
-    in paths of parameters.
+    in paths of parameters; latents had one scaling factor for all channels.
 
     Args:
       config: Nested dict.
@@ -152,7 +166,16 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             config["train"] = _upgrade_paths(config["train"])
     if "backbone" in config:
         config["backbone"] = {"kind": "unet"} | config["backbone"]
+    if "first_stage" in config and config.get("stage") in ("diffusion", "classifier"):
+        config["first_stage"] = _SCALAR_STATISTICS | dict(config["first_stage"])
     return config
+
+
+_SCALAR_STATISTICS = {
+    "latents_mean": None,
+    "latents_std": None,
+    "latent_statistics": "scalar",
+}
 
 
 def upgrade_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:

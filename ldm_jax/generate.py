@@ -2,51 +2,84 @@
 
 From noise, from an image (image to image, SDEdit: Meng et al. 2022) or around the part
 of one that is kept (inpainting with any model: Song et al. 2021, App. I.2).
+
+    options = SampleOptions("unipc", num_steps=20, size=(256, 256),
+                            guidance=GuidanceOptions(scale=4.0))
+    images = sample_images(model, params, frozen, inputs, rngs, options)
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax import tiling
+from ldm_jax.annotations import Array, Bool, Float, Key, Num
 from ldm_jax.conditioners import Conditioning
 from ldm_jax.diffusion import grids, guidance, samplers, solve
+from ldm_jax.diffusion.gradient_guidance import GradientGuidance
+from ldm_jax.diffusion.guidance import GuidanceOptions
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
-from ldm_jax.latent_diffusion import apply_backbone, condition, decode, encode
+from ldm_jax.latent_diffusion import (
+    LatentDiffusion,
+    apply_backbone,
+    condition,
+    decode,
+    encode,
+    shape_of_latents,
+)
+
+__all__ = [
+    "Codec",
+    "Given",
+    "GuidanceOptions",
+    "SampleOptions",
+    "hold_cells",
+    "invert_latents",
+    "make_codec",
+    "make_denoiser",
+    "sample_images",
+    "sample_latents",
+    "slerp",
+    "split_rngs",
+]
+
+
+class Given(NamedTuple):
+    """Arrays that a sample may start from, keep or keep away from.
+
+    Attributes:
+      known: Images [B, H, W, C] for `sample_images`, clean latents [B, h, w, c] for
+        `sample_latents`, to start from (`SampleOptions.strength`) or to keep (`mask`).
+      mask: 1 where the latents of `known` are kept, [B or 1, h, w, 1]; see
+        `hold_cells`.
+      noise: Noise to start from instead of that of the keys, [B, h, w, c]; for example
+        that of `invert_latents`.
+      negative: Dict of inputs that guidance pushes away from, in place of null ones.
+    """
+
+    known: Any = None
+    mask: Any = None
+    noise: Any = None
+    negative: Mapping[str, Any] | None = None
 
 
 def sample_latents(
-    model,
-    params,
-    inputs,
-    rngs,
-    *,
-    latent_shape,
-    sampler="ddim",
-    num_steps=50,
-    spacing="uniform",
-    final_level=None,
-    shift=1.0,
-    eta=None,
-    guidance_scale=1.0,
-    negative=None,
-    guidance_interval=(0.0, 1.0),
-    guidance_rescale=0.0,
-    steer=None,
-    temperature=1.0,
-    known=None,
-    strength=1.0,
-    mask=None,
-    tile=None,
-    noise=None,
-):
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    rngs: Key[Array, " batch"],
+    options: SampleOptions = SampleOptions(),
+    given: Given = Given(),
+    gradient_guidance: GradientGuidance | None = None,
+) -> Float[Array, "batch height width channels"]:
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
 
-    Sample k depends on its own inputs and rngs[k] alone. Wrap it in `jax.jit` with all
-    but the arrays bound.
+    Sample k depends on its own inputs and rngs[k] alone. Wrap it in `jax.jit`; model
+    and options are static.
 
     Args:
       model: LatentDiffusion.
@@ -54,86 +87,111 @@ def sample_latents(
       inputs: Dict with the conditioner's keys, arrays [B, ...]; check them first with
         `model.conditioner.check`, then see `encode_inputs`.
       rngs: Typed keys [B], one per sample.
-      latent_shape: (h, w, c), see `shape_of_latents`.
-      sampler: Row of SAMPLERS, or a Sampler.
-      num_steps: Number of steps of the grid.
-      spacing: Row of SPACINGS.
-      final_level: Where the last step leads, see `samplers.make_points`.
-      shift: Factor on the noise levels, see there.
-      eta: Share of the ancestral noise, for samplers that take it; None for theirs.
-      guidance_scale: Number, or dict of batch key -> number, see `guidance.plan`; 1 is
-        off and costs nothing.
-      negative: Dict of inputs that guidance pushes away from, in place of null ones.
-      guidance_interval: (low, high) share of the noise levels in which guidance acts,
-        0 the least noise and 1 the most.
-      guidance_rescale: Share of the correction of the spread, see `guidance.guide`.
-      steer: Maps the guided denoiser to another, see `diffusion.steering`.
-      temperature: Factor on the noise of stochastic samplers.
-      known: Clean latents to start from or to hold, [B, h, w, c].
-      strength: Share of the steps to run on `known`, in [0, 1]; 0 gives it back as it
-        is, 1 starts from noise alone.
-      mask: 1 where `known` is held during sampling, [B or 1, h, w, 1].
-      tile: Side of the tiles, in latents, in which the U-Net evaluates latents that
-        are larger, best the size it was trained on (`tiling.tile_backbone`); None for
-        the whole at once.
-      noise: Noise to start from instead of that of `rngs`, [B, h, w, c]; for example
-        what `inversion.invert_latents` found.
+      options: How to sample.
+      given: Latents, mask, noise and negative inputs, as far as they are given.
+      gradient_guidance: Maps the denoiser, after classifier-free guidance, to another;
+        see `diffusion.gradient_guidance`.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
 
     Raises:
-      ValueError: If an option is unknown or options do not go together.
+      ValueError: If options do not go together, or not with the model.
     """
-    if known is None and (mask is not None or strength != 1.0):
+    known, strength = given.known, options.strength
+    if known is None and (given.mask is not None or strength not in (None, 1.0)):
         raise ValueError("mask and strength need images to start from: give them too")
-    if isinstance(sampler, str):
-        # The variance of the steps is that of the training loss's bound.
-        more = {"v_posterior": model.v_posterior} if sampler == "ddpm" else {}
-        sampler = samplers.make_sampler(sampler, eta=eta, **more)
-    points = grids.make_points(model.schedule, num_steps, spacing, final_level, shift)
+    points = _make_points(model, options)
     steps = len(points.alpha) - 1
-    start = _first_step(strength, steps)
+    start = _first_step(1.0 if strength is None else strength, steps)
     if start == steps:
         return known
 
-    told, scales = guidance.plan_inputs(
-        guidance_scale, model.conditioner, inputs, negative
+    evaluations, scales = guidance.plan_inputs(
+        options.guidance.scale, model.conditioner, inputs, given.negative
     )
     denoiser = make_denoiser(
         model,
         params,
-        [condition(model, params, given) for given in told],
+        [condition(model, params, batch) for batch in evaluations],
         scales,
-        interval=guidance.timestep_interval(model.schedule, guidance_interval),
-        rescale=guidance_rescale,
-        steer=steer,
-        tile=tile,
+        interval=guidance.timestep_interval(model.schedule, options.guidance.interval),
+        rescale=options.guidance.rescale,
+        gradient_guidance=gradient_guidance,
+        tile=_tile_in_latents(model, options.tile),
     )
 
     noise_rngs, step_rngs = split_rngs(rngs)
+    noise = given.noise
     if noise is None:
-        noise = solve.normal(noise_rngs, latent_shape)
+        noise = solve.normal(noise_rngs, _latent_shape(model, options, known))
     level = jax.tree.map(lambda values: values[start], points)
     if start:
         latents = add_noise(known, noise, level)
     else:
         latents = noise * grids.deviation(level)
     return solve.sample(
-        sampler,
+        _make_sampler(model, options),
         denoiser,
         latents,
         points,
         step_rngs,
         start=start,
-        hold=None if mask is None else solve.hold_known(known, mask),
-        temperature=temperature,
+        hold=None if given.mask is None else solve.hold_known(known, given.mask),
+        temperature=options.temperature,
     )
 
 
-def split_rngs(rngs):
-    """Splits the keys of samples, [B]: for the first noise, and for all later one."""
-    return jax.vmap(jax.random.split, out_axes=1)(rngs)
+def _make_sampler(model, options):
+    if not isinstance(options.sampler, str):
+        return options.sampler
+    # The variance of the steps is that of the training loss's bound.
+    more = {"v_posterior": model.v_posterior} if options.sampler == "ddpm" else {}
+    return samplers.make_sampler(options.sampler, eta=options.eta, **more)
+
+
+def _make_points(model, options):
+    return grids.make_points(
+        model.schedule,
+        options.num_steps,
+        options.spacing,
+        options.final_level,
+        options.shift,
+    )
+
+
+def _latent_shape(model, options, known):
+    """Shape of one sample's latents: by the size, or as known ones have it."""
+    if options.size is not None:
+        return shape_of_latents(model, options.size)
+    if known is None:
+        raise ValueError("nothing says how large the images are: set the option size")
+    return known.shape[1:]
+
+
+def _tile_in_latents(model, tile):
+    factor = model.first_stage.downsampling_factor
+    if tile is not None and tile % factor:
+        raise ValueError(
+            f"tile={tile} is not a multiple of the first stage's factor {factor}; use "
+            f"tile={-(-tile // factor) * factor}"
+        )
+    return None if tile is None else tile // factor
+
+
+def split_rngs(
+    rngs: Key[Array, " batch"],
+) -> tuple[Key[Array, " batch"], Key[Array, " batch"]]:
+    """Splits the keys of samples in two: for the first noise, and for all later one.
+
+    Args:
+      rngs: Typed keys [B].
+
+    Returns:
+      (keys of the first noise, keys of the steps), each [B].
+    """
+    first, later = jax.vmap(jax.random.split, out_axes=1)(rngs)
+    return first, later
 
 
 def _first_step(strength, steps):
@@ -149,30 +207,27 @@ def _first_step(strength, steps):
 
 
 def sample_images(
-    model,
-    params,
-    frozen,
-    inputs,
-    rngs,
-    *,
-    images=None,
-    negative=None,
-    decode_tile=None,
-    **options,
-):
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    rngs: Key[Array, " batch"],
+    options: SampleOptions = SampleOptions(),
+    given: Given = Given(),
+    gradient_guidance: GradientGuidance | None = None,
+) -> Float[Array, "batch height width channels"]:
     """Draws images: from noise alone, or from images by `strength` and `mask`.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights, usually the EMA's.
       frozen: Weights and scaling factor of the first stage.
-      inputs: Dict with the conditioner's keys, arrays [B, ...].
+      inputs: Dict with the conditioner's keys, arrays [B, ...], before `encode_inputs`.
       rngs: Typed keys [B], one per sample.
-      images: Images to start from or to keep in part, [B, H, W, C].
-      negative: See `sample_latents`; before `encode_inputs`, as `inputs`.
-      decode_tile: Side of the tiles, in pixels, in which the first stage works to save
-        memory (`tiling.tile_first_stage`); None for the whole at once.
-      **options: See `sample_latents`; `latent_shape` at least.
+      options: How to sample; `size` at least, where no images are given.
+      given: Images, mask, noise and negative inputs, as far as they are given; negative
+        inputs before `encode_inputs`, as `inputs`.
+      gradient_guidance: See `sample_latents`.
 
     Returns:
       Images, float32 [B, H, W, C], about in [-1, 1]; not clipped.
@@ -180,35 +235,47 @@ def sample_images(
     Raises:
       ValueError: See `sample_latents`.
     """
-    codec = make_codec(model, frozen, decode_tile)
-    known = None if images is None else codec.encode(images)
-    if negative:
-        encoded = model.conditioner.encode(inputs | negative, codec.encode)
-        negative = {key: encoded[key] for key in negative}
+    codec = make_codec(model, frozen, options.decode_tile)
+    if given.known is not None:
+        given = given._replace(known=codec.encode(given.known))
+    if given.negative:
+        encoded = model.conditioner.encode(inputs | given.negative, codec.encode)
+        given = given._replace(negative={key: encoded[key] for key in given.negative})
     inputs = model.conditioner.encode(inputs, codec.encode)
     latents = sample_latents(
-        model, params, inputs, rngs, negative=negative, known=known, **options
+        model, params, inputs, rngs, options, given, gradient_guidance
     )
     return codec.decode(latents)
 
 
 class Codec(NamedTuple):
-    """The first stage with its weights: `encode` and `decode` of the whole model."""
+    """The first stage with its weights.
+
+    Attributes:
+      encode: Images [B, H, W, C] -> latents [B, h, w, c] of unit variance.
+      decode: Latents -> images.
+    """
 
     encode: Callable
     decode: Callable
 
 
-def make_codec(model, frozen, tile=None):
+def make_codec(
+    model: LatentDiffusion, frozen: Mapping[str, Any], tile: int | None = None
+) -> Codec:
     """Makes a Codec.
 
     Args:
       model: LatentDiffusion.
       frozen: Weights and scaling factor of the first stage.
-      tile: Side of the tiles, in pixels, in which it works; None for the whole at once.
+      tile: Side of the tiles, in pixels, in which it works to save memory
+        (`tiling.tile_first_stage`); None for the whole at once.
 
     Returns:
       A Codec.
+
+    Raises:
+      ValueError: If the first stage does not take such tiles.
     """
     ways = [functools.partial(way, model, frozen) for way in (encode, decode)]
     if tile is not None:
@@ -218,29 +285,30 @@ def make_codec(model, frozen, tile=None):
 
 
 def make_denoiser(
-    model,
-    params,
-    told,
-    scales=(),
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    conditionings: Sequence[Any],
+    scales: Sequence[Any] = (),
     *,
-    interval=None,
-    rescale=0.0,
-    steer=None,
-    tile=None,
-):
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    gradient_guidance: GradientGuidance | None = None,
+    tile: int | None = None,
+) -> samplers.Denoiser:
     """Makes the denoiser that samplers call.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights.
-      told: Conditionings of the batch, from the one that tells least to the whole one;
-        a list of the whole one alone for no guidance.
+      conditionings: Conditionings of the batch, from the one with the fewest conditions
+        to the whole one; a list of the whole one alone for no guidance.
       scales: Classifier-free guidance scale of each step between them.
       interval: Lowest and highest timestep that is guided; None for all.
       rescale: See `guidance.guide`.
-      steer: Maps the guided denoiser to another, see `diffusion.steering`.
-      tile: Side of the tiles in which the U-Net evaluates larger latents, see
-        `tiling.tile_backbone`; None for the whole at once.
+      gradient_guidance: Maps the denoiser, after classifier-free guidance, to another;
+        see `diffusion.gradient_guidance`.
+      tile: Side of the tiles in which the backbone evaluates larger latents, in
+        latents, see `tiling.tile_backbone`; None for the whole at once.
 
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
@@ -262,76 +330,74 @@ def make_denoiser(
 
         return output
 
-    output = guidance.guide(network, told, scales, interval, rescale)
+    output = guidance.guide(network, conditionings, scales, interval, rescale)
 
     def predict(latents, point):
         out = output(latents, point)
-        x0 = predict_x0(out, latents, point, model.prediction_type)
-        return x0, predict_noise(out, latents, point, model.prediction_type)
+        x0 = predict_x0(out, latents, point, model.objective.prediction_type)
+        return x0, predict_noise(out, latents, point, model.objective.prediction_type)
 
-    return steer(predict) if steer else predict
+    return gradient_guidance(predict) if gradient_guidance else predict
 
 
 def invert_latents(
-    model,
-    params,
-    inputs,
-    known,
-    *,
-    num_steps=50,
-    spacing="uniform",
-    final_level=None,
-    shift=1.0,
-    iterations=1,
-    tile=None,
-):
-    """Finds the noise from which DDIM draws given latents; see `samplers.invert`.
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    known: Float[Array, "batch height width channels"],
+    options: SampleOptions = SampleOptions(),
+    iterations: int = 1,
+) -> Float[Array, "batch height width channels"]:
+    """Finds the noise from which DDIM draws given latents; see `solve.invert`.
 
-    Given as `noise` to `sample_latents`, with the same grid and no guidance, it leads
-    back to them; with other inputs, to what else these might be.
+    Given as `noise` to `sample_latents`, with the same options and no guidance, it
+    leads back to them; with other inputs, to what else these might be.
 
     Args:
       model: LatentDiffusion.
       params: Trained weights, usually the EMA's.
       inputs: As for `sample_latents`; what describes `known`.
       known: Clean latents, [B, h, w, c].
-      num_steps: Number of steps of the grid.
-      spacing: Row of SPACINGS.
-      final_level: Where the grid ends, see `samplers.make_points`.
-      shift: Factor on the noise levels, see there.
+      options: Its grid of noise levels and its tile are used.
       iterations: Evaluations of the network in each step; more find it more exactly.
-      tile: See `generate.sample_latents`.
 
     Returns:
       Noise of about unit variance, float32 [B, h, w, c].
 
     Raises:
-      ValueError: If an option is unknown or out of range.
+      ValueError: If an option is out of range.
     """
-    points = grids.make_points(model.schedule, num_steps, spacing, final_level, shift)
-    told = [condition(model, params, inputs)]
-    denoiser = make_denoiser(model, params, told, tile=tile)
+    points = _make_points(model, options)
+    conditionings = [condition(model, params, inputs)]
+    tile = _tile_in_latents(model, options.tile)
+    denoiser = make_denoiser(model, params, conditionings, tile=tile)
     latents = solve.invert(denoiser, known, points, iterations=iterations)
     first = jax.tree.map(lambda values: values[0], points)
     return latents / grids.deviation(first)
 
 
-def hold_cells(hole, factor):
+def hold_cells(
+    mask: Bool[Array, "batch height width 1"], factor: int
+) -> Float[Array, "batch latent_height latent_width 1"]:
     """Finds the latents of which every pixel is known.
 
     Args:
-      hole: bool [B, H, W, 1], true where the picture is to be filled.
+      mask: bool [B, H, W, 1], true where the image is to be filled.
       factor: Downsampling factor f of the first stage.
 
     Returns:
       float32 [B, H / f, W / f, 1]: 1 where the latents are held.
     """
-    size, height, width, _ = hole.shape
-    cells = hole.reshape(size, height // factor, factor, width // factor, factor, 1)
+    size, height, width, _ = mask.shape
+    cells = mask.reshape(size, height // factor, factor, width // factor, factor, 1)
     return 1.0 - cells.any(axis=(2, 4)).astype(jnp.float32)
 
 
-def slerp(first, last, share):
+def slerp(
+    first: Float[Array, " batch *shape"],
+    last: Float[Array, " batch *shape"],
+    fraction: Num[Array, " batch"],
+) -> Float[Array, " batch *shape"]:
     """Interpolates noise along the great circle, which keeps its variance.
 
     Shoemake 1985; for diffusion Song et al. 2021 (DDIM), Eq. 67.
@@ -339,13 +405,13 @@ def slerp(first, last, share):
     Args:
       first: [B, ...].
       last: [B, ...].
-      share: [B]; 0 gives `first`, 1 gives `last`.
+      fraction: How far along it is, [B]; 0 gives `first`, 1 gives `last`.
 
     Returns:
       [B, ...].
     """
     axes = tuple(range(1, first.ndim))
-    share = share.reshape(-1, *[1] * len(axes))
+    fraction = fraction.reshape(-1, *[1] * len(axes))
 
     def length(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
@@ -357,6 +423,6 @@ def slerp(first, last, share):
     # Almost parallel ones are mixed along the line.
     small = sine < 1e-4
     safe = jnp.where(small, 1.0, sine)
-    ahead = jnp.where(small, share, jnp.sin(share * angle) / safe)
-    behind = jnp.where(small, 1.0 - share, jnp.sin((1.0 - share) * angle) / safe)
+    ahead = jnp.where(small, fraction, jnp.sin(fraction * angle) / safe)
+    behind = jnp.where(small, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / safe)
     return behind * first + ahead * last

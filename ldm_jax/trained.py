@@ -17,6 +17,7 @@ from ldm_jax.build import (
 )
 from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
@@ -94,10 +95,10 @@ def _difference(alphas, classifier, diffusion):
     ]
     if None not in stages and stages[0] != stages[1]:
         return "their first stages differ"
-    factors = [meta["scaling_factor"] for meta in (classifier, diffusion)]
-    # Both may have measured it, on batches of their own.
-    if not np.isclose(*factors, rtol=0.05):
-        return f"their scaling factors are {factors[0]:.4g} and {factors[1]:.4g}"
+    statistics = map(LatentStatistics.from_record, (classifier, diffusion))
+    problem = LatentStatistics.difference(*statistics)
+    if problem:
+        return problem
     if alphas[0].shape != alphas[1].shape or not np.allclose(*alphas, atol=1e-4):
         return "their noise schedules differ"
     return None
@@ -249,7 +250,7 @@ class Trained(NamedTuple):
     Attributes:
       model: The LatentDiffusion.
       params: Its weights, NumPy.
-      frozen: Weights and scaling factor of the first stage, NumPy.
+      frozen: Weights of the first stage and statistics of its latents, NumPy.
       config: The config it was trained with.
       inputs: What is made of an example for the conditions, batch key -> Input.
       class_names: Names of the classes, an empty list where there are none.
@@ -323,13 +324,13 @@ def load_model(
         check_same_latents(first, swapped)
         first = swapped
         decoder = _in_words(first.record)
-    factor = np.float32(meta["scaling_factor"])
+    statistics = LatentStatistics.from_record(meta).arrays()
     model = make_model(config, first.module, meta["num_classes"])
     inputs = make_inputs(config.data.get("inputs"))
     return Trained(
         model=model,
         params=params,
-        frozen={"first_stage": first.params, "scaling_factor": factor},
+        frozen={"first_stage": first.params, "statistics": statistics},
         config=config,
         # The conditions of some may have been turned off.
         inputs={k: v for k, v in inputs.items() if k in model.conditioner.entries},

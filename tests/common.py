@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldm_jax.diffusion.sample_options import from_flat
+from ldm_jax.generate import Given
 from tests.reference.reference_weights import reference_state_dict
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -55,3 +57,10 @@ def assert_close(actual, expected, tolerance=2e-5):
     difference = np.max(np.abs(actual - expected))
     limit = tolerance * np.max(np.abs(expected))
     assert difference <= limit, f"max difference {difference:.3g} > {limit:.3g}"
+
+
+def options_and_given(**options):
+    """SampleOptions and Given from the names of both, as in a config."""
+    given = {key: options.pop(key) for key in Given._fields if key in options}
+    size = options.pop("size", None)
+    return from_flat(options, size), Given(**given)

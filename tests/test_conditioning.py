@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax import latent_diffusion
 from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
@@ -103,7 +104,10 @@ def weights():
         return random.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
 
     params, first_stage = jax.tree.map(draw, shapes)
-    return params, {"first_stage": first_stage, "scaling_factor": np.float32(0.5)}
+    return params, {
+        "first_stage": first_stage,
+        "statistics": LatentStatistics(scale=0.5).arrays(),
+    }
 
 
 def test_each_condition_steers_beside_the_others(weights):

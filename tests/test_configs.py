@@ -4,13 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ldm_jax import latent_diffusion, sampling
 from ldm_jax.batches import Data
 from ldm_jax.build import make_first_stage, make_model
 from ldm_jax.config import build
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.sharding import make_mesh
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.loss_options import LossOptions
@@ -168,7 +168,7 @@ def _toy(spec, data_dir):
     data = Data(config.data, 0, 1, make_mesh(devices=jax.devices()[:1]))
     frozen = {
         "first_stage": _autoencoder_shapes(autoencoder),
-        "scaling_factor": np.float32(1),
+        "statistics": LatentStatistics().arrays(),
     }
     return make_model(config, autoencoder, data.num_classes), frozen, data.example
 

@@ -13,13 +13,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
+from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
 from ldm_jax.diffusion.solve import normal
-from ldm_jax.generate import invert_latents
+from ldm_jax.generate import SampleOptions, invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
+from tests.common import options_and_given
 
 BATCH, SIZE = 4, 16
 SCHEDULE = make_schedule()
@@ -77,7 +80,10 @@ def random_weights(init):
 def frozen():
     images = jnp.zeros((1, SIZE, SIZE, 3))
     variables = random_weights(lambda: AUTOENCODER.init(jax.random.key(0), images))
-    return {"first_stage": variables["params"], "scaling_factor": jnp.float32(0.7)}
+    return {
+        "first_stage": variables["params"],
+        "statistics": LatentStatistics(scale=0.7).arrays(),
+    }
 
 
 @functools.cache
@@ -96,7 +102,9 @@ def test_init_makes_what_is_trained(batch):
     }
     params = jax.eval_shape(lambda: init(make_model(None)))
     assert params["conditioner"] == {}
-    params = jax.eval_shape(lambda: init(make_model(learn_logvar=True)))
+    params = jax.eval_shape(
+        lambda: init(make_model(objective=Objective(learn_logvar=True)))
+    )
     assert params["logvar"].shape == (1000,)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
@@ -116,7 +124,7 @@ decode = jax.jit(latent_diffusion.decode, static_argnums=0)
 
 def test_scaling_factor_scales_latents_and_cancels(batch, frozen):
     model, images = make_model(), batch["image"]
-    unscaled = frozen | {"scaling_factor": jnp.float32(1)}
+    unscaled = frozen | {"statistics": LatentStatistics().arrays()}
     latents = encode(model, frozen, images)
     assert latents.shape == (BATCH, 8, 8, 2) and latents.dtype == jnp.float32
     expected = encode(model, unscaled, images)
@@ -126,6 +134,42 @@ def test_scaling_factor_scales_latents_and_cancels(batch, frozen):
         decode(model, unscaled, expected),
         atol=1e-5,
     )
+
+
+def test_statistics_normalise_each_channel_and_cancel(batch, frozen):
+    """The latents of each channel get zero mean and unit variance."""
+    model, images = make_model(), batch["image"]
+    plain = frozen | {"statistics": LatentStatistics().arrays()}
+    expected = encode(model, plain, images)
+    mean, std = (f(expected, axis=(0, 1, 2)) for f in (np.mean, np.std))
+    statistics = LatentStatistics.of(tuple(mean), tuple(std)).arrays()
+    assert statistics.shift.shape == statistics.scale.shape == (2,)
+    per_channel = frozen | {"statistics": statistics}
+    latents = encode(model, per_channel, images)
+    np.testing.assert_allclose(latents.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(latents.std(axis=(0, 1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        decode(model, per_channel, latents), decode(model, plain, expected), atol=1e-5
+    )
+
+
+def test_a_scaling_factor_multiplies_to_the_bit(batch, frozen):
+    """As it did before there were statistics of channels."""
+    model, images, factor = make_model(), batch["image"], np.float32(0.7)
+    plain = frozen | {"statistics": LatentStatistics().arrays()}
+    latents = encode(model, frozen, images)
+    np.testing.assert_array_equal(latents, encode(model, plain, images) * factor)
+    np.testing.assert_array_equal(
+        decode(model, frozen, latents), decode(model, plain, latents / factor)
+    )
+    same = frozen | {"statistics": LatentStatistics((0.0, 0.0), (0.7, 0.7)).arrays()}
+    np.testing.assert_array_equal(encode(model, same, images), latents)
+
+
+def test_latents_of_a_batch_are_those_of_its_images(batch, frozen):
+    latents = latent_diffusion.latents_of(make_model(), frozen, batch, keys(1)[0])
+    expected = latent_diffusion.encode(make_model(), frozen, batch["image"], keys(1)[0])
+    np.testing.assert_array_equal(latents, expected)
 
 
 def test_encode_takes_bytes_and_floats(batch, frozen):
@@ -156,7 +200,7 @@ def loss_of(model, train=True):
 
 @pytest.mark.parametrize("entry", [CONTEXT, VECTOR], ids=["context", "vector"])
 def test_gradient_reaches_what_is_trained_and_nothing_else(batch, frozen, entry):
-    model = make_model(entry, learn_logvar=True)
+    model = make_model(entry, objective=Objective(learn_logvar=True))
 
     @jax.jit
     def gradients(params, frozen):
@@ -190,7 +234,7 @@ def test_loss_is_a_function_of_its_key(batch, frozen):
 
 @pytest.mark.parametrize("loss_type, plateau", [("l1", 0.798), ("l2", 1.0)])
 def test_untrained_network_sits_on_the_plateau(batch, frozen, loss_type, plateau):
-    model = make_model(loss_type=loss_type)
+    model = make_model(objective=Objective(loss_type=loss_type))
     params = jax.tree.map(np.zeros_like, draw_params(model))
     loss, _ = loss_of(model)(params, frozen, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, plateau, rtol=0.1)
@@ -240,25 +284,26 @@ def test_loss_does_not_depend_on_the_devices(batch, frozen):
 # Sampling.
 
 
-def draw(model, rngs, inputs, *, num_steps=4, **options):
-    options = {"latent_shape": (8, 8, 2), "num_steps": num_steps} | options
-    sample = functools.partial(generate.sample_latents, model, **options)
-    return jax.jit(lambda params, inputs, rngs: sample(params, inputs, rngs))(
+def sample(model, params, inputs, rngs, gradient_guidance=None, **options):
+    """`sample_latents` of 8 x 8 latents in few steps, with the options by name."""
+    options, given = options_and_given(**{"size": (16, 16), "num_steps": 4} | options)
+    return generate.sample_latents(
+        model, params, inputs, rngs, options, given, gradient_guidance
+    )
+
+
+def draw(model, rngs, inputs, **options):
+    run = functools.partial(sample, model, **options)
+    return jax.jit(lambda params, inputs, rngs: run(params, inputs, rngs))(
         draw_params(model), inputs, rngs
     )
 
 
 def test_generate_makes_images_of_its_keys(batch, frozen):
     model = make_model()
-    draw = jax.jit(
-        functools.partial(
-            generate.sample_images,
-            model,
-            latent_shape=(8, 8, 2),
-            num_steps=3,
-            guidance_scale=2.5,
-        )
-    )
+    guidance = generate.GuidanceOptions(scale=2.5)
+    options = SampleOptions(num_steps=3, size=(SIZE, SIZE), guidance=guidance)
+    draw = jax.jit(functools.partial(generate.sample_images, model, options=options))
     inputs = {"label": batch["label"]}
     images = draw(draw_params(model), frozen, inputs, keys(BATCH))
     assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == jnp.float32
@@ -310,9 +355,7 @@ def test_guidance_costs_what_it_must(batch, options, evaluations):
     def draw():
         params = init_params(model, batch | inputs)
         sizes.clear()
-        options_ = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
-        rngs = keys(BATCH)
-        return generate.sample_latents(model, params, inputs, rngs, **options_)
+        return sample(model, params, inputs, keys(BATCH), **options)
 
     with nn.intercept_methods(count):
         jax.eval_shape(draw)
@@ -326,23 +369,24 @@ def test_guidance_options_reach_the_sample(batch):
     def draw(scale):
         params = init_params(model, batch)
 
-        def sample(scale, **more):
+        def draw(scale, **more):
             inputs, rngs = {"label": batch["label"]}, keys(BATCH)
-            options = {"latent_shape": (8, 8, 2), "num_steps": 2} | more
-            return generate.sample_latents(
-                model, params, inputs, rngs, guidance_scale=scale, **options
-            )
+            more = {"guidance_scale": scale, "num_steps": 2} | more
+            return sample(model, params, inputs, rngs, **more)
+
+        def nothing(predict):
+            return lambda latents, point: (0 * latents, 0 * latents)
 
         return {
-            "plain": sample(1),
-            "traced": sample(scale),
-            "four": sample(4.0),
-            "dict": sample({"label": 4.0}),
+            "plain": draw(1),
+            "traced": draw(scale),
+            "four": draw(4.0),
+            "dict": draw({"label": 4.0}),
             # Of two steps, the last is at timestep 1.
-            "outside": sample(4.0, guidance_interval=(0.0, 0.0)),
-            "rescaled": sample(4.0, guidance_rescale=0.7),
-            "nothing to push away": sample(4.0, negative={"label": batch["label"]}),
-            "steered": sample(4.0, steer=lambda predict: lambda z, _: (0 * z, 0 * z)),
+            "outside": draw(4.0, guidance_interval=(0.0, 0.0)),
+            "rescaled": draw(4.0, guidance_rescale=0.7),
+            "nothing to push away": draw(4.0, negative={"label": batch["label"]}),
+            "guided": draw(4.0, gradient_guidance=nothing),
         }
 
     found = draw(1.0)
@@ -352,7 +396,7 @@ def test_guidance_options_reach_the_sample(batch):
     np.testing.assert_allclose(found["dict"], four, atol=1e-5)
     for other in (plain, found["rescaled"]):
         assert np.abs(other - four).max() > 1e-2
-    assert not found["steered"].any()
+    assert not found["guided"].any()
 
 
 def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
@@ -364,7 +408,9 @@ def test_negative_inputs_are_encoded_like_inputs(batch, frozen):
         params = init_params(model, batch | {"style": style})
         arguments = (model, params, frozen, {"style": style}, keys(BATCH))
         return [
-            generate.sample_images(*arguments, latent_shape=(8, 8, 2), **more)
+            generate.sample_images(
+                *arguments, *options_and_given(size=(SIZE, SIZE), **more)
+            )
             for more in ({}, {"guidance_scale": 5.0, "negative": {"style": style}})
         ]
 
@@ -396,9 +442,9 @@ class Oracle(nn.Module):
 )
 def test_exact_denoiser_gives_the_data_distribution(prediction_type, sampler):
     model = make_model(
-        None, backbone=Oracle(prediction_type), prediction_type=prediction_type
+        None, backbone=Oracle(prediction_type), objective=Objective(prediction_type)
     )
-    options = {"sampler": sampler, "num_steps": 100, "latent_shape": (32, 32, 2)}
+    options = {"sampler": sampler, "num_steps": 100, "size": (64, 64)}
     latents = np.asarray(draw(model, keys(8), {}, **options))
     np.testing.assert_allclose(latents.mean(), 0.8, atol=0.03)
     # A hundred ancestral steps come out a little narrow; the error is of first order.
@@ -440,9 +486,10 @@ def test_every_hundredth_of_strength_is_a_step():
 def test_inverted_latents_are_found_again():
     model = make_model(None, backbone=Oracle("noise"))
     params, grid = draw_params(model), {"num_steps": 50, "spacing": "trailing"}
+    options = SampleOptions(**grid)
     known = 0.8 + 0.5 * normal(keys(2), (8, 8, 2))
     noise = jax.jit(
-        lambda known: invert_latents(model, params, {}, known, iterations=6, **grid)
+        lambda known: invert_latents(model, params, {}, known, options, iterations=6)
     )(known)
     assert 0.8 < noise.std() < 1.25
     again = draw(model, keys(2), {}, noise=noise, **grid)
@@ -486,10 +533,8 @@ def test_generate_starts_from_images(batch, frozen):
         frozen,
         {},
         keys(BATCH),
-        images=batch["image"],
-        strength=0.05,
-        latent_shape=(8, 8, 2),
-        num_steps=20,
+        SampleOptions(strength=0.05, num_steps=20),
+        generate.Given(known=batch["image"]),
     )
     latents = encode(model, frozen, batch["image"])
     kept = decode(model, frozen, latents)
@@ -498,11 +543,9 @@ def test_generate_starts_from_images(batch, frozen):
 
 def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     model = make_model(backbone=UNET.clone(dtype=jnp.bfloat16))
-    options = {"latent_shape": (8, 8, 2), "guidance_scale": 2.0}
+    params = draw_params(make_model())
     latents = jax.eval_shape(
-        lambda: generate.sample_latents(
-            model, draw_params(make_model()), batch, keys(BATCH), **options
-        )
+        lambda: sample(model, params, batch, keys(BATCH), guidance_scale=2.0)
     )
     assert latents.dtype == jnp.float32
 
@@ -511,7 +554,10 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     "options, message",
     [
         ({"guidance_scale": 2.0}, "needs a model with conditions"),
-        ({"guidance_scale": {"label": 2.0}}, "no condition of this model: it has none"),
+        (
+            {"guidance_scale": {"label": 2.0}},
+            "not a condition of this model: it has none",
+        ),
         ({"guidance_interval": (0.9, 0.1)}, "0 <= low <= high <= 1"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be in"),
         ({"strength": 0.5}, "need images"),
@@ -526,11 +572,10 @@ def test_latents_stay_float32_whatever_the_network_computes_in(batch):
     ],
 )
 def test_wrong_options_are_refused(options, message):
-    options = {"latent_shape": (8, 8, 2), "num_steps": 4} | options
     with pytest.raises(ValueError, match=message) as error:
         params = {"backbone": {}, "conditioner": {}}
         model = make_model(None)
-        generate.sample_latents(model, params, {}, keys(1), **options)
+        sample(model, params, {}, keys(1), **options)
     assert "\n" not in str(error.value)
 
 
@@ -539,7 +584,7 @@ def test_wrong_options_are_refused(options, message):
 )
 def test_unknown_choice_is_refused(option):
     with pytest.raises(ValueError, match=f"unknown {option} 'mse': choose one of"):
-        make_model(**{option: "mse"})
+        Objective(**{option: "mse"})
 
 
 @pytest.mark.parametrize(
@@ -548,9 +593,13 @@ def test_unknown_choice_is_refused(option):
         ({"min_snr_gamma": 0.0}, "min_snr_gamma must be more than 0"),
         ({"offset_noise": -0.1}, "offset_noise must be 0 or more"),
         ({"logit_std": -1.0}, "logit_std must be 0 or more"),
-        ({"schedule": make_schedule(zero_terminal_snr=True)}, "use 'v'"),
     ],
 )
 def test_wrong_training_choice_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make_model(**options)
+        Objective(**options)
+
+
+def test_objective_must_go_with_the_schedule():
+    with pytest.raises(ValueError, match="use 'v'"):
+        make_model(schedule=make_schedule(zero_terminal_snr=True))

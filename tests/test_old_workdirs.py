@@ -28,6 +28,7 @@ from ldm_jax.convert import workdir
 from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
 from tests.runs import BARE, assert_same_bits, train, weights_of
+from tests.sampling.common import run
 
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 
@@ -74,7 +75,7 @@ def today(name):
 
 def test_samples_the_same_images(old, tmp_path, one_device):
     model = sampling.load_model(old / "class")
-    sampling.run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
+    run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
     expected, found = arrays(old / "samples.npz"), arrays(tmp_path / "samples.npz")
     assert found.keys() == expected.keys()
     images, labels = "arr_0", "label"
@@ -121,5 +122,5 @@ def test_a_classifier_guides(old, tmp_path, one_device):
     model = sampling.load_model(old / "class", classifier=old / "classifier")
     assert model.classifier.class_names == model.class_names
     given = {"labels": ["heart"]}
-    sampling.run(model, tmp_path, given, num_samples=1, num_steps=2)
+    run(model, tmp_path, given, num_samples=1, num_steps=2)
     assert (tmp_path / "000000.png").is_file()

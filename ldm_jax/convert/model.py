@@ -1,21 +1,22 @@
-"""A trained model on its way from one format to another, in our terms."""
+"""A trained model on its way from one format to another, as a workdir describes it."""
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
 from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_backbone, make_first_stage, make_model
 from ldm_jax.convert.condition_inputs import inputs_for
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import DEFAULT_KIND
@@ -33,7 +34,7 @@ class Model:
       ema_params: Their moving average, {} where none was kept.
       stats: Batch statistics of the discriminator.
       step: Training step, at least 1.
-      scaling_factor: Of the latents; None in a first stage.
+      statistics: LatentStatistics of the latents; None in a first stage.
       first_stage: The first stage that comes along; None in a first stage, and where it
         lies elsewhere.
       origin: JSON-serialisable dict of what it takes to write the file as it was read.
@@ -45,13 +46,33 @@ class Model:
     ema_params: dict = dataclasses.field(default_factory=dict)
     stats: dict = dataclasses.field(default_factory=dict)
     step: int = 1
-    scaling_factor: float | None = None
+    statistics: LatentStatistics | None = None
     first_stage: Any = None
     origin: dict = dataclasses.field(default_factory=dict)
     carried: dict = dataclasses.field(default_factory=dict)
 
-    def describe(self):
-        """Yields one line per network: its name and size."""
+    @property
+    def scaling_factor(self) -> float:
+        """The statistics in formats that have one factor for all channels, a scalar.
+
+        Raises:
+          ConversionError: If they are more than that.
+        """
+        shift, scale = self.statistics
+        if self.statistics.per_channel or shift:
+            raise ConversionError(
+                "the latents have a mean or statistics per channel, but this format "
+                "has one scale_factor for all channels: convert to diffusers' format, "
+                "or train a second stage with first_stage.latent_statistics=scalar"
+            )
+        return scale
+
+    def describe(self) -> Iterator[str]:
+        """Describes the networks.
+
+        Yields:
+          One line per network: its name and size.
+        """
         for name, tree in self.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(tree))
             average = ", with moving average" if name in self.ema_params else ""
@@ -123,7 +144,7 @@ def diffusion_config(
       **sections: `backbone`, `schedule` and the like.
 
     Returns:
-      Dict.
+      Nested dict.
     """
     # A model that ends in pure noise is sampled from there.
     zero = sections.get("schedule", {}).get("zero_terminal_snr", False)
@@ -219,8 +240,8 @@ def make_unet(section: Mapping[str, Any]) -> UNet:
     kind = section.get("kind", "unet")
     if kind != "unet":
         raise ConversionError(
-            f"backbone.kind={kind} cannot be said in other formats, which have U-Nets "
-            "alone"
+            f"backbone.kind={kind} cannot be written in other formats, which have "
+            "U-Nets alone: keep it as a workdir"
         )
     return make_backbone(section, out_channels=1)
 
@@ -308,9 +329,9 @@ def require_nearest(section: Mapping[str, Any]) -> None:
     quantizer = section.get("quantizer", "nearest")
     if quantizer != "nearest":
         raise ConversionError(
-            f"first_stage.quantizer={quantizer} cannot be said in other formats, which "
-            "take the nearest code: only a first stage trained with "
-            "quantizer=nearest can be written"
+            f"first_stage.quantizer={quantizer} cannot be written in other formats, "
+            "which take the nearest code: only a first stage trained with "
+            "quantizer=nearest can be"
         )
 
 

@@ -20,6 +20,7 @@ from ldm_jax.convert.model import (
     full_section,
     make_diffusion,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.first_stages import name_of
 from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
@@ -96,7 +97,7 @@ def _second_stage_meta(model):
         }
     return {
         "first_stage": record,
-        "scaling_factor": model.scaling_factor,
+        **model.statistics.record(),
         "num_classes": None,
         "class_names": [],
     }
@@ -131,7 +132,7 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         ema_params = {}
     model = Model(to_dict(config), params, ema_params, step=meta["step"])
     if config.stage == "diffusion":
-        model.scaling_factor = meta["scaling_factor"]
+        model.statistics = LatentStatistics.from_record(meta)
         if meta["first_stage"]:
             model.first_stage = _read_first_stage(meta["first_stage"], folder)
     elif "discriminator" in params:

@@ -1,15 +1,30 @@
-"""Steering: denoisers moved along the gradient of what something else knows.
+"""Gradient guidance: denoisers moved along the gradient of a log-density.
 
-A `steer` maps a denoiser `predict(latents, point) -> (x0, noise)` to another one, so it
-goes with every sampler, every parametrisation and with classifier-free guidance.
+Guidance of this kind maps a denoiser `predict(latents, point) -> (x0, noise)` to
+another one, so it goes with every sampler, every parametrisation and with
+classifier-free guidance.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.annotations import Array, Float
+from ldm_jax.diffusion.samplers import Denoiser
+from ldm_jax.diffusion.schedule import SchedulePoint
 
-def classifier_guidance(log_prob, scale=1.0, max_shift=1.0):
-    """Steers towards what a classifier of noisy latents recognises.
+# Maps the denoiser of a sampler to a guided one.
+GradientGuidance = Callable[[Denoiser], Denoiser]
+
+
+def classifier_guidance(
+    log_prob: Callable[[Any, Any], Any],
+    scale: Any = 1.0,
+    max_shift: float | None = 1.0,
+) -> GradientGuidance:
+    """Guides towards what a classifier of noisy latents recognises.
 
     Dhariwal & Nichol 2021, Alg. 2: noise - scale sigma grad log p(y | z_t), and x0 with
     it, so it serves every sampler.
@@ -20,23 +35,28 @@ def classifier_guidance(log_prob, scale=1.0, max_shift=1.0):
       max_shift: See `shift_prediction`.
 
     Returns:
-      predict -> predict, the `steer` of `generate.sample_latents`.
+      predict -> predict, the `gradient_guidance` of `generate.sample_latents`.
     """
 
-    def steer(predict):
-        def steered(latents, point):
+    def guide(predict):
+        def guided(latents, point):
             timesteps = jnp.broadcast_to(point.timestep, latents.shape[:1])
             gradient = jax.grad(lambda z: jnp.sum(log_prob(z, timesteps)))(latents)
             prediction = predict(latents, point)
             return shift_prediction(prediction, scale * gradient, point, max_shift)
 
-        return steered
+        return guided
 
-    return steer
+    return guide
 
 
-def image_guiding(decode, distance, scale=1.0, max_shift=1.0):
-    """Steers towards images that are close to a target (Rombach et al. 2022, App. C).
+def image_guidance(
+    decode: Callable[[Any], Any],
+    distance: Callable[[Any], Any],
+    scale: Any = 1.0,
+    max_shift: float | None = 1.0,
+) -> GradientGuidance:
+    """Guides towards images that are close to a target (Rombach et al. 2022, App. C).
 
     The density is Gaussian in what `distance` compares: log p(y | z_t) = -scale / 2
     distance(decode(x0(z_t))), whose gradient goes through the denoiser as well. (The
@@ -51,25 +71,27 @@ def image_guiding(decode, distance, scale=1.0, max_shift=1.0):
       max_shift: See `shift_prediction`.
 
     Returns:
-      predict -> predict, the `steer` of `generate.sample_latents`.
+      predict -> predict, the `gradient_guidance` of `generate.sample_latents`.
     """
 
-    def steer(predict):
+    def guide(predict):
         def log_density(latents, point):
             x0, noise = predict(latents, point)
             return -0.5 * jnp.sum(distance(decode(x0))), (x0, noise)
 
-        def steered(latents, point):
+        def guided(latents, point):
             gradient, prediction = jax.grad(log_density, has_aux=True)(latents, point)
             return shift_prediction(prediction, scale * gradient, point, max_shift)
 
-        return steered
+        return guided
 
-    return steer
+    return guide
 
 
-def low_resolution_distance(target):
-    """Squared distance of images to small ones, for `image_guiding`.
+def low_resolution_distance(
+    target: Float[Array, "batch height width channels"],
+) -> Callable[[Any], Any]:
+    """Squared distance of images to small ones, for `image_guidance`.
 
     Args:
       target: Images [B, h, w, C] in [-1, 1], of any size up to that of the others.
@@ -85,7 +107,12 @@ def low_resolution_distance(target):
     return distance
 
 
-def shift_prediction(prediction, gradient, point, max_shift=None):
+def shift_prediction(
+    prediction: tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]],
+    gradient: Float[Array, " batch *shape"],
+    point: SchedulePoint,
+    max_shift: float | None = None,
+) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
     """Moves a denoiser's estimate along the gradient of a log-density of z_t.
 
     noise - sigma gradient and the x0 that goes with it, x0 + sigma^2 / alpha gradient

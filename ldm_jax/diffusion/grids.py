@@ -1,11 +1,11 @@
 """Which noise levels a sampler visits: spacing of timesteps, and the points there."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.diffusion.schedule import SchedulePoint
+from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
 
 class Spacing(NamedTuple):
@@ -22,8 +22,8 @@ class Spacing(NamedTuple):
 
 
 def _uniform(schedule, num_steps):
-    # The original's grid wherever that one has num_steps steps, for num_steps = total
-    # every level (the original's +1 would leave the table).
+    # CompVis's grid wherever that one has num_steps steps, for num_steps = total every
+    # level (the +1 there would leave the table).
     total = schedule.num_train_timesteps
     return np.arange(num_steps) * total // num_steps + (num_steps < total)
 
@@ -34,13 +34,13 @@ def _quadratic(schedule, num_steps):
     return np.minimum((roots**2).astype(int) + 1, total - 1)
 
 
-def _original(schedule, num_steps):
+def _compvis(schedule, num_steps):
     total = schedule.num_train_timesteps
     timesteps = np.arange(0, total, total // num_steps) + 1
     if timesteps[-1] >= total:
         raise ValueError(
-            f"spacing 'original' breaks at num_steps={num_steps} (timestep "
-            f"{timesteps[-1]} of {total}), as the original does: use 'uniform'"
+            f"spacing 'compvis' breaks at num_steps={num_steps} (timestep "
+            f"{timesteps[-1]} of {total}), as in CompVis: use 'uniform'"
         )
     return timesteps
 
@@ -79,7 +79,37 @@ def _karras(schedule, num_steps):
     return schedule.in_proportion(1.0, roots**7).timestep
 
 
-def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=1.0):
+def check_choices(spacing: str, final_level: str | None, shift: float) -> None:
+    """Checks what of a grid does not depend on the schedule.
+
+    Args:
+      spacing: Row of SPACINGS.
+      final_level: One of FINAL_LEVELS, or None.
+      shift: See `make_points`.
+
+    Raises:
+      ValueError: If a choice is unknown or the shift is not positive.
+    """
+    if _RENAMED.get(spacing, spacing) not in SPACINGS:
+        raise ValueError(
+            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
+        )
+    if final_level not in (None, *FINAL_LEVELS):
+        raise ValueError(
+            f"unknown final_level {final_level!r}: choose one of "
+            f"{', '.join(FINAL_LEVELS)}"
+        )
+    if not shift > 0:
+        raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
+
+
+def make_points(
+    schedule: NoiseSchedule,
+    num_steps: int,
+    spacing: str = "uniform",
+    final_level: str | None = None,
+    shift: float = 1.0,
+) -> SchedulePoint:
     """Chooses the noise levels that a sampler visits.
 
     Args:
@@ -87,39 +117,29 @@ def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=
       num_steps: Number of steps, in [1, T].
       spacing: Row of SPACINGS.
       final_level: Where the last step leads, one of FINAL_LEVELS: "clean" data or the
-        "first" training level, as in the original; None for what the spacing is known
-        with. A grid that itself ends at the first level leads to clean data always.
+        "first" training level, as in CompVis; None for what the spacing is known with.
+        A grid that itself ends at the first level leads to clean data always.
       shift: Factor on sigma / alpha; more than 1 spends more steps at high noise (Esser
         et al. 2024, Eq. 23), for larger sizes than those of training.
 
     Returns:
       SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
       float32, timesteps int32, or float32 if there are levels between training's. The
-      last timestep repeats the one before it. ("original" gives more steps than asked
-      for where the original does.)
+      last timestep repeats the one before it. ("compvis" gives more steps than asked
+      for where CompVis does.)
 
     Raises:
       ValueError: If an option is unknown or the spacing cannot give `num_steps`.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
-        )
-    row = SPACINGS[spacing]
+    check_choices(spacing, final_level, shift)
+    row = SPACINGS[_RENAMED.get(spacing, spacing)]
     final_level = row.final_level if final_level is None else final_level
-    if final_level not in FINAL_LEVELS:
-        raise ValueError(
-            f"unknown final_level {final_level!r}: choose one of "
-            f"{', '.join(FINAL_LEVELS)}"
-        )
     total = schedule.num_train_timesteps
     if not 1 <= num_steps <= total:
         raise ValueError(
             f"num_steps must be from 1 to the schedule's {total} timesteps, got "
             f"{num_steps}"
         )
-    if not shift > 0:
-        raise ValueError(f"shift must be more than 0 (1 is off), got {shift}")
     points = schedule.between(row.timesteps(schedule, num_steps)[::-1])
     if shift != 1:
         points = schedule.in_proportion(points.alpha, shift * points.sigma)
@@ -139,8 +159,15 @@ def make_points(schedule, num_steps, spacing="uniform", final_level=None, shift=
     )
 
 
-def deviation(point):
-    """Standard deviation of noisy latents of unit variance at a scalar point."""
+def deviation(point: SchedulePoint) -> Any:
+    """Standard deviation of noisy latents of unit variance.
+
+    Args:
+      point: SchedulePoint of scalars or of arrays.
+
+    Returns:
+      sqrt(alpha^2 + sigma^2), shaped like alpha: 1 where the variance is preserved.
+    """
     return np.hypot(point.alpha, point.sigma)
 
 
@@ -148,18 +175,20 @@ def deviation(point):
 FINAL_LEVELS = ("clean", "first")
 
 
-# "original" is the original's "uniform" to the bit, so it may give more steps than
-# asked for (31 for 30); all others give num_steps. "leading", "linspace" and "trailing"
-# are those of Lin et al. 2023, Table 2. Where the last level is pure noise, sampling
-# has to start there: with "trailing", "linspace", or "linspace_open", which is
-# diffusers' linspace for DPM-Solver and UniPC and does not visit the first level.
+# "compvis" is CompVis's "uniform" to the bit, so it may give more steps than asked for
+# (31 for 30); all others give num_steps. "leading", "linspace" and "trailing" are those
+# of Lin et al. 2023, Table 2. Where the last level is pure noise, sampling has to start
+# there: with "trailing", "linspace", or "linspace_open", which is diffusers' linspace
+# for DPM-Solver and UniPC and does not visit the first level.
 SPACINGS = {
     "uniform": Spacing(_uniform),
     "quad": Spacing(_quadratic),
-    "original": Spacing(_original),
+    "compvis": Spacing(_compvis),
     "leading": Spacing(_leading),
     "trailing": Spacing(_trailing, final_level="clean"),
     "linspace": Spacing(_linspace, final_level="clean"),
     "linspace_open": Spacing(_linspace_open, final_level="clean"),
     "karras": Spacing(_karras, final_level="clean"),
 }
+# Names of old configs and scripts, which are still read.
+_RENAMED = {"original": "compvis"}

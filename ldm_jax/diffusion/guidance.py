@@ -1,33 +1,84 @@
 """Classifier-free guidance: several predictions of one batched network evaluation."""
 
+import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.annotations import Array, Float
+from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
-def plan(scale, keys):
-    """Which conditions each evaluation of the network is told, and the scales between.
+# A guidance scale, or one for each of several conditions: as a dict of batch key ->
+# scale, or as its pairs, which can be hashed.
+Scale = Any
+# (latents, point) -> what the network predicts; point is scalar.
+Network = Callable[[Array, SchedulePoint], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceOptions:
+    """How classifier-free guidance acts (Ho & Salimans 2022).
+
+    Attributes:
+      scale: Number, or dict of batch key -> number, see `plan`; kept as a tuple of
+        pairs, so that the options can be hashed. 1 is off and costs nothing.
+      interval: (low, high) as fractions of the range of timesteps in which guidance
+        acts, 0 the least noise and 1 the most (Kynkäänniemi et al. 2024).
+      rescale: Fraction in [0, 1] by which the standard deviation of each example is
+        brought back to that without guidance (Lin et al. 2023, Sec. 3.4).
+
+    Raises:
+      ValueError: If the interval or `rescale` is out of range.
+    """
+
+    scale: Scale = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def __post_init__(self):
+        if isinstance(self.scale, Mapping):
+            object.__setattr__(self, "scale", tuple(self.scale.items()))
+        object.__setattr__(self, "interval", tuple(self.interval))
+        _check_interval(self.interval)
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance_rescale must be in [0, 1], got {self.rescale}")
+
+
+def _check_interval(interval):
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(
+            f"guidance_interval {tuple(interval)}: give (low, high), fractions of the "
+            "noise range, 0 <= low <= high <= 1"
+        )
+
+
+def plan(scale: Scale, keys: Iterable[str]) -> tuple[list[set[str]], list]:
+    """Lists the conditions of each network evaluation, and the scales between them.
 
     One number s guides all conditions together, e() + s (e(all) - e()). A dict guides
     one after the other, in its order: e() + s_1 (e(1) - e()) + s_2 (e(1, 2) - e(1)) +
-    ... (Brooks et al. 2023, Eq. 3), where every evaluation is told the conditions that
-    the dict leaves out. Neighbours of one scale need no evaluation between them, and 1
-    is the scale of what is told anyway: a 1, or a dict of ones, is off.
+    ... (Brooks et al. 2023, Eq. 3), where every evaluation has the conditions that the
+    dict leaves out. Neighbours of one scale need no evaluation between them, and 1 is
+    the scale of the conditions that every evaluation has: a 1, or a dict of ones, is
+    off.
 
     Args:
-      scale: Guidance scale, or dict of batch key -> scale; Python numbers or traced
-        scalars, which count as different from all others.
+      scale: Guidance scale, or dict of batch key -> scale, or its pairs; Python numbers
+        or traced scalars, which count as different from all others.
       keys: Batch keys of all conditions.
 
     Returns:
-      (told, scales): a list of sets of keys, from what is told least to all keys, and
-      the scale of each step between them, one less.
+      (keys of each evaluation, scales): a list of sets, from the fewest conditions to
+      all of them, and the scale of each step between them, one less.
 
     Raises:
       ValueError: If there is no condition to guide, or the dict has another key.
     """
+    if isinstance(scale, tuple):
+        scale = dict(scale)
     steps = (
         {(key,): value for key, value in scale.items()}
         if isinstance(scale, Mapping)
@@ -36,16 +87,16 @@ def plan(scale, keys):
     guided = {key for step in steps for key in step}
     for key in sorted(guided - set(keys)):
         raise ValueError(
-            f"guidance_scale is given for {key!r}, which is no condition of this "
+            f"guidance_scale is given for {key!r}, which is not a condition of this "
             f"model: it has {', '.join(map(repr, sorted(keys))) or 'none'}"
         )
-    told, scales, last = [set(keys) - guided], [], 1
+    evaluations, scales, last = [set(keys) - guided], [], 1
     for step, value in steps.items():
-        known = told[-1].union(step)
+        longer = evaluations[-1].union(step)
         if _equal(value, last):
-            told[-1] = known
+            evaluations[-1] = longer
         else:
-            told.append(known)
+            evaluations.append(longer)
             scales.append(value)
         last = value
     if scales and not keys:
@@ -53,7 +104,7 @@ def plan(scale, keys):
             f"guidance_scale {scale} needs a model with conditions: set it to 1 for an "
             "unconditional one"
         )
-    return told, scales
+    return evaluations, scales
 
 
 def _equal(scale, other):
@@ -62,15 +113,20 @@ def _equal(scale, other):
     return known and scale == other
 
 
-def plan_inputs(scale, conditioner, inputs, negative=None):
+def plan_inputs(
+    scale: Scale,
+    conditioner: Any,
+    inputs: Mapping[str, Any],
+    negative: Mapping[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], list]:
     """As `plan`, with the inputs of each evaluation.
 
     Args:
       scale: See `plan`.
       conditioner: Conditioner of the model.
       inputs: Dict with its keys, arrays [B, ...].
-      negative: Dict of inputs that some keys are told in place of nothing, for guidance
-        to push away from; shaped like those of `inputs`.
+      negative: Dict of inputs that take the place of null ones for some keys, for
+        guidance to push away from; shaped like those of `inputs`.
 
     Returns:
       (list of inputs like `inputs`, scales).
@@ -79,27 +135,30 @@ def plan_inputs(scale, conditioner, inputs, negative=None):
       ValueError: Also if `negative` does not go with the rest.
     """
     keys, negative = set(conditioner.entries), negative or {}
-    told, scales = plan(scale, keys)
+    evaluations, scales = plan(scale, keys)
+    always = evaluations[0]
     for key, values in negative.items():
         if key not in keys or values.shape != inputs[key].shape:
             raise ValueError(
                 f"negative inputs {key!r} of shape {values.shape}: give them for a "
                 f"condition ({', '.join(sorted(keys))}) and in the shape of its inputs"
             )
-        if key in told[0]:
+        if key in always:
             raise ValueError(
                 f"negative inputs for {key!r} need guidance that pushes away from "
                 f"them: give {key!r} a guidance_scale other than 1"
             )
-    unknown = keys - told[0]
-    nothing = conditioner.null_inputs(inputs, unknown - negative.keys()) | negative
+    dropped = keys - always
+    null = conditioner.null_inputs(inputs, dropped - negative.keys()) | negative
     return [
-        inputs | {key: nothing[key] for key in keys - known} for known in told
+        inputs | {key: null[key] for key in keys - present} for present in evaluations
     ], scales
 
 
-def timestep_interval(schedule, interval):
-    """Turns shares of the noise range into timesteps.
+def timestep_interval(
+    schedule: NoiseSchedule, interval: Sequence[float]
+) -> tuple[float, float] | None:
+    """Turns fractions of the noise range into timesteps.
 
     Args:
       schedule: NoiseSchedule.
@@ -109,21 +168,17 @@ def timestep_interval(schedule, interval):
       (low, high) in timesteps; None for all of them.
 
     Raises:
-      ValueError: If that is no interval.
+      ValueError: If that is not an interval.
     """
+    _check_interval(interval)
     low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise ValueError(
-            f"guidance_interval {tuple(interval)}: give (low, high) shares of the "
-            "noise range, 0 <= low <= high <= 1"
-        )
     if (low, high) == (0, 1):
         return None
     last = schedule.num_train_timesteps - 1
     return low * last, high * last
 
 
-def interleave(trees):
+def interleave(trees: Sequence[Any]) -> Any:
     """Lays pytrees side by side on the batch axis: 0, 0', 1, 1', ...
 
     Not one behind the other, so that a sharded batch stays on its devices.
@@ -142,8 +197,14 @@ def interleave(trees):
     return jax.tree.map(join, *trees)
 
 
-def guide(network, told, scales, interval=None, rescale=0.0):
-    """Makes a network that extrapolates from what it says when it is told less.
+def guide(
+    network: Callable[[Any], Network],
+    conditionings: Sequence[Any],
+    scales: Sequence[Any],
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> Network:
+    """Makes a network that extrapolates from its outputs with fewer conditions.
 
     Ho & Salimans 2022, Eq. 6 in the convention null + scale (given - null), where scale
     1 is the conditional model. x0, noise and any other parametrisation are affine in
@@ -151,26 +212,22 @@ def guide(network, told, scales, interval=None, rescale=0.0):
 
     Args:
       network: Conditioning of a batch -> ((latents, point) -> output [B, h, w, c]).
-      told: Conditionings as planned by `plan`, arrays [B, ...]; the last one is whole.
+      conditionings: As planned by `plan`, pytrees of arrays [B, ...]; the last one has
+        all conditions.
       scales: Scale of each step between them; empty for no guidance.
       interval: (lowest, highest) timestep at which guidance acts, both included
-        (Kynkäänniemi et al. 2024); elsewhere the network is told all and not guided.
-        None for everywhere.
-      rescale: Share in [0, 1] by which each example's standard deviation is brought
+        (Kynkäänniemi et al. 2024); elsewhere the network has all conditions and is not
+        guided. None for everywhere.
+      rescale: Fraction in [0, 1] by which each example's standard deviation is brought
         back to the unguided one (Lin et al. 2023, Sec. 3.4).
 
     Returns:
       (latents, point) -> output [B, h, w, c]; point is scalar.
-
-    Raises:
-      ValueError: If `rescale` is no share.
     """
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale must be in [0, 1], got {rescale}")
-    plain = network(told[-1])
+    plain = network(conditionings[-1])
     if not scales:
         return plain
-    count, together = len(told), network(interleave(told))
+    count, together = len(conditionings), network(interleave(conditionings))
 
     def guided(latents, point):
         outputs = together(interleave([latents] * count), point)
@@ -193,9 +250,13 @@ def guide(network, told, scales, interval=None, rescale=0.0):
     return sometimes
 
 
-def _rescale(output, given, share):
-    ratio = _std(given) / jnp.maximum(_std(output), 1e-8)
-    return output * (1 + share * (ratio - 1))
+def _rescale(
+    output: Float[Array, " batch *shape"],
+    unguided: Float[Array, " batch *shape"],
+    fraction: float,
+) -> Float[Array, " batch *shape"]:
+    ratio = _std(unguided) / jnp.maximum(_std(output), 1e-8)
+    return output * (1 + fraction * (ratio - 1))
 
 
 def _std(x):

@@ -1,77 +1,239 @@
-"""The training loss of the denoiser, and what it draws and how it weighs it."""
+"""What the denoiser learns: its target, the weights of noise levels, the draws."""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.annotations import Array, Float, Int, Key, Num
 from ldm_jax.diffusion.posterior import (
     posterior,
     posterior_variance,
     previous_levels,
 )
-from ldm_jax.diffusion.schedule import PREDICTION_TYPES
+from ldm_jax.diffusion.schedule import (
+    PREDICTION_TYPES,
+    NoiseSchedule,
+    SchedulePoint,
+    target_for,
+)
 
 
-def denoising_loss(
-    output,
-    target,
-    vlb_weights,
-    *,
-    loss_type="l2",
-    simple_weight=1.0,
-    elbo_weight=0.0,
-    logvar=0.0,
-    level_weights=1.0,
-    weights=None,
-):
-    """Compares what the network said with what it should have said.
+class LevelWeights(NamedTuple):
+    """How much the noise levels of a batch's examples count; each [B] or a scalar.
 
-    Ho et al. 2020, Eq. 14 (simple) and Eq. 12 (ELBO), with the log-variance per
-    timestep of the original latent diffusion. With e the error of an example:
-    simple_weight mean(w (e / exp(logvar) + logvar)) + elbo_weight mean(vlb_weight e)
+    Attributes:
+      simple: Weight in the simple term, see `min_snr_weights`.
+      elbo: Weight in the ELBO term, see `elbo_weights`.
+      logvar: Log-variance that tempers the simple term.
+    """
 
-    Args:
-      output: Network output, [B, h, w, c].
-      target: See `schedule.target_for`, same shape.
-      vlb_weights: `elbo_weights` at the timesteps of the examples, [B].
-      loss_type: Row of LOSS_TYPES; its error is averaged over all axes but the first.
+    simple: Any = 1.0
+    elbo: Any = 1.0
+    logvar: Any = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The training objective of a denoiser; the config section `loss`.
+
+    Attributes:
+      prediction_type: What the network predicts, a row of PREDICTION_TYPES; of the
+        section `schedule`.
+      loss_type: Row of LOSS_TYPES.
       simple_weight: Weight of the simple term.
       elbo_weight: Weight of the ELBO term.
-      logvar: Log-variance at the timesteps of the examples, [B] or scalar.
-      level_weights: The weight w of the noise levels of the examples, [B] or scalar;
-        see `min_snr_weights`.
-      weights: Weight of each example in the means, [B]; None for equal ones.
+      v_posterior: Blend of the posterior variance in the ELBO term's weights.
+      logvar_init: Log-variance per timestep that tempers the simple term.
+      learn_logvar: Whether the log-variances are trained.
+      min_snr_gamma: Largest weight of a noise level in terms of x0, see
+        `min_snr_weights`; None for the paper's weights, which are equal.
+      offset_noise: Standard deviation of the noise that a channel's pixels have in
+        common, so that the mean of an image is noised, too, and can be learned
+        (Guttenberg 2023).
+      timestep_sampling: Row of TIMESTEP_SAMPLINGS.
+      logit_mean: Mean of the logit of t / T of "logit_normal" timesteps; more than 0
+        draws more noise. A sampler's `shift` of s is met by a mean of log s.
+      logit_std: Its standard deviation.
 
-    Returns:
-      (loss, metrics): float32 scalar, and a dict of the float32 scalars "loss",
-      "loss_simple", "loss_vlb" and "loss_vs_zeros" (the simple loss over that of a
-      network which outputs zeros: 1 is the plateau of a model that learns nothing).
+    Raises:
+      ValueError: If a choice is unknown or a number out of its range.
     """
-    axes = tuple(range(1, target.ndim))
-    difference = output.astype(jnp.float32) - target
-    error = LOSS_TYPES[loss_type](difference).mean(axis=axes)
-    error_of_zeros = LOSS_TYPES[loss_type](target).mean(axis=axes)
-    loss_simple = jnp.average(error, weights=weights)
-    gamma = level_weights * (error / jnp.exp(logvar) + logvar)
-    gamma = jnp.average(gamma, weights=weights)
-    loss_vlb = jnp.average(error * vlb_weights, weights=weights)
-    loss = simple_weight * gamma + elbo_weight * loss_vlb
-    return loss, {
-        "loss": loss,
-        "loss_simple": loss_simple,
-        "loss_vlb": loss_vlb,
-        "loss_vs_zeros": loss_simple / jnp.average(error_of_zeros, weights=weights),
-    }
+
+    prediction_type: str = "noise"
+    loss_type: str = "l2"
+    simple_weight: float = 1.0
+    elbo_weight: float = 0.0
+    v_posterior: float = 0.0
+    logvar_init: float = 0.0
+    learn_logvar: bool = False
+    min_snr_gamma: float | None = None
+    offset_noise: float = 0.0
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __post_init__(self):
+        _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        _check_choice("loss_type", self.loss_type, LOSS_TYPES)
+        _check_choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise ValueError(
+                f"min_snr_gamma must be more than 0, got {self.min_snr_gamma}: the "
+                "paper's is 5, None is off"
+            )
+        for name in ("offset_noise", "logit_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+    def init(self, schedule: NoiseSchedule) -> dict[str, Float[Array, " levels"]]:
+        """Makes the parameters that the objective trains.
+
+        Args:
+          schedule: The T noise levels.
+
+        Returns:
+          {"logvar": float32 [T]} if log-variances are learned, else {}.
+        """
+        if not self.learn_logvar:
+            return {}
+        levels = schedule.num_train_timesteps
+        return {"logvar": jnp.full(levels, self.logvar_init, jnp.float32)}
+
+    def draw_timesteps(
+        self, rng: Key[Array, ""], size: int, schedule: NoiseSchedule
+    ) -> Int[Array, " batch"]:
+        """Draws the timesteps that examples are trained at.
+
+        Args:
+          rng: Typed key.
+          size: Number of examples B.
+          schedule: The T noise levels.
+
+        Returns:
+          int32 [B] in [0, T).
+        """
+        draw, levels = TIMESTEP_SAMPLINGS[self.timestep_sampling], len(schedule.alpha)
+        return draw(rng, size, levels, self.logit_mean, self.logit_std)
+
+    def draw_noise(
+        self, rng: Key[Array, ""], shape: tuple[int, ...]
+    ) -> Float[Array, "batch height width channels"]:
+        """Draws the noise of training, standard normal but for `offset_noise`.
+
+        Args:
+          rng: Typed key.
+          shape: (B, h, w, c).
+
+        Returns:
+          float32 of that shape.
+        """
+        noise = jax.random.normal(rng, shape)
+        if not self.offset_noise:
+            return noise
+        rng = jax.random.fold_in(rng, 1)
+        means = jax.random.normal(rng, (shape[0], 1, 1, shape[-1]))
+        return noise + self.offset_noise * means
+
+    def target(
+        self,
+        latents: Float[Array, "batch height width channels"],
+        noise: Float[Array, "batch height width channels"],
+        point: SchedulePoint,
+    ) -> Float[Array, "batch height width channels"]:
+        """What the network should predict; see `schedule.target_for`.
+
+        Args:
+          latents: Clean latents z_0, [B, h, w, c].
+          noise: The noise that was added, same shape.
+          point: SchedulePoint [B].
+
+        Returns:
+          The target, same shape.
+        """
+        return target_for(self.prediction_type, latents, noise, point)
+
+    def levels(
+        self,
+        timesteps: Int[Array, " batch"],
+        schedule: NoiseSchedule,
+        logvar: Float[Array, " levels"] | None = None,
+    ) -> LevelWeights:
+        """Looks up how much the noise levels of examples count.
+
+        Args:
+          timesteps: [B] in [0, T).
+          schedule: The noise levels.
+          logvar: Learned log-variances, [T]; None for `logvar_init` at every level.
+
+        Returns:
+          LevelWeights.
+        """
+        simple = 1.0
+        if self.min_snr_gamma is not None:
+            table = min_snr_weights(schedule, self.prediction_type, self.min_snr_gamma)
+            simple = jnp.asarray(table)[timesteps]
+        table = elbo_weights(schedule, self.prediction_type, self.v_posterior)
+        elbo = jnp.asarray(table)[timesteps]
+        tempered = self.logvar_init if logvar is None else logvar[timesteps]
+        return LevelWeights(simple, elbo, tempered)
+
+    def loss(
+        self,
+        output: Float[Array, " batch *shape"],
+        target: Float[Array, " batch *shape"],
+        levels: LevelWeights,
+        weights: Num[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Compares what the network predicts with what it should predict.
+
+        Ho et al. 2020, Eq. 14 (simple) and Eq. 12 (ELBO), with CompVis' log-variance
+        per timestep. With e the error of an example and w, v and l the weights of its
+        noise level: simple_weight mean(w (e / exp(l) + l)) + elbo_weight mean(v e).
+
+        Args:
+          output: Network output, [B, h, w, c].
+          target: See `target`, same shape.
+          levels: See `levels`.
+          weights: Weight of each example in the means, [B]; None for equal ones.
+
+        Returns:
+          (loss, metrics): float32 scalar, and a dict of the float32 scalars "loss",
+          "loss_simple", "loss_vlb" and "loss_vs_zeros" (the simple loss over that of a
+          network which outputs zeros: 1 is the plateau of a model that learns nothing).
+        """
+        error_of, axes = LOSS_TYPES[self.loss_type], tuple(range(1, target.ndim))
+        error = error_of(output.astype(jnp.float32) - target).mean(axis=axes)
+        error_of_zeros = error_of(target).mean(axis=axes)
+        loss_simple = jnp.average(error, weights=weights)
+        gamma = levels.simple * (error / jnp.exp(levels.logvar) + levels.logvar)
+        gamma = jnp.average(gamma, weights=weights)
+        loss_vlb = jnp.average(error * levels.elbo, weights=weights)
+        loss = self.simple_weight * gamma + self.elbo_weight * loss_vlb
+        return loss, {
+            "loss": loss,
+            "loss_simple": loss_simple,
+            "loss_vlb": loss_vlb,
+            "loss_vs_zeros": loss_simple / jnp.average(error_of_zeros, weights=weights),
+        }
 
 
-def elbo_weights(schedule, prediction_type, v_posterior=0.0):
+def _check_choice(name, value, table):
+    if value not in table:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(table)}")
+
+
+def elbo_weights(
+    schedule: NoiseSchedule, prediction_type: str, v_posterior: float = 0.0
+) -> Float[np.ndarray, " levels"]:
     """Weights that turn the simple error into the terms of the ELBO.
 
-    For "noise" those of Ho et al. 2020, Eq. 12. For "x0" those of the original latent
-    diffusion to the letter, whose missing bracket, 2 * 1 - alphas_cumprod for
-    2 (1 - alphas_cumprod), its checkpoints were trained with. 1 for the other types,
-    as the original's successors have it. The first weight, which would be infinite,
-    repeats the second.
+    For "noise" those of Ho et al. 2020, Eq. 12. For "x0" those of CompVis to the
+    letter, whose missing bracket, 2 * 1 - alphas_cumprod for 2 (1 - alphas_cumprod),
+    its checkpoints were trained with. 1 for the other types, as CompVis' successors
+    have it. The first weight, which would be infinite, repeats the second.
 
     Args:
       schedule: NoiseSchedule.
@@ -95,7 +257,9 @@ def elbo_weights(schedule, prediction_type, v_posterior=0.0):
     return weights.astype(np.float32)
 
 
-def min_snr_weights(schedule, prediction_type, gamma):
+def min_snr_weights(
+    schedule: NoiseSchedule, prediction_type: str, gamma: float
+) -> Float[np.ndarray, " levels"]:
     """Weights of the simple error that keep low noise from ruling the training.
 
     Hang et al. 2023, Sec. 3.4: min(SNR, gamma) for the error in x0, and what
@@ -115,43 +279,6 @@ def min_snr_weights(schedule, prediction_type, gamma):
     moves = PREDICTION_TYPES[prediction_type].x0(1.0, 0.0, alpha, sigma)
     weights = np.minimum((alpha / sigma) ** 2, gamma) * moves**2
     return np.broadcast_to(weights, alpha.shape).astype(np.float32)
-
-
-def draw_timesteps(rng, size, num_timesteps, kind="uniform", mean=0.0, std=1.0):
-    """Draws the timesteps that examples are trained at.
-
-    Args:
-      rng: Typed key.
-      size: Number of examples B.
-      num_timesteps: Number of noise levels T.
-      kind: Row of TIMESTEP_SAMPLINGS.
-      mean: Mean of the logit of t / T; more than 0 draws more noise. A sampler's
-        `shift` of s is met by a mean of log s.
-      std: Its standard deviation.
-
-    Returns:
-      int32 [B] in [0, T).
-    """
-    return TIMESTEP_SAMPLINGS[kind](rng, size, num_timesteps, mean, std)
-
-
-def draw_noise(rng, shape, offset=0.0):
-    """Draws the noise of training.
-
-    Args:
-      rng: Typed key.
-      shape: [B, h, w, c].
-      offset: Deviation of what is added to all pixels of a channel at once, so that the
-        mean of an image is noised, too, and can be learned (Guttenberg 2023).
-
-    Returns:
-      float32, standard normal but for the offset.
-    """
-    noise = jax.random.normal(rng, shape)
-    if not offset:
-        return noise
-    means = jax.random.normal(jax.random.fold_in(rng, 1), (shape[0], 1, 1, shape[-1]))
-    return noise + offset * means
 
 
 def _uniform(rng, size, num_timesteps, mean, std):

@@ -4,11 +4,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.diffusion.schedule import SchedulePoint
+from ldm_jax.annotations import Array, Float
+from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
 
 class Posterior(NamedTuple):
-    """Coefficients of q(z_next | z_now, z_0), see `posterior`."""
+    """Coefficients of q(z_next | z_now, z_0), see `posterior`.
+
+    Attributes:
+      x0_weight: Weight of z_0 in the mean.
+      latents_weight: Weight of z_now in the mean.
+      variance: Variance of the posterior.
+      beta: Variance that the forward process adds from `next` to `now`.
+    """
 
     x0_weight: Any
     latents_weight: Any
@@ -16,12 +24,11 @@ class Posterior(NamedTuple):
     beta: Any
 
 
-def posterior(now, next):
+def posterior(now: SchedulePoint, next: SchedulePoint) -> Posterior:
     """The forward process' posterior between two noise levels.
 
     Ho et al. 2020, Eq. 6-7, for any pair of levels: the mean is
-    x0_weight z_0 + latents_weight z_now. `beta` is the variance that the forward
-    process adds from `next` to `now`.
+    x0_weight z_0 + latents_weight z_now.
 
     Args:
       now: SchedulePoint, the noisier level.
@@ -41,7 +48,9 @@ def posterior(now, next):
     )
 
 
-def posterior_variance(coefficients, v_posterior=0.0):
+def posterior_variance(
+    coefficients: Posterior, v_posterior: float = 0.0
+) -> Float[Array, "*shape"] | np.floating:
     """Blends the two variances a reverse step may use (Ho et al. 2020, Sec. 3.2).
 
     Args:
@@ -54,7 +63,7 @@ def posterior_variance(coefficients, v_posterior=0.0):
     return (1 - v_posterior) * coefficients.variance + v_posterior * coefficients.beta
 
 
-def previous_levels(schedule):
+def previous_levels(schedule: NoiseSchedule) -> SchedulePoint:
     """The level one training step cleaner than each, clean data before level 0.
 
     Args:

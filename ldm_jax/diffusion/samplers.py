@@ -3,8 +3,8 @@
 A sampler is a pair of pure functions, `init(latents) -> state` and
 `step(predict, latents, state, now, next, noise) -> (latents, state)`, that takes the
 latents from one SchedulePoint to the next. `predict(latents, point) -> (x0, noise)` is
-the denoiser, guidance included. `sample` owns everything else: the loop, randomness,
-the start index, temperature and the hook that holds known pixels.
+the denoiser, guidance included. `solve.sample` owns everything else: the loop,
+randomness, the start index, temperature and the hook that holds known pixels.
 
 A step must give finite latents from pure noise (alpha 0) and to clean data (sigma 0),
 where log-SNR and half of the usual divisions are infinite.
@@ -13,13 +13,18 @@ where log-SNR and half of the usual divisions are infinite.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.annotations import Array, Float
 from ldm_jax.diffusion.posterior import posterior, posterior_variance
+from ldm_jax.diffusion.schedule import SchedulePoint
+
+# (latents, point) -> (x0, noise), all arrays [B, ...]; point is scalar.
+Denoiser = Callable[[Array, SchedulePoint], tuple[Array, Array]]
 
 
 def _once(num_steps):
@@ -46,17 +51,23 @@ class Sampler(NamedTuple):
     stochastic: bool = False
 
 
-def no_state(latents):
+def _no_state(latents):
     """The `init` of samplers that remember nothing."""
     return ()
 
 
-def safe_sqrt(value):
+def _safe_sqrt(value):
     """Square root where rounding may leave a difference of equals below zero."""
     return jnp.sqrt(jnp.maximum(value, 0.0))
 
 
-def move(x0, noise_pred, slope, now, next):
+def _move(
+    x0: Float[Array, " batch *shape"],
+    noise_pred: Float[Array, " batch *shape"],
+    slope: Float[Array, " batch *shape"],
+    now: SchedulePoint,
+    next: SchedulePoint,
+) -> Float[Array, " batch *shape"]:
     """Takes latents to the next level along a slope of the sampler's making.
 
     With sigma / alpha as time, the probability flow ODE's slope is the noise (Karras et
@@ -79,11 +90,14 @@ def move(x0, noise_pred, slope, now, next):
     return next.alpha * (x0 + time * (noise_pred - slope)) + next.sigma * slope
 
 
-def ddpm(v_posterior=0.0):
+def ddpm(v_posterior: float = 0.0) -> Sampler:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), for any grid.
 
     Args:
       v_posterior: Variance of a step, from 0 (the posterior's) to 1 (beta).
+
+    Returns:
+      A Sampler of order 1.
     """
 
     def step(predict, latents, state, now, next, noise):
@@ -91,58 +105,71 @@ def ddpm(v_posterior=0.0):
         coefficients = posterior(now, next)
         variance = posterior_variance(coefficients, v_posterior)
         # No noise on the way to clean data, whatever the variance there.
-        std = jnp.where(next.sigma > 0, safe_sqrt(variance), 0.0)
+        std = jnp.where(next.sigma > 0, _safe_sqrt(variance), 0.0)
         mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
         return mean + std * noise, state
 
-    return Sampler(init=no_state, step=step, order=1, stochastic=True)
+    return Sampler(init=_no_state, step=step, order=1, stochastic=True)
 
 
-def ddim(eta=0.0):
-    """Denoising diffusion implicit models (Song et al. 2021, Eq. 12).
+def ddim(eta: float = 0.0) -> Sampler:
+    """Denoising diffusion implicit models (Song et al. 2021, Eq. 12 and 16).
 
     Args:
-      eta: Share of the ancestral noise: 0 is deterministic, 1 is ancestral.
+      eta: Fraction of the ancestral noise: 0 is deterministic, 1 is ancestral.
+
+    Returns:
+      A Sampler of order 1.
     """
 
     def step(predict, latents, state, now, next, noise):
         x0, noise_pred = predict(latents, now)
         if not eta:
             return next.alpha * x0 + next.sigma * noise_pred, state
-        std = eta * safe_sqrt(posterior(now, next).variance)
-        direction = safe_sqrt(next.sigma**2 - std**2)
+        std = eta * _safe_sqrt(posterior(now, next).variance)
+        direction = _safe_sqrt(next.sigma**2 - std**2)
         return next.alpha * x0 + direction * noise_pred + std * noise, state
 
-    return Sampler(init=no_state, step=step, order=1, stochastic=eta > 0)
+    return Sampler(init=_no_state, step=step, order=1, stochastic=eta > 0)
 
 
-def euler():
+def euler() -> Sampler:
     """Euler's method on the probability flow ODE (Karras et al. 2022, Sec. 3).
 
     Its time is sigma / alpha and its slope the noise, which is DDIM's step. On the
     straight path of rectified flow so is z + (sigma_next - sigma) (noise - x0), Euler's
     step with the velocity (Liu et al. 2023, Eq. 1).
+
+    Returns:
+      A Sampler of order 1.
     """
     return ddim(eta=0.0)
 
 
-def euler_ancestral(eta=1.0):
+def euler_ancestral(eta: float = 1.0) -> Sampler:
     """Euler's method down to a cleaner level, then noise up to the next one.
 
-    Written in alpha and sigma it is DDIM with noise, which is ancestral at `eta` 1.
+    Known from k-diffusion. Written in alpha and sigma it is DDIM with noise (Song et
+    al. 2021, Eq. 12), which is ancestral at `eta` 1.
 
     Args:
-      eta: Share of the ancestral noise.
+      eta: Fraction of the ancestral noise.
+
+    Returns:
+      A Sampler of order 1.
     """
     return ddim(eta)
 
 
-def heun():
+def heun() -> Sampler:
     """Heun's method on the probability flow ODE (Karras et al. 2022, Algorithm 1).
 
     Every transition but the last is seen twice: once to predict, once to correct with
     the mean of the slopes at both ends. The last one is Euler's, as its end may be
     clean data, where the noise is not defined.
+
+    Returns:
+      A Sampler of order 2 with two evaluations in each step but the last.
     """
 
     def init(latents):
@@ -165,7 +192,7 @@ def heun():
             "x0": first_x0,
             "noise": first_noise,
         }
-        return move(first_x0, first_noise, slope, now, next), state
+        return _move(first_x0, first_noise, slope, now, next), state
 
     def evaluations(num_steps):
         return np.append(np.full(num_steps - 1, 2), 1)
@@ -188,11 +215,14 @@ _PLMS_WEIGHTS = np.array(
 )
 
 
-def plms():
-    """Pseudo linear multi-step sampling (Liu et al. 2022, PNDM), deterministic.
+def plms() -> Sampler:
+    """Pseudo linear multi-step sampling, deterministic (Liu et al. 2022, Eq. 12).
 
     Its first step takes two evaluations. It therefore sees its first transition twice:
     once to predict, once to correct. All steps share one evaluation in the program.
+
+    Returns:
+      A Sampler of order 2 with one evaluation more than steps.
     """
 
     def init(latents):
@@ -223,7 +253,7 @@ def plms():
             "x0": x0,
             "history": jax.tree.map(where, history, pushed),
         }
-        return move(*origin, slope, now, next), state
+        return _move(*origin, slope, now, next), state
 
     def evaluations(num_steps):
         return np.append(2, np.ones(num_steps - 1, int))
@@ -231,14 +261,18 @@ def plms():
     return Sampler(init=init, step=step, order=2, evaluations=evaluations)
 
 
-def dpmpp_2m(eta=0.0):
+def dpmpp_2m(eta: float = 0.0) -> Sampler:
     """DPM-Solver++(2M), in the prediction of clean latents (Lu et al. 2022, Alg. 2).
 
     The first step, one from pure noise and one to clean data are of first order.
 
     Args:
-      eta: Share of the noise of the reverse diffusion: 0 is the probability flow ODE, 1
-        is SDE-DPM-Solver++(2M), whose order is that of the distribution it draws from.
+      eta: Fraction of the noise of the reverse diffusion: 0 is the probability flow
+        ODE, 1 is SDE-DPM-Solver++(2M), whose order is that of the distribution it draws
+        from.
+
+    Returns:
+      A Sampler of order 2.
     """
 
     def init(latents):
@@ -252,22 +286,32 @@ def dpmpp_2m(eta=0.0):
         moved = next.sigma / now.sigma * decay * latents
         moved -= next.alpha * jnp.expm1(-(1 + eta) * width) * (x0 + change / 2)
         if eta:
-            moved += next.sigma * safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
+            moved += next.sigma * _safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
         return moved, _like(state, {"x0": x0, "width": width})
 
     return Sampler(init=init, step=step, order=2, stochastic=eta > 0)
 
 
-def dpmpp_2m_sde(eta=1.0):
-    """SDE-DPM-Solver++(2M), see `dpmpp_2m`."""
+def dpmpp_2m_sde(eta: float = 1.0) -> Sampler:
+    """SDE-DPM-Solver++(2M), for the diffusion SDE (Lu et al. 2022); see `dpmpp_2m`.
+
+    Args:
+      eta: Fraction of the noise of the reverse diffusion.
+
+    Returns:
+      A Sampler of order 2, in distribution.
+    """
     return dpmpp_2m(eta)
 
 
-def unipc():
-    """UniPC-2 with B_2(h), in the prediction of clean latents (Zhao et al. 2023).
+def unipc() -> Sampler:
+    """UniPC-2 with B_2(h), predicting clean latents (Zhao et al. 2023, Alg. 1 and 2).
 
     Its predictor is DPM-Solver++(2M). The corrector comes one step later, when the
     network has seen the predicted latents, and costs no evaluation.
+
+    Returns:
+      A Sampler of order 3.
     """
 
     def init(latents):
@@ -345,7 +389,7 @@ def _like(state, values):
     return jax.tree.map(lambda new, old: new.astype(old.dtype), values, state)
 
 
-def make_sampler(name, **options):
+def make_sampler(name: str, **options: Any) -> Sampler:
     """Makes the sampler called `name`.
 
     Args:

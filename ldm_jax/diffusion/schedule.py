@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.annotations import Array, Float, Int, Num
+
 
 class SchedulePoint(NamedTuple):
     """One noise level, or an array of them.
 
     Attributes:
-      timestep: What the network is told, in [0, T - 1]; 0 is the least noise. int32, or
-        float32 on a grid with levels between those of training.
-      alpha: Share of signal in z_t = alpha z_0 + sigma noise.
-      sigma: Share of noise.
+      timestep: What the network is conditioned on, in [0, T - 1]; 0 is the least noise.
+        int32, or float32 on a grid with levels between those of training.
+      alpha: Scale of the signal in z_t = alpha z_0 + sigma noise.
+      sigma: Scale of the noise.
     """
 
     timestep: Any
@@ -35,8 +37,8 @@ class NoiseSchedule:
     """The noise levels that a model is trained on, least noise first.
 
     Attributes:
-      alpha: Share of signal at each level, float64 [T], falling; it may end at 0.
-      sigma: Share of noise at each level, float64 [T], rising.
+      alpha: Scale of the signal at each level, float64 [T], falling; it may end at 0.
+      sigma: Scale of the noise at each level, float64 [T], rising.
       power: alpha^power + sigma^power is 1: with 2 the variance is preserved (Ho et al.
         2020, Sec. 2), 1 is the straight path of rectified flow (Liu et al. 2023).
     """
@@ -46,22 +48,22 @@ class NoiseSchedule:
     power: int = 2
 
     @property
-    def num_train_timesteps(self):
+    def num_train_timesteps(self) -> int:
         """Number of noise levels T."""
         return len(self.alpha)
 
     @property
-    def reaches_pure_noise(self):
+    def reaches_pure_noise(self) -> bool:
         """Whether the last level holds no signal at all."""
-        return self.alpha[-1] == 0
+        return bool(self.alpha[-1] == 0)
 
     @functools.cached_property
-    def alphas_cumprod(self):
+    def alphas_cumprod(self) -> Float[np.ndarray, " levels"]:
         """Signal variance alpha_t^2 of each level, float64 [T]."""
         return self.alpha**2
 
     @functools.cached_property
-    def betas(self):
+    def betas(self) -> Float[np.ndarray, " levels"]:
         """Variance that each forward step adds, float64 [T]; for `power` 2 alone."""
         before = np.append(1.0, self.alphas_cumprod[:-1])
         return 1.0 - self.alphas_cumprod / before
@@ -80,12 +82,12 @@ class NoiseSchedule:
         }
 
     @functools.cached_property
-    def table(self):
+    def table(self) -> SchedulePoint:
         """All levels as one SchedulePoint of float64 [T], least noise first."""
         timesteps = np.arange(self.num_train_timesteps, dtype=np.int32)
         return SchedulePoint(timesteps, self.alpha, self.sigma)
 
-    def at(self, timesteps):
+    def at(self, timesteps: Int[Array, "*shape"]) -> SchedulePoint:
         """Looks up the levels of `timesteps`.
 
         Args:
@@ -98,7 +100,7 @@ class NoiseSchedule:
         sigma = jnp.asarray(self.sigma, jnp.float32)
         return SchedulePoint(timesteps, alpha[timesteps], sigma[timesteps])
 
-    def between(self, timesteps):
+    def between(self, timesteps: Num[np.ndarray, "*shape"]) -> SchedulePoint:
         """Finds levels that may lie between those of the table.
 
         Interpolates what adds up to 1, for `power` 2 the variances, which stays finite
@@ -115,23 +117,27 @@ class NoiseSchedule:
                 timesteps, self.alpha[timesteps], self.sigma[timesteps]
             )
         alpha, sigma = (
-            np.interp(timesteps, self.table.timestep, share**self.power)
-            for share in (self.alpha, self.sigma)
+            np.interp(timesteps, self.table.timestep, scale**self.power)
+            for scale in (self.alpha, self.sigma)
         )
         root = 1 / self.power
         return SchedulePoint(timesteps, alpha**root, sigma**root)
 
-    def in_proportion(self, alpha, sigma):
+    def in_proportion(
+        self,
+        alpha: float | Float[np.ndarray, "*shape"],
+        sigma: Float[np.ndarray, "*shape"],
+    ) -> SchedulePoint:
         """Finds the levels at which signal and noise are in given proportions.
 
         The inverse of `between`, for levels beyond the table with its nearest timestep.
 
         Args:
-          alpha: Any positive multiple of the share of signal, NumPy.
-          sigma: The same multiple of the share of noise.
+          alpha: Any positive multiple of the scale of the signal, a scalar or [N].
+          sigma: The same multiple of the scale of the noise, [N].
 
         Returns:
-          SchedulePoint of float64, timesteps included.
+          SchedulePoint of float64 [N], timesteps included.
         """
         total = alpha**self.power + sigma**self.power
         noise = sigma**self.power / total
@@ -144,13 +150,13 @@ class NoiseSchedule:
 
 
 def make_schedule(
-    kind="scaled_linear",
-    num_train_timesteps=1000,
-    beta_start=0.0015,
-    beta_end=0.0195,
-    cosine_s=0.008,
-    zero_terminal_snr=False,
-):
+    kind: str = "scaled_linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0015,
+    beta_end: float = 0.0195,
+    cosine_s: float = 0.008,
+    zero_terminal_snr: bool = False,
+) -> NoiseSchedule:
     """Makes a noise schedule from the config section `schedule`.
 
     Args:
@@ -198,7 +204,9 @@ def make_schedule(
     return NoiseSchedule(alpha, np.sqrt(1.0 - signal))
 
 
-def add_noise(latents, noise, point):
+def add_noise(
+    latents: Float[Array, "*shape"], noise: Float[Array, "*shape"], point: SchedulePoint
+) -> Float[Array, "*shape"]:
     """Draws z_t given z_0: alpha z_0 + sigma noise (Ho et al. 2020, Eq. 4).
 
     Args:
@@ -213,8 +221,12 @@ def add_noise(latents, noise, point):
     return alpha * latents + sigma * noise
 
 
-def check_prediction(schedule, prediction_type):
-    """Checks that a network's output says what the latents are, at every level.
+def check_prediction(schedule: NoiseSchedule, prediction_type: str) -> None:
+    """Checks that a network's output determines x0 and noise at every level.
+
+    Args:
+      schedule: The noise levels.
+      prediction_type: Row of PREDICTION_TYPES.
 
     Raises:
       ValueError: If `prediction_type` does not go with the schedule.
@@ -232,7 +244,12 @@ def check_prediction(schedule, prediction_type):
         )
 
 
-def target_for(prediction_type, latents, noise, point):
+def target_for(
+    prediction_type: str,
+    latents: Float[Array, "*shape"],
+    noise: Float[Array, "*shape"],
+    point: SchedulePoint,
+) -> Float[Array, "*shape"]:
     """What the network should output for z_t = alpha z_0 + sigma noise.
 
     Args:
@@ -252,7 +269,12 @@ def target_for(prediction_type, latents, noise, point):
     return row.target(latents, noise, alpha, sigma)
 
 
-def predict_x0(output, latents, point, prediction_type):
+def predict_x0(
+    output: Float[Array, "*shape"],
+    latents: Float[Array, "*shape"],
+    point: SchedulePoint,
+    prediction_type: str,
+) -> Float[Array, "*shape"]:
     """Recovers the clean latents that a network output implies.
 
     Inverts z_t = alpha z_0 + sigma noise for z_0 (Ho et al. 2020, Eq. 4; for "v":
@@ -276,7 +298,12 @@ def predict_x0(output, latents, point, prediction_type):
     return row.x0(output, latents, alpha, sigma)
 
 
-def predict_noise(output, latents, point, prediction_type):
+def predict_noise(
+    output: Float[Array, "*shape"],
+    latents: Float[Array, "*shape"],
+    point: SchedulePoint,
+    prediction_type: str,
+) -> Float[Array, "*shape"]:
     """Recovers the noise that a network output implies; the twin of `predict_x0`.
 
     Args:
@@ -347,7 +374,7 @@ class PredictionType(NamedTuple):
     """One parametrisation of the network's output.
 
     Attributes:
-      target: (x0, noise, alpha, sigma) -> what the network should say.
+      target: (x0, noise, alpha, sigma) -> what the network should predict.
       x0: (output, latents, alpha, sigma) -> the clean latents that it implies.
       noise: (output, latents, alpha, sigma) -> the noise that it implies.
     """

@@ -4,14 +4,24 @@
 known pixels.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.schedule import add_noise
+from ldm_jax.annotations import Array, Float, Key
+from ldm_jax.diffusion.samplers import Denoiser, Sampler
+from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
+
+# (latents, point, noise) -> latents, all [B, h, w, c].
+Hold = Callable[[Array, SchedulePoint, Array], Array]
 
 
-def normal(rngs, shape):
+def normal(
+    rngs: Key[Array, " batch"], shape: Sequence[int]
+) -> Float[Array, " batch *shape"]:
     """Draws standard normal noise, one sample per key.
 
     Sample k depends on key k alone, so neither the batch size nor the number of
@@ -27,11 +37,14 @@ def normal(rngs, shape):
     return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
 
 
-def hold_known(known, mask, noise=None):
+def hold_known(
+    known: Float[Array, " batch *shape"], mask: Any, noise: Any = None
+) -> Hold:
     """Makes the hook for `sample` that holds the known part of the latents.
 
     Before every step the known part is replaced by the known latents, noised to that
-    step's level. The last result is not replaced.
+    step's level (Song et al. 2021, Score-based, App. I.2). The last result is not
+    replaced.
 
     Args:
       known: Clean latents [B, h, w, c].
@@ -51,19 +64,16 @@ def hold_known(known, mask, noise=None):
 
 
 def sample(
-    sampler,
-    predict,
-    latents,
-    points,
-    rngs,
+    sampler: Sampler,
+    predict: Denoiser,
+    latents: Float[Array, " batch *shape"],
+    points: SchedulePoint,
+    rngs: Key[Array, " batch"],
     *,
-    start=0,
-    hold=None,
-    temperature=1.0,
-    noise_dropout=0.0,
-    noises=None,
-    return_trajectory=False,
-):
+    start: int = 0,
+    hold: Hold | None = None,
+    temperature: Any = 1.0,
+) -> Float[Array, " batch *shape"]:
     """Runs a sampler from noise to clean latents in one `lax.scan`.
 
     Step i of sample k uses randomness from fold_in(rngs[k], i) alone. Wrap it in
@@ -79,13 +89,9 @@ def sample(
       hold: Hook (latents, point, noise) -> latents applied before every step, with
         noise fresh at every step; see `hold_known`.
       temperature: Factor on the noise of stochastic samplers.
-      noise_dropout: Share of noise elements set to 0 (the others are scaled up).
-      noises: Noise to use instead of random, [S, B, h, w, c]; step i takes noises[i].
-      return_trajectory: Whether to return the latents after every step, too.
 
     Returns:
-      Latents at the level points[S], dtype as given; with `return_trajectory` also
-      [S - start, B, h, w, c].
+      Latents at the level points[S], [B, h, w, c], dtype as given.
 
     Raises:
       ValueError: If no step is left to run.
@@ -96,7 +102,7 @@ def sample(
     counts = sampler.evaluations(num_steps - start)
     indices = np.repeat(np.arange(start, num_steps, dtype=np.int32), counts)
     fresh = np.diff(indices, prepend=-1) > 0
-    points, noises = jax.tree.map(jnp.asarray, (points, noises))
+    points = jax.tree.map(jnp.asarray, points)
 
     shape, dtype = latents.shape[1:], latents.dtype
 
@@ -106,28 +112,32 @@ def sample(
         now = jax.tree.map(lambda values: values[index], points)
         next = jax.tree.map(lambda values: values[index + 1], points)
         # What a sampler does not use, the compiler drops, with the drawing of it.
-        noise_rngs, dropout_rngs, hold_rngs = _step_rngs(rngs, index)
-        noise = normal(noise_rngs, shape) if noises is None else noises[index]
-        noise = temperature * _dropout(dropout_rngs, noise, noise_dropout)
+        noise_rngs, hold_rngs = _step_rngs(rngs, index)
+        noise = temperature * normal(noise_rngs, shape)
         if hold is not None:
             held = hold(latents, now, normal(hold_rngs, shape)).astype(dtype)
             latents = jnp.where(fresh, held, latents)
         latents, state = sampler.step(predict, latents, state, now, next, noise)
-        latents = latents.astype(dtype)
-        return (latents, state), latents if return_trajectory else None
+        return (latents.astype(dtype), state), None
 
     carry = (latents, sampler.init(latents))
-    (latents, _), trajectory = jax.lax.scan(body, carry, (indices, fresh))
-    ends = np.cumsum(counts) - 1
-    return (latents, trajectory[ends]) if return_trajectory else latents
+    (latents, _), _ = jax.lax.scan(body, carry, (indices, fresh))
+    return latents
 
 
-def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory=False):
+def invert(
+    predict: Denoiser,
+    latents: Float[Array, " batch *shape"],
+    points: SchedulePoint,
+    *,
+    start: int = 0,
+    iterations: int = 1,
+) -> Float[Array, " batch *shape"]:
     """Runs DDIM backwards: from clean latents to the noise that it draws them from.
 
-    The probability flow ODE (Song et al. 2021, Sec. 4.3), with the network evaluated at
-    the level that a step leads to, as DDIM does on its way back. With more iterations
-    each step is solved for what DDIM takes back exactly (Pan et al. 2023).
+    The probability flow ODE (Song et al. 2021, DDIM, Sec. 4.3), with the network
+    evaluated at the level that a step leads to, as DDIM does on its way back. With more
+    iterations each step is solved for what DDIM takes back exactly (Pan et al. 2023).
 
     Args:
       predict: The denoiser, (latents, point) -> (x0, noise); without guidance, or the
@@ -136,11 +146,9 @@ def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory
       points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
       start: Index of the level to reach; 0 is the most noise.
       iterations: Evaluations of the network in each step.
-      return_trajectory: Whether to return the latents at every level, too.
 
     Returns:
-      Latents at the level points[start], dtype as given; with `return_trajectory` also
-      [S - start, B, h, w, c], least noise first.
+      Latents at the level points[start], [B, h, w, c], dtype as given.
 
     Raises:
       ValueError: If no step is left to run, or without iterations.
@@ -165,12 +173,11 @@ def invert(predict, latents, points, *, start=0, iterations=1, return_trajectory
             noisier = jnp.where(pure, scale * (latents - next.alpha * x0), noisier)
             return noisier.astype(dtype)
 
-        latents = jax.lax.fori_loop(0, iterations, solve, latents)
-        return latents, latents if return_trajectory else None
+        return jax.lax.fori_loop(0, iterations, solve, latents), None
 
     indices = np.arange(start, num_steps, dtype=np.int32)[::-1]
-    latents, trajectory = jax.lax.scan(body, latents, indices)
-    return (latents, trajectory) if return_trajectory else latents
+    latents, _ = jax.lax.scan(body, latents, indices)
+    return latents
 
 
 def _check_start(start, num_steps):
@@ -179,15 +186,9 @@ def _check_start(start, num_steps):
 
 
 def _step_rngs(rngs, index):
-    """Three keys for each sample, typed keys [3, B]."""
-    return jax.vmap(
+    """Two keys for each sample, for the step's noise and the hook's."""
+    # Of three, so that a seed gives what it has always given.
+    noise, _, hold = jax.vmap(
         lambda rng: jax.random.split(jax.random.fold_in(rng, index), 3), out_axes=1
     )(rngs)
-
-
-def _dropout(rngs, noise, rate):
-    if not rate:
-        return noise
-    shape, keep = noise.shape[1:], 1.0 - rate
-    kept = jax.vmap(lambda rng: jax.random.bernoulli(rng, keep, shape))(rngs)
-    return jnp.where(kept, noise / keep, 0.0)
+    return noise, hold

@@ -12,6 +12,8 @@ the seed and k alone.  A run that was cut goes on where it stopped: the same com
 draws only what is missing.
 """
 
+import dataclasses
+
 from absl import flags
 
 from ldm_jax import cli
@@ -28,19 +30,19 @@ with cli.group("what to draw"):
         "Workdir of a decoder to use instead, fine-tuned on the latents of the first "
         "stage.",
     )
-    _NUM_SAMPLES = flags.DEFINE_integer(
+    flags.DEFINE_integer(
         "num_samples",
         None,
         "Number of samples; if unset 16, or as many as there are conditions if that is "
         "more.",
         lower_bound=1,
     )
-    _STRENGTH = flags.DEFINE_float(
+    flags.DEFINE_float(
         "strength",
         None,
         "Image to image: fraction of the steps to run on --image; 0 gives it back.",
     )
-    _INVERT = flags.DEFINE_bool(
+    flags.DEFINE_bool(
         "invert", False, "Start from the noise to which DDIM inverts --image."
     )
     _INTERPOLATE = flags.DEFINE_string(
@@ -52,20 +54,20 @@ with cli.group("what to draw"):
         "height", None, "In pixels; as in training if unset."
     )
     _WIDTH = flags.DEFINE_integer("width", None, "In pixels; as in training if unset.")
-    _TILE = flags.DEFINE_integer(
+    flags.DEFINE_integer(
         "tile",
         None,
         "For sizes beyond training: side of the overlapping tiles, in pixels, in which "
         "the denoiser works; best the size of training.",
     )
-    _DECODE_TILE = flags.DEFINE_integer(
+    flags.DEFINE_integer(
         "decode_tile", None, "The same for the first stage, to save memory."
     )
 
 # Which conditions a model takes depends on the model.
 with cli.group("conditions"):
     _GIVEN = define_flags()
-    _FROM_DATA = flags.DEFINE_bool(
+    flags.DEFINE_bool(
         "from_data",
         False,
         "Take the conditions that no flag gives from the held-out data of the run, for "
@@ -80,7 +82,7 @@ with cli.group("guidance"):
         None,
         "Least and most noise at which guidance acts, as 0.2,0.8.",
     )
-    _GUIDANCE_RESCALE = flags.DEFINE_float(
+    flags.DEFINE_float(
         "guidance_rescale",
         None,
         "Fraction in [0, 1] of the correction of the contrast that guidance adds.",
@@ -91,32 +93,47 @@ with cli.group("guidance"):
         None,
         "Workdir of a classifier whose gradient guides towards --labels.",
     )
-    _CLASSIFIER_SCALE = flags.DEFINE_float(
+    flags.DEFINE_float(
         "classifier_scale", None, "Scale of the guidance by --classifier; 10 if unset."
     )
     _GUIDE_IMAGE = define_flag(OTHER_FLAGS["guide_image"])
-    _GUIDE_SCALE = flags.DEFINE_float(
+    flags.DEFINE_float(
         "guide_scale", None, "Scale of the guidance by --guide_image; 40 if unset."
     )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("sampler"):
-    _SAMPLER = cli.shared("sampler")
-    _NUM_STEPS = cli.shared("num_steps")
-    _SPACING = flags.DEFINE_string(
+    cli.shared("sampler")
+    cli.shared("num_steps")
+    flags.DEFINE_string(
         "spacing",
         None,
         "A row of SPACINGS, as uniform, trailing, karras; the config's if unset.",
     )
-    _ETA = flags.DEFINE_float(
+    flags.DEFINE_string(
+        "final_level",
+        None,
+        "Where the last step leads: clean or first, the least noisy level of training; "
+        "the config's if unset.",
+    )
+    flags.DEFINE_float(
+        "shift",
+        None,
+        "Factor on the noise levels; more than 1 spends more steps at high noise, for "
+        "sizes beyond training. The config's if unset.",
+    )
+    flags.DEFINE_float(
         "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
     )
-    _SEED = cli.shared("seed")
+    flags.DEFINE_float(
+        "temperature", None, "Factor on the noise of stochastic samplers; 1 if unset."
+    )
+    cli.shared("seed")
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
-    _BATCH_SIZE = cli.shared("batch_size")
-    _NPZ = flags.DEFINE_bool(
+    cli.shared("batch_size")
+    flags.DEFINE_bool(
         "npz", False, "Also write samples.npz (uint8 [N, H, W, 3], and the conditions)."
     )
 
@@ -128,6 +145,7 @@ def _main(argv: list[str]) -> None:
     """Draws."""
     del argv
     from ldm_jax import sampling
+    from ldm_jax.diffusion.sample_options import NAMES
     from ldm_jax.sampling import options
 
     # Read before the model: what is misspelt shall not wait for it.
@@ -144,30 +162,21 @@ def _main(argv: list[str]) -> None:
         lpips=_LPIPS_WEIGHTS.value,
         data_dir=_DATA_DIR.value,
     )
+    # Fields of the options are flags of the same name.
+    values = flags.FLAGS.flag_values_dict()
+    fields = {field.name for field in dataclasses.fields(options.RunOptions)}
+    run_options = options.RunOptions(
+        **{name: values[name] for name in fields} | {"interpolate": ends}
+    )
+    given = {name: values[name] for name in NAMES if name in values}
+    given |= {"guidance_scale": scale, "guidance_interval": interval}
+    size = _HEIGHT.value, _WIDTH.value
     sampling.run(
         model,
         _OUTDIR.value,
         {flag: holder.value for flag, holder in _GIVEN.items()},
-        num_samples=_NUM_SAMPLES.value,
-        size=(_HEIGHT.value, _WIDTH.value),
-        from_data=_FROM_DATA.value,
-        strength=_STRENGTH.value,
-        invert=_INVERT.value,
-        interpolate=ends,
-        classifier_scale=_CLASSIFIER_SCALE.value,
-        guide_scale=_GUIDE_SCALE.value,
-        seed=_SEED.value,
-        batch_size=_BATCH_SIZE.value,
-        npz=_NPZ.value,
-        sampler=_SAMPLER.value,
-        num_steps=_NUM_STEPS.value,
-        spacing=_SPACING.value,
-        eta=_ETA.value,
-        guidance_scale=scale,
-        guidance_interval=interval,
-        guidance_rescale=_GUIDANCE_RESCALE.value,
-        tile=_TILE.value,
-        decode_tile=_DECODE_TILE.value,
+        run_options,
+        options.complete(model, given, size, run_options.invert),
     )
 
 

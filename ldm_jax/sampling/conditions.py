@@ -155,7 +155,7 @@ def make_row(
       Dict of "inputs", the conditioner's keys -> array, and as the task needs them
       "negative" likewise, "images" uint8 [H, W, 3] (also those of held-out data),
       "mask" bool [H, W, 1], true where the image is to be filled, "classes" and
-      "guide"; see `gradient_guidance.make_steer`.
+      "guide"; see `gradient_guidance.make_gradient_guidance`.
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read or does not fit.

@@ -1,71 +1,129 @@
 """Options of a run: the flags' over the config's, checked before anything runs."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ldm_jax.build import sample_options
 from ldm_jax.diffusion import grids, samplers
+from ldm_jax.diffusion.sample_options import SampleOptions, to_flat
 from ldm_jax.errors import ConfigError
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.trained import Trained
 
 
-def complete(trained, given, invert=False):
-    """Completes the options from the config.
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a run draws, beside how it samples (SampleOptions).
+
+    Attributes:
+      num_samples: How many samples the folder shall hold; None is 16, or one for each
+        value of a flag if that is more.
+      seed: Seed of the run.
+      batch_size: Samples at a time over all devices of a process; rounded up to a
+        multiple of their number.
+      npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
+        `conditions.collect_conditions`.
+      from_data: Whether held-out examples give what no flag gives; sample k gets
+        example k.
+      invert: Whether to start from the noise that DDIM takes the given images to.
+      interpolate: (first, last): samples lie on the way from the noise of sample
+        `first` to that of sample `last`; all are conditioned on what sample `first` is.
+      classifier_scale: Scale of classifier guidance; None for the default.
+      guide_scale: Scale of image guidance; None for the default.
+    """
+
+    num_samples: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    npz: bool = False
+    from_data: bool = False
+    invert: bool = False
+    interpolate: tuple[int, int] | None = None
+    classifier_scale: float | None = None
+    guide_scale: float | None = None
+
+
+def complete(
+    trained: Trained,
+    given: Mapping[str, Any] | None = None,
+    size: tuple[int | None, int | None] = (None, None),
+    invert: bool = False,
+) -> SampleOptions:
+    """Completes the options from the config, and checks them.
 
     Args:
       trained: A Trained.
-      given: Option of `generate.sample_images` -> value; None takes the config's.
-        "tile" is in pixels, as all sizes that a user gives.
+      given: Names of options as in the config section `sample` -> values; None takes
+        the config's.
+      size: (height, width) in pixels; None is the size of training.
       invert: Whether sampling starts from inverted noise, which noise of the sampler's
         own would cover; it takes no `eta` from the config then.
 
     Returns:
-      Dict of the options of `generate.sample_images`.
+      The options.
 
     Raises:
-      ConfigError: If the sampler or its noise levels cannot be.
+      ConfigError: See `check`; also on an unknown name.
     """
-    options = sample_options(trained.config, trained.model)
-    if given.get("sampler") not in (None, options.get("sampler")):
-        # Another sampler does not inherit the options of the config's.
-        options["eta"] = None
-    if invert:
-        options["eta"] = None
-    options |= {key: value for key, value in given.items() if value is not None}
-    grid = ("num_steps", "spacing", "final_level", "shift")
-    try:
-        sampler = samplers.make_sampler(options["sampler"], eta=options.get("eta"))
-        grids.make_points(
-            trained.model.schedule,
-            **{key: options[key] for key in grid if key in options},
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if invert and sampler.stochastic:
-        raise ConfigError(
-            f"--invert: {options['sampler']} would cover the noise that was found "
-            "by noise of its own: use --sampler=ddim, without --eta"
-        )
-    _check_guidance(trained, options["guidance_scale"])
-    if options.get("tile") is not None:
-        options["tile"] = _tile_in_latents(trained.model, options["tile"])
+    options = sample_options(trained.config, trained.model, given, size)
+    if invert and (given or {}).get("eta") is None:
+        options = dataclasses.replace(options, eta=None)
+    check(trained, options, invert)
     return options
 
 
-def _tile_in_latents(model, tile):
+def check(trained: Trained, options: SampleOptions, invert: bool = False) -> None:
+    """Checks options against the model.
+
+    Args:
+      trained: A Trained.
+      options: The options.
+      invert: Whether sampling starts from inverted noise.
+
+    Raises:
+      ConfigError: If the sampler, its noise levels, guidance or tiles cannot be.
+    """
+    if not isinstance(options.sampler, str):
+        raise ConfigError("a run records its sampler: name a row of SAMPLERS")
+    try:
+        grids.make_points(
+            trained.model.schedule,
+            options.num_steps,
+            options.spacing,
+            options.final_level,
+            options.shift,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    sampler = samplers.make_sampler(options.sampler, eta=options.eta)
+    if invert and sampler.stochastic:
+        raise ConfigError(
+            f"--invert: {options.sampler} would cover the noise that was found "
+            "by noise of its own: use --sampler=ddim, without --eta"
+        )
+    _check_guidance(trained, options.guidance.scale)
+    if options.tile is not None:
+        _check_tile(trained.model, options.tile)
+
+
+def _check_tile(model, tile):
     factor = model.first_stage.downsampling_factor
     unit = factor * model.backbone.size_multiple
     if tile < 1 or tile % unit:
         nearest = max(unit, round(tile / unit) * unit)
         raise ConfigError(
-            f"--tile={tile} is no multiple of {unit}, which the first stage and the "
+            f"--tile={tile} is not a multiple of {unit}, which the first stage and the "
             f"U-Net divide by: use --tile={nearest}"
         )
-    return tile // factor
 
 
 def _check_guidance(trained, scale):
-    """Names the flag where the model has no condition, or knows none that is empty."""
+    """Names the flag where the model lacks a condition, or its null input."""
     entries = trained.model.conditioner.entries
-    scales = scale if isinstance(scale, dict) else dict.fromkeys(entries or [""], scale)
+    given = isinstance(scale, tuple)
+    scales = dict(scale) if given else dict.fromkeys(entries or [""], scale)
     for key, value in scales.items():
         if value == 1:
             continue
@@ -76,13 +134,42 @@ def _check_guidance(trained, scale):
             )
         if not entries or not entries[key].get("null_class", True):
             raise ConfigError(
-                f"--guidance_scale={value:g} needs a model that knows what no "
-                f"condition is; this one has none{key and f' for {key}'}: use "
+                f"--guidance_scale={value:g} needs a model that was also trained "
+                f"without the condition; this one has none{key and f' for {key}'}: use "
                 "--guidance_scale=1"
             )
 
 
-def parse_scale(text):
+# Options that the record of a run holds always; others where they are not the default.
+_RECORDED = (
+    *("sampler", "num_steps", "guidance_scale", "eta", "spacing", "final_level"),
+    "shift",
+)
+
+
+def record_of(options: SampleOptions, model: LatentDiffusion) -> dict[str, Any]:
+    """Lists options for `settings.json`, as folders of older versions have them.
+
+    Args:
+      options: The options.
+      model: LatentDiffusion.
+
+    Returns:
+      Dict of names as in the config section `sample` -> values; the tile in latents,
+      several guidance scales as pairs, whose order matters.
+    """
+    usual = to_flat(SampleOptions())
+    record = {
+        name: value
+        for name, value in to_flat(options).items()
+        if name in _RECORDED or value != usual[name]
+    }
+    if options.tile is not None:
+        record["tile"] = options.tile // model.first_stage.downsampling_factor
+    return record
+
+
+def parse_scale(text: str | None) -> float | dict[str, float] | None:
     """Reads a guidance scale.
 
     Args:
@@ -114,11 +201,17 @@ def parse_scale(text):
     return numbers[0]
 
 
-def parse_interval(text):
-    """Reads `--guidance_interval`: two shares such as `0.2,0.8`; None for None.
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """Reads `--guidance_interval`.
+
+    Args:
+      text: Two fractions such as `0.2,0.8`, or None.
+
+    Returns:
+      (low, high), or None.
 
     Raises:
-      ConfigError: If it is no interval in [0, 1].
+      ConfigError: If it is not an interval in [0, 1].
     """
     if text is None:
         return None
@@ -131,11 +224,17 @@ def parse_interval(text):
     return tuple(numbers)
 
 
-def parse_pair(text):
-    """Reads `--interpolate`: the samples at the ends, such as `0,7`; None for None.
+def parse_pair(text: str | None) -> tuple[int, int] | None:
+    """Reads `--interpolate`.
+
+    Args:
+      text: The samples at the ends, such as `0,7`, or None.
+
+    Returns:
+      (first, last), or None.
 
     Raises:
-      ConfigError: If it is no pair of numbers.
+      ConfigError: If it is not a pair of numbers.
     """
     if text is None:
         return None

@@ -1,21 +1,29 @@
 """The compiled program that draws a batch of samples."""
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ldm_jax import generate, latent_diffusion, sharding
+from ldm_jax.annotations import Array, Bool, UInt8
 from ldm_jax.diffusion import solve
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
-from ldm_jax.generate import hold_cells, invert_latents, slerp
+from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
 from ldm_jax.images import to_uint8
-from ldm_jax.sampling.gradient_guidance import make_steer
+from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
+from ldm_jax.sampling.task import Task
+from ldm_jax.trained import Trained
 
-# Options that choose the noise levels; inversion goes back along the same.
-_GRID = ("num_steps", "spacing", "final_level", "shift", "tile")
 
-
-def make_draw(trained, mesh, task, seed, options):
+def make_draw(
+    trained: Trained, mesh: Mesh, task: Task, seed: int, options: SampleOptions
+) -> tuple[Callable, dict[str, Any]]:
     """Makes the function that draws samples; see `conditions.make_batch` for batches.
 
     Args:
@@ -23,7 +31,7 @@ def make_draw(trained, mesh, task, seed, options):
       mesh: Mesh over the devices of this process.
       task: A Task.
       seed: Seed of the run.
-      options: Options of `generate.sample_images`.
+      options: SampleOptions.
 
     Returns:
       (draw, weights): the jitted function of weights and a batch on the devices ->
@@ -32,7 +40,7 @@ def make_draw(trained, mesh, task, seed, options):
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
-    shape = latent_diffusion.shape_of_latents(model, task.size)
+    options = dataclasses.replace(options, size=task.size)
     weights = {"params": trained.params, "frozen": trained.frozen}
     if trained.classifier is not None:
         weights["classifier"] = trained.classifier.params
@@ -42,27 +50,30 @@ def make_draw(trained, mesh, task, seed, options):
 
     def draw(weights, batch):
         frozen = weights["frozen"]
-        codec = generate.make_codec(model, frozen, options.get("decode_tile"))
-        known = {}
+        codec = generate.make_codec(model, frozen, options.decode_tile)
+        given = Given(negative=batch.get("negative"))
         if task.starts or task.holds:
-            known["images"] = batch["images"]
+            given = given._replace(known=batch["images"])
         if task.holds:
-            known["mask"] = hold_cells(batch["mask"], factor)
-        if task.invert or task.path:
-            known["noise"] = _start(
-                model, weights["params"], codec.encode, batch, task, seed, options
-            )
+            given = given._replace(mask=hold_cells(batch["mask"], factor))
+        if task.invert:
+            noise = _inverted(model, weights, codec, batch.get("ends", batch), options)
+            given = given._replace(noise=noise)
+        elif task.path:
+            noise_rngs, _ = generate.split_rngs(_keys(seed, batch["ends"]["index"]))
+            shape = latent_diffusion.shape_of_latents(model, task.size)
+            given = given._replace(noise=solve.normal(noise_rngs, shape))
+        if task.path:
+            given = given._replace(noise=_between(given.noise, batch["fraction"]))
         images = generate.sample_images(
             model,
             weights["params"],
             frozen,
             batch["inputs"],
             _keys(seed, batch["index"]),
-            latent_shape=shape,
-            negative=batch.get("negative"),
-            steer=make_steer(trained, weights, batch, task.scales, codec.decode),
-            **known,
-            **options,
+            options,
+            given,
+            make_gradient_guidance(trained, weights, batch, task.scales, codec.decode),
         )
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         images = to_uint8(images)
@@ -74,11 +85,14 @@ def make_draw(trained, mesh, task, seed, options):
     return jax.jit(draw), weights
 
 
-def fetch(drawn, indices):
+def fetch(
+    drawn: tuple[UInt8[Array, "size height width channels"], Bool[Array, " size"]],
+    indices: Sequence[int] | np.ndarray,
+) -> UInt8[np.ndarray, "batch height width channels"]:
     """Brings what was drawn to the host.
 
     Args:
-      drawn: What `draw` of `make_draw` gives.
+      drawn: Images and whether they are finite, as `draw` of `make_draw` gives them.
       indices: Numbers of the samples of its first rows; others fill the batch up.
 
     Returns:
@@ -103,19 +117,14 @@ def _keys(seed, index):
     return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
 
 
-def _start(model, params, encode, batch, task, seed, options):
-    """The noise to start from: inverted, on the way between two, or both."""
-    shape = latent_diffusion.shape_of_latents(model, task.size)
-    ends = batch["ends"] if task.path else batch
-    if task.invert:
-        grid = {key: options[key] for key in _GRID if key in options}
-        told = model.conditioner.encode(ends["inputs"], encode)
-        known = encode(ends["images"])
-        noise = invert_latents(model, params, told, known, **grid)
-    else:
-        noise_rngs, _ = generate.split_rngs(_keys(seed, ends["index"]))
-        noise = solve.normal(noise_rngs, shape)
-    if not task.path:
-        return noise
-    noise = noise.reshape(-1, 2, *shape)
-    return slerp(noise[:, 0], noise[:, 1], batch["fraction"])
+def _inverted(model, weights, codec, batch, options):
+    """The noise from which DDIM draws the images of a batch, [B, h, w, c]."""
+    inputs = model.conditioner.encode(batch["inputs"], codec.encode)
+    known = codec.encode(batch["images"])
+    return invert_latents(model, weights["params"], inputs, known, options)
+
+
+def _between(noise, fraction):
+    """Noise on the way between the ends, in turn [2 B, h, w, c], to [B, h, w, c]."""
+    ends = noise.reshape(-1, 2, *noise.shape[1:])
+    return slerp(ends[:, 0], ends[:, 1], fraction)

@@ -1,10 +1,11 @@
 """What is asked of a model: which flags give its conditions, and which task it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.loader import open_source
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.flag_values import (
     FlagValues,
@@ -13,7 +14,8 @@ from ldm_jax.sampling.flag_values import (
     flag_rows,
     read_flags,
 )
-from ldm_jax.sampling.gradient_guidance import steering_scales
+from ldm_jax.sampling.gradient_guidance import gradient_guidance_scales
+from ldm_jax.sampling.options import RunOptions
 from ldm_jax.trained import Trained
 
 
@@ -33,7 +35,7 @@ class Task(NamedTuple):
         `first` to that of `last`, with the conditions of `first`; None for each its
         own.
       scales: What guides by gradients -> its scale; see
-        `gradient_guidance.steering_scales`.
+        `gradient_guidance.gradient_guidance_scales`.
       record: What of it belongs into `settings.json`.
     """
 
@@ -50,25 +52,18 @@ class Task(NamedTuple):
 
 
 def make_task(
-    trained,
-    given,
-    *,
-    num_samples=None,
-    size=(None, None),
-    from_data=False,
-    strength=None,
-    invert=False,
-    interpolate=None,
-    classifier_scale=None,
-    guide_scale=None,
-):
+    trained: Trained,
+    given: Mapping[str, Any],
+    run_options: RunOptions,
+    sample_options: SampleOptions,
+) -> Task:
     """Checks what is given against what the model takes, before anything runs.
 
     Args:
       trained: A Trained.
       given: Flag -> list of strings; see `flag_values.read_flags`.
-      num_samples, size, from_data, strength, invert, interpolate, classifier_scale,
-        guide_scale: See `run`.
+      run_options: What to draw.
+      sample_options: How to sample, of which `size` and `strength` matter here.
 
     Returns:
       A Task.
@@ -78,14 +73,15 @@ def make_task(
     """
     names = Names(class_names(trained), box_names(trained))
     values = read_flags(given, names)
-    source = _open(trained.config.data) if from_data else None
+    strength, invert = sample_options.strength, run_options.invert
+    source = _open(trained.config.data) if run_options.from_data else None
     have = {*values, *(("image",) if source else ())}
     used = _used_by_conditions(trained, have, source is not None)
     used |= _used_by_tasks(have, strength, invert)
     _refuse_superfluous(trained, values, used)
     values = _fill_labels(trained, values, source)
-    size = _check_size(trained, size)
-    scales = steering_scales(trained, values, size, classifier_scale, guide_scale)
+    size = _check_size(trained, sample_options.size)
+    scales = gradient_guidance_scales(trained, values, size, run_options)
     record = _record(values)
     if source:
         section = trained.config.data
@@ -93,8 +89,9 @@ def make_task(
     record |= {"size": list(size)}
     record |= {"steering": scales} if scales else {}
     record |= {"invert": True} if invert else {}
-    count = num_samples or max([16, *(len(v.values) for v in values.values())])
-    path = None
+    longest = max([16, *(len(v.values) for v in values.values())])
+    count = run_options.num_samples or longest
+    path, interpolate = None, run_options.interpolate
     if interpolate is not None:
         if count < 2:
             raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
@@ -287,11 +284,11 @@ def _fill_labels(trained, values, source):
 
 def _check_size(trained, size):
     """Height and width, which first stage and U-Net must be able to halve."""
+    size = size or [trained.config.data.image_size] * 2
     model = trained.model
     unit = model.first_stage.downsampling_factor * model.backbone.size_multiple
     sides = []
     for name, side in zip(("height", "width"), size, strict=True):
-        side = trained.config.data.image_size if side is None else side
         if side < 1 or side % unit:
             nearest = max(unit, round(side / unit) * unit)
             raise ConfigError(

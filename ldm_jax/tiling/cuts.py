@@ -1,8 +1,10 @@
 """Where tiles lie along an axis, and how much each of their cells weighs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ldm_jax.annotations import Float
 
 
 class Cut(NamedTuple):
@@ -21,15 +23,15 @@ class Cut(NamedTuple):
     length: int
 
 
-def cut_axis(length, tile, overlap, multiple=1):
+def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> Cut:
     """Cuts an axis.
 
     Args:
       length: Cells of the axis.
       tile: Cells of a tile; an axis that is no longer is not cut.
       overlap: Cells that neighbours share at least, from 0 to half a tile.
-      multiple: What a tile must be a multiple of. So a shorter axis that is none is
-        cut after all.
+      multiple: What a tile must be a multiple of. So a shorter axis that is not a
+        multiple of it is cut after all.
 
     Returns:
       A Cut.
@@ -41,12 +43,20 @@ def cut_axis(length, tile, overlap, multiple=1):
     return Cut(starts, tile, overlap, length)
 
 
-def spans(cut, zoom=1):
-    """Slices of the tiles, where a cell of the cut is `zoom` long."""
+def spans(cut: Cut, zoom: int = 1) -> list[slice]:
+    """Slices of the tiles along the axis.
+
+    Args:
+      cut: A Cut.
+      zoom: How long a cell of the cut is.
+
+    Returns:
+      A slice for each tile.
+    """
     return [slice(start * zoom, (start + cut.tile) * zoom) for start in cut.starts]
 
 
-def weights(cut, zoom=1):
+def weights(cut: Cut, zoom: int = 1) -> list[Float[np.ndarray, " cells"]]:
     """Weights of each tile's cells; over all tiles they sum to one.
 
     Args:
@@ -72,8 +82,17 @@ def weights(cut, zoom=1):
     return [(row / total[span]).astype(np.float32) for span, row in rows]
 
 
-def check_tile(factor, tile, overlap):
-    """Raises ValueError if tiles in pixels do not suit a first stage's factor."""
+def check_tile(factor: int, tile: int, overlap: int) -> None:
+    """Checks that tiles suit a first stage.
+
+    Args:
+      factor: Its downsampling factor.
+      tile: Side of a tile in pixels.
+      overlap: Overlap in pixels.
+
+    Raises:
+      ValueError: If a size is not a multiple of the factor, or the overlap too large.
+    """
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value % factor:
             raise ValueError(
@@ -87,8 +106,16 @@ def check_tile(factor, tile, overlap):
         )
 
 
-def check_image(images, factor):
-    """Raises ValueError if images [B, H, W, C] are not of whole latents."""
+def check_image(images: Any, factor: int) -> None:
+    """Checks that images consist of whole latents.
+
+    Args:
+      images: Array [B, H, W, C].
+      factor: Downsampling factor of the first stage.
+
+    Raises:
+      ValueError: If height or width is not a multiple of the factor.
+    """
     height, width = images.shape[1:3]
     if height % factor or width % factor:
         raise ValueError(

@@ -11,13 +11,25 @@ shape, so one program serves all.
 """
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ldm_jax.annotations import Float, Num
 from ldm_jax.tiling.cuts import check_image, check_tile, cut_axis, spans, weights
 
+_Result = TypeVar("_Result")
 
-def encode_tiled(encode, images, factor, *, tile=512, overlap=128):
+
+def encode_tiled(
+    encode: Callable[[Any], Any],
+    images: Num[np.ndarray, "batch height width channels"],
+    factor: int,
+    *,
+    tile: int = 512,
+    overlap: int = 128,
+) -> Float[np.ndarray, "batch latent_height latent_width latent_channels"]:
     """Encodes images tile by tile.
 
     Args:
@@ -41,7 +53,14 @@ def encode_tiled(encode, images, factor, *, tile=512, overlap=128):
     return _apply_tiled(encode, images, size, factor, tile, overlap, (factor, 1))
 
 
-def decode_tiled(decode, latents, factor, *, tile=512, overlap=128):
+def decode_tiled(
+    decode: Callable[[Any], Any],
+    latents: Float[np.ndarray, "batch height width latent_channels"],
+    factor: int,
+    *,
+    tile: int = 512,
+    overlap: int = 128,
+) -> Float[np.ndarray, "batch image_height image_width channels"]:
     """Decodes latents tile by tile.
 
     Args:
@@ -96,8 +115,15 @@ def _apply_tiled(function, array, size, factor, tile, overlap, zooms):
     return result
 
 
-def one_behind(results):
-    """Yields results one step late: reading one, the device is at work on the next."""
+def one_behind(results: Iterable[_Result]) -> Iterator[_Result]:
+    """Yields results one step late: reading one, the device is at work on the next.
+
+    Args:
+      results: What is computed one by one, without waiting for it.
+
+    Yields:
+      The same results in order.
+    """
     late = []
     for result in results:
         yield from late

@@ -1,12 +1,21 @@
 """Tiles within a compiled program: a backbone and a first stage for larger sizes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.tiling.cuts import check_image, check_tile, cut_axis, spans, weights
 
 
-def tile_first_stage(encode, decode, factor, tile, overlap=None):
+def tile_first_stage(
+    encode: Callable[[Any], Any],
+    decode: Callable[[Any], Any],
+    factor: int,
+    tile: int,
+    overlap: int | None = None,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Makes a first stage work tile by tile.
 
     Args:
@@ -38,10 +47,12 @@ def tile_first_stage(encode, decode, factor, tile, overlap=None):
     return encode_tiles, decode_tiles
 
 
-def tile_backbone(backbone, tile, multiple=1, at_once=4):
+def tile_backbone(
+    backbone: Callable[..., Any], tile: int, multiple: int = 1, at_once: int = 4
+) -> Callable[..., Any]:
     """Makes a backbone evaluate latents in tiles, for sizes that it was not trained on.
 
-    Neighbours share half a tile, as in the original's convolutional sampling. Maps are
+    Neighbours share half a tile, as in CompVis's convolutional sampling. Maps are
     cut together with the latents; tokens and vectors go to every tile.
 
     Args:
@@ -85,7 +96,16 @@ def tile_backbone(backbone, tile, multiple=1, at_once=4):
     return tiled
 
 
-def map_tiles(function, arrays, tile, overlap, *, zooms=(1, 1), multiple=1, at_once=1):
+def map_tiles(
+    function: Callable[[Any], Any],
+    arrays: Any,
+    tile: int,
+    overlap: int,
+    *,
+    zooms: tuple[int, int] = (1, 1),
+    multiple: int = 1,
+    at_once: int = 1,
+) -> Any:
     """Applies a function to tiles and blends what it gives.
 
     Args:
@@ -111,18 +131,18 @@ def map_tiles(function, arrays, tile, overlap, *, zooms=(1, 1), multiple=1, at_o
     if count == 1:
         return function(arrays)
     calls = -(-count // at_once)
-    share = -(-count // calls)
+    per_call = -(-count // calls)
 
     def split(array):
         down, across = (spans(cut, zoom_in) for cut in cuts)
         tiles = [array[:, i, j] for i in down for j in across]
         # The last call is filled up with copies, left out below.
-        tiles += tiles[-1:] * (calls * share - count)
-        tiles = jnp.stack(tiles).reshape(calls, share, *tiles[0].shape)
+        tiles += tiles[-1:] * (calls * per_call - count)
+        tiles = jnp.stack(tiles).reshape(calls, per_call, *tiles[0].shape)
         return tiles.swapaxes(1, 2).reshape(calls, -1, *tiles.shape[3:])
 
     parts = jax.lax.map(function, jax.tree.map(split, arrays)).astype(jnp.float32)
-    parts = parts.reshape(calls, batch, share, *parts.shape[2:]).swapaxes(1, 2)
+    parts = parts.reshape(calls, batch, per_call, *parts.shape[2:]).swapaxes(1, 2)
     parts = parts.reshape(-1, *parts.shape[2:])[:count]
     parts = parts.reshape(rows, columns, *parts.shape[1:])
     strips = [_blend(row, cuts[1], zoom_out, axis=2) for row in parts]

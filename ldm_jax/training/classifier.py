@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,7 +16,7 @@ from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier
 from ldm_jax.latent_classifier import loss
 from ldm_jax.training.freeze import freeze_paths
-from ldm_jax.training.latents import find_scaling_factor, open_first_stage
+from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.step import Stage, make_loss_steps
 
 
@@ -41,11 +40,11 @@ def make_stage(
     """
     first = open_first_stage(config, meta)
     model = make_classifier(config, first.module, data.num_classes)
-    factor = find_scaling_factor(config, model, first.params, mesh, data, meta)
-    frozen = {"first_stage": first.params, "scaling_factor": np.float32(factor)}
+    statistics = find_statistics(config, model, first, mesh, data, meta)
+    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
         "first_stage": first.record,
-        "scaling_factor": factor,
+        **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }

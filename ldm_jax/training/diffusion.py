@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ from ldm_jax.config import build
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.training.freeze import freeze_paths
-from ldm_jax.training.latents import find_scaling_factor, open_first_stage
+from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.start import frozen_paths, initial_weights
 from ldm_jax.training.step import Stage, make_loss_steps
 
@@ -30,8 +29,8 @@ def make_stage(
       config: ConfigDict.
       mesh: Mesh of the run.
       data: The run's `Data`.
-      meta: What a checkpoint to resume from records: the first stage and the scaling
-        factor are taken from it; an empty dict for a new run.
+      meta: What a checkpoint to resume from records: the first stage and the latent
+        statistics are taken from it; an empty dict for a new run.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
@@ -46,11 +45,11 @@ def make_stage(
     initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:
         build(model.conditioner.check, {"batch": data.example}, "conditions")
-    factor = find_scaling_factor(config, model, first.params, mesh, data, meta)
-    frozen = {"first_stage": first.params, "scaling_factor": np.float32(factor)}
+    statistics = find_statistics(config, model, first, mesh, data, meta)
+    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
         "first_stage": first.record,
-        "scaling_factor": factor,
+        **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
@@ -82,8 +81,7 @@ def _make_steps(config, model, frozen, example):
             frozen,
             batch,
             jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
-            latent_shape=latent_diffusion.shape_of_latents(model, images.shape[1:3]),
-            **options,
+            options,
         )
         latents = latent_diffusion.encode(model, frozen, images)
         return {

@@ -1,55 +1,107 @@
-"""The latents that a stage trains on: which first stage makes them, and their scale."""
+"""The latents that a stage trains on: from which first stage, and their statistics."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax.annotations import Array, Shaped
+from ldm_jax.batches import Data
+from ldm_jax.config import choose
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.trained import load_first_stage
+from ldm_jax.trained import FirstStage, load_first_stage
+
+# What of the latents is measured, by `first_stage.latent_statistics`: the axes that one
+# mean and one standard deviation are taken over.
+LATENT_STATISTICS = {"scalar": None, "per_channel": (0, 1, 2)}
 
 
-def measure_scaling_factor(model, params, batches, mesh):
-    """Measures the factor that brings latents to unit variance.
+def measure_statistics(
+    model: Any,
+    params: Any,
+    batches: Iterable[Mapping[str, Shaped[Array, " batch *shape"]]],
+    mesh: Mesh,
+    kind: str = "scalar",
+) -> LatentStatistics:
+    """Measures what brings latents to unit variance.
 
-    The original takes one batch on one process; this is 1 / std over many batches and
-    all processes, posterior samples as in training.
+    CompVis takes one batch on one process; this takes many batches and all processes,
+    posterior samples as in training. Batches are averaged in float64 on the host, each
+    with the weight of its size.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
       params: Weights of the first stage.
-      batches: Iterable of global batches with "image".
+      batches: Global batches with "image" [B, H, W, C]; at least one.
       mesh: Mesh of the batches.
+      kind: Row of LATENT_STATISTICS: "scalar" for 1 / standard deviation of all values
+        and a shift of 0, as in the paper; "per_channel" for mean and standard
+        deviation of each channel.
 
     Returns:
-      Python float.
+      LatentStatistics on the host, the same on every process.
 
     Raises:
-      ConfigError: If the latents do not vary.
+      ConfigError: If the latents, or a channel of them, do not vary.
     """
-    frozen = {"first_stage": params, "scaling_factor": np.float32(1)}
-    frozen = sharding.put_tree(frozen, sharding.tree_shardings(frozen, mesh))
+    axes = LATENT_STATISTICS[kind]
+    params = sharding.put_tree(params, sharding.tree_shardings(params, mesh))
 
-    def moments(frozen, images, rng):
-        latents = latent_diffusion.encode(model, frozen, images, rng)
-        return jnp.mean(latents), jnp.mean(jnp.square(latents))
+    def moments(frozen, batch, rng):
+        latents = latent_diffusion.latents_of(model, frozen, batch, rng)
+        return jnp.mean(latents, axes), jnp.mean(jnp.square(latents), axes)
 
     moments = jax.jit(moments, out_shardings=sharding.replicated(mesh))
-    rows = [
-        jax.device_get(moments(frozen, batch["image"], jax.random.key(index)))
-        for index, batch in enumerate(batches)
-    ]
-    mean, square = np.mean(np.asarray(rows, np.float64), axis=0)
-    std = np.sqrt(max(square - mean**2, 0.0))
+
+    def measure(shift, index, batch):
+        statistics = LatentStatistics(shift).arrays()
+        whole = sharding.tree_shardings(statistics, mesh)
+        frozen = {
+            "first_stage": params,
+            "statistics": sharding.put_tree(statistics, whole),
+        }
+        return jax.device_get(moments(frozen, batch, jax.random.key(index)))
+
+    shift, rows, sizes = 0.0, [], []
+    for index, batch in enumerate(batches):
+        if kind == "per_channel" and not rows:
+            # Squares about the first batch's means, as those about 0 leave no digits
+            # of a small deviation in float32.
+            shift = np.zeros(model.first_stage.latent_channels)
+            shift, _ = measure(shift, index, batch)
+        rows.append(measure(shift, index, batch))
+        sizes.append(len(batch["image"]))
+    rows = np.asarray(rows, np.float64)
+    mean, square = np.average(rows, axis=0, weights=sizes)
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    _require_variance(std)
+    if kind == "scalar":
+        return LatentStatistics(scale=float(1 / std))
+    return LatentStatistics.of(tuple((shift + mean).tolist()), tuple(std.tolist()))
+
+
+def _require_variance(std):
+    if std.ndim == 0:
+        subject, keys = "the first stage's latents have", "scaling_factor"
+    else:
+        worst = int(np.argmin(np.where(np.isfinite(std), std, -1)))
+        subject = f"channel {worst} of the first stage's latents has"
+        keys, std = "latents_mean and latents_std", std[worst]
     if not np.isfinite(std) or std < 1e-6:
         raise ConfigError(
-            f"the first stage's latents have a standard deviation of {std:.2g}: it has "
-            "not learnt anything; train it further or give first_stage.scaling_factor"
+            f"{subject} a standard deviation of {std:.2g}: it has not learnt anything; "
+            f"train it further or give first_stage.{keys}"
         )
-    return float(1 / std)
 
 
-def open_first_stage(config, meta):
+def open_first_stage(config: ConfigDict, meta: Mapping[str, Any]) -> FirstStage:
     """Loads the first stage of a stage on latents.
 
     Args:
@@ -71,35 +123,130 @@ def open_first_stage(config, meta):
     return first
 
 
-def find_scaling_factor(config, model, params, mesh, data, meta):
-    """The factor that brings latents to unit variance: known, given or measured.
+def find_statistics(
+    config: ConfigDict,
+    model: Any,
+    first: FirstStage,
+    mesh: Mesh,
+    data: Data,
+    meta: Mapping[str, Any],
+) -> LatentStatistics:
+    """The statistics of the latents: those of the run, given, of `init_from`, measured.
 
     Args:
       config: ConfigDict with `first_stage` and `train`.
-      model: See `measure_scaling_factor`.
-      params: Weights of the first stage.
+      model: See `measure_statistics`.
+      first: The first stage.
       mesh: Mesh of the run.
       data: The run's `Data`.
       meta: What a checkpoint to resume from records; an empty dict for a new run.
 
     Returns:
-      Python float.
+      LatentStatistics on the host.
 
     Raises:
-      ConfigError: If the latents do not vary.
+      ConfigError: If the latents do not vary, or what is given makes no sense or is not
+        what the weights of `init_from` were trained on.
     """
-    factor = meta.get("scaling_factor") or config.first_stage.scaling_factor
-    if factor is None and config.train.init_from:
-        # Those weights know latents of that scale.
-        folder = checkpoint.checkpoint_folder(config.train.init_from)
-        factor = checkpoint.read_meta(folder).get("scaling_factor")
-    if factor is None:
-        batches = data.train_batches(0, count=config.first_stage.scaling_batches)
-        factor = measure_scaling_factor(model, params, batches, mesh)
-    return factor
+    if meta:
+        return LatentStatistics.from_record(meta)
+    section, init_from = config.first_stage, config.train.init_from
+    statistics = given_statistics(section, model.first_stage.latent_channels)
+    if init_from:
+        found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from))
+        if "scaling_factor" in found:
+            return _same_statistics(section, statistics, first, found)
+    if statistics is None:
+        batches = data.train_batches(0, count=section.scaling_batches)
+        kind = section.latent_statistics
+        statistics = measure_statistics(model, first.params, batches, mesh, kind)
+    return statistics
 
 
-def check_same_first_stage(found, recorded):
+def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | None:
+    """Reads the statistics that a config gives by hand.
+
+    Args:
+      section: Config section `first_stage` of a second stage.
+      channels: Channels of the latents.
+
+    Returns:
+      LatentStatistics on the host; None if they are to be measured.
+
+    Raises:
+      ConfigError: If settings contradict each other or make no sense.
+    """
+    choose(
+        LATENT_STATISTICS, section.latent_statistics, "first_stage.latent_statistics"
+    )
+    factor, mean, std = (
+        section[key] for key in ("scaling_factor", "latents_mean", "latents_std")
+    )
+    if mean is None and std is None:
+        if factor is None:
+            return None
+        if section.latent_statistics != "scalar":
+            raise ConfigError(
+                "first_stage.scaling_factor is one scale for all channels, but "
+                "first_stage.latent_statistics=per_channel: give latents_mean and "
+                "latents_std in its place, or none of them to measure them"
+            )
+        if not 0 < factor < math.inf:
+            raise ConfigError(f"first_stage.scaling_factor must be positive: {factor}")
+        return LatentStatistics(scale=float(factor))
+    if factor is not None:
+        raise ConfigError(
+            "first_stage.scaling_factor is given and so are latents_mean or "
+            "latents_std: give either the one or both of the others"
+        )
+    if mean is None or std is None:
+        raise ConfigError(
+            "first_stage.latents_mean and first_stage.latents_std go together: give "
+            "both"
+        )
+    try:
+        statistics = LatentStatistics.of(tuple(mean), tuple(std))
+        statistics.check_channels(channels)
+    except ValueError as error:
+        raise ConfigError(f"first_stage.latents_mean, latents_std: {error}") from error
+    return statistics
+
+
+def _same_statistics(section, given, first, meta):
+    """The statistics of the weights that a run starts from; others are refused.
+
+    Weights of another first stage are another matter: there, what is given holds.
+    """
+    theirs, problem = LatentStatistics.from_record(meta), None
+    if given is not None:
+        checksum = (meta["first_stage"] or {}).get("checksum")
+        if checksum is not None and checksum != first.record.get("checksum"):
+            return given
+        problem = given.difference(theirs)
+    elif section.latent_statistics == "per_channel" and not theirs.per_channel:
+        problem = "theirs are one scaling factor for all channels"
+    if problem:
+        raise ConfigError(
+            "the weights of train.init_from were trained on latents of other "
+            f"statistics than those of section first_stage: {problem}; leave "
+            "scaling_factor, latents_mean, latents_std and latent_statistics as they "
+            "are by default to take theirs"
+        )
+    return theirs if given is None else given
+
+
+def check_same_first_stage(
+    found: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> None:
+    """Checks that a first stage makes the latents that a run began with.
+
+    Args:
+      found: Record of the first stage that is there, see `trained.FirstStage`.
+      recorded: The one that the run's checkpoint holds.
+
+    Raises:
+      CheckpointError: If the weights that make latents differ.
+    """
     if found.get("checksum") != recorded.get("checksum"):
         raise CheckpointError(
             f"first_stage.workdir={found['workdir']} makes other latents than what "

@@ -312,7 +312,13 @@ FREE_KEYS = (
 
 
 # Keys that a checkpoint settles for good.
-FIXED_KEYS = ("first_stage.step", "first_stage.scaling_factor")
+FIXED_KEYS = (
+    "first_stage.step",
+    "first_stage.scaling_factor",
+    "first_stage.latents_mean",
+    "first_stage.latents_std",
+    "first_stage.latent_statistics",
+)
 
 
 def check_config(

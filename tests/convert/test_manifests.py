@@ -127,7 +127,7 @@ def _assert_is_trained_by(model, spec):
     assert config.data.inputs.to_dict() == model.config["data"]["inputs"]
     assert config.data.image_size == model.config["data"]["image_size"]
     schedule = dict(model.config["schedule"])
-    assert schedule.pop("prediction_type") == ours.prediction_type
+    assert schedule.pop("prediction_type") == ours.objective.prediction_type
     np.testing.assert_allclose(
         ours.schedule.betas, make_schedule(**schedule).betas, rtol=1e-6
     )

@@ -9,11 +9,14 @@ import pytest
 
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
+from ldm_jax.diffusion.objective import Objective
+from ldm_jax.diffusion.sample_options import from_flat
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 
 LEVELS, MEAN, STD = 20, 0.6, 0.3
-FROZEN = {"first_stage": {}, "scaling_factor": jnp.float32(1.0)}
+FROZEN = {"first_stage": {}, "statistics": LatentStatistics().arrays()}
 
 
 class Affine(nn.Module):
@@ -53,7 +56,7 @@ def test_what_is_trained_is_sampled(schedule, loss, sample):
         make_conditioner(None),
         make_schedule(num_train_timesteps=LEVELS, **schedule),
         IdentityAutoencoder(image_channels=1),
-        **loss,
+        Objective(**loss),
     )
     optimizer = optax.adam(optax.cosine_decay_schedule(0.2, 300))
 
@@ -83,9 +86,7 @@ def test_what_is_trained_is_sampled(schedule, loss, sample):
             FROZEN,
             {},
             rngs,
-            latent_shape=(1, 1, 1),
-            num_steps=LEVELS,
-            **sample,
+            from_flat({"num_steps": LEVELS} | sample, (1, 1)),
         )
     )(params, jax.random.split(jax.random.key(1), 2048))
     np.testing.assert_allclose(images.mean(), MEAN, atol=0.05)

@@ -16,6 +16,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.layers import timestep_embedding
 from tests.runs import BARE, train
+from tests.sampling.common import run
 
 CHANNELS, TOKENS = 4, 5
 SLOTS = ("context", "concat", "vector")
@@ -251,5 +252,5 @@ def test_another_kind_is_one_row(shapes_dir, first_stage, tmp_path):
     assert params["backbone"].keys() == {f"Dense_{i}" for i in range(4)}
     model = sampling.load_model(workdir)
     assert model.model.backbone == Mixer(out_channels=4, width=16)
-    sampling.run(model, tmp_path / "samples", num_samples=2, num_steps=2)
+    run(model, tmp_path / "samples", num_samples=2, num_steps=2)
     assert (tmp_path / "samples" / "000001.png").is_file()

@@ -1,17 +1,20 @@
 """Models of random weights, on pixels: for tests of sampling, without training."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from PIL import Image
 
 from configs import common
-from ldm_jax import latent_diffusion
+from ldm_jax import latent_diffusion, sampling
 from ldm_jax.build import make_model
 from ldm_jax.data.inputs import apply_inputs, make_inputs
 from ldm_jax.data.shapes.examples import draw_example
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
-from ldm_jax.sampling import Trained
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
+from ldm_jax.sampling import RunOptions, Trained, complete
 from ldm_jax.trained import load_first_stage
 
 SIZE = 16
@@ -74,7 +77,7 @@ def make_trained(*keys, scale=0.2, data_dir=None):
     return Trained(
         model=model,
         params=_random_params(model, inputs, scale) if scale else None,
-        frozen={"first_stage": {}, "scaling_factor": np.float32(1)},
+        frozen={"first_stage": {}, "statistics": LatentStatistics().arrays()},
         config=config,
         inputs=inputs,
         class_names=list(CLASS_NAMES),
@@ -93,6 +96,19 @@ def _random_params(model, inputs, scale):
         lambda rng: latent_diffusion.init(model, rng, batch), jax.random.key(0)
     )
     return random_weights(shapes, scale)
+
+
+def options_of(trained, size=(None, None), **options):
+    """RunOptions and SampleOptions from the names of both; what is None is unset."""
+    fields = {field.name for field in dataclasses.fields(RunOptions)}
+    run_options = RunOptions(**{k: v for k, v in options.items() if k in fields})
+    given = {key: value for key, value in options.items() if key not in fields}
+    return run_options, complete(trained, given, size, run_options.invert)
+
+
+def run(trained, outdir, given=None, **options):
+    """`sampling.run` with the options by their names."""
+    return sampling.run(trained, outdir, given, *options_of(trained, **options))
 
 
 def random_weights(shapes, scale):

@@ -10,11 +10,11 @@ from ldm_jax import sampling, sharding
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.sampling.conditions import make_batch
-from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.options import RunOptions, complete
 from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.task import make_task
 from tests.runs import command, finish
-from tests.sampling.common import make_trained, picture, write_image
+from tests.sampling.common import make_trained, picture, run, write_image
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,9 @@ def trained():
 
 def _images(trained, devices, batch):
     options = complete(trained, {"guidance_scale": 2.0, "eta": 1.0})
-    task = make_task(trained, {"labels": ["0", "3", "5"]}, num_samples=8)
+    task = make_task(
+        trained, {"labels": ["0", "3", "5"]}, RunOptions(num_samples=8), options
+    )
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     draw, weights = make_draw(trained, mesh, task, 7, options)
     split = sharding.batch_sharding(mesh)
@@ -49,8 +51,8 @@ def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained):
         assert np.abs(found - expected).max() <= 1, (devices, batch)
 
 
-def test_a_run_writes_pictures_a_grid_and_the_array(trained, tmp_path, capsys):
-    grid = sampling.run(
+def test_a_run_writes_images_a_grid_and_the_array(trained, tmp_path, capsys):
+    grid = run(
         trained,
         tmp_path,
         num_samples=5,
@@ -75,21 +77,21 @@ def test_a_run_writes_pictures_a_grid_and_the_array(trained, tmp_path, capsys):
 
 
 def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
-    sampling.run(trained, tmp_path, num_samples=6, batch_size=8)
+    run(trained, tmp_path, num_samples=6, batch_size=8)
     first = {p.name: p.read_bytes() for p in tmp_path.glob("0*.png")}
     times = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("0*.png")}
     (tmp_path / "000002.png").unlink()
     capsys.readouterr()
-    sampling.run(trained, tmp_path, num_samples=7, batch_size=8)
+    run(trained, tmp_path, num_samples=7, batch_size=8)
     assert "5 of 7 samples are there already" in capsys.readouterr().out
     assert (tmp_path / "000002.png").read_bytes() == first["000002.png"]
     for name in first.keys() - {"000002.png"}:
         assert (tmp_path / name).stat().st_mtime_ns == times[name]
     averaged = trained._replace(weights="ema_params")
     with pytest.raises(ConfigError, match="other settings .*weights: params there"):
-        sampling.run(averaged, tmp_path, num_samples=7, batch_size=8)
+        run(averaged, tmp_path, num_samples=7, batch_size=8)
     with pytest.raises(ConfigError, match="other settings .*seed: 0 there, 1 here"):
-        sampling.run(trained, tmp_path, num_samples=7, seed=1)
+        run(trained, tmp_path, num_samples=7, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -105,16 +107,16 @@ def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
 )
 def test_wrong_options_are_named(given, message, trained, tmp_path):
     with pytest.raises(ConfigError) as error:
-        sampling.run(trained, tmp_path / "out", num_samples=1, **given)
+        run(trained, tmp_path / "out", num_samples=1, **given)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_finite_is_no_picture(trained, tmp_path):
+def test_what_is_not_finite_is_not_written(trained, tmp_path):
     params = jax.tree.map(np.copy, trained.params)
     params["backbone"]["conv_out"]["bias"][:] = np.nan
     with pytest.raises(ConfigError, match="sample 0 is not finite"):
-        sampling.run(trained._replace(params=params), tmp_path, num_samples=2)
+        run(trained._replace(params=params), tmp_path, num_samples=2)
     assert not list(tmp_path.glob("0*.png"))
 
 
@@ -124,10 +126,10 @@ def test_a_run_goes_on_with_its_scales_in_their_order(tmp_path):
     options = dict(given=given, num_samples=1, num_steps=2)
     scales = {"label": 2.0, "caption": 3.0}
     for _ in range(2):
-        sampling.run(trained, tmp_path, guidance_scale=scales, **options)
+        run(trained, tmp_path, guidance_scale=scales, **options)
     with pytest.raises(ConfigError, match="other settings .*options"):
         scales = dict(reversed(scales.items()))
-        sampling.run(trained, tmp_path, guidance_scale=scales, **options)
+        run(trained, tmp_path, guidance_scale=scales, **options)
 
 
 def test_noise_that_was_found_is_not_covered_by_other(trained, tmp_path):
@@ -137,12 +139,12 @@ def test_noise_that_was_found_is_not_covered_by_other(trained, tmp_path):
     config.sample.eta = 1.0
     noisy = trained._replace(config=config)
     options = dict(given=given, num_samples=1, num_steps=2, invert=True)
-    sampling.run(noisy, tmp_path / "out", **options)
+    run(noisy, tmp_path / "out", **options)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["options"]["eta"] is None
     for wrong in ({"eta": 1.0}, {"sampler": "ddpm"}):
         with pytest.raises(ConfigError, match="--invert: dd.m would cover"):
-            sampling.run(noisy, tmp_path / "no", **options, **wrong)
+            run(noisy, tmp_path / "no", **options, **wrong)
 
 
 def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
@@ -152,13 +154,13 @@ def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
 
 def test_the_script_draws(second_stage, tmp_path):
     image = picture(0, 32, 32)
-    hole = np.zeros((32, 32), np.uint8)
-    hole[8:20, 5:30] = 255
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 5:30] = 255
     arguments = {
         "workdir": second_stage,
         "outdir": tmp_path / "out",
         "image": write_image(tmp_path / "image.png", image),
-        "mask": write_image(tmp_path / "mask.png", hole),
+        "mask": write_image(tmp_path / "mask.png", mask),
         "labels": "star,heart",
         "strength": 0.8,
         "sampler": "plms",
@@ -170,6 +172,6 @@ def test_the_script_draws(second_stage, tmp_path):
     assert status == 0, output
     samples = [read_image(tmp_path / "out" / f"{k:06d}.png") for k in range(3)]
     for sample in samples:
-        np.testing.assert_array_equal(sample[hole == 0], image[hole == 0])
+        np.testing.assert_array_equal(sample[mask == 0], image[mask == 0])
     assert (samples[0] != samples[2]).any()
     assert (tmp_path / "out" / "sheet.png").exists()

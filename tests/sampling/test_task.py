@@ -9,7 +9,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
 from ldm_jax.sampling.task import make_task
-from tests.sampling.common import make_trained, picture, write_image
+from tests.sampling.common import make_trained, options_of, picture, write_image
 
 MODELS = {
     "none": (),
@@ -52,7 +52,8 @@ def files(tmp_path_factory):
 
 
 def ask(model, files, flags, **options):
-    return make_task(model, {flag: [files[flag]] for flag in flags}, **options)
+    given = {flag: [files[flag]] for flag in flags}
+    return make_task(model, given, *options_of(model, **options))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,8 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
         "style": [str(tmp_path / "pictures")],
     }
     model = models["style"]
-    task = make_task(model, given | {"style": [*given["style"]] * 6})
+    given = given | {"style": [*given["style"]] * 6}
+    task = make_task(model, given, *options_of(model))
     assert task.count == 18  # One for each of the pictures.
     made = make_batch(model, task, 0, range(7))["inputs"]
     for k in range(7):
@@ -159,7 +161,8 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
 def test_settings_know_contents_not_names(models, tmp_path):
     def record(seed, name):
         path = write_image(tmp_path / name, picture(seed))
-        return make_task(models["small"], {"low_res": [path]}).record
+        model = models["small"]
+        return make_task(model, {"low_res": [path]}, *options_of(model)).record
 
     assert record(0, "a.png") == record(0, "b.png") != record(1, "a.png")
 
@@ -198,7 +201,7 @@ def test_what_is_wrong_with_a_file_is_said(
     name, others = used[flag]
     given = {flag: [str(path)]} | {other: [files[other]] for other in others}
     with pytest.raises(ConfigError) as error:
-        task = make_task(models[name], given)
+        task = make_task(models[name], given, *options_of(models[name]))
         make_batch(models[name], task, 0, [0])
     assert message in str(error.value)
 
@@ -230,7 +233,7 @@ def test_guidance_names_the_conditions(models):
         with pytest.raises(ConfigError) as error:
             complete(models[name], {"guidance_scale": scale})
         assert message in str(error.value)
-    assert complete(models["none"], {})["guidance_scale"] == 1
-    assert complete(models["none"], {"tile": 8})["tile"] == 8
-    with pytest.raises(ConfigError, match="--tile=7 is no multiple of 2.*--tile=8"):
+    assert complete(models["none"], {}).guidance.scale == 1
+    assert complete(models["none"], {"tile": 8}).tile == 8
+    with pytest.raises(ConfigError, match="--tile=7 is not a multiple of 2.*--tile=8"):
         complete(models["none"], {"tile": 7})

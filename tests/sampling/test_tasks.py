@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import sampling
 from ldm_jax.data.loader import open_source
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
@@ -21,6 +20,7 @@ from tests.sampling.common import (
     make_trained,
     picture,
     random_weights,
+    run,
     write_image,
 )
 
@@ -46,7 +46,7 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
     scales = {"caption": 3.0, "label": 1.5}
     options = dict(num_samples=3, batch_size=3, npz=True, guidance_scale=scales)
     given = {"negative_prompt": ["a blue ring"]}
-    sampling.run(model, tmp_path / "data", given, from_data=True, **options)
+    run(model, tmp_path / "data", given, from_data=True, **options)
     told = arrays(tmp_path / "data")
     assert told["arr_0"].shape == (3, SIZE, SIZE, 3)
     source = open_source(model.config.data, "validation")
@@ -81,7 +81,7 @@ def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):
         for flag in ("segmentation", "depth"):
             write_image(tmp_path / flag / f"{k}.png", decode_plane(raw[flag]))
     given |= {flag: [str(tmp_path / flag)] for flag in ("layout", *keys[3:5], "image")}
-    sampling.run(model, tmp_path / "flags", given, **options)
+    run(model, tmp_path / "flags", given, **options)
     np.testing.assert_array_equal(
         samples(tmp_path / "flags"), samples(tmp_path / "data")
     )
@@ -98,7 +98,7 @@ def test_a_hole_is_filled_and_the_rest_is_kept(tmp_path):
     for keys in (("masked_image",), ()):
         folder = tmp_path / f"{len(keys)}"
         model = make_trained(*keys)
-        sampling.run(model, folder, given, num_samples=2, npz=True, guidance_scale=1.0)
+        run(model, folder, given, num_samples=2, npz=True, guidance_scale=1.0)
         images = samples(folder)
         for image in images:
             np.testing.assert_array_equal(image[known], picture(1, 20, 16)[2:-2][known])
@@ -112,7 +112,7 @@ def test_strength_zero_gives_the_image_back(tmp_path):
     given = {"image": [write_image(tmp_path / "image.png", image)]}
     model = make_trained()
     size = (24, SIZE)
-    sampling.run(model, tmp_path / "out", given, num_samples=1, size=size, strength=0.0)
+    run(model, tmp_path / "out", given, num_samples=1, size=size, strength=0.0)
     np.testing.assert_array_equal(samples(tmp_path / "out")[0], image)
 
 
@@ -121,7 +121,7 @@ def test_inverted_noise_leads_back_and_a_path_between_two_images(tmp_path):
     model = make_trained(scale=0.06)
     smooth = [np.full((SIZE, SIZE, 3), value, np.uint8) for value in (60, 190)]
     files = [write_image(tmp_path / f"{k}.png", x) for k, x in enumerate(smooth)]
-    sampling.run(
+    run(
         model,
         tmp_path / "out",
         {"image": files},
@@ -138,8 +138,8 @@ def test_inverted_noise_leads_back_and_a_path_between_two_images(tmp_path):
 def test_a_path_begins_and_ends_at_two_samples(tmp_path):
     model = make_trained()
     options = dict(size=(SIZE, 24), tile=SIZE)
-    sampling.run(model, tmp_path / "all", num_samples=6, **options)
-    sampling.run(model, tmp_path / "path", num_samples=5, interpolate=(4, 2), **options)
+    run(model, tmp_path / "all", num_samples=6, **options)
+    run(model, tmp_path / "path", num_samples=5, interpolate=(4, 2), **options)
     drawn, path = samples(tmp_path / "all"), samples(tmp_path / "path").astype(int)
     assert np.abs(path[0] - drawn[4]).max() <= 1
     assert np.abs(path[-1] - drawn[2]).max() <= 1
@@ -171,8 +171,8 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
     )
     steered = model._replace(classifier=classifier)
     options = dict(num_samples=2, num_steps=8)
-    sampling.run(model, tmp_path / "plain", **options)
-    sampling.run(steered, tmp_path / "guided", given, guide_scale=30.0, **options)
+    run(model, tmp_path / "plain", **options)
+    run(steered, tmp_path / "guided", given, guide_scale=30.0, **options)
     far, near = (
         np.abs(samples(tmp_path / name).mean(axis=(1, 2)) - guide[0, 0]).mean()
         for name in ("plain", "guided")
@@ -181,9 +181,9 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
     settings = json.loads((tmp_path / "guided" / "settings.json").read_text())
     assert settings["conditions"]["steering"] == {"classifier": 10.0, "guide": 30.0}
     with pytest.raises(ConfigError, match="--classifier_scale needs --classifier"):
-        sampling.run(model, tmp_path / "wrong", classifier_scale=2.0)
+        run(model, tmp_path / "wrong", classifier_scale=2.0)
     with pytest.raises(ConfigError, match="--guide_scale needs --guide_image"):
-        sampling.run(model, tmp_path / "wrong", guide_scale=2.0)
+        run(model, tmp_path / "wrong", guide_scale=2.0)
 
 
 def test_cells_are_held_where_every_pixel_is_known():

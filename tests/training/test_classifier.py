@@ -13,6 +13,7 @@ from configs.shapes_classifier import get_config
 from ldm_jax import checkpoint
 from ldm_jax.build import make_classifier, make_first_stage
 from ldm_jax.convert.formats import convert
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.latent_classifier import LatentClassifier
@@ -31,7 +32,7 @@ TINY = Classifier(
     pool="adaptive",
 )
 MODEL = LatentClassifier(TINY, make_schedule(), make_first_stage({"kind": "identity"}))
-FROZEN = {"first_stage": {}, "scaling_factor": np.float32(1)}
+FROZEN = {"first_stage": {}, "statistics": LatentStatistics().arrays()}
 
 
 def make_batch(rng, size=32):

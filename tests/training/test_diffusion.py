@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax.conditioners import make_conditioner
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -61,7 +62,10 @@ def test_frozen_weights_neither_move_nor_have_moments():
         "caption": np.ones((2, 4), np.int32),
     }
     weights = model.first_stage.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    frozen = {"first_stage": weights["params"], "scaling_factor": np.float32(1)}
+    frozen = {
+        "first_stage": weights["params"],
+        "statistics": LatentStatistics().arrays(),
+    }
     config = tiny_config("shapes_class", "")
     config.train.warmup_steps = 0
     stage = diffusion._make_steps(config, model, frozen, batch)

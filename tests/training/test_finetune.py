@@ -24,6 +24,7 @@ from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
 from ldm_jax.training.latents import check_same_first_stage
 from ldm_jax.training.start import check_config, model_notes
 from tests.runs import assert_same_bits, tiny_config, train
+from tests.sampling.common import run
 
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
 ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
@@ -168,10 +169,10 @@ def test_a_tuned_decoder_takes_the_place_of_the_old(
 ):
     trained = sampling.load_model(second_stage, decoder=tuned)
     assert_same_bits(trained.frozen["first_stage"], load_first_stage(tuned).params)
-    sampling.run(trained, tmp_path / "out", num_samples=1, num_steps=2)
+    run(trained, tmp_path / "out", num_samples=1, num_steps=2)
     with pytest.raises(ConfigError, match="decoder: .*tuned.* there, None here"):
         old = sampling.load_model(second_stage)
-        sampling.run(old, tmp_path / "out", num_samples=1, num_steps=2)
+        run(old, tmp_path / "out", num_samples=1, num_steps=2)
 
 
 def test_a_decoder_of_other_latents_is_refused(

@@ -9,6 +9,7 @@ from ldm_jax.data.loader import DataError
 from ldm_jax.data.shapes import examples
 from ldm_jax.errors import ConfigError
 from tests.runs import train
+from tests.sampling.common import run
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,11 @@ def test_trains_and_samples_without_classes(folder, first_stage, tmp_path):
     assert np.isfinite(metrics["loss"])
     assert list((tmp_path / "run" / "previews").glob("samples_*.png"))
     trained = sampling.load_model(tmp_path / "run")
-    sampling.run(trained, tmp_path / "out", num_samples=2)
+    run(trained, tmp_path / "out", num_samples=2)
     assert len(list((tmp_path / "out").glob("0*.png"))) == 2
     for wrong in ({"given": {"labels": ["1"]}}, {"guidance_scale": 2.0}):
         with pytest.raises(ConfigError):
-            sampling.run(trained, tmp_path / "no", num_samples=2, **wrong)
+            run(trained, tmp_path / "no", num_samples=2, **wrong)
 
 
 def test_labels_that_are_not_there_are_missed_at_the_start(

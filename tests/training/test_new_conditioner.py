@@ -15,6 +15,7 @@ from ldm_jax.conditioners.checks import check_images
 from ldm_jax.images import read_image
 from ldm_jax.models.layers import dense
 from tests.runs import BARE, SHALLOW, train
+from tests.sampling.common import run
 
 
 class Palette(nn.Module):
@@ -66,5 +67,5 @@ def test_a_module_and_a_row_are_enough(monkeypatch, shapes_dir, tmp_path):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     options = dict(num_samples=2, num_steps=2, guidance_scale=2.0)
     given = {"style": [str(tmp_path / "red.png")]}
-    sampling.run(trained, tmp_path / "samples", given, **options)
+    run(trained, tmp_path / "samples", given, **options)
     assert read_image(tmp_path / "samples" / "000001.png").shape == (32, 32, 3)

@@ -25,6 +25,7 @@ from ldm_jax.models.first_stages import (
 from ldm_jax.models.posteriors import PointPosterior
 from ldm_jax.trained import load_first_stage
 from tests.runs import BARE, SHALLOW, assert_same_bits, train, weights_of
+from tests.sampling.common import run
 
 
 class PlainAutoencoder(nn.Module):
@@ -137,7 +138,7 @@ def test_it_is_evaluated(workdir):
 
 def test_a_second_stage_trains_on_it_and_samples_through_it(second, tmp_path):
     trained = sampling.load_model(second)
-    grid = sampling.run(trained, tmp_path, num_samples=2, num_steps=2)
+    grid = run(trained, tmp_path, num_samples=2, num_steps=2)
     assert read_image(tmp_path / "000001.png").shape == (32, 32, 3)
     assert grid.exists()
 

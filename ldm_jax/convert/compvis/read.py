@@ -26,6 +26,7 @@ from ldm_jax.convert.model import (
     discriminator_shapes,
     first_stage_shapes,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import Weights
@@ -142,7 +143,7 @@ def _read_diffusion(weights, params, options, log):
     )
     _read_weights(model, weights, unet, options, log)
     _read_schedule(model, tensors, params, log)
-    model.scaling_factor = _scaling_factor(params, tensors)
+    model.statistics = LatentStatistics(scale=_scaling_factor(params, tensors))
     return model
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ldm_jax.convert.model import first_stage_row, require_nearest
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 
 
@@ -60,8 +63,90 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
     return section
 
 
-def first_stage_config(config, scaling_factor):
-    """The config.json of a first stage of ours; the inverse of the above."""
+# Where an autoencoder's config.json holds the statistics of its latents.
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
+    """Reads the statistics of the latents from the config.json of an autoencoder.
+
+    Their pipelines make (z - shift_factor) * scaling_factor or, per channel,
+    (z - latents_mean) * scaling_factor / latents_std of the latents z.
+
+    Args:
+      config: The config.json.
+
+    Returns:
+      LatentStatistics on the host.
+
+    Raises:
+      ConversionError: If what it says contradicts itself or makes no sense.
+    """
+    default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
+    scale, shift = config.get("scaling_factor", default), config.get("shift_factor")
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return LatentStatistics(shift or 0.0, scale)
+    if mean is None or std is None or shift:
+        found = ", ".join(f"{key}={config.get(key)}" for key in STATISTICS)
+        raise ConversionError(
+            f"the autoencoder's config.json has {found}: latents_mean goes with "
+            "latents_std, and without a shift_factor"
+        )
+    try:
+        found = LatentStatistics.of(tuple(mean), tuple(std))
+        found.check_channels(_get(config, "latent_channels"))
+    except (TypeError, ValueError) as error:
+        raise ConversionError(
+            f"the autoencoder's latents_mean, latents_std: {error}"
+        ) from error
+    return found._replace(scale=tuple(scale * value for value in found.scale))
+
+
+def statistics_config(statistics: LatentStatistics, kind: str) -> dict[str, Any]:
+    """Writes the statistics of the latents; the inverse of `latent_statistics`.
+
+    Args:
+      statistics: LatentStatistics on the host.
+      kind: "AutoencoderKL" or "VQModel".
+
+    Returns:
+      Some of the keys STATISTICS of a config.json, with their values.
+
+    Raises:
+      ConversionError: If a model of that kind has no place for them.
+    """
+    shift, scale = statistics
+    if not statistics.per_channel and not shift:
+        return {"scaling_factor": scale}
+    if kind == "VQModel":
+        raise ConversionError(
+            "diffusers' VQModel has one scaling_factor for all channels, but these "
+            "latents have a mean or statistics per channel: train a second stage with "
+            "first_stage.latent_statistics=scalar"
+        )
+    if not statistics.per_channel:
+        return {"scaling_factor": scale, "shift_factor": shift}
+    mean, scale = np.broadcast_arrays(shift, scale)
+    return {
+        "scaling_factor": 1.0,
+        "latents_mean": mean.tolist(),
+        "latents_std": (1.0 / scale).tolist(),
+    }
+
+
+def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the config.json of a first stage; the inverse of `first_stage_section`.
+
+    Args:
+      config: Config of the first stage.
+
+    Returns:
+      The config.json, but for the statistics of the latents.
+
+    Raises:
+      ConversionError: If diffusers has no such first stage.
+    """
     section = config["first_stage"]
     names = {ours: theirs for theirs, ours in _FIRST_STAGES.items()}
     kind, class_name = first_stage_row(section, names, "diffusers")
@@ -88,7 +173,6 @@ def first_stage_config(config, scaling_factor):
         norm_num_groups=section.get("norm_groups", 32),
         sample_size=config["data"]["image_size"],
         mid_block_add_attention=section.get("mid_attention", True),
-        scaling_factor=scaling_factor,
     )
     if kind == "vq":
         result["num_vq_embeddings"] = section["num_codes"]
@@ -270,9 +354,6 @@ _FIXED = dict(
     norm_type=("group",),
     only_cross_attention=(False,),
     resnet_out_scale_factor=(1, 1.0),
-    shift_factor=(None, 0.0),
-    latents_mean=(None,),
-    latents_std=(None,),
     time_cond_proj_dim=(None,),
     time_embedding_type=("positional",),
     upsample_type=("conv",),

@@ -25,6 +25,7 @@ from ldm_jax.convert.model import (
     diffusion_shapes,
     first_stage_shapes,
 )
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import find_weights, read_json, read_weights
 from ldm_jax.weights.state_dict import to_params
@@ -177,8 +178,9 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
-    default = 0.18215 if vae and configs[vae]["_class_name"] == "AutoencoderKL" else 1.0
-    model.scaling_factor = configs[vae].get("scaling_factor", default) if vae else 1.0
+    model.statistics = LatentStatistics()
+    if vae:
+        model.statistics = diffusers_config.latent_statistics(configs[vae])
     _read_weights(model, tensors, shape, size, factor)
     return model
 

@@ -52,6 +52,11 @@ def write(
         write_weights(part / file, select(tensors, f"{name}/"))
         write_json(part / "config.json", config)
     if not single:
+        if model.statistics.per_channel or model.statistics.shift:
+            log(
+                "the latents' mean and deviation per channel: written to config.json; "
+                f"a {folder_names(model)['pipeline']} may apply scaling_factor alone"
+            )
         _write_index(model, configs, folder)
         schedule = schedule_config(model.config["schedule"])
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
@@ -74,8 +79,9 @@ def state(
     kept = origin.get("configs", {})
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
-        factor = kept.get(name, {}).get("scaling_factor", 1.0)
-        configs = {name: diffusers_config.first_stage_config(model.config, factor)}
+        configs = {name: diffusers_config.first_stage_config(model.config)}
+        if "scaling_factor" not in kept.get(name, {}):
+            configs[name]["scaling_factor"] = 1.0
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
     else:
@@ -115,14 +121,40 @@ def _configs(model):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
-        configs[folder_names(model)["first_stage"]] = (
-            diffusers_config.first_stage_config(first.config, model.scaling_factor)
-        )
+        name = folder_names(model)["first_stage"]
+        described = diffusers_config.first_stage_config(first.config)
+        configs[name] = described | statistics_of(model, name, described["_class_name"])
     for entry in config["conditions"].values():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
             configs[name] = text_config(entry)
     return configs
+
+
+def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
+    """The statistics of the latents in a first stage's config.json.
+
+    Args:
+      model: Model of a second stage.
+      name: Folder of its first stage.
+      kind: "AutoencoderKL" or "VQModel".
+
+    Returns:
+      Those keys of the config.json that hold them.
+
+    Raises:
+      ConversionError: If a model of that kind has no place for them.
+    """
+    written = diffusers_config.statistics_config(model.statistics, kind)
+    kept = model.origin.get("configs", {}).get(name)
+    if kept is None:
+        return written
+    read = diffusers_config.latent_statistics(kept)
+    kept = {key: kept[key] for key in diffusers_config.STATISTICS if key in kept}
+    if read == model.statistics:
+        # As they were, since a division and its inverse may cost a digit.
+        return written | kept
+    return dict.fromkeys(kept) | written
 
 
 def _write_index(model, configs, folder):

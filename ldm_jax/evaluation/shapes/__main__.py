@@ -70,7 +70,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.shapes.measure import measure
     from ldm_jax.evaluation.shapes.probe import load_probe
     from ldm_jax.images import write_png
-    from ldm_jax.sampling.options import parse_scale
+    from ldm_jax.sampling.options import complete, parse_scale
     from ldm_jax.trained import load_model
 
     trained = load_model(
@@ -86,15 +86,18 @@ def _main(argv: list[str]) -> None:
         trained.frozen["first_stage"],
         trained.config.data.image_size,
     )
+    options = {
+        "sampler": _SAMPLER.value,
+        "num_steps": _NUM_STEPS.value,
+        "guidance_scale": parse_scale(_GUIDANCE_SCALE.value),
+    }
     record, grid = measure(
         trained,
         probe,
         _NUM_SAMPLES.value,
+        complete(trained, options),
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
-        sampler=_SAMPLER.value,
-        num_steps=_NUM_STEPS.value,
-        guidance_scale=parse_scale(_GUIDANCE_SCALE.value),
     )
     outdir = pathlib.Path(_OUTDIR.value)
     outdir.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Draws images conditioned on held-out scenes and measures their adherence."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.annotations import UInt8
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.shapes.adherence import adherence, chance
 from ldm_jax.evaluation.shapes.labels import KEYS, stack, truth
@@ -15,7 +17,7 @@ from ldm_jax.evaluation.shapes.probe import reconstruct
 from ldm_jax.evaluation.shapes.restoration import baseline, distances
 from ldm_jax.images import make_grid
 from ldm_jax.sampling.conditions import make_example, make_row
-from ldm_jax.sampling.options import complete
+from ldm_jax.sampling.options import RunOptions, complete, record_of
 from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import Trained
@@ -28,10 +30,10 @@ def measure(
     trained: Trained,
     probe: Callable[[Any], dict[str, Any]],
     num_samples: int,
+    options: SampleOptions | None = None,
     *,
     seed: int = 0,
     batch_size: int = 64,
-    **options: Any,
 ) -> tuple[dict[str, Any], UInt8[np.ndarray, "height width 3"]]:
     """Measures how well samples adhere to their conditions.
 
@@ -39,9 +41,9 @@ def measure(
       trained: A model of the data set `shapes`.
       probe: Function from `probe.make_probe`.
       num_samples: So many of the first held-out scenes, or all if there are fewer.
+      options: SampleOptions; None for the config's.
       seed: Seed of the noise, and of inputs that are drawn at random.
       batch_size: Samples at a time over all devices; rounded up to a multiple of them.
-      **options: Options of `generate.sample_images`; what is None is the config's.
 
     Returns:
       (record, grid): dict of "adherence", and where images are restored "restoration",
@@ -54,8 +56,8 @@ def measure(
     """
     if not trained.model.conditioner.entries:
         raise ConfigError("this model has no conditions: there is nothing to adhere to")
-    request = _request(trained, num_samples)
-    options = complete(trained, options)
+    options = complete(trained) if options is None else options
+    request = _request(trained, num_samples, options)
     examples = [make_example(trained, request, k) for k in range(request.count)]
     true = stack([truth(example) for example in examples])
     rows = [make_row(trained, request, seed, k, e) for k, e in enumerate(examples)]
@@ -69,17 +71,17 @@ def measure(
         "reconstructed": reconstruct(model.first_stage, params, images),
     }
     # Of the guided prediction, scale 0 leaves the unconditional one.
-    for name, scale in (("samples", {}), ("unconditional", {"guidance_scale": 0.0})):
-        columns[name] = _draw(
-            trained, request, batch, seed, batch_size, options | scale
-        )
+    off = dataclasses.replace(options.guidance, scale=0.0)
+    for name, guidance in (("samples", options.guidance), ("unconditional", off)):
+        guided = dataclasses.replace(options, guidance=guidance)
+        columns[name] = _draw(trained, request, batch, seed, batch_size, guided)
     seen = {name: probe(array) for name, array in columns.items()}
     adherences = {name: adherence(true, found) for name, found in seen.items()}
     record = {
         "data": f"{trained.config.data.name}, {trained.config.data.eval_split}",
         "num_samples": request.count,
         "seed": seed,
-        "options": options,
+        "options": record_of(options, model),
         "adherence": adherences | {"chance": chance(true, seen["samples"])},
     }
     restored = baseline(batch["inputs"], images.shape[1])
@@ -88,14 +90,15 @@ def measure(
     return record, _grid(columns, restored)
 
 
-def _request(trained, num_samples):
+def _request(trained, num_samples, options):
     """A request for samples conditioned on held-out scenes, with all their labels."""
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         # Not as an attribute: that is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
-    request = make_task(trained, {}, num_samples=num_samples, from_data=True)
+    run_options = RunOptions(num_samples=num_samples, from_data=True)
+    request = make_task(trained, {}, run_options, options)
     return request._replace(count=min(num_samples, len(request.source)))
 
 

@@ -1,4 +1,4 @@
-"""The denoising loss and the weights of its ELBO term."""
+"""The objective: the denoising loss, the weights of noise levels, the draws."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,8 @@ import pytest
 from ldm_jax.diffusion.objective import (
     LOSS_TYPES,
     TIMESTEP_SAMPLINGS,
-    denoising_loss,
-    draw_noise,
-    draw_timesteps,
+    LevelWeights,
+    Objective,
     elbo_weights,
     min_snr_weights,
 )
@@ -19,7 +18,6 @@ from ldm_jax.diffusion.schedule import (
     add_noise,
     make_schedule,
     predict_x0,
-    target_for,
 )
 from tests.common import assert_close, load_case, nhwc
 
@@ -35,14 +33,17 @@ def test_matches_the_original(prediction_type, loss_type):
     point = SCHEDULE.at(timesteps)
     scale = (0.5 + timesteps / 2000)[:, None, None, None]
     output = jnp.tanh(add_noise(latents, noise, point) * scale + cond)
-    loss, metrics = denoising_loss(
-        output,
-        target_for(prediction_type, latents, noise, point),
-        elbo_weights(SCHEDULE, prediction_type)[timesteps],
-        loss_type=loss_type,
+    objective = Objective(
+        prediction_type,
+        loss_type,
         simple_weight=case.meta["config"]["l_simple_weight"],
         elbo_weight=case.meta["config"]["original_elbo_weight"],
-        logvar=case.meta["config"]["logvar"],
+        logvar_init=case.meta["config"]["logvar"],
+    )
+    loss, metrics = objective.loss(
+        output,
+        objective.target(latents, noise, point),
+        objective.levels(timesteps, SCHEDULE),
     )
     prefix = f"{'eps' if prediction_type == 'noise' else 'x0'}_{loss_type}_"
     assert_close(loss, case.arrays[prefix + "loss"], 2e-4)
@@ -63,9 +64,10 @@ def test_elbo_weights_of_other_types_are_one(prediction_type):
 
 
 @pytest.mark.parametrize("loss_type, plateau", [("l1", (2 / np.pi) ** 0.5), ("l2", 1)])
-def test_network_that_says_zero_sits_on_the_plateau(loss_type, plateau):
+def test_network_that_outputs_zeros_sits_on_the_plateau(loss_type, plateau):
     noise = jax.random.normal(jax.random.key(0), (8, 32, 32, 4))
-    loss, _ = denoising_loss(jnp.zeros_like(noise), noise, 1.0, loss_type=loss_type)
+    objective = Objective(loss_type=loss_type)
+    loss, _ = objective.loss(jnp.zeros_like(noise), noise, LevelWeights())
     np.testing.assert_allclose(loss, plateau, rtol=0.02)
 
 
@@ -73,14 +75,12 @@ def test_network_that_says_zero_sits_on_the_plateau(loss_type, plateau):
 def test_examples_of_weight_zero_do_not_count(loss_type):
     output, target = jax.random.normal(jax.random.key(1), (2, 4, 2, 2, 3))
     vlb, logvar = jnp.arange(1.0, 5.0), jnp.linspace(-1, 1, 4)
-    options = {"loss_type": loss_type, "elbo_weight": 0.3}
-    _, part = denoising_loss(
-        output[:3], target[:3], vlb[:3], logvar=logvar[:3], **options
-    )
+    objective = Objective(loss_type=loss_type, elbo_weight=0.3)
+    levels = LevelWeights(elbo=vlb[:3], logvar=logvar[:3])
+    _, part = objective.loss(output[:3], target[:3], levels)
     weights = jnp.array([1, 1, 1, 0])
-    _, whole = denoising_loss(
-        output, target, vlb, logvar=logvar, weights=weights, **options
-    )
+    levels = LevelWeights(elbo=vlb, logvar=logvar)
+    _, whole = objective.loss(output, target, levels, weights)
     for name, value in part.items():
         np.testing.assert_allclose(whole[name], value, rtol=1e-6)
 
@@ -90,7 +90,7 @@ def test_learned_logvar_is_best_at_the_log_of_the_error():
     best = jnp.log(jnp.mean((output - target) ** 2))
 
     def loss(logvar):
-        return denoising_loss(output, target, 1.0, logvar=logvar)[0]
+        return Objective().loss(output, target, LevelWeights(logvar=logvar))[0]
 
     np.testing.assert_allclose(jax.grad(loss)(best), 0, atol=1e-6)
     assert jax.grad(loss)(best + 0.1) > 0 > jax.grad(loss)(best - 0.1)
@@ -98,7 +98,7 @@ def test_learned_logvar_is_best_at_the_log_of_the_error():
 
 def test_loss_is_float32_for_any_network():
     output = jnp.ones((2, 4, 4, 1), jnp.bfloat16)
-    loss, metrics = denoising_loss(output, jnp.zeros((2, 4, 4, 1)), 1.0)
+    loss, metrics = Objective().loss(output, jnp.zeros((2, 4, 4, 1)), LevelWeights())
     assert loss.dtype == jnp.float32
     assert all(value.dtype == jnp.float32 for value in metrics.values())
 
@@ -144,9 +144,8 @@ def test_min_snr_stays_finite_on_levels_without_signal():
 def test_level_weights_act_on_the_simple_term_alone():
     output, target = jax.random.normal(jax.random.key(4), (2, 3, 4, 4, 2))
     vlb, logvar, level = jnp.array([[1.0, 2.0, 3.0], [0.1, 0.2, -0.3], [0.5, 2, 0]])
-    loss, metrics = denoising_loss(
-        output, target, vlb, elbo_weight=0.3, logvar=logvar, level_weights=level
-    )
+    levels = LevelWeights(simple=level, elbo=vlb, logvar=logvar)
+    loss, metrics = Objective(elbo_weight=0.3).loss(output, target, levels)
     error = np.mean((output - target) ** 2, axis=(1, 2, 3))
     simple = np.mean(level * (error / np.exp(logvar) + logvar))
     np.testing.assert_allclose(loss, simple + 0.3 * np.mean(vlb * error), rtol=1e-5)
@@ -155,17 +154,20 @@ def test_level_weights_act_on_the_simple_term_alone():
 
 @pytest.mark.parametrize("kind", TIMESTEP_SAMPLINGS)
 def test_drawn_timesteps_stay_in_the_table(kind):
-    drawn = draw_timesteps(jax.random.key(5), 4096, 10, kind)
+    objective, ten = Objective(timestep_sampling=kind), make_schedule("linear", 10)
+    drawn = objective.draw_timesteps(jax.random.key(5), 4096, ten)
     assert drawn.dtype == jnp.int32 and drawn.shape == (4096,)
     assert set(np.unique(drawn)) == set(range(10))
-    same = draw_timesteps(jax.random.key(5), 4096, 10, kind)
+    same = objective.draw_timesteps(jax.random.key(5), 4096, ten)
     np.testing.assert_array_equal(drawn, same)
 
 
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (1.0, 0.5)])
 def test_logit_normal_timesteps_are_normal_in_the_logit(mean, std):
-    options = {"kind": "logit_normal", "mean": mean, "std": std}
-    drawn = draw_timesteps(jax.random.key(6), 20_000, 1000, **options)
+    objective = Objective(
+        timestep_sampling="logit_normal", logit_mean=mean, logit_std=std
+    )
+    drawn = objective.draw_timesteps(jax.random.key(6), 20_000, SCHEDULE)
     time = (np.asarray(drawn) + 0.5) / 1000
     logit = np.log(time / (1 - time))
     np.testing.assert_allclose(logit.mean(), mean, atol=0.03)
@@ -173,14 +175,15 @@ def test_logit_normal_timesteps_are_normal_in_the_logit(mean, std):
 
 
 def test_logit_normal_never_leaves_the_table():
-    options = {"kind": "logit_normal", "mean": 50.0}
-    drawn = draw_timesteps(jax.random.key(7), 8, 1000, **options)
+    objective = Objective(timestep_sampling="logit_normal", logit_mean=50.0)
+    drawn = objective.draw_timesteps(jax.random.key(7), 8, SCHEDULE)
     np.testing.assert_array_equal(drawn, np.full(8, 999))
 
 
 def test_offset_noise_is_shared_by_the_pixels_of_a_channel():
     shape, rng = (512, 8, 8, 2), jax.random.key(8)
-    plain, offset = draw_noise(rng, shape), draw_noise(rng, shape, 0.5)
+    plain = Objective().draw_noise(rng, shape)
+    offset = Objective(offset_noise=0.5).draw_noise(rng, shape)
     np.testing.assert_array_equal(plain, jax.random.normal(rng, shape))
     shift = np.asarray(offset - plain)
     np.testing.assert_allclose(shift.std(axis=(1, 2)), 0, atol=1e-5)
@@ -190,3 +193,23 @@ def test_offset_noise_is_shared_by_the_pixels_of_a_channel():
     others = [plain.mean(axis=(1, 2))[:, 0], means[:, 1], np.roll(means[:, 0], 1)]
     correlations = np.corrcoef([means[:, 0], *others])[0, 1:]
     assert np.abs(correlations).max() < 0.15
+
+
+def test_levels_are_looked_up():
+    timesteps = jnp.array([0, 300, 999])
+    plain = Objective(logvar_init=0.2).levels(timesteps, SCHEDULE)
+    assert plain.simple == 1.0 and plain.logvar == 0.2
+    np.testing.assert_array_equal(
+        plain.elbo, elbo_weights(SCHEDULE, "noise")[timesteps]
+    )
+    objective = Objective("v", min_snr_gamma=5.0)
+    found = objective.levels(timesteps, SCHEDULE, jnp.arange(1000.0))
+    expected = min_snr_weights(SCHEDULE, "v", 5.0)[timesteps]
+    np.testing.assert_array_equal(found.simple, expected)
+    np.testing.assert_array_equal(found.logvar, timesteps)
+
+
+def test_log_variances_are_parameters_where_they_are_learned():
+    assert Objective().init(SCHEDULE) == {}
+    made = Objective(learn_logvar=True, logvar_init=0.5).init(SCHEDULE)
+    np.testing.assert_array_equal(made["logvar"], np.full(1000, 0.5, np.float32))

@@ -1,4 +1,4 @@
-"""Steering by what a classifier or an image knows, on data known in closed form."""
+"""Guidance by gradients of a classifier or an image, on data known in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -51,21 +51,23 @@ def draw(predict, sampler="ddim", count=8):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 @pytest.mark.parametrize("observed", [-1.0, 2.0])
 def test_classifier_guidance_draws_from_the_posterior(sampler, observed):
-    steer = gradient_guidance.classifier_guidance(log_prob_of(observed), max_shift=None)
-    found = draw(steer(exact), sampler)
-    share = STD**2 / (STD**2 + NOISE**2)
-    np.testing.assert_allclose(
-        found.mean(), MEAN + share * (observed - MEAN), atol=0.05
+    guided = gradient_guidance.classifier_guidance(
+        log_prob_of(observed), max_shift=None
     )
-    np.testing.assert_allclose(found.std(), NOISE * share**0.5, atol=0.04)
+    found = draw(guided(exact), sampler)
+    fraction = STD**2 / (STD**2 + NOISE**2)
+    np.testing.assert_allclose(
+        found.mean(), MEAN + fraction * (observed - MEAN), atol=0.05
+    )
+    np.testing.assert_allclose(found.std(), NOISE * fraction**0.5, atol=0.04)
 
 
 def test_scale_is_a_power_of_the_probability():
     observed, ordinary = 2.0, draw(exact)
     distances = [np.abs(ordinary.mean() - observed)]
     for scale in (1.0, 5.0):
-        steer = gradient_guidance.classifier_guidance(log_prob_of(observed), scale)
-        distances.append(np.abs(draw(steer(exact)).mean() - observed))
+        guided = gradient_guidance.classifier_guidance(log_prob_of(observed), scale)
+        distances.append(np.abs(draw(guided(exact)).mean() - observed))
     assert distances[0] > 1.5 * distances[1] > 3 * distances[2]
 
 
@@ -75,8 +77,8 @@ def test_samples_do_not_see_each_other():
 
     @jax.jit
     def predict(latents, observed):
-        steer = gradient_guidance.classifier_guidance(log_prob_of(observed))
-        return steer(exact)(latents, SCHEDULE.at(jnp.int32(700)))
+        guided = gradient_guidance.classifier_guidance(log_prob_of(observed))
+        return guided(exact)(latents, SCHEDULE.at(jnp.int32(700)))
 
     together, alone = predict(latents, observed), predict(latents[3:4], observed[3:4])
     for many, one in zip(together, alone, strict=True):
@@ -108,11 +110,11 @@ def test_a_level_of_pure_noise_stays_finite():
     np.testing.assert_allclose(noise, 0.0, atol=1e-5)
 
 
-def test_image_guiding_follows_the_gradient_through_the_denoiser():
+def test_image_guidance_follows_the_gradient_through_the_denoiser():
     target, point = jnp.full((2, 4, 4, 2), 3.0), SCHEDULE.at(jnp.int32(400))
     latents = normal(jax.random.split(jax.random.key(1), 2), (8, 8, 2))
     distance = gradient_guidance.low_resolution_distance(target)
-    steer = gradient_guidance.image_guiding(
+    guided = gradient_guidance.image_guidance(
         lambda x0: 2 * x0, distance, 0.1, max_shift=None
     )
 
@@ -120,12 +122,12 @@ def test_image_guiding_follows_the_gradient_through_the_denoiser():
         return -0.05 * distance(2 * exact(latents, point)[0]).sum()
 
     expected = exact(latents, point)[1] - point.sigma * jax.grad(log_density)(latents)
-    found = steer(exact)(latents, point)[1]
+    found = guided(exact)(latents, point)[1]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(found - exact(latents, point)[1]).max() > 0.01
 
 
-def test_image_guiding_brings_images_closer_to_their_targets():
+def test_image_guidance_brings_images_closer_to_their_targets():
     colours = np.random.default_rng(0).standard_normal((2, 3))
 
     def decode(latents):
@@ -135,9 +137,9 @@ def test_image_guiding_brings_images_closer_to_their_targets():
     distance = gradient_guidance.low_resolution_distance(
         jax.image.resize(target, (8, 16, 16, 3), "cubic")
     )
-    guided = draw(gradient_guidance.image_guiding(decode, distance, 10.0)(exact))
+    closer = draw(gradient_guidance.image_guidance(decode, distance, 10.0)(exact))
     unguided = draw(exact)
-    assert (distance(decode(guided)) < 0.2 * distance(decode(unguided))).all()
+    assert (distance(decode(closer)) < 0.2 * distance(decode(unguided))).all()
 
 
 def test_low_resolution_distance_is_zero_for_the_image_itself():

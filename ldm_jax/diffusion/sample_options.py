@@ -1,0 +1,112 @@
+"""What a user chooses about sampling: one struct for code, configs and flags."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.diffusion import grids, samplers
+from ldm_jax.diffusion.guidance import GuidanceOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """How samples are drawn.
+
+        SampleOptions("unipc", num_steps=20, guidance=GuidanceOptions(scale=4.0))
+
+    Holds no arrays and can be hashed, so it may be a static argument of `jax.jit`. In
+    configs and flags its fields have the names of NAMES, see `from_flat`.
+
+    Attributes:
+      sampler: Row of SAMPLERS, or a Sampler.
+      num_steps: Number of steps of the grid.
+      spacing: Row of SPACINGS.
+      final_level: Where the last step leads, see `grids.make_points`.
+      shift: Factor on the noise levels, see there.
+      eta: Fraction of the ancestral noise in [0, 1], for samplers that take it; None
+        for their default. A Sampler has its own.
+      temperature: Factor on the noise of stochastic samplers.
+      strength: Fraction of the steps to run on given images, in [0, 1]: 0 gives them
+        back as they are, 1 starts from noise alone, as None does.
+      size: (height, width) of the images in pixels; None where arrays that are given
+        say it.
+      tile: Side in pixels of the overlapping tiles in which the backbone evaluates
+        images that are larger, best the size of training; None for the whole at once.
+      decode_tile: The same for the first stage, to save memory.
+      guidance: Classifier-free guidance.
+
+    Raises:
+      ValueError: If a choice is unknown or a number out of its range.
+    """
+
+    sampler: str | samplers.Sampler = "ddim"
+    num_steps: int = 50
+    spacing: str = "uniform"
+    final_level: str | None = None
+    shift: float = 1.0
+    eta: float | None = None
+    temperature: Any = 1.0
+    strength: float | None = None
+    size: tuple[int, int] | None = None
+    tile: int | None = None
+    decode_tile: int | None = None
+    guidance: GuidanceOptions = GuidanceOptions()
+
+    def __post_init__(self):
+        if isinstance(self.sampler, str):
+            samplers.make_sampler(self.sampler, eta=self.eta)
+        grids.check_choices(self.spacing, self.final_level, self.shift)
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+
+
+# Name in configs and flags -> field of GuidanceOptions.
+_GUIDANCE = {
+    f"guidance_{field.name}": field.name
+    for field in dataclasses.fields(GuidanceOptions)
+}
+# All names in configs and flags; the size follows from the section `data` there.
+NAMES = tuple(
+    name
+    for field in dataclasses.fields(SampleOptions)
+    if field.name != "size"
+    for name in (_GUIDANCE if field.name == "guidance" else (field.name,))
+)
+
+
+def from_flat(
+    values: Mapping[str, Any], size: tuple[int, int] | None = None
+) -> SampleOptions:
+    """Makes options from the names that configs and flags have for them.
+
+    Args:
+      values: Rows of NAMES -> values, such as "num_steps" and "guidance_scale"; what is
+        left out has its default.
+      size: See SampleOptions.
+
+    Returns:
+      The options.
+
+    Raises:
+      ValueError: If a choice is unknown or a number out of its range.
+    """
+    guidance = {_GUIDANCE[k]: value for k, value in values.items() if k in _GUIDANCE}
+    others = {key: value for key, value in values.items() if key not in _GUIDANCE}
+    return SampleOptions(**others, size=size, guidance=GuidanceOptions(**guidance))
+
+
+def to_flat(options: SampleOptions) -> dict[str, Any]:
+    """Lists options under the names that configs and flags have for them.
+
+    Args:
+      options: The options.
+
+    Returns:
+      Dict of all NAMES -> values.
+    """
+    return {
+        name: getattr(options.guidance, _GUIDANCE[name])
+        if name in _GUIDANCE
+        else getattr(options, name)
+        for name in NAMES
+    }
