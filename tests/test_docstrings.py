@@ -21,14 +21,10 @@ ALLOWED = {
     "build": 4,
     "console": 7,
     "convert": 6,
-    "diffusion": 110,
     "evaluation": 20,
-    "generate": 21,
     "latent_classifier": 2,
     "latent_diffusion": 16,
     "models": 141,
-    "sampling": 27,
-    "tiling": 28,
     "training": 128,
 }
 

@@ -1,12 +1,14 @@
 """Sampling runs: the same on any devices and batches, resumable, clear on mistakes."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from ldm_jax import sampling, sharding
+from ldm_jax.diffusion.sample_options import NAMES
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.sampling.conditions import make_batch
@@ -150,6 +152,13 @@ def test_noise_that_was_found_is_not_covered_by_other(trained, tmp_path):
 def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         sampling.load_model(first_stage)
+
+
+def test_every_option_is_a_flag():
+    status, output = finish(command("sample.py", "--help"))
+    assert status == 0, output
+    found = set(re.findall(r"--(?:\[no\])?(\w+)", output))
+    assert {*NAMES, *RunOptions.__dataclass_fields__} <= found
 
 
 def test_the_script_draws(second_stage, tmp_path):
