@@ -20,7 +20,6 @@ MOST_PARAMETERS = 8
 ALLOWED = {
     "build": 4,
     "console": 7,
-    "convert": 6,
     "evaluation": 20,
     "latent_classifier": 2,
     "latent_diffusion": 16,
