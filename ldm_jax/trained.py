@@ -81,7 +81,7 @@ def load_classifier(
             "schedule"
         )
     return TrainedClassifier(
-        make_classifier(config, model.first_stage, found["num_classes"]).classifier,
+        make_classifier(config, found["num_classes"]),
         params["classifier"],
         list(found["class_names"] or []),
         found["folder"],
