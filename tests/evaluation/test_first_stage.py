@@ -118,7 +118,7 @@ def test_pictures_of_any_size(tmp_path):
     picture = _pictures(1, 40)[0, :, :27]
     Image.fromarray(picture).save(tmp_path / "odd.png")
     first = _first("kl")
-    codec, output = first_stage.make_codec(first), tmp_path / "out.png"
+    codec, output = first_stage.compile_codec(first), tmp_path / "out.png"
     for tile, overlap in ((64, 0), (16, 8)):
         line = first_stage.reconstruct_file(
             codec, 2, tmp_path / "odd.png", output, tile, overlap
