@@ -61,10 +61,11 @@ class EveryStep(NamedTuple):
 
     unet: UNet
 
-    def apply(self, variables, latents, timesteps, context, *rest):
+    def apply(self, variables, latents, timesteps, context, *rest, **options):
         """Calls the U-Net."""
         context, _ = jax.lax.optimization_barrier((context, latents))
-        return self.unet.apply(variables, latents, timesteps, context, *rest)
+        rest = (context, *rest)
+        return self.unet.apply(variables, latents, timesteps, *rest, **options)
 
 
 def make_models(size):

@@ -2,8 +2,8 @@
 
 `pytest --check_shapes` checks them whenever an annotated function is called, and that a
 name stands for one size in all arguments and results of a call. `Float` is of any
-precision, `Int` is signed, `Integer` of either sign. They need jaxtyping,
-which comes with the extra `[test]`; without it they are the bare types of arrays.
+precision, `Int` is signed, `Integer` of either sign. They need jaxtyping, which comes
+with the extra `[test]`; without it they are the bare types of arrays.
 """
 
 try:
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    # Not before it is asked for: what handles data knows no JAX.
+    # Not before it is asked for: the room `data` does not import JAX.
     if name == "Array":
         import jax
         import numpy as np

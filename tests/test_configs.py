@@ -36,7 +36,7 @@ PUBLISHED = {
     "autoencoder_vq:f16": 69_593_371,
 }
 
-# How large a picture a row is listed with.
+# How large an image a row is listed with.
 SIDE = 256
 
 

@@ -26,10 +26,10 @@ def test_values_outside_are_clipped():
 
 
 def test_grid_places_images_row_by_row():
-    pictures = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones(
+    arrays = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 3, 4, 3), np.uint8
     )
-    grid = images.make_grid(pictures, columns=2, border=1)
+    grid = images.make_grid(arrays, columns=2, border=1)
     assert grid.shape == (3 * 4 - 1, 2 * 5 - 1, 3)
     for index in range(5):
         top, left = index // 2 * 4, index % 2 * 5
@@ -55,16 +55,16 @@ def test_grid_refuses_what_it_would_draw_wrongly():
 
 
 def test_png_round_trip(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    path = tmp_path / "new" / "picture.png"
-    images.write_png(path, picture)
-    np.testing.assert_array_equal(images.read_image(path), picture)
-    np.testing.assert_array_equal(images.read_image(path.read_bytes()), picture)
-    assert os.listdir(path.parent) == ["picture.png"]
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = tmp_path / "new" / "image.png"
+    images.write_png(path, image)
+    np.testing.assert_array_equal(images.read_image(path), image)
+    np.testing.assert_array_equal(images.read_image(path.read_bytes()), image)
+    assert os.listdir(path.parent) == ["image.png"]
 
 
 def test_png_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     images.write_png(path, np.zeros((2, 2, 3), np.uint8))
 
     def fail(source, target):
@@ -73,7 +73,7 @@ def test_png_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         images.write_png(path, np.ones((2, 2, 3), np.uint8))
-    assert os.listdir(tmp_path) == ["picture.png"]
+    assert os.listdir(tmp_path) == ["image.png"]
     assert np.all(images.read_image(path) == 0)
 
 

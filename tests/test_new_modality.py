@@ -19,7 +19,7 @@ from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image, to_uint8
 from ldm_jax.sampling.flag_values import define_flags, read_flags
-from tests.data.common import always_mirrors, picture
+from tests.data.common import always_mirrors, make_image
 from tests.runs import train
 
 SIZE = 32
@@ -47,7 +47,7 @@ def folder(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for k in range(8):
-        Image.fromarray(picture(SIZE, SIZE, k)).save(folder / f"{k}.png")
+        Image.fromarray(make_image(SIZE, SIZE, k)).save(folder / f"{k}.png")
         Image.fromarray(color(k)).save(folder / f"{k}.normals.png")
     return folder
 
@@ -77,7 +77,7 @@ def test_folders_and_prepared_sets_have_it(normals, folder):
 
 def test_floats_of_a_data_set_are_taken_as_they_are(normals):
     vectors = np.random.default_rng(0).uniform(-1, 1, (SIZE, SIZE, 3)).astype("f4")
-    example = {"image": picture(SIZE, SIZE), "normals": vectors}
+    example = {"image": make_image(SIZE, SIZE), "normals": vectors}
     np.testing.assert_array_equal(transform(example, SIZE)["normals"], vectors)
 
 

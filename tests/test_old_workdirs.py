@@ -35,7 +35,7 @@ ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
 # What `unet` is called today.
 NETWORK = "backbone"
 
-# Steps are large, so that pictures depend on the weights, and a large eps keeps
+# Steps are large, so that images depend on the weights, and a large eps keeps
 # gradients that are mere rounding errors, such as those of the keys' biases, small.
 DENOISER = {
     f"{NETWORK}__channels": 8,
@@ -73,15 +73,15 @@ def today(name):
     return "/".join([NETWORK if head == "unet" else head, *rest])
 
 
-def test_samples_the_same_pictures(old, tmp_path, one_device):
+def test_samples_the_same_images(old, tmp_path, one_device):
     model = sampling.load_model(old / "class")
     run(model, tmp_path, num_samples=4, num_steps=4, npz=True)
     expected, found = arrays(old / "samples.npz"), arrays(tmp_path / "samples.npz")
     assert found.keys() == expected.keys()
-    pictures, labels = "arr_0", "label"
+    images, labels = "arr_0", "label"
     np.testing.assert_array_equal(found[labels], expected[labels])
-    assert found[pictures].dtype == np.uint8
-    distance = found[pictures].astype(int) - expected[pictures]
+    assert found[images].dtype == np.uint8
+    distance = found[images].astype(int) - expected[images]
     assert np.abs(distance).max() <= 1
 
 
@@ -118,7 +118,7 @@ def test_is_converted(old, tmp_path):
     assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
 
 
-def test_a_classifier_steers(old, tmp_path, one_device):
+def test_a_classifier_guides(old, tmp_path, one_device):
     model = sampling.load_model(old / "class", classifier=old / "classifier")
     assert model.classifier.class_names == model.class_names
     given = {"labels": ["heart"]}

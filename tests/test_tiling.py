@@ -183,7 +183,7 @@ def _apart(latents, timesteps, context=None, concat=None, vector=None):
     return jnp.tanh(near / 10) * concat + each[:, None, None]
 
 
-def _told(height, width, seed=0):
+def _arguments(height, width, seed=0):
     shapes = [(3, 4, 2), (3, height, width, 2), (3, 2)]
     keys = jax.random.split(jax.random.key(seed), 4)
     latents = jax.random.normal(keys[0], (3, height, width, 2))
@@ -193,43 +193,43 @@ def _told(height, width, seed=0):
 
 @pytest.mark.parametrize("height, width", [(40, 16), (13, 50), (9, 8), (60, 4)])
 def test_a_local_unet_gives_the_untiled_result_at_any_size(height, width):
-    told = _told(height, width)
+    arguments = _arguments(height, width)
     tiled = jax.jit(tiling.tile_backbone(_apart, 16, multiple=4))
-    assert_close(tiled(*told), _apart(*told), 1e-6)
+    assert_close(tiled(*arguments), _apart(*arguments), 1e-6)
 
 
 def test_a_map_of_one_cell_is_a_map_of_equal_ones():
-    latents, times, context, concat, vector = _told(24, 24)
+    latents, times, context, concat, vector = _arguments(24, 24)
     one = concat[:, :1, :1]
     tiled = tiling.tile_backbone(_apart, 16)(latents, times, context, one, vector)
     assert_close(tiled, _apart(latents, times, context, one, vector), 1e-6)
 
 
 def test_latents_as_large_as_a_tile_are_not_cut():
-    told = _told(16, 12)
+    arguments = _arguments(16, 12)
     seen = []
 
-    def unet(*arguments):
-        seen.append([x.shape for x in arguments])
-        return _apart(*arguments)
+    def unet(*given):
+        seen.append([x.shape for x in given])
+        return _apart(*given)
 
-    result = tiling.tile_backbone(unet, 16, multiple=4)(*told)
-    np.testing.assert_array_equal(result, _apart(*told))
-    assert seen == [[x.shape for x in told]]
+    result = tiling.tile_backbone(unet, 16, multiple=4)(*arguments)
+    np.testing.assert_array_equal(result, _apart(*arguments))
+    assert seen == [[x.shape for x in arguments]]
 
 
-@pytest.mark.parametrize("at_once, share", [(1, 1), (3, 3), (100, 8)])
-def test_tiles_come_a_few_at_a_time(at_once, share):
-    told = _told(40, 24)  # 4 x 2 tiles
+@pytest.mark.parametrize("at_once, per_call", [(1, 1), (3, 3), (100, 8)])
+def test_tiles_come_a_few_at_a_time(at_once, per_call):
+    arguments = _arguments(40, 24)  # 4 x 2 tiles
     seen = set()
 
     def unet(latents, *rest):
         seen.add(latents.shape)
         return _apart(latents, *rest)
 
-    result = tiling.tile_backbone(unet, 16, at_once=at_once)(*told)
-    assert_close(result, _apart(*told), 1e-6)
-    assert seen == {(3 * share, 16, 16, 2)}
+    result = tiling.tile_backbone(unet, 16, at_once=at_once)(*arguments)
+    assert_close(result, _apart(*arguments), 1e-6)
+    assert seen == {(3 * per_call, 16, 16, 2)}
 
 
 @pytest.mark.parametrize("length", [17, 24, 31, 100])

@@ -34,12 +34,12 @@ def _quadratic(schedule, num_steps):
     return np.minimum((roots**2).astype(int) + 1, total - 1)
 
 
-def _original(schedule, num_steps):
+def _compvis(schedule, num_steps):
     total = schedule.num_train_timesteps
     timesteps = np.arange(0, total, total // num_steps) + 1
     if timesteps[-1] >= total:
         raise ValueError(
-            f"spacing 'original' breaks at num_steps={num_steps} (timestep "
+            f"spacing 'compvis' breaks at num_steps={num_steps} (timestep "
             f"{timesteps[-1]} of {total}), as in CompVis: use 'uniform'"
         )
     return timesteps
@@ -90,7 +90,7 @@ def check_choices(spacing: str, final_level: str | None, shift: float) -> None:
     Raises:
       ValueError: If a choice is unknown or the shift is not positive.
     """
-    if spacing not in SPACINGS:
+    if _RENAMED.get(spacing, spacing) not in SPACINGS:
         raise ValueError(
             f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}"
         )
@@ -125,14 +125,14 @@ def make_points(
     Returns:
       SchedulePoint of NumPy arrays [num_steps + 1], most noise first: alpha and sigma
       float32, timesteps int32, or float32 if there are levels between training's. The
-      last timestep repeats the one before it. ("original" gives more steps than asked
+      last timestep repeats the one before it. ("compvis" gives more steps than asked
       for where CompVis does.)
 
     Raises:
       ValueError: If an option is unknown or the spacing cannot give `num_steps`.
     """
     check_choices(spacing, final_level, shift)
-    row = SPACINGS[spacing]
+    row = SPACINGS[_RENAMED.get(spacing, spacing)]
     final_level = row.final_level if final_level is None else final_level
     total = schedule.num_train_timesteps
     if not 1 <= num_steps <= total:
@@ -175,7 +175,7 @@ def deviation(point: SchedulePoint) -> Any:
 FINAL_LEVELS = ("clean", "first")
 
 
-# "original" is CompVis's "uniform" to the bit, so it may give more steps than asked for
+# "compvis" is CompVis's "uniform" to the bit, so it may give more steps than asked for
 # (31 for 30); all others give num_steps. "leading", "linspace" and "trailing" are those
 # of Lin et al. 2023, Table 2. Where the last level is pure noise, sampling has to start
 # there: with "trailing", "linspace", or "linspace_open", which is diffusers' linspace
@@ -183,10 +183,12 @@ FINAL_LEVELS = ("clean", "first")
 SPACINGS = {
     "uniform": Spacing(_uniform),
     "quad": Spacing(_quadratic),
-    "original": Spacing(_original),
+    "compvis": Spacing(_compvis),
     "leading": Spacing(_leading),
     "trailing": Spacing(_trailing, final_level="clean"),
     "linspace": Spacing(_linspace, final_level="clean"),
     "linspace_open": Spacing(_linspace_open, final_level="clean"),
     "karras": Spacing(_karras, final_level="clean"),
 }
+# Names of old configs and scripts, which are still read.
+_RENAMED = {"original": "compvis"}

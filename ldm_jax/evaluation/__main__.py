@@ -74,13 +74,13 @@ def _main(argv: list[str]) -> None:
 def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
     """Writes `<name>_reconstructed.png` for each image file."""
     from ldm_jax.evaluation.first_stage import (
-        make_codec,
+        compile_codec,
         name_outputs,
         reconstruct_file,
     )
 
     outputs = name_outputs(_IMAGE.value, outdir)
-    codec, factor = make_codec(first), first.module.downsampling_factor
+    codec, factor = compile_codec(first), first.module.downsampling_factor
     for path, output in outputs.items():
         print(
             reconstruct_file(codec, factor, path, output, _TILE.value, _OVERLAP.value)

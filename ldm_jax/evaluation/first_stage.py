@@ -234,7 +234,7 @@ def reconstruct_file(
     return f"{output}: {height} x {width} through latents of {shape}, {seconds:.1f} s"
 
 
-def make_codec(first: FirstStage) -> tuple[Callable, Callable]:
+def compile_codec(first: FirstStage) -> tuple[Callable, Callable]:
     """Compiles a first stage for `reconstruct_file`.
 
     Args:

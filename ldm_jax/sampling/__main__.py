@@ -110,8 +110,23 @@ with cli.group("sampler"):
         None,
         "A row of SPACINGS, as uniform, trailing, karras; the config's if unset.",
     )
+    flags.DEFINE_string(
+        "final_level",
+        None,
+        "Where the last step leads: clean or first, the least noisy level of training; "
+        "the config's if unset.",
+    )
+    flags.DEFINE_float(
+        "shift",
+        None,
+        "Factor on the noise levels; more than 1 spends more steps at high noise, for "
+        "sizes beyond training. The config's if unset.",
+    )
     flags.DEFINE_float(
         "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
+    )
+    flags.DEFINE_float(
+        "temperature", None, "Factor on the noise of stochastic samplers; 1 if unset."
     )
     cli.shared("seed")
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import generate, latent_diffusion, sharding
-from ldm_jax.annotations import Array, Bool, UInt8
+from ldm_jax.annotations import Array, Bool, Int, UInt8
 from ldm_jax.diffusion import solve
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
@@ -87,8 +87,8 @@ def make_draw(
 
 def fetch(
     drawn: tuple[UInt8[Array, "size height width channels"], Bool[Array, " size"]],
-    indices: Sequence[int] | np.ndarray,
-) -> UInt8[np.ndarray, "batch height width channels"]:
+    indices: Sequence[int] | Int[np.ndarray, " count"],
+) -> UInt8[np.ndarray, "count height width channels"]:
     """Brings what was drawn to the host.
 
     Args:

@@ -15,8 +15,8 @@ from ldm_jax.data.shapes import examples, prepare
 TRAIN, VALIDATION, SIZE = 40, 12, 32
 
 
-def picture(width, height, seed=0):
-    """A smooth random picture, uint8 [height, width, 3]."""
+def make_image(width, height, seed=0):
+    """A smooth random image, uint8 [height, width, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
@@ -42,11 +42,11 @@ def encode(image, format="PNG", **options):
 
 
 def write_images(folder, names, size=(40, 30)):
-    """Writes one picture per name; its seed is its place in `names`."""
+    """Writes one image per name; its seed is its place in `names`."""
     for seed, name in enumerate(names):
         path = pathlib.Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(*size, seed)).save(path)
+        Image.fromarray(make_image(*size, seed)).save(path)
 
 
 def prepare_shapes(folder):

@@ -1,4 +1,4 @@
-"""Images of every mode come out as the same RGB picture; damaged ones are errors."""
+"""Images of every mode come out as the same RGB image; damaged ones are errors."""
 
 import io
 import struct
@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 
 from ldm_jax.errors import DecodeError
 from ldm_jax.images import BACKGROUND, decode, decode_plane
-from tests.data.common import encode, picture
+from tests.data.common import encode, make_image
 
-PICTURE = picture(40, 24)
+PICTURE = make_image(40, 24)
 GREY = np.asarray(Image.fromarray(PICTURE).convert("L"))
 
 
@@ -128,20 +128,20 @@ def test_exif_orientation(orientation):
     assert (decode(data).width == 24) == (orientation >= 5)
 
 
-def test_damaged_exif_does_not_spoil_the_picture():
+def test_damaged_exif_does_not_spoil_the_image():
     data = encode(PICTURE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert decoded(data).shape == PICTURE.shape
 
 
 def test_first_frame_of_an_animation():
-    frames = [Image.fromarray(picture(16, 16, seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(16, 16, seed)) for seed in range(3)]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     first = decoded(encode(frames[0], "GIF"))
     np.testing.assert_array_equal(decoded(data), first)
 
 
 def test_large_jpeg_is_decoded_smaller_but_large_enough():
-    data = encode(picture(1600, 1200), "JPEG")
+    data = encode(make_image(1600, 1200), "JPEG")
     small = decode(data, least_side=64)
     assert 128 <= min(small.size) < 300
     full = decode(data, least_side=1000)
@@ -160,12 +160,12 @@ def test_arrays(shape):
 
 
 def broken_files():
-    jpeg, png = encode(picture(200, 150), "JPEG"), encode(picture(200, 150))
+    jpeg, png = encode(make_image(200, 150), "JPEG"), encode(make_image(200, 150))
     yield "empty", b""
     yield "text", b"<html>404 not found</html>"
     yield "header only", png[:24]
     for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"):
-        data = encode(picture(200, 150), format)
+        data = encode(make_image(200, 150), format)
         yield f"truncated {format}", data[: len(data) // 2]
     middle = len(png) // 2
     flipped = bytes(255 - byte for byte in png[middle : middle + 400])
@@ -200,6 +200,6 @@ def test_planes_of_a_palette_are_its_indices():
     np.testing.assert_array_equal(decode_plane(encode(image)), np.full((2, 4), 3))
 
 
-def test_a_picture_is_no_plane():
+def test_a_colour_image_is_not_a_plane():
     with pytest.raises(DecodeError, match="expected one channel"):
         decode_plane(encode(PICTURE))

@@ -12,7 +12,7 @@ from ldm_jax.data.degradation import (
     resize,
 )
 from ldm_jax.models.resize import rescaling_matrix
-from tests.data.common import picture
+from tests.data.common import make_image
 
 RANDOM = ("bsrgan", "bsrgan_light")
 
@@ -34,18 +34,18 @@ def degraded(image, factor, kind, count, seed=0):
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_size_and_type(kind, factor):
-    image = picture(48, 24)
+    image = make_image(48, 24)
     small = degrade(image, factor, kind, np.random.default_rng(0))
     assert small.dtype == np.uint8 and small.shape == (24 // factor, 48 // factor, 3)
 
 
 def test_a_size_that_does_not_divide():
     with pytest.raises(ValueError, match="30 x 40 pixels does not divide .* 4"):
-        degrade(picture(40, 30), 4)
+        degrade(make_image(40, 30), 4)
 
 
 @pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_a_plain_picture_keeps_its_colour(kind):
+def test_a_plain_image_keeps_its_colour(kind):
     image = np.full((32, 32, 3), (200, 90, 40), np.uint8)
     results = degraded(image, 4, kind, 20 if kind in RANDOM else 1)
     # Noise and JPEG change pixels, not the mean; JPEG rounds colours.
@@ -54,7 +54,7 @@ def test_a_plain_picture_keeps_its_colour(kind):
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_the_generator_decides(kind):
-    image = picture(32, 32)
+    image = make_image(32, 32)
     first, again = (degraded(image, 4, kind, 4) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert len({result.tobytes() for result in first}) == 4
@@ -63,14 +63,14 @@ def test_the_generator_decides(kind):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_bsrgan_loses_more_than_its_light_version(factor):
-    image = picture(64, 64)
+    image = make_image(64, 64)
     clean = degrade(image, factor, "box").astype(np.float64)
     error = {
         kind: np.sqrt(np.mean((degraded(image, factor, kind, 60) - clean) ** 2))
         for kind in ("bicubic", *RANDOM)
     }
     assert 2 * error["bicubic"] < error["bsrgan_light"] < 0.8 * error["bsrgan"]
-    # Still the same picture, most of its contrast is right.
+    # Still the same image, most of its contrast is right.
     assert error["bsrgan"] < 0.7 * clean.std()
 
 
@@ -107,7 +107,7 @@ def test_resizing_keeps_what_is_constant(method, size):
 
 
 def test_antialiased_cubic_is_that_of_pillow():
-    image = picture(32, 32)
+    image = make_image(32, 32)
     ours = resize(image.astype(np.float32), 16, 16, "antialiased")
     theirs = degrade(image, 2, "bicubic")
     # Pillow rounds to whole values after each axis.

@@ -79,12 +79,12 @@ def test_names_that_are_not_text(tmp_path):
 
 
 def test_relative_to_data_dir(tmp_path, monkeypatch):
-    write_images(tmp_path / "pictures", ["a.png"])
-    assert len(FolderSource("pictures", "all", data_dir=str(tmp_path))) == 1
+    write_images(tmp_path / "images", ["a.png"])
+    assert len(FolderSource("images", "all", data_dir=str(tmp_path))) == 1
     monkeypatch.chdir(tmp_path)
-    assert len(FolderSource("pictures", "all")) == 1
+    assert len(FolderSource("images", "all")) == 1
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(FolderSource("~/pictures", "all")) == 1
+    assert len(FolderSource("~/images", "all")) == 1
 
 
 @pytest.mark.parametrize("held_out", ["val", "validation", "valid", "test"])

@@ -12,7 +12,7 @@ from ldm_jax.data.inputs import INPUTS, apply_inputs, make_inputs, needed_keys
 from ldm_jax.data.layout import decode_layout
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.errors import ConfigError
-from tests.data.common import SIZE, TRAIN, encode, picture
+from tests.data.common import SIZE, TRAIN, encode, make_image
 
 # Row -> (options, shape and type of the result on an example of 16 x 24 pixels).
 CASES = {
@@ -42,7 +42,7 @@ SECTION = {
 def example():
     rng = np.random.default_rng(0)
     return {
-        "image": picture(24, 16),
+        "image": make_image(24, 16),
         "label": np.int32(3),
         "caption": "a large red star",
         "boxes": np.array([[0, 0, 0.5, 0.5], [0.2, 0.2, 1, 1], [0, 0, 0, 0]]),
@@ -115,7 +115,7 @@ def test_only_image_label_and_inputs_are_passed_on():
     inputs = make_inputs({"depth": {"kind": "depth"}, "caption": {"kind": "none"}})
     result = apply_inputs(inputs, example(), np.random.default_rng(0))
     assert list(result) == ["image", "label", "depth"]
-    # Nothing of a text model's example is a picture.
+    # Nothing of a text model's example is an image.
     del result["image"]
     inputs = make_inputs({"caption": dict(kind="caption", tokenizer="shapes")})
     assert needed_keys(inputs) == ["caption"]
@@ -196,17 +196,17 @@ def test_depth_fills_its_range():
     assert (flat == 0).all()
 
 
-def test_low_res_is_the_picture_degraded():
-    expected = Image.fromarray(picture(24, 16)).resize((12, 8), Image.BICUBIC)
+def test_low_res_is_the_image_degraded():
+    expected = Image.fromarray(make_image(24, 16)).resize((12, 8), Image.BICUBIC)
     result = call("low_res", factor=2)
     np.testing.assert_allclose(result, np.asarray(expected) / 127.5 - 1, atol=1e-5)
 
 
 def test_low_res_of_the_user():
-    own = picture(6, 4, seed=1)
+    own = make_image(6, 4, seed=1)
     result = call("low_res", changes={"low_res": own}, degradation="bsrgan")
     np.testing.assert_allclose(result, own / 127.5 - 1, atol=1e-5)
-    other_size = call("low_res", changes={"low_res": picture(90, 50)})
+    other_size = call("low_res", changes={"low_res": make_image(90, 50)})
     assert other_size.shape == (4, 6, 3)
     alone = make("low_res")({"low_res": own}, None)
     np.testing.assert_array_equal(alone, result)
@@ -219,15 +219,15 @@ def test_low_res_needs_a_size_that_divides(array_record_dir):
 
 
 @pytest.mark.parametrize("fill", [-1.0, 0.0])
-def test_masked_image_hides_the_hole_alone(fill):
+def test_masked_image_hides_the_mask_alone(fill):
     result = call("masked_image", fill=fill)
-    hole = result[..., 3] == 1
-    assert 0.05 <= hole.mean() <= 0.6 and set(np.unique(result[..., 3])) == {0, 1}
-    assert (result[hole][:, :3] == fill).all()
+    mask = result[..., 3] == 1
+    assert 0.05 <= mask.mean() <= 0.6 and set(np.unique(result[..., 3])) == {0, 1}
+    assert (result[mask][:, :3] == fill).all()
     np.testing.assert_allclose(
-        result[~hole][:, :3], picture(24, 16)[~hole] / 127.5 - 1, atol=1e-6
+        result[~mask][:, :3], make_image(24, 16)[~mask] / 127.5 - 1, atol=1e-6
     )
-    assert not np.array_equal(hole, call("masked_image", 1)[..., 3] == 1)
+    assert not np.array_equal(mask, call("masked_image", 1)[..., 3] == 1)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.float32, np.uint8])
@@ -247,8 +247,8 @@ def test_something_to_make_it_of_is_missing(kind):
         apply_inputs({"it": make(kind)}, {"caption": "a star"}, None)
 
 
-def test_image_is_the_users_or_the_picture_itself():
-    np.testing.assert_array_equal(call("image"), picture(24, 16))
+def test_image_is_the_users_or_the_image_itself():
+    np.testing.assert_array_equal(call("image"), make_image(24, 16))
     red = np.zeros((50, 50, 3), np.uint8) + np.uint8([200, 10, 10])
     for style in (red, encode(red)):
         result = call("image", changes={"it": style})
@@ -266,7 +266,7 @@ def test_batches_hold_image_label_and_inputs(array_record_dir):
         assert batch.keys() == {"image", "label", *SECTION}
         for key in ("image", "label"):
             np.testing.assert_array_equal(batch[key], other[key])
-        # Maps follow the random crop and the mirroring of the picture.
+        # Maps follow the random crop and the mirroring of the image.
         np.testing.assert_array_equal(batch["style"], batch["image"])
         known = batch["masked_image"][..., 3] == 0
         np.testing.assert_allclose(

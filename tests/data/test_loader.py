@@ -15,10 +15,10 @@ from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError
-from tests.data.common import SIZE, TRAIN, VALIDATION, picture, write_images
+from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
 
 
-class Pictures:
+class Images:
     """A source in memory: the label of example i is i; some cannot be decoded."""
 
     num_classes, class_names = None, None
@@ -30,11 +30,11 @@ class Pictures:
         return self.count
 
     def __getitem__(self, index):
-        image = b"no image" if index in self.broken else picture(12, 8, index)
+        image = b"no image" if index in self.broken else make_image(12, 8, index)
         return {"image": image, "label": index}
 
     def describe(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def load(source, steps=None, **options):
@@ -101,7 +101,7 @@ def test_batches_are_what_the_section_says(array_record_dir):
 
 
 def test_every_epoch_has_every_example_once_in_another_order():
-    batches, _ = load(Pictures(24), 6, batch_size=8)
+    batches, _ = load(Images(24), 6, batch_size=8)
     epochs = np.reshape(labels(batches), (2, 24))
     for epoch in epochs:
         assert sorted(epoch) == list(range(24))
@@ -110,15 +110,15 @@ def test_every_epoch_has_every_example_once_in_another_order():
 
 def test_the_seed_decides():
     options = dict(steps=4, batch_size=4, crop="random", flip=True)
-    first, _ = load(Pictures(20), seed=1, **options)
-    again, _ = load(Pictures(20), seed=1, **options)
-    other, _ = load(Pictures(20), seed=2, **options)
+    first, _ = load(Images(20), seed=1, **options)
+    again, _ = load(Images(20), seed=1, **options)
+    other, _ = load(Images(20), seed=2, **options)
     assert_same(first, again)
     assert labels(first) != labels(other)
 
 
 def test_crops_and_mirroring_differ_between_epochs():
-    batches, _ = load(Pictures(2), 12, batch_size=2, crop="random", flip=True)
+    batches, _ = load(Images(2), 12, batch_size=2, crop="random", flip=True)
     images = {
         image.tobytes()
         for batch in batches
@@ -132,11 +132,11 @@ def test_crops_and_mirroring_differ_between_epochs():
 def test_position_is_the_step(start):
     options = dict(batch_size=4, crop="random", flip=True, seed=3)
     if start < 100:
-        whole, _ = load(Pictures(10), start + 3, **options)
-        resumed, _ = load(Pictures(10), 3, start_step=start, **options)
+        whole, _ = load(Images(10), start + 3, **options)
+        resumed, _ = load(Images(10), 3, start_step=start, **options)
         assert_same(whole[start:], resumed)
     else:
-        load(Pictures(10), 1, start_step=start, **options)
+        load(Images(10), 1, start_step=start, **options)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -144,10 +144,10 @@ def test_position_is_the_step(start):
 def test_processes_share_the_batch_of_one(count, train):
     options = dict(batch_size=8, crop="random", flip=True, train=train)
     steps = 4 if train else None
-    whole, _ = load(Pictures(30, broken={4}), steps, **options)
+    whole, _ = load(Images(30, broken={4}), steps, **options)
     parts = [
         load(
-            Pictures(30, broken={4}),
+            Images(30, broken={4}),
             steps,
             process=(process, count),
             **options,
@@ -162,13 +162,13 @@ def test_processes_share_the_batch_of_one(count, train):
 
 
 def test_a_data_set_smaller_than_a_batch_is_repeated():
-    batches, _ = load(Pictures(3), 2, batch_size=8)
+    batches, _ = load(Images(3), 2, batch_size=8)
     seen = np.concatenate(labels(batches))
     assert len(seen) == 16 and set(np.bincount(seen)) <= {5, 6}
 
 
 def test_evaluation_is_one_pass_in_order():
-    batches, _ = load(Pictures(10), batch_size=4, train=False, crop="random", flip=True)
+    batches, _ = load(Images(10), batch_size=4, train=False, crop="random", flip=True)
     assert [batch["mask"].tolist() for batch in batches] == [
         [True] * 4,
         [True] * 4,
@@ -177,7 +177,7 @@ def test_evaluation_is_one_pass_in_order():
     seen = np.concatenate(labels(batches))[:10]
     assert list(seen) == list(range(10))
     assert all(batch["image"].shape == (4, 8, 8, 3) for batch in batches)
-    expected, _ = load(Pictures(10), batch_size=4, train=False)
+    expected, _ = load(Images(10), batch_size=4, train=False)
     assert_same(batches, expected)
 
 
@@ -193,16 +193,16 @@ def test_images_of_no_class_have_no_labels(tmp_path):
 
 
 def test_broken_examples_are_replaced_and_named_once(caplog):
-    source = Pictures(12, broken={3, 7})
+    source = Images(12, broken={3, 7})
     batches, skipped = load(source, 12, batch_size=4)
     seen = np.concatenate(labels(batches))
     assert len(seen) == 48 and not {3, 7} & set(seen)
-    assert set(skipped) == {"picture 3", "picture 7"}
+    assert set(skipped) == {"image 3", "image 7"}
     messages = [record.getMessage() for record in caplog.records]
-    assert sum("picture 3" in message for message in messages) == 1
+    assert sum("image 3" in message for message in messages) == 1
     assert "skipped 2 of 12 examples that cannot be read" in messages
     # The others are where they would have been.
-    whole, _ = load(Pictures(12), 12, batch_size=4)
+    whole, _ = load(Images(12), 12, batch_size=4)
     for found, expected in zip(seen, np.concatenate(labels(whole)), strict=True):
         assert found == expected or expected in (3, 7)
     again, _ = load(source, 12, batch_size=4)
@@ -210,16 +210,16 @@ def test_broken_examples_are_replaced_and_named_once(caplog):
 
 
 def test_broken_examples_do_not_count_in_evaluation():
-    batches, skipped = load(Pictures(6, broken={1}), batch_size=4, train=False)
+    batches, skipped = load(Images(6, broken={1}), batch_size=4, train=False)
     masks = np.concatenate([batch["mask"] for batch in batches])
     assert masks.tolist() == [True, False, True, True, True, True, False, False]
-    assert list(skipped) == ["picture 1"]
+    assert list(skipped) == ["image 1"]
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_all_broken_is_an_error(train):
-    with pytest.raises(DataError, match="100 attempts in a row .* picture .*identify"):
-        load(Pictures(5, broken=range(5)), 1, batch_size=2, train=train)
+    with pytest.raises(DataError, match="100 attempts in a row .* image .*identify"):
+        load(Images(5, broken=range(5)), 1, batch_size=2, train=train)
 
 
 def test_raise_names_the_first(tmp_path):
@@ -261,8 +261,8 @@ def test_workers_change_nothing(workers, tmp_path):
 
 def test_workers_do_without_shared_memory(monkeypatch):
     monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1000)
-    expected, _ = load(Pictures(9), 2, batch_size=4)
-    found, _ = load(Pictures(9), 2, batch_size=4, workers=1)
+    expected, _ = load(Images(9), 2, batch_size=4)
+    found, _ = load(Images(9), 2, batch_size=4, workers=1)
     assert_same(expected, found)
 
 
@@ -334,7 +334,7 @@ def test_wrong_options_are_one_line_errors(array_record_dir, changes, message):
 
 def test_a_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="batch size 6 does not divide over 4 proc"):
-        Loader(Pictures(8), LoaderOptions(8), batch_size=6, process=(0, 4))
+        Loader(Images(8), LoaderOptions(8), batch_size=6, process=(0, 4))
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -47,7 +47,7 @@ def test_outpainting_leaves_one_window():
         assert mask[0].all() or mask[-1].all() or mask[:, 0].all() or mask[:, -1].all()
 
 
-def test_strokes_are_no_boxes():
+def test_strokes_are_not_boxes():
     def straight(mask):
         """Fraction of the rows of the mask that are like the row above."""
         inside = mask.any(axis=1)

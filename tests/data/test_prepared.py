@@ -12,7 +12,7 @@ from PIL import Image
 from ldm_jax.data.prepared import TfdsSource, TFRecords, find_path
 from ldm_jax.data.shapes import scenes
 from ldm_jax.images import decode
-from tests.data.common import SIZE, TRAIN, VALIDATION, frame, picture
+from tests.data.common import SIZE, TRAIN, VALIDATION, frame, make_image
 
 NAME = f"shapes/{SIZE}"
 KEYS = ("caption", "segmentation", "depth", "boxes", "box_labels", "objects.bbox")
@@ -163,7 +163,7 @@ def foreign_dir(tmp_path_factory):
 
             def _generate_examples(self):
                 for index in range(5):
-                    image = Image.fromarray(picture(20, 10, index))
+                    image = Image.fromarray(make_image(20, 10, index))
                     yield index, {"photo": image, "coarse": index % 2, "count": index}
 
     tfds.disable_progress_bar()

@@ -67,7 +67,7 @@ def load(data, steps=1):
         loader.close()
 
 
-def test_sidecars_are_no_images(folder):
+def test_sidecars_are_not_images(folder):
     assert len(FolderSource(str(folder), "all")) == 2
     write_images(folder, ["lonely.depth.png"])
     # It belongs to no image, so it is one.

@@ -7,7 +7,7 @@ from PIL import Image
 from ldm_jax.data import crops
 from ldm_jax.data.crops import Crop, choose_crop
 from ldm_jax.data.transforms import transform
-from tests.data.common import encode, picture
+from tests.data.common import encode, make_image
 
 WHOLE = Crop(0, 0, 1, 1, False)
 
@@ -48,13 +48,13 @@ def test_half_of_the_images_are_mirrored():
 
 
 def test_an_image_of_the_right_size_is_not_touched():
-    image = picture(16, 16)
+    image = make_image(16, 16)
     result = transform({"image": encode(image)}, 16)
     np.testing.assert_array_equal(result["image"], image)
 
 
 def test_center_crop_cuts_whole_pixels():
-    image = picture(20, 16)
+    image = make_image(20, 16)
     result = transform({"image": encode(image)}, 16)
     np.testing.assert_array_equal(result["image"], image[:, 2:18])
 
@@ -75,7 +75,7 @@ def test_resizing_does_not_alias(format):
 
 
 def test_resizing_agrees_with_pillow_on_the_whole_image():
-    image = Image.fromarray(picture(90, 60))
+    image = Image.fromarray(make_image(90, 60))
     whole = image.resize((48, 32), Image.Resampling.BICUBIC)
     expected = np.asarray(whole, int)[:, 8:40]
     result = transform({"image": encode(image)}, 32)["image"]
@@ -110,7 +110,7 @@ def test_maps_follow_the_crop_and_the_mirroring(seed):
 def test_labels_are_never_mixed():
     segmentation = np.random.default_rng(0).choice([3, 200], (50, 70)).astype(np.uint8)
     for size in (16, 31, 128):
-        example = {"image": picture(70, 50), "segmentation": segmentation}
+        example = {"image": make_image(70, 50), "segmentation": segmentation}
         result = transform(example, size)["segmentation"]
         assert set(np.unique(result)) == {3, 200}
 
@@ -118,7 +118,7 @@ def test_labels_are_never_mixed():
 def test_maps_of_another_resolution_cover_the_same_area():
     segmentation = np.zeros((20, 40), np.uint8)
     segmentation[:, 20:] = 1
-    example = {"image": picture(80, 40), "segmentation": segmentation}
+    example = {"image": make_image(80, 40), "segmentation": segmentation}
     result = transform(example, 16)["segmentation"]
     assert np.all(result[:, :8] == 0) and np.all(result[:, 8:] == 1)
 
@@ -140,7 +140,7 @@ def test_boxes_that_a_crop_leaves_out_take_no_place():
     count = crops.MAX_BOXES
     boxes = [[0, 0, 1, 0.2]] * count + [[0, 0.5, 1, 0.6]] * 2
     example = {
-        "image": picture(80, 40),
+        "image": make_image(80, 40),
         "boxes": boxes,
         "box_labels": [*range(count + 2)],
     }
@@ -156,7 +156,7 @@ def test_boxes_that_a_crop_leaves_out_take_no_place():
     "captions", [[b"caf\xc3\xa9", b"x"], np.array([b"caf\xc3\xa9"])]
 )
 def test_captions_of_a_data_set_are_text(captions):
-    result = transform({"image": picture(8, 8), "caption": captions}, 8)
+    result = transform({"image": make_image(8, 8), "caption": captions}, 8)
     assert result["caption"][0] == "café" and isinstance(result["caption"][-1], str)
 
 
@@ -174,7 +174,7 @@ def test_a_crop_may_be_smaller_than_it_could():
 
 def test_classes_of_boxes_that_are_gone():
     example = {
-        "image": picture(80, 40),
+        "image": make_image(80, 40),
         "boxes": [np.array([0, 0, 1, 0.2], np.float32), np.array([0, 0.3, 1, 0.6])],
         "box_labels": [np.int64(4), np.int64(0)],
     }
@@ -186,14 +186,23 @@ def test_classes_of_boxes_that_are_gone():
 @pytest.mark.parametrize("count", [0, 1, 100, 130])
 def test_any_number_of_boxes(count):
     boxes = np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (count, 1))
-    example = {"image": picture(8, 8), "boxes": list(boxes), "box_labels": [1] * count}
+    example = {
+        "image": make_image(8, 8),
+        "boxes": list(boxes),
+        "box_labels": [1] * count,
+    }
     result = transform(example, 8)
     assert result["boxes"].shape == (100, 4)
     assert np.sum(result["box_labels"] == 1) == min(count, 100)
 
 
 def test_other_values_pass():
-    example = {"image": picture(8, 8), "label": 3, "caption": b"caf\xc3\xa9", "id": 7}
+    example = {
+        "image": make_image(8, 8),
+        "label": 3,
+        "caption": b"caf\xc3\xa9",
+        "id": 7,
+    }
     result = transform(example, 8)
     assert result["label"] == 3 and result["label"].dtype == np.int32
     assert result["caption"] == "café" and result["id"] == 7
@@ -211,6 +220,6 @@ def test_crops_have_the_proportions_of_the_result(width, height, size):
         assert min(where.left, where.top) >= 0
         assert max(where.right, where.bottom) <= 1 + 1e-9
     maps = {"segmentation": np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)}
-    result = transform({"image": picture(16, 12)} | maps, size)
+    result = transform({"image": make_image(16, 12)} | maps, size)
     assert result["image"].shape == (*size, 3)
     assert result["segmentation"].shape == size

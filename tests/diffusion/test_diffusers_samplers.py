@@ -25,10 +25,10 @@ def arrays():
     return load_case("diffusers_samplers").arrays
 
 
-def told_as_in_the_case(timestep, name):
-    """What the case's network was told, where that is not what ours is told."""
+def timestep_of_the_case(timestep, name):
+    """The timestep that the network of the case was given, where ours gets another."""
     if name == "dpmpp_2m_20_karras":
-        return jnp.round(timestep)  # Its levels between timesteps are told rounded.
+        return jnp.round(timestep)  # Between timesteps, it rounds.
     if name == "flow_match_euler_20":
         return timestep + 1  # It counts from 1 to T, every other one from 0 to T - 1.
     return timestep
@@ -54,16 +54,16 @@ def test_matches_diffusers(arrays, name, sampler, model, num_steps, spacing):
     # DDIM ends at training's first level there, the others at clean data.
     final_level = "first" if sampler == "ddim" else "clean"
     points = make_points(schedule, num_steps, spacing, final_level)
-    told = np.asarray(told_as_in_the_case(points.timestep[:-1], name))
+    found = np.asarray(timestep_of_the_case(points.timestep[:-1], name))
     expected = arrays[f"timesteps_{name}"]
     if sampler == "heun":
         expected = np.append(expected[0], expected[1::2])
-    np.testing.assert_allclose(told, expected, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
 
     cond = nhwc(arrays["cond"])
 
     def predict(latents, point):
-        timestep = told_as_in_the_case(point.timestep, name)
+        timestep = timestep_of_the_case(point.timestep, name)
         output = jnp.tanh(latents * (0.5 + timestep / 2000) + cond)
         return (
             predict_x0(output, latents, point, prediction_type),

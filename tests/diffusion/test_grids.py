@@ -1,4 +1,4 @@
-"""Grids of noise levels: the count asked for, and the original's where it works."""
+"""Grids of noise levels: the count asked for, and CompVis's where that works."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule
 from tests.common import assert_close, load_case
 
 SCHEDULE = make_schedule()
-# Step counts at which the original leaves its table of 1000 timesteps.
+# Step counts at which CompVis leaves its table of 1000 timesteps.
 BROKEN = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
 
 
@@ -23,7 +23,7 @@ def reference():
     return load_case("schedules").arrays
 
 
-@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"original", "quad"}))
+@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"compvis", "quad"}))
 @pytest.mark.parametrize("num_train_timesteps", [7, 100, 1000])
 def test_every_count_asked_for_is_given(spacing, num_train_timesteps):
     schedule = make_schedule(num_train_timesteps=num_train_timesteps)
@@ -56,9 +56,9 @@ def test_karras_levels_are_evenly_spaced_in_the_seventh_root():
     np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-3)
     first, last = (SCHEDULE.sigma[k] / SCHEDULE.alpha[k] for k in (0, -1))
     np.testing.assert_allclose(roots[[0, -1]] ** 7, [last, first], rtol=1e-5)
-    # The network is told where between training's levels each is.
-    told = SCHEDULE.between(points.timestep[:-1])
-    np.testing.assert_allclose(told.alpha, points.alpha[:-1], atol=1e-6)
+    # The network gets the place where between training's levels each is.
+    between = SCHEDULE.between(points.timestep[:-1])
+    np.testing.assert_allclose(between.alpha, points.alpha[:-1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["scaled_linear", "rectified_flow"])
@@ -98,44 +98,49 @@ def test_levels_lose_noise_and_end_where_asked(spacing):
         np.testing.assert_allclose(points.sigma[-1], expected, rtol=1e-6)
         assert np.all(np.diff(points.sigma) < 0) and np.all(np.diff(points.alpha) > 0)
     usual = make_points(SCHEDULE, 20, spacing)
-    originals = spacing in ("uniform", "quad", "original", "leading")
-    assert (usual.sigma[-1] > 0) == originals
+    first = spacing in ("uniform", "quad", "compvis", "leading")
+    assert (usual.sigma[-1] > 0) == first
 
 
-def test_original_works_where_the_original_does_and_says_so_elsewhere():
+def test_compvis_spacing_works_where_theirs_does_and_says_so_elsewhere():
     for num_steps in range(1, 1001):
         if num_steps in BROKEN:
             with pytest.raises(ValueError, match="use 'uniform'"):
-                make_points(SCHEDULE, num_steps, "original")
+                make_points(SCHEDULE, num_steps, "compvis")
         else:
-            points = make_points(SCHEDULE, num_steps, "original")
+            points = make_points(SCHEDULE, num_steps, "compvis")
             stride = 1000 // num_steps
             np.testing.assert_array_equal(
                 points.timestep[:-1][::-1], np.arange(1, 1001, stride)
             )
 
 
-def test_uniform_is_the_originals_where_that_has_the_count_asked_for():
+def test_uniform_is_compvis_spacing_where_that_has_the_count_asked_for():
     for num_steps in set(range(1, 1001)) - BROKEN:
-        original = timesteps_of("original", num_steps)
-        if len(original) == num_steps:
-            np.testing.assert_array_equal(timesteps_of("uniform", num_steps), original)
+        theirs = timesteps_of("compvis", num_steps)
+        if len(theirs) == num_steps:
+            np.testing.assert_array_equal(timesteps_of("uniform", num_steps), theirs)
+
+
+def test_the_old_name_of_a_spacing_is_read():
+    old, new = (make_points(SCHEDULE, 30, name) for name in ("original", "compvis"))
+    np.testing.assert_array_equal(old.timestep, new.timestep)
 
 
 @pytest.mark.parametrize("num_steps", [15, 30, 60, 75, 150, 400])
-def test_uniform_gives_the_count_where_the_original_gives_another(num_steps):
-    assert len(timesteps_of("original", num_steps)) > num_steps
+def test_uniform_gives_the_count_where_compvis_gives_another(num_steps):
+    assert len(timesteps_of("compvis", num_steps)) > num_steps
     assert len(timesteps_of("uniform", num_steps)) == num_steps
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "original"])
+@pytest.mark.parametrize("spacing", ["uniform", "compvis"])
 @pytest.mark.parametrize("num_steps", [5, 20, 50, 100, 200, 250])
-def test_uniform_timesteps_match_the_original(reference, spacing, num_steps):
+def test_uniform_timesteps_match_compvis(reference, spacing, num_steps):
     expected = reference[f"ddim_timesteps_uniform_{num_steps}"]
     np.testing.assert_array_equal(timesteps_of(spacing, num_steps), expected)
 
 
-def test_quadratic_timesteps_match_the_original(reference):
+def test_quadratic_timesteps_match_compvis(reference):
     expected = reference["ddim_timesteps_quad_50"]
     np.testing.assert_array_equal(timesteps_of("quad", 50), expected)
 
@@ -149,7 +154,7 @@ def test_quadratic_stays_in_the_table(num_train_timesteps):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_coefficients_match_the_original(reference, eta):
+def test_ddim_coefficients_match_compvis(reference, eta):
     points = make_points(SCHEDULE, 50)
     now = SchedulePoint(*(values[:-1][::-1] for values in points))
     next = SchedulePoint(*(values[1:][::-1] for values in points))
@@ -163,7 +168,7 @@ def test_grid_ends_at_training_level_zero():
     points = make_points(SCHEDULE, 50)
     assert points.alpha.shape == (51,)
     assert points.alpha[-1] == np.float32(SCHEDULE.table.alpha[0])
-    # The original asks the network there for the timestep before again.
+    # CompVis asks the network there for the timestep before again.
     assert points.timestep[-1] == points.timestep[-2] == 1
     assert points.timestep.dtype == np.int32
 
@@ -179,7 +184,7 @@ def test_grid_of_all_levels_ends_at_clean_data():
     [
         (0, {}, "from 1 to the schedule's 1000"),
         (1001, {"spacing": "quad"}, "from 1 to the schedule's 1000"),
-        (50, {"spacing": "even"}, "choose one of uniform, quad, original"),
+        (50, {"spacing": "even"}, "choose one of uniform, quad, compvis"),
         (50, {"final_level": "zero"}, "choose one of clean, first"),
         (50, {"shift": 0.0}, "shift must be more than 0"),
     ],

@@ -32,20 +32,20 @@ def network(shift):
 @pytest.fixture
 def arrays():
     draws = np.random.default_rng(0).standard_normal((4, 8, 4, 4, 2), np.float32)
-    latents, *told = jnp.asarray(draws)
-    return latents, [shift[:, :1, :1] for shift in told]
+    latents, *shifts = jnp.asarray(draws)
+    return latents, [shift[:, :1, :1] for shift in shifts]
 
 
 def outputs_of(arrays):
-    latents, told = arrays
-    return [np.asarray(network(shift)(latents, POINT)) for shift in told]
+    latents, shifts = arrays
+    return [np.asarray(network(shift)(latents, POINT)) for shift in shifts]
 
 
-# What each evaluation is told.
+# The conditions of each evaluation.
 
 
 @pytest.mark.parametrize(
-    "scale, told, scales",
+    "scale, expected, scales",
     [
         (3.0, ["", "cds"], [3.0]),
         (1, ["cds"], []),
@@ -59,9 +59,9 @@ def outputs_of(arrays):
         ({}, ["cds"], []),
     ],
 )
-def test_plan_says_what_is_told_at_which_scale(scale, told, scales):
+def test_plan_lists_conditions_and_the_scales_between(scale, expected, scales):
     found, found_scales = guidance.plan(scale, KEYS)
-    assert ["".join(sorted(key[0] for key in keys)) for keys in found] == told
+    assert ["".join(sorted(key[0] for key in keys)) for keys in found] == expected
     assert found_scales == scales
 
 
@@ -72,7 +72,7 @@ def test_traced_scales_are_never_off():
     assert len(guidance.plan(dict.fromkeys(KEYS, scale), KEYS)[1]) == 3
 
 
-def test_untold_inputs_are_null_or_negative():
+def test_dropped_inputs_are_null_or_negative():
     scale = {"style": 2.0, "caption": 5.0}
     negative = {"caption": jnp.full((2, 1), 7.0)}
     first, second, last = guidance.plan_inputs(scale, CONDITIONER, INPUTS, negative)[0]
@@ -105,27 +105,27 @@ def test_what_does_not_fit_is_refused(scale, negative, message):
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_extrapolates_from_null_to_given(arrays, scale):
-    latents, told = arrays
+    latents, shifts = arrays
     null, given, _ = outputs_of(arrays)
-    found = guidance.guide(network, told[:2], [scale])(latents, POINT)
+    found = guidance.guide(network, shifts[:2], [scale])(latents, POINT)
     np.testing.assert_allclose(found, null + scale * (given - null), atol=2e-5)
 
 
 def test_scales_act_one_after_the_other(arrays):
-    latents, told = arrays
+    latents, shifts = arrays
     null, one, both = outputs_of(arrays)
-    found = guidance.guide(network, told, [2.0, 5.0])(latents, POINT)
+    found = guidance.guide(network, shifts, [2.0, 5.0])(latents, POINT)
     expected = null + 2 * (one - null) + 5 * (both - one)
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    ones = guidance.guide(network, told, [1.0, 1.0])(latents, POINT)
+    ones = guidance.guide(network, shifts, [1.0, 1.0])(latents, POINT)
     np.testing.assert_allclose(ones, both, atol=2e-6)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_guiding_the_output_is_guiding_x0_and_noise(arrays, prediction_type):
-    latents, told = arrays
+    latents, shifts = arrays
     null, given, _ = outputs_of(arrays)
-    found = guidance.guide(network, told[:2], [4.0])(latents, POINT)
+    found = guidance.guide(network, shifts[:2], [4.0])(latents, POINT)
     for read in (predict_x0, predict_noise):
         a, b, both = (
             read(output, latents, POINT, prediction_type)
@@ -135,9 +135,9 @@ def test_guiding_the_output_is_guiding_x0_and_noise(arrays, prediction_type):
 
 
 def test_scale_may_be_traced(arrays):
-    latents, told = arrays
+    latents, shifts = arrays
     guided = jax.jit(
-        lambda scale: guidance.guide(network, told[:2], [scale])(latents, POINT)
+        lambda scale: guidance.guide(network, shifts[:2], [scale])(latents, POINT)
     )
     expected = outputs_of(arrays)[1]
     np.testing.assert_allclose(guided(1.0), expected, atol=2e-5)
@@ -145,20 +145,18 @@ def test_scale_may_be_traced(arrays):
 
 
 @pytest.mark.parametrize("timestep, guided", [(199, 0), (200, 1), (800, 1), (801, 0)])
-def test_outside_of_the_interval_all_is_told_and_nothing_guided(
-    arrays, timestep, guided
-):
-    latents, told = arrays
+def test_outside_of_the_interval_nothing_is_guided(arrays, timestep, guided):
+    latents, shifts = arrays
     point = SCHEDULE.at(jnp.int32(timestep))
-    always = guidance.guide(network, told, [2.0, 5.0])(latents, point)
-    found = guidance.guide(network, told, [2.0, 5.0], (200, 800))(latents, point)
-    expected = always if guided else network(told[-1])(latents, point)
+    always = guidance.guide(network, shifts, [2.0, 5.0])(latents, point)
+    found = guidance.guide(network, shifts, [2.0, 5.0], (200, 800))(latents, point)
+    expected = always if guided else network(shifts[-1])(latents, point)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    other = network(told[-1])(latents, point) if guided else always
+    other = network(shifts[-1])(latents, point) if guided else always
     assert np.abs(found - other).max() > 0.1
 
 
-def test_interval_is_a_share_of_the_timesteps():
+def test_interval_is_a_fraction_of_the_timesteps():
     assert guidance.timestep_interval(SCHEDULE, (0.0, 1.0)) is None
     assert guidance.timestep_interval(SCHEDULE, (0, 0.5)) == (0, 499.5)
     for wrong in ((0.5, 0.4), (-0.1, 1.0), (0.0, 2.0)):
@@ -166,17 +164,19 @@ def test_interval_is_a_share_of_the_timesteps():
             guidance.timestep_interval(SCHEDULE, wrong)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
-def test_rescaling_brings_the_spread_back(arrays, share):
-    latents, told = arrays
-    guided = guidance.guide(network, told[:2], [6.0])(latents, POINT)
-    found = guidance.guide(network, told[:2], [6.0], None, share)(latents, POINT)
+@pytest.mark.parametrize("fraction", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_spread_back(arrays, fraction):
+    latents, shifts = arrays
+    guided = guidance.guide(network, shifts[:2], [6.0])(latents, POINT)
+    found = guidance.guide(network, shifts[:2], [6.0], None, fraction)(latents, POINT)
     given = outputs_of(arrays)[1]
     ratios = np.std(given, axis=(1, 2, 3)) / np.std(guided, axis=(1, 2, 3))
-    expected = share * guided * ratios[:, None, None, None] + (1 - share) * guided
+    expected = fraction * guided * ratios[:, None, None, None] + (1 - fraction) * guided
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(ratios - 1).min() > 0.1
-    unguided = guidance.guide(network, told[:2], [1.0], None, share)(latents, POINT)
+    unguided = guidance.guide(network, shifts[:2], [1.0], None, fraction)(
+        latents, POINT
+    )
     np.testing.assert_allclose(unguided, given, atol=1e-5)
 
 
@@ -191,14 +191,16 @@ def test_empty_slots_stay_empty():
 def test_sharded_batch_stays_on_its_devices(arrays, interval):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    latents, told = jax.device_put(arrays, sharding)
+    latents, shifts = jax.device_put(arrays, sharding)
 
     @jax.jit
-    def guided(latents, told, timestep):
+    def guided(latents, shifts, timestep):
         point = SCHEDULE.at(timestep)
-        return guidance.guide(network, told, [3.0, 2.0], interval, 0.5)(latents, point)
+        return guidance.guide(network, shifts, [3.0, 2.0], interval, 0.5)(
+            latents, point
+        )
 
-    program = guided.lower(latents, told, jnp.int32(500)).compile().as_text()
+    program = guided.lower(latents, shifts, jnp.int32(500)).compile().as_text()
     assert len(jax.devices()) > 1
     for collective in ("all-to-all", "all-gather", "collective-permute", "all-reduce"):
         assert collective not in program

@@ -192,7 +192,7 @@ def case():
         ("ddpm1000", ("ddpm", {}), 1000, {}),
     ],
 )
-def test_matches_the_original(case, name, sampler, num_steps, options):
+def test_matches_compvis(case, name, sampler, num_steps, options):
     given, noises, expected = case
     points = make_points(SCHEDULE, num_steps)
     if name == "ddpm1000":  # Its case counts noises by timestep, the others by step.

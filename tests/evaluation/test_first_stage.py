@@ -118,7 +118,7 @@ def test_pictures_of_any_size(tmp_path):
     picture = _pictures(1, 40)[0, :, :27]
     Image.fromarray(picture).save(tmp_path / "odd.png")
     first = _first("kl")
-    codec, output = first_stage.make_codec(first), tmp_path / "out.png"
+    codec, output = first_stage.compile_codec(first), tmp_path / "out.png"
     for tile, overlap in ((64, 0), (16, 8)):
         line = first_stage.reconstruct_file(
             codec, 2, tmp_path / "odd.png", output, tile, overlap
@@ -167,13 +167,13 @@ def test_images_of_a_folder(folder):
 
 def test_a_run_that_held_nothing_out():
     with pytest.raises(ConfigError, match="name a split with --split"):
-        Images(dict(source="folder", eval_split=""), None, 4)
+        Images(dict(source="folder", eval_split=""), sharding.make_mesh(), 4)
 
 
 def test_a_workdir_that_names_no_data(folder):
     section = autoencoder_config({}, 16)["data"]
     with pytest.raises(ConfigError, match="give images with --data"):
-        Images(section, None, 4, split="train")
+        Images(section, sharding.make_mesh(), 4, split="train")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     images = Images(section, mesh, 8, name=str(folder))
     (batch,) = images.batches()

@@ -1,4 +1,4 @@
-"""The classifier of noisy latents: the original's numbers, its poolings, its errors."""
+"""The classifier of noisy latents: CompVis's numbers, its poolings, its errors."""
 
 import functools
 

@@ -94,7 +94,7 @@ def test_group_norm_names_channels_that_do_not_divide():
 @pytest.mark.parametrize("features", [128, 63])
 def test_timestep_embedding_matches_compvis(features):
     case = load_case("schedules")
-    timesteps = jnp.array([0, 1, 17, 999])  # the case names none; cosines tell
+    timesteps = jnp.array([0, 1, 17, 999])  # by the cosines of the case
     expected = case.arrays[f"timestep_embedding_{features}"]
     # A frequency's last bit, which differs between processors, times 999.
     assert_close(timestep_embedding(timesteps, features), expected, 6e-5)

@@ -1,12 +1,14 @@
 """Sampling runs: the same on any devices and batches, resumable, clear on mistakes."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from ldm_jax import sampling, sharding
+from ldm_jax.diffusion.sample_options import NAMES
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.sampling.conditions import make_batch
@@ -51,7 +53,7 @@ def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained):
         assert np.abs(found - expected).max() <= 1, (devices, batch)
 
 
-def test_a_run_writes_pictures_a_grid_and_the_array(trained, tmp_path, capsys):
+def test_a_run_writes_images_a_grid_and_the_array(trained, tmp_path, capsys):
     grid = run(
         trained,
         tmp_path,
@@ -112,7 +114,7 @@ def test_wrong_options_are_named(given, message, trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_finite_is_no_picture(trained, tmp_path):
+def test_what_is_not_finite_is_not_written(trained, tmp_path):
     params = jax.tree.map(np.copy, trained.params)
     params["backbone"]["conv_out"]["bias"][:] = np.nan
     with pytest.raises(ConfigError, match="sample 0 is not finite"):
@@ -152,15 +154,22 @@ def test_a_first_stage_is_not_a_model_to_sample_from(first_stage):
         sampling.load_model(first_stage)
 
 
+def test_every_option_is_a_flag():
+    status, output = finish(command("sample.py", "--help"))
+    assert status == 0, output
+    found = set(re.findall(r"--(?:\[no\])?(\w+)", output))
+    assert {*NAMES, *RunOptions.__dataclass_fields__} <= found
+
+
 def test_the_script_draws(second_stage, tmp_path):
     image = picture(0, 32, 32)
-    hole = np.zeros((32, 32), np.uint8)
-    hole[8:20, 5:30] = 255
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 5:30] = 255
     arguments = {
         "workdir": second_stage,
         "outdir": tmp_path / "out",
         "image": write_image(tmp_path / "image.png", image),
-        "mask": write_image(tmp_path / "mask.png", hole),
+        "mask": write_image(tmp_path / "mask.png", mask),
         "labels": "star,heart",
         "strength": 0.8,
         "sampler": "plms",
@@ -172,6 +181,6 @@ def test_the_script_draws(second_stage, tmp_path):
     assert status == 0, output
     samples = [read_image(tmp_path / "out" / f"{k:06d}.png") for k in range(3)]
     for sample in samples:
-        np.testing.assert_array_equal(sample[hole == 0], image[hole == 0])
+        np.testing.assert_array_equal(sample[mask == 0], image[mask == 0])
     assert (samples[0] != samples[2]).any()
     assert (tmp_path / "out" / "sheet.png").exists()
