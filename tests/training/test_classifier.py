@@ -78,7 +78,8 @@ def test_resumes_and_evaluates(workdir):
     metas = [checkpoint.load_weights(workdir, step)[2] for step in (2, 4)]
     for key in ("first_stage", "scaling_factor", "num_classes", "class_names"):
         assert metas[0][key] == metas[1][key]
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows if "accuracy" in row] == [2, 4]
     evaluated = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
     assert len(evaluated) == 2 and 0 <= evaluated[-1] <= 1
