@@ -153,7 +153,7 @@ def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
         f"images of {side} x {side}, {record['data']}, split {record['split']}"
     )
     for name, value in record["metrics"].items():
-        print(f"  {name:<28}{value:>10.4f} {units.get(name, '')}".rstrip())
+        print(f"  {name:<20}{value:>10.4f} {units.get(name, '')}".rstrip())
 
 
 def main() -> None:
