@@ -341,7 +341,7 @@ def load_model(
         first_stage=where,
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
-        lpips=lpips and read_lpips(lpips, "--guide_lpips"),
+        lpips=lpips and read_lpips(lpips, "--lpips_weights"),
     )
 
 
