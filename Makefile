@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	@echo "samples: $(DEMO)/samples/grid.png, one class per column"
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 \
+	$(BIN)/python -m pytest --check_shapes --numprocesses=auto --maxprocesses=4 \
 	    --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)

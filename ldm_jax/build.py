@@ -14,7 +14,6 @@ from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import ConfigError
-from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
@@ -226,33 +225,25 @@ def _check_sizes(model, image_size):
         )
 
 
-def make_classifier(
-    config: ConfigDict, first_stage: nn.Module, num_classes: int | None
-) -> LatentClassifier:
-    """Builds the modules of the stage; no weights are drawn.
+def make_classifier(config: ConfigDict, num_classes: int | None) -> Classifier:
+    """Builds the classifier of noisy latents; no weights are drawn.
 
     Args:
-      config: ConfigDict with `classifier` and `schedule`.
-      first_stage: Autoencoder module.
+      config: ConfigDict with `classifier` and `data`.
       num_classes: Number of classes of the data set.
 
     Returns:
-      A LatentClassifier.
+      A Classifier.
 
     Raises:
-      ConfigError: If a section is wrong, or there are no classes.
+      ConfigError: If the section is wrong, or there are no classes.
     """
     if not num_classes:
         raise ConfigError(
             f"data.name={config.data.name} has no class labels, which a classifier "
             "is to predict: use a data set with labels"
         )
-    network = _make_classifier_network(config.classifier, num_classes)
-    return LatentClassifier(network, make_noise_schedule(config), first_stage)
-
-
-def _make_classifier_network(section, num_classes):
-    return build(Classifier, section, "classifier", out_channels=num_classes)
+    return build(Classifier, config.classifier, "classifier", out_channels=num_classes)
 
 
 def identity_of_config(config: ConfigDict) -> dict[str, Any]:
@@ -273,7 +264,7 @@ def identity_of_config(config: ConfigDict) -> dict[str, Any]:
     schedule = {"prediction_type": prediction_type}
     schedule |= make_noise_schedule(config).identity()
     if config.stage == "classifier":
-        network = _make_classifier_network(config.classifier, 1)
+        network = make_classifier(config, 1)
         return {"classifier": identity_of(network), "schedule": schedule}
     entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
     return {

@@ -146,7 +146,11 @@ def _make_sampler(model, options):
     if not isinstance(options.sampler, str):
         return options.sampler
     # The variance of the steps is that of the training loss's bound.
-    more = {"v_posterior": model.v_posterior} if options.sampler == "ddpm" else {}
+    more = (
+        {"v_posterior": model.objective.v_posterior}
+        if options.sampler == "ddpm"
+        else {}
+    )
     return samplers.make_sampler(options.sampler, eta=options.eta, **more)
 
 

@@ -19,6 +19,7 @@ from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
+from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.first_stages import row_of
@@ -45,7 +46,7 @@ class TrainedClassifier(NamedTuple):
 
 def load_classifier(
     workdir: Folder,
-    model: LatentDiffusion,
+    model: LatentDiffusion | LatentClassifier,
     meta: Mapping[str, Any],
     step: int | None = None,
     average: bool = True,
@@ -81,7 +82,7 @@ def load_classifier(
             "schedule"
         )
     return TrainedClassifier(
-        make_classifier(config, model.first_stage, found["num_classes"]).classifier,
+        make_classifier(config, found["num_classes"]),
         params["classifier"],
         list(found["class_names"] or []),
         found["folder"],
@@ -340,7 +341,7 @@ def load_model(
         first_stage=where,
         decoder=decoder,
         classifier=classifier and load_classifier(classifier, model, meta),
-        lpips=lpips and read_lpips(lpips, "--guide_lpips"),
+        lpips=lpips and read_lpips(lpips, "--lpips_weights"),
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import tempfile
 
 from tests.flags import xla_flags
@@ -18,7 +19,8 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 from absl import flags  # noqa: E402
 
-jax.config.update("jax_compilation_cache_dir", ".pytest_cache/jax")
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # Arrays of different rank must be brought to one by hand. The like for types is out of
 # reach: flax's LayerNorm multiplies bfloat16 with float32.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -127,7 +127,7 @@ def test_a_sampler_a_grid_and_a_schedule():
     assert (np.diff(schedule.alphas_cumprod) < 0).all()
     points = make_points(schedule, 10, "squares")
     assert len(points.alpha) == 11 and (np.diff(points.sigma) < 0).all()
-    assert make_sampler("half_noise").order == 1
+    assert make_sampler("plain_ddim").order == 1
 
 
 def test_a_loss():

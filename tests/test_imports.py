@@ -10,12 +10,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("annotations",),
-    ("errors", "console", "models", "diffusion", "tiling"),
-    ("config", "cli", "images", "sharding", "weights", "conditioners"),
-    ("data", "checkpoint", "latent_diffusion"),
-    ("batches", "generate", "latent_classifier"),
-    ("build",),
+    ("annotations", "errors", "console"),
+    ("config", "cli", "images", "sharding", "models", "diffusion", "tiling"),
+    ("data", "checkpoint", "weights", "conditioners"),
+    ("batches", "latent_diffusion"),
+    ("build", "generate", "latent_classifier"),
     ("trained",),
     ("training", "sampling", "convert"),
     ("evaluation",),

@@ -290,7 +290,7 @@ def _problem(entry: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _make(entry: Mapping[str, Any], **kwargs) -> nn.Module:
+def _make(entry, **kwargs):
     options = {k: v for k, v in entry.items() if k not in _BESIDES}
     return CONDITIONERS[entry["kind"]](**options, **kwargs)
 

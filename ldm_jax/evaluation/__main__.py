@@ -5,9 +5,11 @@ r"""Measures a trained first stage, or sends images through it.
         --image=large.jpg --tile=512
 
 The first goes over the images that the run held out, or those of --data. It prints
-PSNR, SSIM, L1, with --lpips_weights LPIPS, and the use of a codebook, and writes
-`metrics.json` and `reconstructions.png`, images left and reconstructions right. The
-second writes the reconstructions of image files of any size.
+PSNR, SSIM, L1, with --lpips_weights LPIPS, what the kind of first stage says of itself,
+as the use of a codebook, and with --distances distances between images and
+reconstructions as sets. It writes `metrics.json` and `reconstructions.png`, images left
+and reconstructions right. The second writes the reconstructions of image files of any
+size.
 """
 
 import json
@@ -25,6 +27,11 @@ with cli.group("what to evaluate"):
     _STEP = cli.shared("step")
     _EMA = cli.shared("ema")
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
+    _DISTANCES = flags.DEFINE_list(
+        "distances",
+        [],
+        "Rows of DISTANCES, as frechet, between images and reconstructions as sets.",
+    )
 
 with cli.group("data"):
     _DATA = flags.DEFINE_string(
@@ -93,10 +100,14 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
 
     from ldm_jax import sharding
     from ldm_jax.batches import Images
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.distances import DISTANCES
     from ldm_jax.evaluation.first_stage import evaluate, make_lpips
     from ldm_jax.images import write_png
     from ldm_jax.models.first_stages import row_of
 
+    for name in _DISTANCES.value:
+        choose(DISTANCES, name, "--distances")
     mesh = sharding.make_mesh()
     images = Images(
         first.config.data,
@@ -118,7 +129,9 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
-    metrics, count, grid = evaluate(first, images.batches(), mesh, perceptual)
+    metrics, count, grid = evaluate(
+        first, images.batches(), mesh, perceptual, _DISTANCES.value
+    )
     if jax.process_index():
         return
     record = first.record | images.record | {"num_images": count, "metrics": metrics}

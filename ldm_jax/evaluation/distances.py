@@ -7,9 +7,13 @@ other. Statistics and distances are float64 on the host.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from ldm_jax.annotations import Array, Float
+from ldm_jax import sharding
+from ldm_jax.annotations import Array, Bool, Float, UInt8
+from ldm_jax.evaluation.features import FEATURES
 
 
 class Moments:
@@ -57,6 +61,54 @@ class Distance(NamedTuple):
 
     features: str
     measure: Callable[[Moments, Moments], float]
+
+
+class Comparison:
+    """Compares two sets of images by a distance, batch by batch on all devices."""
+
+    def __init__(self, name: str, mesh: Mesh) -> None:
+        """Loads the network of the features.
+
+        Args:
+          name: Row of DISTANCES.
+          mesh: Mesh of the batches.
+        """
+        self._measure = DISTANCES[name].measure
+        network = FEATURES[DISTANCES[name].features]
+        self.label = f"{name} ({network.label})"
+        self._params = sharding.put_tree(
+            params := network.load(None), sharding.tree_shardings(params, mesh)
+        )
+        everywhere = sharding.replicated(mesh)
+        self._features = jax.jit(network.apply, out_shardings=everywhere)
+        self._moments = Moments(), Moments()
+
+    def add(
+        self,
+        images: UInt8[Array, "batch h w c"],
+        others: UInt8[Array, "batch h w c"],
+        real: Bool[Array, " batch"],
+    ) -> None:
+        """Takes a batch of both sets.
+
+        Args:
+          images: Global array [B, H, W, C] of the one set.
+          others: Likewise of the other.
+          real: Which rows count, [B].
+        """
+        for moments, batch in zip(self._moments, (images, others), strict=True):
+            features = jax.device_get(self._features(self._params, batch))
+            moments.add(features[np.asarray(real)])
+
+    def value(self) -> float:
+        """Measures the distance of what was added.
+
+        Returns:
+          The distance; NaN of fewer than two images.
+        """
+        if self._moments[0].count < 2:
+            return float("nan")
+        return self._measure(*self._moments)
 
 
 def frechet(first: Moments, second: Moments) -> float:

@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from PIL import Image
 from ldm_jax import sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError, DecodeError
+from ldm_jax.evaluation.distances import Comparison
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
 from ldm_jax.models.first_stages import row_of
@@ -101,6 +102,7 @@ def evaluate(
     batches: Iterable[Mapping[str, Shaped[Array, "batch ..."]]],
     mesh: Mesh,
     perceptual: tuple[Callable, Any] | None = None,
+    distances: Sequence[str] = (),
 ) -> tuple[dict[str, float], int, UInt8[np.ndarray, "h w c"] | None]:
     """Averages the metrics over a data set.
 
@@ -110,6 +112,7 @@ def evaluate(
         bool [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
+      distances: Rows of DISTANCES, of the set of images to that of reconstructions.
 
     Returns:
       (metrics, count, grid): dict of name -> float, how many images there were, and a
@@ -126,6 +129,7 @@ def evaluate(
         for tree in (first.params, weights)
     )
     results = ((b["image"], *step(params, weights, b)) for b in batches)
+    comparisons = [Comparison(name, mesh) for name in distances]
     totals, count, grid = {}, 0, None
     for images, rows, sums, decoded in tiling.one_behind(results):
         rows, sums = jax.device_get((rows, sums))
@@ -134,6 +138,8 @@ def evaluate(
         sums = {n: v[real].sum(dtype=np.float64) for n, v in rows.items()} | sums
         for name, total in sums.items():
             totals[name] = totals.get(name, 0.0) + np.float64(total)
+        for comparison in comparisons:
+            comparison.add(images, decoded, real)
         if grid is None:
             grid = _side_by_side(images, decoded, real)
     if not count:
@@ -143,6 +149,7 @@ def evaluate(
     names = [*(n for n in order if n in totals), *sorted(totals.keys() - {*order})]
     means = {name: totals[name] / count for name in names}
     metrics = row_of(first.module).measures.summarize(means)
+    metrics = dict(metrics) | {each.label: each.value() for each in comparisons}
     return {name: float(value) for name, value in metrics.items()}, count, grid
 
 

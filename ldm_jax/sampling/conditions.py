@@ -14,7 +14,7 @@ import numpy as np
 from ldm_jax.annotations import Bool, Int, Shaped
 from ldm_jax.data.crops import WHOLE, Size, choose_crop
 from ldm_jax.data.inputs import apply_inputs, inputs_of
-from ldm_jax.data.modalities import MODALITIES, Modality, keys_of, pack, unpack
+from ldm_jax.data.modalities import MODALITIES, keys_of, pack, unpack
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.sampling.flag_values import dashed
@@ -99,13 +99,13 @@ def fit(name: str, value: Any, size: Size) -> Any:
         raise ConfigError(f"{dashed(name)}: {where}{error}") from error
 
 
-def _fit(row: Modality, value, size):
+def _fit(row, value, size):
     change = row.fit or row.follow
     return value if change is None else change(value, WHOLE, size)
 
 
 @functools.lru_cache(maxsize=64)
-def _fit_file(row: Modality, path, size):
+def _fit_file(row, path, size):
     opened = row.decode(path, max(size))
     crop = choose_crop(*_extent(opened), size)
     return (row.fit or row.follow)(opened, crop, size)

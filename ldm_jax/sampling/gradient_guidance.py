@@ -56,7 +56,7 @@ def gradient_guidance_scales(
         if min(size) < least:
             raise ConfigError(f"--guide_image needs images of {least} pixels at least")
     elif options.guide_scale is not None or trained.lpips is not None:
-        flag = "--guide_scale" if options.guide_scale is not None else "--guide_lpips"
+        flag = "--guide_scale" if options.guide_scale is not None else "--lpips_weights"
         raise ConfigError(f"{flag} needs --guide_image, the image to resemble")
     return scales
 

@@ -4,9 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from ldm_jax.build import make_first_stage
@@ -143,7 +141,7 @@ def _make_optimizer(train, rate, options, freeze):
     """One optimiser per network; the discriminator's may have its own rate and clip."""
     section, clip = to_dict(train.optimizer), train.grad_clip
 
-    def make(name, rate=rate, clip=clip) -> optax.GradientTransformation:
+    def make(name, rate=rate, clip=clip):
         return make_optimizer(section, rate, clip, within(freeze, name))
 
     critic_rate, critic_clip = rate, options.disc_grad_clip or clip
@@ -159,7 +157,7 @@ def _make_optimizer(train, rate, options, freeze):
     return by_network(optimizers)
 
 
-def _reconstruct(model: nn.Module, state, images):
+def _reconstruct(model, state, images):
     """Decodes the mode with the moving average where there is one.
 
     Returns:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
-from ldm_jax.build import make_classifier
-from ldm_jax.latent_classifier import loss
+from ldm_jax.build import make_classifier, make_noise_schedule
+from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.step import Stage, make_loss_steps
@@ -39,7 +39,11 @@ def make_stage(
       CheckpointError: If the first stage cannot be read.
     """
     first = open_first_stage(config, meta)
-    model = make_classifier(config, first.module, data.num_classes)
+    model = LatentClassifier(
+        make_classifier(config, data.num_classes),
+        make_noise_schedule(config),
+        first.module,
+    )
     statistics = find_statistics(config, model, first, mesh, data, meta)
     frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {

@@ -190,7 +190,6 @@ def generator_loss(
     Returns:
       (loss, (metrics, aux)): scalar, dict of scalars, and what `discriminate` gave.
     """
-
     factor, distance = adversary.factor, likelihood.perceptual
 
     def nll(x, logvar):

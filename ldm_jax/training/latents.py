@@ -74,8 +74,8 @@ def measure_statistics(
         if kind == "per_channel" and not rows:
             # Squares about the first batch's means, as those about 0 leave no digits
             # of a small deviation in float32.
-            shift = np.zeros(model.first_stage.latent_channels)
-            shift, _ = measure(shift, index, batch)
+            shift = (0.0,) * model.first_stage.latent_channels
+            shift = tuple(measure(shift, index, batch)[0].tolist())
         rows.append(measure(shift, index, batch))
         sizes.append(len(batch["image"]))
     rows = np.asarray(rows, np.float64)
@@ -84,7 +84,8 @@ def measure_statistics(
     _require_variance(std)
     if kind == "scalar":
         return LatentStatistics(scale=float(1 / std))
-    return LatentStatistics.of(tuple((shift + mean).tolist()), tuple(std.tolist()))
+    mean = np.add(shift, mean)
+    return LatentStatistics.of(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _require_variance(std):

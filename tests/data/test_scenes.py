@@ -137,7 +137,7 @@ def test_captions_are_read_as_they_were_meant():
 
 
 def test_other_sentences_are_no_captions():
-    with pytest.raises(ValueError, match="is no caption of the data set"):
+    with pytest.raises(ValueError, match="is not a caption of the data set"):
         captions.read("a virus monster is playing guitar, oil on canvas")
 
 

@@ -16,6 +16,8 @@ from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import first_stage, metrics
+from ldm_jax.evaluation.distances import Moments, frechet
+from ldm_jax.evaluation.features import FEATURES
 from ldm_jax.images import read_image, to_float, to_uint8
 from ldm_jax.trained import FirstStage
 from tests.runs import command, finish
@@ -100,6 +102,27 @@ def test_a_perceptual_distance_is_averaged_too():
         perceptual=(distance, {"scale": np.float32(2)}),
     )
     assert found["lpips"] == pytest.approx(2 * to_float(pictures).mean(), rel=1e-4)
+
+
+def test_a_distance_is_between_the_sets_of_images_that_count():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    first, pictures = _first("kl"), _pictures(6)
+    batches = [
+        {"image": pictures[:4], "mask": np.array([True, True, True, False])},
+        {"image": pictures[4:], "mask": np.array([True, True])},
+    ]
+    batches = [sharding.put_batch(batch, mesh) for batch in batches]
+    found, count, _ = first_stage.evaluate(first, batches, mesh, distances=["frechet"])
+    decoded = to_uint8(
+        first.module.apply({"params": first.params}, to_float(pictures))[0]
+    )
+    network, moments = FEATURES["random"], (Moments(), Moments())
+    for moment, images in zip(moments, (pictures, np.asarray(decoded)), strict=True):
+        moment.add(network.apply(network.load(None), images[[0, 1, 2, 4, 5]]))
+    assert count == 5
+    assert found["frechet (random-features)"] == pytest.approx(
+        frechet(*moments), rel=1e-2
+    )
 
 
 def test_weights_of_lpips_that_are_not_there(tmp_path):

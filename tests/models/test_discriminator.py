@@ -81,8 +81,8 @@ def test_actnorm_standardises_the_first_training_batch_and_keeps_that():
     np.testing.assert_allclose(first.std((0, 1, 2), ddof=1), 1, rtol=1e-5)
     second, after = step(variables, 5 * x)
     assert_same_bits(after, variables)
-    scale = 1 / (x.std((0, 1, 2), ddof=1) + 1e-6)
-    expected = scale * (5 * x - x.mean((0, 1, 2)))
+    scale = 1 / (x.std((0, 1, 2), ddof=1, keepdims=True) + 1e-6)
+    expected = scale * (5 * x - x.mean((0, 1, 2), keepdims=True))
     np.testing.assert_allclose(second, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(norm.apply(after, 5 * x, False), second, rtol=1e-6)
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import shapes_autoencoder
 from configs.shapes_classifier import get_config
 from ldm_jax import checkpoint
-from ldm_jax.build import make_classifier, make_first_stage
+from ldm_jax.build import make_classifier, make_first_stage, make_noise_schedule
 from ldm_jax.convert.formats import convert
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
@@ -79,7 +78,8 @@ def test_resumes_and_evaluates(workdir):
     metas = [checkpoint.load_weights(workdir, step)[2] for step in (2, 4)]
     for key in ("first_stage", "scaling_factor", "num_classes", "class_names"):
         assert metas[0][key] == metas[1][key]
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows if "accuracy" in row] == [2, 4]
     evaluated = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
     assert len(evaluated) == 2 and 0 <= evaluated[-1] <= 1
@@ -91,7 +91,8 @@ def diffusion_like(workdir, **changes):
     _, _, meta = checkpoint.load_weights(workdir)
     config = tiny_config("shapes_classifier", "")
     first = make_first_stage({"kind": "identity"})
-    model = make_classifier(config, first, meta["num_classes"])
+    network = make_classifier(config, meta["num_classes"])
+    model = LatentClassifier(network, make_noise_schedule(config), first)
     return dataclasses.replace(model, **changes), meta
 
 
@@ -115,8 +116,7 @@ def test_no_other_format_takes_a_classifier(workdir, tmp_path):
 
 def test_builds_at_full_size():
     config = get_config()
-    first = make_first_stage(shapes_autoencoder.get_config().first_stage)
-    network = make_classifier(config, first, 8).classifier
+    network = make_classifier(config, 8)
     arguments = jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1)
     params = jax.eval_shape(network.init, *arguments)["params"]
     assert 300_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 500_000
@@ -143,4 +143,4 @@ def test_a_classifier_of_other_latents_is_refused(workdir, first_stage):
 def test_data_without_classes_are_refused():
     config = tiny_config("shapes_classifier", "")
     with pytest.raises(ConfigError, match="has no class labels"):
-        make_classifier(config, MODEL.first_stage, None)
+        make_classifier(config, None)

@@ -72,7 +72,7 @@ def test_dead_codes_become_latents_and_come_back_to_life():
             break
     assert step == 68  # 0.99^69 < 0.5
     assert restarted[2] and restarted[5]
-    flat = np.reshape(latents, (-1, 3))
+    flat = np.reshape(np.asarray(latents), (-1, 3))
     for code in np.flatnonzero(restarted):
         assert (np.asarray(codes[code]) == flat).all(1).any()
         assert stats["usage"][code] == 1
@@ -95,7 +95,7 @@ def test_without_an_average_living_codes_are_the_optimisers():
 def test_draws_are_of_the_batch_and_differ():
     latents = BATCHES[0]
     drawn = codebook.draw_latents(jax.random.key(3), latents, 100)
-    flat = np.reshape(latents, (-1, 3))
+    flat = np.reshape(np.asarray(latents), (-1, 3))
     assert all((np.asarray(row) == flat).all(1).any() for row in drawn)
     assert len(np.unique(drawn, axis=0)) == 100
     more = codebook.draw_latents(jax.random.key(3), latents, 500)
@@ -110,7 +110,7 @@ def test_micro_batches_add_up():
     np.testing.assert_array_equal(parts.counts, whole.counts)
     assert_close(parts.sums, whole.sums)
     for index in (0, 1):
-        rows = np.reshape(latents[index::2], (-1, 3))
+        rows = np.reshape(np.asarray(latents)[index::2], (-1, 3))
         drawn = np.asarray(parts.drawn)[index::2]
         assert all((row == rows).all(1).any() for row in drawn)
 

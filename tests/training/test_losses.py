@@ -21,7 +21,7 @@ from tests.convert.networks import convert_discriminator
 def _conv(x, weight, bias=0.0):
     pad = weight.shape[-1] // 2
     kernel = jnp.transpose(weight, (2, 3, 1, 0))
-    return bias + jax.lax.conv_general_dilated(
+    return jnp.reshape(bias, (1, 1, 1, -1)) + jax.lax.conv_general_dilated(
         x,
         kernel,
         (1, 1),
@@ -189,7 +189,9 @@ def test_r1_of_a_linear_discriminator():
 
     def discriminate(x):
         # The same logit for each of two patches.
-        return jnp.repeat(jnp.sum(x * weights, axis=(1, 2, 3)), 2).reshape(5, 2, 1, 1)
+        return jnp.repeat(jnp.sum(x * weights[None], axis=(1, 2, 3)), 2).reshape(
+            5, 2, 1, 1
+        )
 
     penalty = first_stage_losses.r1_penalty(discriminate, images)
     np.testing.assert_allclose(penalty, 0.5 * jnp.sum(weights**2), rtol=1e-5)

@@ -113,7 +113,8 @@ def second(workdir, shapes_dir, tmp_path_factory):
 def test_it_trains_and_resumes_bit_for_bit(workdir, shapes_dir, tmp_path):
     _train(shapes_dir, tmp_path, **BARE)
     assert_same_bits(weights_of(workdir), weights_of(tmp_path))
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     trained, evaluated = rows[-2:]
     assert trained["step"] == 4 and np.isfinite(trained["loss"])
     assert trained["disc_weight"] > 0
