@@ -1,7 +1,7 @@
 """Mean and standard deviation of latents: what a denoiser's latents are measured in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class LatentStatistics(NamedTuple):
     scale: Any = 1.0
 
     @classmethod
-    def of(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "LatentStatistics":
+    def of(cls, mean: Sequence[Any], std: Sequence[Any]) -> "LatentStatistics":
         """Makes them of the means and the standard deviations of channels.
 
         Args:

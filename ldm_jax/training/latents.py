@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
 from ldm_jax.annotations import Array, Shaped
-from ldm_jax.batches import Data
 from ldm_jax.config import choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
@@ -26,7 +25,7 @@ LATENT_STATISTICS = {"scalar": None, "per_channel": (0, 1, 2)}
 def measure_statistics(
     model: Any,
     params: Any,
-    batches: Iterable[Mapping[str, Shaped[Array, " batch *shape"]]],
+    batches: Iterable[Mapping[str, Shaped[Array, "..."]]],
     mesh: Mesh,
     kind: str = "scalar",
 ) -> LatentStatistics:
@@ -127,9 +126,9 @@ def open_first_stage(config: ConfigDict, meta: Mapping[str, Any]) -> FirstStage:
 def find_statistics(
     config: ConfigDict,
     model: Any,
-    first: FirstStage,
-    mesh: Mesh,
-    data: Data,
+    first: Any,
+    mesh: Any,
+    data: Any,
     meta: Mapping[str, Any],
 ) -> LatentStatistics:
     """The statistics of the latents: those of the run, given, of `init_from`, measured.
@@ -137,7 +136,7 @@ def find_statistics(
     Args:
       config: ConfigDict with `first_stage` and `train`.
       model: See `measure_statistics`.
-      first: The first stage.
+      first: FirstStage.
       mesh: Mesh of the run.
       data: The run's `Data`.
       meta: What a checkpoint to resume from records; an empty dict for a new run.
