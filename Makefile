@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := runs/demo
+# `make test PYTEST_FLAGS=--check_shapes` also checks the annotated shapes of all calls.
+PYTEST_FLAGS ?=
 
 .PHONY: demo test lint clean
 
@@ -27,7 +29,7 @@ demo: $(INSTALLED)
 	@echo "samples: $(DEMO)/samples/grid.png, one class per column"
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --check_shapes --numprocesses=auto --maxprocesses=4 \
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --numprocesses=auto --maxprocesses=4 \
 	    --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)

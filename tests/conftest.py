@@ -24,7 +24,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # Arrays of different rank must be brought to one by hand. The like for types is out of
 # reach: flax's LayerNorm multiplies bfloat16 with float32.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # Grain's worker processes read absl flags.
 if not flags.FLAGS.is_parsed():

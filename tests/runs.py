@@ -89,6 +89,7 @@ def command(script, *arguments, devices=1):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],

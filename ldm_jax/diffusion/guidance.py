@@ -35,7 +35,7 @@ class GuidanceOptions:
     """
 
     scale: Scale = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: Sequence[float] = (0.0, 1.0)
     rescale: float = 0.0
 
     def __post_init__(self):
@@ -201,7 +201,7 @@ def guide(
     network: Callable[[Any], Network],
     conditionings: Sequence[Any],
     scales: Sequence[Any],
-    interval: tuple[float, float] | None = None,
+    interval: Sequence[float] | None = None,
     rescale: float = 0.0,
 ) -> Network:
     """Makes a network that extrapolates from its outputs with fewer conditions.

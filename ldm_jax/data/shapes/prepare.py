@@ -13,7 +13,7 @@ from ldm_jax.errors import ConfigError
 
 
 def prepare(
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike | None = None,
     image_size: int = 64,
     num_train: int = 10_000,
     num_validation: int = 500,

@@ -28,7 +28,7 @@ _ROWS, _COLUMNS = 8, 2
 
 def measure(
     trained: Trained,
-    probe: Callable[[Any], dict[str, Any]],
+    probe: Callable[[Any], dict[str, Any]] | None,
     num_samples: int,
     options: SampleOptions | None = None,
     *,
