@@ -43,6 +43,7 @@ def run(installed, tmp_path):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla_flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
     def run(name, *arguments):
