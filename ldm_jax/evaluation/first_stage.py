@@ -99,7 +99,7 @@ def make_lpips(paths: str) -> tuple[Callable, Any]:
 
 def evaluate(
     first: FirstStage,
-    batches: Iterable[Mapping[str, Shaped[Array, "batch ..."]]],
+    batches: Iterable[Mapping[str, Shaped[Array, "..."]]],
     mesh: Mesh,
     perceptual: tuple[Callable, Any] | None = None,
     distances: Sequence[str] = (),
