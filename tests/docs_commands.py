@@ -129,6 +129,10 @@ def main(names):
             program = program_of(small)
             if program is None:
                 continue
+            missing = [name for name in _PUBLISHED if name in small]
+            if missing:
+                print(f"left out, needs {missing[0]}: {small}", flush=True)
+                continue
             start = time.perf_counter()
             result = subprocess.run(
                 [sys.executable, "-m", program[0], *program[1]],
@@ -146,6 +150,9 @@ def main(names):
     print(f"{len(failed)} failed, in {folder}")
     return bool(failed)
 
+
+# Files that only their authors can give; `tests/convert` reads ones of the same form.
+_PUBLISHED = ("sd-v1-4.ckpt", "stable-diffusion-folder")
 
 # What a page takes for granted: the demo, and what other pages have trained.
 _DEMO = (
