@@ -27,7 +27,8 @@ from ldm_jax import sampling
 from ldm_jax.convert import workdir
 from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
-from tests.runs import BARE, assert_same_bits, train, weights_of
+from ldm_jax.training import loop
+from tests.runs import BARE, assert_same_bits, tiny_config, train, weights_of
 from tests.sampling.common import run
 
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
@@ -98,6 +99,19 @@ def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
             np.testing.assert_allclose(
                 value, expected[key], rtol=0, atol=1e-5, err_msg=f"{name}: {key}"
             )
+
+
+def test_a_config_of_before_goes_on_with_a_note(old, shapes_dir, tmp_path, capsys):
+    workdir = shutil.copytree(old / "class", tmp_path / "class")
+    place = {"first_stage__workdir": str(old / "autoencoder")}
+    options = place | BARE | DENOISER | {"train__num_steps": 2}
+    config = tiny_config("shapes_class", shapes_dir, **options)
+    config.unet = config.backbone.to_dict()
+    del config.backbone, config.unet["kind"]
+    assert loop.run(config, workdir) == {}
+    printed = capsys.readouterr().out
+    assert "`unet` is called `backbone` now: rename it" in printed
+    assert "step 2 of 2: already trained" in printed
 
 
 def test_a_new_run_starts_from_the_weights(old, shapes_dir, tmp_path):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict
+from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
@@ -52,6 +52,7 @@ def run(
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
       TrainingDiverged: If a loss or a gradient is no longer finite.
     """
+    config, notes = upgrade_config(config)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first.
     with contextlib.ExitStack() as stack:
@@ -66,7 +67,8 @@ def run(
         stack.enter_context(contextlib.closing(checkpoints))
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
-        notes = check_config(config, meta, allow_config_change) if start else []
+        if start:
+            notes += check_config(config, meta, allow_config_change)
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
