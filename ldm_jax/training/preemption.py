@@ -8,10 +8,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Turns SIGTERM and Ctrl-C into a flag that the loop reads.
+    r"""Turns SIGTERM and Ctrl-C into a flag that the loop reads.
 
     From `listen` to `close` they change nothing else, however many come: the second of
-    two must not undo what the first asked for. SIGKILL, or Ctrl-\\ in a terminal, ends
+    two must not undo what the first asked for. SIGKILL, or Ctrl-\ in a terminal, ends
     a run at once; what it had saved stays whole.
 
     With several processes the decision must fall on the same step everywhere: JAX's
