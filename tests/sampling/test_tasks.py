@@ -32,7 +32,7 @@ def one_device(monkeypatch):
 
 
 def samples(folder):
-    return np.stack([read_image(path) for path in sorted(folder.glob("0*.png"))])
+    return np.stack([read_image(path) for path in sorted((folder / "samples").iterdir())])
 
 
 def arrays(folder):
