@@ -8,6 +8,7 @@ while they wait in a collective, print it and end with the same status.
 Without a job of several processes, all of this does nothing.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -94,6 +95,19 @@ class Peers:
         finally:
             self._saving, self._moves = None, 0
 
+    def await_cause(self, text: str) -> None:
+        """Waits where an error may come of the end of another process.
+
+        If that is the cause it is known soon, and ends this process.
+
+        Args:
+          text: What went wrong here.
+        """
+        if _LOST.search(text):
+            self._ended.wait(SILENT + 3 * BEAT)
+        if self._ended.is_set():
+            self._thread.join()
+
     def fail(self, text: str, status: int) -> None:
         """Tells the others why this process ends, and ends it.
 
@@ -101,22 +115,26 @@ class Peers:
           text: What went wrong, in one line.
           status: Exit status, for all of them.
         """
-        if _LOST.search(text):
-            # The cause lies with another process; if it can be known it is soon, and
-            # then the thread ends this process.
-            self._ended.wait(SILENT + 3 * BEAT)
-        if not self._ended.is_set():
-            self._report(self._index, text, status)
-            self._ended.set()
-            self._let_others_read(self._index)
-            self._leave(status)
+        # Before it is said, or the thread would hear it, too.
+        self._ended.set()
+        self._report(self._index, text, status)
+        self._let_others_read(self._index)
+        self._leave(status)
 
     def finish(self) -> None:
         """Waits for the others to be done, too, then stops to watch."""
         # A process that waits may be told that another has failed.
         with contextlib.suppress(Exception):
             self._client.wait_at_barrier("ldm_jax/end", 86_400_000)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops to watch; a thread must not outlive the interpreter."""
         self._ended.set()
+        # Wakes up the threads, of all processes: nothing fails any more.
+        with contextlib.suppress(Exception):
+            self._set(_FAILED, None)
+        self._thread.join(2 * BEAT)
 
     def _talk(self):
         while not self._ended.is_set():
@@ -128,8 +146,11 @@ class Peers:
             except Exception as error:  # JAX raises one kind for all that may be.
                 self._judge_silence(error)
                 continue
+            failure = json.loads(found)
+            if failure is None:
+                return
             if not self._ended.is_set():
-                self._end_for(json.loads(found))
+                self._end_for(failure)
 
     def _give_sign(self):
         self._beats += 1
@@ -181,16 +202,14 @@ class Peers:
     def _report_hang(self):
         steps = {index: sign[2] for index, (sign, _) in self._signs.items()}
         places = ", ".join(f"process {i}: {s}" for i, s in sorted(steps.items()))
-        last = min(steps, key=lambda index: steps[index] or 0)
         text = (
             f"no process has finished a step for {self._hang_timeout:.0f} s "
             f"(--hang_timeout); steps done: {places}"
         )
-        host = self._signs[last][0][3]
-        self._report(last, text, ProcessLost.exit_code, host)
+        self._report(None, text, ProcessLost.exit_code)
 
     def _report(self, index, text, status, host=None):
-        """Says which process fails; the first one to be said counts."""
+        """Says which process fails, or None; the first one to be said counts."""
         host = socket.gethostname() if host is None else host
         failure = {"process": index, "host": host, "text": text, "status": status}
         with contextlib.suppress(Exception):
@@ -200,13 +219,11 @@ class Peers:
         """Ends this process, as another has failed."""
         self._ended.set()
         host = f" on {failure['host']}" if failure["host"] else ""
+        who = f"process {failure['process']} of {self._count}{host} failed: "
+        if failure["process"] is None:
+            who = ""
         sys.stdout.flush()
-        print(
-            f"error: process {failure['process']} of {self._count}{host} failed: "
-            f"{failure['text']}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: {who}{failure['text']}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             self._set(f"{_SEEN}{self._index}", True, allow_overwrite=True)
         if self._saving is not None:
@@ -251,6 +268,8 @@ def watch(hang_timeout: float) -> None:
             global_state.num_processes,
             hang_timeout,
         )
+        # However the program ends, and before JAX leaves the service.
+        atexit.register(_peers.stop)
 
 
 def progress(step: int | None = None) -> None:
@@ -275,6 +294,25 @@ def saving(wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if _peers is None else _peers.saving(wait)
 
 
+def several() -> bool:
+    """Says whether this process is one of several of a job.
+
+    Returns:
+      Whether it is.
+    """
+    return _peers is not None
+
+
+def await_cause(text: str) -> None:
+    """Waits where an error may come of the end of another process.
+
+    Args:
+      text: What went wrong here.
+    """
+    if _peers is not None:
+        _peers.await_cause(text)
+
+
 def fail(text: str, status: int) -> None:
     """Tells the others why this process ends, and ends it, if there are others.
 
@@ -287,6 +325,11 @@ def fail(text: str, status: int) -> None:
 
 
 def finish() -> None:
-    """Waits for the others to be done, if there are any."""
+    """Waits for the others to be done, if there are any, and leaves the job."""
     if _peers is not None:
+        import jax
+
         _peers.finish()
+        # At the end of the interpreter, which JAX would wait for, the order in which
+        # things go is left to chance.
+        jax.distributed.shutdown()
