@@ -20,10 +20,12 @@ killed while it saves leaves its previous checkpoints whole.
 
 from ldm_jax.checkpoint.checkpoints import Checkpoints
 from ldm_jax.checkpoint.checksums import tree_checksum
+from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.checkpoint.folder import (
     Folder,
     absolute,
     checkpoint_folder,
+    copy_items,
     write_config,
 )
 from ldm_jax.checkpoint.state import TrainState
@@ -31,10 +33,12 @@ from ldm_jax.checkpoint.weights import load_item, load_weights, read_meta
 
 __all__ = [
     "Checkpoints",
+    "DamagedCheckpoint",
     "Folder",
     "TrainState",
     "absolute",
     "checkpoint_folder",
+    "copy_items",
     "load_item",
     "load_weights",
     "read_meta",

@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import shutil
+from collections.abc import Collection
 
+from ldm_jax.checkpoint.checksums import copy_checksums
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 
@@ -65,6 +68,26 @@ def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
             + ", ".join(map(str, steps))
         )
     return folder / str(steps[-1] if step is None else step)
+
+
+def copy_items(
+    source: pathlib.Path, workdir: pathlib.Path, items: Collection[str]
+) -> None:
+    """Copies some items of a checkpoint, those that it has, with their checksums.
+
+    Args:
+      source: Folder of the checkpoint.
+      workdir: New workdir, made for the copy.
+      items: Their names.
+    """
+    target = workdir / CHECKPOINTS / source.name
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+        elif path.name in items:
+            shutil.copytree(path, target / path.name)
+    copy_checksums(source, target, items)
 
 
 def write_config(workdir: Folder, config: Section) -> None:
