@@ -11,7 +11,7 @@ from absl import app, flags
 
 from ldm_jax.cli import help as help_
 from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
-from ldm_jax.errors import UserError
+from ldm_jax.errors import ConfigError, Stopped, UserError
 
 
 def run(
@@ -40,15 +40,18 @@ def run(
 
 
 def _run(main, uses_jax, argv):
-    """Calls the main; an error that its user can mend is one line, exit status 1."""
+    """Calls the main; an error that its user can mend is one line and a status."""
     try:
         if uses_jax:
             start_jax()
         main(argv)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(stopped.exit_code)
     except UserError as error:
         if flags.FLAGS.traceback:
             raise
-        _fail(error, 1)
+        _fail(error, error.exit_code)
 
 
 def _parse(doc, arguments, argv):
@@ -62,16 +65,19 @@ def _parse(doc, arguments, argv):
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         if "--traceback" in argv:
             raise
-        _fail(error, 2)
+        _fail(error, ConfigError.exit_code)
     except KeyError as error:
         if "--traceback" in argv:
             raise
-        _fail(_unknown_section(error), 2)
+        _fail(_unknown_section(error), ConfigError.exit_code)
     missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
     if missing:
-        _fail(f"--{missing[0]} is missing; --help explains the flags", 2)
+        _fail(
+            f"--{missing[0]} is missing; --help explains the flags",
+            ConfigError.exit_code,
+        )
     if len(rest) > 1 and not arguments:
-        _fail(f"'{rest[1]}' is not a flag: write --name=value", 2)
+        _fail(f"'{rest[1]}' is not a flag: write --name=value", ConfigError.exit_code)
     apply_renamed()
     return rest
 

@@ -5,11 +5,11 @@
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --strength=0.6
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --mask=mask.png
 
-Writes one PNG per sample, a grid, a contact sheet of the conditions beside the samples,
-and with --npz the array that evaluators of the field take.  Flags of files take folders
-as well, and several of either; sample k takes the k-th in turn.  Sample k depends on
-the seed and k alone.  A run that was cut goes on where it stopped: the same command
-draws only what is missing.
+Writes one PNG per sample into samples/ of that folder; beside it a grid, a contact
+sheet of conditions and samples, and with --npz the array that evaluators of the field
+take.  Flags of files take folders as well, and several of either; sample k takes the
+k-th in turn.  Sample k depends on the seed and k alone.  A run that was cut goes on
+where it stopped: the same command draws only what is missing.
 """
 
 import dataclasses

@@ -1,4 +1,8 @@
-"""The files of a run: samples, their settings, a grid, a contact sheet, an array."""
+"""The files of a run: samples, their settings, a grid, a contact sheet, an array.
+
+The samples are alone in a folder of their own, as evaluators of folders take every
+image that they find; all else lies beside it.
+"""
 
 import hashlib
 import json
@@ -183,7 +187,7 @@ def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
     Returns:
       Path of its PNG file.
     """
-    return outdir / f"{k:06d}.png"
+    return outdir / "samples" / f"{k:06d}.png"
 
 
 def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
+from ldm_jax.errors import Stopped
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut
@@ -51,11 +52,15 @@ def run(
       ConfigError: If the config cannot work.
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
       TrainingDiverged: If a loss or a gradient is no longer finite.
+      Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = upgrade_config(config)
     train, main = config.train, jax.process_index() == 0
-    # What is opened below is closed in the end, the last first.
+    # What is opened below is closed in the end, the last first: until all is saved, a
+    # signal ends nothing.
     with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(contextlib.closing(Preemption()))
+
         # The devices: one mesh, over which every batch is split evenly.
         make_stage = choose(STAGES, config.stage, "stage")
         mesh = sharding.make_mesh(**train.mesh)
@@ -97,11 +102,9 @@ def run(
         if start >= train.num_steps:
             return {}
 
-        # The step, compiled once; from here on a signal ends the run with a checkpoint.
+        # The step, compiled once.
         batches = data.train_batches(start)
         stack.enter_context(contextlib.closing(batches))
-        preemption = Preemption()
-        stack.enter_context(contextlib.closing(preemption))
         batch = next(batches)
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
@@ -109,6 +112,8 @@ def run(
         held_out = HeldOut(config, stage, frozen, data, mesh, writer, console)
         watch = Stopwatch(train.batch_size, flops, mesh.size)
 
+        # From here on there is something to save when a signal comes.
+        preemption.listen()
         window, last = [], {}
         for done in range(start + 1, train.num_steps + 1):
             # One step. The device computes while the next batch is fetched.
@@ -150,9 +155,10 @@ def run(
 
             # The end, if the machine is wanted back.
             if stop:
-                console.line(f"step {done}: asked to stop; saved, leaving")
                 break
-        return last
+    if stop:
+        raise Stopped(f"step {done}: asked to stop; saved, leaving", preemption.signal)
+    return last
 
 
 def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float | None]:
