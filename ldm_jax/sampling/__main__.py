@@ -87,6 +87,12 @@ with cli.group("guidance"):
         None,
         "Fraction in [0, 1] of the correction of the contrast that guidance adds.",
     )
+    flags.DEFINE_bool(
+        "show_unguided",
+        False,
+        "Draw the samples of the contact sheet without guidance, too, and show both: "
+        "what guidance costs in variety.",
+    )
     _NEGATIVE = define_flag(OTHER_FLAGS["negative_prompt"])
     _CLASSIFIER = flags.DEFINE_string(
         "classifier",
