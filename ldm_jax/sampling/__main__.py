@@ -146,6 +146,8 @@ with cli.group("output"):
 _GIVEN |= {"negative_prompt": _NEGATIVE, "guide_image": _GUIDE_IMAGE}
 cli.renamed("guide_lpips", "lpips_weights")
 
+_MEMORY = "--batch_size, --height or --width, or give --tile and --decode_tile"
+
 
 def _main(argv: list[str]) -> None:
     """Draws."""
@@ -188,7 +190,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower=_MEMORY)
 
 
 if __name__ == "__main__":
