@@ -118,8 +118,7 @@ class Data:
             seed=self._seed,
             start_step=start,
             train=train,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process=(jax.process_index(), jax.process_count()),
         )
 
     def _first_example(self):
@@ -246,8 +245,7 @@ class Images:
             batch_size=self._batch_size,
             seed=0,
             train=False,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process=(jax.process_index(), jax.process_count()),
         )
         try:
             for batch in loader:
