@@ -55,7 +55,7 @@ def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
       path: Path of a `.npy` file.
 
     Returns:
-      Array that is mapped into memory, of numbers, truth values or text.
+      Array [...] that is mapped into memory, of numbers, truth values or text.
 
     Raises:
       OSError: If the file cannot be opened.
