@@ -27,6 +27,11 @@ with cli.group("what to train"):
         "Take the workdir from a run on another host that is gone for certain.",
     )
 
+_MEMORY = (
+    "train.batch_size or data.image_size, raise train.accumulate_steps, set "
+    "backbone.remat=True, or split large parameters with train.mesh.fsdp"
+)
+
 
 def _main(argv: list[str]) -> None:
     """Runs the loop."""
@@ -43,7 +48,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower=_MEMORY)
 
 
 if __name__ == "__main__":
