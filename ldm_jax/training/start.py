@@ -293,6 +293,7 @@ FREE_KEYS = (
     "data.data_dir",
     "data.workers",
     "data.eval_split",
+    "data.max_image_gb",
     "train.init_from",
     "train.num_steps",
     "train.log_every",
