@@ -41,7 +41,7 @@ with cli.group("data"):
     )
     _DATA_DIR = cli.shared("data_dir")
     _SPLIT = cli.shared("split")
-    _IMAGE_SIZE = cli.shared("image_size", lower_bound=16)
+    _IMAGE_SIZE = cli.shared("image_size")
     _NUM_IMAGES = cli.shared("num_images")
     _BATCH_SIZE = cli.shared("batch_size")
 

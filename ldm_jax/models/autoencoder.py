@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.models.checks import check_groups
 from ldm_jax.models.coder import Decoder, Encoder
 from ldm_jax.models.layers import conv, dense
 from ldm_jax.models.posteriors import DiagonalGaussian, PointPosterior
@@ -61,6 +62,10 @@ class Autoencoder(nn.Module):
     dtype: Any = jnp.float32
 
     encoder_outputs = 1  # in units of z_channels
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
 
     def setup(self) -> None:
         """Makes the layers."""

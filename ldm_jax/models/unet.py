@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
+from ldm_jax.models.checks import check_groups, check_per_level
 from ldm_jax.models.layers import (
     Downsample,
     GroupNorm,
@@ -92,10 +93,18 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for level in range(len(self.channel_mult)):
+        levels = range(len(self.channel_mult))
+        check_per_level(
+            len(self.channel_mult),
+            **{name: getattr(self, name) for name in _PER_LEVEL},
+        )
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
+        for level in levels:
             if self.attends_at(level):
                 self.heads_at(level)
                 self.heads_at(level, up=True)
+        # The middle, of the last level's width, attends always.
+        self.heads_at(levels[-1])
         if self.adaln_zero and not self._has_transformers():
             raise ValueError(
                 "adaln_zero modulates transformer blocks and there are none: set "
@@ -342,6 +351,13 @@ class UNet(nn.Module):
                 f"a vector of {vector.shape[-1]} cannot be added to the timestep "
                 f"embedding of {self.vector_width}: set the condition's features to it"
             )
+
+
+# Fields that may have a value for each level.
+_PER_LEVEL = (
+    *("num_res_blocks", "num_heads", "head_channels", "up_num_heads"),
+    "transformer_depth",
+)
 
 
 def _at(value, level):

@@ -35,7 +35,6 @@ with cli.group("what to draw"):
         None,
         "Number of samples; if unset 16, or as many as there are conditions if that is "
         "more.",
-        lower_bound=1,
     )
     flags.DEFINE_float(
         "strength",

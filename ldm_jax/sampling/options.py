@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.build import sample_options
+from ldm_jax import ranges
+from ldm_jax.build import check_guidance, sample_options
 from ldm_jax.diffusion import grids, samplers
 from ldm_jax.diffusion.sample_options import SampleOptions, to_flat
 from ldm_jax.errors import ConfigError
@@ -32,6 +33,9 @@ class RunOptions:
         `first` to that of sample `last`; all are conditioned on what sample `first` is.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guidance; None for the default.
+
+    Raises:
+      ConfigError: If a number is out of its range, see `ranges.FLAGS`.
     """
 
     num_samples: int | None = None
@@ -43,6 +47,12 @@ class RunOptions:
     interpolate: tuple[int, int] | None = None
     classifier_scale: float | None = None
     guide_scale: float | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check, value = ranges.FLAGS.get(field.name), getattr(self, field.name)
+            if check is not None and value is not None:
+                ranges.check_value(check, value, field.name)
 
 
 def complete(
@@ -103,7 +113,8 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
             f"--invert: {options.sampler} would cover the noise that was found "
             "by noise of its own: use --sampler=ddim, without --eta"
         )
-    _check_guidance(trained, options.guidance.scale)
+    entries = trained.model.conditioner.entries
+    check_guidance(options.guidance.scale, entries, "--guidance_scale")
     if options.tile is not None:
         _check_tile(trained.model, options.tile)
 
@@ -117,27 +128,6 @@ def _check_tile(model, tile):
             f"--tile={tile} is not a multiple of {unit}, which the first stage and the "
             f"U-Net divide by: use --tile={nearest}"
         )
-
-
-def _check_guidance(trained, scale):
-    """Names the flag where the model lacks a condition, or its null input."""
-    entries = trained.model.conditioner.entries
-    given = isinstance(scale, tuple)
-    scales = dict(scale) if given else dict.fromkeys(entries or [""], scale)
-    for key, value in scales.items():
-        if value == 1:
-            continue
-        if entries and key not in entries:
-            raise ConfigError(
-                f"--guidance_scale: this model has no condition '{key}'; it has "
-                f"{', '.join(sorted(entries))}"
-            )
-        if not entries or not entries[key].get("null_class", True):
-            raise ConfigError(
-                f"--guidance_scale={value:g} needs a model that was also trained "
-                f"without the condition; this one has none{key and f' for {key}'}: use "
-                "--guidance_scale=1"
-            )
 
 
 # Options that the record of a run holds always; others where they are not the default.

@@ -19,8 +19,34 @@ from ldm_jax.training.adversarial import Setup
 from ldm_jax.training.codebook import CodebookOptions
 from ldm_jax.training.freeze import freeze_paths, is_frozen, within
 from ldm_jax.training.loss_options import LossOptions, check_codebook, load_perceptual
-from ldm_jax.training.optimizer import by_network, make_optimizer
+from ldm_jax.training.optimizer import (
+    by_network,
+    check_optimizer,
+    make_optimizer,
+)
 from ldm_jax.training.step import Stage, make_step, step_options
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a config before data and weights are read.
+
+    Args:
+      config: ConfigDict.
+
+    Raises:
+      ConfigError: If it cannot work.
+    """
+    model = make_first_stage(config.first_stage)
+    _check_kind(model)
+    _check_size(model, config.data.image_size)
+    check_codebook(build(LossOptions, config.loss, "loss"), model)
+    critic = build(PatchDiscriminator, config.discriminator, "discriminator")
+    if critic.patches(config.data.image_size) < 1:
+        raise ConfigError(
+            f"discriminator.num_layers={critic.num_layers} leaves nothing of "
+            f"data.image_size={config.data.image_size}: take fewer layers"
+        )
+    check_optimizer(config.train)
 
 
 def make_stage(
@@ -42,11 +68,8 @@ def make_stage(
     """
     del mesh, meta
     model = make_first_stage(config.first_stage)
-    _check_kind(model)
-    _check_size(model, config.data.image_size)
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
-    check_codebook(options, model)
     options, frozen = load_perceptual(options, model, config.data.image_size)
     return _make_steps(config, model, options, frozen, data.example), {}
 
@@ -144,7 +167,8 @@ def _make_optimizer(train, rate, options, freeze):
     def make(name, rate=rate, clip=clip):
         return make_optimizer(section, rate, clip, within(freeze, name))
 
-    critic_rate, critic_clip = rate, options.disc_grad_clip or clip
+    critic_rate = rate
+    critic_clip = clip if options.disc_grad_clip is None else options.disc_grad_clip
     if options.disc_learning_rate is not None:
         factor = options.disc_learning_rate / train.learning_rate
         critic_rate = lambda step: factor * rate(step)  # noqa: E731

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict, upgrade_config
+from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
@@ -53,12 +53,14 @@ def run(
       TrainingDiverged: If a loss or a gradient is no longer finite.
     """
     config, notes = upgrade_config(config)
+    config = check_values(config)
+    stage_of = choose(STAGES, config.stage, "stage")
+    stage_of.check(config)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first.
     with contextlib.ExitStack() as stack:
         # The devices: one mesh, over which every batch is split evenly.
-        make_stage = choose(STAGES, config.stage, "stage")
-        mesh = sharding.make_mesh(**train.mesh)
+        mesh = build(sharding.make_mesh, train.mesh, "train.mesh")
         parts = train.accumulate_steps
         sharding.check_batch_size(train.batch_size, mesh, parts=parts)
 
@@ -72,7 +74,7 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
-        stage, record = make_stage(config, mesh, data, meta)
+        stage, record = stage_of.make_stage(config, mesh, data, meta)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
@@ -134,9 +136,9 @@ def run(
 
             # What is due: a checkpoint, an evaluation, a preview. What is saved must be
             # finite. What is still being computed is not part of the pause.
-            save = final or stop or done % train.checkpoint_every == 0
-            evaluate = not stop and (final or done % train.eval_every == 0)
-            preview = not stop and (final or done % train.preview_every == 0)
+            save = final or stop or _due(done, train.checkpoint_every)
+            evaluate = not stop and _due(done, train.eval_every, final)
+            preview = not stop and _due(done, train.preview_every, final)
             if save or evaluate or preview:
                 jax.block_until_ready(state)
                 with watch.paused():
@@ -153,6 +155,11 @@ def run(
                 console.line(f"step {done}: asked to stop; saved, leaving")
                 break
         return last
+
+
+def _due(done: int, every: int | None, final: bool = False) -> bool:
+    """Whether an interval ends at a step; where it is off, not even at the last."""
+    return bool(every) and (final or done % every == 0)
 
 
 def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float | None]:
@@ -180,9 +187,10 @@ def _means(window: list) -> dict[str, float]:
     return means | {"learning_rate": float(window[-1]["learning_rate"])}
 
 
-# What `stage` in a config says: functions that make a Stage, see `training.step`.
+# What `stage` in a config says: modules with `check` and `make_stage`, which makes a
+# Stage, see `training.step`.
 STAGES = {
-    "autoencoder": autoencoder.make_stage,
-    "diffusion": diffusion.make_stage,
-    "classifier": classifier.make_stage,
+    "autoencoder": autoencoder,
+    "diffusion": diffusion,
+    "classifier": classifier,
 }

@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from ldm_jax import cli
+from ldm_jax import cli, ranges
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -42,13 +42,12 @@ with cli.group("what to evaluate"):
         "Folder of probe classifiers; `probe` beside the workdir if unset.",
     )
 
-with cli.group("data"):
+with cli.group("data", num_samples=ranges.whole(2, 10**7)):
     _DATA_DIR = cli.shared("data_dir")
     _NUM_SAMPLES = flags.DEFINE_integer(
         "num_samples",
         256,
         "Number of samples, conditioned on the first held-out scenes.",
-        lower_bound=2,
     )
 
 with cli.group("sampler"):
