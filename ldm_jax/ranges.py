@@ -24,10 +24,25 @@ class Check(NamedTuple):
     Attributes:
       what: The same in words, to follow "must be".
       accepts: Value -> whether it is that.
+      note: What values with a meaning of their own mean, to follow a semicolon.
     """
 
     what: str
     accepts: Callable[[Any], bool]
+    note: str = ""
+
+    def problem(self, name: str, value: Any) -> str:
+        """Says what is wrong with a value.
+
+        Args:
+          name: What the value is called.
+          value: The value.
+
+        Returns:
+          One line.
+        """
+        note = f"; {self.note}" if self.note else ""
+        return f"{name} must be {self.what}, got {shown(value)}{note}"
 
 
 def whole(least: int, most: int | None = None, none: str = "", zero: str = "") -> Check:
@@ -48,8 +63,8 @@ def whole(least: int, most: int | None = None, none: str = "", zero: str = "") -
             math.inf if most is None else most
         )
 
-    start = f"a whole number from {least:,} to {most:,}"
-    what = f"a whole number of {least:,} or more" if most is None else start
+    limits = f"{least:,} or more" if most is None else f"from {least:,} to {most:,}"
+    what = f"{limits} (a whole number)"
     return _optional(what, accepts, none, zero)
 
 
@@ -81,7 +96,7 @@ def real(
         return low and (value < most if below else value <= most)
 
     ends = ("(" if above else "[") + f"{least:g}, {most:g}" + (")" if below else "]")
-    what = f"a number in {ends}" if math.isfinite(least + most) else "a number"
+    what = f"in {ends}" if math.isfinite(least + most) else "a finite number"
     return _optional(what, accepts, none, zero)
 
 
@@ -119,7 +134,7 @@ def several(check: Check, least: int = 0, none: str = "") -> Check:
             return False
         return all(map(check.accepts, value))
 
-    what = f"a tuple of which each is {check.what}"
+    what = f"a tuple of values that are each {check.what}"
     return _optional(what, accepts, none, "")
 
 
@@ -142,14 +157,15 @@ def per_level(check: Check, none: str = "") -> Check:
 
 
 def _optional(what, accepts, none, zero):
-    """Adds None, and what stands for it in words."""
-    if zero and none:
-        what += f"; 0 or None is {zero}"
-    elif zero or none:
-        what += f"; 0 is {zero}" if zero else f", or None for {none}"
-    if not none:
-        return Check(what, accepts)
-    return Check(what, lambda value: value is None or accepts(value))
+    """Adds None, and in words what it and 0 mean."""
+    if zero and zero == none:
+        note = f"0 or None is {zero}"
+    else:
+        rows = (("0", zero), ("None", none))
+        note = ", ".join(f"{value} is {words}" for value, words in rows if words)
+    if none:
+        return Check(what, lambda value: value is None or accepts(value), note)
+    return Check(what, accepts, note)
 
 
 def _is_whole(value):
@@ -207,7 +223,7 @@ def check_value(check: Check, value: Any, name: str) -> None:
       ConfigError: If it is something else.
     """
     if not check.accepts(value):
-        raise ConfigError(f"{name}={shown(value)} must be {check.what}")
+        raise ConfigError(check.problem(name, value))
 
 
 def shown(value: Any) -> str:
@@ -366,7 +382,9 @@ LATENTS = {
 SAMPLE = {
     "sampler": text(),
     "num_steps": whole(1, 100_000),
-    "guidance_scale": Check(f"{_SCALE.what}, or one for each condition", _is_scale),
+    "guidance_scale": Check(
+        f"{_SCALE.what}, one number or one for each condition", _is_scale
+    ),
     "guidance_interval": Check("(low, high), 0 <= low <= high <= 1", _is_interval),
     "guidance_rescale": FRACTION,
     "eta": real(0, 1, none="the sampler's own"),

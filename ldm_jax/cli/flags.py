@@ -88,7 +88,7 @@ def _check(name: str, check: ranges.Check | None, value: Any) -> bool:
     if value is None or value == flag.default:
         return True
     if check is not None and not check.accepts(value):
-        raise flags.ValidationError(f"it must be {check.what}")
+        raise flags.ValidationError(check.problem(f"--{name}", value))
     # As of a variable of the shell that is not set. Texts with a flag each, such as
     # prompts, may be empty.
     is_list = isinstance(flag.parser, flags.BaseListParser)

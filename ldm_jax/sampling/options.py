@@ -8,7 +8,7 @@ from typing import Any
 from ldm_jax import ranges
 from ldm_jax.build import check_guidance, sample_options
 from ldm_jax.diffusion import grids, samplers
-from ldm_jax.diffusion.sample_options import SampleOptions, to_flat
+from ldm_jax.diffusion.sample_options import SampleOptions, from_flat, to_flat
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import Trained
@@ -53,6 +53,27 @@ class RunOptions:
             check, value = ranges.FLAGS.get(field.name), getattr(self, field.name)
             if check is not None and value is not None:
                 ranges.check_value(check, value, field.name)
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Checks options as far as that needs no model.
+
+    Args:
+      given: As in `complete`.
+
+    Raises:
+      ConfigError: If a choice is unknown or a number out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if "sampler" not in given:
+        # Which takes this, the config says.
+        given.pop("eta", None)
+    try:
+        from_flat(given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def complete(

@@ -69,9 +69,16 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.shapes.measure import measure
     from ldm_jax.evaluation.shapes.probe import load_probe
     from ldm_jax.images import write_png
-    from ldm_jax.sampling.options import complete, parse_scale
+    from ldm_jax.sampling.options import check_given, complete, parse_scale
     from ldm_jax.trained import load_model
 
+    # Read before the model: what is misspelt shall not wait for it.
+    options = {
+        "sampler": _SAMPLER.value,
+        "num_steps": _NUM_STEPS.value,
+        "guidance_scale": parse_scale(_GUIDANCE_SCALE.value),
+    }
+    check_given(options)
     trained = load_model(
         _WORKDIR.value,
         _STEP.value,
@@ -85,11 +92,6 @@ def _main(argv: list[str]) -> None:
         trained.frozen["first_stage"],
         trained.config.data.image_size,
     )
-    options = {
-        "sampler": _SAMPLER.value,
-        "num_steps": _NUM_STEPS.value,
-        "guidance_scale": parse_scale(_GUIDANCE_SCALE.value),
-    }
     record, grid = measure(
         trained,
         probe,
