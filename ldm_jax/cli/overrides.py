@@ -86,25 +86,6 @@ def is_switch(config: ConfigDict, key: str) -> bool:
     return name in section and section.get_type(name) is bool
 
 
-def stray(word: str) -> str:
-    """Says what is wrong with a word of the command line that is no flag.
-
-    Args:
-      word: The word.
-
-    Returns:
-      A sentence with what may have been meant.
-    """
-    name, mark, value = word.partition("=")
-    known = "config" in flags.FLAGS
-    if mark and known and "." in name:
-        path = name.lstrip("-").removeprefix(_PREFIX)
-        return f"'{word}' is not a flag: write --{_PREFIX}{path}={value}"
-    if mark:
-        return f"'{word}' is not a flag: write --{name}={value}"
-    return f"'{word}' is not a flag: write --name=value"
-
-
 def _section_of(config, key):
     """The section that holds a key, and the key's own name."""
     *path, name = key.split(".")
