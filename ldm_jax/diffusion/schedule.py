@@ -182,6 +182,10 @@ def make_schedule(
         raise ValueError(
             f"unknown schedule kind {kind!r}: choose one of {', '.join(kinds)}"
         )
+    if num_train_timesteps < 2:
+        raise ValueError(
+            f"num_train_timesteps must be at least 2, got {num_train_timesteps}"
+        )
     levels = ranges.SECTIONS["schedule"]["num_train_timesteps"]
     ranges.check_value(levels, num_train_timesteps, "num_train_timesteps")
     if kind == "rectified_flow":

@@ -20,6 +20,7 @@ from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.errors import Stopped
 from ldm_jax.lock import hold
+from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut
@@ -101,7 +102,7 @@ def run(
             console.line(note)
 
         # The state: its shapes, how it is split, then its arrays, where they belong.
-        abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
+        abstract = jax.eval_shape(stage.init, make_key(config.seed))
         check_freeze(freeze_paths(config), abstract.params)
         shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
         split = sharding.tree_shardings(stage.frozen, mesh)
