@@ -191,7 +191,13 @@ def check_model(config: ConfigDict) -> None:
       ConfigError: If a section is wrong.
     """
     # How many channels latents have, the first stage decides.
-    make_backbone(config.backbone, out_channels=1)
+    backbone = make_backbone(config.backbone, out_channels=1)
+    side, multiple = config.data.image_size, backbone.size_multiple
+    if side % multiple:
+        raise ConfigError(
+            f"data.image_size={side} is no multiple of {multiple}, which the backbone "
+            "takes alone, whatever the first stage divides by"
+        )
     prediction_type = config.schedule.get("prediction_type", "noise")
     schedule = make_noise_schedule(config)
     build(Objective, config.loss, "loss", prediction_type=prediction_type)

@@ -462,7 +462,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "size": whole(1, _SIDE, none="that of the image"),
         "stretch": _FLAG,
     },
-    "first_stage": _AUTOENCODER,
+    "first_stage": _AUTOENCODER | LATENTS,
     "discriminator": {
         "channels": whole(1, _WIDTH),
         "num_layers": whole(1, 16),

@@ -136,7 +136,10 @@ def _parse(kind, text, flag):
     words, parse = _PARSERS[kind]
     try:
         return parse(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
+        if "," in text and kind in (int, float):
+            # One value for each level, where there may be so many.
+            return _tuple(text)
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(f"{flag}={shown} must be {words}") from error
 
@@ -153,15 +156,13 @@ def _whole(text):
 
 
 def _switch(text):
-    return _SWITCHES[text.strip().lower()] if _is_switch(text) else _refuse()
+    if not _is_switch(text):
+        raise ValueError
+    return _SWITCHES[text.strip().lower()]
 
 
 def _is_switch(text):
     return text.strip().lower() in _SWITCHES
-
-
-def _refuse():
-    raise ValueError
 
 
 def _tuple(text):
@@ -170,7 +171,7 @@ def _tuple(text):
     if isinstance(value, str) and value[:1] not in ("(", "["):
         value = tuple(map(_literal, value.split(","))) if value else ()
     if isinstance(value, str | dict):
-        _refuse()
+        raise ValueError
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 

@@ -256,6 +256,12 @@ def check_entry(key: str, entry: Mapping[str, Any]) -> None:
     problem = _unknown(entry)
     if problem:
         raise ConfigError(f"condition {key!r}: {problem}")
+    slot, slots = entry.get("slot"), CONDITIONERS[entry["kind"]].slots
+    if slot is not None and slot not in slots:
+        raise ConfigError(
+            f"condition {key!r}: kind {entry['kind']!r} cannot fill slot {slot!r}: "
+            f"choose one of {', '.join(slots)}"
+        )
     # What a kind from elsewhere means by a name, it checks itself.
     if CONDITIONERS[entry["kind"]].__module__.startswith(_PACKAGE):
         ranges.check_section(entry, f"conditions.{key}")

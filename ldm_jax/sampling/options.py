@@ -253,7 +253,8 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+    known = len(parts) == 2 and all(part.isdecimal() for part in parts)
+    if not known or max(map(int, parts)) >= 2**31:
         raise ConfigError(
             f"--interpolate={text}: give the numbers of the two samples at the ends, "
             "as 0,7"

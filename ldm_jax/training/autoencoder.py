@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.config import build, to_dict
+from ldm_jax.config import build, choose, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.first_stages import name_of, row_of
+from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES, row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import adversarial
 from ldm_jax.training.adversarial import Setup
@@ -36,8 +36,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: If it cannot work.
     """
+    _check_kind(config.first_stage.get("kind", DEFAULT_KIND))
     model = make_first_stage(config.first_stage)
-    _check_kind(model)
     _check_size(model, config.data.image_size)
     check_codebook(build(LossOptions, config.loss, "loss"), model)
     critic = build(PatchDiscriminator, config.discriminator, "discriminator")
@@ -74,11 +74,10 @@ def make_stage(
     return _make_steps(config, model, options, frozen, data.example), {}
 
 
-def _check_kind(model):
-    if row_of(model).regulariser is None:
+def _check_kind(kind):
+    if choose(FIRST_STAGES, kind, "first_stage.kind").regulariser is None:
         raise ConfigError(
-            f'first_stage.kind="{name_of(model)}" has nothing to train: give it to a '
-            "second stage"
+            f'first_stage.kind="{kind}" has nothing to train: give it to a second stage'
         )
 
 
