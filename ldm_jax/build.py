@@ -251,7 +251,8 @@ def _sample_options(config, schedule, entries, given=None, size=(None, None)):
     check_names(options, NAMES, "sample")
     side = config.data.image_size
     size = tuple(side if length is None else length for length in size)
-    check_guidance(options.get("guidance_scale", 1.0), entries, "sample.guidance_scale")
+    name = "--guidance_scale" if "guidance_scale" in given else "sample.guidance_scale"
+    check_guidance(options.get("guidance_scale", 1.0), entries, name)
     try:
         made = from_flat(options, size)
         make_points(

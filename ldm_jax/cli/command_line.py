@@ -19,8 +19,9 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
       The name of the program and what is no flag.
 
     Raises:
-      ConfigError: If a flag is missing, or a word is none where none are taken.
-      flags.Error: If a flag is unknown, or its value wrong.
+      ConfigError: If a flag is missing, or its value wrong, or a word is no flag where
+        none are taken.
+      flags.Error: If a flag is unknown.
     """
     try:
         rest = flags.FLAGS(argv)
@@ -31,6 +32,8 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
                 "before it"
             ) from error
         raise
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal(str(error))) from error
     if len(rest) > 1 and not arguments:
         raise ConfigError(_stray(rest[1]))
     missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
@@ -38,6 +41,24 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
         raise ConfigError(f"--{missing[0]} is missing; --help explains the flags")
     apply_renamed()
     return rest
+
+
+# What absl says of values that it cannot read -> what they must be.
+_UNREADABLE = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+}
+
+
+def _illegal(text):
+    """What is wrong with the value of a flag, without absl's "flag --name=value:"."""
+    head, _, reason = text.partition(": ")
+    flag = head.removeprefix("flag ")
+    for theirs, ours in _UNREADABLE.items():
+        if theirs in reason:
+            return f"{flag} must be {ours}"
+    return reason if reason.startswith("--") else f"{flag}: {reason}"
 
 
 def _stray(word):
