@@ -182,7 +182,7 @@ def make_schedule(
         raise ValueError(
             f"unknown schedule kind {kind!r}: choose one of {', '.join(kinds)}"
         )
-    if num_train_timesteps < 2:
+    if isinstance(num_train_timesteps, int) and num_train_timesteps < 2:
         raise ValueError(
             f"num_train_timesteps must be at least 2, got {num_train_timesteps}"
         )
