@@ -97,6 +97,8 @@ def real(
 
     ends = ("(" if above else "[") + f"{least:g}, {most:g}" + (")" if below else "]")
     what = f"in {ends}" if math.isfinite(least + most) else "a finite number"
+    if open_ == "(":
+        what = f"more than {least:g}, at most {most:g}"
     return _optional(what, accepts, none, zero)
 
 
