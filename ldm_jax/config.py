@@ -61,7 +61,7 @@ def build(
         if missing and key not in section:
             raise ConfigError(f"{name}.{key} is missing from the config")
     # What a constructor from elsewhere means by a name, it checks itself.
-    if constructor.__module__.startswith(_PACKAGE):
+    if getattr(constructor, "__module__", "").startswith(_PACKAGE):
         ranges.check_section(section, name)
     try:
         return constructor(**section, **given)
@@ -122,8 +122,9 @@ def check_values(config: ConfigDict) -> ConfigDict:
     _check_keys(found["train"], {*ranges.TRAIN, "optimizer", "mesh"}, "train")
     if found["stage"] != "autoencoder":
         _check_keys(found["first_stage"], {*ranges.LATENTS}, "first_stage")
+        ranges.check_section(found["first_stage"], "first_stage")
     ranges.check_section(found, "")
-    for name in ("data", "train", "first_stage", "sample"):
+    for name in ("data", "train", "sample"):
         ranges.check_section(found.get(name, {}), name)
     with_types = _usual_types(found)
     return config if with_types == found else ConfigDict(with_types)

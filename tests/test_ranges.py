@@ -80,10 +80,10 @@ def test_what_a_kind_from_elsewhere_means_it_checks_itself():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.pop("train"), "train is missing"),
-        (lambda c: c.train.pop("decay"), "train.decay is missing"),
+        (lambda c: c.__delitem__("train"), "train is missing"),
+        (lambda c: c.train.__delitem__("decay"), "train.decay is missing"),
         (lambda c: c.update(sampl={}), 'config.sampl is not.* did you mean "sample"'),
-        (lambda c: c.pop("stage"), "stage=.None. is unknown"),
+        (lambda c: c.__delitem__("stage"), "stage=.None. is unknown"),
         (lambda c: c.train.update(evl_every=1), "train.evl_every is not an option"),
     ],
 )

@@ -213,6 +213,9 @@ class _ConfigFlag(flags.Flag):
     """`--config`; with it come the flags of the keys that the command line sets."""
 
     def _parse(self, argument):
+        if self.present:
+            # The keys that are set are those of the first.
+            raise ConfigError("it is given twice: keep one")
         config = super()._parse(argument)
         if isinstance(config, ConfigDict):
             for key in _keys_set(flags.FLAGS.read_flags_from_files(sys.argv[1:])):

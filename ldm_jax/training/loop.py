@@ -70,7 +70,7 @@ def run(
         preemption = stack.enter_context(contextlib.closing(Preemption()))
 
         # The devices: one mesh, over which every batch is split evenly.
-        mesh = build(sharding.make_mesh, train.mesh, "train.mesh")
+        mesh = build(sharding.make_mesh, train.mesh, "train.mesh", devices=None)
         parts = train.accumulate_steps
         sharding.check_batch_size(train.batch_size, mesh, parts=parts)
 

@@ -120,6 +120,7 @@ BAD = {
         # The mesh.
         *_each("--config.train.mesh.", "data", "0 3 -2 x 1.5"),
         *_each("--config.train.mesh.", "fsdp", "0 3 -1 x"),
+        "--config.train.mesh.devices=3",
         *_each("--config.train.", "sharding_overrides", "x 3 ('[',0) ('a',)"),
         # Seeds.
         *_each("--config.", "seed", "-1 18446744073709551616 1.5 x nan"),
@@ -221,6 +222,8 @@ BAD = {
         "--config=shapes_class:tiny",
         "--workdir=there",
         "--config.train.batch_size=4 --config=shapes_class:tiny --workdir=there",
+        "--config=shapes_class:tiny --config=shapes_text:tiny --workdir=there",
+        "--config=shapes_class:tiny --config.train.batch_size --workdir=there",
     ],
     "sample": [
         *_each("--", "num_samples", "0 -1 1.5 x 2000000000 nan"),
@@ -259,6 +262,10 @@ BAD = {
         "--distributed=maybe",
         *_each("--", "num_processes", "0 -1 x"),
         *_each("--", "process_id", "-1 x"),
+        "--num_processes=2",
+        "--process_id=0",
+        "--coordinator=here:1 --num_processes=2 --process_id=2",
+        "--coordinator=",
     ],
     "sampling": ["--workdir=there", "--outdir=out"],
     "evaluate": [
