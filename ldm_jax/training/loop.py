@@ -61,8 +61,7 @@ def run(
     """
     config, notes = upgrade_config(config)
     config = check_values(config)
-    stage_of = choose(STAGES, config.stage, "stage")
-    stage_of.check(config)
+    choose(CHECKS, config.stage, "stage")(config)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first: until all is saved, a
     # signal ends nothing.
@@ -87,7 +86,8 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
-        stage, record = stage_of.make_stage(config, mesh, data, meta, workdir)
+        make_stage = STAGES[config.stage]
+        stage, record = make_stage(config, mesh, data, meta, workdir)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
@@ -201,10 +201,15 @@ def _means(window: list) -> dict[str, float]:
     return means | {"learning_rate": float(window[-1]["learning_rate"])}
 
 
-# What `stage` in a config says: modules with `check` and `make_stage`, which makes a
-# Stage, see `training.step`.
+# What `stage` in a config says: functions that make a Stage, see `training.step`.
 STAGES = {
-    "autoencoder": autoencoder,
-    "diffusion": diffusion,
-    "classifier": classifier,
+    "autoencoder": autoencoder.make_stage,
+    "diffusion": diffusion.make_stage,
+    "classifier": classifier.make_stage,
+}
+# And what checks a config before anything is opened.
+CHECKS = {
+    "autoencoder": autoencoder.check,
+    "diffusion": diffusion.check,
+    "classifier": classifier.check,
 }
