@@ -332,6 +332,7 @@ _WEIGHT = real(0, 1e9)
 _DECAY = real(0, 1, ")")
 _SCALE = real(-1000, 1000)
 _WORDS = several(text())
+_GIGABYTES = real(0, 1e6, "(")
 _NUMBERS = several(real(-1e9, 1e9), 1, none="what is measured")
 _DTYPE = Check("a compute type: " + ", ".join(_DTYPES), _is_dtype)
 _POWERS = several(Check("a power of two: 1, 2, 4, ...", _is_power))
@@ -444,6 +445,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "flip": _FLAG,
         "workers": whole(0, 1024),
         "on_error": text(),
+        "max_image_gb": _GIGABYTES,
         "image_key": text(none="the usual one"),
         "label_key": text(empty=True, none="the usual one"),
         "validation_fraction": real(0, 1, "()"),
@@ -574,6 +576,7 @@ FLAGS: dict[str, Check] = {
     "overlap": whole(0, _SIDE),
     "classifier_scale": real(-1e6, 1e6),
     "guide_scale": real(-1e6, 1e6),
+    "max_image_gb": _GIGABYTES,
     "num_heads": whole(1, _WIDTH),
     "head_channels": whole(1, _WIDTH),
     "num_processes": whole(1, 2**20),

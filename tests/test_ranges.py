@@ -7,7 +7,7 @@ from ldm_jax import ranges
 from ldm_jax.config import build, check_values
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.unet import UNet
-from ldm_jax.training.loop import _due
+from ldm_jax.training.held_out import due
 from tests.published import NAMES, load
 
 
@@ -96,8 +96,8 @@ def test_sections_that_are_wrong_as_a_whole_are_named(change, message):
 
 def test_intervals_can_be_off():
     for off in (0, None):
-        assert not any(_due(done, off, final=True) for done in (1, 10))
-    assert [done for done in range(1, 8) if _due(done, 3, final=done == 7)] == [3, 6, 7]
+        assert not any(due(done, off, final=True) for done in (1, 10))
+    assert [done for done in range(1, 8) if due(done, 3, final=done == 7)] == [3, 6, 7]
 
 
 def test_common_lists_every_key():

@@ -73,6 +73,7 @@ with cli.group("conditions"):
         "sample k from example k, and keep its image in reference/.",
     )
     _DATA_DIR = cli.shared("data_dir")
+    _MAX_IMAGE_GB = cli.shared("max_image_gb")
 
 with cli.group("guidance"):
     _GUIDANCE_SCALE = cli.shared("guidance_scale")
@@ -178,6 +179,8 @@ def _main(argv: list[str]) -> None:
         lpips=_LPIPS_WEIGHTS.value,
         data_dir=_DATA_DIR.value,
     )
+    if _MAX_IMAGE_GB.value is not None:
+        model.config.data.max_image_gb = _MAX_IMAGE_GB.value
     size = _HEIGHT.value, _WIDTH.value
     sampling.run(
         model,

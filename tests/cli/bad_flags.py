@@ -117,6 +117,7 @@ BAD = {
         *_each("--config.data.", "min_crop", "0 -1 1.5 nan"),
         *_each("--config.data.", "validation_fraction", "0 1 -1 nan"),
         *_each("--config.data.", "flip", "maybe 2"),
+        *_each("--config.data.", "max_image_gb", "0 -1 nan inf x"),
         # The mesh.
         *_each("--config.train.mesh.", "data", "0 3 -2 x 1.5"),
         *_each("--config.train.mesh.", "fsdp", "0 3 -1 x"),
@@ -247,6 +248,7 @@ BAD = {
         *_each("--", "labels image mask decoder classifier first_stage", "''"),
         *_each("--", "image mask depth", "nowhere.png nowhere.png,"),
         *_each("--", "npz from_data invert ema", "maybe 2"),
+        *_each("--", "max_image_gb", "0 -1 nan x"),
         "--prompt=heart",
         "--prompts_file=nowhere.txt",
         "--sampler=plms --eta=0.5",
