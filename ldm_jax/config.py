@@ -64,7 +64,10 @@ def build(
     if getattr(constructor, "__module__", "").startswith(_PACKAGE):
         ranges.check_section(section, name)
     try:
-        return constructor(**section, **given)
+        made = constructor(**section, **given)
+        # What it would refuse once it is called, where it can say so now.
+        getattr(made, "check_fields", lambda: None)()
+        return made
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:

@@ -63,8 +63,13 @@ class Autoencoder(nn.Module):
 
     encoder_outputs = 1  # in units of z_channels
 
-    def __post_init__(self):
-        super().__post_init__()
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Checks what would be refused once the network is called.
+
+        Raises:
+          ValueError: If widths do not divide into the groups of the norms.
+        """
         check_groups(self.channels, self.channel_mult, self.norm_groups)
 
     def setup(self) -> None:

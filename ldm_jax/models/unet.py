@@ -94,23 +94,30 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        levels = range(len(self.channel_mult))
-        check_per_level(
-            len(self.channel_mult),
-            **{name: getattr(self, name) for name in _PER_LEVEL},
-        )
-        check_groups(self.channels, self.channel_mult, self.norm_groups)
-        for level in levels:
+        for level in range(len(self.channel_mult)):
             if self.attends_at(level):
                 self.heads_at(level)
                 self.heads_at(level, up=True)
-        # The middle, of the last level's width, attends always.
-        self.heads_at(levels[-1])
         if self.adaln_zero and not self._has_transformers():
             raise ValueError(
                 "adaln_zero modulates transformer blocks and there are none: set "
                 "transformer_depth to 1 or more"
             )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Checks what would be refused once the network is called.
+
+        Raises:
+          ValueError: If widths do not divide into groups and heads, or a field has
+            more or fewer values than there are levels.
+        """
+        levels = len(self.channel_mult)
+        fields = {name: getattr(self, name) for name in _PER_LEVEL}
+        check_per_level(levels, **fields)
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
+        # The middle, of the last level's width, attends always.
+        self.heads_at(levels - 1)
 
     @nn.compact
     def __call__(
