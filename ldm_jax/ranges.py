@@ -581,6 +581,8 @@ FLAGS: dict[str, Check] = {
     "head_channels": whole(1, _WIDTH),
     "num_processes": whole(1, 2**20),
     "process_id": whole(0, 2**20),
+    "start_timeout": whole(1, 10**6),
+    "hang_timeout": whole(0, 10**6, zero="never"),
     **{
         name: SAMPLE[name]
         for name in (

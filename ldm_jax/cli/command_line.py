@@ -39,29 +39,8 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
     missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
     if missing:
         raise ConfigError(f"--{missing[0]} is missing; --help explains the flags")
-    _check_cluster()
     apply_renamed()
     return rest
-
-
-def _check_cluster():
-    """Checks that flags of a job of several processes go together."""
-    given = [n for n in ("num_processes", "process_id") if _value(n) is not None]
-    if given and not (_value("distributed") or _value("coordinator")):
-        raise ConfigError(
-            f"--{given[0]} needs --coordinator=HOST:PORT, or --distributed where "
-            "addresses are found"
-        )
-    if len(given) == 2 and _value("process_id") >= _value("num_processes"):
-        raise ConfigError(
-            f"--process_id={_value('process_id')} must be from 0 to "
-            f"{_value('num_processes') - 1}, as --num_processes="
-            f"{_value('num_processes')}"
-        )
-
-
-def _value(name):
-    return flags.FLAGS[name].value if name in flags.FLAGS else None
 
 
 # What absl says of values that it cannot read -> what they must be.

@@ -94,6 +94,8 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        fields = {name: getattr(self, name) for name in _PER_LEVEL}
+        check_per_level(len(self.channel_mult), **fields)
         for level in range(len(self.channel_mult)):
             if self.attends_at(level):
                 self.heads_at(level)
@@ -109,15 +111,11 @@ class UNet(nn.Module):
         """Checks what would be refused once the network is called.
 
         Raises:
-          ValueError: If widths do not divide into groups and heads, or a field has
-            more or fewer values than there are levels.
+          ValueError: If widths do not divide into groups and heads.
         """
-        levels = len(self.channel_mult)
-        fields = {name: getattr(self, name) for name in _PER_LEVEL}
-        check_per_level(levels, **fields)
         check_groups(self.channels, self.channel_mult, self.norm_groups)
         # The middle, of the last level's width, attends always.
-        self.heads_at(levels - 1)
+        self.heads_at(len(self.channel_mult) - 1)
 
     @nn.compact
     def __call__(

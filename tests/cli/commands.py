@@ -9,8 +9,8 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.cli import flags as cli_flags
+from ldm_jax.cli.cluster import check, define_cluster_flags
 from ldm_jax.cli.command_line import read_flags
-from ldm_jax.cli.run import _define_cluster_flags
 
 
 class Accepted(Exception):
@@ -45,7 +45,13 @@ class Command:
         argv = ["command", *words]
         try:
             with mock.patch.object(sys, "argv", argv):
-                self._main(read_flags(argv, self._arguments))
+                rest = read_flags(argv, self._arguments)
+                values = flags.FLAGS
+                check(
+                    *(values.coordinator, values.num_processes),
+                    *(values.process_id, values.distributed),
+                )
+                self._main(rest)
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
@@ -83,7 +89,7 @@ def command(name):
                 stack.enter_context(mock.patch.object(module, target, _accept))
         module.main()
         with cli_flags.group("cluster"):
-            _define_cluster_flags()
+            define_cluster_flags()
         yield found[0]
 
 
