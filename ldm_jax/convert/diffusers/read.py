@@ -27,7 +27,8 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.files import find_weights, read_json, read_weights
+from ldm_jax.weights.files import read_json, read_weights
+from ldm_jax.weights.folders import find_weights
 from ldm_jax.weights.state_dict import to_params
 
 
