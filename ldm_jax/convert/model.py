@@ -131,7 +131,7 @@ def diffusion_config(
     image_size: int,
     factor: int,
     conditions: Mapping[str, Any],
-    guidance_scale: float = 1.0,
+    guidance_scale: float | tuple[tuple[str, float], ...] = 1.0,
     **sections: Any,
 ) -> dict[str, Any]:
     """Makes the config of a second stage.
@@ -140,7 +140,8 @@ def diffusion_config(
       image_size: Side of the images.
       factor: Downsampling factor of the first stage.
       conditions: Config section.
-      guidance_scale: What is usual for the model; 1 is off.
+      guidance_scale: What is usual for the model; 1 is off. Pairs of batch key and
+        scale where conditions are guided one after the other.
       **sections: `backbone`, `schedule` and the like.
 
     Returns:

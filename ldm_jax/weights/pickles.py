@@ -11,8 +11,8 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-# A checkpoint of a whole training run has about 300,000 opcodes in a megabyte; what is
-# read within these limits takes up to 0.5 GB and some seconds.
+# A checkpoint of a whole training run has about 300,000 opcodes in a megabyte. Within
+# these limits the worst takes less than a gigabyte and ten seconds.
 MAX_BYTES = 64 << 20
 MAX_STEPS = 2_000_000
 _MAX_INTEGER = 1 << 128

@@ -12,6 +12,7 @@ import yaml
 
 from ldm_jax.convert.compvis import options
 from ldm_jax.convert.compvis.conditions import read_conditions
+from ldm_jax.convert.compvis.deduce import coder_options
 from ldm_jax.convert.compvis.names import COND_STAGE
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import StateDict, select
@@ -58,15 +59,14 @@ def first_stage_section(
     params = config.get("params") or {}
     if "Identity" in config.get("target", ""):
         return {"kind": "identity"}, None
-    if "ddconfig" not in params or "embed_dim" not in params:
-        raise ConversionError("a first stage's YAML needs ddconfig and embed_dim")
-    ddconfig = params["ddconfig"]
+    ddconfig = coder_options(params)
     if ddconfig["in_channels"] != ddconfig["out_ch"]:
         raise ConversionError(
             f"ddconfig: in_channels={ddconfig['in_channels']} but "
             f"out_ch={ddconfig['out_ch']}; only equal ones are supported"
         )
-    section = options.autoencoder_kwargs(ddconfig, params["embed_dim"])
+    # Without an embed_dim there are no quant convolutions that would lead to it.
+    section = options.autoencoder_kwargs(ddconfig, params.get("embed_dim"))
     codes = params.get("n_embed")
     kind = {"kind": "vq", "num_codes": codes} if codes else {"kind": "kl"}
     if bool(ddconfig.get("double_z", True)) == bool(codes):

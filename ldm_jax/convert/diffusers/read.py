@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
+from ldm_jax.convert.compvis.conditions import (
+    EMBEDDING,
+    SOURCE,
+    examples,
+    unet_conditions,
+    with_scale,
+)
 from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
@@ -165,13 +171,14 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
         channel_mult=section["channel_mult"],
     )
     conditions = _conditions(configs, shape)
+    conditions |= unet_conditions(shape, conditions, factor)
     section |= _given_heads(options)
     sections = dict(
         image_size=size,
         factor=factor,
-        guidance_scale=usual_guidance(shape),
+        guidance_scale=usual_guidance(shape, conditions),
         backbone=section,
-        conditions=conditions | unet_conditions(shape, conditions, factor),
+        conditions=conditions,
         schedule=schedule_section(schedule),
     )
     if options.prediction_type:
@@ -182,6 +189,8 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     model.statistics = LatentStatistics()
     if vae:
         model.statistics = diffusers_config.latent_statistics(configs[vae])
+    if SOURCE in model.config["conditions"]:
+        with_scale(model.config["conditions"], model.scaling_factor)
     _read_weights(model, tensors, shape, size, factor)
     return model
 
