@@ -113,7 +113,7 @@ def test_commands_work_in_an_empty_folder(run, workdirs, shapes_dir, tmp_path):
     flags = ["--outdir=samples", "--num_samples=1", "--num_steps=1", "--labels=heart"]
     status, output = run("ldm-sample", f"--workdir={workdirs / 'class'}", *flags)
     assert status == 0, output
-    assert (tmp_path / "samples" / "000000.png").is_file()
+    assert (tmp_path / "samples" / "samples" / "000000.png").is_file()
     status, output = run("ldm-convert", workdirs / "class", "there", "--raw")
     assert status == 0, output
     assert "note: --raw is now --noema; the next release drops the old" in output

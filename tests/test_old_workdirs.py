@@ -137,4 +137,4 @@ def test_a_classifier_guides(old, tmp_path, one_device):
     assert model.classifier.class_names == model.class_names
     given = {"labels": ["heart"]}
     run(model, tmp_path, given, num_samples=1, num_steps=2)
-    assert (tmp_path / "000000.png").is_file()
+    assert (tmp_path / "samples" / "000000.png").is_file()

@@ -18,6 +18,8 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
+from ldm_jax.errors import Stopped
+from ldm_jax.lock import hold
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut
@@ -36,6 +38,7 @@ def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
     allow_config_change: bool = False,
+    take_workdir: bool = False,
 ) -> dict[str, float]:
     """Trains one stage from its config until `train.num_steps`.
 
@@ -43,6 +46,7 @@ def run(
       config: ConfigDict, see `configs/common.py` for its keys.
       workdir: Folder of the run; it goes on from the newest checkpoint in it.
       allow_config_change: Go on although the config differs from the checkpoint's.
+      take_workdir: Take it from a run on another host, see `lock.hold`.
 
     Returns:
       Dict of the last metrics that were logged.
@@ -50,12 +54,17 @@ def run(
     Raises:
       ConfigError: If the config cannot work.
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
+      WorkdirInUse: If another run works in the workdir.
       TrainingDiverged: If a loss or a gradient is no longer finite.
+      Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = upgrade_config(config)
     train, main = config.train, jax.process_index() == 0
-    # What is opened below is closed in the end, the last first.
+    # What is opened below is closed in the end, the last first: until all is saved, a
+    # signal ends nothing.
     with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(contextlib.closing(Preemption()))
+
         # The devices: one mesh, over which every batch is split evenly.
         make_stage = choose(STAGES, config.stage, "stage")
         mesh = sharding.make_mesh(**train.mesh)
@@ -63,6 +72,9 @@ def run(
         sharding.check_batch_size(train.batch_size, mesh, parts=parts)
 
         # Where the run stands: its newest checkpoint, which must be of this config.
+        # Process 0 keeps other runs away from it.
+        if main:
+            stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
         start = checkpoints.latest_step or 0
@@ -97,11 +109,9 @@ def run(
         if start >= train.num_steps:
             return {}
 
-        # The step, compiled once; from here on a signal ends the run with a checkpoint.
+        # The step, compiled once.
         batches = data.train_batches(start)
         stack.enter_context(contextlib.closing(batches))
-        preemption = Preemption()
-        stack.enter_context(contextlib.closing(preemption))
         batch = next(batches)
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
@@ -109,6 +119,8 @@ def run(
         held_out = HeldOut(config, stage, frozen, data, mesh, writer, console)
         watch = Stopwatch(train.batch_size, flops, mesh.size)
 
+        # From here on there is something to save when a signal comes.
+        preemption.listen()
         window, last = [], {}
         for done in range(start + 1, train.num_steps + 1):
             # One step. The device computes while the next batch is fetched.
@@ -150,9 +162,10 @@ def run(
 
             # The end, if the machine is wanted back.
             if stop:
-                console.line(f"step {done}: asked to stop; saved, leaving")
                 break
-        return last
+    if stop:
+        raise Stopped(f"step {done}: asked to stop; saved, leaving", preemption.signal)
+    return last
 
 
 def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float | None]:

@@ -1,5 +1,6 @@
 """Notices that the machine wants the run to end, so that it can save first."""
 
+import os
 import signal
 
 import jax
@@ -7,24 +8,41 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads.
+    r"""Turns SIGTERM and Ctrl-C into a flag that the loop reads.
+
+    From `listen` to `close` they change nothing else, however many come: the second of
+    two must not undo what the first asked for. SIGKILL, or Ctrl-\ in a terminal, ends
+    a run at once; what it had saved stays whole.
 
     With several processes the decision must fall on the same step everywhere: JAX's
     coordination service then catches SIGTERM itself and agrees on a step.
+
+    Attributes:
+      signal: Number of the signal that came first, SIGTERM if to another process.
     """
 
     def __init__(self) -> None:
-        """Installs the handlers; `close` puts the old ones back."""
-        self._requested = False
+        """Does nothing yet: until there is something to save, a signal ends the run."""
+        self.signal = signal.SIGTERM
+        self._asked = False
         self._distributed = jax.process_count() > 1
-        signals = [] if self._distributed else [signal.SIGTERM, signal.SIGINT]
-        self._previous = {s: signal.signal(s, self._handle) for s in signals}
+        self._previous = {}
+
+    def listen(self) -> None:
+        """Installs the handlers."""
+        numbers = [signal.SIGINT] if self._distributed else _SIGNALS
+        self._previous = {n: signal.signal(n, self._handle) for n in numbers}
 
     def _handle(self, number, frame):
-        del number, frame
-        self._requested = True
-        # A second signal finds the usual behaviour.
-        self.close()
+        del frame
+        if self._asked:
+            return
+        self._asked, self.signal = True, signal.Signals(number)
+        # Not `print`, which a handler may interrupt in the middle of a line.
+        os.write(2, b"\nasked to stop: this step is finished and saved first\n")
+        if self._distributed:
+            # To JAX, which tells the other processes.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Says whether to save and leave; call it at every step.
@@ -37,10 +55,13 @@ class Preemption:
         """
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
+        return self._asked
 
     def close(self) -> None:
         """Restores the handlers found at the start."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -49,10 +49,10 @@ def test_command_fails_in_one_line(tmp_path):
     (tmp_path / "hostile.ckpt").write_bytes(b"cos\nsystem\n(S'touch HACKED'\ntR.")
     status, output = command(tmp_path / "hostile.ckpt", tmp_path / "ours")
     error = output.strip().splitlines()[-1]
-    assert status == 1 and error.startswith("error: ") and "os.system" in error
+    assert status == 2 and error.startswith("error: ") and "os.system" in error
     assert "Traceback" not in output
     status, output = command(tmp_path / "hostile.ckpt")
-    assert status == 1 and "give a source and a target" in output
+    assert status == 2 and "give a source and a target" in output
 
 
 def test_training_starts_from_converted_weights(

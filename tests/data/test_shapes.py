@@ -49,7 +49,7 @@ def test_a_second_call_writes_nothing(tmp_path):
     assert status == 0 and "already prepared" in found
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
     status, output = finish(run("--num_train=4"))
-    assert status == 1 and output.startswith("error: ")
+    assert status == 2 and output.startswith("error: ")
     assert re.search(r"num_train=3 instead of 4.*--overwrite", output)
     more = "--num_train=4", "--num_validation=0", "--overwrite"
     status, output = finish(run(*more))

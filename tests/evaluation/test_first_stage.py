@@ -236,7 +236,7 @@ def test_the_command_prints_and_writes(workdir, evaluation, folder, tmp_path):
     assert status == 0, output
     assert read_image(tmp_path / "0_reconstructed.png").shape == (20, 20, 3)
     status, output = finish(evaluation(*arguments, "--image_size=33"))
-    assert status == 1
+    assert status == 2
     assert output.strip().splitlines()[-1].startswith("error: --image_size=33 is not")
 
 

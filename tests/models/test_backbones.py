@@ -253,4 +253,4 @@ def test_another_kind_is_one_row(shapes_dir, first_stage, tmp_path):
     model = sampling.load_model(workdir)
     assert model.model.backbone == Mixer(out_channels=4, width=16)
     run(model, tmp_path / "samples", num_samples=2, num_steps=2)
-    assert (tmp_path / "samples" / "000001.png").is_file()
+    assert (tmp_path / "samples" / "samples" / "000001.png").is_file()

@@ -65,8 +65,11 @@ def test_a_run_writes_images_a_grid_and_the_array(trained, tmp_path, capsys):
         npz=True,
     )
     assert "columns: star, square" in capsys.readouterr().out
-    names = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert names == [f"{k:06d}.png" for k in range(5)] + ["grid.png", "sheet.png"]
+    # Evaluators of folders take all that they find: samples are alone in theirs.
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == [f"{k:06d}.png" for k in range(5)]
+    beside = {path.name for path in tmp_path.iterdir()} - {"samples"}
+    assert beside == {"grid.png", "samples.npz", "settings.json", "sheet.png"}
     assert read_image(grid).shape == (3 * 18 - 2, 2 * 18 - 2, 3)
     with np.load(tmp_path / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (5, 16, 16, 3)
@@ -74,21 +77,43 @@ def test_a_run_writes_images_a_grid_and_the_array(trained, tmp_path, capsys):
         star = trained.class_names.index("star")
         assert arrays["arr_1"].tolist() == [star, 1, star, 1, star]
         np.testing.assert_array_equal(
-            arrays["arr_0"][3], read_image(tmp_path / "000003.png")
+            arrays["arr_0"][3], read_image(tmp_path / "samples" / "000003.png")
         )
+
+
+def test_samples_without_guidance_stand_beside_them(trained, tmp_path, capsys):
+    options = dict(num_samples=3, num_steps=2, given={"labels": ["star"]})
+    run(trained, tmp_path / "one", guidance_scale=1.0, **options)
+    narrow = read_image(tmp_path / "one" / "sheet.png").shape[1]
+    guided = dict(options, guidance_scale=3.0, show_unguided=True)
+    run(trained, tmp_path / "two", **guided)
+    assert "3 of them without guidance in" in capsys.readouterr().out
+    for k in range(3):
+        plain, unguided, sample = (
+            read_image(tmp_path / folder / f"{k:06d}.png")
+            for folder in ("one/samples", "two/unguided", "two/samples")
+        )
+        np.testing.assert_array_equal(plain, unguided)
+        assert (sample != unguided).any()
+    assert read_image(tmp_path / "two" / "sheet.png").shape[1] > narrow
+    run(trained, tmp_path / "two", **guided)
+    assert "without guidance" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="not guided; give --guidance_scale"):
+        run(trained, tmp_path / "one", show_unguided=True, guidance_scale=1, **options)
 
 
 def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
     run(trained, tmp_path, num_samples=6, batch_size=8)
-    first = {p.name: p.read_bytes() for p in tmp_path.glob("0*.png")}
-    times = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("0*.png")}
-    (tmp_path / "000002.png").unlink()
+    samples = tmp_path / "samples"
+    first = {p.name: p.read_bytes() for p in samples.iterdir()}
+    times = {p.name: p.stat().st_mtime_ns for p in samples.iterdir()}
+    (samples / "000002.png").unlink()
     capsys.readouterr()
     run(trained, tmp_path, num_samples=7, batch_size=8)
     assert "5 of 7 samples are there already" in capsys.readouterr().out
-    assert (tmp_path / "000002.png").read_bytes() == first["000002.png"]
+    assert (samples / "000002.png").read_bytes() == first["000002.png"]
     for name in first.keys() - {"000002.png"}:
-        assert (tmp_path / name).stat().st_mtime_ns == times[name]
+        assert (samples / name).stat().st_mtime_ns == times[name]
     averaged = trained._replace(weights="ema_params")
     with pytest.raises(ConfigError, match="other settings .*weights: params there"):
         run(averaged, tmp_path, num_samples=7, batch_size=8)
@@ -119,7 +144,7 @@ def test_what_is_not_finite_is_not_written(trained, tmp_path):
     params["backbone"]["conv_out"]["bias"][:] = np.nan
     with pytest.raises(ConfigError, match="sample 0 is not finite"):
         run(trained._replace(params=params), tmp_path, num_samples=2)
-    assert not list(tmp_path.glob("0*.png"))
+    assert not list(tmp_path.rglob("0*.png"))
 
 
 def test_a_run_goes_on_with_its_scales_in_their_order(tmp_path):
@@ -179,7 +204,8 @@ def test_the_script_draws(second_stage, tmp_path):
     flags = [f"--{flag}={value}" for flag, value in arguments.items()]
     status, output = finish(command("sample.py", *flags))
     assert status == 0, output
-    samples = [read_image(tmp_path / "out" / f"{k:06d}.png") for k in range(3)]
+    folder = tmp_path / "out" / "samples"
+    samples = [read_image(folder / f"{k:06d}.png") for k in range(3)]
     for sample in samples:
         np.testing.assert_array_equal(sample[mask == 0], image[mask == 0])
     assert (samples[0] != samples[2]).any()

@@ -32,7 +32,8 @@ def one_device(monkeypatch):
 
 
 def samples(folder):
-    return np.stack([read_image(path) for path in sorted(folder.glob("0*.png"))])
+    paths = sorted((folder / "samples").iterdir())
+    return np.stack([read_image(path) for path in paths])
 
 
 def arrays(folder):

@@ -39,7 +39,7 @@ def test_trains_and_samples_without_classes(folder, first_stage, tmp_path):
     assert list((tmp_path / "run" / "previews").glob("samples_*.png"))
     trained = sampling.load_model(tmp_path / "run")
     run(trained, tmp_path / "out", num_samples=2)
-    assert len(list((tmp_path / "out").glob("0*.png"))) == 2
+    assert len(list((tmp_path / "out" / "samples").glob("0*.png"))) == 2
     for wrong in ({"given": {"labels": ["1"]}}, {"guidance_scale": 2.0}):
         with pytest.raises(ConfigError):
             run(trained, tmp_path / "no", num_samples=2, **wrong)

@@ -35,9 +35,12 @@ def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
 
     process = start(workdir)
     _wait_for_step(workdir, killed_at + 3)
-    process.send_signal(signal.SIGTERM)
+    # A scheduler may say it twice, and Ctrl-C is pressed twice.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.05)
     status, output = finish(process)
-    assert status == 0, output
+    assert status == 143, output
     assert f"resuming at step {killed_at} of 24" in output
     assert "asked to stop; saved, leaving" in output
     stopped_at = int(checkpoint.checkpoint_folder(workdir).name)

@@ -68,4 +68,5 @@ def test_a_module_and_a_row_are_enough(monkeypatch, shapes_dir, tmp_path):
     options = dict(num_samples=2, num_steps=2, guidance_scale=2.0)
     given = {"style": [str(tmp_path / "red.png")]}
     run(trained, tmp_path / "samples", given, **options)
-    assert read_image(tmp_path / "samples" / "000001.png").shape == (32, 32, 3)
+    image = read_image(tmp_path / "samples" / "samples" / "000001.png")
+    assert image.shape == (32, 32, 3)

@@ -140,7 +140,7 @@ def test_it_is_evaluated(workdir):
 def test_a_second_stage_trains_on_it_and_samples_through_it(second, tmp_path):
     trained = sampling.load_model(second)
     grid = run(trained, tmp_path, num_samples=2, num_steps=2)
-    assert read_image(tmp_path / "000001.png").shape == (32, 32, 3)
+    assert read_image(tmp_path / "samples" / "000001.png").shape == (32, 32, 3)
     assert grid.exists()
 
 
