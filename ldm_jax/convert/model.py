@@ -90,6 +90,8 @@ class Options(NamedTuple):
       head_channels: Channels of a head everywhere.
       prediction_type: What the U-Net predicts.
       image_size: Side of the images.
+      only: "first_stage" for the autoencoder of a whole model alone.
+      variant: Which files of weights of a folder of diffusers, such as "fp16".
     """
 
     config: str | os.PathLike | None = None
@@ -99,6 +101,8 @@ class Options(NamedTuple):
     head_channels: int | None = None
     prediction_type: str | None = None
     image_size: int | None = None
+    only: str | None = None
+    variant: str | None = None
 
 
 def autoencoder_config(

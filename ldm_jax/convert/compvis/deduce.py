@@ -273,12 +273,19 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 
     Returns:
       Config section `discriminator`: "channels", "num_layers" and "norm".
+
+    Raises:
+      ConversionError: If they are numbered otherwise.
     """
     shape = _shape_of(weights, prefix)
     start = f"{prefix}main."
-    last = max(
-        int(key[len(start) :].split(".")[0]) for key in weights if key.startswith(start)
-    )
+    names = {
+        key[len(start) :].split(".")[0] for key in weights if key.startswith(start)
+    }
+    # Two layers of each norm have no weights; more would be no numbering of theirs.
+    if not all(name.isdecimal() and int(name) < 3 * len(names) for name in names):
+        raise ConversionError(f"{start}{min(names)} is no NLayerDiscriminator's")
+    last = max(map(int, names))
     return dict(
         channels=shape("main.0.weight")[0], num_layers=(last - 2) // 3, norm="batch"
     )

@@ -30,7 +30,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import Weights
-from ldm_jax.weights.state_dict import StateDict, to_params
+from ldm_jax.weights.state_dict import StateDict, select, to_params
 
 
 def recognise(tensors: StateDict) -> bool:
@@ -43,6 +43,39 @@ def recognise(tensors: StateDict) -> bool:
       Whether the keys are those of a whole model or of a first stage.
     """
     return any(key.startswith((UNET, "encoder.down.0.block.")) for key in tensors)
+
+
+def narrow(
+    weights: Weights, options: Options, log: Callable[[str], Any] = print
+) -> Weights:
+    """Takes the part of a file that is to be converted.
+
+    Args:
+      weights: Weights of the file.
+      options: Options, of which `only` matters.
+      log: Called with a line that says what is left out.
+
+    Returns:
+      Weights: those of the first stage, without prefix, where that alone is asked for
+      or there; else all of them.
+
+    Raises:
+      ConversionError: If there is no first stage in the file where one is asked for.
+    """
+    tensors = weights.tensors
+    for prefix in _FIRST_STAGE_PREFIXES:
+        found = select(tensors, prefix)
+        if len(found) == len(tensors) or (found and options.only == "first_stage"):
+            rest = len(tensors) - len(found)
+            if rest:
+                log(f"left out, as the first stage alone is asked for: {rest} tensors")
+            return Weights(found)
+    if options.only == "first_stage" and any(key.startswith(UNET) for key in tensors):
+        raise ConversionError(
+            "there is no first stage in the file: no key begins with "
+            + " or ".join(_FIRST_STAGE_PREFIXES)
+        )
+    return weights
 
 
 def read(
@@ -340,6 +373,8 @@ def _unequal_copies(model, tensors, log):
     return keys
 
 
+# What keys of an autoencoder begin with in files of whole models.
+_FIRST_STAGE_PREFIXES = (FIRST_STAGE, "vae.")
 _USUAL_DECAY = 0.9999
 # Scales of the latents of Stable Diffusion, its XL and retrieval-augmented diffusion.
 _KNOWN_FACTORS = (0.18215, 0.13025, 0.22765929)

@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from ldm_jax.convert.bounds import check_numbers, read_yaml_file
 from ldm_jax.convert.compvis import options
 from ldm_jax.convert.compvis.conditions import read_conditions
 from ldm_jax.convert.compvis.deduce import coder_options
@@ -28,16 +27,13 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
       Dict of "target" and "params".
 
     Raises:
-      ConversionError: If it cannot be read or describes no model.
+      ConversionError: If it cannot be read, describes no model or asks for too much.
     """
-    try:
-        found = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise ConversionError(f"cannot read {path}: {text}") from error
+    found = read_yaml_file(pathlib.Path(path))
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
         raise ConversionError(f"{path} has no model.params: give CompVis's YAML")
+    check_numbers(model, str(path))
     return model
 
 
