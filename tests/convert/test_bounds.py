@@ -6,10 +6,14 @@ import zipfile
 import numpy as np
 import pytest
 
+from ldm_jax.convert.bounds import check_numbers
+from ldm_jax.convert.compvis.read_yaml import read_yaml
+from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights import pickles, unpickle
 from ldm_jax.weights.files import read_json, read_weights
 from tests.convert.pickled import Call, Name, dumps, tensor_of, write_zip
+from tests.convert.published_files import write_diffusers
 
 # (1, 1), then ((1, 1), (1, 1)) and so on: 2^60 numbers for whoever looks at all.
 TUPLES = b"K\x01" + b"2\x86" * 60
@@ -129,3 +133,97 @@ def test_json_that_is_nested_or_large(tmp_path):
         (tmp_path / "m.safetensors").write_bytes(data)
         with pytest.raises(ConversionError, match="cannot read"):
             read_weights(tmp_path / "m.safetensors")
+
+
+def yaml_of(*lines):
+    return "model:\n  target: X\n  params:\n" + "".join(f"    {x}\n" for x in lines)
+
+
+LAUGHS = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+MERGES = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
+YAMLS = {
+    "aliases of aliases": (["a0: &a0 x", *LAUGHS], "make more than 20,000 values"),
+    "merges of merges": (["a0: &a0 {k: v}", *MERGES], "make more than 20,000 values"),
+    "an alias of itself": (["a: &a [*a]"], "make more than 20,000 values"),
+    "deep": ([f"a: {'[' * 5000}{']' * 5000}"], "nested too deep"),
+    "large": ([f"a: {'x' * (300 << 10)}"], "more than 256 KiB"),
+    "timesteps": (
+        ["timesteps: 2000000000"],
+        "timesteps must be a number from 2 to 100",
+    ),
+    "a text": (["timesteps: many"], "timesteps must be a number .* got 'many'"),
+    "layers": (
+        ["unet_config: {params: {num_res_blocks: 1000000000}}"],
+        "num_res_blocks must be a number from 0 to 256",
+    ),
+    "layers of a list": (
+        ["unet_config: {params: {num_res_blocks: [1, .inf]}}"],
+        "num_res_blocks must be a number from 0 to 256, got inf",
+    ),
+    "levels": (
+        [f"unet_config: {{params: {{channel_mult: {[1] * 100}}}}}"],
+        "channel_mult has 100 values, more than 32",
+    ),
+    "layers of a text encoder": (
+        ["cond_stage_config: {params: {n_layer: 999999}}"],
+        "n_layer must be a number from 0 to 256",
+    ),
+    "resolution": (
+        ["first_stage_config: {params: {ddconfig: {resolution: 1.0e+9}}}"],
+        "resolution must be a number from 1 to 65536",
+    ),
+    "a date": (["a: 2020-13-45"], "cannot read .*month"),
+    "an object": (["a: !!python/object/apply:os.system [ls]"], "cannot read"),
+}
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_yaml_that_asks_for_too_much(tmp_path, name):
+    lines, message = YAMLS[name]
+    (tmp_path / "m.yaml").write_text(yaml_of(*lines))
+    with pytest.raises(ConversionError, match=message):
+        read_yaml(tmp_path / "m.yaml")
+
+
+def test_yaml_with_some_aliases_is_read(tmp_path):
+    lines = ["a: &a {ch: 128}", "b: *a", "c: {<<: *a, d: 1e-4, e: 2020-01-02}"]
+    (tmp_path / "m.yaml").write_text(yaml_of(*lines))
+    params = read_yaml(tmp_path / "m.yaml")["params"]
+    assert params["b"] == {"ch": 128} and params["c"]["ch"] == 128
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"layers_per_block": 10**9}, "layers_per_block must be a number from 0"),
+        ({"block_out_channels": [0, 32]}, "block_out_channels must be a number from 1"),
+        ({"transformer_layers_per_block": [[1, 10**6]]}, "transformer_layers_per"),
+        ({"sample_size": True}, "sample_size must be a number from 1 to 65536"),
+        ({"text_config": {"num_hidden_layers": 1e6}}, "num_hidden_layers must be"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps must be"),
+    ],
+)
+def test_configs_that_ask_for_too_much(config, message):
+    with pytest.raises(ConversionError, match=f"config.json: {message}"):
+        check_numbers(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ["x"],
+        {"_class_name": "AutoencoderKL"},
+        {"_class_name": "AutoencoderKL", "block_out_channels": "x"},
+        {"_class_name": "AutoencoderKL", "block_out_channels": []},
+        {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": [8],
+            "down_block_types": 3,
+        },
+        {"_class_name": ["AutoencoderKL"]},
+    ],
+)
+def test_folders_with_values_of_the_wrong_kind(tmp_path, config):
+    write_diffusers(tmp_path / "vae", {"a": np.zeros(1, np.float32)}, config)
+    with pytest.raises(ConversionError):
+        convert(tmp_path / "vae", tmp_path / "ours", log=lambda line: None)

@@ -314,7 +314,7 @@ def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
     for kind, table in BETAS.items():
         # The table takes the ends of the kind "sqrt" squared.
         power = 2 if kind == "sqrt" else 1
-        ends = [_shortest(beta, power) for beta in betas[[0, -1]]]
+        ends = [_nearest(beta, power) for beta in betas[[0, -1]]]
         with np.errstate(all="ignore"):
             made = table(len(betas), *ends, 0.008)
         if same_numbers(betas, made):
@@ -328,14 +328,14 @@ def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _shortest(stored, power):
-    """The decimal of fewest digits whose root is stored as that number."""
+def _nearest(stored, power):
+    """The number whose root is stored as that: a published one, or of few digits."""
     value = float(stored) ** power
-    for digits in range(1, 7):
-        decimal = float(f"{value:.{digits}g}")
-        if np.asarray(decimal ** (1 / power)).astype(stored.dtype) == stored:
-            break
-    return decimal
+    rounded = [float(f"{value:.{digits}g}") for digits in range(1, 7)]
+    for number in (*_PUBLISHED_ENDS, *rounded):
+        if np.asarray(number ** (1 / power)).astype(stored.dtype) == stored:
+            return number
+    return rounded[-1]
 
 
 def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...]]:
@@ -358,6 +358,9 @@ def _ratio(width, channels):
 def _one_or_all(values):
     return values[0] if len(set(values)) == 1 else values
 
+
+# Where the noise schedules of published models begin and end.
+_PUBLISHED_ENDS = 0.00085, 0.012, 0.0015, 0.0195, 0.0155, 0.0205, 0.015, 1e-4, 0.02
 
 # What the names of weights hold in models of others with the same prefixes.
 _OTHERS = {
