@@ -308,7 +308,7 @@ def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
     if betas.ndim != 1 or len(betas) < 2 or betas.dtype.kind in "biu":
         return None
     values = betas.astype(np.float64)
-    if not np.all((values > 0) & (values < 1)):
+    if not np.all((values > 0) & (values <= 1)):
         return None
     found = []
     for kind, table in BETAS.items():
