@@ -84,7 +84,7 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
-        stage, record = make_stage(config, mesh, data, meta)
+        stage, record = make_stage(config, mesh, data, meta, workdir)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}

@@ -18,7 +18,8 @@ class Preemption:
     coordination service then catches SIGTERM itself and agrees on a step.
 
     Attributes:
-      signal: Number of the signal that came first, SIGTERM if to another process.
+      signal: Number of the signal that came: SIGTERM if that is among several, or if
+        it came to another process.
     """
 
     def __init__(self) -> None:
@@ -35,9 +36,12 @@ class Preemption:
 
     def _handle(self, number, frame):
         del frame
+        # Of two that wait, Python handles the lower number first, not the earlier.
+        if number == signal.SIGTERM or not self._asked:
+            self.signal = signal.Signals(number)
         if self._asked:
             return
-        self._asked, self.signal = True, signal.Signals(number)
+        self._asked = True
         # Not `print`, which a handler may interrupt in the middle of a line.
         os.write(2, b"\nasked to stop: this step is finished and saved first\n")
         if self._distributed:

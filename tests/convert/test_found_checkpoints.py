@@ -9,6 +9,7 @@ from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.compvis.deduce import schedule_section
+from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
 from ldm_jax.convert.model import full_section
 from ldm_jax.diffusion.schedule import make_schedule
@@ -285,6 +286,10 @@ def test_image_latents_beside_the_noisy_ones(edit):
     back, yaml = compvis_write.write(model)
     assert_same(back, tensors)
     assert yaml["params"]["conditioning_key"] == "hybrid"
+    model.config["conditions"]["source_image"]["scale"] = 1.0
+    for write in (compvis_write.write, diffusers_write.state):
+        with pytest.raises(ConfigError, match="this one takes them of scale=1:"):
+            write(model)
 
 
 @pytest.mark.parametrize("more", [2, 6])

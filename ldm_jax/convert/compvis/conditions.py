@@ -24,6 +24,7 @@ import numpy as np
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.convert.compvis.cond_stages import COND_STAGES
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import Row, StateDict, prefixed
 
@@ -175,23 +176,24 @@ def with_scale(conditions: Conditions, scaling_factor: float) -> None:
         conditions[SOURCE]["scale"] = 1.0 / scaling_factor
 
 
-def require_scale(conditions: Conditions, scaling_factor: float) -> None:
+def require_scale(conditions: Conditions, statistics: LatentStatistics) -> None:
     """Refuses image latents that a model takes otherwise than models of others do.
 
     Args:
       conditions: Config section.
-      scaling_factor: What brings latents to unit variance.
+      statistics: Those of the latents, on the host.
 
     Raises:
       ConversionError: If there are such.
     """
     for entry in _of_kind(conditions, "encoded"):
-        scale = entry.get("scale", 1.0)
-        if abs(scale * scaling_factor - 1) > 1e-6:
+        scale, factor = entry.get("scale", 1.0), statistics.scale
+        plain = not statistics.per_channel and not statistics.shift
+        if not plain or abs(scale * factor - 1) > 1e-6:
             raise ConversionError(
                 "models of other formats take the latents of an image as the first "
-                f"stage makes them, of scale {1 / scaling_factor:.6g}; this one takes "
-                f"them of scale {scale:.6g}: keep it as a workdir"
+                "stage makes them (scale = 1 / scaling_factor), but this one takes "
+                f"them of scale={scale:.6g}: keep it as a workdir"
             )
 
 

@@ -8,7 +8,11 @@ from typing import Any
 import yaml
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
+from ldm_jax.convert.compvis.conditions import (
+    conditions_yaml,
+    require_mask,
+    require_scale,
+)
 from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
 from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
@@ -217,6 +221,7 @@ def diffusion_yaml(
             f"{schedule.get('zero_terminal_snr', False)}"
         )
     require_mask(config["conditions"], context_dim)
+    require_scale(config["conditions"], model.statistics)
     factor = 1
     if first is not None:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor
