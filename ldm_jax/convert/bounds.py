@@ -54,6 +54,8 @@ _LIMITS = {
     **dict.fromkeys(("attention_resolutions", "attn_resolutions"), _SIDE),
 }
 _MAX_ITEMS = 32
+# Shapes of so many take some ten seconds to find.
+_MAX_BLOCKS, _MAX_LEVELS = 1000, 16
 
 
 def check_numbers(config: Any, where: str) -> None:
@@ -96,6 +98,32 @@ def _check_number(name, value, where):
                 f"{where}: {name} must be a number from {low:g} to {high:g}, got "
                 f"{number!r:.80}"
             )
+
+
+def check_layers(section: Mapping[str, Any], name: str) -> None:
+    """Checks how many blocks a network has, before their shapes are found.
+
+    Args:
+      section: Config section of a U-Net or a first stage.
+      name: What the section is called, for messages.
+
+    Raises:
+      ConversionError: If they are more than any network has.
+    """
+    levels = len(section.get("channel_mult", ()))
+    counts, depths = (
+        list(value) if isinstance(value, list | tuple) else [value] * levels
+        for value in (
+            section.get("num_res_blocks", 0),
+            section.get("transformer_depth", 0),
+        )
+    )
+    blocks = 2 * sum(n * (1 + max(depths, default=0)) for n in counts)
+    if levels > _MAX_LEVELS or blocks > _MAX_BLOCKS:
+        raise ConversionError(
+            f"{name} has {blocks:,} blocks on {levels} levels, more than "
+            f"{_MAX_BLOCKS:,} or {_MAX_LEVELS}, which no published network has"
+        )
 
 
 def read_yaml_file(path: pathlib.Path) -> Any:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ldm_jax import latent_diffusion
 from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_backbone, make_first_stage, make_model
+from ldm_jax.convert.bounds import check_layers
 from ldm_jax.convert.condition_inputs import inputs_for
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
@@ -180,7 +181,11 @@ def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Returns:
       Nested dict of ShapeDtypeStructs; {} if it has no parameters.
+
+    Raises:
+      ConversionError: If it has more layers than any network.
     """
+    check_layers(config["first_stage"], "first_stage")
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
     images = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
@@ -267,7 +272,11 @@ def diffusion_shapes(
 
     Returns:
       {"backbone", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
+
+    Raises:
+      ConversionError: If it has more layers than any network.
     """
+    check_layers(config["backbone"], "backbone")
     model = make_diffusion(config, first_stage, channels)
     size = config["data"]["image_size"]
     image_channels = model.first_stage.image_channels

@@ -27,6 +27,8 @@ TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 # The largest published files have headers and indices of less than a megabyte; parsed
 # they take some ten times of what they have on disk.
 _MAX_HEADER = _MAX_JSON = 32 << 20
+# Whole models have some thousands, with their averages.
+_MAX_TENSORS = 50_000
 
 
 class Weights(NamedTuple):
@@ -60,9 +62,22 @@ def read_weights(path: str | os.PathLike) -> Weights:
     path = pathlib.Path(path)
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
-    if path.suffix == ".json":
-        return _read_index(path)
-    kind = _kind_of(path)
+    weights = _read_index(path) if path.suffix == ".json" else _read_file(path)
+    if len(weights.tensors) > _MAX_TENSORS:
+        raise ConversionError(
+            f"{path} holds {len(weights.tensors):,} tensors, more than "
+            f"{_MAX_TENSORS:,}, which no model has"
+        )
+    return weights
+
+
+def _read_file(path):
+    try:
+        kind = _kind_of(path)
+    except OSError as error:
+        raise ConversionError(
+            f"cannot read {path}: {error.strerror or error}"
+        ) from error
     if kind == "safetensors":
         return Weights(_unprefixed(_read_safetensors(path)))
     if kind == "torch":

@@ -68,7 +68,6 @@ STRUCTURE = dict(
     norm_num_groups=32,
     sample_size=1024,
 )
-every = pytest.mark.parametrize("name", PUBLISHED)
 
 
 def shapes(name, manifest):
@@ -104,7 +103,7 @@ def size(model):
     return sum(leaf.size for leaf in leaves)
 
 
-@every
+@pytest.mark.parametrize("name", ["Playground 2.5", "SD 3"])
 def test_folders_of_diffusers(tmp_path, name):
     lines = []
     folder = folder_of(tmp_path, name)
@@ -126,9 +125,7 @@ def test_folders_of_diffusers(tmp_path, name):
     assert {key: configs["vae"].get(key) for key in expected} == expected
 
 
-@every
-@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
-def test_single_files(name, prefix):
+def test_a_first_stage_out_of_a_single_file(name="SDXL", prefix="first_stage_model."):
     manifest = shapes(name, "autoencoder_kl_f8")
     tensors = {f"{prefix}{key}": value for key, value in zeros(manifest).items()}
     weights = compvis_read.narrow(Weights(tensors), Options())
@@ -142,7 +139,9 @@ def test_both_formats_are_one_structure(tmp_path):
     folder = folder_of(tmp_path, "Flux")
     theirs = diffusers_read.read(folder, Options(), lambda line: None)
     tensors = zeros(shapes("Flux", "autoencoder_kl_f8"))
+    assert len(tensors) == 244
     ours = compvis_read.read(Weights(tensors), None, Options(), lambda line: None)
+    assert size(ours) == size(theirs) == PUBLISHED["Flux"][1]
     same = [model.config["first_stage"] for model in (theirs, ours)]
     assert make_first_stage(same[0]) == make_first_stage(same[1])
     # A single file is written as a folder, and a folder as a single file.

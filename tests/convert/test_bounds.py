@@ -6,12 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from ldm_jax.convert.bounds import check_numbers
+from ldm_jax.convert.bounds import check_layers, check_numbers
 from ldm_jax.convert.compvis.read_yaml import read_yaml
 from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights import pickles, unpickle
-from ldm_jax.weights.files import read_json, read_weights
+from ldm_jax.weights import files, pickles, unpickle
+from ldm_jax.weights.files import read_json, read_weights, write_weights
 from tests.convert.pickled import Call, Name, dumps, tensor_of, write_zip
 from tests.convert.published_files import write_diffusers
 
@@ -133,6 +133,34 @@ def test_json_that_is_nested_or_large(tmp_path):
         (tmp_path / "m.safetensors").write_bytes(data)
         with pytest.raises(ConversionError, match="cannot read"):
             read_weights(tmp_path / "m.safetensors")
+
+
+def test_more_tensors_than_any_model_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_TENSORS", 3)
+    for count in (3, 4):
+        tensors = {str(i): np.zeros(1, np.float32) for i in range(count)}
+        write_weights(tmp_path / "m.safetensors", tensors)
+        if count == 3:
+            assert len(read_weights(tmp_path / "m.safetensors").tensors) == 3
+    with pytest.raises(ConversionError, match="holds 4 tensors, more than 3"):
+        read_weights(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        dict(channel_mult=(1,) * 17, num_res_blocks=1),
+        dict(channel_mult=(1,) * 16, num_res_blocks=64),
+        dict(channel_mult=(1, 2), num_res_blocks=(200, 64), transformer_depth=(1, 200)),
+    ],
+)
+def test_networks_of_more_layers_than_any(section):
+    with pytest.raises(ConversionError, match="which no published network has"):
+        check_layers(section, "backbone")
+    check_layers(
+        dict(channel_mult=(1, 2, 4), num_res_blocks=2, transformer_depth=(1, 2, 10)),
+        "backbone",
+    )
 
 
 def yaml_of(*lines):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert.bounds import check_numbers
 from ldm_jax.convert.compvis import deduce, read_yaml
 from ldm_jax.convert.compvis.buffers import same_numbers
 from ldm_jax.convert.compvis.conditions import examples, is_embedded, with_scale
@@ -101,7 +102,9 @@ def read(
     """
     weights = weights._replace(tensors=_usual_names(weights.tensors))
     tensors = weights.tensors
-    params = params or deduce.deduce_params(tensors, options.image_size)
+    if params is None:
+        params = deduce.deduce_params(tensors, options.image_size)
+        check_numbers(params, "the weights")
     whole = any(key.startswith(UNET) for key in tensors)
     if whole != ("unet_config" in params):
         kinds = {True: "a whole model", False: "a first stage"}
