@@ -75,13 +75,14 @@ def test_betas_of_no_schedule_are_not_taken_for_one():
     assert schedule_section(np.arange(1000)) is None
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize(
+    "dtype, described",
+    [(np.float16, True), (np.float16, False), (ml_dtypes.bfloat16, False)],
+)
 def test_half_precision_in_every_tensor(text, dtype, described):
     tensors, params = text
-    exact, _ = read(tensors, params)
     model, lines = read(cast(tensors, dtype), params if described else None)
-    expected = make_schedule(**_levels(exact)).betas
+    expected = make_schedule(**STABLE).betas
     np.testing.assert_array_equal(make_schedule(**_levels(model)).betas, expected)
     assert not [line for line in lines if line.startswith("warning")]
     back, _ = compvis_write.write(model)
@@ -101,22 +102,22 @@ def test_another_schedule_is_refused_in_half_precision_too(text):
         read(cast(tensors | other, np.float16), params)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("known", [0.18215, 0.13025])
-def test_scale_factors_that_are_known(text, known):
-    tensors, params = text
-    tensors = tensors | {"scale_factor": np.float16(known)}
-    model, _ = read(tensors, {k: v for k, v in params.items() if k != "scale_factor"})
-    assert model.scaling_factor == known
-    back, _ = compvis_write.write(model)
-    assert np.asarray(back["scale_factor"]) == np.float16(known)
-    assert back["scale_factor"].dtype == np.float16
+def test_scale_factors_that_are_known(dtype, known):
+    tensors = {"scale_factor": np.asarray(known, dtype)}
+    found = compvis_read._scaling_factor({}, tensors)
+    assert found == (np.float32(known) if dtype == np.float32 else known)
+    # What the YAML says wins over what is known, if it rounds to the same.
+    given = {"scale_factor": known * (1 + 1e-5)}
+    if dtype != np.float32:
+        assert compvis_read._scaling_factor(given, tensors) == given["scale_factor"]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
-def test_scale_factors_that_make_no_sense(text, value):
-    tensors, params = text
+def test_scale_factors_that_make_no_sense(value):
     with pytest.raises(ConfigError, match="the file's scale_factor is"):
-        read(tensors | {"scale_factor": np.float32(value)}, params)
+        compvis_read._scaling_factor({}, {"scale_factor": np.float32(value)})
 
 
 COUNTERS = {
@@ -126,24 +127,29 @@ COUNTERS = {
     "negative": (np.int64(-1), None, 1),
     "a list of one": (np.array([12], np.int32), None, 12),
     "beyond 32 bits": (np.float32(1e20), 3, 3),
-    "missing": (None, None, 1),
+    "a step beyond 32 bits": (np.int32(7), 2**40, 7),
 }
 
 
 @pytest.mark.parametrize("name", COUNTERS)
-def test_counters(text, name):
+def test_counters(name):
     value, saved, expected = COUNTERS[name]
+    tensors = {"model_ema.num_updates": np.asarray(value)}
+    assert compvis_read._step(Weights(tensors, saved)) == expected
+    assert compvis_read._step(Weights({}, saved)) == (saved if saved == expected else 1)
+
+
+def test_counters_come_back_as_they_were():
     case = load_case("checkpoint_class_vq")
     params = compvis_yaml(case.meta["config"])["model"]["params"]
-    tensors = dict(case.state_dict)
-    if value is not None:
-        tensors |= {"model_ema.num_updates": np.asarray(value)}
+    counters = {
+        "model_ema.num_updates": np.float16(np.inf),
         # Rounded to 1, the average would never move again.
-        tensors |= {"model_ema.decay": np.float16(0.9999)}
-    weights = Weights(tensors, saved)
-    model = compvis_read.read(weights, params, Options(), lambda line: None)
-    assert model.step == expected
-    assert model.config["train"]["ema_decay"] == 0.9999
+        "model_ema.decay": np.float16(0.9999),
+    }
+    tensors = case.state_dict | counters
+    model, _ = read(tensors, params, num_heads=None)
+    assert model.step == 1 and model.config["train"]["ema_decay"] == 0.9999
     assert_same(compvis_write.write(model)[0], _arrays(tensors))
 
 
@@ -271,8 +277,8 @@ def edit(text):
         tensors[key] = np.concatenate([tensors[key], tensors[key]], axis=1)
     unet = params["unet_config"]["params"]
     unet = unet | {"in_channels": 2 * unet["in_channels"]}
-    params = params | {"unet_config": {"params": unet}, "scale_factor": 0.25}
-    return tensors, params
+    tensors["scale_factor"] = np.array(0.25, np.float32)
+    return tensors, params | {"unet_config": {"params": unet}}
 
 
 def test_image_latents_beside_the_noisy_ones(edit):

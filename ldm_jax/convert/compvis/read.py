@@ -250,9 +250,10 @@ def _scaling_factor(params, tensors):
             )
         # In half precision a few digits of a number that is known are lost.
         for known in (params.get("scale_factor"), *_KNOWN_FACTORS):
-            given = isinstance(known, float)
-            if given and stored.itemsize < 4 and stored == stored.dtype.type(known):
-                return known
+            if stored.itemsize < 4 and isinstance(known, float):
+                with np.errstate(over="ignore"):
+                    if stored == np.asarray(known).astype(stored.dtype):
+                        return known
         return float(np.float32(found))
     if params.get("scale_by_std"):
         raise ConversionError(
