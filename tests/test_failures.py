@@ -1,5 +1,6 @@
 """Whatever fails is one line, with a status that docs/reliability.md explains."""
 
+import contextlib
 import errno
 import inspect
 import json
@@ -16,6 +17,7 @@ from flax.errors import ScopeParamShapeError
 
 from ldm_jax import errors
 from ldm_jax.cli.failures import explain
+from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
 from tests.runs import ROOT
 
@@ -70,6 +72,22 @@ CASES = {
         lambda: _raised(_nested(json.loads)),
         2,
         "^a JSON file or value is nested too deeply",
+    ),
+    "malformed JSON": (
+        lambda: _raised(json.loads, "{"),
+        2,
+        "^what was read is not JSON",
+    ),
+    "bytes": (lambda: _raised(b"\xff".decode), 2, "not UTF-8 text: .*0xff"),
+    "package": (lambda: _raised(__import__, "absent"), 1, "'absent': install it"),
+    "sockets": (lambda: ConnectionRefusedError(111, "Refused"), 1, "^Refused$"),
+    "accelerator": (
+        lambda: RuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2147483648 "
+            "bytes.\nBufferAssignment..."
+        ),
+        7,
+        "on the device: 2 GiB were asked for; lower",
     ),
     "flax": (
         lambda: ScopeParamShapeError("bias", "/conv", (2,), (3,)),
@@ -184,3 +202,15 @@ def test_output_that_cannot_be_written_is_a_failure():
     with _start("print('x')", **pipes) as process, pipes["stdout"]:
         output = process.stderr.read()
     assert process.returncode == 6 and output.count("\n") == 1, output
+
+
+def test_a_console_that_has_gone_ends_no_run(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console = Console(total=2, initial=0)
+        for _ in range(2):
+            console.line("x")
+            console.advance()
+        # What the buffer holds shall not fail the test in the end.
+        with contextlib.suppress(OSError):
+            full.close()

@@ -1,0 +1,13 @@
+"""Killed and stopped runs end as those that were left alone."""
+
+import pytest
+
+from tests.faults import kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", kills.SCENARIOS)
+def test_runs_that_are_hit_end_in_the_same_bits(scenario, tmp_path):
+    counts, found = kills.run(tmp_path, 8, seed=1, scenarios=[scenario])
+    assert sum(counts.values()) >= 8
+    assert not found
