@@ -68,6 +68,7 @@ class Job:
             "PYTHONPATH": str(ROOT),
         }
         self.workdir.mkdir(parents=True, exist_ok=True)
+        self._started = time.time()
         self._log = self.workdir.with_suffix(".log")
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
@@ -122,6 +123,13 @@ class Job:
         with contextlib.suppress(FileNotFoundError):
             return {p.name for p in self.checkpoints.iterdir() if p.name.isdigit()}
         return set()
+
+    def saving(self):
+        """Whether a checkpoint is being written, by this start of the command."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = self.checkpoints.glob("*tmp*")
+            return any(path.stat().st_ctime > self._started for path in paths)
+        return False
 
     def log_size(self):
         """Bytes of the metrics that are written."""
