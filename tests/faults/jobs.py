@@ -57,6 +57,10 @@ class Job:
         self._cache = cache
         self._process = None
 
+    def allow_change(self):
+        """Has the command accept that the config is not the checkpoint's."""
+        self._arguments.append("--allow_config_change")
+
     def start(self):
         """Starts the command, which goes on where it was."""
         environment = os.environ | {
