@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import Array, Float, Shaped
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import TrainState
@@ -160,6 +160,7 @@ class HeldOut:
             key = jax.random.fold_in(rng, index)
             metrics = self._eval_step(state, self._frozen, batch, key)
             rows.append((batch["mask"].sum(), metrics))
+            peers.progress()
         # The mean over no image at all is not a number.
         rows = [row for row in jax.device_get(rows) if row[0]]
         if not rows:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import choose, to_dict, upgrade_config
@@ -77,6 +77,7 @@ def run(
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(peers.saving(checkpoints.wait))
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
         if start:
@@ -133,6 +134,7 @@ def run(
             state, metrics = step(state, frozen, batch)
             window.append(metrics)
             console.advance()
+            peers.progress(done)
             final, stop = done == train.num_steps, preemption.requested(done)
             if not (final or stop):
                 with watch.waiting():
