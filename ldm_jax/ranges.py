@@ -367,6 +367,7 @@ _AUTOENCODER = _NETWORK | {
     "mid_attention": _FLAG,
     "image_channels": whole(1, 1024),
     "tanh_output": _FLAG,
+    "quant_conv": _FLAG,
     "num_codes": whole(1, 2**24),
     "quantizer": text(),
 }
