@@ -130,19 +130,9 @@ def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> N
 
     Raises:
       ValueError: If `image` is not uint8.
+      DiskError: If it cannot be written.
     """
-    data = encode_png(image)
-    path = os.path.abspath(os.fspath(path))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_bytes(path, encode_png(image))
 
 
 def read_image(source: Any) -> UInt8[np.ndarray, "H W 3"]:
