@@ -148,9 +148,7 @@ def _describe(run, abstract, start):
         f"{dict(run.mesh.shape)}"
     )
     total = config.train.num_steps
-    if start >= total:
-        line(f"step {start} of {total}: already trained, nothing to do")
-    elif start:
+    if 0 < start < total:
         line(f"resuming at step {start} of {total}")
 
 
