@@ -294,6 +294,7 @@ FREE_KEYS = (
     "first_stage.workdir",
     "data.data_dir",
     "data.workers",
+    "data.restart_workers",
     "data.eval_split",
     "data.max_image_gb",
     "train.init_from",
