@@ -26,7 +26,7 @@ from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.start import Run, check_config, first_state
+from ldm_jax.training.start import Run, check_config, check_data, first_state
 from ldm_jax.training.throughput import Stopwatch, count_flops
 from ldm_jax.training.writer import (
     Writer,
@@ -88,12 +88,15 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
+        trained_on = data.record()
+        if start:
+            notes += check_data(config, trained_on, meta, allow_config_change)
         make_stage = STAGES[config.stage]
         stage, record = make_stage(config, mesh, data, meta, workdir)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
-        meta = {"config": to_dict(config)} | record | begun
+        meta = {"config": to_dict(config), "data": trained_on} | record | begun
         if main:
             write_config(workdir, config)
         writer = Writer(workdir, to_dict(config), start, main, train.wandb)
