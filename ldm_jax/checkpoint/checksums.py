@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from ldm_jax.files import write_bytes
+
 _NAME = "checksums.json"
 _BLOCK = 1 << 24  # Bytes; large files are shared out between threads by blocks.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -164,6 +166,4 @@ def _is_list(value):
 
 
 def _write(folder, record):
-    temporary = folder / f"{_NAME}.tmp"
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    os.replace(temporary, folder / _NAME)
+    write_bytes(folder / _NAME, json.dumps(record).encode())

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from ldm_jax.checkpoint.checksums import copy_checksums
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
+from ldm_jax.files import write_bytes
 
 Folder = str | os.PathLike
 
@@ -97,8 +98,4 @@ def write_config(workdir: Folder, config: Section) -> None:
       workdir: Folder of the run, made if need be.
       config: Its config.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(config), encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes(pathlib.Path(workdir) / "config.json", to_json(config).encode())

@@ -22,8 +22,9 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import write_json
 from ldm_jax.models.first_stages import name_of
-from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
+from ldm_jax.weights.files import read_json, read_weights, write_weights
 
 _FIRST_STAGE = "first_stage"
 

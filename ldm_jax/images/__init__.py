@@ -3,7 +3,6 @@
 `decoding.py` reads files of any format and mode, within the memory of `memory.py`.
 """
 
-import contextlib
 import io
 import math
 import os
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.annotations import Float, Shaped, UInt8
+from ldm_jax.files import write_bytes
 from ldm_jax.images.decoding import (
     BACKGROUND,
     decode,
