@@ -157,6 +157,21 @@ def _arrays(tensors):
     return {key: np.asarray(value) for key, value in tensors.items()}
 
 
+def test_text_encoders_without_text_model():
+    """Under the cond stage alone, and not twice."""
+    start = "cond_stage_model.transformer."
+    keys = [
+        f"{start}embeddings.position_ids",
+        f"{start}encoder.layers.0.layer_norm1.weight",
+        f"{start}final_layer_norm.bias",
+    ]
+    usual = [key.replace(start, f"{start}text_model.") for key in keys]
+    others = [f"{start}token_emb.weight", "encoder.conv_in.weight"]
+    for found in (keys, usual):
+        tensors = dict.fromkeys([*found, *others], 0)
+        assert list(compvis_read._usual_names(tensors)) == [*usual, *others]
+
+
 def first_stage():
     case = load_case("autoencoder_kl_f4_attn")
     rng = np.random.default_rng(0)
