@@ -322,6 +322,14 @@ def test_channels_of_no_known_use_are_refused(text, more):
         read(tensors, params | {"unet_config": {"params": unet}})
 
 
+@pytest.mark.parametrize("shape", [(), (32,), (0, 3, 3, 3)])
+def test_kernels_that_structure_is_read_from(shape):
+    state, _, _ = first_stage()
+    state["encoder.conv_in.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(ConfigError, match=r"encoder\.conv_in\.weight .* is no kernel"):
+        read(state)
+
+
 def test_a_discriminator_that_is_numbered_otherwise():
     state, _, _ = first_stage()
     state["loss.discriminator.main.0.weight"] = np.zeros((8, 3, 4, 4), np.float32)
