@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from ldm_jax.convert import workdir
 from ldm_jax.convert.bounds import check_layers, check_numbers
 from ldm_jax.convert.compvis.read_yaml import read_yaml
 from ldm_jax.convert.formats import convert
@@ -147,6 +148,19 @@ def test_json_that_is_nested_or_large(tmp_path):
         (tmp_path / "m.safetensors").write_bytes(data)
         with pytest.raises(ConversionError, match="cannot read"):
             read_weights(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "origin", [["x"], {"dtypes": {"w": "V1000000000"}}, {"dtypes": {"w": "object"}}]
+)
+def test_types_that_no_file_has(tmp_path, origin):
+    """A workdir may come from strangers, too."""
+    path = tmp_path / "origin.json"
+    files.write_json(path, origin)
+    with pytest.raises(ConversionError, match="its dtypes must be among float64"):
+        workdir._read_origin(path)
+    files.write_json(path, {"dtypes": {"w": "bfloat16", "x": "float16"}})
+    assert workdir._read_origin(path)["dtypes"]["w"] == "bfloat16"
 
 
 def test_more_tensors_than_any_model_has(tmp_path, monkeypatch):
