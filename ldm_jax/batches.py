@@ -52,6 +52,9 @@ class Data:
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
+        if self.has_held_out:
+            # A split that is not there shall not wait for the first evaluation.
+            self._open()
         self.example = self._first_example()
 
     def check_examples(self, check: Callable[[Mapping[str, Any]], None]) -> None:

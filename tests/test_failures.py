@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +189,18 @@ def test_the_error_is_the_last_line(action, status, last):
         output = process.stdout.read()
     assert process.returncode == status, output
     assert output.startswith(last) and output.count("\n") == 1, output
+
+
+def test_an_import_is_interrupted_in_one_line(tmp_path):
+    (tmp_path / "slow_to_load.py").write_text("import time; time.sleep(60)")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    action = f"sys.path.insert(0, {str(tmp_path)!r}); import slow_to_load"
+    with _start(action, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "\nstopped by Ctrl-C\n"
+    assert process.returncode == 130
 
 
 def test_a_flag_shows_where_an_error_arose():

@@ -4,14 +4,18 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
 
+from ldm_jax import peers
 from ldm_jax.cli import help as help_
+from ldm_jax.cli.cluster import define_cluster_flags, join_cluster
+from ldm_jax.cli.command_line import read_flags
 from ldm_jax.cli.failures import explain, one_line
-from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
+from ldm_jax.cli.flags import group
 from ldm_jax.errors import ConfigError, Stopped
 
 _STOPPED = "stopped by Ctrl-C"
@@ -36,7 +40,7 @@ def run(
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
-            _define_cluster_flags()
+            define_cluster_flags()
         flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
     signal.signal(signal.SIGINT, _interrupt)
     # What Python's tracker of shared memory clears away is no news to a user.
@@ -66,13 +70,16 @@ def _run(main, uses_jax, lower, argv):
         main(argv)
         # Here a full disk is still a line.
         sys.stdout.flush()
+        peers.finish()
     except Stopped as stopped:
-        _leave(str(stopped), stopped.exit_code)
+        _leave(str(stopped), stopped.exit_code, done=True)
     except KeyboardInterrupt:
         _leave(_STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if flags.FLAGS.traceback:
-            raise
+            if not peers.several():
+                raise
+            traceback.print_exc()
         failure = explain(error, lower)
         _leave(f"error: {failure.line}", failure.exit_code)
 
@@ -84,36 +91,20 @@ def _parse(doc, arguments, argv):
         print(help_.text(doc, arguments, full=asked == "full"))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        return read_flags(argv, arguments)
     except KeyboardInterrupt:
         _leave(_STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if "--traceback" in argv:
             raise
         _refuse(_what_is_wrong(error))
-    missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
-    if missing:
-        _refuse(f"--{missing[0]} is missing; --help explains the flags")
-    if len(rest) > 1 and not arguments:
-        _refuse(f"'{rest[1]}' is not a flag: write --name=value")
-    apply_renamed()
-    return rest
 
 
 def _what_is_wrong(error: Exception) -> str:
     """What is wrong with a command line; it may name a config, which is a program."""
-    if isinstance(error, KeyError):
-        return _unknown_section(error)
     # What absl and ConfigDict say of a flag is meant for its user.
     told = (flags.Error, AttributeError, TypeError, ValueError)
     return str(error) if isinstance(error, told) else explain(error).line
-
-
-def _unknown_section(error: KeyError) -> str:
-    """What is wrong with a flag of a config's key whose section does not exist."""
-    name = str(error.args[0]).split("\n")[0].strip("'")
-    hint = "; it is called backbone now" if name == "unet" else ""
-    return f"--config has no section {name}{hint}"
 
 
 def _refuse(text: str) -> NoReturn:
@@ -121,8 +112,10 @@ def _refuse(text: str) -> NoReturn:
     _leave(f"error: {one_line(text)}", ConfigError.exit_code)
 
 
-def _leave(line: str, status: int) -> NoReturn:
-    """Ends with a line, the last one that is seen."""
+def _leave(line: str, status: int, done: bool = False) -> NoReturn:
+    """Ends with a line, the last one that is seen; `done` if it is no fault."""
+    if not done:
+        peers.await_cause(line)
     try:
         # Where both go to one file, the line comes after all output.
         sys.stdout.flush()
@@ -132,6 +125,10 @@ def _leave(line: str, status: int) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         pass
+    if done:
+        peers.finish()
+    else:
+        peers.fail(line.removeprefix("error: "), status)
     # From here on libraries close what they had open, and may say so.
     _silence(2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -143,19 +140,6 @@ def _silence(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def _define_cluster_flags() -> None:
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Join a job of several processes; on TPU pods, Slurm and Open MPI the "
-        "addresses are found, elsewhere give --coordinator, --num_processes and "
-        "--process_id.",
-    )
-    flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def start_jax() -> None:
@@ -170,10 +154,13 @@ def start_jax() -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs every file that it renames.
         logging.set_verbosity(logging.WARNING)
-    if flags.FLAGS.distributed or flags.FLAGS.coordinator:
-        jax.distributed.initialize(
-            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
-        )
+        # What Orbax says of a failure, in thousands of lines, it also raises.
+        logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    join_cluster()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.expanduser("~/.cache/ldm_jax/xla")
         jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def _is_not_of_orbax(record):
+    return "/orbax/" not in record.pathname

@@ -168,9 +168,8 @@ class LoadBatch:
         while len(failures) < MAX_FAILURES:
             # The generator depends on the place in the stream: another crop in each
             # epoch, the same one on any number of processes.
-            rng = np.random.Generator(
-                np.random.Philox(key=[self.seed % 2**63, position])
-            )
+            key = np.array([self.seed, position], np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key))
             try:
                 example = self.source[index]
                 notes = [(self.source.describe(index), n) for n in notes_of(example)]

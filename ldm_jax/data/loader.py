@@ -30,6 +30,7 @@ from ldm_jax.data.inputs import Input, make_inputs, needed_keys
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.seeds import to_32_bits
 
 # Steps that are loaded ahead, and the threads that do it, per process.
 AHEAD, THREADS = 4, 4
@@ -190,7 +191,7 @@ class Loader:
         count, rows = len(source), batch_size // process_count
         order = grain.MapDataset.range(count)
         # Grain's seeds have 32 bits.
-        order = order.seed(seed % 2**32).shuffle().repeat() if train else None
+        order = order.seed(to_32_bits(seed)).shuffle().repeat() if train else None
         last = 2**40 if train else -(-count // batch_size)
         load = LoadBatch(
             source,

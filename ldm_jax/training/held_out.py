@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import Array, Float, Shaped
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import TrainState
@@ -17,6 +17,7 @@ from ldm_jax.console import Console
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.errors import DataError
 from ldm_jax.images import to_float
+from ldm_jax.seeds import make_key
 from ldm_jax.training.step import Stage
 from ldm_jax.training.writer import Writer, format_metrics
 
@@ -151,7 +152,7 @@ class HeldOut:
             self._console.line(text)
 
     def _evaluate(self, done, state):
-        rng, rows = jax.random.key(self._config.seed), []
+        rng, rows = make_key(self._config.seed), []
         batches = self._data.held_out_batches(self._config.train.eval_batches)
         for index, batch in enumerate(batches):
             if self._stopping():
@@ -160,6 +161,7 @@ class HeldOut:
             key = jax.random.fold_in(rng, index)
             metrics = self._eval_step(state, self._frozen, batch, key)
             rows.append((batch["mask"].sum(), metrics))
+            peers.progress()
         # The mean over no image at all is not a number.
         rows = [row for row in jax.device_get(rows) if row[0]]
         if not rows:
@@ -184,7 +186,7 @@ class HeldOut:
             # Conditions do not change: once is enough.
             section, names = self._config.data, self._data.class_names
             shown = show_conditions(section, self._preview_batch, count, names)
-        rng = jax.random.key(self._config.seed)
+        rng = make_key(self._config.seed)
         images = self._draw(state, self._frozen, self._preview_batch, rng)
         images = {name: np.asarray(image)[:count] for name, image in images.items()}
         self._writer.images(done, shown | images)

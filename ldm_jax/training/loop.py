@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict, upgrade_config
+from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.errors import Stopped
 from ldm_jax.lock import hold
+from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
@@ -59,6 +60,8 @@ def run(
       Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = upgrade_config(config)
+    config = check_values(config)
+    choose(CHECKS, config.stage, "stage")(config)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first: until all is saved, a
     # signal ends nothing.
@@ -66,8 +69,7 @@ def run(
         preemption = stack.enter_context(contextlib.closing(Preemption()))
 
         # The devices: one mesh, over which every batch is split evenly.
-        make_stage = choose(STAGES, config.stage, "stage")
-        mesh = sharding.make_mesh(**train.mesh)
+        mesh = build(sharding.make_mesh, train.mesh, "train.mesh", devices=None)
         micro = train.accumulate_steps
         sharding.check_batch_size(train.batch_size, mesh, parts=micro)
 
@@ -77,6 +79,7 @@ def run(
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(peers.saving(checkpoints.wait))
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
         if start:
@@ -84,6 +87,7 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
+        make_stage = STAGES[config.stage]
         stage, record = make_stage(config, mesh, data, meta, workdir)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
@@ -99,7 +103,7 @@ def run(
             console.line(note)
 
         # The state: its shapes, how it is split, then its arrays, where they belong.
-        abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
+        abstract = jax.eval_shape(stage.init, make_key(config.seed))
         check_freeze(freeze_paths(config), abstract.params)
         shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
         split = sharding.tree_shardings(stage.frozen, mesh)
@@ -133,6 +137,7 @@ def run(
             state, metrics = step(state, frozen, batch)
             window.append(metrics)
             console.advance()
+            peers.progress(done)
             final, stop = done == train.num_steps, preemption.requested(done)
             if not (final or stop):
                 with watch.waiting():
@@ -209,4 +214,10 @@ STAGES = {
     "autoencoder": autoencoder.make_stage,
     "diffusion": diffusion.make_stage,
     "classifier": classifier.make_stage,
+}
+# And what checks a config before anything is opened.
+CHECKS = {
+    "autoencoder": autoencoder.check,
+    "diffusion": diffusion.check,
+    "classifier": classifier.check,
 }

@@ -15,6 +15,7 @@ from ldm_jax.checkpoint import TrainState
 from ldm_jax.conditioners import Conditioner
 from ldm_jax.config import differences
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
+from ldm_jax.seeds import make_key
 from ldm_jax.trained import record_of
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
@@ -72,7 +73,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             "give train.init_from, the workdir of the run to start from"
         )
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
-    state = init(jax.random.key(run.config.seed))
+    state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)
     return _replace(run, state, run.stage.initial) if run.stage.initial else state

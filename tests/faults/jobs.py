@@ -31,7 +31,7 @@ COMMON = {
 FIRST = ("shapes_autoencoder:tiny", COMMON)
 SECOND = ("shapes_class:tiny", COMMON | {"backbone.channel_mult": "(1,)"})
 
-# What a run may end with, by the signal that came first: before there is anything to
+# What a run may end with, by the signals that came: before there is anything to
 # save the machine's own way is taken, and a run that is done is done.
 EXPECTED = {
     signal.SIGKILL: {-signal.SIGKILL, 0},
@@ -57,6 +57,10 @@ class Job:
         self._cache = cache
         self._process = None
 
+    def allow_change(self):
+        """Has the command accept that the config is not the checkpoint's."""
+        self._arguments.append("--allow_config_change")
+
     def start(self):
         """Starts the command, which goes on where it was."""
         environment = os.environ | {
@@ -68,6 +72,7 @@ class Job:
             "PYTHONPATH": str(ROOT),
         }
         self.workdir.mkdir(parents=True, exist_ok=True)
+        self._started = time.time()
         self._log = self.workdir.with_suffix(".log")
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
@@ -104,24 +109,31 @@ class Job:
         return output
 
     def hit(self, moment, random):
-        """Starts the command and hits it at a moment; returns (signal, exit status)."""
+        """Starts the command and hits it at a moment; returns (last signal, status)."""
         self.start()
-        first = None
-        for seconds, number in moment(self, random):
+        signals = moment(self, random)
+        for seconds, number in signals:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
-            first = first or number
             self.send(number)
         status, output = self.end()
-        assert status in EXPECTED[first], f"{moment.__name__}: {status}\n{output}"
+        expected = set().union(*(EXPECTED[number] for _, number in signals))
+        assert status in expected, f"{moment.__name__}: {status}\n{output}"
         assert "Traceback" not in output, f"{moment.__name__}\n{output}"
-        return first, status
+        return signals[-1][1], status
 
     def steps(self):
         """Steps of the checkpoints that bear their names."""
         with contextlib.suppress(FileNotFoundError):
             return {p.name for p in self.checkpoints.iterdir() if p.name.isdigit()}
         return set()
+
+    def saving(self):
+        """Whether a checkpoint is being written, by this start of the command."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = self.checkpoints.glob("*tmp*")
+            return any(path.stat().st_ctime > self._started for path in paths)
+        return False
 
     def log_size(self):
         """Bytes of the metrics that are written."""

@@ -27,7 +27,7 @@ def at_any_time(job, random):
 def in_a_save(job, random):
     """Killed while a checkpoint is being written under its temporary name."""
     _skip(job, random)
-    _watch(job, lambda: any(job.checkpoints.glob("*tmp*")))
+    _watch(job, job.saving)
     return [(random.uniform(0, 0.15), KILL)]
 
 
@@ -56,14 +56,14 @@ def asked(job, random):
 def asked_twice(job, random):
     """Asked to stop, and again while it saves."""
     _skip(job, random)
-    _watch(job, lambda: any(job.checkpoints.glob("*tmp*")))
+    _watch(job, job.saving)
     return [(0, TERM), (random.uniform(0, 0.3), INT), (random.uniform(0, 0.3), TERM)]
 
 
 def asked_and_killed(job, random):
     """Asked to stop, and killed when the patience of the machine is at its end."""
     _skip(job, random)
-    _watch(job, lambda: any(job.checkpoints.glob("*tmp*")))
+    _watch(job, job.saving)
     return [(0, TERM), (random.uniform(0, 1), KILL)]
 
 
