@@ -480,6 +480,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "num_classes": whole(1, 2**24, none="that of the data"),
         "features": whole(1, _WIDTH, none="what follows from others"),
         "null_class": _FLAG,
+        "ignore_label": whole(-(2**31), 2**31 - 1, none="what the kind says"),
         "vocab_size": whole(2, 2**24, none="that of the tokenizer"),
         "max_length": whole(1, 2**16, none="that of the input"),
         "num_layers": whole(0, 1024),

@@ -34,6 +34,7 @@ class LoaderOptions:
       min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
       flip: Whether to mirror training images with probability 1/2.
       workers: Worker processes; 0 loads in threads of this one.
+      restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
       check: Raises a ValueError where the conditions of an example, a batch of one,
@@ -48,6 +49,7 @@ class LoaderOptions:
     min_crop: float = 1.0
     flip: bool = False
     workers: int = 0
+    restart_workers: int = 0
     on_error: str = "skip"
     max_image_gb: float = DEFAULT_GB
     check: Callable[[Mapping[str, Any]], None] | None = None
@@ -55,6 +57,7 @@ class LoaderOptions:
     def __post_init__(self):
         require_whole("image_size", self.image_size, 1)
         require_whole("workers", self.workers, 0)
+        require_whole("restart_workers", self.restart_workers, 0)
         _check_choice("crop", self.crop, CROPS)
         _check_choice("on_error", self.on_error, ("skip", "raise"))
         if not 0 < self.min_crop <= 1:

@@ -15,7 +15,7 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.console import Console
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.errors import DataError
+from ldm_jax.errors import DataError, ProcessLost
 from ldm_jax.images import to_float
 from ldm_jax.seeds import make_key
 from ldm_jax.training.step import Stage
@@ -139,14 +139,15 @@ class HeldOut:
             self._try(self._preview, done, state)
 
     def _try(self, action: Callable, done: int, state: TrainState) -> None:
-        """Held-out images that are all damaged end no training."""
+        """Held-out images that are all damaged, or a lost worker, end no training."""
         if self._stopping():
             self.cut = True
             return
         try:
             action(done, state)
-        except DataError as error:
-            if self._config.data.on_error == "raise":
+        except (DataError, ProcessLost) as error:
+            damaged = isinstance(error, DataError)
+            if damaged and self._config.data.on_error == "raise":
                 raise
             text = f"warning: no evaluation or preview at step {done}: {error}"
             self._console.line(text)
