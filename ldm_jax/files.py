@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -75,6 +76,34 @@ def write_json(path: Path, value: Any) -> None:
       DiskError: If it cannot be written.
     """
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Takes away what a block that fails has added to a folder.
+
+    Args:
+      folder: The folder, made if need be.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      DiskError: If the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        before = set(folder.iterdir())
+        try:
+            yield
+        except BaseException:
+            for path in set(folder.iterdir()) - before:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

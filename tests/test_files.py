@@ -10,7 +10,14 @@ from ldm_jax import files
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.data.shapes import prepare
 from ldm_jax.errors import DiskError
-from ldm_jax.files import LogFile, replacing, write_bytes, write_json, writing
+from ldm_jax.files import (
+    LogFile,
+    replacing,
+    whole_or_nothing,
+    write_bytes,
+    write_json,
+    writing,
+)
 from ldm_jax.images import write_png
 from ldm_jax.weights.files import write_weights
 
@@ -61,6 +68,18 @@ def test_what_fails_for_other_reasons_leaves_nothing_behind(tmp_path):
         temporary.write_text("half")
         raise KeyError
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_filled_is_as_it_was(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(DiskError, match=str(tmp_path)), whole_or_nothing(tmp_path):
+        (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+        (tmp_path / "config.json").touch()
+        raise OSError(errno.ENOSPC, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    with whole_or_nothing(tmp_path / "new"):
+        (tmp_path / "new" / "file").touch()
+    assert (tmp_path / "new" / "file").exists()
 
 
 @pytest.mark.parametrize(

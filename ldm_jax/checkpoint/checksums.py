@@ -37,7 +37,9 @@ def seal(folder: pathlib.Path) -> None:
     """
     try:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        _write(folder, {_name(folder, path): list(_blocks_of(path)) for path in paths})
+        if paths:
+            record = {_name(folder, path): list(_blocks_of(path)) for path in paths}
+            _write(folder, record)
     except OSError as error:
         if folder.is_dir():
             logging.warning("%s has no checksums: %s", folder, error)
