@@ -1,0 +1,71 @@
+"""A run whose disk fills up: what is kept, and how it goes on."""
+
+import resource
+import time
+
+import pytest
+
+from ldm_jax.checkpoint import checkpoint_folder
+from ldm_jax.errors import CheckpointError, DiskError
+from tests.runs import assert_same_bits, command, finish, weights_of
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24
+
+
+def _start(workdir, shapes_dir, *more):
+    return command(
+        "train.py",
+        "--config=configs/shapes_autoencoder.py:tiny",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={shapes_dir}",
+        f"--config.train.num_steps={STEPS}",
+        "--config.train.checkpoint_every=3",
+        "--config.train.log_every=1",
+        "--config.train.preview_images=0",
+        "--config.data.eval_split=",
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(shapes_dir, tmp_path_factory):
+    """The weights of a run that was left alone."""
+    workdir = tmp_path_factory.mktemp("whole")
+    status, output = finish(_start(workdir, shapes_dir))
+    assert status == 0, output
+    return weights_of(workdir)
+
+
+def _wait_for_step(workdir, step):
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        try:
+            if int(checkpoint_folder(workdir).name) >= step:
+                return
+        except CheckpointError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+def _goes_on(workdir, shapes_dir, whole, *more):
+    status, output = finish(_start(workdir, shapes_dir, *more))
+    assert status == 0, output
+    assert_same_bits(whole, weights_of(workdir))
+
+
+def test_a_full_disk(whole, shapes_dir, tmp_path):
+    process = _start(tmp_path / "run", shapes_dir)
+    _wait_for_step(tmp_path / "run", 3)
+    # From here on a file has room for a thousand bytes.
+    limits = 1000, resource.RLIM_INFINITY
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+    status, output = finish(process)
+    assert status == DiskError.exit_code, output
+    last = output.splitlines()[-1]
+    kept = int(checkpoint_folder(tmp_path / "run").name)
+    assert last.startswith("error: cannot write a checkpoint in ")
+    assert f"File too large; the checkpoint of step {kept} is whole" in last
+    _goes_on(tmp_path / "run", shapes_dir, whole)
