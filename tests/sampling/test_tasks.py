@@ -54,7 +54,7 @@ def test_conditions_name_where_they_come_from(shapes_dir, tmp_path, monkeypatch)
         with pytest.raises(ConfigError) as error:
             make_batch(model, task, 0, [0])
     start = (
-        "sample 0 (shapes/32:1.0.0 validation example 0): condition 'segmentation': "
+        "sample 0 (shapes/32/1.0.0 validation example 0): condition 'segmentation': "
     )
     assert str(error.value).startswith(start + "label 200 is out of range")
 
