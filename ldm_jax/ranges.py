@@ -363,6 +363,7 @@ _UNET = _NETWORK | {
     "pool": text(),
 }
 _AUTOENCODER = _NETWORK | {
+    "num_res_blocks": whole(1, 1024),
     "z_channels": whole(1, _WIDTH),
     "embed_dim": whole(1, _WIDTH),
     "mid_attention": _FLAG,
