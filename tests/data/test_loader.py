@@ -118,6 +118,14 @@ def test_the_seed_decides():
     assert labels(first) != labels(other)
 
 
+def test_all_bits_of_a_seed_decide():
+    options = dict(steps=1, batch_size=8, crop="random", min_crop=0.5)
+    seeds = (0, 2**32, 2**63, 2**64 - 1)
+    runs = [load(Images(32), seed=seed, **options)[0] for seed in seeds]
+    orders = {tuple(labels(run)[0]) for run in runs}
+    assert len(orders) == len(seeds)
+
+
 def test_crops_and_mirroring_differ_between_epochs():
     batches, _ = load(Images(2), 12, batch_size=2, crop="random", flip=True)
     images = {
