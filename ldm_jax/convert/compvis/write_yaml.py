@@ -89,6 +89,12 @@ def unet_yaml(
       ConversionError: If CompVis's code does not have such a U-Net.
     """
     _require_groups(section, "backbone")
+    for option in ("adaln_zero", "middle_norm_groups"):
+        if section.get(option) not in (None, False):
+            raise ConversionError(
+                f"backbone.{option}={section[option]} cannot be said in CompVis's "
+                "format: keep the model as a workdir"
+            )
     depth = section.get("transformer_depth", 0)
     params = dict(
         image_size=image_size,

@@ -14,9 +14,21 @@ from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
 from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.pipelines import (
+    NETWORKS,
+    note_left_out,
+    parts_of,
+    read_files,
+)
 from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
-from ldm_jax.convert.diffusers.schedule_config import schedule_section
+from ldm_jax.convert.diffusers.schedule_config import (
+    sample_section,
+    schedule_section,
+    unlike,
+)
 from ldm_jax.convert.diffusers.text_config import text_entry
+from ldm_jax.convert.diffusers.unet_config import unet_section, unet_shape
+from ldm_jax.convert.diffusers.values import whole
 from ldm_jax.convert.model import (
     Model,
     Options,
@@ -61,15 +73,16 @@ def read(
       ConversionError: If a network or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
-    parts, schedule = _parts(folder, log)
+    parts, index = _parts(folder)
     tensors, configs = {}, {}
     for name, part in parts.items():
         configs[name] = read_json(part / "config.json")
         found = _modern(read_weights(find_weights(part)).tensors)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.items()}
     origin = dict(format="diffusers", configs=configs)
-    if (folder / "model_index.json").is_file():
-        origin["model_index"] = read_json(folder / "model_index.json")
+    if index:
+        origin["model_index"] = index
+        origin["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     origin["dtypes"] = {
         key: str(tensor.dtype)
         for key, tensor in tensors.items()
@@ -78,11 +91,27 @@ def read(
     first = _named(configs, _FIRST_STAGES)
     if _named(configs, _UNETS) is None:
         return _read_first_stage(tensors, configs[first], first, origin, options)
-    return _read_pipeline(tensors, configs, schedule, origin, options)
+    model = _read_pipeline(tensors, configs, origin, options)
+    if index:
+        _read_rest(model, folder, index, log)
+    return model
 
 
-def _parts(folder, log):
-    """(name -> folder of each network, the scheduler's config)."""
+def _read_rest(model, folder, index, log):
+    """Carries along what is no network, and notes what is left out."""
+    parts = parts_of(index)
+    others = parts.keys() - {*NETWORKS, "scheduler"}
+    model.files = read_files(folder, others)
+    if model.files:
+        carried = sorted({name.partition("/")[0] for name in model.files})
+        log(f"carried along as they are: {', '.join(carried)}")
+    note_left_out(model, parts)
+    for difference in unlike(model.origin["scheduler"]):
+        model.left_out[f"{difference} of the scheduler"] = True
+
+
+def _parts(folder):
+    """(name -> folder of each network, the model_index.json or {})."""
     if not (folder / "model_index.json").is_file():
         found = read_json(folder / "config.json").get("_class_name")
         if found not in (*_UNETS, *_FIRST_STAGES):
@@ -93,18 +122,10 @@ def _parts(folder, log):
             )
         return {"unet" if found in _UNETS else "vae": folder}, {}
     index = read_json(folder / "model_index.json")
-    entries = {
-        key: value
-        for key, value in index.items()
-        if isinstance(value, list) and value[0] is not None
-    }
-    networks = ("unet", "vae", "vqvae", "text_encoder", "bert")
-    parts = {name: folder / name for name in networks if name in entries}
-    rest = sorted(entries.keys() - parts.keys() - {"scheduler"})
-    if rest:
-        log(f"not part of the model, left out: {', '.join(rest)}")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    return parts, read_json(scheduler)
+    if not isinstance(index, dict):
+        raise ConversionError(f"{folder / 'model_index.json'} holds no dict")
+    names = parts_of(index)
+    return {name: folder / name for name in NETWORKS if name in names}, index
 
 
 def _modern(tensors):
@@ -126,10 +147,17 @@ def _named(configs, classes):
     return None
 
 
+def _side(config, default):
+    """The longer side of the images or the latents of a network."""
+    size = config.get("sample_size") or default
+    size = max(size) if isinstance(size, list) else size
+    return whole(config["_class_name"], "sample_size", size)
+
+
 def _first_stage(config, image_size=None):
     """A first stage without weights."""
     section = diffusers_config.first_stage_section(config)
-    size = image_size or config.get("sample_size") or 256
+    size = image_size or _side(config, 256)
     return Model(autoencoder_config(section, size), {})
 
 
@@ -141,28 +169,19 @@ def _read_first_stage(tensors, config, name, origin, options):
     return model
 
 
-def _read_pipeline(tensors, configs, schedule, origin, options):
+def _read_pipeline(tensors, configs, origin, options):
     config = configs["unet"]
+    section = unet_section(config)
     vae = _named(configs, _FIRST_STAGES)
     first = _first_stage(configs[vae]) if vae else None
     factor = 1
     if first:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor
-    size = config.get("sample_size") or 64
-    size = options.image_size or factor * (
-        max(size) if isinstance(size, list) else size
-    )
+    size = options.image_size or factor * _side(config, 64)
     if first:
         first.config["data"]["image_size"] = size
-    section = diffusers_config.unet_section(config)
-    shape = dict(
-        in_channels=config.get("in_channels", 4),
-        out_channels=config.get("out_channels", 4),
-        context_dim=config.get("cross_attention_dim"),
-        num_classes=config.get("num_class_embeds"),
-        model_channels=config["block_out_channels"][0],
-        channel_mult=section["channel_mult"],
-    )
+    shape = unet_shape(config)
+    schedule = origin.get("scheduler", {})
     conditions = _conditions(configs, shape)
     section |= _given_heads(options)
     sections = dict(
@@ -176,6 +195,8 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
+    if schedule:
+        model.config["sample"] |= sample_section(schedule)
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
     model.statistics = LatentStatistics()
