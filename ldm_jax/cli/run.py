@@ -1,8 +1,8 @@
 """How a command starts: flags are parsed, JAX is started, errors are one line."""
 
-import ast
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -10,8 +10,9 @@ from typing import NoReturn
 from absl import app, flags
 
 from ldm_jax.cli import help as help_
+from ldm_jax.cli.failures import explain, one_line
 from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
-from ldm_jax.errors import ConfigError, Stopped, UserError
+from ldm_jax.errors import ConfigError, Stopped
 
 
 def run(
@@ -20,6 +21,7 @@ def run(
     *,
     arguments: str = "",
     uses_jax: bool = True,
+    lower: str = "the sizes",
 ) -> None:
     """Runs a command to its end, which is the end of the process.
 
@@ -28,30 +30,37 @@ def run(
       doc: Docstring of the command, for `--help`.
       arguments: What it takes beside flags, for `--help`, as "SOURCE TARGET".
       uses_jax: Whether JAX is started before, and flags of its clusters are there.
+      lower: What to lower where memory is short, for the message.
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
             _define_cluster_flags()
         flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+    # What Python's tracker of shared memory clears away is no news to a user.
+    sys.warnoptions.append("ignore:resource_tracker")
     app.run(
-        functools.partial(_run, main, uses_jax),
+        functools.partial(_run, main, uses_jax, lower),
         flags_parser=functools.partial(_parse, doc, arguments),
     )
 
 
-def _run(main, uses_jax, argv):
-    """Calls the main; an error that its user can mend is one line and a status."""
+def _run(main, uses_jax, lower, argv):
+    """Calls the main; whatever fails is one line and a status."""
     try:
         if uses_jax:
             start_jax()
         main(argv)
+        # Here a full disk is still a line.
+        sys.stdout.flush()
     except Stopped as stopped:
-        print(stopped, flush=True)
-        sys.exit(stopped.exit_code)
-    except UserError as error:
+        _leave(str(stopped), stopped.exit_code)
+    except KeyboardInterrupt:
+        _leave("stopped by Ctrl-C", 128 + signal.SIGINT)
+    except Exception as error:
         if flags.FLAGS.traceback:
             raise
-        _fail(error, error.exit_code)
+        failure = explain(error, lower)
+        _leave(f"error: {failure.line}", failure.exit_code)
 
 
 def _parse(doc, arguments, argv):
@@ -62,24 +71,28 @@ def _parse(doc, arguments, argv):
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        _leave("stopped by Ctrl-C", 128 + signal.SIGINT)
+    except Exception as error:
         if "--traceback" in argv:
             raise
-        _fail(error, ConfigError.exit_code)
-    except KeyError as error:
-        if "--traceback" in argv:
-            raise
-        _fail(_unknown_section(error), ConfigError.exit_code)
+        _refuse(_what_is_wrong(error))
     missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
     if missing:
-        _fail(
-            f"--{missing[0]} is missing; --help explains the flags",
-            ConfigError.exit_code,
-        )
+        _refuse(f"--{missing[0]} is missing; --help explains the flags")
     if len(rest) > 1 and not arguments:
-        _fail(f"'{rest[1]}' is not a flag: write --name=value", ConfigError.exit_code)
+        _refuse(f"'{rest[1]}' is not a flag: write --name=value")
     apply_renamed()
     return rest
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """What is wrong with a command line; it may name a config, which is a program."""
+    if isinstance(error, KeyError):
+        return _unknown_section(error)
+    # What absl and ConfigDict say of a flag is meant for its user.
+    told = (flags.Error, AttributeError, TypeError, ValueError)
+    return str(error) if isinstance(error, told) else explain(error).line
 
 
 def _unknown_section(error: KeyError) -> str:
@@ -89,16 +102,33 @@ def _unknown_section(error: KeyError) -> str:
     return f"--config has no section {name}{hint}"
 
 
-def _fail(error: Exception | str, status: int) -> NoReturn:
-    text = str(error)
-    if text[:1] in ("'", '"') and text[0] == text[-1]:
-        # Errors of keys quote their message.
-        text = ast.literal_eval(text)
-    text = " ".join(text.split())
-    # Where both go to one file, the error is the last line.
-    sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+def _refuse(text: str) -> NoReturn:
+    """Ends at a command line that cannot work."""
+    _leave(f"error: {one_line(text)}", ConfigError.exit_code)
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    """Ends with a line, the last one that is seen."""
+    try:
+        # Where both go to one file, the line comes after all output.
+        sys.stdout.flush()
+    except OSError:
+        _silence(1)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+    # From here on libraries close what they had open, and may say so.
+    _silence(2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
+
+
+def _silence(descriptor: int) -> None:
+    """Sends what is written to a descriptor nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _define_cluster_flags() -> None:

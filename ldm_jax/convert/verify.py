@@ -91,7 +91,9 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value):
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return (
+        [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    )
 
 
 def _unlike_weights(ours, theirs) -> Iterator[str]:

@@ -46,6 +46,33 @@ class GuidanceOptions:
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {self.rescale}")
 
+    @property
+    def acts(self) -> bool:
+        """Whether a scale is other than 1."""
+        pairs = isinstance(self.scale, tuple)
+        scales = [scale for _, scale in self.scale] if pairs else [self.scale]
+        return not all(_equal(scale, 1) for scale in scales)
+
+    def at(self, fraction: float | Float[Array, ""]) -> "GuidanceOptions":
+        """Weakens guidance.
+
+        Args:
+          fraction: 0 for none, 1 for all of it; a traced scalar has one program draw
+            both.
+
+        Returns:
+          GuidanceOptions whose scales lie that far on the way from 1 to those of these.
+        """
+
+        def weaken(scale):
+            return 1 + fraction * (scale - 1)
+
+        if isinstance(self.scale, tuple):
+            scale = tuple((key, weaken(value)) for key, value in self.scale)
+        else:
+            scale = weaken(self.scale)
+        return dataclasses.replace(self, scale=scale)
+
 
 def _check_interval(interval):
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:

@@ -158,7 +158,7 @@ def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower="--batch_size, --image_size or --tile")
 
 
 if __name__ == "__main__":

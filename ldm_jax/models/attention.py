@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float
-from ldm_jax.models.layers import GroupNorm, dense, layer_norm
+from ldm_jax.models.layers import (
+    GroupNorm,
+    Initializer,
+    dense,
+    kernel_init,
+    layer_norm,
+)
 
 # Most scores of one example in one block of queries: 64 MiB in float32.
 MAX_SCORES = 2**24
@@ -79,6 +85,7 @@ class Attention(nn.Module):
       num_heads: Heads.
       head_channels: Channels of one head; their product is the inner width.
       use_bias: Whether queries, keys and values have biases.
+      kernel_init: How the weights start.
       zero_init: The output projection starts at zero.
       out_channels: Channels of the output; None for those of `x`.
       dtype: Compute type.
@@ -87,6 +94,7 @@ class Attention(nn.Module):
     num_heads: int
     head_channels: int
     use_bias: bool = True
+    kernel_init: Initializer = kernel_init
     zero_init: bool = False
     out_channels: int | None = None
     dtype: Any = jnp.float32
@@ -111,10 +119,10 @@ class Attention(nn.Module):
         """
         context = x if context is None else context.astype(self.dtype)
         inner = self.num_heads * self.head_channels
+        made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
 
         def heads(name, inputs):
-            project = dense(inner, use_bias=self.use_bias, dtype=self.dtype, name=name)
-            y = project(inputs)
+            y = dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
             y = y.reshape(*y.shape[:2], self.num_heads, self.head_channels)
             return y.swapaxes(1, 2)
 
@@ -123,7 +131,7 @@ class Attention(nn.Module):
         out = attention(query, key, value, mask=mask)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
         width = self.out_channels or x.shape[-1]
-        return dense(width, zero=self.zero_init, dtype=self.dtype, name="out")(out)
+        return dense(width, zero=self.zero_init, **made, name="out")(out)
 
 
 class AttentionBlock(nn.Module):
@@ -135,6 +143,7 @@ class AttentionBlock(nn.Module):
       num_heads: Heads, which divide the channels.
       norm_groups: Groups of the norm; 0 is none.
       epsilon: Of the norm.
+      kernel_init: How the weights start.
       zero_init: The output projection starts at zero.
       dtype: Compute type.
     """
@@ -142,6 +151,7 @@ class AttentionBlock(nn.Module):
     num_heads: int = 1
     norm_groups: int = 32
     epsilon: float = 1e-5
+    kernel_init: Initializer = kernel_init
     zero_init: bool = False
     dtype: Any = jnp.float32
 
@@ -167,6 +177,7 @@ class AttentionBlock(nn.Module):
         y = Attention(
             self.num_heads,
             c // self.num_heads,
+            kernel_init=self.kernel_init,
             zero_init=self.zero_init,
             dtype=self.dtype,
             name="attention",
@@ -178,9 +189,11 @@ class FeedForward(nn.Module):
     """Dense, exact GELU gate, dense (GEGLU, Shazeer 2020); 4 times as wide inside.
 
     Attributes:
+      kernel_init: How the weights start.
       dtype: Compute type.
     """
 
+    kernel_init: Initializer = kernel_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -196,10 +209,11 @@ class FeedForward(nn.Module):
           [B, T, c].
         """
         c = x.shape[-1]
-        y = dense(8 * c, dtype=self.dtype, name="proj_in")(x)
+        made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
+        y = dense(8 * c, **made, name="proj_in")(x)
         y, gate = jnp.split(y, 2, axis=-1)
         y = y * nn.gelu(gate, approximate=False)
-        return dense(c, dtype=self.dtype, name="proj_out")(y)
+        return dense(c, **made, name="proj_out")(y)
 
 
 class TransformerBlock(nn.Module):
@@ -212,11 +226,13 @@ class TransformerBlock(nn.Module):
     Attributes:
       num_heads: Heads.
       head_channels: Channels of one head.
+      kernel_init: How the weights start.
       dtype: Compute type.
     """
 
     num_heads: int
     head_channels: int
+    kernel_init: Initializer = kernel_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -239,6 +255,7 @@ class TransformerBlock(nn.Module):
           [B, T, c].
         """
         adaptive = embedding is not None
+        made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
 
         def add(x, name, layer):
             norm = layer_norm(
@@ -247,20 +264,20 @@ class TransformerBlock(nn.Module):
             if not adaptive:
                 return x + layer(norm(x))
             width, name = 3 * x.shape[-1], f"modulation_{name}"
-            modulate = dense(width, zero=True, dtype=self.dtype, name=name)
+            modulate = dense(width, zero=True, **made, name=name)
             modulation = modulate(nn.silu(embedding))[:, None]
             shift, scale, gate = jnp.split(modulation, 3, axis=-1)
             return x + gate * layer(norm(x) * (1 + scale) + shift)
 
         def attend(name):
             heads, width = self.num_heads, self.head_channels
-            return Attention(heads, width, use_bias=False, dtype=self.dtype, name=name)
+            return Attention(heads, width, use_bias=False, **made, name=name)
 
         x = add(x, "self", attend("self_attention"))
         if context is not None or not adaptive:
             cross = attend("cross_attention")
             x = add(x, "cross", lambda y: cross(y, context))
-        return add(x, "feed_forward", FeedForward(self.dtype, name="feed_forward"))
+        return add(x, "feed_forward", FeedForward(**made, name="feed_forward"))
 
 
 class SpatialTransformer(nn.Module):
@@ -271,6 +288,7 @@ class SpatialTransformer(nn.Module):
       head_channels: Channels of one head; their product is the blocks' width.
       depth: Number of blocks.
       norm_groups: Groups of the norm.
+      kernel_init: How the weights start.
       dtype: Compute type.
     """
 
@@ -278,6 +296,7 @@ class SpatialTransformer(nn.Module):
     head_channels: int
     depth: int = 1
     norm_groups: int = 32
+    kernel_init: Initializer = kernel_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -299,11 +318,12 @@ class SpatialTransformer(nn.Module):
         """
         b, h, w, c = x.shape
         inner = self.num_heads * self.head_channels
+        made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
         y = GroupNorm(self.norm_groups, 1e-6, dtype=self.dtype, name="norm")(x)
-        y = dense(inner, dtype=self.dtype, name="proj_in")(y.reshape(b, h * w, c))
+        y = dense(inner, **made, name="proj_in")(y.reshape(b, h * w, c))
         for i in range(self.depth):
             y = TransformerBlock(
-                self.num_heads, self.head_channels, self.dtype, name=f"block_{i}"
+                self.num_heads, self.head_channels, **made, name=f"block_{i}"
             )(y, context, embedding)
-        y = dense(c, zero=True, dtype=self.dtype, name="proj_out")(y)
+        y = dense(c, zero=True, **made, name="proj_out")(y)
         return x + y.reshape(b, h, w, c)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import GroupNorm, dense
+from ldm_jax.models.layers import GroupNorm, Initializer, dense, kernel_init
 from ldm_jax.models.unet import UNet
 
 
@@ -94,11 +94,13 @@ class AttentionPool(nn.Module):
     Attributes:
       num_heads: Heads, which divide the channels.
       out_channels: Channels of the output.
+      kernel_init: How the weights start.
       dtype: Compute type.
     """
 
     num_heads: int
     out_channels: int
+    kernel_init: Initializer = kernel_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -133,6 +135,7 @@ class AttentionPool(nn.Module):
             self.num_heads,
             c // self.num_heads,
             out_channels=self.out_channels,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="attention",
         )(x[:, :1], x)[:, 0]
@@ -166,24 +169,24 @@ def log_prob(
 def _attention(classifier, x, features):
     num_heads, _ = classifier.heads_at(len(classifier.channel_mult) - 1)
     pool = AttentionPool(
-        num_heads, classifier.out_channels, dtype=classifier.dtype, name="pool"
+        num_heads, classifier.out_channels, **classifier.made, name="pool"
     )
     return pool(classifier.norm(x))
 
 
 def _adaptive(classifier, x, features):
     x = jnp.mean(classifier.norm(x), axis=(1, 2))
-    width, dtype = classifier.out_channels, classifier.dtype
-    return dense(width, zero=True, dtype=dtype, name="pool_out")(x)
+    width, made = classifier.out_channels, classifier.made
+    return dense(width, zero=True, **made, name="pool_out")(x)
 
 
 def _spatial(classifier, x, features, activate=None):
     """The means of every layer's features, through two dense layers."""
     means = [jnp.mean(feature, axis=(1, 2)) for feature in (*features, x)]
-    dtype = classifier.dtype
-    x = dense(2048, dtype=dtype, name="pool_in")(jnp.concatenate(means, axis=-1))
+    made = classifier.made
+    x = dense(2048, **made, name="pool_in")(jnp.concatenate(means, axis=-1))
     x = activate(x) if activate else nn.relu(x)
-    return dense(classifier.out_channels, dtype=dtype, name="pool_out")(x)
+    return dense(classifier.out_channels, **made, name="pool_out")(x)
 
 
 def _spatial_v2(classifier, x, features):

@@ -22,6 +22,7 @@ from ldm_jax.models.layers import (
     ResBlock,
     Upsample,
     conv,
+    denoiser_init,
     dense,
     timestep_embedding,
 )
@@ -157,12 +158,12 @@ class UNet(nn.Module):
                 x = self._resample(x, "up", level, condition)
 
         x = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name="norm_out")(x)
-        x = conv(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(x)
+        x = conv(self.out_channels, zero=True, **self.made, name="conv_out")(x)
         return x.astype(jnp.float32)
 
     def _encode(self, x, condition):
         """Goes down and through the middle; returns (x, what came before it)."""
-        x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
+        x = conv(self.channels, **self.made, name="conv_in")(x)
         skips, last = [x], len(self.channel_mult) - 1
         for level in range(last + 1):
             for i in range(self.blocks_at(level)):
@@ -178,8 +179,8 @@ class UNet(nn.Module):
     def _embed(self, timesteps, vector):
         x = timestep_embedding(timesteps, self.channels)
         width = self.vector_width
-        x = nn.silu(dense(width, dtype=self.dtype, name="time_in")(x))
-        x = dense(width, dtype=self.dtype, name="time_out")(x)
+        x = nn.silu(dense(width, **self.made, name="time_in")(x))
+        x = dense(width, **self.made, name="time_out")(x)
         return x if vector is None else x + vector.astype(x.dtype)
 
     def _block(self, x, name, level, condition, up=False):
@@ -198,7 +199,7 @@ class UNet(nn.Module):
             scale_shift_norm=self.scale_shift_norm,
             resample=resample,
             zero_init=True,
-            dtype=self.dtype,
+            **self.made,
             name=name,
         )(x, embedding, train)
 
@@ -207,10 +208,11 @@ class UNet(nn.Module):
         depth = self.depth_at(level)
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-            groups, dtype = self.norm_groups, self.dtype
+            groups = self.norm_groups
             if name == "middle_attention" and self.middle_norm_groups is not None:
                 groups = self.middle_norm_groups
-            return make(num_heads, groups, zero_init=True, dtype=dtype, name=name)(x)
+            attend = make(num_heads, groups, zero_init=True, **self.made, name=name)
+            return attend(x)
         embedding, context, _ = condition
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
         return make(
@@ -218,7 +220,7 @@ class UNet(nn.Module):
             head_channels,
             depth,
             self.norm_groups,
-            dtype=self.dtype,
+            **self.made,
             name=name,
         )(x, context, embedding if self.adaln_zero else None)
 
@@ -227,7 +229,12 @@ class UNet(nn.Module):
         if self.resblock_updown:
             return self._res_block(x, name, level, condition, direction)
         make = {"down": Downsample, "up": Upsample}[direction]
-        return make(self.conv_resample, dtype=self.dtype, name=name)(x)
+        return make(self.conv_resample, **self.made, name=name)(x)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How all of its layers are made: start of the weights and compute type."""
+        return dict(kernel_init=denoiser_init, dtype=self.dtype)
 
     @property
     def size_multiple(self) -> int:

@@ -87,6 +87,12 @@ with cli.group("guidance"):
         None,
         "Fraction in [0, 1] of the correction of the contrast that guidance adds.",
     )
+    flags.DEFINE_bool(
+        "show_unguided",
+        False,
+        "Draw the samples of the contact sheet without guidance, too, and show both: "
+        "what guidance costs in variety.",
+    )
     _NEGATIVE = define_flag(OTHER_FLAGS["negative_prompt"])
     _CLASSIFIER = flags.DEFINE_string(
         "classifier",
@@ -140,6 +146,8 @@ with cli.group("output"):
 _GIVEN |= {"negative_prompt": _NEGATIVE, "guide_image": _GUIDE_IMAGE}
 cli.renamed("guide_lpips", "lpips_weights")
 
+_MEMORY = "--batch_size, --height or --width, or give --tile and --decode_tile"
+
 
 def _main(argv: list[str]) -> None:
     """Draws."""
@@ -182,7 +190,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower=_MEMORY)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class RunOptions:
       invert: Whether to start from the noise that DDIM takes the given images to.
       interpolate: (first, last): samples lie on the way from the noise of sample
         `first` to that of sample `last`; all are conditioned on what sample `first` is.
+      show_unguided: Whether the contact sheet shows its samples without classifier-free
+        guidance, too, drawn from the same noise.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guidance; None for the default.
     """
@@ -41,6 +43,7 @@ class RunOptions:
     from_data: bool = False
     invert: bool = False
     interpolate: tuple[int, int] | None = None
+    show_unguided: bool = False
     classifier_scale: float | None = None
     guide_scale: float | None = None
 

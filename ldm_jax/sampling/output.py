@@ -26,7 +26,7 @@ from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
 from ldm_jax.trained import Trained
 
 # Samples on a contact sheet, and about how wide it is in pixels.
-_MOST, _WIDTH = 16, 1500
+MOST_ON_SHEET, _WIDTH = 16, 1500
 
 _GAP, _TITLE, _LINE, _LINES = 8, 18, 18, 4
 _INK, _PALE, _FRAME = (30, 30, 36), (120, 120, 128), (205, 205, 210)
@@ -55,7 +55,7 @@ def write_contact_sheet(
       seed: Seed of the run.
       outdir: Path of the folder that holds the samples.
     """
-    shown = range(min(task.count, _MOST))
+    shown = range(min(task.count, MOST_ON_SHEET))
     entries = [_make_entry(trained, task, seed, outdir, k) for k in shown]
     if not any(entry.text or len(entry.images) > 1 for entry in entries):
         return
@@ -80,6 +80,9 @@ def _make_entry(trained, task, seed, outdir, k):
             shown.append((key, image))
     if "guide" in row:
         shown.append(("guide", draw_image(row["guide"], shape)))
+    unguided = unguided_path_of(outdir, k)
+    if unguided.exists():
+        shown.append(("unguided", draw_image(read_image(unguided), shape)))
     shown.append((f"sample {k}", draw_image(sample, shape)))
     if task.source is not None:
         shown.append(("held out", draw_image(example["image"], shape)))
@@ -188,6 +191,19 @@ def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
       Path of its PNG file.
     """
     return outdir / "samples" / f"{k:06d}.png"
+
+
+def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+    """Says where a sample is written as it is without guidance.
+
+    Args:
+      outdir: Path of the folder.
+      k: Number of the sample.
+
+    Returns:
+      Path of its PNG file.
+    """
+    return outdir / "unguided" / f"{k:06d}.png"
 
 
 def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ Sample k is a function of the weights, the settings, the seed and k.  Every proc
 job draws its own part on its own devices; nothing is communicated.
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from ldm_jax import sharding
 from ldm_jax.console import Console
+from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import write_png
@@ -55,6 +57,11 @@ def run(
     if options is None:
         options = complete(trained, invert=run_options.invert)
     check(trained, options, run_options.invert)
+    if run_options.show_unguided and not options.guidance.acts:
+        raise ConfigError(
+            "--show_unguided: these samples are not guided; give --guidance_scale, or "
+            "leave the flag out"
+        )
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_cuts(trained, task)
     todo = _Run(trained, pathlib.Path(outdir), task, run_options, options)
@@ -129,6 +136,29 @@ def _draw(run, missing, total):
     print(f"{len(missing)} samples in {seconds:.1f} s ({len(missing) / seconds:.2f}/s)")
 
 
+def _draw_unguided(run):
+    """Draws what the contact sheet shows once more, from the same noise, unguided."""
+    shown = range(min(run.task.count, output.MOST_ON_SHEET))
+    paths = {k: output.unguided_path_of(run.outdir, k) for k in shown}
+    missing = [k for k, path in paths.items() if not path.exists()]
+    if not missing:
+        return
+    options = dataclasses.replace(run.sample_options, guidance=GuidanceOptions())
+    devices = jax.local_devices()
+    mesh, start = sharding.make_mesh(devices=devices), time.perf_counter()
+    size = -(-min(run.run_options.batch_size, len(missing)) // len(devices))
+    batches = _batches(run, missing, size * len(devices))
+    # Without guidance nothing is pushed away.
+    batches = ((ks, batch | {"negative": {}}) for ks, batch in batches)
+    first = next(batches)
+    draw = _lower(run._replace(sample_options=options), mesh, first[1])()
+    for indices, batch in _chain(first, batches):
+        for k, image in zip(indices, fetch(draw(batch), indices), strict=True):
+            write_png(paths[k], image)
+    seconds = time.perf_counter() - start
+    print(f"{len(missing)} of them without guidance in {seconds:.1f} s")
+
+
 def _write(run, indices, batch, images, console):
     """Writes the samples of a batch, and what held-out data has in their place."""
     for row, k in enumerate(indices):
@@ -177,6 +207,8 @@ def _collect(run):
     # On a path all samples have the same conditions.
     labels = None if task.path else labels and labels.values
     output.write_grid(outdir, task.count, labels, class_names(trained))
+    if options.show_unguided:
+        _draw_unguided(run)
     write_contact_sheet(trained, task, options.seed, outdir)
     if options.npz:
         conditions = collect_conditions(trained, task, options.seed)

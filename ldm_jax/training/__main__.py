@@ -21,6 +21,16 @@ with cli.group("what to train"):
         False,
         "Go on although the config differs from the one the checkpoint records.",
     )
+    _TAKE_WORKDIR = flags.DEFINE_bool(
+        "take_workdir",
+        False,
+        "Take the workdir from a run on another host that is gone for certain.",
+    )
+
+_MEMORY = (
+    "train.batch_size or data.image_size, raise train.accumulate_steps, set "
+    "backbone.remat=True, or split large parameters with train.mesh.fsdp"
+)
 
 
 def _main(argv: list[str]) -> None:
@@ -28,12 +38,17 @@ def _main(argv: list[str]) -> None:
     del argv
     from ldm_jax.training.loop import run
 
-    run(_CONFIG.value, _WORKDIR.value, _ALLOW_CONFIG_CHANGE.value)
+    run(
+        _CONFIG.value,
+        _WORKDIR.value,
+        _ALLOW_CONFIG_CHANGE.value,
+        _TAKE_WORKDIR.value,
+    )
 
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower=_MEMORY)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The second stage: the denoiser and its conditioners, on latents of a frozen first."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -74,15 +75,22 @@ def _make_steps(config, model, frozen, example):
 
     def preview(state, frozen, batch, rng):
         images = batch["image"]
-        size = images.shape[0]
-        samples = generate.sample_images(
-            model,
-            state.ema_params or state.params,
-            frozen,
-            batch,
-            jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(size)),
-            options,
-        )
+        rngs = jax.vmap(functools.partial(jax.random.fold_in, rng))
+        rngs = rngs(jnp.arange(len(images)))
+        params = state.ema_params or state.params
+
+        def draw(guidance):
+            options_ = dataclasses.replace(options, guidance=guidance)
+            return generate.sample_images(model, params, frozen, batch, rngs, options_)
+
+        if options.guidance.acts:
+            # In turn by one program: what is compiled and held stays as large.
+            samples = jax.lax.map(
+                lambda fraction: draw(options.guidance.at(fraction)), jnp.arange(2.0)
+            )
+            samples = jnp.concatenate(list(samples), axis=2)
+        else:
+            samples = draw(options.guidance)
         latents = latent_diffusion.encode(model, frozen, images)
         return {
             "inputs": to_float(images),

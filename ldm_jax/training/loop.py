@@ -19,6 +19,7 @@ from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import choose, to_dict, upgrade_config
 from ldm_jax.console import Console
 from ldm_jax.errors import Stopped
+from ldm_jax.lock import hold
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut
@@ -37,6 +38,7 @@ def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
     allow_config_change: bool = False,
+    take_workdir: bool = False,
 ) -> dict[str, float]:
     """Trains one stage from its config until `train.num_steps`.
 
@@ -44,6 +46,7 @@ def run(
       config: ConfigDict, see `configs/common.py` for its keys.
       workdir: Folder of the run; it goes on from the newest checkpoint in it.
       allow_config_change: Go on although the config differs from the checkpoint's.
+      take_workdir: Take it from a run on another host, see `lock.hold`.
 
     Returns:
       Dict of the last metrics that were logged.
@@ -51,6 +54,7 @@ def run(
     Raises:
       ConfigError: If the config cannot work.
       CheckpointError: If a checkpoint exists but is unreadable or of another config.
+      WorkdirInUse: If another run works in the workdir.
       TrainingDiverged: If a loss or a gradient is no longer finite.
       Stopped: If the run was asked to stop, after it has saved.
     """
@@ -68,6 +72,9 @@ def run(
         sharding.check_batch_size(train.batch_size, mesh, parts=parts)
 
         # Where the run stands: its newest checkpoint, which must be of this config.
+        # Process 0 keeps other runs away from it.
+        if main:
+            stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
         start = checkpoints.latest_step or 0

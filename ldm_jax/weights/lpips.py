@@ -9,13 +9,13 @@ holds both: give it alone.
 
 import os
 import re
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import cli
 from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE, SCALE, SHIFT
 from ldm_jax.weights.files import read_weights, write_weights
@@ -148,27 +148,22 @@ def read_lpips(paths: str, option: str, advice: str = "") -> dict[str, Any]:
         raise ConfigError(f"{option}: {error}{advice}") from error
 
 
-def main(argv: list[str]) -> int:
-    """Converts once.
+def _main(argv: list[str]) -> None:
+    """Converts once: files to read, then the file to write."""
+    *sources, target = argv[1:] or [""]
+    if len(sources) not in (1, 2):
+        raise ConversionError(
+            "give one or two files to read and the file to write; --help has examples"
+        )
+    params = load_lpips(*sources)
+    write_weights(target, to_state_dict(lpips_rows(), params))
+    print(f"wrote {target}")
 
-    Args:
-      argv: Files to read, then the file to write.
 
-    Returns:
-      The exit status.
-    """
-    if len(argv) not in (2, 3):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        params = load_lpips(*argv[:-1])
-        write_weights(argv[-1], to_state_dict(lpips_rows(), params))
-    except ConversionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {argv[-1]}")
-    return 0
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, arguments="SOURCE [SOURCE] TARGET", uses_jax=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -50,7 +50,7 @@ def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsy
     write_weights(tmp_path / "heads.safetensors", heads)
     output = str(tmp_path / "lpips.safetensors")
     files = [str(tmp_path / name) for name in ("vgg16.pth", "heads.safetensors")]
-    assert lpips.main([*files, output]) == 0
+    lpips._main(["lpips", *files, output])
     assert output in capsys.readouterr().out
     assert_same_bits(lpips.load_lpips(output), params)
     assert_same_bits(lpips.read_lpips(",".join(files), "--lpips_weights"), params)
@@ -58,7 +58,7 @@ def test_files_of_every_kind_give_the_same_weights(case, params, tmp_path, capsy
     assert_same_bits(lpips.convert_lpips(inside | {"decoder.x": vgg}), params)
 
 
-def test_what_is_missing_is_named(case, tmp_path, capsys):
+def test_what_is_missing_is_named(case, tmp_path):
     with pytest.raises(ConversionError, match="there is no file .*vgg16-397923af.pth"):
         lpips.load_lpips(tmp_path / "absent.safetensors")
     with pytest.raises(ConfigError, match="--guide_lpips: .*no file .*VGG16.*; or not"):
@@ -67,6 +67,7 @@ def test_what_is_missing_is_named(case, tmp_path, capsys):
     write_weights(tmp_path / "vgg16.safetensors", vgg)
     with pytest.raises(ConversionError, match=r"lin0.model.1.weight \(for head1\)"):
         lpips.load_lpips(tmp_path / "vgg16.safetensors")
-    assert lpips.main([]) == 2
-    assert lpips.main([str(tmp_path / "absent.pth"), "out.safetensors"]) == 1
-    assert "error: " in capsys.readouterr().err
+    with pytest.raises(ConversionError, match="give one or two files"):
+        lpips._main(["lpips"])
+    with pytest.raises(ConversionError, match="there is no file"):
+        lpips._main(["lpips", str(tmp_path / "absent.pth"), "out.safetensors"])

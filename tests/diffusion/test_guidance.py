@@ -204,3 +204,34 @@ def test_sharded_batch_stays_on_its_devices(arrays, interval):
     assert len(jax.devices()) > 1
     for collective in ("all-to-all", "all-gather", "collective-permute", "all-reduce"):
         assert collective not in program
+
+
+@pytest.mark.parametrize(
+    "scale, acts, half",
+    [
+        (1.0, False, 1.0),
+        (4.0, True, 2.5),
+        ({"caption": 1.0, "depth": 1.0}, False, (("caption", 1.0), ("depth", 1.0))),
+        ({"caption": 5.0, "depth": 1.0}, True, (("caption", 3.0), ("depth", 1.0))),
+    ],
+)
+def test_guidance_is_weakened_towards_none(scale, acts, half):
+    options = guidance.GuidanceOptions(scale, interval=(0.1, 0.9), rescale=0.5)
+    assert options.acts == acts
+    assert options.at(0.5) == guidance.GuidanceOptions(half, (0.1, 0.9), 0.5)
+    assert options.at(1.0) == options
+    assert not options.at(0.0).acts
+
+
+def test_one_program_draws_unguided_and_guided(arrays):
+    latents, (null, given, _) = arrays
+    options = guidance.GuidanceOptions(4.0)
+
+    def draw(fraction):
+        scales = [options.at(fraction).scale]
+        return guidance.guide(network, [null, given], scales)(latents, POINT)
+
+    unguided, guided = jax.lax.map(draw, jnp.arange(2.0))
+    plain, other = network(null)(latents, POINT), network(given)(latents, POINT)
+    np.testing.assert_allclose(unguided, other, atol=1e-6)
+    np.testing.assert_allclose(guided, plain + 4 * (other - plain), atol=1e-5)

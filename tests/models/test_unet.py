@@ -1,6 +1,7 @@
 """The U-Net's contract: shapes, conditions, precision, memory options, errors."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from ldm_jax.models import unet
+from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.unet import UNet
 from tests.common import assert_close
 
@@ -51,8 +54,8 @@ def random_params():
 
 @functools.cache
 def make_apply(**changes):
-    unet = UNet(**TINY | changes)
-    return jax.jit(lambda x: unet.apply(random_params(), **x))
+    network = UNet(**TINY | changes)
+    return jax.jit(lambda x: network.apply(random_params(), **x))
 
 
 def output(**changes):
@@ -73,6 +76,27 @@ def test_starts_at_zero():
     given = inputs() | dict(context=None)
     output, _ = jax.jit(lambda x: unet.init_with_output(jax.random.key(0), **x))(given)
     assert not output.any()
+
+
+@pytest.mark.parametrize("network", [UNet, Classifier])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_all_weights_start_as_those_of_a_denoiser(network, depth, monkeypatch):
+    drawn = []
+
+    def draw(rng, shape, dtype=jnp.float32):
+        drawn.append(shape)
+        return jnp.zeros(shape, dtype)
+
+    monkeypatch.setattr(unet, "denoiser_init", draw)
+    made = network(**TINY | dict(transformer_depth=depth))
+    given = list(inputs().values())[: 2 if network is Classifier or not depth else 3]
+    shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), *given))["params"]
+    # What ends a residual branch starts at zero, but within a transformer.
+    end = re.compile(
+        r"(^|res_\d(_\d)?/)conv_out/|attention[_\d]*/(proj_out|attention/out)/"
+    )
+    kernels = [name for name in flatten_dict(shapes, sep="/") if "kernel" in name]
+    assert len(drawn) == sum(not end.search(name) for name in kernels)
 
 
 @pytest.mark.parametrize("remat", [False, True])

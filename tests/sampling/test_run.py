@@ -81,6 +81,27 @@ def test_a_run_writes_images_a_grid_and_the_array(trained, tmp_path, capsys):
         )
 
 
+def test_samples_without_guidance_stand_beside_them(trained, tmp_path, capsys):
+    options = dict(num_samples=3, num_steps=2, given={"labels": ["star"]})
+    run(trained, tmp_path / "one", guidance_scale=1.0, **options)
+    narrow = read_image(tmp_path / "one" / "sheet.png").shape[1]
+    guided = dict(options, guidance_scale=3.0, show_unguided=True)
+    run(trained, tmp_path / "two", **guided)
+    assert "3 of them without guidance in" in capsys.readouterr().out
+    for k in range(3):
+        plain, unguided, sample = (
+            read_image(tmp_path / folder / f"{k:06d}.png")
+            for folder in ("one/samples", "two/unguided", "two/samples")
+        )
+        np.testing.assert_array_equal(plain, unguided)
+        assert (sample != unguided).any()
+    assert read_image(tmp_path / "two" / "sheet.png").shape[1] > narrow
+    run(trained, tmp_path / "two", **guided)
+    assert "without guidance" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="not guided; give --guidance_scale"):
+        run(trained, tmp_path / "one", show_unguided=True, guidance_scale=1, **options)
+
+
 def test_a_cut_run_draws_only_what_is_missing(trained, tmp_path, capsys):
     run(trained, tmp_path, num_samples=6, batch_size=8)
     samples = tmp_path / "samples"

@@ -58,7 +58,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__, uses_jax=False)
+    cli.run(_main, __doc__, uses_jax=False, lower="--image_size")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def main() -> None:
         write(outdir.value, **values)
         print(f"wrote {values['num_images']} images to {outdir.value}")
 
-    cli.run(command, __doc__, uses_jax=False)
+    cli.run(command, __doc__, uses_jax=False, lower="--image_size")
 
 
 if __name__ == "__main__":

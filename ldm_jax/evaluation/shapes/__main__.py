@@ -132,7 +132,7 @@ def _print_record(record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__)
+    cli.run(_main, __doc__, lower="--batch_size")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""What any error is to a user: one line and an exit status."""
+
+import ast
+import errno
+import pathlib
+import re
+import traceback
+from typing import NamedTuple
+
+from ldm_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DiskError,
+    OutOfMemory,
+    UserError,
+)
+
+_PACKAGE = pathlib.Path(__file__).absolute().parent.parent
+_LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
+
+# Failures of a disk; libraries give some of them as text alone.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
+_DISK_TEXTS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Input/output error",
+)
+_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+
+# Words of a message that are kept.
+_LONGEST = 600
+
+
+class Failure(NamedTuple):
+    """How a command ends.
+
+    Attributes:
+      line: What is wrong and what to do, without a line break.
+      exit_code: Its status.
+    """
+
+    line: str
+    exit_code: int
+
+
+def explain(error: BaseException, lower: str = "the sizes") -> Failure:
+    """Says in one line what an error is to a user.
+
+    Args:
+      error: Any exception.
+      lower: What to lower where memory is short, for this command.
+
+    Returns:
+      A Failure.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, UserError):
+        line, code = error, error.exit_code
+    elif isinstance(error, OSError):
+        line, code = _os_error(error)
+    elif isinstance(error, MemoryError):
+        line, code = _out_of_memory("host", _first_line(error), lower)
+    elif isinstance(error, RecursionError):
+        line, code = _recursion(error)
+    elif any(kind.__module__ == "flax.errors" for kind in type(error).__mro__):
+        line, code = _flax(error)
+    else:
+        line, code = _by_text(error, lower)
+    return Failure(one_line(line), code)
+
+
+def one_line(text: object) -> str:
+    """Puts a message, which may be an error, on one line.
+
+    Args:
+      text: A message of any length.
+
+    Returns:
+      The line.
+    """
+    text = str(text)
+    if len(text) > 1 and text[:1] in ("'", '"') and text[0] == text[-1]:
+        # Errors of keys quote their message.
+        try:
+            text = str(ast.literal_eval(text))
+        except (SyntaxError, ValueError):
+            pass
+    # Nothing that comes from a file may steer the terminal.
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
+    return text if len(text) <= 2 * _LONGEST else text[: 2 * _LONGEST] + " ..."
+
+
+def _os_error(error):
+    names = [str(n) for n in (error.filename, error.filename2) if n is not None]
+    if error.errno is None and not names:
+        return _by_text(error, "")
+    if isinstance(error, BrokenPipeError) and not names:
+        return "what reads the output has gone (broken pipe)", UserError.exit_code
+    reason = error.strerror or str(error)
+    what = f"{' to '.join(names)}: {reason}" if names else reason
+    if error.errno in _DISK:
+        return _disk(what)
+    if isinstance(error, PermissionError):
+        return f"{what}; give a path that you may use", DiskError.exit_code
+    return f"{what}; check the path", ConfigError.exit_code
+
+
+def _by_text(error, lower):
+    """Libraries in C++ raise errors whose message alone says what failed."""
+    text = str(error)
+    if any(words in text for words in _DISK_TEXTS):
+        return _disk(_first_line(text))
+    if any(words in text for words in _DEVICE_MEMORY):
+        asked = re.search(r"(?:allocat\w*|request for) ([\d.]+ ?\w*)", text)
+        asked = f"{_size(asked[1])} were asked for" if asked else _first_line(text)
+        return _out_of_memory("device", asked, lower)
+    return _unexpected(error), UserError.exit_code
+
+
+def _disk(what):
+    return (
+        f"{what}; what was saved before is whole: make room or give another folder, "
+        "and the same command goes on"
+    ), DiskError.exit_code
+
+
+def _out_of_memory(where, asked, lower):
+    asked = asked or "more was asked for than there is"
+    return (
+        f"out of memory on the {where}: {asked}; lower {lower}",
+        OutOfMemory.exit_code,
+    )
+
+
+def _size(text):
+    """A number of bytes as people read it."""
+    number = re.match(r"(\d+)( ?bytes?)?$", text)
+    if not number:
+        return text
+    value, units = float(number[1]), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.4g} {units[0]}"
+
+
+def _recursion(error):
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    kinds = [k for k in ("json", "yaml") if any(f"/{k}/" in name for name in files)]
+    what = f"a {kinds[0].upper()} file or value" if kinds else "something that was read"
+    return f"{what} is nested too deeply{_where(error)}", ConfigError.exit_code
+
+
+def _flax(error):
+    line = f"weights and model do not agree: {_first_line(error)}"
+    return f"{line}; use the config that made the weights", CheckpointError.exit_code
+
+
+def _unexpected(error):
+    text = _first_line(error)
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"unexpected {text}{_where(error)}; --traceback shows more, please report it "
+        "with that"
+    )
+
+
+def _where(error):
+    """The place in the package, or in a file of the user, where an error arose."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(part in frame.filename for part in _LIBRARIES):
+            path = pathlib.Path(frame.filename)
+            if path.is_relative_to(_PACKAGE):
+                path = path.relative_to(_PACKAGE.parent)
+            return f" (in {path}, line {frame.lineno})"
+    return ""
+
+
+def _first_line(text):
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[0][:_LONGEST] if lines else ""

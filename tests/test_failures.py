@@ -1,0 +1,186 @@
+"""Whatever fails is one line, with a status that docs/reliability.md explains."""
+
+import errno
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import ScopeParamShapeError
+
+from ldm_jax import errors
+from ldm_jax.cli.failures import explain
+from ldm_jax.errors import ConfigError, Stopped, UserError
+from tests.runs import ROOT
+
+
+def _raised(function, *arguments):
+    try:
+        function(*arguments)
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def _too_large():
+    return jnp.zeros((1 << 20, 1 << 20))
+
+
+def _nested(load):
+    return lambda: load("[" * 100_000)
+
+
+CASES = {
+    "ours": (lambda: errors.DataError("x.png is damaged"), 3, "^x.png is damaged$"),
+    "full disk": (
+        lambda: OSError(errno.ENOSPC, "No space", "a"),
+        6,
+        "^a: No space; .*",
+    ),
+    "full disk of a library": (
+        lambda: ValueError("UNKNOWN: cannot write\n [No space left on device]"),
+        6,
+        "cannot write; what was saved before is whole",
+    ),
+    "read only": (
+        lambda: OSError(errno.EROFS, "Read-only", "a/b"),
+        6,
+        "a/b: Read-only",
+    ),
+    "permission": (lambda: OSError(errno.EACCES, "Denied", "a"), 6, "a: Denied; give"),
+    "absent": (lambda: _raised(open, "/absent"), 2, "^/absent: No such file or dir"),
+    "pipe": (lambda: BrokenPipeError(errno.EPIPE, "Broken"), 1, "output has gone"),
+    "device memory": (
+        lambda: _raised(_too_large),
+        7,
+        "^out of memory on the device: 4 TiB were asked for; lower --batch_size$",
+    ),
+    "host memory": (
+        lambda: _raised(np.zeros, (1 << 24, 1 << 24)),
+        7,
+        "^out of memory on the host: Unable to allocate .*; lower --batch_size$",
+    ),
+    "nested JSON": (
+        lambda: _raised(_nested(json.loads)),
+        2,
+        "^a JSON file or value is nested too deeply",
+    ),
+    "flax": (
+        lambda: ScopeParamShapeError("bias", "/conv", (2,), (3,)),
+        4,
+        '^weights and model do not agree: .*"bias"',
+    ),
+    "group": (
+        lambda: ExceptionGroup("x", [ExceptionGroup("y", [ConfigError("that")])]),
+        2,
+        "^that$",
+    ),
+    "unexpected": (
+        lambda: _raised(lambda: {}["x"]),
+        1,
+        r"^unexpected KeyError: 'x' \(in .*test_failures.py, line \d+\); --traceback",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_error_is_one_line_and_a_status(case):
+    make, code, pattern = CASES[case]
+    failure = explain(make(), "--batch_size")
+    assert failure.exit_code == code
+    assert re.search(pattern, failure.line), failure.line
+    assert "\n" not in failure.line
+
+
+def test_a_line_is_short_and_does_not_steer_the_terminal():
+    assert explain(ConfigError("a\x1b[31m\n\tb")).line == "a [31m b"
+    assert len(explain(ConfigError("long " * 9999)).line) < 1300
+
+
+def test_the_documented_codes_are_those_of_the_errors():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE))
+    documented = {
+        (name, int(code)) for code, row in rows.items() for name in _names_in(row)
+    }
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    kinds = [k for k in kinds if issubclass(k, UserError) and k is not UserError]
+    own = {(k.__name__, k.exit_code) for k in kinds if k not in (Stopped,)}
+    own |= {("Stopped", Stopped("", number).exit_code) for number in (2, 15)}
+    # A kind of another kind has its code and need not be listed.
+    inherited = {(k.__name__, k.exit_code) for k in kinds if "exit_code" not in vars(k)}
+    assert documented | (inherited - {("Stopped", 1)}) == own
+    assert {0, 1, 130, 143} <= set(map(int, rows))
+
+
+def _names_in(row):
+    return re.findall(r"`(\w+)`", row)
+
+
+# A command that fails with libraries at work, which are heard when Python ends.
+PROGRAM = """
+import asyncio, multiprocessing.shared_memory, sys, threading
+from ldm_jax import cli
+
+class Loud:
+    def __del__(self):
+        print("chatter", file=sys.stderr)
+
+def main(argv):
+    global loud
+    loud, loop = Loud(), asyncio.new_event_loop()
+    loop.create_task(asyncio.sleep(9))
+    shared = multiprocessing.shared_memory.SharedMemory(create=True, size=8)
+    print("begun", flush=True)
+    {action}
+
+cli.run(main, "A command.", uses_jax=False)
+"""
+
+
+def _start(action, *flags, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(action=action), *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "action, status, last",
+    [
+        ("raise OSError(28, 'No space', 'x')", 6, "error: x: No space; "),
+        ("import time; time.sleep(60)", 130, "stopped by Ctrl-C"),
+        ("open('/dev/full', 'w').write('x' * 99999)", 6, "error: No space left"),
+    ],
+)
+def test_the_error_is_the_last_line(action, status, last):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with _start(action, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        if status == 130:
+            process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+    assert process.returncode == status, output
+    assert output.startswith(last) and output.count("\n") == 1, output
+
+
+def test_a_flag_shows_where_an_error_arose():
+    with _start("[][0]", "--traceback", stderr=subprocess.PIPE) as process:
+        output = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" in output and "IndexError" in output
+
+
+def test_output_that_cannot_be_written_is_a_failure():
+    pipes = {"stdout": open("/dev/full", "w"), "stderr": subprocess.PIPE}
+    with _start("print('x')", **pipes) as process, pipes["stdout"]:
+        output = process.stderr.read()
+    assert process.returncode == 6 and output.count("\n") == 1, output
