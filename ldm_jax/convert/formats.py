@@ -9,9 +9,11 @@ from ldm_jax.convert import workdir
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import read_yaml, write_yaml
 from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.draft import drafted
+from ldm_jax.convert.hints import hints_of
 from ldm_jax.convert.model import Model, Options
 from ldm_jax.convert.verify import SMALL, count_weights, verify
 from ldm_jax.errors import ConversionError
@@ -166,7 +168,10 @@ def _write_compvis(model, path, options, log):
         model.ema_params = {}
     tensors, yaml = compvis_write.write(model, log)
     write_weights(path, tensors, model.step)
-    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
+    hints = hints_of(model) if model.config["stage"] == "diffusion" else {}
+    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml, hints)
+    for line in strict_loading(tensors, yaml):
+        log(line)
     log(f"its structure: {path.with_suffix('.yaml').name}, beside it")
 
 

@@ -5,12 +5,8 @@ are described in other words, such as heads by number and by size, outputs on a 
 input are compared.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import jax
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from ldm_jax.build import identity_of_config, make_first_stage
@@ -74,7 +70,7 @@ def _used(model, raw):
     return {name: trees[name] for name in _NETWORKS if name in trees}
 
 
-def _unlike_configs(ours, theirs) -> Iterator[str]:
+def _unlike_configs(ours, theirs):
     identities = [_identity(config) for config in (ours, theirs)]
     if identities[0].keys() != identities[1].keys():
         yield f"{', '.join(identities[0])} became {', '.join(identities[1])}"
@@ -84,7 +80,7 @@ def _unlike_configs(ours, theirs) -> Iterator[str]:
             yield f"{key}={value} became {identities[1][key]}"
 
 
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(config):
     found = identity_of_config(from_json(to_json(config)))
     flat = flatten_dict(found, sep=".", keep_empty_nodes=True)
     return {key: _plain(value) for key, value in flat.items()}
@@ -96,7 +92,7 @@ def _plain(value):
     )
 
 
-def _unlike_weights(ours, theirs) -> Iterator[str]:
+def _unlike_weights(ours, theirs):
     ours, theirs = (flatten_dict(tree, sep="/") for tree in (ours, theirs))
     for path in sorted(ours.keys() ^ theirs.keys()):
         yield f"the weight {path} is in one of them alone"
@@ -107,7 +103,7 @@ def _unlike_weights(ours, theirs) -> Iterator[str]:
             yield f"the weight {path} has other numbers"
 
 
-def _unlike_statistics(ours, theirs) -> Iterator[str]:
+def _unlike_statistics(ours, theirs):
     for name, mine, other in zip(ours._fields, ours, theirs, strict=True):
         mine, other = np.asarray(mine), np.asarray(other)
         same = mine.shape == other.shape or not (mine.ndim and other.ndim)
@@ -115,7 +111,7 @@ def _unlike_statistics(ours, theirs) -> Iterator[str]:
             yield f"the latents' {name}={mine.tolist()} became {other.tolist()}"
 
 
-def _unlike_outputs(model, again, raw) -> Iterator[str]:
+def _unlike_outputs(model, again, raw):
     modules = [_module(config) for config in (model.config, again.config)]
     if modules[0] == modules[1]:
         return
@@ -131,7 +127,7 @@ def _unlike_outputs(model, again, raw) -> Iterator[str]:
         yield f"the {name} computes something else"
 
 
-def _module(config: Mapping[str, Any]) -> nn.Module:
+def _module(config):
     if config["stage"] == "autoencoder":
         return make_first_stage(config["first_stage"])
     return make_unet(config["backbone"])

@@ -13,6 +13,7 @@ import yaml
 from ldm_jax.convert.compvis import options
 from ldm_jax.convert.compvis.conditions import read_conditions
 from ldm_jax.convert.compvis.names import COND_STAGE
+from ldm_jax.convert.hints import SECTION
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import StateDict, select
 
@@ -24,7 +25,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
       path: The file.
 
     Returns:
-      Dict of "target" and "params".
+      Dict of "target" and "params"; among these is our own section, see `hints`.
 
     Raises:
       ConversionError: If it cannot be read or describes no model.
@@ -37,6 +38,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
         raise ConversionError(f"{path} has no model.params: give CompVis's YAML")
+    model["params"][SECTION] = found.get(SECTION)
     return model
 
 

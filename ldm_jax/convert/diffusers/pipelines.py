@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert.hints import SECTION, hints_of
 from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConversionError
 
@@ -135,7 +136,7 @@ def index_of(
             index.setdefault(name, [None, None])
         if index["safety_checker"] == [None, None]:
             index["requires_safety_checker"] = False
-    return index
+    return index | {f"_{SECTION}": hints_of(model)}
 
 
 def pipeline_class(model: Model, configs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -166,9 +167,17 @@ def pipeline_class(model: Model, configs: Mapping[str, Mapping[str, Any]]) -> st
         return "LDMSuperResolutionPipeline" if _fits_map(model, configs) else NO_CLASS
     if len(kinds) == len(stable) + 1 and "AutoencoderKL" in classes:
         found = _STABLE.get(tuple(stable))
-        if found and (stable != ["spatial"] or set(entries) == {"caption", "depth"}):
+        if found and (stable != ["spatial"] or _fits_depth(model)):
             return found
     return NO_CLASS
+
+
+def _fits_depth(model):
+    """StableDiffusionDepth2ImgPipeline makes depth as large as latents, by bicubic."""
+    entry = model.config["conditions"].get("depth", {})
+    module = make_first_stage(model.first_stage.config["first_stage"])
+    found = [entry.get(name) for name in ("num_stages", "method", "multiplier")]
+    return found == [1, "bicubic", 1 / module.downsampling_factor]
 
 
 def _fits_text(model):

@@ -29,6 +29,7 @@ from ldm_jax.convert.diffusers.schedule_config import (
 from ldm_jax.convert.diffusers.text_config import text_entry
 from ldm_jax.convert.diffusers.unet_config import unet_section, unet_shape
 from ldm_jax.convert.diffusers.values import whole
+from ldm_jax.convert.hints import SECTION, take_hints
 from ldm_jax.convert.model import (
     Model,
     Options,
@@ -197,6 +198,7 @@ def _read_pipeline(tensors, configs, origin, options):
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
     if schedule:
         model.config["sample"] |= sample_section(schedule)
+    take_hints(model.config, origin.get("model_index", {}).get(f"_{SECTION}"))
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
     model.statistics = LatentStatistics()
