@@ -1,8 +1,10 @@
 """Eight simulated CPU devices, no network, a compile cache, parsed flags."""
 
+import fcntl
 import importlib
 import os
 import pathlib
+import shutil
 import tempfile
 
 from tests.flags import xla_flags
@@ -60,14 +62,31 @@ def shapes_dir(tmp_path_factory):
     return prepare_shapes(tmp_path_factory.mktemp("tfds"))
 
 
+def _made_once(tmp_path_factory, name, make):
+    """A copy of a workdir that the first worker to ask for it makes for all."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made, workdir = root / "made" / name, tmp_path_factory.mktemp(name)
+    made.parent.mkdir(exist_ok=True)
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():
+            make(workdir)
+            shutil.copytree(workdir, made)
+            return workdir
+    return shutil.copytree(made, workdir, dirs_exist_ok=True)
+
+
 @pytest.fixture(scope="session")
 def first_stage(shapes_dir, tmp_path_factory):
     """Workdir of a tiny first stage, trained for four steps."""
     from tests.runs import train
 
-    workdir = tmp_path_factory.mktemp("autoencoder")
-    train("shapes_autoencoder", shapes_dir, workdir)
-    return workdir
+    def make(workdir):
+        train("shapes_autoencoder", shapes_dir, workdir)
+
+    return _made_once(tmp_path_factory, "autoencoder", make)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +94,8 @@ def second_stage(shapes_dir, first_stage, tmp_path_factory):
     """Workdir of a tiny class-conditional second stage, trained for four steps."""
     from tests.runs import train
 
-    workdir = tmp_path_factory.mktemp("diffusion")
-    train("shapes_class", shapes_dir, workdir, first_stage__workdir=str(first_stage))
-    return workdir
+    def make(workdir):
+        extra = {"first_stage__workdir": str(first_stage)}
+        train("shapes_class", shapes_dir, workdir, **extra)
+
+    return _made_once(tmp_path_factory, "diffusion", make)

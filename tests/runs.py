@@ -1,6 +1,7 @@
 """Tiny data and tiny runs of both stages for the tests of the loop and of sampling."""
 
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -9,11 +10,13 @@ from unittest import mock
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint
 from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
+from ldm_jax.training.start import FREE_KEYS
 from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,6 +69,7 @@ def tiny_config(name, data_dir, **overrides):
     """
     config = importlib.import_module(f"configs.{name}").get_config("tiny")
     config.data.data_dir = data_dir
+    config.train.decay_steps = 100
     for key, value in overrides.items():
         section = config
         *path, last = key.split("__")
@@ -78,8 +82,37 @@ def tiny_config(name, data_dir, **overrides):
 def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overrides):
     """Runs a tiny config on so many devices; returns the last metrics logged."""
     config = tiny_config(name, data_dir, **overrides)
-    with mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices]):
+    chosen = mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices])
+    stages = {name: _traced_once(make) for name, make in loop.STAGES.items()}
+    with chosen, mock.patch.object(loop, "STAGES", stages):
         return loop.run(config, workdir, allow_config_change)
+
+
+# Keys of a config that no traced function depends on.
+UNTRACED = set(FREE_KEYS) - {"sample", "train.sharding_overrides"}
+_TRACED = {}
+
+
+def _traced_once(make_stage):
+    """Wraps a row of STAGES: runs of one config share their functions.
+
+    JAX keeps what it traced and compiled of a function, so that the second of two runs
+    of one config begins at once. Weights are those of each run.
+    """
+
+    def make(config, mesh, *others):
+        stage, record = make_stage(config, mesh, *others)
+        flat = flatten_dict(config.to_dict(), sep=".")
+        # A rate that falls until the last step depends on it.
+        assert flat["train.decay"] == "constant" or flat["train.decay_steps"]
+        flat = {k: v for k, v in flat.items() if k not in UNTRACED}
+        mesh = tuple(mesh.devices.flat), tuple(mesh.shape.items())
+        key = json.dumps([flat, record], sort_keys=True, default=str), mesh
+        first = _TRACED.setdefault(key, stage)
+        own = {"frozen": stage.frozen, "initial": stage.initial}
+        return first._replace(**own), record
+
+    return make
 
 
 def command(script, *arguments, devices=1):

@@ -160,6 +160,8 @@ def _read_first_stage(record, folder):
     if found == "identity":
         config = autoencoder_config({"kind": "identity"}, None)
         return Model(config, {"autoencoder": {}})
+    # Not another that lies there by now.
+    trained.load_recorded(folder, record)
     return read(found, record["step"])
 
 

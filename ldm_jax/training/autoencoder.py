@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.checkpoint import Folder, tree_checksum
 from ldm_jax.config import build, to_dict
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import name_of, row_of
@@ -24,7 +25,7 @@ from ldm_jax.training.step import Stage, make_step, step_options
 
 
 def make_stage(
-    config: ConfigDict, mesh: Any, data: Any, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Any, data: Any, meta: Mapping[str, Any], workdir: Folder
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the first stage from its config.
 
@@ -32,15 +33,17 @@ def make_stage(
       config: ConfigDict.
       mesh: Unused; the second stage needs it.
       data: The run's `Data`.
-      meta: Unused likewise.
+      meta: What a checkpoint to resume from records; an empty dict for a new run.
+      workdir: Unused like `mesh`.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
 
     Raises:
       ConfigError: If the config cannot work.
+      CheckpointError: If LPIPS has other weights than when the run began.
     """
-    del mesh, meta
+    del mesh, workdir
     model = make_first_stage(config.first_stage)
     _check_kind(model)
     _check_size(model, config.data.image_size)
@@ -48,7 +51,18 @@ def make_stage(
     options = build(LossOptions, config.loss, "loss")
     check_codebook(options, model)
     options, frozen = load_perceptual(options, model, config.data.image_size)
-    return _make_steps(config, model, options, frozen, data.example), {}
+    record = {name: tree_checksum(tree) for name, tree in frozen.items()}
+    _check_frozen(config, record, meta)
+    return _make_steps(config, model, options, frozen, data.example), record
+
+
+def _check_frozen(config, record, meta):
+    """Compares the checksum of LPIPS with that of the run that goes on."""
+    if "lpips" in record and record["lpips"] != meta.get("lpips", record["lpips"]):
+        raise CheckpointError(
+            f"loss.lpips_weights={config.loss.lpips_weights} holds other weights than "
+            "when this run began: give those, or another --workdir"
+        )
 
 
 def _check_kind(model):

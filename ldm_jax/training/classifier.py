@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier, make_noise_schedule
+from ldm_jax.checkpoint import Folder
+from ldm_jax.conditioners.checks import check_classes
 from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_statistics, open_first_stage
@@ -21,7 +23,7 @@ from ldm_jax.training.step import Stage, make_loss_steps
 
 
 def make_stage(
-    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any], workdir: Folder
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the stage from its config.
 
@@ -30,6 +32,7 @@ def make_stage(
       mesh: Mesh of the run.
       data: The run's `Data`.
       meta: What a checkpoint to resume from records, see `training.diffusion`.
+      workdir: Workdir of the run, where a copy of the first stage is kept.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
@@ -38,12 +41,13 @@ def make_stage(
       ConfigError: If the config cannot work, or the data have no labels.
       CheckpointError: If the first stage cannot be read.
     """
-    first = open_first_stage(config, meta)
+    first = open_first_stage(config, meta, workdir)
     model = LatentClassifier(
         make_classifier(config, data.num_classes),
         make_noise_schedule(config),
         first.module,
     )
+    data.check_examples(functools.partial(_check_label, data.num_classes))
     statistics = find_statistics(config, model, first, mesh, data, meta)
     frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
@@ -54,6 +58,10 @@ def make_stage(
     }
     size = data.example["image"].shape[1:3]
     return _make_steps(config, model, frozen, size), record
+
+
+def _check_label(num_classes, batch):
+    check_classes(batch["label"], "B", num_classes)
 
 
 def _make_steps(config, model, frozen, image_size):

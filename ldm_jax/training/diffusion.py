@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.build import make_model, sample_options
-from ldm_jax.config import build
+from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.training.freeze import freeze_paths
@@ -22,7 +22,7 @@ from ldm_jax.training.step import Stage, make_loss_steps
 
 
 def make_stage(
-    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any]
+    config: ConfigDict, mesh: Mesh, data: Any, meta: Mapping[str, Any], workdir: Folder
 ) -> tuple[Stage, dict[str, Any]]:
     """Makes the second stage from its config.
 
@@ -32,6 +32,7 @@ def make_stage(
       data: The run's `Data`.
       meta: What a checkpoint to resume from records: the first stage and the latent
         statistics are taken from it; an empty dict for a new run.
+      workdir: Workdir of the run, where a copy of the first stage is kept.
 
     Returns:
       (Stage, record): `record` goes into each checkpoint's `meta`.
@@ -40,12 +41,12 @@ def make_stage(
       ConfigError: If the config cannot work.
       CheckpointError: If the first stage cannot be read.
     """
-    first = open_first_stage(config, meta)
+    first = open_first_stage(config, meta, workdir)
     model = make_model(config, first.module, data.num_classes)
     new = not meta and not config.train.init_from
     initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:
-        build(model.conditioner.check, {"batch": data.example}, "conditions")
+        data.check_examples(model.conditioner.check)
     statistics = find_statistics(config, model, first, mesh, data, meta)
     frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {

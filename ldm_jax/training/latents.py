@@ -1,6 +1,7 @@
 """The latents that a stage trains on: from which first stage, and their statistics."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,10 +13,17 @@ from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, latent_diffusion, sharding
 from ldm_jax.annotations import Array, Shaped
+from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.config import choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.trained import FirstStage, load_first_stage
+from ldm_jax.trained import (
+    FirstStage,
+    has_own_copy,
+    keep_first_stage,
+    load_first_stage,
+    load_recorded,
+)
 
 # What of the latents is measured, by `first_stage.latent_statistics`: the axes that one
 # mean and one standard deviation are taken over.
@@ -101,12 +109,15 @@ def _require_variance(std):
         )
 
 
-def open_first_stage(config: ConfigDict, meta: Mapping[str, Any]) -> FirstStage:
-    """Loads the first stage of a stage on latents.
+def open_first_stage(
+    config: ConfigDict, meta: Mapping[str, Any], workdir: Folder
+) -> FirstStage:
+    """Loads the first stage of a stage on latents, and keeps a copy of it.
 
     Args:
       config: ConfigDict with `first_stage`.
       meta: What a checkpoint to resume from records; an empty dict for a new run.
+      workdir: Workdir of the run.
 
     Returns:
       A FirstStage.
@@ -116,11 +127,31 @@ def open_first_stage(config: ConfigDict, meta: Mapping[str, Any]) -> FirstStage:
       CheckpointError: If it cannot be read, or is not the one that the run began with.
     """
     section = config.first_stage
-    step = meta["first_stage"]["step"] if meta else section.step
-    first = load_first_stage(section.workdir, step)
-    if meta:
+    if meta and has_own_copy(workdir):
+        _check_named(section, meta["first_stage"])
+        return load_recorded(workdir, meta["first_stage"])
+    if not meta:
+        first = load_first_stage(section.workdir, section.step)
+    else:
+        first = load_first_stage(section.workdir, meta["first_stage"]["step"])
         check_same_first_stage(first.record, meta["first_stage"])
+    keep_first_stage(workdir, first)
     return first
+
+
+def _check_named(section, recorded):
+    """Refuses another first stage than the copy, if the config names one.
+
+    The place of the copied one may be empty by now, or hold it trained further.
+    """
+    places = map(os.path.realpath, (absolute(section.workdir), recorded["workdir"]))
+    if section.workdir == recorded["workdir"] or len(set(places)) == 1:
+        return
+    try:
+        named = load_first_stage(section.workdir, section.step)
+    except (CheckpointError, ConfigError):
+        return
+    check_same_first_stage(named.record, recorded)
 
 
 def find_statistics(

@@ -18,7 +18,8 @@ class Preemption:
     coordination service then catches SIGTERM itself and agrees on a step.
 
     Attributes:
-      signal: Number of the signal that came first, SIGTERM if to another process.
+      signal: Number of the signal that came: SIGTERM if that is among several, or if
+        it came to another process.
     """
 
     def __init__(self) -> None:
@@ -35,14 +36,25 @@ class Preemption:
 
     def _handle(self, number, frame):
         del frame
+        # Of two that wait, Python handles the lower number first, not the earlier.
+        if number == signal.SIGTERM or not self._asked:
+            self.signal = signal.Signals(number)
         if self._asked:
             return
-        self._asked, self.signal = True, signal.Signals(number)
+        self._asked = True
         # Not `print`, which a handler may interrupt in the middle of a line.
         os.write(2, b"\nasked to stop: this step is finished and saved first\n")
         if self._distributed:
             # To JAX, which tells the other processes.
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def asked(self) -> bool:
+        """Says whether a signal came that this process may obey by itself.
+
+        Returns:
+          Whether the run is asked to stop; False where processes must agree first.
+        """
+        return self._asked and not self._distributed
 
     def requested(self, step: int) -> bool:
         """Says whether to save and leave; call it at every step.
@@ -55,7 +67,7 @@ class Preemption:
         """
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.asked()
 
     def close(self) -> None:
         """Restores the handlers found at the start."""

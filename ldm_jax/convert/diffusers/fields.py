@@ -119,12 +119,10 @@ FIELDS = MappingProxyType(
                 shift_factor=None,
                 latents_mean=None,
                 latents_std=None,
+                use_post_quant_conv=True,
+                use_quant_conv=True,
             ),
-            fixed=dict(
-                act_fn=("silu", "swish"),
-                use_post_quant_conv=(True,),
-                use_quant_conv=(True,),
-            ),
+            fixed=dict(act_fn=("silu", "swish")),
             free=("force_upcast", *_AVERAGE),
         ),
         "VQModel": Fields(

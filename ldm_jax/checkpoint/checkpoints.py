@@ -1,0 +1,187 @@
+"""The checkpoints of a run: saving, restoring, which ones stay."""
+
+import concurrent.futures
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from ldm_jax.checkpoint import checksums
+from ldm_jax.checkpoint.damage import DamagedCheckpoint
+from ldm_jax.checkpoint.folder import CHECKPOINTS, Folder, absolute, saved_steps
+from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
+from ldm_jax.checkpoint.state import TrainState, items_of
+from ldm_jax.checkpoint.weights import read_meta
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.sharding import named_leaves
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: saved in the background, kept by policy."""
+
+    def __init__(
+        self, workdir: Folder, keep_last: int = 2, keep_every: int | None = None
+    ) -> None:
+        """Opens (and creates) the folder.
+
+        Args:
+          workdir: Folder of the run.
+          keep_last: How many of the newest checkpoints stay, at least 1.
+          keep_every: Steps divisible by it stay for ever; None or 0 keeps no others.
+
+        Raises:
+          ConfigError: If it would keep none.
+        """
+        if keep_last < 1:
+            raise ConfigError(
+                f"train.keep_last={keep_last} would delete every checkpoint: give 1 or "
+                "more"
+            )
+        keep = ocp.training.preservation_policies
+        policies = [keep.LatestN(keep_last)]
+        if keep_every:
+            policies.append(keep.EveryNSteps(keep_every))
+        self._folder = absolute(workdir) / CHECKPOINTS
+        self._checkpointer = ocp.training.Checkpointer(
+            self._folder,
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        # One thread, in which the checksums of what is on disk are made.
+        self._sealer = concurrent.futures.ThreadPoolExecutor(1)
+        self._sealed = None
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None where there is none."""
+        return max(saved_steps(self._folder), default=None)
+
+    @property
+    def folders(self) -> list[pathlib.Path]:
+        """Folders of the checkpoints that are on disk, the oldest first."""
+        return [self._folder / str(step) for step in saved_steps(self._folder)]
+
+    def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Starts to save; returns once the arrays have been copied off the devices.
+
+        Args:
+          step: Python int; saving a step twice does nothing.
+          state: TrainState.
+          meta: JSON-serialisable dict.
+        """
+        if step == self.latest_step:
+            return
+        # What is being sealed must not be rotated away meanwhile.
+        self._wait_for_seal()
+        saving = self._checkpointer.save_checkpointables_async(
+            step, items_of(state) | {"meta": meta}, force=True
+        )
+        if jax.process_index() == 0:
+            folder = self._folder / str(step)
+            self._sealed = self._sealer.submit(_seal, saving, folder)
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """Reads a state back onto the devices.
+
+        Args:
+          step: Step of a checkpoint.
+          abstract_state: TrainState of `ShapeDtypeStruct` with shardings; the mesh may
+            differ from the one that saved.
+
+        Returns:
+          TrainState of arrays.
+
+        Raises:
+          CheckpointError: If it cannot be read, is not what was saved or holds other
+            shapes.
+        """
+        folder = self._folder / str(step)
+        _verify_together(folder)
+        targets = items_of(abstract_state)
+        saved = shapes_of(folder, "params", "training")
+        _check_structure(folder, upgrade(saved, saved), targets)
+        if is_old(saved):
+            targets = rename(targets, "backbone", "unet")
+        items = upgrade(load(folder, targets), saved)
+        return abstract_state.replace(
+            params=items["params"],
+            ema_params=items.get("ema_params", {}),
+            **items["training"],
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Reads the `meta` item of a checkpoint.
+
+        Args:
+          step: Step of the checkpoint.
+
+        Returns:
+          See `read_meta`.
+
+        Raises:
+          CheckpointError: If it cannot be read, or is not what was saved.
+        """
+        return read_meta(self._folder / str(step))
+
+    def wait(self) -> None:
+        """Blocks until what is being saved is on disk."""
+        self._checkpointer.wait()
+        self._wait_for_seal()
+
+    def close(self) -> None:
+        """Waits and releases the folder; without it a running save is lost."""
+        try:
+            self._checkpointer.close()
+        finally:
+            self._sealer.shutdown()
+
+    def _wait_for_seal(self):
+        if self._sealed is not None:
+            self._sealed.result()
+
+
+def _seal(saving: Any, folder: pathlib.Path) -> None:
+    """Makes the checksums of a checkpoint once it is on disk."""
+    try:
+        saving.result()
+    except Exception:  # Orbax raises it again where one waits for it.
+        return
+    checksums.seal(folder)
+
+
+def _verify_together(folder):
+    """Compares all checksums of a checkpoint, each process a part of them."""
+    index, count = jax.process_index(), jax.process_count()
+    damage = checksums.find_damage(folder, part=(index, count))
+    if count > 1:
+        # All must know, lest the others wait for the one that found it.
+        text = (damage or "").encode()[:256].ljust(256)
+        rows = multihost_utils.process_allgather(np.frombuffer(text, np.uint8))
+        texts = [bytes(row).decode(errors="replace").strip() for row in rows]
+        damage = next(filter(None, texts), None)
+    if damage:
+        raise DamagedCheckpoint(folder, damage)
+
+
+def _check_structure(folder, saved, targets):
+    """Compares names and shapes before Orbax does, whose message names neither."""
+    saved = {name: _flat_shapes(tree) for name, tree in saved.items()}
+    wanted = {name: _flat_shapes(tree) for name, tree in targets.items()}
+    for item in saved.keys() | wanted.keys():
+        shapes, found = wanted.get(item, {}), saved.get(item, {})
+        for name in sorted(shapes.keys() | found.keys()):
+            if shapes.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{folder} belongs to another model: {item}/{name} is "
+                    f"{found.get(name, 'absent')} there and "
+                    f"{shapes.get(name, 'absent')} here; use the config that made it "
+                    "or another --workdir"
+                )
+
+
+def _flat_shapes(tree):
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}

@@ -1,0 +1,169 @@
+"""Checksums: of the files of a checkpoint, and of weights.
+
+Storage loses bits, and nothing in Orbax's format notices: a flipped bit becomes a wrong
+weight. So `checksums.json` in each checkpoint holds the CRC-32 of every block of its
+files, and whoever reads an item compares those of its files first. Files rather than
+arrays: they are the same whatever mesh wrote or reads them, on any number of processes,
+no device waits for them, and what is damaged reaches no decoder.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+_NAME = "checksums.json"
+_BLOCK = 1 << 24  # Bytes; large files are shared out between threads by blocks.
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Writes the checksums of a checkpoint that was just saved.
+
+    A checkpoint without them, as of older versions or of a run that was killed between
+    saving and sealing, is read without being compared.
+
+    Args:
+      folder: Folder of the checkpoint; it may have been removed since.
+    """
+    try:
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        _write(folder, {_name(folder, path): list(_blocks_of(path)) for path in paths})
+    except OSError as error:
+        if folder.is_dir():
+            logging.warning("%s has no checksums: %s", folder, error)
+
+
+def copy_checksums(
+    source: pathlib.Path, target: pathlib.Path, items: Collection[str]
+) -> None:
+    """Gives a copy of some items of a checkpoint the checksums of the original.
+
+    Args:
+      source: Folder of the checkpoint.
+      target: Folder of the copy.
+      items: Items that were copied.
+    """
+    record = _read(source)
+    if record is None:
+        seal(target)
+    else:
+        _write(target, {name: record[name] for name in record if _within(name, items)})
+
+
+def has_item(folder: pathlib.Path, item: str) -> bool:
+    """Says whether an item was saved, even if its files are lost.
+
+    Args:
+      folder: Folder of the checkpoint.
+      item: Its name.
+
+    Returns:
+      Whether it was.
+    """
+    recorded = any(name.startswith(f"{item}/") for name in _read(folder) or ())
+    return recorded or (folder / item).is_dir()
+
+
+def find_damage(
+    folder: pathlib.Path,
+    items: Collection[str] | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> str | None:
+    """Compares the files of a checkpoint with their checksums, several at a time.
+
+    Args:
+      folder: Folder of the checkpoint.
+      items: Items to compare, beside what belongs to none; all by default.
+      part: Which of how many parts to compare, where processes share the work.
+
+    Returns:
+      What is wrong, in words; None if nothing is or there are no checksums.
+    """
+    try:
+        record = _read(folder) or {}
+    except ValueError:
+        return f"its file {_NAME} is not what was saved"
+    rows = [
+        (folder, name, index, checksum)
+        for name, blocks in record.items()
+        if items is None or _within(name, items)
+        for index, checksum in enumerate([*blocks, None])
+    ]
+    index, count = part
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = [text for text in pool.map(_compare, rows[index::count]) if text]
+    return found[0] if found else None
+
+
+def tree_checksum(tree: Any) -> int:
+    """CRC-32 of weights: equal ones do equal things.
+
+    Args:
+      tree: Pytree of arrays of any shape, compared as float32.
+
+    Returns:
+      The checksum.
+    """
+    checksum = 0
+    for leaf in jax.tree.leaves(tree):
+        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
+    return checksum
+
+
+def _compare(row):
+    """What is wrong with a block of a file; a checksum of None stands for its end."""
+    folder, name, index, checksum = row
+    try:
+        with open(folder / name, "rb") as file:
+            file.seek(index * _BLOCK)
+            block = file.read(_BLOCK)
+    except OSError as error:
+        return f"its file {name} cannot be read ({error.strerror})"
+    if (zlib.crc32(block) if block else None) != checksum:
+        return f"its file {name} is not what was saved"
+    return None
+
+
+def _blocks_of(path):
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            yield zlib.crc32(block)
+
+
+def _within(name, items):
+    """Whether a file belongs to one of the items, or to none at all."""
+    item, _, rest = name.partition("/")
+    return not rest or item in items
+
+
+def _name(folder, path):
+    return path.relative_to(folder).as_posix()
+
+
+def _read(folder):
+    """Name of each file -> checksums of its blocks; None where there are none."""
+    path = folder / _NAME
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_bytes())
+    if not isinstance(record, dict) or not all(map(_is_list, record.values())):
+        raise ValueError(f"{path} is damaged")
+    return record
+
+
+def _is_list(value):
+    return isinstance(value, list)
+
+
+def _write(folder, record):
+    temporary = folder / f"{_NAME}.tmp"
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    os.replace(temporary, folder / _NAME)

@@ -1,0 +1,64 @@
+"""What is said of a damaged checkpoint: the step and the way to go back to."""
+
+import itertools
+import pathlib
+import shlex
+
+from ldm_jax.checkpoint.checksums import find_damage
+from ldm_jax.checkpoint.folder import saved_steps
+from ldm_jax.errors import CheckpointError
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that cannot be read, or is not what was saved.
+
+    Attributes:
+      problem: What is wrong, without what to do.
+    """
+
+    def __init__(self, folder: pathlib.Path, reason: str | Exception) -> None:
+        """Names the damage, and the newest whole checkpoint before it.
+
+        Args:
+          folder: Folder of the checkpoint.
+          reason: What is wrong with it.
+        """
+        if isinstance(reason, Exception):
+            lines = str(reason).strip().splitlines()
+            first = lines[0][:200] if lines else "no reason given"
+            reason = f"{type(reason).__name__}: {first}"
+        self.problem = f"cannot read the checkpoint {folder}: {reason}"
+        super().__init__(f"{self.problem}; {_way_back(folder)}")
+
+
+def _way_back(folder):
+    """What to do: the command that makes an earlier checkpoint the newest."""
+    steps = [step for step in saved_steps(folder.parent) if _precedes(step, folder)]
+    whole = next(
+        (s for s in reversed(steps) if _is_whole(folder.parent / str(s))), None
+    )
+    if whole is None:
+        return "no earlier checkpoint is whole: begin anew in another --workdir"
+    damaged = [*(folder.parent / str(step) for step in steps if step > whole), folder]
+    aside = _unused(folder.parent.parent / "damaged")
+    moved = shlex.join(map(str, [*damaged, aside]))
+    return (
+        f"step {whole} is whole: to go on from it, move what is damaged away and run "
+        f"the same command again: mkdir {shlex.quote(str(aside))} && mv {moved}"
+    )
+
+
+def _precedes(step, folder):
+    return folder.name.isdigit() and step < int(folder.name)
+
+
+def _is_whole(folder):
+    """Whether a checkpoint is worth going back to; an old one has no checksums."""
+    complete = all((folder / item).is_dir() for item in ("meta", "params", "training"))
+    return complete and find_damage(folder) is None
+
+
+def _unused(path):
+    """The path, with a number behind it if there is such a folder already."""
+    numbered = (path.with_name(f"{path.name}_{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())

@@ -1,0 +1,126 @@
+"""The items of a checkpoint: from Orbax, under the names of today.
+
+Checkpoints of older versions are read with the names of today, here and nowhere else.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from ldm_jax.checkpoint.checksums import find_damage
+from ldm_jax.checkpoint.damage import DamagedCheckpoint
+
+
+def verify(folder: pathlib.Path, *items: str) -> None:
+    """Compares the files of some items with their checksums.
+
+    Args:
+      folder: Folder of the checkpoint.
+      *items: Their names.
+
+    Raises:
+      DamagedCheckpoint: If they are not what was saved.
+    """
+    damage = find_damage(folder, items)
+    if damage:
+        raise DamagedCheckpoint(folder, damage)
+
+
+def load(folder: pathlib.Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """Reads items; whoever calls has compared their checksums.
+
+    Args:
+      folder: Folder of the checkpoint.
+      targets: Name of the item -> tree that says what of it, as Orbax takes it.
+
+    Returns:
+      Name of the item -> what it holds.
+
+    Raises:
+      DamagedCheckpoint: If they cannot be read.
+    """
+    try:
+        return ocp.load_checkpointables(folder, targets)
+    except Exception as error:  # Orbax raises many kinds for a damaged folder.
+        raise DamagedCheckpoint(folder, error) from error
+
+
+def shapes_of(folder: pathlib.Path, *items: str) -> dict[str, Any]:
+    """Reads what arrays a checkpoint holds.
+
+    Args:
+      folder: Folder of the checkpoint.
+      *items: Items that must be there.
+
+    Returns:
+      Name of the item -> tree of shapes and dtypes, under the names that were saved,
+      for the items that hold arrays.
+
+    Raises:
+      DamagedCheckpoint: If that cannot be read, or an item is missing.
+    """
+    verbosity = logging.get_verbosity()
+    try:
+        # Orbax warns of the item `meta`, which is not a tree of arrays.
+        logging.set_verbosity(logging.ERROR)
+        metadata = ocp.checkpointables_metadata(folder).metadata
+    except Exception as error:  # Orbax raises many kinds for a damaged folder.
+        raise DamagedCheckpoint(folder, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    trees = {name: tree for name, tree in metadata.items() if name != "meta"}
+    for name in (*items, *trees):
+        if trees.get(name) is None:
+            raise DamagedCheckpoint(folder, f"its item '{name}' is missing or damaged")
+    return trees
+
+
+def is_old(shapes: dict[str, Any]) -> bool:
+    """Says whether a checkpoint calls the backbone `unet`, as up to version 0.1.
+
+    Args:
+      shapes: What `shapes_of` returned.
+
+    Returns:
+      Whether it does.
+    """
+    return "unet" in shapes["params"]
+
+
+def upgrade(items: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    """Names the networks of a checkpoint as today.
+
+    Args:
+      items: Name of the item -> tree.
+      shapes: What `shapes_of` returned for the checkpoint.
+
+    Returns:
+      The same with the names of today.
+    """
+    return rename(items, "unet", "backbone") if is_old(shapes) else items
+
+
+def rename(tree: Any, name: str, other: str) -> Any:
+    """Renames a network in a tree of parameters and of optimiser states of them.
+
+    Args:
+      tree: Pytree, for example of items.
+      name: Name of the network there.
+      other: Its new name.
+
+    Returns:
+      The renamed tree.
+    """
+
+    def by_network(node):
+        return isinstance(node, dict) and name in node
+
+    def renamed(node):
+        if not by_network(node):
+            return node
+        return {other if key == name else key: node[key] for key in node}
+
+    return jax.tree.map(renamed, tree, is_leaf=by_network)

@@ -1,0 +1,39 @@
+"""Trained models: from a workdir to modules with weights.
+
+| module | what |
+| --- | --- |
+| `model` | second stages, with everything that sampling needs |
+| `first_stage` | first stages |
+| `own_copy` | the copy of its first stage in a second stage's workdir |
+| `classifier` | classifiers of noisy latents |
+"""
+
+from ldm_jax.trained.classifier import TrainedClassifier, load_classifier
+from ldm_jax.trained.first_stage import (
+    FirstStage,
+    check_same_latents,
+    load_first_stage,
+    record_of,
+)
+from ldm_jax.trained.model import Trained, load_model
+from ldm_jax.trained.own_copy import (
+    first_stage_folder,
+    has_own_copy,
+    keep_first_stage,
+    load_recorded,
+)
+
+__all__ = [
+    "FirstStage",
+    "Trained",
+    "TrainedClassifier",
+    "check_same_latents",
+    "first_stage_folder",
+    "has_own_copy",
+    "keep_first_stage",
+    "load_classifier",
+    "load_first_stage",
+    "load_model",
+    "load_recorded",
+    "record_of",
+]

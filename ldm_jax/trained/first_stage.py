@@ -1,0 +1,124 @@
+"""Trained first stages."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm_jax import checkpoint
+from ldm_jax.build import make_first_stage
+from ldm_jax.checkpoint import Folder, absolute, tree_checksum
+from ldm_jax.errors import ConfigError
+from ldm_jax.models.first_stages import row_of
+from ldm_jax.models.identity import identity_of
+from ldm_jax.sharding import named_leaves
+
+
+class FirstStage(NamedTuple):
+    """A trained first stage.
+
+    Attributes:
+      module: The autoencoder.
+      params: Its weights, NumPy.
+      config: The config it was trained with; None for the identity.
+      record: Dict that says where the weights came from, with checksums of what makes
+        latents ("checksum") and of what only decodes them ("decoder_checksum").
+    """
+
+    module: Any
+    params: Any
+    config: Any
+    record: dict
+
+
+def load_first_stage(
+    workdir: Folder,
+    step: int | None = None,
+    average: bool = True,
+    key: str = "first_stage.workdir",
+) -> FirstStage:
+    """Loads a trained first stage.
+
+    Args:
+      workdir: Its workdir, or "identity" for none: diffusion on pixels.
+      step: Checkpoint to take; the newest by default.
+      average: Take the moving average of the weights where one was kept.
+      key: What the workdir is called, for messages.
+
+    Returns:
+      A FirstStage.
+
+    Raises:
+      ConfigError: If the workdir is not given or holds something else.
+      CheckpointError: If there is no checkpoint in it, or it cannot be read.
+    """
+    if workdir == "identity":
+        module = make_first_stage({"kind": "identity"})
+        return FirstStage(module, {}, None, {"workdir": "identity", "step": None})
+    if not workdir:
+        raise ConfigError(
+            f"{key} is not set: train a first stage with train.py "
+            f"(configs/*autoencoder*.py) and give --config.{key}=ITS_WORKDIR"
+        )
+    config, params, meta = checkpoint.load_weights(workdir, step, average)
+    if config.stage != "autoencoder":
+        raise ConfigError(
+            f"{key}={workdir} holds a {config.stage} run; give the workdir of an "
+            "autoencoder"
+        )
+    module, params = make_first_stage(config.first_stage), params["autoencoder"]
+    encoder, decoder = _split(module, params)
+    record = record_of(workdir, meta) | {
+        "image_size": config.data.image_size,
+        "checksum": tree_checksum(encoder),
+        "decoder_checksum": tree_checksum(decoder),
+    }
+    return FirstStage(module, params, config, record)
+
+
+def record_of(workdir: Folder, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Says where weights came from, for what is made of them.
+
+    Args:
+      workdir: Workdir of the run.
+      meta: The meta data that `checkpoint.load_weights` returned with them.
+
+    Returns:
+      JSON-like dict of "workdir", "step" and "weights", the item of the checkpoint.
+    """
+    return {
+        "workdir": str(absolute(workdir)),
+        "step": meta["step"],
+        "weights": meta["item"],
+    }
+
+
+def check_same_latents(first: FirstStage, second: FirstStage) -> None:
+    """Checks that two first stages give the same latents, to the bit.
+
+    Args:
+      first: FirstStage that a second stage was trained on.
+      second: FirstStage whose decoder is to take its place.
+
+    Raises:
+      ConfigError: If they differ in anything but the decoder.
+    """
+    one, other = (
+        named_leaves(_split(stage.module, stage.params)[0]) | identity_of(stage.module)
+        for stage in (first, second)
+    )
+    places = [stage.record["workdir"] for stage in (first, second)]
+    for name in sorted(one.keys() | other.keys()):
+        if not np.array_equal(one.get(name), other.get(name)):
+            raise ConfigError(
+                f"the decoder in {places[1]} is of other latents than {places[0]}: "
+                f"{name} differs; train it with train.init_from={places[0]} and the "
+                "variant `decoder` of its config"
+            )
+
+
+def _split(module, params):
+    """What of the parameters makes latents, and what only decodes them."""
+    parts = row_of(module).decoder_parts
+    decoder = {name: tree for name, tree in params.items() if name in parts}
+    return {k: v for k, v in params.items() if k not in parts}, decoder

@@ -1,0 +1,184 @@
+"""A bit that storage lost is found before anything is read, and the way back works."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from ldm_jax import checkpoint
+from ldm_jax.checkpoint import Checkpoints, TrainState, checksums
+from ldm_jax.errors import CheckpointError, ConfigError
+
+META = {"config": {"stage": "diffusion"}}
+
+
+def _state(value=0.5):
+    kernel = np.full((40, 25), value, np.float32)
+    return TrainState(
+        step=np.asarray(3, np.int32),
+        params={"net": {"kernel": kernel}},
+        ema_params={"net": {"kernel": kernel + 1}},
+        opt_state={},
+        stats={},
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Workdir with checkpoints of steps 10 to 13."""
+    workdir = tmp_path_factory.mktemp("saved") / "a run"
+    checkpoints = Checkpoints(workdir, keep_last=4)
+    for step in (10, 11, 12, 13):
+        checkpoints.save(step, _state(step), META)
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "a run")
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _flip_data(workdir, step, item):
+    """Flips a bit of the largest file of an item."""
+    files = _files(workdir / "checkpoints" / str(step) / item)
+    _flip(max(files, key=lambda path: path.stat().st_size))
+
+
+def _restore(workdir, step):
+    checkpoints = Checkpoints(workdir)
+    try:
+        assert checkpoints.meta(step) == META
+        return checkpoints.restore(step, _state())
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "shorten", "lengthen", "remove"])
+def test_damage_of_any_file_is_found(workdir, damage):
+    folder = workdir / "checkpoints" / "13"
+    assert checksums.find_damage(folder) is None
+    files = _files(folder)
+    assert len(files) > 10
+    for path in files:
+        whole = path.read_bytes()
+        if damage == "flip":
+            _flip(path)
+        elif damage == "remove" and path.name != "checksums.json":
+            path.unlink()
+        else:
+            path.write_bytes(whole[:-1] if damage == "shorten" else whole + b" ")
+        found = checksums.find_damage(folder)
+        # Space behind JSON means nothing.
+        harmless = path.name == "checksums.json" and damage in ("lengthen", "remove")
+        assert bool(found) != harmless, path
+        path.write_bytes(whole)
+    assert checksums.find_damage(folder) is None
+
+
+def test_large_files_are_compared_block_by_block_by_several_processes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checksums, "_BLOCK", 16)
+    path = tmp_path / "params" / "data"
+    path.parent.mkdir()
+    path.write_bytes(bytes(range(100)))
+    checksums.seal(tmp_path)
+    for position in (0, 50, 99):
+        data = bytearray(range(100))
+        data[position] ^= 128
+        path.write_bytes(data)
+        assert checksums.find_damage(tmp_path, ("ema_params",)) is None
+        parts = [checksums.find_damage(tmp_path, part=(i, 3)) for i in range(3)]
+        assert len([part for part in parts if part]) == 1
+    path.write_bytes(bytes(range(96)))
+    assert "params/data is not what was saved" in checksums.find_damage(tmp_path)
+
+
+@pytest.mark.parametrize("item", ["params", "ema_params", "training", "meta"])
+def test_whoever_reads_an_item_compares_it(workdir, item):
+    _flip_data(workdir, 13, item)
+    with pytest.raises(CheckpointError, match=f"its file {item}/.* step 12 is whole"):
+        _restore(workdir, 13)
+    folder = workdir / "checkpoints" / "13"
+    if item == "meta":
+        readers = [lambda: checkpoint.read_meta(folder)]
+        readers += [lambda: checkpoint.load_weights(workdir)]
+    else:
+        readers = [lambda: checkpoint.load_item(folder, item)]
+    if item in ("params", "ema_params"):
+        average = item == "ema_params"
+        readers += [lambda: checkpoint.load_weights(workdir, average=average)]
+    for read in readers:
+        with pytest.raises(CheckpointError, match=f"its file {item}/"):
+            read()
+
+
+def test_a_lost_average_is_not_replaced_in_silence(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "13" / "ema_params")
+    with pytest.raises(CheckpointError, match="its file ema_params/.* cannot be read"):
+        checkpoint.load_weights(workdir)
+
+
+def test_the_way_back_that_is_named_works(workdir):
+    """Past a second damaged one, and twice, with a space in the path."""
+    for steps, whole in (((13, 12), 11), ((11,), 10)):
+        for step in steps:
+            _flip_data(workdir, step, "training")
+        with pytest.raises(CheckpointError) as error:
+            _restore(workdir, steps[0])
+        assert f"step {whole} is whole" in str(error.value)
+        command = re.search(r"same command again: (mkdir .*)", str(error.value))[1]
+        subprocess.run(command, shell=True, check=True)
+        checkpoints = Checkpoints(workdir)
+        assert checkpoints.latest_step == whole
+        restored = checkpoints.restore(whole, _state())
+        np.testing.assert_array_equal(restored.params["net"]["kernel"][0, 0], whole)
+        checkpoints.close()
+    moved = {path.name for path in workdir.glob("damaged*/*")}
+    assert moved == {"11", "12", "13"}
+    _flip_data(workdir, 10, "training")
+    with pytest.raises(CheckpointError, match="no earlier checkpoint is whole"):
+        _restore(workdir, 10)
+
+
+def test_a_run_goes_on_beside_damage_and_seals_what_it_saves(workdir):
+    _flip(workdir / "checkpoints" / "12" / "_CHECKPOINT_METADATA")
+    checkpoints = Checkpoints(workdir, keep_last=4)
+    checkpoints.save(14, _state(14), META)
+    checkpoints.close()
+    assert "checksums.json" in {
+        path.name for path in (workdir / "checkpoints" / "14").iterdir()
+    }
+    assert checksums.find_damage(workdir / "checkpoints" / "14") is None
+
+
+def test_checkpoints_without_checksums_are_read(workdir):
+    for step in (12, 13):
+        (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
+    restored = _restore(workdir, 13)
+    np.testing.assert_array_equal(restored.ema_params["net"]["kernel"], 14)
+    assert checkpoint.load_weights(workdir)[2]["step"] == 13
+    # And are worth going back to.
+    shutil.rmtree(workdir / "checkpoints" / "13" / "params")
+    with pytest.raises(CheckpointError, match="step 12 is whole"):
+        _restore(workdir, 13)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_keeping_none_is_refused(workdir, count):
+    with pytest.raises(ConfigError, match=f"train.keep_last={count} .* give 1 or more"):
+        Checkpoints(workdir, keep_last=count)
+    assert len(list((workdir / "checkpoints").iterdir())) == 4
