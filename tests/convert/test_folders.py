@@ -213,6 +213,11 @@ GUIDANCE = {
     "LDMPipeline": 1.0,
 }
 SCHEDULER = dict(
+    _class_name="PNDMScheduler",
+    skip_prk_steps=True,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    clip_sample=False,
     beta_schedule="scaled_linear",
     beta_start=0.00085,
     beta_end=0.012,
@@ -254,6 +259,8 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
     assert model.config["sample"]["guidance_scale"] == GUIDANCE.get(name, 7.5)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "kind": "scaled_linear"}
     assert schedule.items() <= model.config["schedule"].items()
+    sample = {"sampler": "plms", "spacing": "leading", "final_level": "first"}
+    assert sample.items() <= model.config["sample"].items()
 
 
 @pytest.mark.parametrize(
