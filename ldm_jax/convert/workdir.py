@@ -23,7 +23,13 @@ from ldm_jax.convert.model import (
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.first_stages import name_of
-from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
+from ldm_jax.weights.files import (
+    NUMBER_TYPES,
+    read_json,
+    read_weights,
+    write_json,
+    write_weights,
+)
 
 _FIRST_STAGE = "first_stage"
 _FILES = "origin_files"
@@ -135,6 +141,10 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         _, params, _ = checkpoint.load_weights(folder, step, average=False)
     else:
         ema_params = {}
+    if not (pathlib.Path(meta["folder"]) / "training").is_dir():
+        # The copy that a second stage keeps is for sampling; the statistics of norms,
+        # without which a discriminator is nothing, lie beside optimiser states.
+        params = {k: v for k, v in params.items() if k != "discriminator"}
     model = Model(to_dict(config), params, ema_params, step=meta["step"])
     if config.stage == "diffusion":
         model.statistics = LatentStatistics.from_record(meta)
@@ -144,7 +154,7 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
     _complete(model, meta)
     if (folder / "origin.json").is_file():
-        model.origin = read_json(folder / "origin.json")
+        model.origin = _read_origin(folder / "origin.json")
     if (folder / "origin.safetensors").is_file():
         model.carried = read_weights(folder / "origin.safetensors").tensors
     model.files = {
@@ -153,6 +163,20 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         if path.is_file()
     }
     return model
+
+
+def _read_origin(path):
+    """What it takes to write the file as it was read; types are types of numbers."""
+    origin = read_json(path)
+    types = origin.get("dtypes", {}) if isinstance(origin, dict) else None
+    if not isinstance(types, dict) or not all(
+        t in NUMBER_TYPES for t in types.values()
+    ):
+        raise ConversionError(
+            f"{path} is not what a conversion writes: its dtypes must be among "
+            + ", ".join(NUMBER_TYPES)
+        )
+    return origin
 
 
 def _read_first_stage(record, folder):

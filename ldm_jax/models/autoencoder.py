@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.models.checks import check_groups
 from ldm_jax.models.coder import Decoder, Encoder
 from ldm_jax.models.layers import conv, dense
 from ldm_jax.models.posteriors import DiagonalGaussian, PointPosterior
@@ -72,6 +73,15 @@ class Autoencoder(nn.Module):
                 f"embed_dim={self.embed_dim} must be z_channels={self.z_channels} "
                 "where quant_conv=False"
             )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Checks what would be refused once the network is called.
+
+        Raises:
+          ValueError: If widths do not divide into the groups of the norms.
+        """
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
 
     def setup(self) -> None:
         """Makes the layers."""

@@ -8,13 +8,13 @@ import json
 import math
 import os
 import pathlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.checkpoint import move_away
 from ldm_jax.errors import ConfigError, TrainingDiverged
 from ldm_jax.images import make_grid, to_uint8, write_png
 
@@ -246,9 +246,7 @@ def _way_back(step, folders):
     sound = [folder for folder in folders if int(folder.name) < step - 1]
     chosen = (sound or folders)[-1]
     later = folders[folders.index(chosen) + 1 :]
-    aside = chosen.parent.parent / f"diverged_at_{step}"
-    moved = shlex.join(map(str, [*later, aside]))
-    move = f"mkdir -p {shlex.quote(str(aside))} && mv {moved}, and " if later else ""
+    move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
     return (
         f"The checkpoint of step {chosen.name} is whole and kept; to go on from it: "
         f"{move}run the same command with --allow_config_change and"

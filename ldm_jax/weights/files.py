@@ -417,6 +417,9 @@ _SAFETENSORS = {
     "BOOL": np.bool_,
 }
 
+# The same by NumPy's names.
+NUMBER_TYPES = tuple(str(np.dtype(dtype)) for dtype in _SAFETENSORS.values())
+
 # Names of PyTorch's storages by the type of their numbers.
 _STORAGE_NAMES = {
     np.dtype(np.float64): "DoubleStorage",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights import files
 from ldm_jax.weights.files import read_weights, write_weights
@@ -194,3 +195,19 @@ def test_shards(tmp_path, index, part):
     files.write_json(tmp_path / index, ["x"])
     with pytest.raises(ConversionError, match="has no weight_map"):
         read_weights(found)
+
+
+def test_a_variant_that_some_networks_of_a_pipeline_lack(tmp_path):
+    parts = {name: tmp_path / name for name in ("unet", "vae")}
+    for folder in parts.values():
+        folder.mkdir()
+        _touch(folder, "diffusion_pytorch_model.safetensors")
+    name = "diffusion_pytorch_model.fp16.safetensors"
+    _touch(parts["unet"], name)
+    lines = []
+    found = diffusers_read._files(parts, "fp16", lines.append)
+    assert found["unet"].name == name
+    assert found["vae"].name == "diffusion_pytorch_model.safetensors"
+    assert lines == ["vae: has no variant fp16, so the usual one is taken"]
+    with pytest.raises(ConversionError, match="no variant 'bf16'"):
+        diffusers_read._files(parts, "bf16", lines.append)

@@ -47,6 +47,10 @@ def test_a_vq_model_that_says_nothing_is_scaled_as_diffusers_does_it():
             "without a shift_factor",
         ),
         (dict(latents_mean=[0.0] * 3, latents_std=[1.0] * 3), "3 channels.* 2"),
+        (dict(scaling_factor=0), "scaling_factor must be a number.* got 0"),
+        (dict(scaling_factor=None), "scaling_factor must be a number.* got None"),
+        (dict(scaling_factor=float("inf")), "scaling_factor must be a number"),
+        (dict(shift_factor="x"), "shift_factor must be a number.* got 'x'"),
         (dict(latents_mean=[0.0] * 2, latents_std=[1.0, 0.0]), "channel 1"),
     ],
 )

@@ -87,6 +87,13 @@ def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
     """
     config = complete(config)
     scale, shift = config["scaling_factor"], config.get("shift_factor")
+    for name, value in (("scaling_factor", scale), ("shift_factor", shift or 0.0)):
+        number = isinstance(value, int | float) and np.isfinite(value)
+        if not number or (name == "scaling_factor" and value <= 0):
+            raise ConversionError(
+                f"the autoencoder's {name} must be a number, the factor a positive "
+                f"one, got {value!r:.80}"
+            )
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None and std is None:
         return LatentStatistics(shift or 0.0, scale)
