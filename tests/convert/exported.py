@@ -131,12 +131,15 @@ CLASSES = {
     "stable": "StableDiffusionPipeline",
     "super_resolution": "LDMSuperResolutionPipeline",
 }
+# CompVis's norms have 32 groups.
+WIDE = dict(channels=32, norm_groups=32)
 LABELS = np.array([3, 1])
 
 
-def make_model(kind):
+def make_model(kind, **widths):
     """A model of the kind, of weights that are the same everywhere."""
     section, backbone, entries, inputs, schedule, sample, scale = KINDS[kind]
+    section, backbone = section | widths, backbone | widths
     entries = {key: e() if callable(e) else dict(e) for key, e in entries.items()}
     factor = 2 ** (len(section["channel_mult"]) - 1)
     size = SIDE * factor

@@ -13,6 +13,7 @@ from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.strict import strict_loading
+from ldm_jax.convert.compvis.write_yaml import unet_yaml
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.diffusers.fields import FIELDS, complete
 from ldm_jax.convert.diffusers.pipelines import parts_of
@@ -22,7 +23,7 @@ from ldm_jax.convert.diffusers.schedule_config import (
     schedule_section,
     unlike,
 )
-from ldm_jax.convert.diffusers.unet_config import unet_section
+from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
 from ldm_jax.convert.formats import convert
 from ldm_jax.convert.model import Model
 from ldm_jax.convert.verify import verify
@@ -279,22 +280,22 @@ def test_a_text_encoder_that_compvis_cannot_say_is_refused():
     [
         (dict(adaln_zero=True, transformer_depth=1), "adaln_zero"),
         (dict(middle_norm_groups=4), "middle_norm_groups=4"),
-        (dict(channel_mult=(1, 1.5)), "channel_mult"),
+        (dict(channel_mult=(1, 1.5)), "channel_mult=1.5"),
     ],
 )
 def test_a_unet_that_other_formats_cannot_say_is_refused(change, message):
-    model = exported.make_model("unconditional")
-    model.config["backbone"] |= change
-    writes = [compvis_write.write]
-    if "middle_norm_groups" not in change:
-        writes.append(diffusers_write.state)
-    for write in writes:
-        with pytest.raises((ConversionError, ValueError), match=message):
-            write(model)
+    section = exported.PLAIN | exported.WIDE | change
+    context = 16 if section["transformer_depth"] else None
+    with pytest.raises(ConversionError, match=message):
+        unet_yaml(section, (3, 3), 8, context, None, {})
+    if "adaln_zero" in change:
+        config = dict(backbone=section, data=dict(image_size=8))
+        with pytest.raises(ConversionError, match=message):
+            unet_config(config, (3, 3), context, {})
 
 
 def test_what_is_written_loads_strictly_in_compvis_or_says_what_does_not():
-    model = exported.make_model("unconditional")
+    model = exported.make_model("unconditional", **exported.WIDE)
     model.first_stage.params["discriminator"] = {"x": np.zeros(1)}
     tensors, yaml = compvis_write.write(model, silent)
     assert yaml["params"]["scale_by_std"] and "scale_factor" in tensors
@@ -310,7 +311,7 @@ def test_what_is_written_loads_strictly_in_compvis_or_says_what_does_not():
 
 def test_a_map_keeps_its_resize_on_the_way(tmp_path):
     """The format does not say it; a section of our own beside it does."""
-    model = exported.make_model("unconditional")
+    model = exported.make_model("unconditional", **exported.WIDE)
     depth = dict(kind="spatial", num_stages=1, method="nearest", multiplier=0.5)
     model.config["conditions"] = {"depth": depth}
     kernel = model.params["backbone"]["conv_in"]["kernel"]
