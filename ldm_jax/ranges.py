@@ -362,6 +362,7 @@ _UNET = _NETWORK | {
     "pool": text(),
 }
 _AUTOENCODER = _NETWORK | {
+    "num_res_blocks": whole(1, 1024),
     "z_channels": whole(1, _WIDTH),
     "embed_dim": whole(1, _WIDTH),
     "mid_attention": _FLAG,
@@ -445,6 +446,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "min_crop": real(0, 1, "("),
         "flip": _FLAG,
         "workers": whole(0, 1024),
+        "restart_workers": whole(0, 10**6),
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
         "image_key": text(none="the usual one"),

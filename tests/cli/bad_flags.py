@@ -116,6 +116,7 @@ BAD = {
         # Data.
         *_each("--config.data.", "image_size", "0 -32 31 1.5 x 1000000"),
         *_each("--config.data.", "workers", "-1 1.5 x 1000000"),
+        *_each("--config.data.", "restart_workers", "-1 1.5 x"),
         *_each("--config.data.", "min_crop", "0 -1 1.5 nan"),
         *_each("--config.data.", "validation_fraction", "0 1 -1 nan"),
         *_each("--config.data.", "flip", "maybe 2"),
@@ -165,6 +166,7 @@ BAD = {
         *_each("--config.first_stage.", "kind", "kll vqq identity 3"),
         *_each("--config.first_stage.", "channels z_channels embed_dim", "0 -1 1.5 x"),
         "--config.first_stage.channels=12",
+        "--config.first_stage.num_res_blocks=1,2",
         "--config.first_stage.norm_groups=3",
         *_each("--config.first_stage.", "channel_mult", "() 0 x"),
         *_each("--config.first_stage.", "image_channels", "0 -3 x"),

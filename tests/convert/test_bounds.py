@@ -11,6 +11,7 @@ from ldm_jax.convert.bounds import check_layers, check_numbers
 from ldm_jax.convert.compvis.read_yaml import read_yaml
 from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import write_json
 from ldm_jax.weights import files, pickles, unpickle
 from ldm_jax.weights.files import read_json, read_weights, write_weights
 from tests.convert.pickled import Call, Name, dumps, tensor_of, write_zip
@@ -156,10 +157,10 @@ def test_json_that_is_nested_or_large(tmp_path):
 def test_types_that_no_file_has(tmp_path, origin):
     """A workdir may come from strangers, too."""
     path = tmp_path / "origin.json"
-    files.write_json(path, origin)
+    write_json(path, origin)
     with pytest.raises(ConversionError, match="its dtypes must be among float64"):
         workdir._read_origin(path)
-    files.write_json(path, {"dtypes": {"w": "bfloat16", "x": "float16"}})
+    write_json(path, {"dtypes": {"w": "bfloat16", "x": "float16"}})
     assert workdir._read_origin(path)["dtypes"]["w"] == "bfloat16"
 
 

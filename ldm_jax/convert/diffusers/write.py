@@ -25,7 +25,8 @@ from ldm_jax.convert.diffusers.text_config import text_config
 from ldm_jax.convert.diffusers.tokenizer_files import tokenizer_files
 from ldm_jax.convert.diffusers.unet_config import unet_config
 from ldm_jax.convert.model import Model, Options, cast
-from ldm_jax.weights.files import write_json, write_weights
+from ldm_jax.files import write_json
+from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
 
