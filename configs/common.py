@@ -22,7 +22,9 @@ def data(**changes) -> dict:
     crop: "center" or "random", of the largest square; times a random fraction from
       min_crop to 1 of its side. flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads.
-    on_error: "skip" or "raise" at a file that cannot be read.
+    on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
+      the model does not take.
+    max_image_gb: Memory that reading one image may take, in 10^9 bytes.
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
     validation_fraction: Fraction of a folder's files that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
@@ -48,6 +50,7 @@ def data(**changes) -> dict:
         flip=False,
         workers=0,
         on_error="skip",
+        max_image_gb=1.0,
         image_key=placeholder(str),
         label_key=placeholder(str),
         validation_fraction=0.05,

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,10 +48,24 @@ class Data:
         self._batch_size = batch_size
         self._mesh = mesh
         self._source = open_source(section, section.split)
-        self._held_out = None
+        self._held_out, self._check = None, None
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
+        self.example = self._first_example()
+
+    def check_examples(self, check: Callable[[Mapping[str, Any]], None]) -> None:
+        """From now on takes only examples whose conditions the model takes.
+
+        Others count as examples that cannot be read.
+
+        Args:
+          check: Raises a ValueError for a batch of one whose conditions it does not.
+
+        Raises:
+          DataError: If no example can be taken.
+        """
+        self._check = check
         self.example = self._first_example()
 
     @property
@@ -118,13 +132,15 @@ class Data:
             seed=self._seed,
             start_step=start,
             train=train,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process=(jax.process_index(), jax.process_count()),
+            check=self._check,
         )
 
     def _first_example(self):
         section = ConfigDict(to_dict(self._section) | {"workers": 0})
-        loader = make_loader(self._source, section, batch_size=1, seed=0)
+        loader = make_loader(
+            self._source, section, batch_size=1, seed=0, check=self._check
+        )
         try:
             return {key: np.asarray(value) for key, value in next(loader).items()}
         finally:
@@ -246,8 +262,7 @@ class Images:
             batch_size=self._batch_size,
             seed=0,
             train=False,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process=(jax.process_index(), jax.process_count()),
         )
         try:
             for batch in loader:

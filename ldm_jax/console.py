@@ -25,7 +25,7 @@ class Console:
 
     def advance(self) -> None:
         """Counts one step."""
-        if self._bar is not None:
+        if self._bar is not None and self._active:
             self._bar.update()
 
     def line(self, text: str) -> None:
@@ -36,10 +36,15 @@ class Console:
         """
         if not self._active:
             return
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text)
+            else:
+                print(text, flush=True)
+        except OSError:
+            # A terminal that has gone, or a full disk, ends no training: what is
+            # printed is in metrics.jsonl, too.
+            self._active = False
 
     def close(self) -> None:
         """Removes the bar."""

@@ -100,8 +100,8 @@ def _traced_once(make_stage):
     of one config begins at once. Weights are those of each run.
     """
 
-    def make(config, mesh, data, meta):
-        stage, record = make_stage(config, mesh, data, meta)
+    def make(config, mesh, *others):
+        stage, record = make_stage(config, mesh, *others)
         flat = flatten_dict(config.to_dict(), sep=".")
         # A rate that falls until the last step depends on it.
         assert flat["train.decay"] == "constant" or flat["train.decay_steps"]

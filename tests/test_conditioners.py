@@ -346,7 +346,7 @@ def test_wrong_labels_are_refused(labels, message):
 
 def test_labels_beyond_the_classes_are_none():
     entry = {"kind": "spatial", "num_stages": 0, "num_classes": 3}
-    maps = np.array([[[0, 2], [3, 255]]])
+    maps = np.array([[[0, 2], [255, 255]]])
     mapped = make_conditioner({"map": entry | {"features": 2, "use_bias": True}})
     variables = mapped.init(jax.random.key(0), {"map": maps})
     kernel = variables["params"]["map"]["channel_map"]["kernel"]
@@ -359,8 +359,34 @@ def test_labels_beyond_the_classes_are_none():
         mapped.apply(variables, {"map": maps}).concat,
         channels @ kernel + bias[None, None, None],
     )
-    with pytest.raises(ValueError, match="label 200 is out of range.* or 255 where"):
-        plain.check({"map": np.array([[[200]]])})
+    for label in (200, 3):
+        message = f"'map': label {label} is out of range.* or 255 where"
+        with pytest.raises(ValueError, match=message):
+            plain.check({"map": np.array([[[label]]])})
+
+
+@pytest.mark.parametrize("ignored", [-1, 1, 9])
+def test_labels_that_are_ignored_are_none(ignored):
+    entry = {"kind": "spatial", "num_stages": 0, "num_classes": 3}
+    conditioner = make_conditioner({"map": entry | {"ignore_label": ignored}})
+    maps = np.array([[[0, ignored], [2, ignored]]])
+    conditioner.check({"map": maps})
+    channels = np.asarray(conditioner.apply({}, {"map": maps}).concat)
+    assert channels.sum(axis=-1).tolist() == [[[1, 0], [1, 0]]]
+    with pytest.raises(ValueError, match=f"label 255 .* or {ignored} where"):
+        conditioner.check({"map": np.array([[[255]]])})
+
+    conditioner = make_conditioner({"label": LABEL | {"ignore_label": ignored}})
+    labels = {"label": np.array([ignored, 2, 0])}
+    conditioner.check(labels)
+    variables = conditioner.init(jax.random.key(0), labels)
+    table = variables["params"]["label"]["embed"]["embedding"]
+    context = conditioner.apply(variables, labels).context[:, 0]
+    np.testing.assert_array_equal(context, table[np.array([3, 2, 0])])
+    with pytest.raises(ValueError, match="label 3 is out of range.*ignore_label"):
+        conditioner.check({"label": np.array([3])})
+    with pytest.raises(ValueError, match="set null_class=True"):
+        make_conditioner({"a": LABEL | {"ignore_label": 0, "null_class": False}})
 
 
 @pytest.mark.parametrize("call", ["check", "null_inputs", "init"])

@@ -1,5 +1,6 @@
 """Whatever fails is one line, with a status that docs/reliability.md explains."""
 
+import contextlib
 import errno
 import inspect
 import json
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from flax.errors import ScopeParamShapeError
 
 from ldm_jax import errors
 from ldm_jax.cli.failures import explain
+from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
 from tests.runs import ROOT
 
@@ -70,6 +73,22 @@ CASES = {
         lambda: _raised(_nested(json.loads)),
         2,
         "^a JSON file or value is nested too deeply",
+    ),
+    "malformed JSON": (
+        lambda: _raised(json.loads, "{"),
+        2,
+        "^what was read is not JSON",
+    ),
+    "bytes": (lambda: _raised(b"\xff".decode), 2, "not UTF-8 text: .*0xff"),
+    "package": (lambda: _raised(__import__, "absent"), 1, "'absent': install it"),
+    "sockets": (lambda: ConnectionRefusedError(111, "Refused"), 1, "^Refused$"),
+    "accelerator": (
+        lambda: RuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2147483648 "
+            "bytes.\nBufferAssignment..."
+        ),
+        7,
+        "on the device: 2 GiB were asked for; lower",
     ),
     "flax": (
         lambda: ScopeParamShapeError("bias", "/conv", (2,), (3,)),
@@ -172,6 +191,18 @@ def test_the_error_is_the_last_line(action, status, last):
     assert output.startswith(last) and output.count("\n") == 1, output
 
 
+def test_an_import_is_interrupted_in_one_line(tmp_path):
+    (tmp_path / "slow_to_load.py").write_text("import time; time.sleep(60)")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    action = f"sys.path.insert(0, {str(tmp_path)!r}); import slow_to_load"
+    with _start(action, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "\nstopped by Ctrl-C\n"
+    assert process.returncode == 130
+
+
 def test_a_flag_shows_where_an_error_arose():
     with _start("[][0]", "--traceback", stderr=subprocess.PIPE) as process:
         output = process.stderr.read()
@@ -184,3 +215,15 @@ def test_output_that_cannot_be_written_is_a_failure():
     with _start("print('x')", **pipes) as process, pipes["stdout"]:
         output = process.stderr.read()
     assert process.returncode == 6 and output.count("\n") == 1, output
+
+
+def test_a_console_that_has_gone_ends_no_run(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console = Console(total=2, initial=0)
+        for _ in range(2):
+            console.line("x")
+            console.advance()
+        # What the buffer holds shall not fail the test in the end.
+        with contextlib.suppress(OSError):
+            full.close()

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "errors", "console"),
-    ("files",),
+    ("files", "peers"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion"),

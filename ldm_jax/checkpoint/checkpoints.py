@@ -60,6 +60,11 @@ class Checkpoints:
         """Step of the newest checkpoint, None where there is none."""
         return max(saved_steps(self._folder), default=None)
 
+    @property
+    def folders(self) -> list[pathlib.Path]:
+        """Folders of the checkpoints that are on disk, the oldest first."""
+        return [self._folder / str(step) for step in saved_steps(self._folder)]
+
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts to save; returns once the arrays have been copied off the devices.
 

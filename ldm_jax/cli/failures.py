@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import json
 import pathlib
 import re
 import traceback
@@ -25,6 +26,16 @@ _DISK_TEXTS = (
     "Disk quota exceeded",
     "Read-only file system",
     "Input/output error",
+)
+# Paths that are not what they should be.
+_PATH = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
 _DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
@@ -64,6 +75,10 @@ def explain(error: BaseException, lower: str = "the sizes") -> Failure:
         line, code = _out_of_memory("host", _first_line(error), lower)
     elif isinstance(error, RecursionError):
         line, code = _recursion(error)
+    elif isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        line, code = _malformed(error)
+    elif isinstance(error, ImportError):
+        line, code = f"{_first_line(error)}: install it, or again", UserError.exit_code
     elif any(kind.__module__ == "flax.errors" for kind in type(error).__mro__):
         line, code = _flax(error)
     else:
@@ -105,7 +120,9 @@ def _os_error(error):
         return _disk(what)
     if isinstance(error, PermissionError):
         return f"{what}; give a path that you may use", DiskError.exit_code
-    return f"{what}; check the path", ConfigError.exit_code
+    if error.errno in _PATH:
+        return f"{what}; check the path", ConfigError.exit_code
+    return what, UserError.exit_code
 
 
 def _by_text(error, lower):
@@ -151,6 +168,12 @@ def _recursion(error):
     kinds = [k for k in ("json", "yaml") if any(f"/{k}/" in name for name in files)]
     what = f"a {kinds[0].upper()} file or value" if kinds else "something that was read"
     return f"{what} is nested too deeply{_where(error)}", ConfigError.exit_code
+
+
+def _malformed(error):
+    kind = "JSON" if isinstance(error, json.JSONDecodeError) else "UTF-8 text"
+    line = f"what was read is not {kind}: {_first_line(error)}{_where(error)}"
+    return line, ConfigError.exit_code
 
 
 def _flax(error):

@@ -134,6 +134,11 @@ SHARED = {
         None,
         "Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.",
     ),
+    "max_image_gb": Shared(
+        flags.DEFINE_float,
+        None,
+        "Memory that reading one image may take, in 10^9 bytes; the config's if unset.",
+    ),
     "split": Shared(
         flags.DEFINE_string, None, "Split of the data; the held-out one if unset."
     ),

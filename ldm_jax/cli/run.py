@@ -4,15 +4,20 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
 
+from ldm_jax import peers
 from ldm_jax.cli import help as help_
+from ldm_jax.cli.cluster import define_cluster_flags, join_cluster
 from ldm_jax.cli.failures import explain, one_line
 from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
 from ldm_jax.errors import ConfigError, Stopped
+
+_STOPPED = "stopped by Ctrl-C"
 
 
 def run(
@@ -34,14 +39,26 @@ def run(
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
-            _define_cluster_flags()
+            define_cluster_flags()
         flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+    signal.signal(signal.SIGINT, _interrupt)
     # What Python's tracker of shared memory clears away is no news to a user.
     sys.warnoptions.append("ignore:resource_tracker")
     app.run(
         functools.partial(_run, main, uses_jax, lower),
         flags_parser=functools.partial(_parse, doc, arguments),
     )
+
+
+def _interrupt(number, frame):
+    """Ctrl-C: raises, but ends at once in an import, where C code would print it."""
+    above = frame
+    while above is not None:
+        if above.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"\n{_STOPPED}\n".encode())
+            os._exit(128 + number)
+        above = above.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _run(main, uses_jax, lower, argv):
@@ -52,13 +69,16 @@ def _run(main, uses_jax, lower, argv):
         main(argv)
         # Here a full disk is still a line.
         sys.stdout.flush()
+        peers.finish()
     except Stopped as stopped:
-        _leave(str(stopped), stopped.exit_code)
+        _leave(str(stopped), stopped.exit_code, done=True)
     except KeyboardInterrupt:
-        _leave("stopped by Ctrl-C", 128 + signal.SIGINT)
+        _leave(_STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if flags.FLAGS.traceback:
-            raise
+            if not peers.several():
+                raise
+            traceback.print_exc()
         failure = explain(error, lower)
         _leave(f"error: {failure.line}", failure.exit_code)
 
@@ -72,7 +92,7 @@ def _parse(doc, arguments, argv):
     try:
         rest = flags.FLAGS(argv)
     except KeyboardInterrupt:
-        _leave("stopped by Ctrl-C", 128 + signal.SIGINT)
+        _leave(_STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if "--traceback" in argv:
             raise
@@ -107,8 +127,10 @@ def _refuse(text: str) -> NoReturn:
     _leave(f"error: {one_line(text)}", ConfigError.exit_code)
 
 
-def _leave(line: str, status: int) -> NoReturn:
-    """Ends with a line, the last one that is seen."""
+def _leave(line: str, status: int, done: bool = False) -> NoReturn:
+    """Ends with a line, the last one that is seen; `done` if it is no fault."""
+    if not done:
+        peers.await_cause(line)
     try:
         # Where both go to one file, the line comes after all output.
         sys.stdout.flush()
@@ -118,6 +140,10 @@ def _leave(line: str, status: int) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         pass
+    if done:
+        peers.finish()
+    else:
+        peers.fail(line.removeprefix("error: "), status)
     # From here on libraries close what they had open, and may say so.
     _silence(2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -129,19 +155,6 @@ def _silence(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def _define_cluster_flags() -> None:
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Join a job of several processes; on TPU pods, Slurm and Open MPI the "
-        "addresses are found, elsewhere give --coordinator, --num_processes and "
-        "--process_id.",
-    )
-    flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def start_jax() -> None:
@@ -156,10 +169,13 @@ def start_jax() -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs every file that it renames.
         logging.set_verbosity(logging.WARNING)
-    if flags.FLAGS.distributed or flags.FLAGS.coordinator:
-        jax.distributed.initialize(
-            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
-        )
+        # What Orbax says of a failure, in thousands of lines, it also raises.
+        logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    join_cluster()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.expanduser("~/.cache/ldm_jax/xla")
         jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def _is_not_of_orbax(record):
+    return "/orbax/" not in record.pathname

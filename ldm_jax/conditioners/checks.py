@@ -25,6 +25,40 @@ def check_floats(inputs: ArrayLike, ndim: int, name: str) -> None:
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
+def check_classes(
+    labels: ArrayLike, axes: str, num_classes: int, ignored: int | None = None
+) -> None:
+    """Checks labels on the host.
+
+    Args:
+      labels: Array or nested lists.
+      axes: Axes that they should have, as "B, H, W".
+      num_classes: Number of classes.
+      ignored: Label that means "without a class"; None if there is none.
+
+    Raises:
+      ValueError: If they are not integers with these axes, or neither a class nor
+        `ignored`.
+    """
+    labels = np.asarray(labels)
+    integers = np.issubdtype(labels.dtype, np.integer)
+    if labels.ndim != len(axes.split(",")) or not integers:
+        raise ValueError(
+            f"labels must be integers [{axes}], got {labels.dtype} {labels.shape}"
+        )
+    known = (labels >= 0) & (labels < num_classes)
+    if ignored is not None:
+        known |= labels == ignored
+    wrong = labels[~known]
+    if wrong.size:
+        none = "" if ignored is None else f", or {ignored} where there is no class"
+        raise ValueError(
+            f"label {wrong[0]} is out of range: there are {num_classes} classes, so "
+            f"give labels from 0 to {num_classes - 1}{none}; the option ignore_label "
+            "names the one that means no class"
+        )
+
+
 def check_images(images: ArrayLike) -> None:
     """Checks images on the host.
 

@@ -191,7 +191,10 @@ class Conditioner(nn.Module):
         """
         self.require_keys(batch)
         for key, entry in self.entries.items():
-            _make(entry, parent=None).check(batch[key])
+            try:
+                _make(entry, parent=None).check(batch[key])
+            except ValueError as error:
+                raise ValueError(f"condition {key!r}: {error}") from error
 
     @nn.nowrap
     def require_keys(self, batch: Mapping[str, Any]) -> None:

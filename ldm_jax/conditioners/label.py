@@ -5,11 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from numpy.typing import ArrayLike
 
 from ldm_jax.annotations import Array, Float, Int, Num
-from ldm_jax.conditioners.checks import check_floats, check_images
+from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.layers import dense
 
@@ -25,6 +24,8 @@ class ClassLabel(nn.Module):
         "concat" for a map that is the same everywhere, one pixel [B, 1, 1, features].
       null_class: Whether there is a row K for "without a class", which guidance and
         dropout need.
+      ignore_label: The label of examples without a class, such as -1; it may be that of
+        a class, too, which then counts as none. None if all have one.
       dtype: Type of the output.
     """
 
@@ -32,11 +33,20 @@ class ClassLabel(nn.Module):
     features: int
     slot: str = "context"
     null_class: bool = True
+    ignore_label: int | None = None
     dtype: Any = jnp.float32
 
     slots = ("context", "concat", "vector")
     from_dataset = ("num_classes",)
     from_backbone = ("features",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ignore_label is not None and not self.null_class:
+            raise ValueError(
+                f"ignore_label={self.ignore_label} means the null class: set "
+                "null_class=True"
+            )
 
     @nn.compact
     def __call__(
@@ -45,11 +55,13 @@ class ClassLabel(nn.Module):
         """Embeds labels.
 
         Args:
-          labels: Integers [B] in [0, K], K being the null class.
+          labels: Integers [B] in [0, K], K being the null class, or `ignore_label`.
 
         Returns:
           [B, 1, features], or as the slot has it.
         """
+        if self.ignore_label is not None:
+            labels = jnp.where(labels == self.ignore_label, self.num_classes, labels)
         embedding = nn.Embed(
             self.num_classes + self.null_class,
             self.features,
@@ -89,20 +101,9 @@ class ClassLabel(nn.Module):
           labels: Array or list.
 
         Raises:
-          ValueError: If they are not integers [B] in [0, K], K being the null class.
+          ValueError: If they are not integers [B] that are classes or `ignore_label`.
         """
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"labels must be integers [B], got {labels.dtype} {labels.shape}"
-            )
-        count = self.num_classes + self.null_class
-        wrong = labels[(labels < 0) | (labels >= count)]
-        if wrong.size:
-            raise ValueError(
-                f"label {wrong[0]} is out of range: there are {self.num_classes} "
-                f"classes, so give labels from 0 to {self.num_classes - 1}"
-            )
+        check_classes(labels, "B", self.num_classes, self.ignore_label)
 
 
 # Slot -> axes of what fills it.

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ldm_jax.annotations import Array, Float, Integer, Num
-from ldm_jax.conditioners.checks import check_floats, check_images
+from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
 from ldm_jax.models.layers import dense, kernel_init
 from ldm_jax.models.resize import METHODS, rescale
 
-# What files of labels, which have 8 bits, usually hold for pixels without a class.
+# What files of 8 bits usually hold for pixels without a class.
 VOID = 255
 
 
@@ -31,6 +31,8 @@ class Spatial(nn.Module):
       features: Channels of the output; None for those of the input.
       use_bias: Whether the map of channels has a bias.
       num_classes: If given, inputs are labels, which become one channel per class.
+      ignore_label: The label of pixels without a class; it may be that of a class, too,
+        which then counts as none. None is 255 where that is no class.
       slot: "concat".
       dtype: Compute type.
     """
@@ -41,6 +43,7 @@ class Spatial(nn.Module):
     features: int | None = None
     use_bias: bool = False
     num_classes: int | None = None
+    ignore_label: int | None = None
     slot: str = "concat"
     dtype: Any = jnp.float32
 
@@ -61,11 +64,14 @@ class Spatial(nn.Module):
 
         Args:
           maps: Floats [B, H, W, C]; with `num_classes` integers [B, H, W], which mean
-            "without a class" outside of [0, num_classes).
+            "without a class" where they are `ignore_label` or, as those of `null`,
+            outside of [0, num_classes).
 
         Returns:
           [B, h, w, features or C] in `dtype`.
         """
+        if self.num_classes and self.ignore_label in range(self.num_classes):
+            maps = jnp.where(maps == self.ignore_label, self.num_classes, maps)
         options = dict(use_bias=self.use_bias, dtype=self.dtype, name="channel_map")
         if self.num_classes and self.features:
             maps = ChannelsOfLabels(self.features, self.num_classes, **options)(maps)
@@ -99,23 +105,15 @@ class Spatial(nn.Module):
 
         Raises:
           ValueError: If they are not finite floats [B, H, W, C], or with `num_classes`
-            integers [B, H, W] that are classes, `num_classes` or 255.
+            integers [B, H, W] that are classes or `ignore_label`.
         """
         if not self.num_classes:
             check_floats(maps, 4, "maps")
             return
-        maps = np.asarray(maps)
-        if maps.ndim != 3 or not np.issubdtype(maps.dtype, np.integer):
-            raise ValueError(
-                f"label maps must be integers [B, H, W], got {maps.dtype} {maps.shape}"
-            )
-        wrong = maps[(maps < 0) | (maps > self.num_classes) & (maps != VOID)]
-        if wrong.size:
-            raise ValueError(
-                f"label {wrong[0]} is out of range: there are {self.num_classes} "
-                f"classes, so give labels from 0 to {self.num_classes - 1}, or {VOID} "
-                "where there is no class"
-            )
+        ignored = self.ignore_label
+        if ignored is None and self.num_classes <= VOID:
+            ignored = VOID
+        check_classes(maps, "B, H, W", self.num_classes, ignored)
 
 
 class ChannelsOfLabels(nn.Module):

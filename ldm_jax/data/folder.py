@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.files import read_file
 from ldm_jax.data.sidecars import drop_sidecars, find_sidecars, read_sidecar
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
@@ -99,8 +100,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": the file's bytes, "label": int if known, further keys}."""
         path = self.describe(index)
-        with open(path, "rb") as file:
-            example = {"image": file.read()}
+        example = {"image": read_file(path)}
         if self.class_names:
             example["label"] = int(self._labels[index])
         for sidecar in self._sidecars:

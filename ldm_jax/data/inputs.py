@@ -35,8 +35,9 @@ from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import decode, to_uint8
 
-# Batch keys that are not inputs: the image, its class, which rows count, what failed.
-RESERVED = ("image", "label", "mask", "failures", "error")
+# Batch keys that are not inputs: the image, its class, which rows count, what failed
+# or was left out.
+RESERVED = ("image", "label", "mask", "failures", "notes", "error")
 
 # Options by the names of 0.1.0.
 _OLD_OPTIONS = {"min_share": "min_fraction", "max_share": "max_fraction"}

@@ -18,9 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.annotations import Float, Int, Shaped
+from ldm_jax.annotations import Bool, Float, Int, Shaped
+from ldm_jax.data.labels import find_class
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+# How far boxes may lie beyond the image, in fractions of its sides: a rounding, less
+# than a pixel of images of 64 pixels. They are cut off there.
+EDGE = 1 / 64
+
+# The largest label that a box can have.
+_MOST = np.iinfo(np.int32).max
 
 
 def num_sections(vocab_size: int) -> int:
@@ -126,7 +134,7 @@ def parse_layout(
       names: Names of the classes in the order of their numbers; None if unknown.
 
     Returns:
-      (boxes float32 [n, 4], labels int32 [n]).
+      (boxes float32 [n, 4], labels int32 [n]); see `check_boxes`.
 
     Raises:
       ValueError: If it is not a layout, or names an unknown class.
@@ -140,18 +148,60 @@ def parse_layout(
             raise ValueError(f"an object of a layout is not {entry!r}: write {form}")
         labels.append(_label(entry["label"], names))
         boxes.append(_box(entry["box"]))
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return boxes, np.asarray(labels, np.int32)
+    return check_boxes(boxes), np.asarray(labels, np.int32)
+
+
+def check_boxes(
+    boxes: Shaped[np.ndarray, "..."] | Sequence,
+) -> Float[np.ndarray, "count 4"]:
+    """Checks boxes and cuts off what is beyond the image by a rounding.
+
+    Args:
+      boxes: [n, 4] as (ymin, xmin, ymax, xmax).
+
+    Returns:
+      float32 [n, 4] in [0, 1]; some may be without area, see `without_area`.
+
+    Raises:
+      ValueError: If one lies more than EDGE beyond the image, or its sides are swapped.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    top, left, bottom, right = boxes.T
+    inside = (boxes >= -EDGE) & (boxes <= 1 + EDGE)  # Not a number is not.
+    right_way = (top <= bottom + EDGE) & (left <= right + EDGE)
+    wrong = np.flatnonzero(~(inside.all(axis=1) & right_way))
+    if wrong.size:
+        raise ValueError(
+            f"box {boxes[wrong[0]].tolist()} must have 0 <= ymin < ymax <= 1 and "
+            "0 <= xmin < xmax <= 1"
+        )
+    return boxes.clip(0, 1).astype(np.float32)
+
+
+def without_area(
+    boxes: Shaped[np.ndarray, "..."] | Sequence,
+) -> Bool[np.ndarray, " count"]:
+    """Finds boxes that show nothing.
+
+    Args:
+      boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1].
+
+    Returns:
+      bool [n], true where a box has no height or no width.
+    """
+    top, left, bottom, right = np.asarray(boxes, np.float32).reshape(-1, 4).T
+    return (bottom <= top) | (right <= left)
 
 
 def _label(label, names):
-    if isinstance(label, int) and not isinstance(label, bool):
-        if label < 0 or (names and label >= len(names)):
-            most = f" to {len(names) - 1}" if names else " on"
-            raise ValueError(f"label {label} of a box is out of range: 0{most}")
-        return label
-    if names and label in names:
-        return list(names).index(label)
+    number = isinstance(label, int) and not isinstance(label, bool)
+    if number or (names and isinstance(label, str) and label in names):
+        found = find_class(label, names or ())
+        if found is not None and found <= _MOST:
+            return found
+    if number and not any(name.isdecimal() for name in names or ()):
+        most = f" to {len(names) - 1}" if names else " on"
+        raise ValueError(f"label {label} of a box is out of range: 0{most}")
     known = (
         f"choose from {', '.join(names)}"
         if names
@@ -163,12 +213,9 @@ def _label(label, names):
 def _box(box):
     try:
         top, left, bottom, right = map(float, box)
-    except (TypeError, ValueError) as error:
+    # A whole number of four hundred digits is no float.
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"box {box!r} must be [ymin, xmin, ymax, xmax], in [0, 1]"
         ) from error
-    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-        raise ValueError(
-            f"box {box!r} must have 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1"
-        )
     return top, left, bottom, right

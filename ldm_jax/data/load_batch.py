@@ -7,7 +7,7 @@ the batch, and so reaches the main process from any worker.
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy as np
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import CROPS
 from ldm_jax.data.inputs import Input, apply_inputs
+from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError
+from ldm_jax.images import DEFAULT_GB, memory_limit
 
 # So many unreadable examples in a row mean that something else is wrong.
 MAX_FAILURES = 100
@@ -33,6 +35,9 @@ class LoaderOptions:
       flip: Whether to mirror training images with probability 1/2.
       workers: Worker processes; 0 loads in threads of this one.
       on_error: "skip" or "raise" at an example that cannot be decoded.
+      max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+      check: Raises a ValueError where the conditions of an example, a batch of one,
+        are not what the model takes; None for no check. It is no key of the config.
 
     Raises:
       ValueError: If a field is out of range.
@@ -44,6 +49,8 @@ class LoaderOptions:
     flip: bool = False
     workers: int = 0
     on_error: str = "skip"
+    max_image_gb: float = DEFAULT_GB
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
     def __post_init__(self):
         require_whole("image_size", self.image_size, 1)
@@ -52,6 +59,7 @@ class LoaderOptions:
         _check_choice("on_error", self.on_error, ("skip", "raise"))
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop must be in (0, 1], got {self.min_crop}")
+        memory_limit(self.max_image_gb)
 
     def held_out(self) -> "LoaderOptions":
         """Makes the options of an evaluation: the whole centre, not mirrored.
@@ -110,6 +118,7 @@ class LoadBatch:
         """
         self.source, self.order, self.inputs = source, order, inputs
         self.on_error, self.image_size = options.on_error, options.image_size
+        self.max_image_gb, self.check = options.max_image_gb, options.check
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
 
@@ -121,25 +130,31 @@ class LoadBatch:
 
         Returns:
           Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
-          rows beyond the end and for replacements; "failures", a list of (where, why);
-          or only "failures" and "error", a message, where too many failed.
+          rows beyond the end and for replacements; "failures", a list of (where, why),
+          and "notes", one of (where, what was left out of that example); or only these
+          and "error", a message, where too many failed.
         """
-        examples, mask, failures = [], [], []
+        with memory_limit(self.max_image_gb):
+            return self._batch(step)
+
+    def _batch(self, step):
+        examples, mask, failures, notes = [], [], [], []
         try:
             for row in self.rows:
                 position = int(step) * self.batch_size + row
                 index = self._index(position)
-                example, failed = self._load(position, index)
+                example, failed, noted = self._load(position, index)
+                notes += noted
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
                 failures += failed
         except DataError as error:
             # Sent as data: an exception would bring the worker's traceback with it.
-            return {"failures": failures, "error": str(error)}
+            return {"failures": failures, "notes": notes, "error": str(error)}
         batch = {key: _stack([e[key] for e in examples]) for key in examples[0]}
         if self.order is None:
             batch["mask"] = np.array(mask)
-        return batch | {"failures": failures}
+        return batch | {"failures": failures, "notes": notes}
 
     def _index(self, position):
         """Example at a position of the endless stream, or of the one pass."""
@@ -148,7 +163,7 @@ class LoadBatch:
         return int(self.order[position])
 
     def _load(self, position, index):
-        """Loads an example or its replacement, and lists what failed before it."""
+        """Loads an example or its replacement; lists what failed and was left out."""
         failures = []
         while len(failures) < MAX_FAILURES:
             # The generator depends on the place in the stream: another crop in each
@@ -157,12 +172,14 @@ class LoadBatch:
                 np.random.Philox(key=[self.seed % 2**63, position])
             )
             try:
-                example = transform(
-                    self.source[index], self.image_size, rng=rng, **self.cut
-                )
+                example = self.source[index]
+                notes = [(self.source.describe(index), n) for n in notes_of(example)]
+                example = transform(example, self.image_size, rng=rng, **self.cut)
                 if self.inputs:
                     example = apply_inputs(self.inputs, example, rng)
-                return example, failures
+                if self.check:
+                    self.check({k: np.asarray(v)[None] for k, v in example.items()})
+                return example, failures, notes
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)

@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,9 @@ AHEAD, THREADS = 4, 4
 
 Section = Mapping[str, Any] | ConfigDict
 
-_LOADER_OPTIONS = tuple(field.name for field in dataclasses.fields(LoaderOptions))
+_LOADER_OPTIONS = tuple(
+    field.name for field in dataclasses.fields(LoaderOptions) if field.name != "check"
+)
 _SECTION_KEYS = ("source", "split", "eval_split", "inputs")
 
 
@@ -87,8 +89,8 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     train: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    process: tuple[int, int] = (0, 1),
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> "Loader":
     """Makes the loader that the config section `data` describes.
 
@@ -100,8 +102,8 @@ def make_loader(
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
       train: Training, or one pass in order.
-      process_index: Index of this process.
-      process_count: Number of processes.
+      process: (index of this process, number of processes).
+      check: See LoaderOptions.
 
     Returns:
       A Loader.
@@ -114,13 +116,13 @@ def make_loader(
     try:
         return Loader(
             source,
-            build(LoaderOptions, options, "data"),
+            build(LoaderOptions, options, "data", check=check),
             make_inputs(section.get("inputs")),
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
             train=train,
-            process=(process_index, process_count),
+            process=process,
         )
     except ConfigError:
         raise
@@ -133,6 +135,7 @@ class Loader:
 
     Attributes:
       skipped: Dict of the examples skipped so far: where they are -> what is wrong.
+      shortened: Dict of those that miss a part: where they are -> what was left out.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ class Loader:
             pixel = 3 + 16 * len(inputs or ())
             batch_bytes = rows * options.image_size**2 * pixel
             batches = _in_workers(batches, options.workers, batch_bytes)
-        self.skipped, self._workers = {}, options.workers
+        self.skipped, self.shortened, self._workers = {}, {}, options.workers
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
         self._running = [iter(batches)]
@@ -240,6 +243,10 @@ class Loader:
                 self.skipped[where] = reason
                 count = len(self.skipped)
                 logging.warning("skipped %s: %s (%d so far)", where, reason, count)
+        for where, what in batch.pop("notes"):
+            if where not in self.shortened:
+                self.shortened[where] = what
+                logging.warning("%s: %s (%d so far)", where, what, len(self.shortened))
         error = batch.pop("error", None)
         if error:
             self.close()

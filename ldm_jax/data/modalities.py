@@ -15,7 +15,6 @@ value they are a tuple in the order of the keys.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +34,9 @@ from ldm_jax.data.crops import (
     resize_labels,
     resize_mask,
 )
-from ldm_jax.data.layout import parse_layout
+from ldm_jax.data.files import parse_json
+from ldm_jax.data.layout import check_boxes, parse_layout, without_area
+from ldm_jax.errors import DecodeError
 from ldm_jax.images import decode, decode_grey, decode_plane
 
 
@@ -52,6 +53,10 @@ class Flag(NamedTuple):
     name: str
     help: str
     form: str = "images"
+
+
+# The largest number of 32 bits.
+_MOST = np.iinfo(np.int32).max
 
 
 def _as_it_is(data: bytes, names: Sequence[str] | None) -> bytes:
@@ -79,6 +84,7 @@ class Modality:
         None for `follow`.
       draw: (value, (height, width) in pixels, names of the classes of boxes) -> uint8
         [height, width, 3]; None for what is not drawn.
+      note: value -> what is left out of it, in words, or None; None where nothing is.
       kept: Whether `sample.py --npz` keeps it beside the samples.
     """
 
@@ -91,6 +97,7 @@ class Modality:
     follow: Callable[[Any, Crop, Size], Any] | None = None
     fit: Callable[[Any, Crop, Size], Any] | None = None
     draw: Callable[[Any, tuple[int, int], Sequence[str]], np.ndarray] | None = None
+    note: Callable[[Any], str | None] | None = None
     kept: bool = True
 
 
@@ -152,6 +159,20 @@ def unpack(name: str, value: Any) -> dict[str, Any]:
     return dict(zip(keys, value if len(keys) > 1 else (value,), strict=True))
 
 
+def notes_of(example: Mapping[str, Any]) -> list[str]:
+    """Says what is left out of an example.
+
+    Args:
+      example: Dict from a source.
+
+    Returns:
+      A sentence for each modality of which something is.
+    """
+    values = {name: pack(name, example) for name, row in MODALITIES.items() if row.note}
+    notes = [MODALITIES[n].note(v) for n, v in values.items() if v is not None]
+    return [note for note in notes if note]
+
+
 def as_text(data: Any) -> Any:
     """Decodes bytes that are text.
 
@@ -180,10 +201,20 @@ def decode_labels(
       Array [H, W] of the file's own numbers.
 
     Raises:
-      DecodeError: If it cannot be read or has several channels.
+      DecodeError: If it cannot be read, has several channels, or holds anything but
+        whole numbers of 32 bits.
     """
     del least_side
-    return decode_plane(data)
+    plane = decode_plane(data)
+    if plane.dtype.kind == "b" or plane.dtype in (np.uint8, np.int16, np.uint16):
+        return plane
+    # Not a number is not equal to itself.
+    wrong = plane[(plane != np.rint(plane)) | (abs(plane) > _MOST)]
+    if wrong.size:
+        raise DecodeError(
+            f"a map of classes holds {wrong[0]}: labels are whole numbers of 32 bits"
+        )
+    return plane
 
 
 def decode_depth(
@@ -199,11 +230,15 @@ def decode_depth(
       float32 [H, W, 1]; integers are divided by the largest number of their type.
 
     Raises:
-      DecodeError: If it cannot be read or has several channels.
+      DecodeError: If it cannot be read, has several channels or is not finite.
     """
     plane = decode_plane(data)
     top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
-    return (plane.astype(np.float32) / np.float32(top))[..., None]
+    depth = plane.astype(np.float32)
+    depth /= np.float32(top)
+    if not np.isfinite(depth).all():
+        raise DecodeError("a depth map holds numbers that are not finite")
+    return depth[..., None]
 
 
 def decode_vectors(
@@ -238,7 +273,7 @@ def _captions(data, names):
 
 
 def _layout(data, names):
-    return parse_layout(json.loads(data), names)
+    return parse_layout(parse_json(data), names)
 
 
 def _follow_label(label, crop, size):
@@ -252,9 +287,18 @@ def _follow_caption(caption, crop, size):
 
 
 def _follow_layout(layout, crop, size):
-    boxes, labels = layout
-    boxes = crop_boxes(boxes, crop)
-    return pad_boxes(boxes, np.zeros(len(boxes), int) if labels is None else labels)
+    boxes, labels = check_boxes(layout[0]), layout[1]
+    labels = np.zeros(len(boxes), int) if labels is None else np.asarray(labels)
+    if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise ValueError(
+            f"labels of boxes must be whole numbers from 0 on, got {labels.tolist()}"
+        )
+    return pad_boxes(crop_boxes(boxes, crop), labels)
+
+
+def _note_of_layout(layout):
+    count = int(without_area(check_boxes(layout[0])).sum())
+    return f"{count} of {len(layout[0])} boxes without area left out" if count else None
 
 
 def _fit_layout(layout, crop, size):
@@ -329,6 +373,7 @@ MODALITIES = {
         ),
         follow=_follow_layout,
         fit=_fit_layout,
+        note=_note_of_layout,
         draw=draw.draw_layout,
     ),
     "segmentation": Modality(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.modalities import MODALITIES, modality_of
+from ldm_jax.images import require_memory
 
 
 class TfdsSource:
@@ -286,7 +287,8 @@ class TFRecords:
 
     def __getitem__(self, index: int) -> bytes:
         """Returns the bytes of one record."""
-        number = int(self._file[index])
+        number, length = int(self._file[index]), int(self._length[index])
+        require_memory(length, f"{length:,} bytes of a record")
         handle = self._handles.get(number)
         if handle is None:
             handle = os.open(self._paths[number], os.O_RDONLY)
@@ -294,7 +296,7 @@ class TFRecords:
             if self._handles.setdefault(number, handle) != handle:
                 os.close(handle)
                 handle = self._handles[number]
-        return os.pread(handle, int(self._length[index]), int(self._offset[index]))
+        return os.pread(handle, length, int(self._offset[index]))
 
     def __getstate__(self):
         # Open files stay with their process.

@@ -7,14 +7,15 @@ an array in `x.<key>.npy`, such as an embedding.
 All maps are cropped and mirrored with the image, whatever their size.
 """
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm_jax.data.files import MAX_TEXT, read_array, read_file
 from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
+from ldm_jax.images import require_memory
 
 
 class Sidecar(NamedTuple):
@@ -69,19 +70,23 @@ def read_sidecar(
     """
     path = os.path.splitext(path)[0] + sidecar.suffix
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        if sidecar.modality is None:
+            return {sidecar.keys[0]: _copy(read_array(path))}
+        row = MODALITIES[sidecar.modality]
+        # What is not decoded is text.
+        data = read_file(path, MAX_TEXT if row.decode is None else None)
+        value = row.parse(data, names)
     except FileNotFoundError as error:
         raise ValueError(f"{os.path.basename(path)} is missing") from error
-    try:
-        if sidecar.modality is None:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            return {sidecar.keys[0]: array}
-        value = MODALITIES[sidecar.modality].parse(data, names)
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
     part = unpack(sidecar.modality, value)
     return {key: part[key] for key in sidecar.keys}
+
+
+def _copy(array):
+    require_memory(array.nbytes, f"{array.nbytes:,} bytes of an array")
+    return np.array(array)
 
 
 def drop_sidecars(names: Iterable[str]) -> list[str]:

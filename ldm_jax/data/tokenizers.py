@@ -95,14 +95,27 @@ def load_tokenizer(
     local = pathlib.Path(name).expanduser()
     try:
         backend = transformers.AutoTokenizer.from_pretrained(
-            str(local) if local.is_dir() else name, local_files_only=local.is_dir()
+            str(local) if local.is_dir() else name,
+            local_files_only=local.is_dir(),
+            # Else transformers asks whether to run what a folder brings along.
+            trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+    # Malformed files raise nearly anything.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"tokenizer {name!r} brings code of its own, which is never run: give "
+                "one that transformers knows"
+            ) from error
         raise ConfigError(
-            f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}): give "
+            f"tokenizer {name!r} cannot be loaded ({_first_line(error)}): give "
             "a name on the Hugging Face hub or a folder with tokenizer.json and "
             "tokenizer_config.json"
         ) from error
     if backend.pad_token is None:
         raise ConfigError(f"tokenizer {name!r} has no padding token: give another one")
     return Tokenizer(backend, max_length, pad_id)
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0] or type(error).__name__

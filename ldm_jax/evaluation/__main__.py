@@ -40,6 +40,7 @@ with cli.group("data"):
         "Folder of images or name of a TensorFlow data set; the run's if unset.",
     )
     _DATA_DIR = cli.shared("data_dir")
+    _MAX_IMAGE_GB = cli.shared("max_image_gb")
     _SPLIT = cli.shared("split")
     _IMAGE_SIZE = cli.shared("image_size", lower_bound=16)
     _NUM_IMAGES = cli.shared("num_images")
@@ -70,6 +71,8 @@ def _main(argv: list[str]) -> None:
     )
     if first.config is None:
         raise ConfigError("--workdir=identity: it gives images back as they are")
+    if _MAX_IMAGE_GB.value is not None:
+        first.config.data.max_image_gb = _MAX_IMAGE_GB.value
     outdir = pathlib.Path(_OUTDIR.value)
     outdir.mkdir(parents=True, exist_ok=True)
     if _IMAGE.value:
@@ -85,13 +88,14 @@ def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
         name_outputs,
         reconstruct_file,
     )
+    from ldm_jax.images import memory_limit
 
     outputs = name_outputs(_IMAGE.value, outdir)
     codec, factor = compile_codec(first), first.module.downsampling_factor
-    for path, output in outputs.items():
-        print(
-            reconstruct_file(codec, factor, path, output, _TILE.value, _OVERLAP.value)
-        )
+    tiles = _TILE.value, _OVERLAP.value
+    with memory_limit(first.config.data.get("max_image_gb")):
+        for path, output in outputs.items():
+            print(reconstruct_file(codec, factor, path, output, *tiles))
 
 
 def _evaluate(first: Any, outdir: pathlib.Path) -> None:

@@ -74,6 +74,7 @@ with cli.group("conditions"):
         "sample k from example k, and keep its image in reference/.",
     )
     _DATA_DIR = cli.shared("data_dir")
+    _MAX_IMAGE_GB = cli.shared("max_image_gb")
 
 with cli.group("guidance"):
     _GUIDANCE_SCALE = cli.shared("guidance_scale")
@@ -170,6 +171,8 @@ def _main(argv: list[str]) -> None:
         lpips=_LPIPS_WEIGHTS.value,
         data_dir=_DATA_DIR.value,
     )
+    if _MAX_IMAGE_GB.value is not None:
+        model.config.data.max_image_gb = _MAX_IMAGE_GB.value
     # Fields of the options are flags of the same name.
     values = flags.FLAGS.flag_values_dict()
     fields = {field.name for field in dataclasses.fields(options.RunOptions)}

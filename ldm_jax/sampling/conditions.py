@@ -10,16 +10,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from ldm_jax.annotations import Bool, Int, Shaped
 from ldm_jax.data.crops import WHOLE, Size, choose_crop
 from ldm_jax.data.inputs import apply_inputs, inputs_of
-from ldm_jax.data.modalities import MODALITIES, keys_of, pack, unpack
+from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError, DecodeError
+from ldm_jax.images import memory_limit, size_of
 from ldm_jax.sampling.flag_values import dashed
 from ldm_jax.sampling.gradient_guidance import GUIDE_FACTOR
-from ldm_jax.sampling.task import Task
+from ldm_jax.sampling.task import Task, ways
 from ldm_jax.trained import Trained
 
 
@@ -38,11 +40,19 @@ def make_example(trained: Trained, task: Task, k: int) -> dict[str, Any]:
     Raises:
       ConfigError: If a file or a held-out example cannot be read.
     """
+    with memory_limit(trained.config.data.get("max_image_gb")):
+        return _make_example(trained, task, k)
+
+
+def _make_example(trained, task, k):
     example = {}
     if task.source is not None:
         index = k % len(task.source)
         try:
-            example = transform(task.source[index], task.size)
+            found = task.source[index]
+            for note in notes_of(found):
+                _warn_once(f"{task.source.describe(index)}: {note}")
+            example = transform(found, task.size)
             if not isinstance(example.get("caption", ""), str):
                 example["caption"] = example["caption"][0]
         # Whatever a damaged record or file raises.
@@ -55,6 +65,11 @@ def make_example(trained: Trained, task: Task, k: int) -> dict[str, Any]:
     if {"image", "mask"} <= task.values.keys():
         _check_proportions(task.values["image"][k], task.values["mask"][k])
     return example
+
+
+@functools.cache
+def _warn_once(text):
+    logging.warning("%s", text)
 
 
 def _place(trained, task, name, value):
@@ -119,7 +134,7 @@ def _extent(opened):
 @functools.lru_cache(maxsize=64)
 def _extent_of_file(name, path):
     try:
-        return _extent(MODALITIES[name].decode(path))
+        return size_of(path)
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 
@@ -162,16 +177,24 @@ def make_row(
     """
     if example is None:
         example = make_example(trained, task, k)
+    with memory_limit(trained.config.data.get("max_image_gb")):
+        return _make_row(trained, task, seed, k, example)
+
+
+def _make_row(trained, task, seed, k, example):
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, k]))
     try:
         made = apply_inputs(trained.inputs, example, rng)
     except ValueError as error:
-        raise ConfigError(f"sample {k}: {error}") from error
+        where = _origin(trained, task, k)
+        raise ConfigError(f"sample {k}{where}: {error}") from error
     row = {"inputs": {key: made[key] for key in trained.model.conditioner.entries}}
+    _check_inputs(trained, task, k, row["inputs"])
     if "negative_prompt" in task.values:
         negative = {"caption": task.values["negative_prompt"][k]}
         texts = inputs_of(trained.inputs, "caption")
         row["negative"] = {key: make(negative, rng) for key, make in texts.items()}
+        _check_inputs(trained, task, k, row["inputs"] | row["negative"])
     mask = find_mask(trained, example, made)
     if mask is not None:
         row["mask"] = mask
@@ -249,17 +272,33 @@ def _stack(trained, task, seed, indices):
     made = {int(k): make_row(trained, task, seed, int(k)) for k in set(indices)}
     rows = [made[int(k)] for k in indices]
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-    for part in ("inputs", "negative"):
-        if part in batch:
-            _check_inputs(trained, batch["inputs"] | batch[part])
     return batch | {"index": np.asarray(indices, np.int32)}
 
 
-def _check_inputs(trained, batch):
+def _check_inputs(trained, task, k, inputs):
+    """Checks the conditions of a sample as training does those of an example."""
     try:
-        trained.model.conditioner.check(batch)
+        trained.model.conditioner.check(
+            {key: np.asarray(value)[None] for key, value in inputs.items()}
+        )
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        where = _origin(trained, task, k)
+        raise ConfigError(f"sample {k}{where}: {error}") from error
+
+
+def _origin(trained, task, k):
+    """The files, or the example, that the conditions of a sample come from."""
+    taken = {
+        name
+        for key in trained.model.conditioner.entries
+        for way in ways(trained, key)
+        for name in way
+        if name in task.values and MODALITIES[name].decode is not None
+    }
+    found = [str(task.values[name][k]) for name in sorted(taken)]
+    if task.source is not None:
+        found.append(task.source.describe(k % len(task.source)))
+    return f" ({', '.join(found)})" if found else ""
 
 
 def warn_of_cuts(trained: Trained, task: Task) -> None:

@@ -4,21 +4,24 @@ The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from ldm_jax.config import suggest
+from ldm_jax.data.files import parse_json, read_array
 from ldm_jax.data.folder import SUFFIXES
+from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import drop_sidecars
 from ldm_jax.errors import ConfigError
+
+# Largest number of rows in a NumPy file, of which each is one sample's.
+_MOST_ROWS = 2**22
 
 
 class FlagValues(NamedTuple):
@@ -184,10 +187,9 @@ def _labels(name, flag, texts, names):
 
 
 def _label(flag, label, names):
-    if label in names:
-        return names.index(label)
-    if label.isdecimal() and (not names or int(label) < len(names)):
-        return int(label)
+    found = find_class(label, names)
+    if found is not None:
+        return found
     known = suggest(label, names) if names else "give its number"
     raise ConfigError(f"--{flag}: there is no class '{label}'; {known}")
 
@@ -203,7 +205,13 @@ def _arrays(name, flag, texts, names):
     rows = []
     for path in paths:
         try:
-            rows += list(np.load(path, allow_pickle=False))
+            # Mapped into memory: rows are read where they are used.
+            array = read_array(path)
+            if array.ndim and len(array) > _MOST_ROWS:
+                raise ValueError(
+                    f"it has {len(array):,} rows, more than {_MOST_ROWS:,}"
+                )
+            rows += list(array)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"--{flag}: {path} is not a NumPy array: {error}"
@@ -218,10 +226,13 @@ def _layouts(name, flag, texts, names):
     paths, layouts = _find(name, flag, texts, (".json",)), []
     for path in paths:
         try:
-            read = json.loads(_read(flag, path))
+            read = parse_json(_read(flag, path))
             several = isinstance(read, list) and all(isinstance(x, list) for x in read)
             for layout in read if several and read else [read]:
                 layouts.append(parse_layout(layout, names.boxes or None))
+                note = MODALITIES[name].note(layouts[-1])
+                if note:
+                    logging.warning("%s: %s", path, note)
         except ValueError as error:
             raise ConfigError(f"--{flag}: {path}: {error}") from error
     return FlagValues(tuple(layouts), _digest(flag, paths))
@@ -256,7 +267,12 @@ def _digest(flag, paths):
     """The number of files and a hash of their contents, whatever they are called."""
     whole = hashlib.sha256()
     for path in paths:
-        whole.update(hashlib.sha256(_read(flag, path)).digest())
+        try:
+            with open(path, "rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            reason = error.strerror
+            raise ConfigError(f"--{flag}: cannot read {path}: {reason}") from error
     return {"files": len(paths), "sha256": whole.hexdigest()[:16]}
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier, make_noise_schedule
 from ldm_jax.checkpoint import Folder
+from ldm_jax.conditioners.checks import check_classes
 from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_statistics, open_first_stage
@@ -46,6 +47,7 @@ def make_stage(
         make_noise_schedule(config),
         first.module,
     )
+    data.check_examples(functools.partial(_check_label, data.num_classes))
     statistics = find_statistics(config, model, first, mesh, data, meta)
     frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {
@@ -56,6 +58,10 @@ def make_stage(
     }
     size = data.example["image"].shape[1:3]
     return _make_steps(config, model, frozen, size), record
+
+
+def _check_label(num_classes, batch):
+    check_classes(batch["label"], "B", num_classes)
 
 
 def _make_steps(config, model, frozen, image_size):

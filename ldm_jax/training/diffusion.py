@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from ldm_jax import generate, latent_diffusion
 from ldm_jax.build import make_model, sample_options
 from ldm_jax.checkpoint import Folder
-from ldm_jax.config import build
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.training.freeze import freeze_paths
@@ -47,7 +46,7 @@ def make_stage(
     new = not meta and not config.train.init_from
     initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:
-        build(model.conditioner.check, {"batch": data.example}, "conditions")
+        data.check_examples(model.conditioner.check)
     statistics = find_statistics(config, model, first, mesh, data, meta)
     frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
     record = {

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import choose, to_dict, upgrade_config
@@ -22,7 +22,7 @@ from ldm_jax.errors import Stopped
 from ldm_jax.lock import hold
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
-from ldm_jax.training.held_out import HeldOut
+from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
 from ldm_jax.training.start import Run, check_config, first_state
 from ldm_jax.training.throughput import Stopwatch, count_flops
@@ -68,8 +68,8 @@ def run(
         # The devices: one mesh, over which every batch is split evenly.
         make_stage = choose(STAGES, config.stage, "stage")
         mesh = sharding.make_mesh(**train.mesh)
-        parts = train.accumulate_steps
-        sharding.check_batch_size(train.batch_size, mesh, parts=parts)
+        micro = train.accumulate_steps
+        sharding.check_batch_size(train.batch_size, mesh, parts=micro)
 
         # Where the run stands: its newest checkpoint, which must be of this config.
         # Process 0 keeps other runs away from it.
@@ -77,6 +77,7 @@ def run(
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(peers.saving(checkpoints.wait))
         start = checkpoints.latest_step or 0
         meta = checkpoints.meta(start) if start else {}
         if start:
@@ -106,7 +107,14 @@ def run(
         frozen = sharding.put_tree(stage.frozen, split)
         begin = Run(config, mesh, data, stage, shardings, checkpoints, meta, console)
         state = first_state(begin, abstract, start)
+
+        # What was due where the run was cut, or nothing at all if it is at its end.
+        parts = config, stage, frozen, data, mesh, writer, console
+        held_out = HeldOut(*parts, stopping=preemption.asked)
+        made = held_out.make_up(start, state)
         if start >= train.num_steps:
+            nothing = "" if made else ", nothing to do"
+            console.line(f"step {start} of {train.num_steps}: already trained{nothing}")
             return {}
 
         # The step, compiled once.
@@ -116,7 +124,6 @@ def run(
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
         step, flops = _compile(step, (state, frozen, batch), console)
-        held_out = HeldOut(config, stage, frozen, data, mesh, writer, console)
         watch = Stopwatch(train.batch_size, flops, mesh.size)
 
         # From here on there is something to save when a signal comes.
@@ -127,6 +134,7 @@ def run(
             state, metrics = step(state, frozen, batch)
             window.append(metrics)
             console.advance()
+            peers.progress(done)
             final, stop = done == train.num_steps, preemption.requested(done)
             if not (final or stop):
                 with watch.waiting():
@@ -146,9 +154,9 @@ def run(
 
             # What is due: a checkpoint, an evaluation, a preview. What is saved must be
             # finite. What is still being computed is not part of the pause.
-            save = final or stop or done % train.checkpoint_every == 0
-            evaluate = not stop and (final or done % train.eval_every == 0)
-            preview = not stop and (final or done % train.preview_every == 0)
+            save = final or stop or due(done, train.checkpoint_every)
+            evaluate = not stop and due(done, train.eval_every, final)
+            preview = not stop and due(done, train.preview_every, final)
             if save or evaluate or preview:
                 jax.block_until_ready(state)
                 with watch.paused():
@@ -163,7 +171,7 @@ def run(
             # The end, if the machine is wanted back.
             if stop:
                 break
-    if stop:
+    if stop or held_out.cut:
         raise Stopped(f"step {done}: asked to stop; saved, leaving", preemption.signal)
     return last
 
@@ -183,7 +191,12 @@ def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float 
 def _check(done: int, window: list, checkpoints: Checkpoints) -> list:
     """Fetches the metrics of the last steps; raises where one is not finite."""
     window = jax.device_get(window)
-    check_finite(done - len(window) + 1, window, checkpoints.latest_step)
+
+    def saved():
+        checkpoints.wait()
+        return checkpoints.folders
+
+    check_finite(done - len(window) + 1, window, saved)
     return window
 
 

@@ -48,6 +48,14 @@ class Preemption:
             # To JAX, which tells the other processes.
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def asked(self) -> bool:
+        """Says whether a signal came that this process may obey by itself.
+
+        Returns:
+          Whether the run is asked to stop; False where processes must agree first.
+        """
+        return self._asked and not self._distributed
+
     def requested(self, step: int) -> bool:
         """Says whether to save and leave; call it at every step.
 
@@ -59,7 +67,7 @@ class Preemption:
         """
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.asked()
 
     def close(self) -> None:
         """Restores the handlers found at the start."""

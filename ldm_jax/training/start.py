@@ -147,9 +147,7 @@ def _describe(run, abstract, start):
         f"{dict(run.mesh.shape)}"
     )
     total = config.train.num_steps
-    if start >= total:
-        line(f"step {start} of {total}: already trained, nothing to do")
-    elif start:
+    if 0 < start < total:
         line(f"resuming at step {start} of {total}")
 
 
@@ -295,6 +293,7 @@ FREE_KEYS = (
     "data.data_dir",
     "data.workers",
     "data.eval_split",
+    "data.max_image_gb",
     "train.init_from",
     "train.num_steps",
     "train.log_every",

@@ -8,7 +8,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from ldm_jax.images import make_grid, to_uint8, write_png
 # number of steps before which that is normal.
 PLATEAU_RATIO = 0.97
 PLATEAU_STEPS = 300
+
+# Ends the names of previews until all of a step are written.
+_UNFINISHED = ".unfinished"
 
 
 class Writer:
@@ -56,7 +60,9 @@ class Writer:
         self._metrics = self._folder / "metrics.jsonl"
         _drop_lines_after(self._metrics, start_step)
         self._board = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=start_step or None
+            str(self._folder / "tensorboard"),
+            # The first step of which nothing is kept.
+            purge_step=start_step + 1 if start_step else None,
         )
         if wandb:
             self._wandb = _start_wandb(self._folder, config)
@@ -83,20 +89,67 @@ class Writer:
     ) -> None:
         """Writes previews as PNG grids and to TensorBoard.
 
+        All are written before the first gets its name, so a run that was killed between
+        leaves a temporary file, by which `has_images` knows.
+
         Args:
           step: Number of steps done.
           previews: Dict of name -> images [B, H, W, 3] in [-1, 1].
         """
         if not self._active:
             return
-        for name, images in previews.items():
-            grid = make_grid(to_uint8(np.asarray(images)))
-            write_png(self._folder / "previews" / f"{name}_{step:08d}.png", grid)
+        grids = {
+            name: make_grid(to_uint8(np.asarray(i))) for name, i in previews.items()
+        }
+        paths = {name: self._preview_path(name, step) for name in grids}
+        for name, grid in grids.items():
+            write_png(f"{paths[name]}{_UNFINISHED}", grid)
+        for path in paths.values():
+            os.replace(f"{path}{_UNFINISHED}", path)
+        for name, grid in grids.items():
             self._board.add_image(name, grid, step, dataformats="HWC")
             if self._wandb:
                 import wandb
 
                 self._wandb.log({name: wandb.Image(grid)}, step=step)
+
+    def has_images(self, step: int) -> bool:
+        """Says whether the previews of a step were written, all of them.
+
+        Args:
+          step: Number of steps done.
+
+        Returns:
+          Whether they are there, False on all processes but the first.
+        """
+        if not self._active:
+            return False
+        done = self._preview_path("*", step)
+        unfinished = f"{done.name}{_UNFINISHED}"
+        return any(done.parent.glob(done.name)) and not any(
+            done.parent.glob(unfinished)
+        )
+
+    def has_scalars(self, step: int, prefix: str) -> bool:
+        """Says whether metrics of a kind were written at a step.
+
+        Args:
+          step: Number of steps done.
+          prefix: How their names begin.
+
+        Returns:
+          Whether there is a line of them, False on all processes but the first.
+        """
+        if not self._active or not self._metrics.exists():
+            return False
+        rows = map(json.loads, self._metrics.read_text(encoding="utf-8").splitlines())
+        return any(
+            row["step"] == step and any(name.startswith(prefix) for name in row)
+            for row in rows
+        )
+
+    def _preview_path(self, name, step):
+        return self._folder / "previews" / f"{name}_{step:08d}.png"
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -127,7 +180,7 @@ def _drop_lines_after(path, step):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
@@ -158,31 +211,48 @@ def _short(value):
 
 
 def check_finite(
-    first_step: int, window: Sequence[Mapping[str, Any]], last_saved: int | None
+    first_step: int,
+    window: Sequence[Mapping[str, Any]],
+    saved: Callable[[], Sequence[pathlib.Path]],
 ) -> None:
     """Checks that the loss and the gradient norm of each step are finite.
 
     Args:
       first_step: Number of updates done after the window's first step.
       window: List of dicts of name -> number, one per step.
-      last_saved: Step of the last checkpoint, or None.
+      saved: Function that waits for what is being saved and returns the folders of the
+        checkpoints, the oldest first.
 
     Raises:
-      TrainingDiverged: Naming the step, the metrics, the checkpoint and remedies.
+      TrainingDiverged: Naming the step, the metrics, the checkpoint to go back to, the
+        command and remedies.
     """
     for step, metrics in enumerate(window, start=first_step):
         bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
         if bad:
-            kept = (
-                f"the checkpoint of step {last_saved} is whole and kept"
-                if last_saved
-                else "no checkpoint had been saved yet"
-            )
             raise TrainingDiverged(
-                f"step {step}: {', '.join(bad)} is not finite; the run stops and "
-                f"{kept}. Lower train.learning_rate, lengthen train.warmup_steps or "
-                "set train.grad_clip=1.0, and run the same command in a new --workdir"
+                f"step {step}: {', '.join(bad)} is not finite; the run stops. "
+                f"{_way_back(step, saved())} a lower --config.train.learning_rate (it "
+                f"was {metrics['learning_rate']:.3g}), a longer "
+                "--config.train.warmup_steps or --config.train.grad_clip=1.0"
             )
+
+
+def _way_back(step, folders):
+    """Where to go on from after a step that was not finite, and how."""
+    if not folders:
+        return "No checkpoint had been saved yet: run the same command with"
+    # What the step before saved may hold the harm: weights are used a step later.
+    sound = [folder for folder in folders if int(folder.name) < step - 1]
+    chosen = (sound or folders)[-1]
+    later = folders[folders.index(chosen) + 1 :]
+    aside = chosen.parent.parent / f"diverged_at_{step}"
+    moved = shlex.join(map(str, [*later, aside]))
+    move = f"mkdir -p {shlex.quote(str(aside))} && mv {moved}, and " if later else ""
+    return (
+        f"The checkpoint of step {chosen.name} is whole and kept; to go on from it: "
+        f"{move}run the same command with --allow_config_change and"
+    )
 
 
 def plateau_warning(

@@ -132,3 +132,35 @@ def test_what_cannot_be_loaded_is_named(name, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f"{name}' cannot be loaded") as error:
         load_tokenizer(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_the_code_of_a_folder_is_neither_run_nor_asked_about(
+    bert_folder, tmp_path, monkeypatch, file
+):
+    def ask(*arguments):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    folder, marker = tmp_path / "bert", tmp_path / "marker"
+    shutil.copytree(bert_folder, folder)
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    own = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil"}
+    (folder / "tokenizer_config.json").unlink()
+    (folder / file).write_text(json.dumps({"auto_map": own, "model_type": "evil"}))
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value) and not marker.exists()
+    if file == "tokenizer_config.json":
+        assert "code of its own, which is never run" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"version": 3}', ""])
+def test_a_malformed_tokenizer_is_an_error_in_one_line(bert_folder, tmp_path, content):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        folder = tmp_path / file
+        shutil.copytree(bert_folder, folder)
+        (folder / file).write_text(content)
+        with pytest.raises(ConfigError, match="cannot be loaded|no padding") as error:
+            load_tokenizer(folder)
+        assert "\n" not in str(error.value)

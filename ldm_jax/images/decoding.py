@@ -1,0 +1,309 @@
+"""From encoded images of any format and mode to RGB, or to one channel.
+
+Large images are converted in bands, so that beside the pixels as they are decoded and
+the result nothing of their size is ever in memory.
+"""
+
+import functools
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from ldm_jax.annotations import Shaped
+from ldm_jax.errors import DecodeError
+from ldm_jax.images.memory import (
+    bytes_per_pixel,
+    bytes_to_load,
+    require_memory,
+    without_pillows_limit,
+)
+
+# Colour behind transparent pixels: white, as on a page. In a mask it is black, as what
+# is painted on a transparent layer is what is meant.
+BACKGROUND, UNPAINTED = (255, 255, 255), (0, 0, 0)
+
+# What is read. Pillow knows more, some of which start other programs (EPS).
+_FORMATS = "JPEG MPO PNG WEBP BMP DIB GIF TIFF PPM TGA JPEG2000 AVIF".split()
+
+# Images of more pixels are reduced by a whole factor before they are converted, where
+# the result is to be much smaller.
+_HUGE = 2**26 * 4 // 3
+
+# Pixels that are converted at a time.
+_BAND = 2**22
+
+# Largest values that 32-bit grey may be meant to have, by kind of number.
+_TOPS = {"F": (1, 255, 65535), "I": (255, 65535)}
+
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+# Value of the EXIF tag -> how to turn the image.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: Any, least_side: int | None = None) -> Image.Image:
+    """Decodes an image to RGB.
+
+    Args:
+      data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4].
+      least_side: The shorter side that is needed, in pixels. A JPEG much larger is
+        decoded at 1/2, 1/4 or 1/8 of its size, and any image of more than 89 million
+        pixels is reduced, to no smaller than twice this.
+
+    Returns:
+      PIL image of mode RGB.
+
+    Raises:
+      DecodeError: If the data is not an image, is cut short or is damaged, or would
+        take more memory than the limit, see `memory.memory_limit`.
+    """
+    return _guarded(_read_rgb, data, least_side)
+
+
+def decode_plane(data: Any) -> Shaped[np.ndarray, "H W"]:
+    """Decodes an image of one channel without rescaling its values.
+
+    Args:
+      data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
+
+    Returns:
+      Array [H, W] of the file's own integers or floats; indices for a palette.
+
+    Raises:
+      DecodeError: As `decode`, and if there are several channels.
+    """
+    return _guarded(_read_plane, data)
+
+
+def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
+    """Decodes an image of any mode to one channel, such as a mask.
+
+    Args:
+      data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4], or of one channel and any type.
+
+    Returns:
+      Array [H, W]: of one channel the file's own numbers, else the brightness, uint8,
+      of what is painted: transparent is black.
+
+    Raises:
+      DecodeError: If it is not an image, is cut short or is damaged.
+    """
+    return _guarded(_read_grey, data)
+
+
+def size_of(data: Any) -> tuple[int, int]:
+    """Reads the size of an image, not its pixels.
+
+    Args:
+      data: As for `decode`.
+
+    Returns:
+      (width, height) in pixels of what `decode` gives for it.
+
+    Raises:
+      DecodeError: If it is not an image.
+    """
+    return _guarded(_read_size, data)
+
+
+def _guarded(function, *arguments):
+    """Calls a decoder; whatever it trips over becomes a DecodeError."""
+    try:
+        with without_pillows_limit():
+            return function(*arguments)
+    except DecodeError:
+        raise
+    # Damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        text = str(error).split(" <_io")[0] or type(error).__name__
+        raise DecodeError(" ".join(text.split())) from error
+
+
+def _open(data):
+    if isinstance(data, np.ndarray):
+        return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
+    source = io.BytesIO(data) if isinstance(data, bytes) else os.fspath(data)
+    return Image.open(source, formats=_formats())
+
+
+@functools.cache
+def _formats():
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _load(image, size, more):
+    """Loads an image, if that and `more` bytes for what is made of it fit."""
+    needed = bytes_to_load(image, size) + more
+    require_memory(needed, f"{size[0]} x {size[1]} pixels of mode {image.mode}")
+    image.load()
+
+
+def _read_size(data):
+    with _open(data) as image:
+        # Pillow turns TIFF itself and says so before it does.
+        turned = image.format != "TIFF" and _turn(image) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def _read_rgb(data, least_side):
+    with _open(data) as image:
+        size = image.size
+        if least_side:
+            # Twice what is needed leaves the antialiasing to the resize that follows.
+            _shrink_on_load(image, 2 * least_side)
+        factor = _factor(image.size, least_side)
+        as_it_is = image.mode == "RGB" and factor == 1
+        pixels = image.width * image.height
+        _load(image, size, 0 if as_it_is else 4 * pixels // factor**2)
+        return _upright(image, _to_rgb(image, factor))
+
+
+def _shrink_on_load(image, least_side):
+    """Lets libjpeg decode at a fraction of the size, both sides >= `least_side`."""
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, (least_side, least_side))
+
+
+def _factor(size, least_side):
+    """By what to reduce a huge image, of which both sides stay >= 2 `least_side`."""
+    if not least_side or size[0] * size[1] <= _HUGE:
+        return 1
+    return max(1, min(size) // (2 * least_side))
+
+
+def _turn(image):
+    """The EXIF orientation; damaged EXIF data does not spoil the image."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _upright(image, result):
+    """Turns what was made of an image as the image says of itself."""
+    turn = _TURNS.get(_turn(image))
+    return result if turn is None else result.transpose(turn)
+
+
+def _to_rgb(image, factor=1, ground=BACKGROUND):
+    if image.mode == "RGB" and factor == 1 and not _is_transparent(image):
+        return image
+    convert = _converter(image, ground)
+    return _in_bands(image, factor, "RGB", convert)
+
+
+def _in_bands(image, factor, mode, convert):
+    """Converts some rows of an image at a time, and reduces them."""
+    width, height = image.size
+    rows = max(1, _BAND // (width * factor)) * factor
+    if rows >= height:
+        return _reduced(convert(image), factor)
+    result = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        result.paste(_reduced(convert(band), factor), (0, top // factor))
+    return result
+
+
+def _reduced(image, factor):
+    return image if factor == 1 else image.reduce(factor)
+
+
+def _converter(image, ground):
+    """How to make RGB of an image, or of a band of it."""
+    if image.mode.startswith(("I", "F")):
+        low, high = _range(image)
+        return lambda band: _deep_grey(band, low, high).convert("RGB")
+    if _is_transparent(image):
+        return lambda band: _on_ground(band, ground)
+    return lambda band: band.convert("RGB")
+
+
+def _is_transparent(image):
+    return image.mode in _TRANSPARENT or "transparency" in image.info
+
+
+def _on_ground(image, ground):
+    image = image.convert("RGBA")
+    below = Image.new("RGBA", image.size, (*ground, 255))
+    return Image.alpha_composite(below, image).convert("RGB")
+
+
+def _range(image):
+    """What is black and what is white in grey of more than 8 bits.
+
+    16-bit integers fill their range. 32-bit integers and floats have no fixed one: they
+    are taken to lie in [0, 1] (floats), else [0, 255], else [0, 65535], whichever is
+    the first to hold all values, and are stretched to their own range if none does.
+    """
+    # Pillow 10 opens 16-bit PNG files in a 32-bit mode.
+    if image.mode.startswith("I;16") or image.format == "PNG":
+        return 0, 65535
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    tops = range(0, height, rows)
+    bands = (image.crop((0, y, width, min(y + rows, height))) for y in tops)
+    found = [(b.min(), b.max()) for b in map(_floats, bands)]
+    low, high = min(low for low, _ in found), max(high for _, high in found)
+    fits = [top for top in _TOPS[image.mode] if low >= 0 and high <= top]
+    return (0, fits[0]) if fits else (low, low + max(high - low, 1e-12))
+
+
+def _floats(image):
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
+
+
+def _deep_grey(image, low, high):
+    values = (_floats(image) - low) * (255 / (high - low))
+    return Image.fromarray(np.round(values).astype(np.uint8))
+
+
+def _read_grey(data):
+    if isinstance(data, np.ndarray):
+        if data.ndim == 2 or data.shape[2:] == (1,):
+            return _read_plane(data)
+        return np.asarray(_to_grey(Image.fromarray(data)))
+    with _open(data) as image:
+        # Indices of a palette say nothing of brightness.
+        plain = len(image.getbands()) == 1 and image.mode != "P"
+        more = bytes_per_pixel(image.mode) if plain else 2
+        _load(image, image.size, more * image.width * image.height)
+        plain &= not _is_transparent(image)
+        return np.asarray(_upright(image, image if plain else _to_grey(image)))
+
+
+def _to_grey(image):
+    convert = _converter(image, UNPAINTED)
+    return _in_bands(image, 1, "L", lambda band: convert(band).convert("L"))
+
+
+def _read_plane(data):
+    if isinstance(data, np.ndarray):
+        array = data[..., 0] if data.shape[2:] == (1,) else data
+    else:
+        with _open(data) as image:
+            if len(image.getbands()) > 1:
+                bands = len(image.getbands())
+                raise DecodeError(f"expected one channel, got ({bands},)")
+            each = bytes_per_pixel(image.mode)
+            _load(image, image.size, each * image.width * image.height)
+            array = np.asarray(image)
+            if image.format == "PNG" and image.mode == "I":
+                array = array.astype(np.uint16)  # As Pillow 10 opens 16 bits.
+    if array.ndim != 2:
+        raise DecodeError(f"expected one channel, got {array.shape[2:] or array.shape}")
+    return array

@@ -1,0 +1,132 @@
+"""How much memory one image may take, and what reading it would take.
+
+A file of some kilobytes can announce any number of pixels. Pillow refuses more than 179
+million of them, whatever they need; here the bytes count, and the limit can be raised.
+"""
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Iterator
+
+from PIL import Image
+
+from ldm_jax.errors import ConfigError, DecodeError
+
+# Memory that reading one image may take, in units of 10^9 bytes.
+DEFAULT_GB = 1.0
+
+_limit = contextvars.ContextVar("max_image_gb", default=DEFAULT_GB)
+
+# Bytes per pixel that decoders of whole images need beside the result.
+_BESIDES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 16}
+
+
+def memory_limit(gigabytes: float | None) -> contextlib.AbstractContextManager[None]:
+    """Limits the memory that reading one image may take inside of a `with`.
+
+    Args:
+      gigabytes: Limit in 10^9 bytes; None is DEFAULT_GB.
+
+    Returns:
+      Context manager; it holds for the thread that enters it.
+
+    Raises:
+      ConfigError: If the limit is not a positive number.
+    """
+    gigabytes = DEFAULT_GB if gigabytes is None else gigabytes
+    if not 0 < gigabytes < float("inf"):
+        raise ConfigError(f"max_image_gb must be a number above 0, got {gigabytes}")
+    return _limited(gigabytes)
+
+
+@contextlib.contextmanager
+def _limited(gigabytes):
+    token = _limit.set(gigabytes)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def limit_bytes() -> int:
+    """Says how much memory one image, or one array beside it, may take.
+
+    Returns:
+      Number of bytes.
+    """
+    return int(_limit.get() * 1e9)
+
+
+def require_memory(needed: float, what: str) -> None:
+    """Refuses what would take more than the limit, before it does.
+
+    Args:
+      needed: Bytes that it takes.
+      what: What it is, for the message, as "40000 x 30000 pixels".
+
+    Raises:
+      DecodeError: If that is too much.
+    """
+    if needed > limit_bytes():
+        raise DecodeError(
+            f"{what} take {needed / 1e9:.2g} GB to read, and the limit is "
+            f"{_limit.get():g} GB: raise it by --config.data.max_image_gb in training "
+            "and --max_image_gb elsewhere, or make it smaller"
+        )
+
+
+def bytes_to_load(image: Image.Image, size: tuple[int, int]) -> int:
+    """Counts the memory that Pillow takes to decode an opened image.
+
+    Args:
+      image: Opened image, not loaded yet; a JPEG may be drafted.
+      size: (width, height) in pixels of the image in the file.
+
+    Returns:
+      Number of bytes.
+    """
+    pixels = image.width * image.height
+    needed = pixels * (bytes_per_pixel(image.mode) + _BESIDES.get(image.format, 0))
+    if image.info.get("progressive"):
+        # All coefficients of the whole image, in 16 bits, whatever is made of them.
+        needed += 2 * len(image.getbands()) * size[0] * size[1]
+    return needed
+
+
+def bytes_per_pixel(mode: str) -> int:
+    """Says how Pillow keeps images in memory.
+
+    Args:
+      mode: Mode of an image.
+
+    Returns:
+      Bytes per pixel.
+    """
+    if mode in ("1", "L", "P"):
+        return 1
+    return 2 if mode.startswith("I;16") else 4
+
+
+_lock, _depth, _saved = threading.Lock(), 0, None
+
+
+@contextlib.contextmanager
+def without_pillows_limit() -> Iterator[None]:
+    """Lifts Pillow's own limit, a global of its module, while an image is read.
+
+    Yields:
+      Nothing.
+    """
+    global _depth, _saved
+    with _lock:
+        if not _depth:
+            _saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if not _depth:
+                Image.MAX_IMAGE_PIXELS = _saved

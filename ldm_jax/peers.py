@@ -1,0 +1,335 @@
+"""The processes of one job: where one fails, the others end with its message.
+
+A thread of each process talks to the key-value store of JAX's coordination service,
+which lives in process 0. There each gives signs of life and says how far it has come;
+process 0 looks whether all do. Who fails says why before it ends; the others read that
+while they wait in a collective, print it and end with the same status.
+
+Without a job of several processes, all of this does nothing.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ldm_jax.errors import ProcessLost
+
+# Seconds between signs of life, and without one until a process counts as lost. A
+# process whose interpreter stands still for longer is taken for lost, too.
+BEAT, SILENT = 2.0, 20.0
+
+# Seconds for what is being saved, and for the others to read why a process ends.
+_SAVE, _READ = 20.0, 5.0
+
+_FAILED, _ALIVE, _SEEN = "ldm_jax/failed", "ldm_jax/alive/", "ldm_jax/seen/"
+
+# What errors say that come of the end of another process.
+_LOST = re.compile(
+    r"gloo|nccl|UNAVAILABLE|connection (closed|reset|refused)|socket closed"
+    r"|heartbeat|unhealthy|DEADLINE_EXCEEDED|barrier timed out",
+    re.IGNORECASE,
+)
+
+
+class Peers:
+    """What one process knows of the others of its job."""
+
+    def __init__(
+        self,
+        client: Any,
+        index: int,
+        count: int,
+        hang_timeout: float = 0.0,
+        leave: Callable[[int], Any] = os._exit,
+    ) -> None:
+        """Begins to watch.
+
+        Args:
+          client: The coordination service's client.
+          index: Index of this process.
+          count: Number of processes.
+          hang_timeout: Seconds without any progress after which the job is given up,
+            once there was some; 0 for never.
+          leave: Function of a status that ends this process.
+        """
+        self._client, self._index, self._count = client, index, count
+        self._hang_timeout, self._leave = hang_timeout, leave
+        self._step, self._moves, self._beats = None, 0, 0
+        self._saving: Callable[[], None] | None = None
+        # By process: the last sign of life and when it came; the same of progress.
+        self._signs, self._progress = {}, (None, time.monotonic())
+        self._answered, self._ended = time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+        self._thread.start()
+
+    def progress(self, step: int | None) -> None:
+        """Notes that this process goes on.
+
+        Args:
+          step: Number of steps done, or None if that is as it was.
+        """
+        self._step = self._step if step is None else step
+        self._moves += 1
+
+    @contextlib.contextmanager
+    def saving(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Lets what is being saved come to its end before this process ends for others.
+
+        Args:
+          wait: Function that blocks until it is saved.
+
+        Yields:
+          Nothing.
+        """
+        self._saving = wait
+        try:
+            yield
+        finally:
+            self._saving, self._moves = None, 0
+
+    def await_cause(self, text: str) -> None:
+        """Waits where an error may come of the end of another process.
+
+        If that is the cause it is known soon, and ends this process.
+
+        Args:
+          text: What went wrong here.
+        """
+        if _LOST.search(text):
+            self._ended.wait(SILENT + 3 * BEAT)
+        if self._ended.is_set():
+            self._thread.join()
+
+    def fail(self, text: str, status: int) -> None:
+        """Tells the others why this process ends, and ends it.
+
+        Args:
+          text: What went wrong, in one line.
+          status: Exit status, for all of them.
+        """
+        # Before it is said, or the thread would hear it, too.
+        self._ended.set()
+        self._report(self._index, text, status)
+        self._let_others_read(self._index)
+        self._leave(status)
+
+    def finish(self) -> None:
+        """Waits for the others to be done, too, then stops to watch."""
+        # A process that waits may be told that another has failed.
+        with contextlib.suppress(Exception):
+            self._client.wait_at_barrier("ldm_jax/end", 86_400_000)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops to watch; a thread must not outlive the interpreter."""
+        self._ended.set()
+        # Wakes up the threads, of all processes: nothing fails any more.
+        with contextlib.suppress(Exception):
+            self._set(_FAILED, None)
+        self._thread.join(2 * BEAT)
+
+    def _talk(self):
+        while not self._ended.is_set():
+            try:
+                self._give_sign()
+                if self._index == 0:
+                    self._judge()
+                found = self._client.blocking_key_value_get(_FAILED, int(BEAT * 1000))
+            except Exception as error:  # JAX raises one kind for all that may be.
+                self._judge_silence(error)
+                continue
+            failure = json.loads(found)
+            if failure is None:
+                return
+            if not self._ended.is_set():
+                self._end_for(failure)
+
+    def _give_sign(self):
+        self._beats += 1
+        sign = [self._beats, self._moves, self._step, socket.gethostname()]
+        self._set(f"{_ALIVE}{self._index}", sign, allow_overwrite=True)
+        self._answered = time.monotonic()
+
+    def _set(self, key, value, allow_overwrite=False):
+        self._client.key_value_set(key, json.dumps(value), allow_overwrite)
+
+    def _judge_silence(self, error):
+        """An error of the service: nothing is there yet, or process 0 is gone."""
+        if "DEADLINE_EXCEEDED" in str(error) or self._ended.is_set():
+            return
+        if time.monotonic() - self._answered > SILENT:
+            self._end_for(
+                {
+                    "process": 0,
+                    "host": "",
+                    "text": f"it has not answered for {SILENT:.0f} s",
+                    "status": ProcessLost.exit_code,
+                }
+            )
+        self._ended.wait(BEAT)
+
+    def _judge(self):
+        """Process 0 looks who gives no sign of life, and whether anyone goes on."""
+        now = time.monotonic()
+        for key, value in self._client.key_value_dir_get(_ALIVE):
+            index, sign = int(key.rpartition("/")[2]), json.loads(value)
+            if sign[0] != self._signs.get(index, ((None,),))[0][0]:
+                self._signs[index] = sign, now
+        for index in range(self._count):
+            sign, seen = self._signs.setdefault(index, ([None, 0, None, ""], now))
+            if now - seen > SILENT:
+                text = (
+                    f"it has given no sign of life for {SILENT:.0f} s: it was killed, "
+                    "as for want of memory, or its machine has gone"
+                )
+                self._report(index, text, ProcessLost.exit_code, sign[3])
+                return
+        moves = {index: sign[1] for index, (sign, _) in self._signs.items()}
+        if moves != self._progress[0]:
+            self._progress = moves, now
+        waited = now - self._progress[1]
+        if self._hang_timeout and any(moves.values()) and waited > self._hang_timeout:
+            self._report_hang()
+
+    def _report_hang(self):
+        steps = {index: sign[2] for index, (sign, _) in self._signs.items()}
+        places = ", ".join(f"process {i}: {s}" for i, s in sorted(steps.items()))
+        text = (
+            f"no process has finished a step for {self._hang_timeout:.0f} s "
+            f"(--hang_timeout); steps done: {places}"
+        )
+        self._report(None, text, ProcessLost.exit_code)
+
+    def _report(self, index, text, status, host=None):
+        """Says which process fails, or None; the first one to be said counts."""
+        host = socket.gethostname() if host is None else host
+        failure = {"process": index, "host": host, "text": text, "status": status}
+        with contextlib.suppress(Exception):
+            self._set(_FAILED, failure)
+
+    def _end_for(self, failure):
+        """Ends this process, as another has failed."""
+        self._ended.set()
+        host = f" on {failure['host']}" if failure["host"] else ""
+        who = f"process {failure['process']} of {self._count}{host} failed: "
+        if failure["process"] is None:
+            who = ""
+        sys.stdout.flush()
+        print(f"error: {who}{failure['text']}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            self._set(f"{_SEEN}{self._index}", True, allow_overwrite=True)
+        if self._saving is not None:
+            saving = threading.Thread(target=_quietly, args=[self._saving], daemon=True)
+            saving.start()
+            saving.join(_SAVE)
+        self._let_others_read(failure["process"])
+        self._leave(failure["status"])
+
+    def _let_others_read(self, failed):
+        """Process 0 holds what is to be read: it leaves last."""
+        others = set(range(1, self._count)) - {failed}
+        end = time.monotonic() + _READ
+        while self._index == 0 and others and time.monotonic() < end:
+            with contextlib.suppress(Exception):
+                seen = self._client.key_value_dir_get(_SEEN)
+                others -= {int(key.rpartition("/")[2]) for key, _ in seen}
+            time.sleep(0.05)
+
+
+def _quietly(function):
+    with contextlib.suppress(Exception):
+        function()
+
+
+_peers: Peers | None = None
+
+
+def watch(hang_timeout: float) -> None:
+    """Begins to watch the other processes, after `jax.distributed.initialize`.
+
+    Args:
+      hang_timeout: See `Peers`.
+    """
+    from jax._src.distributed import global_state
+
+    global _peers
+    if global_state.client is not None and global_state.num_processes > 1:
+        _peers = Peers(
+            global_state.client,
+            global_state.process_id,
+            global_state.num_processes,
+            hang_timeout,
+        )
+        # However the program ends, and before JAX leaves the service.
+        atexit.register(_peers.stop)
+
+
+def progress(step: int | None = None) -> None:
+    """Notes that this process goes on.
+
+    Args:
+      step: Number of steps done, if it does steps.
+    """
+    if _peers is not None:
+        _peers.progress(step)
+
+
+def saving(wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """Lets what is being saved come to its end where another process fails.
+
+    Args:
+      wait: Function that blocks until it is saved.
+
+    Returns:
+      Context manager, during which this holds.
+    """
+    return contextlib.nullcontext() if _peers is None else _peers.saving(wait)
+
+
+def several() -> bool:
+    """Says whether this process is one of several of a job.
+
+    Returns:
+      Whether it is.
+    """
+    return _peers is not None
+
+
+def await_cause(text: str) -> None:
+    """Waits where an error may come of the end of another process.
+
+    Args:
+      text: What went wrong here.
+    """
+    if _peers is not None:
+        _peers.await_cause(text)
+
+
+def fail(text: str, status: int) -> None:
+    """Tells the others why this process ends, and ends it, if there are others.
+
+    Args:
+      text: What went wrong, in one line.
+      status: Exit status.
+    """
+    if _peers is not None:
+        _peers.fail(text, status)
+
+
+def finish() -> None:
+    """Waits for the others to be done, if there are any, and leaves the job."""
+    if _peers is not None:
+        import jax
+
+        _peers.finish()
+        # At the end of the interpreter, which JAX would wait for, the order in which
+        # things go is left to chance.
+        jax.distributed.shutdown()

@@ -1,0 +1,1 @@
+"""Faults that take minutes to try: `pytest -m slow tests/faults`, or as scripts."""

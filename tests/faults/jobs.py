@@ -1,0 +1,196 @@
+"""Tiny runs of both stages as processes of their own, and how two of them differ."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from ldm_jax import checkpoint
+from tests.flags import xla_flags
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# Few steps with much going on around each: saves, rotations, evaluations, previews.
+COMMON = {
+    "train.num_steps": 12,
+    "train.checkpoint_every": 2,
+    "train.keep_last": 2,
+    "train.log_every": 1,
+    "train.eval_every": 4,
+    "train.eval_batches": 2,
+    "train.preview_every": 4,
+    "train.preview_images": 2,
+}
+FIRST = ("shapes_autoencoder:tiny", COMMON)
+SECOND = ("shapes_class:tiny", COMMON | {"backbone.channel_mult": "(1,)"})
+
+# What a run may end with, by the signals that came: before there is anything to
+# save the machine's own way is taken, and a run that is done is done.
+EXPECTED = {
+    signal.SIGKILL: {-signal.SIGKILL, 0},
+    signal.SIGTERM: {143, -signal.SIGTERM, 0},
+    signal.SIGINT: {130, -signal.SIGINT, 0},
+}
+
+# Metrics that say how fast the machine was.
+_SPEED = ("_per_s", "_ms", "_gb", "memory")
+
+
+class Job:
+    """One workdir, whose command is started again and again."""
+
+    def __init__(self, stage, workdir, data_dir, cache, usual_seconds=20.0, **changes):
+        name, values = stage
+        self.workdir = pathlib.Path(workdir)
+        self.checkpoints = self.workdir / "checkpoints"
+        self.usual_seconds = usual_seconds
+        values = values | {"data.data_dir": data_dir} | changes
+        self._arguments = [f"--config={name}", f"--workdir={workdir}"]
+        self._arguments += [f"--config.{key}={value}" for key, value in values.items()]
+        self._cache = cache
+        self._process = None
+
+    def allow_change(self):
+        """Has the command accept that the config is not the checkpoint's."""
+        self._arguments.append("--allow_config_change")
+
+    def start(self):
+        """Starts the command, which goes on where it was."""
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": xla_flags(1),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._started = time.time()
+        self._log = self.workdir.with_suffix(".log")
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *self._arguments],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def running(self):
+        """Whether the command has not ended."""
+        return self._process.poll() is None
+
+    def send(self, number):
+        """Sends a signal, if there still is somebody to take it."""
+        self._process.send_signal(number)
+
+    def end(self, seconds=600):
+        """Waits for the end; returns (exit status, what was printed)."""
+        try:
+            status = self._process.wait(seconds)
+        finally:
+            self._process.kill()
+        return status, self._log.read_text(errors="replace")
+
+    def run(self):
+        """Runs the command to its good end; returns what it printed."""
+        start = time.monotonic()
+        self.start()
+        status, output = self.end()
+        assert status == 0, output
+        self.usual_seconds = time.monotonic() - start
+        return output
+
+    def hit(self, moment, random):
+        """Starts the command and hits it at a moment; returns (last signal, status)."""
+        self.start()
+        signals = moment(self, random)
+        for seconds, number in signals:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            self.send(number)
+        status, output = self.end()
+        expected = set().union(*(EXPECTED[number] for _, number in signals))
+        assert status in expected, f"{moment.__name__}: {status}\n{output}"
+        assert "Traceback" not in output, f"{moment.__name__}\n{output}"
+        return signals[-1][1], status
+
+    def steps(self):
+        """Steps of the checkpoints that bear their names."""
+        with contextlib.suppress(FileNotFoundError):
+            return {p.name for p in self.checkpoints.iterdir() if p.name.isdigit()}
+        return set()
+
+    def saving(self):
+        """Whether a checkpoint is being written, by this start of the command."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = self.checkpoints.glob("*tmp*")
+            return any(path.stat().st_ctime > self._started for path in paths)
+        return False
+
+    def log_size(self):
+        """Bytes of the metrics that are written."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.workdir / "metrics.jsonl").stat().st_size
+        return 0
+
+
+def differences(one, other):
+    """What differs between two finished runs: arrays, metrics, images, leftovers.
+
+    Args:
+      one: Workdir of a run that was left alone.
+      other: Workdir of a run that was not.
+
+    Returns:
+      List of sentences, empty where they are the same.
+    """
+    found = []
+    folders = [checkpoint.checkpoint_folder(workdir) for workdir in (one, other)]
+    if folders[0].name != folders[1].name:
+        found.append(f"one ended at step {folders[0].name}, other {folders[1].name}")
+    for item in ("params", "ema_params", "training"):
+        trees = [checkpoint.load_item(folder, item) for folder in folders]
+        leaves = [jax.tree_util.tree_leaves_with_path(tree) for tree in trees]
+        for (path, a), (_, b) in zip(*leaves, strict=True):
+            if np.asarray(a).tobytes() != np.asarray(b).tobytes():
+                found.append(f"{item}{jax.tree_util.keystr(path)} differs")
+    rows = [_metrics(workdir) for workdir in (one, other)]
+    if rows[0] != rows[1]:
+        found.append(f"metrics differ: {rows[0]} and {rows[1]}")
+    images = [_files(workdir, "previews") for workdir in (one, other)]
+    if images[0] != images[1]:
+        changed = {name for name, _ in images[0].items() ^ images[1].items()}
+        found.append(f"previews differ: {sorted(changed)}")
+    steps = [
+        {p.name for p in (pathlib.Path(w) / "checkpoints").iterdir()}
+        for w in (one, other)
+    ]
+    if steps[0] != steps[1]:
+        found.append(f"checkpoints differ: {sorted(steps[0])}, {sorted(steps[1])}")
+    return found
+
+
+def _metrics(workdir):
+    """(step, whether an evaluation) -> metrics, each of which must be there once."""
+    rows = {}
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    for line in text.splitlines():
+        row = json.loads(line)
+        kept = {k: v for k, v in row.items() if not any(s in k for s in _SPEED)}
+        key = row["step"], any(k.startswith("eval/") for k in row)
+        assert key not in rows, f"two records of {key} in {workdir}"
+        rows[key] = kept
+    return rows
+
+
+def _files(workdir, folder):
+    paths = (pathlib.Path(workdir) / folder).iterdir()
+    return {path.name: path.read_bytes() for path in paths}

@@ -1,0 +1,125 @@
+"""Two processes of one job, of which one fails: what the other does, and how soon."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import ldm_jax
+from ldm_jax.errors import DataError, ProcessLost
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import os, signal, sys, time
+
+fault = sys.argv.pop(1)
+
+def main(argv):
+    import jax
+    from jax.experimental import multihost_utils
+    from ldm_jax import peers
+    from ldm_jax.errors import DataError
+
+    multihost_utils.sync_global_devices("start")
+    peers.progress(1)
+    if jax.process_index() == 1:
+        if fault == "raise":
+            raise DataError("cannot read x.png")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            time.sleep(1000)
+    multihost_utils.sync_global_devices("end")
+
+from ldm_jax import cli
+cli.run(main, "doc")
+"""
+
+
+def _start(folder, fault, index, port, *arguments):
+    script = folder / "job.py"
+    script.write_text(SCRIPT)
+    root = str(pathlib.Path(ldm_jax.__file__).parents[1])
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(script),
+            fault,
+            f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={index}",
+            *arguments,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _run(folder, fault, *arguments):
+    port = _free_port()
+    jobs = [_start(folder, fault, index, port, *arguments) for index in range(2)]
+    try:
+        outputs = [job.communicate(timeout=120)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    statuses = [job.returncode for job in jobs]
+    lines = [_last_line(output) for output in outputs]
+    assert not any("Traceback" in output for output in outputs), outputs
+    return statuses, lines
+
+
+def _last_line(output):
+    # Gloo's own lines come when its buffer is emptied.
+    lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+    return (lines or [""])[-1]
+
+
+def test_all_goes_well(tmp_path):
+    statuses, _ = _run(tmp_path, "none")
+    assert statuses == [0, 0]
+
+
+def test_the_other_ends_with_the_message(tmp_path):
+    statuses, lines = _run(tmp_path, "raise")
+    assert statuses == [DataError.exit_code] * 2
+    assert lines[1] == "error: cannot read x.png"
+    assert lines[0].startswith("error: process 1 of 2 on ")
+    assert lines[0].endswith(" failed: cannot read x.png")
+
+
+def test_a_killed_process_is_missed(tmp_path):
+    start = time.monotonic()
+    statuses, lines = _run(tmp_path, "kill")
+    assert statuses == [ProcessLost.exit_code, -signal.SIGKILL]
+    assert "process 1 of 2" in lines[0] and "no sign of life for 20 s" in lines[0]
+    # With the time to start on a busy machine.
+    assert time.monotonic() - start < 60
+
+
+def test_a_hang_is_given_up(tmp_path):
+    statuses, lines = _run(tmp_path, "hang", "--hang_timeout=5")
+    assert statuses == [ProcessLost.exit_code] * 2
+    assert all("no process has finished a step for 5 s" in line for line in lines)
+
+
+@pytest.mark.parametrize(("index", "words"), [(0, "not all"), (1, "nothing answers")])
+def test_a_process_that_never_comes(tmp_path, index, words):
+    job = _start(tmp_path, "none", index, _free_port(), "--start_timeout=5")
+    output, _ = job.communicate(timeout=90)
+    assert job.returncode == ProcessLost.exit_code
+    assert _last_line(output).startswith(f"error: {words}")

@@ -1,0 +1,177 @@
+"""A run that goes on makes what was due, once; one that diverged names the way back."""
+
+import json
+import shlex
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ldm_jax import sharding
+from ldm_jax.errors import TrainingDiverged
+from ldm_jax.training.held_out import HeldOut
+from ldm_jax.training.writer import Writer, check_finite
+
+
+class Console:
+    def line(self, text):
+        pass
+
+
+@pytest.fixture
+def resume(tmp_path):
+    """Opens the held-out work of a run that goes on, on stubs that count."""
+    writers = []
+
+    def resume(start, stopping=lambda: False, **train):
+        section = {"num_steps": 8, "eval_every": 4, "preview_every": 2}
+        section |= {"preview_images": 1, "eval_batches": None} | train
+        config = {"train": section, "seed": 0, "data": {"on_error": "skip"}}
+        counts = {"evaluations": 0, "previews": 0}
+        batch = {"mask": np.ones(1), "image": np.zeros((1, 4, 4, 3))}
+
+        def evaluate(state, frozen, batch, rng):
+            counts["evaluations"] += 1
+            return {"loss": batch["mask"].sum()}
+
+        def preview(state, frozen, batch, rng):
+            counts["previews"] += 1
+            return {name: batch["image"] for name in ("inputs", "samples")}
+
+        stage = SimpleNamespace(
+            eval_step=evaluate, preview=preview, summarize=lambda means: means
+        )
+        data = SimpleNamespace(
+            has_held_out=True,
+            held_out_batches=lambda count: iter([batch]),
+            preview_batch=lambda count: batch,
+            class_names=None,
+        )
+        writer = Writer(tmp_path, {}, start)
+        writers.append(writer)
+        mesh = sharding.make_mesh()
+        parts = ConfigDict(config), stage, {}, data, mesh, writer, Console()
+        held_out = HeldOut(*parts, stopping)
+        # Without a compiler.
+        held_out._eval_step, held_out._draw = evaluate, preview
+        return held_out, counts, writer
+
+    yield resume
+    for writer in writers:
+        writer.close()
+
+
+def test_what_was_due_where_a_run_was_cut_is_made_once(resume):
+    held_out, counts, _ = resume(4)
+    assert held_out.missing(4) == (True, True)
+    assert held_out.make_up(4, None)
+    assert counts == {"evaluations": 1, "previews": 1}
+    # The same command once more.
+    held_out, counts, _ = resume(4)
+    assert not held_out.make_up(4, None)
+    assert counts == {"evaluations": 0, "previews": 0}
+
+
+@pytest.mark.parametrize(
+    "step, train, missing",
+    [
+        (0, {}, (False, False)),
+        (2, {}, (False, True)),
+        (3, {}, (False, False)),
+        # At the end all is due, if it is not turned off.
+        (7, {"num_steps": 7}, (True, True)),
+        (7, {"num_steps": 7, "eval_every": None}, (False, True)),
+        (4, {"preview_images": 0}, (True, False)),
+        # A run that was given fewer steps is past its end.
+        (9, {}, (False, False)),
+    ],
+)
+def test_what_is_missing_follows_from_the_step(resume, step, train, missing):
+    held_out, _, _ = resume(step, **train)
+    assert held_out.missing(step) == missing
+
+
+def test_lines_of_training_are_no_evaluation(resume):
+    held_out, _, writer = resume(4)
+    writer.scalars(4, {"loss": 1.0})
+    writer.scalars(3, {"eval/loss": 1.0})
+    assert held_out.missing(4) == (True, True)
+    writer.scalars(4, {"eval/loss": 1.0})
+    assert held_out.missing(4) == (False, True)
+
+
+def test_previews_count_once_all_of_a_step_are_written(resume, tmp_path, monkeypatch):
+    held_out, _, writer = resume(2)
+    written = []
+
+    def killed(source, target):
+        written.append(target)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    from ldm_jax.training import writer as module
+
+    replace = module.os.replace
+    monkeypatch.setattr(module.os, "replace", killed)
+    # Two temporary files get their contents, one of them its name.
+    with pytest.raises(KeyboardInterrupt):
+        held_out.make_up(2, None)
+    monkeypatch.undo()
+    assert list((tmp_path / "previews").glob("*.png"))
+    held_out, counts, _ = resume(2)
+    assert held_out.missing(2)[1] and held_out.make_up(2, None)
+    assert counts["previews"] == 1
+    names = {path.name for path in (tmp_path / "previews").iterdir()}
+    assert names == {"inputs_00000002.png", "samples_00000002.png"}
+    assert not resume(2)[0].missing(2)[1]
+
+
+def test_a_run_that_is_asked_to_stop_leaves_what_is_due_for_later(resume):
+    held_out, counts, _ = resume(4, stopping=lambda: True)
+    held_out.evaluate(4, None)
+    held_out.preview(4, None)
+    assert held_out.cut and counts == {"evaluations": 0, "previews": 0}
+    assert resume(4)[0].missing(4) == (True, True)
+
+
+def test_metrics_that_were_cut_are_passed_over(resume, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 4, "eval/loss": 1.0}\n{"step": 5}\n7\n{"step": 4, "ev')
+    assert resume(4)[0].missing(4) == (False, True)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [4]
+
+
+def _diverge(workdir, steps, at):
+    """The message of a run that is not finite at a step; checkpoints of `steps`."""
+    folders = [workdir / "checkpoints" / str(step) for step in steps]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    metrics = {"loss": 1.0, "learning_rate": 1e-3}
+    check_finite(at - 2, [metrics] * 2, list)
+    window = [metrics, metrics | {"loss": float("nan")}]
+    with pytest.raises(TrainingDiverged) as error:
+        check_finite(at - 1, window, lambda: folders)
+    return str(error.value)
+
+
+def test_a_diverged_run_names_the_step_to_go_back_to_and_the_way(tmp_path):
+    workdir = tmp_path / "a run"
+    text = _diverge(workdir, [2, 4, 6, 7], 8)
+    assert text.startswith("step 8: loss is not finite")
+    # The weights after step 7 may be what made the loss of step 8.
+    assert "step 6 is whole and kept" in text
+    assert "--allow_config_change" in text and "it was 0.001" in text
+    command = text.split("go on from it: ")[1].split(", and run")[0]
+    subprocess.run(command, shell=True, check=True)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == set("246")
+    assert (workdir / "diverged_at_8" / "7").is_dir()
+
+
+def test_the_newest_checkpoint_is_gone_on_from_where_it_is_sound(tmp_path):
+    text = _diverge(tmp_path, [2, 4], 8)
+    assert "step 4 is whole and kept" in text and "mv" not in shlex.split(text)
+    text = _diverge(tmp_path, [], 3)
+    assert "No checkpoint had been saved yet: run the same command with a lower" in text
