@@ -22,6 +22,8 @@ def data(**changes) -> dict:
     crop: "center" or "random", of the largest square; times a random fraction from
       min_crop to 1 of its side. flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads.
+    restart_workers: How often they are started anew, on the same batches, where one of
+      them was killed; 0 saves and ends the run.
     on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
       the model does not take.
     max_image_gb: Memory that reading one image may take, in 10^9 bytes.
@@ -49,6 +51,7 @@ def data(**changes) -> dict:
         min_crop=1.0,
         flip=False,
         workers=0,
+        restart_workers=0,
         on_error="skip",
         max_image_gb=1.0,
         image_key=placeholder(str),

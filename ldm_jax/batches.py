@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.sources import make_record
 from ldm_jax.errors import ConfigError
 
 # Batch key -> global array [batch size, ...].
@@ -52,6 +53,9 @@ class Data:
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
+        if self.has_held_out:
+            # A split that is not there shall not wait for the first evaluation.
+            self._open()
         self.example = self._first_example()
 
     def check_examples(self, check: Callable[[Mapping[str, Any]], None]) -> None:
@@ -67,6 +71,14 @@ class Data:
         """
         self._check = check
         self.example = self._first_example()
+
+    def record(self) -> dict[str, Any]:
+        """Says what is trained on, for checkpoints.
+
+        Returns:
+          JSON-like dict; see `data.sources.make_record`.
+        """
+        return make_record(self._source, self.example)
 
     @property
     def has_held_out(self) -> bool:

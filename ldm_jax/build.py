@@ -7,12 +7,22 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ldm_jax.conditioners import CONDITIONERS, entry_identity, make_conditioner
+from ldm_jax.conditioners import (
+    CONDITIONERS,
+    check_entry,
+    entry_identity,
+    make_conditioner,
+)
 from ldm_jax.config import Section, build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
-from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from ldm_jax.diffusion.schedule import (
+    NoiseSchedule,
+    check_prediction,
+    make_schedule,
+)
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
@@ -171,6 +181,37 @@ def make_model(
     return model
 
 
+def check_model(config: ConfigDict) -> None:
+    """Checks the sections of a second stage, as far as no data and no weights decide.
+
+    Args:
+      config: ConfigDict with `conditions`, `backbone`, `schedule`, `loss` and `sample`.
+
+    Raises:
+      ConfigError: If a section is wrong.
+    """
+    # How many channels latents have, the first stage decides.
+    backbone = make_backbone(config.backbone, out_channels=1)
+    side, multiple = config.data.image_size, backbone.size_multiple
+    if side % multiple:
+        raise ConfigError(
+            f"data.image_size={side} is no multiple of {multiple}, which the backbone "
+            "takes alone, whatever the first stage divides by"
+        )
+    prediction_type = config.schedule.get("prediction_type", "noise")
+    schedule = make_noise_schedule(config)
+    build(Objective, config.loss, "loss", prediction_type=prediction_type)
+    try:
+        check_prediction(schedule, prediction_type)
+    except ValueError as error:
+        raise ConfigError(f"schedule: {error}") from error
+    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
+    for key, entry in entries.items():
+        check_entry(key, entry)
+    _sample_options(config, schedule, entries)
+
+
 def sample_options(
     config: ConfigDict,
     model: LatentDiffusion,
@@ -194,20 +235,62 @@ def sample_options(
     Raises:
       ConfigError: On an unknown name or a value out of its range.
     """
+    entries = model.conditioner.entries
+    return _sample_options(config, model.schedule, entries, given, size)
+
+
+def _sample_options(config, schedule, entries, given=None, size=(None, None)):
+    """See `sample_options`; of a model it takes the noise levels and conditions."""
     options = to_dict(config.sample)
     given = {key: value for key, value in (given or {}).items() if value is not None}
     if given.get("sampler", options.get("sampler")) != options.get("sampler"):
         options["eta"] = None
-    if not model.conditioner.entries:
+    if not entries:
         options["guidance_scale"] = 1.0
     options |= given
     check_names(options, NAMES, "sample")
     side = config.data.image_size
     size = tuple(side if length is None else length for length in size)
+    name = "--guidance_scale" if "guidance_scale" in given else "sample.guidance_scale"
+    check_guidance(options.get("guidance_scale", 1.0), entries, name)
     try:
-        return from_flat(options, size)
+        made = from_flat(options, size)
+        make_points(
+            schedule, made.num_steps, made.spacing, made.final_level, made.shift
+        )
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
+    return made
+
+
+def check_guidance(scale: Any, entries: Mapping[str, Any], name: str) -> None:
+    """Checks that a model has the conditions that are guided, and their null inputs.
+
+    Args:
+      scale: Number, or dict of batch key -> number, or its pairs.
+      entries: Entries of the conditioner by batch key.
+      name: What the scale is called, for messages.
+
+    Raises:
+      ConfigError: If it lacks one.
+    """
+    given = isinstance(scale, Mapping | tuple | list)
+    scales = dict(scale) if given else dict.fromkeys(entries or [""], scale)
+    for key, value in scales.items():
+        if value == 1:
+            continue
+        if entries and key not in entries:
+            raise ConfigError(
+                f"{name}: this model has no condition '{key}'; it has "
+                f"{', '.join(sorted(entries))}"
+            )
+        if not entries or not entries[key].get("null_class", True):
+            raise ConfigError(
+                f"{name}={value:g} needs a model that was also trained without the "
+                f"condition; this one has none{key and f' for {key}'}: use {name}=1"
+            )
 
 
 def _check_sizes(model, image_size):

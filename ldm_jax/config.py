@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ldm_jax import ranges
 from ldm_jax.errors import ConfigError
 
 # What sections are given as: from a config, or as plain dicts.
@@ -48,9 +49,10 @@ def build(
       What the constructor returns.
 
     Raises:
-      ConfigError: On an unknown or a missing key, or a value that it refuses.
+      ConfigError: On an unknown or a missing key, or a value that it refuses or that
+        is out of the range of `ranges.SECTIONS`.
     """
-    section = to_dict(section)
+    section = _with_dtype(to_dict(section))
     parameters = inspect.signature(constructor).parameters
     known = [k for k in parameters if k not in given and k not in ("parent", "name")]
     check_names(section, known, name)
@@ -58,10 +60,92 @@ def build(
         missing = parameters[key].default is inspect.Parameter.empty
         if missing and key not in section:
             raise ConfigError(f"{name}.{key} is missing from the config")
+    # What a constructor from elsewhere means by a name, it checks itself.
+    if getattr(constructor, "__module__", "").startswith(_PACKAGE):
+        ranges.check_section(section, name)
     try:
-        return constructor(**section, **given)
+        made = constructor(**section, **given)
+        # What it would refuse once it is called, where it can say so now.
+        getattr(made, "check_fields", lambda: None)()
+        return made
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+
+def _with_dtype(section):
+    """A section with the usual name of its compute type."""
+    if "dtype" not in section:
+        return section
+    return section | {"dtype": ranges.dtype_name(section["dtype"])}
+
+
+# Sections and plain keys of a config by stage.
+_KEYS = {
+    "autoencoder": "data first_stage discriminator loss train",
+    "diffusion": "data first_stage conditions backbone schedule loss train sample",
+    "classifier": "data first_stage classifier schedule train",
+}
+# Keys that a config may leave out.
+_OPTIONAL = ("freeze",)
+
+
+def check_values(config: ConfigDict) -> ConfigDict:
+    """Checks a config as far as that needs neither data nor weights nor modules.
+
+    Those are the names of its sections, and the names and values of what the loop
+    reads of them; what modules are made of, they check themselves.
+
+    Args:
+      config: ConfigDict of any stage.
+
+    Returns:
+      The config with the usual names of compute types.
+
+    Raises:
+      ConfigError: If a section or a key is unknown or missing, or a value is out of
+        range.
+    """
+    found = to_dict(config)
+    stage = choose(_KEYS, found.get("stage"), "stage")
+    sections = stage.split()
+    check_names(found, ["stage", "seed", *sections], "config")
+    for name in ("seed", *sections):
+        if name not in found:
+            raise ConfigError(f"{name} is missing from the config")
+        if name in sections and not isinstance(found[name], Mapping):
+            raise ConfigError(
+                f"{name}={ranges.shown(found[name])} must be a section, of keys and "
+                "their values"
+            )
+    _check_keys(found["train"], {*ranges.TRAIN, "optimizer", "mesh"}, "train")
+    if found["stage"] != "autoencoder":
+        _check_keys(found["first_stage"], {*ranges.LATENTS}, "first_stage")
+        ranges.check_section(found["first_stage"], "first_stage")
+    ranges.check_section(found, "")
+    for name in ("data", "train", "sample"):
+        ranges.check_section(found.get(name, {}), name)
+    with_types = _usual_types(found)
+    return config if with_types == found else ConfigDict(with_types)
+
+
+def _check_keys(section, known, name):
+    check_names(section, known, name)
+    for key in sorted(known - section.keys()):
+        if key not in _OPTIONAL:
+            raise ConfigError(f"{name}.{key} is missing from the config")
+
+
+def _usual_types(section):
+    """Nested dict with the usual names of compute types."""
+    return {
+        key: _usual_types(value) if isinstance(value, dict) else value
+        for key, value in _with_dtype(section).items()
+    }
 
 
 def check_names(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
@@ -94,7 +178,7 @@ def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:
     Raises:
       ConfigError: If the table has no such row, with the rows that it has.
     """
-    if kind not in table:
+    if not isinstance(kind, str) or kind not in table:
         raise ConfigError(f'{name}="{kind}" is unknown; {suggest(kind, table)}')
     return table[kind]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from ldm_jax import errors
+from ldm_jax import config, errors
 from ldm_jax.cli.failures import explain
 from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
@@ -101,9 +101,14 @@ CASES = {
         "^that$",
     ),
     "unexpected": (
+        lambda: _raised(config.choose, None, "x", "y"),
+        1,
+        r"^unexpected TypeError: .* \(in ldm_jax/config.py, line \d+\); --traceback",
+    ),
+    "a module of the user": (
         lambda: _raised(lambda: {}["x"]),
         1,
-        r"^unexpected KeyError: 'x' \(in .*test_failures.py, line \d+\); --traceback",
+        r"^KeyError: 'x' \(in .*test_failures.py, line \d+\); mend it there",
     ),
 }
 

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "errors", "console"),
-    ("files", "peers"),
+    ("files", "peers", "ranges", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion"),
@@ -99,7 +99,7 @@ def test_no_folder_shows_more_than_eighteen_files():
         assert count <= 18, f"{folder} holds {count} files"
 
 
-@pytest.mark.parametrize("room", ["data", "images", "config"])
+@pytest.mark.parametrize("room", ["data", "images", "config", "ranges"])
 def test_data_never_imports_jax(room):
     folder = ROOT / "ldm_jax" / room
     files = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]

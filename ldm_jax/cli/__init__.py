@@ -10,8 +10,9 @@ and ends in `run`:
         cli.run(_main, __doc__)
 """
 
-from ldm_jax.cli.configs import config_flag, config_names, find_config, load_config
+from ldm_jax.cli.configs import config_names, find_config, load_config
 from ldm_jax.cli.flags import group, renamed, shared
+from ldm_jax.cli.overrides import config_flag
 from ldm_jax.cli.run import run
 
 __all__ = [

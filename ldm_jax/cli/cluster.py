@@ -21,24 +21,18 @@ def define_cluster_flags() -> None:
         "--process_id.",
     )
     flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-    flags.DEFINE_integer(
-        "num_processes", None, "Number of processes of the job.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "Index of this process, from 0.", lower_bound=0
-    )
+    flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
     flags.DEFINE_integer(
         "start_timeout",
         300,
         "Seconds within which all processes must have joined.",
-        lower_bound=1,
     )
     flags.DEFINE_integer(
         "hang_timeout",
         1800,
         "Seconds without a finished step after which a job of several processes is "
         "given up; 0 for never.",
-        lower_bound=0,
     )
 
 

@@ -2,14 +2,14 @@
 
 import difflib
 import importlib.util
+import inspect
 import pathlib
 import sys
+import traceback
 import types
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from ldm_jax.cli.flags import REQUIRED
 from ldm_jax.errors import ConfigError
 
 # Modules of the folder that others import, and that are not experiments.
@@ -74,42 +74,45 @@ def load_config(name: str) -> ConfigDict:
       The unlocked config.
 
     Raises:
-      ConfigError: If there is none, or not this variant.
+      ConfigError: If there is none, or not this variant, or its file fails.
     """
     path, colon, variant = find_config(name).partition(":")
     _make_importable(pathlib.Path(path).absolute().parent)
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # The file is a program: whatever it raises is its author's to mend.
     try:
-        return module.get_config(*[variant] if colon else [])
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} {_where(error, path)}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path} defines no function get_config() to call")
+    if colon and not inspect.signature(module.get_config).parameters:
+        raise ConfigError(
+            f"{path} has no variants, so none '{variant}': its get_config() takes no "
+            "argument"
+        )
+    try:
+        config = module.get_config(*[variant] if colon else [])
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except Exception as error:
+        raise ConfigError(f"{path} {_where(error, path)}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of {path} must return a ConfigDict, got "
+            f"{type(config).__name__}"
+        )
+    return config
 
 
-def config_flag(help_: str) -> flags.FlagHolder:
-    """Defines `--config` and what overrides its keys, as `--config.train.num_steps=2`.
-
-    Args:
-      help_: Help of the flag.
-
-    Returns:
-      The holder; its value is the config.
-    """
-    holder = config_flags.DEFINE_config_file("config", None, help_)
-    flags.FLAGS["config"].parser = _ByName()
-    REQUIRED.append("config")
-    return holder
-
-
-class _ByName(flags.ArgumentParser):
-    """Loads the config that a flag names."""
-
-    def parse(self, name):
-        return load_config(name).lock()
-
-    def flag_type(self):
-        return "config object"
+def _where(error: Exception, path: str) -> str:
+    """Says what a config's file raised, and in which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+    place = f"fails in line {line}" if line else "fails"
+    return f"{place}: {type(error).__name__}: {error}"
 
 
 def _folders() -> list[pathlib.Path]:

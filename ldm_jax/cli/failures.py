@@ -184,6 +184,10 @@ def _flax(error):
 def _unexpected(error):
     text = _first_line(error)
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    file, _ = _place(error)
+    if file and not _is_ours(file):
+        # A module of the user's own, such as another backbone.
+        return f"{text}{_where(error)}; mend it there"
     return (
         f"unexpected {text}{_where(error)}; --traceback shows more, please report it "
         "with that"
@@ -192,13 +196,21 @@ def _unexpected(error):
 
 def _where(error):
     """The place in the package, or in a file of the user, where an error arose."""
+    file, line = _place(error)
+    if file and _is_ours(file):
+        file = pathlib.Path(file).relative_to(_PACKAGE.parent)
+    return f" (in {file}, line {line})" if file else ""
+
+
+def _place(error):
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not any(part in frame.filename for part in _LIBRARIES):
-            path = pathlib.Path(frame.filename)
-            if path.is_relative_to(_PACKAGE):
-                path = path.relative_to(_PACKAGE.parent)
-            return f" (in {path}, line {frame.lineno})"
-    return ""
+            return frame.filename, frame.lineno
+    return None, None
+
+
+def _is_ours(file):
+    return pathlib.Path(file).is_relative_to(_PACKAGE)
 
 
 def _first_line(text):

@@ -1,11 +1,14 @@
 """Flags of the commands: those that several share, their groups, their old names."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import flags
+
+from ldm_jax import ranges
 
 # Title -> names of the flags defined in it, both in the order of definition.
 GROUPS: dict[str, list[str]] = {}
@@ -30,39 +33,42 @@ class Shared(NamedTuple):
       define: Function of absl that defines flags of its type.
       default: Value where a command gives no default of its own.
       help: What `--help` says.
-      limits: Further arguments of `define`.
     """
 
     define: Callable[..., flags.FlagHolder]
     default: Any
     help: str
-    limits: dict[str, Any] = {}
 
 
-def shared(name: str, *, required: bool = False, **changes: Any) -> flags.FlagHolder:
+def shared(
+    name: str, *, required: bool = False, default: Any = None
+) -> flags.FlagHolder:
     """Defines a flag of the table SHARED for this command.
 
     Args:
       name: Row of SHARED.
       required: Whether the command needs it.
-      **changes: `default`, and arguments of absl such as `lower_bound`.
+      default: Value in place of that of the table, where it is not None.
 
     Returns:
       The holder of the flag.
     """
     row = SHARED[name]
-    default = changes.pop("default", row.default)
     if required:
         REQUIRED.append(name)
-    return row.define(name, default, row.help, **row.limits | changes)
+    return row.define(name, row.default if default is None else default, row.help)
 
 
 @contextlib.contextmanager
-def group(title: str) -> Iterator[None]:
+def group(title: str, **checks: ranges.Check) -> Iterator[None]:
     """Puts all flags that are defined inside under one title of `--help`.
+
+    Their values are checked when the command line is parsed.
 
     Args:
       title: The title; a second group of this title adds to the first.
+      **checks: Flag -> what its value must be, where that is not what `ranges.FLAGS`
+        says.
 
     Yields:
       Nothing.
@@ -71,6 +77,25 @@ def group(title: str) -> Iterator[None]:
     yield
     names = [name for name in flags.FLAGS if name not in before]
     GROUPS.setdefault(title, []).extend(names)
+    for name in names:
+        check = checks.get(name, ranges.FLAGS.get(name))
+        flags.register_validator(name, functools.partial(_check, name, check))
+
+
+def _check(name: str, check: ranges.Check | None, value: Any) -> bool:
+    """Checks the value of a flag; absl puts the flag before what is wrong with it."""
+    flag = flags.FLAGS[name]
+    if value is None or value == flag.default:
+        return True
+    if check is not None and not check.accepts(value):
+        raise flags.ValidationError(check.problem(f"--{name}", value))
+    # As of a variable of the shell that is not set. Texts with a flag each, such as
+    # prompts, may be empty.
+    is_list = isinstance(flag.parser, flags.BaseListParser)
+    parts = value if is_list else [value]
+    if not parts or any(isinstance(part, str) and not part.strip() for part in parts):
+        raise flags.ValidationError("it is empty: give a value, or leave the flag out")
+    return True
 
 
 def renamed(
@@ -147,11 +172,8 @@ SHARED = {
         flags.DEFINE_integer,
         None,
         "Number of images, the first ones of the data.",
-        {"lower_bound": 1},
     ),
-    "num_samples": Shared(
-        flags.DEFINE_integer, None, "Number of samples.", {"lower_bound": 1}
-    ),
+    "num_samples": Shared(flags.DEFINE_integer, None, "Number of samples."),
     "max_shapes": Shared(
         flags.DEFINE_integer, 4, "Largest number of shapes in a scene, 1 to 4."
     ),
@@ -159,7 +181,6 @@ SHARED = {
         flags.DEFINE_integer,
         16,
         "Images at a time, over all devices.",
-        {"lower_bound": 1},
     ),
     "seed": Shared(flags.DEFINE_integer, 0, "Seed of all that is drawn at random."),
     "sampler": Shared(

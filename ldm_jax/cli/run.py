@@ -13,8 +13,9 @@ from absl import app, flags
 from ldm_jax import peers
 from ldm_jax.cli import help as help_
 from ldm_jax.cli.cluster import define_cluster_flags, join_cluster
+from ldm_jax.cli.command_line import read_flags
 from ldm_jax.cli.failures import explain, one_line
-from ldm_jax.cli.flags import REQUIRED, apply_renamed, group
+from ldm_jax.cli.flags import group
 from ldm_jax.errors import ConfigError, Stopped
 
 _STOPPED = "stopped by Ctrl-C"
@@ -90,36 +91,20 @@ def _parse(doc, arguments, argv):
         print(help_.text(doc, arguments, full=asked == "full"))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        return read_flags(argv, arguments)
     except KeyboardInterrupt:
         _leave(_STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if "--traceback" in argv:
             raise
         _refuse(_what_is_wrong(error))
-    missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
-    if missing:
-        _refuse(f"--{missing[0]} is missing; --help explains the flags")
-    if len(rest) > 1 and not arguments:
-        _refuse(f"'{rest[1]}' is not a flag: write --name=value")
-    apply_renamed()
-    return rest
 
 
 def _what_is_wrong(error: Exception) -> str:
     """What is wrong with a command line; it may name a config, which is a program."""
-    if isinstance(error, KeyError):
-        return _unknown_section(error)
     # What absl and ConfigDict say of a flag is meant for its user.
     told = (flags.Error, AttributeError, TypeError, ValueError)
     return str(error) if isinstance(error, told) else explain(error).line
-
-
-def _unknown_section(error: KeyError) -> str:
-    """What is wrong with a flag of a config's key whose section does not exist."""
-    name = str(error.args[0]).split("\n")[0].strip("'")
-    hint = "; it is called backbone now" if name == "unet" else ""
-    return f"--config has no section {name}{hint}"
 
 
 def _refuse(text: str) -> NoReturn:

@@ -54,6 +54,7 @@ from ldm_jax.conditioners.conditioner import (
     CONDITIONERS,
     Conditioner,
     Conditioning,
+    check_entry,
     entry_identity,
     make_conditioner,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Raw",
     "Spatial",
     "Text",
+    "check_entry",
     "entry_identity",
     "make_conditioner",
 ]

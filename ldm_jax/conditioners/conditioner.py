@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax.core import freeze
 
+from ldm_jax import ranges
 from ldm_jax.annotations import Array, Bool, Key, Num
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
 from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
+from ldm_jax.errors import ConfigError
 from ldm_jax.models.identity import FREE_FIELDS
 
 
@@ -231,15 +233,71 @@ def make_conditioner(
       ValueError: If a kind, slot or field is unknown, or a dropout is not in [0, 1).
     """
     entries = {
-        # Lists, which JSON has for tuples, cannot be hashed.
-        key: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        key: {k: _plain(k, v) for k, v in entry.items()}
         for key, entry in (entries or {}).items()
     }
     for key, entry in entries.items():
-        problem = _problem(entry)
+        problem = _unknown(entry) or _problem(entry)
         if problem:
             raise ValueError(f"condition {key!r}: {problem}")
+        check_entry(key, entry)
     return Conditioner(freeze(entries))  # Frozen, so that it can be hashed.
+
+
+def check_entry(key: str, entry: Mapping[str, Any]) -> None:
+    """Checks what an entry of the config section `conditions` says, and how.
+
+    What it leaves open may follow from the data set.
+
+    Args:
+      key: Batch key.
+      entry: The entry.
+
+    Raises:
+      ConfigError: If its kind or an option is unknown, or a value out of its range.
+    """
+    problem = _unknown(entry)
+    if problem:
+        raise ConfigError(f"condition {key!r}: {problem}")
+    slot, slots = entry.get("slot"), CONDITIONERS[entry["kind"]].slots
+    if slot is not None and slot not in slots:
+        raise ConfigError(
+            f"condition {key!r}: kind {entry['kind']!r} cannot fill slot {slot!r}: "
+            f"choose one of {', '.join(slots)}"
+        )
+    # What a kind from elsewhere means by a name, it checks itself.
+    if CONDITIONERS[entry["kind"]].__module__.startswith(_PACKAGE):
+        ranges.check_section(entry, f"conditions.{key}")
+
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+
+def _unknown(entry):
+    """Which word of an entry is not known; None if all are."""
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or kind not in CONDITIONERS:
+        return f"unknown kind {kind!r}: choose one of {', '.join(CONDITIONERS)}"
+    known = _options_of(kind)
+    unknown = entry.keys() - {"kind", *known}
+    if unknown:
+        return f"kind {kind!r} has no option {min(unknown)!r}: it takes " + (
+            ", ".join(known)
+        )
+    return None
+
+
+def _options_of(kind):
+    """What entries of a kind may say beside their kind."""
+    fields = [field.name for field in dataclasses.fields(CONDITIONERS[kind])]
+    known = ["dropout", *(name for name in fields if name not in ("parent", "name"))]
+    return known + ["weights"] * hasattr(CONDITIONERS[kind], "tower")
+
+
+def _plain(name, value):
+    """A value as modules take it: lists, which JSON has, cannot be hashed."""
+    value = tuple(value) if isinstance(value, list) else value
+    return ranges.dtype_name(value) if name == "dtype" else value
 
 
 def entry_identity(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,18 +323,8 @@ def entry_identity(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _problem(entry: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry and how to mend it; None if nothing is."""
     kind, dropout = entry.get("kind"), entry.get("dropout", 0.0)
-    if kind not in CONDITIONERS:
-        return f"unknown kind {kind!r}: choose one of {', '.join(CONDITIONERS)}"
     fields = {f.name: f for f in dataclasses.fields(CONDITIONERS[kind])}
     fields = {k: f for k, f in fields.items() if k not in ("parent", "name")}
-    known = ["dropout", *fields]
-    if hasattr(CONDITIONERS[kind], "tower"):
-        known.append("weights")
-    unknown = entry.keys() - {"kind", *known}
-    if unknown:
-        return f"kind {kind!r} has no option {min(unknown)!r}: it takes " + (
-            ", ".join(known)
-        )
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and entry.get(name) is None:
             return f"kind {kind!r} needs the option {name!r}: give it"

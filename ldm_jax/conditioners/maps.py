@@ -165,10 +165,13 @@ class Encoded(nn.Module):
     Attributes:
       slot: "concat".
       dtype: Type of the output.
+      scale: Factor of the latents, which have unit variance; 1 / scaling_factor gives
+        them as the first stage makes them, as InstructPix2Pix takes them.
     """
 
     slot: str = "concat"
     dtype: Any = jnp.float32
+    scale: float = 1.0
 
     slots = ("concat",)
 
@@ -198,9 +201,9 @@ class Encoded(nn.Module):
           encode_images: Maps such images to latents of unit variance.
 
         Returns:
-          Latents [B, h, w, c].
+          Latents [B, h, w, c], times `scale`.
         """
-        return encode_images(images)
+        return self.scale * encode_images(images)
 
     @nn.nowrap
     def null(
@@ -261,7 +264,7 @@ class MaskedLatents(Encoded):
           [B, h, w, c + 1]: the latents, and the mask at the pixels where PyTorch's
           "nearest" reads it.
         """
-        latents = encode_images(inputs[..., :-1])
+        latents = self.scale * encode_images(inputs[..., :-1])
         factor = latents.shape[1] / inputs.shape[1]
         mask = rescale(inputs[..., -1:], factor, "nearest")
         if self.signed_mask:

@@ -39,6 +39,16 @@ with cli.group("what the source does not say"):
     )
     _IMAGE_SIZE = cli.shared("image_size")
 
+with cli.group("which part of the source"):
+    _ONLY = flags.DEFINE_enum(
+        "only", None, ["first_stage"], "Convert the autoencoder of a whole model alone."
+    )
+    _VARIANT = flags.DEFINE_string(
+        "variant",
+        None,
+        "Which files of a folder of diffusers: fp16 for model.fp16.safetensors.",
+    )
+
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
 
@@ -60,6 +70,8 @@ def _main(argv: list[str]) -> None:
         head_channels=_HEAD_CHANNELS.value,
         prediction_type=_PREDICTION_TYPE.value,
         image_size=_IMAGE_SIZE.value,
+        only=_ONLY.value,
+        variant=_VARIANT.value,
     )
     convert(argv[1], argv[2], _TO.value, options)
 

@@ -74,6 +74,7 @@ _MAKE = {
     "low_res": _low_res,
     "segmentation": lambda entry, factor: dict(kind="segmentation"),
     "masked_image": _masked_image,
+    "source_image": lambda entry, factor: dict(kind="image"),
     "depth": lambda entry, factor: dict(kind="depth"),
     "embedding": lambda entry, factor: dict(kind="feature", feature="embedding"),
 }

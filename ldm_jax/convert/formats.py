@@ -13,7 +13,12 @@ from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.model import Model, Options
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.files import TORCH_SUFFIXES, read_weights, write_weights
+from ldm_jax.weights.files import (
+    TORCH_SUFFIXES,
+    is_weights,
+    read_weights,
+    write_weights,
+)
 
 
 class Format(NamedTuple):
@@ -71,13 +76,28 @@ def convert(
         to = _target_format(names[0], target)
     log(f"{source} ({names[0]}) to {target} ({to})")
     try:
-        model = FORMATS[names[0]].read(source, options, log)
+        model = _read(names[0], source, options, log)
         _describe(model, log)
         FORMATS[to].write(model, target, options, log)
     except ConversionError:
         raise
     except ValueError as error:
         raise ConversionError(f"{source}: {error}") from error
+
+
+def _read(name, source, options, log):
+    """Reads a source, whose configs may hold anything."""
+    try:
+        return FORMATS[name].read(source, options, log)
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        if name == "ldm_jax":
+            raise
+        raise ConversionError(
+            f"{source}: its config lacks a value or has one of the wrong kind "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    except RecursionError as error:
+        raise ConversionError(f"{source}: its config is nested too deep") from error
 
 
 def _target_format(source, target):
@@ -92,12 +112,8 @@ def _describe(model, log):
             log(line)
 
 
-def _is_file(path):
-    return path.is_file() and path.suffix in _SUFFIXES
-
-
 def _read_compvis(path, options, log):
-    weights = read_weights(path)
+    weights = compvis_read.narrow(read_weights(path), options, log)
     if not compvis_read.recognise(weights.tensors):
         raise ConversionError(
             f"{path} does not hold a model of CompVis: its first key is "
@@ -115,6 +131,8 @@ def _read_compvis(path, options, log):
 def _read_described(weights, options, log):
     """Reads a file with its YAML, in which anything may be missing or misplaced."""
     params = read_yaml.read_yaml(options.config)["params"]
+    if options.only == "first_stage" and "first_stage_config" in params:
+        params = params["first_stage_config"].get("params", {})
     try:
         return compvis_read.read(weights, params, options, log)
     except KeyError as error:
@@ -155,7 +173,7 @@ FORMATS = {
         read=lambda path, options, log: workdir.read(path, options.step),
         write=_write_workdir,
     ),
-    "compvis": Format(_is_file, _read_compvis, _write_compvis),
+    "compvis": Format(is_weights, _read_compvis, _write_compvis),
     "diffusers": Format(
         diffusers_read.recognise, diffusers_read.read, diffusers_write.write
     ),

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ldm_jax import latent_diffusion
 from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_backbone, make_first_stage, make_model
+from ldm_jax.convert.bounds import check_layers
 from ldm_jax.convert.condition_inputs import inputs_for
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
@@ -90,6 +91,8 @@ class Options(NamedTuple):
       head_channels: Channels of a head everywhere.
       prediction_type: What the U-Net predicts.
       image_size: Side of the images.
+      only: "first_stage" for the autoencoder of a whole model alone.
+      variant: Which files of weights of a folder of diffusers, such as "fp16".
     """
 
     config: str | os.PathLike | None = None
@@ -99,6 +102,8 @@ class Options(NamedTuple):
     head_channels: int | None = None
     prediction_type: str | None = None
     image_size: int | None = None
+    only: str | None = None
+    variant: str | None = None
 
 
 def autoencoder_config(
@@ -131,7 +136,7 @@ def diffusion_config(
     image_size: int,
     factor: int,
     conditions: Mapping[str, Any],
-    guidance_scale: float = 1.0,
+    guidance_scale: float | tuple[tuple[str, float], ...] = 1.0,
     **sections: Any,
 ) -> dict[str, Any]:
     """Makes the config of a second stage.
@@ -140,7 +145,8 @@ def diffusion_config(
       image_size: Side of the images.
       factor: Downsampling factor of the first stage.
       conditions: Config section.
-      guidance_scale: What is usual for the model; 1 is off.
+      guidance_scale: What is usual for the model; 1 is off. Pairs of batch key and
+        scale where conditions are guided one after the other.
       **sections: `backbone`, `schedule` and the like.
 
     Returns:
@@ -175,7 +181,11 @@ def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Returns:
       Nested dict of ShapeDtypeStructs; {} if it has no parameters.
+
+    Raises:
+      ConversionError: If it has more layers than any network.
     """
+    check_layers(config["first_stage"], "first_stage")
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
     images = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
@@ -262,7 +272,11 @@ def diffusion_shapes(
 
     Returns:
       {"backbone", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
+
+    Raises:
+      ConversionError: If it has more layers than any network.
     """
+    check_layers(config["backbone"], "backbone")
     model = make_diffusion(config, first_stage, channels)
     size = config["data"]["image_size"]
     image_channels = model.first_stage.image_channels

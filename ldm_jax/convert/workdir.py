@@ -130,6 +130,10 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         _, params, _ = checkpoint.load_weights(folder, step, average=False)
     else:
         ema_params = {}
+    if not (pathlib.Path(meta["folder"]) / "training").is_dir():
+        # The copy that a second stage keeps is for sampling; the statistics of norms,
+        # without which a discriminator is nothing, lie beside optimiser states.
+        params = {k: v for k, v in params.items() if k != "discriminator"}
     model = Model(to_dict(config), params, ema_params, step=meta["step"])
     if config.stage == "diffusion":
         model.statistics = LatentStatistics.from_record(meta)

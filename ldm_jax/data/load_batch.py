@@ -34,6 +34,7 @@ class LoaderOptions:
       min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
       flip: Whether to mirror training images with probability 1/2.
       workers: Worker processes; 0 loads in threads of this one.
+      restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
       check: Raises a ValueError where the conditions of an example, a batch of one,
@@ -48,6 +49,7 @@ class LoaderOptions:
     min_crop: float = 1.0
     flip: bool = False
     workers: int = 0
+    restart_workers: int = 0
     on_error: str = "skip"
     max_image_gb: float = DEFAULT_GB
     check: Callable[[Mapping[str, Any]], None] | None = None
@@ -55,6 +57,7 @@ class LoaderOptions:
     def __post_init__(self):
         require_whole("image_size", self.image_size, 1)
         require_whole("workers", self.workers, 0)
+        require_whole("restart_workers", self.restart_workers, 0)
         _check_choice("crop", self.crop, CROPS)
         _check_choice("on_error", self.on_error, ("skip", "raise"))
         if not 0 < self.min_crop <= 1:
@@ -168,9 +171,8 @@ class LoadBatch:
         while len(failures) < MAX_FAILURES:
             # The generator depends on the place in the stream: another crop in each
             # epoch, the same one on any number of processes.
-            rng = np.random.Generator(
-                np.random.Philox(key=[self.seed % 2**63, position])
-            )
+            key = np.array([self.seed, position], np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key))
             try:
                 example = self.source[index]
                 notes = [(self.source.describe(index), n) for n in notes_of(example)]

@@ -10,9 +10,11 @@ spawned, which imports it again.
 """
 
 import dataclasses
+import functools
 import inspect
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -29,7 +31,8 @@ from ldm_jax.config import build, choose, suggest, to_dict
 from ldm_jax.data.inputs import Input, make_inputs, needed_keys
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
 from ldm_jax.data.sources import SOURCES
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, ProcessLost
+from ldm_jax.seeds import to_32_bits
 
 # Steps that are loaded ahead, and the threads that do it, per process.
 AHEAD, THREADS = 4, 4
@@ -190,7 +193,7 @@ class Loader:
         count, rows = len(source), batch_size // process_count
         order = grain.MapDataset.range(count)
         # Grain's seeds have 32 bits.
-        order = order.seed(seed % 2**32).shuffle().repeat() if train else None
+        order = order.seed(to_32_bits(seed)).shuffle().repeat() if train else None
         last = 2**40 if train else -(-count // batch_size)
         load = LoadBatch(
             source,
@@ -201,19 +204,17 @@ class Loader:
             batch_size=batch_size,
             rows=range(process_index * rows, (process_index + 1) * rows),
         )
-        steps = grain.MapDataset.range(start_step if train else 0, last).map(load)
-        batches = steps.to_iter_dataset(
-            grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+        # An input is a map of four floats per pixel at most.
+        batch_bytes = rows * options.image_size**2 * (3 + 16 * len(inputs or ()))
+        self._start = functools.partial(
+            _start, load, last=last, workers=options.workers, batch_bytes=batch_bytes
         )
-        if options.workers:
-            # An input is a map of four floats per pixel at most.
-            pixel = 3 + 16 * len(inputs or ())
-            batch_bytes = rows * options.image_size**2 * pixel
-            batches = _in_workers(batches, options.workers, batch_bytes)
+        self._step = start_step if train else 0
+        self._restarts = options.restart_workers
         self.skipped, self.shortened, self._workers = {}, {}, options.workers
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
-        self._running = [iter(batches)]
+        self._running = [self._start(self._step)]
         self._closer = weakref.finalize(
             self, _close, self._running, self.skipped, count
         )
@@ -234,10 +235,11 @@ class Loader:
           StopIteration: After the last batch of an evaluation, or after `close`.
           DataError: If `on_error` is "raise" and an example cannot be decoded, or if
             too many in a row cannot.
+          ProcessLost: If a worker process has gone, and `restart_workers` are used up.
         """
         if not self._closer.alive:
             raise StopIteration
-        batch = next(self._running[0])
+        batch = self._next()
         for where, reason in batch.pop("failures"):
             if where not in self.skipped:
                 self.skipped[where] = reason
@@ -256,13 +258,79 @@ class Loader:
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
 
+    def _next(self):
+        """The batch of the next step, from new workers where one has gone."""
+        while True:
+            try:
+                batch = next(self._running[0])
+            except RuntimeError as error:
+                # Grain's error of a worker has no kind of its own.
+                ended = re.search(r"terminated unexpectedly.* code (-?\d+)", str(error))
+                if not ended:
+                    raise
+                self._restart(int(ended[1]))
+            else:
+                self._step += 1
+                return batch
+
+    def _restart(self, code):
+        """Starts the workers anew, from the next step on: a batch depends on no other.
+
+        Raises:
+          ProcessLost: If that was done often enough.
+        """
+        cause = _cause(code)
+        if not self._restarts:
+            self.close()
+            raise ProcessLost(
+                f"a data worker {cause}; lower data.workers ({self._workers} now), or "
+                "set data.restart_workers, how often workers are started anew"
+            )
+        self._restarts -= 1
+        logging.warning(
+            "a data worker %s; the workers are started anew and go on with the same "
+            "batches (%d more times)",
+            cause,
+            self._restarts,
+        )
+        self._running.pop().close()
+        self._running.append(self._start(self._step))
+
     def close(self) -> None:
         """Ends the threads and worker processes; says how many were skipped."""
         self._closer()
 
 
+def _start(load, step, last, workers, batch_bytes):
+    """Iterates over the batches from a step on."""
+    import grain
+
+    steps = grain.MapDataset.range(step, last).map(load)
+    batches = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    )
+    if workers:
+        batches = _in_workers(batches, workers, batch_bytes)
+    return iter(batches)
+
+
+def _cause(code):
+    """Says how a worker ended."""
+    if code >= 0:
+        return f"ended with status {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    causes = {
+        signal.SIGKILL: ", as the system does where memory runs out",
+        signal.SIGBUS: ", as where /dev/shm is full",
+    }
+    name = names.get(-code, f"signal {-code}")
+    return f"was killed by {name}{causes.get(-code, '')}"
+
+
 def _close(running, skipped, count):
-    running.pop().close()
+    # Where new workers could not be started there is nothing to close.
+    while running:
+        running.pop().close()
     if skipped:
         logging.warning(
             "skipped %d of %d examples that cannot be read", len(skipped), count

@@ -5,6 +5,7 @@ set's own code is neither needed nor run. Image features stay encoded: `images.p
 reads more modes than TFDS does.
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -62,6 +63,7 @@ class TfdsSource:
         if self._label_key:
             self._paths["label"] = self._label_key
         self._records = _open_records(builder, split)
+        self._files = builder.info.splits[split].file_instructions
         self._features = features
         self._decoders = _keep_encoded(images)
         self.class_names, self.num_classes = _classes(features, self._label_key)
@@ -80,6 +82,18 @@ class TfdsSource:
                 value = value[part]
             example[key] = value
         return example
+
+    def fingerprint(self) -> str:
+        """Tells this split from others and from itself prepared anew.
+
+        Returns:
+          Hash of its name and of the names, sizes and parts of its files.
+        """
+        parts = [self._name]
+        for part in self._files:
+            name, size = os.path.basename(part.filename), os.path.getsize(part.filename)
+            parts.append(f"{name} {size} {part.skip} {part.take}")
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def describe(self, index: int) -> str:
         """Says where an example is, for messages.

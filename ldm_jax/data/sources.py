@@ -7,12 +7,130 @@ config section `data` gives. It has
   array [H, W, C]), "label" (int) where there are classes, and the further `keys`;
 - `describe(index)`, which names the example in a message;
 - `num_classes` and `class_names`, None where there are none;
+- `fingerprint()`, a string that is another for other data, cheap to compute; a source
+  may be without, then only what is above can be compared between runs;
 
 it raises ValueError where it cannot be opened, and can be pickled, as every worker
 process gets a copy.
 """
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ldm_jax.annotations import Shaped
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
+
+
+def make_record(
+    source: Any, example: Mapping[str, Shaped[Any, "..."]]
+) -> dict[str, Any]:
+    """Records what data a run is trained on, to be compared when it goes on.
+
+    Args:
+      source: Opened source.
+      example: Batch key -> array [1, ...] of the image, the label and the inputs.
+
+    Returns:
+      JSON-like dict: "num_examples", "num_classes", "class_names", "fingerprint", and
+      "shapes", batch key -> [type, axes without that of the batch].
+    """
+    fingerprint = getattr(source, "fingerprint", None)
+    names = source.class_names
+    return {
+        "num_examples": len(source),
+        "num_classes": source.num_classes,
+        "class_names": None if names is None else [str(name) for name in names],
+        "fingerprint": None if fingerprint is None else fingerprint(),
+        "shapes": {
+            key: [str(value.dtype), list(value.shape[1:])]
+            for key, value in example.items()
+            if value.dtype.kind in "biuf"
+        },
+    }
+
+
+class Change(NamedTuple):
+    """A way in which data differ from those of an earlier run.
+
+    Attributes:
+      text: What it is, in words.
+      fits: Whether a model that was trained on the earlier data can go on with these.
+    """
+
+    text: str
+    fits: bool
+
+
+def compare_records(
+    now: Mapping[str, Any], then: Mapping[str, Any], by_class: bool = True
+) -> list[Change]:
+    """Compares the data of two runs.
+
+    Args:
+      now: What `make_record` gives.
+      then: The same of an earlier run; what it lacks is not compared.
+      by_class: Whether the model knows the classes of images.
+
+    Returns:
+      The changes, those that cannot be gone on with first.
+    """
+    found = _classes(now, then, by_class) + _shapes(now, then)
+    if _changed(now, then, "num_examples"):
+        count = f"{now['num_examples']:,} images, {then['num_examples']:,} then"
+        found.append(Change(count, True))
+    elif _changed(now, then, "fingerprint"):
+        found.append(Change("as many images, but other ones", True))
+    return sorted(found, key=lambda change: change.fits)
+
+
+def _changed(now, then, key):
+    return None not in (now.get(key), then.get(key)) and now[key] != then[key]
+
+
+def _classes(now, then, by_class):
+    """Classes that came, went, or have another number."""
+    counts = [record.get("num_classes") for record in (now, then)]
+    names = [list(record.get("class_names") or ()) for record in (now, then)]
+    gone, new = (
+        [name for name in one if name not in set(other)]
+        for one, other in (names[::-1], names)
+    )
+    named = [f"gone: {_some(gone)}"] * bool(gone) + [f"new: {_some(new)}"] * bool(new)
+    named = f" ({', '.join(named)})" if named else ""
+    if "num_classes" in then and counts[0] != counts[1]:
+        text = f"{counts[0] or 'no'} classes, {counts[1] or 'none'} then{named}"
+        return [Change(text, not by_class)]
+    if not all(names):
+        return []
+    numbers = {name: k for k, name in enumerate(names[1])}
+    for k, name in enumerate(names[0]):
+        if numbers.get(name, k) != k:
+            text = f"class {name} is number {k}, was {numbers[name]}{named}"
+            return [Change(text, not by_class)]
+    return [Change(f"classes were renamed{named}", True)] if named else []
+
+
+def _some(names, most=5):
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
+def _shapes(now, then):
+    """Inputs of another type or shape."""
+    here, there = (record.get("shapes") or {} for record in (now, then))
+    changes = []
+    for key in sorted(here.keys() & there.keys()):
+        (dtype, shape), (old_dtype, old_shape) = here[key], there[key]
+        if (dtype, shape) == (old_dtype, old_shape):
+            continue
+        # Weights depend on the channels, not on the size.
+        fits = dtype == old_dtype and len(shape) == len(old_shape)
+        if fits and not dtype.startswith("int"):
+            fits = shape[-1:] == old_shape[-1:]
+        text = f"{key} is {dtype} {shape}, was {old_dtype} {old_shape}"
+        changes.append(Change(text, fits))
+    return changes
+
 
 SOURCES = {"tfds": TfdsSource, "folder": FolderSource}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldm_jax import ranges
 from ldm_jax.annotations import Array, Float
 from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
@@ -45,6 +46,9 @@ class GuidanceOptions:
         _check_interval(self.interval)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {self.rescale}")
+        if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.scale)):
+            scale = ranges.SAMPLE["guidance_scale"]
+            ranges.check_value(scale, self.scale, "guidance_scale")
 
     @property
     def acts(self) -> bool:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from ldm_jax import ranges
 from ldm_jax.diffusion import grids, samplers
 from ldm_jax.diffusion.guidance import GuidanceOptions
 
@@ -53,6 +56,11 @@ class SampleOptions:
     guidance: GuidanceOptions = GuidanceOptions()
 
     def __post_init__(self):
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            # Scalars of JAX are what their caller traces.
+            if not isinstance(value, jax.Array):
+                ranges.check_value(ranges.SAMPLE[name], value, name)
         if isinstance(self.sampler, str):
             samplers.make_sampler(self.sampler, eta=self.eta)
         grids.check_choices(self.spacing, self.final_level, self.shift)
@@ -60,6 +68,8 @@ class SampleOptions:
             object.__setattr__(self, "size", tuple(self.size))
 
 
+# Fields whose range stands in `ranges.SAMPLE`.
+_NUMBERS = tuple("num_steps shift eta temperature strength tile decode_tile".split())
 # Name in configs and flags -> field of GuidanceOptions.
 _GUIDANCE = {
     f"guidance_{field.name}": field.name

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import ranges
 from ldm_jax.annotations import Array, Float, Int, Num
 
 
@@ -163,7 +164,7 @@ def make_schedule(
       kind: Row of BETAS, or of WITHOUT_BETAS. The paper's models use "scaled_linear",
         which CompVis calls "linear". "rectified_flow" is the straight path from data to
         noise, sigma = (t + 1) / T, and takes none of the options below.
-      num_train_timesteps: Number of noise levels T, at least 2.
+      num_train_timesteps: Number of noise levels T, 2 to 100,000.
       beta_start: First beta of the linear kinds (of "sqrt": its square).
       beta_end: Last beta, likewise.
       cosine_s: Offset of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
@@ -181,10 +182,12 @@ def make_schedule(
         raise ValueError(
             f"unknown schedule kind {kind!r}: choose one of {', '.join(kinds)}"
         )
-    if num_train_timesteps < 2:
+    if isinstance(num_train_timesteps, int) and num_train_timesteps < 2:
         raise ValueError(
             f"num_train_timesteps must be at least 2, got {num_train_timesteps}"
         )
+    levels = ranges.SECTIONS["schedule"]["num_train_timesteps"]
+    ranges.check_value(levels, num_train_timesteps, "num_train_timesteps")
     if kind == "rectified_flow":
         sigma = np.arange(1, num_train_timesteps + 1) / num_train_timesteps
         return NoiseSchedule(1.0 - sigma, sigma, power=1)

@@ -42,7 +42,7 @@ with cli.group("data"):
     _DATA_DIR = cli.shared("data_dir")
     _MAX_IMAGE_GB = cli.shared("max_image_gb")
     _SPLIT = cli.shared("split")
-    _IMAGE_SIZE = cli.shared("image_size", lower_bound=16)
+    _IMAGE_SIZE = cli.shared("image_size")
     _NUM_IMAGES = cli.shared("num_images")
     _BATCH_SIZE = cli.shared("batch_size")
 
@@ -64,8 +64,17 @@ _UNITS = {"psnr": "dB"}
 def _main(argv: list[str]) -> None:
     """Evaluates."""
     del argv
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.distances import DISTANCES
     from ldm_jax.trained import load_first_stage
 
+    # Read before the model: what is misspelt shall not wait for it.
+    for name in _DISTANCES.value:
+        choose(DISTANCES, name, "--distances")
+    if _OVERLAP.value > _TILE.value // 2:
+        raise ConfigError(
+            f"--overlap={_OVERLAP.value} is more than half of --tile={_TILE.value}"
+        )
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )
@@ -104,14 +113,10 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
 
     from ldm_jax import sharding
     from ldm_jax.batches import Images
-    from ldm_jax.config import choose
-    from ldm_jax.evaluation.distances import DISTANCES
     from ldm_jax.evaluation.first_stage import evaluate, make_lpips
     from ldm_jax.images import write_png
     from ldm_jax.models.first_stages import row_of
 
-    for name in _DISTANCES.value:
-        choose(DISTANCES, name, "--distances")
     mesh = sharding.make_mesh()
     images = Images(
         first.config.data,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.models.checks import check_groups
 from ldm_jax.models.coder import Decoder, Encoder
 from ldm_jax.models.layers import conv, dense
 from ldm_jax.models.posteriors import DiagonalGaussian, PointPosterior
@@ -41,6 +42,8 @@ class Autoencoder(nn.Module):
       norm_groups: Groups of the norms. One channel per group takes an image's mean
         colour away: narrow models want fewer groups than the published 32.
       dropout: Rate in ResBlocks.
+      quant_conv: Whether 1x1 convolutions lie between the coders and the latents, as in
+        the paper; SD 3 and Flux have none, and then `embed_dim` is `z_channels`.
       remat: Recompute the blocks' activations in the backward pass to save memory.
       dtype: Compute type; parameters, norms, softmax and outputs are float32.
     """
@@ -57,10 +60,28 @@ class Autoencoder(nn.Module):
     tanh_output: bool = False
     norm_groups: int = 32
     dropout: float = 0.0
+    quant_conv: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
 
     encoder_outputs = 1  # in units of z_channels
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.quant_conv and self.embed_dim != self.z_channels:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} must be z_channels={self.z_channels} "
+                "where quant_conv=False"
+            )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Checks what would be refused once the network is called.
+
+        Raises:
+          ValueError: If widths do not divide into the groups of the norms.
+        """
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
 
     def setup(self) -> None:
         """Makes the layers."""
@@ -72,7 +93,8 @@ class Autoencoder(nn.Module):
         features = self.encoder_outputs * self.z_channels
         self.encoder = Encoder(**shared, out_channels=features)
         self.decoder = Decoder(**shared)
-        self.from_latents = dense(self.z_channels, dtype=self.dtype)
+        if self.quant_conv:
+            self.from_latents = dense(self.z_channels, dtype=self.dtype)
         self.to_images = conv(self.image_channels, dtype=self.dtype)
 
     @property
@@ -119,7 +141,9 @@ class Autoencoder(nn.Module):
         Returns:
           [B, H, W, channels].
         """
-        return self.decoder(self.from_latents(latents), train)
+        if self.quant_conv:
+            latents = self.from_latents(latents)
+        return self.decoder(latents, train)
 
     def features_to_images(
         self, features: Float[Array, "batch height width features"]
@@ -218,7 +242,8 @@ class KLAutoencoder(Autoencoder):
     def setup(self) -> None:
         """Makes the layers."""
         super().setup()
-        self.to_moments = dense(2 * self.embed_dim, dtype=self.dtype)
+        if self.quant_conv:
+            self.to_moments = dense(2 * self.embed_dim, dtype=self.dtype)
 
     def encode(self, images: Images, train: bool = False) -> DiagonalGaussian:
         """Maps images to the posterior over latents.
@@ -234,8 +259,10 @@ class KLAutoencoder(Autoencoder):
           ValueError: If the size does not halve evenly at every level.
         """
         self._check_size(images)
-        moments = self.to_moments(self.encoder(images, train)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        moments = self.encoder(images, train)
+        if self.quant_conv:
+            moments = self.to_moments(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return DiagonalGaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
@@ -261,7 +288,8 @@ class VQAutoencoder(Autoencoder):
     def setup(self) -> None:
         """Makes the layers."""
         super().setup()
-        self.to_latents = dense(self.embed_dim, dtype=self.dtype)
+        if self.quant_conv:
+            self.to_latents = dense(self.embed_dim, dtype=self.dtype)
         make = QUANTIZERS[self.quantizer]
         self.codebook = make(self.num_codes, self.embed_dim, name="quantizer")
 
@@ -279,8 +307,10 @@ class VQAutoencoder(Autoencoder):
           ValueError: If the size does not halve evenly at every level.
         """
         self._check_size(images)
-        latents = self.to_latents(self.encoder(images, train)).astype(jnp.float32)
-        return PointPosterior(self.codebook.project(latents))
+        latents = self.encoder(images, train)
+        if self.quant_conv:
+            latents = self.to_latents(latents)
+        return PointPosterior(self.codebook.project(latents.astype(jnp.float32)))
 
     def decode(
         self, latents: Latents, train: bool = False, quantize: bool = True

@@ -128,6 +128,21 @@ class PatchDiscriminator(nn.Module):
         if self.norm not in NORMS:
             raise ValueError(f"norm is {self.norm!r}: choose {', '.join(NORMS)}")
 
+    @nn.nowrap
+    def patches(self, image_size: int) -> int:
+        """Counts the patches that an image is cut into.
+
+        Args:
+          image_size: Side of the image in pixels.
+
+        Returns:
+          Their number along a side; less than 1 if the image is too small.
+        """
+        side = image_size
+        for _ in range(self.num_layers):
+            side = side // 2
+        return side - 2
+
     @nn.compact
     def __call__(
         self, images: Features, *, train: bool = False

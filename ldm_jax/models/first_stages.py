@@ -119,6 +119,21 @@ def row_of(module: nn.Module) -> FirstStageKind:
     return FIRST_STAGES[name_of(module)]
 
 
+def latent_parts_of(module: nn.Module) -> tuple[str, ...]:
+    """Lists the parameters that make the latents of a first stage.
+
+    Args:
+      module: Module that `build.make_first_stage` made.
+
+    Returns:
+      Those `latent_parts` of its row that it has.
+    """
+    parts = row_of(module).latent_parts
+    if getattr(module, "quant_conv", True):
+        return parts
+    return tuple(part for part in parts if part not in _QUANT_CONVS)
+
+
 def name_of(module: nn.Module) -> str:
     """Finds the name of a first stage's kind, as configs have it.
 
@@ -174,6 +189,7 @@ def _is_among_latents(module):
     return quantizer.QUANTIZERS[module.quantizer].is_among_latents
 
 
+_QUANT_CONVS = ("to_moments", "to_latents")
 _DECODER = ("from_latents", "decoder", "to_images")
 
 # The kinds of first stages by the name that configs use.

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
+from ldm_jax.models.checks import check_groups, check_per_level
 from ldm_jax.models.layers import (
     Downsample,
     GroupNorm,
@@ -93,6 +94,8 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        fields = {name: getattr(self, name) for name in _PER_LEVEL}
+        check_per_level(len(self.channel_mult), **fields)
         for level in range(len(self.channel_mult)):
             if self.attends_at(level):
                 self.heads_at(level)
@@ -102,6 +105,17 @@ class UNet(nn.Module):
                 "adaln_zero modulates transformer blocks and there are none: set "
                 "transformer_depth to 1 or more"
             )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Checks what would be refused once the network is called.
+
+        Raises:
+          ValueError: If widths do not divide into groups and heads.
+        """
+        check_groups(self.channels, self.channel_mult, self.norm_groups)
+        # The middle, of the last level's width, attends always.
+        self.heads_at(len(self.channel_mult) - 1)
 
     @nn.compact
     def __call__(
@@ -350,6 +364,13 @@ class UNet(nn.Module):
                 f"a vector of {vector.shape[-1]} cannot be added to the timestep "
                 f"embedding of {self.vector_width}: set the condition's features to it"
             )
+
+
+# Fields that may have a value for each level.
+_PER_LEVEL = (
+    *("num_res_blocks", "num_heads", "head_channels", "up_num_heads"),
+    "transformer_depth",
+)
 
 
 def _at(value, level):

@@ -35,7 +35,6 @@ with cli.group("what to draw"):
         None,
         "Number of samples; if unset 16, or as many as there are conditions if that is "
         "more.",
-        lower_bound=1,
     )
     flags.DEFINE_float(
         "strength",
@@ -161,6 +160,15 @@ def _main(argv: list[str]) -> None:
     scale = options.parse_scale(_GUIDANCE_SCALE.value)
     interval = options.parse_interval(_GUIDANCE_INTERVAL.value)
     ends = options.parse_pair(_INTERPOLATE.value)
+    # Fields of the options are flags of the same name.
+    values = flags.FLAGS.flag_values_dict()
+    fields = {field.name for field in dataclasses.fields(options.RunOptions)}
+    run_options = options.RunOptions(
+        **{name: values[name] for name in fields} | {"interpolate": ends}
+    )
+    given = {name: values[name] for name in NAMES if name in values}
+    given |= {"guidance_scale": scale, "guidance_interval": interval}
+    options.check_given(given)
     model = sampling.load_model(
         _WORKDIR.value,
         step=_STEP.value,
@@ -173,14 +181,6 @@ def _main(argv: list[str]) -> None:
     )
     if _MAX_IMAGE_GB.value is not None:
         model.config.data.max_image_gb = _MAX_IMAGE_GB.value
-    # Fields of the options are flags of the same name.
-    values = flags.FLAGS.flag_values_dict()
-    fields = {field.name for field in dataclasses.fields(options.RunOptions)}
-    run_options = options.RunOptions(
-        **{name: values[name] for name in fields} | {"interpolate": ends}
-    )
-    given = {name: values[name] for name in NAMES if name in values}
-    given |= {"guidance_scale": scale, "guidance_interval": interval}
     size = _HEIGHT.value, _WIDTH.value
     sampling.run(
         model,

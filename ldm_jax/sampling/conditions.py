@@ -182,7 +182,8 @@ def make_row(
 
 
 def _make_row(trained, task, seed, k, example):
-    rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, k]))
+    key = np.array([seed, k], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key))
     try:
         made = apply_inputs(trained.inputs, example, rng)
     except ValueError as error:

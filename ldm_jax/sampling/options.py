@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.build import sample_options
+from ldm_jax import ranges
+from ldm_jax.build import check_guidance, sample_options
 from ldm_jax.diffusion import grids, samplers
-from ldm_jax.diffusion.sample_options import SampleOptions, to_flat
+from ldm_jax.diffusion.sample_options import SampleOptions, from_flat, to_flat
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import Trained
@@ -34,6 +35,9 @@ class RunOptions:
         guidance, too, drawn from the same noise.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guidance; None for the default.
+
+    Raises:
+      ConfigError: If a number is out of its range, see `ranges.FLAGS`.
     """
 
     num_samples: int | None = None
@@ -46,6 +50,33 @@ class RunOptions:
     show_unguided: bool = False
     classifier_scale: float | None = None
     guide_scale: float | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check, value = ranges.FLAGS.get(field.name), getattr(self, field.name)
+            if check is not None and value is not None:
+                ranges.check_value(check, value, field.name)
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Checks options as far as that needs no model.
+
+    Args:
+      given: As in `complete`.
+
+    Raises:
+      ConfigError: If a choice is unknown or a number out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if "sampler" not in given:
+        # Which takes this, the config says.
+        given.pop("eta", None)
+    try:
+        from_flat(given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def complete(
@@ -106,7 +137,8 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
             f"--invert: {options.sampler} would cover the noise that was found "
             "by noise of its own: use --sampler=ddim, without --eta"
         )
-    _check_guidance(trained, options.guidance.scale)
+    entries = trained.model.conditioner.entries
+    check_guidance(options.guidance.scale, entries, "--guidance_scale")
     if options.tile is not None:
         _check_tile(trained.model, options.tile)
 
@@ -120,27 +152,6 @@ def _check_tile(model, tile):
             f"--tile={tile} is not a multiple of {unit}, which the first stage and the "
             f"U-Net divide by: use --tile={nearest}"
         )
-
-
-def _check_guidance(trained, scale):
-    """Names the flag where the model lacks a condition, or its null input."""
-    entries = trained.model.conditioner.entries
-    given = isinstance(scale, tuple)
-    scales = dict(scale) if given else dict.fromkeys(entries or [""], scale)
-    for key, value in scales.items():
-        if value == 1:
-            continue
-        if entries and key not in entries:
-            raise ConfigError(
-                f"--guidance_scale: this model has no condition '{key}'; it has "
-                f"{', '.join(sorted(entries))}"
-            )
-        if not entries or not entries[key].get("null_class", True):
-            raise ConfigError(
-                f"--guidance_scale={value:g} needs a model that was also trained "
-                f"without the condition; this one has none{key and f' for {key}'}: use "
-                "--guidance_scale=1"
-            )
 
 
 # Options that the record of a run holds always; others where they are not the default.
@@ -242,7 +253,8 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+    known = len(parts) == 2 and all(part.isdecimal() for part in parts)
+    if not known or max(map(int, parts)) >= 2**31:
         raise ConfigError(
             f"--interpolate={text}: give the numbers of the two samples at the ends, "
             "as 0,7"

@@ -18,6 +18,7 @@ from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
 from ldm_jax.images import to_uint8
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
+from ldm_jax.seeds import make_key
 from ldm_jax.trained import Trained
 
 
@@ -113,7 +114,7 @@ def fetch(
 
 def _keys(seed, index):
     """Typed keys [B]: sample k depends on the seed and k alone."""
-    rng = jax.random.key(seed)
+    rng = make_key(seed)
     return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
 
 

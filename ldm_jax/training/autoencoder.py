@@ -9,19 +9,45 @@ from ml_collections import ConfigDict
 
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import Folder, tree_checksum
-from ldm_jax.config import build, to_dict
+from ldm_jax.config import build, choose, to_dict
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.models.first_stages import name_of, row_of
+from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES, row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import adversarial
 from ldm_jax.training.adversarial import Setup
 from ldm_jax.training.codebook import CodebookOptions
 from ldm_jax.training.freeze import freeze_paths, is_frozen, within
 from ldm_jax.training.loss_options import LossOptions, check_codebook, load_perceptual
-from ldm_jax.training.optimizer import by_network, make_optimizer
+from ldm_jax.training.optimizer import (
+    by_network,
+    check_optimizer,
+    make_optimizer,
+)
 from ldm_jax.training.step import Stage, make_step, step_options
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a config before data and weights are read.
+
+    Args:
+      config: ConfigDict.
+
+    Raises:
+      ConfigError: If it cannot work.
+    """
+    _check_kind(config.first_stage.get("kind", DEFAULT_KIND))
+    model = make_first_stage(config.first_stage)
+    _check_size(model, config.data.image_size)
+    check_codebook(build(LossOptions, config.loss, "loss"), model)
+    critic = build(PatchDiscriminator, config.discriminator, "discriminator")
+    if critic.patches(config.data.image_size) < 1:
+        raise ConfigError(
+            f"discriminator.num_layers={critic.num_layers} leaves nothing of "
+            f"data.image_size={config.data.image_size}: take fewer layers"
+        )
+    check_optimizer(config.train)
 
 
 def make_stage(
@@ -45,11 +71,8 @@ def make_stage(
     """
     del mesh, workdir
     model = make_first_stage(config.first_stage)
-    _check_kind(model)
-    _check_size(model, config.data.image_size)
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
-    check_codebook(options, model)
     options, frozen = load_perceptual(options, model, config.data.image_size)
     record = {name: tree_checksum(tree) for name, tree in frozen.items()}
     _check_frozen(config, record, meta)
@@ -65,11 +88,10 @@ def _check_frozen(config, record, meta):
         )
 
 
-def _check_kind(model):
-    if row_of(model).regulariser is None:
+def _check_kind(kind):
+    if choose(FIRST_STAGES, kind, "first_stage.kind").regulariser is None:
         raise ConfigError(
-            f'first_stage.kind="{name_of(model)}" has nothing to train: give it to a '
-            "second stage"
+            f'first_stage.kind="{kind}" has nothing to train: give it to a second stage'
         )
 
 
@@ -158,7 +180,8 @@ def _make_optimizer(train, rate, options, freeze):
     def make(name, rate=rate, clip=clip):
         return make_optimizer(section, rate, clip, within(freeze, name))
 
-    critic_rate, critic_clip = rate, options.disc_grad_clip or clip
+    critic_rate = rate
+    critic_clip = clip if options.disc_grad_clip is None else options.disc_grad_clip
     if options.disc_learning_rate is not None:
         factor = options.disc_learning_rate / train.learning_rate
         critic_rate = lambda step: factor * rate(step)  # noqa: E731

@@ -19,7 +19,23 @@ from ldm_jax.conditioners.checks import check_classes
 from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_statistics, open_first_stage
+from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.step import Stage, make_loss_steps
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a config before data and weights are read.
+
+    Args:
+      config: ConfigDict.
+
+    Raises:
+      ConfigError: If it cannot work.
+    """
+    # The data say how many classes there are.
+    make_classifier(config, num_classes=1)
+    make_noise_schedule(config)
+    check_optimizer(config.train)
 
 
 def make_stage(

@@ -11,14 +11,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
-from ldm_jax.build import make_model, sample_options
+from ldm_jax.build import check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.latents import find_statistics, open_first_stage
+from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.start import frozen_paths, initial_weights
 from ldm_jax.training.step import Stage, make_loss_steps
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a config before data and weights are read.
+
+    Args:
+      config: ConfigDict.
+
+    Raises:
+      ConfigError: If it cannot work.
+    """
+    check_model(config)
+    check_optimizer(config.train)
 
 
 def make_stage(

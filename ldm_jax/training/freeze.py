@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax.build import make_first_stage
 from ldm_jax.config import suggest
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.first_stages import row_of
+from ldm_jax.models.first_stages import latent_parts_of
 from ldm_jax.sharding import path_name
 
 
@@ -32,7 +32,7 @@ def freeze_paths(config: ConfigDict) -> tuple[str, ...]:
     freeze = tuple(config.train.get("freeze", ()))
     if config.stage != "autoencoder" or "latents" not in freeze:
         return freeze
-    parts = row_of(make_first_stage(config.first_stage)).latent_parts
+    parts = latent_parts_of(make_first_stage(config.first_stage))
     paths = [f"autoencoder/{part}" for part in parts]
     return (*paths, *(path for path in freeze if path != "latents"))
 

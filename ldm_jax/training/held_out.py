@@ -15,8 +15,9 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.console import Console
 from ldm_jax.data.inputs import make_inputs
-from ldm_jax.errors import DataError
+from ldm_jax.errors import DataError, ProcessLost
 from ldm_jax.images import to_float
+from ldm_jax.seeds import make_key
 from ldm_jax.training.step import Stage
 from ldm_jax.training.writer import Writer, format_metrics
 
@@ -138,20 +139,21 @@ class HeldOut:
             self._try(self._preview, done, state)
 
     def _try(self, action: Callable, done: int, state: TrainState) -> None:
-        """Held-out images that are all damaged end no training."""
+        """Held-out images that are all damaged, or a lost worker, end no training."""
         if self._stopping():
             self.cut = True
             return
         try:
             action(done, state)
-        except DataError as error:
-            if self._config.data.on_error == "raise":
+        except (DataError, ProcessLost) as error:
+            damaged = isinstance(error, DataError)
+            if damaged and self._config.data.on_error == "raise":
                 raise
             text = f"warning: no evaluation or preview at step {done}: {error}"
             self._console.line(text)
 
     def _evaluate(self, done, state):
-        rng, rows = jax.random.key(self._config.seed), []
+        rng, rows = make_key(self._config.seed), []
         batches = self._data.held_out_batches(self._config.train.eval_batches)
         for index, batch in enumerate(batches):
             if self._stopping():
@@ -185,7 +187,7 @@ class HeldOut:
             # Conditions do not change: once is enough.
             section, names = self._config.data, self._data.class_names
             shown = show_conditions(section, self._preview_batch, count, names)
-        rng = jax.random.key(self._config.seed)
+        rng = make_key(self._config.seed)
         images = self._draw(state, self._frozen, self._preview_batch, rng)
         images = {name: np.asarray(image)[:count] for name, image in images.items()}
         self._writer.images(done, shown | images)

@@ -7,6 +7,7 @@ where a run was cut, bit for bit on the same devices.
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,15 +17,16 @@ from ml_collections import ConfigDict
 from ldm_jax import peers, sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
-from ldm_jax.config import choose, to_dict, upgrade_config
+from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
-from ldm_jax.errors import Stopped
+from ldm_jax.errors import Stopped, UserError
 from ldm_jax.lock import hold
+from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.start import Run, check_config, first_state
+from ldm_jax.training.start import Run, check_config, check_data, first_state
 from ldm_jax.training.throughput import Stopwatch, count_flops
 from ldm_jax.training.writer import (
     Writer,
@@ -59,6 +61,8 @@ def run(
       Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = upgrade_config(config)
+    config = check_values(config)
+    choose(CHECKS, config.stage, "stage")(config)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first: until all is saved, a
     # signal ends nothing.
@@ -66,8 +70,7 @@ def run(
         preemption = stack.enter_context(contextlib.closing(Preemption()))
 
         # The devices: one mesh, over which every batch is split evenly.
-        make_stage = choose(STAGES, config.stage, "stage")
-        mesh = sharding.make_mesh(**train.mesh)
+        mesh = build(sharding.make_mesh, train.mesh, "train.mesh", devices=None)
         micro = train.accumulate_steps
         sharding.check_batch_size(train.batch_size, mesh, parts=micro)
 
@@ -85,11 +88,15 @@ def run(
 
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
+        trained_on = data.record()
+        if start:
+            notes += check_data(config, trained_on, meta, allow_config_change)
+        make_stage = STAGES[config.stage]
         stage, record = make_stage(config, mesh, data, meta, workdir)
 
         # What every checkpoint says beside its arrays, and where numbers and lines go.
         begun = {"init_from": meta["init_from"]} if "init_from" in meta else {}
-        meta = {"config": to_dict(config)} | record | begun
+        meta = {"config": to_dict(config), "data": trained_on} | record | begun
         if main:
             write_config(workdir, config)
         writer = Writer(workdir, to_dict(config), start, main, train.wandb)
@@ -100,7 +107,7 @@ def run(
             console.line(note)
 
         # The state: its shapes, how it is split, then its arrays, where they belong.
-        abstract = jax.eval_shape(stage.init, jax.random.key(config.seed))
+        abstract = jax.eval_shape(stage.init, make_key(config.seed))
         check_freeze(freeze_paths(config), abstract.params)
         shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
         split = sharding.tree_shardings(stage.frozen, mesh)
@@ -128,7 +135,7 @@ def run(
 
         # From here on there is something to save when a signal comes.
         preemption.listen()
-        window, last = [], {}
+        window, last, fault = [], {}, None
         for done in range(start + 1, train.num_steps + 1):
             # One step. The device computes while the next batch is fetched.
             state, metrics = step(state, frozen, batch)
@@ -138,7 +145,8 @@ def run(
             final, stop = done == train.num_steps, preemption.requested(done)
             if not (final or stop):
                 with watch.waiting():
-                    batch = next(batches)
+                    batch, fault = _next(batches)
+                stop = fault is not None
 
             # The log: means since the last line, and how fast that was.
             if final or done % train.log_every == 0:
@@ -168,9 +176,12 @@ def run(
                     if preview:
                         held_out.preview(done, state)
 
-            # The end, if the machine is wanted back.
+            # The end, if the machine is wanted back or no more data comes.
             if stop:
                 break
+    if fault is not None:
+        kept = f"step {done} is saved, and the same command goes on from it"
+        raise type(fault)(f"{fault}; {kept}") from fault
     if stop or held_out.cut:
         raise Stopped(f"step {done}: asked to stop; saved, leaving", preemption.signal)
     return last
@@ -186,6 +197,17 @@ def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float 
     size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
     console.line(f"compiled the training step in {seconds:.1f} s{size}")
     return compiled, flops
+
+
+def _next(batches: Iterator) -> tuple[Any, UserError | None]:
+    """The next batch, or a fault of the data to end with once this step is saved."""
+    try:
+        return next(batches), None
+    except UserError as fault:
+        # A checkpoint takes all processes, and the others have the next batch.
+        if jax.process_count() > 1:
+            raise
+        return None, fault
 
 
 def _check(done: int, window: list, checkpoints: Checkpoints) -> list:
@@ -211,4 +233,10 @@ STAGES = {
     "autoencoder": autoencoder.make_stage,
     "diffusion": diffusion.make_stage,
     "classifier": classifier.make_stage,
+}
+# And what checks a config before anything is opened.
+CHECKS = {
+    "autoencoder": autoencoder.check,
+    "diffusion": diffusion.check,
+    "classifier": classifier.check,
 }

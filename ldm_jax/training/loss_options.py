@@ -51,7 +51,8 @@ class LossOptions:
       disc_weight_cap: Largest adaptive weight.
       disc_learning_rate: Peak learning rate of the discriminator; None is the train
         section's.
-      disc_grad_clip: Largest global norm of its gradients; None is the train section's.
+      disc_grad_clip: Largest global norm of its gradients; None is the train section's,
+        0 is none.
       r1_weight: Weight of `r1_penalty`.
       lecam_weight: Weight of `lecam_penalty`.
     """

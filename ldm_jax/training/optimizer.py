@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Array, Num
-from ldm_jax.config import build, choose
+from ldm_jax.config import build, choose, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.freeze import freeze_updates
 
@@ -170,7 +170,7 @@ def make_optimizer(
     Args:
       section: Config section {"kind": a row of OPTIMIZERS, its options}.
       learning_rate: Schedule from `make_learning_rate`.
-      grad_clip: Largest global norm of the gradients; None leaves them.
+      grad_clip: Largest global norm of the gradients; 0 or None leaves them.
       freeze: Paths of parameters that it shall not move.
 
     Returns:
@@ -182,9 +182,21 @@ def make_optimizer(
     options = dict(section)
     kind = choose(OPTIMIZERS, options.pop("kind", "adamw"), "train.optimizer.kind")
     optimizer = build(kind, options, "train.optimizer", learning_rate=learning_rate)
-    if grad_clip is not None:
+    if grad_clip:
         optimizer = optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
     return freeze_updates(optimizer, freeze)
+
+
+def check_optimizer(train: ConfigDict) -> None:
+    """Checks what the section `train` says of the optimiser and its learning rate.
+
+    Args:
+      train: The section.
+
+    Raises:
+      ConfigError: On an unknown choice or a value out of its range.
+    """
+    make_optimizer(to_dict(train.optimizer), make_rate(train), train.grad_clip)
 
 
 def by_network(

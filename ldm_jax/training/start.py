@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 from ldm_jax import checkpoint, sharding
 from ldm_jax.build import identity_of_config
 from ldm_jax.checkpoint import TrainState
-from ldm_jax.conditioners import Conditioner
+from ldm_jax.conditioners import CONDITIONERS, Conditioner
 from ldm_jax.config import differences
+from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
+from ldm_jax.seeds import make_key
 from ldm_jax.trained import record_of
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
@@ -72,7 +74,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             "give train.init_from, the workdir of the run to start from"
         )
     init = jax.jit(run.stage.init, out_shardings=run.shardings)
-    state = init(jax.random.key(run.config.seed))
+    state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)
     return _replace(run, state, run.stage.initial) if run.stage.initial else state
@@ -292,6 +294,7 @@ FREE_KEYS = (
     "first_stage.workdir",
     "data.data_dir",
     "data.workers",
+    "data.restart_workers",
     "data.eval_split",
     "data.max_image_gb",
     "train.init_from",
@@ -359,6 +362,53 @@ def check_config(
     raise CheckpointError(
         f"the checkpoint in this workdir belongs to another config ({shown}); use "
         "another --workdir, or --allow_config_change to go on with the new values"
+    )
+
+
+def check_data(
+    config: ConfigDict,
+    record: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    allow_change: bool,
+) -> list[str]:
+    """Compares the data with those that a checkpoint records.
+
+    Args:
+      config: ConfigDict of this run.
+      record: What `Data.record` gives.
+      meta: The checkpoint's `meta`; older ones record the classes alone or nothing.
+      allow_change: Accept what a model can go on with, as more images.
+
+    Returns:
+      Sentences on what changed and was accepted.
+
+    Raises:
+      CheckpointError: If they differ, naming how.
+    """
+    then = meta.get("data") or {
+        key: meta[key] for key in ("num_classes", "class_names") if key in meta
+    }
+    changes = compare_records(record, then, _knows_classes(config))
+    texts = [change.text for change in changes]
+    if all(change.fits for change in changes) and allow_change:
+        return [f"the data have changed: {text}" for text in texts]
+    if not changes:
+        return []
+    advice = "bring those back, or use another --workdir"
+    if all(change.fits for change in changes):
+        advice += ", or --allow_config_change to go on with these"
+    raise CheckpointError(
+        "the data are not those that this workdir was trained on: "
+        f"{'; '.join(texts)}; {advice}"
+    )
+
+
+def _knows_classes(config):
+    """Whether a model is made for the classes of the data's images."""
+    entries = (config.get("conditions") or {}).values()
+    kinds = [CONDITIONERS.get(entry.get("kind")) for entry in entries]
+    return config.stage == "classifier" or any(
+        "num_classes" in getattr(kind, "from_dataset", ()) for kind in kinds
     )
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ldm_jax.annotations import Array, Float, Int, Key, Num
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.config import to_dict
+from ldm_jax.seeds import make_key
 from ldm_jax.training.freeze import hold
 from ldm_jax.training.optimizer import make_optimizer, make_rate
 
@@ -262,7 +263,7 @@ def step_rngs(
     Returns:
       Dict of name -> typed PRNG key.
     """
-    rng = jax.random.fold_in(jax.random.key(seed), step)
+    rng = jax.random.fold_in(make_key(seed), step)
     return dict(zip(names, jax.random.split(rng, len(names)), strict=True))
 
 

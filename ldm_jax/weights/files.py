@@ -18,10 +18,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
-from ldm_jax.weights.unpickle import PickleError, Tensor, map_file, read_torch
+from ldm_jax.weights.unpickle import Tensor, map_file, read_torch
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+# The largest published files have headers and indices of less than a megabyte; parsed
+# they take some ten times of what they have on disk.
+_MAX_HEADER = _MAX_JSON = 32 << 20
+# Whole models have some thousands, with their averages.
+_MAX_TENSORS = 50_000
 
 
 class Weights(NamedTuple):
@@ -40,11 +47,11 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
-    """Reads a file of weights, lazily.
+    """Reads a file of weights, lazily; what it is its content says, not its name.
 
     Args:
-      path: `.safetensors`, an index `.safetensors.index.json` of several, or a file of
-        `torch.save` (`.ckpt`, `.pt`, `.pth`, `.bin`).
+      path: A safetensors file, a file of `torch.save`, or an index
+        (`.safetensors.index.json`, `.bin.index.json`) of several.
 
     Returns:
       Weights.
@@ -55,57 +62,102 @@ def read_weights(path: str | os.PathLike) -> Weights:
     path = pathlib.Path(path)
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        return Weights(_read_safetensors(path))
-    if path.name.endswith(".safetensors.index.json"):
-        parts = sorted(set(read_json(path)["weight_map"].values()))
-        tensors = {}
-        for part in parts:
-            # The name alone: an index does not reach outside of its folder.
-            tensors |= _read_safetensors(path.parent / pathlib.Path(part).name)
-        return Weights(tensors)
-    if path.suffix in TORCH_SUFFIXES:
+    weights = _read_index(path) if path.suffix == ".json" else _read_file(path)
+    if len(weights.tensors) > _MAX_TENSORS:
+        raise ConversionError(
+            f"{path} holds {len(weights.tensors):,} tensors, more than "
+            f"{_MAX_TENSORS:,}, which no model has"
+        )
+    return weights
+
+
+def _read_file(path):
+    try:
+        kind = _kind_of(path)
+    except OSError as error:
+        raise ConversionError(
+            f"cannot read {path}: {error.strerror or error}"
+        ) from error
+    if kind == "safetensors":
+        return Weights(_unprefixed(_read_safetensors(path)))
+    if kind == "torch":
         return _read_checkpoint(path)
+    if kind is not None:
+        raise ConversionError(
+            f"cannot read {path}: it is {kind}, not a file of weights"
+        )
     raise ConversionError(
         f"{path} is not a file of weights: give .safetensors, "
         + ", ".join(TORCH_SUFFIXES)
     )
 
 
-def find_weights(folder: str | os.PathLike) -> pathlib.Path:
-    """Finds the file of weights in a folder of diffusers, transformers or OpenCLIP.
+def is_weights(path: str | os.PathLike) -> bool:
+    """Recognises a file of weights, or what is called one.
 
     Args:
-      folder: Path of the folder.
+      path: Any path.
 
     Returns:
-      Path that `read_weights` takes.
-
-    Raises:
-      ConversionError: If there is none.
+      Whether `read_weights` can say something of it.
     """
-    for name in _NAMES:
-        for suffix in _NAME_SUFFIXES:
-            path = pathlib.Path(folder, f"{name}{suffix}")
-            if path.is_file():
-                return path
-    raise ConversionError(
-        f"{folder} holds no weights: there is no {_NAMES[0]}.safetensors, "
-        f"{_NAMES[1]}.safetensors or the like"
-    )
+    path = pathlib.Path(path)
+    return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
+
+
+def _kind_of(path):
+    """Either "safetensors" or "torch", what else it is, or None for no idea."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 40:
+        return "safetensors"
+    for mark, kind in _MARKS.items():
+        if start.lstrip().startswith(mark):
+            return kind
+    if start[257:262] == b"ustar":
+        return "a tar archive, or a file of PyTorch before 0.1"
+    named = {".safetensors": "safetensors"} | dict.fromkeys(TORCH_SUFFIXES, "torch")
+    return named.get(path.suffix)
+
+
+def _read_index(path):
+    """Reads shards through the index that lists them."""
+    index = read_json(path)
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(found, dict) or not all(
+        isinstance(v, str) for v in found.values()
+    ):
+        raise ConversionError(f"{path} is no index of shards: it has no weight_map")
+    tensors = {}
+    for part in sorted(set(found.values())):
+        # The name alone: an index does not reach outside of its folder.
+        tensors |= read_weights(path.parent / pathlib.Path(part).name).tensors
+    missing = [key for key in found if key not in tensors]
+    if missing:
+        raise ConversionError(
+            f"{path} lists {len(missing)} tensors that its shards lack, such as "
+            f"{missing[0]}: download {found[missing[0]]} again"
+        )
+    return Weights(tensors)
 
 
 def _read_safetensors(path):
     """Views of the file's tensors, which are read page by page when they are used."""
     try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER:
+                raise SafetensorError(
+                    f"its header has {length:,} bytes, more than {_MAX_HEADER:,}"
+                )
         with safe_open(path, "numpy"):
             pass  # The library checks the header and the file's size against it.
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            file.seek(8)
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         return {key: _view(path, 8 + length, entry) for key, entry in header.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise ConversionError(
             f"cannot read {path}: truncated or not a safetensors file ({error})"
         ) from error
@@ -117,6 +169,8 @@ def _view(path, start, entry):
     dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
     first, last = entry["data_offsets"]
     size = (last - first) // dtype.itemsize
+    if len(entry["shape"]) > 32:
+        raise SafetensorError(f"a tensor has {len(entry['shape'])} dimensions")
     load = functools.partial(map_file, path, start + first, dtype, size)
     return Tensor(entry["shape"], dtype, lambda: load().reshape(entry["shape"]))
 
@@ -126,17 +180,42 @@ def _read_checkpoint(path):
         saved = read_torch(path)
     except PickleError as error:
         raise ConversionError(str(error)) from error
-    step, tensors = None, saved
-    if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
-        tensors, step = saved["state_dict"], saved.get("global_step")
+    tensors, step = _unwrapped(saved)
     if not isinstance(tensors, dict) or not tensors:
         raise ConversionError(f"{path} holds no state dict")
-    wrong = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise ConversionError(
-            f"{path} holds no state dict: {wrong[0]!r} is not a tensor"
-        )
-    return Weights(tensors, step if type(step) is int else None)
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor) or not isinstance(key, str):
+            raise ConversionError(
+                f"{path} holds no state dict: {describe(key)} is not a tensor"
+            )
+    return Weights(_unprefixed(tensors), step)
+
+
+def _unwrapped(saved):
+    """(state dict, step) of what was saved, out of the dicts around it."""
+    step = None
+    for _ in range(_MAX_WRAPPERS):
+        if not isinstance(saved, dict):
+            break
+        found = saved.get("global_step")
+        step = found if type(found) is int else step
+        bare = any(isinstance(value, Tensor) for value in saved.values())
+        names = _WRAPPERS[:1] if bare else _WRAPPERS
+        inner = [saved[name] for name in names if isinstance(saved.get(name), dict)]
+        if not inner:
+            break
+        saved = inner[0]
+    return saved, step
+
+
+def _unprefixed(tensors):
+    """Takes off what data parallelism and compilation put into names."""
+    for mark in _PREFIXES:
+        while tensors and all(key.startswith(mark) for key in tensors):
+            tensors = {key[len(mark) :]: value for key, value in tensors.items()}
+    if any(_COMPILED in key for key in tensors):
+        tensors = {key.replace(_COMPILED, "."): value for key, value in tensors.items()}
+    return tensors
 
 
 # Writing.
@@ -276,12 +355,19 @@ def read_json(path: str | os.PathLike) -> Any:
       What it holds.
 
     Raises:
-      ConversionError: If it is missing or not JSON.
+      ConversionError: If it is missing, too large or not JSON.
     """
     try:
+        size = os.path.getsize(path)
+        if size > _MAX_JSON:
+            raise ConversionError(
+                f"cannot read {path}: {size:,} bytes of JSON, more than {_MAX_JSON:,}"
+            )
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {path}: {error}") from error
+    except RecursionError as error:
+        raise ConversionError(f"cannot read {path}: it is nested too deep") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -296,15 +382,26 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-# Names that weights have in folders of diffusers, transformers and OpenCLIP.
-_NAMES = (
-    "diffusion_pytorch_model",
-    "model",
-    "pytorch_model",
-    "open_clip_model",
-    "open_clip_pytorch_model",
-)
-_NAME_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin")
+# What files begin with, beside safetensors.
+_MARKS = {
+    b"PK\x03\x04": "torch",
+    b"\x80": "torch",
+    b"version https://git-lfs": "a pointer of Git LFS (get the file: git lfs pull)",
+    b"<": "a web page",
+    b"{": "JSON",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x1f\x8b": "compressed by gzip (unpack it first)",
+    b"7z\xbc\xaf": "compressed by 7-Zip (unpack it first)",
+    b"Rar!": "compressed by RAR (unpack it first)",
+}
+
+# Under which keys training programs save the state dict, and how deep they nest.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_MAX_WRAPPERS = 8
+_PREFIXES = ("module.", "_orig_mod.", "module.")
+_COMPILED = "._orig_mod."
 
 # Types of numbers by their names in safetensors.
 _SAFETENSORS = {

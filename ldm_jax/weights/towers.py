@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
-from ldm_jax.weights.files import find_weights, read_json, read_weights
+from ldm_jax.weights.files import read_json, read_weights
+from ldm_jax.weights.folders import find_weights
 from ldm_jax.weights.state_dict import select, to_params
 from ldm_jax.weights.tower_names import (
     clip_image_rows,

@@ -1,15 +1,16 @@
 """Reads PyTorch's files without PyTorch, and without running what a pickle carries.
 
 A pickle names functions and has them called.  Here a name stands for one of three
-things: a tensor's parts, which are rebuilt as NumPy arrays; a class of the libraries
-that training writes into checkpoints (a Lightning callback, say), which becomes an
-inert stand-in; anything else is refused by its name.  Nothing is ever imported.
+things: a tensor's parts, which are rebuilt as NumPy arrays; a value or a class that
+training writes into checkpoints (a path, a Lightning callback, say), which becomes an
+inert stand-in; anything else is refused by its name.  Nothing is ever imported, and
+what would take more memory or time than a file of weights has need of is refused
+before it does.
 """
 
-import collections
 import os
-import pickle
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,20 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.weights import pickles
+from ldm_jax.weights.pickles import Inert, Known, PickleError, describe
+
+# What compressed records of a zip may take in memory: PyTorch compresses none, and
+# weights that someone has compressed since take hardly less space by it.
+_MAX_INFLATED, _MAX_RATIO = 256 << 20, 4
+# A view of a few numbers as many, such as a row that is repeated.
+_MAX_EXPANDED = 1 << 20
 
 
-class PickleError(ValueError):
-    """A file that is damaged, hostile or not PyTorch's; the message is one line."""
-
-
-class _Sealed:
-    """What a pickle may refer to but not reach into."""
-
-    def __setstate__(self, state):
-        raise PickleError("its pickle alters an object that it may only refer to")
-
-
-class Tensor(_Sealed):
+class Tensor:
     """An array that is looked up when it is asked for: `np.asarray(tensor)`.
 
     Attributes:
@@ -87,147 +85,175 @@ def read_torch(path: str | os.PathLike) -> Any:
         ) from error
 
 
-class _Storage(_Sealed):
-    """The numbers behind tensors; `data` is None until they have been found."""
+class _Storage:
+    """The numbers behind tensors; `data` is None until they have been found.
 
-    def __init__(self, dtype, size):
-        self.dtype, self.size, self.data = dtype, size, None
+    What is compressed is unpacked when it is used, by `load`.
+    """
+
+    def __init__(self, dtype, size, load=None):
+        self.dtype, self.size, self.data, self._load = dtype, size, None, load
+
+    def numbers(self):
+        return self.data if self._load is None else self._load()
 
 
 class _StorageType(NamedTuple):
     dtype: np.dtype
 
 
-class _Call(NamedTuple):
-    """A function of PyTorch that a pickle may call, and what is called in its place."""
-
-    function: object
-
-    def __call__(self, *arguments):
-        return self.function(*arguments)
-
-
-class _Inert:
-    """Stands for an object of a library: takes everything, does nothing."""
-
-    def __new__(cls, *arguments, **named):
-        return super().__new__(cls)
-
-    def __init__(self, *arguments, **named):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
-
-    def add(self, item):
-        pass
-
-
-def _rebuild_tensor(storage, offset, size, stride, *unused):
+def _rebuild_tensor(machine, arguments):
     """A Tensor of strides over a storage; what would reach beyond it is refused."""
-    del unused
+    storage, offset, size, stride, *_ = arguments
     if not isinstance(storage, _Storage):
         raise PickleError("a tensor without a storage")
-    size, stride = tuple(size), tuple(stride)
+    if not isinstance(size, tuple | list) or not isinstance(stride, tuple | list):
+        raise PickleError(f"a tensor whose shape is {describe(size)}")
+    machine.count(len(size))
     numbers = (offset, *size, *stride)
-    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     whole = all(type(n) is int and n >= 0 for n in numbers)
-    if not whole or (0 not in size and offset + reach >= storage.size):
+    if not whole or len(size) != len(stride) or len(size) > 32:
+        raise PickleError(
+            "a tensor whose shape and strides are not natural numbers, or too many, or "
+            "reach beyond its storage"
+        )
+    size, stride = tuple(size), tuple(stride)
+    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and offset + reach >= storage.size:
         raise PickleError(
             f"a tensor of shape {size} reaches beyond its storage of {storage.size} "
             "numbers"
         )
+    count = int(np.prod(size, dtype=object))
+    if count > max(storage.size, _MAX_EXPANDED):
+        raise PickleError(
+            f"a tensor of shape {size} repeats the {storage.size} numbers of its "
+            "storage: save it contiguous"
+        )
 
     def load():
         steps = tuple(step * storage.dtype.itemsize for step in stride)
-        return np.lib.stride_tricks.as_strided(storage.data[offset:], size, steps)
+        return np.lib.stride_tricks.as_strided(storage.numbers()[offset:], size, steps)
 
     return Tensor(size, storage.dtype, load)
 
 
-def _rebuild_parameter(data, *unused):
-    del unused
-    return data
+def _rebuild_parameter(machine, arguments):
+    return arguments[0]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Python's unpickler with a closed list of names."""
+def _rebuild_from_type(machine, arguments):
+    """A subclass of tensors: its tensor, without what the subclass adds."""
+    function, _, inner, *_ = arguments
+    if function not in _FUNCTIONS.values() or type(inner) is not tuple:
+        raise PickleError("a tensor of an unknown type")
+    return function.function(machine, inner)
 
-    def __init__(self, file, find_storage=None):
-        super().__init__(file, encoding="latin1")
-        self._find_storage = find_storage
 
-    def find_class(self, module, name):
-        if module == "torch" and name in _STORAGES:
-            return _StorageType(np.dtype(_STORAGES[name]))
-        if (module, name) in _FUNCTIONS:
-            return _FUNCTIONS[module, name]
-        harmless = module.split(".")[0] in _INERT_LIBRARIES
-        if harmless or (module, name) in _INERT_NAMES:
-            return type(name.rpartition(".")[2], (_Inert,), {})
+def _size(machine, arguments):
+    (items,) = arguments
+    machine.count(len(items))
+    return tuple(items)
+
+
+def _find_name(module, name):
+    """What a name stands for; one without a place in a file of weights is refused."""
+    if module in ("torch", "torch.cuda") and name in _STORAGES:
+        return _StorageType(np.dtype(_STORAGES[name]))
+    if (module, name) in _FUNCTIONS:
+        return _FUNCTIONS[module, name]
+    root = module.split(".")[0]
+    values = _INERT_VALUES.get(module, ())
+    inert = root in _INERT_LIBRARIES or module.startswith(_INERT_MODULES)
+    if inert or name in values or "*" in values:
+        return Inert()
+    asked = f"its pickle asks for {module:.80}.{name:.80}, which "
+    if root in sys.stdlib_module_names or root in _CODE:
         raise PickleError(
-            f"its pickle asks for {module}.{name}, which has no place in a file of "
-            "weights; nothing of it was run. Do not trust this file"
+            f"{asked}has no place in a file of weights; nothing of it was run. Do not "
+            "trust this file"
         )
+    raise PickleError(
+        f"{asked}is not known here; nothing of it was run. Ask who made the file for "
+        "its state dict alone, or for .safetensors"
+    )
 
-    def persistent_load(self, pid):
-        if self._find_storage is None or not isinstance(pid, tuple):
-            raise PickleError(f"an unexpected reference {pid!r:.80}")
+
+def _unpickle(file, find_storage=None):
+    """Reads one pickle; `find_storage` takes (key, dtype, size)."""
+
+    def find(pid):
+        if find_storage is None or type(pid) is not tuple or len(pid) not in (5, 6):
+            raise PickleError(f"an unexpected reference {describe(pid)}")
         kind, storage_type, key, _, size, *view = pid
         known = kind == "storage" and isinstance(storage_type, _StorageType)
-        if not known or view not in ([], [None]) or type(size) is not int or size < 0:
-            raise PickleError(f"an unexpected reference {pid!r:.80}")
-        return self._find_storage(str(key), storage_type.dtype, size)
+        plain = isinstance(key, str | int) and view in ([], [None])
+        if not known or not plain or type(size) is not int or size < 0:
+            raise PickleError(f"an unexpected reference {describe(key)}")
+        return find_storage(str(key), storage_type.dtype, size)
+
+    return pickles.load(file, _find_name, find)
 
 
 def _read_zip(path):
     """The format of PyTorch 1.6 and later: a pickle and one record per storage."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-        (root,) = (n.removesuffix("data.pkl") for n in names if _is_pickle(n)) or (
-            None,
-        )
+        roots = [n.removesuffix("data.pkl") for n in names if _is_pickle(n)]
+        if len(roots) != 1:
+            raise PickleError("it is a zip that holds no data.pkl of torch.save")
+        (root,) = roots
         if f"{root}byteorder" in names:
-            if archive.read(f"{root}byteorder") != b"little":
+            order = archive.getinfo(f"{root}byteorder")
+            if order.file_size > 16 or archive.read(order) != b"little":
                 raise PickleError(
                     "its numbers are big-endian: save it again on another"
                 )
-        storages = {}
+        storages, inflated = {}, 0
 
         def find(key, dtype, size):
+            nonlocal inflated
             if key not in storages:
                 record = archive.getinfo(f"{root}data/{key}")
-                storages[key] = _record_storage(path, archive, record, dtype, size)
+                if record.compress_type != zipfile.ZIP_STORED:
+                    inflated += record.file_size
+                    _check_inflated(inflated, path)
+                storages[key] = _record_storage(path, record, dtype, size)
             return storages[key]
 
         with archive.open(f"{root}data.pkl") as file:
-            return _Unpickler(file, find).load()
+            return _unpickle(file, find)
+
+
+def _check_inflated(size, path):
+    limit = max(_MAX_INFLATED, _MAX_RATIO * os.path.getsize(path))
+    if size > limit:
+        raise PickleError(
+            f"its compressed records would take {size:,} bytes of memory, more than "
+            f"the {limit:,} that are allowed: save it again with PyTorch, which does "
+            "not compress"
+        )
 
 
 def _is_pickle(name):
     return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
 
 
-def _record_storage(path, archive, record, dtype, size):
-    """Maps a record of the zip into memory; a compressed one is unpacked."""
-    storage = _Storage(dtype, size)
+def _record_storage(path, record, dtype, size):
+    """Maps a record of the zip into memory; a compressed one is unpacked when used."""
     length = size * dtype.itemsize
     if record.file_size < length:
         raise PickleError(
             f"the record {record.filename} holds {record.file_size} bytes of {length}"
         )
     if record.compress_type != zipfile.ZIP_STORED:
-        storage.data = np.frombuffer(archive.read(record), dtype, size)
-        return storage
+
+        def unpack():
+            with zipfile.ZipFile(path) as archive:
+                return np.frombuffer(archive.read(record), dtype, size)
+
+        return _Storage(dtype, size, unpack)
+    storage = _Storage(dtype, size)
     with open(path, "rb") as file:
         file.seek(record.header_offset)
         header = file.read(30)
@@ -259,16 +285,16 @@ def map_file(
 def _read_legacy(file, path):
     """The format before PyTorch 1.6: five pickles, then the storages in a row."""
     for expected in (_MAGIC, _PROTOCOL):
-        if _Unpickler(file).load() != expected:
+        if _unpickle(file) != expected:
             raise PickleError("it is not a file of torch.save")
-    _Unpickler(file).load()  # sizes of C types on the machine that saved
+    _unpickle(file)  # sizes of C types on the machine that saved
     storages = {}
 
     def find(key, dtype, size):
         return storages.setdefault(key, _Storage(dtype, size))
 
-    saved = _Unpickler(file, find).load()
-    order = [str(key) for key in _Unpickler(file).load()]
+    saved = _unpickle(file, find)
+    order = [str(key) for key in _unpickle(file)]
     position = file.tell()
     for key in order:
         file.seek(position)
@@ -299,40 +325,66 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 
-_FUNCTIONS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Call(_rebuild_parameter),
-    ("torch", "Size"): _Call(tuple),
-    ("builtins", "set"): _Call(set),
-    ("__builtin__", "set"): _Call(set),
+_FUNCTIONS = pickles.CONTAINERS | {
+    ("torch._utils", "_rebuild_tensor"): Known(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Known(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Known(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Known(_rebuild_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): Known(_rebuild_from_type),
+    ("torch", "Size"): Known(_size),
 }
 
-# What Lightning writes beside the weights, as seen in published checkpoints.
-_INERT_LIBRARIES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
-_INERT_NAMES = {
-    ("_codecs", "encode"),
-    ("argparse", "Namespace"),
-    ("builtins", "bytes"),
-    ("builtins", "dict"),
-    ("builtins", "float"),
-    ("builtins", "int"),
-    ("builtins", "list"),
-    ("builtins", "str"),
-    ("builtins", "tuple"),
-    ("collections", "defaultdict"),
-    ("copyreg", "_reconstructor"),
-    ("copy_reg", "_reconstructor"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("pathlib", "PosixPath"),
-    ("torch", "device"),
-    ("torch", "float16"),
-    ("torch", "float32"),
-    ("typing", "Any"),
+# Libraries whose records training writes beside the weights, as seen in published
+# checkpoints; all that they name becomes a stand-in.
+_INERT_LIBRARIES = (
+    *("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"),
+    *("omegaconf", "antlr4", "easydict", "yacs", "ml_collections", "addict", "box"),
+)
+_INERT_MODULES = ("torch.nn.", "torch.optim.")
+
+# Plain values of libraries that can do more than that: module -> names.
+_INERT_VALUES = {
+    "_codecs": ("encode",),
+    "argparse": ("Namespace",),
+    **dict.fromkeys(
+        ("builtins", "__builtin__"),
+        (
+            *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset"),
+            *("int", "list", "object", "range", "slice", "str", "tuple", "type"),
+            *("long", "unicode", "Ellipsis", "NotImplemented"),
+        ),
+    ),
+    "collections": ("defaultdict", "Counter", "deque", "UserDict", "ChainMap"),
+    **dict.fromkeys(("copyreg", "copy_reg"), ("_reconstructor",)),
+    "datetime": ("*",),
+    "decimal": ("Decimal",),
+    "enum": ("Enum", "IntEnum", "Flag", "IntFlag"),
+    "fractions": ("Fraction",),
+    "numpy": (
+        *("dtype", "ndarray", "bool_", "bool", "float16", "float32", "float64"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("str_", "bytes_", "longlong", "ulonglong", "datetime64", "timedelta64"),
+    ),
+    **dict.fromkeys(
+        ("numpy.core.multiarray", "numpy._core.multiarray"), ("_reconstruct", "scalar")
+    ),
+    **dict.fromkeys(("numpy.dtypes",), ("*",)),
+    **dict.fromkeys(
+        ("pathlib", "pathlib._local"),
+        (
+            *("Path", "PosixPath", "WindowsPath"),
+            *("PurePath", "PurePosixPath", "PureWindowsPath"),
+        ),
+    ),
+    "torch": (
+        *("device", "dtype", "Generator", "memory_format", "contiguous_format"),
+        *("bfloat16", "float16", "float32", "float64", "half", "float", "double"),
+        *("int8", "int16", "int32", "int64", "uint8", "bool", "long", "strided"),
+    ),
+    "types": ("SimpleNamespace",),
+    "typing": ("Any",),
+    "uuid": ("UUID", "SafeUUID"),
 }
+
+# Beside Python's own, libraries whose functions load and run what they are given.
+_CODE = ("torch", "torchvision", "numpy", "nt", "cloudpickle", "dill", "joblib")

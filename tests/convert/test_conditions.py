@@ -27,6 +27,11 @@ MORE_CHANNELS = {
         dict(kind="spatial", num_stages=1, method="bicubic", multiplier=1.0),
         dict(kind="depth"),
     ),
+    8: (
+        "source_image",
+        dict(kind="encoded", slot="concat", scale=1.0),
+        dict(kind="image"),
+    ),
     7: (
         "low_res",
         dict(kind="raw", slot="concat"),

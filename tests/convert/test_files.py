@@ -1,11 +1,6 @@
 """Files of weights: written and read back; what is damaged or hostile is refused."""
 
-import collections
-import io
 import os
-import pickle
-import struct
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +8,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights import files, unpickle
+from ldm_jax.weights import files
 from ldm_jax.weights.files import read_weights, write_weights
+from tests.convert.pickled import (
+    Build,
+    Call,
+    Name,
+    tensor_of,
+    write_legacy,
+    write_zip,
+)
 
 
 def _tensors():
@@ -83,128 +86,46 @@ def test_checkpoints_go_through_pytorch_both_ways(tmp_path):
         np.testing.assert_array_equal(found["p"], _tensors()["a.weight"])
 
 
-class _Name:
-    """Pickles as a call of module.name, without that being imported."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class _Storage:
-    """Pickles as a reference to a storage."""
-
-    def __init__(self, key, size):
-        self.pid = ("storage", _Name("torch", "FloatStorage"), key, "cpu", size)
-
-
-class _Call:
-    """Pickles as the call of a name."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-    def __reduce__(self):
-        return self.name, self.arguments
-
-
-class _Build:
-    """Pickles as an attempt to set an object's attributes."""
-
-    def __init__(self, target):
-        self.target = target
-
-
-class _Pickler(pickle._Pickler):
-    """Python's own pickler, which the stand-ins above can steer."""
-
-    def persistent_id(self, obj):
-        return obj.pid if isinstance(obj, _Storage) else None
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, _Name):
-            self.write(f"c{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, _Call):
-            self.save(obj.name)
-            self.save(obj.arguments)
-            self.write(pickle.REDUCE)
-        elif isinstance(obj, _Build):
-            self.save(obj.target)
-            self.save({"size": 1 << 40})
-            self.write(pickle.BUILD)
-        else:
-            super().save(obj, save_persistent_id)
-
-
-def _dumps(obj):
-    out = io.BytesIO()
-    _Pickler(out, 2).dump(obj)
-    return out.getvalue()
-
-
-def _zip(path, obj, **records):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", _dumps(obj))
-        for name, data in records.items():
-            archive.writestr(f"archive/data/{name.strip('_')}", data)
-
-
-def _legacy(path, obj, storages=()):
-    with open(path, "wb") as file:
-        for header in (unpickle._MAGIC, unpickle._PROTOCOL, {"little_endian": True}):
-            file.write(pickle.dumps(header, 2))
-        # As PyTorch wrote them: storage references with a sixth item.
-        file.write(_dumps(obj))
-        file.write(pickle.dumps([key for key, _ in storages], 2))
-        for _, values in storages:
-            file.write(struct.pack("<q", len(values)) + values.tobytes())
-
-
-def _tensor(size, stride, key="0", numbers=6, offset=0):
-    storage = _Storage(key, numbers)
-    arguments = storage, offset, size, stride, False, collections.OrderedDict()
-    return _Call(_Name("torch._utils", "_rebuild_tensor_v2"), *arguments)
-
-
 def test_the_older_format_is_read(tmp_path):
     values = np.arange(6, dtype=np.float32)
-    _legacy(tmp_path / "m.ckpt", {"w": _tensor((2, 3), (3, 1))}, [("0", values)])
+    write_legacy(tmp_path / "m.ckpt", {"w": tensor_of((2, 3), (3, 1))}, [("0", values)])
     found = read_weights(tmp_path / "m.ckpt").tensors["w"]
     np.testing.assert_array_equal(found, values.reshape(2, 3))
 
 
 def test_what_lightning_leaves_in_a_checkpoint_is_passed_over(tmp_path):
-    callback = _Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
-    score = _Call(
-        _Name("numpy.core.multiarray", "scalar"),
-        _Call(_Name("numpy", "dtype"), "f4", False, True),
-        _Call(_Name("_codecs", "encode"), "\x00", "latin1"),
+    callback = Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    score = Call(
+        Name("numpy.core.multiarray", "scalar"),
+        Call(Name("numpy", "dtype"), "f4", False, True),
+        Call(Name("_codecs", "encode"), "\x00", "latin1"),
     )
     saved = {
-        "state_dict": {"w": _tensor((2, 3), (3, 1))},
+        "state_dict": {"w": tensor_of((2, 3), (3, 1))},
         "callbacks": {callback: {"best_model_score": score}},
         "global_step": 12,
     }
-    _zip(tmp_path / "m.ckpt", saved, _0=np.arange(6, dtype=np.float32).tobytes())
+    write_zip(tmp_path / "m.ckpt", saved, _0=np.arange(6, dtype=np.float32).tobytes())
     weights = read_weights(tmp_path / "m.ckpt")
     assert weights.step == 12 and list(weights.tensors) == ["w"]
 
 
 HOSTILE = {
-    "os.system": _Call(_Name("os", "system"), "touch HACKED"),
-    "posix.system": _Call(_Name("posix", "system"), "touch HACKED"),
-    "builtins.eval": _Call(_Name("builtins", "eval"), "open('HACKED', 'w')"),
-    "builtins.getattr": _Call(_Name("builtins", "getattr"), {}, "clear"),
-    "subprocess.Popen": _Call(_Name("subprocess", "Popen"), ["touch", "HACKED"]),
-    "torch.hub.load": _Call(_Name("torch.hub", "load"), "x"),
-    "torch.storage._load_from_bytes": _Call(
-        _Name("torch.storage", "_load_from_bytes"), b""
+    "os.system": Call(Name("os", "system"), "touch HACKED"),
+    "posix.system": Call(Name("posix", "system"), "touch HACKED"),
+    "builtins.eval": Call(Name("builtins", "eval"), "open('HACKED', 'w')"),
+    "builtins.getattr": Call(Name("builtins", "getattr"), {}, "clear"),
+    "subprocess.Popen": Call(Name("subprocess", "Popen"), ["touch", "HACKED"]),
+    "torch.hub.load": Call(Name("torch.hub", "load"), "x"),
+    "torch.storage._load_from_bytes": Call(
+        Name("torch.storage", "_load_from_bytes"), b""
     ),
-    "numpy.load": _Call(_Name("numpy", "load"), "HACKED"),
+    "numpy.load": Call(Name("numpy", "load"), "HACKED"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("write", [_zip, _legacy])
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize(
     "wrap",
     [lambda x: x, lambda x: {"state_dict": {"w": {"deep": [(x,)]}}}],
@@ -227,9 +148,9 @@ def test_a_pickle_without_a_frame_is_refused_too(tmp_path):
 @pytest.mark.parametrize("target", ["storage", "tensor"])
 def test_pickles_do_not_reach_into_what_they_refer_to(tmp_path, target):
     """BUILD would set `size` and let a tensor reach beyond its storage."""
-    tensor = _tensor((2, 3), (3, 1))
+    tensor = tensor_of((2, 3), (3, 1))
     sealed = tensor.arguments[0] if target == "storage" else tensor
-    _zip(tmp_path / "m.ckpt", {"w": tensor, "x": _Build(sealed)}, _0=bytes(24))
+    write_zip(tmp_path / "m.ckpt", {"w": tensor, "x": Build(sealed)}, _0=bytes(24))
     with pytest.raises(ConversionError, match="may only refer to"):
         read_weights(tmp_path / "m.ckpt")
 
@@ -239,14 +160,14 @@ def test_pickles_do_not_reach_into_what_they_refer_to(tmp_path, target):
     [((7,), (1,), 0), ((2, 3), (6, 1), 0), ((6,), (1,), 1), ((2,), (-1,), 3)],
 )
 def test_tensors_stay_inside_their_storage(tmp_path, size, stride, offset):
-    tensor = _tensor(size, stride, offset=offset)
-    _zip(tmp_path / "m.ckpt", {"w": tensor}, _0=bytes(24))
+    tensor = tensor_of(size, stride, offset=offset)
+    write_zip(tmp_path / "m.ckpt", {"w": tensor}, _0=bytes(24))
     with pytest.raises(ConversionError, match="beyond its storage"):
         read_weights(tmp_path / "m.ckpt")
 
 
 def test_records_that_are_too_short_are_named(tmp_path):
-    _zip(tmp_path / "m.ckpt", {"w": _tensor((2, 3), (3, 1))}, _0=bytes(20))
+    write_zip(tmp_path / "m.ckpt", {"w": tensor_of((2, 3), (3, 1))}, _0=bytes(20))
     with pytest.raises(ConversionError, match="archive/data/0 holds 20 bytes of 24"):
         read_weights(tmp_path / "m.ckpt")
 
@@ -257,7 +178,7 @@ def test_truncated_files_are_named(tmp_path, name, keep):
     path = tmp_path / name
     if name.startswith("legacy"):
         values = np.arange(6, dtype=np.float32)
-        _legacy(path, {"w": _tensor((2, 3), (3, 1))}, [("0", values)])
+        write_legacy(path, {"w": tensor_of((2, 3), (3, 1))}, [("0", values)])
     else:
         write_weights(path, _tensors())
     data = path.read_bytes()
@@ -272,6 +193,6 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ConversionError, match="is not a file of weights"):
         read_weights(tmp_path / "a.txt")
-    _zip(tmp_path / "m.ckpt", {"state_dict": {"w": 3}})
+    write_zip(tmp_path / "m.ckpt", {"state_dict": {"w": 3}})
     with pytest.raises(ConversionError, match="'w' is not a tensor"):
         read_weights(tmp_path / "m.ckpt")

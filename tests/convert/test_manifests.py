@@ -50,6 +50,8 @@ YAMLS = ("ldm_class_imagenet_v2_vq_f4", "ldm_lsun_churches_kl_f8", "ldm_text_256
 def published(name):
     """Weights of a manifest: zeros that take no memory, and its schedule's tables."""
     weights = zeros(load_manifest(name))
+    if "scale_factor" in weights:
+        weights["scale_factor"] = np.array(0.18215, np.float32)
     if "betas" in weights:
         ends = [end for part, end in BETA_END.items() if part in name]
         start = 0.00085 if "1p4b" in name else 0.0015

@@ -1,6 +1,7 @@
 """The loader: order, sharding, resuming, evaluation, and files that cannot be read."""
 
 import dataclasses
+import multiprocessing
 import pathlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from ldm_jax.data import loader
 from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
 
 
@@ -115,6 +116,14 @@ def test_the_seed_decides():
     other, _ = load(Images(20), seed=2, **options)
     assert_same(first, again)
     assert labels(first) != labels(other)
+
+
+def test_all_bits_of_a_seed_decide():
+    options = dict(steps=1, batch_size=8, crop="random", min_crop=0.5)
+    seeds = (0, 2**32, 2**63, 2**64 - 1)
+    runs = [load(Images(32), seed=seed, **options)[0] for seed in seeds]
+    orders = {tuple(labels(run)[0]) for run in runs}
+    assert len(orders) == len(seeds)
 
 
 def test_crops_and_mirroring_differ_between_epochs():
@@ -264,6 +273,47 @@ def test_workers_do_without_shared_memory(monkeypatch):
     expected, _ = load(Images(9), 2, batch_size=4)
     found, _ = load(Images(9), 2, batch_size=4, workers=1)
     assert_same(expected, found)
+
+
+def test_a_killed_worker_is_replaced_then_named(caplog):
+    expected, _ = load(Images(9), 8, batch_size=4)
+    options = LoaderOptions(8, workers=1, restart_workers=1)
+    batches = Loader(Images(9), options, batch_size=4)
+    try:
+        found = [next(batches) for _ in range(2)]
+        _kill_workers()
+        found += [next(batches) for _ in range(6)]
+        assert_same(expected, found)
+        assert "was killed by SIGKILL" in caplog.text
+        assert "the same batches (0 more times)" in caplog.text
+        _kill_workers()
+        with pytest.raises(ProcessLost, match="SIGKILL.*memory.*data.workers") as error:
+            for _ in range(8):
+                next(batches)
+        assert "data.restart_workers" in str(error.value)
+        with pytest.raises(StopIteration):
+            next(batches)
+    finally:
+        batches.close()
+
+
+def _kill_workers():
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "was killed by SIGKILL, as the system does where memory"),
+        (-7, "was killed by SIGBUS, as where /dev/shm is full"),
+        (-11, "was killed by SIGSEGV"),
+        (3, "ended with status 3"),
+    ],
+)
+def test_how_a_worker_ended_is_said(code, words):
+    assert loader._cause(code).startswith(words)
 
 
 SCRIPT = """

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import common
 from ldm_jax import sharding
 from ldm_jax.batches import Data
+from ldm_jax.errors import ConfigError
 
 INPUTS = dict(
     caption=dict(kind="caption", tokenizer="shapes", max_length=12),
@@ -41,3 +42,10 @@ def test_evaluations_see_the_same_masks_each_time(data):
     first, again = (list(data.held_out_batches(2)) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one["masked_image"], other["masked_image"])
+
+
+def test_a_held_out_split_that_is_not_there_is_named_at_once(shapes_dir):
+    section = common.data(name="shapes/32", data_dir=shapes_dir, image_size=32)
+    section |= {"eval_split": "validaton"}
+    with pytest.raises(ConfigError, match="validaton"):
+        Data(ConfigDict(section), seed=0, batch_size=8, mesh=sharding.make_mesh())

@@ -7,7 +7,13 @@ import pytest
 
 from ldm_jax import checkpoint
 from ldm_jax.data.loader import DataError
-from ldm_jax.errors import CheckpointError, ConfigError, TrainingDiverged
+from ldm_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    ProcessLost,
+    TrainingDiverged,
+)
+from ldm_jax.training import loop
 from tests.runs import (
     BARE,
     SHALLOW,
@@ -161,3 +167,14 @@ def test_the_command_line_answers_in_one_line(argument, message, shapes_dir, tmp
     last = output.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert "Traceback" not in output
+
+
+def test_a_fault_of_the_data_waits_until_the_step_is_saved():
+    def batches(fault):
+        yield "batch"
+        raise fault
+
+    fault = ProcessLost("a data worker was killed")
+    found = batches(fault)
+    assert loop._next(found) == ("batch", None)
+    assert loop._next(found) == (None, fault)

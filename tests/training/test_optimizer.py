@@ -83,3 +83,11 @@ def test_wrong_sections_are_named(section, message):
 def test_a_learning_rate_must_be_positive():
     with pytest.raises(ConfigError, match="learning_rate=0"):
         make_learning_rate(10, 0)
+
+
+@pytest.mark.parametrize("off", [0, 0.0, None])
+def test_clipping_can_be_off(off):
+    optimizer = make_optimizer({"kind": "adam"}, lambda step: 1.0, grad_clip=off)
+    params = {"w": jnp.ones(2)}
+    updates, _ = optimizer.update({"w": jnp.ones(2)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-5)

@@ -4,6 +4,7 @@ They say nothing that the schedule does not: reading compares them with it, writ
 computes them anew.
 """
 
+import ml_dtypes
 import numpy as np
 
 from ldm_jax.annotations import Float
@@ -47,6 +48,30 @@ def schedule_buffers(
         name: table.astype(np.float32)
         for name, table in zip(BUFFERS, tables, strict=True)
     }
+
+
+def same_numbers(
+    stored: Float[np.ndarray, " steps"], computed: Float[np.ndarray, " steps"]
+) -> bool:
+    """Compares a table of a file with the exact one, as precisely as its type allows.
+
+    Args:
+      stored: Of any floating type, such as half precision.
+      computed: float64.
+
+    Returns:
+      Whether they have one shape and differ by no more than rounding, or by a ten
+      thousandth where the type is finer than that.
+    """
+    if stored.shape != computed.shape:
+        return False
+    limits = ml_dtypes.finfo(stored.dtype)
+    return np.allclose(
+        stored.astype(np.float64),
+        computed,
+        rtol=max(1e-4, float(limits.eps)),
+        atol=float(limits.smallest_subnormal),
+    )
 
 
 # In the order in which `schedule_buffers` computes them.

@@ -13,6 +13,7 @@ network makes.
 | low_res | raw | super-resolution |
 | masked_image | masked_image | inpainting |
 | depth | spatial | Stable Diffusion 2's depth to image |
+| source_image | encoded | InstructPix2Pix |
 | embedding | raw | retrieval-augmented diffusion |
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.convert.compvis.cond_stages import COND_STAGES
+from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import Row, StateDict, prefixed
 
@@ -34,6 +36,7 @@ _UNCONDITIONAL, _FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 _NO_WEIGHTS = {"target": "torch.nn.Identity"}
 # Batch keys of conditions without weights.
 EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
+SOURCE = "source_image"
 # Stable Diffusion's order and scale of a mask; those of CompVis's own inpainting model
 # are the other way.
 _STABLE_MASK = dict(mask_first=True, signed_mask=False)
@@ -126,6 +129,9 @@ def unet_conditions(
     Returns:
       Batch key -> entry: its class embedding, and maps for the input channels that are
       neither the latents' nor those of `conditions`.
+
+    Raises:
+      ConversionError: If no known use has so many of them.
     """
     entries = {}
     if unet.get("num_classes") is not None:
@@ -136,18 +142,59 @@ def unet_conditions(
             features=4 * unet["model_channels"],
             null_class=False,
         )
-    more = unet["in_channels"] - unet["out_channels"]
+    more, latents = unet["in_channels"] - unet["out_channels"], unet["out_channels"]
     for entry in _of_kind(conditions, "spatial"):
         more -= entry["features"] or entry["num_classes"]
-    if more == unet["out_channels"] + 1:
+    if more == latents + 1:
         entries[_MASKED] = dict(kind="masked_image", **_mask(unet.get("context_dim")))
     elif more == 1:
         entries[_DEPTH] = dict(
             kind="spatial", num_stages=1, method="bicubic", multiplier=1 / factor
         )
-    elif more > 0:
+    elif more == latents and unet.get("context_dim"):
+        entries[SOURCE] = dict(kind="encoded", slot="concat")
+    elif more == 3:
         entries[_LOW_RES] = dict(kind="raw", slot="concat")
+    elif more:
+        raise ConversionError(
+            f"the U-Net takes {unet['in_channels']} channels and gives {latents}, "
+            f"which is no known use: beside the latents there may be 1 of depth, 3 of "
+            f"a small image, {latents} of an image's latents and a context, or "
+            f"{latents + 1} of a masked image"
+        )
     return entries
+
+
+def with_scale(conditions: Conditions, scaling_factor: float) -> None:
+    """Says that image latents are taken as the first stage makes them.
+
+    Args:
+      conditions: Config section, of dicts; changed in place.
+      scaling_factor: What brings latents to unit variance.
+    """
+    if SOURCE in conditions:
+        conditions[SOURCE]["scale"] = 1.0 / scaling_factor
+
+
+def require_scale(conditions: Conditions, statistics: LatentStatistics) -> None:
+    """Refuses image latents that a model takes otherwise than models of others do.
+
+    Args:
+      conditions: Config section.
+      statistics: Those of the latents, on the host.
+
+    Raises:
+      ConversionError: If there are such.
+    """
+    for entry in _of_kind(conditions, "encoded"):
+        scale, factor = entry.get("scale", 1.0), statistics.scale
+        plain = not statistics.per_channel and not statistics.shift
+        if not plain or abs(scale * factor - 1) > 1e-6:
+            raise ConversionError(
+                "models of other formats take the latents of an image as the first "
+                "stage makes them (scale = 1 / scaling_factor), but this one takes "
+                f"them of scale={scale:.6g}: keep it as a workdir"
+            )
 
 
 def _mask(context_dim):
@@ -234,7 +281,8 @@ def is_embedded(entry: Mapping[str, Any]) -> bool:
 def _is_bare(key, entry):
     """Whether a condition has neither weights nor a cond stage in CompVis."""
     depth = key == _DEPTH and not entry.get("features")
-    return depth or entry["kind"] in ("raw", "masked_image")
+    source = key == SOURCE and entry["kind"] == "encoded"
+    return depth or source or entry["kind"] in ("raw", "masked_image")
 
 
 def condition_rows(conditions: Conditions) -> list[Row]:
@@ -275,14 +323,19 @@ def examples(
         elif entry["kind"] == "class_label":
             batch[key] = np.zeros(1, np.int32)
         elif key == EMBEDDING:
-            batch[key] = np.zeros((1, 1, unet["context_dim"]), np.float32)
+            batch[key] = _example(1, 1, unet["context_dim"])
         elif key == _LOW_RES:
             more = unet["in_channels"] - unet["out_channels"]
-            batch[key] = np.zeros((1, size, size, more), np.float32)
+            batch[key] = _example(1, size, size, more)
         else:
-            channels = {_MASKED: 4, _DEPTH: 1}[key]
-            batch[key] = np.zeros((1, image_size, image_size, channels), np.float32)
+            channels = {_MASKED: 4, _DEPTH: 1, SOURCE: 3}[key]
+            batch[key] = _example(1, image_size, image_size, channels)
     return batch
+
+
+def _example(*shape):
+    """Zeros that take no memory, whatever size a file asks for."""
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def conditions_yaml(conditions: Conditions) -> dict[str, Any]:

@@ -7,12 +7,13 @@ the YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are comp
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ldm_jax.annotations import Float
+from ldm_jax.convert.compvis.buffers import same_numbers
 from ldm_jax.convert.compvis.conditions import deduce_cond_stage
 from ldm_jax.convert.compvis.names import COND_STAGE, FIRST_STAGE, UNET
 from ldm_jax.convert.compvis.options import SCHEDULE_NAMES
@@ -38,6 +39,7 @@ def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str
     """
     if not any(key.startswith(UNET) for key in weights):
         return first_stage_options(weights, resolution=image_size or 256)
+    _require_known(weights)
     unet = unet_options(weights, UNET)
     stable = unet["model_channels"] == 320 and unet.get("context_dim") in (768, 1024)
     known = find_published(unet)
@@ -46,7 +48,7 @@ def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str
     if any(key.startswith(FIRST_STAGE) for key in weights):
         options = first_stage_options(weights, FIRST_STAGE, 256)
         params["first_stage_config"] = {"params": options}
-        factor = 2 ** (len(options["ddconfig"]["ch_mult"]) - 1)
+        factor = 2 ** (len(coder_options(options)["ch_mult"]) - 1)
     else:
         factor = 1
     unet["image_size"] = image_size // factor
@@ -63,6 +65,16 @@ def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str
             "the weights hold no noise schedule (betas): give the YAML with --config"
         )
     return params
+
+
+def _require_known(weights):
+    """Refuses the newer models by what marks them, not by a key that they lack."""
+    for name, mark in _OTHERS.items():
+        if any(mark in key for key in weights):
+            raise ConversionError(
+                f"this is {name}, whose denoiser is not supported; --only=first_stage "
+                "converts the autoencoder in the file alone"
+            )
 
 
 def _deduce_schedule(betas):
@@ -181,7 +193,8 @@ def first_stage_options(
       resolution: Side of the images that it was trained on.
 
     Returns:
-      Dict of "ddconfig", "embed_dim" and, of a VQModel, "n_embed".
+      Dict of "ddconfig", "embed_dim" and, of a VQModel, "n_embed"; without quant
+      convolutions what generative-models' AutoencodingEngine has.
 
     Raises:
       ConversionError: If a key is missing.
@@ -198,7 +211,14 @@ def first_stage_options(
         raise ConversionError(
             f"missing key {prefix}encoder.down.0.block.0.conv2.weight"
         )
-    z_channels, embed_dim = shape("post_quant_conv.weight")[:2]
+    quant_conv = any(
+        key.startswith((f"{prefix}quant_conv.", f"{prefix}post_quant_conv."))
+        for key in weights
+    )
+    if quant_conv:
+        z_channels, embed_dim = shape("post_quant_conv.weight")[:2]
+    else:
+        z_channels = shape("decoder.conv_in.weight")[1]
     mid_attention = f"{prefix}encoder.mid.attn_1.q.weight" in weights
     ddconfig = dict(
         double_z=shape("encoder.conv_out.weight")[0] == 2 * z_channels,
@@ -214,10 +234,34 @@ def first_stage_options(
         resamp_with_conv=len(mult) == 1
         or f"{prefix}encoder.down.0.downsample.conv.weight" in weights,
     )
+    if not quant_conv:
+        return {
+            name: {"params": ddconfig} for name in ("encoder_config", "decoder_config")
+        }
     options = dict(ddconfig=ddconfig, embed_dim=embed_dim)
     if f"{prefix}quantize.embedding.weight" in weights:
         options["n_embed"] = shape("quantize.embedding.weight")[0]
     return options
+
+
+def coder_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Finds the options of encoder and decoder among those of an autoencoder.
+
+    Args:
+      options: Options of CompVis's AutoencoderKL or VQModel, or of generative-models'
+        AutoencodingEngine, which has no quant convolutions.
+
+    Returns:
+      The options of its encoder.
+
+    Raises:
+      ConversionError: If there are none.
+    """
+    if "encoder_config" in options:
+        return options["encoder_config"]["params"]
+    if "ddconfig" in options and "embed_dim" in options:
+        return options["ddconfig"]
+    raise ConversionError("a first stage's YAML needs ddconfig and embed_dim")
 
 
 def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any]:
@@ -229,12 +273,19 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 
     Returns:
       Config section `discriminator`: "channels", "num_layers" and "norm".
+
+    Raises:
+      ConversionError: If they are numbered otherwise.
     """
     shape = _shape_of(weights, prefix)
     start = f"{prefix}main."
-    last = max(
-        int(key[len(start) :].split(".")[0]) for key in weights if key.startswith(start)
-    )
+    names = {
+        key[len(start) :].split(".")[0] for key in weights if key.startswith(start)
+    }
+    # Two layers of each norm have no weights; more would be no numbering of theirs.
+    if not all(name.isdecimal() and int(name) < 3 * len(names) for name in names):
+        raise ConversionError(f"{start}{min(names)} is no NLayerDiscriminator's")
+    last = max(map(int, names))
     return dict(
         channels=shape("main.0.weight")[0], num_layers=(last - 2) // 3, norm="batch"
     )
@@ -244,31 +295,47 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 
 
 def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
-    """Finds the schedule that betas were made by.
+    """Finds the schedule that betas were made by, the nearest of those that fit.
 
     Args:
-      betas: float [T].
+      betas: Of any floating type, [T], compared as precisely as the type allows.
 
     Returns:
       Config section `schedule` without the prediction type; None if no row of BETAS
       fits.
     """
-    betas = np.asarray(betas, np.float64)
-    if not np.all((betas > 0) & (betas < 1)):
+    betas = np.asarray(betas)
+    if betas.ndim != 1 or len(betas) < 2 or betas.dtype.kind in "biu":
         return None
-    start, end = (float(f"{beta:.6g}") for beta in betas[[0, -1]])
+    values = betas.astype(np.float64)
+    if not np.all((values > 0) & (values <= 1)):
+        return None
+    found = []
     for kind, table in BETAS.items():
-        ends = (start**2, end**2) if kind == "sqrt" else (start, end)
+        # The table takes the ends of the kind "sqrt" squared.
+        power = 2 if kind == "sqrt" else 1
+        ends = [_nearest(beta, power) for beta in betas[[0, -1]]]
         with np.errstate(all="ignore"):
             made = table(len(betas), *ends, 0.008)
-        if np.allclose(made, betas, rtol=1e-4, atol=0):
-            return dict(
+        if same_numbers(betas, made):
+            section = dict(
                 kind=kind,
                 num_train_timesteps=len(betas),
                 beta_start=ends[0],
                 beta_end=ends[1],
             )
-    return None
+            found.append((np.max(np.abs(made / values - 1)), section))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _nearest(stored, power):
+    """The number whose root is stored as that: a published one, or of few digits."""
+    value = float(stored) ** power
+    rounded = [float(f"{value:.{digits}g}") for digits in range(1, 7)]
+    for number in (*_PUBLISHED_ENDS, *rounded):
+        if np.asarray(number ** (1 / power)).astype(stored.dtype) == stored:
+            return number
+    return rounded[-1]
 
 
 def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...]]:
@@ -290,3 +357,15 @@ def _ratio(width, channels):
 
 def _one_or_all(values):
     return values[0] if len(set(values)) == 1 else values
+
+
+# Where the noise schedules of published models begin and end.
+_PUBLISHED_ENDS = 0.00085, 0.012, 0.0015, 0.0195, 0.0155, 0.0205, 0.015, 1e-4, 0.02
+
+# What the names of weights hold in models of others with the same prefixes.
+_OTHERS = {
+    "Stable Diffusion 3": f"{UNET}joint_blocks.",
+    "Flux": f"{UNET}double_blocks.",
+    "a model of generative-models, such as SDXL": "conditioner.embedders.",
+    "the U-Net of SDXL": f"{UNET}label_emb.0.0.",
+}

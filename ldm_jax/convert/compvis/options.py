@@ -79,12 +79,14 @@ def _shortest(heads, widths):
     return dict(num_heads=counts) | ({} if exact else dict(head_channels=sizes))
 
 
-def autoencoder_kwargs(ddconfig: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
+def autoencoder_kwargs(
+    ddconfig: Mapping[str, Any], embed_dim: int | None
+) -> dict[str, Any]:
     """Reads the options of an Encoder and a Decoder.
 
     Args:
       ddconfig: The options, as a YAML has them under `ddconfig`.
-      embed_dim: Channels of the latents.
+      embed_dim: Channels of the latents; None without quant convolutions.
 
     Returns:
       Dict of arguments for an Autoencoder.
@@ -94,6 +96,8 @@ def autoencoder_kwargs(ddconfig: Mapping[str, Any], embed_dim: int) -> dict[str,
     """
     config = _options(ddconfig, AUTOENCODER_DEFAULTS, "ddconfig")
     kind = "linear" if config["use_linear_attn"] else config["attn_type"]
+    # The same attention, computed by a library.
+    kind = "vanilla" if kind == "vanilla-xformers" else kind
     _refuse(kind not in ("vanilla", "none"), "attn_type", kind, "use vanilla or none")
     pre_end = config["give_pre_end"]
     _refuse(pre_end, "give_pre_end", pre_end, "only False is supported")
@@ -104,7 +108,8 @@ def autoencoder_kwargs(ddconfig: Mapping[str, Any], embed_dim: int) -> dict[str,
         channel_mult=tuple(config["ch_mult"]),
         num_res_blocks=config["num_res_blocks"],
         z_channels=config["z_channels"],
-        embed_dim=embed_dim,
+        embed_dim=config["z_channels"] if embed_dim is None else embed_dim,
+        quant_conv=embed_dim is not None,
         attention_factors=tuple(factors) if kind == "vanilla" else (),
         mid_attention=kind == "vanilla",
         image_channels=config["out_ch"],

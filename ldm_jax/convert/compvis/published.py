@@ -4,7 +4,7 @@ The number of attention heads is in no weight, and the configs of some models gi
 another one than they were trained with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ldm_jax.errors import ConversionError
@@ -49,15 +49,21 @@ def find_published(options: Mapping[str, Any]) -> Published | None:
     return PUBLISHED_BY_SHAPE.get(shape)
 
 
-def usual_guidance(options: Mapping[str, Any]) -> float:
+def usual_guidance(
+    options: Mapping[str, Any], conditions: Collection[str] = ()
+) -> float | tuple[tuple[str, float], ...]:
     """Looks up the guidance scale that a model is sampled with.
 
     Args:
       options: UNetModel options.
+      conditions: Batch keys of its conditions.
 
     Returns:
-      What the authors of a published U-Net use; 1, which is off, for others.
+      What the authors of a published U-Net use; 1, which is off, for others. Pairs of
+      batch key and scale for InstructPix2Pix, which guides by the image first.
     """
+    if {"source_image", "caption"} <= set(conditions):
+        return (("source_image", 1.5), ("caption", 7.5))
     known = find_published(options)
     return known.guidance_scale if known else 1.0
 

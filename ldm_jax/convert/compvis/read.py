@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert.bounds import check_numbers
 from ldm_jax.convert.compvis import deduce, read_yaml
-from ldm_jax.convert.compvis.buffers import schedule_buffers
-from ldm_jax.convert.compvis.conditions import examples, is_embedded
+from ldm_jax.convert.compvis.buffers import same_numbers
+from ldm_jax.convert.compvis.conditions import examples, is_embedded, with_scale
 from ldm_jax.convert.compvis.names import COND_STAGE, COUNTERS, EMA, FIRST_STAGE, UNET
 from ldm_jax.convert.compvis.published import usual_guidance, with_heads
 from ldm_jax.convert.compvis.rows import diffusion_rows, first_stage_rows
@@ -30,7 +31,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import Weights
-from ldm_jax.weights.state_dict import StateDict, to_params
+from ldm_jax.weights.state_dict import StateDict, select, to_params
 
 
 def recognise(tensors: StateDict) -> bool:
@@ -43,6 +44,39 @@ def recognise(tensors: StateDict) -> bool:
       Whether the keys are those of a whole model or of a first stage.
     """
     return any(key.startswith((UNET, "encoder.down.0.block.")) for key in tensors)
+
+
+def narrow(
+    weights: Weights, options: Options, log: Callable[[str], Any] = print
+) -> Weights:
+    """Takes the part of a file that is to be converted.
+
+    Args:
+      weights: Weights of the file.
+      options: Options, of which `only` matters.
+      log: Called with a line that says what is left out.
+
+    Returns:
+      Weights: those of the first stage, without prefix, where that alone is asked for
+      or there; else all of them.
+
+    Raises:
+      ConversionError: If there is no first stage in the file where one is asked for.
+    """
+    tensors = weights.tensors
+    for prefix in _FIRST_STAGE_PREFIXES:
+        found = select(tensors, prefix)
+        if len(found) == len(tensors) or (found and options.only == "first_stage"):
+            rest = len(tensors) - len(found)
+            if rest:
+                log(f"left out, as the first stage alone is asked for: {rest} tensors")
+            return Weights(found)
+    if options.only == "first_stage" and any(key.startswith(UNET) for key in tensors):
+        raise ConversionError(
+            "there is no first stage in the file: no key begins with "
+            + " or ".join(_FIRST_STAGE_PREFIXES)
+        )
+    return weights
 
 
 def read(
@@ -66,8 +100,11 @@ def read(
       ConversionError: If the YAML is not of this file or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
+    weights = weights._replace(tensors=_usual_names(weights.tensors))
     tensors = weights.tensors
-    params = params or deduce.deduce_params(tensors, options.image_size)
+    if params is None:
+        params = deduce.deduce_params(tensors, options.image_size)
+        check_numbers(params, "the weights")
     whole = any(key.startswith(UNET) for key in tensors)
     if whole != ("unet_config" in params):
         kinds = {True: "a whole model", False: "a first stage"}
@@ -77,13 +114,64 @@ def read(
         )
     if whole:
         return _read_diffusion(weights, params, options, log)
+    return _read_first_stage(weights, params, options, log)
+
+
+def _usual_names(tensors):
+    """Gives the keys of old and new versions of other libraries their usual names."""
+    start = f"{COND_STAGE}transformer."
+    return {
+        # Newer versions of transformers, and what merges models, leave it out.
+        key.replace(start, f"{start}text_model.", 1)
+        if key.startswith(tuple(start + part for part in _TEXT_MODEL))
+        else key: tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def _read_first_stage(weights, params, options, log):
+    tensors = weights.tensors
     section, resolution = read_yaml.first_stage_section({"params": params})
     model = _first_stage(tensors, "", section, options.image_size or resolution)
     rows = first_stage_rows(model.config, tensors, "", "")
-    tree = to_params(rows, tensors, _first_stage_target(model.config))
+    target = _first_stage_target(model.config)
+    average = any(key.startswith(EMA) and key not in COUNTERS for key in tensors)
+    if average:
+        autoencoder = target["params"]["autoencoder"]
+        target["ema_params"] = {"autoencoder": autoencoder}
+    tree = to_params(rows, tensors, target)
     _fill_first_stage(model, tree)
-    model.step = max(weights.step or 1, 1)
-    return _remember(model, rows, tensors, log)
+    model.step = _step(weights)
+    if average and not options.raw:
+        model.ema_params = tree["ema_params"]
+        model.origin["averaged"] = True
+        model.config["train"]["ema_decay"] = _decay(tensors)
+    _remember(model, rows, tensors, log)
+    if options.raw:
+        for key in [key for key in model.carried if key.startswith(EMA)]:
+            del model.carried[key]
+    return model
+
+
+def _step(weights):
+    """The training step, from whichever counter holds one."""
+    updates = _number(weights.tensors, f"{EMA}num_updates", 0)
+    for found in (weights.step, updates):
+        if found and 1 <= found < 2**31:
+            return int(found)
+    return 1
+
+
+def _decay(tensors):
+    """The decay of the moving average; half precision rounds those near 1 to it."""
+    decay = _number(tensors, f"{EMA}decay", _USUAL_DECAY)
+    return float(f"{decay:.6g}") if 0 < decay < 1 else _USUAL_DECAY
+
+
+def _number(tensors, key, default):
+    """A scalar of a file; the default where it is missing or not finite."""
+    values = np.asarray(tensors.get(key, default)).astype(np.float64).reshape(-1)
+    return float(values[0]) if len(values) == 1 and np.isfinite(values[0]) else default
 
 
 def _first_stage(tensors, prefix, section, image_size):
@@ -129,7 +217,9 @@ def _read_diffusion(weights, params, options, log):
     sections = read_yaml.diffusion_sections(params, unet, tensors, factor)
     size = options.image_size or sections["image_size"]
     sections |= dict(
-        image_size=size, factor=factor, guidance_scale=usual_guidance(unet)
+        image_size=size,
+        factor=factor,
+        guidance_scale=usual_guidance(unet, sections["conditions"]),
     )
     if first is not None:
         first.config["data"]["image_size"] = size
@@ -143,13 +233,28 @@ def _read_diffusion(weights, params, options, log):
     )
     _read_weights(model, weights, unet, options, log)
     _read_schedule(model, tensors, params, log)
-    model.statistics = LatentStatistics(scale=_scaling_factor(params, tensors))
+    factor = _scaling_factor(params, tensors)
+    model.statistics = LatentStatistics(scale=factor)
+    with_scale(model.config["conditions"], factor)
     return model
 
 
 def _scaling_factor(params, tensors):
     if "scale_factor" in tensors:
-        return float(np.asarray(tensors["scale_factor"], np.float32))
+        stored = np.asarray(tensors["scale_factor"])
+        found = _number(tensors, "scale_factor", 0.0)
+        if found <= 0:
+            raise ConversionError(
+                f"the file's scale_factor is {stored}: give it as scale_factor in the "
+                "YAML, and take it out of the file"
+            )
+        # In half precision a few digits of a number that is known are lost.
+        for known in (params.get("scale_factor"), *_KNOWN_FACTORS):
+            if stored.itemsize < 4 and isinstance(known, float):
+                with np.errstate(over="ignore"):
+                    if stored == np.asarray(known).astype(stored.dtype):
+                        return known
+        return float(np.float32(found))
     if params.get("scale_by_std"):
         raise ConversionError(
             "scale_by_std is set but the file has no scale_factor: set scale_by_std to "
@@ -195,11 +300,9 @@ def _read_weights(model, weights, unet, options, log):
     if first:
         _fill_first_stage(first, tree.get("first_stage", {}))
         first.step = 1
-    updates = int(np.asarray(tensors.get(f"{EMA}num_updates", 0)))
-    model.step = max(weights.step or updates, 1)
+    model.step = _step(weights)
     if average:
-        decay = np.asarray(tensors.get(f"{EMA}decay", 0.9999))
-        config["train"]["ema_decay"] = float(f"{float(decay):.6g}")
+        config["train"]["ema_decay"] = _decay(tensors)
     _remember(model, rows, tensors, log)
     if options.raw:
         config["train"]["ema_decay"] = None
@@ -220,23 +323,20 @@ def _read_schedule(model, tensors, params, log):
     """Compares the file's tables with the schedule; keeps those of an unknown one."""
     schedule = dict(model.config["schedule"])
     schedule.pop("prediction_type", None)
-    tables = schedule_buffers(
-        make_schedule(**schedule), model.config["loss"]["v_posterior"]
-    )
     if "betas" not in tensors:
         return
     betas = np.asarray(tensors["betas"])
+    exact = make_schedule(**schedule).betas
     if params.get("unknown_betas"):
         log(
             "warning: the file's betas are of no known schedule; they are carried "
             "along, not used: give the YAML with --config if samples look wrong"
         )
-    elif betas.shape != tables["betas"].shape or not np.allclose(
-        betas, tables["betas"], rtol=1e-4
-    ):
+    elif not same_numbers(betas, exact):
         raise ConversionError(
             "the YAML's noise schedule is not that of the file's betas, which go from "
-            f"{betas.flat[0]:.6g} to {betas.flat[-1]:.6g}: give the YAML of this file"
+            f"{float(betas.flat[0]):.6g} to {float(betas.flat[-1]):.6g}: give the YAML "
+            "of this file"
         )
 
 
@@ -275,3 +375,12 @@ def _unequal_copies(model, tensors, log):
             "first_stage_model, which is used; they are carried along"
         )
     return keys
+
+
+# What keys of an autoencoder begin with in files of whole models.
+_FIRST_STAGE_PREFIXES = (FIRST_STAGE, "vae.")
+_USUAL_DECAY = 0.9999
+# Scales of the latents of Stable Diffusion, its XL and retrieval-augmented diffusion.
+_KNOWN_FACTORS = (0.18215, 0.13025, 0.22765929)
+# What keys of transformers' CLIPTextModel begin with.
+_TEXT_MODEL = ("embeddings.", "encoder.", "final_layer_norm.")

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from ldm_jax.convert.bounds import check_numbers, read_yaml_file
 from ldm_jax.convert.compvis import options
 from ldm_jax.convert.compvis.conditions import read_conditions
+from ldm_jax.convert.compvis.deduce import coder_options
 from ldm_jax.convert.compvis.names import COND_STAGE
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import StateDict, select
@@ -27,16 +27,13 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
       Dict of "target" and "params".
 
     Raises:
-      ConversionError: If it cannot be read or describes no model.
+      ConversionError: If it cannot be read, describes no model or asks for too much.
     """
-    try:
-        found = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise ConversionError(f"cannot read {path}: {text}") from error
+    found = read_yaml_file(pathlib.Path(path))
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
         raise ConversionError(f"{path} has no model.params: give CompVis's YAML")
+    check_numbers(model, str(path))
     return model
 
 
@@ -58,15 +55,14 @@ def first_stage_section(
     params = config.get("params") or {}
     if "Identity" in config.get("target", ""):
         return {"kind": "identity"}, None
-    if "ddconfig" not in params or "embed_dim" not in params:
-        raise ConversionError("a first stage's YAML needs ddconfig and embed_dim")
-    ddconfig = params["ddconfig"]
+    ddconfig = coder_options(params)
     if ddconfig["in_channels"] != ddconfig["out_ch"]:
         raise ConversionError(
             f"ddconfig: in_channels={ddconfig['in_channels']} but "
             f"out_ch={ddconfig['out_ch']}; only equal ones are supported"
         )
-    section = options.autoencoder_kwargs(ddconfig, params["embed_dim"])
+    # Without an embed_dim there are no quant convolutions that would lead to it.
+    section = options.autoencoder_kwargs(ddconfig, params.get("embed_dim"))
     codes = params.get("n_embed")
     kind = {"kind": "vq", "num_codes": codes} if codes else {"kind": "kl"}
     if bool(ddconfig.get("double_z", True)) == bool(codes):

@@ -48,7 +48,29 @@ def first_stage_rows(
             rows.append(Row(key, paths, row.transform))
     rows.append(Row(f"{theirs}loss.logvar", (f"{ours}params/logvar",), SAME))
     lost = f"{theirs}loss.logvar", f"{theirs}loss.perceptual_loss."
-    return rows + [Row(key, (), UNUSED) for key in tensors if key.startswith(lost)]
+    rows += [Row(key, (), UNUSED) for key in tensors if key.startswith(lost)]
+    return rows + _first_stage_average_rows(section, tensors, theirs, ours)
+
+
+def _first_stage_average_rows(section, tensors, theirs, ours):
+    """Maps the moving average of a first stage, whose keys have no dots.
+
+    A second stage is trained on the weights themselves, so what averages its file has
+    of its first stage are carried along.
+    """
+    start = f"{theirs}{EMA}"
+    others = [Row(key, (), UNUSED) for key in tensors if key.startswith(start)]
+    if ours:
+        return others
+    make_rows = first_stage_row(section, compvis_names.FIRST_STAGE_ROWS, "CompVis")[1]
+    rows = make_rows(make_first_stage(section))
+    rows = [
+        row._replace(theirs=start + row.theirs.replace(".", ""))
+        for row in prefixed(rows, "", "ema_params/autoencoder/")
+    ]
+    known = {row.theirs for row in rows}
+    # The averages of the loss's networks, and the counters.
+    return rows + [row for row in others if row.theirs not in known]
 
 
 def diffusion_rows(model: Model, tensors: Collection[str] = ()) -> list[Row]:

@@ -47,9 +47,11 @@ def _first_stage_tree(model, log):
         log(f"discriminator: left out, CompVis has none with norm={norm}")
         names.remove("discriminator")
     params = {key: model.params[key] for key in names if key in model.params}
-    params |= {key: model.ema_params[key] for key in names if key in model.ema_params}
+    average = {key: model.ema_params[key] for key in names if key in model.ema_params}
     stats = {key: model.stats[key] for key in names if key in model.stats}
-    return {"params": params, "stats": stats}
+    if model.origin.get("averaged"):
+        return {"params": params, "stats": stats, "ema_params": average}
+    return {"params": params | average, "stats": stats}
 
 
 def _second_stage_tree(model, log):

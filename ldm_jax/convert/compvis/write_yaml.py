@@ -8,7 +8,11 @@ from typing import Any
 import yaml
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import conditions_yaml, require_mask
+from ldm_jax.convert.compvis.conditions import (
+    conditions_yaml,
+    require_mask,
+    require_scale,
+)
 from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
 from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
@@ -40,28 +44,52 @@ def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
             "CompVis has no first stage with attention in levels and none in the middle"
         )
     channels = section.get("image_channels", 3)
+    ddconfig = dict(
+        double_z=kind == "kl",
+        z_channels=section["z_channels"],
+        resolution=resolution,
+        in_channels=channels,
+        out_ch=channels,
+        ch=section["channels"],
+        ch_mult=list(section["channel_mult"]),
+        num_res_blocks=section["num_res_blocks"],
+        attn_resolutions=[resolution // factor for factor in factors],
+        attn_type="vanilla" if mid else "none",
+        resamp_with_conv=section.get("conv_resample", True),
+        tanh_out=section.get("tanh_output", False),
+        dropout=section.get("dropout", 0.0),
+    )
+    if not section.get("quant_conv", True):
+        return _engine_yaml(kind, ddconfig)
     params = dict(
         embed_dim=section["embed_dim"],
-        ddconfig=dict(
-            double_z=kind == "kl",
-            z_channels=section["z_channels"],
-            resolution=resolution,
-            in_channels=channels,
-            out_ch=channels,
-            ch=section["channels"],
-            ch_mult=list(section["channel_mult"]),
-            num_res_blocks=section["num_res_blocks"],
-            attn_resolutions=[resolution // factor for factor in factors],
-            attn_type="vanilla" if mid else "none",
-            resamp_with_conv=section.get("conv_resample", True),
-            tanh_out=section.get("tanh_output", False),
-            dropout=section.get("dropout", 0.0),
-        ),
+        ddconfig=ddconfig,
         lossconfig={"target": "torch.nn.Identity"},
     )
     if kind == "vq":
         params["n_embed"] = section["num_codes"]
     return {"target": target, "params": params}
+
+
+def _engine_yaml(kind, ddconfig):
+    """What generative-models says of an autoencoder without quant convolutions."""
+    if kind != "kl":
+        raise ConversionError(
+            "first_stage.quant_conv=False cannot be written for CompVis with "
+            f"kind={kind}: only with kind=kl"
+        )
+    modules = "sgm.modules"
+    coders = f"{modules}.diffusionmodules.model"
+    regulariser = f"{modules}.autoencoding.regularizers.DiagonalGaussianRegularizer"
+    return {
+        "target": "sgm.models.autoencoder.AutoencodingEngine",
+        "params": dict(
+            encoder_config={"target": f"{coders}.Encoder", "params": ddconfig},
+            decoder_config={"target": f"{coders}.Decoder", "params": dict(ddconfig)},
+            regularizer_config={"target": regulariser},
+            loss_config={"target": "torch.nn.Identity"},
+        ),
+    }
 
 
 def unet_yaml(
@@ -193,6 +221,7 @@ def diffusion_yaml(
             f"{schedule.get('zero_terminal_snr', False)}"
         )
     require_mask(config["conditions"], context_dim)
+    require_scale(config["conditions"], model.statistics)
     factor = 1
     if first is not None:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor

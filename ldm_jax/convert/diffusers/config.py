@@ -56,11 +56,23 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
         mid_attention=config.get("mid_block_add_attention", True),
         image_channels=_get(config, "out_channels"),
         norm_groups=config.get("norm_num_groups", 32),
+        quant_conv=_quant_conv(config),
     )
     if section["kind"] == "vq":
         section["embed_dim"] = config.get("vq_embed_dim") or section["z_channels"]
         section["num_codes"] = _get(config, "num_vq_embeddings")
     return section
+
+
+def _quant_conv(config):
+    """Whether 1x1 convolutions lie between the coders and the latents: both or none."""
+    found = [config.get(key, True) for key in ("use_quant_conv", "use_post_quant_conv")]
+    if found[0] != found[1]:
+        raise ConversionError(
+            f"use_quant_conv={found[0]} with use_post_quant_conv={found[1]} is not "
+            "supported: only both or none"
+        )
+    return bool(found[0])
 
 
 # Where an autoencoder's config.json holds the statistics of its latents.
@@ -174,6 +186,10 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
         sample_size=config["data"]["image_size"],
         mid_block_add_attention=section.get("mid_attention", True),
     )
+    if not section.get("quant_conv", True):
+        if kind == "vq":
+            raise ConversionError("diffusers' VQModel needs first_stage.quant_conv")
+        result |= dict(use_quant_conv=False, use_post_quant_conv=False)
     if kind == "vq":
         result["num_vq_embeddings"] = section["num_codes"]
         result["vq_embed_dim"] = section["embed_dim"]
@@ -357,8 +373,6 @@ _FIXED = dict(
     time_cond_proj_dim=(None,),
     time_embedding_type=("positional",),
     upsample_type=("conv",),
-    use_post_quant_conv=(True,),
-    use_quant_conv=(True,),
     lookup_from_codebook=(False,),
 )
 _FIRST_STAGES = {"AutoencoderKL": "kl", "VQModel": "vq"}

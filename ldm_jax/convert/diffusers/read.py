@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import EMBEDDING, examples, unet_conditions
+from ldm_jax.convert.bounds import check_numbers
+from ldm_jax.convert.compvis.conditions import (
+    EMBEDDING,
+    SOURCE,
+    examples,
+    unet_conditions,
+    with_scale,
+)
 from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
@@ -27,7 +34,8 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights.files import find_weights, read_json, read_weights
+from ldm_jax.weights.files import read_json, read_weights
+from ldm_jax.weights.folders import find_weights, variants
 from ldm_jax.weights.state_dict import to_params
 
 
@@ -61,11 +69,12 @@ def read(
       ConversionError: If a network or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
-    parts, schedule = _parts(folder, log)
+    parts, schedule = _parts(folder, options, log)
     tensors, configs = {}, {}
+    files = _files(parts, options.variant, log)
     for name, part in parts.items():
-        configs[name] = read_json(part / "config.json")
-        found = _modern(read_weights(find_weights(part)).tensors)
+        configs[name] = _read_config(part / "config.json")
+        found = _modern(read_weights(files[name]).tensors)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.items()}
     origin = dict(format="diffusers", configs=configs)
     if (folder / "model_index.json").is_file():
@@ -75,16 +84,39 @@ def read(
         for key, tensor in tensors.items()
         if tensor.dtype != np.float32
     }
-    first = _named(configs, _FIRST_STAGES)
     if _named(configs, _UNETS) is None:
-        return _read_first_stage(tensors, configs[first], first, origin, options)
+        return _read_first_stage(tensors, configs, origin, options, log)
     return _read_pipeline(tensors, configs, schedule, origin, options)
 
 
-def _parts(folder, log):
+def _read_config(path):
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ConversionError(f"{path} holds no options but a {type(config).__name__}")
+    check_numbers(config, str(path))
+    return config
+
+
+def _files(parts, variant, log):
+    """The file of weights of each network; a variant may be missing in some."""
+    if variant is None:
+        return {name: find_weights(part, log=log) for name, part in parts.items()}
+    lacking = [name for name, part in parts.items() if variant not in variants(part)]
+    if len(lacking) == len(parts):
+        for part in parts.values():
+            find_weights(part, variant)
+    for name in lacking:
+        log(f"{name}: has no variant {variant}, so the usual one is taken")
+    return {
+        name: find_weights(part, None if name in lacking else variant, log)
+        for name, part in parts.items()
+    }
+
+
+def _parts(folder, options, log):
     """(name -> folder of each network, the scheduler's config)."""
     if not (folder / "model_index.json").is_file():
-        found = read_json(folder / "config.json").get("_class_name")
+        found = _read_config(folder / "config.json").get("_class_name")
         if found not in (*_UNETS, *_FIRST_STAGES):
             raise ConversionError(
                 f"{folder} holds a {found}; supported are "
@@ -92,19 +124,27 @@ def _parts(folder, log):
                 + " and whole pipelines"
             )
         return {"unet" if found in _UNETS else "vae": folder}, {}
-    index = read_json(folder / "model_index.json")
+    index = _read_config(folder / "model_index.json")
     entries = {
         key: value
         for key, value in index.items()
-        if isinstance(value, list) and value[0] is not None
+        if isinstance(value, list) and value and value[0] is not None
     }
     networks = ("unet", "vae", "vqvae", "text_encoder", "bert")
+    if options.only == "first_stage":
+        networks = ("vae", "vqvae")
     parts = {name: folder / name for name in networks if name in entries}
+    if not parts:
+        raise ConversionError(
+            f"{folder} holds none of {', '.join(networks)} but {', '.join(entries)}"
+        )
     rest = sorted(entries.keys() - parts.keys() - {"scheduler"})
     if rest:
         log(f"not part of the model, left out: {', '.join(rest)}")
+    if options.only == "first_stage":
+        return parts, {}
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    return parts, read_json(scheduler)
+    return parts, _read_config(scheduler)
 
 
 def _modern(tensors):
@@ -133,12 +173,37 @@ def _first_stage(config, image_size=None):
     return Model(autoencoder_config(section, size), {})
 
 
-def _read_first_stage(tensors, config, name, origin, options):
+def _read_first_stage(tensors, configs, origin, options, log):
+    name = _named(configs, _FIRST_STAGES)
+    if name is None:
+        raise ConversionError(
+            f"there is no first stage among {', '.join(configs)}: supported are "
+            + ", ".join(_FIRST_STAGES)
+        )
+    config = configs[name]
     model = _first_stage(config, options.image_size)
+    if any(config.get(key) is not None for key in diffusers_config.STATISTICS):
+        log(_statistics_as_flags(config))
     target = {"params": {"autoencoder": first_stage_shapes(model.config)}}
     tree = to_params(first_stage_rows(model.config, name, ""), tensors, target)
     model.params, model.origin = tree["params"], origin
     return model
+
+
+def _statistics_as_flags(config):
+    """How a second stage is trained on latents as the config normalises them."""
+    statistics = diffusers_config.latent_statistics(config)
+    if not statistics.per_channel and not statistics.shift:
+        flags = f"--config.first_stage.scaling_factor={statistics.scale:.8g}"
+    else:
+        channels = config.get("latent_channels", 4)
+        shift, scale = np.broadcast_arrays(*statistics, np.zeros(channels))[:2]
+        mean, std = (",".join(f"{v:.8g}" for v in a) for a in (shift, 1 / scale))
+        flags = (
+            f"--config.first_stage.latents_mean={mean} "
+            f"--config.first_stage.latents_std={std}"
+        )
+    return f"its authors normalise the latents: {flags} for a second stage"
 
 
 def _read_pipeline(tensors, configs, schedule, origin, options):
@@ -164,13 +229,14 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
         channel_mult=section["channel_mult"],
     )
     conditions = _conditions(configs, shape)
+    conditions |= unet_conditions(shape, conditions, factor)
     section |= _given_heads(options)
     sections = dict(
         image_size=size,
         factor=factor,
-        guidance_scale=usual_guidance(shape),
+        guidance_scale=usual_guidance(shape, conditions),
         backbone=section,
-        conditions=conditions | unet_conditions(shape, conditions, factor),
+        conditions=conditions,
         schedule=schedule_section(schedule),
     )
     if options.prediction_type:
@@ -181,6 +247,8 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     model.statistics = LatentStatistics()
     if vae:
         model.statistics = diffusers_config.latent_statistics(configs[vae])
+    if SOURCE in model.config["conditions"]:
+        with_scale(model.config["conditions"], model.scaling_factor)
     _read_weights(model, tensors, shape, size, factor)
     return model
 

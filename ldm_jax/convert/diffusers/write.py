@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
-from ldm_jax.convert.compvis.conditions import is_embedded, require_mask
+from ldm_jax.convert.compvis.conditions import (
+    is_embedded,
+    require_mask,
+    require_scale,
+)
 from ldm_jax.convert.diffusers import config as diffusers_config
 from ldm_jax.convert.diffusers.rows import (
     first_stage_rows,
@@ -109,6 +113,7 @@ def _configs(model):
     block = unet["middle_attention"].get("block_0")
     context = block and block["cross_attention"]["key"]["kernel"].shape[0]
     require_mask(config["conditions"], context)
+    require_scale(config["conditions"], model.statistics)
     factor = 1
     if first:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor

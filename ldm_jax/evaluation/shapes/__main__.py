@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from ldm_jax import cli
+from ldm_jax import cli, ranges
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -42,13 +42,12 @@ with cli.group("what to evaluate"):
         "Folder of probe classifiers; `probe` beside the workdir if unset.",
     )
 
-with cli.group("data"):
+with cli.group("data", num_samples=ranges.whole(2, 10**7)):
     _DATA_DIR = cli.shared("data_dir")
     _NUM_SAMPLES = flags.DEFINE_integer(
         "num_samples",
         256,
         "Number of samples, conditioned on the first held-out scenes.",
-        lower_bound=2,
     )
 
 with cli.group("sampler"):
@@ -70,9 +69,16 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.shapes.measure import measure
     from ldm_jax.evaluation.shapes.probe import load_probe
     from ldm_jax.images import write_png
-    from ldm_jax.sampling.options import complete, parse_scale
+    from ldm_jax.sampling.options import check_given, complete, parse_scale
     from ldm_jax.trained import load_model
 
+    # Read before the model: what is misspelt shall not wait for it.
+    options = {
+        "sampler": _SAMPLER.value,
+        "num_steps": _NUM_STEPS.value,
+        "guidance_scale": parse_scale(_GUIDANCE_SCALE.value),
+    }
+    check_given(options)
     trained = load_model(
         _WORKDIR.value,
         _STEP.value,
@@ -86,11 +92,6 @@ def _main(argv: list[str]) -> None:
         trained.frozen["first_stage"],
         trained.config.data.image_size,
     )
-    options = {
-        "sampler": _SAMPLER.value,
-        "num_steps": _NUM_STEPS.value,
-        "guidance_scale": parse_scale(_GUIDANCE_SCALE.value),
-    }
     record, grid = measure(
         trained,
         probe,

@@ -29,6 +29,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.shapes.labels import NUM_KINDS, stack, truth
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.models.layers import GroupNorm, conv, dense, upsample_nearest
+from ldm_jax.seeds import make_key
 from ldm_jax.weights.files import read_weights, write_weights
 
 # What is predicted of an image as a whole: name -> number of choices.
@@ -283,7 +284,7 @@ def train(
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state
 
-    key = jax.random.key(seed)
+    key = make_key(seed)
     example = to_float(scenes["image"][:1])
     params = jax.jit(module.init)(key, example)["params"]
     state = optimizer.init(params)

@@ -1,0 +1,181 @@
+"""What a config of another program may ask for, checked before anything is built.
+
+A few bytes of YAML or JSON can ask for a billion layers, or expand to as much as wanted
+by aliases of aliases. Published configs stay far below these limits.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ldm_jax.errors import ConversionError
+
+# PyYAML reads some 100 KB per second; the largest published config has 7 KB.
+_MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
+
+# Names of options, in CompVis's, diffusers' and transformers' configs alike -> the
+# least and the largest value that each number under that name may have.
+_SIDE, _WIDTH, _DEPTH = (1, 65_536), (1, 65_536), (0, 256)
+_LIMITS = {
+    **dict.fromkeys(
+        (
+            *("model_channels", "ch", "block_out_channels", "in_channels"),
+            *("out_channels", "out_ch", "z_channels", "latent_channels", "embed_dim"),
+            *("context_dim", "cross_attention_dim", "hidden_size", "d_model"),
+            *("intermediate_size", "encoder_ffn_dim", "vq_embed_dim", "n_embd"),
+        ),
+        _WIDTH,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_res_blocks", "layers_per_block", "transformer_depth"),
+            *("transformer_layers_per_block", "num_hidden_layers", "encoder_layers"),
+            *("n_layer",),
+        ),
+        _DEPTH,
+    ),
+    **dict.fromkeys(("image_size", "sample_size", "resolution"), _SIDE),
+    **dict.fromkeys(("max_seq_len", "max_position_embeddings"), (1, 8192)),
+    **dict.fromkeys(("vocab_size", "n_classes", "num_classes"), (1, 1 << 24)),
+    **dict.fromkeys(("num_class_embeds", "num_vq_embeddings"), (1, 1 << 24)),
+    **dict.fromkeys(("timesteps", "num_train_timesteps"), (2, 100_000)),
+    **dict.fromkeys(
+        ("num_heads", "num_head_channels", "num_heads_upsample"), (-1, 65_536)
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "attention_head_dim", "encoder_attention_heads"),
+        _WIDTH,
+    ),
+    **dict.fromkeys(("head_dim", "norm_num_groups"), _WIDTH),
+    "n_stages": (0, 16),
+    **dict.fromkeys(("ch_mult", "channel_mult"), (1e-3, 1024)),
+    **dict.fromkeys(("attention_resolutions", "attn_resolutions"), _SIDE),
+}
+_MAX_ITEMS = 32
+# Shapes of so many take some ten seconds to find.
+_MAX_BLOCKS, _MAX_LEVELS = 1000, 16
+
+
+def check_numbers(config: Any, where: str) -> None:
+    """Checks every number of a config whose name is known, however deep it lies.
+
+    Args:
+      config: What a JSON or YAML file holds.
+      where: What it is called, for messages.
+
+    Raises:
+      ConversionError: If one is out of range or no number.
+    """
+    stack = [config]
+    while stack:
+        found = stack.pop()
+        if isinstance(found, list | tuple):
+            stack += found
+        elif isinstance(found, Mapping):
+            stack += found.values()
+            for name, value in found.items():
+                if name in _LIMITS and value is not None:
+                    _check_number(name, value, where)
+
+
+def _check_number(name, value, where):
+    values = value if isinstance(value, list | tuple) else [value]
+    if len(values) > _MAX_ITEMS:
+        raise ConversionError(
+            f"{where}: {name} has {len(values)} values, more than {_MAX_ITEMS}"
+        )
+    low, high = _LIMITS[name]
+    for number in values:
+        # Layers of transformers may be listed per block.
+        if isinstance(number, list | tuple) and name == "transformer_layers_per_block":
+            _check_number(name, number, where)
+            continue
+        real = isinstance(number, int | float) and not isinstance(number, bool)
+        if not real or not low <= number <= high:
+            raise ConversionError(
+                f"{where}: {name} must be a number from {low:g} to {high:g}, got "
+                f"{number!r:.80}"
+            )
+
+
+def check_layers(section: Mapping[str, Any], name: str) -> None:
+    """Checks how many blocks a network has, before their shapes are found.
+
+    Args:
+      section: Config section of a U-Net or a first stage.
+      name: What the section is called, for messages.
+
+    Raises:
+      ConversionError: If they are more than any network has.
+    """
+    levels = len(section.get("channel_mult", ()))
+    counts, depths = (
+        list(value) if isinstance(value, list | tuple) else [value] * levels
+        for value in (
+            section.get("num_res_blocks", 0),
+            section.get("transformer_depth", 0),
+        )
+    )
+    blocks = 2 * sum(n * (1 + max(depths, default=0)) for n in counts)
+    if levels > _MAX_LEVELS or blocks > _MAX_BLOCKS:
+        raise ConversionError(
+            f"{name} has {blocks:,} blocks on {levels} levels, more than "
+            f"{_MAX_BLOCKS:,} or {_MAX_LEVELS}, which no published network has"
+        )
+
+
+def read_yaml_file(path: pathlib.Path) -> Any:
+    """Reads a YAML file of bounded size, its aliases expanded.
+
+    Args:
+      path: The file.
+
+    Returns:
+      What it holds, of plain values.
+
+    Raises:
+      ConversionError: If it cannot be read, or is too large or nested too deep.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_YAML_BYTES + 1)
+        if len(data) > _MAX_YAML_BYTES:
+            raise ConversionError(
+                f"cannot read {path}: more than {_MAX_YAML_BYTES >> 10} KiB, which no "
+                "config has"
+            )
+        text = data.decode("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _expanded(node, {}) > _MAX_YAML_VALUES:
+            raise ConversionError(
+                f"cannot read {path}: its aliases make more than {_MAX_YAML_VALUES:,} "
+                "values, which no config has"
+            )
+        return None if node is None else yaml.SafeLoader("").construct_document(node)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ConversionError(f"cannot read {path}: {text}") from error
+    except RecursionError as error:
+        raise ConversionError(f"cannot read {path}: it is nested too deep") from error
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        # A value whose tag promises another type, such as a date of the 40th.
+        if isinstance(error, ConversionError):
+            raise
+        raise ConversionError(f"cannot read {path}: {error}") from error
+
+
+def _expanded(node, sizes):
+    """How many values a node stands for; aliases are shared and count each time."""
+    key = id(node)
+    if key not in sizes:
+        # What refers to itself is endless.
+        sizes[key] = _MAX_YAML_VALUES + 1
+        size = 1
+        if isinstance(node, yaml.SequenceNode):
+            size += sum(_expanded(item, sizes) for item in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            size += sum(_expanded(item, sizes) for pair in node.value for item in pair)
+        sizes[key] = size
+    return sizes[key]

@@ -1,0 +1,46 @@
+"""What seeds become: keys of JAX, and the shorter seeds of other libraries.
+
+All 64 bits of a seed count. Up to 2**32 everything is as JAX and Grain have it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+_BITS = 2**32
+
+
+def make_key(seed: int) -> Any:
+    """Makes the key of a seed.
+
+    Without 64-bit types `jax.random.key` passes over the upper half of a seed.
+
+    Args:
+      seed: Whole number in [0, 2**64).
+
+    Returns:
+      Typed key, a scalar: that of `jax.random.key` where it takes seeds of 64 bits.
+    """
+    # Imported here: the processes that load data know nothing of JAX.
+    import jax
+
+    upper, lower = divmod(seed, _BITS)
+    key = jax.random.key(lower)
+    if not upper:
+        return key
+    words = jax.random.key_data(key)
+    return jax.random.wrap_key_data(words.at[0].set(np.uint32(upper)))
+
+
+def to_32_bits(seed: int) -> int:
+    """Shortens a seed for libraries whose seeds have 32 bits.
+
+    Args:
+      seed: Whole number in [0, 2**64).
+
+    Returns:
+      Whole number in [0, 2**32): the seed where it is less, else a hash of it.
+    """
+    if seed < _BITS:
+        return seed
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
