@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -78,12 +79,42 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def writing(place: Path, kept: str = "") -> Iterator[None]:
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Takes away what a block that fails has added to a folder.
+
+    Args:
+      folder: The folder, made if need be.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      DiskError: If the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        before = set(folder.iterdir())
+        try:
+            yield
+        except BaseException:
+            for path in set(folder.iterdir()) - before:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(
+    place: Path, kept: str = "what was written before is whole"
+) -> Iterator[None]:
     """Turns what a disk refuses, in the block, into one line.
 
     Args:
       place: File or folder that is written.
-      kept: What is not lost, and how to go on; "run the same command again" by default.
+      kept: What is not lost.
 
     Yields:
       Nothing.
@@ -100,8 +131,7 @@ def writing(place: Path, kept: str = "") -> Iterator[None]:
         if number is None:
             raise
         raise DiskError(
-            f"cannot write {place}: {os.strerror(number)}; "
-            + advice(number, kept or "run the same command again")
+            f"cannot write {place}: {os.strerror(number)}; {kept}: {_advice(number)}"
         ) from error
 
 
@@ -123,18 +153,56 @@ def disk_errno(error: BaseException) -> int | None:
     return next((n for n in (*_FULL, *_FORBIDDEN) if os.strerror(n) in text), None)
 
 
-def advice(number: int, then: str) -> str:
-    """Says what to do about an error of a file system.
-
-    Args:
-      number: The system's number of the error.
-      then: What to do after that.
-
-    Returns:
-      The end of a sentence.
-    """
+def _advice(number):
+    """Says what to do about an error of a file system."""
     if number in _FULL:
-        return f"make room, and {then}"
+        return "make room, and the same command goes on"
     if number in _FORBIDDEN:
-        return f"see that it may be written to, and {then}"
-    return f"mend that or give another place, and {then}"
+        return "see that it may be written to, and the same command goes on"
+    return "give another place"
+
+
+class LogFile:
+    """A file that is appended to and never raises: a log is not worth a run.
+
+    What cannot be written waits for room, so that the file is whole again once there is
+    some.
+
+    Attributes:
+      path: Where it is.
+      failure: Why the last attempt to write failed, or None.
+    """
+
+    def __init__(self, path: Path, most: int = 2**24) -> None:
+        """Writes nothing yet.
+
+        Args:
+          path: Where it is to be; missing folders are made.
+          most: Bytes that wait at most; what comes beyond is dropped.
+        """
+        self.path, self.failure = pathlib.Path(path), None
+        self._pending, self._most = bytearray(), most
+
+    def write(self, data: bytes) -> None:
+        """Takes what is to be appended.
+
+        Args:
+          data: Bytes.
+        """
+        if len(self._pending) < self._most:
+            self._pending += data
+
+    def flush(self) -> None:
+        """Appends what waits, as far as there is room."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as file:
+                while self._pending:
+                    del self._pending[: file.write(self._pending)]
+            self.failure = None
+        except OSError as error:
+            self.failure = error.strerror
+
+    def close(self) -> None:
+        """Flushes."""
+        self.flush()

@@ -445,6 +445,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "min_crop": real(0, 1, "("),
         "flip": _FLAG,
         "workers": whole(0, 1024),
+        "restart_workers": whole(0, 10**6),
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
         "image_key": text(none="the usual one"),

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -163,6 +164,35 @@ def test_a_run_goes_on_beside_damage_and_seals_what_it_saves(workdir):
         path.name for path in (workdir / "checkpoints" / "14").iterdir()
     }
     assert checksums.find_damage(workdir / "checkpoints" / "14") is None
+
+
+def test_training_does_not_wait_for_checksums(workdir, monkeypatch):
+    go_on, seal = threading.Event(), checksums.seal
+
+    def slow(folder):
+        assert go_on.wait(30)
+        seal(folder)
+
+    monkeypatch.setattr(checksums, "seal", slow)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(14, _state(14), META)
+    assert checkpoint.load_weights(workdir)
+    go_on.set()
+    checkpoints.close()
+    assert (workdir / "checkpoints" / "14" / "checksums.json").is_file()
+
+
+def test_a_copy_of_what_vanishes_meanwhile_is_refused(workdir, tmp_path, monkeypatch):
+    source, copyfile = workdir / "checkpoints" / "12", shutil.copyfile
+
+    def vanish(path, target):
+        copyfile(path, target)
+        if "params" in path.parts and source.is_dir():
+            shutil.rmtree(source)
+
+    monkeypatch.setattr(shutil, "copyfile", vanish)
+    with pytest.raises(CheckpointError, match="removed or damaged while it was copied"):
+        checkpoint.copy_items(source, tmp_path / "copy", ("meta", "params"))
 
 
 def test_checkpoints_without_checksums_are_read(workdir):

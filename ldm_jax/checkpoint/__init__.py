@@ -26,6 +26,7 @@ from ldm_jax.checkpoint.folder import (
     absolute,
     checkpoint_folder,
     copy_items,
+    move_away,
     write_config,
 )
 from ldm_jax.checkpoint.state import TrainState
@@ -41,6 +42,7 @@ __all__ = [
     "copy_items",
     "load_item",
     "load_weights",
+    "move_away",
     "read_meta",
     "tree_checksum",
     "write_config",

@@ -1,7 +1,9 @@
 """The checkpoints of a run: saving, restoring, which ones stay."""
 
 import concurrent.futures
+import contextlib
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,8 @@ from ldm_jax.checkpoint.folder import CHECKPOINTS, Folder, absolute, saved_steps
 from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
 from ldm_jax.checkpoint.state import TrainState, items_of
 from ldm_jax.checkpoint.weights import read_meta
-from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.errors import CheckpointError, ConfigError, DiskError
+from ldm_jax.files import writing
 from ldm_jax.sharding import named_leaves
 
 
@@ -72,14 +75,18 @@ class Checkpoints:
           step: Python int; saving a step twice does nothing.
           state: TrainState.
           meta: JSON-serialisable dict.
+
+        Raises:
+          DiskError: If this, or the one before, cannot be written.
         """
         if step == self.latest_step:
             return
-        # What is being sealed must not be rotated away meanwhile.
-        self._wait_for_seal()
-        saving = self._checkpointer.save_checkpointables_async(
-            step, items_of(state) | {"meta": meta}, force=True
-        )
+        with self._on_disk():
+            # What is being sealed must not be rotated away meanwhile.
+            self._wait_for_seal()
+            saving = self._checkpointer.save_checkpointables_async(
+                step, items_of(state) | {"meta": meta}, force=True
+            )
         if jax.process_index() == 0:
             folder = self._folder / str(step)
             self._sealed = self._sealer.submit(_seal, saving, folder)
@@ -128,16 +135,36 @@ class Checkpoints:
         return read_meta(self._folder / str(step))
 
     def wait(self) -> None:
-        """Blocks until what is being saved is on disk."""
-        self._checkpointer.wait()
-        self._wait_for_seal()
+        """Blocks until what is being saved is on disk.
+
+        Raises:
+          DiskError: If it cannot be written; what was saved before is named.
+        """
+        with self._on_disk():
+            self._checkpointer.wait()
+            self._wait_for_seal()
 
     def close(self) -> None:
         """Waits and releases the folder; without it a running save is lost."""
         try:
-            self._checkpointer.close()
+            with self._on_disk():
+                self._checkpointer.close()
         finally:
             self._sealer.shutdown()
+
+    @contextlib.contextmanager
+    def _on_disk(self):
+        """What the disk refuses is one line; half a checkpoint is taken away again."""
+        last = self.latest_step
+        kept = f"the checkpoint of step {last} is whole" if last else "none was saved"
+        try:
+            with writing(f"a checkpoint in {self._folder}", kept):
+                yield
+        except DiskError:
+            if jax.process_index() == 0:
+                for half in self._folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(half, ignore_errors=True)
+            raise
 
     def _wait_for_seal(self):
         if self._sealed is not None:

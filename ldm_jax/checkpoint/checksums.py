@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from ldm_jax.files import write_bytes
+
 _NAME = "checksums.json"
 _BLOCK = 1 << 24  # Bytes; large files are shared out between threads by blocks.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -35,7 +37,9 @@ def seal(folder: pathlib.Path) -> None:
     """
     try:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        _write(folder, {_name(folder, path): list(_blocks_of(path)) for path in paths})
+        if paths:
+            record = {_name(folder, path): list(_blocks_of(path)) for path in paths}
+            _write(folder, record)
     except OSError as error:
         if folder.is_dir():
             logging.warning("%s has no checksums: %s", folder, error)
@@ -164,6 +168,4 @@ def _is_list(value):
 
 
 def _write(folder, record):
-    temporary = folder / f"{_NAME}.tmp"
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    os.replace(temporary, folder / _NAME)
+    write_bytes(folder / _NAME, json.dumps(record).encode())

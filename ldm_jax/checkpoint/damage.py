@@ -1,11 +1,9 @@
 """What is said of a damaged checkpoint: the step and the way to go back to."""
 
-import itertools
 import pathlib
-import shlex
 
 from ldm_jax.checkpoint.checksums import find_damage
-from ldm_jax.checkpoint.folder import saved_steps
+from ldm_jax.checkpoint.folder import move_away, saved_steps
 from ldm_jax.errors import CheckpointError
 
 
@@ -40,11 +38,9 @@ def _way_back(folder):
     if whole is None:
         return "no earlier checkpoint is whole: begin anew in another --workdir"
     damaged = [*(folder.parent / str(step) for step in steps if step > whole), folder]
-    aside = _unused(folder.parent.parent / "damaged")
-    moved = shlex.join(map(str, [*damaged, aside]))
     return (
         f"step {whole} is whole: to go on from it, move what is damaged away and run "
-        f"the same command again: mkdir {shlex.quote(str(aside))} && mv {moved}"
+        f"the same command again: {move_away(damaged, 'damaged')}"
     )
 
 
@@ -56,9 +52,3 @@ def _is_whole(folder):
     """Whether a checkpoint is worth going back to; an old one has no checksums."""
     complete = all((folder / item).is_dir() for item in ("meta", "params", "training"))
     return complete and find_damage(folder) is None
-
-
-def _unused(path):
-    """The path, with a number behind it if there is such a folder already."""
-    numbered = (path.with_name(f"{path.name}_{n}") for n in itertools.count(2))
-    return next(p for p in itertools.chain([path], numbered) if not p.exists())

@@ -1,13 +1,17 @@
 """Where the checkpoints of a run lie."""
 
+import contextlib
+import itertools
 import os
 import pathlib
+import shlex
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from ldm_jax.checkpoint.checksums import copy_checksums
+from ldm_jax.checkpoint.checksums import copy_checksums, find_damage
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
+from ldm_jax.files import write_bytes
 
 Folder = str | os.PathLike
 
@@ -70,6 +74,25 @@ def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
     return folder / str(steps[-1] if step is None else step)
 
 
+def move_away(folders: Sequence[pathlib.Path], name: str) -> str:
+    """Says how to make older checkpoints the newest, with nothing lost.
+
+    Args:
+      folders: Folders of the checkpoints that are to be out of the way.
+      name: Name of the folder beside `checkpoints` that takes them; a number is put
+        behind it if there is one already.
+
+    Returns:
+      A shell command.
+    """
+    workdir = folders[0].parent.parent
+    numbered = (workdir / f"{name}_{n}" for n in itertools.count(2))
+    places = itertools.chain([workdir / name], numbered)
+    aside = next(place for place in places if not place.exists())
+    moved = shlex.join(map(str, [*folders, aside]))
+    return f"mkdir {shlex.quote(str(aside))} && mv {moved}"
+
+
 def copy_items(
     source: pathlib.Path, workdir: pathlib.Path, items: Collection[str]
 ) -> None:
@@ -79,15 +102,23 @@ def copy_items(
       source: Folder of the checkpoint.
       workdir: New workdir, made for the copy.
       items: Their names.
+
+    Raises:
+      CheckpointError: If it is not what it was when all is copied.
     """
     target = workdir / CHECKPOINTS / source.name
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.is_file():
-            shutil.copyfile(path, target / path.name)
-        elif path.name in items:
-            shutil.copytree(path, target / path.name)
-    copy_checksums(source, target, items)
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source)
+            if path.is_file() and (len(name.parts) == 1 or name.parts[0] in items):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+        copy_checksums(source, target, items)
+    if not source.is_dir() or find_damage(target):
+        raise CheckpointError(
+            f"the checkpoint {source} was removed or damaged while it was copied: run "
+            "the same command again"
+        )
 
 
 def write_config(workdir: Folder, config: Section) -> None:
@@ -97,8 +128,4 @@ def write_config(workdir: Folder, config: Section) -> None:
       workdir: Folder of the run, made if need be.
       config: Its config.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(config), encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes(pathlib.Path(workdir) / "config.json", to_json(config).encode())

@@ -12,7 +12,7 @@ import yaml
 
 from ldm_jax.errors import ConversionError
 
-# PyYAML reads some 100 KB per second; the largest published config has 7 KB.
+# Published configs have some kilobytes; PyYAML reads about 100 per second.
 _MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
 
 # Names of options, in CompVis's, diffusers' and transformers' configs alike -> the
@@ -150,8 +150,8 @@ def read_yaml_file(path: pathlib.Path) -> Any:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if _expanded(node, {}) > _MAX_YAML_VALUES:
             raise ConversionError(
-                f"cannot read {path}: its aliases make more than {_MAX_YAML_VALUES:,} "
-                "values, which no config has"
+                f"cannot read {path}: with its aliases expanded it holds more than "
+                f"{_MAX_YAML_VALUES:,} values, which no config does"
             )
         return None if node is None else yaml.SafeLoader("").construct_document(node)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -22,8 +22,15 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import whole_or_nothing, write_json
+from ldm_jax.lock import hold
 from ldm_jax.models.first_stages import name_of
-from ldm_jax.weights.files import read_json, read_weights, write_json, write_weights
+from ldm_jax.weights.files import (
+    NUMBER_TYPES,
+    read_json,
+    read_weights,
+    write_weights,
+)
 
 _FIRST_STAGE = "first_stage"
 
@@ -49,12 +56,19 @@ def write(model: Model, folder: str | os.PathLike) -> None:
 
     Raises:
       ConversionError: If the folder holds checkpoints already.
+      DiskError: If it cannot be written; then nothing is left in it.
+      WorkdirInUse: If another process works in it.
     """
     folder = pathlib.Path(folder)
     if is_workdir(folder):
         raise ConversionError(
             f"{folder} holds checkpoints already: give another folder"
         )
+    with hold(folder), whole_or_nothing(folder):
+        _write(model, folder)
+
+
+def _write(model, folder):
     config = from_json(to_json(model.config))
     meta = {"config": to_dict(config), "converted": True}
     if config.stage == "diffusion":
@@ -143,10 +157,24 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
     _complete(model, meta)
     if (folder / "origin.json").is_file():
-        model.origin = read_json(folder / "origin.json")
+        model.origin = _read_origin(folder / "origin.json")
     if (folder / "origin.safetensors").is_file():
         model.carried = read_weights(folder / "origin.safetensors").tensors
     return model
+
+
+def _read_origin(path):
+    """What it takes to write the file as it was read; types are types of numbers."""
+    origin = read_json(path)
+    types = origin.get("dtypes", {}) if isinstance(origin, dict) else None
+    if not isinstance(types, dict) or not all(
+        t in NUMBER_TYPES for t in types.values()
+    ):
+        raise ConversionError(
+            f"{path} is not what a conversion writes: its dtypes must be among "
+            + ", ".join(NUMBER_TYPES)
+        )
+    return origin
 
 
 def _read_first_stage(record, folder):

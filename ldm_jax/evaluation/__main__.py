@@ -12,8 +12,6 @@ and reconstructions right. The second writes the reconstructions of image files 
 size.
 """
 
-import json
-import os
 import pathlib
 from typing import Any
 
@@ -21,6 +19,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import write_json
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -144,9 +143,7 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     if jax.process_index():
         return
     record = first.record | images.record | {"num_images": count, "metrics": metrics}
-    temporary = outdir / "metrics.tmp"
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, outdir / "metrics.json")
+    write_json(outdir / "metrics.json", record)
     _print_table(record, _UNITS | row_of(first.module).measures.units)
     print(f"numbers: {outdir / 'metrics.json'}")
     if grid is not None:

@@ -3,7 +3,6 @@
 `decoding.py` reads files of any format and mode, within the memory of `memory.py`.
 """
 
-import contextlib
 import io
 import math
 import os
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.annotations import Float, Shaped, UInt8
+from ldm_jax.files import write_bytes
 from ldm_jax.images.decoding import (
     BACKGROUND,
     decode,
@@ -130,19 +130,9 @@ def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> N
 
     Raises:
       ValueError: If `image` is not uint8.
+      DiskError: If it cannot be written.
     """
-    data = encode_png(image)
-    path = os.path.abspath(os.fspath(path))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_bytes(path, encode_png(image))
 
 
 def read_image(source: Any) -> UInt8[np.ndarray, "H W 3"]:

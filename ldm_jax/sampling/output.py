@@ -7,7 +7,6 @@ image that they find; all else lies beside it.
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import replacing, write_json
 from ldm_jax.images import make_grid, read_image, write_png
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
@@ -229,10 +229,7 @@ def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
                     "--outdir"
                 )
         return
-    outdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{jax.process_index()}.tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, settings)
 
 
 def digest(tree: Any) -> str:
@@ -296,8 +293,7 @@ def write_array(
     images = np.empty((count, *shape), np.uint8)
     for k in range(count):
         images[k] = read_image(path_of(outdir, k))
-    temporary = outdir / "samples.tmp.npz"
-    np.savez(temporary, arr_0=images, **conditions)
-    os.replace(temporary, outdir / "samples.npz")
+    with replacing(outdir / "samples.npz") as temporary:
+        np.savez(temporary, arr_0=images, **conditions)
     others = f"; {', '.join(sorted(conditions))}" if conditions else ""
     print(f"array: {outdir / 'samples.npz'} {images.shape} uint8{others}")

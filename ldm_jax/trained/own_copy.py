@@ -22,6 +22,7 @@ from ldm_jax.checkpoint import (
     copy_items,
 )
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.files import writing
 from ldm_jax.trained.first_stage import FirstStage, load_first_stage
 
 _COPY = "first_stage_copy"
@@ -50,6 +51,7 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
 
     Raises:
       CheckpointError: If it is gone meanwhile.
+      DiskError: If the copy cannot be written.
     """
     if first.config is None or jax.process_index() or _is_copied(workdir, first):
         return
@@ -60,14 +62,9 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
     for folder in (temporary, copy):
         shutil.rmtree(folder, ignore_errors=True)
     source = checkpoint_folder(first.record["workdir"], first.record["step"])
-    try:
+    with writing(copy):
         copy_items(source, temporary, ("meta", "params", "ema_params"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the first stage {source} was removed while it was copied: run the same "
-            "command again"
-        ) from error
-    temporary.rename(copy)
+        temporary.rename(copy)
 
 
 def _is_copied(workdir, first):

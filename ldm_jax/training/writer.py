@@ -8,14 +8,16 @@ import json
 import math
 import os
 import pathlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.checkpoint import move_away
 from ldm_jax.errors import ConfigError, TrainingDiverged
+from ldm_jax.files import LogFile, write_bytes, writing
 from ldm_jax.images import make_grid, to_uint8, write_png
 
 # Fraction of the zero predictor's loss above which nothing has been learnt, and the
@@ -54,16 +56,13 @@ class Writer:
         self._wandb = None
         if not active:
             return
-        from tensorboardX import SummaryWriter
-
         self._folder = pathlib.Path(workdir)
-        self._metrics = self._folder / "metrics.jsonl"
-        _drop_lines_after(self._metrics, start_step)
-        self._board = SummaryWriter(
-            str(self._folder / "tensorboard"),
-            # The first step of which nothing is kept.
-            purge_step=start_step + 1 if start_step else None,
-        )
+        self._metrics = LogFile(self._folder / "metrics.jsonl")
+        _drop_lines_after(self._metrics.path, start_step)
+        self._logs, self._failing = [self._metrics], set()
+        # The first step of which nothing is kept.
+        purge_step = start_step + 1 if start_step else None
+        self._board = _open_board(self._folder, self._logs, purge_step)
         if wandb:
             self._wandb = _start_wandb(self._folder, config)
 
@@ -77,12 +76,13 @@ class Writer:
         if not self._active:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
-        with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
+        self._metrics.write((json.dumps({"step": step} | metrics) + "\n").encode())
+        self._metrics.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(metrics, step=step)
+        self._say_what_fails()
 
     def images(
         self, step: int, previews: Mapping[str, Float[Array, "batch height width 3"]]
@@ -102,10 +102,13 @@ class Writer:
             name: make_grid(to_uint8(np.asarray(i))) for name, i in previews.items()
         }
         paths = {name: self._preview_path(name, step) for name in grids}
-        for name, grid in grids.items():
-            write_png(f"{paths[name]}{_UNFINISHED}", grid)
-        for path in paths.values():
-            os.replace(f"{path}{_UNFINISHED}", path)
+        try:
+            for name, grid in grids.items():
+                write_png(f"{paths[name]}{_UNFINISHED}", grid)
+            for path in paths.values():
+                os.replace(f"{path}{_UNFINISHED}", path)
+        except OSError as error:
+            logging.warning("no previews of step %d, training goes on: %s", step, error)
         for name, grid in grids.items():
             self._board.add_image(name, grid, step, dataformats="HWC")
             if self._wandb:
@@ -140,21 +143,41 @@ class Writer:
         Returns:
           Whether there is a line of them, False on all processes but the first.
         """
-        if not self._active or not self._metrics.exists():
+        if not self._active or not self._metrics.path.exists():
             return False
-        rows = map(json.loads, self._metrics.read_text(encoding="utf-8").splitlines())
+        rows = _read_rows(self._metrics.path.read_bytes())
         return any(
             row["step"] == step and any(name.startswith(prefix) for name in row)
-            for row in rows
+            for _, row in rows
         )
 
     def _preview_path(self, name, step):
         return self._folder / "previews" / f"{name}_{step:08d}.png"
 
+    def _say_what_fails(self):
+        """Says once of each file that it cannot be written, and that it can again."""
+        for log in self._logs:
+            if log.failure and log.path not in self._failing:
+                self._failing.add(log.path)
+                logging.warning(
+                    "cannot write %s: %s; training goes on, and what is to be written "
+                    "waits for room",
+                    log.path,
+                    log.failure,
+                )
+            elif not log.failure and log.path in self._failing:
+                self._failing.remove(log.path)
+                logging.warning("%s is written again", log.path)
+
     def close(self) -> None:
-        """Flushes and closes."""
+        """Flushes and closes; says what could not be written."""
         if self._active:
             self._board.close()
+            for log in self._logs:
+                log.flush()
+                if log.failure:
+                    text = "the end of %s is missing, it cannot be written: %s"
+                    logging.warning(text, log.path, log.failure)
         if self._wandb:
             self._wandb.finish()
 
@@ -171,20 +194,57 @@ def _start_wandb(folder, config):
     )
 
 
+class _Boards:
+    """Opens TensorBoard's files for its writer, which would hang at a full disk."""
+
+    # A folder that begins so is opened here.
+    PREFIX = "ldm_jax"
+
+    def __init__(self, logs):
+        self._logs = logs
+
+    def directory_check(self, path):
+        """Leaves it to the file."""
+
+    def open(self, path):
+        """Opens a file, as `LogFile`."""
+        self._logs.append(LogFile(path.removeprefix(f"{self.PREFIX}:")))
+        return self._logs[-1]
+
+
+def _open_board(folder, logs, purge_step):
+    """Opens TensorBoard's writer; its file is added to `logs`."""
+    from tensorboardX import SummaryWriter, record_writer
+
+    # The name stands for the newest writer, which opens its file at once.
+    record_writer.REGISTERED_FACTORIES[_Boards.PREFIX] = _Boards(logs)
+    place = f"{_Boards.PREFIX}:{(folder / 'tensorboard').absolute()}"
+    return SummaryWriter(place, purge_step=purge_step)
+
+
+def _read_rows(data):
+    """Yields (line, what it says) of `metrics.jsonl`; one cut by a kill is left out."""
+    for line in data.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(row, dict) and "step" in row:
+            yield line, row
+
+
 def _drop_lines_after(path, step):
     """Keeps the lines of steps up to `step`; a line cut by a kill goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    data = path.read_bytes()
+    kept = b"".join(line for line, row in _read_rows(data) if row["step"] <= step)
+    if data.startswith(kept):
+        # So it takes no room on a disk that is full.
+        with writing(path):
+            os.truncate(path, len(kept))
+    else:
+        write_bytes(path, kept)
 
 
 def format_metrics(step: int, total: int, metrics: Mapping[str, float]) -> str:
@@ -246,9 +306,7 @@ def _way_back(step, folders):
     sound = [folder for folder in folders if int(folder.name) < step - 1]
     chosen = (sound or folders)[-1]
     later = folders[folders.index(chosen) + 1 :]
-    aside = chosen.parent.parent / f"diverged_at_{step}"
-    moved = shlex.join(map(str, [*later, aside]))
-    move = f"mkdir -p {shlex.quote(str(aside))} && mv {moved}, and " if later else ""
+    move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
     return (
         f"The checkpoint of step {chosen.name} is whole and kept; to go on from it: "
         f"{move}run the same command with --allow_config_change and"

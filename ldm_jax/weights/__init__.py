@@ -2,8 +2,10 @@
 
 | module | what |
 | --- | --- |
-| `files` | `.safetensors`, PyTorch's `.ckpt` and folders of either, tensor by tensor |
-| `unpickle` | PyTorch's pickles, read without running what they carry |
+| `files` | `.safetensors` and PyTorch's `.ckpt`, read and written tensor by tensor |
+| `folders` | which file of a folder is meant: variants, shards |
+| `unpickle` | PyTorch's files, read without running what they carry |
+| `pickles` | the pickles in them, of bounded memory and time |
 | `state_dict` | mappings of keys: what each is called there and here, in which layout |
 | `tower_names` | the mappings of text encoders, image encoders and semantic maps |
 | `towers` | frozen text and image encoders, from the files that people have |

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import replacing
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, map_file, read_torch
@@ -234,6 +235,7 @@ def write_weights(
 
     Raises:
       ConversionError: If the suffix is none of these.
+      DiskError: If it cannot be written.
     """
     path = pathlib.Path(path)
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
@@ -241,13 +243,11 @@ def write_weights(
             f"{path} has no known suffix: use .safetensors or "
             + ", ".join(TORCH_SUFFIXES)
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    if path.suffix == ".safetensors":
-        _write_safetensors(temporary, tensors)
-    else:
-        _write_checkpoint(temporary, tensors, step)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            _write_safetensors(temporary, tensors)
+        else:
+            _write_checkpoint(temporary, tensors, step)
 
 
 def _bytes(array):
@@ -370,18 +370,6 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ConversionError(f"cannot read {path}: it is nested too deep") from error
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file, indented, and the folders that it lies in.
-
-    Args:
-      path: The file.
-      value: What it is to hold.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 # What files begin with, beside safetensors.
 _MARKS = {
     b"PK\x03\x04": "torch",
@@ -416,6 +404,9 @@ _SAFETENSORS = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+# The same by NumPy's names.
+NUMBER_TYPES = tuple(str(np.dtype(dtype)) for dtype in _SAFETENSORS.values())
 
 # Names of PyTorch's storages by the type of their numbers.
 _STORAGE_NAMES = {

@@ -26,6 +26,8 @@ from ldm_jax.weights.pickles import Inert, Known, PickleError, describe
 # What compressed records of a zip may take in memory: PyTorch compresses none, and
 # weights that someone has compressed since take hardly less space by it.
 _MAX_INFLATED, _MAX_RATIO = 256 << 20, 4
+# The list of a zip's records, which takes some ten times of that in memory.
+_MAX_DIRECTORY = 32 << 20
 # A view of a few numbers as many, such as a row that is repeated.
 _MAX_EXPANDED = 1 << 20
 
@@ -197,6 +199,7 @@ def _unpickle(file, find_storage=None):
 
 def _read_zip(path):
     """The format of PyTorch 1.6 and later: a pickle and one record per storage."""
+    _check_directory(path)
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         roots = [n.removesuffix("data.pkl") for n in names if _is_pickle(n)]
@@ -223,6 +226,21 @@ def _read_zip(path):
 
         with archive.open(f"{root}data.pkl") as file:
             return _unpickle(file, find)
+
+
+def _check_directory(path):
+    """Refuses a zip that lists too much, by what its end says of the list."""
+    with open(path, "rb") as file:
+        file.seek(max(os.path.getsize(path) - (1 << 16) - 128, 0))
+        end = file.read()
+    sizes = [0]
+    for mark, form, place in ((b"PK\x05\x06", "<L", 12), (b"PK\x06\x06", "<Q", 40)):
+        start = end.rfind(mark)
+        if start >= 0:
+            sizes += struct.unpack_from(form, end, start + place)
+    size = max(size for size in sizes if size != 0xFFFFFFFF)
+    if size > _MAX_DIRECTORY:
+        raise PickleError(f"it lists its records in {size:,} bytes, which no file does")
 
 
 def _check_inflated(size, path):

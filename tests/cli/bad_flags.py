@@ -116,6 +116,7 @@ BAD = {
         # Data.
         *_each("--config.data.", "image_size", "0 -32 31 1.5 x 1000000"),
         *_each("--config.data.", "workers", "-1 1.5 x 1000000"),
+        *_each("--config.data.", "restart_workers", "-1 1.5 x"),
         *_each("--config.data.", "min_crop", "0 -1 1.5 nan"),
         *_each("--config.data.", "validation_fraction", "0 1 -1 nan"),
         *_each("--config.data.", "flip", "maybe 2"),

@@ -6,10 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 
+from ldm_jax.convert import workdir
 from ldm_jax.convert.bounds import check_layers, check_numbers
 from ldm_jax.convert.compvis.read_yaml import read_yaml
 from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import write_json
 from ldm_jax.weights import files, pickles, unpickle
 from ldm_jax.weights.files import read_json, read_weights, write_weights
 from tests.convert.pickled import Call, Name, dumps, tensor_of, write_zip
@@ -104,6 +106,20 @@ def test_records_that_inflate(tmp_path, monkeypatch):
                 read_weights(path)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_directories_of_zips(tmp_path, monkeypatch, large):
+    """The records of a zip are listed behind them, for little on disk each."""
+    monkeypatch.setattr(unpickle, "_MAX_DIRECTORY", 1000)
+    if large:  # counted in 64 bits, as from 65,536 records on
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    with zipfile.ZipFile(tmp_path / "m.ckpt", "w") as archive:
+        archive.writestr("archive/data.pkl", dumps({}))
+        for i in range(20):
+            archive.writestr(f"archive/data/{i}", b"")
+    with pytest.raises(ConversionError, match="lists its records in 1,[0-9]+ bytes"):
+        read_weights(tmp_path / "m.ckpt")
+
+
 def test_numbers_that_are_repeated(tmp_path):
     tensor = tensor_of((1 << 20, 1 << 20), (0, 0))
     write_zip(tmp_path / "m.ckpt", {"w": tensor}, _0=bytes(24))
@@ -133,6 +149,19 @@ def test_json_that_is_nested_or_large(tmp_path):
         (tmp_path / "m.safetensors").write_bytes(data)
         with pytest.raises(ConversionError, match="cannot read"):
             read_weights(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "origin", [["x"], {"dtypes": {"w": "V1000000000"}}, {"dtypes": {"w": "object"}}]
+)
+def test_types_that_no_file_has(tmp_path, origin):
+    """A workdir may come from strangers, too."""
+    path = tmp_path / "origin.json"
+    write_json(path, origin)
+    with pytest.raises(ConversionError, match="its dtypes must be among float64"):
+        workdir._read_origin(path)
+    write_json(path, {"dtypes": {"w": "bfloat16", "x": "float16"}})
+    assert workdir._read_origin(path)["dtypes"]["w"] == "bfloat16"
 
 
 def test_more_tensors_than_any_model_has(tmp_path, monkeypatch):
@@ -170,9 +199,9 @@ def yaml_of(*lines):
 LAUGHS = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
 MERGES = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
 YAMLS = {
-    "aliases of aliases": (["a0: &a0 x", *LAUGHS], "make more than 20,000 values"),
-    "merges of merges": (["a0: &a0 {k: v}", *MERGES], "make more than 20,000 values"),
-    "an alias of itself": (["a: &a [*a]"], "make more than 20,000 values"),
+    "aliases of aliases": (["a0: &a0 x", *LAUGHS], "more than 20,000 values"),
+    "merges of merges": (["a0: &a0 {k: v}", *MERGES], "more than 20,000 values"),
+    "an alias of itself": (["a: &a [*a]"], "more than 20,000 values"),
     "deep": ([f"a: {'[' * 5000}{']' * 5000}"], "nested too deep"),
     "large": ([f"a: {'x' * (300 << 10)}"], "more than 256 KiB"),
     "timesteps": (

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ldm_jax.errors import ConversionError
-from ldm_jax.weights import files
+from ldm_jax.files import write_json
 from ldm_jax.weights.files import read_weights, write_weights
 from tests.convert.pickled import (
     Build,
@@ -61,7 +61,7 @@ def test_shards_are_read_through_their_index(tmp_path):
     for part, keys in parts.items():
         write_weights(tmp_path / part, {key: tensors[key] for key in keys})
     index = {"weight_map": {key: part for part in parts for key in parts[part]}}
-    files.write_json(tmp_path / "m.safetensors.index.json", index)
+    write_json(tmp_path / "m.safetensors.index.json", index)
     found = read_weights(tmp_path / "m.safetensors.index.json").tensors
     assert sorted(found) == ["a.weight", "count", "half"]
 

@@ -157,6 +157,21 @@ def _arrays(tensors):
     return {key: np.asarray(value) for key, value in tensors.items()}
 
 
+def test_text_encoders_without_text_model():
+    """Under the cond stage alone, and not twice."""
+    start = "cond_stage_model.transformer."
+    keys = [
+        f"{start}embeddings.position_ids",
+        f"{start}encoder.layers.0.layer_norm1.weight",
+        f"{start}final_layer_norm.bias",
+    ]
+    usual = [key.replace(start, f"{start}text_model.") for key in keys]
+    others = [f"{start}token_emb.weight", "encoder.conv_in.weight"]
+    for found in (keys, usual):
+        tensors = dict.fromkeys([*found, *others], 0)
+        assert list(compvis_read._usual_names(tensors)) == [*usual, *others]
+
+
 def first_stage():
     case = load_case("autoencoder_kl_f4_attn")
     rng = np.random.default_rng(0)
@@ -305,6 +320,14 @@ def test_channels_of_no_known_use_are_refused(text, more):
     unet = unet | {"in_channels": unet["in_channels"] + more}
     with pytest.raises(ConfigError, match="which is no known use"):
         read(tensors, params | {"unet_config": {"params": unet}})
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (0, 3, 3, 3)])
+def test_kernels_that_structure_is_read_from(shape):
+    state, _, _ = first_stage()
+    state["encoder.conv_in.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(ConfigError, match=r"encoder\.conv_in\.weight .* is no kernel"):
+        read(state)
 
 
 def test_a_discriminator_that_is_numbered_otherwise():

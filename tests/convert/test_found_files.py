@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import write_json
 from ldm_jax.weights import files
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.folders import find_weights, variants
@@ -181,16 +183,32 @@ def test_shards(tmp_path, index, part):
     for name, key in parts.items():
         write_weights(tmp_path / name, {key: np.full(2, 3, np.float32)})
     listed = {key: name for name, key in parts.items()}
-    files.write_json(tmp_path / index, {"metadata": {}, "weight_map": listed})
+    write_json(tmp_path / index, {"metadata": {}, "weight_map": listed})
     found = find_weights(tmp_path)
     assert found.name == index
     assert list(read_weights(found).tensors) == ["1.weight", "2.weight"]
-    files.write_json(tmp_path / index, {"weight_map": listed | {"3": part.format(1)}})
+    write_json(tmp_path / index, {"weight_map": listed | {"3": part.format(1)}})
     with pytest.raises(ConversionError, match="1 tensors that its shards lack"):
         read_weights(found)
     (tmp_path / part.format(2)).unlink()
     with pytest.raises(ConversionError, match="there is no file .*2-of-00002"):
         read_weights(found)
-    files.write_json(tmp_path / index, ["x"])
+    write_json(tmp_path / index, ["x"])
     with pytest.raises(ConversionError, match="has no weight_map"):
         read_weights(found)
+
+
+def test_a_variant_that_some_networks_of_a_pipeline_lack(tmp_path):
+    parts = {name: tmp_path / name for name in ("unet", "vae")}
+    for folder in parts.values():
+        folder.mkdir()
+        _touch(folder, "diffusion_pytorch_model.safetensors")
+    name = "diffusion_pytorch_model.fp16.safetensors"
+    _touch(parts["unet"], name)
+    lines = []
+    found = diffusers_read._files(parts, "fp16", lines.append)
+    assert found["unet"].name == name
+    assert found["vae"].name == "diffusion_pytorch_model.safetensors"
+    assert lines == ["vae: has no variant fp16, so the usual one is taken"]
+    with pytest.raises(ConversionError, match="no variant 'bf16'"):
+        diffusers_read._files(parts, "bf16", lines.append)

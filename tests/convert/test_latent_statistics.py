@@ -47,6 +47,10 @@ def test_diffusers_vq_models_are_not_scaled():
             "without a shift_factor",
         ),
         (dict(latents_mean=[0.0] * 3, latents_std=[1.0] * 3), "3 channels.* 2"),
+        (dict(scaling_factor=0), "scaling_factor must be a number.* got 0"),
+        (dict(scaling_factor=None), "scaling_factor must be a number.* got None"),
+        (dict(scaling_factor=float("inf")), "scaling_factor must be a number"),
+        (dict(shift_factor="x"), "shift_factor must be a number.* got 'x'"),
         (dict(latents_mean=[0.0] * 2, latents_std=[1.0, 0.0]), "channel 1"),
     ],
 )

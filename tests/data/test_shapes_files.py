@@ -54,5 +54,5 @@ def test_what_cannot_be_written_is_refused(wrong, tmp_path):
 def test_the_command_refuses_in_one_line(tmp_path):
     flags = f"--outdir={tmp_path}", "--max_shapes=9"
     status, output = finish(command("ldm_jax.data.shapes.files", *flags))
-    assert status == 2 and output.startswith("error: max_shapes must be from 1 to 4")
+    assert status == 2 and output.startswith("error: --max_shapes must be from 1 to 4")
     assert output.count("\n") == 1

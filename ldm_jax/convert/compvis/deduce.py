@@ -339,12 +339,15 @@ def _nearest(stored, power):
 
 
 def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...]]:
-    """Makes the function from a key without prefix to a shape."""
+    """Makes the function from a key without prefix to the shape of its kernel."""
 
     def shape(key):
         if prefix + key not in weights:
             raise ConversionError(f"missing key {prefix}{key}")
-        return tuple(weights[prefix + key].shape)
+        found = tuple(weights[prefix + key].shape)
+        if len(found) < 2 or 0 in found:
+            raise ConversionError(f"{prefix}{key} {found} is no kernel of a layer")
+        return found
 
     return shape
 

@@ -45,6 +45,12 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
     check_options(config)
     widths = _require(config, "block_out_channels")
     attends = _attends(config, {"DownEncoderBlock2D": 0, "AttnDownEncoderBlock2D": 1})
+    channels = _get(config, "out_channels")
+    if config.get("in_channels", channels) != channels:
+        raise ConversionError(
+            f"in_channels={config['in_channels']} but out_channels={channels} of "
+            f"{config['_class_name']}: only equal ones are supported"
+        )
     section = dict(
         kind=_FIRST_STAGES[config["_class_name"]],
         channels=widths[0],
@@ -54,7 +60,7 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
         embed_dim=_get(config, "latent_channels"),
         attention_factors=attends,
         mid_attention=config.get("mid_block_add_attention", True),
-        image_channels=_get(config, "out_channels"),
+        image_channels=channels,
         norm_groups=config.get("norm_num_groups", 32),
         quant_conv=_quant_conv(config),
     )
@@ -96,6 +102,13 @@ def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
     """
     default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
     scale, shift = config.get("scaling_factor", default), config.get("shift_factor")
+    for name, value in (("scaling_factor", scale), ("shift_factor", shift or 0.0)):
+        number = isinstance(value, int | float) and np.isfinite(value)
+        if not number or (name == "scaling_factor" and value <= 0):
+            raise ConversionError(
+                f"the autoencoder's {name} must be a number, the factor a positive "
+                f"one, got {value!r:.80}"
+            )
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None and std is None:
         return LatentStatistics(shift or 0.0, scale)

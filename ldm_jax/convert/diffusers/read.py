@@ -170,6 +170,7 @@ def _first_stage(config, image_size=None):
     """A first stage without weights."""
     section = diffusers_config.first_stage_section(config)
     size = image_size or config.get("sample_size") or 256
+    size = max(size) if isinstance(size, list) else size
     return Model(autoencoder_config(section, size), {})
 
 

@@ -22,7 +22,8 @@ from ldm_jax.convert.diffusers.rows import (
 from ldm_jax.convert.diffusers.schedule_config import schedule_config
 from ldm_jax.convert.diffusers.text_config import text_config
 from ldm_jax.convert.model import Model, Options, cast
-from ldm_jax.weights.files import write_json, write_weights
+from ldm_jax.files import write_json
+from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
 

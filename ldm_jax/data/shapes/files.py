@@ -14,7 +14,6 @@ import pathlib
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from ldm_jax import cli
 from ldm_jax.data.degradation import degrade
@@ -22,6 +21,8 @@ from ldm_jax.data.masks import draw_mask
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.shapes import examples, scenes
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import write_bytes
+from ldm_jax.images import write_png
 
 
 def write(
@@ -62,12 +63,11 @@ def write(
         example = examples.draw_example(seed, split, index, image_size, max_shapes)
         rng = np.random.default_rng([seed, index])
         stem = str(folder / f"{index:05d}")
-        Image.fromarray(example["image"]).save(stem + ".png")
+        write_png(stem + ".png", example["image"])
         for name, map_ in _maps(example, factor, rng).items():
-            Image.fromarray(map_).save(stem + MODALITIES[name].suffix)
+            write_png(stem + MODALITIES[name].suffix, map_)
         for name, text in _texts(example).items():
-            path = pathlib.Path(stem + MODALITIES[name].suffix)
-            path.write_text(text + "\n", "utf-8")
+            write_bytes(stem + MODALITIES[name].suffix, (text + "\n").encode())
 
 
 def _maps(example, factor, rng):

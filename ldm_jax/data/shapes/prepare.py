@@ -10,6 +10,7 @@ import tempfile
 
 from ldm_jax.data.shapes.examples import MAX_SHAPES, check_ranges, config_name, metadata
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import writing
 
 
 def prepare(
@@ -40,6 +41,7 @@ def prepare(
 
     Raises:
       ConfigError: If an argument is out of range, or a copy is there that differs.
+      DiskError: If it cannot be written; a copy that was there still is.
     """
     check_ranges(
         image_size=image_size,
@@ -72,10 +74,10 @@ def prepare(
             return path, False
         if not overwrite:
             raise ConfigError(_explain(path, found, metadata(config)))
-        _remove(path)
     tfds.disable_progress_bar()
-    with _quiet(), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads)
+    with writing(path), _replaced(path), _quiet():
+        with tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads)
     return path, True
 
 
@@ -113,8 +115,17 @@ def _explain(path, found, wanted):
     )
 
 
-def _remove(path):
-    """Takes a data set away in one move first, so that no half of it stays in place."""
-    doomed = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+@contextlib.contextmanager
+def _replaced(path):
+    """Moves a copy that is there out of the way, and back if it is not replaced."""
+    old = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
+    if not path.exists():
+        yield
+        return
+    path.rename(old)
+    try:
+        yield
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)

@@ -22,14 +22,13 @@ writes `metrics.json` and `images.png`: the scene, the baseline of restoration i
 is one, the sample, and the unconditional sample.
 """
 
-import json
-import os
 import pathlib
 from typing import Any
 
 from absl import flags
 
 from ldm_jax import cli, ranges
+from ldm_jax.files import write_json
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -101,11 +100,8 @@ def _main(argv: list[str]) -> None:
         batch_size=_BATCH_SIZE.value,
     )
     outdir = pathlib.Path(_OUTDIR.value)
-    outdir.mkdir(parents=True, exist_ok=True)
     record = {"checkpoint": trained.source, "weights": trained.weights} | record
-    temporary = outdir / "metrics.tmp"
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, outdir / "metrics.json")
+    write_json(outdir / "metrics.json", record)
     write_png(outdir / "images.png", grid)
     _print_record(record)
     print(f"numbers: {outdir / 'metrics.json'}")
