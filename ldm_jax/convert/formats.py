@@ -117,8 +117,18 @@ def _verify(model, draft, to, options, log):
 
 def _read(name, source, options, log):
     """Reads a source, whose configs may hold anything."""
+    if options.variant is not None and name != "diffusers":
+        raise ConversionError(
+            f"--variant={options.variant} chooses among the files of a folder of "
+            f"diffusers, which {source} is not: leave it out"
+        )
     try:
-        return FORMATS[name].read(source, options, log)
+        model = FORMATS[name].read(source, options, log)
+        # Formats that can read a part alone have left the rest out already.
+        alone = options.only == "first_stage" and model.config["stage"] == "diffusion"
+        if alone and model.first_stage is None:
+            raise ConversionError(f"{source} holds no first stage")
+        return model.first_stage if alone else model
     except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
         if name == "ldm_jax":
             raise
