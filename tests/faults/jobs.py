@@ -164,7 +164,9 @@ def differences(one, other):
                 found.append(f"{item}{jax.tree_util.keystr(path)} differs")
     rows = [_metrics(workdir) for workdir in (one, other)]
     if rows[0] != rows[1]:
-        found.append(f"metrics differ: {rows[0]} and {rows[1]}")
+        keys = sorted(rows[0].keys() | rows[1].keys())
+        changed = [key for key in keys if rows[0].get(key) != rows[1].get(key)]
+        found.append(f"metrics differ at (step, evaluation): {changed}")
     images = [_files(workdir, "previews") for workdir in (one, other)]
     if images[0] != images[1]:
         changed = {name for name, _ in images[0].items() ^ images[1].items()}
