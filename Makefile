@@ -24,9 +24,10 @@ demo: $(INSTALLED)
 	    --config.data.data_dir=$(DEMO)/data --workdir=$(DEMO)/class \
 	    --config.first_stage.workdir=$(DEMO)/autoencoder
 	$(BIN)/python sample.py --workdir=$(DEMO)/class --outdir=$(DEMO)/samples \
-	    --num_samples=48 --batch_size=24
+	    --num_samples=48 --batch_size=24 --show_unguided
 	@$(BIN)/python -m ldm_jax.evaluation.summary $(DEMO)/autoencoder $(DEMO)/class
 	@echo "samples: $(DEMO)/samples/grid.png, one class per column"
+	@echo "without guidance, and with it: $(DEMO)/samples/sheet.png"
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --numprocesses=auto --maxprocesses=4 \

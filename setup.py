@@ -74,7 +74,8 @@ setup(
             "setuptools>=68",
             "tensorboard>=2.16",
         ],
-        # PyTorch and diffusers serve the side-by-side benchmarks only.
+        # PyTorch and diffusers serve the side-by-side benchmarks, and the tests that
+        # open exports with them.
         "parity": ["torch>=2.6", "diffusers>=0.30"],
     },
 )

@@ -69,9 +69,8 @@ KERNELS = r"kernel$"
 # Layers at the end of a residual branch, and the last layer of all.
 BRANCHES = r"backbone/.*(conv_out|attention/out|proj_out)/kernel$"
 LAST = r"backbone/conv_out/kernel$"
-# What the timestep and a vector go through.
+# What the timestep embedding goes through, to scale and shift the norms.
 MODULATIONS = r"backbone/.*/embedding/kernel$"
-TIME = r"backbone/time_(in|out)/kernel$"
 LABEL = r"conditioner/label/embed/embedding$"
 TOKENS = r"conditioner/.*(tokens/embedding|positions)$"
 ENCODER = r"conditioner/.*kernel$"
@@ -86,22 +85,14 @@ INITIALISATIONS = {
     "third": THIRD,
     "third, biases": THIRD + BIASES,
     "third, no zero layers": [*THIRD, (BRANCHES, uniform(1 / 3))],
-    "third, biases, no zero layers": THIRD + BIASES + [(BRANCHES, uniform(1 / 3))],
     "third, last layer alone zero": [*THIRD, (BRANCHES, uniform(1 / 3)), (LAST, zeros)],
-    "third, last layer alone not zero": [*THIRD, (LAST, uniform(1 / 3))],
     "third, modulations zero": [*THIRD, (MODULATIONS, zeros)],
-    "third, modulations one": [*THIRD, (MODULATIONS, truncated(1))],
-    "third, time one": [*THIRD, (TIME, truncated(1))],
     "one, modulations third": [*ONE, (MODULATIONS, uniform(1 / 3))],
-    "one, modulations zero": [*ONE, (MODULATIONS, zeros)],
     "third, normal": [(KERNELS, truncated(1 / 3))],
     "tenth": [(KERNELS, uniform(0.1))],
     "third, label 0.02": [*THIRD, (LABEL, normal(0.02))],
-    "third, label 0.3": [*THIRD, (LABEL, normal(0.3))],
     "third, encoder one": [*THIRD, (ENCODER, truncated(1))],
-    "third, encoder 0.02": [*THIRD, (ENCODER, normal(0.02))],
     "third, tokens 0.2": [*THIRD, (TOKENS, normal(0.2))],
-    "third, tokens 1": [*THIRD, (TOKENS, normal(1.0))],
 }
 
 

@@ -74,6 +74,12 @@ class ProcessLost(UserError, RuntimeError):
     exit_code = 9
 
 
+class LeftOut(UserError):
+    """A model that was converted without something that its images depend on."""
+
+    exit_code = 10
+
+
 class Stopped(UserError):
     """A run that was asked to stop, by SIGTERM or Ctrl-C, and has saved: no fault."""
 

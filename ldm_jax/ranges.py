@@ -327,7 +327,8 @@ _SIDE = 2**15
 SEED = whole(0, 2**64 - 1)
 FRACTION = real(0, 1)
 _FLAG = Check("True or False", lambda value: isinstance(value, bool))
-_RATE = real(0, 10, "(")
+# What is too high depends on the optimiser, and a run that diverges says so.
+_RATE = real(0, 1e30, "(")
 _WEIGHT = real(0, 1e9)
 _DECAY = real(0, 1, ")")
 _SCALE = real(-1000, 1000)
@@ -362,6 +363,7 @@ _UNET = _NETWORK | {
     "pool": text(),
 }
 _AUTOENCODER = _NETWORK | {
+    "num_res_blocks": whole(1, 1024),
     "z_channels": whole(1, _WIDTH),
     "embed_dim": whole(1, _WIDTH),
     "mid_attention": _FLAG,

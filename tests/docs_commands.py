@@ -152,7 +152,10 @@ def main(names):
 
 
 # Files that only their authors can give; `tests/convert` reads ones of the same form.
-_PUBLISHED = ("sd-v1-4.ckpt", "stable-diffusion-folder")
+_PUBLISHED = (
+    *("sd-v1-4.ckpt", "stable-diffusion-folder", "stable-diffusion-3-folder"),
+    *("ae.safetensors", "sd_xl_base_1.0.safetensors"),
+)
 
 # What a page takes for granted: the demo, and what other pages have trained.
 _DEMO = (

@@ -104,8 +104,9 @@ def _traced_once(make_stage):
         stage, record = make_stage(config, mesh, *others)
         flat = flatten_dict(config.to_dict(), sep=".")
         # A rate that falls until the last step depends on it.
-        assert flat["train.decay"] == "constant" or flat["train.decay_steps"]
-        flat = {k: v for k, v in flat.items() if k not in UNTRACED}
+        falls = flat["train.decay"] != "constant" and not flat["train.decay_steps"]
+        untraced = UNTRACED - {"train.num_steps"} if falls else UNTRACED
+        flat = {k: v for k, v in flat.items() if k not in untraced}
         mesh = tuple(mesh.devices.flat), tuple(mesh.shape.items())
         key = json.dumps([flat, record], sort_keys=True, default=str), mesh
         first = _TRACED.setdefault(key, stage)

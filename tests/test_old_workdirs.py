@@ -44,6 +44,7 @@ DENOISER = {
     f"{NETWORK}__norm_groups": 4,
     f"{NETWORK}__head_channels": 8,
     "train__learning_rate": 0.03,
+    "train__decay_steps": None,
     "train__optimizer__eps": 1e-4,
 }
 

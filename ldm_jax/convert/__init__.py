@@ -5,6 +5,8 @@
 | `formats` | the table of formats, and `convert` from one to another |
 | `model` | a trained model on its way, in our terms |
 | `condition_inputs` | what inputs our configs make for its conditions |
+| `draft` | a target that appears whole or not at all |
+| `verify` | a model compared with what reading its export gives |
 | `bounds` | what a config of others may ask for |
 | `workdir` | our own format: the workdir of a run |
 | `compvis/` | checkpoints of CompVis/latent-diffusion and of Stable Diffusion |

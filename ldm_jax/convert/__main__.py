@@ -18,6 +18,12 @@ with cli.group("what to convert"):
     )
     _STEP = cli.shared("step")
     _EMA = cli.shared("ema")
+    _VERIFY = flags.DEFINE_bool(
+        "verify",
+        None,
+        "Read an export again and compare it with the model; the default where it is "
+        "small.",
+    )
 
 with cli.group("what the source does not say"):
     _CONFIG = flags.DEFINE_string(
@@ -55,7 +61,7 @@ cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 def _main(argv: list[str]) -> None:
     """Converts."""
     from ldm_jax.convert.formats import Options, convert
-    from ldm_jax.errors import ConversionError
+    from ldm_jax.errors import ConversionError, LeftOut
 
     if len(argv) != 3:
         raise ConversionError(
@@ -70,10 +76,18 @@ def _main(argv: list[str]) -> None:
         head_channels=_HEAD_CHANNELS.value,
         prediction_type=_PREDICTION_TYPE.value,
         image_size=_IMAGE_SIZE.value,
+        verify=_VERIFY.value,
         only=_ONLY.value,
         variant=_VARIANT.value,
     )
-    convert(argv[1], argv[2], _TO.value, options)
+    left_out = convert(argv[1], argv[2], _TO.value, options)
+    if any(left_out.values()):
+        raise LeftOut(
+            f"{argv[2]} is written, but without {', '.join(left_out)}: its images may "
+            "differ from those of the source"
+        )
+    if left_out:
+        print(f"left out, which changes no image: {', '.join(left_out)}")
 
 
 def main() -> None:

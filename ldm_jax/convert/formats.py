@@ -9,9 +9,13 @@ from ldm_jax.convert import workdir
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import read_yaml, write_yaml
 from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.draft import drafted
+from ldm_jax.convert.hints import hints_of
 from ldm_jax.convert.model import Model, Options
+from ldm_jax.convert.verify import SMALL, count_weights, verify
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import (
     TORCH_SUFFIXES,
@@ -28,11 +32,13 @@ class Format(NamedTuple):
       recognise: Path -> whether a source is of this format.
       read: (path, Options, log) -> Model; `log` is called with lines worth knowing.
       write: (Model, path, Options, log) -> None.
+      verified: Whether what was written is read again and compared.
     """
 
     recognise: Callable[[pathlib.Path], bool]
     read: Callable[[pathlib.Path, Options, Callable], Model]
     write: Callable[[Model, pathlib.Path, Options, Callable], None]
+    verified: bool = False
 
 
 def convert(
@@ -41,8 +47,8 @@ def convert(
     to: str | None = None,
     options: Options | None = None,
     log: Callable[[str], Any] = print,
-) -> None:
-    """Converts a model.
+) -> dict[str, bool]:
+    """Converts a model; the target appears whole or not at all.
 
     Args:
       source: File or folder of any format.
@@ -53,8 +59,12 @@ def convert(
       options: Options.
       log: Called with the lines to print.
 
+    Returns:
+      What of the source is in the target in no way -> whether images differ for it.
+
     Raises:
-      ConversionError: If the source cannot be read or the target cannot be written.
+      ConversionError: If the source cannot be read or the target cannot be written, or
+        does not read as the same model.
     """
     options, source, target = options or Options(), *map(pathlib.Path, (source, target))
     if not source.exists():
@@ -78,17 +88,47 @@ def convert(
     try:
         model = _read(names[0], source, options, log)
         _describe(model, log)
-        FORMATS[to].write(model, target, options, log)
+        with drafted(target) as draft:
+            FORMATS[to].write(model, draft, options, log)
+            _verify(model, draft, to, options, log)
     except ConversionError:
         raise
     except ValueError as error:
         raise ConversionError(f"{source}: {error}") from error
+    return model.left_out
+
+
+def _verify(model, draft, to, options, log):
+    """Reads what was written and compares it, where that is wanted."""
+    wanted, size = options.verify, count_weights(model)
+    if not FORMATS[to].verified or wanted is False:
+        return
+    if wanted is None and size > SMALL:
+        log(
+            f"not verified, as it has {size:,} weights: --verify reads it again and "
+            "compares"
+        )
+        return
+    yaml = draft.with_suffix(".yaml")
+    again = Options(config=yaml if yaml.is_file() else None)
+    verify(model, FORMATS[to].read(draft, again, lambda line: None), options.raw)
+    log("verified: read again, the same networks, weights and noise levels")
 
 
 def _read(name, source, options, log):
     """Reads a source, whose configs may hold anything."""
+    if options.variant is not None and name != "diffusers":
+        raise ConversionError(
+            f"--variant={options.variant} chooses among the files of a folder of "
+            f"diffusers, which {source} is not: leave it out"
+        )
     try:
-        return FORMATS[name].read(source, options, log)
+        model = FORMATS[name].read(source, options, log)
+        # Formats that can read a part alone have left the rest out already.
+        alone = options.only == "first_stage" and model.config["stage"] == "diffusion"
+        if alone and model.first_stage is None:
+            raise ConversionError(f"{source} holds no first stage")
+        return model.first_stage if alone else model
     except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
         if name == "ldm_jax":
             raise
@@ -156,8 +196,11 @@ def _write_compvis(model, path, options, log):
         model.ema_params = {}
     tensors, yaml = compvis_write.write(model, log)
     write_weights(path, tensors, model.step)
-    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml)
-    log(f"its structure: {path.with_suffix('.yaml')}")
+    hints = hints_of(model) if model.config["stage"] == "diffusion" else {}
+    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml, hints)
+    for line in strict_loading(tensors, yaml):
+        log(line)
+    log(f"its structure: {path.with_suffix('.yaml').name}, beside it")
 
 
 def _write_workdir(model, path, options, log):
@@ -173,8 +216,11 @@ FORMATS = {
         read=lambda path, options, log: workdir.read(path, options.step),
         write=_write_workdir,
     ),
-    "compvis": Format(is_weights, _read_compvis, _write_compvis),
+    "compvis": Format(is_weights, _read_compvis, _write_compvis, verified=True),
     "diffusers": Format(
-        diffusers_read.recognise, diffusers_read.read, diffusers_write.write
+        diffusers_read.recognise,
+        diffusers_read.read,
+        diffusers_write.write,
+        verified=True,
     ),
 }

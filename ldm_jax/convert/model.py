@@ -40,6 +40,9 @@ class Model:
         lies elsewhere.
       origin: JSON-serialisable dict of what it takes to write the file as it was read.
       carried: Key of theirs -> array, for what our networks have no place for.
+      files: Path inside of theirs, with "/" -> bytes, for files beside the networks.
+      left_out: What of theirs is neither read nor carried -> whether images differ
+        without it.
     """
 
     config: dict
@@ -51,6 +54,8 @@ class Model:
     first_stage: Any = None
     origin: dict = dataclasses.field(default_factory=dict)
     carried: dict = dataclasses.field(default_factory=dict)
+    files: dict = dataclasses.field(default_factory=dict)
+    left_out: dict = dataclasses.field(default_factory=dict)
 
     @property
     def scaling_factor(self) -> float:
@@ -91,6 +96,7 @@ class Options(NamedTuple):
       head_channels: Channels of a head everywhere.
       prediction_type: What the U-Net predicts.
       image_size: Side of the images.
+      verify: Whether an export is read again and compared; None is where it is small.
       only: "first_stage" for the autoencoder of a whole model alone.
       variant: Which files of weights of a folder of diffusers, such as "fp16".
     """
@@ -102,6 +108,7 @@ class Options(NamedTuple):
     head_channels: int | None = None
     prediction_type: str | None = None
     image_size: int | None = None
+    verify: bool | None = None
     only: str | None = None
     variant: str | None = None
 

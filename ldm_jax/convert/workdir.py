@@ -1,8 +1,8 @@
 """Our own format: the workdir of a run, as training writes it and sampling reads it.
 
 A converted second stage has its first stage inside, in `first_stage/`, so that the
-folder can be moved as a whole. `origin.json` and `origin.safetensors` hold what our
-networks have no place for; exporting puts it back.
+folder can be moved as a whole. `origin.json`, `origin.safetensors` and `origin_files/`
+hold what our networks have no place for; exporting puts it back.
 """
 
 import os
@@ -33,6 +33,7 @@ from ldm_jax.weights.files import (
 )
 
 _FIRST_STAGE = "first_stage"
+_FILES = "origin_files"
 
 
 def is_workdir(folder: str | os.PathLike) -> bool:
@@ -92,6 +93,10 @@ def _write(model, folder):
         write_json(folder / "origin.json", model.origin | {"step": model.step})
     if model.carried:
         write_weights(folder / "origin.safetensors", model.carried)
+    for name, data in model.files.items():
+        path = folder / _FILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def _is_identity(first_stage):
@@ -160,6 +165,11 @@ def read(folder: str | os.PathLike, step: int | None = None) -> Model:
         model.origin = _read_origin(folder / "origin.json")
     if (folder / "origin.safetensors").is_file():
         model.carried = read_weights(folder / "origin.safetensors").tensors
+    model.files = {
+        path.relative_to(folder / _FILES).as_posix(): path.read_bytes()
+        for path in sorted((folder / _FILES).rglob("*"))
+        if path.is_file()
+    }
     return model
 
 

@@ -1,5 +1,6 @@
 """Captions to token ids, on the host."""
 
+import copy
 import functools
 import os
 import pathlib
@@ -63,6 +64,18 @@ class Tokenizer:
         if self._pad_id is not None:
             ids = np.where(found["attention_mask"], ids, np.int32(self._pad_id))
         return ids
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the files from which transformers makes the same token ids.
+
+        Args:
+          folder: An empty folder.
+        """
+        backend = copy.deepcopy(self._backend)
+        backend.model_max_length = self.max_length
+        if self._pad_id is not None:
+            backend.pad_token = backend.convert_ids_to_tokens(self._pad_id)
+        backend.save_pretrained(folder)
 
 
 @functools.lru_cache(maxsize=8)

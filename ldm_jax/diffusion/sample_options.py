@@ -68,8 +68,8 @@ class SampleOptions:
             object.__setattr__(self, "size", tuple(self.size))
 
 
-# Fields whose range stands in `ranges.SAMPLE`.
-_NUMBERS = tuple("num_steps shift eta temperature strength tile decode_tile".split())
+# Fields whose range stands in `ranges.SAMPLE`; where `strength` leads, the grid says.
+_NUMBERS = ("num_steps", "shift", "eta", "temperature", "tile", "decode_tile")
 # Name in configs and flags -> field of GuidanceOptions.
 _GUIDANCE = {
     f"guidance_{field.name}": field.name

@@ -141,7 +141,7 @@ class AttentionBlock(nn.Module):
 
     Attributes:
       num_heads: Heads, which divide the channels.
-      norm_groups: Groups of the norm.
+      norm_groups: Groups of the norm; 0 is none.
       epsilon: Of the norm.
       kernel_init: How the weights start.
       zero_init: The output projection starts at zero.
@@ -168,7 +168,12 @@ class AttentionBlock(nn.Module):
           [B, h, w, c].
         """
         b, h, w, c = x.shape
-        y = GroupNorm(self.norm_groups, self.epsilon, dtype=self.dtype, name="norm")(x)
+        y = x
+        if self.norm_groups:
+            norm = GroupNorm(
+                self.norm_groups, self.epsilon, dtype=self.dtype, name="norm"
+            )
+            y = norm(x)
         y = Attention(
             self.num_heads,
             c // self.num_heads,

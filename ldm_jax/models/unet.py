@@ -54,6 +54,8 @@ class UNet(nn.Module):
       resblock_updown: Change resolution by ResBlocks.
       conv_resample: Change resolution with a convolution, not by repeating and pooling.
       norm_groups: Groups of the norms; narrow models want fewer than the published 32.
+      middle_norm_groups: Groups of the norm before the middle's self-attention, where
+        they differ; 0 is none, as in some U-Nets of diffusers. Not of transformers.
       dropout: Rate in ResBlocks.
       remat: Recompute the blocks' activations in the backward pass to save memory.
       dtype: Compute type; parameters, norms, softmax and the output are float32.
@@ -73,6 +75,7 @@ class UNet(nn.Module):
     resblock_updown: bool = False
     conv_resample: bool = True
     norm_groups: int = 32
+    middle_norm_groups: int | None = None
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
@@ -100,6 +103,13 @@ class UNet(nn.Module):
             if self.attends_at(level):
                 self.heads_at(level)
                 self.heads_at(level, up=True)
+        if self.middle_norm_groups is not None and self.depth_at(
+            len(self.channel_mult) - 1
+        ):
+            raise ValueError(
+                f"middle_norm_groups={self.middle_norm_groups} is of self-attention, "
+                "but the middle has transformer blocks: leave it out"
+            )
         if self.adaln_zero and not self._has_transformers():
             raise ValueError(
                 "adaln_zero modulates transformer blocks and there are none: set "
@@ -212,9 +222,10 @@ class UNet(nn.Module):
         depth = self.depth_at(level)
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-            attend = make(
-                num_heads, self.norm_groups, zero_init=True, **self.made, name=name
-            )
+            groups = self.norm_groups
+            if name == "middle_attention" and self.middle_norm_groups is not None:
+                groups = self.middle_norm_groups
+            attend = make(num_heads, groups, zero_init=True, **self.made, name=name)
             return attend(x)
         embedding, context, _ = condition
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
@@ -255,14 +266,18 @@ class UNet(nn.Module):
 
         Returns:
           Dict of "heads" and "up_heads", (number, channels of one) of each attention
-          going down, the middle last, and going up, and of "norm_groups".
+          going down, the middle last, and going up, of "norm_groups", and of
+          "middle_norm_groups" where they differ.
         """
         levels = range(len(self.channel_mult))
         attending = [level for level in levels if self.attends_at(level)]
         # The middle, of the last level's width, attends always.
         down = [self.heads_at(level) for level in (*attending, levels[-1])]
         up = [self.heads_at(level, up=True) for level in attending]
-        return {"heads": down, "up_heads": up, "norm_groups": self.norm_groups}
+        found = {"heads": down, "up_heads": up, "norm_groups": self.norm_groups}
+        if self.middle_norm_groups is not None:
+            found["middle_norm_groups"] = self.middle_norm_groups
+        return found
 
     @nn.nowrap
     def blocks_at(self, level: int) -> int:

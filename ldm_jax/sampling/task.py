@@ -1,5 +1,6 @@
 """What is asked of a model: which flags give its conditions, and which task it is."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def make_task(
     names = Names(class_names(trained), box_names(trained))
     values = read_flags(given, names)
     strength, invert = sample_options.strength, run_options.invert
-    source = _open(trained.config.data) if run_options.from_data else None
+    source = _open(trained) if run_options.from_data else None
     have = {*values, *(("image",) if source else ())}
     used = _used_by_conditions(trained, have, source is not None)
     used |= _used_by_tasks(have, strength, invert)
@@ -118,7 +119,8 @@ def _record(values):
     return dict(sorted(named.items()))
 
 
-def _open(section):
+def _open(trained):
+    section = trained.config.data
     if not section.get("name"):
         raise ConfigError(
             "--from_data: the workdir names no data, as converted ones do; give the "
@@ -129,6 +131,15 @@ def _open(section):
     source = open_source(section, section.eval_split)
     if not len(source):
         raise ConfigError(f"--from_data: data.eval_split={section.eval_split} is empty")
+    now, then = source.class_names, tuple(trained.class_names)
+    if "label" in trained.model.conditioner.entries and now and then and now != then:
+        pairs = itertools.zip_longest(now, then, fillvalue="none")
+        k, names = next((k, pair) for k, pair in enumerate(pairs) if len(set(pair)) > 1)
+        raise ConfigError(
+            f"--from_data: the classes of {section.name} have changed since the model "
+            f"was trained: class {k} is {names[0]}, was {names[1]}; bring those back, "
+            "or give --labels instead"
+        )
     return source
 
 

@@ -175,9 +175,13 @@ def run(
                         held_out.evaluate(done, state)
                     if preview:
                         held_out.preview(done, state)
+                    if held_out.cut and not save:
+                        # What is left out is made where the run goes on: here.
+                        window = _check(done, window, checkpoints)
+                        checkpoints.save(done, state, meta)
 
             # The end, if the machine is wanted back or no more data comes.
-            if stop:
+            if stop or held_out.cut:
                 break
     if fault is not None:
         kept = f"step {done} is saved, and the same command goes on from it"

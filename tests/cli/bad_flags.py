@@ -166,6 +166,7 @@ BAD = {
         *_each("--config.first_stage.", "kind", "kll vqq identity 3"),
         *_each("--config.first_stage.", "channels z_channels embed_dim", "0 -1 1.5 x"),
         "--config.first_stage.channels=12",
+        "--config.first_stage.num_res_blocks=1,2",
         "--config.first_stage.norm_groups=3",
         *_each("--config.first_stage.", "channel_mult", "() 0 x"),
         *_each("--config.first_stage.", "image_channels", "0 -3 x"),

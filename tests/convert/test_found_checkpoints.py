@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert import formats
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.compvis.deduce import schedule_section
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
-from ldm_jax.convert.model import full_section
+from ldm_jax.convert.model import Model, full_section
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.trained import load_first_stage
@@ -260,6 +261,23 @@ def test_an_autoencoder_out_of_a_whole_model(text, tmp_path):
     unet = {k: v for k, v in tensors.items() if k.startswith("model.")}
     with pytest.raises(ConfigError, match="there is no first stage in the file"):
         compvis_read.narrow(Weights(unet), options, lines.append)
+
+
+def test_parts_are_asked_for_where_they_are(monkeypatch, tmp_path):
+    first, bare = Model({"stage": "autoencoder"}, {}), Model({"stage": "diffusion"}, {})
+    whole = Model({"stage": "diffusion"}, {}, first_stage=first)
+    only = Options(only="first_stage")
+    for model, expected in ((whole, first), (first, first)):
+        row = formats.FORMATS["ldm_jax"]._replace(read=lambda *_, m=model: m)
+        monkeypatch.setitem(formats.FORMATS, "ldm_jax", row)
+        assert formats._read("ldm_jax", tmp_path, only, print) is expected
+        assert formats._read("ldm_jax", tmp_path, Options(), print) is model
+    row = row._replace(read=lambda *_: bare)
+    monkeypatch.setitem(formats.FORMATS, "ldm_jax", row)
+    with pytest.raises(ConfigError, match="holds no first stage"):
+        formats._read("ldm_jax", tmp_path, only, print)
+    with pytest.raises(ConfigError, match="--variant=fp16 chooses among"):
+        formats._read("ldm_jax", tmp_path, Options(variant="fp16"), print)
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def test_reads_what_diffusers_says(written, expected):
     assert diffusers_config.latent_statistics(KL | written) == expected
 
 
-def test_diffusers_vq_models_are_not_scaled():
+def test_a_vq_model_that_says_nothing_is_scaled_as_diffusers_does_it():
     found = diffusers_config.latent_statistics({"_class_name": "VQModel"})
-    assert found == LatentStatistics()
+    assert found == LatentStatistics(scale=0.18215)
 
 
 @pytest.mark.parametrize(

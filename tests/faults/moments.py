@@ -46,6 +46,12 @@ def in_an_evaluation(job, random):
     return [(random.uniform(0, 0.3), KILL)]
 
 
+def asked_in_an_evaluation(job, random):
+    """Asked to stop between a checkpoint and what is due at its step."""
+    [(seconds, _)] = in_an_evaluation(job, random)
+    return [(seconds, random.choice((TERM, INT)))]
+
+
 def asked(job, random):
     """Asked to stop by a scheduler or by Ctrl-C, at any time."""
     # Python itself answers Ctrl-C at its start with a traceback.
@@ -86,6 +92,7 @@ MOMENTS = {
         in_a_save,
         in_a_rotation,
         in_an_evaluation,
+        asked_in_an_evaluation,
         asked,
         asked_twice,
         asked_and_killed,

@@ -13,11 +13,14 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.generate import hold_cells, slerp
 from ldm_jax.images import decode_plane, read_image
 from ldm_jax.models.classifier import Classifier
+from ldm_jax.sampling.conditions import make_batch
+from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import TrainedClassifier
 from ldm_jax.training.held_out import show_conditions
 from tests.sampling.common import (
     SIZE,
     make_trained,
+    options_of,
     picture,
     random_weights,
     run,
@@ -39,6 +42,36 @@ def samples(folder):
 def arrays(folder):
     with np.load(folder / "samples.npz") as file:
         return {key: file[key] for key in file.files}
+
+
+def test_conditions_name_where_they_come_from(shapes_dir, tmp_path, monkeypatch):
+    model = make_trained("label", "segmentation", data_dir=str(shapes_dir))
+    task = make_task(model, {}, *options_of(model, from_data=True))
+    with monkeypatch.context() as patch:
+        map_of = {"segmentation": np.full((SIZE, SIZE, 1), 200, np.uint8)}
+        opened, read = type(task.source), type(task.source).__getitem__
+        patch.setattr(opened, "__getitem__", lambda s, k: read(s, k) | map_of)
+        with pytest.raises(ConfigError) as error:
+            make_batch(model, task, 0, [0])
+    start = (
+        "sample 0 (shapes/32/1.0.0 validation example 0): condition 'segmentation': "
+    )
+    assert str(error.value).startswith(start + "label 200 is out of range")
+
+    path = write_image(tmp_path / "map.png", np.full((SIZE, SIZE), 9, np.uint8))
+    task = make_task(model, {"segmentation": [path]}, *options_of(model))
+    with pytest.raises(ConfigError) as error:
+        make_batch(model, task, 0, [1])
+    start = f"sample 1 ({path}): condition 'segmentation': label 9 is out of range"
+    assert str(error.value).startswith(start)
+
+
+def test_classes_that_have_changed_are_not_told_from_data(shapes_dir):
+    model = make_trained("label", data_dir=str(shapes_dir))
+    renamed = model._replace(class_names=["ring", *CLASS_NAMES[1:]])
+    message = f"class 0 is {CLASS_NAMES[0]}, was ring; bring those back"
+    with pytest.raises(ConfigError, match=message):
+        make_task(renamed, {}, *options_of(renamed, from_data=True))
 
 
 def test_every_condition_is_told_from_flags_and_from_data(shapes_dir, tmp_path):

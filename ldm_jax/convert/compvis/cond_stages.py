@@ -30,6 +30,8 @@ class CondStage(NamedTuple):
       rows: Entry -> rows of its weights, without prefixes.
       example: (entry, image size) -> an example of the batch, [1, ...].
       yaml: What else the YAML says, its conditioning_key above all.
+      limits: Entry -> the values of those fields that CompVis's class has no option
+        for; another one cannot be written.
     """
 
     key: str
@@ -41,6 +43,7 @@ class CondStage(NamedTuple):
     rows: Callable
     example: Callable
     yaml: dict[str, Any]
+    limits: Callable = lambda entry: {}
 
 
 # ClassEmbedder.
@@ -105,6 +108,18 @@ def _bert_yaml(entry):
         vocab_size=entry["vocab_size"],
         max_seq_len=entry.get("max_length", 77),
         use_tokenizer=entry["kind"] == "text",
+    )
+
+
+def _bert_limits(entry):
+    """BERTEmbedder has these whatever its YAML says."""
+    return dict(
+        num_heads=8,
+        head_channels=64,
+        mlp_ratio=4,
+        use_bias=False,
+        causal=False,
+        activation="gelu",
     )
 
 
@@ -182,6 +197,28 @@ def _open_clip_params(weights, factor):
 
 def _open_clip_rows(entry):
     return prefixed(tower_names.open_clip_rows(_encoder(entry)), "model.", "")
+
+
+def _clip_limits(entry):
+    """The tower of OpenAI's ViT-L/14, which FrozenCLIPEmbedder loads."""
+    return dict(
+        vocab_size=49408,
+        features=768,
+        num_layers=12,
+        max_length=77,
+        num_heads=12,
+        head_channels=64,
+        mlp_ratio=4,
+        use_bias=True,
+        causal=True,
+        activation="quick_gelu",
+    )
+
+
+def _open_clip_limits(entry):
+    """OpenCLIP's ViT-H/14 without its last layer, as Stable Diffusion 2 has it."""
+    tower = dict(features=1024, num_layers=23, num_heads=16, activation="gelu")
+    return _clip_limits(entry) | tower
 
 
 # SpatialRescaler.
@@ -265,6 +302,7 @@ COND_STAGES = {
         rows=_bert_rows,
         example=_tokens,
         yaml=_trained("crossattn", "caption"),
+        limits=_bert_limits,
     ),
     "SpatialRescaler": CondStage(
         key="segmentation",
@@ -287,6 +325,7 @@ COND_STAGES = {
         rows=_clip_rows,
         example=_tokens,
         yaml=dict(conditioning_key="crossattn", cond_stage_key="txt"),
+        limits=_clip_limits,
     ),
     "FrozenOpenCLIPEmbedder": CondStage(
         key="caption",
@@ -298,5 +337,6 @@ COND_STAGES = {
         rows=_open_clip_rows,
         example=_tokens,
         yaml=dict(conditioning_key="crossattn", cond_stage_key="txt"),
+        limits=_open_clip_limits,
     ),
 }

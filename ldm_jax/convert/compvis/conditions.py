@@ -17,12 +17,14 @@ network makes.
 | embedding | raw | retrieval-augmented diffusion |
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.conditioners.conditioner import CONDITIONERS
 from ldm_jax.convert.compvis.cond_stages import COND_STAGES
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
@@ -264,6 +266,30 @@ def cond_stage(
     raise ConversionError(
         f"CompVis has no cond stage for the conditions {', '.join(entries)}"
     )
+
+
+def require_limits(conditions: Conditions) -> None:
+    """Refuses a cond stage with options that CompVis's class of it does not have.
+
+    Args:
+      conditions: Config section.
+
+    Raises:
+      ConversionError: If there is one.
+    """
+    found = cond_stage(conditions)
+    if found is None:
+        return
+    name, key, entry = found
+    module = CONDITIONERS[entry["kind"]]
+    usual = {field.name: field.default for field in dataclasses.fields(module)}
+    for option, value in COND_STAGES[name].limits(entry).items():
+        given = entry.get(option, usual.get(option, value))
+        if given != value:
+            raise ConversionError(
+                f"conditions.{key}.{option}={given} cannot be said in CompVis's "
+                f"format, whose {name} has {option}={value} always"
+            )
 
 
 def is_embedded(entry: Mapping[str, Any]) -> bool:

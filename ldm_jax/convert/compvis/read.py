@@ -18,6 +18,7 @@ from ldm_jax.convert.compvis.conditions import examples, is_embedded, with_scale
 from ldm_jax.convert.compvis.names import COND_STAGE, COUNTERS, EMA, FIRST_STAGE, UNET
 from ldm_jax.convert.compvis.published import usual_guidance, with_heads
 from ldm_jax.convert.compvis.rows import diffusion_rows, first_stage_rows
+from ldm_jax.convert.hints import SECTION, take_hints
 from ldm_jax.convert.model import (
     Model,
     Options,
@@ -226,6 +227,7 @@ def _read_diffusion(weights, params, options, log):
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
     model = Model(diffusion_config(**sections), {}, first_stage=first)
+    take_hints(model.config, params.get(SECTION))
     model.origin = dict(
         head_major=not unet.get("use_new_attention_order", False),
         linear_projection=unet.get("use_linear_in_transformer", False),

@@ -13,6 +13,7 @@ from ldm_jax.convert.compvis import options
 from ldm_jax.convert.compvis.conditions import read_conditions
 from ldm_jax.convert.compvis.deduce import coder_options
 from ldm_jax.convert.compvis.names import COND_STAGE
+from ldm_jax.convert.hints import SECTION
 from ldm_jax.errors import ConversionError
 from ldm_jax.weights.state_dict import StateDict, select
 
@@ -24,7 +25,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
       path: The file.
 
     Returns:
-      Dict of "target" and "params".
+      Dict of "target" and "params"; among these is our own section, see `hints`.
 
     Raises:
       ConversionError: If it cannot be read, describes no model or asks for too much.
@@ -34,6 +35,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
         raise ConversionError(f"{path} has no model.params: give CompVis's YAML")
     check_numbers(model, str(path))
+    model["params"][SECTION] = found.get(SECTION)
     return model
 
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from ldm_jax.convert.compvis.buffers import schedule_buffers
 from ldm_jax.convert.compvis.conditions import is_embedded
-from ldm_jax.convert.compvis.names import EMA
+from ldm_jax.convert.compvis.names import COND_STAGE, EMA, FIRST_STAGE
 from ldm_jax.convert.compvis.rows import diffusion_rows, first_stage_rows
 from ldm_jax.convert.compvis.write_yaml import diffusion_yaml, first_stage_yaml
 from ldm_jax.convert.model import Model, cast
 from ldm_jax.diffusion.schedule import make_schedule
-from ldm_jax.weights.state_dict import to_state_dict
+from ldm_jax.weights.state_dict import select, to_state_dict
 
 
 def write(
@@ -54,6 +54,21 @@ def _first_stage_tree(model, log):
     return {"params": params | average, "stats": stats}
 
 
+def _frozen_tree(first, source):
+    """What of a first stage is written inside of a second one: what is used of it.
+
+    CompVis's class has its first stage without a loss there, and so without a place for
+    the weights of one; what a file of its own had is written back.
+    """
+    names = ["autoencoder"]
+    if source == "compvis":
+        names += ["discriminator", "logvar"]
+    params = {key: first.params[key] for key in names if key in first.params}
+    params |= {key: first.ema_params[key] for key in names if key in first.ema_params}
+    stats = {key: first.stats[key] for key in names if key in first.stats}
+    return {"params": params, "stats": stats}
+
+
 def _second_stage_tree(model, log):
     """What of a second stage is written: its weights, and the U-Net's average.
 
@@ -87,7 +102,7 @@ def _write_diffusion(model, log):
     tree = _second_stage_tree(model, log)
     first = model.first_stage
     if first:
-        tree["first_stage"] = _first_stage_tree(first, log)
+        tree["first_stage"] = _frozen_tree(first, model.origin.get("format"))
     tensors = to_state_dict(diffusion_rows(model), tree)
     shapes = model.params["backbone"]["conv_in"]["kernel"].shape
     channels = shapes[2], model.params["backbone"]["conv_out"]["kernel"].shape[3]
@@ -95,9 +110,16 @@ def _write_diffusion(model, log):
     classes = None
     if label and is_embedded(label):
         classes = label["num_classes"] + label.get("null_class", True)
-    yaml = diffusion_yaml(
-        model, channels, _context_dim(model.params["backbone"]), classes
-    )
+    kept = model.origin.get("format") != "compvis" or "scale_factor" in model.carried
+    context = _context_dim(model.params["backbone"])
+    yaml = diffusion_yaml(model, channels, context, classes, kept)
+    shared = yaml["params"]["cond_stage_config"] == "__is_first_stage__"
+    if shared and model.origin.get("format") != "compvis":
+        # One network under two names, as in CompVis's class.
+        tensors |= {
+            f"{COND_STAGE}{key}": tensor
+            for key, tensor in select(tensors, FIRST_STAGE).items()
+        }
     # Not before it is known that CompVis has such a schedule.
     tensors |= _tables(model)
     return _finish(model, tensors), yaml

@@ -10,10 +10,12 @@ import yaml
 from ldm_jax.build import make_first_stage
 from ldm_jax.convert.compvis.conditions import (
     conditions_yaml,
+    require_limits,
     require_mask,
     require_scale,
 )
 from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
+from ldm_jax.convert.hints import SECTION
 from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
 
@@ -36,6 +38,7 @@ def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"target": target}
     _require_groups(section, "first_stage")
     require_nearest(section)
+    _require_whole(section, "first_stage")
     resolution = config["data"]["image_size"]
     factors = section.get("attention_factors", ())
     mid = section.get("mid_attention", True)
@@ -117,6 +120,13 @@ def unet_yaml(
       ConversionError: If CompVis's code does not have such a U-Net.
     """
     _require_groups(section, "backbone")
+    _require_whole(section, "backbone")
+    for option in ("adaln_zero", "middle_norm_groups"):
+        if section.get(option) not in (None, False):
+            raise ConversionError(
+                f"backbone.{option}={section[option]} cannot be said in CompVis's "
+                "format: keep the model as a workdir"
+            )
     depth = section.get("transformer_depth", 0)
     params = dict(
         image_size=image_size,
@@ -183,6 +193,15 @@ def _require_groups(section, name):
         )
 
 
+def _require_whole(section, name):
+    for mult in section["channel_mult"]:
+        if mult != int(mult):
+            raise ConversionError(
+                f"{name}.channel_mult={mult} cannot be said in CompVis's format, whose "
+                "levels are whole multiples of the first"
+            )
+
+
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
@@ -192,6 +211,7 @@ def diffusion_yaml(
     channels: tuple[int, int],
     context_dim: int | None,
     num_classes: int | None,
+    scale_is_stored: bool = True,
 ) -> dict[str, Any]:
     """The YAML's `model` of a second stage of ours.
 
@@ -200,6 +220,7 @@ def diffusion_yaml(
       channels: (input, output) channels of the U-Net.
       context_dim: Width of its context, None without.
       num_classes: Rows of its label embedding, None without.
+      scale_is_stored: Whether the file has the scale of the latents among its tensors.
 
     Returns:
       Dict of "target" and "params".
@@ -209,6 +230,7 @@ def diffusion_yaml(
     """
     config, first = model.config, model.first_stage
     schedule, loss = config["schedule"], config.get("loss") or {}
+    offset = schedule.get("cosine_s", 0.008)
     predictions = {ours: theirs for theirs, ours in PREDICTION_NAMES.items()}
     kinds = {ours: theirs for theirs, ours in SCHEDULE_NAMES.items()}
     prediction = schedule.get("prediction_type", "noise")
@@ -222,6 +244,8 @@ def diffusion_yaml(
         )
     require_mask(config["conditions"], context_dim)
     require_scale(config["conditions"], model.statistics)
+    if model.origin.get("format") != "compvis":
+        require_limits(config["conditions"])
     factor = 1
     if first is not None:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor
@@ -233,6 +257,7 @@ def diffusion_yaml(
         linear_start=schedule.get("beta_start", 0.0015),
         linear_end=schedule.get("beta_end", 0.0195),
         beta_schedule=kinds[kind],
+        **({} if offset == 0.008 else {"cosine_s": offset}),
         timesteps=schedule.get("num_train_timesteps", 1000),
         parameterization=predictions[prediction],
         loss_type=loss.get("loss_type", "l2"),
@@ -245,6 +270,8 @@ def diffusion_yaml(
         image_size=size,
         channels=channels[1],
         scale_factor=model.scaling_factor,
+        # Only then has CompVis's class a place for the tensor `scale_factor`.
+        scale_by_std=scale_is_stored,
         use_ema=bool(model.ema_params),
         unet_config=unet,
         first_stage_config=(
@@ -260,14 +287,18 @@ def diffusion_yaml(
     }
 
 
-def write_yaml(path: str | os.PathLike, model: Mapping[str, Any]) -> None:
+def write_yaml(
+    path: str | os.PathLike, model: Mapping[str, Any], hints: Mapping[str, Any]
+) -> None:
     """Writes a YAML file.
 
     Args:
       path: The file.
       model: Its section `model`, as `write.write` returns it.
+      hints: Our own section, see `hints`; left out where it is empty.
     """
-    text = yaml.safe_dump({"model": model}, sort_keys=False)
+    own = {SECTION: dict(hints)} if hints else {}
+    text = yaml.safe_dump({"model": model} | own, sort_keys=False)
     pathlib.Path(path).write_text(text, encoding="utf-8")
 
 

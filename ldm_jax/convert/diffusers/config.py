@@ -1,33 +1,21 @@
-"""config.json of diffusers' U-Nets and autoencoders and our sections, either way."""
+"""config.json of diffusers' autoencoders and our section `first_stage`, either way."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ldm_jax.convert.diffusers.fields import complete
+from ldm_jax.convert.diffusers.values import (
+    attends_at,
+    ratios,
+    require_equal,
+    whole,
+    whole_widths,
+)
 from ldm_jax.convert.model import first_stage_row, require_nearest
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
-
-
-def check_options(config: Mapping[str, Any]) -> None:
-    """Refuses options that our networks do not have.
-
-    Args:
-      config: config.json of a U-Net or an autoencoder.
-
-    Raises:
-      ConversionError: If one is set.
-    """
-    for option, allowed in _FIXED.items():
-        if option in config and config[option] not in allowed:
-            raise ConversionError(
-                f"{option}={config[option]!r} of {config.get('_class_name')} is not "
-                f"supported: only {allowed[0]!r} is"
-            )
-
-
-# The first stage.
 
 
 def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,31 +30,28 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ConversionError: If an option is missing or not supported.
     """
-    check_options(config)
-    widths = _require(config, "block_out_channels")
-    attends = _attends(config, {"DownEncoderBlock2D": 0, "AttnDownEncoderBlock2D": 1})
-    channels = _get(config, "out_channels")
-    if config.get("in_channels", channels) != channels:
-        raise ConversionError(
-            f"in_channels={config['in_channels']} but out_channels={channels} of "
-            f"{config['_class_name']}: only equal ones are supported"
-        )
+    config = complete(config)
+    name = config["_class_name"]
+    widths = whole_widths(config)
+    require_equal(config, "in_channels", (config["out_channels"],))
+    numbers = {
+        ours: whole(name, field, config[field]) for ours, field in _NUMBERS.items()
+    }
     section = dict(
-        kind=_FIRST_STAGES[config["_class_name"]],
+        kind=_FIRST_STAGES[name],
         channels=widths[0],
-        channel_mult=_ratios(widths),
-        num_res_blocks=_get(config, "layers_per_block"),
-        z_channels=_get(config, "latent_channels"),
-        embed_dim=_get(config, "latent_channels"),
-        attention_factors=attends,
-        mid_attention=config.get("mid_block_add_attention", True),
-        image_channels=channels,
-        norm_groups=config.get("norm_num_groups", 32),
+        channel_mult=ratios(widths),
+        **numbers,
+        embed_dim=numbers["z_channels"],
+        attention_factors=attends_at(
+            config, "AttnDownEncoderBlock2D", "DownEncoderBlock2D"
+        ),
+        mid_attention=config["mid_block_add_attention"],
         quant_conv=_quant_conv(config),
     )
     if section["kind"] == "vq":
-        section["embed_dim"] = config.get("vq_embed_dim") or section["z_channels"]
-        section["num_codes"] = _get(config, "num_vq_embeddings")
+        section["embed_dim"] = config["vq_embed_dim"] or section["z_channels"]
+        section["num_codes"] = config["num_vq_embeddings"]
     return section
 
 
@@ -100,8 +85,8 @@ def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
     Raises:
       ConversionError: If what it says contradicts itself or makes no sense.
     """
-    default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
-    scale, shift = config.get("scaling_factor", default), config.get("shift_factor")
+    config = complete(config)
+    scale, shift = config["scaling_factor"], config.get("shift_factor")
     for name, value in (("scaling_factor", scale), ("shift_factor", shift or 0.0)):
         number = isinstance(value, int | float) and np.isfinite(value)
         if not number or (name == "scaling_factor" and value <= 0):
@@ -120,7 +105,7 @@ def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
         )
     try:
         found = LatentStatistics.of(tuple(mean), tuple(std))
-        found.check_channels(_get(config, "latent_channels"))
+        found.check_channels(config["latent_channels"])
     except (TypeError, ValueError) as error:
         raise ConversionError(
             f"the autoencoder's latents_mean, latents_std: {error}"
@@ -176,7 +161,8 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in _FIRST_STAGES.items()}
     kind, class_name = first_stage_row(section, names, "diffusers")
     require_nearest(section)
-    widths = [section["channels"] * mult for mult in section["channel_mult"]]
+    _refuse(section)
+    widths = [int(section["channels"] * mult) for mult in section["channel_mult"]]
     factors = section.get("attention_factors", ())
     attends = [2**level in factors for level in range(len(widths))]
     if section["z_channels"] != section["embed_dim"] and kind == "kl":
@@ -209,195 +195,28 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-# The U-Net.
-
-
-def unet_section(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the options of a U-Net.
-
-    Args:
-      config: config.json of a UNet2DConditionModel or a UNet2DModel.
-
-    Returns:
-      Config section `backbone`.
-
-    Raises:
-      ConversionError: If an option is missing or not supported.
-    """
-    check_options(config)
-    widths = _require(config, "block_out_channels")
-    conditional = config["_class_name"] == "UNet2DConditionModel"
-    attend = "CrossAttn" if conditional else "Attn"
-    attends = _attends(config, {"DownBlock2D": 0, f"{attend}DownBlock2D": 1})
-    section = dict(
-        channels=widths[0],
-        channel_mult=_ratios(widths),
-        num_res_blocks=_tuple(_get(config, "layers_per_block")),
-        attention_factors=attends,
-        transformer_depth=0,
-        scale_shift_norm=config.get("resnet_time_scale_shift") == "scale_shift",
-        dropout=float(config.get("dropout", 0.0)),
-        norm_groups=config.get("norm_num_groups", 32),
-    )
-    size = config.get("attention_head_dim", 8)
-    if not conditional:
-        heads = dict(num_heads=1) if size is None else dict(head_channels=size)
-        return section | heads
-    depth = config.get("transformer_layers_per_block", 1)
-    # Their `attention_head_dim` of a conditional U-Net is a number of heads.
-    heads = config.get("num_attention_heads") or size
-    return section | dict(transformer_depth=_tuple(depth), num_heads=_tuple(heads))
-
-
-def unet_config(
-    config: Mapping[str, Any],
-    channels: tuple[int, int],
-    context_dim: int | None,
-    origin: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes the options of a U-Net; the inverse of `unet_section`.
-
-    Args:
-      config: Config with a section `backbone`, and with the side of the latents as
-        `data.image_size`.
-      channels: (input, output) channels.
-      context_dim: Width of the context, None without.
-      origin: See `model.Model`.
-
-    Returns:
-      config.json.
-
-    Raises:
-      ConversionError: If diffusers does not have such a U-Net.
-    """
-    section = config["backbone"]
-    widths = [section["channels"] * mult for mult in section["channel_mult"]]
-    attends = [2**i in section["attention_factors"] for i in range(len(widths))]
-    for option in ("resblock_updown", "up_num_heads"):
-        if section.get(option):
-            raise ConversionError(f"diffusers' U-Nets have no backbone.{option}")
-    if not section.get("conv_resample", True):
-        raise ConversionError("diffusers' U-Nets resample with convolutions")
-    attend = "CrossAttn" if context_dim else "Attn"
-    result = dict(
-        _class_name="UNet2DConditionModel" if context_dim else "UNet2DModel",
-        sample_size=config["data"]["image_size"],
-        in_channels=channels[0],
-        out_channels=channels[1],
-        block_out_channels=widths,
-        layers_per_block=_list(section["num_res_blocks"]),
-        down_block_types=[f"{attend if a else ''}DownBlock2D" for a in attends],
-        up_block_types=[f"{attend if a else ''}UpBlock2D" for a in attends[::-1]],
-        act_fn="silu",
-        norm_eps=1e-5,
-        norm_num_groups=section.get("norm_groups", 32),
-        dropout=section.get("dropout", 0.0),
-        downsample_padding=1,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-        resnet_time_scale_shift=(
-            "scale_shift" if section.get("scale_shift_norm") else "default"
-        ),
-    )
-    heads, size = section.get("num_heads"), section.get("head_channels")
-    if not context_dim:
-        sizes = {width // heads for width in widths} if heads else {size}
-        if heads == 1:
-            sizes = {None}
-        if len(sizes) > 1:
-            raise ConversionError("diffusers' UNet2DModel has one head size everywhere")
-        return result | dict(attention_head_dim=sizes.pop())
-    return result | dict(
-        attention_head_dim=_list(heads) or [width // size for width in widths],
-        cross_attention_dim=context_dim,
-        transformer_layers_per_block=_list(section["transformer_depth"]),
-        use_linear_projection=origin.get("linear_projection", False),
-    )
-
-
-# What both share.
-
-
-def _attends(config, kinds):
-    """Factors at which attention follows; refuses blocks of other kinds."""
-    down = _require(config, "down_block_types")
-    for kind in down:
-        if kind not in kinds:
+def _refuse(section):
+    """Refuses what no autoencoder of diffusers has."""
+    ours = dict(conv_resample=True, tanh_output=False)
+    for option, value in ours.items():
+        if section.get(option, value) != value:
             raise ConversionError(
-                f"the block {kind} of {config['_class_name']} is not supported: "
-                + ", ".join(kinds)
+                f"first_stage.{option}={section[option]} cannot be said in diffusers' "
+                "format: keep the model as a workdir"
             )
-    up = [
-        kind.replace("Up", "Down").replace("Decoder", "Encoder")
-        for kind in config.get("up_block_types", [])
-    ]
-    if up and up[::-1] != list(down):
-        raise ConversionError(
-            f"up_block_types of {config['_class_name']} do not mirror down_block_types"
-        )
-    return tuple(2**i for i, kind in enumerate(down) if kinds[kind])
+    for mult in section["channel_mult"]:
+        if section["channels"] * mult % 1:
+            raise ConversionError(
+                f"first_stage.channel_mult={mult} of channels={section['channels']} is "
+                "no whole number of channels"
+            )
 
 
-def _get(config, key):
-    return config[key] if key in config else _DEFAULTS[config.get("_class_name"), key]
-
-
-def _require(config, key):
-    if key not in config:
-        raise ConversionError(f"{config.get('_class_name')}: config.json lacks {key}")
-    return config[key]
-
-
-def _ratios(widths):
-    ratios = [width / widths[0] for width in widths]
-    return tuple(int(r) if r == int(r) else r for r in ratios)
-
-
-def _tuple(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _list(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-# Options whose other values our networks do not have; absent means the same.
-_FIXED = dict(
-    act_fn=("silu", "swish"),
-    addition_embed_type=(None,),
-    attention_type=("default",),
-    center_input_sample=(False,),
-    class_embed_type=(None,),
-    conv_in_kernel=(3,),
-    conv_out_kernel=(3,),
-    cross_attention_norm=(None,),
-    downsample_padding=(1,),
-    downsample_type=("conv",),
-    dual_cross_attention=(False,),
-    encoder_hid_dim=(None,),
-    flip_sin_to_cos=(True,),
-    freq_shift=(0,),
-    mid_block_scale_factor=(1, 1.0),
-    mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
-    norm_eps=(1e-5,),
-    norm_type=("group",),
-    only_cross_attention=(False,),
-    resnet_out_scale_factor=(1, 1.0),
-    time_cond_proj_dim=(None,),
-    time_embedding_type=("positional",),
-    upsample_type=("conv",),
-    lookup_from_codebook=(False,),
-)
 _FIRST_STAGES = {"AutoencoderKL": "kl", "VQModel": "vq"}
-# What they leave out has these values: (class, option) -> value.
-_DEFAULTS = {
-    ("AutoencoderKL", "latent_channels"): 4,
-    ("AutoencoderKL", "layers_per_block"): 1,
-    ("AutoencoderKL", "out_channels"): 3,
-    ("VQModel", "latent_channels"): 3,
-    ("VQModel", "layers_per_block"): 1,
-    ("VQModel", "num_vq_embeddings"): 256,
-    ("VQModel", "out_channels"): 3,
-    ("UNet2DConditionModel", "layers_per_block"): 2,
-    ("UNet2DModel", "layers_per_block"): 2,
-}
+# Whole numbers: our field -> theirs.
+_NUMBERS = dict(
+    num_res_blocks="layers_per_block",
+    z_channels="latent_channels",
+    image_channels="out_channels",
+    norm_groups="norm_num_groups",
+)

@@ -21,9 +21,23 @@ from ldm_jax.convert.compvis.conditions import (
 )
 from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.fields import complete
+from ldm_jax.convert.diffusers.pipelines import (
+    NETWORKS,
+    note_left_out,
+    parts_of,
+    read_files,
+)
 from ldm_jax.convert.diffusers.rows import first_stage_rows, pipeline_rows
-from ldm_jax.convert.diffusers.schedule_config import schedule_section
+from ldm_jax.convert.diffusers.schedule_config import (
+    sample_section,
+    schedule_section,
+    unlike,
+)
 from ldm_jax.convert.diffusers.text_config import text_entry
+from ldm_jax.convert.diffusers.unet_config import unet_section, unet_shape
+from ldm_jax.convert.diffusers.values import whole
+from ldm_jax.convert.hints import SECTION, take_hints
 from ldm_jax.convert.model import (
     Model,
     Options,
@@ -69,7 +83,7 @@ def read(
       ConversionError: If a network or an option is not supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
-    parts, schedule = _parts(folder, options, log)
+    parts, index = _parts(folder, options)
     tensors, configs = {}, {}
     files = _files(parts, options.variant, log)
     for name, part in parts.items():
@@ -77,8 +91,10 @@ def read(
         found = _modern(read_weights(files[name]).tensors)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.items()}
     origin = dict(format="diffusers", configs=configs)
-    if (folder / "model_index.json").is_file():
-        origin["model_index"] = read_json(folder / "model_index.json")
+    if index:
+        origin["model_index"] = index
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        origin["scheduler"] = _read_config(scheduler)
     origin["dtypes"] = {
         key: str(tensor.dtype)
         for key, tensor in tensors.items()
@@ -86,7 +102,28 @@ def read(
     }
     if _named(configs, _UNETS) is None:
         return _read_first_stage(tensors, configs, origin, options, log)
-    return _read_pipeline(tensors, configs, schedule, origin, options)
+    model = _read_pipeline(tensors, configs, origin, options)
+    if index:
+        _read_rest(model, folder, index, log)
+    else:
+        log(
+            "a U-Net alone says nothing of its noise levels: those of a DDIMScheduler "
+            "are taken; give the folder of the pipeline to read them"
+        )
+    return model
+
+
+def _read_rest(model, folder, index, log):
+    """Carries along what is no network, and notes what is left out."""
+    parts = parts_of(index)
+    others = parts.keys() - {*NETWORKS, "scheduler"}
+    model.files = read_files(folder, others)
+    if model.files:
+        carried = sorted({name.partition("/")[0] for name in model.files})
+        log(f"carried along as they are: {', '.join(carried)}")
+    note_left_out(model, parts)
+    for difference in unlike(model.origin["scheduler"]):
+        model.left_out[f"{difference} of the scheduler"] = True
 
 
 def _read_config(path):
@@ -113,8 +150,8 @@ def _files(parts, variant, log):
     }
 
 
-def _parts(folder, options, log):
-    """(name -> folder of each network, the scheduler's config)."""
+def _parts(folder, options):
+    """(name -> folder of each network, the model_index.json or {})."""
     if not (folder / "model_index.json").is_file():
         found = _read_config(folder / "config.json").get("_class_name")
         if found not in (*_UNETS, *_FIRST_STAGES):
@@ -125,26 +162,13 @@ def _parts(folder, options, log):
             )
         return {"unet" if found in _UNETS else "vae": folder}, {}
     index = _read_config(folder / "model_index.json")
-    entries = {
-        key: value
-        for key, value in index.items()
-        if isinstance(value, list) and value and value[0] is not None
-    }
-    networks = ("unet", "vae", "vqvae", "text_encoder", "bert")
     if options.only == "first_stage":
-        networks = ("vae", "vqvae")
-    parts = {name: folder / name for name in networks if name in entries}
-    if not parts:
-        raise ConversionError(
-            f"{folder} holds none of {', '.join(networks)} but {', '.join(entries)}"
-        )
-    rest = sorted(entries.keys() - parts.keys() - {"scheduler"})
-    if rest:
-        log(f"not part of the model, left out: {', '.join(rest)}")
-    if options.only == "first_stage":
-        return parts, {}
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    return parts, _read_config(scheduler)
+        found = [name for name in ("vae", "vqvae") if (folder / name).is_dir()]
+        if not found:
+            raise ConversionError(f"{folder} holds neither vae nor vqvae")
+        return {found[0]: folder / found[0]}, {}
+    names = parts_of(index)
+    return {name: folder / name for name in NETWORKS if name in names}, index
 
 
 def _modern(tensors):
@@ -166,11 +190,17 @@ def _named(configs, classes):
     return None
 
 
+def _side(config, default):
+    """The longer side of the images or the latents of a network."""
+    size = config.get("sample_size") or default
+    size = max(size) if isinstance(size, list) else size
+    return whole(config["_class_name"], "sample_size", size)
+
+
 def _first_stage(config, image_size=None):
     """A first stage without weights."""
     section = diffusers_config.first_stage_section(config)
-    size = image_size or config.get("sample_size") or 256
-    size = max(size) if isinstance(size, list) else size
+    size = image_size or _side(config, 256)
     return Model(autoencoder_config(section, size), {})
 
 
@@ -197,7 +227,7 @@ def _statistics_as_flags(config):
     if not statistics.per_channel and not statistics.shift:
         flags = f"--config.first_stage.scaling_factor={statistics.scale:.8g}"
     else:
-        channels = config.get("latent_channels", 4)
+        channels = complete(config)["latent_channels"]
         shift, scale = np.broadcast_arrays(*statistics, np.zeros(channels))[:2]
         mean, std = (",".join(f"{v:.8g}" for v in a) for a in (shift, 1 / scale))
         flags = (
@@ -207,28 +237,19 @@ def _statistics_as_flags(config):
     return f"its authors normalise the latents: {flags} for a second stage"
 
 
-def _read_pipeline(tensors, configs, schedule, origin, options):
+def _read_pipeline(tensors, configs, origin, options):
     config = configs["unet"]
+    section = unet_section(config)
     vae = _named(configs, _FIRST_STAGES)
     first = _first_stage(configs[vae]) if vae else None
     factor = 1
     if first:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor
-    size = config.get("sample_size") or 64
-    size = options.image_size or factor * (
-        max(size) if isinstance(size, list) else size
-    )
+    size = options.image_size or factor * _side(config, 64)
     if first:
         first.config["data"]["image_size"] = size
-    section = diffusers_config.unet_section(config)
-    shape = dict(
-        in_channels=config.get("in_channels", 4),
-        out_channels=config.get("out_channels", 4),
-        context_dim=config.get("cross_attention_dim"),
-        num_classes=config.get("num_class_embeds"),
-        model_channels=config["block_out_channels"][0],
-        channel_mult=section["channel_mult"],
-    )
+    shape = unet_shape(config)
+    schedule = origin.get("scheduler", {})
     conditions = _conditions(configs, shape)
     conditions |= unet_conditions(shape, conditions, factor)
     section |= _given_heads(options)
@@ -243,6 +264,9 @@ def _read_pipeline(tensors, configs, schedule, origin, options):
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
+    if schedule:
+        model.config["sample"] |= sample_section(schedule)
+    take_hints(model.config, origin.get("model_index", {}).get(f"_{SECTION}"))
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
     model.statistics = LatentStatistics()

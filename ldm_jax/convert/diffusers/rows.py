@@ -37,9 +37,8 @@ def pipeline_rows(model: Model) -> list[Row]:
         inside = "params/conditioner/" if row.theirs == _CLASSES else "params/backbone/"
         rows += prefixed([row], "unet/", inside)
     if model.first_stage:
-        names = folder_names(model)
-        first = model.first_stage.config
-        rows += first_stage_rows(first, names["first_stage"], "first_stage/")
+        name = first_stage_folder(model)
+        rows += first_stage_rows(model.first_stage.config, name, "first_stage/")
     for key, entry in config["conditions"].items():
         if entry["kind"] in ("text", "clip_text"):
             rows += _text_rows(model, key, entry)
@@ -52,7 +51,8 @@ def _text_rows(model, key, entry):
     ours = f"params/conditioner/{key}/"
     if entry["kind"] == "text":
         return prefixed(tower_names.ldm_bert_rows(encoder), "bert/", ours)
-    prefix = f"text_encoder/{model.origin.get('text_prefix', '')}"
+    # Every version of transformers reads these names, and old ones no others.
+    prefix = f"text_encoder/{model.origin.get('text_prefix', 'text_model.')}"
     return prefixed(tower_names.clip_rows(encoder), prefix, ours)
 
 
@@ -71,25 +71,19 @@ def first_stage_rows(config: Mapping[str, Any], theirs: str, ours: str) -> list[
     return prefixed(rows, f"{theirs}/", f"{ours}params/autoencoder/")
 
 
-def folder_names(model: Model) -> dict[str, str]:
-    """Names the parts of a pipeline, as they were read or as is usual.
+def first_stage_folder(model: Model) -> str:
+    """Names the folder of a pipeline's first stage, as it was read or as is usual.
 
     Args:
       model: Model of a second stage.
 
     Returns:
-      {"pipeline": its class, "first_stage": the folder of its first stage}.
+      "vae" or "vqvae".
     """
     index = model.origin.get("model_index", {})
+    found = [name for name in ("vae", "vqvae") if index.get(name, [None])[0]]
     kinds = {entry["kind"] for entry in model.config["conditions"].values()}
-    stable = "clip_text" in kinds
-    found = [name for name in ("vae", "vqvae") if name in index]
-    pipeline = "LDMTextToImagePipeline" if "text" in kinds else "LDMPipeline"
-    pipeline = "StableDiffusionPipeline" if stable else pipeline
-    return dict(
-        pipeline=index.get("_class_name", pipeline),
-        first_stage=found[0] if found else ("vae" if stable else "vqvae"),
-    )
+    return found[0] if found else ("vae" if "clip_text" in kinds else "vqvae")
 
 
 # The key of the class embedding.

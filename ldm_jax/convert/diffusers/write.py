@@ -14,13 +14,16 @@ from ldm_jax.convert.compvis.conditions import (
     require_scale,
 )
 from ldm_jax.convert.diffusers import config as diffusers_config
+from ldm_jax.convert.diffusers.pipelines import NO_CLASS, VERSION, index_of
 from ldm_jax.convert.diffusers.rows import (
+    first_stage_folder,
     first_stage_rows,
-    folder_names,
     pipeline_rows,
 )
-from ldm_jax.convert.diffusers.schedule_config import schedule_config
+from ldm_jax.convert.diffusers.schedule_config import schedule_config, schedule_section
 from ldm_jax.convert.diffusers.text_config import text_config
+from ldm_jax.convert.diffusers.tokenizer_files import tokenizer_files
+from ldm_jax.convert.diffusers.unet_config import unet_config
 from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.files import write_json
 from ldm_jax.weights.files import write_weights
@@ -57,14 +60,58 @@ def write(
         write_weights(part / file, select(tensors, f"{name}/"))
         write_json(part / "config.json", config)
     if not single:
-        if model.statistics.per_channel or model.statistics.shift:
+        _write_rest(model, configs, folder, log)
+
+
+def _write_rest(model, configs, folder, log):
+    """Writes what a pipeline has beside its networks."""
+    scheduler = _scheduler(model)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _add_tokenizer(model, log)
+    for name, data in model.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    index = index_of(model, configs, scheduler["_class_name"])
+    write_json(folder / "model_index.json", index)
+    if index["_class_name"] == NO_CLASS:
+        log(
+            "diffusers has no pipeline class that runs this model: model_index.json "
+            f"says {NO_CLASS}; open its parts ({', '.join(configs)}, scheduler) with "
+            "from_pretrained of their own classes"
+        )
+
+
+def _add_tokenizer(model, log):
+    """Adds the tokenizer of the captions, if there are any and it is not there."""
+    sections = model.config["data"].get("inputs") or {}
+    for key, entry in model.config["conditions"].items():
+        section = sections.get(key)
+        if entry["kind"] not in ("text", "clip_text") or _has(model, "tokenizer"):
+            continue
+        files = tokenizer_files(section) if section else {}
+        model.files = model.files | files
+        if not files:
+            name = section["tokenizer"] if section else "its captions"
             log(
-                "the latents' mean and deviation per channel: written to config.json; "
-                f"a {folder_names(model)['pipeline']} may apply scaling_factor alone"
+                f"the tokenizer of {name} is not on this machine: put its files into "
+                "tokenizer/ and its class into model_index.json"
             )
-        _write_index(model, configs, folder)
-        schedule = schedule_config(model.config["schedule"])
-        write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+
+
+def _has(model, part):
+    return any(name.startswith(f"{part}/") for name in model.files)
+
+
+def _scheduler(model):
+    """The scheduler as it was read, where it still says the same, else one of ours."""
+    section = model.config["schedule"]
+    kept = model.origin.get("scheduler")
+    if kept is not None:
+        read = schedule_section(kept)
+        if all(section.get(key, value) == value for key, value in read.items()):
+            return {"_class_name": "DDIMScheduler"} | kept
+    made = schedule_config(section, model.config.get("sample") or {})
+    return made | {"_diffusers_version": VERSION}
 
 
 def state(
@@ -85,7 +132,8 @@ def state(
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
         configs = {name: diffusers_config.first_stage_config(model.config)}
-        if "scaling_factor" not in kept.get(name, {}):
+        if not kept:
+            # Left out it would be 0.18215.
             configs[name]["scaling_factor"] = 1.0
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
@@ -103,8 +151,14 @@ def state(
         tensors |= model.carried
     for key, dtype in origin.get("dtypes", {}).items():
         tensors[key] = cast(tensors[key], np.dtype(dtype))
-    configs = {name: kept.get(name, {}) | config for name, config in configs.items()}
-    return configs, tensors
+    return {name: _merged(kept.get(name), configs[name]) for name in configs}, tensors
+
+
+def _merged(kept, config):
+    """A config.json with what it had when it was read."""
+    if kept is None:
+        return {"_diffusers_version": VERSION} | config
+    return kept | config
 
 
 def _configs(model):
@@ -119,15 +173,13 @@ def _configs(model):
     if first:
         factor = make_first_stage(first.config["first_stage"]).downsampling_factor
     sized = config | {"data": {"image_size": config["data"]["image_size"] // factor}}
-    configs = {
-        "unet": diffusers_config.unet_config(sized, channels, context, model.origin)
-    }
+    configs = {"unet": unet_config(sized, channels, context, model.origin)}
     label = config["conditions"].get("label")
     if label and is_embedded(label):
         rows = label["num_classes"] + label.get("null_class", True)
         configs["unet"]["num_class_embeds"] = rows
     if first:
-        name = folder_names(model)["first_stage"]
+        name = first_stage_folder(model)
         described = diffusers_config.first_stage_config(first.config)
         configs[name] = described | statistics_of(model, name, described["_class_name"])
     for entry in config["conditions"].values():
@@ -161,14 +213,3 @@ def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
         # As they were, since a division and its inverse may cost a digit.
         return written | kept
     return dict.fromkeys(kept) | written
-
-
-def _write_index(model, configs, folder):
-    index = {"_class_name": folder_names(model)["pipeline"]}
-    for name, config in configs.items():
-        library = "transformers" if name == "text_encoder" else "diffusers"
-        library = "latent_diffusion" if name == "bert" else library
-        found = config.get("_class_name") or config["architectures"][0]
-        index[name] = [library, found]
-    index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    write_json(folder / "model_index.json", index)

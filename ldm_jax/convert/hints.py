@@ -1,0 +1,68 @@
+"""What other formats have no place for, written beside what they read.
+
+They say which networks take a condition, not which class means none, how a map is
+resized or which tokenizer was used. An export has a section of its own for that, which
+other programs pass over and which reading takes where it fits.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.config import from_json, to_dict, to_json
+from ldm_jax.convert.model import Model
+
+# The name of the section.
+SECTION = "ldm_jax"
+
+
+def hints_of(model: Model) -> dict[str, Any]:
+    """Makes the section of an export.
+
+    Args:
+      model: Model of a second stage.
+
+    Returns:
+      JSON-like dict; {} where nothing is conditional.
+    """
+    entries = model.config["conditions"]
+    if not entries:
+        return {}
+    inputs = model.config["data"].get("inputs") or {}
+    kept = {
+        key: {name: value for name, value in entry.items() if name != "weights"}
+        for key, entry in entries.items()
+    }
+    return _plain({"conditions": kept, "inputs": inputs})
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def take_hints(config: dict[str, Any], hints: Any) -> None:
+    """Fills in what an export says beside the format.
+
+    Args:
+      config: Config of a second stage that was read; what fits is replaced.
+      hints: The section, from a file that may have any.
+    """
+    if not isinstance(hints, Mapping):
+        return
+    entries, inputs = (hints.get(name) for name in ("conditions", "inputs"))
+    for key, entry in config["conditions"].items():
+        hint = entries.get(key) if isinstance(entries, Mapping) else None
+        same = isinstance(hint, Mapping) and hint.get("kind") == entry["kind"]
+        if same and hint.get("slot", entry.get("slot")) == entry.get("slot"):
+            config["conditions"][key] = _tuples(hint)
+    if isinstance(inputs, Mapping):
+        known = config["conditions"].keys() & inputs.keys()
+        config["data"]["inputs"] |= {key: _tuples(inputs[key]) for key in known}
+
+
+def _tuples(section):
+    """The section as a config has it, whose sequences are tuples."""
+    return to_dict(from_json(to_json(dict(section))))

@@ -1,0 +1,339 @@
+"""Exports: what diffusers drew from them, and what cannot be said is refused.
+
+`exported_*.npz` hold noise and image as diffusers' own classes made them of the export;
+`test_parity.py` makes them anew where PyTorch is installed.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from ldm_jax.convert import formats
+from ldm_jax.convert import workdir as workdirs
+from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.strict import strict_loading
+from ldm_jax.convert.compvis.write_yaml import unet_yaml
+from ldm_jax.convert.diffusers import write as diffusers_write
+from ldm_jax.convert.diffusers.fields import FIELDS, complete
+from ldm_jax.convert.diffusers.pipelines import parts_of
+from ldm_jax.convert.diffusers.schedule_config import (
+    sample_section,
+    schedule_config,
+    schedule_section,
+    unlike,
+)
+from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
+from ldm_jax.convert.formats import convert
+from ldm_jax.convert.model import Model
+from ldm_jax.convert.verify import verify
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import read_json
+from tests.common import REFERENCE, assert_close
+from tests.convert import exported
+
+
+def silent(line):
+    del line
+
+
+@pytest.mark.parametrize("kind", exported.KINDS)
+def test_draws_what_diffusers_draws_from_the_export(kind, tmp_path):
+    with np.load(REFERENCE / f"exported_{kind}.npz") as case:
+        noise, image, index = case["noise"], case["image"], str(case["configs"])
+    configs, _ = diffusers_write.state(exported.make_model(kind))
+    # It is this description of the networks that diffusers opened.
+    assert json.loads(json.dumps(configs)) == json.loads(index)
+    exported.write_model(kind, tmp_path)
+    assert_close(exported.draw(tmp_path, kind, noise), image)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The class model, its workdir and its export."""
+    folder = tmp_path_factory.mktemp("class")
+    exported.write_model("class", folder / "ours")
+    lines = []
+    convert(folder / "ours", folder / "theirs", log=lines.append)
+    return folder, lines
+
+
+def test_an_export_is_read_again_and_compared(plain):
+    folder, lines = plain
+    assert lines[-1].startswith("verified: read again")
+    assert any("no pipeline class that runs this model" in line for line in lines)
+    index = read_json(folder / "theirs" / "model_index.json")
+    assert index["_class_name"] == "DiffusionPipeline" and index["_diffusers_version"]
+    unet = read_json(folder / "theirs" / "unet" / "config.json")
+    assert unet["attn_norm_num_groups"] == unet["norm_num_groups"] == 8
+
+
+def test_an_export_that_is_another_model_is_not_kept(plain, tmp_path, monkeypatch):
+    folder, _ = plain
+    again = workdirs.read(folder / "ours")
+    again.config["backbone"] |= dict(num_heads=1, head_channels=None)
+    model = workdirs.read(folder / "ours")
+    with pytest.raises(ConversionError, match="backbone.heads.* became"):
+        verify(model, again)
+    row = formats.FORMATS["diffusers"]._replace(read=lambda *given: again)
+    monkeypatch.setitem(formats.FORMATS, "diffusers", row)
+    for _ in range(2):
+        with pytest.raises(ConversionError, match="nothing was kept"):
+            convert(folder / "ours", tmp_path / "theirs", log=silent)
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_goes_wrong_while_writing_leaves_nothing(plain, tmp_path, monkeypatch):
+    folder, _ = plain
+
+    def stop(model, path, options, log):
+        path.mkdir()
+        (path / "half").write_text("x")
+        raise OSError("no space")
+
+    row = formats.FORMATS["diffusers"]._replace(write=stop)
+    monkeypatch.setitem(formats.FORMATS, "diffusers", row)
+    with pytest.raises(OSError, match="no space"):
+        convert(folder / "ours", tmp_path / "theirs", log=silent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_norm_of_the_middle_is_read_as_diffusers_makes_it():
+    config = dict(_class_name="UNet2DModel", block_out_channels=[32], norm_num_groups=8)
+    config |= dict(down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
+    shift = config | dict(resnet_time_scale_shift="scale_shift")
+    assert "middle_norm_groups" not in unet_section(config)
+    assert unet_section(shift)["middle_norm_groups"] == 0
+    assert (
+        unet_section(config | dict(attn_norm_num_groups=4))["middle_norm_groups"] == 4
+    )
+    assert "middle_norm_groups" not in unet_section(
+        shift | dict(attn_norm_num_groups=8)
+    )
+
+
+UNET = {"_class_name": "UNet2DConditionModel"}
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (UNET | dict(time_embedding_act_fn="silu"), "time_embedding_act_fn='silu'"),
+        (UNET | dict(timestep_post_act="silu"), "timestep_post_act='silu'"),
+        (UNET | dict(new_thing=3), "new_thing=3"),
+        (UNET | dict(block_out_channels=[32, 48, 64, 64]), "multiple of the first, 32"),
+        (UNET | dict(block_out_channels=32), "must be a list"),
+        (UNET | dict(attention_head_dim=[8, 8]), "2 values for 4 levels"),
+        (UNET | dict(attention_head_dim=None), "attention_head_dim=None"),
+        (UNET | dict(norm_num_groups=None), "norm_num_groups=None"),
+        (UNET | dict(time_embedding_dim=7), "time_embedding_dim=7"),
+        (UNET | dict(transformer_layers_per_block=[[1], 1, 1, 1]), r"\[1\]"),
+        (UNET | dict(mid_block_type="UNetMidBlock2D"), "mid_block_type"),
+        ({"_class_name": "UNet2DModel", "add_attention": False}, "add_attention=False"),
+        (
+            {"_class_name": "UNet2DModel", "layers_per_block": [1, 2]},
+            "layers_per_block",
+        ),
+        (
+            {"_class_name": "UNet2DModel", "attention_head_dim": [8]},
+            "attention_head_dim",
+        ),
+    ],
+)
+def test_a_field_of_a_unet_that_is_not_supported_is_named(config, message):
+    with pytest.raises(ConversionError, match=message):
+        unet_section(config)
+
+
+def test_what_a_file_leaves_out_is_what_diffusers_makes_of_it():
+    section = unet_section({"_class_name": "UNet2DModel"})
+    assert section["channel_mult"] == (1, 2, 3, 4) and section["head_channels"] == 8
+    assert complete({"_class_name": "UNet2DModel"})["in_channels"] == 3
+    assert complete(UNET)["cross_attention_dim"] == 1280
+    for name in ("AutoencoderKL", "VQModel"):
+        assert complete({"_class_name": name})["scaling_factor"] == 0.18215
+    assert all(
+        fields.read.keys().isdisjoint(fields.fixed) for fields in FIELDS.values()
+    )
+
+
+PNDM = dict(
+    _class_name="PNDMScheduler",
+    beta_schedule="scaled_linear",
+    skip_prk_steps=True,
+    steps_offset=1,
+)
+
+
+@pytest.mark.parametrize(
+    "config, sample, differs",
+    [
+        (PNDM, ("plms", "leading", "first"), []),
+        (PNDM | dict(set_alpha_to_one=True), ("plms", "leading", "clean"), []),
+        (
+            dict(_class_name="DDIMScheduler", timestep_spacing="trailing"),
+            ("ddim", "trailing", "clean"),
+            ["clip_sample=True"],
+        ),
+        (
+            dict(_class_name="DDIMScheduler", clip_sample=False),
+            ("ddim", "leading", "clean"),
+            ["steps_offset=0"],
+        ),
+        (
+            dict(_class_name="UniPCMultistepScheduler", solver_order=3),
+            ("unipc", "linspace_open", "clean"),
+            ["solver_order=3"],
+        ),
+        (
+            dict(_class_name="LMSDiscreteScheduler"),
+            ("ddim", "linspace", "clean"),
+            ["the steps of LMSDiscreteScheduler"],
+        ),
+    ],
+)
+def test_a_scheduler_says_how_to_sample(config, sample, differs):
+    found = sample_section(config)
+    assert (found["sampler"], found["spacing"], found["final_level"]) == sample
+    assert list(unlike(config)) == differs
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0), "FlowMatch"),
+        (dict(_class_name="EDMEulerScheduler"), "EDMEulerScheduler"),
+        (PNDM | dict(trained_betas=[0.1]), "trained_betas"),
+        (dict(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True), "use_flow"),
+        (PNDM | dict(prediction_type="flow_prediction"), "flow_prediction"),
+        (PNDM | dict(snr_shift_scale=3.0), "snr_shift_scale"),
+    ],
+)
+def test_noise_levels_that_are_not_ours_are_refused(config, message):
+    with pytest.raises(ConversionError, match=message):
+        schedule_section(config)
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        (dict(kind="sqrt"), "kind=sqrt"),
+        (dict(kind="cosine", cosine_s=0.01), "cosine_s=0.01"),
+        (dict(kind="rectified_flow", prediction_type="velocity"), "rectified_flow"),
+    ],
+)
+def test_noise_levels_that_diffusers_cannot_say_are_refused(section, message):
+    with pytest.raises(ConversionError, match=message):
+        schedule_config(section)
+
+
+def test_a_pipeline_without_a_unet_is_refused():
+    part = ["diffusers", "X"]
+    with pytest.raises(ConversionError, match="DiTPipeline has no unet"):
+        parts_of({"_class_name": "DiTPipeline", "transformer": part, "vae": part})
+    with pytest.raises(ConversionError, match="more networks .* text_encoder_2"):
+        parts_of({"unet": part, "text_encoder": part, "text_encoder_2": part})
+
+
+def test_a_pipeline_comes_back_with_all_that_it_had(tmp_path):
+    """Its scheduler, tokenizer and null entries; a network that is not read is null."""
+    exported.write_model("stable", tmp_path / "first")
+    theirs = tmp_path / "theirs"
+    convert(tmp_path / "first", theirs, log=silent)
+    index = read_json(theirs / "model_index.json")
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["safety_checker"] == [None, None]
+    index |= dict(
+        safety_checker=["stable_diffusion", "Checker"], image_encoder=[None] * 2
+    )
+    (theirs / "safety_checker").mkdir()
+    (theirs / "safety_checker" / "model.safetensors").write_bytes(b"weights")
+    (theirs / "model_index.json").write_text(json.dumps(index))
+    scheduler = read_json(theirs / "scheduler" / "scheduler_config.json")
+    scheduler |= dict(set_alpha_to_one=True, _diffusers_version="0.6.0")
+    path = theirs / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(scheduler))
+    left_out = convert(theirs, tmp_path / "ours", log=silent)
+    assert left_out == {"safety_checker (Checker)": False}
+    convert(tmp_path / "ours", tmp_path / "back", log=silent)
+    assert read_json(tmp_path / "back" / "scheduler" / path.name) == scheduler
+    back = read_json(tmp_path / "back" / "model_index.json")
+    assert back["scheduler"] == ["diffusers", "PNDMScheduler"]
+    assert back["safety_checker"] == back["image_encoder"] == [None, None]
+    assert back["requires_safety_checker"] is False
+    for file in (theirs / "tokenizer").iterdir():
+        copy = tmp_path / "back" / "tokenizer" / file.name
+        assert copy.read_bytes() == file.read_bytes()
+
+
+def test_a_text_encoder_that_compvis_cannot_say_is_refused():
+    with pytest.raises(ConversionError, match="caption.num_heads=2 .* BERTEmbedder"):
+        model = exported.make_model("text")
+        model.config["schedule"]["zero_terminal_snr"] = False
+        compvis_write.write(model)
+    with pytest.raises(ConversionError, match="caption.vocab_size"):
+        compvis_write.write(exported.make_model("stable"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(adaln_zero=True, transformer_depth=1), "adaln_zero"),
+        (dict(middle_norm_groups=4), "middle_norm_groups=4"),
+        (dict(channel_mult=(1, 1.5)), "channel_mult=1.5"),
+    ],
+)
+def test_a_unet_that_other_formats_cannot_say_is_refused(change, message):
+    section = exported.PLAIN | exported.WIDE | change
+    context = 16 if section["transformer_depth"] else None
+    with pytest.raises(ConversionError, match=message):
+        unet_yaml(section, (3, 3), 8, context, None, {})
+    if "adaln_zero" in change:
+        config = dict(backbone=section, data=dict(image_size=8))
+        with pytest.raises(ConversionError, match=message):
+            unet_config(config, (3, 3), context, {})
+
+
+def test_what_is_written_loads_strictly_in_compvis_or_says_what_does_not():
+    model = exported.make_model("unconditional", **exported.WIDE)
+    model.first_stage.params["discriminator"] = {"x": np.zeros(1)}
+    tensors, yaml = compvis_write.write(model, silent)
+    assert yaml["params"]["scale_by_std"] and "scale_factor" in tensors
+    assert not any("loss." in key for key in tensors)
+    assert list(strict_loading(tensors, yaml)) == [
+        "CompVis's own classes take it with strict=True"
+    ]
+    (line,) = strict_loading([*tensors, "first_stage_model.loss.logvar"], yaml)
+    assert "no 1 keys: first_stage_model.loss.logvar" in line
+    (line,) = strict_loading(tensors.keys() - {"betas"}, yaml)
+    assert "they miss 1 keys: betas" in line
+
+
+def test_a_map_keeps_its_resize_on_the_way(tmp_path):
+    """The format does not say it; a section of our own beside it does."""
+    model = exported.make_model("unconditional", **exported.WIDE)
+    depth = dict(kind="spatial", num_stages=1, method="nearest", multiplier=0.5)
+    model.config["conditions"] = {"depth": depth}
+    kernel = model.params["backbone"]["conv_in"]["kernel"]
+    wider = np.concatenate([kernel, kernel[:, :, :1]], axis=2)
+    model.params["backbone"]["conv_in"]["kernel"] = wider
+    workdirs.write(model, tmp_path / "ours")
+    for name in ("theirs", "theirs.safetensors"):
+        convert(tmp_path / "ours", tmp_path / name, log=silent)
+        options = formats.Options()
+        if name.endswith("safetensors"):
+            options = options._replace(config=tmp_path / "theirs.yaml")
+        again = tmp_path / f"again_{name}"
+        convert(tmp_path / name, again, to="ldm_jax", options=options, log=silent)
+        found = workdirs.read(again).config["conditions"]["depth"]
+        assert depth.items() <= dict(found).items()
+
+
+def test_a_first_stage_that_says_no_factor_keeps_saying_none():
+    model = exported.make_model("unconditional").first_stage
+    configs, _ = diffusers_write.state(model)
+    assert configs["vae"]["scaling_factor"] == 1.0
+    del configs["vae"]["scaling_factor"]
+    read = Model(model.config, model.params)
+    read.origin = dict(format="diffusers", configs=configs)
+    assert "scaling_factor" not in diffusers_write.state(read)[0]["vae"]
