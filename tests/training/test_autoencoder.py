@@ -11,7 +11,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.quantizer import VectorQuantizer
 from ldm_jax.training import adversarial
-from ldm_jax.training.autoencoder import make_stage
+from ldm_jax.training.autoencoder import check, make_stage
 from ldm_jax.training.loss_options import LossOptions
 from ldm_jax.weights import lpips
 from ldm_jax.weights.files import write_weights
@@ -62,6 +62,7 @@ def _stage(first_stage=VQ, train=(), discriminator=(), image_size=16, **loss):
     config.discriminator.update(dict(discriminator))
     config.train.update(dict(train) | {"learning_rate": 1e-2})
     data = Images({"image": BATCH["image"][:1]})
+    check(config)
     return make_stage(config, None, data, {}, None)[0]
 
 
