@@ -83,6 +83,11 @@ class Job:
                 stderr=subprocess.STDOUT,
             )
 
+    @property
+    def pid(self):
+        """Number of the process."""
+        return self._process.pid
+
     def running(self):
         """Whether the command has not ended."""
         return self._process.poll() is None
