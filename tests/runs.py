@@ -90,7 +90,9 @@ def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overr
 
 # Keys of a config that no traced function depends on.
 UNTRACED = set(FREE_KEYS) - {"sample", "train.sharding_overrides"}
+# The latest stages: what is compiled for one takes some 100 MB.
 _TRACED = {}
+_MOST_TRACED = 6
 
 
 def _traced_once(make_stage):
@@ -109,7 +111,9 @@ def _traced_once(make_stage):
         flat = {k: v for k, v in flat.items() if k not in untraced}
         mesh = tuple(mesh.devices.flat), tuple(mesh.shape.items())
         key = json.dumps([flat, record], sort_keys=True, default=str), mesh
-        first = _TRACED.setdefault(key, stage)
+        first = _TRACED[key] = _TRACED.pop(key, stage)
+        while len(_TRACED) > _MOST_TRACED:
+            del _TRACED[next(iter(_TRACED))]
         own = {"frozen": stage.frozen, "initial": stage.initial}
         return first._replace(**own), record
 
