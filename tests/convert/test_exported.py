@@ -16,7 +16,7 @@ from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.compvis.write_yaml import unet_yaml
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.diffusers.fields import FIELDS, complete
-from ldm_jax.convert.diffusers.pipelines import parts_of
+from ldm_jax.convert.diffusers.pipelines import NO_CLASS, parts_of, pipeline_class
 from ldm_jax.convert.diffusers.schedule_config import (
     sample_section,
     schedule_config,
@@ -233,6 +233,29 @@ def test_a_pipeline_without_a_unet_is_refused():
         parts_of({"_class_name": "DiTPipeline", "transformer": part, "vae": part})
     with pytest.raises(ConversionError, match="more networks .* text_encoder_2"):
         parts_of({"unet": part, "text_encoder": part, "text_encoder_2": part})
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("inpainting", None),
+        ("depth", dict(stretch=False)),
+        ("depth", dict(method="bilinear")),
+        ("edit", None),
+    ],
+)
+def test_a_class_is_claimed_where_it_draws_the_same_alone(kind, change):
+    model = exported.make_model(kind)
+    configs, _ = diffusers_write.state(model)
+    assert pipeline_class(model, configs) == exported.CLASSES[kind]
+    if change:
+        (key,) = model.config["conditions"].keys() - {"caption"}
+        model.config["conditions"][key] |= change
+        assert pipeline_class(model, configs) == NO_CLASS
+    if kind == "inpainting":
+        # That of latents of 3 channels is refused by the pipeline.
+        configs["unet"] |= dict(in_channels=7)
+        assert pipeline_class(model, configs) == NO_CLASS
 
 
 def test_a_pipeline_comes_back_with_all_that_it_had(tmp_path):
