@@ -141,6 +141,29 @@ def _fill_from_input(key, entry, kind, given):
             entry[name] = getattr(source, name)
 
 
+def check_ids(
+    entries: Mapping[str, Mapping[str, Any]], section: Section | None
+) -> None:
+    """Checks that encoders know every token id that their inputs may give.
+
+    Args:
+      entries: Batch key -> entry of a conditioner, as `fill_conditions` completes it.
+      section: Config section `data.inputs`.
+
+    Raises:
+      ConfigError: If a vocabulary is too small.
+    """
+    for key, made in make_inputs(section).items():
+        known = entries.get(key, {}).get("vocab_size")
+        size = getattr(getattr(made, "tokenizer", made), "vocab_size", None)
+        if known is not None and size is not None and known < size:
+            raise ConfigError(
+                f"conditions.{key}.vocab_size={known} but the ids of data.inputs.{key} "
+                f"go up to {size - 1}: set it to {size}, or take the tokenizer that "
+                "the encoder was trained with"
+            )
+
+
 def make_model(
     config: ConfigDict, first_stage: nn.Module, num_classes: int | None = None
 ) -> LatentDiffusion:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from ldm_jax.errors import DiskError
+from ldm_jax.errors import ConfigError, DiskError
 
 Path = str | os.PathLike
 
@@ -19,6 +19,26 @@ Path = str | os.PathLike
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def check_outdir(path: Path) -> None:
+    """Finds out, without making anything, whether a folder may be written.
+
+    Args:
+      path: What `--outdir` gives, which need not be there.
+
+    Raises:
+      ConfigError: If there is a file in its place, or on the way to it.
+      DiskError: If nothing may be written there.
+    """
+    place = pathlib.Path(path)
+    # What a link leads to need not be there, but the link is in the way.
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"--outdir={path}: {place} is no folder: give another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DiskError(f"--outdir={path}: {place} may not be written to: give another")
 
 
 @contextlib.contextmanager

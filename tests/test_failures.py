@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from flax.errors import ScopeParamShapeError
 
 from ldm_jax import config, errors
 from ldm_jax.cli.failures import explain
+from ldm_jax.cli.run import _say_unless_closed
 from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
 from tests.runs import ROOT
@@ -206,6 +208,15 @@ def test_an_import_is_interrupted_in_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == "\nstopped by Ctrl-C\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("text", ["Event loop is closed", "else"])
+def test_what_ends_after_a_save_that_failed_is_not_heard(text, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "__unraisablehook__", heard.append)
+    told = types.SimpleNamespace(exc_value=RuntimeError(text))
+    _say_unless_closed(told)
+    assert heard == ([told] if text == "else" else [])
 
 
 def test_a_flag_shows_where_an_error_arose():

@@ -156,6 +156,8 @@ def start_jax() -> None:
         logging.set_verbosity(logging.WARNING)
         # What Orbax says of a failure, in thousands of lines, it also raises.
         logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    if not flags.FLAGS.traceback:
+        sys.unraisablehook = _say_unless_closed
     join_cluster()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.expanduser("~/.cache/ldm_jax/xla")
@@ -164,3 +166,12 @@ def start_jax() -> None:
 
 def _is_not_of_orbax(record):
     return "/orbax/" not in record.pathname
+
+
+def _say_unless_closed(unraisable):
+    """Of arrays that are done after Orbax raised for another, each says so at length.
+
+    TensorStore wakes the event loop of Orbax then, which is closed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

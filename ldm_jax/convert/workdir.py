@@ -178,7 +178,7 @@ def _read_origin(path):
     origin = read_json(path)
     types = origin.get("dtypes", {}) if isinstance(origin, dict) else None
     if not isinstance(types, dict) or not all(
-        t in NUMBER_TYPES for t in types.values()
+        isinstance(t, str) and t in NUMBER_TYPES for t in types.values()
     ):
         raise ConversionError(
             f"{path} is not what a conversion writes: its dtypes must be among "

@@ -1,9 +1,11 @@
 """Files from strangers, read whole: ordinary files alone, and within a limit."""
 
+import contextlib
 import json
 import os
 import stat
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,6 +34,26 @@ def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
       OSError: If it cannot be opened or read.
       ValueError: If it is larger, or a pipe or a device, which may never end.
     """
+    with open_file(path, most) as file:
+        # A file may grow meanwhile.
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+@contextlib.contextmanager
+def open_file(path: str | os.PathLike, most: int | None = None) -> Iterator[BinaryIO]:
+    """Opens a file to read.
+
+    Args:
+      path: Its path.
+      most: As for `read_file`.
+
+    Yields:
+      The file.
+
+    Raises:
+      OSError: If it cannot be opened.
+      ValueError: If it is larger, or a pipe or a device, which may never end.
+    """
     # Without O_NONBLOCK a pipe waits for someone to write to it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
@@ -44,8 +66,7 @@ def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
             raise ValueError(
                 f"{name} has {status.st_size:,} bytes, and at most {most:,} are read"
             )
-        # A file may grow meanwhile.
-        return file.read(status.st_size)
+        yield file
 
 
 def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:

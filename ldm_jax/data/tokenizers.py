@@ -15,6 +15,9 @@ from ldm_jax.errors import ConfigError
 SHAPES_FILE = pathlib.Path(__file__).with_name("shapes") / "tokenizer.json"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
 
+# Seconds after which the hub counts as out of reach.
+_PATIENCE = 5
+
 
 class Tokenizer:
     """Maps captions to ids, padded and cut to one length; can be pickled.
@@ -34,10 +37,18 @@ class Tokenizer:
           backend: Tokenizer of transformers.
           max_length: Length of the token sequences.
           pad_id: What fills the rest, where not the tokenizer's own.
+
+        Raises:
+          ConfigError: If `pad_id` is not an id of it.
         """
         self._backend, self._pad_id = backend, pad_id
         self.max_length = max_length
         self.vocab_size = len(backend)
+        if pad_id is not None and not 0 <= pad_id < self.vocab_size:
+            raise ConfigError(
+                f"pad_id={pad_id} is not an id of the tokenizer, which go from 0 to "
+                f"{self.vocab_size - 1}: give one of them, or None for its own"
+            )
         empty = self([""])[0]
         last = np.flatnonzero(empty != empty[-1])
         self.null_ids = tuple(empty[: last[-1] + 2 if last.size else 1].tolist())
@@ -96,7 +107,8 @@ def load_tokenizer(
       A Tokenizer.
 
     Raises:
-      ConfigError: If it cannot be found, or has no padding.
+      ConfigError: If it cannot be found, has no padding, or `pad_id` is not one of
+        its ids.
     """
     import transformers  # Slow to import, and only needed with captions.
 
@@ -106,10 +118,12 @@ def load_tokenizer(
         )
         return Tokenizer(backend, max_length, pad_id)
     local = pathlib.Path(name).expanduser()
+    failure = None if local.is_dir() else _hub_failure()
     try:
         backend = transformers.AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else name,
-            local_files_only=local.is_dir(),
+            # Where the hub is out of reach, its client would try for a minute.
+            local_files_only=local.is_dir() or failure is not None,
             # Else transformers asks whether to run what a folder brings along.
             trust_remote_code=False,
         )
@@ -120,6 +134,14 @@ def load_tokenizer(
                 f"tokenizer {name!r} brings code of its own, which is never run: give "
                 "one that transformers knows"
             ) from error
+        if failure is not None:
+            raise ConfigError(
+                f"tokenizer {name!r} cannot be loaded: it is no folder, its files are "
+                f"not in the cache of the Hugging Face hub, and the hub is out of "
+                f"reach ({failure}); give a folder with tokenizer.json and "
+                "tokenizer_config.json, or a name whose files are in the cache, which "
+                "HF_HUB_OFFLINE=1 takes without asking the hub"
+            ) from error
         raise ConfigError(
             f"tokenizer {name!r} cannot be loaded ({_first_line(error)}): give "
             "a name on the Hugging Face hub or a folder with tokenizer.json and "
@@ -128,6 +150,19 @@ def load_tokenizer(
     if backend.pad_token is None:
         raise ConfigError(f"tokenizer {name!r} has no padding token: give another one")
     return Tokenizer(backend, max_length, pad_id)
+
+
+def _hub_failure():
+    """Why the hub is out of reach, also where HF_HUB_OFFLINE says so, or None."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    # Its client is another library's, by its version.
+    except Exception as error:
+        return _first_line(error)
+    return None
 
 
 def _first_line(error):

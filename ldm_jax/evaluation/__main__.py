@@ -19,7 +19,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
-from ldm_jax.files import write_json
+from ldm_jax.files import check_outdir, write_json
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -67,7 +67,8 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.distances import DISTANCES
     from ldm_jax.trained import load_first_stage
 
-    # Read before the model: what is misspelt shall not wait for it.
+    # Before the model: what is misspelt shall not wait for it.
+    check_outdir(_OUTDIR.value)
     for name in _DISTANCES.value:
         choose(DISTANCES, name, "--distances")
     if _OVERLAP.value > _TILE.value // 2:

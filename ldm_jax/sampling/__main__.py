@@ -154,9 +154,11 @@ def _main(argv: list[str]) -> None:
     del argv
     from ldm_jax import sampling
     from ldm_jax.diffusion.sample_options import NAMES
+    from ldm_jax.files import check_outdir
     from ldm_jax.sampling import options
 
-    # Read before the model: what is misspelt shall not wait for it.
+    # Before the model: what is misspelt shall not wait for it.
+    check_outdir(_OUTDIR.value)
     scale = options.parse_scale(_GUIDANCE_SCALE.value)
     interval = options.parse_interval(_GUIDANCE_INTERVAL.value)
     ends = options.parse_pair(_INTERPOLATE.value)

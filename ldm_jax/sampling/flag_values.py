@@ -3,6 +3,7 @@
 The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from ldm_jax.config import suggest
-from ldm_jax.data.files import parse_json, read_array
+from ldm_jax.data.files import MAX_TEXT, open_file, parse_json, read_array, read_file
 from ldm_jax.data.folder import SUFFIXES
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
@@ -22,6 +23,8 @@ from ldm_jax.errors import ConfigError
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22
+# Most bytes of a file, which is hashed as a whole; what it takes is checked later.
+_MOST_HASHED = 2**34
 
 
 class FlagValues(NamedTuple):
@@ -211,6 +214,11 @@ def _arrays(name, flag, texts, names):
                 raise ValueError(
                     f"it has {len(array):,} rows, more than {_MOST_ROWS:,}"
                 )
+            row = array.nbytes // max(len(array) if array.ndim else 1, 1)
+            if row > MAX_TEXT:
+                raise ValueError(
+                    f"a row has {row:,} bytes, and at most {MAX_TEXT:,} are read"
+                )
             rows += list(array)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
@@ -267,20 +275,26 @@ def _digest(flag, paths):
     """The number of files and a hash of their contents, whatever they are called."""
     whole = hashlib.sha256()
     for path in paths:
-        try:
-            with open(path, "rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            reason = error.strerror
-            raise ConfigError(f"--{flag}: cannot read {path}: {reason}") from error
+        with _reading(flag, path), open_file(path, _MOST_HASHED) as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
     return {"files": len(paths), "sha256": whole.hexdigest()[:16]}
 
 
 def _read(flag, path):
+    with _reading(flag, path):
+        return read_file(path, MAX_TEXT)
+
+
+@contextlib.contextmanager
+def _reading(flag, path):
+    """Names the flag and the file of what cannot be read."""
     try:
-        return pathlib.Path(path).read_bytes()
+        yield
     except OSError as error:
-        raise ConfigError(f"--{flag}: cannot read {path}: {error.strerror}") from error
+        reason = error.strerror
+        raise ConfigError(f"--{flag}: cannot read {path}: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
 
 
 # How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->

@@ -4,22 +4,19 @@ The samples are alone in a folder of their own, as evaluators of folders take ev
 image that they find; all else lies beside it.
 """
 
-import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
-from ldm_jax.errors import ConfigError
-from ldm_jax.files import replacing, write_json
+from ldm_jax.errors import DecodeError
+from ldm_jax.files import replacing
 from ldm_jax.images import make_grid, read_image, write_png
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
@@ -174,10 +171,10 @@ def _wrap(text, width):
     return lines
 
 
-_SETTINGS = "settings.json"
-
 # Samples in a grid.
 _MAX_GRID = 64
+
+_ANEW = "take it away, and the same command draws it anew"
 
 
 def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
@@ -206,47 +203,6 @@ def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
     return outdir / "unguided" / f"{k:06d}.png"
 
 
-def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Records the settings in a new folder, compares them in one that has some.
-
-    Args:
-      outdir: Path of the folder; made if it is not there.
-      settings: Dict for JSON.
-
-    Raises:
-      ConfigError: If the folder holds samples of other settings.
-    """
-    path = outdir / _SETTINGS
-    # As they come back from the file: without tuples.
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for key in [*settings, *(found.keys() - settings.keys())]:
-            if found.get(key) != settings.get(key):
-                raise ConfigError(
-                    f"{outdir} holds samples of other settings ({key}: "
-                    f"{found.get(key)} there, {settings.get(key)} here); use another "
-                    "--outdir"
-                )
-        return
-    write_json(path, settings)
-
-
-def digest(tree: Any) -> str:
-    """Hashes a tree of arrays, to record which weights were used.
-
-    Args:
-      tree: Tree of arrays of any shape.
-
-    Returns:
-      16 hexadecimal digits.
-    """
-    whole = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        whole.update(np.ascontiguousarray(leaf))
-    return whole.hexdigest()[:16]
-
-
 def write_grid(
     outdir: pathlib.Path,
     count: int,
@@ -271,10 +227,30 @@ def write_grid(
         names = [class_names[i] if class_names else str(i) for i in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    images = np.stack([read_image(path_of(outdir, k)) for k in shown])
+    images = _read_samples(outdir, shown)
     write_png(grid, make_grid(images, columns))
     print(f"grid: {grid}")
     return grid
+
+
+def _read_samples(outdir, numbers):
+    """Samples [N, H, W, 3] that were written, perhaps by an earlier run."""
+    images = None
+    for row, k in enumerate(numbers):
+        path = path_of(outdir, k)
+        try:
+            image = read_image(path)
+        except DecodeError as error:
+            raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
+        if images is None:
+            images = np.empty((len(numbers), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise DecodeError(
+                f"{path} is {image.shape[1]} x {image.shape[0]} pixels and others are "
+                f"{images.shape[2]} x {images.shape[1]}: {_ANEW}"
+            )
+        images[row] = image
+    return images
 
 
 def write_array(
@@ -289,10 +265,7 @@ def write_array(
       count: Number of samples.
       conditions: Further arrays by name, [count, ...].
     """
-    shape = read_image(path_of(outdir, 0)).shape
-    images = np.empty((count, *shape), np.uint8)
-    for k in range(count):
-        images[k] = read_image(path_of(outdir, k))
+    images = _read_samples(outdir, range(count))
     with replacing(outdir / "samples.npz") as temporary:
         np.savez(temporary, arr_0=images, **conditions)
     others = f"; {', '.join(sorted(conditions))}" if conditions else ""

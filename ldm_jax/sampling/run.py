@@ -19,8 +19,9 @@ from ldm_jax.console import Console
 from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import check_outdir
 from ldm_jax.images import write_png
-from ldm_jax.sampling import output
+from ldm_jax.sampling import output, settings
 from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
@@ -62,6 +63,7 @@ def run(
             "--show_unguided: these samples are not guided; give --guidance_scale, or "
             "leave the flag out"
         )
+    check_outdir(output.path_of(pathlib.Path(outdir), 0).parent)
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_cuts(trained, task)
     todo = _Run(trained, pathlib.Path(outdir), task, run_options, options)
@@ -70,7 +72,7 @@ def run(
     if missing:
         _draw(todo, missing, len(mine))
     else:
-        output.claim(todo.outdir, _settings(todo))
+        settings.claim(todo.outdir, _settings(todo))
         print(f"all of {len(mine)} samples are there already")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all samples are written")
@@ -98,7 +100,7 @@ def _settings(run):
         "first_stage": trained.first_stage,
         "decoder": trained.decoder,
         "classifier": trained.classifier and trained.classifier.source,
-        "lpips": trained.lpips and output.digest(trained.lpips),
+        "lpips": trained.lpips and settings.digest(trained.lpips),
         "seed": run.run_options.seed,
         "conditions": run.task.record,
         "options": record_of(run.sample_options, trained.model),
@@ -116,7 +118,7 @@ def _draw(run, missing, total):
     first = next(batches)
     draw = _lower(run, mesh, first[1])
     # Only now: what is wrong shall leave no folder behind.
-    output.claim(run.outdir, _settings(run))
+    settings.claim(run.outdir, _settings(run))
     if len(missing) < total:
         print(f"{total - len(missing)} of {total} samples are there already")
     draw = draw()

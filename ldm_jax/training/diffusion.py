@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
-from ldm_jax.build import check_model, make_model, sample_options
+from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
@@ -57,6 +57,7 @@ def make_stage(
     """
     first = open_first_stage(config, meta, workdir)
     model = make_model(config, first.module, data.num_classes)
+    check_ids(model.conditioner.entries, config.data.get("inputs"))
     new = not meta and not config.train.init_from
     initial = initial_weights(model.conditioner) if new else None
     if model.conditioner.entries:

@@ -360,9 +360,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         size = os.path.getsize(path)
         if size > _MAX_JSON:
-            raise ConversionError(
-                f"cannot read {path}: {size:,} bytes of JSON, more than {_MAX_JSON:,}"
-            )
+            raise ValueError(f"{size:,} bytes of JSON, more than {_MAX_JSON:,}")
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {path}: {error}") from error

@@ -114,14 +114,26 @@ def _check_config(path, module, part):
     if not path.is_file():
         return
     config = read_json(path)
-    config = config.get(f"{part}_config") or config
+    if isinstance(config, dict):
+        config = config.get(f"{part}_config") or config
+    if not isinstance(config, dict):
+        raise ConversionError(
+            f"{path} must hold an object of the {part} tower's options, got a "
+            f"{type(config).__name__}: get the file again, or take it away"
+        )
     for key, name in _UNSEEN.items():
         theirs, ours = config.get(key), getattr(module, name)
-        if theirs is not None and theirs != ours:
+        if theirs is None or theirs == ours:
+            continue
+        if type(theirs) is not type(ours):
             raise ConversionError(
-                f"{path} says {key}={theirs!r}, but {name} is {ours!r} here: set it to "
-                f"{theirs!r}"
+                f"{path}: {key} must be of type {type(ours).__name__}, got "
+                f"{type(theirs).__name__}: get the file again, or take it away"
             )
+        raise ConversionError(
+            f"{path} says {key}={theirs!r}, but {name} is {ours!r} here: set it to "
+            f"{theirs!r}"
+        )
 
 
 # Key of a config.json -> field of ours.

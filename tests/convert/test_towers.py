@@ -116,6 +116,20 @@ def test_what_shapes_do_not_show_is_compared_with_config_json(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "config, message",
+    [
+        ([1], "must hold an object of the text tower's options, got a list"),
+        ({"text_config": "CLIP"}, "must hold an object .*, got a str"),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be of type int, got"),
+        ({"hidden_act": {"gelu": 1}}, "hidden_act must be of type str, got dict"),
+    ],
+)
+def test_a_config_json_of_wrong_types_is_an_error(tmp_path, config, message):
+    with pytest.raises(ConversionError, match=message):
+        load_tower(write(tmp_path, TEXT, config=config), CLIP)
+
+
+@pytest.mark.parametrize(
     "state_dict, tower, message",
     [
         (None, CLIP, "there is no file or folder .*openai/clip-vit-large-patch14"),

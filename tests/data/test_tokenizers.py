@@ -117,6 +117,12 @@ def test_clip_pads_with_its_end_and_open_clip_with_zeros(tmp_path):
     assert open_clip.null_ids == (4, 5, 0)
 
 
+@pytest.mark.parametrize("pad_id", [-1, 49408])
+def test_what_fills_the_rest_is_an_id(pad_id):
+    with pytest.raises(ConfigError, match=f"pad_id={pad_id} is not an id .* from 0 to"):
+        load_tokenizer("shapes", pad_id=pad_id)
+
+
 def test_padding_is_required(tmp_path):
     shutil.copy(SHAPES_FILE, tmp_path / "tokenizer.json")
     config = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -132,6 +138,34 @@ def test_what_cannot_be_loaded_is_named(name, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f"{name}' cannot be loaded") as error:
         load_tokenizer(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_hub_is_asked_once_whether_it_is_there(monkeypatch, reachable):
+    asked, backend = [], load_tokenizer("shapes")._backend
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append(timeout)
+            if not reachable:
+                raise OSError("Name or service not known")
+
+    def load(name, local_files_only, **options):
+        asked.append(local_files_only)
+        if name == "absent":
+            raise OSError("many words")
+        return backend
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
+    # What is in the cache needs no hub.
+    assert load_tokenizer(f"cached-{reachable}", 5).max_length == 5
+    message = (
+        "many words" if reachable else "out of reach .Name or service not known.; g"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer("absent")
+    assert asked == [5, not reachable] * 2
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])

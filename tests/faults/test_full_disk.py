@@ -64,6 +64,7 @@ def test_a_full_disk(whole, shapes_dir, tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
     status, output = finish(process)
     assert status == DiskError.exit_code, output
+    assert "Traceback" not in output, output
     last = output.splitlines()[-1]
     kept = int(checkpoint_folder(tmp_path / "run").name)
     assert last.startswith("error: cannot write a checkpoint in ")

@@ -1,8 +1,21 @@
-"""What a run writes: the contact sheet."""
+"""What a run writes: the contact sheet, its settings; what may be in the way."""
+
+import os
 
 import numpy as np
+import pytest
 
-from ldm_jax.sampling.output import Entry, make_contact_sheet
+from ldm_jax.errors import ConfigError, DecodeError, DiskError
+from ldm_jax.files import check_outdir
+from ldm_jax.images import write_png
+from ldm_jax.sampling.output import (
+    Entry,
+    make_contact_sheet,
+    path_of,
+    write_array,
+    write_grid,
+)
+from ldm_jax.sampling.settings import claim
 
 
 def test_a_contact_sheet_holds_every_image_and_writes_below():
@@ -14,3 +27,50 @@ def test_a_contact_sheet_holds_every_image_and_writes_below():
     assert (sheet == 7).all(axis=-1).sum() == 4 * 20 * 30
     taller = make_contact_sheet([Entry(entry.images, "") for entry in entries])
     assert sheet.shape[0] > taller.shape[0] and sheet.shape[1] == taller.shape[1]
+
+
+def test_a_folder_that_is_in_the_way_of_nothing_is_not_made(tmp_path, monkeypatch):
+    check_outdir(tmp_path)
+    check_outdir(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "file/a/b", "link", "link/a"):
+        with pytest.raises(ConfigError, match=f"--outdir=.*{name}: .* is no folder"):
+            check_outdir(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DiskError, match="may not be written to: give another"):
+        check_outdir(tmp_path / "a")
+
+
+def test_what_differs_between_settings_is_named(tmp_path):
+    settings = {"seed": 0, "options": {"eta": 0.0, "scale": {"a": 1.0}}, "size": (1, 2)}
+    claim(tmp_path, settings)
+    claim(tmp_path, settings)
+    for change, message in (
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"options": {"eta": 0.0}}, "options.scale.a: 1.0 there, None here"),
+        ({"size": (1, 3)}, r"size: \[1, 2\] there, \[1, 3\] here"),
+    ):
+        with pytest.raises(ConfigError, match=message + ".; use another"):
+            claim(tmp_path, settings | change)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 99999, None])
+def test_settings_that_cannot_be_read_are_an_error(tmp_path, content):
+    path = tmp_path / "settings.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match="json does not say of which settings the"):
+        claim(tmp_path, {"seed": 0})
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_sample_that_is_of_no_use_is_named(tmp_path, damaged):
+    for k, side in enumerate((8, 8, 9)):
+        write_png(path_of(tmp_path, k), np.zeros((side, side, 3), np.uint8))
+    if damaged:
+        path_of(tmp_path, 2).write_bytes(b"none")
+    message = "000002.png is damaged" if damaged else "000002.png is 9 x 9 pixels and"
+    for write, more in ((write_grid, ()), (write_array, ({},))):
+        with pytest.raises(DecodeError, match=f"{message} .*draws it anew"):
+            write(tmp_path, 3, *more)

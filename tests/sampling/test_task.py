@@ -1,12 +1,14 @@
 """Flags: which go together, what is missing, what is superfluous."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
+from ldm_jax.sampling.flag_values import read_flags
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
 from ldm_jax.sampling.task import make_task
 from tests.sampling.common import make_trained, options_of, picture, write_image
@@ -204,6 +206,35 @@ def test_what_is_wrong_with_a_file_is_said(
         task = make_task(models[name], given, *options_of(models[name]))
         make_batch(models[name], task, 0, [0])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flag, most",
+    [
+        ("layout", "16,777,216"),
+        ("prompts_file", "16,777,216"),
+        ("image", "17,179,869,184"),
+        ("features", "17,179,869,184"),
+    ],
+)
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(flag, most, tmp_path):
+    path = tmp_path / "large"
+    shape = (2**11, 2**20)
+    with open(path, "wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        # Of holes, which take no room.
+        file.truncate(file.tell() + 8 * math.prod(shape))
+    with pytest.raises(ConfigError, match=f"--{flag}: cannot .*{path.name}.* {most}"):
+        read_flags({flag: str(path)})
+    with pytest.raises(ConfigError, match="a pipe, a device or the like|not a file"):
+        read_flags({flag: "/dev/zero"})
+
+
+def test_a_row_of_features_has_a_limit(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 2**24 + 1), np.uint8))
+    with pytest.raises(ConfigError, match="a row has 16,777,217 bytes, and at most"):
+        read_flags({"features": str(tmp_path / "x.npy")})
 
 
 def test_guidance_flags_are_read():

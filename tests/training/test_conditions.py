@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax.build import fill_conditions
+from ldm_jax.build import check_ids, fill_conditions
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.unet import UNet
@@ -51,3 +51,21 @@ def test_ids_that_nothing_says_are_refused(kind, given):
     )
     with pytest.raises(ConfigError, match=message):
         fill({"kind": kind, "features": 8, "num_layers": 1})
+
+
+def test_a_vocabulary_holds_every_id_of_the_input():
+    size = load_tokenizer("shapes", 30).vocab_size
+    inputs = {
+        "caption": {"kind": "caption", "tokenizer": "shapes", "max_length": 30},
+        "boxes": {"kind": "layout", "vocab_size": 66},
+        "depth": {"kind": "depth"},
+    }
+    enough = {"caption": {"vocab_size": size}, "boxes": {"vocab_size": 99}}
+    check_ids(enough, inputs)
+    check_ids({"caption": {"kind": "label"}}, inputs)
+    check_ids({}, None)
+    for key, least in (("caption", size), ("boxes", 66)):
+        wrong = enough | {key: {"vocab_size": least - 1}}
+        message = f"conditions.{key}.vocab_size={least - 1} .*: set it to {least}, or"
+        with pytest.raises(ConfigError, match=message):
+            check_ids(wrong, inputs)

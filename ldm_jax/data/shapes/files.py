@@ -21,7 +21,7 @@ from ldm_jax.data.masks import draw_mask
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.shapes import examples, scenes
 from ldm_jax.errors import ConfigError
-from ldm_jax.files import write_bytes
+from ldm_jax.files import check_outdir, write_bytes
 from ldm_jax.images import write_png
 
 
@@ -58,6 +58,7 @@ def write(
     if image_size % factor:
         raise ConfigError(f"image_size={image_size} does not divide by factor={factor}")
     folder = pathlib.Path(outdir).expanduser()
+    check_outdir(folder)
     os.makedirs(folder, exist_ok=True)
     for index in range(num_images):
         example = examples.draw_example(seed, split, index, image_size, max_shapes)

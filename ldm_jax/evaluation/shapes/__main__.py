@@ -28,7 +28,7 @@ from typing import Any
 from absl import flags
 
 from ldm_jax import cli, ranges
-from ldm_jax.files import write_json
+from ldm_jax.files import check_outdir, write_json
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -71,7 +71,8 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.sampling.options import check_given, complete, parse_scale
     from ldm_jax.trained import load_model
 
-    # Read before the model: what is misspelt shall not wait for it.
+    # Before the model: what is misspelt shall not wait for it.
+    check_outdir(_OUTDIR.value)
     options = {
         "sampler": _SAMPLER.value,
         "num_steps": _NUM_STEPS.value,

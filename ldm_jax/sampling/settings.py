@@ -1,0 +1,83 @@
+"""`settings.json`: what all samples of a folder have in common."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax.data.files import MAX_TEXT, parse_json, read_file
+from ldm_jax.errors import ConfigError
+from ldm_jax.files import write_json
+
+_SETTINGS = "settings.json"
+
+
+def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Records the settings in a new folder, compares them in one that has some.
+
+    Args:
+      outdir: Path of the folder; made if it is not there.
+      settings: Dict for JSON.
+
+    Raises:
+      ConfigError: If the folder holds samples of other settings.
+    """
+    path = outdir / _SETTINGS
+    # As they come back from the file: without tuples.
+    settings = json.loads(json.dumps(settings))
+    if os.path.lexists(path):
+        there, here = _flat(_recorded(path)), _flat(settings)
+        for key in [*here, *(there.keys() - here.keys())]:
+            if there.get(key) != here.get(key):
+                raise ConfigError(
+                    f"{outdir} holds samples of other settings ({key}: "
+                    f"{there.get(key)} there, {here.get(key)} here); use another "
+                    "--outdir"
+                )
+        return
+    write_json(path, settings)
+
+
+def _recorded(path):
+    """The settings of samples that are there."""
+    try:
+        found = parse_json(read_file(path, MAX_TEXT))
+        if isinstance(found, dict):
+            return found
+        reason = f"it holds a {type(found).__name__}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+    raise ConfigError(
+        f"{path} does not say of which settings the samples beside it are ({reason}): "
+        "use another --outdir"
+    )
+
+
+def _flat(settings, before=""):
+    """Options of options by their dotted names."""
+    flat = {}
+    for key, value in settings.items():
+        nested = value if isinstance(value, dict) and value else None
+        name = f"{before}{key}"
+        flat |= {name: value} if nested is None else _flat(nested, f"{name}.")
+    return flat
+
+
+def digest(tree: Any) -> str:
+    """Hashes a tree of arrays, to record which weights were used.
+
+    Args:
+      tree: Tree of arrays of any shape.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        whole.update(np.ascontiguousarray(leaf))
+    return whole.hexdigest()[:16]
