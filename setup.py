@@ -76,6 +76,7 @@ setup(
         ],
         # PyTorch and diffusers serve the side-by-side benchmarks, and the tests that
         # open exports with them.
-        "parity": ["torch>=2.6", "diffusers>=0.30"],
+        # Older diffusers does not go with transformers 5 and its huggingface_hub.
+        "parity": ["torch>=2.6", "diffusers>=0.42"],
     },
 )
