@@ -13,11 +13,6 @@ def read(name):
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def command(room):
-    """The entry point of a room's command."""
-    return f"ldm_jax.{room}.__main__:main"
-
-
 setup(
     name="ldm-jax",
     version=re.search('__version__ = "(.+)"', read("ldm_jax/__init__.py"))[1],
@@ -33,10 +28,8 @@ setup(
     package_data={"ldm_jax": ["py.typed"], "ldm_jax.data.shapes": ["tokenizer.json"]},
     entry_points={
         "console_scripts": [
-            f"ldm-train = {command('training')}",
-            f"ldm-sample = {command('sampling')}",
-            f"ldm-convert = {command('convert')}",
-            f"ldm-evaluate = {command('evaluation')}",
+            f"ldm-{name} = ldm_jax.commands:{name}"
+            for name in ("train", "sample", "convert", "evaluate")
         ]
     },
     install_requires=[
@@ -76,6 +69,7 @@ setup(
         ],
         # PyTorch and diffusers serve the side-by-side benchmarks, and the tests that
         # open exports with them.
-        "parity": ["torch>=2.6", "diffusers>=0.30"],
+        # Older diffusers does not go with transformers 5 and its huggingface_hub.
+        "parity": ["torch>=2.6", "diffusers>=0.42"],
     },
 )

@@ -501,6 +501,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "embed_dim": whole(1, _WIDTH),
         "num_stages": whole(0, 64),
         "multiplier": real(0, 1024, "("),
+        "stretch": _FLAG,
         "mask_first": _FLAG,
         "signed_mask": _FLAG,
         "dtype": _DTYPE,

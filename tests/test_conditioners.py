@@ -548,3 +548,17 @@ def test_wrong_option_is_refused_in_one_line(entry, message):
 def test_wrong_inputs_are_refused(name, inputs, message):
     with pytest.raises(ValueError, match=message):
         setup(name)[0].check({"key": inputs})
+
+
+def test_maps_are_stretched_once_they_are_small():
+    entry = dict(kind="spatial", num_stages=1, method="nearest", stretch=True)
+    conditioner = make_conditioner({"depth": entry})
+    maps = np.random.RandomState(0).uniform(3, 9, (2, 4, 4, 1)).astype(np.float32)
+    maps[0, 1, 1] = 100  # is not among the pixels that "nearest" reads
+    small = maps[:, ::2, ::2]
+    low, high = (f(small, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    expected = 2 * (small - low) / (high - low) - 1
+    found = conditioner.apply({}, {"depth": maps}).concat
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    nothing = conditioner.apply({}, conditioner.null_inputs({"depth": maps})).concat
+    np.testing.assert_array_equal(nothing, np.zeros_like(small))

@@ -219,6 +219,26 @@ def test_what_ends_after_a_save_that_failed_is_not_heard(text, monkeypatch):
     assert heard == ([told] if text == "else" else [])
 
 
+@pytest.mark.parametrize("script", ["sample.py", "train.py"])
+def test_a_command_is_interrupted_while_it_is_loaded(script, tmp_path):
+    # In the place of what takes seconds.
+    (tmp_path / "absl.py").write_text(
+        "import time; print('begun', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    with process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "\nstopped by Ctrl-C\n"
+    assert process.returncode == 130
+
+
 def test_a_flag_shows_where_an_error_arose():
     with _start("[][0]", "--traceback", stderr=subprocess.PIPE) as process:
         output = process.stderr.read()

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("annotations", "errors", "console"),
+    ("annotations", "commands", "errors", "console"),
     ("files", "peers", "ranges", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),

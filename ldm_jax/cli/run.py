@@ -16,9 +16,8 @@ from ldm_jax.cli.cluster import define_cluster_flags, join_cluster
 from ldm_jax.cli.command_line import read_flags
 from ldm_jax.cli.failures import explain, one_line
 from ldm_jax.cli.flags import group
+from ldm_jax.commands import STOPPED, interrupt
 from ldm_jax.errors import ConfigError, Stopped
-
-_STOPPED = "stopped by Ctrl-C"
 
 
 def run(
@@ -42,24 +41,13 @@ def run(
         if uses_jax:
             define_cluster_flags()
         flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     # What Python's tracker of shared memory clears away is no news to a user.
     sys.warnoptions.append("ignore:resource_tracker")
     app.run(
         functools.partial(_run, main, uses_jax, lower),
         flags_parser=functools.partial(_parse, doc, arguments),
     )
-
-
-def _interrupt(number, frame):
-    """Ctrl-C: raises, but ends at once in an import, where C code would print it."""
-    above = frame
-    while above is not None:
-        if above.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, f"\n{_STOPPED}\n".encode())
-            os._exit(128 + number)
-        above = above.f_back
-    signal.default_int_handler(number, frame)
 
 
 def _run(main, uses_jax, lower, argv):
@@ -74,7 +62,7 @@ def _run(main, uses_jax, lower, argv):
     except Stopped as stopped:
         _leave(str(stopped), stopped.exit_code, done=True)
     except KeyboardInterrupt:
-        _leave(_STOPPED, 128 + signal.SIGINT)
+        _leave(STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if flags.FLAGS.traceback:
             if not peers.several():
@@ -93,7 +81,7 @@ def _parse(doc, arguments, argv):
     try:
         return read_flags(argv, arguments)
     except KeyboardInterrupt:
-        _leave(_STOPPED, 128 + signal.SIGINT)
+        _leave(STOPPED, 128 + signal.SIGINT)
     except Exception as error:
         if "--traceback" in argv:
             raise

@@ -33,6 +33,9 @@ class Spatial(nn.Module):
       num_classes: If given, inputs are labels, which become one channel per class.
       ignore_label: The label of pixels without a class; it may be that of a class, too,
         which then counts as none. None is 255 where that is no class.
+      stretch: Whether each map is stretched to [-1, 1] once it is rescaled, as Stable
+        Diffusion 2 takes depth; one that is the same everywhere, such as that of
+        `null`, becomes 0.
       slot: "concat".
       dtype: Compute type.
     """
@@ -44,6 +47,7 @@ class Spatial(nn.Module):
     use_bias: bool = False
     num_classes: int | None = None
     ignore_label: int | None = None
+    stretch: bool = False
     slot: str = "concat"
     dtype: Any = jnp.float32
 
@@ -80,7 +84,8 @@ class Spatial(nn.Module):
         elif self.features:
             maps = dense(self.features, **options)(maps.astype(self.dtype))
         maps = maps.astype(self.dtype)
-        return rescale(maps, self.multiplier, self.method, self.num_stages)
+        maps = rescale(maps, self.multiplier, self.method, self.num_stages)
+        return _stretched(maps) if self.stretch else maps
 
     @nn.nowrap
     def null(self, maps: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
@@ -114,6 +119,13 @@ class Spatial(nn.Module):
         if ignored is None and self.num_classes <= VOID:
             ignored = VOID
         check_classes(maps, "B, H, W", self.num_classes, ignored)
+
+
+def _stretched(maps):
+    """Each map from -1 to 1 over all its values."""
+    axes = tuple(range(1, maps.ndim))
+    low, high = (f(maps, axis=axes, keepdims=True) for f in (jnp.min, jnp.max))
+    return (2 * maps - low - high) / jnp.where(high > low, high - low, 1)
 
 
 class ChannelsOfLabels(nn.Module):

@@ -139,6 +139,9 @@ def read_yaml_file(path: pathlib.Path) -> Any:
       ConversionError: If it cannot be read, or is too large or nested too deep.
     """
     try:
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise ConversionError(f"cannot read {path}: it is no file")
         with open(path, "rb") as file:
             data = file.read(_MAX_YAML_BYTES + 1)
         if len(data) > _MAX_YAML_BYTES:

@@ -419,7 +419,7 @@ class Depth(Map):
     """The map "depth", stretched to [-1, 1]: float32 [H, W, 1].
 
     Stable Diffusion 2 stretches it once it is as small as the latents, where the
-    extremes of small things are gone.
+    extremes of small things are gone: its condition says `stretch`.
     """
 
     def __init__(self) -> None:

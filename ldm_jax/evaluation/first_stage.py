@@ -20,7 +20,8 @@ from PIL import Image
 
 from ldm_jax import sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError, DecodeError
+from ldm_jax.data.files import read_file
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.distances import Comparison
 from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
@@ -221,8 +222,8 @@ def reconstruct_file(
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        image = read_image(path)
-    except DecodeError as error:
+        image = read_image(read_file(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]
     start = time.perf_counter()

@@ -56,7 +56,7 @@ BAD = {
         "--config.train.batch_size=",
         "--config.train.batch_size=7 --config.train.accumulate_steps=2",
         # Rates and fractions.
-        *_each("--config.train.", "learning_rate", "0 -1e-4 nan inf 1e9 fast None"),
+        *_each("--config.train.", "learning_rate", "0 -1e-4 nan inf 1e31 fast None"),
         *_each("--config.train.", "start_factor end_factor", "-0.1 1.1 nan half"),
         *_each("--config.train.", "ema_decay", "1 -0.1 1.5 nan x"),
         *_each("--config.train.", "grad_clip", "-1 nan inf x"),

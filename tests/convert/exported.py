@@ -5,7 +5,7 @@ import zlib
 import jax
 import numpy as np
 
-from ldm_jax import latent_diffusion, sampling
+from ldm_jax import sampling
 from ldm_jax.convert import workdir
 from ldm_jax.convert.compvis.conditions import examples
 from ldm_jax.convert.model import (
@@ -15,13 +15,15 @@ from ldm_jax.convert.model import (
     diffusion_shapes,
     first_stage_shapes,
 )
+from ldm_jax.data.inputs import apply_inputs
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.diffusion import grids, samplers, solve
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
-from ldm_jax.generate import make_denoiser
+from ldm_jax.generate import Given, sample_images
 
 SIDE, STEPS, SCALE = 8, 4, 3.0
 PROMPT = "a red star"
+# Of the image in guidance, and of the steps that run from an image.
+IMAGE_SCALE, STRENGTH = 1.5, 0.75
 
 VQ = dict(
     kind="vq",
@@ -48,6 +50,8 @@ PLAIN = dict(
     norm_groups=8,
 )
 CROSS = PLAIN | dict(transformer_depth=1, scale_shift_norm=False)
+# One level with attention in the middle, as more only takes longer to compile.
+LOW = CROSS | dict(channel_mult=(1,), attention_factors=())
 NOISE = dict(kind="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 
@@ -74,6 +78,13 @@ def _clip():
     return text | dict(
         kind="clip_text", activation="quick_gelu", mlp_ratio=2, head_channels=8
     )
+
+
+def _beside_caption(key, entry, made, scale=0.6):
+    """A model like Stable Diffusion's with one condition more."""
+    conditions = {"caption": _clip, key: entry}
+    inputs = {"caption": _caption(12), key: made}
+    return KL, LOW, conditions, inputs, NOISE, dict(spacing="leading"), scale
 
 
 # Kind -> (first stage, U-Net, conditions, inputs, schedule, how it is sampled, scale).
@@ -123,6 +134,35 @@ KINDS = {
         {},
         1.0,
     ),
+    "inpainting": _beside_caption(
+        "masked_image",
+        dict(kind="masked_image", mask_first=True, signed_mask=False),
+        dict(kind="masked_image", fill=0.0),
+    ),
+    "depth": _beside_caption(
+        "depth",
+        dict(
+            kind="spatial",
+            num_stages=1,
+            method="bicubic",
+            multiplier=0.5,
+            stretch=True,
+        ),
+        dict(kind="depth"),
+    ),
+    "edit": _beside_caption(
+        "source_image",
+        dict(kind="encoded", slot="concat", scale=2.0),
+        dict(kind="image"),
+        scale=0.5,
+    ),
+}
+GUIDANCE = {
+    "text": SCALE,
+    "stable": SCALE,
+    "inpainting": (("caption", SCALE),),
+    "depth": (("caption", SCALE),),
+    "edit": (("source_image", IMAGE_SCALE), ("caption", SCALE)),
 }
 CLASSES = {
     "unconditional": "LDMPipeline",
@@ -130,6 +170,9 @@ CLASSES = {
     "text": "LDMTextToImagePipeline",
     "stable": "StableDiffusionPipeline",
     "super_resolution": "LDMSuperResolutionPipeline",
+    "inpainting": "StableDiffusionInpaintPipeline",
+    "depth": "StableDiffusionDepth2ImgPipeline",
+    "edit": "StableDiffusionInstructPix2PixPipeline",
 }
 # CompVis's norms have 32 groups.
 WIDE = dict(channels=32, norm_groups=32)
@@ -145,13 +188,14 @@ def make_model(kind, **widths):
     size = SIDE * factor
     first = Model(autoencoder_config(dict(section), size), {})
     first.params = _weights({"autoencoder": first_stage_shapes(first.config)})
+    _without_noise(first.params["autoencoder"])
     config = diffusion_config(
         image_size=size,
         factor=factor,
         conditions=entries,
         backbone={"kind": "unet"} | backbone,
         schedule={"prediction_type": "noise"} | schedule,
-        guidance_scale=SCALE if "caption" in entries else 1.0,
+        guidance_scale=GUIDANCE.get(kind, 1.0),
     )
     config["data"]["inputs"] = {key: dict(entry) for key, entry in inputs.items()}
     config["sample"] |= sample | dict(num_steps=STEPS)
@@ -162,6 +206,14 @@ def make_model(kind, **widths):
     params.setdefault("conditioner", {})
     statistics = LatentStatistics(scale=scale)
     return Model(config, params, statistics=statistics, first_stage=first)
+
+
+def _without_noise(params):
+    """Has a KL posterior be its mode, as others draw from it what they condition on."""
+    if "to_moments" in params:
+        kernel, bias = (params["to_moments"][name] for name in ("kernel", "bias"))
+        half = len(bias) // 2
+        kernel[..., half:], bias[half:] = 0, -30
 
 
 def _weights(shapes):
@@ -189,34 +241,48 @@ def low_res(channels=3):
     return values.astype(np.float32)
 
 
+def example():
+    """An image, a mask of its right half, and depth, with the keys of examples."""
+    rng, side = np.random.RandomState(3), 2 * SIDE
+    mask = np.zeros((side, side), bool)
+    mask[:, side // 2 :] = True
+    return dict(
+        image=rng.randint(0, 256, (side, side, 3), np.uint8),
+        mask=mask,
+        depth=rng.uniform(2, 9, (side, side, 1)).astype(np.float32),
+    )
+
+
+def _inputs(trained, kind, caption):
+    if kind == "class":
+        return {"label": LABELS[:1]}
+    if kind == "super_resolution":
+        return {"low_res": np.moveaxis(low_res(), 1, -1)}
+    given = example() | {"caption": caption}
+    made = apply_inputs(trained.inputs, given, np.random.default_rng(0))
+    return {key: np.asarray(made[key])[None] for key in trained.inputs}
+
+
 def draw(folder, kind, noise):
     """What a workdir draws from noise [1, h, w, c] as its config says: [1, H, W, 3]."""
     trained = sampling.load_model(folder)
-    model, options = trained.model, sampling.complete(trained, {})
-    batches, scales = [{}], []
-    if kind == "class":
-        batches = [{"label": LABELS[:1]}]
-    elif kind == "super_resolution":
-        batches = [{"low_res": np.moveaxis(low_res(), 1, -1)}]
-    elif "caption" in trained.inputs:
-        section = dict(trained.config.data.inputs.caption)
-        tokenize = load_tokenizer(section["tokenizer"], section["max_length"])
-        batches = [{"caption": tokenize([text])} for text in ("", PROMPT)]
-        scales = [SCALE]
-    points = grids.make_points(
-        model.schedule, STEPS, options.spacing, options.final_level
-    )
+    depth = kind == "depth"
+    side = trained.config.data.image_size
+    chosen = {"strength": STRENGTH} if depth else {}
+    options = sampling.complete(trained, chosen, size=(side, side))
+    inputs = _inputs(trained, kind, PROMPT)
+    negative = _inputs(trained, kind, "")
+    negative = {key: negative[key] for key in negative if key == "caption"}
+    # That pipeline always starts from an image.
+    known = example()["image"][None] if depth else None
 
-    def run(params, frozen, latents, batches):
-        given = [latent_diffusion.condition(model, params, b) for b in batches]
-        latents = solve.sample(
-            samplers.make_sampler(options.sampler),
-            make_denoiser(model, params, given, scales),
-            latents,
-            points,
-            jax.random.split(jax.random.key(0), len(latents)),
+    @jax.jit
+    def run(params, frozen, inputs, given):
+        rngs = jax.random.split(jax.random.key(0), 1)
+        return sample_images(
+            trained.model, params, frozen, inputs, rngs, options, given
         )
-        return latent_diffusion.decode(model, frozen, latents)
 
-    images = jax.jit(run)(trained.params, trained.frozen, noise, batches)
+    given = Given(noise=noise, negative=negative, known=known)
+    images = run(trained.params, trained.frozen, inputs, given)
     return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)

@@ -1,5 +1,6 @@
 """Small files that ask for much memory or time are refused before they take it."""
 
+import os
 import struct
 import zipfile
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.convert import workdir
-from ldm_jax.convert.bounds import check_layers, check_numbers
+from ldm_jax.convert.bounds import check_layers, check_numbers, read_yaml_file
 from ldm_jax.convert.compvis.read_yaml import read_yaml
 from ldm_jax.convert.formats import convert
 from ldm_jax.errors import ConversionError
@@ -240,6 +241,12 @@ def test_yaml_that_asks_for_too_much(tmp_path, name):
     (tmp_path / "m.yaml").write_text(yaml_of(*lines))
     with pytest.raises(ConversionError, match=message):
         read_yaml(tmp_path / "m.yaml")
+
+
+def test_yaml_of_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConversionError, match="pipe: it is no file"):
+        read_yaml_file(tmp_path / "pipe")
 
 
 def test_yaml_with_some_aliases_is_read(tmp_path):

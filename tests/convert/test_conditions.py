@@ -5,6 +5,7 @@ import pytest
 
 from ldm_jax import checkpoint
 from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.published import usual_guidance
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.formats import Options, convert
@@ -24,7 +25,13 @@ def silent(line):
 MORE_CHANNELS = {
     5: (
         "depth",
-        dict(kind="spatial", num_stages=1, method="bicubic", multiplier=1.0),
+        dict(
+            kind="spatial",
+            num_stages=1,
+            method="bicubic",
+            multiplier=1.0,
+            stretch=True,
+        ),
         dict(kind="depth"),
     ),
     8: (
@@ -78,7 +85,27 @@ def test_channels_beyond_the_latents_are_a_condition(tmp_path, channels):
 def test_a_mask_that_others_would_take_otherwise_is_refused(tmp_path):
     _with_channels(tmp_path / "unet", 9)
     model = diffusers_read.read(tmp_path / "unet", Options(), silent)
-    model.config["conditions"]["masked_image"] = dict(kind="masked_image")
-    for write in (compvis_write.write, diffusers_write.state):
-        with pytest.raises(ConfigError, match="they take mask_first=True, signed"):
-            write(model)
+    usual = model.config["conditions"]["masked_image"]
+    for entry in (dict(kind="masked_image"), usual | dict(scale=2.0)):
+        model.config["conditions"]["masked_image"] = entry
+        for write in (compvis_write.write, diffusers_write.state):
+            with pytest.raises(ConfigError, match="take mask_first=True, .* scale=1$"):
+                write(model)
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        (["caption"], 7.5),
+        (["caption", "masked_image"], (("caption", 7.5),)),
+        (["caption", "depth"], (("caption", 7.5),)),
+        (["source_image", "caption"], (("source_image", 1.5), ("caption", 7.5))),
+        (["low_res"], 7.5),
+    ],
+)
+def test_a_mask_or_depth_stays_where_guidance_leaves_the_caption_out(keys, expected):
+    unet = dict(model_channels=320, channel_mult=[1, 2, 4, 4], context_dim=768)
+    assert usual_guidance(unet, keys) == expected
+    unet["model_channels"] = 32
+    small = expected if "source_image" in keys else 1.0
+    assert usual_guidance(unet, keys) == small

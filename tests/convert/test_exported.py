@@ -6,9 +6,12 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax import sampling
 from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write as compvis_write
@@ -16,7 +19,7 @@ from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.compvis.write_yaml import unet_yaml
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.diffusers.fields import FIELDS, complete
-from ldm_jax.convert.diffusers.pipelines import parts_of
+from ldm_jax.convert.diffusers.pipelines import NO_CLASS, parts_of, pipeline_class
 from ldm_jax.convert.diffusers.schedule_config import (
     sample_section,
     schedule_config,
@@ -27,7 +30,9 @@ from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
 from ldm_jax.convert.formats import convert
 from ldm_jax.convert.model import Model
 from ldm_jax.convert.verify import verify
+from ldm_jax.diffusion import solve
 from ldm_jax.errors import ConversionError
+from ldm_jax.images import read_image, write_png
 from ldm_jax.weights.files import read_json
 from tests.common import REFERENCE, assert_close
 from tests.convert import exported
@@ -37,15 +42,43 @@ def silent(line):
     del line
 
 
-@pytest.mark.parametrize("kind", exported.KINDS)
-def test_draws_what_diffusers_draws_from_the_export(kind, tmp_path):
+def recorded(kind):
+    """(noise, image) of diffusers, of the networks as they are described now."""
     with np.load(REFERENCE / f"exported_{kind}.npz") as case:
         noise, image, index = case["noise"], case["image"], str(case["configs"])
     configs, _ = diffusers_write.state(exported.make_model(kind))
-    # It is this description of the networks that diffusers opened.
     assert json.loads(json.dumps(configs)) == json.loads(index)
+    return noise, image
+
+
+@pytest.mark.parametrize("kind", [kind for kind in exported.KINDS if kind != "edit"])
+def test_draws_what_diffusers_draws_from_the_export(kind, tmp_path):
+    noise, image = recorded(kind)
     exported.write_model(kind, tmp_path)
     assert_close(exported.draw(tmp_path, kind, noise), image)
+
+
+def test_a_converted_instruct_pix2pix_is_sampled_as_by_diffusers(tmp_path, monkeypatch):
+    """Its eight channels, by what `sample.py --image --prompt` runs."""
+    noise, image = recorded("edit")
+    exported.write_model("edit", tmp_path / "first")
+    quick = formats.Options(verify=False)
+    for old, new in (("first", "theirs"), ("theirs", "ours")):
+        convert(tmp_path / old, tmp_path / new, options=quick, log=silent)
+    trained = sampling.load_model(tmp_path / "ours")
+    assert trained.params["backbone"]["conv_in"]["kernel"].shape[2] == 8
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(solve, "normal", lambda rngs, shape: jnp.asarray(noise))
+    write_png(tmp_path / "in.png", exported.example()["image"])
+    given = dict(image=[str(tmp_path / "in.png")], prompt=[exported.PROMPT])
+    given |= dict(negative_prompt=[""])
+    chosen = dict(num_steps=exported.STEPS, guidance_scale=exported.GUIDANCE["edit"])
+    options = sampling.complete(trained, chosen)
+    one = sampling.RunOptions(num_samples=1)
+    sampling.run(trained, tmp_path / "out", given, one, options)
+    (path,) = (tmp_path / "out" / "samples").iterdir()
+    np.testing.assert_allclose(read_image(path) / 255, image[0], atol=0.6 / 255)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +266,29 @@ def test_a_pipeline_without_a_unet_is_refused():
         parts_of({"_class_name": "DiTPipeline", "transformer": part, "vae": part})
     with pytest.raises(ConversionError, match="more networks .* text_encoder_2"):
         parts_of({"unet": part, "text_encoder": part, "text_encoder_2": part})
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("inpainting", None),
+        ("depth", dict(stretch=False)),
+        ("depth", dict(method="bilinear")),
+        ("edit", None),
+    ],
+)
+def test_a_class_is_claimed_where_it_draws_the_same_alone(kind, change):
+    model = exported.make_model(kind)
+    configs, _ = diffusers_write.state(model)
+    assert pipeline_class(model, configs) == exported.CLASSES[kind]
+    if change:
+        (key,) = model.config["conditions"].keys() - {"caption"}
+        model.config["conditions"][key] |= change
+        assert pipeline_class(model, configs) == NO_CLASS
+    if kind == "inpainting":
+        # That of latents of 3 channels is refused by the pipeline.
+        configs["unet"] |= dict(in_channels=7)
+        assert pipeline_class(model, configs) == NO_CLASS
 
 
 def test_a_pipeline_comes_back_with_all_that_it_had(tmp_path):

@@ -1,12 +1,13 @@
 """Our exports, opened by diffusers itself; skipped where it is not installed.
 
-`pip install -e .[parity,test]` installs it. `python -m tests.convert.test_parity`
-writes the cases that `test_exported.py` reads.
+`pip install -e .[parity,test]` installs it. `python -m tests.convert.test_parity KIND`
+writes the cases that `test_exported.py` reads, of some kinds or of all.
 """
 
 import importlib.util
 import json
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_diffusers_draws_what_we_draw(kind, tmp_path):
 
 def main():
     """Records what diffusers draws."""
-    for kind in exported.KINDS:
+    for kind in sys.argv[1:] or exported.KINDS:
         with tempfile.TemporaryDirectory() as folder:
             noise, image = draw(pathlib.Path(folder), kind)
         configs, _ = diffusers_write.state(exported.make_model(kind))

@@ -5,7 +5,17 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel, VQModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from tests.convert.exported import LABELS, PROMPT, SCALE, SIDE, STEPS, low_res
+from tests.convert.exported import (
+    IMAGE_SCALE,
+    LABELS,
+    PROMPT,
+    SCALE,
+    SIDE,
+    STEPS,
+    STRENGTH,
+    example,
+    low_res,
+)
 
 
 def _generator():
@@ -25,10 +35,17 @@ def draw(folder, kind):
     if kind == "class":
         noise, image = _class(folder)
     else:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
+        # What guesses depth is no part of a model.
+        absent = dict.fromkeys(("depth_estimator", "feature_extractor"))
+        more = absent if kind == "depth" else {}
+        pipeline = DiffusionPipeline.from_pretrained(folder, **more)
         pipeline.set_progress_bar_config(disable=True)
         channels = pipeline.unet.config.out_channels
-        noise = randn_tensor((1, channels, SIDE, SIDE), generator=_generator())
+        shape, generator = (1, channels, SIDE, SIDE), _generator()
+        if kind == "depth":
+            # The first noise is that of the posterior, which is hardly any.
+            randn_tensor(shape, generator=generator)
+        noise = randn_tensor(shape, generator=generator)
         image = _DRAW[kind](pipeline, noise)
     return np.moveaxis(noise.numpy(), 1, -1), image
 
@@ -42,12 +59,38 @@ def _prompted(pipeline, noise):
     return pipeline(PROMPT, **_common(**more)).images
 
 
+def _image():
+    return torch.tensor(np.moveaxis(example()["image"], -1, 0)[None] / 255).float()
+
+
+def _inpainting(pipeline, noise):
+    mask = torch.tensor(example()["mask"][None, None]).float()
+    more = dict(guidance_scale=SCALE, latents=noise, image=_image(), mask_image=mask)
+    return pipeline(PROMPT, **_common(**more)).images
+
+
+def _depth(pipeline, noise):
+    del noise
+    depth = torch.tensor(np.moveaxis(example()["depth"], -1, 0))
+    more = dict(guidance_scale=SCALE, strength=STRENGTH, depth_map=depth)
+    more |= dict(generator=_generator(), image=_image())
+    return pipeline(PROMPT, **_common(**more)).images
+
+
+def _edit(pipeline, noise):
+    more = dict(guidance_scale=SCALE, image_guidance_scale=IMAGE_SCALE, latents=noise)
+    return pipeline(PROMPT, image=_image(), **_common(**more)).images
+
+
 _DRAW = {
     "unconditional": lambda pipeline, noise: (
         pipeline(generator=_generator(), **_common()).images
     ),
     "text": _prompted,
     "stable": _prompted,
+    "inpainting": _inpainting,
+    "depth": _depth,
+    "edit": _edit,
     "super_resolution": lambda pipeline, noise: (
         pipeline(torch.tensor(low_res()), generator=_generator(), **_common()).images
     ),

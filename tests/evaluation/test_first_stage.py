@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import jax
 import numpy as np
@@ -209,6 +210,15 @@ def test_pictures_of_one_name_are_refused(tmp_path):
     assert names == ["x_reconstructed.png", "y_reconstructed.png"]
     with pytest.raises(ConfigError, match="a/x.png and b/x.jpg would both go to"):
         first_stage.name_outputs(["a/x.png", "b/x.jpg"], tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in (("pipe", "is a pipe"), ("absent", "No such file")):
+        with pytest.raises(ConfigError, match=f"--image: cannot read .*{reason}"):
+            first_stage.reconstruct_file(
+                None, 4, tmp_path / name, tmp_path / "x.png", 64, 8
+            )
 
 
 @pytest.fixture

@@ -150,9 +150,8 @@ def unet_conditions(
     if more == latents + 1:
         entries[_MASKED] = dict(kind="masked_image", **_mask(unet.get("context_dim")))
     elif more == 1:
-        entries[_DEPTH] = dict(
-            kind="spatial", num_stages=1, method="bicubic", multiplier=1 / factor
-        )
+        small = dict(num_stages=1, method="bicubic", multiplier=1 / factor)
+        entries[_DEPTH] = dict(kind="spatial", **small, stretch=True)
     elif more == latents and unet.get("context_dim"):
         entries[SOURCE] = dict(kind="encoded", slot="concat")
     elif more == 3:
@@ -217,8 +216,9 @@ def require_mask(conditions: Conditions, context_dim: int | None) -> None:
     usual = _mask(context_dim)
     for entry in _of_kind(conditions, "masked_image"):
         found = {name: entry.get(name, default) for name, default in _MASK.items()}
-        if found != usual:
-            options = ", ".join(f"{name}={value}" for name, value in usual.items())
+        if found != usual or entry.get("scale", 1.0) != 1.0:
+            known = usual | dict(scale=1)
+            options = ", ".join(f"{name}={value}" for name, value in known.items())
             raise ConversionError(
                 "the masked image of this model cannot be said in other formats: "
                 f"{'with' if context_dim else 'without'} a context they take {options}"

@@ -60,12 +60,15 @@ def usual_guidance(
 
     Returns:
       What the authors of a published U-Net use; 1, which is off, for others. Pairs of
-      batch key and scale for InstructPix2Pix, which guides by the image first.
+      batch key and scale for InstructPix2Pix, which guides by the image first, and for
+      a caption beside a mask, depth or a small image, which stay when it is left out.
     """
     if {"source_image", "caption"} <= set(conditions):
         return (("source_image", 1.5), ("caption", 7.5))
     known = find_published(options)
-    return known.guidance_scale if known else 1.0
+    scale = known.guidance_scale if known else 1.0
+    alone = len(conditions) == 1 or "caption" not in conditions or scale == 1
+    return scale if alone else (("caption", scale),)
 
 
 def with_heads(

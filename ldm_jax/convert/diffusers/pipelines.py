@@ -132,9 +132,9 @@ def index_of(
         index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     index["scheduler"] = ["diffusers", scheduler]
     if index["_class_name"].startswith("StableDiffusion"):
-        for name in ("safety_checker", "feature_extractor"):
+        for name in _ABSENT.get(index["_class_name"], _UNCHECKED):
             index.setdefault(name, [None, None])
-        if index["safety_checker"] == [None, None]:
+        if index.get("safety_checker") == [None, None]:
             index["requires_safety_checker"] = False
     return index | {f"_{SECTION}": hints_of(model)}
 
@@ -166,18 +166,28 @@ def pipeline_class(model: Model, configs: Mapping[str, Mapping[str, Any]]) -> st
     if kinds == ["raw"] and set(entries) == {"low_res"}:
         return "LDMSuperResolutionPipeline" if _fits_map(model, configs) else NO_CLASS
     if len(kinds) == len(stable) + 1 and "AutoencoderKL" in classes:
-        found = _STABLE.get(tuple(stable))
-        if found and (stable != ["spatial"] or _fits_depth(model)):
-            return found
+        found, fits = _STABLE.get(tuple(stable), (NO_CLASS, None))
+        return found if fits is None or fits(model, configs["unet"]) else NO_CLASS
     return NO_CLASS
 
 
-def _fits_depth(model):
-    """StableDiffusionDepth2ImgPipeline makes depth as large as latents, by bicubic."""
+def _fits_inpainting(model, unet):
+    """StableDiffusionInpaintPipeline takes latents of 4 channels alone."""
+    del model
+    return unet["in_channels"] == 9
+
+
+def _fits_depth(model, unet):
+    """StableDiffusionDepth2ImgPipeline makes depth as large as latents, by bicubic.
+
+    Then it stretches it.
+    """
+    del unet
     entry = model.config["conditions"].get("depth", {})
     module = make_first_stage(model.first_stage.config["first_stage"])
-    found = [entry.get(name) for name in ("num_stages", "method", "multiplier")]
-    return found == [1, "bicubic", 1 / module.downsampling_factor]
+    options = ("num_stages", "method", "multiplier", "stretch")
+    found = [entry.get(name) for name in options]
+    return found == [1, "bicubic", 1 / module.downsampling_factor, True]
 
 
 def _fits_text(model):
@@ -194,9 +204,14 @@ def _fits_map(model, configs):
     return whole and model.statistics.scale == 1.0
 
 
-# By the kinds of conditions beside the caption.
+# By the kinds of conditions beside the caption, (class, whether it runs (model, the
+# U-Net's config.json)).
 _STABLE = {
-    (): "StableDiffusionPipeline",
-    ("masked_image",): "StableDiffusionInpaintPipeline",
-    ("spatial",): "StableDiffusionDepth2ImgPipeline",
+    (): ("StableDiffusionPipeline", None),
+    ("encoded",): ("StableDiffusionInstructPix2PixPipeline", None),
+    ("masked_image",): ("StableDiffusionInpaintPipeline", _fits_inpainting),
+    ("spatial",): ("StableDiffusionDepth2ImgPipeline", _fits_depth),
 }
+# Parts that a class asks for and that an export has not.
+_UNCHECKED = ("safety_checker", "feature_extractor")
+_ABSENT = {"StableDiffusionDepth2ImgPipeline": ("depth_estimator", "feature_extractor")}

@@ -79,6 +79,12 @@ def _write_rest(model, configs, folder, log):
             f"says {NO_CLASS}; open its parts ({', '.join(configs)}, scheduler) with "
             "from_pretrained of their own classes"
         )
+    elif index.get("depth_estimator") == [None, None]:
+        log(
+            "the pipeline's depth_estimator is not written, as models have none: open "
+            "it with from_pretrained(folder, depth_estimator=None, "
+            "feature_extractor=None) and give it a depth_map"
+        )
 
 
 def _add_tokenizer(model, log):

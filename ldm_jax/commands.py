@@ -1,0 +1,56 @@
+"""The installed commands: each loads its room, during which Ctrl-C is one line.
+
+Loading takes seconds, so that it begins only once that is arranged.
+"""
+
+import importlib
+import os
+import signal
+from types import FrameType
+
+# What Ctrl-C says.
+STOPPED = "stopped by Ctrl-C"
+
+
+def train() -> None:
+    """Runs `ldm-train`, which `train.py` is, too."""
+    _run("training")
+
+
+def sample() -> None:
+    """Runs `ldm-sample`, which `sample.py` is, too."""
+    _run("sampling")
+
+
+def convert() -> None:
+    """Runs `ldm-convert`."""
+    _run("convert")
+
+
+def evaluate() -> None:
+    """Runs `ldm-evaluate`."""
+    _run("evaluation")
+
+
+def _run(room):
+    signal.signal(signal.SIGINT, interrupt)
+    importlib.import_module(f"ldm_jax.{room}.__main__").main()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: raises, but ends at once in an import, where C code would print it.
+
+    Args:
+      number: Number of the signal.
+      frame: What it interrupts.
+
+    Raises:
+      KeyboardInterrupt: Outside of imports.
+    """
+    above = frame
+    while above is not None:
+        if above.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"\n{STOPPED}\n".encode())
+            os._exit(128 + number)
+        above = above.f_back
+    signal.default_int_handler(number, frame)
