@@ -69,7 +69,7 @@ setup(
         ],
         # PyTorch and diffusers serve the side-by-side benchmarks, and the tests that
         # open exports with them.
-        # Older diffusers does not go with transformers 5 and its huggingface_hub.
+        # They were run with 0.42; older ones may not go with transformers 5.
         "parity": ["torch>=2.6", "diffusers>=0.42"],
     },
 )
