@@ -371,8 +371,8 @@ def test_a_program_ends_without_tracebacks(ending, status, array_record_dir, tmp
         (dict(split="dev"), 'data: .* has no split "dev"'),
         (dict(crop="centre"), 'data: crop="centre" is unknown; did you mean "center"'),
         (dict(on_error="ignore"), 'data: on_error="ignore" is unknown'),
-        (dict(workers=-1), "data: workers must be a whole number >= 0, got -1"),
-        (dict(image_size=0), "data: image_size must be a whole number >= 1, got 0"),
+        (dict(workers=-1), "data.workers must be from 0 to .*, got -1"),
+        (dict(image_size=0), "data.image_size must be from 1 to .*, got 0"),
     ],
 )
 def test_wrong_options_are_one_line_errors(array_record_dir, changes, message):
