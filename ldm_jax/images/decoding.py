@@ -38,6 +38,10 @@ _BAND = 2**22
 # Largest values that 32-bit grey may be meant to have, by kind of number.
 _TOPS = {"F": (1, 255, 65535), "I": (255, 65535)}
 
+# What Pillow opens in a 32-bit mode and has at most 16 bits: PPM, and PNG in Pillow 10.
+# A PPM fills its range whatever its header says.
+_SIXTEEN = ("PNG", "PPM")
+
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # Value of the EXIF tag -> how to turn the image.
@@ -250,8 +254,8 @@ def _range(image):
     are taken to lie in [0, 1] (floats), else [0, 255], else [0, 65535], whichever is
     the first to hold all values, and are stretched to their own range if none does.
     """
-    # Pillow 10 opens 16-bit PNG files in a 32-bit mode.
-    if image.mode.startswith("I;16") or image.format == "PNG":
+    sixteen = image.mode == "I" and image.format in _SIXTEEN
+    if image.mode.startswith("I;16") or sixteen:
         return 0, 65535
     width, height = image.size
     rows = max(1, _BAND // width)
@@ -302,8 +306,8 @@ def _read_plane(data):
             each = bytes_per_pixel(image.mode)
             _load(image, image.size, each * image.width * image.height)
             array = np.asarray(image)
-            if image.format == "PNG" and image.mode == "I":
-                array = array.astype(np.uint16)  # As Pillow 10 opens 16 bits.
+            if image.format in _SIXTEEN and image.mode == "I":
+                array = array.astype(np.uint16)
     if array.ndim != 2:
         raise DecodeError(f"expected one channel, got {array.shape[2:] or array.shape}")
     return array

@@ -134,7 +134,19 @@ def _check_config(path, module, part):
             f"{path} says {key}={theirs!r}, but {name} is {ours!r} here: set it to "
             f"{theirs!r}"
         )
+    for key, value in _ALWAYS.items():
+        if config.get(key, value) != value:
+            raise ConversionError(
+                f"{path} says {key}={config[key]!r}, which is not supported: only "
+                f"{value!r} is"
+            )
 
 
 # Key of a config.json -> field of ours.
 _UNSEEN = {"num_attention_heads": "num_heads", "hidden_act": "activation"}
+# What no field of ours says.
+_ALWAYS = {
+    "layer_norm_eps": 1e-5,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+}

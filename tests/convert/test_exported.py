@@ -15,6 +15,7 @@ from ldm_jax import sampling
 from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write as compvis_write
+from ldm_jax.convert.compvis.conditions import conditions_yaml, with_defaults
 from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.compvis.write_yaml import unet_yaml
 from ldm_jax.convert.diffusers import write as diffusers_write
@@ -26,8 +27,10 @@ from ldm_jax.convert.diffusers.schedule_config import (
     schedule_section,
     unlike,
 )
+from ldm_jax.convert.diffusers.text_config import text_config, text_entry
 from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
 from ldm_jax.convert.formats import convert
+from ldm_jax.convert.hints import take_hints
 from ldm_jax.convert.model import Model
 from ldm_jax.convert.verify import verify
 from ldm_jax.diffusion import solve
@@ -329,6 +332,72 @@ def test_a_text_encoder_that_compvis_cannot_say_is_refused():
         compvis_write.write(model)
     with pytest.raises(ConversionError, match="caption.vocab_size"):
         compvis_write.write(exported.make_model("stable"))
+
+
+TEXT = dict(kind="text", vocab_size=50, features=32, num_layers=2)
+CLIP = dict(kind="clip_text", vocab_size=60, features=32, num_layers=2, num_heads=4)
+CLIP |= dict(head_channels=8, activation="gelu", null_ids=(0,))
+
+
+def test_a_text_encoder_is_written_with_what_its_class_leaves_out():
+    assert text_config({"kind": "clip_text"})["num_attention_heads"] == 12
+    layout = dict(kind="layout", vocab_size=8192, features=64, num_layers=1)
+    yaml = conditions_yaml({"boxes": layout})["cond_stage_config"]
+    assert yaml["params"]["max_seq_len"] == 92
+    for entry in (TEXT | dict(mlp_ratio=2), CLIP):
+        read = with_defaults(text_entry(text_config(entry)))
+        assert read == with_defaults(entry) | dict(null_ids=(0,))
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (TEXT | dict(causal=True), "causal=True .* LDMBertModel has causal=False"),
+        (TEXT | dict(use_bias=True), "use_bias=True"),
+        (TEXT | dict(activation="quick_gelu"), "activation=quick_gelu"),
+        (CLIP | dict(causal=False), "causal=False .* CLIPTextModel has causal=True"),
+        (CLIP | dict(use_bias=False), "use_bias=False"),
+        (CLIP | dict(head_channels=64), "head_channels=64"),
+    ],
+)
+def test_a_text_encoder_that_diffusers_cannot_say_is_refused(entry, message):
+    with pytest.raises(ConversionError, match=message):
+        text_config(entry)
+
+
+CLIP_MODEL, BERT_MODEL = (
+    {"architectures": [n]} for n in ("CLIPTextModel", "LDMBertModel")
+)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (CLIP_MODEL | dict(layer_norm_eps=1e-12), "layer_norm_eps=1e-12 of CLIPText"),
+        (CLIP_MODEL | dict(hidden_act="silu"), "only 'gelu' or 'quick_gelu' is"),
+        (CLIP_MODEL | dict(new_thing=3), "new_thing=3"),
+        (CLIP_MODEL | dict(text_config=dict(new_thing=3)), "new_thing=3"),
+        (CLIP_MODEL | dict(intermediate_size=100), "multiple of hidden_size=512"),
+        (CLIP_MODEL | dict(num_attention_heads=7), "num_attention_heads=7"),
+        (BERT_MODEL | dict(activation_function="relu"), "activation_function='relu'"),
+        (BERT_MODEL | dict(scale_embedding=True), "scale_embedding=True"),
+        (BERT_MODEL | dict(encoder_ffn_dim=None), "encoder_ffn_dim=None"),
+    ],
+)
+def test_a_field_of_a_text_encoder_that_is_not_supported_is_named(config, message):
+    with pytest.raises(ConversionError, match=message):
+        text_entry(config)
+    more = dict(dropout=0.1, pad_token_id=1, dtype="float32", transformers_version="5")
+    assert text_entry(CLIP_MODEL | more) == text_entry(CLIP_MODEL)
+
+
+def test_hints_say_nothing_of_what_the_format_says():
+    """So that comparing with an export that is read again compares what others read."""
+    read = {"conditions": {"caption": dict(TEXT)}, "data": {"inputs": {}}}
+    hint = TEXT | dict(causal=True, num_heads=2, null_ids=[3], frozen=True)
+    take_hints(read, {"conditions": {"caption": hint}})
+    caption = read["conditions"]["caption"]
+    assert caption == TEXT | dict(null_ids=(3,), frozen=True)
 
 
 @pytest.mark.parametrize(

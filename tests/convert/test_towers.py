@@ -122,9 +122,11 @@ def test_what_shapes_do_not_show_is_compared_with_config_json(tmp_path):
         ({"text_config": "CLIP"}, "must hold an object .*, got a str"),
         ({"num_attention_heads": "4"}, "num_attention_heads must be of type int, got"),
         ({"hidden_act": {"gelu": 1}}, "hidden_act must be of type str, got dict"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps=1e-12, which is not supported"),
+        ({"scale_embedding": True}, "scale_embedding=True, which is not supported"),
     ],
 )
-def test_a_config_json_of_wrong_types_is_an_error(tmp_path, config, message):
+def test_a_config_json_of_other_types_or_values_is_an_error(tmp_path, config, message):
     with pytest.raises(ConversionError, match=message):
         load_tower(write(tmp_path, TEXT, config=config), CLIP)
 

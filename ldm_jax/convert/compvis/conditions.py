@@ -18,7 +18,7 @@ network makes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -252,7 +252,7 @@ def cond_stage(
       ConversionError: If CompVis's code does not have such a cond stage.
     """
     entries = {
-        key: dict(entry)
+        key: with_defaults(entry)
         for key, entry in conditions.items()
         if not is_embedded(entry) and not _is_bare(key, entry)
     }
@@ -281,15 +281,43 @@ def require_limits(conditions: Conditions) -> None:
     if found is None:
         return
     name, key, entry = found
-    module = CONDITIONERS[entry["kind"]]
-    usual = {field.name: field.default for field in dataclasses.fields(module)}
-    for option, value in COND_STAGES[name].limits(entry).items():
-        given = entry.get(option, usual.get(option, value))
-        if given != value:
-            raise ConversionError(
-                f"conditions.{key}.{option}={given} cannot be said in CompVis's "
-                f"format, whose {name} has {option}={value} always"
-            )
+    for option, given, value in beyond(entry, COND_STAGES[name].limits(entry)):
+        raise ConversionError(
+            f"conditions.{key}.{option}={given} cannot be said in CompVis's "
+            f"format, whose {name} has {option}={value} always"
+        )
+
+
+def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in what an entry leaves to its conditioner.
+
+    Args:
+      entry: Entry of the config section.
+
+    Returns:
+      Dict of all options that have a value.
+    """
+    fields = dataclasses.fields(CONDITIONERS[entry["kind"]])
+    usual = {f.name: f.default for f in fields if f.name not in ("parent", "name")}
+    known = {k: v for k, v in usual.items() if v is not dataclasses.MISSING}
+    return known | dict(entry)
+
+
+def beyond(
+    entry: Mapping[str, Any], limits: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Finds the options of an entry that a format cannot say.
+
+    Args:
+      entry: Entry of the config section, complete.
+      limits: Option -> its only value there.
+
+    Yields:
+      (option, its value, its only value there).
+    """
+    for option, value in limits.items():
+        if entry[option] != value:
+            yield option, entry[option], value
 
 
 def is_embedded(entry: Mapping[str, Any]) -> bool:
@@ -345,7 +373,7 @@ def examples(
     found = cond_stage(conditions)
     for key, entry in conditions.items():
         if found and key == found[1]:
-            batch[key] = COND_STAGES[found[0]].example(entry, image_size)
+            batch[key] = COND_STAGES[found[0]].example(found[2], image_size)
         elif entry["kind"] == "class_label":
             batch[key] = np.zeros(1, np.int32)
         elif key == EMBEDDING:

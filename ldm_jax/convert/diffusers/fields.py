@@ -1,4 +1,4 @@
-"""Every field of diffusers' config.json that we know, class by class.
+"""Every field of a config.json that we know, class by class; text encoders too.
 
 A field is read into a section of ours, has one value that our networks can compute, or
 changes nothing that a network computes. Another one is refused by its name: what it
@@ -110,8 +110,69 @@ _FIRST_STAGE_READ = dict(
     mid_block_add_attention=True,
 )
 
+# transformers' models have these whatever they are: how they are trained, loaded and
+# answer, and how text is drawn from models that draw it.
+_TRANSFORMERS = tuple(
+    """
+    architectures attention_dropout bos_token_id chunk_size_feed_forward dropout dtype
+    eos_token_id finetuning_task gradient_checkpointing id2label initializer_factor
+    initializer_range label2id model_type output_attentions output_hidden_states
+    pad_token_id prefix problem_type projection_dim return_dict sep_token_id
+    task_specific_params tf_legacy_loss tie_encoder_decoder tie_word_embeddings
+    tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache
+    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty
+    do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+    length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    """.split()
+)
+_TEXT_FIXED = dict(
+    add_cross_attention=(False,),
+    cross_attention_hidden_size=(None,),
+    is_decoder=(False,),
+    is_encoder_decoder=(False,),
+    pruned_heads=({},),
+)
+
 FIELDS = MappingProxyType(
     {
+        "CLIPTextModel": Fields(
+            read=dict(
+                vocab_size=49408,
+                hidden_size=512,
+                intermediate_size=2048,
+                num_hidden_layers=12,
+                num_attention_heads=8,
+                max_position_embeddings=77,
+                hidden_act="quick_gelu",
+            ),
+            fixed=_TEXT_FIXED | dict(layer_norm_eps=(1e-5,)),
+            free=_TRANSFORMERS,
+        ),
+        "LDMBertModel": Fields(
+            read=dict(
+                vocab_size=30522,
+                d_model=1280,
+                encoder_layers=32,
+                encoder_ffn_dim=5120,
+                encoder_attention_heads=8,
+                head_dim=64,
+                max_position_embeddings=77,
+            ),
+            fixed=_TEXT_FIXED
+            | dict(activation_function=("gelu",), scale_embedding=(False,)),
+            free=(
+                "activation_dropout",
+                "classifier_dropout",
+                "encoder_layerdrop",
+                "init_std",
+                # That of `encoder_layers`, under the name that is usual.
+                "num_hidden_layers",
+                *_TRANSFORMERS,
+            ),
+        ),
         "AutoencoderKL": Fields(
             read=_FIRST_STAGE_READ
             | dict(

@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.convert.compvis.cond_stages import clip_entry
+from ldm_jax.convert.compvis.conditions import beyond, with_defaults
+from ldm_jax.convert.diffusers.fields import complete
+from ldm_jax.convert.diffusers.values import require_equal, whole
 from ldm_jax.errors import ConversionError
+from ldm_jax.models.text_encoder import ACTIVATIONS
 
 
 def text_entry(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,34 +21,51 @@ def text_entry(config: Mapping[str, Any]) -> dict[str, Any]:
       Entry of the config section `conditions`.
 
     Raises:
-      ConversionError: If it is of another class.
+      ConversionError: If it is of another class, or a field of it is not supported.
     """
     kind = text_class(config)
+    if kind == "CLIPTextModel":
+        config = config.get("text_config") or config
+    config = complete(config | {"_class_name": kind})
     if kind == "LDMBertModel":
+        width = config["d_model"]
+        ratio = _quotient(config, "encoder_ffn_dim", "d_model")
         entry = dict(
             kind="text",
-            vocab_size=config.get("vocab_size", 30522),
-            features=config.get("d_model", 1280),
-            num_layers=config.get("encoder_layers", 32),
-            max_length=config.get("max_position_embeddings", 77),
-            num_heads=config.get("encoder_attention_heads", 8),
-            head_channels=config.get("head_dim", 64),
+            vocab_size=config["vocab_size"],
+            features=width,
+            num_layers=config["encoder_layers"],
+            max_length=config["max_position_embeddings"],
+            num_heads=config["encoder_attention_heads"],
+            head_channels=config["head_dim"],
         )
+        entry |= {} if ratio == 4 else {"mlp_ratio": ratio}
         known = entry["vocab_size"] == 30522
         return entry if known else entry | {"null_ids": (0,)}
-    config = config.get("text_config") or config
-    width = config.get("hidden_size", 512)
-    heads = config.get("num_attention_heads", 8)
+    _quotient(config, "intermediate_size", "hidden_size")
+    require_equal(config, "hidden_act", tuple(ACTIVATIONS))
     return clip_entry(
-        vocab_size=config.get("vocab_size", 49408),
-        features=width,
-        num_layers=config.get("num_hidden_layers", 12),
-        max_length=config.get("max_position_embeddings", 77),
-        mlp_width=config.get("intermediate_size", 2048),
-        num_heads=heads,
-        head_channels=width // heads,
-        activation=config.get("hidden_act", "quick_gelu"),
+        vocab_size=config["vocab_size"],
+        features=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        max_length=config["max_position_embeddings"],
+        mlp_width=config["intermediate_size"],
+        num_heads=config["num_attention_heads"],
+        head_channels=_quotient(config, "hidden_size", "num_attention_heads"),
+        activation=config["hidden_act"],
     )
+
+
+def _quotient(config, field, other):
+    """One field over another, both whole numbers and the first a multiple."""
+    name = config["_class_name"]
+    above, below = (whole(name, each, config[each]) for each in (field, other))
+    if above % below:
+        raise ConversionError(
+            f"{field}={above} of {name} is not supported: it must be a multiple of "
+            f"{other}={below}"
+        )
+    return above // below
 
 
 def text_class(config: Mapping[str, Any]) -> str:
@@ -79,8 +100,18 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       config.json.
+
+    Raises:
+      ConversionError: If an option has no place there.
     """
-    heads, size = entry.get("num_heads", 8), entry.get("head_channels", 64)
+    entry = with_defaults(entry)
+    name = {"text": "LDMBertModel", "clip_text": "CLIPTextModel"}[entry["kind"]]
+    for option, given, value in beyond(entry, _limits(entry)):
+        raise ConversionError(
+            f"{option}={given} of a condition of kind {entry['kind']} cannot be said "
+            f"in diffusers' format, whose {name} has {option}={value} always"
+        )
+    heads, size = entry["num_heads"], entry["head_channels"]
     if entry["kind"] == "text":
         return dict(
             architectures=["LDMBertModel"],
@@ -88,10 +119,10 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
             vocab_size=entry["vocab_size"],
             d_model=entry["features"],
             encoder_layers=entry["num_layers"],
-            max_position_embeddings=entry.get("max_length", 77),
+            max_position_embeddings=entry["max_length"],
             encoder_attention_heads=heads,
             head_dim=size,
-            encoder_ffn_dim=entry.get("mlp_ratio", 4) * entry["features"],
+            encoder_ffn_dim=entry["mlp_ratio"] * entry["features"],
             activation_function="gelu",
         )
     return dict(
@@ -101,8 +132,16 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
         hidden_size=entry["features"],
         num_hidden_layers=entry["num_layers"],
         num_attention_heads=heads,
-        max_position_embeddings=entry.get("max_length", 77),
-        intermediate_size=entry.get("mlp_ratio", 4) * entry["features"],
+        max_position_embeddings=entry["max_length"],
+        intermediate_size=entry["mlp_ratio"] * entry["features"],
         hidden_act=entry["activation"],
         layer_norm_eps=1e-5,
     )
+
+
+def _limits(entry):
+    """What both classes compute whatever their config.json says."""
+    if entry["kind"] == "text":
+        return dict(causal=False, use_bias=False, activation="gelu")
+    heads = entry["num_heads"]
+    return dict(causal=True, use_bias=True, head_channels=entry["features"] / heads)
