@@ -173,7 +173,8 @@ def resize_mask(
     Returns:
       bool [height, width]: what lies above half of the mask's largest value.
     """
-    return resize_labels(mask, crop, size) > mask.max() / 2
+    # Compared first: masks may be floats, which labels are not.
+    return resize_labels(mask > mask.max() / 2, crop, size).astype(bool)
 
 
 def resize_floats(

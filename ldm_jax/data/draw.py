@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm_jax.annotations import Bool, Float, Shaped, UInt8
+from ldm_jax.data.labels import name_of_class
 from ldm_jax.images import to_uint8
 
 _PAPER, _FRAME, _HATCH = (255, 255, 255), (200, 200, 200), (214, 40, 57)
@@ -230,7 +231,7 @@ def draw_layout(
         top, left, bottom, right = np.asarray(box) * np.tile((height, width), 2)
         color = color_of(int(label))
         canvas.rectangle((left, top, right - 1, bottom - 1), outline=color, width=2)
-        text = names[label] if label < len(names) else str(label)
+        text = name_of_class(label, names)
         canvas.text((left + 4, top + 2), text, fill=color, font=font(12))
     return np.asarray(paper)
 

@@ -28,3 +28,16 @@ def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
         found = [k for k, number in enumerate(numbers) if number == int(text)]
         return found[0] if len(found) == 1 else None
     return int(text) if not names or int(text) < len(names) else None
+
+
+def name_of_class(label: int, names: Sequence[str] = ()) -> str:
+    """Says which class it is.
+
+    Args:
+      label: Its number, or one that means none.
+      names: As in `find_class`.
+
+    Returns:
+      Its name, or its number where it has none.
+    """
+    return names[label] if 0 <= label < len(names) else str(label)

@@ -230,9 +230,15 @@ def decode_depth(
       float32 [H, W, 1]; integers are divided by the largest number of their type.
 
     Raises:
-      DecodeError: If it cannot be read, has several channels or is not finite.
+      DecodeError: If it cannot be read, has several channels, is not finite, or holds
+        integers of more than 16 bits, of which none says how far they reach.
     """
     plane = decode_plane(data)
+    if plane.dtype.kind in "iu" and plane.dtype.itemsize > 2:
+        raise DecodeError(
+            f"a depth map holds {8 * plane.dtype.itemsize}-bit integers, whose range "
+            "is not known: make it 8 or 16 bits, or floats"
+        )
     top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
     depth = plane.astype(np.float32)
     depth /= np.float32(top)
@@ -388,10 +394,10 @@ MODALITIES = {
         draw=draw.draw_labels,
     ),
     "depth": Modality(
-        # One channel of any depth of bits.
+        # One channel of 8 or 16 bits, or floats.
         suffix=".depth.png",
         prepared={"depth": ("depth", "depth_map")},
-        flags=(Flag("depth", "Maps of one channel, of any depth of bits."),),
+        flags=(Flag("depth", "Maps of one channel, of 8 or 16 bits or floats."),),
         decode=decode_depth,
         follow=resize_floats,
         draw=draw.draw_grey,

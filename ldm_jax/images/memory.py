@@ -6,10 +6,11 @@ million of them, whatever they need; here the bytes count, and the limit can be 
 
 import contextlib
 import contextvars
+import math
 import threading
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ldm_jax.errors import ConfigError, DecodeError
 
@@ -17,6 +18,8 @@ from ldm_jax.errors import ConfigError, DecodeError
 DEFAULT_GB = 1.0
 
 _limit = contextvars.ContextVar("max_image_gb", default=DEFAULT_GB)
+
+_Tag = ExifTags.Base
 
 # Bytes per pixel that decoders of whole images need beside the result.
 _BESIDES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 16}
@@ -91,7 +94,19 @@ def bytes_to_load(image: Image.Image, size: tuple[int, int]) -> int:
     if image.info.get("progressive"):
         # All coefficients of the whole image, in 16 bits, whatever is made of them.
         needed += 2 * len(image.getbands()) * size[0] * size[1]
-    return needed
+    return needed + (_bytes_of_part(image) if image.format == "TIFF" else 0)
+
+
+def _bytes_of_part(image):
+    """What libtiff decodes into: a strip, or a tile, which may exceed its image."""
+    if not image.tile or image.tile[0][0] != "libtiff":
+        return 0
+    tags = image.tag_v2
+    width, height = tags[_Tag.ImageWidth], tags[_Tag.ImageLength]
+    rows = min(tags.get(_Tag.RowsPerStrip, height), height)
+    if _Tag.TileWidth in tags:
+        width, rows = tags[_Tag.TileWidth], tags[_Tag.TileLength]
+    return width * rows * math.ceil(sum(tags.get(_Tag.BitsPerSample, (1,))) / 8)
 
 
 def bytes_per_pixel(mode: str) -> int:

@@ -49,10 +49,12 @@ class Names(NamedTuple):
     Attributes:
       classes: Names of the classes of images in the order of their numbers.
       boxes: Names of the classes of boxes likewise.
+      ignore_label: The number that means no class of images, or None.
     """
 
     classes: Sequence[str] = ()
     boxes: Sequence[str] = ()
+    ignore_label: int | None = None
 
 
 NO_NAMES = Names()
@@ -185,15 +187,19 @@ def _lines(name, flag, texts, names):
 
 def _labels(name, flag, texts, names):
     """Class numbers; their range is checked where the number of classes is known."""
-    numbers = tuple(_label(flag, str(text), list(names.classes)) for text in texts)
+    numbers = tuple(_label(flag, str(text), names) for text in texts)
     return FlagValues(numbers, list(numbers))
 
 
 def _label(flag, label, names):
-    found = find_class(label, names)
+    found = find_class(label, names.classes)
     if found is not None:
         return found
-    known = suggest(label, names) if names else "give its number"
+    if label == str(names.ignore_label):
+        return names.ignore_label
+    known = "give its number"
+    if names.classes:
+        known = suggest(label, list(names.classes))
     raise ConfigError(f"--{flag}: there is no class '{label}'; {known}")
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
+from ldm_jax.data.labels import name_of_class
 from ldm_jax.errors import DecodeError
 from ldm_jax.files import replacing
 from ldm_jax.images import make_grid, read_image, write_png
@@ -100,8 +101,7 @@ def _starting_points(trained, task, row, shape):
 def _text(trained, task, example, k):
     parts = []
     if num_classes(trained) is not None and "label" in example:
-        label, names = int(example["label"]), class_names(trained)
-        parts.append(names[label] if names else str(label))
+        parts.append(name_of_class(int(example["label"]), class_names(trained)))
     if inputs_of(trained.inputs, "caption"):
         parts.append(example["caption"])
     if "negative_prompt" in task.values:
@@ -224,7 +224,7 @@ def write_grid(
     columns = math.ceil(math.sqrt(len(shown)))
     if labels is not None and 1 < len(labels) <= 16:
         columns = min(len(labels), len(shown))
-        names = [class_names[i] if class_names else str(i) for i in labels]
+        names = [name_of_class(label, class_names) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
     images = _read_samples(outdir, shown)

@@ -72,7 +72,8 @@ def make_task(
     Raises:
       ConfigError: If flags are missing, superfluous or wrong.
     """
-    names = Names(class_names(trained), box_names(trained))
+    ignored = _ignore_label(trained)
+    names = Names(class_names(trained), box_names(trained), ignored)
     values = read_flags(given, names)
     strength, invert = sample_options.strength, run_options.invert
     source = _open(trained) if run_options.from_data else None
@@ -276,6 +277,13 @@ def num_classes(trained: Trained) -> int | None:
     return None if entry is None else entry.get("num_classes")
 
 
+def _ignore_label(trained):
+    """The number that means no class; to a classifier none does."""
+    if trained.classifier is not None:
+        return None
+    return trained.model.conditioner.entries.get("label", {}).get("ignore_label")
+
+
 def _fill_labels(trained, values, source):
     """All classes in turn where the user chooses none; checks their range."""
     count = num_classes(trained)
@@ -285,7 +293,8 @@ def _fill_labels(trained, values, source):
         if source and source.num_classes:
             return values
         return values | {"label": FlagValues(tuple(range(count)), list(range(count)))}
-    wrong = [label for label in values["label"].values if label >= count]
+    known = {*range(count), _ignore_label(trained)}
+    wrong = [label for label in values["label"].values if label not in known]
     if wrong:
         raise ConfigError(
             f"--labels: there is no class '{wrong[0]}'; choose from 0 to {count - 1}"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from ldm_jax.data.modalities import decode_depth
 from ldm_jax.errors import DecodeError
 from ldm_jax.images import BACKGROUND, decode, decode_plane
 from tests.data.common import encode, make_image
@@ -94,6 +95,26 @@ def test_one_bit():
 def test_sixteen_bit_grey_keeps_its_range(format):
     values = np.linspace(0, 65535, 40 * 24).reshape(24, 40).astype(np.uint16)
     assert_grey(encode(values, format), np.round(values / 257))
+
+
+def test_sixteen_bits_that_pillow_opens_as_32():
+    values = np.array([[0, 1000], [65535, 257]], np.uint16)
+    data = b"P5 2 2 65535\n" + values.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode_plane(data), values)
+    assert_grey(data, np.round(values / 257))
+    depth = decode_depth(data)
+    np.testing.assert_allclose(depth[..., 0], values / 65535, rtol=1e-6)
+
+
+def test_depth_of_an_unknown_range_is_refused():
+    values = np.array([[0, 1000], [65535, 257]], np.int32)
+    for data in (encode(values, "TIFF"), values, values.astype(np.int64)):
+        with pytest.raises(
+            DecodeError, match="-bit integers, whose range is not known"
+        ):
+            decode_depth(data)
+    floats = values.astype(np.float32) / 65535
+    np.testing.assert_array_equal(decode_depth(encode(floats, "TIFF"))[..., 0], floats)
 
 
 def test_dark_sixteen_bit_grey_stays_dark():

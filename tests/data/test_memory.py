@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.images import (
@@ -19,6 +19,7 @@ from ldm_jax.images import (
     read_image,
     size_of,
 )
+from ldm_jax.images.memory import bytes_to_load
 from tests.data.common import encode, make_image
 
 PICTURE = Image.fromarray(make_image(40, 30))
@@ -50,6 +51,32 @@ def test_what_is_too_large_is_refused_before_it_is_read(read, data):
     assert time.perf_counter() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+def tiff_of(tags):
+    """A compressed TIFF of 40 x 30 grey pixels, without the pixels."""
+    made = TiffImagePlugin.ImageFileDirectory_v2()
+    usual = {256: 40, 257: 30, 258: 8, 259: 8, 262: 1, 277: 1}
+    for tag, value in (usual | tags).items():
+        made[tag] = value
+    return b"II*\0" + struct.pack("<I", 8) + made.tobytes(8)
+
+
+@pytest.mark.parametrize(
+    "tags, part",
+    [
+        ({322: 40000, 323: 50000, 324: 200, 325: 10}, 2_000_000_000),
+        ({278: 2**32 - 1, 273: 200, 279: 10}, 40 * 30),
+        ({278: 8, 273: [200] * 4, 279: [10] * 4}, 40 * 8),
+    ],
+    ids=["tile", "one strip", "strips"],
+)
+def test_what_a_tiff_is_decoded_into_counts(tags, part):
+    with Image.open(io.BytesIO(tiff_of(tags))) as image:
+        assert bytes_to_load(image, image.size) == 40 * 30 + part
+    if part > 1e9:
+        with pytest.raises(DecodeError, match="take 2 GB to read, and the limit is 1"):
+            decode(tiff_of(tags))
 
 
 def test_the_limit_can_be_set():

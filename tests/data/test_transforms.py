@@ -223,3 +223,13 @@ def test_crops_have_the_proportions_of_the_result(width, height, size):
     result = transform({"image": make_image(16, 12)} | maps, size)
     assert result["image"].shape == (*size, 3)
     assert result["segmentation"].shape == size
+
+
+@pytest.mark.parametrize("values", [(0, 0.4, 0.6, 1), (0, 100, 200, 255)])
+def test_masks_are_compared_with_half_of_their_largest_value(values):
+    mask = np.array([values], np.float32)
+    for one in (mask, mask > mask.max() / 2):
+        resized = crops.resize_mask(one, Crop(0, 0, 1, 1, False), (1, 4))
+        assert resized.dtype == bool and resized.tolist() == [
+            [False, False, True, True]
+        ]

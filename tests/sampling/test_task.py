@@ -1,11 +1,13 @@
 """Flags: which go together, what is missing, what is superfluous."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 
+from ldm_jax.data.labels import name_of_class
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.flag_values import read_flags
@@ -30,6 +32,24 @@ MODELS = {
 def models():
     """Models by name; only their config matters here."""
     return {name: make_trained(*keys, scale=0) for name, keys in MODELS.items()}
+
+
+def test_the_label_of_no_class_is_one_that_may_be_given():
+    model = make_trained("label", scale=0)
+    assert make_task(model, {"labels": ["star"]}, *options_of(model))
+    for wrong in ("-1", "255", "-2"):
+        with pytest.raises(ConfigError, match=f"no class '{wrong}'"):
+            make_task(model, {"labels": [wrong]}, *options_of(model))
+    for ignored in (-1, 255, 2):
+        old = model.model.conditioner
+        label = {**old.entries["label"], "ignore_label": ignored}
+        new = old.clone(entries={**old.entries, "label": label})
+        other = model._replace(model=dataclasses.replace(model.model, conditioner=new))
+        task = make_task(other, {"labels": [str(ignored), "0"]}, *options_of(other))
+        assert task.values["label"].values == (ignored, 0)
+        with pytest.raises(ConfigError, match="no class '-2'"):
+            make_task(other, {"labels": ["-2"]}, *options_of(other))
+    assert [name_of_class(k, ("a", "b")) for k in (-1, 1, 2)] == ["-1", "b", "2"]
 
 
 @pytest.fixture(scope="module")
