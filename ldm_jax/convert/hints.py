@@ -2,23 +2,21 @@
 
 They say which networks take a condition, not which class means none, how a map is
 resized or which tokenizer was used. An export has a section of its own for that, which
-other programs pass over and which reading takes where it fits. What a format does say,
-such as the shape of a text encoder, is taken from there alone.
+other programs pass over and which reading takes where it fits.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.config import from_json, to_dict, to_json
 from ldm_jax.convert.model import Model
-from ldm_jax.models.text_encoder import TextEncoder
 
 # The name of the section.
 SECTION = "ldm_jax"
-# What every format says of a text encoder, by itself or by the class that it names.
-_SAID = {field.name for field in dataclasses.fields(TextEncoder)}
-_SAID -= {"parent", "name", "remat", "dtype"}
+# What a format says of its text encoders and shapes do not show: hints are not asked,
+# so that an export which says it wrongly does not read as the same model.
+_TEXT_ENCODERS = ("text", "clip_text", "layout")
+_SAID = ("num_heads", "head_channels", "causal", "activation")
 
 
 def hints_of(model: Model) -> dict[str, Any]:
@@ -63,18 +61,17 @@ def take_hints(config: dict[str, Any], hints: Any) -> None:
         hint = entries.get(key) if isinstance(entries, Mapping) else None
         same = isinstance(hint, Mapping) and hint.get("kind") == entry["kind"]
         if same and hint.get("slot", entry.get("slot")) == entry.get("slot"):
-            config["conditions"][key] = _beside(entry, _tuples(hint))
+            config["conditions"][key] = _merged(entry, _tuples(hint))
     if isinstance(inputs, Mapping):
         known = config["conditions"].keys() & inputs.keys()
         config["data"]["inputs"] |= {key: _tuples(inputs[key]) for key in known}
 
 
-def _beside(entry, hint):
-    """The hint, but for what the format says."""
-    if entry["kind"] not in ("text", "clip_text", "layout"):
+def _merged(entry, hint):
+    if entry["kind"] not in _TEXT_ENCODERS:
         return hint
-    said = {name: value for name, value in entry.items() if name in _SAID}
-    return {name: value for name, value in hint.items() if name not in _SAID} | said
+    said = {name: entry[name] for name in _SAID if name in entry}
+    return {name: hint[name] for name in hint if name not in _SAID} | said
 
 
 def _tuples(section):

@@ -14,6 +14,7 @@ import pytest
 from ldm_jax import sampling
 from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
+from ldm_jax.convert.carried import write_files
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.conditions import conditions_yaml, with_defaults
 from ldm_jax.convert.compvis.strict import strict_loading
@@ -272,6 +273,19 @@ def test_a_pipeline_without_a_unet_is_refused():
 
 
 @pytest.mark.parametrize(
+    "name", ["../secrets", "/etc", "..", ".", "", "a/b", "a\\b", "C:x"]
+)
+def test_no_part_leads_out_of_its_folder(tmp_path, name):
+    part = ["diffusers", "X"]
+    with pytest.raises(ConversionError, match="the part .* outside of it"):
+        parts_of({"unet": part, name: part})
+    path = f"{name}/x.json" if "a" not in name else f"../{name}"
+    with pytest.raises(ConversionError, match="carries the file .* outside of"):
+        write_files(tmp_path / "in", {"tokenizer/x.json": b"x", path: b"x"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     "kind, change",
     [
         ("inpainting", None),
@@ -349,22 +363,6 @@ def test_a_text_encoder_is_written_with_what_its_class_leaves_out():
         assert read == with_defaults(entry) | dict(null_ids=(0,))
 
 
-@pytest.mark.parametrize(
-    "entry, message",
-    [
-        (TEXT | dict(causal=True), "causal=True .* LDMBertModel has causal=False"),
-        (TEXT | dict(use_bias=True), "use_bias=True"),
-        (TEXT | dict(activation="quick_gelu"), "activation=quick_gelu"),
-        (CLIP | dict(causal=False), "causal=False .* CLIPTextModel has causal=True"),
-        (CLIP | dict(use_bias=False), "use_bias=False"),
-        (CLIP | dict(head_channels=64), "head_channels=64"),
-    ],
-)
-def test_a_text_encoder_that_diffusers_cannot_say_is_refused(entry, message):
-    with pytest.raises(ConversionError, match=message):
-        text_config(entry)
-
-
 CLIP_MODEL, BERT_MODEL = (
     {"architectures": [n]} for n in ("CLIPTextModel", "LDMBertModel")
 )
@@ -391,13 +389,28 @@ def test_a_field_of_a_text_encoder_that_is_not_supported_is_named(config, messag
     assert text_entry(CLIP_MODEL | more) == text_entry(CLIP_MODEL)
 
 
-def test_hints_say_nothing_of_what_the_format_says():
-    """So that comparing with an export that is read again compares what others read."""
-    read = {"conditions": {"caption": dict(TEXT)}, "data": {"inputs": {}}}
-    hint = TEXT | dict(causal=True, num_heads=2, null_ids=[3], frozen=True)
-    take_hints(read, {"conditions": {"caption": hint}})
-    caption = read["conditions"]["caption"]
-    assert caption == TEXT | dict(null_ids=(3,), frozen=True)
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("text", dict(causal=True, use_bias=True, activation="quick_gelu")),
+        ("stable", dict(causal=False, use_bias=False, head_channels=16)),
+    ],
+)
+def test_a_text_encoder_that_diffusers_cannot_say_is_refused(kind, changes):
+    model = exported.make_model(kind)
+    entry = dict(model.config["conditions"]["caption"])
+    for name, value in changes.items():
+        model.config["conditions"]["caption"] = entry | {name: value}
+        with pytest.raises(ConversionError, match=f"caption.{name}={value}.*Model has"):
+            diffusers_write.state(model)
+
+
+def test_hints_do_not_hide_what_a_format_says():
+    said = dict(kind="text", vocab_size=9, features=16, num_heads=2)
+    hint = dict(said, num_heads=1, causal=True, activation="quick_gelu", null_ids=[3])
+    config = dict(conditions=dict(caption=said), data=dict(inputs={}))
+    take_hints(config, dict(conditions=dict(caption=hint)))
+    assert config["conditions"]["caption"] == said | dict(null_ids=(3,))
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,8 @@ GUIDANCE = {
     "StableDiffusionPipeline (2)": 9.0,
     "LDMTextToImagePipeline": 5.0,
     "LDMPipeline": 1.0,
+    # The mask stays when guidance leaves the caption out.
+    "StableDiffusionInpaintPipeline": (("caption", 7.5),),
 }
 SCHEDULER = dict(
     _class_name="PNDMScheduler",

@@ -18,7 +18,7 @@ network makes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -281,11 +281,32 @@ def require_limits(conditions: Conditions) -> None:
     if found is None:
         return
     name, key, entry = found
-    for option, given, value in beyond(entry, COND_STAGES[name].limits(entry)):
-        raise ConversionError(
-            f"conditions.{key}.{option}={given} cannot be said in CompVis's "
-            f"format, whose {name} has {option}={value} always"
-        )
+    limits = COND_STAGES[name].limits(entry)
+    require_options(key, entry, limits, f"CompVis's format, whose {name}")
+
+
+def require_options(
+    key: str, entry: Mapping[str, Any], limits: Mapping[str, Any], place: str
+) -> None:
+    """Refuses a condition with options that another program's class does not have.
+
+    Args:
+      key: Batch key of the condition.
+      entry: Its entry of the config section.
+      limits: Option -> the one value that the class has.
+      place: The format and the class, for messages.
+
+    Raises:
+      ConversionError: If there is one.
+    """
+    complete = with_defaults(entry)
+    for option, value in limits.items():
+        given = complete.get(option, value)
+        if given != value:
+            raise ConversionError(
+                f"conditions.{key}.{option}={given} cannot be said in {place} has "
+                f"{option}={value} always"
+            )
 
 
 def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,23 +322,6 @@ def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
     usual = {f.name: f.default for f in fields if f.name not in ("parent", "name")}
     known = {k: v for k, v in usual.items() if v is not dataclasses.MISSING}
     return known | dict(entry)
-
-
-def beyond(
-    entry: Mapping[str, Any], limits: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Finds the options of an entry that a format cannot say.
-
-    Args:
-      entry: Entry of the config section, complete.
-      limits: Option -> its only value there.
-
-    Yields:
-      (option, its value, its only value there).
-    """
-    for option, value in limits.items():
-        if entry[option] != value:
-            yield option, entry[option], value
 
 
 def is_embedded(entry: Mapping[str, Any]) -> bool:

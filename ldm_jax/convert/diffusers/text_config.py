@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.convert.compvis.cond_stages import clip_entry
-from ldm_jax.convert.compvis.conditions import beyond, with_defaults
+from ldm_jax.convert.compvis.conditions import with_defaults
 from ldm_jax.convert.diffusers.fields import complete
 from ldm_jax.convert.diffusers.values import require_equal, whole
 from ldm_jax.errors import ConversionError
@@ -100,17 +100,8 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       config.json.
-
-    Raises:
-      ConversionError: If an option has no place there.
     """
     entry = with_defaults(entry)
-    name = {"text": "LDMBertModel", "clip_text": "CLIPTextModel"}[entry["kind"]]
-    for option, given, value in beyond(entry, _limits(entry)):
-        raise ConversionError(
-            f"{option}={given} of a condition of kind {entry['kind']} cannot be said "
-            f"in diffusers' format, whose {name} has {option}={value} always"
-        )
     heads, size = entry["num_heads"], entry["head_channels"]
     if entry["kind"] == "text":
         return dict(
@@ -139,9 +130,17 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _limits(entry):
-    """What both classes compute whatever their config.json says."""
+def text_limits(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Says which options of a text condition a config.json has no field for.
+
+    Args:
+      entry: See `text_config`.
+
+    Returns:
+      Option -> the value that the class computes with.
+    """
+    entry = with_defaults(entry)
     if entry["kind"] == "text":
         return dict(causal=False, use_bias=False, activation="gelu")
-    heads = entry["num_heads"]
-    return dict(causal=True, use_bias=True, head_channels=entry["features"] / heads)
+    size = entry["features"] / entry["num_heads"]
+    return dict(causal=True, use_bias=True, head_channels=size)
