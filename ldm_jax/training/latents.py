@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax import checkpoint, latent_diffusion, peers, sharding
 from ldm_jax.annotations import Array, Shaped
 from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.config import choose
@@ -131,12 +131,31 @@ def open_first_stage(
         _check_named(section, meta["first_stage"])
         return load_recorded(workdir, meta["first_stage"])
     if not meta:
-        first = load_first_stage(section.workdir, section.step)
+        first = load_first_stage(section.workdir, _first_step(section))
+        _check_together(first.record)
     else:
         first = load_first_stage(section.workdir, meta["first_stage"]["step"])
         check_same_first_stage(first.record, meta["first_stage"])
     keep_first_stage(workdir, first)
     return first
+
+
+def _first_step(section):
+    """The step that a config names, or the newest: the same on all processes."""
+    if section.step is not None or section.workdir in ("", "identity"):
+        return section.step
+    return checkpoint.common_step(section.workdir)
+
+
+def _check_together(record):
+    """Refuses first stages that differ from process to process."""
+    sums = peers.gather(str(record.get("checksum")))
+    if len(set(sums)) > 1:
+        places = ", ".join(f"process {i}: {c}" for i, c in enumerate(sums))
+        raise CheckpointError(
+            f"first_stage.workdir={record['workdir']}, step {record['step']}, is not "
+            f"the same on all hosts (checksums of {places}): copy one to all of them"
+        )
 
 
 def _check_named(section, recorded):
@@ -184,7 +203,8 @@ def find_statistics(
     section, init_from = config.first_stage, config.train.init_from
     statistics = given_statistics(section, model.first_stage.latent_channels)
     if init_from:
-        found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from))
+        step = checkpoint.common_step(init_from)
+        found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from, step))
         if "scaling_factor" in found:
             return _same_statistics(section, statistics, first, found)
     if statistics is None:

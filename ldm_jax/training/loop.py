@@ -75,13 +75,13 @@ def run(
         sharding.check_batch_size(train.batch_size, mesh, parts=micro)
 
         # Where the run stands: its newest checkpoint, which must be of this config.
-        # Process 0 keeps other runs away from it.
+        # Process 0 keeps other runs away from it, and finds that for all.
         if main:
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(peers.saving(checkpoints.wait))
-        start = checkpoints.latest_step or 0
+        start = int(peers.gather(str(checkpoints.latest_step or 0))[0])
         meta = checkpoints.meta(start) if start else {}
         if start:
             notes += check_config(config, meta, allow_config_change)
