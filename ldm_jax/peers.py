@@ -57,7 +57,7 @@ class Peers:
           index: Index of this process.
           count: Number of processes.
           hang_timeout: Seconds without any progress after which the job is given up,
-            once there was some; 0 for never.
+            from the start to the end; 0 for never.
           leave: Function of a status that ends this process.
         """
         self._client, self._index, self._count = client, index, count
@@ -93,7 +93,7 @@ class Peers:
         try:
             yield
         finally:
-            self._saving, self._moves = None, 0
+            self._saving = None
 
     def await_cause(self, text: str) -> None:
         """Waits where an error may come of the end of another process.
@@ -196,12 +196,13 @@ class Peers:
         if moves != self._progress[0]:
             self._progress = moves, now
         waited = now - self._progress[1]
-        if self._hang_timeout and any(moves.values()) and waited > self._hang_timeout:
+        if self._hang_timeout and waited > self._hang_timeout:
             self._report_hang()
 
     def _report_hang(self):
         steps = {index: sign[2] for index, (sign, _) in self._signs.items()}
-        places = ", ".join(f"process {i}: {s}" for i, s in sorted(steps.items()))
+        steps = sorted((i, "none yet" if s is None else s) for i, s in steps.items())
+        places = ", ".join(f"process {i}: {s}" for i, s in steps)
         text = (
             f"no process has finished a step for {self._hang_timeout:.0f} s "
             f"(--hang_timeout); steps done: {places}"

@@ -92,6 +92,7 @@ def _main(argv: list[str]) -> None:
 
 def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
     """Writes `<name>_reconstructed.png` for each image file."""
+    from ldm_jax import peers
     from ldm_jax.evaluation.first_stage import (
         compile_codec,
         name_outputs,
@@ -105,6 +106,7 @@ def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
     with memory_limit(first.config.data.get("max_image_gb")):
         for path, output in outputs.items():
             print(reconstruct_file(codec, factor, path, output, *tiles))
+            peers.progress()
 
 
 def _evaluate(first: Any, outdir: pathlib.Path) -> None:

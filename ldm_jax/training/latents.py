@@ -85,6 +85,7 @@ def measure_statistics(
             shift = tuple(measure(shift, index, batch)[0].tolist())
         rows.append(measure(shift, index, batch))
         sizes.append(len(batch["image"]))
+        peers.progress()
     rows = np.asarray(rows, np.float64)
     mean, square = np.average(rows, axis=0, weights=sizes)
     std = np.sqrt(np.maximum(square - mean**2, 0.0))

@@ -130,7 +130,9 @@ def run(
         batch = next(batches)
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
+        peers.progress()
         step, flops = _compile(step, (state, frozen, batch), console)
+        peers.progress()
         watch = Stopwatch(train.batch_size, flops, mesh.size)
 
         # From here on there is something to save when a signal comes.
