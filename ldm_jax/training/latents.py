@@ -19,6 +19,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.trained import (
     FirstStage,
+    check_same_everywhere,
     has_own_copy,
     keep_first_stage,
     load_first_stage,
@@ -133,7 +134,7 @@ def open_first_stage(
         return load_recorded(workdir, meta["first_stage"])
     if not meta:
         first = load_first_stage(section.workdir, _first_step(section))
-        _check_together(first.record)
+        check_same_everywhere(first)
     else:
         first = load_first_stage(section.workdir, meta["first_stage"]["step"])
         check_same_first_stage(first.record, meta["first_stage"])
@@ -146,17 +147,6 @@ def _first_step(section):
     if section.step is not None or section.workdir in ("", "identity"):
         return section.step
     return checkpoint.common_step(section.workdir)
-
-
-def _check_together(record):
-    """Refuses first stages that differ from process to process."""
-    sums = peers.gather(str(record.get("checksum")))
-    if len(set(sums)) > 1:
-        places = ", ".join(f"process {i}: {c}" for i, c in enumerate(sums))
-        raise CheckpointError(
-            f"first_stage.workdir={record['workdir']}, step {record['step']}, is not "
-            f"the same on all hosts (checksums of {places}): copy one to all of them"
-        )
 
 
 def _check_named(section, recorded):
