@@ -56,6 +56,10 @@ class DiskError(UserError, OSError):
     exit_code = 6
 
 
+# What libraries in C++ say where memory is short.
+MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+
+
 class OutOfMemory(UserError, MemoryError):
     """More memory was asked for than a device or the host has."""
 

@@ -324,6 +324,18 @@ def several() -> bool:
     return _peers is not None
 
 
+def may_be_lost(text: str) -> bool:
+    """Says whether an error may come of the end of another process.
+
+    Args:
+      text: What the error says.
+
+    Returns:
+      Whether it may, in a job of several processes.
+    """
+    return several() and bool(_LOST.search(text))
+
+
 def await_cause(text: str) -> None:
     """Waits where an error may come of the end of another process.
 

@@ -1,5 +1,6 @@
 """A bit that storage lost is found before anything is read, and the way back works."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -8,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint
-from ldm_jax.checkpoint import Checkpoints, TrainState, checksums
+from ldm_jax import checkpoint, peers
+from ldm_jax.checkpoint import Checkpoints, TrainState, checksums, items
 from ldm_jax.errors import CheckpointError, ConfigError
 
 META = {"config": {"stage": "diffusion"}}
@@ -153,6 +154,36 @@ def test_the_way_back_that_is_named_works(workdir):
     _flip_data(workdir, 10, "training")
     with pytest.raises(CheckpointError, match="no earlier checkpoint is whole"):
         _restore(workdir, 10)
+
+
+@pytest.mark.parametrize(
+    "error, damage",
+    [
+        (MemoryError("no"), False),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (ValueError("Error opening x [os_error_code='24' ...]"), False),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), False),
+        (RuntimeError("Gloo AllGather failed: Connection closed by peer"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), True),
+        (ValueError("Error opening x [os_error_code='2' ...]"), True),
+        (OSError("Not a gzipped file"), True),
+        (KeyError("x"), True),
+    ],
+)
+def test_want_of_memory_files_or_peers_is_no_damage(
+    tmp_path, monkeypatch, error, damage
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(peers, "several", lambda: True)
+    monkeypatch.setattr(items.ocp, "load_checkpointables", fail)
+    monkeypatch.setattr(items.ocp, "checkpointables_metadata", fail)
+    for read in (lambda: items.load(tmp_path, {}), lambda: items.shapes_of(tmp_path)):
+        with pytest.raises(CheckpointError if damage else type(error)) as raised:
+            read()
+        assert damage or raised.value is error
 
 
 def test_a_run_goes_on_beside_damage_and_seals_what_it_saves(workdir):

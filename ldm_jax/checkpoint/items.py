@@ -3,6 +3,8 @@
 Checkpoints of older versions are read with the names of today, here and nowhere else.
 """
 
+import contextlib
+import errno
 import pathlib
 from typing import Any
 
@@ -10,8 +12,15 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from ldm_jax import peers
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
+from ldm_jax.errors import MEMORY_WORDS
+from ldm_jax.files import disk_errno
+
+# What the system says of a file that is not there; anything else that it says, as that
+# too many are open, tells nothing of the checkpoint.
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def verify(folder: pathlib.Path, *items: str) -> None:
@@ -29,6 +38,31 @@ def verify(folder: pathlib.Path, *items: str) -> None:
         raise DamagedCheckpoint(folder, damage)
 
 
+@contextlib.contextmanager
+def _reading(folder):
+    """Tells a checkpoint that cannot be read from a machine that cannot read it.
+
+    What comes of memory, of the system or of another process stays as it is, lest a
+    sound checkpoint be moved away.
+    """
+    try:
+        yield
+    except Exception as error:  # Orbax raises many kinds for a damaged folder.
+        if _is_of_the_machine(error):
+            raise
+        raise DamagedCheckpoint(folder, error) from error
+
+
+def _is_of_the_machine(error):
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or disk_errno(error) not in _MISSING
+        or any(words in text for words in MEMORY_WORDS)
+        or peers.may_be_lost(text)
+    )
+
+
 def load(folder: pathlib.Path, targets: dict[str, Any]) -> dict[str, Any]:
     """Reads items; whoever calls has compared their checksums.
 
@@ -42,10 +76,8 @@ def load(folder: pathlib.Path, targets: dict[str, Any]) -> dict[str, Any]:
     Raises:
       DamagedCheckpoint: If they cannot be read.
     """
-    try:
+    with _reading(folder):
         return ocp.load_checkpointables(folder, targets)
-    except Exception as error:  # Orbax raises many kinds for a damaged folder.
-        raise DamagedCheckpoint(folder, error) from error
 
 
 def shapes_of(folder: pathlib.Path, *items: str) -> dict[str, Any]:
@@ -66,9 +98,8 @@ def shapes_of(folder: pathlib.Path, *items: str) -> dict[str, Any]:
     try:
         # Orbax warns of the item `meta`, which is not a tree of arrays.
         logging.set_verbosity(logging.ERROR)
-        metadata = ocp.checkpointables_metadata(folder).metadata
-    except Exception as error:  # Orbax raises many kinds for a damaged folder.
-        raise DamagedCheckpoint(folder, error) from error
+        with _reading(folder):
+            metadata = ocp.checkpointables_metadata(folder).metadata
     finally:
         logging.set_verbosity(verbosity)
     trees = {name: tree for name, tree in metadata.items() if name != "meta"}

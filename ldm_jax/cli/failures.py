@@ -9,6 +9,7 @@ import traceback
 from typing import NamedTuple
 
 from ldm_jax.errors import (
+    MEMORY_WORDS,
     CheckpointError,
     ConfigError,
     DiskError,
@@ -37,7 +38,6 @@ _PATH = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 # Words of a message that are kept.
 _LONGEST = 600
@@ -130,7 +130,7 @@ def _by_text(error, lower):
     text = str(error)
     if any(words in text for words in _DISK_TEXTS):
         return _disk(_first_line(text))
-    if any(words in text for words in _DEVICE_MEMORY):
+    if any(words in text for words in MEMORY_WORDS):
         asked = re.search(r"(?:allocat\w*|request for) ([\d.]+ ?\w*)", text)
         asked = f"{_size(asked[1])} were asked for" if asked else _first_line(text)
         return _out_of_memory("device", asked, lower)

@@ -8,6 +8,7 @@
 | `draft` | a target that appears whole or not at all |
 | `verify` | a model compared with what reading its export gives |
 | `bounds` | what a config of others may ask for |
+| `carried` | files that a model carries along as they are |
 | `workdir` | our own format: the workdir of a run |
 | `compvis/` | checkpoints of CompVis/latent-diffusion and of Stable Diffusion |
 | `diffusers/` | folders of Hugging Face diffusers |

@@ -13,6 +13,10 @@ from ldm_jax.convert.model import Model
 
 # The name of the section.
 SECTION = "ldm_jax"
+# What a format says of its text encoders and shapes do not show: hints are not asked,
+# so that an export which says it wrongly does not read as the same model.
+_TEXT_ENCODERS = ("text", "clip_text", "layout")
+_SAID = ("num_heads", "head_channels", "causal", "activation")
 
 
 def hints_of(model: Model) -> dict[str, Any]:
@@ -57,10 +61,17 @@ def take_hints(config: dict[str, Any], hints: Any) -> None:
         hint = entries.get(key) if isinstance(entries, Mapping) else None
         same = isinstance(hint, Mapping) and hint.get("kind") == entry["kind"]
         if same and hint.get("slot", entry.get("slot")) == entry.get("slot"):
-            config["conditions"][key] = _tuples(hint)
+            config["conditions"][key] = _merged(entry, _tuples(hint))
     if isinstance(inputs, Mapping):
         known = config["conditions"].keys() & inputs.keys()
         config["data"]["inputs"] |= {key: _tuples(inputs[key]) for key in known}
+
+
+def _merged(entry, hint):
+    if entry["kind"] not in _TEXT_ENCODERS:
+        return hint
+    said = {name: entry[name] for name in _SAID if name in entry}
+    return {name: hint[name] for name in hint if name not in _SAID} | said
 
 
 def _tuples(section):

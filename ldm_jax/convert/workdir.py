@@ -14,6 +14,7 @@ from ldm_jax import checkpoint, trained
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import TrainState, write_config
 from ldm_jax.config import from_json, to_dict, to_json
+from ldm_jax.convert.carried import write_files
 from ldm_jax.convert.model import (
     Model,
     autoencoder_config,
@@ -93,10 +94,7 @@ def _write(model, folder):
         write_json(folder / "origin.json", model.origin | {"step": model.step})
     if model.carried:
         write_weights(folder / "origin.safetensors", model.carried)
-    for name, data in model.files.items():
-        path = folder / _FILES / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    write_files(folder / _FILES, model.files)
 
 
 def _is_identity(first_stage):

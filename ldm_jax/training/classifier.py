@@ -91,8 +91,4 @@ def _make_steps(config, model, frozen, image_size):
     steps = make_loss_steps(
         config, freeze_paths(config), draw, functools.partial(loss, model)
     )
-
-    def preview(state, frozen, batch, rng):
-        return {}  # A classifier makes no images.
-
-    return Stage(*steps, preview, frozen)
+    return Stage(*steps, preview=None, frozen=frozen)

@@ -65,7 +65,11 @@ class HeldOut:
         # Called with (state, frozen, batch, rng).
         everywhere = sharding.replicated(mesh)
         self._eval_step = jax.jit(stage.eval_step, out_shardings=everywhere)
-        self._draw = jax.jit(stage.preview, out_shardings=everywhere)
+        self._draw = None
+        if stage.preview is not None:
+            self._draw = jax.jit(stage.preview, out_shardings=everywhere)
+        # Whether there is anything to show.
+        self._previews = bool(stage.preview and config.train.preview_images)
         self._summarize = stage.summarize
         self._preview_batch = None
 
@@ -86,7 +90,7 @@ class HeldOut:
         final = step == train.num_steps
         evaluate = step and self._data.has_held_out
         evaluate = evaluate and due(step, train.eval_every, final)
-        preview = step and train.preview_images
+        preview = step and self._previews
         preview = preview and due(step, train.preview_every, final)
         if not (evaluate or preview):
             return False, False
@@ -135,11 +139,15 @@ class HeldOut:
           done: Number of steps done.
           state: State after them.
         """
-        if self._config.train.preview_images:
+        if self._previews:
             self._try(self._preview, done, state)
 
     def _try(self, action: Callable, done: int, state: TrainState) -> None:
-        """Held-out images that are all damaged, or a lost worker, end no training."""
+        """Held-out images that are all damaged, or a lost worker, end no training.
+
+        In a job of several processes they do: the others go on with this action, and
+        would wait in it for ever for one that has left it.
+        """
         if self._stopping():
             self.cut = True
             return
@@ -149,8 +157,12 @@ class HeldOut:
             damaged = isinstance(error, DataError)
             if damaged and self._config.data.on_error == "raise":
                 raise
+            if jax.process_count() > 1:
+                raise
             text = f"warning: no evaluation or preview at step {done}: {error}"
             self._console.line(text)
+            if damaged and action == self._evaluate:
+                self._record_none(done)
 
     def _evaluate(self, done, state):
         rng, rows = make_key(self._config.seed), []
@@ -168,6 +180,7 @@ class HeldOut:
         if not rows:
             text = "warning: no held-out image can be read; nothing evaluated"
             self._console.line(text)
+            self._record_none(done)
             return
         counts, metrics = zip(*rows, strict=True)
         means = {
@@ -179,6 +192,10 @@ class HeldOut:
         self._writer.scalars(done, means)
         total = self._config.train.num_steps
         self._console.line(format_metrics(done, total, means))
+
+    def _record_none(self, done):
+        """Of an evaluation of no image, too, lest each rerun makes it once more."""
+        self._writer.scalars(done, {f"{_PREFIX}num_images": 0})
 
     def _preview(self, done, state):
         count, shown = self._config.train.preview_images, {}

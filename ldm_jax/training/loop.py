@@ -79,8 +79,9 @@ def run(
         if main:
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
-        stack.enter_context(contextlib.closing(checkpoints))
+        # Entered first, it holds until the last save has been closed.
         stack.enter_context(peers.saving(checkpoints.wait))
+        stack.enter_context(contextlib.closing(checkpoints))
         start = int(peers.gather(str(checkpoints.latest_step or 0))[0])
         meta = checkpoints.meta(start) if start else {}
         if start:

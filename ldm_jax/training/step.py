@@ -35,7 +35,7 @@ class Stage(NamedTuple):
       eval_step: (state, frozen, batch, rng) -> metrics of name -> scalar or array,
         means over the rows that batch["mask"] marks.
       preview: (state, frozen, batch, rng) -> dict of name -> images [B, H, W, 3] in
-        [-1, 1].
+        [-1, 1]; None for a stage that makes no images.
       frozen: Pytree of weights that are used but not trained, or an empty dict.
       summarize: Makes scalars of the means of `eval_step` over all held-out rows.
       initial: Weights that a new run has in place of drawn ones: nested dict of NumPy
@@ -45,7 +45,7 @@ class Stage(NamedTuple):
     init: Callable
     train_step: Callable
     eval_step: Callable
-    preview: Callable
+    preview: Callable | None
     frozen: Any
     summarize: Callable = dict
     initial: Any = None

@@ -304,7 +304,13 @@ def _way_back(step, folders):
         return "No checkpoint had been saved yet: run the same command with"
     # What the step before saved may hold the harm: weights are used a step later.
     sound = [folder for folder in folders if int(folder.name) < step - 1]
-    chosen = (sound or folders)[-1]
+    if not sound:
+        return (
+            f"No checkpoint is surely sound, that of step {folders[-1].name} may hold "
+            "the harm already: if the run diverges at once again, begin anew in "
+            "another --workdir. Run the same command with --allow_config_change and"
+        )
+    chosen = sound[-1]
     later = folders[folders.index(chosen) + 1 :]
     move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
     return (

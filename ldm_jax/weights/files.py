@@ -7,6 +7,7 @@ here they are recognised and written.
 
 import functools
 import json
+import math
 import os
 import pathlib
 import struct
@@ -21,7 +22,7 @@ from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
-from ldm_jax.weights.unpickle import Tensor, map_file, read_torch
+from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -130,9 +131,15 @@ def _read_index(path):
     ):
         raise ConversionError(f"{path} is no index of shards: it has no weight_map")
     tensors = {}
-    for part in sorted(set(found.values())):
-        # The name alone: an index does not reach outside of its folder.
-        tensors |= read_weights(path.parent / pathlib.Path(part).name).tensors
+    # The name alone: an index does not reach outside of its folder.
+    for name in sorted({pathlib.Path(part).name for part in found.values()}):
+        part = path.parent / name
+        if part.suffix == ".json":
+            raise ConversionError(
+                f"{path} lists the shard {name}, which would be an index again: its "
+                "shards must be files of weights; download it again"
+            )
+        tensors |= read_weights(part).tensors
     missing = [key for key in found if key not in tensors]
     if missing:
         raise ConversionError(
@@ -189,6 +196,11 @@ def _read_checkpoint(path):
             raise ConversionError(
                 f"{path} holds no state dict: {describe(key)} is not a tensor"
             )
+    try:
+        # Each is bounded by its storage, but all of them may view the same one.
+        check_memory("tensors", sum(map(_size, tensors.values())), path)
+    except PickleError as error:
+        raise ConversionError(f"cannot read {path}: {error}") from error
     return Weights(_unprefixed(tensors), step)
 
 
@@ -256,7 +268,7 @@ def _bytes(array):
 
 
 def _size(array):
-    return int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def _write_safetensors(path, tensors):

@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 MAX_BYTES = 64 << 20
 MAX_STEPS = 2_000_000
 _MAX_INTEGER = 1 << 128
+# Hashes of numbers are known, unlike those of text, so that keys can be chosen which
+# all collide: so many take some seconds. Larger ones have the hashes of small ones.
+MAX_NUMBERS, _MAX_KEY = 50_000, 1 << 60
 
 
 class PickleError(ValueError):
@@ -97,7 +100,7 @@ class Machine:
         self._stack: list = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        self._steps = 0
+        self._steps = self._numbers = 0
 
     def run(self, file: BinaryIO) -> Any:
         """Reads one pickle; see `load`.
@@ -141,6 +144,37 @@ class Machine:
                 f"its pickle takes more than {MAX_STEPS:,} steps, which no file of "
                 "weights does: save the state dict alone"
             )
+
+    def keys(self, keys: list) -> list:
+        """Checks that keys are cheap to hash and to compare.
+
+        Args:
+          keys: Keys of a dict, or members of a set.
+
+        Returns:
+          The same.
+
+        Raises:
+          PickleError: If one is neither a number nor text, nor a short tuple of texts,
+            or there are too many numbers.
+        """
+        for key in keys:
+            number = isinstance(key, int | float)
+            self._numbers += number
+            text = type(key) is tuple and len(key) <= 64
+            text = text and all(isinstance(part, str) for part in key)
+            plain = isinstance(key, str | bytes | Inert | None) or text or number
+            if not plain or (isinstance(key, int) and abs(key) >= _MAX_KEY):
+                raise PickleError(
+                    f"its pickle has {describe(key)} as a key, which no file of "
+                    "weights has"
+                )
+        if self._numbers > MAX_NUMBERS:
+            raise PickleError(
+                f"its pickle has more than {MAX_NUMBERS:,} numbers as keys, which no "
+                "file of weights has: save the state dict alone"
+            )
+        return keys
 
     # The actions of opcodes: each takes the argument of the opcode.
 
@@ -189,7 +223,7 @@ class Machine:
         self._set_items(items)
 
     def _set_of_mark(self, _):
-        self._stack.append(frozenset(hashable(self._pop_mark())))
+        self._stack.append(frozenset(self.keys(self._pop_mark())))
 
     def _append(self, _):
         self._extend([self._stack.pop()])
@@ -215,13 +249,13 @@ class Machine:
     def _set_items(self, items):
         target = self._stack[-1]
         if isinstance(target, dict):
-            keys = hashable(items[::2])
+            keys = self.keys(items[::2])
             target.update(zip(keys, items[1::2], strict=True))
         elif not isinstance(target, Inert):
             raise PickleError(f"its pickle sets an item of {describe(target)}")
 
     def _add_items(self, _):
-        items = hashable(self._pop_mark())
+        items = self.keys(self._pop_mark())
         target = self._stack[-1]
         if isinstance(target, set):
             target.update(items)
@@ -287,29 +321,6 @@ class Machine:
 
     def _nothing(self, _):
         pass
-
-
-def hashable(keys: list) -> list:
-    """Checks that keys are cheap to hash and to compare.
-
-    Args:
-      keys: Keys of a dict, or members of a set.
-
-    Returns:
-      The same.
-
-    Raises:
-      PickleError: If one is neither a number nor text, nor a short tuple of them.
-    """
-    for key in keys:
-        flat = key if type(key) is tuple and len(key) <= 64 else (key,)
-        for part in flat:
-            if not isinstance(part, str | bytes | int | float | Inert | None):
-                raise PickleError(
-                    f"its pickle has {describe(part)} as a key, which no file of "
-                    "weights has"
-                )
-    return keys
 
 
 def _checked(value):
@@ -398,9 +409,8 @@ _ACTIONS = {
 def _ordered(machine, arguments):
     pairs = arguments[0] if arguments else ()
     machine.count(len(pairs))
-    if isinstance(pairs, dict):
-        return collections.OrderedDict(pairs)
-    keys = hashable([key for key, _ in pairs])
+    pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
+    keys = machine.keys([key for key, _ in pairs])
     values = [value for _, value in pairs]
     return collections.OrderedDict(zip(keys, values, strict=True))
 
@@ -408,7 +418,7 @@ def _ordered(machine, arguments):
 def _set(machine, arguments):
     (items,) = arguments or ((),)
     machine.count(len(items))
-    return set(hashable(list(items)))
+    return set(machine.keys(list(items)))
 
 
 CONTAINERS = {

@@ -23,8 +23,9 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.weights import pickles
 from ldm_jax.weights.pickles import Inert, Known, PickleError, describe
 
-# What compressed records of a zip may take in memory: PyTorch compresses none, and
-# weights that someone has compressed since take hardly less space by it.
+# What compressed records of a zip, or tensors that view the same numbers, may take in
+# memory: PyTorch compresses none, and weights that someone has compressed since take
+# hardly less space by it; tied weights are there twice.
 _MAX_INFLATED, _MAX_RATIO = 256 << 20, 4
 # The list of a zip's records, which takes some ten times of that in memory.
 _MAX_DIRECTORY = 32 << 20
@@ -220,7 +221,7 @@ def _read_zip(path):
                 record = archive.getinfo(f"{root}data/{key}")
                 if record.compress_type != zipfile.ZIP_STORED:
                     inflated += record.file_size
-                    _check_inflated(inflated, path)
+                    check_memory("compressed records", inflated, path)
                 storages[key] = _record_storage(path, record, dtype, size)
             return storages[key]
 
@@ -243,13 +244,23 @@ def _check_directory(path):
         raise PickleError(f"it lists its records in {size:,} bytes, which no file does")
 
 
-def _check_inflated(size, path):
+def check_memory(what: str, size: int, path: str | os.PathLike) -> None:
+    """Refuses what is far larger in memory than its file.
+
+    Args:
+      what: What takes it, for the message.
+      size: Bytes in memory.
+      path: The file.
+
+    Raises:
+      PickleError: If it is more than files of weights have need of.
+    """
     limit = max(_MAX_INFLATED, _MAX_RATIO * os.path.getsize(path))
     if size > limit:
         raise PickleError(
-            f"its compressed records would take {size:,} bytes of memory, more than "
-            f"the {limit:,} that are allowed: save it again with PyTorch, which does "
-            "not compress"
+            f"its {what} would take {size:,} bytes of memory, more than the {limit:,} "
+            "that are allowed: save it again with PyTorch, uncompressed and every "
+            "tensor a clone of its own"
         )
 
 

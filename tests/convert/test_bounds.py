@@ -30,6 +30,11 @@ BOMBS = {
         b"\x80\x02c__builtin__\nset\n(](" + TUPLES + b"etR.",
         "a tuple as a key",
     ),
+    "keys of one hash": (
+        dumps({k * (2**61 - 1): None for k in range(1, 9)}),
+        "2305843009213693951 as a key",
+    ),
+    "keys of one hash in tuples": (dumps({(1, 2): None}), "a tuple as a key"),
     "text of a reference": (b"\x80\x02" + TUPLES + b"Q.", "an unexpected reference"),
     "text of a storage": (
         b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n" + TUPLES + b"NK\x01tQ.",
@@ -67,6 +72,32 @@ def test_steps_are_counted(tmp_path, monkeypatch):
     (tmp_path / "m.ckpt").write_bytes(b"\x80\x02" + b"}0" * 1000 + b"N.")
     with pytest.raises(ConversionError, match="more than 1,000 steps"):
         read_weights(tmp_path / "m.ckpt")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        [{i: None} for i in range(101)],
+        [dict.fromkeys(i + 0.5 for i in range(101))],
+        [Call(Name("collections", "OrderedDict"), {i: None for i in range(51)})],
+        [Call(Name("builtins", "set"), list(range(101)))],
+    ],
+)
+def test_numbers_as_keys_are_counted(tmp_path, monkeypatch, saved):
+    """Whoever makes a file can choose numbers that all collide in a dict."""
+    monkeypatch.setattr(pickles, "MAX_NUMBERS", 100)
+    write_zip(tmp_path / "m.ckpt", saved)
+    with pytest.raises(ConversionError, match="more than 100 numbers as keys"):
+        read_weights(tmp_path / "m.ckpt")
+
+
+def test_keys_that_training_saves_are_read(tmp_path):
+    keys = [None, 7, 2**47, 0.5, True, b"k", "k", ("k", "l"), Name("enum", "Enum")]
+    saved = {"state_dict": {"w": tensor_of((6,), (1,))}}
+    write_zip(
+        tmp_path / "m.ckpt", saved | {"state": dict.fromkeys(keys, 1)}, _0=bytes(24)
+    )
+    assert list(read_weights(tmp_path / "m.ckpt").tensors) == ["w"]
 
 
 @pytest.mark.parametrize("name", ["set", "OrderedDict", "Size"])
@@ -126,6 +157,23 @@ def test_numbers_that_are_repeated(tmp_path):
     write_zip(tmp_path / "m.ckpt", {"w": tensor}, _0=bytes(24))
     with pytest.raises(ConversionError, match="repeats the 6 numbers"):
         read_weights(tmp_path / "m.ckpt")
+
+
+def test_tensors_that_view_the_same_numbers(tmp_path, monkeypatch):
+    """Each has no more than its storage, but a thousand have a thousand times of it."""
+    monkeypatch.setattr(unpickle, "_MAX_INFLATED", 1 << 16)
+    count = 1 << 14
+    for copies, fits in ((2, True), (1000, False)):
+        path = tmp_path / f"{copies}.ckpt"
+        one = tensor_of((count,), (1,), numbers=count)
+        empty = tensor_of((0, 1 << 100), (1, 1), numbers=count)
+        state = {"empty": empty} | {str(i): one for i in range(copies)}
+        write_zip(path, state, _0=bytes(4 * count))
+        if fits:
+            assert len(read_weights(path).tensors) == copies + 1
+        else:
+            with pytest.raises(ConversionError, match="its tensors would take 65,536,"):
+                read_weights(path)
 
 
 @pytest.mark.parametrize("length", [1 << 26, 1 << 39])

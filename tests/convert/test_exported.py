@@ -14,6 +14,7 @@ import pytest
 from ldm_jax import sampling
 from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
+from ldm_jax.convert.carried import write_files
 from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.compvis.write_yaml import unet_yaml
@@ -28,6 +29,7 @@ from ldm_jax.convert.diffusers.schedule_config import (
 )
 from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
 from ldm_jax.convert.formats import convert
+from ldm_jax.convert.hints import take_hints
 from ldm_jax.convert.model import Model
 from ldm_jax.convert.verify import verify
 from ldm_jax.diffusion import solve
@@ -269,6 +271,19 @@ def test_a_pipeline_without_a_unet_is_refused():
 
 
 @pytest.mark.parametrize(
+    "name", ["../secrets", "/etc", "..", ".", "", "a/b", "a\\b", "C:x"]
+)
+def test_no_part_leads_out_of_its_folder(tmp_path, name):
+    part = ["diffusers", "X"]
+    with pytest.raises(ConversionError, match="the part .* outside of it"):
+        parts_of({"unet": part, name: part})
+    path = f"{name}/x.json" if "a" not in name else f"../{name}"
+    with pytest.raises(ConversionError, match="carries the file .* outside of"):
+        write_files(tmp_path / "in", {"tokenizer/x.json": b"x", path: b"x"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     "kind, change",
     [
         ("inpainting", None),
@@ -329,6 +344,30 @@ def test_a_text_encoder_that_compvis_cannot_say_is_refused():
         compvis_write.write(model)
     with pytest.raises(ConversionError, match="caption.vocab_size"):
         compvis_write.write(exported.make_model("stable"))
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("text", dict(causal=True, use_bias=True, activation="quick_gelu")),
+        ("stable", dict(causal=False, use_bias=False, head_channels=16)),
+    ],
+)
+def test_a_text_encoder_that_diffusers_cannot_say_is_refused(kind, changes):
+    model = exported.make_model(kind)
+    entry = dict(model.config["conditions"]["caption"])
+    for name, value in changes.items():
+        model.config["conditions"]["caption"] = entry | {name: value}
+        with pytest.raises(ConversionError, match=f"caption.{name}={value}.*Model has"):
+            diffusers_write.state(model)
+
+
+def test_hints_do_not_hide_what_a_format_says():
+    said = dict(kind="text", vocab_size=9, features=16, num_heads=2)
+    hint = dict(said, num_heads=1, causal=True, activation="quick_gelu", null_ids=[3])
+    config = dict(conditions=dict(caption=said), data=dict(inputs={}))
+    take_hints(config, dict(conditions=dict(caption=hint)))
+    assert config["conditions"]["caption"] == said | dict(null_ids=(3,))
 
 
 @pytest.mark.parametrize(

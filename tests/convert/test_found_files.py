@@ -198,6 +198,23 @@ def test_shards(tmp_path, index, part):
         read_weights(found)
 
 
+def test_shards_are_files_of_weights_and_read_once(tmp_path, monkeypatch):
+    write_weights(tmp_path / "a.safetensors", TENSORS | {"b": np.zeros(1, "f4")})
+    index = tmp_path / "model.safetensors.index.json"
+    write_json(index, {"weight_map": {"a.weight": index.name}})
+    with pytest.raises(ConversionError, match="would be an index again"):
+        read_weights(index)
+    paths = []
+    read_file = files._read_file
+    monkeypatch.setattr(
+        files, "_read_file", lambda path: (paths.append(path), read_file(path))[1]
+    )
+    listed = {"a.weight": "a.safetensors", "b": "x/a.safetensors"}
+    write_json(index, {"weight_map": listed})
+    assert read_weights(index).tensors.keys() == listed.keys()
+    assert paths == [tmp_path / "a.safetensors"]
+
+
 def test_a_variant_that_some_networks_of_a_pipeline_lack(tmp_path):
     parts = {name: tmp_path / name for name in ("unet", "vae")}
     for folder in parts.values():

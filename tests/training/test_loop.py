@@ -1,5 +1,6 @@
 """The loop on real runs: resuming, diverging, wrong configs, files."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -178,3 +179,21 @@ def test_a_fault_of_the_data_waits_until_the_step_is_saved():
     found = batches(fault)
     assert loop._next(found) == ("batch", None)
     assert loop._next(found) == (None, fault)
+
+
+def test_the_last_save_is_waited_for_until_it_is_closed(tmp_path, monkeypatch):
+    """Where another process fails meanwhile: the watch knows of it to the end."""
+    left = []
+
+    @contextlib.contextmanager
+    def saving(wait):
+        try:
+            yield
+        finally:
+            left.append("saving")
+
+    monkeypatch.setattr(loop.peers, "saving", saving)
+    monkeypatch.setattr(loop.Checkpoints, "close", lambda self: left.append("closed"))
+    with pytest.raises((ConfigError, DataError)):
+        train("shapes_autoencoder", "nowhere", tmp_path, **BARE)
+    assert left == ["closed", "saving"]

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
-from ldm_jax.errors import TrainingDiverged
+from ldm_jax.errors import DataError, ProcessLost, TrainingDiverged
 from ldm_jax.training.held_out import HeldOut
 from ldm_jax.training.writer import Writer, check_finite
 
@@ -25,12 +25,13 @@ def resume(tmp_path):
     """Opens the held-out work of a run that goes on, on stubs that count."""
     writers = []
 
-    def resume(start, stopping=lambda: False, **train):
+    def resume(start, stopping=lambda: False, batches=None, shows=True, **train):
         section = {"num_steps": 8, "eval_every": 4, "preview_every": 2}
         section |= {"preview_images": 1, "eval_batches": None} | train
         config = {"train": section, "seed": 0, "data": {"on_error": "skip"}}
         counts = {"evaluations": 0, "previews": 0}
         batch = {"mask": np.ones(1), "image": np.zeros((1, 4, 4, 3))}
+        batches = batches or (lambda: iter([batch]))
 
         def evaluate(state, frozen, batch, rng):
             counts["evaluations"] += 1
@@ -41,11 +42,13 @@ def resume(tmp_path):
             return {name: batch["image"] for name in ("inputs", "samples")}
 
         stage = SimpleNamespace(
-            eval_step=evaluate, preview=preview, summarize=lambda means: means
+            eval_step=evaluate,
+            preview=preview if shows else None,
+            summarize=lambda means: means,
         )
         data = SimpleNamespace(
             has_held_out=True,
-            held_out_batches=lambda count: iter([batch]),
+            held_out_batches=lambda count: batches(),
             preview_batch=lambda count: batch,
             class_names=None,
         )
@@ -91,6 +94,45 @@ def test_what_was_due_where_a_run_was_cut_is_made_once(resume):
 def test_what_is_missing_follows_from_the_step(resume, step, train, missing):
     held_out, _, _ = resume(step, **train)
     assert held_out.missing(step) == missing
+
+
+def _unreadable():
+    raise DataError("all 3 images are damaged")
+
+
+def _masked():
+    return iter([{"mask": np.zeros(1), "image": np.zeros((1, 4, 4, 3))}])
+
+
+@pytest.mark.parametrize("batches", [_unreadable, _masked])
+def test_an_evaluation_of_no_image_is_made_once(resume, batches, tmp_path):
+    assert resume(4, batches=batches, preview_every=None)[0].make_up(4, None)
+    assert not resume(4, batches=batches, preview_every=None)[0].make_up(4, None)
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [{"step": 4, "eval/num_images": 0}]
+
+
+def test_a_stage_that_shows_nothing_misses_no_previews(resume):
+    held_out, counts, _ = resume(2, shows=False)
+    assert held_out.missing(2) == (False, False) and not held_out.make_up(2, None)
+    held_out.preview(2, None)
+    assert not counts["previews"] and not held_out.missing(4)[1]
+
+
+@pytest.mark.parametrize("kind", [DataError, ProcessLost])
+def test_one_process_of_several_leaves_no_evaluation_by_itself(
+    resume, monkeypatch, kind
+):
+    def fail():
+        raise kind("no batch")
+
+    held_out, _, _ = resume(4, batches=fail)
+    held_out.evaluate(4, None)
+    held_out, _, _ = resume(8, batches=fail)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    # The others wait in it: only an error ends them, too.
+    with pytest.raises(kind, match="no batch"):
+        held_out.evaluate(8, None)
 
 
 def test_lines_of_training_are_no_evaluation(resume):
@@ -175,3 +217,10 @@ def test_the_newest_checkpoint_is_gone_on_from_where_it_is_sound(tmp_path):
     assert "step 4 is whole and kept" in text and "mv" not in shlex.split(text)
     text = _diverge(tmp_path, [], 3)
     assert "No checkpoint had been saved yet: run the same command with a lower" in text
+
+
+def test_a_checkpoint_that_may_hold_the_harm_is_not_called_whole(tmp_path):
+    text = _diverge(tmp_path, [7], 8)
+    assert "step 7 may hold the harm already" in text and "is whole" not in text
+    assert "begin anew in another --workdir" in text
+    assert "the same command with --allow_config_change and a lower --config" in text

@@ -281,14 +281,32 @@ def require_limits(conditions: Conditions) -> None:
     if found is None:
         return
     name, key, entry = found
+    limits = COND_STAGES[name].limits(entry)
+    require_options(key, entry, limits, f"CompVis's format, whose {name}")
+
+
+def require_options(
+    key: str, entry: Mapping[str, Any], limits: Mapping[str, Any], place: str
+) -> None:
+    """Refuses a condition with options that another program's class does not have.
+
+    Args:
+      key: Batch key of the condition.
+      entry: Its entry of the config section.
+      limits: Option -> the one value that the class has.
+      place: The format and the class, for messages.
+
+    Raises:
+      ConversionError: If there is one.
+    """
     module = CONDITIONERS[entry["kind"]]
     usual = {field.name: field.default for field in dataclasses.fields(module)}
-    for option, value in COND_STAGES[name].limits(entry).items():
+    for option, value in limits.items():
         given = entry.get(option, usual.get(option, value))
         if given != value:
             raise ConversionError(
-                f"conditions.{key}.{option}={given} cannot be said in CompVis's "
-                f"format, whose {name} has {option}={value} always"
+                f"conditions.{key}.{option}={given} cannot be said in {place} has "
+                f"{option}={value} always"
             )
 
 

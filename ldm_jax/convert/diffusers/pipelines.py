@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert.carried import is_plain
 from ldm_jax.convert.hints import SECTION, hints_of
 from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConversionError
@@ -38,7 +39,8 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
       Name of a part -> its class; null entries are no parts.
 
     Raises:
-      ConversionError: If its images are not made by a U-Net of one text encoder.
+      ConversionError: If its images are not made by a U-Net of one text encoder, or
+        the name of a part leads out of the pipeline's folder.
     """
     parts = {
         key: str(value[1])
@@ -46,6 +48,12 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, list) and len(value) == 2 and value[0] is not None
     }
     name = index.get("_class_name")
+    for key in parts:
+        if not is_plain(key):
+            raise ConversionError(
+                f"the pipeline {name} has the part {key!r:.80}, whose folder would lie "
+                "outside of it: do not trust this model_index.json"
+            )
     if "unet" not in parts:
         found = ", ".join(f"{key} ({kind})" for key, kind in parts.items())
         raise ConversionError(

@@ -106,3 +106,18 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
         hidden_act=entry["activation"],
         layer_norm_eps=1e-5,
     )
+
+
+def text_limits(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Says which options of a text condition a config.json has no field for.
+
+    Args:
+      entry: See `text_config`.
+
+    Returns:
+      Option -> the value that the class computes with.
+    """
+    if entry["kind"] == "text":
+        return dict(causal=False, use_bias=False, activation="gelu")
+    size = entry["features"] / entry["num_heads"]
+    return dict(causal=True, use_bias=True, head_channels=size)

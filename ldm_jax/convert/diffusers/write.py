@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.build import make_first_stage
+from ldm_jax.convert.carried import write_files
 from ldm_jax.convert.compvis.conditions import (
     is_embedded,
     require_mask,
+    require_options,
     require_scale,
 )
 from ldm_jax.convert.diffusers import config as diffusers_config
@@ -21,7 +23,7 @@ from ldm_jax.convert.diffusers.rows import (
     pipeline_rows,
 )
 from ldm_jax.convert.diffusers.schedule_config import schedule_config, schedule_section
-from ldm_jax.convert.diffusers.text_config import text_config
+from ldm_jax.convert.diffusers.text_config import text_config, text_limits
 from ldm_jax.convert.diffusers.tokenizer_files import tokenizer_files
 from ldm_jax.convert.diffusers.unet_config import unet_config
 from ldm_jax.convert.model import Model, Options, cast
@@ -68,9 +70,7 @@ def _write_rest(model, configs, folder, log):
     scheduler = _scheduler(model)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _add_tokenizer(model, log)
-    for name, data in model.files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+    write_files(folder, model.files)
     index = index_of(model, configs, scheduler["_class_name"])
     write_json(folder / "model_index.json", index)
     if index["_class_name"] == NO_CLASS:
@@ -188,10 +188,12 @@ def _configs(model):
         name = first_stage_folder(model)
         described = diffusers_config.first_stage_config(first.config)
         configs[name] = described | statistics_of(model, name, described["_class_name"])
-    for entry in config["conditions"].values():
+    for key, entry in config["conditions"].items():
         if entry["kind"] in ("text", "clip_text"):
             name = "bert" if entry["kind"] == "text" else "text_encoder"
             configs[name] = text_config(entry)
+            place = f"diffusers' format, whose {configs[name]['architectures'][0]}"
+            require_options(key, entry, text_limits(entry), place)
     return configs
 
 

@@ -1,0 +1,43 @@
+"""Files that a model carries along as they are: they stay inside of its folder.
+
+Their names come from an index or a folder that anybody may have written.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+from ldm_jax.errors import ConversionError
+
+
+def is_plain(name: str) -> bool:
+    """Tells the name of a file or folder from a path that leads elsewhere.
+
+    Args:
+      name: Any text.
+
+    Returns:
+      Whether it is one part of a path, here and on Windows.
+    """
+    return name not in ("", ".", "..") and pathlib.PureWindowsPath(name).name == name
+
+
+def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Writes files that were carried along.
+
+    Args:
+      folder: Folder to write into.
+      files: Path inside of it, with "/" -> bytes.
+
+    Raises:
+      ConversionError: If a path leads out of the folder; then nothing is written.
+    """
+    for name in files:
+        if not all(map(is_plain, name.split("/"))):
+            raise ConversionError(
+                f"the model carries the file {name!r:.80}, which would lie outside of "
+                f"{folder}: nothing was written; do not trust where it came from"
+            )
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
