@@ -57,7 +57,7 @@ class Peers:
           index: Index of this process.
           count: Number of processes.
           hang_timeout: Seconds without any progress after which the job is given up,
-            once there was some; 0 for never.
+            from the start to the end; 0 for never.
           leave: Function of a status that ends this process.
         """
         self._client, self._index, self._count = client, index, count
@@ -93,7 +93,7 @@ class Peers:
         try:
             yield
         finally:
-            self._saving, self._moves = None, 0
+            self._saving = None
 
     def await_cause(self, text: str) -> None:
         """Waits where an error may come of the end of another process.
@@ -196,12 +196,13 @@ class Peers:
         if moves != self._progress[0]:
             self._progress = moves, now
         waited = now - self._progress[1]
-        if self._hang_timeout and any(moves.values()) and waited > self._hang_timeout:
+        if self._hang_timeout and waited > self._hang_timeout:
             self._report_hang()
 
     def _report_hang(self):
         steps = {index: sign[2] for index, (sign, _) in self._signs.items()}
-        places = ", ".join(f"process {i}: {s}" for i, s in sorted(steps.items()))
+        steps = sorted((i, "none yet" if s is None else s) for i, s in steps.items())
+        places = ", ".join(f"process {i}: {s}" for i, s in steps)
         text = (
             f"no process has finished a step for {self._hang_timeout:.0f} s "
             f"(--hang_timeout); steps done: {places}"
@@ -280,6 +281,26 @@ def progress(step: int | None = None) -> None:
     """
     if _peers is not None:
         _peers.progress(step)
+
+
+def gather(text: str) -> list[str]:
+    """Tells all processes what each of them says; every one must call it.
+
+    Args:
+      text: What this one says; of several processes, no more than 256 bytes of it.
+
+    Returns:
+      The texts by process.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode()[:256].ljust(256), np.uint8)
+    rows = multihost_utils.process_allgather(data)
+    return [bytes(row).decode(errors="replace").strip() for row in rows]
 
 
 def saving(wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

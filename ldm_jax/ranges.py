@@ -11,6 +11,7 @@ taking all memory or a week.
 
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -117,6 +118,22 @@ def text(empty: bool = False, none: str = "") -> Check:
         return isinstance(value, str) and (empty or bool(value.strip()))
 
     return _optional("a string" if empty else "a string, not empty", accepts, none, "")
+
+
+def place() -> Check:
+    """A file or folder on a disk of this machine; it may be empty.
+
+    Python would take the address of a bucket for a local folder, and write there.
+
+    Returns:
+      The check.
+    """
+
+    def accepts(value):
+        return isinstance(value, str | os.PathLike) and "://" not in str(value)
+
+    note = "remote folders are not supported: mount it, or copy it"
+    return Check("a local path", accepts, note)
 
 
 def several(check: Check, least: int = 0, none: str = "") -> Check:
@@ -376,7 +393,7 @@ _AUTOENCODER = _NETWORK | {
 
 # The section `first_stage` of a second stage.
 LATENTS = {
-    "workdir": text(empty=True),
+    "workdir": place(),
     "step": whole(0, _STEPS, none="the newest"),
     "scaling_factor": real(0, 1e6, "(", none="what is measured"),
     "latents_mean": _NUMBERS,
@@ -408,7 +425,7 @@ _EVERY = whole(0, _STEPS, none="off", zero="off")
 TRAIN = {
     "batch_size": whole(1, 2**20),
     "num_steps": whole(1, _STEPS),
-    "init_from": text(empty=True),
+    "init_from": place(),
     "freeze": _WORDS,
     "learning_rate": _RATE,
     "decay": text(),
@@ -531,7 +548,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "logit_std": real(0, 100),
         "reconstruction": text(),
         "reduction": text(none="the kind's"),
-        "lpips_weights": text(empty=True),
+        "lpips_weights": place(),
         "perceptual_weight": real(0, 1e9, none="1 with weights of LPIPS"),
         "kl_weight": _WEIGHT,
         "codebook_weight": real(0, 1e9, none="the quantiser's"),
@@ -589,6 +606,10 @@ FLAGS: dict[str, Check] = {
     "process_id": whole(0, 2**20),
     "start_timeout": whole(1, 10**6),
     "hang_timeout": whole(0, 10**6, zero="never"),
+    **dict.fromkeys(
+        ("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"), place()
+    ),
+    "lpips_weights": place(),
     **{
         name: SAMPLE[name]
         for name in (

@@ -149,9 +149,20 @@ def test_a_hang_says_how_far_each_has_come(start, capsys):
     assert "steps done: process 0: 8, process 1: 7" in err
 
 
-def test_progress_is_no_hang_and_nothing_counts_before_the_first_step(start):
+def test_a_hang_before_the_first_step_and_after_the_last_is_one(start, capsys):
+    assert set(start(2, 0.2).wait(range(2)).values()) == {ProcessLost.exit_code}
     job = start(2, 0.2)
-    time.sleep(0.4)
+    for process in job.processes:
+        with process.saving(lambda: None):
+            process.progress(8)
+    assert set(job.wait(range(2)).values()) == {ProcessLost.exit_code}
+    err = capsys.readouterr().err
+    assert "process 0: none yet, process 1: none yet" in err
+    assert "process 0: 8, process 1: 8" in err
+
+
+def test_progress_is_no_hang(start):
+    job = start(2, 0.2)
     for _ in range(20):
         job.processes[0].progress(None)
         time.sleep(0.02)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ldm_jax import peers
 from ldm_jax.checkpoint import checksums
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.checkpoint.folder import CHECKPOINTS, Folder, absolute, saved_steps
@@ -184,12 +183,8 @@ def _verify_together(folder):
     """Compares all checksums of a checkpoint, each process a part of them."""
     index, count = jax.process_index(), jax.process_count()
     damage = checksums.find_damage(folder, part=(index, count))
-    if count > 1:
-        # All must know, lest the others wait for the one that found it.
-        text = (damage or "").encode()[:256].ljust(256)
-        rows = multihost_utils.process_allgather(np.frombuffer(text, np.uint8))
-        texts = [bytes(row).decode(errors="replace").strip() for row in rows]
-        damage = next(filter(None, texts), None)
+    # All must know, lest the others wait for the one that found it.
+    damage = next(filter(None, peers.gather(damage or "")), None)
     if damage:
         raise DamagedCheckpoint(folder, damage)
 

@@ -8,6 +8,9 @@ import shlex
 import shutil
 from collections.abc import Collection, Sequence
 
+import jax
+
+from ldm_jax import peers
 from ldm_jax.checkpoint.checksums import copy_checksums, find_damage
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
@@ -72,6 +75,25 @@ def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
             + ", ".join(map(str, steps))
         )
     return folder / str(steps[-1] if step is None else step)
+
+
+def common_step(workdir: Folder) -> int:
+    """Finds the newest checkpoint, the same one for all processes of a job.
+
+    Process 0 looks: while another run saves, and on disks over a network, processes see
+    different folders. Every process must call it.
+
+    Args:
+      workdir: Folder of a run.
+
+    Returns:
+      Its step.
+
+    Raises:
+      CheckpointError: If there is none.
+    """
+    found = "" if jax.process_index() else checkpoint_folder(workdir).name
+    return int(peers.gather(found)[0])
 
 
 def move_away(folders: Sequence[pathlib.Path], name: str) -> str:

@@ -60,6 +60,7 @@ cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
 def _main(argv: list[str]) -> None:
     """Converts."""
+    from ldm_jax import ranges
     from ldm_jax.convert.formats import Options, convert
     from ldm_jax.errors import ConversionError, LeftOut
 
@@ -68,6 +69,8 @@ def _main(argv: list[str]) -> None:
             f"give a source and a target: python -m ldm_jax.convert SRC DST; got "
             f"{len(argv) - 1} of them"
         )
+    for name, path in zip(("the source", "the target"), argv[1:], strict=True):
+        ranges.check_value(ranges.place(), path, name)
     options = Options(
         config=_CONFIG.value,
         raw=not _EMA.value,

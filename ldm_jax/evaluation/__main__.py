@@ -65,7 +65,7 @@ def _main(argv: list[str]) -> None:
     del argv
     from ldm_jax.config import choose
     from ldm_jax.evaluation.distances import DISTANCES
-    from ldm_jax.trained import load_first_stage
+    from ldm_jax.trained import check_same_everywhere, load_first_stage
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
@@ -78,6 +78,7 @@ def _main(argv: list[str]) -> None:
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )
+    check_same_everywhere(first)
     if first.config is None:
         raise ConfigError("--workdir=identity: it gives images back as they are")
     if _MAX_IMAGE_GB.value is not None:
@@ -92,6 +93,7 @@ def _main(argv: list[str]) -> None:
 
 def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
     """Writes `<name>_reconstructed.png` for each image file."""
+    from ldm_jax import peers
     from ldm_jax.evaluation.first_stage import (
         compile_codec,
         name_outputs,
@@ -105,6 +107,7 @@ def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
     with memory_limit(first.config.data.get("max_image_gb")):
         for path, output in outputs.items():
             print(reconstruct_file(codec, factor, path, output, *tiles))
+            peers.progress()
 
 
 def _evaluate(first: Any, outdir: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from ldm_jax import sharding, tiling
+from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
 from ldm_jax.data.files import read_file
 from ldm_jax.errors import ConfigError, DataError
@@ -143,6 +143,7 @@ def evaluate(
             comparison.add(images, decoded, real)
         if grid is None:
             grid = _side_by_side(images, decoded, real)
+        peers.progress()
     if not count:
         raise DataError("none of the images could be read; see the warnings above")
     # Compiled functions give their results in the order of the alphabet.

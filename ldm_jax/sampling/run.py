@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.console import Console
 from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
@@ -131,6 +131,7 @@ def _draw(run, missing, total):
             seconds = time.perf_counter() - start
             console.line(f"first batch of {size}, with compilation: {seconds:.1f} s")
         _write(run, indices, batch, images, console)
+        peers.progress()
         done += len(indices)
         console.line(f"{done}/{len(missing)} samples")
     console.close()
@@ -157,6 +158,7 @@ def _draw_unguided(run):
     for indices, batch in _chain(first, batches):
         for k, image in zip(indices, fetch(draw(batch), indices), strict=True):
             write_png(paths[k], image)
+        peers.progress()
     seconds = time.perf_counter() - start
     print(f"{len(missing)} of them without guidance in {seconds:.1f} s")
 

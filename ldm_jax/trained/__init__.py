@@ -11,6 +11,7 @@
 from ldm_jax.trained.classifier import TrainedClassifier, load_classifier
 from ldm_jax.trained.first_stage import (
     FirstStage,
+    check_same_everywhere,
     check_same_latents,
     load_first_stage,
     record_of,
@@ -27,6 +28,7 @@ __all__ = [
     "FirstStage",
     "Trained",
     "TrainedClassifier",
+    "check_same_everywhere",
     "check_same_latents",
     "first_stage_folder",
     "has_own_copy",

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, peers
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import Folder, absolute, tree_checksum
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.identity import identity_of
 from ldm_jax.sharding import named_leaves
@@ -91,6 +91,25 @@ def record_of(workdir: Folder, meta: Mapping[str, Any]) -> dict[str, Any]:
         "step": meta["step"],
         "weights": meta["item"],
     }
+
+
+def check_same_everywhere(first: FirstStage) -> None:
+    """Checks that all processes of a job have one first stage; all must call it.
+
+    Args:
+      first: FirstStage of this process.
+
+    Raises:
+      CheckpointError: If its weights differ from process to process.
+    """
+    names = "step", "checksum", "decoder_checksum"
+    found = peers.gather(", ".join(f"{n} {first.record.get(n)}" for n in names))
+    if len(set(found)) > 1:
+        places = "; ".join(f"process {i}: {text}" for i, text in enumerate(found))
+        raise CheckpointError(
+            f"the first stage {first.record['workdir']} is not the same on all hosts "
+            f"({places}): give its step, or copy one to all of them"
+        )
 
 
 def check_same_latents(first: FirstStage, second: FirstStage) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, latent_diffusion, sharding
+from ldm_jax import checkpoint, latent_diffusion, peers, sharding
 from ldm_jax.annotations import Array, Shaped
 from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.config import choose
@@ -19,6 +19,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.trained import (
     FirstStage,
+    check_same_everywhere,
     has_own_copy,
     keep_first_stage,
     load_first_stage,
@@ -85,6 +86,7 @@ def measure_statistics(
             shift = tuple(measure(shift, index, batch)[0].tolist())
         rows.append(measure(shift, index, batch))
         sizes.append(len(batch["image"]))
+        peers.progress()
     rows = np.asarray(rows, np.float64)
     mean, square = np.average(rows, axis=0, weights=sizes)
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
@@ -131,12 +133,20 @@ def open_first_stage(
         _check_named(section, meta["first_stage"])
         return load_recorded(workdir, meta["first_stage"])
     if not meta:
-        first = load_first_stage(section.workdir, section.step)
+        first = load_first_stage(section.workdir, _first_step(section))
+        check_same_everywhere(first)
     else:
         first = load_first_stage(section.workdir, meta["first_stage"]["step"])
         check_same_first_stage(first.record, meta["first_stage"])
     keep_first_stage(workdir, first)
     return first
+
+
+def _first_step(section):
+    """The step that a config names, or the newest: the same on all processes."""
+    if section.step is not None or section.workdir in ("", "identity"):
+        return section.step
+    return checkpoint.common_step(section.workdir)
 
 
 def _check_named(section, recorded):
@@ -184,7 +194,8 @@ def find_statistics(
     section, init_from = config.first_stage, config.train.init_from
     statistics = given_statistics(section, model.first_stage.latent_channels)
     if init_from:
-        found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from))
+        step = checkpoint.common_step(init_from)
+        found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from, step))
         if "scaling_factor" in found:
             return _same_statistics(section, statistics, first, found)
     if statistics is None:

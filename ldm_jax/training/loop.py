@@ -75,14 +75,14 @@ def run(
         sharding.check_batch_size(train.batch_size, mesh, parts=micro)
 
         # Where the run stands: its newest checkpoint, which must be of this config.
-        # Process 0 keeps other runs away from it.
+        # Process 0 keeps other runs away from it, and finds that for all.
         if main:
             stack.enter_context(hold(workdir, take_workdir))
         checkpoints = Checkpoints(workdir, train.keep_last, train.keep_every)
         # Entered first, it holds until the last save has been closed.
         stack.enter_context(peers.saving(checkpoints.wait))
         stack.enter_context(contextlib.closing(checkpoints))
-        start = checkpoints.latest_step or 0
+        start = int(peers.gather(str(checkpoints.latest_step or 0))[0])
         meta = checkpoints.meta(start) if start else {}
         if start:
             notes += check_config(config, meta, allow_config_change)
@@ -131,7 +131,9 @@ def run(
         batch = next(batches)
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
+        peers.progress()
         step, flops = _compile(step, (state, frozen, batch), console)
+        peers.progress()
         watch = Stopwatch(train.batch_size, flops, mesh.size)
 
         # From here on there is something to save when a signal comes.

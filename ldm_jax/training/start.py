@@ -180,7 +180,8 @@ def load_initial(
       CheckpointError: If there is no checkpoint, or it cannot be read.
     """
     workdir = config.train.init_from
-    theirs, found, meta = checkpoint.load_weights(workdir)
+    step = checkpoint.common_step(workdir)
+    theirs, found, meta = checkpoint.load_weights(workdir, step)
     if theirs.stage != config.stage:
         raise ConfigError(
             f"train.init_from={workdir} holds a run of the stage '{theirs.stage}'; "

@@ -161,6 +161,8 @@ BAD = {
         "--workdir=",
         "--workdir=''",
         "--workdir='  '",
+        *_each("--", "workdir", "gs://bucket/run"),
+        *_each("--config.", "first_stage.workdir train.init_from", "s3://bucket/run"),
     ],
     "first": [
         *_each("--config.first_stage.", "kind", "kll vqq identity 3"),
@@ -261,6 +263,7 @@ BAD = {
         "--interpolate=0,1 --num_samples=1",
         "--workdir=",
         "--outdir=",
+        *_each("--", "workdir outdir first_stage decoder classifier", "gs://there"),
         "num_steps=4",
         "heart",
         "--smapler=ddim",
@@ -291,7 +294,7 @@ BAD = {
         *_each("--", "num_steps", "0 -1 x"),
         *_each("--", "guidance_scale", "nan x"),
         *_each("--", "seed", "-1 x"),
-        *_each("--", "probe first_stage", "''"),
+        *_each("--", "probe first_stage", "'' gs://there"),
     ],
     "convert": [
         *_each("--", "to", "onnx ''"),
@@ -301,7 +304,7 @@ BAD = {
         *_each("--", "step", "-1 x"),
         "--config=",
     ],
-    "converting": ["", "one", "one two three"],
+    "converting": ["", "one", "one two three", "gs://a.ckpt b", "a.ckpt gs://b"],
     "shapes": [
         *_each("--", "image_size", "0 -1 8 100000 x"),
         *_each("--", "num_train", "0 -1 x"),

@@ -260,6 +260,17 @@ def test_the_average_of_a_cond_stage_is_written(class_model):
     assert not lines
 
 
+def test_what_a_killed_conversion_left_is_in_nobodys_way(class_model, tmp_path):
+    left = tmp_path / ".ours.partial" / "ours"
+    (left / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+    (left / "in_use.json").write_text("{")
+    convert(class_model.file, tmp_path / "ours", options=Options(class_model.yaml))
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    assert not (tmp_path / "ours" / "in_use.json").exists()
+    steps = [path.name for path in (tmp_path / "ours" / "checkpoints").iterdir()]
+    assert "7.orbax-checkpoint-tmp" not in steps
+
+
 def test_names_that_cannot_be_are_named(class_model, tmp_path):
     with pytest.raises(ConfigError, match="there is nothing at"):
         convert(tmp_path / "none.ckpt", tmp_path / "x")

@@ -209,6 +209,8 @@ INPUTS = {
 }
 GUIDANCE = {
     "StableDiffusionPipeline (2)": 9.0,
+    # The mask stays where guidance leaves the caption out.
+    "StableDiffusionInpaintPipeline": (("caption", 7.5),),
     "LDMTextToImagePipeline": 5.0,
     "LDMPipeline": 1.0,
     # The mask stays when guidance leaves the caption out.

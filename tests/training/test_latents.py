@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, sampling
+from ldm_jax import checkpoint, peers, sampling
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.config import upgrade
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
@@ -18,6 +18,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import make_mesh, put_batch
+from ldm_jax.training import latents
 from ldm_jax.training.latents import (
     find_statistics,
     given_statistics,
@@ -172,7 +173,8 @@ def test_weights_bring_the_statistics_they_were_trained_on(
     given, theirs, message, monkeypatch
 ):
     meta = theirs.record() | {"first_stage": {"checksum": 1}}
-    monkeypatch.setattr(checkpoint, "checkpoint_folder", lambda workdir: workdir)
+    monkeypatch.setattr(checkpoint, "common_step", lambda workdir: 1)
+    monkeypatch.setattr(checkpoint, "checkpoint_folder", lambda workdir, step: workdir)
     monkeypatch.setattr(checkpoint, "read_meta", lambda folder: meta)
     config = tiny_config("shapes_class", "", train__init_from="there")
     config.first_stage.update(given)
@@ -190,6 +192,35 @@ def test_weights_bring_the_statistics_they_were_trained_on(
     if "scaling_factor" in given:
         # Weights of another first stage's latents say nothing of these.
         assert find(2).scale == given["scaling_factor"]
+
+
+@pytest.mark.parametrize("theirs, same", [("7", True), ("8", False)])
+def test_all_processes_take_the_first_stage_that_process_0_finds(
+    theirs, same, monkeypatch
+):
+    """Here the second process, which sees an older step, or another file."""
+    said = []
+
+    def gather(text):
+        said.append(text)
+        return ["3"] if len(said) == 1 else [text.replace("7", theirs), text]
+
+    def load(workdir, step):
+        record = {"workdir": workdir, "step": step, "checksum": 7}
+        return types.SimpleNamespace(record=record)
+
+    monkeypatch.setattr(peers, "gather", gather)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(latents, "load_first_stage", load)
+    monkeypatch.setattr(latents, "keep_first_stage", lambda workdir, first: None)
+    config = tiny_config("shapes_class", "")
+    config.first_stage.workdir = "first"
+    if same:
+        assert latents.open_first_stage(config, {}, "run").record["step"] == 3
+    else:
+        with pytest.raises(CheckpointError, match="process 0: step 3, checksum 8"):
+            latents.open_first_stage(config, {}, "run")
+    assert said[0] == ""
 
 
 def test_a_run_keeps_the_statistics_of_its_channels(shapes_dir, first_stage, tmp_path):

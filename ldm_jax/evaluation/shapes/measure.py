@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import UInt8
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
@@ -114,6 +114,7 @@ def _draw(trained, request, batch, seed, batch_size, options):
         index = np.arange(start, start + size) % request.count
         part = jax.tree.map(lambda array, rows=index: array[rows], batch)
         parts.append(fetch(draw(weights, jax.device_put(part, split)), index))
+        peers.progress()
     return np.concatenate(parts)[: request.count]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ldm_jax import peers
 from ldm_jax.annotations import Array, Float, Shaped, UInt8
 from ldm_jax.data.shapes import examples
 from ldm_jax.data.shapes.drawing import PATTERNS
@@ -246,6 +247,7 @@ def in_batches(
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, start + batch_size) % len(images)
         parts.append(jax.device_get(function(images[rows])))
+        peers.progress()
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
 
 
@@ -295,6 +297,7 @@ def train(
         blurred = rng.random((batch_size, 1, 1, 1)) < 0.5
         batch["image"] = to_float(np.where(blurred, again[rows], batch["image"]))
         params, state = step(params, state, batch)
+        peers.progress()
     return params
 
 
