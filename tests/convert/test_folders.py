@@ -213,8 +213,6 @@ GUIDANCE = {
     "StableDiffusionInpaintPipeline": (("caption", 7.5),),
     "LDMTextToImagePipeline": 5.0,
     "LDMPipeline": 1.0,
-    # The mask stays when guidance leaves the caption out.
-    "StableDiffusionInpaintPipeline": (("caption", 7.5),),
 }
 SCHEDULER = dict(
     _class_name="PNDMScheduler",
