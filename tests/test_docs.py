@@ -56,6 +56,7 @@ def run_cell(source, names):
         return eval(compile(ast.Expression(shown.value), "cell", "eval"), names)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(toys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = [c["source"] for c in NOTEBOOK["cells"] if c["cell_type"] == "code"]

@@ -71,7 +71,16 @@ def test_there_are_manifests():
     assert len(NAMES) == 20 and HEADS.keys() == experiments.RELEASED.keys() < set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each takes seconds: the ordinary run has the ones whose YAMLs are read again and every
+# third of the others, `-m slow` has the rest.
+ORDINARY = set(YAMLS) | set(NAMES[::3])
+CHOSEN = [
+    name if name in ORDINARY else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
 def test_manifest_is_read_and_written_whole(name):
     """`read` raises on a key that is not read and a parameter that is not set."""
     weights = published(name)
