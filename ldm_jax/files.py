@@ -99,31 +99,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[None]:
-    """Takes away what a block that fails has added to a folder.
+def drafted(target: Path) -> Iterator[pathlib.Path]:
+    """Gives a place to write to, whose files move to the target at the end.
+
+    What is written lies in a folder beside the target, on the same disk; it goes away
+    if something fails, so that the same command can be tried again.
 
     Args:
-      folder: The folder, made if need be.
+      target: File or folder that is to be; other files may be written beside it.
 
     Yields:
-      Nothing.
+      Path of the same name, in the folder of the draft.
 
     Raises:
-      DiskError: If the folder cannot be written.
+      DiskError: If it cannot be written.
     """
-    folder = pathlib.Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        before = set(folder.iterdir())
+    target = pathlib.Path(target)
+    folder = target.parent / f".{target.name}.partial"
+    with writing(target):
+        shutil.rmtree(folder, ignore_errors=True)
         try:
-            yield
-        except BaseException:
-            for path in set(folder.iterdir()) - before:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-            raise
+            folder.mkdir(parents=True)
+            yield folder / target.name
+            # The target last: where it is, all of it is.
+            paths = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
+            for path in paths:
+                os.replace(path, target.parent / path.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

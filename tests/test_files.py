@@ -12,8 +12,8 @@ from ldm_jax.data.shapes import prepare
 from ldm_jax.errors import DiskError
 from ldm_jax.files import (
     LogFile,
+    drafted,
     replacing,
-    whole_or_nothing,
     write_bytes,
     write_json,
     writing,
@@ -70,16 +70,19 @@ def test_what_fails_for_other_reasons_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_filled_is_as_it_was(tmp_path):
+def test_a_target_that_cannot_be_filled_leaves_all_as_it_was(tmp_path):
     (tmp_path / "mine").touch()
-    with pytest.raises(DiskError, match=str(tmp_path)), whole_or_nothing(tmp_path):
-        (tmp_path / "checkpoints" / "0").mkdir(parents=True)
-        (tmp_path / "config.json").touch()
+    target = tmp_path / "new"
+    with pytest.raises(DiskError, match=str(tmp_path)), drafted(target) as draft:
+        (draft / "checkpoints" / "0").mkdir(parents=True)
+        (draft / "config.json").touch()
         raise OSError(errno.ENOSPC, "x")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    with whole_or_nothing(tmp_path / "new"):
-        (tmp_path / "new" / "file").touch()
-    assert (tmp_path / "new" / "file").exists()
+    with drafted(target) as draft:
+        draft.mkdir()
+        (draft / "file").touch()
+    assert (target / "file").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "new"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@
 | `formats` | the table of formats, and `convert` from one to another |
 | `model` | a trained model on its way, in our terms |
 | `condition_inputs` | what inputs our configs make for its conditions |
-| `draft` | a target that appears whole or not at all |
 | `verify` | a model compared with what reading its export gives |
 | `bounds` | what a config of others may ask for |
 | `carried` | files that a model carries along as they are |

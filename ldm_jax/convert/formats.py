@@ -12,11 +12,11 @@ from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
-from ldm_jax.convert.draft import drafted
 from ldm_jax.convert.hints import hints_of
 from ldm_jax.convert.model import Model, Options
 from ldm_jax.convert.verify import SMALL, count_weights, verify
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import drafted
 from ldm_jax.weights.files import (
     TORCH_SUFFIXES,
     is_weights,

@@ -23,8 +23,7 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
-from ldm_jax.files import whole_or_nothing, write_json
-from ldm_jax.lock import hold
+from ldm_jax.files import write_json
 from ldm_jax.models.first_stages import name_of
 from ldm_jax.weights.files import (
     NUMBER_TYPES,
@@ -58,19 +57,13 @@ def write(model: Model, folder: str | os.PathLike) -> None:
 
     Raises:
       ConversionError: If the folder holds checkpoints already.
-      DiskError: If it cannot be written; then nothing is left in it.
-      WorkdirInUse: If another process works in it.
+      DiskError: If it cannot be written; `formats.convert` then leaves nothing of it.
     """
     folder = pathlib.Path(folder)
     if is_workdir(folder):
         raise ConversionError(
             f"{folder} holds checkpoints already: give another folder"
         )
-    with hold(folder), whole_or_nothing(folder):
-        _write(model, folder)
-
-
-def _write(model, folder):
     config = from_json(to_json(model.config))
     meta = {"config": to_dict(config), "converted": True}
     if config.stage == "diffusion":

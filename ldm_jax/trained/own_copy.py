@@ -22,7 +22,7 @@ from ldm_jax.checkpoint import (
     copy_items,
 )
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.files import writing
+from ldm_jax.files import drafted
 from ldm_jax.trained.first_stage import FirstStage, load_first_stage
 
 _COPY = "first_stage_copy"
@@ -56,15 +56,11 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
     if first.config is None or jax.process_index() or _is_copied(workdir, first):
         return
     copy = absolute(workdir) / _COPY
-    temporary = copy.with_name(f"{_COPY}.tmp")
-    # What is left of a run that was killed, or of one on another first stage that
-    # came to no checkpoint.
-    for folder in (temporary, copy):
-        shutil.rmtree(folder, ignore_errors=True)
+    # What is left of a run on another first stage that came to no checkpoint.
+    shutil.rmtree(copy, ignore_errors=True)
     source = checkpoint_folder(first.record["workdir"], first.record["step"])
-    with writing(copy):
-        copy_items(source, temporary, ("meta", "params", "ema_params"))
-        temporary.rename(copy)
+    with drafted(copy) as draft:
+        copy_items(source, draft, ("meta", "params", "ema_params"))
 
 
 def _is_copied(workdir, first):
