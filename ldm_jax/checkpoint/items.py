@@ -19,7 +19,7 @@ from ldm_jax.errors import MEMORY_WORDS
 from ldm_jax.files import disk_errno
 
 # What the system says of a file that is not there; anything else that it says, as that
-# too many are open, tells nothing of the checkpoint.
+# too many are open, says nothing of the checkpoint.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -40,7 +40,7 @@ def verify(folder: pathlib.Path, *items: str) -> None:
 
 @contextlib.contextmanager
 def _reading(folder):
-    """Tells a checkpoint that cannot be read from a machine that cannot read it.
+    """Keeps a damaged checkpoint apart from a machine that cannot read it.
 
     What comes of memory, of the system or of another process stays as it is, lest a
     sound checkpoint be moved away.

@@ -91,8 +91,8 @@ def _parse(doc, arguments, argv):
 def _what_is_wrong(error: Exception) -> str:
     """What is wrong with a command line; it may name a config, which is a program."""
     # What absl and ConfigDict say of a flag is meant for its user.
-    told = (flags.Error, AttributeError, TypeError, ValueError)
-    return str(error) if isinstance(error, told) else explain(error).line
+    for_user = (flags.Error, AttributeError, TypeError, ValueError)
+    return str(error) if isinstance(error, for_user) else explain(error).line
 
 
 def _refuse(text: str) -> NoReturn:

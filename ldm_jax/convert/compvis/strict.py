@@ -1,7 +1,7 @@
 """Which keys of what we write CompVis's own classes have no place for, or miss.
 
 They load with `strict=False`, and then say nothing of a wrong file either; whoever
-loads with `strict=True` is told here what stands against it.
+loads with `strict=True` learns here what stands against it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
