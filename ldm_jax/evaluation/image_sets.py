@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.annotations import Bool, UInt8
 from ldm_jax.batches import Batch, Images
-from ldm_jax.config import Section, to_dict
+from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError, DecodeError
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import read_image
 from ldm_jax.metrics.adm_npz import StoredImages
 
@@ -37,7 +37,10 @@ class ImageSet:
       name: What it is, in words.
       count: Number of images.
       size: (height, width) in pixels.
-      batch_size: Global batch size, a multiple of the number of devices.
+      batches: Function of the number of images that were taken before -> iterator over
+        the rest in order: (position, batch), the number that are taken with this batch
+        and a dict of global arrays "image" uint8 [B, H, W, 3] and "mask" bool [B],
+        which marks rows that count. What it is given is 0 or such a position.
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
         "preprocessing", as in `ReferenceStatistics.record`.
       unreadable: Where images are that were left out, of this process.
@@ -48,8 +51,7 @@ class ImageSet:
         name: str,
         count: int,
         size: tuple[int, int],
-        batches: Callable[[int], Iterator[Batch]],
-        batch_size: int,
+        batches: Callable[[int], Iterator[tuple[int, Batch]]],
         record: Mapping[str, Any],
     ) -> None:
         """Keeps what all sets have in common.
@@ -58,8 +60,7 @@ class ImageSet:
           name: What it is, in words.
           count: Number of images.
           size: (height, width) in pixels.
-          batches: Function of the number of the first image -> its batches.
-          batch_size: Global batch size.
+          batches: Function of the number of the first image -> batches from there on.
           record: What `record` has beside name, count and size.
 
         Raises:
@@ -71,22 +72,9 @@ class ImageSet:
                 "sets needs two or more"
             )
         self.name, self.count, self.size = name, count, size
-        self.batch_size, self.unreadable = batch_size, []
-        self._batches = batches
+        self.batches, self.unreadable = batches, []
         cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the images once, in order.
-
-        Args:
-          start: Number of the first one, a multiple of the batch size.
-
-        Yields:
-          Dict of global arrays "image" uint8 [batch size, H, W, 3] and "mask" bool
-          [batch size], which marks rows that count.
-        """
-        return _ahead(self._batches(start)) if start < self.count else iter(())
 
 
 def open_images(
@@ -154,8 +142,13 @@ def from_data(images: Images) -> ImageSet:
         "images": images.fingerprint,
         "preprocessing": {"crop": "center", "resize": "bicubic, antialiased"},
     }
-    size, batch_size = (side, side), images.batch_size
-    return ImageSet(name, images.count, size, images.batches, batch_size, record)
+
+    def batches(start):
+        for batch in images.batches(start):
+            start = min(start + images.batch_size, images.count)
+            yield start, batch
+
+    return ImageSet(name, images.count, (side, side), batches, record)
 
 
 def _open_npz(path, mesh, batch_size, image_size, count, flag):
@@ -171,15 +164,14 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
 
     def batches(start):
         mine = _own_rows(unit)
-        for first, block in enumerate(stored.blocks(unit, start)):
-            left = total - start - first * unit
-            if left <= 0:
-                return
-            yield _put(block[mine.start : min(mine.stop, left)], None, mine, mesh)
+        for block in stored.blocks(unit, start):
+            block = block[: total - start]
+            if len(block):
+                start += len(block)
+                yield start, _put(block[mine.start : mine.stop], None, mine, mesh)
 
-    return ImageSet(
-        os.fspath(path), total, size, batches, unit, {"images": stored.fingerprint}
-    )
+    record = {"images": stored.fingerprint}
+    return ImageSet(os.fspath(path), total, size, lambda n: _ahead(batches(n)), record)
 
 
 def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
@@ -194,8 +186,7 @@ def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
         os.fspath(path),
         total,
         reader.size,
-        lambda start: reader.batches(unit, mesh, start),
-        unit,
+        lambda start: _ahead(reader.batches(unit, mesh, start)),
         {"images": source.fingerprint()},
     )
     images.unreadable = reader.unreadable
@@ -209,15 +200,17 @@ class _FolderReader:
         self._source, self._count, self._skip = source, count, skip_unreadable
         self.unreadable = []
         # All have the size of the first one that can be read.
-        self.size = None
-        for index in range(count):
-            image = self._read(index)
+        self._first, self.size = 0, None
+        found = (self._read(index) for index in range(count))
+        for self._first, image in enumerate(found):
             if image is not None:
-                self._first, self.size = index, image.shape[:2]
+                self.size = image.shape[:2]
                 break
-        self.unreadable.clear()
         if self.size is None:
-            raise DataError(f"none of the {count} images of {source.describe(0)} ...")
+            raise DataError(
+                f"none of the {count} images can be read; the first is "
+                f"{source.describe(0)}"
+            )
 
     def _read(self, index):
         """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
@@ -231,8 +224,9 @@ class _FolderReader:
                     f"{path} cannot be read ({reason}): mend it or take it away, or "
                     "leave such images out with --skip_unreadable"
                 ) from error
-            logging.warning("left out: %s cannot be read (%s)", path, reason)
-            self.unreadable.append(path)
+            if path not in self.unreadable:
+                logging.warning("left out: %s cannot be read (%s)", path, reason)
+                self.unreadable.append(path)
             return None
         if self.size is not None and image.shape[:2] != self.size:
             height, width = image.shape[:2]
@@ -255,7 +249,8 @@ class _FolderReader:
                 images = [blank if image is None else image for image in found]
                 mask = np.array([image is not None for image in found], bool)
                 images = np.stack(images) if images else np.zeros((0, *blank.shape))
-                yield _put(images, mask, mine, mesh)
+                batch = _put(images, mask, mine, mesh)
+                yield min(first + unit, self._count), batch
 
 
 def _own_rows(unit):
@@ -278,7 +273,7 @@ def _put(
     return sharding.put_batch({"image": filled, "mask": real}, mesh)
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _ahead(batches):
     """Loads the next batch while the last one is worked on."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)
@@ -312,6 +307,5 @@ def open_training_set(
     Raises:
       ConfigError: If the data cannot be opened.
     """
-    section = to_dict(section)
-    options = {"split": split or section.get("split"), "image_size": image_size}
+    options = {"split": split or section["split"], "image_size": image_size}
     return from_data(Images(section, mesh, batch_size, num_images=count, **options))
