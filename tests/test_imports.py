@@ -16,7 +16,7 @@ FLOORS = (
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion"),
     ("build", "generate", "latent_classifier"),
-    ("trained",),
+    ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
     ("evaluation",),
 )
