@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -209,7 +209,7 @@ def _write(images, how, results, settings, published):
         print(f"array: {how.outdir / 'samples.npz'}")
 
 
-def _published_record(how, verdicts, source) -> dict[str, Any] | None:
+def _published_record(how, verdicts, source):
     if not verdicts:
         return None
     values = {each.name: each._asdict() for each in verdicts}

@@ -71,7 +71,7 @@ def draw_set(
     choose(LABEL_MODES, plan.label_mode, "--label_mode")
     model, label = trained.model, planned_label(trained.model)
     source, count = None, plan.count
-    conditions = "none"
+    conditions = None
     if needs_examples(model):
         source, split = _open_examples(trained, plan)
         count = len(source) if count is None else count
@@ -86,7 +86,7 @@ def draw_set(
         )
     labels = label and plan_labels(plan.label_mode, label[1], count, plan.seed)
     if label is not None:
-        conditions = plan.label_mode
+        conditions = {"label_mode": plan.label_mode}
     plan = plan._replace(count=count)
     record = {
         "checkpoint": trained.source,

@@ -1,9 +1,10 @@
 r"""Makes reference statistics: what samples are compared with, in one file.
 
-    ldm-reference --workdir=runs/class --output=references/class.npz
-    ldm-reference --config=unconditional:celebahq --output=references/celebahq.npz
-    ldm-reference --images=photos --image_size=256 --output=references/photos.npz
+    ldm-reference --workdir=runs/class --outdir=references/class
+    ldm-reference --config=unconditional:celebahq --outdir=references/celebahq
+    ldm-reference --images=photos --image_size=256 --outdir=references/photos
 
+writes `reference.npz` into that folder.
 Of the training images of a run or a config, cut at the centre and not mirrored; or of a
 folder of images or an npz, as they are or brought to --image_size. The file says of
 which images it is, how they were cut, and by which weights it was made: what does not
@@ -21,7 +22,9 @@ from ldm_jax.evaluation.flag_groups import (
 )
 
 with cli.group("which images"):
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Run whose training images to take.")
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Run whose training images to take."
+    )
     _CONFIG = flags.DEFINE_string(
         "config", None, "Config whose training images to take, as unconditional:ffhq."
     )
@@ -45,12 +48,14 @@ with cli.group("how to measure"):
     _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
 
 with cli.group("output"):
-    _OUTPUT = flags.DEFINE_string("output", None, "The file to write, an npz.")
+    _OUTDIR = cli.shared("outdir", required=True)
 
 
 def _main(argv: list[str]) -> None:
     """Makes the file."""
     del argv
+    import jax
+
     from ldm_jax import sharding
     from ldm_jax.config import choose
     from ldm_jax.errors import ConfigError
@@ -65,25 +70,18 @@ def _main(argv: list[str]) -> None:
             "give one of --workdir, --config and --images, whose images are measured; "
             f"got {' and '.join(f'--{name}' for name in given) or 'none of them'}"
         )
-    if _OUTPUT.value is None:
-        raise ConfigError("--output is missing: name the file to write")
-    if pathlib.Path(_OUTPUT.value).suffix != ".npz":
-        raise ConfigError(f"--output={_OUTPUT.value}: give a file that ends in .npz")
     for name in _DISTANCES.value:
         choose(DISTANCES, name, "--distances")
     weights = feature_weights(_WEIGHTS.value)
-    check_outdir(pathlib.Path(_OUTPUT.value).parent)
+    check_outdir(_OUTDIR.value)
     mesh = sharding.make_mesh()
     images = _open(mesh)
     measurement = Measurement(_DISTANCES.value, mesh, weights)
-    found = measure_reference(
-        images, measurement, _OUTPUT.value, _SAVE_EVERY.value
-    )
-    import jax
-
+    output = pathlib.Path(_OUTDIR.value) / "reference.npz"
+    found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
     if not jax.process_index():
         count, taps = found.record["count"], ", ".join(found.taps)
-        print(f"{_OUTPUT.value}: {count:,} images, features {taps}")
+        print(f"{output}: {count:,} images, features {taps}")
 
 
 def _open(mesh):

@@ -1,6 +1,6 @@
 """What an evaluation says: a table, `metrics.json`, and a row beside published numbers.
 
-    | results of runs/class | measured | published | difference | within 5 % |
+| results of runs/class | measured | published | difference | within 5 % |
 """
 
 import math

@@ -1,9 +1,11 @@
 """What a workdir holds, without its weights."""
 
+import json
+
 from ml_collections import ConfigDict
 
 from ldm_jax.checkpoint import Folder, checkpoint_folder, read_meta
-from ldm_jax.config import from_json, to_json
+from ldm_jax.config import from_json
 
 
 def config_of(workdir: Folder, step: int | None = None) -> ConfigDict:
@@ -19,4 +21,4 @@ def config_of(workdir: Folder, step: int | None = None) -> ConfigDict:
     Raises:
       CheckpointError: If there is no checkpoint, or it cannot be read.
     """
-    return from_json(to_json(read_meta(checkpoint_folder(workdir, step))["config"]))
+    return from_json(json.dumps(read_meta(checkpoint_folder(workdir, step))["config"]))

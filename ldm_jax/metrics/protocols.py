@@ -7,10 +7,6 @@ says which way that is, and its name fills the flags of `ldm-evaluate`.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# How samples get their conditions: classes drawn evenly at random, each class equally
-# often, or what the held-out examples show, in order.
-LABEL_MODES = ("random", "balanced", "held_out")
-
 
 class Protocol(NamedTuple):
     """A row of PROTOCOLS.
@@ -19,7 +15,8 @@ class Protocol(NamedTuple):
       title: What it is, for reports.
       num_samples: Samples that it asks for.
       distances: Rows of DISTANCES.
-      label_mode: One of LABEL_MODES; what a model without conditions ignores.
+      label_mode: Row of `eval_samples.LABEL_MODES`, how the classes of samples are
+        chosen; None where their conditions are those of held-out examples, in order.
       image_size: Side of the images in pixels; None is that of the model.
       reference: Which images make the reference, in words.
       reference_rows: How many images of the reference give rows, for precision and
@@ -30,27 +27,11 @@ class Protocol(NamedTuple):
     title: str
     num_samples: int
     distances: Sequence[str]
-    label_mode: str
+    label_mode: str | None
     image_size: int | None
     reference: str
     reference_rows: int | None
     source: str
-
-
-def shortfall(name: str | None, count: int) -> str:
-    """Says that there are fewer samples than a protocol asks for.
-
-    Args:
-      name: Row of PROTOCOLS, or None.
-      count: Number of samples.
-
-    Returns:
-      A note for the result; empty where there are enough.
-    """
-    if name is None or count >= PROTOCOLS[name].num_samples:
-        return ""
-    wanted = PROTOCOLS[name].num_samples
-    return f"{count:,} samples, fewer than the {wanted:,} of the protocol {name}"
 
 
 # Protocols by name.
@@ -81,7 +62,7 @@ PROTOCOLS = {
         title="COCO 30k",
         num_samples=30_000,
         distances=("fid", "inception_score", "clip_score"),
-        label_mode="held_out",
+        label_mode=None,
         image_size=256,
         reference="the 30,000 images of COCO 2014 validation that the captions are of",
         reference_rows=10_000,
@@ -91,7 +72,7 @@ PROTOCOLS = {
         title="layouts, 2,048 images",
         num_samples=2_048,
         distances=("fid",),
-        label_mode="held_out",
+        label_mode=None,
         image_size=256,
         reference="the 2,048 held-out images that the layouts are of, cropped at the "
         "centre, not augmented",
