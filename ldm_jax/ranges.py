@@ -120,10 +120,13 @@ def text(empty: bool = False, none: str = "") -> Check:
     return _optional("a string" if empty else "a string, not empty", accepts, none, "")
 
 
-def place() -> Check:
+def place(none: str = "") -> Check:
     """A file or folder on a disk of this machine; it may be empty.
 
     Python would take the address of a bucket for a local folder, and write there.
+
+    Args:
+      none: What None means; it is refused where that is nothing.
 
     Returns:
       The check.
@@ -133,6 +136,9 @@ def place() -> Check:
         return isinstance(value, str | os.PathLike) and "://" not in str(value)
 
     note = "remote folders are not supported: mount it, or copy it"
+    if none:
+        note = f"None is {none}; {note}"
+        return Check("a local path", lambda v: v is None or accepts(v), note)
     return Check("a local path", accepts, note)
 
 
@@ -496,7 +502,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "conditions.*": {
         "dropout": _DECAY,
-        "weights": text(none="none"),
+        "weights": place(none="none"),
         "num_classes": whole(1, 2**24, none="that of the data"),
         "features": whole(1, _WIDTH, none="what follows from others"),
         "null_class": _FLAG,

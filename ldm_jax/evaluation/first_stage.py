@@ -20,13 +20,20 @@ from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.data.files import read_file
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
+from ldm_jax.images import (
+    make_grid,
+    read_image,
+    require_memory,
+    to_float,
+    to_uint8,
+    write_png,
+)
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.reading import read_file
 from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 
@@ -228,7 +235,7 @@ def reconstruct_file(
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        image = read_image(read_file(path))
+        image = read_image(read_file(path, require_memory))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]

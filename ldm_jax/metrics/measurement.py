@@ -253,9 +253,8 @@ class Measurement:
             if theirs is not None and theirs != record["checksum"]:
                 raise ConfigError(
                     f"the reference was made with other weights of the network {name} "
-                    f"(checksum {theirs or 'none: random'}, here "
-                    f"{record['checksum'] or 'none: random'}); make it anew or use its "
-                    "weights"
+                    f"(checksum {theirs}, here {record['checksum']}, "
+                    f"{record['weights']}); make it anew, or use the weights it has"
                 )
 
 

@@ -62,17 +62,18 @@ def test_a_result_says_what_it_is():
 class _Reference:
     """A reference of given statistics."""
 
-    def __init__(self, taps, checksum=""):
-        self.taps, self.record = taps, {"networks": {"random": {"checksum": checksum}}}
+    def __init__(self, taps, networks):
+        self.taps, self.record = taps, {"networks": networks}
 
 
 def test_a_reference_that_does_not_fit():
-    taps = _measure(PICTURES).statistics()
-    assert _measure(PICTURES, reference=_Reference(taps)).results()
+    made = _measure(PICTURES)
+    taps, networks = made.statistics(), made.record
+    assert _measure(PICTURES, reference=_Reference(taps, networks)).results()
     with pytest.raises(ConfigError, match="made with other weights of the network"):
-        _measure(PICTURES, reference=_Reference(taps, "0123"))
-    with pytest.raises(ConfigError, match="needs the features random/moments, which"):
-        _measure(PICTURES, reference=_Reference({}))
+        _measure(PICTURES, reference=_Reference(taps, {"random": {"checksum": "0"}}))
+    with pytest.raises(ConfigError, match="needs the features random/pooled, which"):
+        _measure(PICTURES, reference=_Reference({}, networks))
     with pytest.raises(ConfigError, match="compares with a reference: name one"):
         _measure(PICTURES).results()
 
@@ -84,5 +85,5 @@ def test_what_cannot_be_measured():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ConfigError, match='distances="frechett" is unknown'):
         Measurement(["frechett"], mesh)
-    with pytest.raises(DataError, match="the state of the evaluation has no random/mo"):
+    with pytest.raises(DataError, match="the state of the evaluation has no random/po"):
         measured.restore({})

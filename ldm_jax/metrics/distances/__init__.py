@@ -50,6 +50,6 @@ class Distance(NamedTuple):
 # Distances by name.
 DISTANCES = {
     "frechet": Distance(
-        {"frechet": Value("Fréchet distance")}, "random", "moments", frechet
+        {"frechet": Value("Fréchet distance")}, "random", "pooled", frechet
     ),
 }

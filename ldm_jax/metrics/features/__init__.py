@@ -1,82 +1,86 @@
-"""Networks whose features sets of images are compared by: one row of FEATURES each.
+"""Networks whose features sets of images are compared by: one row each in FEATURES.
 
-A feature network maps a batch of 8-bit images to vectors, one per tap, in one compiled
-program on all devices. Networks with published weights come with a file of them.
+A feature network maps a batch of 8-bit images to vectors after one or several of its
+layers, its taps, in one compiled program on all devices.
+
+| module | what |
+| --- | --- |
+| `network` | what a row is, and what a loaded network |
+| `random_features` | untrained convolutions, cheap, without a file |
+| `inception` | the Inception-v3 of FID |
+| `inception_weights` | its row, and its file of weights |
+| `tensorflow_resize` | the resize that it was published with |
+| `weight_files` | files of weights: read, and recognised by their numbers |
+
+Where there is no file of weights, `random` and `inception` are seeded random numbers.
+What is measured with them ranks models of one data set, but is no published distance,
+and no report calls it so.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import pathlib
 
-from ldm_jax.annotations import Array, Float, UInt8
+import jax
+
 from ldm_jax.config import choose
-from ldm_jax.metrics.features.random_features import TAP, apply_random, load_random
+from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.features.inception_weights import INCEPTION
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
+from ldm_jax.metrics.features.random_features import RANDOM
 
+__all__ = [
+    "DTYPES",
+    "FEATURES",
+    "FeatureNetwork",
+    "Loaded",
+    "Network",
+    "load_network",
+]
 
-class FeatureNetwork(NamedTuple):
-    """A row of FEATURES.
-
-    Attributes:
-      title: What the network is called in reports.
-      where: Where its file of weights comes from, for messages.
-      widths: Tap -> number of features.
-      load: Path of a file of weights, or None -> parameters, NumPy or JAX arrays.
-      apply: (parameters, uint8 [B, H, W, C], taps) -> dict of tap -> float32 [B, D].
-    """
-
-    title: str
-    where: str
-    widths: Mapping[str, int]
-    load: Callable[[str | None], Any]
-    apply: Callable[
-        [Any, UInt8[Array, "batch h w c"], tuple[str, ...]],
-        dict[str, Float[Array, "batch features"]],
-    ]
-
-
-class Network(NamedTuple):
-    """A network with its weights.
-
-    Attributes:
-      name: Its name in FEATURES.
-      row: Its row.
-      params: Parameters.
-      record: What it is, for reports: "network", "weights", "checksum", "dtype".
-      is_random: Whether its weights are random, so that what is measured with it is
-        comparable to nothing that is published.
-    """
-
-    name: str
-    row: FeatureNetwork
-    params: Any
-    record: dict[str, Any]
-    is_random: bool
-
-
-def load_network(name: str, path: str | None = None) -> Network:
-    """Loads a network.
-
-    Args:
-      name: Its name in FEATURES.
-      path: Its file of weights, or None for random ones.
-
-    Returns:
-      The network.
-
-    Raises:
-      ConfigError: If there is no such network, or its weights cannot be read.
-    """
-    row = choose(FEATURES, name, "feature network")
-    record = {"network": name, "weights": "random", "checksum": "", "dtype": "float32"}
-    return Network(name, row, row.load(path), record, is_random=path is None)
-
+# Types to compute in; parameters and what comes out are float32.
+DTYPES = ("float32", "bfloat16")
 
 # Feature networks by name.
 FEATURES = {
-    "random": FeatureNetwork(
-        title="random features",
-        where="it has no file of weights: they are drawn from a fixed seed",
-        widths={TAP: 256},
-        load=lambda path: load_random(),
-        apply=apply_random,
-    ),
+    "random": RANDOM,
+    "inception": INCEPTION,
 }
+
+
+def load_network(name: str, path: str | None = None, dtype: str = "float32") -> Network:
+    """Loads a network of features.
+
+    Args:
+      name: Row of FEATURES.
+      path: Its file of weights, as published or converted; None for seeded random ones,
+        where the network has them.
+      dtype: Type to compute in, of DTYPES; bfloat16 on accelerators only, where it is
+        faster.
+
+    Returns:
+      Network.
+
+    Raises:
+      ConfigError: If the name or the type is unknown, or a file is needed and not
+        given.
+      ConversionError: If the file is missing, unreadable or of another network.
+    """
+    row = choose(FEATURES, name, "feature network")
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"features are computed in {' or '.join(DTYPES)}, not {dtype}"
+        )
+    if dtype == "bfloat16" and jax.default_backend() == "cpu":
+        raise ConfigError(
+            "features in bfloat16 are for accelerators: it is slower on the CPU; use "
+            "float32"
+        )
+    loaded = row.load(path, dtype)
+    file = "random" if path is None else pathlib.Path(path).name
+    record = {
+        "network": name,
+        "weights": file,
+        "checksum": loaded.checksum,
+        "dtype": dtype,
+    }
+    row = row._replace(**loaded.changes)
+    return Network(name, row, loaded.params, record, path is None)

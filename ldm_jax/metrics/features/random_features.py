@@ -1,20 +1,22 @@
-"""Features of untrained convolutions, where there are no weights of a trained network.
+"""Features of untrained convolutions, cheap and without a file of weights.
 
-What is measured with them ranks models of one data set, but is not comparable to a
-published number.
+A distance of them ranks models of one data set, but is not comparable to a published
+number.
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
-from ldm_jax.annotations import Array, Float, UInt8
+from ldm_jax.annotations import Array, Float
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.weight_files import checksum
 
-# The only tap.
-TAP = "moments"
+TAP = "pooled"
 
 
 class RandomFeatures(nn.Module):
@@ -45,29 +47,28 @@ class RandomFeatures(nn.Module):
         return jnp.concatenate([x.mean(axis=axes), x.std(axis=axes)], axis=-1)
 
 
-def load_random() -> Any:
-    """Draws the weights, always the same.
-
-    Returns:
-      Parameters.
-    """
-    # Of three channels, whatever the images: grey ones are repeated.
+def _load(path, dtype):
+    if path is not None:
+        raise ConfigError(f"random features take no file of weights, got {path}")
+    if dtype != "float32":
+        raise ConfigError(f"random features are computed in float32, got {dtype}")
+    # Of three channels, whatever the images: grey ones are repeated in `_apply`.
     images = jnp.zeros((1, 8, 8, 3))
-    return RandomFeatures().init(jax.random.key(0), images)["params"]
+    params = RandomFeatures().init(jax.random.key(0), images)["params"]
+    params = jax.tree.map(np.asarray, params)
+    return Loaded(params, checksum(flatten_dict(params, sep="/")), {})
 
 
-def apply_random(
-    params: Any, images: UInt8[Array, "batch h w c"], taps: tuple[str, ...]
-) -> dict[str, Float[Array, "batch features"]]:
-    """Computes the features.
-
-    Args:
-      params: See `load_random`.
-      images: uint8 [B, H, W, C] of one or three channels.
-      taps: Names of taps.
-
-    Returns:
-      Dict of tap -> float32 [B, D].
-    """
+def _apply(params, images, taps):
     images = jnp.broadcast_to(to_float(images), (*images.shape[:-1], 3))
-    return {tap: RandomFeatures().apply({"params": params}, images) for tap in taps}
+    features = RandomFeatures().apply({"params": params}, images)
+    return dict.fromkeys(taps, features)
+
+
+RANDOM = FeatureNetwork(
+    "untrained convolutions",
+    "it has none: its weights are seeded random numbers",
+    {TAP: 2 * RandomFeatures.channels[-1]},
+    _load,
+    _apply,
+)
