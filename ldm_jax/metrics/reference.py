@@ -118,19 +118,19 @@ class ReferenceStatistics:
             taps[tap] = TapStatistics(count, mean, covariance, rows)
         return cls(taps, record)
 
-    def check(self, record: Mapping[str, Any], path: str | os.PathLike) -> None:
+    def check(self, record: Mapping[str, Any], name: str | os.PathLike) -> None:
         """Refuses a comparison with what was made in another way.
 
         Args:
           record: Of what is measured: "networks" and "preprocessing" as in the
             attribute `record`, as far as they are known.
-          path: The file of this reference, for messages.
+          name: What this reference is called, for messages.
 
         Raises:
           ConfigError: If a network, its weights, the size, the crop or the filter
             differ.
         """
-        where = f"--reference: {path}"
+        where = f"the reference {name}"
         for name, network in record.get("networks", {}).items():
             _check_network(where, name, self.record["networks"].get(name), network)
         here, there = record.get("preprocessing"), self.record.get("preprocessing")

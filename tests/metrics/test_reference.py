@@ -96,7 +96,7 @@ def test_images_that_were_cut_otherwise_are_refused(change, message):
     if message is None:
         reference.check(measured, "a.npz")
         return
-    with pytest.raises(ConfigError, match=f"--reference: a.npz .*{message}"):
+    with pytest.raises(ConfigError, match=f"the reference a.npz .*{message}"):
         reference.check(measured, "a.npz")
 
 
