@@ -105,8 +105,7 @@ with cli.group("output"):
     _NPZ = flags.DEFINE_bool(
         "npz",
         False,
-        "Also write the samples to samples.npz: arr_0, uint8 [N, H, W, 3], and arr_1, "
-        "their classes.",
+        "Also write samples.npz (uint8 [N, H, W, 3], and the conditions).",
     )
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)

@@ -22,9 +22,7 @@ from ldm_jax.evaluation.flag_groups import (
 )
 
 with cli.group("which images"):
-    _WORKDIR = flags.DEFINE_string(
-        "workdir", None, "Run whose training images to take."
-    )
+    _WORKDIR = cli.shared("workdir")
     _CONFIG = flags.DEFINE_string(
         "config", None, "Config whose training images to take, as unconditional:ffhq."
     )
@@ -70,9 +68,9 @@ def _main(argv: list[str]) -> None:
             "give one of --workdir, --config and --images, whose images are measured; "
             f"got {' and '.join(f'--{name}' for name in given) or 'none of them'}"
         )
+    weights = feature_weights(_WEIGHTS.value)
     for name in _DISTANCES.value:
         choose(DISTANCES, name, "--distances")
-    weights = feature_weights(_WEIGHTS.value)
     check_outdir(_OUTDIR.value)
     mesh = sharding.make_mesh()
     images = _open(mesh)

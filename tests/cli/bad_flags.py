@@ -434,7 +434,10 @@ GOOD = {
         "--published=imagenet_class:f4",
     ],
     "images": ["", "--distances=frechet --reference=there --image_size=64"],
-    "reference": ["", "--distances=frechet --num_images=9", "--skip_unreadable"],
+    "reference": [
+        "--distances=frechet --num_images=9",
+        "--distances=frechet --skip_unreadable",
+    ],
     "adherence": ["", "--num_samples=2 --sampler=ddim"],
     "convert": ["", "--to=diffusers --num_heads=8"],
     "shapes": ["", "--image_size=16 --num_train=3 --num_validation=0"],
