@@ -75,7 +75,7 @@ def compare(
       images: The set.
       how: How it is measured.
       mesh: Mesh over the devices of all processes.
-      labels: Classes of the images, for `samples.npz`.
+      labels: Classes of the images, int32 [N], for `samples.npz`.
 
     Returns:
       Name -> result.

@@ -47,7 +47,7 @@ class Saved:
 
         Returns:
           (position, state): the number of images that were taken, and the state of
-          `Measurement.state`; (0, {}) where there is nothing.
+          `Measurement.state`, arrays [...] by name; (0, {}) where there is nothing.
 
         Raises:
           ConfigError: If it is of other settings.
@@ -102,7 +102,7 @@ class Saved:
 
         Args:
           position: Number of images that were taken.
-          state: What `Measurement.state` gives.
+          state: What `Measurement.state` gives, arrays [...] by name.
 
         Raises:
           DiskError: If it cannot be written.

@@ -197,7 +197,7 @@ class ImageFile:
         """Makes the npz.
 
         Args:
-          **others: Further arrays by name, such as `arr_1`, the classes.
+          **others: Further arrays [N, ...] by name, such as `arr_1`, the classes.
 
         Raises:
           DiskError: If it cannot be written.
@@ -226,7 +226,7 @@ def write_arrays(
 
     Args:
       archive: The npz, opened for writing.
-      arrays: Name -> array.
+      arrays: Name -> array [...].
     """
     for name, array in arrays.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
