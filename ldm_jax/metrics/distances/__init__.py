@@ -1,9 +1,21 @@
-"""Distances of sets of images by their features: one row of DISTANCES each."""
+"""Distances of sets of images by their features: one row of DISTANCES each.
+
+| module | what |
+| --- | --- |
+| `frechet` | of two Gaussians: FID, sFID, FD-DINOv2 |
+| `kernel` | maximum mean discrepancies: KID, CMMD |
+| `neighbours` | precision and recall, density and coverage |
+| `inception_score` | of a set alone, by the classes of a classifier |
+| `clip_score` | of images and their captions |
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ldm_jax.metrics.distances.frechet import frechet
+from ldm_jax.metrics.distances.inception_score import inception_score
+from ldm_jax.metrics.distances.kernel import kid
+from ldm_jax.metrics.distances.neighbours import density_coverage, precision_recall
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
@@ -47,8 +59,45 @@ class Distance(NamedTuple):
     protocol: int = 50_000
 
 
+_FID = Distance({"fid": Value("FID")}, "inception", "2048", frechet)
+
 # Distances by name.
 DISTANCES = {
+    "fid": _FID,
+    # Of reconstructions to their images.
+    "rfid": _FID._replace(values={"rfid": Value("rFID")}),
+    # Nash et al. 2021: of a part of the map of features, where things are.
+    "sfid": Distance({"sfid": Value("sFID")}, "inception", "spatial", frechet),
+    "kid": Distance({"kid": Value("KID")}, "inception", "2048", kid, needs_rows=True),
+    "inception_score": Distance(
+        {"inception_score": Value("inception score", "higher")},
+        network="inception",
+        tap="logits",
+        measure=inception_score,
+        needs_rows=True,
+        needs_reference=False,
+    ),
+    # Of FID's features, as guided-diffusion measures them; the papers take VGG16's.
+    "precision_recall": Distance(
+        {
+            "precision": Value("precision", "higher"),
+            "recall": Value("recall", "higher"),
+        },
+        network="inception",
+        tap="2048",
+        measure=precision_recall,
+        needs_rows=True,
+    ),
+    "density_coverage": Distance(
+        {
+            "density": Value("density", "higher"),
+            "coverage": Value("coverage", "higher"),
+        },
+        network="inception",
+        tap="2048",
+        measure=density_coverage,
+        needs_rows=True,
+    ),
     "frechet": Distance(
         {"frechet": Value("Fréchet distance")}, "random", "pooled", frechet
     ),
