@@ -1,4 +1,4 @@
-"""Inception score: how sure a classifier is of each image, and how varied it finds them."""
+"""Inception score: how sure a classifier is of images, how varied they are to it."""
 
 import numpy as np
 

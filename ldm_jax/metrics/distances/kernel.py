@@ -50,7 +50,7 @@ def kid(images: TapStatistics, reference: TapStatistics, seed: int) -> Result:
 
 
 def _unbiased_mmd(first, second):
-    """Squared discrepancy of rows [n, D] each, without the pairs of a row and itself."""
+    """Squared discrepancy of rows [n, D] each; no row is paired with itself."""
     count = len(first)
     within = sum(_kernel_sum(rows, rows, diagonal=False) for rows in (first, second))
     between = _kernel_sum(first, second)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ldm_jax import peers
 from ldm_jax.annotations import Float
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
@@ -128,6 +129,7 @@ def _blocks(
         # About their middle: the distances are differences of squares.
         x = first[i] - center
         squares = np.square(x).sum(axis=1)[:, None]
+        peers.progress()
         for other in range(start if upper else 0, len(second), _BLOCK):
             j = slice(other, other + _BLOCK)
             y = second[j] - center
