@@ -63,7 +63,7 @@ def _second(quality, steps, eta, source, protocol="paper", scale=1.0):
 
 def _first(*numbers):
     """Of a first stage: R-FID, PSNR in dB, SSIM."""
-    values = dict(zip(("fid", "psnr", "ssim"), numbers, strict=True))
+    values = dict(zip(("rfid", "psnr", "ssim"), numbers, strict=True))
     return (Published(values, {}, "", "Table 8"),)
 
 

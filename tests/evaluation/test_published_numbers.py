@@ -9,7 +9,7 @@ from ldm_jax.config import to_dict
 from ldm_jax.eval_samples import LABEL_MODES
 from ldm_jax.evaluation.published_numbers import PUBLISHED, TOLERANCE, find_published
 from ldm_jax.evaluation.report import judge, markdown, sampling_reasons
-from ldm_jax.metrics.distances import Result
+from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.protocols import PROTOCOLS
 
 
@@ -70,5 +70,5 @@ def test_other_options_are_named():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol(name):
     protocol = PROTOCOLS[name]
-    assert protocol.distances and protocol.num_samples
+    assert set(protocol.distances) <= DISTANCES.keys()
     assert protocol.label_mode in (*LABEL_MODES, None)
