@@ -19,7 +19,13 @@ from ldm_jax.evaluation.references import (
     measure_reference,
     read_reference,
 )
-from ldm_jax.evaluation.report import judge, markdown, print_table, sampling_reasons
+from ldm_jax.evaluation.report import (
+    judge,
+    markdown,
+    print_table,
+    published_record,
+    sampling_reasons,
+)
 from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.files import write_bytes, write_json
@@ -88,7 +94,8 @@ def compare(
     sampling = images.record.get("sample", {})
     # A misspelt row shall not wait for the samples.
     published = how.published and find_published(how.published, sampling)
-    measurement = _make_measurement(how, mesh)
+    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
+    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
     reference = _open_reference(images, how, measurement, mesh)
     if reference is not None:
         measurement.compare_with(reference)
@@ -125,11 +132,6 @@ class _Everywhere:
             self._file.flush()
 
 
-def _make_measurement(how, mesh):
-    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
-    return Measurement(how.distances, mesh, how.weights, protocol=asked)
-
-
 def _check_protocol(images, how):
     if how.protocol is None:
         return
@@ -148,6 +150,11 @@ def _open_reference(images, how, measurement, mesh):
     needing = [name for name in how.distances if DISTANCES[name].needs_reference]
     if not needing:
         return None
+    # Of captions and of scores without a reference it has no part.
+    if needing == list(how.distances):
+        measurement = measurement.twin()
+    else:
+        measurement = Measurement(needing, mesh, how.weights)
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
@@ -191,7 +198,7 @@ def _write(images, how, results, settings, published):
     record = settings | {
         "metrics": {name: result.value for name, result in results.items()},
         "details": {name: result._asdict() for name, result in results.items()},
-        "published": _published_record(how, verdicts, source),
+        "published": published and published_record(how.published, verdicts, source),
     }
     write_json(how.outdir / "metrics.json", record)
     title = images.name
@@ -207,15 +214,3 @@ def _write(images, how, results, settings, published):
     print(f"numbers: {how.outdir / 'metrics.json'}")
     if how.npz:
         print(f"array: {how.outdir / 'samples.npz'}")
-
-
-def _published_record(how, verdicts, source):
-    if not verdicts:
-        return None
-    values = {each.name: each._asdict() for each in verdicts}
-    return {
-        "config": how.published,
-        "source": source,
-        "tolerance": TOLERANCE,
-        "values": values,
-    }

@@ -14,6 +14,7 @@ from ldm_jax import peers, sharding
 from ldm_jax.annotations import Int
 from ldm_jax.batches import Batch
 from ldm_jax.config import choose, to_dict
+from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError
@@ -25,6 +26,7 @@ from ldm_jax.eval_samples import (
     plan_labels,
     planned_label,
 )
+from ldm_jax.evaluation.captions import OneCaption, make_tokens
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.sampling.options import record_of
 from ldm_jax.tiling import one_behind
@@ -41,6 +43,8 @@ class Plan(NamedTuple):
       seed: Seed of all that is drawn at random.
       split: Split whose examples give other conditions; None for the held-out one.
       skip_unreadable: Whether examples that cannot be read are passed over.
+      tokenizer: CLIP's tokenizer, to measure samples by the captions that they are
+        drawn from; None where they are not.
     """
 
     count: int | None
@@ -49,6 +53,7 @@ class Plan(NamedTuple):
     seed: int = 0
     split: str | None = None
     skip_unreadable: bool = False
+    tokenizer: str | None = None
 
 
 def draw_set(
@@ -101,7 +106,19 @@ def draw_set(
         return _draw(trained, mesh, options, plan, source, start)
 
     name = f"samples of {trained.source} ({trained.weights})"
-    return ImageSet(name, count, options.size, batches, record), labels
+    images = ImageSet(name, count, options.size, batches, record)
+    if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
+        images.tokens = _tokens_of(source, plan.tokenizer, mesh)
+    return images, labels
+
+
+def _tokens_of(source, tokenizer, mesh):
+    """Token ids of the captions of examples, for `ImageSet.tokens`."""
+
+    def caption_of(k):
+        return source[k]["caption"]
+
+    return make_tokens(caption_of, len(source), tokenizer, mesh)
 
 
 def _open_examples(trained, plan):
@@ -113,7 +130,7 @@ def _open_examples(trained, plan):
             "the samples need conditions of held-out examples and the run holds none "
             "out: name a split of its data with --split"
         )
-    return open_source(section, split), split
+    return OneCaption(open_source(section, split)), split
 
 
 def _examples(trained, mesh, plan, source):
@@ -170,7 +187,7 @@ def _draw(
                 "or the options carry them away; look at the run's losses"
             )
         start += int(np.asarray(each.mask.sum()))
-        yield start, {"image": images, "mask": each.mask}
+        yield start, {"image": images, "mask": each.mask, "index": each.index}
 
 
 def check_same_model(trained: Trained) -> None:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,7 @@ from ldm_jax.images import (
     to_uint8,
     write_png,
 )
+from ldm_jax.metrics.distances import Result
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
@@ -105,6 +106,25 @@ def make_lpips(paths: str) -> tuple[Callable, Any]:
     return distance, weights
 
 
+class Evaluation(NamedTuple):
+    """What came of an evaluation.
+
+    Attributes:
+      metrics: Name -> number, of images and of sets.
+      count: How many images there were.
+      grid: The first images of this process beside their reconstructions, uint8
+        [H, W, C], or None.
+      results: Name -> result, of sets alone.
+      networks: Name -> record of each network of features.
+    """
+
+    metrics: dict[str, float]
+    count: int
+    grid: UInt8[np.ndarray, "h w c"] | None
+    results: dict[str, Result]
+    networks: dict[str, Any]
+
+
 def evaluate(
     first: FirstStage,
     batches: Iterable[Mapping[str, Shaped[Array, "..."]]],
@@ -112,7 +132,7 @@ def evaluate(
     perceptual: tuple[Callable, Any] | None = None,
     distances: Sequence[str] = (),
     feature_weights: Mapping[str, str | None] | None = None,
-) -> tuple[dict[str, float], int, UInt8[np.ndarray, "h w c"] | None]:
+) -> Evaluation:
     """Averages the metrics over a data set.
 
     Args:
@@ -125,9 +145,7 @@ def evaluate(
       feature_weights: Feature network -> its file of weights, see `Measurement`.
 
     Returns:
-      (metrics, count, grid): dict of name -> float, how many images there were, and a
-      grid of the first images of this process beside their reconstructions, uint8
-      [H, W, C].
+      An Evaluation.
 
     Raises:
       DataError: If no image could be read, or too few for a distance.
@@ -164,7 +182,8 @@ def evaluate(
     metrics = row_of(first.module).measures.summarize(means)
     found = reconstructed.results(originals.statistics()) if distances else {}
     metrics = dict(metrics) | {name: result.value for name, result in found.items()}
-    return {name: float(value) for name, value in metrics.items()}, count, grid
+    metrics = {name: float(value) for name, value in metrics.items()}
+    return Evaluation(metrics, count, grid, found, reconstructed.record)
 
 
 def _side_by_side(images, decoded, real):

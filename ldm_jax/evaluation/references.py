@@ -54,7 +54,7 @@ def read_reference(
 
     Args:
       place: Its path.
-      measurement: What it is to be compared with.
+      measurement: Empty, of the distances that need a reference.
       mesh: Mesh over the devices of all processes.
       outdir: Folder of the evaluation.
       every: Images after which the state is saved.
@@ -104,7 +104,7 @@ def measure_reference(
 
     Args:
       images: The set.
-      measurement: What is to be compared with it, whose networks it shares.
+      measurement: What takes them; empty, of the distances that need a reference.
       path: Where the file is, or is to be; the state of a cut run lies beside it.
       every: Images after which the state is saved.
 
@@ -126,13 +126,12 @@ def measure_reference(
         return _same(ReferenceStatistics.load(path), record, path)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
-    twin = measurement.twin()
-    saved = Saved(
-        path.with_name(f"{path.stem}.partial.npz"), settings_of(images, twin), every
-    )
-    measure(images, twin, saved)
-    record |= {"count": twin.count, "unreadable": images.count - twin.count}
-    reference = ReferenceStatistics(twin.statistics(), record)
+    settings = settings_of(images, measurement)
+    saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
+    measure(images, measurement, saved)
+    count = measurement.count
+    record |= {"count": count, "unreadable": images.count - count}
+    reference = ReferenceStatistics(measurement.statistics(), record)
     if not jax.process_index():
         reference.save(path)
     # No process reads the file before it is whole, or the state after it is gone.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ldm_jax.evaluation.published_numbers import Published
+from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
 from ldm_jax.metrics.distances import DISTANCES, Result
 
 # Of what is measured image by image, which is better.
@@ -104,6 +104,24 @@ def sampling_reasons(
     return tuple(reasons)
 
 
+def published_record(
+    config: str, verdicts: list[Verdict], source: str
+) -> dict[str, Any]:
+    """Lists verdicts for `metrics.json`.
+
+    Args:
+      config: Row of PUBLISHED.
+      verdicts: What `judge` gives.
+      source: Where the numbers were published.
+
+    Returns:
+      JSON-like dict.
+    """
+    values = {each.name: each._asdict() for each in verdicts}
+    tolerance = {"tolerance": TOLERANCE}
+    return {"config": config, "source": source, **tolerance, "values": values}
+
+
 def print_table(title: str, results: Mapping[str, Result]) -> None:
     """Prints results, a line each.
 
@@ -114,6 +132,8 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
     print(title)
     for name, result in results.items():
         spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
+        if result.bias is not None:
+            spread += f", bias about {result.bias:.4g}"
         note = f"  ({result.note})" if result.note else ""
         arrow = f"  {better(_plain(name))} is better"
         print(f"  {name:<36}{_number(result.value):>12}{spread}{arrow}{note}")

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from ldm_jax import sharding
+from ldm_jax.data.loader import open_source
+from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.captions import first_of, read_captions
 from ldm_jax.evaluation.compare import Comparison, compare
 from ldm_jax.evaluation.drawn import Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
@@ -145,6 +148,25 @@ def test_samples_are_drawn_while_they_are_measured(folders, tmp_path):
         outdir / "samples.npz", tmp_path / "kept", reference=str(folders[0])
     )
     assert again[NAME].value == pytest.approx(value, rel=1e-5)
+
+
+def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
+    trained = make_trained("caption", scale=0, data_dir=shapes_dir)
+    trained.config.data.image_size = 16
+    plan = Plan(6, 4, tokenizer="shapes")
+    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    # Numbers beyond the examples fill a batch up.
+    ids = np.asarray(images.tokens(np.array([0, 1, 11, 12])))
+    assert ids.shape == (4, 77) and (ids[0] != ids[1]).any()
+    source = open_source(trained.config.data, "validation")
+    captions = [source[k]["caption"] for k in (0, 1, 11)]
+    expected = load_tokenizer("shapes", 77)([first_of(c) for c in captions] + [""])
+    np.testing.assert_array_equal(ids, expected)
+    path = tmp_path / "prompts.txt"
+    path.write_text("a star\na heart\n")
+    assert read_captions(path) == ["a star", "a heart"]
+    with pytest.raises(ConfigError, match="--prompts_file: cannot read .*none.txt"):
+        read_captions(tmp_path / "none.txt")
 
 
 def test_conditions_that_do_not_suffice(shapes_dir):

@@ -66,7 +66,7 @@ def test_every_image_counts_once(kind, devices, size):
     first, pictures = _first(kind), _pictures(10)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     batches = _batches(pictures, size, mesh)
-    found, count, grid = first_stage.evaluate(first, batches, mesh)
+    found, count, grid, *_ = first_stage.evaluate(first, batches, mesh)
     assert count == 10
     apply = functools.partial(first.module.apply, {"params": first.params})
     latents = apply(to_float(pictures), method="encode").mode()
@@ -96,7 +96,7 @@ def test_a_perceptual_distance_is_averaged_too():
         assert images.shape == reconstructions.shape
         return weights["scale"] * images.mean(axis=(1, 2, 3))
 
-    found, _, _ = first_stage.evaluate(
+    found, *_ = first_stage.evaluate(
         _first("kl"),
         _batches(pictures, 2, mesh),
         mesh,
@@ -113,7 +113,7 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
         {"image": pictures[4:], "mask": np.array([True, True])},
     ]
     batches = [sharding.put_batch(batch, mesh) for batch in batches]
-    found, count, _ = first_stage.evaluate(first, batches, mesh, distances=["frechet"])
+    found, count, *_ = first_stage.evaluate(first, batches, mesh, distances=["frechet"])
     decoded = to_uint8(
         first.module.apply({"params": first.params}, to_float(pictures))[0]
     )
