@@ -250,7 +250,7 @@ def _of_samples(how, plan, sampling):
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
-    from ldm_jax.evaluation.drawn import check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.sampling import load_model, options
 
@@ -266,7 +266,7 @@ def _of_samples(how, plan, sampling):
     sample_options = options.complete(trained, sampling)
     if any(DISTANCES[name].needs_captions for name in how.distances):
         plan = plan._replace(tokenizer=_TOKENIZER.value)
-    images, labels = draw_set(trained, mesh, sample_options, plan)
+    images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
     how = how._replace(distances=how.distances or ["fid"], training=training)

@@ -13,7 +13,7 @@ from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.captions import first_of, read_captions
 from ldm_jax.evaluation.compare import Comparison, compare
-from ldm_jax.evaluation.drawn import Plan, draw_set
+from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
@@ -134,7 +134,7 @@ def test_samples_are_drawn_while_they_are_measured(folders, tmp_path):
     trained = make_trained("label")
     options = complete(trained)
     mesh, outdir = mesh_of(4), tmp_path / "drawn"
-    images, labels = draw_set(trained, mesh, options, Plan(10, 8, seed=1))
+    images, labels = draw_set(Drawing(trained, mesh), options, Plan(10, 8, seed=1))
     settings = how(outdir, reference=str(folders[0]), npz=True, batch_size=8)
     value = compare(images, settings, mesh, labels)[NAME].value
     record = json.loads((outdir / "metrics.json").read_text())
@@ -173,13 +173,13 @@ def test_conditions_that_do_not_suffice(shapes_dir):
     trained = make_trained("depth", scale=0, data_dir=shapes_dir)
     trained.config.data.image_size = 16
     options, mesh = complete(trained), mesh_of(1)
-    images, labels = draw_set(trained, mesh, options, Plan(None, 4))
+    images, labels = draw_set(Drawing(trained, mesh), options, Plan(None, 4))
     assert images.count == 12 and labels is None
     assert images.record["conditions"]["split"] == "validation"
     with pytest.raises(ConfigError, match="--num_samples=13: .* for 12 samples"):
-        draw_set(trained, mesh, options, Plan(13, 4))
+        draw_set(Drawing(trained, mesh), options, Plan(13, 4))
     with pytest.raises(ConfigError, match="label_mode"):
-        draw_set(trained, mesh, options, Plan(2, label_mode="equal"))
+        draw_set(Drawing(trained, mesh), options, Plan(2, label_mode="equal"))
     label = make_trained("label", scale=0)
     with pytest.raises(ConfigError, match="--num_samples is not given"):
-        draw_set(label, mesh, complete(label), Plan(None))
+        draw_set(Drawing(label, mesh), complete(label), Plan(None))
