@@ -124,11 +124,11 @@ def make_draw(
       seed: Seed of the run.
 
     Returns:
-      Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B], scale)
-      -> (uint8 [B, H, W, C], split over the mesh like the batch, and whether each was
-      finite, bool [B], on every device). Every process must call it. The scale takes
-      the place of the guidance scale of the options, so that one program draws with
-      any; None, the default, leaves it.
+      Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B],
+      scale) -> (uint8 [B, H, W, C], split over the mesh like the batch, and whether
+      each was finite, bool [B], on every device). Every process must call it. The scale
+      takes the place of the guidance scale of the options, so that one program draws
+      with any; None, the default, leaves it.
     """
 
     def draw(params, frozen, inputs, index, scale=None):

@@ -25,7 +25,12 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation.flag_groups import define_measurement_flags, feature_weights
+from ldm_jax.evaluation.flag_groups import (
+    define_comparison_flags,
+    define_drawing_flags,
+    define_measurement_flags,
+    feature_weights,
+)
 from ldm_jax.files import check_outdir
 
 with cli.group("what to evaluate"):
@@ -44,17 +49,7 @@ with cli.group("how to measure"):
         "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
         "samples, the distances and the label mode where no flag does.",
     )
-    _DISTANCES = flags.DEFINE_list(
-        "distances",
-        [],
-        "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
-    )
-    _REFERENCE = flags.DEFINE_string(
-        "reference",
-        None,
-        "What to compare with: a folder of images, an npz of them or a file of "
-        "ldm-reference; the training images of the run if unset.",
-    )
+    _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
     _PUBLISHED = flags.DEFINE_string(
         "published",
         None,
@@ -67,27 +62,14 @@ with cli.group("how to measure"):
         "Captions of --images for clip_score, one in a line, in the order of the "
         "images; samples of a model have those of the held-out examples.",
     )
-    _TOKENIZER = flags.DEFINE_string(
-        "tokenizer",
-        "openai/clip-vit-large-patch14",
-        "CLIP's tokenizer for clip_score: a folder or a name on the Hugging Face hub.",
-    )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("samples"):
     _NUM_SAMPLES = cli.shared("num_samples")
-    _LABEL_MODE = flags.DEFINE_string(
-        "label_mode",
-        None,
-        "Classes of the samples: random, each drawn alone, or balanced, each equally "
-        "often; the protocol's, or random, if unset.",
-    )
+    _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
     cli.shared("num_steps")
     _GUIDANCE_SCALE = cli.shared("guidance_scale")
-    flags.DEFINE_float(
-        "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
-    )
     _SEED = cli.shared("seed")
 
 with cli.group("data"):
