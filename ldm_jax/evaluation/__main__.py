@@ -64,8 +64,8 @@ with cli.group("how to measure"):
     _PROMPTS_FILE = flags.DEFINE_string(
         "prompts_file",
         None,
-        "Captions of --images for clip_score, one in a line, in the order of the "
-        "images; samples of a model have those of the held-out examples.",
+        "Captions, one in a line: those of --images in their order, for clip_score, or "
+        "what samples are drawn from, instead of the held-out examples' captions.",
     )
     _TOKENIZER = flags.DEFINE_string(
         "tokenizer",
@@ -147,13 +147,13 @@ def _main(argv: list[str]) -> None:
         stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
     if stage == "diffusion":
         _refuse(
-            ("image", "data", "prompts_file"),
+            ("image", "data"),
             f"--workdir={_WORKDIR.value} is a second stage",
         )
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
-        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol"), words)
+        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
         _of_first_stage(how)
 
 
@@ -294,6 +294,7 @@ def _plan():
         seed=_SEED.value,
         split=_SPLIT.value,
         skip_unreadable=_SKIP.value,
+        prompts_file=_PROMPTS_FILE.value,
     )
 
 

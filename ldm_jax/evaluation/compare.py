@@ -1,5 +1,6 @@
 """Measures a set of images against a reference, and writes what came of it."""
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.sampling.settings import first_difference
 
 
 class Comparison(NamedTuple):
@@ -101,6 +104,9 @@ def compare(
         measurement.compare_with(reference)
     more = {"reference": reference and reference.record, "protocol": how.protocol}
     settings = settings_of(images, measurement, more)
+    results = _finished(images, how, settings)
+    if results is not None:
+        return results
     saved = Saved(how.outdir / "evaluation.partial.npz", settings, how.save_every)
     keep = None
     if how.npz and not jax.process_index():
@@ -115,6 +121,26 @@ def compare(
     peers.gather("the results are written")
     saved.remove()
     return results
+
+
+def _finished(images, how, settings):
+    """The results of an earlier run with these settings, or None."""
+    path = how.outdir / "metrics.json"
+    if not path.exists() or (how.npz and not (how.outdir / "samples.npz").exists()):
+        return None
+    try:
+        record = parse_json(read_file(path, MAX_TEXT))
+        there = {key: record.get(key) for key in settings}
+        found = {k: Result(**v) for k, v in record["details"].items()}
+    # What is no record of a finished run is replaced by one.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    settings = json.loads(json.dumps(settings))
+    if first_difference(there, settings) is not None:
+        return None
+    if not jax.process_index():
+        print_table(f"{images.name}: measured already, {path}", found)
+    return found
 
 
 class _Everywhere:
