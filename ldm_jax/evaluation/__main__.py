@@ -139,17 +139,17 @@ def _main(argv: list[str]) -> None:
             "as they are; one of them"
         )
     if _IMAGES.value is not None:
-        _refuse((*_SAMPLE_FLAGS, "npz", "image"), "--images are measured as they are")
+        others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
+        words = "--images are measured as they are"
+        _refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
         _of_images(how)
         return
     stage = "autoencoder"
     if _WORKDIR.value != "identity":
         stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
     if stage == "diffusion":
-        _refuse(
-            ("image", "data"),
-            f"--workdir={_WORKDIR.value} is a second stage",
-        )
+        words = f"--workdir={_WORKDIR.value} is a second stage"
+        _refuse(("image", "data", "num_images", "lpips_weights"), words)
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"

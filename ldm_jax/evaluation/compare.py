@@ -16,6 +16,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
+    MOST_ROWS,
     is_statistics,
     measure_reference,
     read_reference,
@@ -32,6 +33,7 @@ from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile
 from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
@@ -99,6 +101,8 @@ def compare(
     published = how.published and find_published(how.published, sampling)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
     measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
+    if not jax.process_index():
+        _name_random(measurement)
     reference = _open_reference(images, how, measurement, mesh)
     if reference is not None:
         measurement.compare_with(reference)
@@ -158,16 +162,28 @@ class _Everywhere:
             self._file.flush()
 
 
+def _name_random(measurement):
+    """Says before hours of work that its numbers will not be the published ones."""
+    for name, record in measurement.record.items():
+        if record["weights"] == "random" and name != "random":
+            row = FEATURES[name]
+            print(
+                f"{row.title} has random weights: numbers are called random-features "
+                f"distance. Give --feature_weights={name}=FILE; its file: {row.where}"
+            )
+
+
 def _check_protocol(images, how):
     if how.protocol is None:
         return
     side = PROTOCOLS[how.protocol].image_size
     if side is not None and tuple(images.size) != (side, side):
         height, width = images.size
+        drawn = "sample" in images.record
+        advice = f"give --image_size={side} or leave" if not drawn else "leave"
         raise ConfigError(
             f"--protocol={how.protocol} is of images of {side} x {side} pixels and "
-            f"these have {height} x {width}: give --image_size={side} or leave the "
-            "protocol out"
+            f"these have {height} x {width}: {advice} the protocol out"
         )
 
 
@@ -176,11 +192,11 @@ def _open_reference(images, how, measurement, mesh):
     needing = [name for name in how.distances if DISTANCES[name].needs_reference]
     if not needing:
         return None
-    # Of captions and of scores without a reference it has no part.
-    if needing == list(how.distances):
-        measurement = measurement.twin()
-    else:
+    # Captions, and scores without a reference, are not of these images.
+    if needing != list(how.distances):
         measurement = Measurement(needing, mesh, how.weights)
+    rows = how.protocol and PROTOCOLS[how.protocol].reference_rows
+    measurement = measurement.twin(most_rows=rows or MOST_ROWS)
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
