@@ -46,7 +46,7 @@ with cli.group("how to measure"):
     )
     _DISTANCES = flags.DEFINE_list(
         "distances",
-        [],
+        None,
         "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
     )
     _REFERENCE = flags.DEFINE_string(
@@ -75,7 +75,12 @@ with cli.group("how to measure"):
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("samples"):
-    _NUM_SAMPLES = cli.shared("num_samples")
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Number of samples; the protocol's if unset, or as many as there are captions "
+        "or held-out examples where these give the conditions.",
+    )
     _LABEL_MODE = flags.DEFINE_string(
         "label_mode",
         None,
@@ -189,7 +194,7 @@ def _comparison():
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.protocols import PROTOCOLS
 
-    distances = _DISTANCES.value
+    distances = _DISTANCES.value or []
     if _PROTOCOL.value is not None:
         protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
         distances = distances or list(protocol.distances)

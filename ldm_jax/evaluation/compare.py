@@ -96,6 +96,7 @@ def compare(
       DataError: If images cannot be read.
     """
     _check_protocol(images, how)
+    _check_reference(how)
     sampling = images.record.get("sample", {})
     # A misspelt row shall not wait for the samples.
     published = how.published and find_published(how.published, sampling)
@@ -187,9 +188,25 @@ def _check_protocol(images, how):
         )
 
 
+def _needing(how):
+    """The distances that compare with a reference."""
+    return [name for name in how.distances if DISTANCES[name].needs_reference]
+
+
+def _check_reference(how):
+    if how.reference is None and how.training is None and _needing(how):
+        raise ConfigError(
+            f"--distances={','.join(_needing(how))}: a reference is needed; give "
+            "--reference, a folder of images, an npz or a file of ldm-reference"
+        )
+    if how.reference is not None:
+        # What is not there shall not wait for the networks.
+        is_statistics(how.reference)
+
+
 def _open_reference(images, how, measurement, mesh):
     """ReferenceStatistics, or None where no distance needs a reference."""
-    needing = [name for name in how.distances if DISTANCES[name].needs_reference]
+    needing = _needing(how)
     if not needing:
         return None
     # Captions, and scores without a reference, are not of these images.
@@ -200,11 +217,6 @@ def _open_reference(images, how, measurement, mesh):
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
-        if how.training is None:
-            raise ConfigError(
-                f"--distances={','.join(needing)}: a reference is needed; give "
-                "--reference, a folder of images, an npz or a file of ldm-reference"
-            )
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
         reference = read_reference(
