@@ -120,20 +120,25 @@ def text(empty: bool = False, none: str = "") -> Check:
     return _optional("a string" if empty else "a string, not empty", accepts, none, "")
 
 
-def place() -> Check:
+def place(none: str = "") -> Check:
     """A file or folder on a disk of this machine; it may be empty.
 
     Python would take the address of a bucket for a local folder, and write there.
+
+    Args:
+      none: What None means; it is refused where that is nothing.
 
     Returns:
       The check.
     """
 
     def accepts(value):
+        if value is None:
+            return bool(none)
         return isinstance(value, str | os.PathLike) and "://" not in str(value)
 
     note = "remote folders are not supported: mount it, or copy it"
-    return Check("a local path", accepts, note)
+    return Check("a local path", accepts, f"None is {none}; {note}" if none else note)
 
 
 def several(check: Check, least: int = 0, none: str = "") -> Check:
@@ -316,6 +321,12 @@ def _is_power(value):
     return _is_whole(value) and value > 0 and value & (value - 1) == 0
 
 
+def _is_step(value):
+    if value == "best" or _is_whole(value):
+        return value == "best" or 0 <= value <= _STEPS
+    return isinstance(value, str) and value.isdecimal() and int(value) <= _STEPS
+
+
 def _is_scale(value):
     """Whether it is a guidance scale: a number, or a number for each condition."""
     if isinstance(value, Mapping):
@@ -450,6 +461,18 @@ TRAIN = {
     "wandb": _FLAG,
 }
 
+EVAL = {
+    "every": _EVERY,
+    "num_samples": whole(2, 10**7),
+    "batch_size": whole(1, 2**20),
+    "distances": several(text(), 1),
+    "reference": place(),
+    "reference_images": whole(2, 10**9, none="all"),
+    "label_mode": text(),
+    "best": text(none="none is kept"),
+    "levels": whole(0, 1000, zero="off"),
+}
+
 # Section -> key -> check; "*" stands for a name of the user's.
 SECTIONS: dict[str, dict[str, Check]] = {
     "": {"stage": text(), "seed": SEED},
@@ -580,11 +603,15 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "train.mesh": {"data": whole(-1, 2**20), "fsdp": whole(1, 2**20)},
     "sample": SAMPLE,
+    "eval": EVAL,
+    "eval.weights": dict.fromkeys(
+        ("inception", "dinov2", "clip", "random"), place(none="random weights")
+    ),
 }
 
 # Flag of any command -> check; strings may not be empty. None is an unset flag.
 FLAGS: dict[str, Check] = {
-    "step": whole(0, _STEPS),
+    "step": Check("best or a step, 0 or more (a whole number)", _is_step),
     "seed": SEED,
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
