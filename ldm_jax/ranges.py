@@ -133,12 +133,13 @@ def place(none: str = "") -> Check:
     """
 
     def accepts(value):
-        if value is None:
-            return bool(none)
         return isinstance(value, str | os.PathLike) and "://" not in str(value)
 
     note = "remote folders are not supported: mount it, or copy it"
-    return Check("a local path", accepts, f"None is {none}; {note}" if none else note)
+    if none:
+        note = f"None is {none}; {note}"
+        return Check("a local path", lambda v: v is None or accepts(v), note)
+    return Check("a local path", accepts, note)
 
 
 def several(check: Check, least: int = 0, none: str = "") -> Check:
@@ -519,7 +520,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "conditions.*": {
         "dropout": _DECAY,
-        "weights": text(none="none"),
+        "weights": place(none="none"),
         "num_classes": whole(1, 2**24, none="that of the data"),
         "features": whole(1, _WIDTH, none="what follows from others"),
         "null_class": _FLAG,

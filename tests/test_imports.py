@@ -14,7 +14,7 @@ FLOORS = (
     ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
-    ("batches", "latent_diffusion"),
+    ("batches", "latent_diffusion", "metrics"),
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),

@@ -1,0 +1,86 @@
+"""Networks whose features sets of images are compared by: one row each in FEATURES.
+
+A feature network maps a batch of 8-bit images to vectors after one or several of its
+layers, its taps, in one compiled program on all devices.
+
+| module | what |
+| --- | --- |
+| `network` | what a row is, and what a loaded network |
+| `random_features` | untrained convolutions, cheap, without a file |
+| `inception` | the Inception-v3 of FID |
+| `inception_weights` | its row, and its file of weights |
+| `tensorflow_resize` | the resize that it was published with |
+| `weight_files` | files of weights: read, and recognised by their numbers |
+
+Where there is no file of weights, `random` and `inception` are seeded random numbers.
+What is measured with them ranks models of one data set, but is no published distance,
+and no report calls it so.
+"""
+
+import pathlib
+
+import jax
+
+from ldm_jax.config import choose
+from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.features.inception_weights import INCEPTION
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
+from ldm_jax.metrics.features.random_features import RANDOM
+
+__all__ = [
+    "DTYPES",
+    "FEATURES",
+    "FeatureNetwork",
+    "Loaded",
+    "Network",
+    "load_network",
+]
+
+# Types to compute in; parameters and what comes out are float32.
+DTYPES = ("float32", "bfloat16")
+
+# Feature networks by name.
+FEATURES = {
+    "random": RANDOM,
+    "inception": INCEPTION,
+}
+
+
+def load_network(name: str, path: str | None = None, dtype: str = "float32") -> Network:
+    """Loads a network of features.
+
+    Args:
+      name: Row of FEATURES.
+      path: Its file of weights, as published or converted; None for seeded random ones,
+        where the network has them.
+      dtype: Type to compute in, of DTYPES; bfloat16 on accelerators only, where it is
+        faster.
+
+    Returns:
+      Network.
+
+    Raises:
+      ConfigError: If the name or the type is unknown, or a file is needed and not
+        given.
+      ConversionError: If the file is missing, unreadable or of another network.
+    """
+    row = choose(FEATURES, name, "feature network")
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"features are computed in {' or '.join(DTYPES)}, not {dtype}"
+        )
+    if dtype == "bfloat16" and jax.default_backend() == "cpu":
+        raise ConfigError(
+            "features in bfloat16 are for accelerators: it is slower on the CPU; use "
+            "float32"
+        )
+    loaded = row.load(path, dtype)
+    file = "random" if path is None else pathlib.Path(path).name
+    record = {
+        "network": name,
+        "weights": file,
+        "checksum": loaded.checksum,
+        "dtype": dtype,
+    }
+    row = row._replace(**loaded.changes)
+    return Network(name, row, loaded.params, record, path is None)

@@ -1,0 +1,115 @@
+"""Feature networks: the published numbers, the files of weights, the refusals."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.metrics.features import FEATURES, inception_weights, load_network
+from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
+from ldm_jax.metrics.features.weight_files import checksum
+from ldm_jax.weights.files import write_weights
+from tests.common import assert_close, load_case, nhwc
+
+INCEPTION_TAPS = tuple(FEATURES["inception"].widths)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return load_case("inception_v3_fid")
+
+
+@pytest.fixture(scope="module")
+def features_of():
+    """The compiled network: its only program in these tests."""
+    return jax.jit(FEATURES["inception"].apply, static_argnums=2)
+
+
+def test_inception_gives_the_published_features(case, features_of, tmp_path):
+    write_weights(tmp_path / "inception.pth", case.state_dict)
+    network = load_network("inception", str(tmp_path / "inception.pth"))
+    assert not network.is_random
+    images = nhwc(case.arrays["x"])
+    features = features_of(network.params, images, INCEPTION_TAPS)
+    theirs = {"logits": "feat_logits_unbiased"}
+    for tap, width in FEATURES["inception"].widths.items():
+        assert features[tap].shape == (2, width)
+        if tap != "spatial":
+            assert_close(
+                features[tap], case.arrays[theirs.get(tap, f"feat_{tap}")], 2e-6
+            )
+
+
+def test_inception_without_a_file_is_seeded_and_says_so(case, features_of):
+    network = load_network("inception")
+    assert network.is_random and network.record["weights"] == "random"
+    # A change of these numbers would change every distance measured with them.
+    assert network.record["checksum"] == "21bf223a6c3813c8"
+    images = nhwc(case.arrays["x"])
+    features = features_of(network.params, images, INCEPTION_TAPS)
+    for tap, rows in features.items():
+        assert np.isfinite(rows).all() and 0.1 < np.std(rows) < 10, tap
+        assert np.abs(rows[0] - rows[1]).max() > 0.01, tap
+
+
+def test_a_converted_file_has_the_checksum_of_the_published_one(case, tmp_path):
+    write_weights(tmp_path / "a.pth", case.state_dict)
+    published = inception_weights.read_inception(str(tmp_path / "a.pth"))
+    save_file(published, tmp_path / "b.safetensors")
+    converted = inception_weights.read_inception(str(tmp_path / "b.safetensors"))
+    assert checksum(published) == checksum(converted)
+    converted["fc.bias"] = converted["fc.bias"] + 1e-6
+    assert checksum(published) != checksum(converted)
+
+
+def test_another_network_is_refused_in_one_line(case, tmp_path):
+    path = str(tmp_path / "weights.safetensors")
+    with pytest.raises(ConversionError, match=r"there is no file .*pytorch-fid"):
+        load_network("inception", path)
+    small = {"fc.weight": np.zeros((1000, 2048), np.float32)}
+    for tensors, word in (
+        (small, "lacks Conv2d_1a_3x3"),
+        (small | {"AuxLogits.fc.weight": small["fc.weight"]}, "torchvision"),
+        (dict(case.state_dict, more=np.zeros(1, np.float32)), "has more"),
+        (dict(case.state_dict) | small, r"fc.weight of shape \(1000, 2048\)"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ConversionError, match=word) as caught:
+            load_network("inception", path)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="unknown"):
+        load_network("inceptoin")
+    with pytest.raises(ConfigError, match="accelerators"):
+        load_network("inception", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="float32 or bfloat16"):
+        load_network("inception", dtype="float16")
+    with pytest.raises(ConfigError, match="no file"):
+        load_network("random", "weights.pth")
+
+
+def test_the_resize_is_that_of_tensorflow_1():
+    rows = np.array([0, 10, 30], np.uint8)
+    images = np.broadcast_to(rows[None, :, None, None], (1, 3, 2, 1))
+    # New row i is read at i * 3 / 5; behind the last row there is nothing.
+    expected = [0, 6, 14, 26, 30]
+    resized = np.asarray(tensorflow_resize(images, 5, 2))
+    np.testing.assert_allclose(resized[0, :, 0, 0], expected, rtol=1e-6)
+    assert (tensorflow_resize(images, 3, 2) == images).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_random_features_are_one_vector_per_image(channels):
+    network = load_network("random")
+    assert network.is_random
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, channels), np.uint8)
+    apply = jax.jit(network.row.apply, static_argnums=2)
+    ((tap, width),) = network.row.widths.items()
+    features = apply(network.params, images, (tap,))[tap]
+    assert features.shape == (3, width) and features.dtype == np.float32
+    assert np.isfinite(features).all()
+    alone = apply(load_network("random").params, images[1:2], (tap,))[tap]
+    np.testing.assert_allclose(alone[0], features[1], atol=1e-5)
