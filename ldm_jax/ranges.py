@@ -325,7 +325,8 @@ def _is_power(value):
 def _is_step(value):
     if value == "best" or _is_whole(value):
         return value == "best" or 0 <= value <= _STEPS
-    return isinstance(value, str) and value.isdecimal() and int(value) <= _STEPS
+    digits = isinstance(value, str) and value.isdecimal() and len(value) <= 10
+    return digits and int(value) <= _STEPS
 
 
 def _is_scale(value):
