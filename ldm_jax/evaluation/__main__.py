@@ -64,7 +64,7 @@ def _main(argv: list[str]) -> None:
     """Evaluates."""
     del argv
     from ldm_jax.config import choose
-    from ldm_jax.evaluation.distances import DISTANCES
+    from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.trained import check_same_everywhere, load_first_stage
 
     # Before the model: what is misspelt shall not wait for it.

@@ -21,8 +21,6 @@ from PIL import Image
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.evaluation.distances import Comparison
-from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import (
     make_grid,
     read_image,
@@ -31,6 +29,8 @@ from ldm_jax.images import (
     to_uint8,
     write_png,
 )
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.reading import read_file
@@ -111,6 +111,7 @@ def evaluate(
     mesh: Mesh,
     perceptual: tuple[Callable, Any] | None = None,
     distances: Sequence[str] = (),
+    feature_weights: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, float], int, UInt8[np.ndarray, "h w c"] | None]:
     """Averages the metrics over a data set.
 
@@ -120,7 +121,8 @@ def evaluate(
         bool [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
-      distances: Rows of DISTANCES, of the set of images to that of reconstructions.
+      distances: Rows of DISTANCES, of the set of reconstructions to that of images.
+      feature_weights: Feature network -> its file of weights, see `Measurement`.
 
     Returns:
       (metrics, count, grid): dict of name -> float, how many images there were, and a
@@ -128,7 +130,8 @@ def evaluate(
       [H, W, C].
 
     Raises:
-      DataError: If no image could be read.
+      DataError: If no image could be read, or too few for a distance.
+      ConfigError: If a distance or its weights are wrong.
     """
     distance, weights = perceptual or (None, {})
     step = make_step(first.module, mesh, distance)
@@ -136,18 +139,19 @@ def evaluate(
         sharding.put_tree(tree, sharding.tree_shardings(tree, mesh))
         for tree in (first.params, weights)
     )
-    results = ((b["image"], *step(params, weights, b)) for b in batches)
-    comparisons = [Comparison(name, mesh) for name in distances]
+    results = ((b["image"], b["mask"], *step(params, weights, b)) for b in batches)
+    reconstructed = Measurement(distances, mesh, feature_weights)
+    originals = reconstructed.twin()
     totals, count, grid = {}, 0, None
-    for images, rows, sums, decoded in tiling.one_behind(results):
+    for images, mask, rows, sums, decoded in tiling.one_behind(results):
         rows, sums = jax.device_get((rows, sums))
         real = rows.pop("mask")
         count += int(real.sum())
         sums = {n: v[real].sum(dtype=np.float64) for n, v in rows.items()} | sums
         for name, total in sums.items():
             totals[name] = totals.get(name, 0.0) + np.float64(total)
-        for comparison in comparisons:
-            comparison.add(images, decoded, real)
+        originals.add(images, mask)
+        reconstructed.add(decoded, mask)
         if grid is None:
             grid = _side_by_side(images, decoded, real)
         peers.progress()
@@ -158,7 +162,8 @@ def evaluate(
     names = [*(n for n in order if n in totals), *sorted(totals.keys() - {*order})]
     means = {name: totals[name] / count for name in names}
     metrics = row_of(first.module).measures.summarize(means)
-    metrics = dict(metrics) | {each.label: each.value() for each in comparisons}
+    found = reconstructed.results(originals.statistics()) if distances else {}
+    metrics = dict(metrics) | {name: result.value for name, result in found.items()}
     return {name: float(value) for name, value in metrics.items()}, count, grid
 
 

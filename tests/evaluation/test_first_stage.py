@@ -16,10 +16,10 @@ from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
 from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation import first_stage, metrics
-from ldm_jax.evaluation.distances import Moments, frechet
-from ldm_jax.evaluation.features import FEATURES
+from ldm_jax.evaluation import first_stage
 from ldm_jax.images import read_image, to_float, to_uint8
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.trained import FirstStage
 from tests.runs import command, finish
 
@@ -71,7 +71,7 @@ def test_every_image_counts_once(kind, devices, size):
     apply = functools.partial(first.module.apply, {"params": first.params})
     latents = apply(to_float(pictures), method="encode").mode()
     decoded = to_uint8(apply(latents, method="decode"))
-    for name, metric in metrics.METRICS.items():
+    for name, metric in METRICS.items():
         # Rounding may move a value across the edge between two bytes.
         expected = np.mean(metric(pictures, decoded))
         assert found[name] == pytest.approx(float(expected), rel=1e-4), name
@@ -117,13 +117,15 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
     decoded = to_uint8(
         first.module.apply({"params": first.params}, to_float(pictures))[0]
     )
-    network, moments = FEATURES["random"], (Moments(), Moments())
-    for moment, images in zip(moments, (pictures, np.asarray(decoded)), strict=True):
-        moment.add(network.apply(network.load(None), images[[0, 1, 2, 4, 5]]))
+    measured = Measurement(["frechet"], mesh)
+    others = measured.twin()
+    rows, mask = [0, 1, 2, 4, 5], np.ones(5, bool)
+    measured.add(np.asarray(decoded)[rows], mask)
+    others.add(pictures[rows], mask)
     assert count == 5
-    assert found["frechet (random-features)"] == pytest.approx(
-        frechet(*moments), rel=1e-2
-    )
+    ((name, result),) = measured.results(others.statistics()).items()
+    assert name == "random-features distance (frechet)"
+    assert found[name] == pytest.approx(result.value, rel=1e-2)
 
 
 def test_weights_of_lpips_that_are_not_there(tmp_path):

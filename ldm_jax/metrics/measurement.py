@@ -1,0 +1,298 @@
+"""Distances of a set of images that comes batch by batch, on all devices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import sharding
+from ldm_jax.annotations import Array, Bool, Shaped, UInt8
+from ldm_jax.config import choose
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import Network, load_network
+from ldm_jax.metrics.statistics import Moments, TapStatistics
+
+
+class Reference(Protocol):
+    """What images are compared with.
+
+    Attributes:
+      taps: "network/tap" -> statistics.
+      record: What it is; under "networks" the record of each network by its name.
+    """
+
+    taps: Mapping[str, TapStatistics]
+    record: Mapping[str, Any]
+
+
+class Measurement:
+    """Measures a set of images by several distances, batch by batch.
+
+    Each network computes the features of all its distances in one compiled program.
+    Every process calls all of it, and each of them has all results.
+
+    Attributes:
+      distances: Names of the distances.
+      record: Name of each network -> its record, for reports.
+    """
+
+    def __init__(
+        self,
+        distances: Sequence[str],
+        mesh: Mesh,
+        weights: Mapping[str, str | None] | None = None,
+        reference: Reference | None = None,
+        seed: int = 2020,
+    ) -> None:
+        """Loads the networks.
+
+        Args:
+          distances: Rows of DISTANCES.
+          mesh: Mesh of the batches.
+          weights: Name of a network -> its file of weights, or None for random ones.
+          reference: What the images are compared with, if it is known already.
+          seed: Of what is drawn at random, as the subsets of KID; torch-fidelity's
+            unless given.
+
+        Raises:
+          ConfigError: If a distance or its weights are wrong, or the reference is not
+            of the same networks.
+        """
+        self.distances = tuple(distances)
+        self._rows = {
+            name: choose(DISTANCES, name, "distances") for name in self.distances
+        }
+        self._mesh, self._seed = mesh, seed
+        networks = dict.fromkeys(row.network for row in self._rows.values())
+        weights = weights or {}
+        self._networks = {
+            name: _Program(
+                load_network(name, weights.get(name)), self._taps_of(name), mesh
+            )
+            for name in networks
+        }
+        self.record = {
+            name: dict(program.network.record)
+            for name, program in self._networks.items()
+        }
+        self._reference = reference
+        if reference is not None:
+            self._check(reference)
+        self._moments = self._empty()
+        self._seen = 0
+        # Features that are being computed while those before them are added up.
+        self._pending = None
+
+    def twin(self) -> "Measurement":
+        """Makes an empty measurement of the same distances, for another set.
+
+        Returns:
+          A measurement that shares networks and compiled programs with this one.
+        """
+        other = object.__new__(Measurement)
+        vars(other).update(vars(self))
+        other._moments, other._seen, other._pending = other._empty(), 0, None
+        return other
+
+    def _taps_of(self, network):
+        rows = (row for row in self._rows.values() if row.network == network)
+        return tuple(sorted({row.tap for row in rows}))
+
+    def _empty(self):
+        """Statistics without images of each tap, with rows where they are needed."""
+        needs = {}
+        for row in self._rows.values():
+            key = f"{row.network}/{row.tap}"
+            needs[key] = needs.get(key, False) or row.needs_rows
+        return {
+            key: Moments(self._width(*key.split("/")), keep)
+            for key, keep in needs.items()
+        }
+
+    def _width(self, network, tap):
+        return self._networks[network].network.row.widths[tap]
+
+    @property
+    def count(self) -> int:
+        """Number of images so far."""
+        self._settle()
+        return self._seen
+
+    def add(
+        self, images: UInt8[Array, "batch h w c"], mask: Bool[Array, " batch"]
+    ) -> None:
+        """Takes a batch of images; every process calls it.
+
+        Args:
+          images: Global array, uint8 [B, H, W, C].
+          mask: Global array: which rows count, bool [B].
+
+        Raises:
+          DataError: If features are not finite. It may come with the next call.
+        """
+        found = {
+            name: program.apply(program.params, images, mask)
+            for name, program in self._networks.items()
+        }
+        self._settle()
+        self._pending = found
+
+    def _settle(self):
+        """Adds up the features that are still on the devices."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        real = np.zeros(0, bool)
+        for name, (features, mask) in jax.device_get(pending).items():
+            real = np.asarray(mask)
+            for tap, rows in features.items():
+                rows = rows[real]
+                _check_finite(rows, name, tap)
+                self._moments[f"{name}/{tap}"].add(rows)
+        self._seen += int(real.sum())
+
+    def statistics(self) -> dict[str, TapStatistics]:
+        """Summarises what was added.
+
+        Returns:
+          "network/tap" -> statistics.
+
+        Raises:
+          DataError: If there were fewer than two images.
+        """
+        self._settle()
+        return {key: moments.statistics() for key, moments in self._moments.items()}
+
+    def results(
+        self, reference: Mapping[str, TapStatistics] | None = None
+    ) -> dict[str, Result]:
+        """Measures what was added.
+
+        Args:
+          reference: What it is compared with, as `statistics` gives it, where that was
+            not known before.
+
+        Returns:
+          Name -> result. Of a network of random weights the name is "random-features
+          distance (name)".
+
+        Raises:
+          ConfigError: If there is no reference, or it lacks what is compared.
+          DataError: If there were fewer than two images.
+        """
+        if reference is None and self._reference is not None:
+            reference = self._reference.taps
+        own, results = self.statistics(), {}
+        for name, row in self._rows.items():
+            key, other = f"{row.network}/{row.tap}", None
+            if row.needs_reference:
+                other = _find(reference, key, name, row)
+            found = row.measure(own[key], other, self._seed)
+            found = {name: found} if isinstance(found, Result) else found
+            for value, result in found.items():
+                label, result = self._complete(row, value, result, own[key].count)
+                results[label] = result
+        return results
+
+    def _complete(self, row, value, result, count):
+        """Gives a result its name, its label, its count and its notes."""
+        label, notes = row.values[value].title, [result.note] if result.note else []
+        if self._networks[row.network].network.is_random:
+            value = label = f"random-features distance ({value})"
+        if count < row.protocol:
+            notes.append(f"fewer images than the protocol's {row.protocol}")
+        note = "; ".join(notes)
+        return value, result._replace(label=label, count=count, note=note)
+
+    def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Tells all that is needed to go on to the same digits.
+
+        Returns:
+          Dict of arrays: "seen" a scalar, and of each tap what `Moments.state` gives.
+        """
+        self._settle()
+        arrays = {
+            f"{key}/{name}": array
+            for key, moments in self._moments.items()
+            for name, array in moments.state().items()
+        }
+        return arrays | {"seen": np.int64(self._seen)}
+
+    def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+        """Goes on from a state.
+
+        Args:
+          state: Dict of arrays [...] as `state` gives it, of the same distances.
+
+        Raises:
+          DataError: If it is of other distances.
+        """
+        self._pending = None
+        for key, moments in self._moments.items():
+            names = ("count", "sum", "products", "rows")
+            missing = [n for n in names if f"{key}/{n}" not in state]
+            if missing:
+                raise DataError(
+                    f"the state of the evaluation has no {key}: it is of other "
+                    "distances; remove it and start again"
+                )
+            moments.restore({name: state[f"{key}/{name}"] for name in names})
+        self._seen = int(state["seen"])
+
+    def _check(self, reference):
+        """Refuses a reference that cannot be compared with, before images are drawn."""
+        for name, row in self._rows.items():
+            if row.needs_reference:
+                _find(reference.taps, f"{row.network}/{row.tap}", name, row)
+        known = reference.record.get("networks", {})
+        for name, record in self.record.items():
+            theirs = known.get(name, {}).get("checksum")
+            if theirs is not None and theirs != record["checksum"]:
+                raise ConfigError(
+                    f"the reference was made with other weights of the network {name} "
+                    f"(checksum {theirs}, here {record['checksum']}, "
+                    f"{record['weights']}); make it anew, or use the weights it has"
+                )
+
+
+class _Program:
+    """A network on the devices, and its compiled features."""
+
+    def __init__(self, network: Network, taps: tuple[str, ...], mesh: Mesh) -> None:
+        self.network = network
+        shardings = sharding.tree_shardings(network.params, mesh)
+        self.params = sharding.put_tree(network.params, shardings)
+
+        def features(params, images, mask):
+            return network.row.apply(params, images, taps), mask
+
+        self.apply = jax.jit(features, out_shardings=sharding.replicated(mesh))
+
+
+def _check_finite(rows, network, tap):
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+        raise DataError(
+            f"features of {bad} of {len(rows)} images are not finite numbers (network "
+            f"{network}, tap {tap}): its weights are damaged or in another layout"
+        )
+
+
+def _find(taps, key, name, row):
+    """The statistics of a reference that a distance needs."""
+    if taps is None:
+        raise ConfigError(f"distance {name} compares with a reference: name one")
+    if key not in taps:
+        raise ConfigError(
+            f"distance {name} needs the features {key}, which the reference lacks (it "
+            f"has {', '.join(sorted(taps)) or 'none'}); make it anew for {name}"
+        )
+    if row.needs_rows and taps[key].rows is None:
+        raise ConfigError(
+            f"distance {name} needs the features of each image, and the reference has "
+            f"the moments of {key} alone; make it anew for {name}"
+        )
+    return taps[key]

@@ -1,0 +1,153 @@
+"""Statistics of the features of a set of images, from a stream of their batches.
+
+Sums are float64 on the host and taken over fixed blocks of rows in the order of the
+images, so that neither the batch size nor the number of devices or processes changes
+them.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax.annotations import Array, Float, Shaped
+from ldm_jax.errors import DataError
+
+# Rows that are added at a time.
+BLOCK = 512
+
+
+class TapStatistics(NamedTuple):
+    """What is known of the features of a set of images at one tap of a network.
+
+    Attributes:
+      count: Number of images N.
+      mean: float64 [D].
+      covariance: Unbiased covariance, float64 [D, D].
+      rows: The features themselves, float32 [N, D] in the order of the images, or None
+        where no distance needs them.
+    """
+
+    count: int
+    mean: Float[np.ndarray, " features"]
+    covariance: Float[np.ndarray, "features features"]
+    rows: Float[np.ndarray, "rows features"] | None = None
+
+
+class Moments:
+    """Collects the statistics of the rows that it is given.
+
+    Attributes:
+      count: Number of rows so far.
+    """
+
+    def __init__(self, width: int, keep_rows: bool = False) -> None:
+        """Starts without rows.
+
+        Args:
+          width: Number of features D.
+          keep_rows: Whether the rows are kept, too.
+        """
+        self.count = 0
+        self._keep_rows = keep_rows
+        # Rows in whole blocks, kept or not, and the block that is being filled.
+        self._blocks = []
+        self._open = np.empty((BLOCK, width), np.float32)
+        self._sum = np.zeros(width)
+        self._products = np.zeros((width, width))
+
+    def add(self, features: Float[Array, "rows features"]) -> None:
+        """Takes the features of further images.
+
+        Args:
+          features: [N, D]; they are taken as float32.
+        """
+        features = np.asarray(features, np.float32)
+        while len(features):
+            filled = self.count % BLOCK
+            part = features[: BLOCK - filled]
+            self._open[filled : filled + len(part)] = part
+            self.count += len(part)
+            features = features[len(part) :]
+            if self.count % BLOCK == 0:
+                self._close_block()
+
+    def _close_block(self):
+        rows = self._open.astype(np.float64)
+        self._sum += rows.sum(axis=0)
+        self._products += rows.T @ rows
+        if self._keep_rows:
+            self._blocks.append(self._open.copy())
+
+    def statistics(self) -> TapStatistics:
+        """Summarises the rows so far.
+
+        Returns:
+          Their statistics.
+
+        Raises:
+          DataError: If there are fewer than two.
+        """
+        if self.count < 2:
+            raise DataError(
+                f"statistics of a set need two images or more, got {self.count}"
+            )
+        open_rows = self._open[: self.count % BLOCK]
+        rows = open_rows.astype(np.float64)
+        total = self._sum + rows.sum(axis=0)
+        products = self._products + rows.T @ rows
+        mean = total / self.count
+        products -= np.outer(total, mean)
+        products /= self.count - 1
+        return TapStatistics(self.count, mean, products, self._rows())
+
+    def _rows(self):
+        """All rows [N, D], or None where they are not kept."""
+        if not self._keep_rows:
+            return None
+        whole = np.concatenate([*self._blocks, self._open[: self.count % BLOCK]])
+        # Views of the one array: the rows are in memory once.
+        count = len(self._blocks)
+        self._blocks = [whole[i * BLOCK : (i + 1) * BLOCK] for i in range(count)]
+        return whole
+
+    def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Tells all that is needed to go on from here to the same digits.
+
+        Returns:
+          Dict of arrays: "count" a scalar, "sum" [D], "products" [D, D] and "rows"
+          [n, D]: all of them where they are kept, those of the open block elsewhere.
+        """
+        rows = self._rows()
+        if rows is None:
+            rows = self._open[: self.count % BLOCK].copy()
+        return {
+            "count": np.int64(self.count),
+            "sum": self._sum.copy(),
+            "products": self._products.copy(),
+            "rows": rows,
+        }
+
+    def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+        """Goes on from a state.
+
+        Args:
+          state: Dict of arrays as `state` gives it, of as many features [D] and with
+            or without rows, like this one.
+
+        Raises:
+          DataError: If it is of another kind.
+        """
+        count, rows = int(state["count"]), np.asarray(state["rows"], np.float32)
+        expected = (count if self._keep_rows else count % BLOCK, len(self._sum))
+        if rows.shape != expected:
+            raise DataError(
+                f"the state of a set's statistics holds rows {rows.shape}, expected "
+                f"{expected}: it is of other distances; remove it and start again"
+            )
+        self.count = count
+        self._sum = np.array(state["sum"], np.float64)
+        self._products = np.array(state["products"], np.float64)
+        whole = len(rows) - count % BLOCK
+        self._blocks = [rows[i : i + BLOCK] for i in range(0, whole, BLOCK)]
+        self._open[: count % BLOCK] = rows[whole:]

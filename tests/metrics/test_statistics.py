@@ -1,0 +1,47 @@
+"""Statistics of a stream are those of the whole, to the last digit."""
+
+import numpy as np
+import pytest
+
+from ldm_jax.errors import DataError
+from ldm_jax.metrics.statistics import BLOCK, Moments
+
+ROWS = np.random.default_rng(0).normal(3, 1, (BLOCK + 300, 6)).astype(np.float32)
+
+
+def _collect(rows, parts, keep_rows=True):
+    moments = Moments(rows.shape[1], keep_rows)
+    for part in np.array_split(rows, parts):
+        moments.add(part)
+    return moments
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 90])
+def test_batches_of_any_size_give_the_same_digits(parts):
+    found, whole = (_collect(ROWS, n).statistics() for n in (parts, 1))
+    assert found.count == len(ROWS)
+    for one, other in zip(found[1:], whole[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = ROWS.astype(np.float64)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T), atol=1e-12)
+    np.testing.assert_array_equal(found.rows, ROWS)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 300, BLOCK, BLOCK + 5])
+def test_a_cut_stream_goes_on_to_the_same_digits(keep_rows, cut):
+    before = _collect(ROWS[:cut], 2, keep_rows)
+    after = Moments(ROWS.shape[1], keep_rows)
+    after.restore(before.state())
+    after.add(ROWS[cut:])
+    expected = _collect(ROWS, 1, keep_rows).statistics()
+    for one, other in zip(after.statistics(), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_cannot_be_summarised_or_restored():
+    with pytest.raises(DataError, match="two images or more, got 1"):
+        _collect(ROWS[:1], 1).statistics()
+    with pytest.raises(DataError, match="of other distances"):
+        Moments(5).restore(_collect(ROWS[:9], 1).state())
