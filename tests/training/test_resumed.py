@@ -25,10 +25,13 @@ def resume(tmp_path):
     """Opens the held-out work of a run that goes on, on stubs that count."""
     writers = []
 
-    def resume(start, stopping=lambda: False, batches=None, shows=True, **train):
+    def resume(
+        start, stopping=lambda: False, batches=None, shows=True, makes=False, **train
+    ):
         section = {"num_steps": 8, "eval_every": 4, "preview_every": 2}
         section |= {"preview_images": 1, "eval_batches": None} | train
         config = {"train": section, "seed": 0, "data": {"on_error": "skip"}}
+        config["eval"] = {"every": 4}
         counts = {"evaluations": 0, "previews": 0}
         batch = {"mask": np.ones(1), "image": np.zeros((1, 4, 4, 3))}
         batches = batches or (lambda: iter([batch]))
@@ -44,7 +47,7 @@ def resume(tmp_path):
         stage = SimpleNamespace(
             eval_step=evaluate,
             preview=preview if shows else None,
-            make_images=None,
+            make_images=makes or None,
             summarize=lambda means: means,
         )
         data = SimpleNamespace(
@@ -181,6 +184,30 @@ def test_a_run_that_is_asked_to_stop_leaves_what_is_due_for_later(resume):
     held_out.make(["evaluation", "preview"], 4, None)
     assert held_out.cut and counts == {"evaluations": 0, "previews": 0}
     assert resume(4)[0].missing(4) == ["evaluation", "preview"]
+
+
+def test_a_measurement_that_was_cut_is_made_first(resume):
+    """Its record is one of its own, and stands behind that of the best checkpoint."""
+    best = []
+
+    def opened(cut=False):
+        held_out, counts, writer = resume(4, makes=True, preview_every=None)
+        held_out._sets = SimpleNamespace(
+            prepare=lambda: best.append("prepared"),
+            measure=lambda state, goes_on: None if cut else {"fid": 7.0},
+            keep_best=lambda step, numbers: best.append((step, numbers["fid"])),
+            options=held_out._sets.options,
+        )
+        return held_out
+
+    held_out = opened(cut=True)
+    assert held_out.missing(4) == ["evaluation", "measurement"]
+    held_out.begin(4, None)
+    assert best == ["prepared"] and held_out.missing(4) == ["measurement"]
+    held_out = opened()
+    held_out.begin(4, None)
+    assert best[1:] == ["prepared", (4, 7.0)]
+    assert opened().missing(4) == []
 
 
 def test_metrics_that_were_cut_are_passed_over(resume, tmp_path):

@@ -144,7 +144,8 @@ class HeldOut:
           Whether anything was missing.
         """
         names = self.missing(step)
-        if "measurement" in names or step < self._config.train.num_steps:
+        goes_on = step < self._config.train.num_steps
+        if "measurement" in (self._actions if goes_on else names):
             self._sets.prepare()
         if names:
             self._console.line(f"step {step}: what was due and has no record is made")

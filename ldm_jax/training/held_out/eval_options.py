@@ -33,7 +33,7 @@ class EvalOptions:
     every: int | None = None
     num_samples: int = 5000
     batch_size: int = 64
-    distances: tuple[str, ...] = ("fid",)
+    distances: tuple[str, ...] = ("frechet",)
     weights: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     reference: str = ""
     reference_images: int | None = None

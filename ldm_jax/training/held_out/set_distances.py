@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
@@ -53,8 +53,16 @@ class SetDistances:
         if not options.every or self._measurement is not None:
             return
         self._images = run.stage.make_images(options, run.mesh, run.data)
-        self._measurement = Measurement(options.distances, run.mesh, options.weights)
-        self._reference = self._find_reference()
+        side = run.config.data.image_size
+        cut, given = {"size": [side, side]}, None
+        if options.reference:
+            # Compared before it costs anything.
+            given = ReferenceStatistics.load(options.reference)
+            given.check({"preprocessing": cut}, options.reference)
+        self._measurement = Measurement(
+            options.distances, run.mesh, options.weights, given
+        )
+        self._taps = (given or self._own_reference(cut)).taps
 
     def measure(
         self, state: TrainState, goes_on: Callable[[], bool]
@@ -66,10 +74,11 @@ class SetDistances:
           goes_on: Says after each batch whether to go on.
 
         Returns:
-          Name -> number; None if it was cut.
+          Name -> number, "num_images" alone where images are not of finite numbers;
+          None if it was cut.
 
         Raises:
-          DataError: If images are not of finite numbers, or too few.
+          DataError: If they are too few.
         """
         measurement = self._measurement.twin()
         made = self._images(state, self._frozen)
@@ -78,10 +87,12 @@ class SetDistances:
             if not goes_on():
                 return None
             if not np.asarray(batch.finite).all():
-                raise DataError("the images that the model makes are not finite")
+                text = "warning: the model makes images that are not finite"
+                self._run.console.line(f"{text}; they are not measured")
+                return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
         numbers = {}
-        for name, result in measurement.results(self._reference.taps).items():
+        for name, result in measurement.results(self._taps).items():
             numbers[name] = result.value
             if result.deviation is not None:
                 numbers[f"{name}_deviation"] = result.deviation
@@ -96,9 +107,10 @@ class SetDistances:
           numbers: What `measure` gave.
         """
         best = self.options.best
-        if best is None:
+        names = best, f"random-features distance ({best})"
+        name = next((name for name in names if name in numbers), None)
+        if name is None:
             return
-        name = best if best in numbers else f"random-features distance ({best})"
         # That of the first process, where rounding differs.
         value = float(peers.gather(repr(numbers[name]))[0])
         better = better_of(self.options)
@@ -110,20 +122,6 @@ class SetDistances:
         if note and (name, note) not in self._noted:
             self._noted.add((name, note))
             self._run.console.line(f"{name}: {note}")
-
-    def _find_reference(self):
-        side = self._run.config.data.image_size
-        record = {
-            "networks": self._measurement.record,
-            "preprocessing": {"size": [side, side]},
-        }
-        if self.options.reference:
-            reference = ReferenceStatistics.load(self.options.reference)
-            reference.check(record, self.options.reference)
-            return reference
-        # Cut as the loader cuts what it does not augment.
-        record["preprocessing"] |= {"crop": "center", "resize": "run"}
-        return self._own_reference(record | self._own_images())
 
     def _own_images(self):
         """What the run's own reference is of."""
@@ -142,8 +140,12 @@ class SetDistances:
             "distances": list(options.distances),
         }
 
-    def _own_reference(self, record):
+    def _own_reference(self, cut):
         """Reads the run's own reference, or makes it where there is none of this."""
+        # As the loader cuts what it does not augment.
+        cut = cut | {"crop": "center", "resize": "bicubic, antialiased"}
+        networks = self._measurement.record
+        record = self._own_images() | {"preprocessing": cut, "networks": networks}
         path = self._run.checkpoints.workdir / _FILE
         found = ""
         if jax.process_index() == 0 and path.exists():
