@@ -146,7 +146,8 @@ def evaluation(**changes) -> dict:
     every: Steps between measurements, and at the end; unset measures nothing.
     num_samples: How many samples; published numbers are of 50,000.
     batch_size: How many are drawn at a time, over all devices.
-    distances: Rows of DISTANCES, as "fid", "kid" or "precision_recall".
+    distances: Rows of DISTANCES, as "fid", "kid" or "precision_recall"; "rfid" is that
+      of reconstructions, "frechet" a quick one that needs no weights.
     weights: Files of the feature networks' weights; random ones where unset, and then
       the numbers are random-features distances.
     reference: File of reference statistics, of ldm-reference; "" makes them once of
@@ -167,8 +168,12 @@ def evaluation(**changes) -> dict:
         every=placeholder(int),
         num_samples=5000,
         batch_size=64,
-        distances=("frechet",),
-        weights=dict(inception=placeholder(str)),
+        distances=("fid",),
+        weights=dict(
+            inception=placeholder(str),
+            dinov2=placeholder(str),
+            clip=placeholder(str),
+        ),
         reference="",
         reference_images=placeholder(int),
         label_mode="random",
@@ -266,7 +271,7 @@ def autoencoder(**sections) -> ConfigDict:
         discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="float32"),
         loss=autoencoder_loss(),
         train=train(),
-        eval=evaluation(),
+        eval=evaluation(distances=("rfid",)),
     )
     return ConfigDict(config | sections)
 

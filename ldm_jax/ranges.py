@@ -607,7 +607,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "sample": SAMPLE,
     "eval": EVAL,
     "eval.weights": dict.fromkeys(
-        ("inception", "dinov2", "clip", "random"), place(none="random weights")
+        ("inception", "dinov2", "clip"), place(none="random weights")
     ),
 }
 

@@ -18,6 +18,7 @@ MEASURED = {
     "eval__every": 2,
     "eval__num_samples": 10,
     "eval__batch_size": 8,
+    "eval__distances": ("frechet",),
     "eval__best": "frechet",
     "train__preview_images": 0,
 }
@@ -145,10 +146,12 @@ def test_sections_that_cannot_work_are_refused_at_once(stage, name, change, mess
         stage.check(tiny_config(f"shapes_{name}", "", **change))
 
 
+@pytest.mark.slow
 def test_a_first_stage_is_measured_by_its_reconstructions(
     first_stage, shapes_dir, tmp_path
 ):
-    train("shapes_autoencoder", shapes_dir, tmp_path, eval__every=4)
+    more = {"eval__every": 4, "eval__distances": ("frechet",)}
+    train("shapes_autoencoder", shapes_dir, tmp_path, **more)
     assert_same_bits(weights_of(first_stage), weights_of(tmp_path))
     (row,) = (row for row in _rows(tmp_path) if NAME in row)
     assert row["step"] == 4 and row[NAME] > 0

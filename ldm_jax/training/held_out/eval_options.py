@@ -10,7 +10,6 @@ from ldm_jax.config import build, check_names, choose, suggest, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.eval_samples import LABEL_MODES
 from ldm_jax.metrics.distances import DISTANCES
-from ldm_jax.metrics.features import FEATURES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class EvalOptions:
     every: int | None = None
     num_samples: int = 5000
     batch_size: int = 64
-    distances: tuple[str, ...] = ("frechet",)
+    distances: tuple[str, ...] = ("fid",)
     weights: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     reference: str = ""
     reference_images: int | None = None
@@ -56,12 +55,12 @@ def eval_options(config: ConfigDict) -> EvalOptions:
     """
     section = to_dict(config.get("eval") or {})
     weights = section.get("weights") or {}
-    check_names(weights, FEATURES, "eval.weights")
+    check_names(weights, ranges.SECTIONS["eval.weights"], "eval.weights")
     ranges.check_section(weights, "eval.weights")
     options = build(EvalOptions, section, "eval")
     for name in options.distances:
         row = choose(DISTANCES, name, "eval.distances")
-        if getattr(row, "needs_captions", False):
+        if row.needs_captions:
             raise ConfigError(
                 f"eval.distances: {name} compares images with their captions, which "
                 "training does not keep: measure it with ldm-evaluate"

@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
@@ -62,7 +63,13 @@ class SetDistances:
         self._measurement = Measurement(
             options.distances, run.mesh, options.weights, given
         )
-        self._taps = (given or self._own_reference(cut)).taps
+        if given is None and self._compares():
+            given = self._own_reference(cut)
+        self._taps = given and given.taps
+
+    def _compares(self):
+        """Whether a distance compares with a reference at all."""
+        return any(DISTANCES[name].needs_reference for name in self.options.distances)
 
     def measure(
         self, state: TrainState, goes_on: Callable[[], bool]
