@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
-from ldm_jax.data.sources import first, make_record, spread
+from ldm_jax.data.sources import make_record, part, spread
 from ldm_jax.errors import ConfigError
 
 # Batch key -> global array [batch size, ...].
@@ -135,7 +135,9 @@ class Data:
           Dict of global arrays "image" uint8 [batch size, H, W, C] and "mask", which
           marks real rows.
         """
-        source = first(self._open(), count) if held_out else spread(self._source, count)
+        source = (
+            part(self._open(), 0, count) if held_out else spread(self._source, count)
+        )
         section = to_dict(self._section) | {"inputs": {}, "keys": ()}
         loader = make_loader(
             source,
@@ -218,6 +220,9 @@ class Images:
 
     Attributes:
       image_size: Their side in pixels.
+      count: Their number.
+      batch_size: Global batch size, a multiple of the number of devices.
+      fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
     """
 
@@ -274,9 +279,13 @@ class Images:
                 "images with --data"
             )
         self._section, self._mesh = section, mesh
-        self._source = first(open_source(section, split), num_images)
+        source = open_source(section, split)
+        fingerprint = getattr(source, "fingerprint", None)
+        self.fingerprint = None if fingerprint is None else fingerprint()
+        self._source = part(source, 0, num_images)
+        self.count = len(self._source)
         size = min(batch_size, len(self._source))
-        self._batch_size = -(-size // mesh.size) * mesh.size
+        self.batch_size = -(-size // mesh.size) * mesh.size
         self.image_size = section["image_size"]
         self.record = {
             "data": section["name"],
@@ -284,17 +293,20 @@ class Images:
             "image_size": self.image_size,
         }
 
-    def batches(self) -> Iterator[Batch]:
-        """Yields all images once, in order; "mask" marks real rows.
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the images once, in order; "mask" marks real rows.
+
+        Args:
+          start: Position of the first one.
 
         Yields:
           Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
           [batch size].
         """
         loader = make_loader(
-            self._source,
+            part(self._source, start),
             self._section,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             seed=0,
             train=False,
             process=(jax.process_index(), jax.process_count()),

@@ -165,18 +165,19 @@ class Chosen:
         return self._source.describe(int(self._indices[index]))
 
 
-def first(source: Any, count: int | None) -> Chosen:
-    """Takes the first examples of a source.
+def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
+    """Takes examples of a source, one after the other.
 
     Args:
       source: Source of examples.
-      count: How many, or all if there are fewer; None for all.
+      start: Position of the first one.
+      count: How many, or all that follow if there are fewer; None for all.
 
     Returns:
       A source.
     """
-    size = len(source)
-    return Chosen(source, range(size if count is None else min(count, size)))
+    indices = range(start, len(source))
+    return Chosen(source, indices if count is None else indices[:count])
 
 
 def spread(source: Any, count: int | None) -> Chosen:
