@@ -337,18 +337,24 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
-    metrics, count, grid = evaluate(
+    results, pictures = evaluate(
         first, images.batches(), mesh, perceptual, _DISTANCES.value
     )
     if jax.process_index():
         return
-    record = first.record | images.record | {"num_images": count, "metrics": metrics}
+    record = first.record | images.record
+    record |= {
+        "num_images": results["psnr"].count,
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+    }
     write_json(outdir / "metrics.json", record)
     _print_table(record, _UNITS | row_of(first.module).measures.units)
     print(f"numbers: {outdir / 'metrics.json'}")
-    if grid is not None:
-        write_png(outdir / "reconstructions.png", grid)
-        print(f"images: {outdir / 'reconstructions.png'}")
+    for name, grid in pictures.items():
+        if grid is not None:
+            write_png(outdir / f"{name}.png", grid)
+            print(f"images: {outdir / name}.png")
 
 
 def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
