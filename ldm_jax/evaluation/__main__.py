@@ -59,13 +59,18 @@ with cli.group("how to measure"):
     _PROMPTS_FILE = flags.DEFINE_string(
         "prompts_file",
         None,
-        "Captions of --images for clip_score, one in a line, in the order of the "
-        "images; samples of a model have those of the held-out examples.",
+        "Captions, one in a line: those of --images in their order, for clip_score, or "
+        "what samples are drawn from, instead of the held-out examples' captions.",
     )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("samples"):
-    _NUM_SAMPLES = cli.shared("num_samples")
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Number of samples; the protocol's if unset, or as many as there are captions "
+        "or held-out examples where these give the conditions.",
+    )
     _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
     cli.shared("num_steps")
@@ -121,21 +126,21 @@ def _main(argv: list[str]) -> None:
             "as they are; one of them"
         )
     if _IMAGES.value is not None:
-        _refuse((*_SAMPLE_FLAGS, "npz", "image"), "--images are measured as they are")
+        others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
+        words = "--images are measured as they are"
+        _refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
         _of_images(how)
         return
     stage = "autoencoder"
     if _WORKDIR.value != "identity":
         stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
     if stage == "diffusion":
-        _refuse(
-            ("image", "data", "prompts_file"),
-            f"--workdir={_WORKDIR.value} is a second stage",
-        )
+        words = f"--workdir={_WORKDIR.value} is a second stage"
+        _refuse(("image", "data", "num_images", "lpips_weights"), words)
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
-        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol"), words)
+        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
         _of_first_stage(how)
 
 
@@ -171,7 +176,7 @@ def _comparison():
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.protocols import PROTOCOLS
 
-    distances = _DISTANCES.value
+    distances = _DISTANCES.value or []
     if _PROTOCOL.value is not None:
         protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
         distances = distances or list(protocol.distances)
@@ -276,6 +281,7 @@ def _plan():
         seed=_SEED.value,
         split=_SPLIT.value,
         skip_unreadable=_SKIP.value,
+        prompts_file=_PROMPTS_FILE.value,
     )
 
 

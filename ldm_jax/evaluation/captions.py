@@ -1,5 +1,6 @@
 """Captions of images, as the token ids that CLIP's text tower takes."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,50 @@ class OneCaption:
           What the source says.
         """
         return self._source.fingerprint()
+
+
+class Prompts:
+    """The captions of a file as a source of examples, with images that are blank."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Reads the file.
+
+        Args:
+          path: Path of a text file in UTF-8, a caption in a line.
+
+        Raises:
+          ConfigError: If it cannot be read, or has no captions.
+        """
+        self._path, self._texts = path, read_captions(path)
+        if not self._texts:
+            raise ConfigError(f"--prompts_file={path} is empty: give a caption a line")
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns {"image": blank, "caption": text}."""
+        return {"image": np.zeros((8, 8, 3), np.uint8), "caption": self._texts[index]}
+
+    def describe(self, index: int) -> str:
+        """Names a caption, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          File and line.
+        """
+        return f"line {index + 1} of {self._path}"
+
+    def fingerprint(self) -> str:
+        """Tells these captions from others.
+
+        Returns:
+          Hash of them.
+        """
+        text = "\n".join(self._texts).encode()
+        return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def first_of(captions: Any) -> str:

@@ -10,7 +10,6 @@ from ldm_jax import peers, sharding
 from ldm_jax.batches import Images
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.first_stage import (
-    Evaluation,
     compile_codec,
     evaluate,
     make_lpips,
@@ -21,7 +20,7 @@ from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.report import judge, markdown, published_record
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.images import memory_limit, write_png
-from ldm_jax.metrics.distances import Result
+from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.trained import FirstStage
 
@@ -100,43 +99,34 @@ def measure_first_stage(first: FirstStage, outdir: pathlib.Path, how: OnImages) 
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
-    found = evaluate(
-        first, images.batches(), mesh, perceptual, how.distances, how.weights
-    )
+    measurement = Measurement(how.distances, mesh, how.weights)
+    batches = images.batches()
+    results, pictures = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():
         return
     record = first.record | images.record | {"images": images.fingerprint}
-    record |= {"num_images": found.count, "metrics": found.metrics}
-    record |= {"networks": found.networks, "details": _details(found)}
-    verdicts = []
+    record |= {
+        "num_images": results["psnr"].count,
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+        "networks": measurement.record,
+    }
+    verdicts = judge(results, published, TOLERANCE) if published else []
     if published is not None:
-        verdicts = judge(_results(found), published, TOLERANCE)
         source = published.source
         record["published"] = published_record(how.published, verdicts, source)
     write_json(outdir / "metrics.json", record)
     _print_table(record, _UNITS | row_of(first.module).measures.units)
-    if verdicts:
-        text = markdown(
-            how.published, _results(found), verdicts, TOLERANCE, published.source
-        )
+    if published is not None:
+        title = how.published
+        text = markdown(title, results, verdicts, TOLERANCE, published.source)
         write_bytes(outdir / "metrics.md", text.encode())
         print(text, end="")
     print(f"numbers: {outdir / 'metrics.json'}")
-    if found.grid is not None:
-        write_png(outdir / "reconstructions.png", found.grid)
-        print(f"images: {outdir / 'reconstructions.png'}")
-
-
-def _results(found: Evaluation) -> dict[str, Result]:
-    """All metrics as results; those of sets with what is known of them."""
-    return {
-        name: found.results.get(name, Result(value, count=found.count, label=name))
-        for name, value in found.metrics.items()
-    }
-
-
-def _details(found):
-    return {name: result._asdict() for name, result in found.results.items()}
+    for name, grid in pictures.items():
+        if grid is not None:
+            write_png(outdir / f"{name}.png", grid)
+            print(f"images: {outdir / name}.png")
 
 
 def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:

@@ -17,6 +17,10 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.settings import first_difference
 
+# Of how many images of a reference features are kept, where distances need them: as
+# many as there are samples by the protocols, 400 MB of FID's features.
+MOST_ROWS = 50_000
+
 # What must be the same of a file that is there and of what would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
 

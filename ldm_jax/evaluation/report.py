@@ -177,14 +177,13 @@ def markdown(
       Text of several lines.
     """
     published = {each.name: each for each in verdicts}
-    head = f"within {tolerance:.0%} of {source}" if verdicts else "published"
-    lines = [
-        f"| {title} | measured | deviation | images | published | {head} |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = [title, "measured", "deviation", "images"]
+    if verdicts:
+        head += ["published", f"within {tolerance:.0%} of {source}"]
+    rows = [head, ["---"] * len(head)]
     for name in [*results, *(name for name in published if name not in results)]:
         result, verdict = results.get(name), published.get(name)
-        cells = [name, "-", "-", "-", "-", "-"]
+        cells = [name] + ["-"] * (len(head) - 1)
         if result is not None:
             spread = result.deviation
             cells[1:4] = [
@@ -195,5 +194,6 @@ def markdown(
         if verdict is not None:
             why = f": {verdict.reason}" if verdict.reason else ""
             cells[4:] = [f"{verdict.published:g}", f"{verdict.verdict}{why}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(lines) + "\n"

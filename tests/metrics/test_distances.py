@@ -12,8 +12,8 @@ from ldm_jax.metrics.statistics import Moments
 MEASURABLE = [name for name, row in DISTANCES.items() if row.network in FEATURES]
 
 
-def statistics_of(rows, keep_rows=False):
-    moments = Moments(rows.shape[1], keep_rows)
+def statistics_of(rows, most_rows=0):
+    moments = Moments(rows.shape[1], most_rows)
     moments.add(rows)
     return moments.statistics()
 
