@@ -26,7 +26,6 @@ BASES = {
     "reference": ("reference", "--images=there --outdir=out"),
     "references": ("reference", ""),
     "sweep": ("sweep", "--workdir=there --outdir=out"),
-    "sweeping": ("sweep", ""),
     "adherence": ("adherence", "--workdir=there --outdir=out"),
     "convert": ("convert", "a.ckpt out"),
     "converting": ("convert", ""),
@@ -353,7 +352,6 @@ BAD = {
         "--sampler=ddim,plms --eta=0.5",
         "rows",
     ],
-    "sweeping": ["--workdir=there", "--outdir=out"],
     "adherence": [
         *_each("--", "num_samples", "0 1 -1 x"),
         *_each("--", "sampler", "ddimm"),

@@ -183,7 +183,7 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
     trained = make_trained("caption", scale=0, data_dir=shapes_dir)
     trained.config.data.image_size = 16
     plan = Plan(6, 4, tokenizer="shapes")
-    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    images, _ = draw_set(Drawing(trained, mesh_of(2)), complete(trained), plan)
     # Numbers beyond the examples fill a batch up.
     ids = np.asarray(images.tokens(np.array([0, 1, 11, 12])))
     assert ids.shape == (4, 77) and (ids[0] != ids[1]).any()
@@ -198,15 +198,17 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
         read_captions(tmp_path / "none.txt")
     # What is drawn from a file has its captions.
     plan = plan._replace(count=None, prompts_file=str(path))
-    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    images, _ = draw_set(Drawing(trained, mesh_of(2)), complete(trained), plan)
     assert images.count == 2
     expected = load_tokenizer("shapes", 77)(["a star", "a heart"])
     np.testing.assert_array_equal(images.tokens(np.arange(2)), expected)
     with pytest.raises(ConfigError, match="--num_samples=3: .*prompts.txt gives"):
-        draw_set(trained, mesh_of(2), complete(trained), plan._replace(count=3))
+        draw_set(
+            Drawing(trained, mesh_of(2)), complete(trained), plan._replace(count=3)
+        )
     label = make_trained("label", scale=0)
     with pytest.raises(ConfigError, match="captions are not all .* which is label"):
-        draw_set(label, mesh_of(2), complete(label), plan)
+        draw_set(Drawing(label, mesh_of(2)), complete(label), plan)
 
 
 def test_conditions_that_do_not_suffice(shapes_dir):

@@ -35,20 +35,25 @@ _LISTED = ranges.several(ranges.text(empty=True))
 with cli.group("what is tried", num_steps=_LISTED):
     _SCALES = flags.DEFINE_list(
         "guidance_scale",
-        [],
+        None,
         "Scales of classifier-free guidance, as 1,1.5,2,3; 1 is off. The config's if "
         "unset.",
     )
     _NUM_STEPS = flags.DEFINE_list(
-        "num_steps", [], "Numbers of sampling steps, as 25,50; the config's if unset."
+        "num_steps", None, "Numbers of sampling steps, as 25,50; the config's if unset."
     )
     _SAMPLERS = flags.DEFINE_list(
-        "sampler", [], "Rows of SAMPLERS, as ddim,unipc; the config's if unset."
+        "sampler", None, "Rows of SAMPLERS, as ddim,unipc; the config's if unset."
     )
 
 with cli.group("samples"):
     _NUM_SAMPLES = cli.shared("num_samples")
     _LABEL_MODE, _ETA = define_drawing_flags()
+    _PROMPTS_FILE = flags.DEFINE_string(
+        "prompts_file",
+        None,
+        "Captions to draw from, one in a line, instead of the held-out examples'.",
+    )
     _SPLIT = cli.shared("split")
     _SEED = cli.shared("seed")
     _BATCH_SIZE = cli.shared("batch_size")
@@ -79,7 +84,8 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how, plan = _comparison(), _plan()
-    given = combinations(_SAMPLERS.value, _NUM_STEPS.value, _SCALES.value, _ETA.value)
+    lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
+    given = combinations(*lists, _ETA.value)
     subjects.require_second_stage(_WORKDIR.value, _STEP.value)
     trained = load_model(
         _WORKDIR.value,
@@ -130,7 +136,8 @@ def _plan():
 
     mode = _LABEL_MODE.value or "random"
     choose(LABEL_MODES, mode, "--label_mode")
-    names = [name for name in _DISTANCES.value if DISTANCES[name].needs_captions]
+    distances = _DISTANCES.value or []
+    with_captions = any(DISTANCES[name].needs_captions for name in distances)
     return Plan(
         _NUM_SAMPLES.value,
         batch_size=_BATCH_SIZE.value,
@@ -138,7 +145,8 @@ def _plan():
         seed=_SEED.value,
         split=_SPLIT.value,
         skip_unreadable=_SKIP.value,
-        tokenizer=_TOKENIZER.value if names else None,
+        prompts_file=_PROMPTS_FILE.value,
+        tokenizer=_TOKENIZER.value if with_captions else None,
     )
 
 

@@ -37,9 +37,10 @@ def best_line(rows: Sequence[Row]) -> str:
     best = best_of(rows, name)
     if best is None:
         return f"No row has a finite {name}."
-    value = write_number(best.results[name].value)
+    found = best.results[name]
+    value, label = write_number(found.value), found.label or name
     return (
-        f"Best by {name}: {title_of(best.values)} ({value}; {better(name)} is better)."
+        f"Best by {label}: {title_of(best.values)} ({value}; {better(name)} is better)."
     )
 
 
@@ -54,11 +55,12 @@ def markdown_of(title: str, rows: Sequence[Row]) -> str:
       Text of several lines.
     """
     names = list(rows[0].results)
+    labels = [rows[0].results[name].label or name for name in names]
     best = {name: best_of(rows, name) for name in names}
     lines = [
         title,
         "",
-        f"| sampler | steps | guidance | {' | '.join(names)} | images |",
+        f"| sampler | steps | guidance | {' | '.join(labels)} | images |",
         f"| {' | '.join(['---'] * (len(names) + 4))} |",
     ]
     for row in rows:
