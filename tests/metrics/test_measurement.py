@@ -142,7 +142,8 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
 
     monkeypatch.setitem(FEATURES, "clip", _network(apply, embed_text))
     mesh = sharding.make_mesh(devices=jax.devices()[:4])
-    measured = Measurement(["clip_score"], mesh, {"clip": "of no use"})
+    weights = {"clip": "of_images_alone"}
+    measured = Measurement(["clip_score"], mesh, weights)
     images = np.zeros((4, 2, 2, 3), np.uint8)
     images[:, 0, 0] = [[3, 4, 0], [1, 0, 0], [0, 0, 9], [1, 1, 1]]
     captions = np.int32([[1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 1, 1]])
@@ -155,3 +156,6 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
     result = measured.results()["clip_score"]
     assert result.value == pytest.approx((60 + 100) / 3, rel=1e-6)
     assert result.count == 3 and result.label == "CLIP score"
+    monkeypatch.setitem(FEATURES, "clip", _network(apply))
+    with pytest.raises(ConfigError, match="which of_images_alone .* does not have"):
+        Measurement(["clip_score"], mesh, weights)
