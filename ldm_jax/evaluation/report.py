@@ -134,11 +134,12 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
     print(title)
     for name, result in results.items():
         spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
-        if result.bias is not None:
-            spread += f", bias about {result.bias:.4g}"
+        bias = "" if result.bias is None else f", bias about {result.bias:+.2g}"
         note = f"  ({result.note})" if result.note else ""
         arrow = f"  {better(name)} is better"
-        print(f"  {name:<36}{write_number(result.value):>12}{spread}{arrow}{note}")
+        print(
+            f"  {name:<36}{write_number(result.value):>12}{spread}{bias}{arrow}{note}"
+        )
 
 
 def write_number(value: float | None) -> str:
