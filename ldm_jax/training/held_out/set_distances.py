@@ -66,8 +66,7 @@ class SetDistances:
         except ConfigError as error:
             raise ConfigError(f"section eval: {error}") from error
         if given is None and self._compares():
-            given = self._own_reference(cut)
-        self._taps = given and given.taps
+            self._measurement.compare_with(self._own_reference(cut))
 
     def _compares(self):
         """Whether a distance compares with a reference at all."""
@@ -101,7 +100,7 @@ class SetDistances:
                 return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
         numbers = {}
-        for name, result in measurement.results(self._taps).items():
+        for name, result in measurement.results().items():
             numbers[name] = result.value
             if result.deviation is not None:
                 numbers[f"{name}_deviation"] = result.deviation
