@@ -1,31 +1,19 @@
 """Distances of a set of images that comes batch by batch, on all devices."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ldm_jax import sharding
-from ldm_jax.annotations import Array, Bool, Shaped, UInt8
+from ldm_jax import peers
+from ldm_jax.annotations import Array, Bool, Int, Shaped, UInt8
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
-from ldm_jax.metrics.features import Network, load_network
+from ldm_jax.metrics.programs import FeatureProgram
+from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import Moments, TapStatistics
-
-
-class Reference(Protocol):
-    """What images are compared with.
-
-    Attributes:
-      taps: "network/tap" -> statistics.
-      record: What it is; under "networks" the record of each network by its name.
-    """
-
-    taps: Mapping[str, TapStatistics]
-    record: Mapping[str, Any]
 
 
 class Measurement:
@@ -44,8 +32,9 @@ class Measurement:
         distances: Sequence[str],
         mesh: Mesh,
         weights: Mapping[str, str | None] | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceStatistics | None = None,
         seed: int = 2020,
+        protocol: int | None = None,
     ) -> None:
         """Loads the networks.
 
@@ -56,6 +45,7 @@ class Measurement:
           reference: What the images are compared with, if it is known already.
           seed: Of what is drawn at random, as the subsets of KID; torch-fidelity's
             unless given.
+          protocol: Number of images that is asked for; that of each distance if unset.
 
         Raises:
           ConfigError: If a distance or its weights are wrong, or the reference is not
@@ -65,22 +55,20 @@ class Measurement:
         self._rows = {
             name: choose(DISTANCES, name, "distances") for name in self.distances
         }
-        self._mesh, self._seed = mesh, seed
+        self._seed, self._protocol = seed, protocol
         networks = dict.fromkeys(row.network for row in self._rows.values())
         weights = weights or {}
-        self._networks = {
-            name: _Program(
-                load_network(name, weights.get(name)), self._taps_of(name), mesh
-            )
+        self._programs = {
+            name: FeatureProgram(name, weights.get(name), self._taps_of(name), mesh)
             for name in networks
         }
         self.record = {
             name: dict(program.network.record)
-            for name, program in self._networks.items()
+            for name, program in self._programs.items()
         }
-        self._reference = reference
+        self._reference = None
         if reference is not None:
-            self._check(reference)
+            self.compare_with(reference)
         self._moments = self._empty()
         self._seen = 0
         # Features that are being computed while those before them are added up.
@@ -108,12 +96,10 @@ class Measurement:
             key = f"{row.network}/{row.tap}"
             needs[key] = needs.get(key, False) or row.needs_rows
         return {
-            key: Moments(self._width(*key.split("/")), keep)
-            for key, keep in needs.items()
+            f"{name}/{tap}": Moments(width, needs[f"{name}/{tap}"])
+            for name, program in self._programs.items()
+            for tap, width in program.widths.items()
         }
-
-    def _width(self, network, tap):
-        return self._networks[network].network.row.widths[tap]
 
     @property
     def count(self) -> int:
@@ -122,20 +108,26 @@ class Measurement:
         return self._seen
 
     def add(
-        self, images: UInt8[Array, "batch h w c"], mask: Bool[Array, " batch"]
+        self,
+        images: UInt8[Array, "batch h w c"],
+        mask: Bool[Array, " batch"],
+        captions: Int[Array, "batch length"] | None = None,
     ) -> None:
         """Takes a batch of images; every process calls it.
 
         Args:
           images: Global array, uint8 [B, H, W, C].
           mask: Global array: which rows count, bool [B].
+          captions: Global array of the token ids of their captions, [B, L], which the
+            CLIP score needs.
 
         Raises:
+          ConfigError: If captions are needed and not given.
           DataError: If features are not finite. It may come with the next call.
         """
         found = {
-            name: program.apply(program.params, images, mask)
-            for name, program in self._networks.items()
+            name: program(images, mask, captions)
+            for name, program in self._programs.items()
         }
         self._settle()
         self._pending = found
@@ -191,6 +183,7 @@ class Measurement:
             if row.needs_reference:
                 other = _find(reference, key, name, row)
             found = row.measure(own[key], other, self._seed)
+            peers.progress()
             found = {name: found} if isinstance(found, Result) else found
             for value, result in found.items():
                 label, result = self._complete(row, value, result, own[key].count)
@@ -200,10 +193,11 @@ class Measurement:
     def _complete(self, row, value, result, count):
         """Gives a result its name, its label, its count and its notes."""
         label, notes = row.values[value].title, [result.note] if result.note else []
-        if self._networks[row.network].network.is_random:
+        if self._programs[row.network].network.is_random:
             value = label = f"random-features distance ({value})"
-        if count < row.protocol:
-            notes.append(f"fewer images than the protocol's {row.protocol}")
+        asked = self._protocol or row.protocol
+        if count < asked:
+            notes.append(f"fewer images than the protocol's {asked}")
         note = "; ".join(notes)
         return value, result._replace(label=label, count=count, note=note)
 
@@ -232,7 +226,7 @@ class Measurement:
         """
         self._pending = None
         for key, moments in self._moments.items():
-            names = ("count", "sum", "products", "rows")
+            names = ("count", "sums", "products", "rows")
             missing = [n for n in names if f"{key}/{n}" not in state]
             if missing:
                 raise DataError(
@@ -242,34 +236,21 @@ class Measurement:
             moments.restore({name: state[f"{key}/{name}"] for name in names})
         self._seen = int(state["seen"])
 
-    def _check(self, reference):
-        """Refuses a reference that cannot be compared with, before images are drawn."""
+    def compare_with(self, reference: ReferenceStatistics) -> None:
+        """Takes a reference, before images are drawn.
+
+        Args:
+          reference: What the images are compared with.
+
+        Raises:
+          ConfigError: If it lacks what a distance needs, or is of other weights.
+        """
         for name, row in self._rows.items():
             if row.needs_reference:
                 _find(reference.taps, f"{row.network}/{row.tap}", name, row)
-        known = reference.record.get("networks", {})
-        for name, record in self.record.items():
-            theirs = known.get(name, {}).get("checksum")
-            if theirs is not None and theirs != record["checksum"]:
-                raise ConfigError(
-                    f"the reference was made with other weights of the network {name} "
-                    f"(checksum {theirs}, here {record['checksum']}, "
-                    f"{record['weights']}); make it anew, or use the weights it has"
-                )
-
-
-class _Program:
-    """A network on the devices, and its compiled features."""
-
-    def __init__(self, network: Network, taps: tuple[str, ...], mesh: Mesh) -> None:
-        self.network = network
-        shardings = sharding.tree_shardings(network.params, mesh)
-        self.params = sharding.put_tree(network.params, shardings)
-
-        def features(params, images, mask):
-            return network.row.apply(params, images, taps), mask
-
-        self.apply = jax.jit(features, out_shardings=sharding.replicated(mesh))
+        name = reference.record.get("name", "of the images")
+        reference.check({"networks": self.record}, name)
+        self._reference = reference
 
 
 def _check_finite(rows, network, tap):

@@ -13,7 +13,7 @@ import numpy as np
 from ldm_jax.annotations import Array, Float, Shaped
 from ldm_jax.errors import DataError
 
-# Rows that are added at a time.
+# Rows that are added at a time; even, so that halves begin with each block alike.
 BLOCK = 512
 
 
@@ -26,12 +26,15 @@ class TapStatistics(NamedTuple):
       covariance: Unbiased covariance, float64 [D, D].
       rows: The features themselves, float32 [N, D] in the order of the images, or None
         where no distance needs them.
+      half: Statistics of every second image, without rows, or None of a few images or
+        a reference. What is biased by the count shows its bias between half and whole.
     """
 
     count: int
     mean: Float[np.ndarray, " features"]
     covariance: Float[np.ndarray, "features features"]
     rows: Float[np.ndarray, "rows features"] | None = None
+    half: "TapStatistics | None" = None
 
 
 class Moments:
@@ -53,8 +56,9 @@ class Moments:
         # Rows in whole blocks, kept or not, and the block that is being filled.
         self._blocks = []
         self._open = np.empty((BLOCK, width), np.float32)
-        self._sum = np.zeros(width)
-        self._products = np.zeros((width, width))
+        # Of the images of even and of odd index.
+        self._sums = np.zeros((2, width))
+        self._products = np.zeros((2, width, width))
 
     def add(self, features: Float[Array, "rows features"]) -> None:
         """Takes the features of further images.
@@ -73,9 +77,10 @@ class Moments:
                 self._close_block()
 
     def _close_block(self):
-        rows = self._open.astype(np.float64)
-        self._sum += rows.sum(axis=0)
-        self._products += rows.T @ rows
+        for parity in (0, 1):
+            rows = self._open[parity::2].astype(np.float64)
+            self._sums[parity] += rows.sum(axis=0)
+            self._products[parity] += rows.T @ rows
         if self._keep_rows:
             self._blocks.append(self._open.copy())
 
@@ -92,14 +97,17 @@ class Moments:
             raise DataError(
                 f"statistics of a set need two images or more, got {self.count}"
             )
-        open_rows = self._open[: self.count % BLOCK]
-        rows = open_rows.astype(np.float64)
-        total = self._sum + rows.sum(axis=0)
-        products = self._products + rows.T @ rows
-        mean = total / self.count
-        products -= np.outer(total, mean)
-        products /= self.count - 1
-        return TapStatistics(self.count, mean, products, self._rows())
+        even = self._total(0)
+        whole = [a + b for a, b in zip(even, self._total(1), strict=True)]
+        half = _summary(*even) if even[0] > 1 else None
+        return _summary(*whole)._replace(rows=self._rows(), half=half)
+
+    def _total(self, parity):
+        """(count, sum, products) of the images of even or odd index so far."""
+        rows = self._open[parity : self.count % BLOCK : 2].astype(np.float64)
+        products = self._products[parity] + rows.T @ rows
+        count = (self.count + 1 - parity) // 2
+        return count, self._sums[parity] + rows.sum(axis=0), products
 
     def _rows(self):
         """All rows [N, D], or None where they are not kept."""
@@ -115,15 +123,15 @@ class Moments:
         """Tells all that is needed to go on from here to the same digits.
 
         Returns:
-          Dict of arrays: "count" a scalar, "sum" [D], "products" [D, D] and "rows"
-          [n, D]: all of them where they are kept, those of the open block elsewhere.
+          Dict of arrays: "count" a scalar, "sums" [2, D], "products" [2, D, D] and
+          "rows" [n, D]: all where they are kept, those of the open block elsewhere.
         """
         rows = self._rows()
         if rows is None:
             rows = self._open[: self.count % BLOCK].copy()
         return {
             "count": np.int64(self.count),
-            "sum": self._sum.copy(),
+            "sums": self._sums.copy(),
             "products": self._products.copy(),
             "rows": rows,
         }
@@ -139,15 +147,22 @@ class Moments:
           DataError: If it is of another kind.
         """
         count, rows = int(state["count"]), np.asarray(state["rows"], np.float32)
-        expected = (count if self._keep_rows else count % BLOCK, len(self._sum))
+        expected = (count if self._keep_rows else count % BLOCK, self._sums.shape[1])
         if rows.shape != expected:
             raise DataError(
                 f"the state of a set's statistics holds rows {rows.shape}, expected "
                 f"{expected}: it is of other distances; remove it and start again"
             )
         self.count = count
-        self._sum = np.array(state["sum"], np.float64)
+        self._sums = np.array(state["sums"], np.float64)
         self._products = np.array(state["products"], np.float64)
         whole = len(rows) - count % BLOCK
         self._blocks = [rows[i : i + BLOCK] for i in range(0, whole, BLOCK)]
         self._open[: count % BLOCK] = rows[whole:]
+
+
+def _summary(count, total, products):
+    mean = total / count
+    covariance = products - np.outer(total, mean)
+    covariance /= count - 1
+    return TapStatistics(count, mean, covariance)

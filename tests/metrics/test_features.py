@@ -1,12 +1,21 @@
 """Feature networks: the published numbers, the files of weights, the refusals."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from ldm_jax.errors import ConfigError, ConversionError
-from ldm_jax.metrics.features import FEATURES, inception_weights, load_network
+from ldm_jax.metrics.features import (
+    FEATURES,
+    clip_weights,
+    dinov2,
+    dinov2_weights,
+    inception_weights,
+    load_network,
+)
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import checksum
 from ldm_jax.weights.files import write_weights
@@ -77,6 +86,90 @@ def test_another_network_is_refused_in_one_line(case, tmp_path):
         save_file(tensors, path)
         with pytest.raises(ConversionError, match=word) as caught:
             load_network("inception", path)
+        assert "\n" not in str(caught.value)
+
+
+def test_dinov2_gives_the_published_features(tmp_path):
+    """Positions of 518 pixels, names of transformers, images of another size."""
+    case = load_case("dinov2")
+    save_file(case.state_dict, tmp_path / "model.safetensors")
+    tensors = dinov2_weights.read_dinov2(str(tmp_path / "model.safetensors"))
+    network = dinov2.DinoV2(**case.meta["config"])
+    params = dinov2_weights.make_params(tensors, network)
+    images = dinov2.prepare(nhwc(case.arrays["images"]))
+    features = jax.jit(network.apply)({"params": params}, images)
+    assert_close(features, case.arrays["class_token"])
+
+
+def test_dinov2_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="needs its file.*dinov2_vitl14"):
+        load_network("dinov2")
+    weights = dict(load_case("dinov2").state_dict)
+    path = str(tmp_path / "model.safetensors")
+    registers = {"embeddings.register_tokens": np.zeros((1, 4, 128), np.float32)}
+    for tensors, word in (
+        (weights, r"\(128, 2\) instead of \(1024, 24\)"),
+        (weights | registers, "with registers"),
+        (registers, "with registers|no DINOv2"),
+        ({"a": np.zeros(1, np.float32)}, "no DINOv2"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ConversionError, match=word) as caught:
+            load_network("dinov2", path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def clip_case():
+    return load_case("open_clip")
+
+
+def test_clip_embeds_images_and_captions_as_published(clip_case, tmp_path):
+    tensors = dict(clip_case.state_dict)
+    # OpenAI's files say their sizes, and so that their activation is another.
+    openai = tensors | {"input_resolution": np.array(28), "vocab_size": np.array(100)}
+    write_weights(tmp_path / "ViT.pt", openai)
+    network = load_network("clip", str(tmp_path / "ViT.pt"))
+    assert network.row.widths == {"embedding": 24} and not network.is_random
+    images = nhwc(clip_case.arrays["images"])
+    apply = jax.jit(network.row.apply, static_argnums=2)
+    embedded = apply(network.params, images, ("embedding",))["embedding"]
+    assert_close(embedded, clip_case.arrays["image_embedding"])
+    texts = jax.jit(network.row.embed_text)(network.params, clip_case.arrays["ids"])
+    assert_close(texts, clip_case.arrays["text_embedding"])
+    # The same numbers with the other activation are another network.
+    write_weights(tmp_path / "open_clip.safetensors", tensors)
+    other = load_network("clip", str(tmp_path / "open_clip.safetensors"))
+    assert other.record["checksum"] != network.record["checksum"]
+    beside = tmp_path / "open_clip_config.json"
+    beside.write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    other = load_network("clip", str(tmp_path / "open_clip.safetensors"))
+    assert other.record["checksum"] == network.record["checksum"]
+
+
+def test_clip_is_converted_to_the_names_of_openai(clip_case, tmp_path):
+    write_weights(tmp_path / "a.safetensors", clip_case.state_dict)
+    converted = clip_weights.convert_clip(str(tmp_path / "a.safetensors"))
+    theirs = dict(clip_case.state_dict)
+    theirs.pop("logit_scale")
+    assert converted.keys() == theirs.keys()
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(converted[key], array, err_msg=key)
+
+
+def test_clip_of_another_kind_is_refused(clip_case, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs its file.*ViT-L-14\.pt"):
+        load_network("clip")
+    path = str(tmp_path / "model.safetensors")
+    weights = {k: np.asarray(v) for k, v in clip_case.state_dict.items()}
+    resnet = {"visual.layer1.0.conv1.weight": np.zeros((1, 1), np.float32)}
+    for tensors, word in (
+        (resnet, "no vision transformer"),
+        (weights | {"more": np.zeros(1, np.float32)}, "nothing reads: more"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ConversionError, match=word) as caught:
+            load_network("clip", path)
         assert "\n" not in str(caught.value)
 
 

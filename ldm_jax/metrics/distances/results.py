@@ -12,6 +12,8 @@ class Result(NamedTuple):
       count: Number of images that were measured.
       label: What it is called in reports.
       note: What must be known to read it, in a few words; may be empty.
+      bias: By how much it is above that of infinitely many images, where it is
+        estimated, or None.
     """
 
     value: float
@@ -19,3 +21,4 @@ class Result(NamedTuple):
     count: int = 0
     label: str = ""
     note: str = ""
+    bias: float | None = None

@@ -10,6 +10,8 @@ layers, its taps, in one compiled program on all devices.
 | `inception` | the Inception-v3 of FID |
 | `inception_weights` | its row, and its file of weights |
 | `tensorflow_resize` | the resize that it was published with |
+| `dinov2`, `dinov2_weights` | DINOv2 ViT-L/14, its row and its files of weights |
+| `clip_features`, `clip_weights` | CLIP, of images and captions |
 | `weight_files` | files of weights: read, and recognised by their numbers |
 
 Where there is no file of weights, `random` and `inception` are seeded random numbers.
@@ -23,6 +25,8 @@ import jax
 
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.features.clip_weights import CLIP
+from ldm_jax.metrics.features.dinov2_weights import DINOV2
 from ldm_jax.metrics.features.inception_weights import INCEPTION
 from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
 from ldm_jax.metrics.features.random_features import RANDOM
@@ -43,6 +47,8 @@ DTYPES = ("float32", "bfloat16")
 FEATURES = {
     "random": RANDOM,
     "inception": INCEPTION,
+    "dinov2": DINOV2,
+    "clip": CLIP,
 }
 
 
