@@ -180,9 +180,8 @@ def differences(one, other, kills=1):
     # A run that was asked to stop has saved at another step, too, and one that was
     # killed right after a save has not yet deleted the oldest; the next save does.
     names = sorted(path.name for path in folders[1].parent.iterdir())
-    if len(names) > COMMON["train.keep_last"] + max(kills, 1) or not all(
-        map(str.isdigit, names)
-    ):
+    most = COMMON["train.keep_last"] + max(kills, 1)
+    if len(names) > most or not all(map(str.isdigit, names)):
         found.append(f"what is kept as checkpoints: {names}")
     return found
 
