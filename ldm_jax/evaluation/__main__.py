@@ -337,8 +337,9 @@ def _evaluate(first: Any, outdir: pathlib.Path) -> None:
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
+    weights = feature_weights(_WEIGHTS.value)
     results, pictures = evaluate(
-        first, images.batches(), mesh, perceptual, _DISTANCES.value
+        first, images.batches(), mesh, perceptual, _DISTANCES.value, weights
     )
     if jax.process_index():
         return

@@ -164,7 +164,8 @@ def evaluate(
         raise DataError("none of the images could be read; see the warnings above")
     found = _summarise(first, means, sums)
     if distances:
-        found |= reconstructed.results(originals.statistics())
+        reconstructed.compare_with(originals.as_reference())
+        found |= reconstructed.results()
     pictures = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
     return found, pictures
 

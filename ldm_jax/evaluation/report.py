@@ -114,9 +114,10 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
     print(title)
     for name, result in results.items():
         spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
+        bias = "" if result.bias is None else f", bias about {result.bias:+.2g}"
         note = f"  ({result.note})" if result.note else ""
         arrow = f"  {better(_plain(name))} is better"
-        print(f"  {name:<36}{_number(result.value):>12}{spread}{arrow}{note}")
+        print(f"  {name:<36}{_number(result.value):>12}{spread}{bias}{arrow}{note}")
 
 
 def _plain(name):

@@ -158,30 +158,34 @@ class Measurement:
         self._settle()
         return {key: moments.statistics() for key, moments in self._moments.items()}
 
-    def results(
-        self, reference: Mapping[str, TapStatistics] | None = None
-    ) -> dict[str, Result]:
-        """Measures what was added.
+    def as_reference(self) -> ReferenceStatistics:
+        """Makes what was added a reference of other measurements.
 
-        Args:
-          reference: What it is compared with, as `statistics` gives it, where that was
-            not known before.
+        Returns:
+          The statistics and the networks that they were made with.
+
+        Raises:
+          DataError: If there were fewer than two images.
+        """
+        return ReferenceStatistics(self.statistics(), {"networks": self.record})
+
+    def results(self) -> dict[str, Result]:
+        """Measures what was added, against the reference.
 
         Returns:
           Name -> result. Of a network of random weights the name is "random-features
           distance (name)".
 
         Raises:
-          ConfigError: If there is no reference, or it lacks what is compared.
+          ConfigError: If there is no reference and a distance needs one.
           DataError: If there were fewer than two images.
         """
-        if reference is None and self._reference is not None:
-            reference = self._reference.taps
+        taps = None if self._reference is None else self._reference.taps
         own, results = self.statistics(), {}
         for name, row in self._rows.items():
             key, other = f"{row.network}/{row.tap}", None
             if row.needs_reference:
-                other = _find(reference, key, name, row)
+                other = _find(taps, key, name, row)
             found = row.measure(own[key], other, self._seed)
             peers.progress()
             found = {name: found} if isinstance(found, Result) else found
@@ -237,7 +241,7 @@ class Measurement:
         self._seen = int(state["seen"])
 
     def compare_with(self, reference: ReferenceStatistics) -> None:
-        """Takes a reference, before images are drawn.
+        """Takes a reference, of which all that a distance needs is looked for.
 
         Args:
           reference: What the images are compared with.

@@ -67,6 +67,18 @@ BAD = {
         *_each("--config.train.optimizer.", "b1 b2", "1 -0.1 nan x"),
         *_each("--config.train.optimizer.", "eps", "0 -1 nan"),
         *_each("--config.train.optimizer.", "weight_decay", "-1 nan 1000"),
+        # What is measured.
+        *_each("--config.eval.", "every", "-1 0.5 often inf"),
+        *_each("--config.eval.", "num_samples", "0 1 -5 1.5 many None"),
+        *_each("--config.eval.", "batch_size", "0 -1 1.5 x None"),
+        *_each("--config.eval.", "distances", "fidd 3"),
+        *_each("--config.eval.", "label_mode", "equal 0"),
+        *_each("--config.eval.", "reference_images", "0 1 -1 x"),
+        *_each("--config.eval.", "best", "psnr"),
+        *_each("--config.eval.", "levels", "-1 1001 0.5 ten None"),
+        "--config.eval.reference=gs://bucket/statistics.npz",
+        "--config.eval.weights.inception=gs://bucket/inception.pth",
+        "--config.eval.weights.inseption=inception.pth",
         # Choices.
         "--config.train.decay=cosin",
         "--config.train.optimizer.kind=sgdd",
