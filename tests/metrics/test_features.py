@@ -16,6 +16,7 @@ from ldm_jax.metrics.features import (
     inception_weights,
     load_network,
 )
+from ldm_jax.metrics.features.__main__ import _main
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import checksum
 from ldm_jax.weights.files import write_weights
@@ -155,6 +156,30 @@ def test_clip_is_converted_to_the_names_of_openai(clip_case, tmp_path):
     assert converted.keys() == theirs.keys()
     for key, array in theirs.items():
         np.testing.assert_array_equal(converted[key], array, err_msg=key)
+
+
+def test_a_clip_without_captions_says_so(clip_case, tmp_path):
+    tensors = clip_case.state_dict.items()
+    visual = {k: v for k, v in tensors if k.startswith("visual.")}
+    write_weights(tmp_path / "a.safetensors", visual)
+    network = load_network("clip", str(tmp_path / "a.safetensors"))
+    with pytest.raises(ConfigError, match="no text tower"):
+        network.row.embed_text(network.params, clip_case.arrays["ids"])
+
+
+def test_the_command_converts_and_says_the_checksum(clip_case, tmp_path, capsys):
+    source, target = str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")
+    write_weights(source, clip_case.state_dict)
+    _main(["features", "clip", source, target])
+    checksum = load_network("clip", source).record["checksum"]
+    assert capsys.readouterr().out == f"{target}: CLIP, checksum {checksum}\n"
+    for arguments, word in (
+        (["clip", source], "give the name"),
+        (["random", source, target], "unknown"),
+        (["clip", source, source], "safetensors"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            _main(["features", *arguments])
 
 
 def test_clip_of_another_kind_is_refused(clip_case, tmp_path):
