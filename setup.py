@@ -29,7 +29,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"ldm-{name} = ldm_jax.commands:{name}"
-            for name in ("train", "sample", "convert", "evaluate")
+            for name in ("train", "sample", "convert", "evaluate", "reference")
         ]
     },
     install_requires=[

@@ -159,24 +159,26 @@ class Data:
             loader.close()
 
 
-class First:
-    """The first examples of a source; a source itself."""
+class Part:
+    """Some examples of a source, one after the other; a source itself."""
 
-    def __init__(self, source: Any, count: int | None) -> None:
-        """Takes the first examples.
+    def __init__(self, source: Any, start: int = 0, count: int | None = None) -> None:
+        """Takes the examples.
 
         Args:
           source: Source of examples, see `data.sources`.
-          count: How many, or all if there are fewer; None for all.
+          start: Position of the first one.
+          count: How many, or all that follow if there are fewer; None for all.
         """
-        self._source = source
-        self._count = len(source) if count is None else min(count, len(source))
+        self._source, self._start = source, start
+        most = max(0, len(source) - start)
+        self._count = most if count is None else min(count, most)
 
     def __len__(self):
         return self._count
 
     def __getitem__(self, index):
-        return self._source[index]
+        return self._source[self._start + index]
 
     def describe(self, index: int) -> str:
         """Names an example, for messages.
@@ -187,7 +189,7 @@ class First:
         Returns:
           What the source calls it.
         """
-        return self._source.describe(index)
+        return self._source.describe(self._start + index)
 
 
 class Images:
@@ -195,6 +197,9 @@ class Images:
 
     Attributes:
       image_size: Their side in pixels.
+      count: Their number.
+      batch_size: Global batch size, a multiple of the number of devices.
+      fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
     """
 
@@ -251,9 +256,13 @@ class Images:
                 "images with --data"
             )
         self._section, self._mesh = section, mesh
-        self._source = First(open_source(section, split), num_images)
+        source = open_source(section, split)
+        fingerprint = getattr(source, "fingerprint", None)
+        self.fingerprint = None if fingerprint is None else fingerprint()
+        self._source = Part(source, 0, num_images)
+        self.count = len(self._source)
         size = min(batch_size, len(self._source))
-        self._batch_size = -(-size // mesh.size) * mesh.size
+        self.batch_size = -(-size // mesh.size) * mesh.size
         self.image_size = section["image_size"]
         self.record = {
             "data": section["name"],
@@ -261,17 +270,20 @@ class Images:
             "image_size": self.image_size,
         }
 
-    def batches(self) -> Iterator[Batch]:
-        """Yields all images once, in order; "mask" marks real rows.
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the images once, in order; "mask" marks real rows.
+
+        Args:
+          start: Position of the first one.
 
         Yields:
           Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
           [batch size].
         """
         loader = make_loader(
-            self._source,
+            Part(self._source, start),
             self._section,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             seed=0,
             train=False,
             process=(jax.process_index(), jax.process_count()),

@@ -595,6 +595,7 @@ FLAGS: dict[str, Check] = {
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
     "num_images": whole(1, 10**9),
+    "save_every": whole(1, 10**9),
     "num_train": whole(1, 10**9),
     "num_validation": whole(0, 10**9),
     "max_shapes": whole(1, 4),

@@ -1,15 +1,22 @@
-r"""Measures a trained first stage, or sends images through it.
+r"""Measures a trained model, or images, by the distances of the field.
 
-    python -m ldm_jax.evaluation --workdir=runs/autoencoder --outdir=runs/evaluation
-    python -m ldm_jax.evaluation --workdir=runs/autoencoder --outdir=runs/images \
-        --image=large.jpg --tile=512
+    ldm-evaluate --workdir=runs/class --outdir=runs/eval --num_samples=50000 \
+        --feature_weights=inception=pt_inception-2015-12-05-6726825d.pth
+    ldm-evaluate --images=samples --reference=photos --outdir=runs/eval
+    ldm-evaluate --images=samples.npz --reference=reference.npz --protocol=adm \
+        --outdir=runs/eval
+    ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval
+    ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval --image=large.jpg
 
-The first goes over the images that the run held out, or those of --data. It prints
-PSNR, SSIM, L1, with --lpips_weights LPIPS, what the kind of first stage says of itself,
-as the use of a codebook, and with --distances distances between images and
-reconstructions as sets. It writes `metrics.json` and `reconstructions.png`, images left
-and reconstructions right. The second writes the reconstructions of image files of any
-size.
+The first draws samples of a second stage on all devices and compares them with the
+images it was trained on, or with --reference; the next two compare images that are
+there, a folder or an npz. All write `metrics.json` and `metrics.md`; the same command
+goes on where it was cut, and ends in the same digits.
+
+Of a first stage PSNR, SSIM, L1, with --lpips_weights LPIPS, what its kind says of
+itself, and --distances are measured between the images that the run held out, or those
+of --data, and their reconstructions, which `reconstructions.png` shows. With --image it
+writes the reconstructions of image files of any size.
 """
 
 import pathlib
@@ -19,18 +26,59 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.flag_groups import define_measurement_flags, feature_weights
 from ldm_jax.files import check_outdir, write_json
 
 with cli.group("what to evaluate"):
-    _WORKDIR = cli.shared("workdir", required=True)
+    _WORKDIR = cli.shared("workdir")
     _STEP = cli.shared("step")
     _EMA = cli.shared("ema")
-    _LPIPS_WEIGHTS = cli.shared("lpips_weights")
+    _FIRST_STAGE = cli.shared("first_stage")
+    _IMAGES = flags.DEFINE_string(
+        "images", None, "Folder of images, with all below it, or npz with arr_0."
+    )
+
+with cli.group("how to measure"):
+    _PROTOCOL = flags.DEFINE_string(
+        "protocol",
+        None,
+        "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
+        "samples, the distances and the label mode where no flag does.",
+    )
     _DISTANCES = flags.DEFINE_list(
         "distances",
         [],
-        "Rows of DISTANCES, as frechet, between images and reconstructions as sets.",
+        "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
     )
+    _REFERENCE = flags.DEFINE_string(
+        "reference",
+        None,
+        "What to compare with: a folder of images, an npz of them or a file of "
+        "ldm-reference; the training images of the run if unset.",
+    )
+    _PUBLISHED = flags.DEFINE_string(
+        "published",
+        None,
+        "Config whose published numbers stand beside, as imagenet_class:f4.",
+    )
+    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+    _LPIPS_WEIGHTS = cli.shared("lpips_weights")
+
+with cli.group("samples"):
+    _NUM_SAMPLES = cli.shared("num_samples")
+    _LABEL_MODE = flags.DEFINE_string(
+        "label_mode",
+        None,
+        "Classes of the samples: random, each drawn alone, or balanced, each equally "
+        "often; the protocol's, or random, if unset.",
+    )
+    cli.shared("sampler")
+    cli.shared("num_steps")
+    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    flags.DEFINE_float(
+        "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
+    )
+    _SEED = cli.shared("seed")
 
 with cli.group("data"):
     _DATA = flags.DEFINE_string(
@@ -54,6 +102,11 @@ with cli.group("images of any size"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    _NPZ = flags.DEFINE_bool(
+        "npz",
+        False,
+        "Also write samples.npz (uint8 [N, H, W, 3], and the conditions).",
+    )
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
@@ -63,18 +116,162 @@ _UNITS = {"psnr": "dB"}
 def _main(argv: list[str]) -> None:
     """Evaluates."""
     del argv
-    from ldm_jax.config import choose
-    from ldm_jax.metrics.distances import DISTANCES
-    from ldm_jax.trained import check_same_everywhere, load_first_stage
+    from ldm_jax.evaluation import subjects
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
-    for name in _DISTANCES.value:
-        choose(DISTANCES, name, "--distances")
+    how, plan, sampling = _comparison(), _plan(), _sampling()
     if _OVERLAP.value > _TILE.value // 2:
         raise ConfigError(
             f"--overlap={_OVERLAP.value} is more than half of --tile={_TILE.value}"
         )
+    if (_WORKDIR.value is None) == (_IMAGES.value is None):
+        raise ConfigError(
+            "give --workdir, whose model is evaluated, or --images, which are measured "
+            "as they are; one of them"
+        )
+    if _IMAGES.value is not None:
+        _refuse((*_SAMPLE_FLAGS, "npz", "image"), "--images are measured as they are")
+        _of_images(how)
+        return
+    stage = "autoencoder"
+    if _WORKDIR.value != "identity":
+        stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
+    if stage == "diffusion":
+        _refuse(("image", "data"), f"--workdir={_WORKDIR.value} is a second stage")
+        _of_samples(how, plan, sampling)
+    else:
+        words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
+        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol"), words)
+        _of_first_stage(how)
+
+
+_SAMPLE_FLAGS = (
+    *("num_samples", "label_mode", "sampler", "num_steps", "guidance_scale", "eta"),
+    "seed",
+)
+
+
+def _refuse(names, why):
+    """Flags that nothing would come of are not passed over."""
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise ConfigError(f"--{name}: {why}; leave it out")
+
+
+def _sampling():
+    """Options of the sampler that flags give, checked as far as that needs no model."""
+    from ldm_jax.sampling import options
+
+    values = flags.FLAGS.flag_values_dict()
+    given = {name: values[name] for name in ("sampler", "num_steps", "eta")}
+    given["guidance_scale"] = options.parse_scale(_GUIDANCE_SCALE.value)
+    options.check_given(given)
+    return given
+
+
+def _comparison():
+    """What the flags say of how sets are measured, checked before anything is read."""
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.compare import Comparison
+    from ldm_jax.evaluation.published_numbers import PUBLISHED
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.protocols import PROTOCOLS
+
+    distances = _DISTANCES.value
+    if _PROTOCOL.value is not None:
+        protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
+        distances = distances or list(protocol.distances)
+    for name in distances:
+        choose(DISTANCES, name, "--distances")
+    if _PUBLISHED.value is not None:
+        choose(PUBLISHED, _PUBLISHED.value, "--published")
+    return Comparison(
+        distances=distances,
+        outdir=pathlib.Path(_OUTDIR.value),
+        weights=feature_weights(_WEIGHTS.value),
+        protocol=_PROTOCOL.value,
+        reference=_REFERENCE.value,
+        image_size=_IMAGE_SIZE.value,
+        batch_size=_BATCH_SIZE.value,
+        save_every=_SAVE_EVERY.value,
+        skip_unreadable=_SKIP.value,
+        published=_PUBLISHED.value,
+        npz=_NPZ.value,
+    )
+
+
+def _of_images(how):
+    """Measures images that are there."""
+    from ldm_jax import sharding
+    from ldm_jax.evaluation.compare import compare
+    from ldm_jax.evaluation.image_sets import open_images
+
+    mesh = sharding.make_mesh()
+    images = open_images(
+        _IMAGES.value,
+        mesh,
+        _BATCH_SIZE.value,
+        image_size=_IMAGE_SIZE.value,
+        count=_NUM_IMAGES.value,
+        skip_unreadable=_SKIP.value,
+    )
+    compare(images, how._replace(distances=how.distances or ["fid"]), mesh)
+
+
+def _of_samples(how, plan, sampling):
+    """Draws samples of a second stage and measures them."""
+    from ldm_jax import sharding
+    from ldm_jax.config import to_dict
+    from ldm_jax.evaluation.compare import compare
+    from ldm_jax.evaluation.drawn import check_same_model, draw_set
+    from ldm_jax.sampling import load_model, options
+
+    trained = load_model(
+        _WORKDIR.value,
+        step=_STEP.value,
+        average=_EMA.value,
+        first_stage=_FIRST_STAGE.value,
+        data_dir=_DATA_DIR.value,
+    )
+    check_same_model(trained)
+    mesh = sharding.make_mesh()
+    sample_options = options.complete(trained, sampling)
+    images, labels = draw_set(trained, mesh, sample_options, plan)
+    training = to_dict(trained.config.data)
+    training["on_error"] = "skip" if _SKIP.value else "raise"
+    how = how._replace(distances=how.distances or ["fid"], training=training)
+    compare(images, how, mesh, labels)
+
+
+def _plan():
+    """Which samples are drawn."""
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.evaluation.drawn import Plan
+    from ldm_jax.metrics.protocols import PROTOCOLS
+
+    count, mode = _NUM_SAMPLES.value, _LABEL_MODE.value
+    if _PROTOCOL.value is not None:
+        protocol = PROTOCOLS[_PROTOCOL.value]
+        count = protocol.num_samples if count is None else count
+        mode = mode or protocol.label_mode
+    mode = mode or "random"
+    choose(LABEL_MODES, mode, "--label_mode")
+    return Plan(
+        count,
+        batch_size=_BATCH_SIZE.value,
+        label_mode=mode,
+        seed=_SEED.value,
+        split=_SPLIT.value,
+        skip_unreadable=_SKIP.value,
+    )
+
+
+def _of_first_stage(how):
+    """Measures a first stage, or sends images through it."""
+    from ldm_jax.trained import check_same_everywhere, load_first_stage
+
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )
@@ -83,12 +280,11 @@ def _main(argv: list[str]) -> None:
         raise ConfigError("--workdir=identity: it gives images back as they are")
     if _MAX_IMAGE_GB.value is not None:
         first.config.data.max_image_gb = _MAX_IMAGE_GB.value
-    outdir = pathlib.Path(_OUTDIR.value)
-    outdir.mkdir(parents=True, exist_ok=True)
+    how.outdir.mkdir(parents=True, exist_ok=True)
     if _IMAGE.value:
-        _reconstruct(first, outdir)
+        _reconstruct(first, how.outdir)
     else:
-        _evaluate(first, outdir)
+        _evaluate(first, how.outdir)
 
 
 def _reconstruct(first: Any, outdir: pathlib.Path) -> None:

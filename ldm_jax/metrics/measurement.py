@@ -1,7 +1,6 @@
 """Distances of a set of images that comes batch by batch, on all devices."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,19 +12,8 @@ from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.programs import FeatureProgram
+from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import Moments, TapStatistics
-
-
-class Reference(Protocol):
-    """What images are compared with.
-
-    Attributes:
-      taps: "network/tap" -> statistics.
-      record: What it is; under "networks" the record of each network by its name.
-    """
-
-    taps: Mapping[str, TapStatistics]
-    record: Mapping[str, Any]
 
 
 class Measurement:
@@ -44,7 +32,7 @@ class Measurement:
         distances: Sequence[str],
         mesh: Mesh,
         weights: Mapping[str, str | None] | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceStatistics | None = None,
         seed: int = 2020,
         protocol: int | None = None,
     ) -> None:
@@ -78,9 +66,9 @@ class Measurement:
             name: dict(program.network.record)
             for name, program in self._programs.items()
         }
-        self._reference = reference
+        self._reference = None
         if reference is not None:
-            self._check(reference)
+            self.compare_with(reference)
         self._moments = self._empty()
         self._seen = 0
         # Features that are being computed while those before them are added up.
@@ -248,20 +236,21 @@ class Measurement:
             moments.restore({name: state[f"{key}/{name}"] for name in names})
         self._seen = int(state["seen"])
 
-    def _check(self, reference):
-        """Refuses a reference that cannot be compared with, before images are drawn."""
+    def compare_with(self, reference: ReferenceStatistics) -> None:
+        """Takes a reference, before images are drawn.
+
+        Args:
+          reference: What the images are compared with.
+
+        Raises:
+          ConfigError: If it lacks what a distance needs, or is of other weights.
+        """
         for name, row in self._rows.items():
             if row.needs_reference:
                 _find(reference.taps, f"{row.network}/{row.tap}", name, row)
-        known = reference.record.get("networks", {})
-        for name, record in self.record.items():
-            theirs = known.get(name, {}).get("checksum")
-            if theirs is not None and theirs != record["checksum"]:
-                raise ConfigError(
-                    f"the reference was made with other weights of the network {name} "
-                    f"(checksum {theirs}, here {record['checksum']}, "
-                    f"{record['weights']}); make it anew, or use the weights it has"
-                )
+        name = reference.record.get("name", "of the images")
+        reference.check({"networks": self.record}, name)
+        self._reference = reference
 
 
 def _check_finite(rows, network, tap):

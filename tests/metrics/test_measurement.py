@@ -9,6 +9,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
 from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reference import ReferenceStatistics
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (22, 16, 16, 3), np.uint8)
 
@@ -77,23 +78,21 @@ def test_a_result_says_what_it_is():
     assert asked.note == few
 
 
-class _Reference:
-    """A reference of given statistics."""
-
-    def __init__(self, taps, networks):
-        self.taps, self.record = taps, {"networks": networks}
+def _reference(taps, networks):
+    return ReferenceStatistics(taps, {"name": "photos", "networks": networks})
 
 
 def test_a_reference_that_does_not_fit():
     made = _measure(PICTURES)
     taps, networks = made.statistics(), made.record
-    assert _measure(PICTURES, reference=_Reference(taps, networks)).results()
-    with pytest.raises(ConfigError, match="made with other weights of the network"):
-        _measure(PICTURES, reference=_Reference(taps, {"random": {"checksum": "0"}}))
+    assert _measure(PICTURES, reference=_reference(taps, networks)).results()
+    with pytest.raises(ConfigError, match="photos was made with other weights of ran"):
+        others = {"random": networks["random"] | {"checksum": "0"}}
+        _measure(PICTURES, reference=_reference(taps, others))
     with pytest.raises(ConfigError, match="needs the features random/pooled, which"):
-        _measure(PICTURES, reference=_Reference({}, networks))
+        _measure(PICTURES, reference=_reference({}, networks))
     with pytest.raises(ConfigError, match="kid needs the features of each image"):
-        _measure(PICTURES, names=["kid"], reference=_Reference(taps, networks))
+        _measure(PICTURES, names=["kid"], reference=_reference(taps, networks))
     with pytest.raises(ConfigError, match="compares with a reference: name one"):
         _measure(PICTURES).results()
 

@@ -1,0 +1,221 @@
+"""Measures a set of images against a reference, and writes what came of it."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import peers
+from ldm_jax.annotations import Int
+from ldm_jax.config import Section
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
+from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
+from ldm_jax.evaluation.references import (
+    is_statistics,
+    measure_reference,
+    read_reference,
+)
+from ldm_jax.evaluation.report import judge, markdown, print_table, sampling_reasons
+from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.files import write_bytes, write_json
+from ldm_jax.metrics.adm_npz import LABELS, ImageFile
+from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.protocols import PROTOCOLS
+from ldm_jax.metrics.reference import ReferenceStatistics
+
+
+class Comparison(NamedTuple):
+    """How a set of images is measured.
+
+    Attributes:
+      distances: Rows of DISTANCES.
+      outdir: Folder of the results.
+      weights: Row of FEATURES -> its file of weights.
+      protocol: Row of PROTOCOLS, or None.
+      reference: Folder of images, npz of images or file of statistics; None for the
+        training images of the run, see `training`.
+      training: Config section `data` of the run that is measured, or None.
+      image_size: Side to which images of a reference are brought; None for as they are.
+      batch_size: Images at a time over all devices.
+      save_every: Images after which the state is saved.
+      skip_unreadable: Whether images that cannot be read are left out.
+      published: Row of PUBLISHED to stand beside, or None.
+      npz: Whether the images are also written to `samples.npz`.
+    """
+
+    distances: Sequence[str]
+    outdir: pathlib.Path
+    weights: Mapping[str, str]
+    protocol: str | None = None
+    reference: str | None = None
+    training: Section | None = None
+    image_size: int | None = None
+    batch_size: int = 16
+    save_every: int = 5_000
+    skip_unreadable: bool = False
+    published: str | None = None
+    npz: bool = False
+
+
+def compare(
+    images: ImageSet,
+    how: Comparison,
+    mesh: Mesh,
+    labels: Int[np.ndarray, " count"] | None = None,
+) -> dict[str, Result]:
+    """Measures a set, prints the table and writes `metrics.json` and `metrics.md`.
+
+    Args:
+      images: The set.
+      how: How it is measured.
+      mesh: Mesh over the devices of all processes.
+      labels: Classes of the images, int32 [N], for `samples.npz`.
+
+    Returns:
+      Name -> result.
+
+    Raises:
+      ConfigError: If something does not go together; before anything is measured.
+      DataError: If images cannot be read.
+    """
+    _check_protocol(images, how)
+    sampling = images.record.get("sample", {})
+    # A misspelt row shall not wait for the samples.
+    published = how.published and find_published(how.published, sampling)
+    measurement = _make_measurement(how, mesh)
+    reference = _open_reference(images, how, measurement, mesh)
+    if reference is not None:
+        measurement.compare_with(reference)
+    more = {"reference": reference and reference.record, "protocol": how.protocol}
+    settings = settings_of(images, measurement, more)
+    saved = Saved(how.outdir / "evaluation.partial.npz", settings, how.save_every)
+    keep = None
+    if how.npz and not jax.process_index():
+        keep = ImageFile(how.outdir / "samples.npz", (images.count, *images.size, 3))
+    measure(images, measurement, saved, _Everywhere(keep) if how.npz else None)
+    results = measurement.results()
+    if not jax.process_index():
+        if keep is not None:
+            keep.finish(**({} if labels is None else {LABELS: np.asarray(labels)}))
+        settings["unreadable"] = images.unreadable
+        _write(images, how, results, settings, published)
+    peers.gather("the results are written")
+    saved.remove()
+    return results
+
+
+class _Everywhere:
+    """An ImageFile of the first process; on the others nothing."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, start, images):
+        if self._file is not None:
+            self._file.write(start, images)
+
+    def flush(self):
+        if self._file is not None:
+            self._file.flush()
+
+
+def _make_measurement(how, mesh):
+    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
+    return Measurement(how.distances, mesh, how.weights, protocol=asked)
+
+
+def _check_protocol(images, how):
+    if how.protocol is None:
+        return
+    side = PROTOCOLS[how.protocol].image_size
+    if side is not None and tuple(images.size) != (side, side):
+        height, width = images.size
+        raise ConfigError(
+            f"--protocol={how.protocol} is of images of {side} x {side} pixels and "
+            f"these have {height} x {width}: give --image_size={side} or leave the "
+            "protocol out"
+        )
+
+
+def _open_reference(images, how, measurement, mesh):
+    """ReferenceStatistics, or None where no distance needs a reference."""
+    needing = [name for name in how.distances if DISTANCES[name].needs_reference]
+    if not needing:
+        return None
+    file, every = how.outdir / "reference.npz", how.save_every
+    options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
+    if how.reference is None:
+        if how.training is None:
+            raise ConfigError(
+                f"--distances={','.join(needing)}: a reference is needed; give "
+                "--reference, a folder of images, an npz or a file of ldm-reference"
+            )
+        others = open_training_set(how.training, mesh, how.batch_size)
+    elif is_statistics(how.reference):
+        reference = read_reference(
+            how.reference, measurement, mesh, how.outdir, every, how.batch_size
+        )
+        reference.check({"preprocessing": _cut_of(images)}, how.reference)
+        return reference
+    else:
+        others = open_images(
+            how.reference, mesh, how.batch_size, image_size=how.image_size, **options
+        )
+    _check_sizes(images, others)
+    return measure_reference(others, measurement, file, every)
+
+
+def _cut_of(images):
+    return images.record["preprocessing"]
+
+
+def _check_sizes(images, others):
+    reference = ReferenceStatistics({}, others.record | {"networks": {}})
+    reference.check({"preprocessing": _cut_of(images)}, others.name)
+
+
+def _write(images, how, results, settings, published):
+    """Writes and prints what came of it."""
+    verdicts, source = [], ""
+    if published is not None:
+        sampling = images.record.get("sample", {})
+        reasons = sampling_reasons(published, sampling, how.protocol)
+        verdicts = judge(results, published, TOLERANCE, reasons)
+        source = published.source
+    record = settings | {
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+        "published": _published_record(how, verdicts, source),
+    }
+    write_json(how.outdir / "metrics.json", record)
+    title = images.name
+    if how.published is not None:
+        title = f"{how.published}: {title}"
+    text = markdown(title, results, verdicts, TOLERANCE, source)
+    write_bytes(how.outdir / "metrics.md", text.encode())
+    count = next(iter(results.values())).count
+    height, width = images.size
+    print_table(f"{images.name}: {count:,} images of {height} x {width}", results)
+    if verdicts:
+        print(text, end="")
+    print(f"numbers: {how.outdir / 'metrics.json'}")
+    if how.npz:
+        print(f"array: {how.outdir / 'samples.npz'}")
+
+
+def _published_record(how, verdicts, source):
+    if not verdicts:
+        return None
+    values = {each.name: each._asdict() for each in verdicts}
+    return {
+        "config": how.published,
+        "source": source,
+        "tolerance": TOLERANCE,
+        "values": values,
+    }

@@ -1,0 +1,191 @@
+"""Samples of a trained second stage as a set of images, drawn while they are measured.
+
+They are drawn on all devices of all processes and stay there: nothing is stored.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import peers, sharding
+from ldm_jax.annotations import Int
+from ldm_jax.batches import Batch
+from ldm_jax.config import choose, to_dict
+from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.diffusion.sample_options import SampleOptions
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.eval_samples import (
+    LABEL_MODES,
+    condition_batches,
+    make_draw,
+    needs_examples,
+    plan_labels,
+    planned_label,
+)
+from ldm_jax.evaluation.image_sets import ImageSet
+from ldm_jax.sampling.options import record_of
+from ldm_jax.tiling import one_behind
+from ldm_jax.trained import Trained
+
+
+class Plan(NamedTuple):
+    """Which samples are drawn.
+
+    Attributes:
+      count: How many; None for one of each held-out example.
+      batch_size: Samples at a time over all devices.
+      label_mode: Row of LABEL_MODES, of a model whose one condition is a class.
+      seed: Seed of all that is drawn at random.
+      split: Split whose examples give other conditions; None for the held-out one.
+      skip_unreadable: Whether examples that cannot be read are passed over.
+    """
+
+    count: int | None
+    batch_size: int = 16
+    label_mode: str = "random"
+    seed: int = 0
+    split: str | None = None
+    skip_unreadable: bool = False
+
+
+def draw_set(
+    trained: Trained, mesh: Mesh, options: SampleOptions, plan: Plan
+) -> tuple[ImageSet, Int[np.ndarray, " count"] | None]:
+    """Makes the set of samples; none is drawn before it is asked for.
+
+    Args:
+      trained: A Trained.
+      mesh: Mesh over the devices of all processes.
+      options: How to sample, with a size.
+      plan: Which samples.
+
+    Returns:
+      (set, labels): an ImageSet, and the classes int32 [count] of a model of classes.
+
+    Raises:
+      ConfigError: If there are not as many conditions as samples.
+    """
+    choose(LABEL_MODES, plan.label_mode, "--label_mode")
+    model, label = trained.model, planned_label(trained.model)
+    source, count = None, plan.count
+    conditions = None
+    if needs_examples(model):
+        source, split = _open_examples(trained, plan)
+        count = len(source) if count is None else count
+        conditions = {"split": split, "examples": source.fingerprint()}
+    if count is None:
+        raise ConfigError("--num_samples is not given: say how many samples to draw")
+    if source is not None and count > len(source):
+        raise ConfigError(
+            f"--num_samples={count}: the examples held out give conditions for "
+            f"{len(source)} samples: ask for {len(source)} or fewer, or name a larger "
+            "split with --split"
+        )
+    labels = label and plan_labels(plan.label_mode, label[1], count, plan.seed)
+    if label is not None:
+        conditions = {"label_mode": plan.label_mode}
+    plan = plan._replace(count=count)
+    record = {
+        "checkpoint": trained.source,
+        "weights": trained.weights,
+        "first_stage": trained.first_stage,
+        "seed": plan.seed,
+        "conditions": conditions,
+        "sample": record_of(options, model),
+    }
+
+    def batches(start):
+        return _draw(trained, mesh, options, plan, source, start)
+
+    name = f"samples of {trained.source} ({trained.weights})"
+    return ImageSet(name, count, options.size, batches, record), labels
+
+
+def _open_examples(trained, plan):
+    """(source, split) of the examples whose conditions the samples get."""
+    section = to_dict(trained.config.data)
+    split = plan.split or section.get("eval_split")
+    if not section.get("source") or not split:
+        raise ConfigError(
+            "the samples need conditions of held-out examples and the run holds none "
+            "out: name a split of its data with --split"
+        )
+    return open_source(section, split), split
+
+
+def _examples(trained, mesh, plan, source):
+    """Yields global batches of examples with their inputs."""
+    section = to_dict(trained.config.data)
+    section["on_error"] = "skip" if plan.skip_unreadable else "raise"
+    section["inputs"] = to_dict(section.get("inputs") or {})
+    size = -(-min(plan.batch_size, len(source)) // mesh.size) * mesh.size
+    process = jax.process_index(), jax.process_count()
+    loader = make_loader(
+        source, section, batch_size=size, seed=plan.seed, train=False, process=process
+    )
+    keys = {"image", "mask", *trained.model.conditioner.entries}
+    try:
+        for batch in loader:
+            batch = {key: batch[key] for key in keys & batch.keys()}
+            yield sharding.put_batch(batch, mesh)
+    finally:
+        loader.close()
+
+
+def _draw(
+    trained: Trained,
+    mesh: Mesh,
+    options: SampleOptions,
+    plan: Plan,
+    source: Any,
+    start: int,
+) -> Iterator[tuple[int, Batch]]:
+    """Yields (position, batch) of the samples from a position on."""
+    model = trained.model
+    weights = {"params": trained.params, "frozen": trained.frozen}
+    weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
+    draw = make_draw(model, options, mesh, plan.seed)
+    conditions = condition_batches(
+        model,
+        mesh,
+        plan.count,
+        plan.batch_size,
+        label_mode=plan.label_mode,
+        seed=plan.seed,
+        examples=source and _examples(trained, mesh, plan, source),
+        start=start,
+    )
+    drawn = (
+        (each, draw(weights["params"], weights["frozen"], each.inputs, each.index))
+        for each in conditions
+    )
+    # While features of one batch are computed, the devices draw the next.
+    for each, (images, finite) in one_behind(drawn):
+        if not np.asarray(finite).all():
+            raise CheckpointError(
+                f"samples of {trained.source} are not finite: its weights are damaged, "
+                "or the options carry them away; look at the run's losses"
+            )
+        start += int(np.asarray(each.mask.sum()))
+        yield start, {"image": images, "mask": each.mask}
+
+
+def check_same_model(trained: Trained) -> None:
+    """Checks that all processes have one model; all must call it.
+
+    Args:
+      trained: A Trained.
+
+    Raises:
+      CheckpointError: If its checkpoint differs from process to process.
+    """
+    found = peers.gather(f"{trained.source[-180:]} {trained.weights}")
+    if len(set(found)) > 1:
+        places = "; ".join(f"process {i}: {text}" for i, text in enumerate(found))
+        raise CheckpointError(
+            f"the model is not the same on all hosts ({places}): give --step, or copy "
+            "one to all of them"
+        )

@@ -1,0 +1,62 @@
+"""Flags that `ldm-evaluate` and `ldm-reference` share, and how they are read."""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from ldm_jax.errors import ConfigError
+
+
+def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines the flags; call it in a group.
+
+    Returns:
+      Holders of --feature_weights, --skip_unreadable and --save_every.
+    """
+    return (
+        flags.DEFINE_list(
+            "feature_weights",
+            [],
+            "Files of weights of the networks, as inception=pt_inception.pth; without "
+            "one random weights stand in, and no number is called FID.",
+        ),
+        flags.DEFINE_bool(
+            "skip_unreadable",
+            False,
+            "Leave out images that cannot be read, and name them, instead of stopping.",
+        ),
+        flags.DEFINE_integer(
+            "save_every",
+            5_000,
+            "Images after which the state is saved, from which a cut run goes on.",
+        ),
+    )
+
+
+def feature_weights(pairs: Sequence[str]) -> dict[str, str]:
+    """Reads `--feature_weights`.
+
+    Args:
+      pairs: Texts as "inception=FILE".
+
+    Returns:
+      Row of FEATURES -> path of its file.
+
+    Raises:
+      ConfigError: If one is something else.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.metrics.features import FEATURES
+
+    found = {}
+    for pair in pairs:
+        name, mark, path = pair.partition("=")
+        if not mark or not path or name in found:
+            raise ConfigError(
+                f"--feature_weights={pair}: give NETWORK=FILE once for each network, "
+                f"as {next(iter(FEATURES))}=FILE; the networks are "
+                f"{', '.join(FEATURES)}"
+            )
+        choose(FEATURES, name, "--feature_weights")
+        found[name] = path
+    return found
