@@ -17,6 +17,7 @@ from ldm_jax.metrics.features import (
     load_network,
 )
 from ldm_jax.metrics.features.__main__ import _main
+from ldm_jax.metrics.features.network import to_rgb
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import checksum
 from ldm_jax.weights.files import write_weights
@@ -207,6 +208,8 @@ def test_what_cannot_be_is_refused():
         load_network("inception", dtype="float16")
     with pytest.raises(ConfigError, match="no file"):
         load_network("random", "weights.pth")
+    with pytest.raises(ConfigError, match="1 or 3 channels, got 4"):
+        to_rgb(np.zeros((1, 8, 8, 4), np.uint8))
 
 
 def test_the_resize_is_that_of_tensorflow_1():
@@ -217,6 +220,17 @@ def test_the_resize_is_that_of_tensorflow_1():
     resized = np.asarray(tensorflow_resize(images, 5, 2))
     np.testing.assert_allclose(resized[0, :, 0, 0], expected, rtol=1e-6)
     assert (tensorflow_resize(images, 3, 2) == images).all()
+
+
+def test_pytorch_fid_resizes_between_centres_of_pixels():
+    rows = np.array([0, 10, 30], np.uint8)
+    images = np.broadcast_to(rows[None, :, None, None], (1, 3, 2, 3))
+    prepared = inception_weights._as_pytorch_fid(images.astype(np.float32))
+    prepared = np.asarray(prepared)
+    assert prepared.shape == (1, 299, 299, 3)
+    places = (np.arange(299) + 0.5) * 3 / 299 - 0.5
+    expected = 2 * np.interp(places, range(3), rows) / 255 - 1
+    np.testing.assert_allclose(prepared[0, :, 7, 1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

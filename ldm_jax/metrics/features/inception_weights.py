@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.metrics.features.inception import SIZE, WIDTHS, Inception
-from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, to_rgb
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import check_tensors, checksum, read_tensors
 from ldm_jax.weights.state_dict import Params, StateDict
@@ -124,9 +124,8 @@ def _load(prepare, path, dtype):
 
 
 def _apply(prepare, params, images, taps, dtype="float32"):
-    images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
     module = Inception(jnp.dtype(dtype))
-    features = module.apply({"params": params}, prepare(images))
+    features = module.apply({"params": params}, prepare(to_rgb(images)))
     return {tap: features[tap] for tap in taps}
 
 
@@ -137,8 +136,8 @@ def _as_tensorflow(images):
 def _as_pytorch_fid(images):
     """As `F.interpolate` resizes without antialiasing, and to another range."""
     shape = len(images), SIZE, SIZE, images.shape[-1]
-    images = images.astype(jnp.float32) / 255
-    return 2 * jax.image.resize(images, shape, "linear", antialias=False) - 1
+    images = jax.image.resize(images / 255, shape, "linear", antialias=False)
+    return 2 * images - 1
 
 
 def _row(title, prepare):
