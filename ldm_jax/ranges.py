@@ -322,6 +322,13 @@ def _is_power(value):
     return _is_whole(value) and value > 0 and value & (value - 1) == 0
 
 
+def _is_step(value):
+    if value == "best" or _is_whole(value):
+        return value == "best" or 0 <= value <= _STEPS
+    digits = isinstance(value, str) and value.isdecimal() and len(value) <= 10
+    return digits and int(value) <= _STEPS
+
+
 def _is_scale(value):
     """Whether it is a guidance scale: a number, or a number for each condition."""
     if isinstance(value, Mapping):
@@ -456,6 +463,18 @@ TRAIN = {
     "wandb": _FLAG,
 }
 
+EVAL = {
+    "every": _EVERY,
+    "num_samples": whole(2, 10**7),
+    "batch_size": whole(1, 2**20),
+    "distances": several(text(), 1),
+    "reference": place(),
+    "reference_images": whole(2, 10**9, none="all"),
+    "label_mode": text(),
+    "best": text(none="none is kept"),
+    "levels": whole(0, 1000, zero="off"),
+}
+
 # Section -> key -> check; "*" stands for a name of the user's.
 SECTIONS: dict[str, dict[str, Check]] = {
     "": {"stage": text(), "seed": SEED},
@@ -586,11 +605,15 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "train.mesh": {"data": whole(-1, 2**20), "fsdp": whole(1, 2**20)},
     "sample": SAMPLE,
+    "eval": EVAL,
+    "eval.weights": dict.fromkeys(
+        ("inception", "dinov2", "clip"), place(none="random weights")
+    ),
 }
 
 # Flag of any command -> check; strings may not be empty. None is an unset flag.
 FLAGS: dict[str, Check] = {
-    "step": whole(0, _STEPS),
+    "step": Check("best or a step, 0 or more (a whole number)", _is_step),
     "seed": SEED,
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
@@ -614,7 +637,11 @@ FLAGS: dict[str, Check] = {
     "start_timeout": whole(1, 10**6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
-        ("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"), place()
+        (
+            *("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"),
+            *("images", "reference"),
+        ),
+        place(),
     ),
     "lpips_weights": place(),
     **{

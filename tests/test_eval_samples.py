@@ -15,7 +15,7 @@ from ldm_jax.eval_samples import (
     needs_examples,
     plan_labels,
 )
-from tests.sampling.common import SIZE, make_trained
+from tests.sampling.common import SIZE, make_trained, with_small_backbone
 
 
 def _mesh(devices):
@@ -88,7 +88,7 @@ def test_conditions_of_examples_are_taken_in_order():
 
 
 def test_samples_are_the_same_on_any_devices_and_in_any_batch():
-    trained = make_trained("label")
+    trained = with_small_backbone(make_trained("label"))
     options = sample_options(trained.config, trained.model)
     drawn = {}
     for devices, size in ((1, 4), (4, 8), (8, 8)):

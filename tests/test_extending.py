@@ -146,7 +146,8 @@ def test_a_metric_and_a_distance():
     against = measured.twin()
     measured.add(images, np.ones(2, bool))
     against.add(other, np.ones(2, bool))
-    (result,) = measured.results(against.statistics()).values()
+    measured.compare_with(against.as_reference())
+    (result,) = measured.results().values()
     assert result.value > 0
 
 

@@ -105,4 +105,5 @@ def test_intervals_can_be_off():
 def test_common_lists_every_key():
     assert common.train().keys() == ranges.TRAIN.keys() | {"optimizer", "mesh"}
     assert common.sample().keys() <= ranges.SAMPLE.keys()
+    assert common.evaluation().keys() == ranges.EVAL.keys() | {"weights"}
     assert common.first_stage().keys() == ranges.LATENTS.keys()

@@ -13,7 +13,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.programs import FeatureProgram
 from ldm_jax.metrics.reference import ReferenceStatistics
-from ldm_jax.metrics.statistics import Moments, TapStatistics
+from ldm_jax.metrics.statistics import ALL, Moments, TapStatistics
 
 
 class Measurement:
@@ -69,19 +69,24 @@ class Measurement:
         self._reference = None
         if reference is not None:
             self.compare_with(reference)
+        self._most_rows = ALL
         self._moments = self._empty()
         self._seen = 0
         # Features that are being computed while those before them are added up.
         self._pending = None
 
-    def twin(self) -> "Measurement":
+    def twin(self, most_rows: int = ALL) -> "Measurement":
         """Makes an empty measurement of the same distances, for another set.
+
+        Args:
+          most_rows: Of how many images features are kept, where distances need them.
 
         Returns:
           A measurement that shares networks and compiled programs with this one.
         """
         other = object.__new__(Measurement)
         vars(other).update(vars(self))
+        other._most_rows = most_rows
         other._moments, other._seen, other._pending = other._empty(), 0, None
         return other
 
@@ -95,8 +100,9 @@ class Measurement:
         for row in self._rows.values():
             key = f"{row.network}/{row.tap}"
             needs[key] = needs.get(key, False) or row.needs_rows
+        most = self._most_rows
         return {
-            f"{name}/{tap}": Moments(width, needs[f"{name}/{tap}"])
+            f"{name}/{tap}": Moments(width, most if needs[f"{name}/{tap}"] else 0)
             for name, program in self._programs.items()
             for tap, width in program.widths.items()
         }
@@ -158,30 +164,34 @@ class Measurement:
         self._settle()
         return {key: moments.statistics() for key, moments in self._moments.items()}
 
-    def results(
-        self, reference: Mapping[str, TapStatistics] | None = None
-    ) -> dict[str, Result]:
-        """Measures what was added.
+    def as_reference(self) -> ReferenceStatistics:
+        """Makes what was added a reference of other measurements.
 
-        Args:
-          reference: What it is compared with, as `statistics` gives it, where that was
-            not known before.
+        Returns:
+          The statistics and the networks that they were made with.
+
+        Raises:
+          DataError: If there were fewer than two images.
+        """
+        return ReferenceStatistics(self.statistics(), {"networks": self.record})
+
+    def results(self) -> dict[str, Result]:
+        """Measures what was added, against the reference.
 
         Returns:
           Name -> result. Of a network of random weights the name is "random-features
           distance (name)".
 
         Raises:
-          ConfigError: If there is no reference, or it lacks what is compared.
+          ConfigError: If there is no reference and a distance needs one.
           DataError: If there were fewer than two images.
         """
-        if reference is None and self._reference is not None:
-            reference = self._reference.taps
+        taps = None if self._reference is None else self._reference.taps
         own, results = self.statistics(), {}
         for name, row in self._rows.items():
             key, other = f"{row.network}/{row.tap}", None
             if row.needs_reference:
-                other = _find(reference, key, name, row)
+                other = _find(taps, key, name, row)
             found = row.measure(own[key], other, self._seed)
             peers.progress()
             found = {name: found} if isinstance(found, Result) else found
@@ -237,7 +247,7 @@ class Measurement:
         self._seen = int(state["seen"])
 
     def compare_with(self, reference: ReferenceStatistics) -> None:
-        """Takes a reference, before images are drawn.
+        """Takes a reference, of which all that a distance needs is looked for.
 
         Args:
           reference: What the images are compared with.

@@ -30,10 +30,16 @@ class FeatureProgram:
           mesh: Mesh of the batches.
 
         Raises:
-          ConfigError: If there is no such network or its weights cannot be read.
+          ConfigError: If there is no such network, its weights cannot be read, or they
+            have no text encoder where captions are compared.
         """
         self.network = network = load_network(name, path)
         row, self._wants_captions = network.row, COSINE in taps
+        if self._wants_captions and row.embed_text is None:
+            raise ConfigError(
+                f"clip_score needs a text encoder, which {network.record['weights']} "
+                f"({row.title}) does not have; give a file with both: {row.where}"
+            )
         self.widths = {
             tap: 1 if tap == COSINE else row.widths[tap] for tap in sorted(taps)
         }

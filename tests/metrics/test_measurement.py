@@ -41,7 +41,8 @@ def _add(measured, pictures, mesh, size):
 
 
 def _values(measured, against):
-    results = measured.results(against.statistics())
+    measured.compare_with(against.as_reference())
+    results = measured.results()
     return {name: result.value for name, result in results.items()}
 
 
@@ -66,16 +67,15 @@ def test_a_cut_measurement_goes_on_to_the_same_digits():
 
 
 def test_a_result_says_what_it_is():
-    (name, result), *others = (
-        _measure(PICTURES).results(_measure(PICTURES).statistics()).items()
-    )
+    reference = _measure(PICTURES).as_reference()
+    measured = _measure(PICTURES, reference=reference)
+    (name, result), *others = measured.results().items()
     assert name == result.label == "random-features distance (frechet)" and not others
     assert result.value < 1e-6 and result.count == 22
     few = "no more images than the 256 features"
     assert result.note == f"{few}; fewer images than the protocol's 50000"
-    taps = _measure(PICTURES).statistics()
-    (asked,) = _measure(PICTURES, protocol=22).results(taps).values()
-    assert asked.note == few
+    measured = _measure(PICTURES, reference=reference, protocol=22)
+    assert measured.results()[name].note == few
 
 
 def _reference(taps, networks):
@@ -100,7 +100,7 @@ def test_a_reference_that_does_not_fit():
 def test_what_cannot_be_measured():
     measured = _measure(PICTURES[:1])
     with pytest.raises(DataError, match="two images or more, got 1"):
-        measured.results(_measure(PICTURES).statistics())
+        measured.results()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ConfigError, match='distances="frechett" is unknown'):
         Measurement(["frechett"], mesh)
@@ -142,7 +142,8 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
 
     monkeypatch.setitem(FEATURES, "clip", _network(apply, embed_text))
     mesh = sharding.make_mesh(devices=jax.devices()[:4])
-    measured = Measurement(["clip_score"], mesh, {"clip": "of no use"})
+    weights = {"clip": "of_images_alone"}
+    measured = Measurement(["clip_score"], mesh, weights)
     images = np.zeros((4, 2, 2, 3), np.uint8)
     images[:, 0, 0] = [[3, 4, 0], [1, 0, 0], [0, 0, 9], [1, 1, 1]]
     captions = np.int32([[1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 1, 1]])
@@ -155,3 +156,6 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
     result = measured.results()["clip_score"]
     assert result.value == pytest.approx((60 + 100) / 3, rel=1e-6)
     assert result.count == 3 and result.label == "CLIP score"
+    monkeypatch.setitem(FEATURES, "clip", _network(apply))
+    with pytest.raises(ConfigError, match="which of_images_alone .* does not have"):
+        Measurement(["clip_score"], mesh, weights)
