@@ -75,11 +75,14 @@ class ReferenceStatistics:
         return f"{tap}/mu", f"{tap}/sigma"
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "ReferenceStatistics":
+    def load(
+        cls, path: str | os.PathLike, key: str = "--reference"
+    ) -> "ReferenceStatistics":
         """Reads a file of this package or of guided-diffusion or pytorch-fid.
 
         Args:
           path: Path of the npz.
+          key: The flag or config key that names it, for messages.
 
         Returns:
           The statistics.
@@ -87,28 +90,28 @@ class ReferenceStatistics:
         Raises:
           ConfigError: If it cannot be read or is something else.
         """
-        keys = keys_of(path, "--reference")
+        keys = keys_of(path, key)
         if not {_RECORD, "mu", "mu_s"} & keys:
             raise ConfigError(
-                f"--reference: {path} holds {', '.join(sorted(keys)) or 'nothing'}, no "
+                f"{key}: {path} holds {', '.join(sorted(keys)) or 'nothing'}, no "
                 "statistics: give a file of ldm-reference, or an npz with mu and sigma"
             )
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return cls._read(archive, keys, path)
+                return cls._read(archive, keys, path, key)
         except ConfigError:
             raise
         # Of a damaged file nearly anything.
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
-                f"--reference: {path} cannot be read ({text}): make it anew"
+                f"{key}: {path} cannot be read ({text}): make it anew"
             ) from error
 
     @classmethod
-    def _read(cls, archive, keys, path):
+    def _read(cls, archive, keys, path, key):
         if _RECORD not in keys:
-            return cls(*_read_foreign(archive, keys, path))
+            return cls(*_read_foreign(archive, keys, path, key))
         record, taps = json.loads(str(archive[_RECORD])), {}
         counts = record.pop("taps")
         this = cls({}, record)
@@ -138,7 +141,7 @@ class ReferenceStatistics:
             _check_preprocessing(where, here, there)
 
 
-def _read_foreign(archive, keys, path):
+def _read_foreign(archive, keys, path, key):
     """(taps, record) of a file of guided-diffusion or pytorch-fid."""
     taps = {}
     for tap, (mean, covariance) in _ADM.items():
@@ -148,7 +151,7 @@ def _read_foreign(archive, keys, path):
         width = _WIDTHS[tap]
         if mean.shape != (width,) or covariance.shape != (width, width):
             raise ConfigError(
-                f"--reference: {path} has statistics of {mean.shape[-1]} features, "
+                f"{key}: {path} has statistics of {mean.shape[-1]} features, "
                 f"and {tap} has {width}: they are of another network"
             )
         # How many images they are of the file does not say.
@@ -156,7 +159,7 @@ def _read_foreign(archive, keys, path):
         taps[tap] = TapStatistics(0, *arrays, None)
     if not taps:
         raise ConfigError(
-            f"--reference: {path} has mu without sigma, or the other way round: give "
+            f"{key}: {path} has mu without sigma, or the other way round: give "
             "an npz with both"
         )
     network = {"network": "inception", "weights": "published", "checksum": None}

@@ -58,11 +58,13 @@ class SetDistances:
         cut, given = {"size": [side, side]}, None
         if options.reference:
             # Compared before it costs anything.
-            given = ReferenceStatistics.load(options.reference)
+            given = ReferenceStatistics.load(options.reference, "eval.reference")
             given.check({"preprocessing": cut}, options.reference)
-        self._measurement = Measurement(
-            options.distances, run.mesh, options.weights, given
-        )
+        names, weights = options.distances, options.weights
+        try:
+            self._measurement = Measurement(names, run.mesh, weights, given)
+        except ConfigError as error:
+            raise ConfigError(f"section eval: {error}") from error
         if given is None and self._compares():
             self._measurement.compare_with(self._own_reference(cut))
 
