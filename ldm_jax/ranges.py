@@ -637,7 +637,11 @@ FLAGS: dict[str, Check] = {
     "start_timeout": whole(1, 10**6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
-        ("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"), place()
+        (
+            *("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"),
+            *("images", "reference"),
+        ),
+        place(),
     ),
     "lpips_weights": place(),
     **{

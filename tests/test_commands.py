@@ -149,7 +149,8 @@ def test_commands_spell_and_explain_flags_alike(run):
         for flag, words in re.findall(r"^  --(\S+)((?:.*\n {20,})*.*)", output, re.M):
             explained.setdefault(flag.split("=")[0], set()).add(" ".join(words.split()))
     # They depend on the command.
-    own = {"config", "image", "tile", "image_size", "num_samples", "distances", "split"}
+    own = {"config", "image", "tile", "image_size", "num_samples"}
+    own |= {"distances", "split", "prompts_file"}
     for flag in explained.keys() - own:
         assert len(explained[flag]) == 1, (flag, explained[flag])
     assert {"workdir", "outdir", "step", "[no]ema", "lpips_weights"} <= explained.keys()

@@ -20,14 +20,13 @@ writes the reconstructions of image files of any size.
 """
 
 import pathlib
-from typing import Any
 
 from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.flag_groups import define_measurement_flags, feature_weights
-from ldm_jax.files import check_outdir, write_json
+from ldm_jax.files import check_outdir
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir")
@@ -47,7 +46,7 @@ with cli.group("how to measure"):
     )
     _DISTANCES = flags.DEFINE_list(
         "distances",
-        [],
+        None,
         "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
     )
     _REFERENCE = flags.DEFINE_string(
@@ -62,10 +61,26 @@ with cli.group("how to measure"):
         "Config whose published numbers stand beside, as imagenet_class:f4.",
     )
     _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+    _PROMPTS_FILE = flags.DEFINE_string(
+        "prompts_file",
+        None,
+        "Captions, one in a line: those of --images in their order, for clip_score, or "
+        "what samples are drawn from, instead of the held-out examples' captions.",
+    )
+    _TOKENIZER = flags.DEFINE_string(
+        "tokenizer",
+        "openai/clip-vit-large-patch14",
+        "CLIP's tokenizer for clip_score: a folder or a name on the Hugging Face hub.",
+    )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("samples"):
-    _NUM_SAMPLES = cli.shared("num_samples")
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Number of samples; the protocol's if unset, or as many as there are captions "
+        "or held-out examples where these give the conditions.",
+    )
     _LABEL_MODE = flags.DEFINE_string(
         "label_mode",
         None,
@@ -110,8 +125,6 @@ with cli.group("output"):
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
-_UNITS = {"psnr": "dB"}
-
 
 def _main(argv: list[str]) -> None:
     """Evaluates."""
@@ -131,18 +144,21 @@ def _main(argv: list[str]) -> None:
             "as they are; one of them"
         )
     if _IMAGES.value is not None:
-        _refuse((*_SAMPLE_FLAGS, "npz", "image"), "--images are measured as they are")
+        others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
+        words = "--images are measured as they are"
+        _refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
         _of_images(how)
         return
     stage = "autoencoder"
     if _WORKDIR.value != "identity":
         stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
     if stage == "diffusion":
-        _refuse(("image", "data"), f"--workdir={_WORKDIR.value} is a second stage")
+        words = f"--workdir={_WORKDIR.value} is a second stage"
+        _refuse(("image", "data", "num_images", "lpips_weights"), words)
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
-        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol"), words)
+        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
         _of_first_stage(how)
 
 
@@ -178,7 +194,7 @@ def _comparison():
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.protocols import PROTOCOLS
 
-    distances = _DISTANCES.value
+    distances = _DISTANCES.value or []
     if _PROTOCOL.value is not None:
         protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
         distances = distances or list(protocol.distances)
@@ -216,7 +232,22 @@ def _of_images(how):
         count=_NUM_IMAGES.value,
         skip_unreadable=_SKIP.value,
     )
+    if _PROMPTS_FILE.value is not None:
+        images.tokens = _tokens(images, mesh)
     compare(images, how._replace(distances=how.distances or ["fid"]), mesh)
+
+
+def _tokens(images, mesh):
+    """Token ids of the captions of --prompts_file."""
+    from ldm_jax.evaluation.captions import make_tokens, read_captions
+
+    texts = read_captions(_PROMPTS_FILE.value)
+    if len(texts) != images.count:
+        raise ConfigError(
+            f"--prompts_file={_PROMPTS_FILE.value} has {len(texts)} captions and there "
+            f"are {images.count} images: give a line for each, in their order"
+        )
+    return make_tokens(texts.__getitem__, len(texts), _TOKENIZER.value, mesh)
 
 
 def _of_samples(how, plan, sampling):
@@ -225,6 +256,7 @@ def _of_samples(how, plan, sampling):
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.drawn import check_same_model, draw_set
+    from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.sampling import load_model, options
 
     trained = load_model(
@@ -237,6 +269,8 @@ def _of_samples(how, plan, sampling):
     check_same_model(trained)
     mesh = sharding.make_mesh()
     sample_options = options.complete(trained, sampling)
+    if any(DISTANCES[name].needs_captions for name in how.distances):
+        plan = plan._replace(tokenizer=_TOKENIZER.value)
     images, labels = draw_set(trained, mesh, sample_options, plan)
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
@@ -265,11 +299,13 @@ def _plan():
         seed=_SEED.value,
         split=_SPLIT.value,
         skip_unreadable=_SKIP.value,
+        prompts_file=_PROMPTS_FILE.value,
     )
 
 
 def _of_first_stage(how):
     """Measures a first stage, or sends images through it."""
+    from ldm_jax.evaluation import first_stage_command
     from ldm_jax.trained import check_same_everywhere, load_first_stage
 
     first = load_first_stage(
@@ -282,91 +318,25 @@ def _of_first_stage(how):
         first.config.data.max_image_gb = _MAX_IMAGE_GB.value
     how.outdir.mkdir(parents=True, exist_ok=True)
     if _IMAGE.value:
-        _reconstruct(first, how.outdir)
-    else:
-        _evaluate(first, how.outdir)
-
-
-def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
-    """Writes `<name>_reconstructed.png` for each image file."""
-    from ldm_jax import peers
-    from ldm_jax.evaluation.first_stage import (
-        compile_codec,
-        name_outputs,
-        reconstruct_file,
-    )
-    from ldm_jax.images import memory_limit
-
-    outputs = name_outputs(_IMAGE.value, outdir)
-    codec, factor = compile_codec(first), first.module.downsampling_factor
-    tiles = _TILE.value, _OVERLAP.value
-    with memory_limit(first.config.data.get("max_image_gb")):
-        for path, output in outputs.items():
-            print(reconstruct_file(codec, factor, path, output, *tiles))
-            peers.progress()
-
-
-def _evaluate(first: Any, outdir: pathlib.Path) -> None:
-    """Prints the table and writes the files."""
-    import jax
-
-    from ldm_jax import sharding
-    from ldm_jax.batches import Images
-    from ldm_jax.evaluation.first_stage import evaluate, make_lpips
-    from ldm_jax.images import write_png
-    from ldm_jax.models.first_stages import row_of
-
-    mesh = sharding.make_mesh()
-    images = Images(
-        first.config.data,
-        mesh,
-        _BATCH_SIZE.value,
-        name=_DATA.value,
-        data_dir=_DATA_DIR.value,
-        split=_SPLIT.value,
-        image_size=_IMAGE_SIZE.value,
-        num_images=_NUM_IMAGES.value,
-    )
-    factor, side = first.module.downsampling_factor, images.image_size
-    if side % factor:
-        raise ConfigError(
-            f"--image_size={side} is not divisible by the first stage's factor "
-            f"{factor}; use --image_size={-(-side // factor) * factor}"
-        )
-    paths = _LPIPS_WEIGHTS.value or first.config.get("loss", {}).get("lpips_weights")
-    if not paths:
-        print("LPIPS is left out: its weights were not given, see --lpips_weights")
-    perceptual = make_lpips(paths) if paths else None
-    weights = feature_weights(_WEIGHTS.value)
-    results, pictures = evaluate(
-        first, images.batches(), mesh, perceptual, _DISTANCES.value, weights
-    )
-    if jax.process_index():
+        tiles = _TILE.value, _OVERLAP.value
+        first_stage_command.reconstruct(first, how.outdir, _IMAGE.value, *tiles)
         return
-    record = first.record | images.record
-    record |= {
-        "num_images": results["psnr"].count,
-        "metrics": {name: result.value for name, result in results.items()},
-        "details": {name: result._asdict() for name, result in results.items()},
+    images = {
+        "name": _DATA.value,
+        "data_dir": _DATA_DIR.value,
+        "split": _SPLIT.value,
+        "image_size": _IMAGE_SIZE.value,
+        "num_images": _NUM_IMAGES.value,
     }
-    write_json(outdir / "metrics.json", record)
-    _print_table(record, _UNITS | row_of(first.module).measures.units)
-    print(f"numbers: {outdir / 'metrics.json'}")
-    for name, grid in pictures.items():
-        if grid is not None:
-            write_png(outdir / f"{name}.png", grid)
-            print(f"images: {outdir / name}.png")
-
-
-def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
-    average = " (moving average)" if record["weights"] == "ema_params" else ""
-    side = record["image_size"]
-    print(
-        f"{record['workdir']}, step {record['step']}{average}: {record['num_images']} "
-        f"images of {side} x {side}, {record['data']}, split {record['split']}"
+    on_images = first_stage_command.OnImages(
+        images,
+        _BATCH_SIZE.value,
+        _LPIPS_WEIGHTS.value,
+        how.distances,
+        how.weights,
+        how.published,
     )
-    for name, value in record["metrics"].items():
-        print(f"  {name:<20}{value:>10.4f} {units.get(name, '')}".rstrip())
+    first_stage_command.measure_first_stage(first, how.outdir, on_images)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Measures a set of images against a reference, and writes what came of it."""
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,19 +16,29 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
+    MOST_ROWS,
     is_statistics,
     measure_reference,
     read_reference,
 )
-from ldm_jax.evaluation.report import judge, markdown, print_table, sampling_reasons
+from ldm_jax.evaluation.report import (
+    judge,
+    markdown,
+    print_table,
+    published_record,
+    sampling_reasons,
+)
 from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile
 from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.sampling.settings import first_difference
 
 
 class Comparison(NamedTuple):
@@ -85,15 +96,22 @@ def compare(
       DataError: If images cannot be read.
     """
     _check_protocol(images, how)
+    _check_reference(how)
     sampling = images.record.get("sample", {})
     # A misspelt row shall not wait for the samples.
     published = how.published and find_published(how.published, sampling)
-    measurement = _make_measurement(how, mesh)
+    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
+    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
+    if not jax.process_index():
+        _name_random(measurement)
     reference = _open_reference(images, how, measurement, mesh)
     if reference is not None:
         measurement.compare_with(reference)
     more = {"reference": reference and reference.record, "protocol": how.protocol}
     settings = settings_of(images, measurement, more)
+    results = _finished(images, how, settings)
+    if results is not None:
+        return results
     saved = Saved(how.outdir / "evaluation.partial.npz", settings, how.save_every)
     keep = None
     if how.npz and not jax.process_index():
@@ -108,6 +126,26 @@ def compare(
     peers.gather("the results are written")
     saved.remove()
     return results
+
+
+def _finished(images, how, settings):
+    """The results of an earlier run with these settings, or None."""
+    path = how.outdir / "metrics.json"
+    if not path.exists() or (how.npz and not (how.outdir / "samples.npz").exists()):
+        return None
+    try:
+        record = parse_json(read_file(path, MAX_TEXT))
+        there = {key: record.get(key) for key in settings}
+        found = {k: Result(**v) for k, v in record["details"].items()}
+    # What is no record of a finished run is replaced by one.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    settings = json.loads(json.dumps(settings))
+    if first_difference(there, settings) is not None:
+        return None
+    if not jax.process_index():
+        print_table(f"{images.name}: measured already, {path}", found)
+    return found
 
 
 class _Everywhere:
@@ -125,9 +163,15 @@ class _Everywhere:
             self._file.flush()
 
 
-def _make_measurement(how, mesh):
-    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
-    return Measurement(how.distances, mesh, how.weights, protocol=asked)
+def _name_random(measurement):
+    """Says before hours of work that its numbers will not be the published ones."""
+    for name, record in measurement.record.items():
+        if record["weights"] == "random" and name != "random":
+            row = FEATURES[name]
+            print(
+                f"{row.title} has random weights: numbers are called random-features "
+                f"distance. Give --feature_weights={name}=FILE; its file: {row.where}"
+            )
 
 
 def _check_protocol(images, how):
@@ -136,26 +180,43 @@ def _check_protocol(images, how):
     side = PROTOCOLS[how.protocol].image_size
     if side is not None and tuple(images.size) != (side, side):
         height, width = images.size
+        drawn = "sample" in images.record
+        advice = f"give --image_size={side} or leave" if not drawn else "leave"
         raise ConfigError(
             f"--protocol={how.protocol} is of images of {side} x {side} pixels and "
-            f"these have {height} x {width}: give --image_size={side} or leave the "
-            "protocol out"
+            f"these have {height} x {width}: {advice} the protocol out"
         )
+
+
+def _needing(how):
+    """The distances that compare with a reference."""
+    return [name for name in how.distances if DISTANCES[name].needs_reference]
+
+
+def _check_reference(how):
+    if how.reference is None and how.training is None and _needing(how):
+        raise ConfigError(
+            f"--distances={','.join(_needing(how))}: a reference is needed; give "
+            "--reference, a folder of images, an npz or a file of ldm-reference"
+        )
+    if how.reference is not None:
+        # What is not there shall not wait for the networks.
+        is_statistics(how.reference)
 
 
 def _open_reference(images, how, measurement, mesh):
     """ReferenceStatistics, or None where no distance needs a reference."""
-    needing = [name for name in how.distances if DISTANCES[name].needs_reference]
+    needing = _needing(how)
     if not needing:
         return None
+    # Captions, and scores without a reference, are not of these images.
+    if needing != list(how.distances):
+        measurement = Measurement(needing, mesh, how.weights)
+    rows = how.protocol and PROTOCOLS[how.protocol].reference_rows
+    measurement = measurement.twin(most_rows=rows or MOST_ROWS)
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
-        if how.training is None:
-            raise ConfigError(
-                f"--distances={','.join(needing)}: a reference is needed; give "
-                "--reference, a folder of images, an npz or a file of ldm-reference"
-            )
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
         reference = read_reference(
@@ -191,7 +252,7 @@ def _write(images, how, results, settings, published):
     record = settings | {
         "metrics": {name: result.value for name, result in results.items()},
         "details": {name: result._asdict() for name, result in results.items()},
-        "published": _published_record(how, verdicts, source),
+        "published": published and published_record(how.published, verdicts, source),
     }
     write_json(how.outdir / "metrics.json", record)
     title = images.name
@@ -207,15 +268,3 @@ def _write(images, how, results, settings, published):
     print(f"numbers: {how.outdir / 'metrics.json'}")
     if how.npz:
         print(f"array: {how.outdir / 'samples.npz'}")
-
-
-def _published_record(how, verdicts, source):
-    if not verdicts:
-        return None
-    values = {each.name: each._asdict() for each in verdicts}
-    return {
-        "config": how.published,
-        "source": source,
-        "tolerance": TOLERANCE,
-        "values": values,
-    }

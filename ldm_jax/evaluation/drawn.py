@@ -3,6 +3,7 @@
 They are drawn on all devices of all processes and stay there: nothing is stored.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ldm_jax import peers, sharding
 from ldm_jax.annotations import Int
 from ldm_jax.batches import Batch
 from ldm_jax.config import choose, to_dict
+from ldm_jax.data.inputs import inputs_of, needed_keys
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError
@@ -25,6 +27,7 @@ from ldm_jax.eval_samples import (
     plan_labels,
     planned_label,
 )
+from ldm_jax.evaluation.captions import OneCaption, Prompts, make_tokens
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.sampling.options import record_of
 from ldm_jax.tiling import one_behind
@@ -41,6 +44,10 @@ class Plan(NamedTuple):
       seed: Seed of all that is drawn at random.
       split: Split whose examples give other conditions; None for the held-out one.
       skip_unreadable: Whether examples that cannot be read are passed over.
+      prompts_file: File whose captions, one in a line, are the conditions; None for
+        those of examples.
+      tokenizer: CLIP's tokenizer, to measure samples by the captions that they are
+        drawn from; None where they are not.
     """
 
     count: int | None
@@ -49,6 +56,8 @@ class Plan(NamedTuple):
     seed: int = 0
     split: str | None = None
     skip_unreadable: bool = False
+    prompts_file: str | None = None
+    tokenizer: str | None = None
 
 
 def draw_set(
@@ -70,20 +79,8 @@ def draw_set(
     """
     choose(LABEL_MODES, plan.label_mode, "--label_mode")
     model, label = trained.model, planned_label(trained.model)
-    source, count = None, plan.count
-    conditions = None
-    if needs_examples(model):
-        source, split = _open_examples(trained, plan)
-        count = len(source) if count is None else count
-        conditions = {"split": split, "examples": source.fingerprint()}
-    if count is None:
-        raise ConfigError("--num_samples is not given: say how many samples to draw")
-    if source is not None and count > len(source):
-        raise ConfigError(
-            f"--num_samples={count}: the examples held out give conditions for "
-            f"{len(source)} samples: ask for {len(source)} or fewer, or name a larger "
-            "split with --split"
-        )
+    source, conditions = _open_examples(trained, plan)
+    count = _count(plan, source)
     labels = label and plan_labels(plan.label_mode, label[1], count, plan.seed)
     if label is not None:
         conditions = {"label_mode": plan.label_mode}
@@ -101,11 +98,56 @@ def draw_set(
         return _draw(trained, mesh, options, plan, source, start)
 
     name = f"samples of {trained.source} ({trained.weights})"
-    return ImageSet(name, count, options.size, batches, record), labels
+    images = ImageSet(name, count, options.size, batches, record)
+    if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
+        images.tokens = _tokens_of(source, plan.tokenizer, mesh)
+    return images, labels
+
+
+def _tokens_of(source, tokenizer, mesh):
+    """Token ids of the captions of examples, for `ImageSet.tokens`."""
+
+    def caption_of(k):
+        return source[k]["caption"]
+
+    return make_tokens(caption_of, len(source), tokenizer, mesh)
+
+
+def _count(plan, source):
+    """The number of samples, for which there are conditions."""
+    count = plan.count
+    if count is None and source is None:
+        raise ConfigError("--num_samples is not given: say how many samples to draw")
+    if source is None:
+        return count
+    most = len(source)
+    if count is not None and count > most:
+        where = f"--prompts_file={plan.prompts_file} gives"
+        more = "give a longer file"
+        if plan.prompts_file is None:
+            where, more = "the examples held out give", "name a larger split (--split)"
+        raise ConfigError(
+            f"--num_samples={count}: {where} conditions for {most} samples: ask for "
+            f"{most} or fewer, or {more}"
+        )
+    return most if count is None else count
 
 
 def _open_examples(trained, plan):
-    """(source, split) of the examples whose conditions the samples get."""
+    """(source, record) of the examples whose conditions the samples get, or None."""
+    needed = needed_keys(trained.inputs)
+    if plan.prompts_file is not None:
+        if needed != ["caption"] or not needs_examples(trained.model):
+            takes = ", ".join(trained.model.conditioner.entries) or "nothing"
+            raise ConfigError(
+                f"--prompts_file={plan.prompts_file}: captions are not all that the "
+                f"model is conditioned on, which is {takes}; leave it out"
+            )
+        source = Prompts(plan.prompts_file)
+        where = {"prompts_file": os.path.basename(plan.prompts_file)}
+        return source, where | {"examples": source.fingerprint()}
+    if not needs_examples(trained.model):
+        return None, None
     section = to_dict(trained.config.data)
     split = plan.split or section.get("eval_split")
     if not section.get("source") or not split:
@@ -113,7 +155,8 @@ def _open_examples(trained, plan):
             "the samples need conditions of held-out examples and the run holds none "
             "out: name a split of its data with --split"
         )
-    return open_source(section, split), split
+    source = OneCaption(open_source(section, split))
+    return source, {"split": split, "examples": source.fingerprint()}
 
 
 def _examples(trained, mesh, plan, source):
@@ -170,7 +213,7 @@ def _draw(
                 "or the options carry them away; look at the run's losses"
             )
         start += int(np.asarray(each.mask.sum()))
-        yield start, {"image": images, "mask": each.mask}
+        yield start, {"image": images, "mask": each.mask, "index": each.index}
 
 
 def check_same_model(trained: Trained) -> None:

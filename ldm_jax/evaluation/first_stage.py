@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -110,8 +110,7 @@ def evaluate(
     batches: Iterable[Mapping[str, Shaped[Array, "..."]]],
     mesh: Mesh,
     perceptual: tuple[Callable, Any] | None = None,
-    distances: Sequence[str] = (),
-    feature_weights: Mapping[str, str | None] | None = None,
+    measurement: Measurement | None = None,
 ) -> tuple[dict[str, Result], dict[str, UInt8[np.ndarray, "h w c"] | None]]:
     """Averages the metrics over a data set.
 
@@ -121,8 +120,8 @@ def evaluate(
         bool [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
-      distances: Rows of DISTANCES, of the set of reconstructions to that of images.
-      feature_weights: Feature network -> its file of weights, see `Measurement`.
+      measurement: Empty, of the distances of the set of reconstructions to that of
+        images; None for none.
 
     Returns:
       (results, pictures): name -> Result, with the standard error of the mean of what
@@ -141,7 +140,7 @@ def evaluate(
         for tree in (first.params, weights)
     )
     results = ((b["image"], b["mask"], *step(params, weights, b)) for b in batches)
-    reconstructed = Measurement(distances, mesh, feature_weights)
+    reconstructed = measurement or Measurement((), mesh)
     originals = reconstructed.twin()
     means, sums, first_pairs, extremes = {}, {}, None, Extremes()
     for images, mask, rows, parts, decoded in tiling.one_behind(results):
@@ -163,7 +162,7 @@ def evaluate(
     if not means or not means["psnr"].count:
         raise DataError("none of the images could be read; see the warnings above")
     found = _summarise(first, means, sums)
-    if distances:
+    if reconstructed.distances:
         reconstructed.compare_with(originals.as_reference())
         found |= reconstructed.results()
     pictures = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()

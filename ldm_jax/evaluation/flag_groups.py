@@ -16,7 +16,7 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
     return (
         flags.DEFINE_list(
             "feature_weights",
-            [],
+            None,
             "Files of weights of the networks, as inception=pt_inception.pth; without "
             "one random weights stand in, and no number is called FID.",
         ),
@@ -33,11 +33,11 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
     )
 
 
-def feature_weights(pairs: Sequence[str]) -> dict[str, str]:
+def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:
     """Reads `--feature_weights`.
 
     Args:
-      pairs: Texts as "inception=FILE".
+      pairs: Texts as "inception=FILE", or None.
 
     Returns:
       Row of FEATURES -> path of its file.
@@ -49,7 +49,7 @@ def feature_weights(pairs: Sequence[str]) -> dict[str, str]:
     from ldm_jax.metrics.features import FEATURES
 
     found = {}
-    for pair in pairs:
+    for pair in pairs or ():
         name, mark, path = pair.partition("=")
         if not mark or not path or name in found:
             raise ConfigError(

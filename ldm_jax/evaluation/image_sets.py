@@ -40,10 +40,13 @@ class ImageSet:
       batches: Function of the number of images that were taken before -> iterator over
         the rest in order: (position, batch), the number that are taken with this batch
         and a dict of global arrays "image" uint8 [B, H, W, 3] and "mask" bool [B],
-        which marks rows that count. What it is given is 0 or such a position.
+        which marks rows that count; "index", the numbers of its images, is there where
+        they do not follow one another. What it is given is 0 or such a position.
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
         "preprocessing", as in `ReferenceStatistics.record`.
       unreadable: Where images are that were left out, of this process.
+      tokens: Function of the numbers of a batch's images -> token ids of their
+        captions, see `captions.make_tokens`; None where there are no captions.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class ImageSet:
                 "sets needs two or more"
             )
         self.name, self.count, self.size = name, count, size
-        self.batches, self.unreadable = batches, []
+        self.batches, self.unreadable, self.tokens = batches, [], None
         cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
 

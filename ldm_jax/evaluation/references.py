@@ -17,6 +17,10 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.settings import first_difference
 
+# Of how many images of a reference features are kept, where distances need them: as
+# many as there are samples by the protocols, 400 MB of FID's features.
+MOST_ROWS = 50_000
+
 # What must be the same of a file that is there and of what would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
 
@@ -54,7 +58,7 @@ def read_reference(
 
     Args:
       place: Its path.
-      measurement: What it is to be compared with.
+      measurement: Empty, of the distances that need a reference.
       mesh: Mesh over the devices of all processes.
       outdir: Folder of the evaluation.
       every: Images after which the state is saved.
@@ -104,7 +108,7 @@ def measure_reference(
 
     Args:
       images: The set.
-      measurement: What is to be compared with it, whose networks it shares.
+      measurement: What takes them; empty, of the distances that need a reference.
       path: Where the file is, or is to be; the state of a cut run lies beside it.
       every: Images after which the state is saved.
 
@@ -126,13 +130,12 @@ def measure_reference(
         return _same(ReferenceStatistics.load(path), record, path)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
-    twin = measurement.twin()
-    saved = Saved(
-        path.with_name(f"{path.stem}.partial.npz"), settings_of(images, twin), every
-    )
-    measure(images, twin, saved)
-    record |= {"count": twin.count, "unreadable": images.count - twin.count}
-    reference = ReferenceStatistics(twin.statistics(), record)
+    settings = settings_of(images, measurement)
+    saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
+    measure(images, measurement, saved)
+    count = measurement.count
+    record |= {"count": count, "unreadable": images.count - count}
+    reference = ReferenceStatistics(measurement.statistics(), record)
     if not jax.process_index():
         reference.save(path)
     # No process reads the file before it is whole, or the state after it is gone.

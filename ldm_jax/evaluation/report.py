@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ldm_jax.evaluation.published_numbers import Published
+from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
 from ldm_jax.metrics.distances import DISTANCES, Result
 
 # Of what is measured image by image, which is better.
@@ -104,6 +104,24 @@ def sampling_reasons(
     return tuple(reasons)
 
 
+def published_record(
+    config: str, verdicts: list[Verdict], source: str
+) -> dict[str, Any]:
+    """Lists verdicts for `metrics.json`.
+
+    Args:
+      config: Row of PUBLISHED.
+      verdicts: What `judge` gives.
+      source: Where the numbers were published.
+
+    Returns:
+      JSON-like dict.
+    """
+    values = {each.name: each._asdict() for each in verdicts}
+    tolerance = {"tolerance": TOLERANCE}
+    return {"config": config, "source": source, **tolerance, "values": values}
+
+
 def print_table(title: str, results: Mapping[str, Result]) -> None:
     """Prints results, a line each.
 
@@ -153,19 +171,19 @@ def markdown(
       Text of several lines.
     """
     published = {each.name: each for each in verdicts}
-    head = f"within {tolerance:.0%} of {source}" if verdicts else "published"
-    lines = [
-        f"| {title} | measured | deviation | images | published | {head} |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = [title, "measured", "deviation", "images"]
+    if verdicts:
+        head += ["published", f"within {tolerance:.0%} of {source}"]
+    rows = [head, ["---"] * len(head)]
     for name in [*results, *(name for name in published if name not in results)]:
         result, verdict = results.get(name), published.get(name)
-        cells = [name, "-", "-", "-", "-", "-"]
+        cells = [name] + ["-"] * (len(head) - 1)
         if result is not None:
             spread = result.deviation
             cells[1:4] = [_number(result.value), _number(spread), f"{result.count:,}"]
         if verdict is not None:
             why = f": {verdict.reason}" if verdict.reason else ""
             cells[4:] = [f"{verdict.published:g}", f"{verdict.verdict}{why}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(lines) + "\n"

@@ -44,7 +44,8 @@ def measure(
         _say(f"{position:,} of {images.count:,} images are measured already")
     progress = _Progress(images, position)
     for end, batch in images.batches(position):
-        measurement.add(batch["image"], batch["mask"])
+        tokens = images.tokens and images.tokens(_numbers(batch, position))
+        measurement.add(batch["image"], batch["mask"], tokens)
         if keep is not None:
             _keep(keep, position, batch)
         position = end
@@ -59,6 +60,13 @@ def measure(
             f"{measurement.count} of the {images.count:,} images of {images.name} can "
             "be read: a distance between sets needs two or more"
         )
+
+
+def _numbers(batch, position):
+    """Numbers of the images of a batch, int [B], on every process."""
+    if "index" not in batch:
+        return position + np.arange(len(batch["image"]))
+    return np.asarray(multihost_utils.process_allgather(batch["index"], tiled=True))
 
 
 def _keep(keep, position, batch):

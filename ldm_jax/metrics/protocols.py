@@ -19,8 +19,8 @@ class Protocol(NamedTuple):
         chosen; None where their conditions are those of held-out examples, in order.
       image_size: Side of the images in pixels; None is that of the model.
       reference: Which images make the reference, in words.
-      reference_rows: How many images of the reference give rows, for precision and
-        recall; None for all.
+      reference_rows: Of how many images of the reference features are kept, for
+        precision and recall; None for as many as usual.
       source: Where the protocol is written down.
     """
 

@@ -16,6 +16,9 @@ from ldm_jax.errors import DataError
 # Rows that are added at a time; even, so that halves begin with each block alike.
 BLOCK = 512
 
+# Rows that are kept where all are.
+ALL = 2**62
+
 
 class TapStatistics(NamedTuple):
     """What is known of the features of a set of images at one tap of a network.
@@ -24,8 +27,8 @@ class TapStatistics(NamedTuple):
       count: Number of images N.
       mean: float64 [D].
       covariance: Unbiased covariance, float64 [D, D].
-      rows: The features themselves, float32 [N, D] in the order of the images, or None
-        where no distance needs them.
+      rows: The features themselves, float32 [n, D] in the order of the images, of all
+        or of the first n; None where no distance needs them.
       half: Statistics of every second image, without rows, or None of a few images or
         a reference. What is biased by the count shows its bias between half and whole.
     """
@@ -44,15 +47,15 @@ class Moments:
       count: Number of rows so far.
     """
 
-    def __init__(self, width: int, keep_rows: bool = False) -> None:
+    def __init__(self, width: int, most_rows: int = 0) -> None:
         """Starts without rows.
 
         Args:
           width: Number of features D.
-          keep_rows: Whether the rows are kept, too.
+          most_rows: How many of the first rows are kept, too; ALL for all.
         """
         self.count = 0
-        self._keep_rows = keep_rows
+        self._most_rows = most_rows
         # Rows in whole blocks, kept or not, and the block that is being filled.
         self._blocks = []
         self._open = np.empty((BLOCK, width), np.float32)
@@ -81,7 +84,7 @@ class Moments:
             rows = self._open[parity::2].astype(np.float64)
             self._sums[parity] += rows.sum(axis=0)
             self._products[parity] += rows.T @ rows
-        if self._keep_rows:
+        if len(self._blocks) * BLOCK < self._most_rows:
             self._blocks.append(self._open.copy())
 
     def statistics(self) -> TapStatistics:
@@ -110,9 +113,16 @@ class Moments:
         return count, self._sums[parity] + rows.sum(axis=0), products
 
     def _rows(self):
-        """All rows [N, D], or None where they are not kept."""
-        if not self._keep_rows:
+        """The rows that are kept, [n, D], or None if none are."""
+        if not self._most_rows:
             return None
+        rows, blocks = self._stored(), len(self._blocks)
+        # The open block does not follow where blocks before it were left out.
+        whole = len(rows) if blocks == self.count // BLOCK else blocks * BLOCK
+        return rows[: min(whole, self._most_rows)]
+
+    def _stored(self):
+        """Rows of the blocks that are kept, and of the open one."""
         whole = np.concatenate([*self._blocks, self._open[: self.count % BLOCK]])
         # Views of the one array: the rows are in memory once.
         count = len(self._blocks)
@@ -124,16 +134,13 @@ class Moments:
 
         Returns:
           Dict of arrays: "count" a scalar, "sums" [2, D], "products" [2, D, D] and
-          "rows" [n, D]: all where they are kept, those of the open block elsewhere.
+          "rows" [n, D]: those of the blocks that are kept and of the open one.
         """
-        rows = self._rows()
-        if rows is None:
-            rows = self._open[: self.count % BLOCK].copy()
         return {
             "count": np.int64(self.count),
             "sums": self._sums.copy(),
             "products": self._products.copy(),
-            "rows": rows,
+            "rows": self._stored(),
         }
 
     def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
@@ -147,7 +154,8 @@ class Moments:
           DataError: If it is of another kind.
         """
         count, rows = int(state["count"]), np.asarray(state["rows"], np.float32)
-        expected = (count if self._keep_rows else count % BLOCK, self._sums.shape[1])
+        kept = min(count // BLOCK, -(-self._most_rows // BLOCK)) * BLOCK
+        expected = (kept + count % BLOCK, self._sums.shape[1])
         if rows.shape != expected:
             raise DataError(
                 f"the state of a set's statistics holds rows {rows.shape}, expected "

@@ -2,16 +2,23 @@
 
 import json
 import pathlib
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 
 from ldm_jax import sharding
+from ldm_jax.data.loader import open_source
+from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.captions import first_of, read_captions
 from ldm_jax.evaluation.compare import Comparison, compare
 from ldm_jax.evaluation.drawn import Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
+from ldm_jax.metrics.adm_npz import write_arrays
+from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
 
@@ -97,9 +104,34 @@ def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path):
     assert asked == [8]
     assert found[NAME].value == whole[NAME].value
     assert not state.exists()
+    # What is measured is not measured again, unless something is another.
+    again, asked = measure(one, tmp_path / "cut", **options)
+    assert again == found and not asked
+    again, asked = measure(one, tmp_path / "cut", protocol="paper", **options)
+    assert asked == [0] and again[NAME].value == found[NAME].value
     state.write_bytes(b"damaged")
     with pytest.raises(DataError, match="cannot be read .* take it away"):
         measure(one, tmp_path / "cut", **options)
+
+
+def test_features_of_the_images_in_a_file_of_statistics(folders, tmp_path, monkeypatch):
+    one, other = folders
+    kid = DISTANCES["kid"]._replace(network="random", tap="pooled")
+    monkeypatch.setitem(DISTANCES, "kid", kid)
+    expected, _ = measure(one, tmp_path / "a", reference=str(other), distances=["kid"])
+    # As guided-diffusion's: moments, and images whose features are computed.
+    found = ReferenceStatistics.load(tmp_path / "a" / "reference.npz")
+    statistics = found.taps["random/pooled"]._replace(rows=None)
+    path = tmp_path / "adm.npz"
+    ReferenceStatistics({"random/pooled": statistics}, found.record).save(path)
+    options = {"reference": str(path), "distances": ["kid"]}
+    with pytest.raises(ConfigError, match="kid needs the features of each image"):
+        measure(one, tmp_path / "b", **options)
+    with zipfile.ZipFile(path, "a") as archive:
+        images = np.stack([picture(100 + k) // 2 for k in range(14)])
+        write_arrays(archive, {"arr_0": images})
+    again, _ = measure(one, tmp_path / "c", **options)
+    assert again == expected
 
 
 def test_what_does_not_go_together_is_refused_before_it_is_measured(folders, tmp_path):
@@ -145,6 +177,36 @@ def test_samples_are_drawn_while_they_are_measured(folders, tmp_path):
         outdir / "samples.npz", tmp_path / "kept", reference=str(folders[0])
     )
     assert again[NAME].value == pytest.approx(value, rel=1e-5)
+
+
+def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
+    trained = make_trained("caption", scale=0, data_dir=shapes_dir)
+    trained.config.data.image_size = 16
+    plan = Plan(6, 4, tokenizer="shapes")
+    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    # Numbers beyond the examples fill a batch up.
+    ids = np.asarray(images.tokens(np.array([0, 1, 11, 12])))
+    assert ids.shape == (4, 77) and (ids[0] != ids[1]).any()
+    source = open_source(trained.config.data, "validation")
+    captions = [source[k]["caption"] for k in (0, 1, 11)]
+    expected = load_tokenizer("shapes", 77)([first_of(c) for c in captions] + [""])
+    np.testing.assert_array_equal(ids, expected)
+    path = tmp_path / "prompts.txt"
+    path.write_text("a star\na heart\n")
+    assert read_captions(path) == ["a star", "a heart"]
+    with pytest.raises(ConfigError, match="--prompts_file: cannot read .*none.txt"):
+        read_captions(tmp_path / "none.txt")
+    # What is drawn from a file has its captions.
+    plan = plan._replace(count=None, prompts_file=str(path))
+    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    assert images.count == 2
+    expected = load_tokenizer("shapes", 77)(["a star", "a heart"])
+    np.testing.assert_array_equal(images.tokens(np.arange(2)), expected)
+    with pytest.raises(ConfigError, match="--num_samples=3: .*prompts.txt gives"):
+        draw_set(trained, mesh_of(2), complete(trained), plan._replace(count=3))
+    label = make_trained("label", scale=0)
+    with pytest.raises(ConfigError, match="captions are not all .* which is label"):
+        draw_set(label, mesh_of(2), complete(label), plan)
 
 
 def test_conditions_that_do_not_suffice(shapes_dir):

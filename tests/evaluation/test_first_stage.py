@@ -124,7 +124,9 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
         {"image": pictures[4:], "mask": np.array([True, True])},
     ]
     batches = [sharding.put_batch(batch, mesh) for batch in batches]
-    found, _ = first_stage.evaluate(first, batches, mesh, distances=["frechet"])
+    found, _ = first_stage.evaluate(
+        first, batches, mesh, measurement=Measurement(["frechet"], mesh)
+    )
     decoded = to_uint8(
         first.module.apply({"params": first.params}, to_float(pictures))[0]
     )

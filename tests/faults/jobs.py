@@ -154,12 +154,13 @@ class Job:
         return 0
 
 
-def differences(one, other):
+def differences(one, other, kills=1):
     """What differs between two finished runs: arrays, metrics, images, leftovers.
 
     Args:
       one: Workdir of a run that was left alone.
       other: Workdir of a run that was not.
+      kills: How often it was killed, at most.
 
     Returns:
       List of sentences, empty where they are the same.
@@ -189,9 +190,11 @@ def differences(one, other):
         changed = {name for name, _ in images[0].items() ^ images[1].items()}
         found.append(f"previews differ: {sorted(changed)}")
     # A run that was asked to stop has saved at another step, too, and one that was
-    # killed right after its last save has not yet deleted the oldest. The best stays.
+    # killed right after a save has not yet deleted the oldest; the next save does.
+    # The best one stays beside them.
     names = sorted(path.name for path in folders[1].parent.iterdir())
-    if len(names) > COMMON["train.keep_last"] + 2 or not all(map(str.isdigit, names)):
+    most = COMMON["train.keep_last"] + 1 + max(kills, 1)
+    if len(names) > most or not all(map(str.isdigit, names)):
         found.append(f"what is kept as checkpoints: {names}")
     return found
 

@@ -16,6 +16,8 @@ from ldm_jax.metrics.features import (
     inception_weights,
     load_network,
 )
+from ldm_jax.metrics.features.__main__ import _main
+from ldm_jax.metrics.features.network import to_rgb
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import checksum
 from ldm_jax.weights.files import write_weights
@@ -157,6 +159,30 @@ def test_clip_is_converted_to_the_names_of_openai(clip_case, tmp_path):
         np.testing.assert_array_equal(converted[key], array, err_msg=key)
 
 
+def test_a_clip_without_captions_says_so(clip_case, tmp_path):
+    tensors = clip_case.state_dict.items()
+    visual = {k: v for k, v in tensors if k.startswith("visual.")}
+    write_weights(tmp_path / "a.safetensors", visual)
+    network = load_network("clip", str(tmp_path / "a.safetensors"))
+    with pytest.raises(ConfigError, match="no text tower"):
+        network.row.embed_text(network.params, clip_case.arrays["ids"])
+
+
+def test_the_command_converts_and_says_the_checksum(clip_case, tmp_path, capsys):
+    source, target = str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")
+    write_weights(source, clip_case.state_dict)
+    _main(["features", "clip", source, target])
+    checksum = load_network("clip", source).record["checksum"]
+    assert capsys.readouterr().out == f"{target}: CLIP, checksum {checksum}\n"
+    for arguments, word in (
+        (["clip", source], "give the name"),
+        (["random", source, target], "unknown"),
+        (["clip", source, source], "safetensors"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            _main(["features", *arguments])
+
+
 def test_clip_of_another_kind_is_refused(clip_case, tmp_path):
     with pytest.raises(ConfigError, match=r"needs its file.*ViT-L-14\.pt"):
         load_network("clip")
@@ -182,6 +208,8 @@ def test_what_cannot_be_is_refused():
         load_network("inception", dtype="float16")
     with pytest.raises(ConfigError, match="no file"):
         load_network("random", "weights.pth")
+    with pytest.raises(ConfigError, match="1 or 3 channels, got 4"):
+        to_rgb(np.zeros((1, 8, 8, 4), np.uint8))
 
 
 def test_the_resize_is_that_of_tensorflow_1():
@@ -192,6 +220,17 @@ def test_the_resize_is_that_of_tensorflow_1():
     resized = np.asarray(tensorflow_resize(images, 5, 2))
     np.testing.assert_allclose(resized[0, :, 0, 0], expected, rtol=1e-6)
     assert (tensorflow_resize(images, 3, 2) == images).all()
+
+
+def test_pytorch_fid_resizes_between_centres_of_pixels():
+    rows = np.array([0, 10, 30], np.uint8)
+    images = np.broadcast_to(rows[None, :, None, None], (1, 3, 2, 3))
+    prepared = inception_weights._as_pytorch_fid(images.astype(np.float32))
+    prepared = np.asarray(prepared)
+    assert prepared.shape == (1, 299, 299, 3)
+    places = (np.arange(299) + 0.5) * 3 / 299 - 0.5
+    expected = 2 * np.interp(places, range(3), rows) / 255 - 1
+    np.testing.assert_allclose(prepared[0, :, 7, 1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

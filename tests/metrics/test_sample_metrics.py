@@ -6,7 +6,7 @@ import pytest
 from ldm_jax.metrics.distances import DISTANCES, kernel, neighbours
 from ldm_jax.metrics.distances.clip_score import caption_cosine, clip_score
 from ldm_jax.metrics.distances.frechet import frechet
-from ldm_jax.metrics.statistics import Moments
+from ldm_jax.metrics.statistics import ALL, Moments
 from tests.common import load_case
 
 CASE = load_case("sample_metrics").arrays
@@ -14,7 +14,7 @@ FIRST, SECOND, LOGITS = (CASE[k] for k in ("features_1", "features_2", "logits")
 
 
 def statistics_of(rows):
-    moments = Moments(rows.shape[1], keep_rows=True)
+    moments = Moments(rows.shape[1], most_rows=ALL)
     moments.add(rows)
     return moments.statistics()
 

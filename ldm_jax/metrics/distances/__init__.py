@@ -67,6 +67,11 @@ _FID = Distance({"fid": Value("FID")}, "inception", "2048", frechet)
 # Distances by name.
 DISTANCES = {
     "fid": _FID,
+    # Of features as pytorch-fid has them, which resizes in another way.
+    "pytorch_fid": _FID._replace(
+        values={"pytorch_fid": Value("FID of pytorch-fid")},
+        network="inception_pytorch_fid",
+    ),
     # Of reconstructions to their images.
     "rfid": _FID._replace(values={"rfid": Value("rFID")}),
     # Nash et al. 2021: of a part of the map of features, where things are.

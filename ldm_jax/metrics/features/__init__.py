@@ -27,7 +27,10 @@ from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.features.clip_weights import CLIP
 from ldm_jax.metrics.features.dinov2_weights import DINOV2
-from ldm_jax.metrics.features.inception_weights import INCEPTION
+from ldm_jax.metrics.features.inception_weights import (
+    INCEPTION,
+    INCEPTION_PYTORCH_FID,
+)
 from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
 from ldm_jax.metrics.features.random_features import RANDOM
 
@@ -47,6 +50,7 @@ DTYPES = ("float32", "bfloat16")
 FEATURES = {
     "random": RANDOM,
     "inception": INCEPTION,
+    "inception_pytorch_fid": INCEPTION_PYTORCH_FID,
     "dinov2": DINOV2,
     "clip": CLIP,
 }

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.annotations import Array, Float, Int, Num
+from ldm_jax.annotations import Array, Float, Int, UInt8
+from ldm_jax.metrics.features.network import to_rgb
 from ldm_jax.models.image_encoder import MEAN, STD, ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
 
@@ -31,7 +32,7 @@ class Clip(NamedTuple):
     def embed_images(
         self,
         params: dict[str, Any],
-        images: Num[Array, "batch height width channels"],
+        images: UInt8[Array, "batch height width channels"],
         taps: tuple[str, ...],
         dtype: str = "float32",
     ) -> dict[str, Float[Array, "batch features"]]:
@@ -78,7 +79,7 @@ class Clip(NamedTuple):
 
 
 def prepare(
-    images: Num[Array, "batch height width channels"], size: int
+    images: UInt8[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch {size} {size} 3"]:
     """Brings images to the size and the range that CLIP was trained on.
 
@@ -92,13 +93,12 @@ def prepare(
     Returns:
       float32 [B, size, size, 3].
     """
-    _, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    images = images[:, top : top + side, left : left + side].astype(jnp.float32)
-    shape = len(images), size, size, channels
-    images = jax.image.resize(images / 255, shape, "cubic", antialias=True)
-    images = jnp.broadcast_to(images, (*shape[:-1], 3))
+    images = to_rgb(images[:, top : top + side, left : left + side]) / 255
+    shape = len(images), size, size, 3
+    images = jax.image.resize(images, shape, "cubic", antialias=True)
     return (images - MEAN[None, None, None]) / STD[None, None, None]
 
 

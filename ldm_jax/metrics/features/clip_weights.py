@@ -229,12 +229,17 @@ def _load(path, dtype):
     # The activation is no parameter, but no less of the network.
     quick = np.array(towers.image.activation == "quick_gelu", np.float32)
     numbers = flatten_dict(params, sep="/") | {"quick_gelu": quick}
+    embed_text = _no_text if towers.text is None else towers.embed_text
     changes = {
         "widths": {TAP: towers.image.embed_dim},
         "apply": functools.partial(towers.embed_images, dtype=dtype),
-        "embed_text": towers.text and functools.partial(towers.embed_text, dtype=dtype),
+        "embed_text": functools.partial(embed_text, dtype=dtype),
     }
     return Loaded(params, checksum(numbers), changes)
+
+
+def _no_text(*_, **options):
+    raise ConfigError(f"clip: the file of weights holds no text tower; {WHERE}")
 
 
 def _needs_file(*_):

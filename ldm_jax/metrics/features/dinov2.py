@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.annotations import Array, Float, Num
+from ldm_jax.annotations import Array, Float, UInt8
+from ldm_jax.metrics.features.network import to_rgb
 from ldm_jax.models.layers import layer_norm
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
@@ -75,7 +76,7 @@ class DinoV2(nn.Module):
 
 
 def prepare(
-    images: Num[Array, "batch height width channels"],
+    images: UInt8[Array, "batch height width channels"],
 ) -> Float[Array, "batch {SIZE} {SIZE} 3"]:
     """Brings images to the size and the range that the network was trained on.
 
@@ -88,8 +89,6 @@ def prepare(
     Returns:
       float32 [B, 224, 224, 3].
     """
-    images = images.astype(jnp.float32)
-    shape = len(images), SIZE, SIZE, images.shape[-1]
-    images = jax.image.resize(images, shape, "cubic", antialias=True) / 255
-    images = jnp.broadcast_to(images, (*shape[:-1], 3))
+    shape = len(images), SIZE, SIZE, 3
+    images = jax.image.resize(to_rgb(images), shape, "cubic", antialias=True) / 255
     return (images - _MEAN[None, None, None]) / _STD[None, None, None]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.metrics.features.inception import SIZE, WIDTHS, Inception
-from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, to_rgb
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import check_tensors, checksum, read_tensors
 from ldm_jax.weights.state_dict import Params, StateDict
@@ -117,20 +117,34 @@ def fold_norms(tensors: StateDict) -> Params:
     return jax.tree.map(lambda a: np.ascontiguousarray(a, np.float32), params)
 
 
-def _load(path, dtype):
+def _load(prepare, path, dtype):
     tensors = draw_inception() if path is None else read_inception(path)
-    apply = functools.partial(_apply, dtype=dtype)
+    apply = functools.partial(_apply, prepare, dtype=dtype)
     return Loaded(fold_norms(tensors), checksum(tensors), {"apply": apply})
 
 
-def _apply(params, images, taps, dtype="float32"):
-    images = tensorflow_resize(images, SIZE, SIZE)
-    images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+def _apply(prepare, params, images, taps, dtype="float32"):
     module = Inception(jnp.dtype(dtype))
-    features = module.apply({"params": params}, (images - 128) / 128)
+    features = module.apply({"params": params}, prepare(to_rgb(images)))
     return {tap: features[tap] for tap in taps}
 
 
-INCEPTION = FeatureNetwork(
-    "Inception-v3 of FID", WHERE, WIDTHS, _load, _apply, convert=read_inception
-)
+def _as_tensorflow(images):
+    return (tensorflow_resize(images, SIZE, SIZE) - 128) / 128
+
+
+def _as_pytorch_fid(images):
+    """As `F.interpolate` resizes without antialiasing, and to another range."""
+    shape = len(images), SIZE, SIZE, images.shape[-1]
+    images = jax.image.resize(images / 255, shape, "linear", antialias=False)
+    return 2 * images - 1
+
+
+def _row(title, prepare):
+    load, apply = (functools.partial(f, prepare) for f in (_load, _apply))
+    return FeatureNetwork(title, WHERE, WIDTHS, load, apply, convert=read_inception)
+
+
+INCEPTION = _row("Inception-v3 of FID", _as_tensorflow)
+# Another number of the same network, by which many papers measure.
+INCEPTION_PYTORCH_FID = _row("Inception-v3 as pytorch-fid feeds it", _as_pytorch_fid)

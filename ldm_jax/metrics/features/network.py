@@ -3,7 +3,32 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from ldm_jax.annotations import Array, Float, Int, UInt8
+from ldm_jax.errors import ConfigError
+
+
+def to_rgb(
+    images: UInt8[Array, "batch h w c"],
+) -> Float[Array, "batch h w 3"]:
+    """Brings images to what all networks take.
+
+    Args:
+      images: uint8 [B, H, W, C]; grey ones, of one channel, are repeated.
+
+    Returns:
+      float32 [B, H, W, 3] from 0 to 255.
+
+    Raises:
+      ConfigError: If there are neither one nor three channels.
+    """
+    if images.shape[-1] not in (1, 3):
+        raise ConfigError(
+            f"images to measure must have 1 or 3 channels, got {images.shape[-1]}: "
+            "convert them to RGB"
+        )
+    return jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:-1], 3))
 
 
 class Loaded(NamedTuple):

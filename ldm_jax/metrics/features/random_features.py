@@ -12,8 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from ldm_jax.annotations import Array, Float
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import to_float
-from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, to_rgb
 from ldm_jax.metrics.features.weight_files import checksum
 
 TAP = "pooled"
@@ -60,7 +59,7 @@ def _load(path, dtype):
 
 
 def _apply(params, images, taps):
-    images = jnp.broadcast_to(to_float(images), (*images.shape[:-1], 3))
+    images = to_rgb(images) / 127.5 - 1
     features = RandomFeatures().apply({"params": params}, images)
     return dict.fromkeys(taps, features)
 
