@@ -37,6 +37,11 @@ def reference() -> None:
     _run("evaluation", "make_reference")
 
 
+def sweep() -> None:
+    """Runs `ldm-sweep`."""
+    _run("evaluation.sweep")
+
+
 def _run(room, module="__main__"):
     signal.signal(signal.SIGINT, interrupt)
     importlib.import_module(f"ldm_jax.{room}.{module}").main()

@@ -10,6 +10,7 @@ of the batches nor the mesh changes more than rounding, and what was cut goes on
         measurement.add(images, conditions.mask)
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -123,14 +124,19 @@ def make_draw(
       seed: Seed of the run.
 
     Returns:
-      Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B]) ->
-      (uint8 [B, H, W, C], split over the mesh like the batch, and whether each was
-      finite, bool [B], on every device). Every process must call it.
+      Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B],
+      scale) -> (uint8 [B, H, W, C], split over the mesh like the batch, and whether
+      each was finite, bool [B], on every device). Every process must call it. The scale
+      takes the place of the guidance scale of the options, so that one program draws
+      with any; None, the default, leaves it.
     """
 
-    def draw(params, frozen, inputs, index):
-        rngs = sample_keys(seed, index)
-        images = generate.sample_images(model, params, frozen, inputs, rngs, options)
+    def draw(params, frozen, inputs, index, scale=None):
+        rngs, chosen = sample_keys(seed, index), options
+        if scale is not None:
+            guidance = dataclasses.replace(options.guidance, scale=scale)
+            chosen = dataclasses.replace(options, guidance=guidance)
+        images = generate.sample_images(model, params, frozen, inputs, rngs, chosen)
         return to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
     shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)

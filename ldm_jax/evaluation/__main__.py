@@ -25,7 +25,12 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation.flag_groups import define_measurement_flags, feature_weights
+from ldm_jax.evaluation.flag_groups import (
+    define_comparison_flags,
+    define_drawing_flags,
+    define_measurement_flags,
+    feature_weights,
+)
 from ldm_jax.files import check_outdir
 
 with cli.group("what to evaluate"):
@@ -44,17 +49,7 @@ with cli.group("how to measure"):
         "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
         "samples, the distances and the label mode where no flag does.",
     )
-    _DISTANCES = flags.DEFINE_list(
-        "distances",
-        None,
-        "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
-    )
-    _REFERENCE = flags.DEFINE_string(
-        "reference",
-        None,
-        "What to compare with: a folder of images, an npz of them or a file of "
-        "ldm-reference; the training images of the run if unset.",
-    )
+    _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
     _PUBLISHED = flags.DEFINE_string(
         "published",
         None,
@@ -67,11 +62,6 @@ with cli.group("how to measure"):
         "Captions, one in a line: those of --images in their order, for clip_score, or "
         "what samples are drawn from, instead of the held-out examples' captions.",
     )
-    _TOKENIZER = flags.DEFINE_string(
-        "tokenizer",
-        "openai/clip-vit-large-patch14",
-        "CLIP's tokenizer for clip_score: a folder or a name on the Hugging Face hub.",
-    )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
 with cli.group("samples"):
@@ -81,18 +71,10 @@ with cli.group("samples"):
         "Number of samples; the protocol's if unset, or as many as there are captions "
         "or held-out examples where these give the conditions.",
     )
-    _LABEL_MODE = flags.DEFINE_string(
-        "label_mode",
-        None,
-        "Classes of the samples: random, each drawn alone, or balanced, each equally "
-        "often; the protocol's, or random, if unset.",
-    )
+    _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
     cli.shared("num_steps")
     _GUIDANCE_SCALE = cli.shared("guidance_scale")
-    flags.DEFINE_float(
-        "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
-    )
     _SEED = cli.shared("seed")
 
 with cli.group("data"):
@@ -255,7 +237,7 @@ def _of_samples(how, plan, sampling):
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
-    from ldm_jax.evaluation.drawn import check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.sampling import load_model, options
 
@@ -271,7 +253,7 @@ def _of_samples(how, plan, sampling):
     sample_options = options.complete(trained, sampling)
     if any(DISTANCES[name].needs_captions for name in how.distances):
         plan = plan._replace(tokenizer=_TOKENIZER.value)
-    images, labels = draw_set(trained, mesh, sample_options, plan)
+    images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
     how = how._replace(distances=how.distances or ["fid"], training=training)

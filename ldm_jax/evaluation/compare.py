@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -95,19 +95,10 @@ def compare(
       ConfigError: If something does not go together; before anything is measured.
       DataError: If images cannot be read.
     """
-    _check_protocol(images, how)
-    _check_reference(how)
     sampling = images.record.get("sample", {})
     # A misspelt row shall not wait for the samples.
     published = how.published and find_published(how.published, sampling)
-    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
-    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
-    if not jax.process_index():
-        _name_random(measurement)
-    reference = _open_reference(images, how, measurement, mesh)
-    if reference is not None:
-        measurement.compare_with(reference)
-    more = {"reference": reference and reference.record, "protocol": how.protocol}
+    measurement, more = open_measurement(images, how, mesh)
     settings = settings_of(images, measurement, more)
     results = _finished(images, how, settings)
     if results is not None:
@@ -126,6 +117,37 @@ def compare(
     peers.gather("the results are written")
     saved.remove()
     return results
+
+
+def open_measurement(
+    images: ImageSet, how: Comparison, mesh: Mesh
+) -> tuple[Measurement, dict[str, Any]]:
+    """Loads the networks, and reads or measures the reference.
+
+    Args:
+      images: The set that is to be measured, or another of its preprocessing.
+      how: How it is measured.
+      mesh: Mesh over the devices of all processes.
+
+    Returns:
+      (measurement, more): empty, for the set; and the settings of `settings_of` that it
+      adds.
+
+    Raises:
+      ConfigError: If something does not go together.
+      DataError: If images of the reference cannot be read.
+    """
+    _check_protocol(images, how)
+    _check_reference(how)
+    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
+    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
+    if not jax.process_index():
+        _name_random(measurement)
+    reference = _open_reference(images, how, measurement, mesh)
+    if reference is not None:
+        measurement.compare_with(reference)
+    record = reference and reference.record
+    return measurement, {"reference": record, "protocol": how.protocol}
 
 
 def _finished(images, how, settings):
@@ -228,7 +250,7 @@ def _open_reference(images, how, measurement, mesh):
         others = open_images(
             how.reference, mesh, how.batch_size, image_size=how.image_size, **options
         )
-    _check_sizes(images, others)
+    check_sizes(images, others)
     return measure_reference(others, measurement, file, every)
 
 
@@ -236,7 +258,16 @@ def _cut_of(images):
     return images.record["preprocessing"]
 
 
-def _check_sizes(images, others):
+def check_sizes(images: ImageSet, others: ImageSet) -> None:
+    """Checks that two sets are cut in one way.
+
+    Args:
+      images: A set.
+      others: What it is compared with.
+
+    Raises:
+      ConfigError: If their sizes or their crops differ.
+    """
     reference = ReferenceStatistics({}, others.record | {"networks": {}})
     reference.check({"preprocessing": _cut_of(images)}, others.name)
 

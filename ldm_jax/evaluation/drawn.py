@@ -3,8 +3,10 @@
 They are drawn on all devices of all processes and stay there: nothing is stored.
 """
 
+import dataclasses
+import numbers
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -60,14 +62,61 @@ class Plan(NamedTuple):
     tokenizer: str | None = None
 
 
+class Drawing:
+    """A second stage that draws: weights on the devices, programs that are compiled.
+
+    Sets of one Drawing share them. One program draws with all guidance scales.
+
+    Attributes:
+      trained: The model.
+      mesh: Mesh over the devices of all processes.
+    """
+
+    def __init__(self, trained: Trained, mesh: Mesh) -> None:
+        """Puts nothing on the devices yet.
+
+        Args:
+          trained: A Trained.
+          mesh: Mesh over the devices of all processes.
+        """
+        self.trained, self.mesh = trained, mesh
+        self._weights, self._programs = None, {}
+
+    def program(self, options: SampleOptions, seed: int) -> Callable:
+        """Finds the program that draws a batch.
+
+        Args:
+          options: How to sample, with a size.
+          seed: Seed of the samples.
+
+        Returns:
+          Function of `Conditions` -> (images, finite), see `eval_samples.make_draw`.
+        """
+        trained, mesh = self.trained, self.mesh
+        if self._weights is None:
+            weights = (trained.params, trained.frozen)
+            shardings = sharding.tree_shardings(weights, mesh)
+            self._weights = sharding.put_tree(weights, shardings)
+        scale, key = options.guidance.scale, options
+        # Without guidance half as much is to be computed, in a program of its own.
+        is_traced = options.guidance.acts and isinstance(scale, numbers.Real)
+        if is_traced:
+            guidance = dataclasses.replace(options.guidance, scale=0.0)
+            key = dataclasses.replace(options, guidance=guidance)
+        if (key, seed) not in self._programs:
+            made = make_draw(trained.model, key, mesh, seed)
+            self._programs[key, seed] = made
+        draw, scale = self._programs[key, seed], float(scale) if is_traced else None
+        return lambda each: draw(*self._weights, each.inputs, each.index, scale)
+
+
 def draw_set(
-    trained: Trained, mesh: Mesh, options: SampleOptions, plan: Plan
+    drawing: Drawing, options: SampleOptions, plan: Plan
 ) -> tuple[ImageSet, Int[np.ndarray, " count"] | None]:
     """Makes the set of samples; none is drawn before it is asked for.
 
     Args:
-      trained: A Trained.
-      mesh: Mesh over the devices of all processes.
+      drawing: What draws them.
       options: How to sample, with a size.
       plan: Which samples.
 
@@ -78,6 +127,7 @@ def draw_set(
       ConfigError: If there are not as many conditions as samples.
     """
     choose(LABEL_MODES, plan.label_mode, "--label_mode")
+    trained, mesh = drawing.trained, drawing.mesh
     model, label = trained.model, planned_label(trained.model)
     source, conditions = _open_examples(trained, plan)
     count = _count(plan, source)
@@ -95,7 +145,7 @@ def draw_set(
     }
 
     def batches(start):
-        return _draw(trained, mesh, options, plan, source, start)
+        return _draw(drawing, options, plan, source, start)
 
     name = f"samples of {trained.source} ({trained.weights})"
     images = ImageSet(name, count, options.size, batches, record)
@@ -179,20 +229,13 @@ def _examples(trained, mesh, plan, source):
 
 
 def _draw(
-    trained: Trained,
-    mesh: Mesh,
-    options: SampleOptions,
-    plan: Plan,
-    source: Any,
-    start: int,
+    drawing: Drawing, options: SampleOptions, plan: Plan, source: Any, start: int
 ) -> Iterator[tuple[int, Batch]]:
     """Yields (position, batch) of the samples from a position on."""
-    model = trained.model
-    weights = {"params": trained.params, "frozen": trained.frozen}
-    weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
-    draw = make_draw(model, options, mesh, plan.seed)
+    trained, mesh = drawing.trained, drawing.mesh
+    draw = drawing.program(options, plan.seed)
     conditions = condition_batches(
-        model,
+        trained.model,
         mesh,
         plan.count,
         plan.batch_size,
@@ -201,10 +244,7 @@ def _draw(
         examples=source and _examples(trained, mesh, plan, source),
         start=start,
     )
-    drawn = (
-        (each, draw(weights["params"], weights["frozen"], each.inputs, each.index))
-        for each in conditions
-    )
+    drawn = ((each, draw(each)) for each in conditions)
     # While features of one batch are computed, the devices draw the next.
     for each, (images, finite) in one_behind(drawn):
         if not np.asarray(finite).all():

@@ -1,4 +1,4 @@
-"""Flags that `ldm-evaluate` and `ldm-reference` share, and how they are read."""
+"""Flags that the commands of this room share, and how they are read."""
 
 from collections.abc import Sequence
 
@@ -29,6 +29,52 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
             "save_every",
             5_000,
             "Images after which the state is saved, from which a cut run goes on.",
+        ),
+    )
+
+
+def define_comparison_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines flags of what is measured; call it in a group.
+
+    Returns:
+      Holders of --distances, --reference and --tokenizer.
+    """
+    return (
+        flags.DEFINE_list(
+            "distances",
+            None,
+            "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
+        ),
+        flags.DEFINE_string(
+            "reference",
+            None,
+            "What to compare with: a folder of images, an npz of them or a file of "
+            "ldm-reference; the training images of the run if unset.",
+        ),
+        flags.DEFINE_string(
+            "tokenizer",
+            "openai/clip-vit-large-patch14",
+            "CLIP's tokenizer for clip_score: a folder or a name on the Hugging Face "
+            "hub.",
+        ),
+    )
+
+
+def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines flags of samples that are drawn to be measured; call it in a group.
+
+    Returns:
+      Holders of --label_mode and --eta.
+    """
+    return (
+        flags.DEFINE_string(
+            "label_mode",
+            None,
+            "Classes of the samples: random, each drawn alone, or balanced, each "
+            "equally often; the protocol's, or random, if unset.",
+        ),
+        flags.DEFINE_float(
+            "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
         ),
     )
 

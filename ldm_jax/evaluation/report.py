@@ -41,6 +41,8 @@ def better(name: str) -> str:
     Returns:
       "lower" or "higher".
     """
+    # Also where it is called after random features.
+    name = name.removeprefix("random-features distance (").removesuffix(")")
     values = [row.values[name] for row in DISTANCES.values() if name in row.values]
     return values[0].better if values else _BETTER.get(name, "lower")
 
@@ -134,16 +136,21 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
         spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
         bias = "" if result.bias is None else f", bias about {result.bias:+.2g}"
         note = f"  ({result.note})" if result.note else ""
-        arrow = f"  {better(_plain(name))} is better"
-        print(f"  {name:<36}{_number(result.value):>12}{spread}{bias}{arrow}{note}")
+        arrow = f"  {better(name)} is better"
+        print(
+            f"  {name:<36}{write_number(result.value):>12}{spread}{bias}{arrow}{note}"
+        )
 
 
-def _plain(name):
-    """The name of a distance, also where it is called after random features."""
-    return name.removeprefix("random-features distance (").removesuffix(")")
+def write_number(value: float | None) -> str:
+    """Writes a number of a table.
 
+    Args:
+      value: The number, or None for none.
 
-def _number(value):
+    Returns:
+      Text with four digits behind the point, or one of large numbers.
+    """
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -180,7 +187,11 @@ def markdown(
         cells = [name] + ["-"] * (len(head) - 1)
         if result is not None:
             spread = result.deviation
-            cells[1:4] = [_number(result.value), _number(spread), f"{result.count:,}"]
+            cells[1:4] = [
+                write_number(result.value),
+                write_number(spread),
+                f"{result.count:,}",
+            ]
         if verdict is not None:
             why = f": {verdict.reason}" if verdict.reason else ""
             cells[4:] = [f"{verdict.published:g}", f"{verdict.verdict}{why}"]

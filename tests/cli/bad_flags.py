@@ -25,6 +25,7 @@ BASES = {
     "evaluating": ("evaluate", ""),
     "reference": ("reference", "--images=there --outdir=out"),
     "references": ("reference", ""),
+    "sweep": ("sweep", "--workdir=there --outdir=out"),
     "adherence": ("adherence", "--workdir=there --outdir=out"),
     "convert": ("convert", "a.ckpt out"),
     "converting": ("convert", ""),
@@ -339,6 +340,18 @@ BAD = {
         "photos",
     ],
     "references": ["", "--outdir=out", "--images=there"],
+    "sweep": [
+        *_each("--", "num_steps", "0 -1 25,x 1.5 25,25 25,2000000 ''"),
+        *_each("--", "guidance_scale", "nan x 1,1.0 1,label=x 1e9 1,,2"),
+        *_each("--", "sampler", "ddimm ddim,3 ddim,ddim"),
+        *_each("--", "num_samples save_every batch_size", "0 -1 x"),
+        *_each("--", "label_mode", "equal ''"),
+        *_each("--", "distances", "frechett"),
+        *_each("--", "feature_weights", "x =w"),
+        *_each("--", "eta", "2 x"),
+        "--sampler=ddim,plms --eta=0.5",
+        "rows",
+    ],
     "adherence": [
         *_each("--", "num_samples", "0 1 -1 x"),
         *_each("--", "sampler", "ddimm"),
@@ -450,6 +463,11 @@ GOOD = {
     "reference": [
         "--distances=frechet --num_images=9",
         "--distances=frechet --skip_unreadable",
+    ],
+    "sweep": [
+        "",
+        "--guidance_scale=1,1.5,-2 --num_steps=5,10 --sampler=ddim,unipc",
+        "--num_samples=8 --distances=frechet --eta=0.5 --sampler=ddim",
     ],
     "adherence": ["", "--num_samples=2 --sampler=ddim"],
     "convert": ["", "--to=diffusers --num_heads=8"],

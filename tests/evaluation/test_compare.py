@@ -14,7 +14,7 @@ from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.captions import first_of, read_captions
 from ldm_jax.evaluation.compare import Comparison, compare
-from ldm_jax.evaluation.drawn import Plan, draw_set
+from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.metrics.distances import DISTANCES
@@ -163,7 +163,7 @@ def test_samples_are_drawn_while_they_are_measured(folders, tmp_path):
     trained = make_trained("label")
     options = complete(trained)
     mesh, outdir = mesh_of(4), tmp_path / "drawn"
-    images, labels = draw_set(trained, mesh, options, Plan(10, 8, seed=1))
+    images, labels = draw_set(Drawing(trained, mesh), options, Plan(10, 8, seed=1))
     settings = how(outdir, reference=str(folders[0]), npz=True, batch_size=8)
     value = compare(images, settings, mesh, labels)[NAME].value
     record = json.loads((outdir / "metrics.json").read_text())
@@ -183,7 +183,7 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
     trained = make_trained("caption", scale=0, data_dir=shapes_dir)
     trained.config.data.image_size = 16
     plan = Plan(6, 4, tokenizer="shapes")
-    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    images, _ = draw_set(Drawing(trained, mesh_of(2)), complete(trained), plan)
     # Numbers beyond the examples fill a batch up.
     ids = np.asarray(images.tokens(np.array([0, 1, 11, 12])))
     assert ids.shape == (4, 77) and (ids[0] != ids[1]).any()
@@ -198,28 +198,30 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
         read_captions(tmp_path / "none.txt")
     # What is drawn from a file has its captions.
     plan = plan._replace(count=None, prompts_file=str(path))
-    images, _ = draw_set(trained, mesh_of(2), complete(trained), plan)
+    images, _ = draw_set(Drawing(trained, mesh_of(2)), complete(trained), plan)
     assert images.count == 2
     expected = load_tokenizer("shapes", 77)(["a star", "a heart"])
     np.testing.assert_array_equal(images.tokens(np.arange(2)), expected)
     with pytest.raises(ConfigError, match="--num_samples=3: .*prompts.txt gives"):
-        draw_set(trained, mesh_of(2), complete(trained), plan._replace(count=3))
+        draw_set(
+            Drawing(trained, mesh_of(2)), complete(trained), plan._replace(count=3)
+        )
     label = make_trained("label", scale=0)
     with pytest.raises(ConfigError, match="captions are not all .* which is label"):
-        draw_set(label, mesh_of(2), complete(label), plan)
+        draw_set(Drawing(label, mesh_of(2)), complete(label), plan)
 
 
 def test_conditions_that_do_not_suffice(shapes_dir):
     trained = make_trained("depth", scale=0, data_dir=shapes_dir)
     trained.config.data.image_size = 16
     options, mesh = complete(trained), mesh_of(1)
-    images, labels = draw_set(trained, mesh, options, Plan(None, 4))
+    images, labels = draw_set(Drawing(trained, mesh), options, Plan(None, 4))
     assert images.count == 12 and labels is None
     assert images.record["conditions"]["split"] == "validation"
     with pytest.raises(ConfigError, match="--num_samples=13: .* for 12 samples"):
-        draw_set(trained, mesh, options, Plan(13, 4))
+        draw_set(Drawing(trained, mesh), options, Plan(13, 4))
     with pytest.raises(ConfigError, match="label_mode"):
-        draw_set(trained, mesh, options, Plan(2, label_mode="equal"))
+        draw_set(Drawing(trained, mesh), options, Plan(2, label_mode="equal"))
     label = make_trained("label", scale=0)
     with pytest.raises(ConfigError, match="--num_samples is not given"):
-        draw_set(label, mesh, complete(label), Plan(None))
+        draw_set(Drawing(label, mesh), complete(label), Plan(None))
