@@ -17,7 +17,12 @@ from ldm_jax.evaluation.first_stage import (
     reconstruct_file,
 )
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
-from ldm_jax.evaluation.report import judge, markdown, published_record
+from ldm_jax.evaluation.report import (
+    judge,
+    markdown,
+    published_record,
+    sampling_reasons,
+)
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.images import memory_limit, write_png
 from ldm_jax.metrics.measurement import Measurement
@@ -111,8 +116,11 @@ def measure_first_stage(first: FirstStage, outdir: pathlib.Path, how: OnImages) 
         "details": {name: result._asdict() for name, result in results.items()},
         "networks": measurement.record,
     }
-    verdicts = judge(results, published, TOLERANCE) if published else []
+    verdicts = []
     if published is not None:
+        here = {"image_size": side, "num_images": results["psnr"].count}
+        reasons = sampling_reasons(published, here, None)
+        verdicts = judge(results, published, TOLERANCE, reasons)
         source = published.source
         record["published"] = published_record(how.published, verdicts, source)
     write_json(outdir / "metrics.json", record)

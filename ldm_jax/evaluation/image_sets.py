@@ -118,6 +118,12 @@ def open_images(
         )
     if not os.path.isdir(path):
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
+    if os.path.isfile(os.path.join(path, "settings.json")):
+        # Beside the samples lie a grid and what they were drawn from.
+        raise ConfigError(
+            f"{flag}={place} is a folder of ldm-sample: give its samples, "
+            f"{os.path.join(place, 'samples')}"
+        )
     if image_size is not None:
         section = {"on_error": "skip" if skip_unreadable else "raise"}
         images = Images(

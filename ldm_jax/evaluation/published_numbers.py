@@ -21,8 +21,8 @@ class Published(NamedTuple):
 
     Attributes:
       values: Name of a result, as `Measurement.results` has it -> published value.
-      sampling: Options of the config section `sample` with which it was drawn; empty
-        for a first stage.
+      sampling: Options of the config section `sample` with which it was drawn; of a
+        first stage on what images it was measured.
       protocol: Row of PROTOCOLS; "" for a first stage.
       source: Where it was published.
     """
@@ -64,7 +64,8 @@ def _second(quality, steps, eta, source, protocol="paper", scale=1.0):
 def _first(*numbers):
     """Of a first stage: R-FID, PSNR in dB, SSIM."""
     values = dict(zip(("rfid", "psnr", "ssim"), numbers, strict=True))
-    return (Published(values, {}, "", "Table 8"),)
+    images = {"image_size": 256, "num_images": 50_000}
+    return (Published(values, images, "", "Table 8 (ImageNet's validation images)"),)
 
 
 _T1, _T2, _T3, _T9 = "Table 1", "Table 2", "Tables 3 and 10", "Table 9"

@@ -88,7 +88,8 @@ def sampling_reasons(
 
     Args:
       published: What was published.
-      sampling: Options of the sampler, as in the config section `sample`.
+      sampling: Options of the sampler, as in the config section `sample`; of a first
+        stage on what images it was measured.
       protocol: The protocol that was followed, or None.
 
     Returns:

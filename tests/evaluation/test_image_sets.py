@@ -104,6 +104,10 @@ def test_what_is_no_set_of_images(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="--reference: no images in .*empty"):
         open_images(tmp_path / "empty", mesh, 4, flag="--reference")
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "settings.json").write_text("{}")
+    with pytest.raises(ConfigError, match="ldm-sample: give its samples, .*/samples"):
+        open_images(tmp_path / "drawn", mesh, 4)
     with pytest.raises(ConfigError, match="has 1 image: .* two or more"):
         open_images(folder, mesh, 4, count=1)
     np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8))

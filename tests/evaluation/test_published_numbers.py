@@ -65,6 +65,10 @@ def test_other_options_are_named():
         "num_steps 50, published with 500",
     )
     assert sampling_reasons(row, {}, None) == ("published by the protocol paper",)
+    row = find_published("autoencoder_kl:f8", {})
+    images = {"image_size": 32, "num_images": 50_000}
+    reasons = sampling_reasons(row, images, None)
+    assert reasons == ("image_size 32, published with 256",)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
