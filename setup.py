@@ -31,7 +31,7 @@ setup(
             f"ldm-{name} = ldm_jax.commands:{name}"
             for name in (
                 *("train", "sample", "convert"),
-                *("evaluate", "reference", "sweep"),
+                *("evaluate", "reference", "sweep", "nearest"),
             )
         ]
     },

@@ -293,6 +293,17 @@ class Images:
             "image_size": self.image_size,
         }
 
+    def describe(self, index: int) -> str:
+        """Names an image.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          What the source calls it.
+        """
+        return self._source.describe(index)
+
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields the images once, in order; "mask" marks real rows.
 

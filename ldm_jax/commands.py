@@ -42,6 +42,11 @@ def sweep() -> None:
     _run("evaluation.sweep")
 
 
+def nearest() -> None:
+    """Runs `ldm-nearest`."""
+    _run("evaluation.nearest")
+
+
 def _run(room, module="__main__"):
     signal.signal(signal.SIGINT, interrupt)
     importlib.import_module(f"ldm_jax.{room}.{module}").main()

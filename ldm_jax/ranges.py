@@ -619,6 +619,8 @@ FLAGS: dict[str, Check] = {
     "num_samples": whole(1, 10**7),
     "num_images": whole(1, 10**9),
     "save_every": whole(1, 10**9),
+    "num_neighbours": whole(1, 64),
+    "num_shown": whole(1, 1024),
     "num_train": whole(1, 10**9),
     "num_validation": whole(0, 10**9),
     "max_shapes": whole(1, 4),

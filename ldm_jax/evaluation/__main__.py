@@ -30,6 +30,7 @@ from ldm_jax.evaluation.flag_groups import (
     define_drawing_flags,
     define_measurement_flags,
     feature_weights,
+    refuse,
 )
 from ldm_jax.files import check_outdir
 
@@ -128,7 +129,7 @@ def _main(argv: list[str]) -> None:
     if _IMAGES.value is not None:
         others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
         words = "--images are measured as they are"
-        _refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
+        refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
         _of_images(how)
         return
     stage = "autoencoder"
@@ -136,11 +137,11 @@ def _main(argv: list[str]) -> None:
         stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
     if stage == "diffusion":
         words = f"--workdir={_WORKDIR.value} is a second stage"
-        _refuse(("image", "data", "num_images", "lpips_weights"), words)
+        refuse(("image", "data", "num_images", "lpips_weights"), words)
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
-        _refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
+        refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
         _of_first_stage(how)
 
 
@@ -148,13 +149,6 @@ _SAMPLE_FLAGS = (
     *("num_samples", "label_mode", "sampler", "num_steps", "guidance_scale", "eta"),
     "seed",
 )
-
-
-def _refuse(names, why):
-    """Flags that nothing would come of are not passed over."""
-    for name in names:
-        if flags.FLAGS[name].present:
-            raise ConfigError(f"--{name}: {why}; leave it out")
 
 
 def _sampling():

@@ -149,6 +149,7 @@ def draw_set(
 
     name = f"samples of {trained.source} ({trained.weights})"
     images = ImageSet(name, count, options.size, batches, record)
+    images.describe = "sample {}".format
     if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
         images.tokens = _tokens_of(source, plan.tokenizer, mesh)
     return images, labels

@@ -126,8 +126,8 @@ def evaluate(
     Returns:
       (results, pictures): name -> Result, with the standard error of the mean of what
       is measured image by image; and "reconstructions" -> the first images of this
-      process, "best" and "worst" -> those of all processes by PSNR, each beside its
-      reconstruction, uint8 [H, W, C].
+      process, "best" and "worst" -> those of all processes by `perceptual`, a distance,
+      or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
 
     Raises:
       DataError: If no image could be read, or too few for a distance.
@@ -155,7 +155,9 @@ def evaluate(
         here = _local_indices(images)
         pairs = np.stack([_local_rows(images), _local_rows(decoded)], axis=1)
         pairs = pairs[real[here]]
-        extremes.add(rows["psnr"][here[real[here]]], pairs)
+        # LPIPS is a distance: less is better.
+        scores = -rows["lpips"] if "lpips" in rows else rows["psnr"]
+        extremes.add(scores[here[real[here]]], pairs)
         if first_pairs is None:
             first_pairs = pairs[:SHOWN]
         peers.progress()

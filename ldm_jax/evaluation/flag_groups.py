@@ -1,6 +1,6 @@
 """Flags that the commands of this room share, and how they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import flags
 
@@ -77,6 +77,21 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
             "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
         ),
     )
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuses flags that nothing would come of.
+
+    Args:
+      names: The flags.
+      why: What makes them void, in words.
+
+    Raises:
+      ConfigError: If one of them is given.
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise ConfigError(f"--{name}: {why}; leave it out")
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -45,6 +45,7 @@ class ImageSet:
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
         "preprocessing", as in `ReferenceStatistics.record`.
       unreadable: Where images are that were left out, of this process.
+      describe: Function of the number of an image -> what it is called, as its path.
       tokens: Function of the numbers of a batch's images -> token ids of their
         captions, see `captions.make_tokens`; None where there are no captions.
     """
@@ -76,6 +77,7 @@ class ImageSet:
             )
         self.name, self.count, self.size = name, count, size
         self.batches, self.unreadable, self.tokens = batches, [], None
+        self.describe = "image {}".format
         cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
 
@@ -157,7 +159,9 @@ def from_data(images: Images) -> ImageSet:
             start = min(start + images.batch_size, images.count)
             yield start, batch
 
-    return ImageSet(name, images.count, (side, side), batches, record)
+    found = ImageSet(name, images.count, (side, side), batches, record)
+    found.describe = images.describe
+    return found
 
 
 def _open_npz(path, mesh, batch_size, image_size, count, flag):
@@ -198,7 +202,7 @@ def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
         lambda start: _ahead(reader.batches(unit, mesh, start)),
         {"images": source.fingerprint()},
     )
-    images.unreadable = reader.unreadable
+    images.unreadable, images.describe = reader.unreadable, source.describe
     return images
 
 

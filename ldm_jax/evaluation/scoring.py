@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ldm_jax import peers
+from ldm_jax.annotations import Int
+from ldm_jax.batches import Batch
 from ldm_jax.console import Console
 from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
@@ -42,9 +44,9 @@ def measure(
     if state:
         measurement.restore(state)
         _say(f"{position:,} of {images.count:,} images are measured already")
-    progress = _Progress(images, position)
+    progress = Progress(images, position)
     for end, batch in images.batches(position):
-        tokens = images.tokens and images.tokens(_numbers(batch, position))
+        tokens = images.tokens and images.tokens(numbers_of(batch, position))
         measurement.add(batch["image"], batch["mask"], tokens)
         if keep is not None:
             _keep(keep, position, batch)
@@ -62,8 +64,16 @@ def measure(
         )
 
 
-def _numbers(batch, position):
-    """Numbers of the images of a batch, int [B], on every process."""
+def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
+    """Numbers the images of a batch; every process must call it.
+
+    Args:
+      batch: See `ImageSet.batches`.
+      position: Number of images that were taken before.
+
+    Returns:
+      int [B].
+    """
     if "index" not in batch:
         return position + np.arange(len(batch["image"]))
     return np.asarray(multihost_utils.process_allgather(batch["index"], tiled=True))
@@ -84,16 +94,27 @@ def _say(text):
         print(text, flush=True)
 
 
-class _Progress:
+class Progress:
     """Says now and then how far a measurement has come."""
 
-    def __init__(self, images, position):
+    def __init__(self, images: ImageSet, position: int) -> None:
+        """Begins.
+
+        Args:
+          images: The set.
+          position: Number of its images that were taken before.
+        """
         self._first, self._count, self._start = position, images.count, None
         self._console = Console(images.count, position, not jax.process_index())
         self._position = position
         self._said = time.monotonic()
 
-    def advance(self, position):
+    def advance(self, position: int) -> None:
+        """Says that a batch is through; every process calls it.
+
+        Args:
+          position: Number of the images that are taken now.
+        """
         now = time.monotonic()
         if self._start is None:
             # Without the compilation, which the first batch waits for.
@@ -108,7 +129,8 @@ class _Progress:
             self._console.line(text)
             self._said = now
 
-    def close(self):
+    def close(self) -> None:
+        """Ends the line."""
         self._console.close()
 
 

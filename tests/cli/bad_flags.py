@@ -25,6 +25,7 @@ BASES = {
     "evaluating": ("evaluate", ""),
     "reference": ("reference", "--images=there --outdir=out"),
     "references": ("reference", ""),
+    "nearest": ("nearest", "--workdir=there --outdir=out"),
     "sweep": ("sweep", "--workdir=there --outdir=out"),
     "adherence": ("adherence", "--workdir=there --outdir=out"),
     "convert": ("convert", "a.ckpt out"),
@@ -340,6 +341,19 @@ BAD = {
         "photos",
     ],
     "references": ["", "--outdir=out", "--images=there"],
+    "nearest": [
+        *_each("--", "num_samples", "1 0 -1 x 100001"),
+        *_each("--", "num_neighbours num_shown batch_size", "0 -1 1.5 x 100000"),
+        *_each("--", "network", "resnet x ''"),
+        *_each("--", "feature_weights", "x inception=w"),
+        *_each("--", "images reference", "''"),
+        *_each("--", "sampler", "ddimm"),
+        *_each("--", "guidance_scale", "nan 1,2"),
+        *_each("--", "label_mode", "equal"),
+        "--images=there --num_steps=4",
+        "--images=there --step=4",
+        "neighbours",
+    ],
     "sweep": [
         *_each("--", "num_steps", "0 -1 25,x 1.5 25,25 25,2000000 ''"),
         *_each("--", "guidance_scale", "nan x 1,1.0 1,label=x 1e9 1,,2"),
@@ -463,6 +477,12 @@ GOOD = {
     "reference": [
         "--distances=frechet --num_images=9",
         "--distances=frechet --skip_unreadable",
+    ],
+    "nearest": [
+        "",
+        "--network=random --num_neighbours=3 --num_shown=2",
+        "--images=there --reference=here",
+        "--network=inception --feature_weights=inception=w",
     ],
     "sweep": [
         "",

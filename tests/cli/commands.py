@@ -41,6 +41,13 @@ COMMANDS = {
             "ldm_jax.evaluation.subjects:config_of",
         ],
     ),
+    "nearest": (
+        "ldm_jax.evaluation.nearest.__main__",
+        [
+            "ldm_jax.evaluation.subjects:config_of",
+            "ldm_jax.evaluation.image_sets:open_images",
+        ],
+    ),
     "sweep": (
         "ldm_jax.evaluation.sweep.__main__",
         ["ldm_jax.evaluation.subjects:config_of"],

@@ -105,7 +105,7 @@ def test_a_perceptual_distance_is_averaged_too():
         assert images.shape == reconstructions.shape
         return weights["scale"] * images.mean(axis=(1, 2, 3))
 
-    found, _ = first_stage.evaluate(
+    found, shown = first_stage.evaluate(
         _first("kl"),
         _batches(pictures, 2, mesh),
         mesh,
@@ -114,6 +114,9 @@ def test_a_perceptual_distance_is_averaged_too():
     assert found["lpips"].value == pytest.approx(
         2 * to_float(pictures).mean(), rel=1e-4
     )
+    # The largest distance is the worst.
+    brightest = pictures[pictures.mean(axis=(1, 2, 3)).argmax()]
+    np.testing.assert_array_equal(shown["worst"][:16, :16], brightest)
 
 
 def test_a_distance_is_between_the_sets_of_images_that_count():
