@@ -18,6 +18,7 @@ from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
@@ -177,6 +178,42 @@ def test_samples_are_drawn_while_they_are_measured(folders, tmp_path):
         outdir / "samples.npz", tmp_path / "kept", reference=str(folders[0])
     )
     assert again[NAME].value == pytest.approx(value, rel=1e-5)
+
+
+def test_each_image_is_measured_by_its_own_caption(folders, tmp_path, monkeypatch):
+    one, other = folders
+    first = np.stack([picture(k)[0, 0] for k in range(22)]).astype(np.float32)
+    captions = np.random.default_rng(0).integers(0, 9, (22, 3))
+
+    def apply(params, images, taps):
+        return {tap: images[:, 0, 0].astype("float32") for tap in taps}
+
+    def embed_text(params, captions):
+        return captions.astype("float32")
+
+    network = FeatureNetwork("", "", {"embedding": 3}, _load, apply, embed_text)
+    monkeypatch.setitem(FEATURES, "clip", network)
+    mesh = mesh_of(2)
+    images = open_images(one, mesh, 4)
+
+    def tokens(index):
+        # What fills a batch up has any caption.
+        ids = captions[np.minimum(index, 21)].astype(np.int32)
+        return sharding.put_batch({"ids": ids}, mesh)["ids"]
+
+    images.tokens = tokens
+    # The reference has no captions.
+    options = {"distances": ["clip_score", "frechet"], "reference": str(other)}
+    settings = how(tmp_path, weights={"clip": "file"}, **options)
+    found = compare(images, settings, mesh)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(captions, axis=1)
+    expected = 100 * np.mean(np.sum(first * captions, axis=1) / lengths)
+    assert found["clip_score"].value == pytest.approx(expected, rel=1e-5)
+    assert found[NAME].count == 22
+
+
+def _load(path, dtype):
+    return Loaded({}, "")
 
 
 def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
