@@ -159,11 +159,6 @@ def _training(mesh):
             flag="--reference",
         )
     section = to_dict(subjects.config_of(_WORKDIR.value, _STEP.value).data)
-    if not section.get("source"):
-        raise ConfigError(
-            f"--workdir={_WORKDIR.value} names no training images, as converted ones "
-            "do: give them with --reference"
-        )
     section["on_error"] = "skip" if _SKIP.value else "raise"
     if _DATA_DIR.value is not None:
         section["data_dir"] = _DATA_DIR.value
