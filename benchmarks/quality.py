@@ -82,23 +82,25 @@ def measure_first_stage(first, mesh):
     """Reconstructions of the held-out images."""
     first = load_first_stage(first)
     images = Images(first.config.data, mesh, BATCH)
-    found, _, _ = evaluate(first, images.batches(), mesh, distances=["frechet"])
-    distance = found.pop("random-features distance (frechet)")
-    kept = {name: found[name] for name in ("psnr", "ssim", "l1")}
-    return kept | {"reconstruction_distance": distance}
+    measurement = Measurement(["frechet"], mesh)
+    found, _ = evaluate(first, images.batches(), mesh, measurement=measurement)
+    distance = found["random-features distance (frechet)"].value
+    means = {name: found[name].value for name in ("psnr", "ssim", "l1")}
+    return means | {"reconstruction_distance": distance}
 
 
-def real_images(trained, mesh, measurement):
-    """Adds the held-out images to a measurement; returns their statistics."""
+def add_real(trained, mesh, measurement):
+    """Adds the held-out images to a measurement."""
     for batch in Images(trained.config.data, mesh, BATCH).batches():
         measurement.add(batch["image"], batch["mask"])
-    return measurement.statistics()
+    return measurement
 
 
 def measure_samples(trained, guidance_scale, mesh, probe):
     """Samples of all classes in turn: how many show theirs, and their distance."""
     measurement = Measurement(["frechet"], mesh)
-    real = real_images(trained, mesh, measurement.twin())
+    real = add_real(trained, mesh, measurement.twin())
+    measurement.compare_with(real.as_reference())
     options = complete(trained, {"guidance_scale": guidance_scale})
     draw = make_draw(trained.model, options, mesh, seed=0)
     weights, right = (trained.params, trained.frozen), []
@@ -111,7 +113,7 @@ def measure_samples(trained, guidance_scale, mesh, probe):
         measurement.add(images, conditions.mask)
         labels = np.asarray(conditions.inputs["label"])
         right.append(probe(np.asarray(images))["label"] == labels)
-    (result,) = measurement.results(real).values()
+    (result,) = measurement.results().values()
     return float(np.mean(right)), result.value
 
 
