@@ -3,6 +3,7 @@
 | module | what |
 | --- | --- |
 | `actions` | when what is due: evaluation, measurement, previews; what has no record |
+| `own_reference` | reference statistics of the run's own images |
 | `noise_levels` | the second stage's loss by noise level |
 | `eval_options` | the section `eval` of a config |
 | `shown_conditions` | pictures of conditions, for previews |
