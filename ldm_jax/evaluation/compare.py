@@ -16,7 +16,6 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
-    MOST_ROWS,
     is_statistics,
     measure_reference,
     read_reference,
@@ -36,7 +35,7 @@ from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import first_difference
 
@@ -234,15 +233,14 @@ def _open_reference(images, how, measurement, mesh):
     # Captions, and scores without a reference, are not of these images.
     if needing != list(how.distances):
         measurement = Measurement(needing, mesh, how.weights)
-    rows = how.protocol and PROTOCOLS[how.protocol].reference_rows
-    measurement = measurement.twin(most_rows=rows or MOST_ROWS)
+    most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
         reference = read_reference(
-            how.reference, measurement, mesh, how.outdir, every, how.batch_size
+            how.reference, measurement, mesh, how.outdir, every, how.batch_size, most
         )
         reference.check({"preprocessing": _cut_of(images)}, how.reference)
         return reference
@@ -251,7 +249,7 @@ def _open_reference(images, how, measurement, mesh):
             how.reference, mesh, how.batch_size, image_size=how.image_size, **options
         )
     check_sizes(images, others)
-    return measure_reference(others, measurement, file, every)
+    return measure_reference(others, measurement, file, every, most)
 
 
 def _cut_of(images):

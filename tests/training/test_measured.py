@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, sharding
+from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Best, Checkpoints, TrainState
 from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.held_out import made_images
 from ldm_jax.training.held_out.eval_options import EvalOptions
+from ldm_jax.training.held_out.own_reference import own_reference
 from tests.runs import assert_same_bits, tiny_config, train, weights_of
 from tests.sampling.common import SIZE, make_trained
 
@@ -119,6 +122,31 @@ def test_a_best_that_is_not_there_is_named(tmp_path):
     (tmp_path / "checkpoints" / "9").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint of step 7 .* holds 9"):
         checkpoint.checkpoint_folder(tmp_path, "best")
+
+
+def test_the_reference_of_a_run_is_made_once(shapes_dir, tmp_path):
+    mesh, lines = sharding.make_mesh(devices=jax.devices()[:1]), []
+    config = tiny_config("shapes_class", shapes_dir)
+    run = SimpleNamespace(
+        config=config,
+        data=Data(config.data, 0, 8, mesh),
+        console=SimpleNamespace(line=lines.append),
+        checkpoints=SimpleNamespace(workdir=tmp_path),
+    )
+    measurement = Measurement(("frechet",), mesh)
+
+    def count(**options):
+        options = EvalOptions(distances=("frechet",), batch_size=8, **options)
+        record = own_reference(run, measurement, options).record
+        return record["name"], record["count"]
+
+    assert count() == count() == ("shapes/32, train", 64)
+    assert len(lines) == 2 and "ldm-reference" in lines[0]
+    assert count(reference_images=10) == ("shapes/32, train", 10)
+    assert len(lines) == 4
+    # What a first stage reconstructs.
+    config.stage = "autoencoder"
+    assert count(num_samples=9) == ("shapes/32, validation", 9)
 
 
 def test_an_example_that_cannot_be_read_is_a_sample_less(monkeypatch):

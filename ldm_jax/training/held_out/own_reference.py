@@ -7,8 +7,9 @@ import jax
 
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
 from ldm_jax.training.held_out.eval_options import EvalOptions
 from ldm_jax.training.start import Run
 
@@ -42,8 +43,9 @@ def own_reference(
     # All processes do as the first one does.
     found = "" if jax.process_index() else _is_there(path, record)
     if peers.gather(found)[0]:
-        return ReferenceStatistics.load(path)
-    return _make(run, measurement.twin(), record, path, options.batch_size)
+        rows = taps_with_rows(options.distances)
+        return ReferenceStatistics.load(path, rows=rows)
+    return _make(run, measurement, record, path, options.batch_size)
 
 
 def _record(run, measurement, options):
@@ -65,6 +67,7 @@ def _record(run, measurement, options):
         },
         "networks": measurement.record,
         "distances": list(options.distances),
+        "most_rows": MOST_ROWS,
     }
 
 
@@ -73,7 +76,7 @@ def _is_there(path, record):
     if not path.exists():
         return ""
     try:
-        theirs = ReferenceStatistics.load(path).record
+        theirs = ReferenceStatistics.load(path, rows=()).record
     except ConfigError:
         return ""
     return "yes" if _plain(theirs, record) == _plain(record, record) else ""
@@ -91,6 +94,7 @@ def _make(run, measurement, record, path, batch_size):
         f"reference statistics of {total:,} images of {record['name']} are made, once; "
         "eval.reference takes a file of ldm-reference in their place"
     )
+    measurement = measurement.twin(kept_of(total, MOST_ROWS))
     images = run.data.images_alone(record["held_out"], record["limit"], batch_size)
     done = 0
     for batch in images:
@@ -102,6 +106,7 @@ def _make(run, measurement, record, path, batch_size):
             spoken = time.monotonic()
     statistics, count = measurement.statistics(), measurement.count
     reference = ReferenceStatistics(statistics, record | {"count": count})
+    reference = reference.thinned(MOST_ROWS)
     if jax.process_index() == 0:
         reference.save(path)
     line(f"reference statistics of {count:,} images: {path}")

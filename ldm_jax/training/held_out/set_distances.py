@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.config import to_dict
 from ldm_jax.errors import ConfigError
-from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
 from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.start import Run
@@ -66,7 +67,10 @@ class SetDistances:
     def _given_reference(self):
         """Reads the file of the section; compares it before it costs anything."""
         place, side = self.options.reference, self._run.config.data.image_size
-        reference = ReferenceStatistics.load(place, "eval.reference")
+        rows = taps_with_rows(self.options.distances)
+        reference = ReferenceStatistics.load(
+            os.path.expanduser(place), "eval.reference", rows
+        ).thinned(MOST_ROWS)
         reference.check({"preprocessing": {"size": [side, side]}}, place)
         if not reference.record.get("preprocessing", {}).get("size"):
             self._run.console.line(
