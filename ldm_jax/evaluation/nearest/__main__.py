@@ -66,7 +66,7 @@ with cli.group("how to compare"):
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
     _NUM_SHOWN = flags.DEFINE_integer(
-        "num_shown", 8, "Samples in the picture, those nearest to a training image."
+        "num_shown", 8, "Samples in the image grid, those nearest to a training image."
     )
 
 _DRAWN = ("label_mode", "eta", "sampler", "num_steps", "guidance_scale", "seed")
@@ -79,6 +79,7 @@ def _main(argv: list[str]) -> None:
 
     from ldm_jax import sharding
     from ldm_jax.evaluation.compare import check_sizes
+    from ldm_jax.evaluation.nearest.findings import grid_of
     from ldm_jax.evaluation.nearest.streams import TAPS, find_nearest
     from ldm_jax.metrics.programs import FeatureProgram
 
@@ -93,8 +94,9 @@ def _main(argv: list[str]) -> None:
     samples = _samples(mesh, given)
     check_sizes(samples, training)
     found = find_nearest(samples, training, program, _NUM_NEIGHBOURS.value)
+    grid = grid_of(found, _NUM_SHOWN.value)
     if not jax.process_index():
-        _write(found, samples, training, program.network)
+        _write(found, grid, samples, training, program.network)
 
 
 def _weights():
@@ -201,17 +203,16 @@ def _samples(mesh, given):
     return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
 
 
-def _write(found, samples, training, network):
+def _write(found, grid, samples, training, network):
     """Writes the files and prints what they say."""
     from ldm_jax.evaluation.nearest import findings
     from ldm_jax.images import write_png
 
-    outdir, size = pathlib.Path(_OUTDIR.value), len(found.samples)
+    outdir, size = pathlib.Path(_OUTDIR.value), len(found.numbers)
     record = findings.record_of_neighbours(found, samples.describe, training.describe)
     sets = {"samples_of": samples.record, "training": training.record}
     write_json(outdir / "neighbours.json", sets | {"network": network.record} | record)
-    picture = findings.picture_of(found, _NUM_SHOWN.value)
-    write_png(outdir / "neighbours.png", picture)
+    write_png(outdir / "neighbours.png", grid)
     of_what = f"random-features ({network.name})" if network.is_random else network.name
     print(
         f"{size} samples, {training.count:,} training images of {training.name}, by "
@@ -229,7 +230,7 @@ def _write(found, samples, training, network):
         f"images are to any other (closer than {record['threshold']:.4f}); of fresh "
         f"images about {record['quantile']:.0%} would be"
     )
-    print(f"picture: {outdir / 'neighbours.png'}")
+    print(f"images: {outdir / 'neighbours.png'}")
     print(f"numbers: {outdir / 'neighbours.json'}")
 
 
