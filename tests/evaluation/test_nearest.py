@@ -110,6 +110,19 @@ def test_copies_are_found_and_shown(folders):
             streams.find_nearest(*sets, program, 4)
 
 
+def test_features_that_are_no_numbers_are_refused(folders):
+    def program(batch, mask, captions):
+        # From the second batch on.
+        value = np.nan if np.asarray(batch).max() < 1 else 0.0
+        return {"pooled": np.full((len(batch), 2), value)}, mask
+
+    images = open_images(
+        folders / "samples", sharding.make_mesh(devices=jax.devices()[:1]), 1
+    )
+    with pytest.raises(DataError, match="samples are not finite numbers"):
+        list(streams.rows_of(images, program))
+
+
 def test_the_command(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "nearest", (COMMANDS["nearest"][0], ()))
     words = [f"--images={folders}/samples", f"--reference={folders}/training"]

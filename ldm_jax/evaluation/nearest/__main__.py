@@ -22,6 +22,7 @@ from ldm_jax.evaluation.flag_groups import (
     define_drawing_flags,
     define_measurement_flags,
     feature_weights,
+    plan_of,
     refuse,
 )
 from ldm_jax.files import check_outdir, write_json
@@ -86,12 +87,13 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     path, given = _weights(), _sampling()
+    plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
     _check_places()
     mesh, network = sharding.make_mesh(), _NETWORK.value
     training = _training(mesh)
     # What is missing shall not wait for the samples.
     program = FeatureProgram(network, path, (TAPS[network],), mesh)
-    samples = _samples(mesh, given)
+    samples = _samples(mesh, plan, given)
     check_sizes(samples, training)
     found = find_nearest(samples, training, program, _NUM_NEIGHBOURS.value)
     grid = grid_of(found, _NUM_SHOWN.value)
@@ -116,11 +118,8 @@ def _weights():
 
 def _sampling():
     """Options of the sampler that flags give, checked as far as that needs no model."""
-    from ldm_jax.config import choose
-    from ldm_jax.eval_samples import LABEL_MODES
     from ldm_jax.sampling import options
 
-    choose(LABEL_MODES, _LABEL_MODE.value or "random", "--label_mode")
     given = {
         "sampler": _SAMPLER.value,
         "num_steps": _NUM_STEPS.value,
@@ -169,10 +168,10 @@ def _training(mesh):
     )
 
 
-def _samples(mesh, given):
+def _samples(mesh, plan, given):
     """The set of samples."""
     from ldm_jax.evaluation import image_sets, subjects
-    from ldm_jax.evaluation.drawn import Drawing, Plan, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
     from ldm_jax.sampling import load_model, options
 
     if _IMAGES.value is not None:
@@ -192,14 +191,6 @@ def _samples(mesh, given):
         data_dir=_DATA_DIR.value,
     )
     check_same_model(trained)
-    plan = Plan(
-        _NUM_SAMPLES.value,
-        batch_size=_BATCH_SIZE.value,
-        label_mode=_LABEL_MODE.value or "random",
-        seed=_SEED.value,
-        split=_SPLIT.value,
-        skip_unreadable=_SKIP.value,
-    )
     return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
 
 
