@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.config import to_dict
@@ -118,9 +116,13 @@ class SetDistances:
         for batch in tiling.one_behind(made):
             if not goes_on():
                 return None
-            if not np.asarray(batch.finite).all():
-                text = "warning: the model makes images that are not finite"
-                self._run.console.line(f"{text}; they are not measured")
+            # What fills a batch up does not count.
+            bad = int((batch.mask & ~batch.finite).sum())
+            if bad:
+                self._run.console.line(
+                    f"warning: step {int(state.step)}: {bad} of {len(batch.mask)} images "
+                    "of a batch are not finite; nothing is measured"
+                )
                 return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
         numbers = {}
