@@ -120,8 +120,8 @@ class SetDistances:
             bad = int((batch.mask & ~batch.finite).sum())
             if bad:
                 self._run.console.line(
-                    f"warning: step {int(state.step)}: {bad} of {len(batch.mask)} images "
-                    "of a batch are not finite; nothing is measured"
+                    f"warning: step {int(state.step)}: {bad} of {len(batch.mask)} "
+                    "images of a batch are not finite; nothing is measured"
                 )
                 return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
