@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
-from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.resuming import Saved, is_there
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import DISTANCES
@@ -126,7 +126,7 @@ def measure_reference(
         "networks": measurement.record,
         "distances": list(measurement.distances),
     }
-    if path.exists():
+    if is_there(path):
         return _same(ReferenceStatistics.load(path), record, path)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)

@@ -175,7 +175,7 @@ def _training(mesh):
 def _samples(mesh, given):
     """The set of samples."""
     from ldm_jax.evaluation import image_sets, subjects
-    from ldm_jax.evaluation.drawn import Drawing, Plan, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
     from ldm_jax.sampling import load_model, options
 
     if _IMAGES.value is not None:
@@ -194,7 +194,6 @@ def _samples(mesh, given):
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     plan = Plan(
         _NUM_SAMPLES.value,
         batch_size=_BATCH_SIZE.value,
