@@ -319,6 +319,11 @@ def open_training_set(
     Raises:
       ConfigError: If the data cannot be opened.
     """
+    if not section.get("source"):
+        raise ConfigError(
+            "the run names no data, as converted ones do: give the training images as "
+            "a folder or an npz, with --reference (ldm-reference takes --images)"
+        )
     options = {"split": split or section["split"], "image_size": image_size}
     images = from_data(Images(section, mesh, batch_size, num_images=count, **options))
     is_whole = count is None and options["split"] == section["split"]

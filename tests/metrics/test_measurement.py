@@ -113,7 +113,7 @@ def _network(apply, embed_text=None):
     return FeatureNetwork("", "", {"embedding": 3}, _load, apply, embed_text)
 
 
-def _load(path, dtype):
+def _load(path):
     return Loaded({}, "")
 
 

@@ -21,10 +21,7 @@ and no report calls it so.
 
 import pathlib
 
-import jax
-
 from ldm_jax.config import choose
-from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.features.clip_weights import CLIP
 from ldm_jax.metrics.features.dinov2_weights import DINOV2
 from ldm_jax.metrics.features.inception_weights import (
@@ -35,16 +32,12 @@ from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
 from ldm_jax.metrics.features.random_features import RANDOM
 
 __all__ = [
-    "DTYPES",
     "FEATURES",
     "FeatureNetwork",
     "Loaded",
     "Network",
     "load_network",
 ]
-
-# Types to compute in; parameters and what comes out are float32.
-DTYPES = ("float32", "bfloat16")
 
 # Feature networks by name.
 FEATURES = {
@@ -56,41 +49,30 @@ FEATURES = {
 }
 
 
-def load_network(name: str, path: str | None = None, dtype: str = "float32") -> Network:
+def load_network(name: str, path: str | None = None) -> Network:
     """Loads a network of features.
 
     Args:
       name: Row of FEATURES.
       path: Its file of weights, as published or converted; None for seeded random ones,
         where the network has them.
-      dtype: Type to compute in, of DTYPES; bfloat16 on accelerators only, where it is
-        faster.
 
     Returns:
       Network.
 
     Raises:
-      ConfigError: If the name or the type is unknown, or a file is needed and not
-        given.
+      ConfigError: If the name is unknown, or a file is needed and not given.
       ConversionError: If the file is missing, unreadable or of another network.
     """
     row = choose(FEATURES, name, "feature network")
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"features are computed in {' or '.join(DTYPES)}, not {dtype}"
-        )
-    if dtype == "bfloat16" and jax.default_backend() == "cpu":
-        raise ConfigError(
-            "features in bfloat16 are for accelerators: it is slower on the CPU; use "
-            "float32"
-        )
-    loaded = row.load(path, dtype)
+    loaded = row.load(path)
     file = "random" if path is None else pathlib.Path(path).name
     record = {
         "network": name,
         "weights": file,
         "checksum": loaded.checksum,
-        "dtype": dtype,
+        # In bfloat16 distances are others by several per cent.
+        "dtype": "float32",
     }
     row = row._replace(**loaded.changes)
     return Network(name, row, loaded.params, record, path is None)

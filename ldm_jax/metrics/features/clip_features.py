@@ -34,7 +34,6 @@ class Clip(NamedTuple):
         params: dict[str, Any],
         images: UInt8[Array, "batch height width channels"],
         taps: tuple[str, ...],
-        dtype: str = "float32",
     ) -> dict[str, Float[Array, "batch features"]]:
         """Embeds images.
 
@@ -42,40 +41,35 @@ class Clip(NamedTuple):
           params: See the class.
           images: uint8 [B, H, W, C] of one or three channels.
           taps: Names for the embedding: it is all there is.
-          dtype: Type to compute in.
 
         Returns:
           Dict of tap -> float32 [B, D] of length 1.
         """
         with jax.default_matmul_precision("float32"):
-            tower = self.image.copy(dtype=jnp.dtype(dtype))
             images = prepare(images, self.image.image_size)
-            whole = tower.apply({"params": params["image"]}, images)[:, 0]
+            whole = self.image.apply({"params": params["image"]}, images)[:, 0]
             return dict.fromkeys(taps, _unit(whole))
 
     def embed_text(
         self,
         params: dict[str, Any],
         ids: Int[Array, "batch length"],
-        dtype: str = "float32",
     ) -> Float[Array, "batch features"]:
         """Embeds captions.
 
         Args:
           params: See the class.
           ids: Token ids [B, L] of CLIP's tokenizer, the end of the caption the largest.
-          dtype: Type to compute in.
 
         Returns:
           float32 [B, D] of length 1.
         """
         with jax.default_matmul_precision("float32"):
-            tower = self.text.copy(dtype=jnp.dtype(dtype))
-            tokens = tower.apply({"params": params["text"]}, ids)
+            tokens = self.text.apply({"params": params["text"]}, ids)
             # What follows the end, even its repetitions, is seen by nobody before it.
             ends = jnp.argmax(ids, axis=1)[:, None, None]
             end = jnp.take_along_axis(tokens, ends, axis=1)[:, 0]
-            return _unit(jnp.matmul(end, params["text_projection"].astype(end.dtype)))
+            return _unit(jnp.matmul(end, params["text_projection"]))
 
 
 def prepare(
@@ -103,5 +97,4 @@ def prepare(
 
 
 def _unit(x):
-    x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

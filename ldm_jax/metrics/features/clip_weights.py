@@ -4,7 +4,6 @@ Sizes follow from the file: OpenAI's, OpenCLIP's, or transformers' with its conf
 beside.
 """
 
-import functools
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -222,23 +221,22 @@ def convert_clip(path: str) -> StateDict:
     return state_dict
 
 
-def _load(path, dtype):
+def _load(path):
     if path is None:
         raise ConfigError(f"clip needs its file of weights: {WHERE}")
     towers, params = read_clip(path)
     # The activation is no parameter, but no less of the network.
     quick = np.array(towers.image.activation == "quick_gelu", np.float32)
     numbers = flatten_dict(params, sep="/") | {"quick_gelu": quick}
-    embed_text = _no_text if towers.text is None else towers.embed_text
     changes = {
         "widths": {TAP: towers.image.embed_dim},
-        "apply": functools.partial(towers.embed_images, dtype=dtype),
-        "embed_text": functools.partial(embed_text, dtype=dtype),
+        "apply": towers.embed_images,
+        "embed_text": _no_text if towers.text is None else towers.embed_text,
     }
     return Loaded(params, checksum(numbers), changes)
 
 
-def _no_text(*_, **options):
+def _no_text(*_):
     raise ConfigError(f"clip: the file of weights holds no text tower; {WHERE}")
 
 

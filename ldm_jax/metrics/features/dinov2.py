@@ -4,8 +4,6 @@ What FD-DINOv2 (Stein et al. 2023) measures by is the class token of ViT-L/14 af
 last norm. The scales of its layers are folded into the products before them.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +29,10 @@ class DinoV2(nn.Module):
     Attributes:
       width: Width of the transformer, a multiple of HEAD_CHANNELS.
       num_layers: Number of blocks.
-      dtype: Compute type; norms, softmax and what is given back are float32.
     """
 
     width: int = 1024
     num_layers: int = 24
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -55,20 +51,18 @@ class DinoV2(nn.Module):
             (PATCH_SIZE, PATCH_SIZE),
             PATCH_SIZE,
             padding="VALID",
-            dtype=self.dtype,
             name="patches",
         )(images)
         whole = self.param("whole", embedding_init, (self.width,))
-        whole = jnp.broadcast_to(whole.astype(self.dtype), (len(x), 1, self.width))
+        whole = jnp.broadcast_to(whole, (len(x), 1, self.width))
         x = jnp.concatenate([whole, x.reshape(len(x), -1, self.width)], axis=1)
         positions = self.param("positions", embedding_init, x.shape[1:])
-        x = x + positions[None].astype(self.dtype)
+        x = x + positions[None]
         for i in range(self.num_layers):
             x = EncoderBlock(
                 self.width // HEAD_CHANNELS,
                 HEAD_CHANNELS,
                 use_bias=True,
-                dtype=self.dtype,
                 epsilon=_EPSILON,
                 name=f"block_{i}",
             )(x)

@@ -7,7 +7,6 @@
 | transformers' facebook/dinov2-large, old or new | transformers' |
 """
 
-import functools
 import math
 import re
 
@@ -182,7 +181,7 @@ def _rescale(positions):
     return np.concatenate([positions[:1], grid])
 
 
-def _load(path, dtype):
+def _load(path):
     if path is None:
         raise ConfigError(f"dinov2 needs its file of weights: {WHERE}")
     tensors = read_dinov2(path)
@@ -202,15 +201,12 @@ def _load(path, dtype):
         raise ConversionError(f"{path} is not DINOv2 ViT-L/14: {error}; {WHERE}") from (
             error
         )
-    apply = functools.partial(_apply, dtype=dtype)
-    return Loaded(params, checksum(tensors), {"apply": apply})
+    return Loaded(params, checksum(tensors))
 
 
-def _apply(params, images, taps, dtype="float32"):
+def _apply(params, images, taps):
     with jax.default_matmul_precision("float32"):
-        features = DinoV2(dtype=jnp.dtype(dtype)).apply(
-            {"params": params}, prepare(images)
-        )
+        features = DinoV2().apply({"params": params}, prepare(images))
     return dict.fromkeys(taps, features)
 
 

@@ -10,7 +10,6 @@ Averages follow theirs instead of going before, which is the same and has less t
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +39,7 @@ class Inception(nn.Module):
     Parameters are named by the layers of the published files: of "Mixed_5b.branch1x1"
     "kernel" [height, width, in, out] and "bias" [out].
 
-    Attributes:
-      dtype: Compute type; what is averaged and given back is float32.
     """
-
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -59,7 +54,7 @@ class Inception(nn.Module):
           Dict of tap -> float32 [B, D], see WIDTHS. What is not used of it is not
           computed where this is compiled.
         """
-        x = self._conv(images.astype(self.dtype), "Conv2d_1a_3x3", 32, 3, stride=2)
+        x = self._conv(images, "Conv2d_1a_3x3", 32, 3, stride=2)
         x = self._conv(x, "Conv2d_2a_3x3", 32, 3)
         x = self._conv(x, "Conv2d_2b_3x3", 64, 3, pad=True)
         x = _max_pool(x)
@@ -75,17 +70,14 @@ class Inception(nn.Module):
             x = self._block_17(x, f"Mixed_{name}", width)
             if name == "6d":
                 # The block's first branch, of which sFID takes the first channels.
-                spatial = x[..., :_SPATIAL_CHANNELS].astype(jnp.float32)
-                taps["spatial"] = spatial.reshape(len(x), -1)
+                taps["spatial"] = x[..., :_SPATIAL_CHANNELS].reshape(len(x), -1)
         taps["768"] = _mean(x)
         x = self._to_8(x, "Mixed_7a")
         x = self._block_8(x, "Mixed_7b")
         x = self._block_8(x, "Mixed_7c", largest=True)
         taps["2048"] = x = _mean(x)
         kernel, _ = self._weights("fc", (2048, WIDTHS["logits"]))
-        taps["logits"] = jnp.matmul(
-            x.astype(self.dtype), kernel, precision="highest"
-        ).astype(jnp.float32)
+        taps["logits"] = jnp.matmul(x, kernel, precision="highest")
         return taps
 
     # Blocks, named by the sides of their maps.
@@ -164,12 +156,12 @@ class Inception(nn.Module):
     # Layers.
 
     def _weights(self, name, shape):
-        """Kernel and bias of a layer, in the type to compute in."""
+        """Kernel and bias of a layer."""
         init = nn.initializers.he_normal()
         weights = self.param(
             name, lambda key: {"kernel": init(key, shape), "bias": jnp.zeros(shape[-1])}
         )
-        return (weights[leaf].astype(self.dtype) for leaf in ("kernel", "bias"))
+        return (weights[leaf] for leaf in ("kernel", "bias"))
 
     def _conv(self, x, name, features, size, stride=1, pad=False):
         """Convolution and ReLU; padded to the same size, or not at all."""
@@ -212,7 +204,7 @@ class Inception(nn.Module):
 
 def _mean(x):
     """Means of maps [B, h, w, c] -> float32 [B, c]."""
-    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    return jnp.mean(x, axis=(1, 2))
 
 
 def _max_pool(x, stride=2):
@@ -230,7 +222,7 @@ def _average(x):
         counts[[0, -1]] = 2
         shape = [1] * x.ndim
         shape[axis] = -1
-        x = sum(_cells(x, axis, 1, 0)) * (1 / counts).reshape(shape).astype(x.dtype)
+        x = sum(_cells(x, axis, 1, 0)) * (1 / counts).reshape(shape).astype(np.float32)
     return x
 
 

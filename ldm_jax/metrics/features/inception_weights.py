@@ -117,15 +117,13 @@ def fold_norms(tensors: StateDict) -> Params:
     return jax.tree.map(lambda a: np.ascontiguousarray(a, np.float32), params)
 
 
-def _load(prepare, path, dtype):
+def _load(path):
     tensors = draw_inception() if path is None else read_inception(path)
-    apply = functools.partial(_apply, prepare, dtype=dtype)
-    return Loaded(fold_norms(tensors), checksum(tensors), {"apply": apply})
+    return Loaded(fold_norms(tensors), checksum(tensors))
 
 
-def _apply(prepare, params, images, taps, dtype="float32"):
-    module = Inception(jnp.dtype(dtype))
-    features = module.apply({"params": params}, prepare(to_rgb(images)))
+def _apply(prepare, params, images, taps):
+    features = Inception().apply({"params": params}, prepare(to_rgb(images)))
     return {tap: features[tap] for tap in taps}
 
 
@@ -141,8 +139,8 @@ def _as_pytorch_fid(images):
 
 
 def _row(title, prepare):
-    load, apply = (functools.partial(f, prepare) for f in (_load, _apply))
-    return FeatureNetwork(title, WHERE, WIDTHS, load, apply, convert=read_inception)
+    apply = functools.partial(_apply, prepare)
+    return FeatureNetwork(title, WHERE, WIDTHS, _load, apply, convert=read_inception)
 
 
 INCEPTION = _row("Inception-v3 of FID", _as_tensorflow)

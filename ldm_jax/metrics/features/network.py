@@ -52,8 +52,7 @@ class FeatureNetwork(NamedTuple):
       title: What it is called in reports.
       where: Where its file of weights comes from, for messages.
       widths: Name of a tap -> number of its features.
-      load: (path of a file of weights or None, type to compute in: "float32" or
-        "bfloat16") -> Loaded.
+      load: Path of a file of weights or None -> Loaded.
       apply: (parameters, uint8 images [B, H, W, C] of one or three channels, names of
         taps) -> dict of tap -> float32 [B, D]. Names are static: what is not asked for
         is not computed where this is compiled.
@@ -65,7 +64,7 @@ class FeatureNetwork(NamedTuple):
     title: str
     where: str
     widths: Mapping[str, int]
-    load: Callable[[str | None, str], Loaded]
+    load: Callable[[str | None], Loaded]
     apply: Callable[
         [Any, UInt8[Array, "batch h w c"], tuple[str, ...]],
         Mapping[str, Float[Array, "batch _features"]],

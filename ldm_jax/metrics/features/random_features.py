@@ -46,16 +46,14 @@ class RandomFeatures(nn.Module):
         return jnp.concatenate([x.mean(axis=axes), x.std(axis=axes)], axis=-1)
 
 
-def _load(path, dtype):
+def _load(path):
     if path is not None:
         raise ConfigError(f"random features take no file of weights, got {path}")
-    if dtype != "float32":
-        raise ConfigError(f"random features are computed in float32, got {dtype}")
     # Of three channels, whatever the images: grey ones are repeated in `_apply`.
     images = jnp.zeros((1, 8, 8, 3))
     params = RandomFeatures().init(jax.random.key(0), images)["params"]
     params = jax.tree.map(np.asarray, params)
-    return Loaded(params, checksum(flatten_dict(params, sep="/")), {})
+    return Loaded(params, checksum(flatten_dict(params, sep="/")))
 
 
 def _apply(params, images, taps):
