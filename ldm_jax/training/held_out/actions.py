@@ -256,7 +256,7 @@ class HeldOut:
 
     def _measure(self, done, state):
         """Writes the distances of what the stage makes; keeps the best checkpoint."""
-        numbers = self._sets.measure(state, self._goes_on)
+        numbers = self._sets.measure(done, state, self._goes_on)
         if numbers is None:
             return
         # Before the record, by which a rerun knows that all of it is done.

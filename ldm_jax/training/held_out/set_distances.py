@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
@@ -74,12 +75,13 @@ class SetDistances:
         return any(DISTANCES[name].needs_reference for name in self.options.distances)
 
     def measure(
-        self, state: TrainState, goes_on: Callable[[], bool]
+        self, step: int, state: TrainState, goes_on: Callable[[], bool]
     ) -> dict[str, float] | None:
         """Makes images and measures them.
 
         Args:
-          state: State of the run.
+          step: Number of steps done.
+          state: State after them.
           goes_on: Says after each batch whether to go on.
 
         Returns:
@@ -95,9 +97,13 @@ class SetDistances:
         for batch in tiling.one_behind(made):
             if not goes_on():
                 return None
-            if not np.asarray(batch.finite).all():
-                text = "warning: the model makes images that are not finite"
-                self._run.console.line(f"{text}; they are not measured")
+            bad = _not_finite(batch)
+            if bad:
+                seen = measurement.count + int(batch.mask.sum())
+                self._run.console.line(
+                    f"warning: step {step}: {bad} of the first {seen} images that the "
+                    "model makes are not finite; nothing is measured at this step"
+                )
                 return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
         numbers = {}
@@ -186,3 +192,12 @@ class SetDistances:
             reference.save(path)
         line(f"reference statistics of {count:,} images: {path}")
         return reference
+
+
+def _not_finite(batch):
+    """How many images of a batch are not finite; what fills it up does not count."""
+    finite = np.asarray(batch.finite)
+    if finite.all():
+        return 0
+    mask = multihost_utils.process_allgather(batch.mask, tiled=True)
+    return int((~finite & np.asarray(mask)).sum())
