@@ -4,7 +4,6 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -18,12 +17,8 @@ from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
 from ldm_jax.sampling.settings import first_difference
-
-# Of how many images of a reference features are kept, where distances need them: as
-# many as there are samples by the protocols, 400 MB of FID's features.
-MOST_ROWS = 50_000
 
 # What must be the same of a file that is there and of what would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
@@ -139,7 +134,7 @@ def measure_reference(
         return _same(found, record, path, most_rows)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
-    measurement = measurement.twin(_kept_of(images.count, most_rows))
+    measurement = measurement.twin(kept_of(images.count, most_rows))
     more = {"most_rows": most_rows} if needing else None
     settings = settings_of(images, measurement, more)
     saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
@@ -155,18 +150,13 @@ def measure_reference(
     return reference
 
 
-def _kept_of(count, most_rows):
-    """Of which part of so many images features are kept."""
-    return Fraction(min(most_rows, count), count)
-
-
 def _same(found, record, path, most_rows):
     """Refuses a file of statistics in the place of others."""
     there = {key: found.record.get(key) for key in _COMPARED}
     here = {key: record.get(key) for key in _COMPARED}
     # Features of as many images as would be kept of those that could be read.
     rows = math.ceil(
-        _kept_of(record["listed"], most_rows) * found.record.get("count", 0)
+        kept_of(record["listed"], most_rows) * found.record.get("count", 0)
     )
     for tap in taps_with_rows(record["distances"]):
         there[f"features of {tap}"] = found.rows.get(tap)

@@ -12,6 +12,7 @@ import json
 import os
 import zipfile
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,24 @@ from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
 
 _RECORD = "record"
+
+
+# Of how many images of a reference features are kept, where distances need them: as
+# many as there are samples by the protocols, 400 MB of FID's features.
+MOST_ROWS = 50_000
+
+
+def kept_of(count: int, most_rows: int) -> Fraction:
+    """Says of which part of so many images features are kept.
+
+    Args:
+      count: Number of images.
+      most_rows: Of how many images at most.
+
+    Returns:
+      The part, for `Measurement.twin`.
+    """
+    return Fraction(min(most_rows, count), count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,9 +111,10 @@ class HeldOut:
           names: What is due.
 
         Returns:
-          Whether; for what the best checkpoint is chosen by.
+          Whether; for what takes long, so that nothing is lost if it is cut, and what
+          the best checkpoint is chosen by.
         """
-        return "measurement" in names and self._sets.options.best is not None
+        return "measurement" in names
 
     def missing(self, step: int) -> list[str]:
         """Lists what was due at a step and has no record.
@@ -256,7 +257,7 @@ class HeldOut:
 
     def _measure(self, done, state):
         """Writes the distances of what the stage makes; keeps the best checkpoint."""
-        numbers = self._sets.measure(done, state, self._goes_on)
+        numbers = self._sets.measure(state, self._goes_on)
         if numbers is None:
             return
         # Before the record, by which a rerun knows that all of it is done.
