@@ -28,7 +28,7 @@ from ldm_jax.evaluation.report import (
     published_record,
 )
 from ldm_jax.evaluation.resuming import Saved, agree, difference
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile, StoredImages
 from ldm_jax.metrics.distances import DISTANCES, Result
@@ -115,7 +115,7 @@ def compare(
         peers.gather("the results are written")
         saved.remove()
     else:
-        _say(f"measured already: {how.outdir / 'metrics.json'}")
+        say(f"measured already: {how.outdir / 'metrics.json'}")
         # What is published for it may be asked for later.
         if published is not None:
             _write(images, how, results, settings | more, published)
@@ -186,11 +186,6 @@ def _has_samples(how, fingerprint):
     except (ConfigError, OSError):
         return False
     return found.fingerprint == fingerprint
-
-
-def _say(text):
-    if not jax.process_index():
-        print(text, flush=True)
 
 
 def _name_random(measurement):
