@@ -12,6 +12,7 @@ from ldm_jax.annotations import Array, Bool, Int, Shaped, UInt8
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import weights_of
 from ldm_jax.metrics.programs import FeatureProgram
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import ALL, NONE, Moments, TapStatistics
@@ -60,7 +61,9 @@ class Measurement:
         networks = dict.fromkeys(row.network for row in self._rows.values())
         weights = weights or {}
         self._programs = {
-            name: FeatureProgram(name, weights.get(name), self._taps_of(name), mesh)
+            name: FeatureProgram(
+                name, weights_of(name, weights), self._taps_of(name), mesh
+            )
             for name in networks
         }
         self.record = {

@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, Float, Int, UInt8
 from ldm_jax.errors import ConfigError
-from ldm_jax.metrics.distances.clip_score import COSINE, EMBEDDING, caption_cosine
+from ldm_jax.metrics.distances.clip_score import COSINE, caption_cosine
 from ldm_jax.metrics.features import load_network
+from ldm_jax.metrics.features.clip_weights import EMBEDDING
 
 
 class FeatureProgram:
@@ -84,4 +85,17 @@ class FeatureProgram:
                 "clip_score is of images and their captions, and these have none: "
                 "measure a model that draws from captions, or leave it out"
             )
+        else:
+            self._check_ids(captions)
         return self._features(self._params, images, mask, captions)
+
+    def _check_ids(self, captions):
+        """An id that the network does not know would be taken for another one."""
+        largest = max(int(shard.data.max()) for shard in captions.addressable_shards)
+        known = self.network.row.vocab_size
+        if known is not None and largest >= known:
+            raise ConfigError(
+                f"--tokenizer gives the id {largest}, but the text tower of "
+                f"{self.network.record['weights']} knows {known:,}: use the tokenizer "
+                "that it was trained with"
+            )
