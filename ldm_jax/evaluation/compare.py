@@ -240,11 +240,10 @@ def _open_reference(images, how, measurement, mesh):
     if how.reference is None:
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
-        reference = read_reference(
-            how.reference, measurement, mesh, how.outdir, every, how.batch_size, most
+        place, size = how.reference, how.batch_size
+        return read_reference(
+            place, measurement, mesh, how.outdir, every, size, most, _cut_of(images)
         )
-        reference.check({"preprocessing": _cut_of(images)}, how.reference)
-        return reference
     else:
         others = open_images(
             how.reference, mesh, how.batch_size, image_size=how.image_size, **options

@@ -3,7 +3,9 @@
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -52,7 +54,8 @@ def read_reference(
     outdir: str | os.PathLike,
     every: int,
     batch_size: int,
-    most_rows: int = MOST_ROWS,
+    most_rows: int,
+    cut: Mapping[str, Any],
 ) -> ReferenceStatistics:
     """Reads a file of statistics.
 
@@ -67,17 +70,20 @@ def read_reference(
       every: Images after which the state is saved.
       batch_size: Global batch size.
       most_rows: Of how many images features are compared, where distances need them.
+      cut: "preprocessing" of the images that are compared with it.
 
     Returns:
       The statistics; features are those of evenly spaced images.
 
     Raises:
-      ConfigError: If it cannot be read, or was made with other weights.
+      ConfigError: If it cannot be read, was made with other weights, or is of images
+        that were cut in another way.
     """
     path = os.path.expanduser(place)
     needing = taps_with_rows(measurement.distances)
     reference = ReferenceStatistics.load(path, rows=needing)
-    reference.check({"networks": measurement.record}, place)
+    # Before features are computed.
+    reference.check({"networks": measurement.record, "preprocessing": cut}, place)
     lacking = [tap for tap in needing if _lacks_rows(reference, tap)]
     if lacking and IMAGES in keys_of(path, "--reference"):
         images = open_images(path, mesh, batch_size, flag="--reference")

@@ -214,6 +214,8 @@ class Measurement:
         asked = self._protocol or row.protocol
         if count < asked:
             notes.append(f"fewer images than the protocol's {asked}")
+        if row.needs_reference and "note" in self._reference.record:
+            notes.append(self._reference.record["note"])
         note = "; ".join(notes)
         return value, result._replace(label=label, count=count, note=note)
 

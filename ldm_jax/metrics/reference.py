@@ -1,10 +1,10 @@
 """Reference statistics: features of a set of images in a file, and what they are of.
 
-The file is an npz. Where its features are those of FID's Inception it has the arrays
-`mu`, `sigma`, `mu_s` and `sigma_s` of guided-diffusion, so that other evaluators read
-it, too; and what others publish in that form is read here. Files of this package also
-say in `record` of which images, cut in which way, by which weights they were made:
-what is measured in another way is not compared with them.
+The file is an npz. Where its features are those of FID's Inception their moments have
+guided-diffusion's names, `mu`, `sigma`, `mu_s` and `sigma_s`; and what others publish
+in that form is read here. Files of this package also say in `record` of which images,
+cut in which way, by which weights they were made: what is measured in another way is
+not compared with them.
 """
 
 import dataclasses
@@ -19,13 +19,8 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
+from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
-
-# Tap -> guided-diffusion's names of its mean and its covariance.
-_ADM = {"inception/2048": ("mu", "sigma"), "inception/spatial": ("mu_s", "sigma_s")}
-
-# Features of a tap of `_ADM`.
-_WIDTHS = {"inception/2048": 2048, "inception/spatial": 2023}
 
 _RECORD = "record"
 
@@ -40,7 +35,8 @@ class ReferenceStatistics:
         the list of them, "preprocessing", a dict of "size" [H, W], "crop" and "resize",
         and "networks", name -> record of the network (its "checksum"). "rows" says of
         how many images features are there, by tap, and how they were chosen. Of files
-        that others wrote the rest is there as far as it is known.
+        that others wrote "images" is a hash of the file, of the rest there is what the
+        file shows, and "note" is what a number must say of it.
     """
 
     taps: Mapping[str, TapStatistics]
@@ -71,8 +67,8 @@ class ReferenceStatistics:
     def _names(self, tap):
         """Names of the arrays of a tap; guided-diffusion's only for FID's weights."""
         network = self.record["networks"].get(tap.split("/")[0], {})
-        if tap in _ADM and network.get("weights") != "random":
-            return _ADM[tap]
+        if tap in ADM_NAMES and network.get("weights") != "random":
+            return ADM_NAMES[tap]
         return f"{tap}/mu", f"{tap}/sigma"
 
     @classmethod
@@ -103,7 +99,7 @@ class ReferenceStatistics:
             )
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return cls._read(archive, keys, path, key, rows)
+                found = cls._read(archive, keys, path, key, rows)
         except ConfigError:
             raise
         # Of a damaged file nearly anything.
@@ -112,11 +108,13 @@ class ReferenceStatistics:
             raise ConfigError(
                 f"{key}: {path} cannot be read ({text}): make it anew"
             ) from error
+        _check_finite(found.taps, path, key)
+        return found
 
     @classmethod
     def _read(cls, archive, keys, path, key, wanted):
         if _RECORD not in keys:
-            return cls(*_read_foreign(archive, keys, path, key))
+            return cls(*read_published(archive, keys, path, key))
         record, taps = json.loads(str(archive[_RECORD])), {}
         counts = record.pop("taps")
         this = cls({}, record)
@@ -174,30 +172,15 @@ class ReferenceStatistics:
             _check_preprocessing(where, here, there)
 
 
-def _read_foreign(archive, keys, path, key):
-    """(taps, record) of a file of guided-diffusion or pytorch-fid."""
-    taps = {}
-    for tap, (mean, covariance) in _ADM.items():
-        if not {mean, covariance} <= keys:
-            continue
-        mean, covariance = archive[mean], archive[covariance]
-        width = _WIDTHS[tap]
-        if mean.shape != (width,) or covariance.shape != (width, width):
-            raise ConfigError(
-                f"{key}: {path} has statistics of {mean.shape[-1]} features, "
-                f"and {tap} has {width}: they are of another network"
-            )
-        # How many images they are of the file does not say.
-        arrays = (array.astype(np.float64) for array in (mean, covariance))
-        taps[tap] = TapStatistics(0, *arrays, None)
-    if not taps:
-        raise ConfigError(
-            f"{key}: {path} has mu without sigma, or the other way round: give "
-            "an npz with both"
-        )
-    network = {"network": "inception", "weights": "published", "checksum": None}
-    record = {"name": os.path.basename(path), "networks": {"inception": network}}
-    return taps, record
+def _check_finite(taps, path, key):
+    for tap, statistics in taps.items():
+        for what in ("mean", "covariance", "rows"):
+            array = getattr(statistics, what)
+            if array is not None and not np.isfinite(array).all():
+                raise ConfigError(
+                    f"{key}: {path} has numbers that are not finite (the {what} of "
+                    f"{tap}): make it anew"
+                )
 
 
 def _check_network(where, name, there, here):

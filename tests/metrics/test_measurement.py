@@ -76,6 +76,9 @@ def test_a_result_says_what_it_is():
     assert result.note == f"{few}; fewer images than the protocol's 50000"
     measured = _measure(PICTURES, reference=reference, protocol=22)
     assert measured.results()[name].note == few
+    record = dict(reference.record) | {"note": "of a file"}
+    measured.compare_with(ReferenceStatistics(reference.taps, record))
+    assert measured.results()[name].note == f"{few}; of a file"
 
 
 def _reference(taps, networks):

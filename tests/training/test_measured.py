@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from ldm_jax.checkpoint import Best, Checkpoints, TrainState
 from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.training import autoencoder, classifier, diffusion
+from ldm_jax.training.held_out.eval_options import eval_options
+from ldm_jax.training.held_out.made_images import _require_examples
 from tests.runs import assert_same_bits, tiny_config, train, weights_of
 
 MEASURED = {
@@ -20,9 +23,10 @@ MEASURED = {
     "eval__batch_size": 8,
     "eval__distances": ("frechet",),
     "eval__best": "frechet",
+    "eval__levels": 2,
     "train__preview_images": 0,
 }
-NAME = "eval/distances/random-features distance (frechet)"
+NAME = "eval/distances/random-features_distance/frechet"
 
 
 def _rows(workdir):
@@ -35,7 +39,7 @@ def _measured(workdir):
 
 
 def _train(workdir, shapes_dir, first_stage, **more):
-    more |= MEASURED | {"first_stage__workdir": str(first_stage)}
+    more = MEASURED | {"first_stage__workdir": str(first_stage)} | more
     train("shapes_class", shapes_dir, workdir, **more)
 
 
@@ -52,14 +56,17 @@ def test_a_run_that_is_measured_ends_in_the_same_weights(
     record = json.loads((tmp_path / "best.json").read_text())
     assert (record["step"], record["value"]) == (best, found[best])
     assert checkpoint.checkpoint_folder(tmp_path, "best").name == str(best)
-    assert "reference statistics of 64 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reference statistics of 64 images" in said
+    (line,) = (line for line in said.splitlines() if "loss by noise level" in line)
+    assert re.search(r"first:  0: [\d.]+  1: [\d.]+  \(moving average\)$", line)
 
 
 @pytest.mark.slow
 def test_what_a_killed_run_has_not_measured_is_measured_first(
     first_stage, shapes_dir, tmp_path, capsys
 ):
-    more = {"eval__levels": 2, "train__keep_last": 1}
+    more = {"train__keep_last": 1}
     _train(tmp_path, shapes_dir, first_stage, **more)
     (last,) = (row for row in _rows(tmp_path) if "eval/loss" in row)
     assert last["eval/num_images"] == 8 and last["eval/level_draws"] == 4
@@ -136,6 +143,13 @@ def test_the_best_stays_beside_the_newest(tmp_path):
     [
         (diffusion, "class", {"eval__distances": ("fidd",)}, 'fidd" is unknown'),
         (diffusion, "class", {"eval__best": "psnr"}, 'eval.best="psnr" is no result'),
+        (
+            diffusion,
+            "class",
+            {"eval__best": "fid"},
+            "eval.every steps, and",
+        ),
+        (diffusion, "class", {"eval__distances": ("rfid",)}, "samples by fid"),
         (diffusion, "class", {"eval__label_mode": "equal"}, 'equal" is unknown'),
         (autoencoder, "autoencoder", {"eval__num_samples": 1}, "eval.num_samples must"),
         (classifier, "classifier", {"eval": {"every": 2}}, "makes no images"),
@@ -144,6 +158,24 @@ def test_the_best_stays_beside_the_newest(tmp_path):
 def test_sections_that_cannot_work_are_refused_at_once(stage, name, change, message):
     with pytest.raises(ConfigError, match=message):
         stage.check(tiny_config(f"shapes_{name}", "", **change))
+
+
+def test_a_first_stage_is_measured_by_rfid_unless_something_is_asked_for():
+    config = tiny_config("shapes_autoencoder", "")
+    del config.eval
+    assert eval_options(config).distances == ("rfid",)
+    config.eval = {"distances": ("kid",)}
+    assert eval_options(config).distances == ("kid",)
+    config = tiny_config("shapes_class", "")
+    del config.eval
+    assert eval_options(config).distances == ("fid",)
+
+
+def test_more_samples_than_held_out_conditions_are_refused():
+    options = SimpleNamespace(num_samples=5)
+    for found, message in ((3, "use eval.num_samples=3, or hold"), (1, "those: hold")):
+        with pytest.raises(ConfigError, match=message):
+            _require_examples(options, SimpleNamespace(num_held_out=found))
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@
 | --- | --- |
 | `actions` | when what is due: evaluation, measurement, previews; what has no record |
 | `noise_levels` | the second stage's loss by noise level |
+| `set_distances` | measures sets of images, keeps the best checkpoint |
+| `made_images` | the images of a stage that are measured |
 | `eval_options` | the section `eval` of a config |
 | `shown_conditions` | pictures of conditions, for previews |
 """

@@ -78,10 +78,11 @@ def sampled(model: LatentDiffusion, sampling: SampleOptions, seed: int) -> Calla
 def _require_examples(options, data):
     found = data.num_held_out
     if found < options.num_samples:
+        fewer = f"use eval.num_samples={found}, or " if found > 1 else ""
         raise ConfigError(
             f"eval.num_samples={options.num_samples}, but samples have the conditions "
-            f"of the held-out examples, and there are {found} of those: use "
-            f"eval.num_samples={found}, or hold more out (data.eval_split)"
+            f"of the held-out examples, and there are {found} of those: {fewer}hold "
+            "more out (data.eval_split)"
         )
 
 
