@@ -194,21 +194,21 @@ def _of_images(how):
         skip_unreadable=_SKIP.value,
     )
     if _PROMPTS_FILE.value is not None:
-        images.tokens = _tokens(images, mesh)
+        _add_captions(images, mesh)
     compare(images, how._replace(distances=how.distances or ["fid"]), mesh)
 
 
-def _tokens(images, mesh):
-    """Token ids of the captions of --prompts_file."""
-    from ldm_jax.evaluation.captions import make_tokens, read_captions
+def _add_captions(images, mesh):
+    """Gives images the captions of --prompts_file."""
+    from ldm_jax.evaluation.captions import Prompts, add_captions
 
-    texts = read_captions(_PROMPTS_FILE.value)
-    if len(texts) != images.count:
+    prompts = Prompts(_PROMPTS_FILE.value)
+    if len(prompts) != images.count:
         raise ConfigError(
-            f"--prompts_file={_PROMPTS_FILE.value} has {len(texts)} captions and there "
-            f"are {images.count} images: give a line for each, in their order"
+            f"--prompts_file={_PROMPTS_FILE.value} has {len(prompts)} captions and "
+            f"there are {images.count} images: give a line for each, in their order"
         )
-    return make_tokens(texts.__getitem__, len(texts), _TOKENIZER.value, mesh)
+    add_captions(images, prompts, _TOKENIZER.value, mesh)
 
 
 def _of_samples(how, plan, sampling):
@@ -216,7 +216,7 @@ def _of_samples(how, plan, sampling):
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
-    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, draw_set
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.sampling import load_model, options
 
@@ -227,7 +227,6 @@ def _of_samples(how, plan, sampling):
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     mesh = sharding.make_mesh()
     sample_options = options.complete(trained, sampling)
     if any(DISTANCES[name].needs_captions for name in how.distances):

@@ -75,7 +75,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation import subjects
-    from ldm_jax.evaluation.drawn import Drawing, check_same_model
+    from ldm_jax.evaluation.drawn import Drawing
     from ldm_jax.evaluation.sweep.grid import combinations
     from ldm_jax.evaluation.sweep.rows import measure_rows
     from ldm_jax.sampling import load_model, options
@@ -94,7 +94,6 @@ def _main(argv: list[str]) -> None:
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     settings = [options.complete(trained, each) for each in given]
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
