@@ -146,6 +146,7 @@ def open_measurement(
     """
     _check_protocol(images, how)
     _check_reference(how)
+    _check_captions(images, how)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
     measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
     if not jax.process_index():
@@ -229,6 +230,18 @@ def _check_reference(how):
         is_statistics(how.reference)
 
 
+def _check_captions(images, how):
+    wanting = [name for name in how.distances if DISTANCES[name].needs_captions]
+    if wanting and images.tokens is None:
+        advice = "give them with --prompts_file"
+        if "sample" in images.record:
+            advice = "measure a model that draws from captions"
+        raise ConfigError(
+            f"--distances={','.join(wanting)}: images are compared with their captions "
+            f"and these have none: {advice}, or leave it out"
+        )
+
+
 def _open_reference(images, how, measurement, mesh):
     """ReferenceStatistics, or None where no distance needs a reference."""
     needing = _needing(how)
@@ -236,7 +249,7 @@ def _open_reference(images, how, measurement, mesh):
         return None
     # Captions, and scores without a reference, are not of these images.
     if needing != list(how.distances):
-        measurement = Measurement(needing, mesh, how.weights)
+        measurement = measurement.twin(distances=needing)
     most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
