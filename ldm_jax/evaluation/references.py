@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
-from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.resuming import Saved, is_there
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import taps_with_rows
@@ -129,7 +129,7 @@ def measure_reference(
         "networks": measurement.record,
         "distances": list(measurement.distances),
     }
-    if path.exists():
+    if is_there(path):
         found = ReferenceStatistics.load(path, rows=needing)
         return _same(found, record, path, most_rows)
     if not jax.process_index():
