@@ -27,7 +27,7 @@ from ldm_jax.evaluation.report import (
     published_record,
 )
 from ldm_jax.evaluation.resuming import Saved, agree, difference
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile, StoredImages
 from ldm_jax.metrics.distances import DISTANCES, Result
@@ -114,7 +114,7 @@ def compare(
         peers.gather("the results are written")
         saved.remove()
     else:
-        _say(f"measured already: {how.outdir / 'metrics.json'}")
+        say(f"measured already: {how.outdir / 'metrics.json'}")
         # What is published for it may be asked for later.
         if published is not None:
             _write(images, how, results, settings | more, published)
@@ -145,6 +145,7 @@ def open_measurement(
     """
     _check_protocol(images, how)
     _check_reference(how)
+    _check_captions(images, how)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
     measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
     if not jax.process_index():
@@ -185,11 +186,6 @@ def _has_samples(how, fingerprint):
     except (ConfigError, OSError):
         return False
     return found.fingerprint == fingerprint
-
-
-def _say(text):
-    if not jax.process_index():
-        print(text, flush=True)
 
 
 def _name_random(measurement):
@@ -233,6 +229,18 @@ def _check_reference(how):
         is_statistics(how.reference)
 
 
+def _check_captions(images, how):
+    wanting = [name for name in how.distances if DISTANCES[name].needs_captions]
+    if wanting and images.tokens is None:
+        advice = "give them with --prompts_file"
+        if "sample" in images.record:
+            advice = "measure a model that draws from captions"
+        raise ConfigError(
+            f"--distances={','.join(wanting)}: images are compared with their captions "
+            f"and these have none: {advice}, or leave it out"
+        )
+
+
 def _open_reference(images, how, measurement, mesh):
     """ReferenceStatistics, or None where no distance needs a reference."""
     needing = _needing(how)
@@ -240,7 +248,7 @@ def _open_reference(images, how, measurement, mesh):
         return None
     # Captions, and scores without a reference, are not of these images.
     if needing != list(how.distances):
-        measurement = Measurement(needing, mesh, how.weights)
+        measurement = measurement.twin(distances=needing)
     most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}

@@ -83,7 +83,7 @@ def _begin(images, measurement, saved, keep):
         goes_on = bool(state[_KEPT]) and keep.is_begun()
         # They lie where the first process writes them.
         if peers.gather(str(goes_on))[0] != str(True):
-            _say("a cut run has kept no images: all are taken again")
+            say("a cut run has kept no images: all are taken again")
             position, state = 0, {}
             saved.begin_anew()
     if keep is not None and not jax.process_index():
@@ -91,7 +91,7 @@ def _begin(images, measurement, saved, keep):
     if not state:
         return 0, []
     measurement.restore(state)
-    _say(f"{position:,} of {images.count:,} images are measured already")
+    say(f"{position:,} of {images.count:,} images are measured already")
     return position, state[_LEFT_OUT].tolist()
 
 
@@ -117,7 +117,12 @@ def _keep(keep, position, images, real):
         keep.write(position, images[real])
 
 
-def _say(text):
+def say(text: str) -> None:
+    """Prints a line, on the first process.
+
+    Args:
+      text: The line.
+    """
     if not jax.process_index():
         print(text, flush=True)
 

@@ -215,13 +215,15 @@ def _check_network(where, name, there, here):
         )
         raise ConfigError(
             f"{where} was made with {wanted} of {name} and this is measured with "
-            f"{found}: give --feature_weights={name}=FILE, the same file for both"
+            f"{found}: give --feature_weights={name}=FILE (in training eval.weights), "
+            "the same file for both"
         )
     checksums = there.get("checksum"), here.get("checksum")
     if None not in checksums and checksums[0] != checksums[1]:
         raise ConfigError(
             f"{where} was made with other weights of {name} (checksum {checksums[0]}) "
-            f"than these ({checksums[1]}): give the same --feature_weights for both"
+            f"than these ({checksums[1]}): give the same --feature_weights (in "
+            "training eval.weights) for both"
         )
 
 

@@ -378,16 +378,27 @@ def test_each_image_is_measured_by_its_own_caption(folders, tmp_path, monkeypatc
 
     images.tokens = tokens
     # The reference has no captions.
-    options = {"distances": ["clip_score", "frechet"], "reference": str(other)}
+    distances = ["clip_score", "frechet", "cmmd"]
+    options = {"distances": distances, "reference": str(other)}
     settings = how(tmp_path, weights={"clip": "file"}, **options)
+    bare = open_images(one, mesh, 4)
+    with pytest.raises(ConfigError, match="clip_score: .*have none: .*--prompts_file"):
+        compare(bare, settings, mesh)
+    _LOADED.clear()
     found = compare(images, settings, mesh)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(captions, axis=1)
     expected = 100 * np.mean(np.sum(first * captions, axis=1) / lengths)
     assert found["clip_score"].value == pytest.approx(expected, rel=1e-5)
-    assert found[NAME].count == 22
+    assert found[NAME].count == found["cmmd"].count == 22
+    # The reference is measured by the same networks.
+    assert _LOADED == ["file"]
 
 
-def _load(path, dtype):
+_LOADED = []
+
+
+def _load(path):
+    _LOADED.append(path)
     return Loaded({}, "")
 
 

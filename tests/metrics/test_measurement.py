@@ -159,6 +159,10 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
     result = measured.results()["clip_score"]
     assert result.value == pytest.approx((60 + 100) / 3, rel=1e-6)
     assert result.count == 3 and result.label == "CLIP score"
+    small = _network(apply, embed_text)._replace(vocab_size=2)
+    monkeypatch.setitem(FEATURES, "clip", small)
+    with pytest.raises(ConfigError, match="the id 2, but .* knows 2"):
+        Measurement(["clip_score"], mesh, weights).add(*batch.values())
     monkeypatch.setitem(FEATURES, "clip", _network(apply))
     with pytest.raises(ConfigError, match="which of_images_alone .* does not have"):
         Measurement(["clip_score"], mesh, weights)

@@ -74,7 +74,7 @@ def test_what_others_publish_is_read(tmp_path):
     assert found.taps["inception/2048"].covariance.dtype == np.float64
     # By which file of weights it does not say, but not by random ones.
     found.check({"networks": {"inception": NETWORK}, "preprocessing": CUT}, path)
-    with pytest.raises(ConfigError, match=r"give --feature_weights=inception=FILE"):
+    with pytest.raises(ConfigError, match=r"FILE \(in training eval.weights\)"):
         random = NETWORK | {"weights": "random"}
         found.check({"networks": {"inception": random}}, path)
     np.savez(path, mu=np.ones(768), sigma=np.eye(768))

@@ -14,13 +14,15 @@ from ldm_jax import checkpoint, sharding
 from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Best, Checkpoints, TrainState
 from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
+from ldm_jax.console import Console
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.held_out import made_images
 from ldm_jax.training.held_out.eval_options import EvalOptions, eval_options
-from ldm_jax.training.held_out.made_images import _require_examples
+from ldm_jax.training.held_out.made_images import Made, _require_examples
 from ldm_jax.training.held_out.own_reference import own_reference
+from ldm_jax.training.held_out.set_distances import SetDistances
 from tests.runs import assert_same_bits, tiny_config, train, weights_of
 from tests.sampling.common import SIZE, make_trained
 
@@ -238,6 +240,26 @@ def test_more_samples_than_held_out_conditions_are_refused():
     for found, message in ((3, "use eval.num_samples=3, or hold"), (1, "those: hold")):
         with pytest.raises(ConfigError, match=message):
             _require_examples(options, SimpleNamespace(num_held_out=found))
+
+
+def test_images_that_are_not_finite_are_counted_and_not_measured(capsys):
+    def measure(*rows):
+        """Measures two batches of 4, of which the last row only fills up."""
+        mask = sharding.put_batch({"mask": np.arange(4) < 3}, mesh)["mask"]
+        finite = [jnp.array([k not in bad for k in range(4)]) for bad in rows]
+        taken = SimpleNamespace(count=0, results=dict)
+        taken.add = lambda images, mask: setattr(taken, "count", taken.count + 3)
+        sets = object.__new__(SetDistances)
+        sets._measurement = SimpleNamespace(twin=lambda: taken)
+        sets._images = lambda *_: (Made(None, mask, each) for each in finite)
+        sets._run, sets._frozen = SimpleNamespace(console=Console(9, 0, True)), None
+        return sets.measure(SimpleNamespace(step=7), lambda: True)
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    assert measure({3}, {3}) == {"num_images": 6}
+    assert "finite" not in capsys.readouterr().out
+    assert measure({3}, {0, 2, 3}) == {"num_images": 0}
+    assert "step 7: 2 of 4 images of a batch" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from absl import flags
 
 from ldm_jax import cli, ranges
 from ldm_jax.evaluation.flag_groups import (
+    check_used,
     comparison_of,
     define_comparison_flags,
     define_drawing_flags,
@@ -83,6 +84,7 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how = comparison_of(_DISTANCES.value or ["fid"])
+    check_used(how.distances, how.weights)
     plan = _plan(how.distances)
     lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
     given = combinations(*lists, _ETA.value)

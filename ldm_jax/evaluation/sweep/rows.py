@@ -17,7 +17,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.resuming import Saved, agree, difference
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
 from ldm_jax.metrics.distances import Result
@@ -65,7 +65,7 @@ def measure_rows(
         record = settings_of(images, measurement, more)
         results = _load(path, record)
         if results is None:
-            _say(f"row {number} of {len(sets)}: {title_of(values)}")
+            say(f"row {number} of {len(sets)}: {title_of(values)}")
             twin = measurement.twin()
             saved = Saved(path.with_suffix(".partial.npz"), record, how.save_every)
             measure(images, twin, saved)
@@ -78,7 +78,7 @@ def measure_rows(
             saved.remove()
         rows.append(Row(values, results))
         found = ", ".join(f"{n} {each.value:.4f}" for n, each in results.items())
-        _say(f"{title_of(values)}: {found}")
+        say(f"{title_of(values)}: {found}")
     return rows
 
 
@@ -107,8 +107,3 @@ def _read(path):
             f"{path} cannot be read as a row of a sweep ({error!r}): take it away to "
             "measure it anew"
         ) from error
-
-
-def _say(text):
-    if not jax.process_index():
-        print(text, flush=True)
