@@ -1,6 +1,8 @@
 """Flags that the commands of this room share, and how they are read."""
 
-from collections.abc import Iterable, Sequence
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -79,6 +81,67 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
     )
 
 
+def comparison_of(distances: Sequence[str]) -> Any:
+    """Reads the flags of how sets of images are measured, of commands that have them.
+
+    Args:
+      distances: Rows of DISTANCES.
+
+    Returns:
+      A `compare.Comparison`.
+
+    Raises:
+      ConfigError: If a distance or --feature_weights is wrong.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.compare import Comparison
+    from ldm_jax.metrics.distances import DISTANCES
+
+    for name in distances:
+        choose(DISTANCES, name, "--distances")
+    values = flags.FLAGS
+    return Comparison(
+        distances=distances,
+        outdir=pathlib.Path(values.outdir),
+        weights=feature_weights(values.feature_weights),
+        reference=values.reference,
+        image_size=values.image_size,
+        batch_size=values.batch_size,
+        save_every=values.save_every,
+        skip_unreadable=values.skip_unreadable,
+    )
+
+
+def plan_of(count: int | None, label_mode: str | None) -> Any:
+    """Reads the flags of which samples are drawn, of commands that draw some.
+
+    Args:
+      count: How many, see `drawn.Plan`.
+      label_mode: Row of LABEL_MODES; None for random.
+
+    Returns:
+      A `drawn.Plan`.
+
+    Raises:
+      ConfigError: If the mode is unknown.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.evaluation.drawn import Plan
+
+    label_mode = label_mode or "random"
+    choose(LABEL_MODES, label_mode, "--label_mode")
+    values = flags.FLAGS
+    return Plan(
+        count,
+        batch_size=values.batch_size,
+        label_mode=label_mode,
+        seed=values.seed,
+        split=values.split,
+        skip_unreadable=values.skip_unreadable,
+    )
+
+
 def refuse(names: Iterable[str], why: str) -> None:
     """Refuses flags that nothing would come of.
 
@@ -92,6 +155,36 @@ def refuse(names: Iterable[str], why: str) -> None:
     for name in names:
         if flags.FLAGS[name].present:
             raise ConfigError(f"--{name}: {why}; leave it out")
+
+
+def check_used(distances: Sequence[str], weights: Mapping[str, str]) -> None:
+    """Refuses files of weights, and captions' flags, that no distance would use.
+
+    Args:
+      distances: Rows of DISTANCES.
+      weights: Row of FEATURES -> path of its file.
+
+    Raises:
+      ConfigError: If there is one, or --tokenizer is given and nothing is compared
+        with captions.
+    """
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.features import FEATURES
+
+    rows, words = [DISTANCES[name] for name in distances], ",".join(distances)
+    used = {row.network for row in rows}
+    # Some networks take the file of another one.
+    known = used | {FEATURES[name].weights_of for name in used}
+    for name in sorted(weights.keys() - known):
+        use = f"uses {' and '.join(sorted(used))}" if used else "is not given"
+        raise ConfigError(
+            f"--feature_weights={name}={weights[name]}: --distances={words} {use}, "
+            f"nothing would be measured with {name}; leave it out, or ask for a "
+            "distance that needs it"
+        )
+    tokenizer = "tokenizer" in flags.FLAGS and flags.FLAGS["tokenizer"].present
+    if tokenizer and not any(row.needs_captions for row in rows):
+        refuse(("tokenizer",), f"no distance of --distances={words} is of captions")
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:
