@@ -29,7 +29,10 @@ setup(
     entry_points={
         "console_scripts": [
             f"ldm-{name} = ldm_jax.commands:{name}"
-            for name in ("train", "sample", "convert", "evaluate")
+            for name in (
+                *("train", "sample", "convert"),
+                *("evaluate", "reference", "sweep", "nearest"),
+            )
         ]
     },
     install_requires=[
@@ -57,6 +60,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],
+        # The plot of ldm-sweep.
+        "plots": ["matplotlib>=3.8"],
         "test": [
             "beartype>=0.22",
             "jaxtyping>=0.3.7",

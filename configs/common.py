@@ -138,6 +138,51 @@ def sample(**changes) -> dict:
     return section | changes
 
 
+def evaluation(**changes) -> dict:
+    """The `eval` section: what a run measures of its samples, and when.
+
+    A first stage's reconstructions of held-out images take the place of samples.
+
+    every: Steps between measurements, and at the end; unset measures nothing.
+    num_samples: How many samples; published numbers are of 50,000.
+    batch_size: How many are drawn at a time, over all devices.
+    distances: Rows of DISTANCES, as "fid", "kid" or "precision_recall"; "rfid" is that
+      of reconstructions, "frechet" a quick one that needs no weights.
+    weights: Files of the feature networks' weights; random ones where unset, and then
+      the numbers are random-features distances.
+    reference: File of reference statistics, of ldm-reference; "" makes them once of
+      the run's own images: training ones, of a first stage those it reconstructs.
+    reference_images: How many of those training images, evenly spaced; all if unset.
+    label_mode: "random" or "balanced" labels, where a class is the only condition.
+    best: The result, as "fid", by which the best checkpoint is kept beside the newest.
+    levels: Bins of noise levels for which each evaluation of train.eval_every reports
+      the loss; 0 for none.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
+    """
+    section = dict(
+        every=placeholder(int),
+        num_samples=5000,
+        batch_size=64,
+        distances=("fid",),
+        weights=dict(
+            inception=placeholder(str),
+            dinov2=placeholder(str),
+            clip=placeholder(str),
+        ),
+        reference="",
+        reference_images=placeholder(int),
+        label_mode="random",
+        best=placeholder(str),
+        levels=10,
+    )
+    return section | changes
+
+
 def diffusion_loss(**changes) -> dict:
     """The `loss` section of a second stage; values are CompVis's.
 
@@ -226,6 +271,7 @@ def autoencoder(**sections) -> ConfigDict:
         discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="float32"),
         loss=autoencoder_loss(),
         train=train(),
+        eval=evaluation(distances=("rfid",)),
     )
     return ConfigDict(config | sections)
 
@@ -249,6 +295,7 @@ def diffusion(**sections) -> ConfigDict:
         loss=diffusion_loss(),
         train=train(),
         sample=sample(),
+        eval=evaluation(),
     )
     sections["backbone"] = dict(kind="unet") | sections.get("backbone", {})
     return ConfigDict(config | sections)
@@ -445,6 +492,7 @@ def shrink_diffusion(config: ConfigDict) -> None:
     for entry in config.conditions.values():
         _shrink_condition(entry)
     _shrink(config.data.get("inputs", {}), _TINY_INPUTS)
+    config.eval.levels = 0
     config.backbone.update(_TINY_BACKBONES.get(config.backbone.kind, {"tiny": True}))
     config.sample.num_steps = 4
 

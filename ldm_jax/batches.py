@@ -1,5 +1,6 @@
 """A run's images as global batches on the devices."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
-from ldm_jax.data.sources import make_record
+from ldm_jax.data.sources import make_record, part, spread
 from ldm_jax.errors import ConfigError
 
 # Batch key -> global array [batch size, ...].
@@ -97,16 +98,56 @@ class Data:
         """
         yield from self._batches(self._source, True, self._batch_size, start, count)
 
-    def held_out_batches(self, count: int | None = None) -> Iterator[Batch]:
-        """Yields the held-out images once, in order; "mask" marks real rows.
+    @property
+    def num_held_out(self) -> int:
+        """Number of examples that are held out, 0 where no split is named."""
+        return len(self._open()) if self.has_held_out else 0
+
+    def held_out_batches(
+        self, count: int | None = None, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Yields the held-out examples once, in order.
 
         Args:
           count: Largest number of batches; all by default.
+          batch_size: Global batch size, rounded up to a multiple of the devices; that
+            of training by default.
 
         Yields:
-          Dict of global arrays [batch size, ...].
+          Dict of global arrays [batch size, ...]; "mask" marks real rows, "index" has
+          the number of each example.
         """
-        yield from self._batches(self._open(), False, self._batch_size, 0, count)
+        size = self._even(batch_size or self._batch_size)
+        yield from self._batches(self._open(), False, size, 0, count)
+
+    def images_alone(
+        self, held_out: bool, count: int | None, batch_size: int
+    ) -> Iterator[Batch]:
+        """Yields images once, cropped at the centre and not mirrored.
+
+        Args:
+          held_out: Whether those that are held out, the first ones in order, or some of
+            those that are trained on, evenly spaced over all.
+          count: How many of them; None for all.
+          batch_size: Global batch size, rounded up to a multiple of the devices.
+
+        Yields:
+          Dict of global arrays "image" uint8 [batch size, H, W, C] and "mask", which
+          marks real rows.
+        """
+        source = (
+            part(self._open(), 0, count) if held_out else spread(self._source, count)
+        )
+        section = to_dict(self._section) | {"inputs": {}, "keys": ()}
+        loader = make_loader(
+            source,
+            section,
+            batch_size=self._even(batch_size),
+            seed=self._seed,
+            train=False,
+            process=(jax.process_index(), jax.process_count()),
+        )
+        yield from _image_batches(loader, self._mesh)
 
     def preview_batch(self, size: int) -> Batch:
         """Loads the first held-out images (training ones where none are held out).
@@ -115,13 +156,16 @@ class Data:
           size: Number of images; rounded up to a multiple of the devices.
 
         Returns:
-          Dict of global arrays [size, ...], without "mask".
+          Dict of global arrays [size, ...], without "mask" and "index".
         """
-        size = -(-size // self._mesh.size) * self._mesh.size
+        size = self._even(size)
         source = self._open() if self.has_held_out else self._source
         batch = next(self._batches(source, not self.has_held_out, size, 0, 1))
-        batch.pop("mask", None)
-        return batch
+        return {k: v for k, v in batch.items() if k not in ("mask", "index")}
+
+    def _even(self, size):
+        """The next size that the devices divide."""
+        return -(-size // self._mesh.size) * self._mesh.size
 
     def _open(self):
         if self._held_out is None:
@@ -131,7 +175,11 @@ class Data:
     def _batches(self, source, train, batch_size, start, count):
         loader = self._loader(source, train, batch_size, start)
         try:
-            for batch in itertools.islice(loader, count):
+            for step, batch in enumerate(itertools.islice(loader, count)):
+                if not train:
+                    rows = len(batch["mask"])
+                    begin = step * batch_size + jax.process_index() * rows
+                    batch["index"] = np.arange(begin, begin + rows, dtype=np.int32)
                 yield sharding.put_batch(batch, self._mesh)
         finally:
             loader.close()
@@ -159,35 +207,12 @@ class Data:
             loader.close()
 
 
-class First:
-    """The first examples of a source; a source itself."""
-
-    def __init__(self, source: Any, count: int | None) -> None:
-        """Takes the first examples.
-
-        Args:
-          source: Source of examples, see `data.sources`.
-          count: How many, or all if there are fewer; None for all.
-        """
-        self._source = source
-        self._count = len(source) if count is None else min(count, len(source))
-
-    def __len__(self):
-        return self._count
-
-    def __getitem__(self, index):
-        return self._source[index]
-
-    def describe(self, index: int) -> str:
-        """Names an example, for messages.
-
-        Args:
-          index: Its position.
-
-        Returns:
-          What the source calls it.
-        """
-        return self._source.describe(index)
+def _image_batches(loader, mesh):
+    """Global batches of the images alone; ends the loader."""
+    with contextlib.closing(loader):
+        for batch in loader:
+            batch = {key: batch[key] for key in ("image", "mask")}
+            yield sharding.put_batch(batch, mesh)
 
 
 class Images:
@@ -195,6 +220,9 @@ class Images:
 
     Attributes:
       image_size: Their side in pixels.
+      count: Their number.
+      batch_size: Global batch size, a multiple of the number of devices.
+      fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
     """
 
@@ -251,9 +279,13 @@ class Images:
                 "images with --data"
             )
         self._section, self._mesh = section, mesh
-        self._source = First(open_source(section, split), num_images)
+        source = open_source(section, split)
+        fingerprint = getattr(source, "fingerprint", None)
+        self.fingerprint = None if fingerprint is None else fingerprint()
+        self._source = part(source, 0, num_images)
+        self.count = len(self._source)
         size = min(batch_size, len(self._source))
-        self._batch_size = -(-size // mesh.size) * mesh.size
+        self.batch_size = -(-size // mesh.size) * mesh.size
         self.image_size = section["image_size"]
         self.record = {
             "data": section["name"],
@@ -261,24 +293,33 @@ class Images:
             "image_size": self.image_size,
         }
 
-    def batches(self) -> Iterator[Batch]:
-        """Yields all images once, in order; "mask" marks real rows.
+    def describe(self, index: int) -> str:
+        """Names an image.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          What the source calls it.
+        """
+        return self._source.describe(index)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the images once, in order; "mask" marks real rows.
+
+        Args:
+          start: Position of the first one.
 
         Yields:
           Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
           [batch size].
         """
         loader = make_loader(
-            self._source,
+            part(self._source, start),
             self._section,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             seed=0,
             train=False,
             process=(jax.process_index(), jax.process_count()),
         )
-        try:
-            for batch in loader:
-                batch = {key: batch[key] for key in ("image", "mask")}
-                yield sharding.put_batch(batch, self._mesh)
-        finally:
-            loader.close()
+        yield from _image_batches(loader, self._mesh)

@@ -32,9 +32,24 @@ def evaluate() -> None:
     _run("evaluation")
 
 
-def _run(room):
+def reference() -> None:
+    """Runs `ldm-reference`."""
+    _run("evaluation", "make_reference")
+
+
+def sweep() -> None:
+    """Runs `ldm-sweep`."""
+    _run("evaluation.sweep")
+
+
+def nearest() -> None:
+    """Runs `ldm-nearest`."""
+    _run("evaluation.nearest")
+
+
+def _run(room, module="__main__"):
     signal.signal(signal.SIGINT, interrupt)
-    importlib.import_module(f"ldm_jax.{room}.__main__").main()
+    importlib.import_module(f"ldm_jax.{room}.{module}").main()
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
 """Reads config sections: builds from them, compares them, stores them as JSON.
 
 A config is a `ConfigDict` with the sections `data`, `first_stage`, `discriminator`,
-`conditions`, `backbone`, `schedule`, `loss`, `train` and `sample`, and the plain keys
-`stage` and `seed`.  Sections are unpacked into constructors in the `make_*` functions;
-below that line nothing sees a config.
+`conditions`, `backbone`, `schedule`, `loss`, `train`, `sample` and `eval`, and the
+plain keys `stage` and `seed`.  Sections are unpacked into constructors in the `make_*`
+functions; below that line nothing sees a config.
 """
 
 import difflib
@@ -90,7 +90,8 @@ _KEYS = {
     "diffusion": "data first_stage conditions backbone schedule loss train sample",
     "classifier": "data first_stage classifier schedule train",
 }
-# Keys that a config may leave out.
+# Sections of any stage that a config may leave out, and keys.
+_OPTIONAL_SECTIONS = ("eval",)
 _OPTIONAL = ("freeze",)
 
 
@@ -113,7 +114,9 @@ def check_values(config: ConfigDict) -> ConfigDict:
     found = to_dict(config)
     stage = choose(_KEYS, found.get("stage"), "stage")
     sections = stage.split()
-    check_names(found, ["stage", "seed", *sections], "config")
+    known = ["stage", "seed", *sections, *_OPTIONAL_SECTIONS]
+    check_names(found, known, "config")
+    sections += [name for name in _OPTIONAL_SECTIONS if name in found]
     for name in ("seed", *sections):
         if name not in found:
             raise ConfigError(f"{name} is missing from the config")
@@ -127,7 +130,7 @@ def check_values(config: ConfigDict) -> ConfigDict:
         _check_keys(found["first_stage"], {*ranges.LATENTS}, "first_stage")
         ranges.check_section(found["first_stage"], "first_stage")
     ranges.check_section(found, "")
-    for name in ("data", "train", "sample"):
+    for name in ("data", "train", "sample", "eval"):
         ranges.check_section(found.get(name, {}), name)
     with_types = _usual_types(found)
     return config if with_types == found else ConfigDict(with_types)

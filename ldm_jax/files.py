@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -116,10 +117,8 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
     """
     target = pathlib.Path(target)
     folder = target.parent / f".{target.name}.partial"
-    with writing(target):
-        shutil.rmtree(folder, ignore_errors=True)
+    with writing(target), _alone(folder, target):
         try:
-            folder.mkdir(parents=True)
             yield folder / target.name
             # The target last: where it is, all of it is.
             paths = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
@@ -127,6 +126,28 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
                 os.replace(path, target.parent / path.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder, target):
+    """Makes an empty folder that no other command writes to meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # The lock ends with its process, however that ends.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise DiskError(
+            f"{target} is being written by another command: wait for it, or give "
+            "another place"
+        ) from error
+    try:
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

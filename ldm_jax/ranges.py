@@ -120,10 +120,13 @@ def text(empty: bool = False, none: str = "") -> Check:
     return _optional("a string" if empty else "a string, not empty", accepts, none, "")
 
 
-def place() -> Check:
+def place(none: str = "") -> Check:
     """A file or folder on a disk of this machine; it may be empty.
 
     Python would take the address of a bucket for a local folder, and write there.
+
+    Args:
+      none: What None means; it is refused where that is nothing.
 
     Returns:
       The check.
@@ -133,6 +136,9 @@ def place() -> Check:
         return isinstance(value, str | os.PathLike) and "://" not in str(value)
 
     note = "remote folders are not supported: mount it, or copy it"
+    if none:
+        note = f"None is {none}; {note}"
+        return Check("a local path", lambda v: v is None or accepts(v), note)
     return Check("a local path", accepts, note)
 
 
@@ -316,6 +322,13 @@ def _is_power(value):
     return _is_whole(value) and value > 0 and value & (value - 1) == 0
 
 
+def _is_step(value):
+    if value == "best" or _is_whole(value):
+        return value == "best" or 0 <= value <= _STEPS
+    digits = isinstance(value, str) and value.isdecimal() and len(value) <= 10
+    return digits and int(value) <= _STEPS
+
+
 def _is_scale(value):
     """Whether it is a guidance scale: a number, or a number for each condition."""
     if isinstance(value, Mapping):
@@ -450,6 +463,18 @@ TRAIN = {
     "wandb": _FLAG,
 }
 
+EVAL = {
+    "every": _EVERY,
+    "num_samples": whole(2, 10**7),
+    "batch_size": whole(1, 2**20),
+    "distances": several(text(), 1),
+    "reference": place(),
+    "reference_images": whole(2, 10**9, none="all"),
+    "label_mode": text(),
+    "best": text(none="none is kept"),
+    "levels": whole(0, 1000, zero="off"),
+}
+
 # Section -> key -> check; "*" stands for a name of the user's.
 SECTIONS: dict[str, dict[str, Check]] = {
     "": {"stage": text(), "seed": SEED},
@@ -496,7 +521,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "conditions.*": {
         "dropout": _DECAY,
-        "weights": text(none="none"),
+        "weights": place(none="none"),
         "num_classes": whole(1, 2**24, none="that of the data"),
         "features": whole(1, _WIDTH, none="what follows from others"),
         "null_class": _FLAG,
@@ -580,15 +605,22 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "train.mesh": {"data": whole(-1, 2**20), "fsdp": whole(1, 2**20)},
     "sample": SAMPLE,
+    "eval": EVAL,
+    "eval.weights": dict.fromkeys(
+        ("inception", "dinov2", "clip"), place(none="random weights")
+    ),
 }
 
 # Flag of any command -> check; strings may not be empty. None is an unset flag.
 FLAGS: dict[str, Check] = {
-    "step": whole(0, _STEPS),
+    "step": Check("best or a step, 0 or more (a whole number)", _is_step),
     "seed": SEED,
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
     "num_images": whole(1, 10**9),
+    "save_every": whole(1, 10**9),
+    "num_neighbours": whole(1, 64),
+    "num_shown": whole(1, 1024),
     "num_train": whole(1, 10**9),
     "num_validation": whole(0, 10**9),
     "max_shapes": whole(1, 4),
@@ -607,7 +639,11 @@ FLAGS: dict[str, Check] = {
     "start_timeout": whole(1, 10**6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
-        ("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"), place()
+        (
+            *("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"),
+            *("images", "reference"),
+        ),
+        place(),
     ),
     "lpips_weights": place(),
     **{

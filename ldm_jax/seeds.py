@@ -44,3 +44,19 @@ def to_32_bits(seed: int) -> int:
     if seed < _BITS:
         return seed
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def sample_keys(seed: int, index: Any) -> Any:
+    """Makes the keys of samples: sample k depends on the seed and k alone.
+
+    Args:
+      seed: Whole number in [0, 2**64).
+      index: Numbers of the samples, a JAX array, int32 [B].
+
+    Returns:
+      Typed keys [B].
+    """
+    import jax
+
+    rng = make_key(seed)
+    return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)

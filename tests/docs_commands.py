@@ -76,6 +76,9 @@ def program_of(command):
         "ldm-sample": "ldm_jax.sampling",
         "ldm-convert": "ldm_jax.convert",
         "ldm-evaluate": "ldm_jax.evaluation",
+        "ldm-nearest": "ldm_jax.evaluation.nearest",
+        "ldm-sweep": "ldm_jax.evaluation.sweep",
+        "ldm-reference": "ldm_jax.evaluation.make_reference",
     }
     if words[0] in commands:
         return commands[words[0]], words[1:]

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, ranges
 from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
 from ldm_jax.training.start import FREE_KEYS
@@ -89,7 +89,8 @@ def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overr
 
 
 # Keys of a config that no traced function depends on.
-UNTRACED = set(FREE_KEYS) - {"sample", "train.sharding_overrides"}
+UNTRACED = set(FREE_KEYS) - {"sample", "eval", "train.sharding_overrides"}
+UNTRACED |= {f"eval.{key}" for key in ranges.EVAL} - {"eval.levels"}
 # The latest stages: what is compiled for one takes some 100 MB.
 _TRACED = {}
 _MOST_TRACED = 6

@@ -1,10 +1,13 @@
 """A bit that storage lost is found before anything is read, and the way back works."""
 
+import contextlib
 import errno
 import re
 import shutil
+import signal
 import subprocess
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -177,13 +180,46 @@ def test_want_of_memory_files_or_peers_is_no_damage(
     def fail(*_):
         raise error
 
+    def wrap(*_):
+        # As Orbax does.
+        try:
+            raise error
+        except Exception as inner:
+            raise KeyError("incompatible handler") from inner
+
     monkeypatch.setattr(peers, "several", lambda: True)
-    monkeypatch.setattr(items.ocp, "load_checkpointables", fail)
-    monkeypatch.setattr(items.ocp, "checkpointables_metadata", fail)
-    for read in (lambda: items.load(tmp_path, {}), lambda: items.shapes_of(tmp_path)):
-        with pytest.raises(CheckpointError if damage else type(error)) as raised:
-            read()
-        assert damage or raised.value is error
+    for raising in fail, wrap:
+        monkeypatch.setattr(items.ocp, "load_checkpointables", raising)
+        monkeypatch.setattr(items.ocp, "checkpointables_metadata", raising)
+        for read in _READS:
+            with pytest.raises(CheckpointError if damage else type(error)) as raised:
+                read(tmp_path)
+            assert damage or raised.value is error
+
+
+_READS = (lambda path: items.load(path, {}), items.shapes_of)
+
+
+@pytest.mark.parametrize("read", _READS)
+def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch, read):
+    def wrap(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as inner:
+            raise KeyError("incompatible handler") from inner
+
+    def swallow(*_):
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        return mock.Mock(metadata={})
+
+    previous = signal.getsignal(signal.SIGINT)
+    for interrupted in wrap, swallow:
+        monkeypatch.setattr(items.ocp, "load_checkpointables", interrupted)
+        monkeypatch.setattr(items.ocp, "checkpointables_metadata", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read(tmp_path)
+        assert signal.getsignal(signal.SIGINT) is previous
 
 
 def test_a_run_goes_on_beside_damage_and_seals_what_it_saves(workdir):

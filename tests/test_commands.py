@@ -15,7 +15,7 @@ from tests.published import NAMES, load
 from tests.runs import ROOT, command, finish
 from tests.test_old_workdirs import ARCHIVE
 
-COMMANDS = ("train", "sample", "convert", "evaluate")
+COMMANDS = ("train", "sample", "convert", "evaluate", "reference")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,7 @@ def test_commands_spell_and_explain_flags_alike(run):
             explained.setdefault(flag.split("=")[0], set()).add(" ".join(words.split()))
     # They depend on the command.
     own = {"config", "image", "tile", "image_size", "num_samples"}
+    own |= {"distances", "split", "prompts_file"}
     for flag in explained.keys() - own:
         assert len(explained[flag]) == 1, (flag, explained[flag])
     assert {"workdir", "outdir", "step", "[no]ema", "lpips_weights"} <= explained.keys()

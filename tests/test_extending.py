@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build
+from ldm_jax import build, sharding
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.convert.formats import FORMATS, Options, convert
 from ldm_jax.data.inputs import INPUTS, make_inputs
@@ -19,9 +19,10 @@ from ldm_jax.diffusion.grids import SPACINGS, make_points
 from ldm_jax.diffusion.objective import LOSS_TYPES
 from ldm_jax.diffusion.samplers import SAMPLERS, make_sampler
 from ldm_jax.diffusion.schedule import BETAS, make_schedule
-from ldm_jax.evaluation.distances import DISTANCES, Moments
-from ldm_jax.evaluation.features import FEATURES
-from ldm_jax.evaluation.metrics import METRICS
+from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.features import FEATURES
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.first_stages import FIRST_STAGES
 
@@ -140,11 +141,14 @@ def test_a_metric_and_a_distance():
     other = images.copy()
     other[1, 3, 4] = 255
     np.testing.assert_allclose(METRICS["largest_error"](images, other), [0, 2])
-    row = DISTANCES["color_shift"]
-    moments = Moments(), Moments()
-    for moment, batch in zip(moments, (images, other), strict=True):
-        moment.add(FEATURES[row.features].apply({}, batch))
-    assert row.measure(*moments) > 0
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    measured = Measurement(["color_shift"], mesh)
+    against = measured.twin()
+    measured.add(images, np.ones(2, bool))
+    against.add(other, np.ones(2, bool))
+    measured.compare_with(against.as_reference())
+    (result,) = measured.results().values()
+    assert result.value > 0
 
 
 def test_a_format(second_stage, tmp_path):

@@ -19,7 +19,7 @@ from flax.errors import ScopeParamShapeError
 
 from ldm_jax import config, errors
 from ldm_jax.cli.failures import explain
-from ldm_jax.cli.run import _say_unless_closed
+from ldm_jax.cli.run import _unraisable
 from ldm_jax.console import Console
 from ldm_jax.errors import ConfigError, Stopped, UserError
 from tests.runs import ROOT
@@ -215,8 +215,21 @@ def test_what_ends_after_a_save_that_failed_is_not_heard(text, monkeypatch):
     heard = []
     monkeypatch.setattr(sys, "__unraisablehook__", heard.append)
     told = types.SimpleNamespace(exc_value=RuntimeError(text))
-    _say_unless_closed(told)
+    _unraisable(told)
     assert heard == ([told] if text == "else" else [])
+
+
+def test_ctrl_c_in_a_callback_that_cannot_raise_comes_again(monkeypatch, capsys):
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", _unraisable)
+    with pytest.raises(KeyboardInterrupt):
+        dropped = Dropped()
+        del dropped
+        time.sleep(10)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("script", ["sample.py", "train.py"])

@@ -85,6 +85,24 @@ def test_a_target_that_cannot_be_filled_leaves_all_as_it_was(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "new"}
 
 
+def test_two_commands_do_not_write_one_target(tmp_path):
+    with drafted(tmp_path / "new") as draft:
+        draft.touch()
+        with pytest.raises(DiskError, match="new is being written by another"):
+            with drafted(tmp_path / "new"):
+                pass
+        assert draft.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_what_a_killed_command_left_of_a_draft_is_not_taken(tmp_path):
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "old").touch()
+    with drafted(tmp_path / "new") as draft:
+        draft.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

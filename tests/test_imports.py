@@ -11,12 +11,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "commands", "errors", "console"),
-    ("files", "peers", "ranges", "seeds"),
+    ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
-    ("batches", "latent_diffusion"),
+    ("batches", "latent_diffusion", "metrics"),
     ("build", "generate", "latent_classifier"),
-    ("trained",),
+    ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
     ("evaluation",),
 )

@@ -39,6 +39,7 @@ def test_the_table_has_every_key_of_our_configs(name):
         (ranges.real(0, 1, ")"), (0,), (1,)),
         (ranges.text(), ("a",), ("", " ", 1, None)),
         (ranges.text(empty=True, none="none"), ("", None), (0,)),
+        (ranges.place(none="none"), ("", None), ("gs://a/b", 1)),
         (ranges.place(), ("", "~/a:b", "/a"), ("gs://a/b", "file:///a", None)),
         (ranges.several(ranges.whole(1), 1), ((1,), [1, 2]), ((), 1, (0,), "1")),
         (ranges.per_level(ranges.whole(1)), (1, (1, 2)), (0, (), (0,), "x")),
@@ -104,4 +105,5 @@ def test_intervals_can_be_off():
 def test_common_lists_every_key():
     assert common.train().keys() == ranges.TRAIN.keys() | {"optimizer", "mesh"}
     assert common.sample().keys() <= ranges.SAMPLE.keys()
+    assert common.evaluation().keys() == ranges.EVAL.keys() | {"weights"}
     assert common.first_stage().keys() == ranges.LATENTS.keys()

@@ -10,6 +10,7 @@ killed while it saves leaves its previous checkpoints whole.
 | module | what |
 | --- | --- |
 | `checkpoints` | the checkpoints of a run: saving, restoring, which ones stay |
+| `best` | which checkpoint is the best by a result, and that it stays |
 | `weights` | weights and records of a trained run, as NumPy arrays |
 | `items` | the items of a checkpoint: from Orbax, under the names of today |
 | `checksums` | checksums of files and of weights |
@@ -18,11 +19,13 @@ killed while it saves leaves its previous checkpoints whole.
 | `folder` | where things lie |
 """
 
+from ldm_jax.checkpoint.best import Best
 from ldm_jax.checkpoint.checkpoints import Checkpoints
 from ldm_jax.checkpoint.checksums import tree_checksum
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.checkpoint.folder import (
     Folder,
+    Step,
     absolute,
     checkpoint_folder,
     common_step,
@@ -34,9 +37,11 @@ from ldm_jax.checkpoint.state import TrainState
 from ldm_jax.checkpoint.weights import load_item, load_weights, read_meta
 
 __all__ = [
+    "Best",
     "Checkpoints",
     "DamagedCheckpoint",
     "Folder",
+    "Step",
     "TrainState",
     "absolute",
     "checkpoint_folder",

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ldm_jax import peers
 from ldm_jax.checkpoint import checksums
+from ldm_jax.checkpoint.best import Best, KeepBest, read_best, write_best
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.checkpoint.folder import CHECKPOINTS, Folder, absolute, saved_steps
 from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
@@ -23,7 +24,11 @@ from ldm_jax.sharding import named_leaves
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: saved in the background, kept by policy."""
+    """The checkpoints of one workdir: saved in the background, kept by policy.
+
+    Attributes:
+      workdir: Folder of the run, absolute.
+    """
 
     def __init__(
         self, workdir: Folder, keep_last: int = 2, keep_every: int | None = None
@@ -44,10 +49,12 @@ class Checkpoints:
                 "more"
             )
         keep = ocp.training.preservation_policies
-        policies = [keep.LatestN(keep_last)]
+        self.workdir = absolute(workdir)
+        self._folder = self.workdir / CHECKPOINTS
+        self._best = KeepBest(self._recorded_best())
+        policies = [keep.LatestN(keep_last), self._best]
         if keep_every:
             policies.append(keep.EveryNSteps(keep_every))
-        self._folder = absolute(workdir) / CHECKPOINTS
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=keep.AnyPreservationPolicy(policies),
@@ -66,6 +73,33 @@ class Checkpoints:
     def folders(self) -> list[pathlib.Path]:
         """Folders of the checkpoints that are on disk, the oldest first."""
         return [self._folder / str(step) for step in saved_steps(self._folder)]
+
+    def keep_if_best(self, found: Best) -> bool:
+        """Keeps a checkpoint, in place of the best one so far, if it is better.
+
+        Every process must call it.
+
+        Args:
+          found: Of which step, and by which result.
+
+        Returns:
+          Whether it is better.
+
+        Raises:
+          DiskError: If it, or the record of it, cannot be written.
+        """
+        if not self._best.takes(found):
+            return False
+        # The record names none that is not there.
+        self.wait()
+        if jax.process_index() == 0:
+            write_best(self.workdir, found)
+        return True
+
+    def _recorded_best(self):
+        """The best checkpoint by the record, if it is still there."""
+        best = read_best(self.workdir)
+        return best if best and best.step in saved_steps(self._folder) else None
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts to save; returns once the arrays have been copied off the devices.

@@ -11,12 +11,15 @@ from collections.abc import Collection, Sequence
 import jax
 
 from ldm_jax import peers
+from ldm_jax.checkpoint.best import read_best
 from ldm_jax.checkpoint.checksums import copy_checksums, find_damage
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
 
 Folder = str | os.PathLike
+# A step as a number, also in letters, or "best"; None is the newest.
+Step = int | str | None
 
 CHECKPOINTS = "checkpoints"
 
@@ -50,12 +53,12 @@ def saved_steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
-def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
+def checkpoint_folder(workdir: Folder, step: Step = None) -> pathlib.Path:
     """Finds a checkpoint folder.
 
     Args:
       workdir: Folder of a run.
-      step: Step wanted; the newest by default.
+      step: Step wanted, or "best", which `best.json` names; the newest by default.
 
     Returns:
       Path of the checkpoint folder.
@@ -64,17 +67,30 @@ def checkpoint_folder(workdir: Folder, step: int | None = None) -> pathlib.Path:
       CheckpointError: If there is none.
     """
     folder = absolute(workdir) / CHECKPOINTS
+    if step == "best":
+        step = _best_step(workdir)
     steps = saved_steps(folder)
     if not steps:
         raise CheckpointError(
             f"no checkpoint in {folder}; train one with train.py --workdir={workdir}"
         )
+    step = None if step is None else int(step)
     if step is not None and step not in steps:
         raise CheckpointError(
             f"no checkpoint of step {step} in {folder}; it holds "
             + ", ".join(map(str, steps))
         )
     return folder / str(steps[-1] if step is None else step)
+
+
+def _best_step(workdir):
+    best = read_best(absolute(workdir))
+    if best is None:
+        raise CheckpointError(
+            f"no checkpoint of {workdir} is known to be the best one: name a step; "
+            "--config.eval.best has a run choose it"
+        )
+    return best.step
 
 
 def common_step(workdir: Folder) -> int:

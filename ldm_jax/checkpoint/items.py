@@ -6,6 +6,8 @@ Checkpoints of older versions are read with the names of today, here and nowhere
 import contextlib
 import errno
 import pathlib
+import signal
+import threading
 from typing import Any
 
 import jax
@@ -42,15 +44,56 @@ def verify(folder: pathlib.Path, *items: str) -> None:
 def _reading(folder):
     """Keeps a damaged checkpoint apart from a machine that cannot read it.
 
-    What comes of memory, of the system or of another process stays as it is, lest a
-    sound checkpoint be moved away.
+    What comes of memory, of the system, of another process or of Ctrl-C stays as it is,
+    lest a sound checkpoint be moved away.
     """
+    with _interruptible():
+        try:
+            yield
+        except Exception as error:  # Orbax raises many kinds for a damaged folder.
+            # And it hides under one kind of its own whatever it meets.
+            for cause in _causes(error):
+                if _is_of_the_machine(cause):
+                    raise cause from None
+            raise DamagedCheckpoint(folder, error) from error
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Ctrl-C stays what it is: Orbax takes it for a fault of what it reads."""
+    previous, pressed = signal.getsignal(signal.SIGINT), False
+
+    def handle(number, frame):
+        nonlocal pressed
+        try:
+            previous(number, frame)
+        except BaseException:
+            pressed = True
+            raise
+
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and callable(previous)):
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
-    except Exception as error:  # Orbax raises many kinds for a damaged folder.
-        if _is_of_the_machine(error):
+    except Exception:
+        if not pressed:
             raise
-        raise DamagedCheckpoint(folder, error) from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _causes(error):
+    """An error, what it arose from, and so on; once each, as they may go round."""
+    causes = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
 
 
 def _is_of_the_machine(error):

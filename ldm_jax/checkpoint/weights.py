@@ -10,18 +10,18 @@ from ml_collections import ConfigDict
 
 from ldm_jax import config as config_
 from ldm_jax.checkpoint.checksums import has_item
-from ldm_jax.checkpoint.folder import Folder, checkpoint_folder
+from ldm_jax.checkpoint.folder import Folder, Step, checkpoint_folder
 from ldm_jax.checkpoint.items import load, shapes_of, upgrade, verify
 
 
 def load_weights(
-    workdir: Folder, step: int | None = None, average: bool = True
+    workdir: Folder, step: Step = None, average: bool = True
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """Loads the weights of a trained stage as NumPy arrays.
 
     Args:
       workdir: Folder of the run.
-      step: Step wanted; the newest by default.
+      step: See `checkpoint_folder`.
       average: Take the moving average where the run kept one.
 
     Returns:

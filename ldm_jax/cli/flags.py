@@ -139,7 +139,9 @@ SHARED = {
     ),
     "outdir": Shared(flags.DEFINE_string, None, "Folder of what the command writes."),
     "step": Shared(
-        flags.DEFINE_integer, None, "Checkpoint to use; the newest by default."
+        flags.DEFINE_string,
+        None,
+        "Checkpoint to use, a step or best; the newest by default.",
     ),
     "ema": Shared(
         flags.DEFINE_bool,

@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -42,6 +43,7 @@ def run(
             define_cluster_flags()
         flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = _unraisable
     # What Python's tracker of shared memory clears away is no news to a user.
     sys.warnoptions.append("ignore:resource_tracker")
     app.run(
@@ -144,8 +146,6 @@ def start_jax() -> None:
         logging.set_verbosity(logging.WARNING)
         # What Orbax says of a failure, in thousands of lines, it also raises.
         logging.get_absl_logger().addFilter(_is_not_of_orbax)
-    if not flags.FLAGS.traceback:
-        sys.unraisablehook = _say_unless_closed
     join_cluster()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.expanduser("~/.cache/ldm_jax/xla")
@@ -156,10 +156,19 @@ def _is_not_of_orbax(record):
     return "/orbax/" not in record.pathname
 
 
-def _say_unless_closed(unraisable):
-    """Of arrays that are done after Orbax raised for another, each says so at length.
-
-    TensorStore wakes the event loop of Orbax then, which is closed.
-    """
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _unraisable(unraisable):
+    """What Python drops with a traceback, as it arose where nothing can be raised."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # Ctrl-C in a callback, as of the garbage collector: it comes once more, from a
+        # thread, lest it fall into this function.
+        again = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
+        again.daemon = True
+        again.start()
+    elif str(unraisable.exc_value) != "Event loop is closed" or _traceback():
+        # Of arrays that are done after Orbax raised for another, each says so at
+        # length: TensorStore wakes the event loop of Orbax then, which is closed.
         sys.__unraisablehook__(unraisable)
+
+
+def _traceback():
+    return flags.FLAGS.is_parsed() and getattr(flags.FLAGS, "traceback", False)

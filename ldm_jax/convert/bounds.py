@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.reading import read_file
 
 # Published configs have some kilobytes; PyYAML reads about 100 per second.
 _MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
@@ -139,17 +140,7 @@ def read_yaml_file(path: pathlib.Path) -> Any:
       ConversionError: If it cannot be read, or is too large or nested too deep.
     """
     try:
-        # A pipe would be waited for.
-        if path.exists() and not path.is_file():
-            raise ConversionError(f"cannot read {path}: it is no file")
-        with open(path, "rb") as file:
-            data = file.read(_MAX_YAML_BYTES + 1)
-        if len(data) > _MAX_YAML_BYTES:
-            raise ConversionError(
-                f"cannot read {path}: more than {_MAX_YAML_BYTES >> 10} KiB, which no "
-                "config has"
-            )
-        text = data.decode("utf-8")
+        text = read_file(path, _MAX_YAML_BYTES).decode("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if _expanded(node, {}) > _MAX_YAML_VALUES:
             raise ConversionError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm_jax import checkpoint, trained
 from ldm_jax.build import make_first_stage
-from ldm_jax.checkpoint import TrainState, write_config
+from ldm_jax.checkpoint import Step, TrainState, write_config
 from ldm_jax.config import from_json, to_dict, to_json
 from ldm_jax.convert.carried import write_files
 from ldm_jax.convert.model import (
@@ -113,7 +113,7 @@ def _second_stage_meta(model):
     }
 
 
-def read(folder: str | os.PathLike, step: int | None = None) -> Model:
+def read(folder: str | os.PathLike, step: Step = None) -> Model:
     """Reads a workdir.
 
     Args:

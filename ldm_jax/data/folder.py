@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.files import read_file
 from ldm_jax.data.sidecars import drop_sidecars, find_sidecars, read_sidecar
+from ldm_jax.images import require_memory
+from ldm_jax.reading import read_file
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
@@ -104,7 +105,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": the file's bytes, "label": int if known, further keys}."""
         path = self.describe(index)
-        example = {"image": read_file(path)}
+        example = {"image": read_file(path, require_memory)}
         if self.class_names:
             example["label"] = int(self._labels[index])
         for sidecar in self._sidecars:

@@ -34,10 +34,10 @@ from ldm_jax.data.crops import (
     resize_labels,
     resize_mask,
 )
-from ldm_jax.data.files import parse_json
 from ldm_jax.data.layout import check_boxes, parse_layout, without_area
 from ldm_jax.errors import DecodeError
 from ldm_jax.images import decode, decode_grey, decode_plane
+from ldm_jax.reading import parse_json
 
 
 class Flag(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.data.files import MAX_TEXT, read_array, read_file
 from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 from ldm_jax.images import require_memory
+from ldm_jax.reading import MAX_TEXT, read_array, read_file
 
 
 class Sidecar(NamedTuple):
@@ -74,7 +74,7 @@ def read_sidecar(
             return {sidecar.keys[0]: _copy(read_array(path))}
         row = MODALITIES[sidecar.modality]
         # What is not decoded is text.
-        data = read_file(path, MAX_TEXT if row.decode is None else None)
+        data = read_file(path, MAX_TEXT if row.decode is None else require_memory)
         value = row.parse(data, names)
     except FileNotFoundError as error:
         raise ValueError(f"{os.path.basename(path)} is missing") from error

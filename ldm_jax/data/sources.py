@@ -14,8 +14,10 @@ it raises ValueError where it cannot be opened, and can be pickled, as every wor
 process gets a copy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.data.folder import FolderSource
@@ -131,6 +133,66 @@ def _shapes(now, then):
         text = f"{key} is {dtype} {shape}, was {old_dtype} {old_shape}"
         changes.append(Change(text, fits))
     return changes
+
+
+class Chosen:
+    """Some examples of a source; a source itself."""
+
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+        """Takes them.
+
+        Args:
+          source: Source of examples.
+          indices: Their positions in it.
+        """
+        self._source, self._indices = source, indices
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        return self._source[int(self._indices[index])]
+
+    def describe(self, index: int) -> str:
+        """Names an example, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          What the source calls it.
+        """
+        return self._source.describe(int(self._indices[index]))
+
+
+def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
+    """Takes examples of a source, one after the other.
+
+    Args:
+      source: Source of examples.
+      start: Position of the first one.
+      count: How many, or all that follow if there are fewer; None for all.
+
+    Returns:
+      A source.
+    """
+    indices = range(start, len(source))
+    return Chosen(source, indices if count is None else indices[:count])
+
+
+def spread(source: Any, count: int | None) -> Chosen:
+    """Takes examples evenly spaced over a source, as it may be sorted by class.
+
+    Args:
+      source: Source of examples.
+      count: How many, or all if there are fewer; None for all.
+
+    Returns:
+      A source.
+    """
+    size = len(source)
+    count = size if count is None else min(count, size)
+    return Chosen(source, np.arange(count) * size // count)
 
 
 SOURCES = {"tfds": TfdsSource, "folder": FolderSource}

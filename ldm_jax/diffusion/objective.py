@@ -155,6 +155,24 @@ class Objective:
         """
         return target_for(self.prediction_type, latents, noise, point)
 
+    def error(
+        self,
+        output: Float[Array, " batch *shape"],
+        target: Float[Array, " batch *shape"],
+    ) -> Float[Array, " batch"]:
+        """Compares what the network predicts of each example with its target.
+
+        Args:
+          output: Network output, [B, h, w, c].
+          target: See `target`, same shape.
+
+        Returns:
+          Mean of the elementwise errors of LOSS_TYPES, float32 [B].
+        """
+        difference = output.astype(jnp.float32) - target
+        axes = tuple(range(1, target.ndim))
+        return LOSS_TYPES[self.loss_type](difference).mean(axis=axes)
+
     def levels(
         self,
         timesteps: Int[Array, " batch"],
@@ -204,9 +222,8 @@ class Objective:
           "loss_simple", "loss_vlb" and "loss_vs_zeros" (the simple loss over that of a
           network which outputs zeros: 1 is the plateau of a model that learns nothing).
         """
-        error_of, axes = LOSS_TYPES[self.loss_type], tuple(range(1, target.ndim))
-        error = error_of(output.astype(jnp.float32) - target).mean(axis=axes)
-        error_of_zeros = error_of(target).mean(axis=axes)
+        error = self.error(output, target)
+        error_of_zeros = self.error(jnp.zeros_like(target), target)
         loss_simple = jnp.average(error, weights=weights)
         gamma = levels.simple * (error / jnp.exp(levels.logvar) + levels.logvar)
         gamma = jnp.average(gamma, weights=weights)

@@ -1,36 +1,82 @@
-r"""Measures a trained first stage, or sends images through it.
+r"""Measures a trained model, or images, by the distances of the field.
 
-    python -m ldm_jax.evaluation --workdir=runs/autoencoder --outdir=runs/evaluation
-    python -m ldm_jax.evaluation --workdir=runs/autoencoder --outdir=runs/images \
-        --image=large.jpg --tile=512
+    ldm-evaluate --workdir=runs/class --outdir=runs/eval --num_samples=50000 \
+        --feature_weights=inception=pt_inception-2015-12-05-6726825d.pth
+    ldm-evaluate --images=samples --reference=photos --outdir=runs/eval
+    ldm-evaluate --images=samples.npz --reference=reference.npz --protocol=adm \
+        --outdir=runs/eval
+    ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval
+    ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval --image=large.jpg
 
-The first goes over the images that the run held out, or those of --data. It prints
-PSNR, SSIM, L1, with --lpips_weights LPIPS, what the kind of first stage says of itself,
-as the use of a codebook, and with --distances distances between images and
-reconstructions as sets. It writes `metrics.json` and `reconstructions.png`, images left
-and reconstructions right. The second writes the reconstructions of image files of any
-size.
+The first draws samples of a second stage on all devices and compares them with the
+images it was trained on, or with --reference; the next two compare images that are
+there, a folder or an npz. All write `metrics.json` and `metrics.md`; the same command
+goes on where it was cut, and ends in the same digits.
+
+Of a first stage PSNR, SSIM, L1, with --lpips_weights LPIPS, what its kind says of
+itself, and --distances are measured between the images that the run held out, or those
+of --data, and their reconstructions, which `reconstructions.png` shows. With --image it
+writes the reconstructions of image files of any size.
 """
 
 import pathlib
-from typing import Any
 
 from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
-from ldm_jax.files import check_outdir, write_json
+from ldm_jax.evaluation.flag_groups import (
+    define_comparison_flags,
+    define_drawing_flags,
+    define_measurement_flags,
+    feature_weights,
+    refuse,
+)
+from ldm_jax.files import check_outdir
 
 with cli.group("what to evaluate"):
-    _WORKDIR = cli.shared("workdir", required=True)
+    _WORKDIR = cli.shared("workdir")
     _STEP = cli.shared("step")
     _EMA = cli.shared("ema")
-    _LPIPS_WEIGHTS = cli.shared("lpips_weights")
-    _DISTANCES = flags.DEFINE_list(
-        "distances",
-        [],
-        "Rows of DISTANCES, as frechet, between images and reconstructions as sets.",
+    _FIRST_STAGE = cli.shared("first_stage")
+    _IMAGES = flags.DEFINE_string(
+        "images", None, "Folder of images, with all below it, or npz with arr_0."
     )
+
+with cli.group("how to measure"):
+    _PROTOCOL = flags.DEFINE_string(
+        "protocol",
+        None,
+        "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
+        "samples, the distances and the label mode where no flag does.",
+    )
+    _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
+    _PUBLISHED = flags.DEFINE_string(
+        "published",
+        None,
+        "Config whose published numbers stand beside, as imagenet_class:f4.",
+    )
+    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+    _PROMPTS_FILE = flags.DEFINE_string(
+        "prompts_file",
+        None,
+        "Captions, one in a line: those of --images in their order, for clip_score, or "
+        "what samples are drawn from, instead of the held-out examples' captions.",
+    )
+    _LPIPS_WEIGHTS = cli.shared("lpips_weights")
+
+with cli.group("samples"):
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Number of samples; the protocol's if unset, or as many as there are captions "
+        "or held-out examples where these give the conditions.",
+    )
+    _LABEL_MODE, _ = define_drawing_flags()
+    cli.shared("sampler")
+    cli.shared("num_steps")
+    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    _SEED = cli.shared("seed")
 
 with cli.group("data"):
     _DATA = flags.DEFINE_string(
@@ -54,27 +100,190 @@ with cli.group("images of any size"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    _NPZ = flags.DEFINE_bool(
+        "npz",
+        False,
+        "Also write samples.npz (uint8 [N, H, W, 3], and the conditions).",
+    )
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
-
-_UNITS = {"psnr": "dB"}
 
 
 def _main(argv: list[str]) -> None:
     """Evaluates."""
     del argv
-    from ldm_jax.config import choose
-    from ldm_jax.evaluation.distances import DISTANCES
-    from ldm_jax.trained import check_same_everywhere, load_first_stage
+    from ldm_jax.evaluation import subjects
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
-    for name in _DISTANCES.value:
-        choose(DISTANCES, name, "--distances")
+    how, plan, sampling = _comparison(), _plan(), _sampling()
     if _OVERLAP.value > _TILE.value // 2:
         raise ConfigError(
             f"--overlap={_OVERLAP.value} is more than half of --tile={_TILE.value}"
         )
+    if (_WORKDIR.value is None) == (_IMAGES.value is None):
+        raise ConfigError(
+            "give --workdir, whose model is evaluated, or --images, which are measured "
+            "as they are; one of them"
+        )
+    if _IMAGES.value is not None:
+        others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
+        words = "--images are measured as they are"
+        refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
+        _of_images(how)
+        return
+    stage = "autoencoder"
+    if _WORKDIR.value != "identity":
+        stage = subjects.config_of(_WORKDIR.value, _STEP.value).stage
+    if stage == "diffusion":
+        words = f"--workdir={_WORKDIR.value} is a second stage"
+        refuse(("image", "data", "num_images", "lpips_weights"), words)
+        _of_samples(how, plan, sampling)
+    else:
+        words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
+        refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
+        _of_first_stage(how)
+
+
+_SAMPLE_FLAGS = (
+    *("num_samples", "label_mode", "sampler", "num_steps", "guidance_scale", "eta"),
+    "seed",
+)
+
+
+def _sampling():
+    """Options of the sampler that flags give, checked as far as that needs no model."""
+    from ldm_jax.sampling import options
+
+    values = flags.FLAGS.flag_values_dict()
+    given = {name: values[name] for name in ("sampler", "num_steps", "eta")}
+    given["guidance_scale"] = options.parse_scale(_GUIDANCE_SCALE.value)
+    options.check_given(given)
+    return given
+
+
+def _comparison():
+    """What the flags say of how sets are measured, checked before anything is read."""
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.compare import Comparison
+    from ldm_jax.evaluation.published_numbers import PUBLISHED
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.protocols import PROTOCOLS
+
+    distances = _DISTANCES.value or []
+    if _PROTOCOL.value is not None:
+        protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
+        distances = distances or list(protocol.distances)
+    for name in distances:
+        choose(DISTANCES, name, "--distances")
+    if _PUBLISHED.value is not None:
+        choose(PUBLISHED, _PUBLISHED.value, "--published")
+    return Comparison(
+        distances=distances,
+        outdir=pathlib.Path(_OUTDIR.value),
+        weights=feature_weights(_WEIGHTS.value),
+        protocol=_PROTOCOL.value,
+        reference=_REFERENCE.value,
+        image_size=_IMAGE_SIZE.value,
+        batch_size=_BATCH_SIZE.value,
+        save_every=_SAVE_EVERY.value,
+        skip_unreadable=_SKIP.value,
+        published=_PUBLISHED.value,
+        npz=_NPZ.value,
+    )
+
+
+def _of_images(how):
+    """Measures images that are there."""
+    from ldm_jax import sharding
+    from ldm_jax.evaluation.compare import compare
+    from ldm_jax.evaluation.image_sets import open_images
+
+    mesh = sharding.make_mesh()
+    images = open_images(
+        _IMAGES.value,
+        mesh,
+        _BATCH_SIZE.value,
+        image_size=_IMAGE_SIZE.value,
+        count=_NUM_IMAGES.value,
+        skip_unreadable=_SKIP.value,
+    )
+    if _PROMPTS_FILE.value is not None:
+        images.tokens = _tokens(images, mesh)
+    compare(images, how._replace(distances=how.distances or ["fid"]), mesh)
+
+
+def _tokens(images, mesh):
+    """Token ids of the captions of --prompts_file."""
+    from ldm_jax.evaluation.captions import make_tokens, read_captions
+
+    texts = read_captions(_PROMPTS_FILE.value)
+    if len(texts) != images.count:
+        raise ConfigError(
+            f"--prompts_file={_PROMPTS_FILE.value} has {len(texts)} captions and there "
+            f"are {images.count} images: give a line for each, in their order"
+        )
+    return make_tokens(texts.__getitem__, len(texts), _TOKENIZER.value, mesh)
+
+
+def _of_samples(how, plan, sampling):
+    """Draws samples of a second stage and measures them."""
+    from ldm_jax import sharding
+    from ldm_jax.config import to_dict
+    from ldm_jax.evaluation.compare import compare
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.sampling import load_model, options
+
+    trained = load_model(
+        _WORKDIR.value,
+        step=_STEP.value,
+        average=_EMA.value,
+        first_stage=_FIRST_STAGE.value,
+        data_dir=_DATA_DIR.value,
+    )
+    check_same_model(trained)
+    mesh = sharding.make_mesh()
+    sample_options = options.complete(trained, sampling)
+    if any(DISTANCES[name].needs_captions for name in how.distances):
+        plan = plan._replace(tokenizer=_TOKENIZER.value)
+    images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
+    training = to_dict(trained.config.data)
+    training["on_error"] = "skip" if _SKIP.value else "raise"
+    how = how._replace(distances=how.distances or ["fid"], training=training)
+    compare(images, how, mesh, labels)
+
+
+def _plan():
+    """Which samples are drawn."""
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.evaluation.drawn import Plan
+    from ldm_jax.metrics.protocols import PROTOCOLS
+
+    count, mode = _NUM_SAMPLES.value, _LABEL_MODE.value
+    if _PROTOCOL.value is not None:
+        protocol = PROTOCOLS[_PROTOCOL.value]
+        count = protocol.num_samples if count is None else count
+        mode = mode or protocol.label_mode
+    mode = mode or "random"
+    choose(LABEL_MODES, mode, "--label_mode")
+    return Plan(
+        count,
+        batch_size=_BATCH_SIZE.value,
+        label_mode=mode,
+        seed=_SEED.value,
+        split=_SPLIT.value,
+        skip_unreadable=_SKIP.value,
+        prompts_file=_PROMPTS_FILE.value,
+    )
+
+
+def _of_first_stage(how):
+    """Measures a first stage, or sends images through it."""
+    from ldm_jax.evaluation import first_stage_command
+    from ldm_jax.trained import check_same_everywhere, load_first_stage
+
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )
@@ -83,87 +292,27 @@ def _main(argv: list[str]) -> None:
         raise ConfigError("--workdir=identity: it gives images back as they are")
     if _MAX_IMAGE_GB.value is not None:
         first.config.data.max_image_gb = _MAX_IMAGE_GB.value
-    outdir = pathlib.Path(_OUTDIR.value)
-    outdir.mkdir(parents=True, exist_ok=True)
+    how.outdir.mkdir(parents=True, exist_ok=True)
     if _IMAGE.value:
-        _reconstruct(first, outdir)
-    else:
-        _evaluate(first, outdir)
-
-
-def _reconstruct(first: Any, outdir: pathlib.Path) -> None:
-    """Writes `<name>_reconstructed.png` for each image file."""
-    from ldm_jax import peers
-    from ldm_jax.evaluation.first_stage import (
-        compile_codec,
-        name_outputs,
-        reconstruct_file,
-    )
-    from ldm_jax.images import memory_limit
-
-    outputs = name_outputs(_IMAGE.value, outdir)
-    codec, factor = compile_codec(first), first.module.downsampling_factor
-    tiles = _TILE.value, _OVERLAP.value
-    with memory_limit(first.config.data.get("max_image_gb")):
-        for path, output in outputs.items():
-            print(reconstruct_file(codec, factor, path, output, *tiles))
-            peers.progress()
-
-
-def _evaluate(first: Any, outdir: pathlib.Path) -> None:
-    """Prints the table and writes the files."""
-    import jax
-
-    from ldm_jax import sharding
-    from ldm_jax.batches import Images
-    from ldm_jax.evaluation.first_stage import evaluate, make_lpips
-    from ldm_jax.images import write_png
-    from ldm_jax.models.first_stages import row_of
-
-    mesh = sharding.make_mesh()
-    images = Images(
-        first.config.data,
-        mesh,
-        _BATCH_SIZE.value,
-        name=_DATA.value,
-        data_dir=_DATA_DIR.value,
-        split=_SPLIT.value,
-        image_size=_IMAGE_SIZE.value,
-        num_images=_NUM_IMAGES.value,
-    )
-    factor, side = first.module.downsampling_factor, images.image_size
-    if side % factor:
-        raise ConfigError(
-            f"--image_size={side} is not divisible by the first stage's factor "
-            f"{factor}; use --image_size={-(-side // factor) * factor}"
-        )
-    paths = _LPIPS_WEIGHTS.value or first.config.get("loss", {}).get("lpips_weights")
-    if not paths:
-        print("LPIPS is left out: its weights were not given, see --lpips_weights")
-    perceptual = make_lpips(paths) if paths else None
-    metrics, count, grid = evaluate(
-        first, images.batches(), mesh, perceptual, _DISTANCES.value
-    )
-    if jax.process_index():
+        tiles = _TILE.value, _OVERLAP.value
+        first_stage_command.reconstruct(first, how.outdir, _IMAGE.value, *tiles)
         return
-    record = first.record | images.record | {"num_images": count, "metrics": metrics}
-    write_json(outdir / "metrics.json", record)
-    _print_table(record, _UNITS | row_of(first.module).measures.units)
-    print(f"numbers: {outdir / 'metrics.json'}")
-    if grid is not None:
-        write_png(outdir / "reconstructions.png", grid)
-        print(f"images: {outdir / 'reconstructions.png'}")
-
-
-def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
-    average = " (moving average)" if record["weights"] == "ema_params" else ""
-    side = record["image_size"]
-    print(
-        f"{record['workdir']}, step {record['step']}{average}: {record['num_images']} "
-        f"images of {side} x {side}, {record['data']}, split {record['split']}"
+    images = {
+        "name": _DATA.value,
+        "data_dir": _DATA_DIR.value,
+        "split": _SPLIT.value,
+        "image_size": _IMAGE_SIZE.value,
+        "num_images": _NUM_IMAGES.value,
+    }
+    on_images = first_stage_command.OnImages(
+        images,
+        _BATCH_SIZE.value,
+        _LPIPS_WEIGHTS.value,
+        how.distances,
+        how.weights,
+        how.published,
     )
-    for name, value in record["metrics"].items():
-        print(f"  {name:<20}{value:>10.4f} {units.get(name, '')}".rstrip())
+    first_stage_command.measure_first_stage(first, how.outdir, on_images)
 
 
 def main() -> None:

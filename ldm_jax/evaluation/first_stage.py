@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,18 +20,25 @@ from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.data.files import read_file
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.evaluation.distances import Comparison
-from ldm_jax.evaluation.metrics import METRICS
-from ldm_jax.images import make_grid, read_image, to_float, to_uint8, write_png
+from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
+from ldm_jax.images import (
+    read_image,
+    require_memory,
+    to_float,
+    to_uint8,
+    write_png,
+)
+from ldm_jax.metrics.distances import Result
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.reading import read_file
 from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 
-# Images in the grid, each beside its reconstruction, and tiles in a row of it.
-_SHOWN, _COLUMNS = 16, 8
+_LABELS = {"psnr": "PSNR", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS"}
 
 
 def make_step(
@@ -103,8 +110,8 @@ def evaluate(
     batches: Iterable[Mapping[str, Shaped[Array, "..."]]],
     mesh: Mesh,
     perceptual: tuple[Callable, Any] | None = None,
-    distances: Sequence[str] = (),
-) -> tuple[dict[str, float], int, UInt8[np.ndarray, "h w c"] | None]:
+    measurement: Measurement | None = None,
+) -> tuple[dict[str, Result], dict[str, UInt8[np.ndarray, "h w c"] | None]]:
     """Averages the metrics over a data set.
 
     Args:
@@ -113,15 +120,18 @@ def evaluate(
         bool [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
-      distances: Rows of DISTANCES, of the set of images to that of reconstructions.
+      measurement: Empty, of the distances of the set of reconstructions to that of
+        images; None for none.
 
     Returns:
-      (metrics, count, grid): dict of name -> float, how many images there were, and a
-      grid of the first images of this process beside their reconstructions, uint8
-      [H, W, C].
+      (results, pictures): name -> Result, with the standard error of the mean of what
+      is measured image by image; and "reconstructions" -> the first images of this
+      process, "best" and "worst" -> those of all processes by `perceptual`, a distance,
+      or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
 
     Raises:
-      DataError: If no image could be read.
+      DataError: If no image could be read, or too few for a distance.
+      ConfigError: If a distance or its weights are wrong.
     """
     distance, weights = perceptual or (None, {})
     step = make_step(first.module, mesh, distance)
@@ -129,40 +139,74 @@ def evaluate(
         sharding.put_tree(tree, sharding.tree_shardings(tree, mesh))
         for tree in (first.params, weights)
     )
-    results = ((b["image"], *step(params, weights, b)) for b in batches)
-    comparisons = [Comparison(name, mesh) for name in distances]
-    totals, count, grid = {}, 0, None
-    for images, rows, sums, decoded in tiling.one_behind(results):
-        rows, sums = jax.device_get((rows, sums))
+    results = ((b["image"], b["mask"], *step(params, weights, b)) for b in batches)
+    reconstructed = measurement or Measurement((), mesh)
+    originals = reconstructed.twin()
+    means, sums, first_pairs, extremes = {}, {}, None, Extremes()
+    for images, mask, rows, parts, decoded in tiling.one_behind(results):
+        rows, parts = jax.device_get((rows, parts))
         real = rows.pop("mask")
-        count += int(real.sum())
-        sums = {n: v[real].sum(dtype=np.float64) for n, v in rows.items()} | sums
-        for name, total in sums.items():
-            totals[name] = totals.get(name, 0.0) + np.float64(total)
-        for comparison in comparisons:
-            comparison.add(images, decoded, real)
-        if grid is None:
-            grid = _side_by_side(images, decoded, real)
+        for name, values in rows.items():
+            means.setdefault(name, _Mean()).add(values[real])
+        for name, total in parts.items():
+            sums[name] = sums.get(name, 0.0) + np.float64(total)
+        originals.add(images, mask)
+        reconstructed.add(decoded, mask)
+        here = _local_indices(images)
+        pairs = np.stack([_local_rows(images), _local_rows(decoded)], axis=1)
+        pairs = pairs[real[here]]
+        # LPIPS is a distance: less is better.
+        scores = -rows["lpips"] if "lpips" in rows else rows["psnr"]
+        extremes.add(scores[here[real[here]]], pairs)
+        if first_pairs is None:
+            first_pairs = pairs[:SHOWN]
         peers.progress()
-    if not count:
+    if not means or not means["psnr"].count:
         raise DataError("none of the images could be read; see the warnings above")
+    found = _summarise(first, means, sums)
+    if reconstructed.distances:
+        reconstructed.compare_with(originals.as_reference())
+        found |= reconstructed.results()
+    pictures = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
+    return found, pictures
+
+
+class _Mean:
+    """Mean of a number per image, and how sure it is."""
+
+    def __init__(self):
+        self.count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values):
+        values = values.astype(np.float64)
+        self.count += len(values)
+        self._sum += values.sum()
+        self._squares += np.square(values).sum()
+
+    def result(self, name):
+        mean = self._sum / self.count
+        # The standard error; of a single image there is none.
+        spread = max(self._squares / self.count - mean**2, 0.0)
+        error = (spread / (self.count - 1)) ** 0.5 if self.count > 1 else None
+        return Result(mean, error, self.count, _LABELS.get(name, name))
+
+
+def _summarise(first, means, sums):
+    """Results of what is measured image by image, and of the kind of first stage."""
     # Compiled functions give their results in the order of the alphabet.
-    order = (*METRICS, "lpips")
-    names = [*(n for n in order if n in totals), *sorted(totals.keys() - {*order})]
-    means = {name: totals[name] / count for name in names}
-    metrics = row_of(first.module).measures.summarize(means)
-    metrics = dict(metrics) | {each.label: each.value() for each in comparisons}
-    return {name: float(value) for name, value in metrics.items()}, count, grid
+    count = means["psnr"].count
+    found = {n: means[n].result(n) for n in (*METRICS, "lpips") if n in means}
+    averages = {name: total / count for name, total in sorted(sums.items())}
+    summary = row_of(first.module).measures.summarize(averages)
+    return found | {n: Result(float(v), None, count, n) for n, v in summary.items()}
 
 
-def _side_by_side(images, decoded, real):
-    """Lays this process's first images out, each left of its reconstruction."""
-    pairs = np.stack([_local_rows(images), _local_rows(decoded)], axis=1)
-    # Rows of this process are the first ones on the process that writes the grid.
-    pairs = pairs[real[: len(pairs)]][:_SHOWN]
-    if not len(pairs):
-        return None
-    return make_grid(pairs.reshape(-1, *pairs.shape[2:]), _COLUMNS)
+def _local_indices(array):
+    """Indices of the rows of `_local_rows` in the whole batch."""
+    index = {
+        shard.index[0].indices(len(array))[:2] for shard in array.addressable_shards
+    }
+    return np.concatenate([np.arange(*each) for each in sorted(index)])
 
 
 def _local_rows(array):
@@ -223,7 +267,7 @@ def reconstruct_file(
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        image = read_image(read_file(path))
+        image = read_image(read_file(path, require_memory))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]

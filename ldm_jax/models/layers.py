@@ -110,15 +110,17 @@ def conv(
 def layer_norm(
     *,
     affine: bool = True,
+    epsilon: float = 1e-5,
     dtype: DTypeLike = jnp.float32,
     name: str | None = None,
 ) -> nn.LayerNorm:
-    """Layer normalisation (Ba et al. 2016) with PyTorch's epsilon.
+    """Layer normalisation (Ba et al. 2016).
 
     Statistics are exact, in float32.
 
     Args:
       affine: Whether there are a scale and a bias.
+      epsilon: Added to the variance; PyTorch's if not given.
       dtype: Type of the output.
       name: Parameter scope.
 
@@ -126,7 +128,7 @@ def layer_norm(
       A module [..., c] -> [..., c].
     """
     return nn.LayerNorm(
-        1e-5,
+        epsilon,
         dtype,
         use_bias=affine,
         use_scale=affine,

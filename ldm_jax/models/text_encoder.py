@@ -135,6 +135,7 @@ class EncoderBlock(nn.Module):
       mlp_ratio: Width inside the feed-forward layer over that of the tokens.
       activation: Of the feed-forward layer, a row of ACTIVATIONS.
       dtype: Compute type.
+      epsilon: Of the norms.
     """
 
     num_heads: int
@@ -143,6 +144,7 @@ class EncoderBlock(nn.Module):
     mlp_ratio: int = 4
     activation: str = "gelu"
     dtype: Any = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -160,7 +162,8 @@ class EncoderBlock(nn.Module):
         Returns:
           [B, T, c].
         """
-        y = layer_norm(dtype=self.dtype, name="norm_attention")(x)
+        made = dict(epsilon=self.epsilon, dtype=self.dtype)
+        y = layer_norm(**made, name="norm_attention")(x)
         x = x + Attention(
             self.num_heads,
             self.head_channels,
@@ -168,7 +171,7 @@ class EncoderBlock(nn.Module):
             dtype=self.dtype,
             name="attention",
         )(y, mask=mask)
-        y = layer_norm(dtype=self.dtype, name="norm_feed_forward")(x)
+        y = layer_norm(**made, name="norm_feed_forward")(x)
         width = x.shape[-1]
         y = dense(self.mlp_ratio * width, dtype=self.dtype, name="proj_in")(y)
         y = ACTIVATIONS[self.activation](y)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from ldm_jax.config import suggest
-from ldm_jax.data.files import MAX_TEXT, open_file, parse_json, read_array, read_file
 from ldm_jax.data.folder import SUFFIXES
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import drop_sidecars
 from ldm_jax.errors import ConfigError
+from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22

@@ -18,7 +18,7 @@ from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
 from ldm_jax.images import to_uint8
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
-from ldm_jax.seeds import make_key
+from ldm_jax.seeds import sample_keys
 from ldm_jax.trained import Trained
 
 
@@ -61,7 +61,9 @@ def make_draw(
             noise = _inverted(model, weights, codec, batch.get("ends", batch), options)
             given = given._replace(noise=noise)
         elif task.path:
-            noise_rngs, _ = generate.split_rngs(_keys(seed, batch["ends"]["index"]))
+            noise_rngs, _ = generate.split_rngs(
+                sample_keys(seed, batch["ends"]["index"])
+            )
             shape = latent_diffusion.shape_of_latents(model, task.size)
             given = given._replace(noise=solve.normal(noise_rngs, shape))
         if task.path:
@@ -71,7 +73,7 @@ def make_draw(
             weights["params"],
             frozen,
             batch["inputs"],
-            _keys(seed, batch["index"]),
+            sample_keys(seed, batch["index"]),
             options,
             given,
             make_gradient_guidance(trained, weights, batch, task.scales, codec.decode),
@@ -110,12 +112,6 @@ def fetch(
             "other options"
         )
     return images
-
-
-def _keys(seed, index):
-    """Typed keys [B]: sample k depends on the seed and k alone."""
-    rng = make_key(seed)
-    return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
 
 
 def _inverted(model, weights, codec, batch, options):

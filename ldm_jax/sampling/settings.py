@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.data.files import MAX_TEXT, parse_json, read_file
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import write_json
+from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 
 _SETTINGS = "settings.json"
 
@@ -31,16 +31,34 @@ def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     # As they come back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
     if os.path.lexists(path):
-        there, here = _flat(_recorded(path)), _flat(settings)
-        for key in [*here, *(there.keys() - here.keys())]:
-            if there.get(key) != here.get(key):
-                raise ConfigError(
-                    f"{outdir} holds samples of other settings ({key}: "
-                    f"{there.get(key)} there, {here.get(key)} here); use another "
-                    "--outdir"
-                )
+        difference = first_difference(_recorded(path), settings)
+        if difference is not None:
+            key, there, here = difference
+            raise ConfigError(
+                f"{outdir} holds samples of other settings ({key}: {there} there, "
+                f"{here} here); use another --outdir"
+            )
         return
     write_json(path, settings)
+
+
+def first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Finds what two records of settings do not have in common.
+
+    Args:
+      there: Nested dict, as it comes from a JSON file.
+      here: Likewise.
+
+    Returns:
+      (dotted key, value there, value here) of the first one, or None.
+    """
+    there, here = _flat(there), _flat(here)
+    for key in [*here, *(there.keys() - here.keys())]:
+        if there.get(key) != here.get(key):
+            return key, there.get(key), here.get(key)
+    return None
 
 
 def _recorded(path):

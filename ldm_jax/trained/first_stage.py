@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm_jax import checkpoint, peers
 from ldm_jax.build import make_first_stage
-from ldm_jax.checkpoint import Folder, absolute, tree_checksum
+from ldm_jax.checkpoint import Folder, Step, absolute, tree_checksum
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.identity import identity_of
@@ -33,7 +33,7 @@ class FirstStage(NamedTuple):
 
 def load_first_stage(
     workdir: Folder,
-    step: int | None = None,
+    step: Step = None,
     average: bool = True,
     key: str = "first_stage.workdir",
 ) -> FirstStage:

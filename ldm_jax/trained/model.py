@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ldm_jax import checkpoint
 from ldm_jax.build import make_model
-from ldm_jax.checkpoint import Folder, tree_checksum
+from ldm_jax.checkpoint import Folder, Step, tree_checksum
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
@@ -49,7 +49,7 @@ class Trained(NamedTuple):
 
 def load_model(
     workdir: Folder,
-    step: int | None = None,
+    step: Step = None,
     average: bool = True,
     first_stage: Folder | None = None,
     decoder: Folder | None = None,

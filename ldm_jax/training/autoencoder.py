@@ -19,6 +19,8 @@ from ldm_jax.training import adversarial
 from ldm_jax.training.adversarial import Setup
 from ldm_jax.training.codebook import CodebookOptions
 from ldm_jax.training.freeze import freeze_paths, is_frozen, within
+from ldm_jax.training.held_out.eval_options import eval_options
+from ldm_jax.training.held_out.made_images import reconstructed
 from ldm_jax.training.loss_options import LossOptions, check_codebook, load_perceptual
 from ldm_jax.training.optimizer import (
     by_network,
@@ -47,6 +49,7 @@ def check(config: ConfigDict) -> None:
             f"discriminator.num_layers={critic.num_layers} leaves nothing of "
             f"data.image_size={config.data.image_size}: take fewer layers"
         )
+    eval_options(config)
     check_optimizer(config.train)
 
 
@@ -155,7 +158,18 @@ def _make_steps(config, model, options, frozen, example):
         *_, decoded = _reconstruct(model, state, images)
         return {"inputs": images, "reconstructions": decoded}
 
-    return Stage(init, train_step, eval_step, preview, frozen, row.measures.summarize)
+    def reconstruct(state, images):
+        return _reconstruct(model, state, images)[-1]
+
+    return Stage(
+        init,
+        train_step,
+        eval_step,
+        preview,
+        frozen,
+        make_images=reconstructed(reconstruct),
+        summarize=row.measures.summarize,
+    )
 
 
 def _codebook_options(model, options, freeze):

@@ -16,8 +16,10 @@ from ldm_jax import latent_diffusion
 from ldm_jax.build import make_classifier, make_noise_schedule
 from ldm_jax.checkpoint import Folder
 from ldm_jax.conditioners.checks import check_classes
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.step import Stage, make_loss_steps
@@ -35,6 +37,10 @@ def check(config: ConfigDict) -> None:
     # The data say how many classes there are.
     make_classifier(config, num_classes=1)
     make_noise_schedule(config)
+    if eval_options(config).every:
+        raise ConfigError(
+            "eval.every: a classifier makes no images to measure; leave it unset"
+        )
     check_optimizer(config.train)
 
 

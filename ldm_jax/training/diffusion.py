@@ -16,6 +16,9 @@ from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.held_out.eval_options import eval_options
+from ldm_jax.training.held_out.made_images import sampled
+from ldm_jax.training.held_out.noise_levels import by_level, level_losses
 from ldm_jax.training.latents import find_statistics, open_first_stage
 from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.start import frozen_paths, initial_weights
@@ -32,6 +35,7 @@ def check(config: ConfigDict) -> None:
       ConfigError: If it cannot work.
     """
     check_model(config)
+    eval_options(config)
     check_optimizer(config.train)
 
 
@@ -86,8 +90,16 @@ def _make_steps(config, model, frozen, example):
 
     loss = functools.partial(latent_diffusion.loss, model)
     freeze = (*freeze_paths(config), *frozen_paths(model.conditioner))
-    steps = make_loss_steps(config, freeze, draw, loss)
+    init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
     options = sample_options(config, model)
+    bins = _level_bins(config, model)
+
+    def eval_with_levels(state, frozen, batch, rng):
+        metrics = eval_step(state, frozen, batch, rng)
+        if bins:
+            params = state.ema_params or state.params
+            metrics |= level_losses(model, params, frozen, batch, config.seed, bins)
+        return metrics
 
     def preview(state, frozen, batch, rng):
         images = batch["image"]
@@ -114,4 +126,23 @@ def _make_steps(config, model, frozen, example):
             "samples": samples,
         }
 
-    return Stage(*steps, preview, frozen)
+    return Stage(
+        init,
+        train_step,
+        eval_with_levels,
+        preview,
+        frozen,
+        make_images=sampled(model, options, config.seed),
+        summarize=by_level,
+    )
+
+
+def _level_bins(config, model):
+    """How many bins of noise levels there are, 0 for none."""
+    bins, levels = eval_options(config).levels, model.schedule.num_train_timesteps
+    if bins > levels:
+        raise ConfigError(
+            f"eval.levels={bins} is more than schedule.num_train_timesteps={levels}: "
+            f"use eval.levels={min(10, levels)}"
+        )
+    return bins

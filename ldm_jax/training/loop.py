@@ -113,13 +113,12 @@ def run(
         shardings = sharding.tree_shardings(abstract, mesh, train.sharding_overrides)
         split = sharding.tree_shardings(stage.frozen, mesh)
         frozen = sharding.put_tree(stage.frozen, split)
-        begin = Run(config, mesh, data, stage, shardings, checkpoints, meta, console)
-        state = first_state(begin, abstract, start)
+        this = Run(config, mesh, data, stage, shardings, checkpoints, meta, console)
+        state = first_state(this, abstract, start)
 
         # What was due where the run was cut, or nothing at all if it is at its end.
-        parts = config, stage, frozen, data, mesh, writer, console
-        held_out = HeldOut(*parts, stopping=preemption.asked)
-        made = held_out.make_up(start, state)
+        held_out = HeldOut(this, frozen, writer, stopping=preemption.asked)
+        made = held_out.begin(start, state)
         if start >= train.num_steps:
             nothing = "" if made else ", nothing to do"
             console.line(f"step {start} of {train.num_steps}: already trained{nothing}")
@@ -163,21 +162,18 @@ def run(
                 if warning:
                     console.line(warning)
 
-            # What is due: a checkpoint, an evaluation, a preview. What is saved must be
-            # finite. What is still being computed is not part of the pause.
+            # What is due: a checkpoint, and what is made with held-out images. What is
+            # saved must be finite. What is still being computed is not of the pause.
+            work = [] if stop else held_out.due(done)
             save = final or stop or due(done, train.checkpoint_every)
-            evaluate = not stop and due(done, train.eval_every, final)
-            preview = not stop and due(done, train.preview_every, final)
-            if save or evaluate or preview:
+            save = save or held_out.needs_saved(work)
+            if save or work:
                 jax.block_until_ready(state)
                 with watch.paused():
                     if save:
                         window = _check(done, window, checkpoints)
                         checkpoints.save(done, state, meta)
-                    if evaluate:
-                        held_out.evaluate(done, state)
-                    if preview:
-                        held_out.preview(done, state)
+                    held_out.make(work, done, state)
                     if held_out.cut and not save:
                         # What is left out is made where the run goes on: here.
                         window = _check(done, window, checkpoints)

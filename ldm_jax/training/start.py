@@ -292,6 +292,7 @@ def frozen_paths(conditioner: Conditioner) -> tuple[str, ...]:
 # computes, or say how it began (train.init_from) and how long it goes on.
 FREE_KEYS = (
     "sample",
+    "eval",
     "first_stage.workdir",
     "data.data_dir",
     "data.workers",

@@ -36,6 +36,8 @@ class Stage(NamedTuple):
         means over the rows that batch["mask"] marks.
       preview: (state, frozen, batch, rng) -> dict of name -> images [B, H, W, 3] in
         [-1, 1]; None for a stage that makes no images.
+      make_images: Makes what is measured as a set, see `held_out.made_images`; None for
+        a stage that makes no images.
       frozen: Pytree of weights that are used but not trained, or an empty dict.
       summarize: Makes scalars of the means of `eval_step` over all held-out rows.
       initial: Weights that a new run has in place of drawn ones: nested dict of NumPy
@@ -47,6 +49,7 @@ class Stage(NamedTuple):
     eval_step: Callable
     preview: Callable | None
     frozen: Any
+    make_images: Callable | None = None
     summarize: Callable = dict
     initial: Any = None
 

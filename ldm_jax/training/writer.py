@@ -133,12 +133,12 @@ class Writer:
             done.parent.glob(unfinished)
         )
 
-    def has_scalars(self, step: int, prefix: str) -> bool:
+    def has_scalars(self, step: int, counts: Callable[[str], bool]) -> bool:
         """Says whether metrics of a kind were written at a step.
 
         Args:
           step: Number of steps done.
-          prefix: How their names begin.
+          counts: Says of a name whether it is one of them.
 
         Returns:
           Whether there is a line of them, False on all processes but the first.
@@ -146,10 +146,7 @@ class Writer:
         if not self._active or not self._metrics.path.exists():
             return False
         rows = _read_rows(self._metrics.path.read_bytes())
-        return any(
-            row["step"] == step and any(name.startswith(prefix) for name in row)
-            for _, row in rows
-        )
+        return any(row["step"] == step and any(map(counts, row)) for _, row in rows)
 
     def _preview_path(self, name, step):
         return self._folder / "previews" / f"{name}_{step:08d}.png"

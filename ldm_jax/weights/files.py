@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
+from ldm_jax.reading import parse_json, read_file
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
@@ -370,14 +371,9 @@ def read_json(path: str | os.PathLike) -> Any:
       ConversionError: If it is missing, too large or not JSON.
     """
     try:
-        size = os.path.getsize(path)
-        if size > _MAX_JSON:
-            raise ValueError(f"{size:,} bytes of JSON, more than {_MAX_JSON:,}")
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_file(path, _MAX_JSON))
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {path}: {error}") from error
-    except RecursionError as error:
-        raise ConversionError(f"cannot read {path}: it is nested too deep") from error
 
 
 # What files begin with, beside safetensors.

@@ -28,6 +28,13 @@ class PickleError(ValueError):
 class Inert:
     """Stands for an object or a class of a library: takes everything, does nothing."""
 
+    def take(self, attributes: Any) -> None:
+        """Is given what the pickle keeps of the object.
+
+        Args:
+          attributes: Its attributes, of whatever type.
+        """
+
 
 class Known:
     """A name that a pickle may call.
@@ -305,10 +312,12 @@ class Machine:
             raise PickleError(f"its pickle calls {describe(function)}")
 
     def _build(self, _):
-        self._stack.pop()
+        attributes = self._stack.pop()
         target = self._stack[-1]
-        # The attributes of an ordered dict, such as the versions of modules.
-        if not isinstance(target, Inert | dict):
+        if isinstance(target, Inert):
+            target.take(attributes)
+        # An ordered dict has attributes, too, such as the versions of modules.
+        elif not isinstance(target, dict):
             raise PickleError("its pickle alters an object that it may only refer to")
 
     def _persistent(self, pid):

@@ -9,8 +9,10 @@ the prefix that the module has in a whole checkpoint:
 | `ldm_bert_rows` | diffusers' LDMBertModel | none |
 | `clip_rows` | transformers' CLIPTextModel | none, or text_model. before version 5 |
 | `clip_rows` | Stable Diffusion 1 | cond_stage_model.transformer.text_model. |
+| `open_clip_rows` | OpenCLIP, OpenAI's CLIP | none |
 | `open_clip_rows` | Stable Diffusion 2 | cond_stage_model.model. |
 | `clip_image_rows` | transformers' CLIPVisionModelWithProjection | none |
+| `open_clip_image_rows` | OpenCLIP, OpenAI's CLIP | visual. |
 | `spatial_rows` | CompVis's semantic synthesis | cond_stage_model. |
 
 Some tensors lie in the files and are never used: `to_logits` of CompVis, the last layer
@@ -141,9 +143,21 @@ def open_clip_rows(encoder: TextEncoder, unused_layers: int = 1) -> list[Row]:
     Returns:
       List of Rows.
     """
+    rows = [
+        Row("token_embedding.weight", ("tokens/embedding",), SAME),
+        Row("positional_embedding", ("positions",), SAME),
+        *(Row(key, (), UNUSED) for key in _OPEN_CLIP_UNUSED),
+    ]
+    layer = _open_clip_layer(encoder.num_heads)
+    layers = "transformer.resblocks", encoder.num_layers, unused_layers
+    return rows + _layers(layer, *layers) + norm_rows("ln_final", "norm_out")
+
+
+def _open_clip_layer(num_heads):
+    """A function that maps one layer of either tower to an EncoderBlock."""
     split = {
-        "weight": ("kernel", split_qkv(encoder.num_heads, False, DENSE)),
-        "bias": ("bias", split_qkv(encoder.num_heads, False, SAME)),
+        "weight": ("kernel", split_qkv(num_heads, False, DENSE)),
+        "bias": ("bias", split_qkv(num_heads, False, SAME)),
     }
 
     def layer(theirs, ours):
@@ -157,14 +171,7 @@ def open_clip_rows(encoder: TextEncoder, unused_layers: int = 1) -> list[Row]:
         rows += layer_rows(f"{theirs}.mlp.c_fc", f"{ours}/proj_in", DENSE)
         return rows + layer_rows(f"{theirs}.mlp.c_proj", f"{ours}/proj_out", DENSE)
 
-    rows = [
-        Row("token_embedding.weight", ("tokens/embedding",), SAME),
-        Row("positional_embedding", ("positions",), SAME),
-        Row("text_projection", (), UNUSED),
-        Row("logit_scale", (), UNUSED),
-    ]
-    layers = "transformer.resblocks", encoder.num_layers, unused_layers
-    return rows + _layers(layer, *layers) + norm_rows("ln_final", "norm_out")
+    return layer
 
 
 def _projection_rows(theirs, ours, bias=True):
@@ -218,6 +225,28 @@ def clip_image_rows(encoder: ImageEncoder) -> list[Row]:
     return prefixed(rows, "vision_model.", "") + projection
 
 
+def open_clip_image_rows(encoder: ImageEncoder) -> list[Row]:
+    """Maps the image tower of OpenCLIP and of OpenAI's CLIP, a vision transformer.
+
+    Args:
+      encoder: ImageEncoder module.
+
+    Returns:
+      List of Rows.
+    """
+    rows = [
+        Row("class_embedding", ("whole",), SAME),
+        Row("positional_embedding", ("positions",), SAME),
+        # The one product that they store as we do.
+        Row("proj", ("projection/kernel",), SAME),
+        *layer_rows("conv1", "patches", CONV, bias=False),
+        *norm_rows("ln_pre", "norm_in"),
+        *norm_rows("ln_post", "norm_out"),
+    ]
+    layer = _open_clip_layer(encoder.num_heads)
+    return rows + _layers(layer, "transformer.resblocks", encoder.num_layers, 0)
+
+
 def spatial_rows() -> list[Row]:
     """Maps a SpatialRescaler to Spatial; without an output width it has no keys.
 
@@ -226,6 +255,15 @@ def spatial_rows() -> list[Row]:
     """
     return layer_rows("channel_mapper", "channel_map", POINTWISE_2D)
 
+
+# The text tower's projection, the temperature, and what OpenAI's files say of sizes.
+_OPEN_CLIP_UNUSED = (
+    "text_projection",
+    "logit_scale",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
 
 # CompVis makes this head, saves it and never calls it.
 _LOGITS_ROWS = [Row(f"to_logits.{leaf}", (), UNUSED) for leaf in ("weight", "bias")]

@@ -3,9 +3,10 @@
 | tower | files of |
 | --- | --- |
 | text | transformers' CLIPModel, CLIPTextModel and CLIPTextModelWithProjection |
-| text | OpenCLIP |
+| text | OpenCLIP and OpenAI's CLIP |
 | text | diffusers' LDMBertModel |
 | image | transformers' CLIPModel and CLIPVisionModelWithProjection |
+| image | OpenCLIP and OpenAI's CLIP, with vision transformers |
 
 A text encoder with fewer layers than the file's tower is its lower part, as Stable
 Diffusion 2 takes the last but one layer.
@@ -23,11 +24,12 @@ from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights
-from ldm_jax.weights.state_dict import select, to_params
+from ldm_jax.weights.state_dict import StateDict, select, to_params
 from ldm_jax.weights.tower_names import (
     clip_image_rows,
     clip_rows,
     ldm_bert_rows,
+    open_clip_image_rows,
     open_clip_rows,
 )
 
@@ -60,15 +62,34 @@ def load_tower(
     tensors = read_weights(file).tensors
     part = "vision" if isinstance(module, ImageEncoder) else "text"
     _check_config(file.with_name("config.json"), module, part)
-    rows, tensors = (_text if part == "text" else _image)(module, tensors)
-    if not tensors:
-        raise ConversionError(f"{file} holds no {part} tower: {WHERE}")
     try:
-        return to_params(rows, tensors, _shapes(module))
+        return tower_params(tensors, module)
     except ValueError as error:
         raise ConversionError(
             f"{file} does not fit the options of the condition: {error}; {WHERE}"
         ) from error
+
+
+def tower_params(
+    tensors: StateDict, module: TextEncoder | ImageEncoder
+) -> dict[str, Any]:
+    """Reads the parameters of a text or image encoder out of a state dict.
+
+    Args:
+      tensors: Key -> array, of one tower or of both.
+      module: TextEncoder or ImageEncoder.
+
+    Returns:
+      Nested dict of NumPy arrays.
+
+    Raises:
+      ValueError: If there is no such tower or it is another one.
+    """
+    part = "vision" if isinstance(module, ImageEncoder) else "text"
+    rows, tensors = (_image if part == "vision" else _text)(module, tensors)
+    if not tensors:
+        raise ValueError(f"it holds no {part} tower")
+    return to_params(rows, tensors, _shapes(module))
 
 
 def _text(encoder, tensors):
@@ -88,9 +109,12 @@ def _text(encoder, tensors):
 
 def _image(encoder, tensors):
     """Rows and tensors of an image tower, which are empty if there is none."""
+    found = select(tensors, "visual.")
+    if found:
+        return open_clip_image_rows(encoder), found
     prefixes = "vision_model.", "visual_projection."
-    tensors = {k: v for k, v in tensors.items() if k.startswith(prefixes)}
-    return clip_image_rows(encoder), tensors
+    found = {k: v for k, v in tensors.items() if k.startswith(prefixes)}
+    return clip_image_rows(encoder), found
 
 
 def _unused(encoder, tensors, prefix):

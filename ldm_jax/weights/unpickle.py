@@ -3,9 +3,10 @@
 A pickle names functions and has them called.  Here a name stands for one of three
 things: a tensor's parts, which are rebuilt as NumPy arrays; a value or a class that
 training writes into checkpoints (a path, a Lightning callback, say), which becomes an
-inert stand-in; anything else is refused by its name.  Nothing is ever imported, and
-what would take more memory or time than a file of weights has need of is refused
-before it does.
+inert stand-in; anything else is refused by its name.  Of a program of TorchScript, as
+OpenAI publishes CLIP, the tensors are read and the code is not.  Nothing is ever
+imported, and what would take more memory or time than a file of weights has need of is
+refused before it does.
 """
 
 import os
@@ -31,6 +32,8 @@ _MAX_INFLATED, _MAX_RATIO = 256 << 20, 4
 _MAX_DIRECTORY = 32 << 20
 # A view of a few numbers as many, such as a row that is repeated.
 _MAX_EXPANDED = 1 << 20
+# Attributes of a TorchScript program's modules, and how deep they nest.
+_MAX_SCRIPTED, _MAX_DEPTH = 50_000, 32
 
 
 class Tensor:
@@ -71,7 +74,8 @@ def read_torch(path: str | os.PathLike) -> Any:
     """
     try:
         if zipfile.is_zipfile(path):
-            return _read_zip(path)
+            saved = _read_zip(path)
+            return _named(saved) if isinstance(saved, _Scripted) else saved
         with open(path, "rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 raise PickleError("it is truncated: the zip's directory is missing")
@@ -103,6 +107,34 @@ class _Storage:
 
 class _StorageType(NamedTuple):
     dtype: np.dtype
+
+
+class _Scripted(Inert):
+    """A module of TorchScript, of which only the attributes are kept."""
+
+    def __init__(self):
+        self.attributes = {}
+
+    def take(self, attributes):
+        if isinstance(attributes, dict):
+            self.attributes = attributes
+
+
+def _named(module):
+    """The tensors of a module and of those in it: what its state dict would be."""
+    tensors, modules, seen = {}, [("", module, 0)], 0
+    while modules:
+        prefix, module, depth = modules.pop()
+        # One that is in several others counts in each.
+        seen += 1 + len(module.attributes)
+        if seen > _MAX_SCRIPTED or depth > _MAX_DEPTH:
+            raise PickleError("its modules are more, or nest deeper, than any model's")
+        for name, value in module.attributes.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}{name}"] = value
+            elif isinstance(value, _Scripted):
+                modules.append((f"{prefix}{name}.", value, depth + 1))
+    return tensors
 
 
 def _rebuild_tensor(machine, arguments):
@@ -166,6 +198,8 @@ def _find_name(module, name):
     if (module, name) in _FUNCTIONS:
         return _FUNCTIONS[module, name]
     root = module.split(".")[0]
+    if root == "__torch__":
+        return Known(lambda machine, arguments: _Scripted())
     values = _INERT_VALUES.get(module, ())
     inert = root in _INERT_LIBRARIES or module.startswith(_INERT_MODULES)
     if inert or name in values or "*" in values:
@@ -369,7 +403,7 @@ _INERT_LIBRARIES = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"),
     *("omegaconf", "antlr4", "easydict", "yacs", "ml_collections", "addict", "box"),
 )
-_INERT_MODULES = ("torch.nn.", "torch.optim.")
+_INERT_MODULES = ("torch.nn.", "torch.optim.", "torch.jit._pickle")
 
 # Plain values of libraries that can do more than that: module -> names.
 _INERT_VALUES = {

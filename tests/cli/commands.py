@@ -26,7 +26,32 @@ COMMANDS = {
     "train": ("ldm_jax.training.__main__", ["ldm_jax.training.loop:hold"]),
     "sample": ("ldm_jax.sampling.__main__", ["ldm_jax.sampling.run:_draw"]),
     "convert": ("ldm_jax.convert.__main__", ["ldm_jax.convert.formats:convert"]),
-    "evaluate": ("ldm_jax.evaluation.__main__", ["ldm_jax.trained:load_first_stage"]),
+    "evaluate": (
+        "ldm_jax.evaluation.__main__",
+        [
+            "ldm_jax.evaluation.subjects:config_of",
+            "ldm_jax.evaluation.image_sets:open_images",
+        ],
+    ),
+    "reference": (
+        "ldm_jax.evaluation.make_reference",
+        [
+            "ldm_jax.evaluation.image_sets:open_images",
+            "ldm_jax.evaluation.image_sets:open_training_set",
+            "ldm_jax.evaluation.subjects:config_of",
+        ],
+    ),
+    "nearest": (
+        "ldm_jax.evaluation.nearest.__main__",
+        [
+            "ldm_jax.evaluation.subjects:config_of",
+            "ldm_jax.evaluation.image_sets:open_images",
+        ],
+    ),
+    "sweep": (
+        "ldm_jax.evaluation.sweep.__main__",
+        ["ldm_jax.evaluation.subjects:config_of"],
+    ),
     "adherence": ("ldm_jax.evaluation.shapes.__main__", ["ldm_jax.trained:load_model"]),
     "shapes": ("ldm_jax.data.shapes.__main__", ["ldm_jax.data.shapes.prepare:prepare"]),
     "files": ("ldm_jax.data.shapes.files", ["ldm_jax.data.shapes.files:write"]),

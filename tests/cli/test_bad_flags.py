@@ -49,7 +49,7 @@ def _names(line):
 
 
 # Of what is missing or superfluous as a whole, a message says so.
-_UNNAMED = ("train", "sampling", "converting")
+_UNNAMED = ("train", "sampling", "converting", "evaluating", "references")
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -36,8 +36,8 @@ class Call:
 class Build:
     """Pickles as an attempt to set an object's attributes."""
 
-    def __init__(self, target):
-        self.target = target
+    def __init__(self, target, attributes=None):
+        self.target, self.attributes = target, attributes or {"size": 1 << 40}
 
 
 class Pickler(pickle._Pickler):
@@ -55,7 +55,7 @@ class Pickler(pickle._Pickler):
             self.write(pickle.REDUCE)
         elif isinstance(obj, Build):
             self.save(obj.target)
-            self.save({"size": 1 << 40})
+            self.save(obj.attributes)
             self.write(pickle.BUILD)
         else:
             super().save(obj, save_persistent_id)

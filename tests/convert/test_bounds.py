@@ -190,7 +190,7 @@ def test_json_that_is_nested_or_large(tmp_path):
         read_json(tmp_path / "deep.json")
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(33 << 20)
-    with pytest.raises(ConversionError, match="bytes of JSON, more than"):
+    with pytest.raises(ConversionError, match="and at most 33,554,432 are read"):
         read_json(tmp_path / "large.json")
     for depth in (1000, 100_000):
         header = b'{"w":' + b"[" * depth + b"]" * depth + b"}"
@@ -252,7 +252,7 @@ YAMLS = {
     "merges of merges": (["a0: &a0 {k: v}", *MERGES], "more than 20,000 values"),
     "an alias of itself": (["a: &a [*a]"], "more than 20,000 values"),
     "deep": ([f"a: {'[' * 5000}{']' * 5000}"], "nested too deep"),
-    "large": ([f"a: {'x' * (300 << 10)}"], "more than 256 KiB"),
+    "large": ([f"a: {'x' * (300 << 10)}"], "at most 262,144 are read"),
     "timesteps": (
         ["timesteps: 2000000000"],
         "timesteps must be a number from 2 to 100",
@@ -293,7 +293,7 @@ def test_yaml_that_asks_for_too_much(tmp_path, name):
 
 def test_yaml_of_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConversionError, match="pipe: it is no file"):
+    with pytest.raises(ConversionError, match="pipe is a pipe"):
         read_yaml_file(tmp_path / "pipe")
 
 

@@ -1,5 +1,7 @@
 """Files of weights as people have them: renamed, wrapped, in variants and shards."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,14 @@ from ldm_jax.files import write_json
 from ldm_jax.weights import files
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.folders import find_weights, variants
-from tests.convert.pickled import Call, Name, tensor_of, write_legacy, write_zip
+from tests.convert.pickled import (
+    Build,
+    Call,
+    Name,
+    tensor_of,
+    write_legacy,
+    write_zip,
+)
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -229,3 +238,33 @@ def test_a_variant_that_some_networks_of_a_pipeline_lack(tmp_path):
     assert lines == ["vae: has no variant fp16, so the usual one is taken"]
     with pytest.raises(ConversionError, match="no variant 'bf16'"):
         diffusers_read._files(parts, "bf16", lines.append)
+
+
+def test_tensors_of_a_torchscript_program_are_read_and_its_code_is_not(tmp_path):
+    def module(**attributes):
+        kind = Name("__torch__.torch.nn.modules.linear.___torch_mangle_5", "Linear")
+        training = {"training": True, "_is_full_backward_hook": None}
+        sizes = Call(Name("torch.jit._pickle", "build_intlist"), [1, 2])
+        return Build(Call(kind), training | {"sizes": sizes} | attributes)
+
+    weight = tensor_of((6,), (1,))
+    program = module(visual=module(conv1=module(weight=weight)), scale=weight)
+    write_zip(tmp_path / "ViT-L-14.pt", program, _0=np.arange(6, dtype="<f4").tobytes())
+    tensors = read_weights(tmp_path / "ViT-L-14.pt").tensors
+    assert tensors.keys() == {"visual.conv1.weight", "scale"}
+    np.testing.assert_array_equal(tensors["scale"], np.arange(6))
+
+
+def test_a_program_whose_modules_hold_one_another_is_refused(tmp_path):
+    def level(i):
+        parts = b"".join(
+            b"X\x01\0\0\0" + name + b"h" + bytes([i]) for name in (b"a", b"b")
+        )
+        made = b"c__torch__\nM\n)\x81}(" + parts * (i > 0) + b"ub"
+        return made + b"q" + bytes([i + 1])
+
+    data = b"\x80\x02" + b"".join(map(level, range(30))) + b"."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(ConversionError, match="nest deeper"):
+        read_weights(tmp_path / "m.pt")

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from ldm_jax.data.files import MAX_TEXT, parse_json, read_array, read_file
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TFRecords
-from ldm_jax.images import memory_limit
+from ldm_jax.images import memory_limit, require_memory
+from ldm_jax.reading import MAX_TEXT, parse_json, read_array, read_file
 from ldm_jax.sampling.flag_values import Names, read_flags
 from tests.data.common import write_images
 
@@ -132,7 +132,7 @@ def test_large_records_are_not_read(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(ValueError, match="x.png is a pipe"):
-        read_file(tmp_path / "x.png")
+        read_file(tmp_path / "x.png", require_memory)
     os.mkfifo(tmp_path / "x.npy")
     with pytest.raises(ValueError, match="not a file"):
         read_array(tmp_path / "x.npy")

@@ -16,10 +16,10 @@ from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
 from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation import first_stage, metrics
-from ldm_jax.evaluation.distances import Moments, frechet
-from ldm_jax.evaluation.features import FEATURES
+from ldm_jax.evaluation import first_stage
 from ldm_jax.images import read_image, to_float, to_uint8
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.trained import FirstStage
 from tests.runs import command, finish
 
@@ -63,18 +63,21 @@ def _batches(pictures, size, mesh):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("devices, size", [(1, 10), (1, 4), (4, 8)])
 def test_every_image_counts_once(kind, devices, size):
-    first, pictures = _first(kind), _pictures(10)
+    first, images = _first(kind), _pictures(10)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    batches = _batches(pictures, size, mesh)
-    found, count, grid = first_stage.evaluate(first, batches, mesh)
-    assert count == 10
+    batches = _batches(images, size, mesh)
+    results, pictures = first_stage.evaluate(first, batches, mesh)
+    assert {result.count for result in results.values()} == {10}
+    found = {name: result.value for name, result in results.items()}
     apply = functools.partial(first.module.apply, {"params": first.params})
-    latents = apply(to_float(pictures), method="encode").mode()
+    latents = apply(to_float(images), method="encode").mode()
     decoded = to_uint8(apply(latents, method="decode"))
-    for name, metric in metrics.METRICS.items():
+    for name, metric in METRICS.items():
         # Rounding may move a value across the edge between two bytes.
-        expected = np.mean(metric(pictures, decoded))
-        assert found[name] == pytest.approx(float(expected), rel=1e-4), name
+        each = np.asarray(metric(images, decoded))
+        assert found[name] == pytest.approx(float(each.mean()), rel=1e-4), name
+        error = each.std(ddof=1) / 10**0.5
+        assert results[name].deviation == pytest.approx(error, rel=1e-2), name
     if kind == "vq":
         codes, counts = np.unique(
             apply(latents, method="code_indices"), return_counts=True
@@ -84,9 +87,15 @@ def test_every_image_counts_once(kind, devices, size):
         assert found["codebook_usage"] == len(codes) / 16
         entropy = -np.sum(shares * np.log(shares))
         assert found["codebook_perplexity"] == pytest.approx(np.exp(entropy))
-    shown = grid[:16, : 2 * 18 - 2]
-    np.testing.assert_array_equal(shown[:, :16], pictures[0])
-    assert np.abs(shown[:, 18:].astype(int) - decoded[0]).max() <= 1
+    order = np.argsort(METRICS["psnr"](images, decoded))
+    for name, index in (
+        ("reconstructions", 0),
+        ("worst", order[0]),
+        ("best", order[-1]),
+    ):
+        shown = pictures[name][:16, : 2 * 18 - 2]
+        np.testing.assert_array_equal(shown[:, :16], images[index])
+        assert np.abs(shown[:, 18:].astype(int) - decoded[index]).max() <= 1
 
 
 def test_a_perceptual_distance_is_averaged_too():
@@ -96,13 +105,18 @@ def test_a_perceptual_distance_is_averaged_too():
         assert images.shape == reconstructions.shape
         return weights["scale"] * images.mean(axis=(1, 2, 3))
 
-    found, _, _ = first_stage.evaluate(
+    found, shown = first_stage.evaluate(
         _first("kl"),
         _batches(pictures, 2, mesh),
         mesh,
         perceptual=(distance, {"scale": np.float32(2)}),
     )
-    assert found["lpips"] == pytest.approx(2 * to_float(pictures).mean(), rel=1e-4)
+    assert found["lpips"].value == pytest.approx(
+        2 * to_float(pictures).mean(), rel=1e-4
+    )
+    # The largest distance is the worst.
+    brightest = pictures[pictures.mean(axis=(1, 2, 3)).argmax()]
+    np.testing.assert_array_equal(shown["worst"][:16, :16], brightest)
 
 
 def test_a_distance_is_between_the_sets_of_images_that_count():
@@ -113,17 +127,22 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
         {"image": pictures[4:], "mask": np.array([True, True])},
     ]
     batches = [sharding.put_batch(batch, mesh) for batch in batches]
-    found, count, _ = first_stage.evaluate(first, batches, mesh, distances=["frechet"])
+    found, _ = first_stage.evaluate(
+        first, batches, mesh, measurement=Measurement(["frechet"], mesh)
+    )
     decoded = to_uint8(
         first.module.apply({"params": first.params}, to_float(pictures))[0]
     )
-    network, moments = FEATURES["random"], (Moments(), Moments())
-    for moment, images in zip(moments, (pictures, np.asarray(decoded)), strict=True):
-        moment.add(network.apply(network.load(None), images[[0, 1, 2, 4, 5]]))
-    assert count == 5
-    assert found["frechet (random-features)"] == pytest.approx(
-        frechet(*moments), rel=1e-2
-    )
+    measured = Measurement(["frechet"], mesh)
+    others = measured.twin()
+    rows, mask = [0, 1, 2, 4, 5], np.ones(5, bool)
+    measured.add(np.asarray(decoded)[rows], mask)
+    others.add(pictures[rows], mask)
+    measured.compare_with(others.as_reference())
+    ((name, result),) = measured.results().items()
+    assert name == "random-features distance (frechet)"
+    assert found[name].value == pytest.approx(result.value, rel=1e-2)
+    assert found[name].count == found["psnr"].count == 5
 
 
 def test_weights_of_lpips_that_are_not_there(tmp_path):

@@ -17,7 +17,8 @@ from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-# Few steps with much going on around each: saves, rotations, evaluations, previews.
+# Few steps with much going on around each: saves, rotations, evaluations, previews,
+# measured samples, the best checkpoint.
 COMMON = {
     "train.num_steps": 12,
     "train.checkpoint_every": 2,
@@ -27,6 +28,12 @@ COMMON = {
     "train.eval_batches": 2,
     "train.preview_every": 4,
     "train.preview_images": 2,
+    "eval.every": 3,
+    "eval.num_samples": 12,
+    "eval.batch_size": 8,
+    "eval.distances": "frechet",
+    "eval.best": "frechet",
+    "eval.levels": 2,
 }
 FIRST = ("shapes_autoencoder:tiny", COMMON)
 SECOND = ("shapes_class:tiny", COMMON | {"backbone.channel_mult": "(1,)"})
@@ -147,12 +154,13 @@ class Job:
         return 0
 
 
-def differences(one, other):
+def differences(one, other, kills=1):
     """What differs between two finished runs: arrays, metrics, images, leftovers.
 
     Args:
       one: Workdir of a run that was left alone.
       other: Workdir of a run that was not.
+      kills: How often it was killed, at most.
 
     Returns:
       List of sentences, empty where they are the same.
@@ -171,27 +179,35 @@ def differences(one, other):
     if rows[0] != rows[1]:
         keys = sorted(rows[0].keys() | rows[1].keys())
         changed = [key for key in keys if rows[0].get(key) != rows[1].get(key)]
-        found.append(f"metrics differ at (step, evaluation): {changed}")
+        found.append(f"metrics differ at (step, what they are of): {changed}")
+    best = [(pathlib.Path(d) / "best.json").read_bytes() for d in (one, other)]
+    if best[0] != best[1]:
+        found.append(f"the best checkpoints: {best}")
+    # It is an error if it is not there.
+    checkpoint.checkpoint_folder(other, "best")
     images = [_files(workdir, "previews") for workdir in (one, other)]
     if images[0] != images[1]:
         changed = {name for name, _ in images[0].items() ^ images[1].items()}
         found.append(f"previews differ: {sorted(changed)}")
     # A run that was asked to stop has saved at another step, too, and one that was
-    # killed right after its last save has not yet deleted the oldest.
+    # killed right after a save has not yet deleted the oldest; the next save does.
+    # The best one stays beside them.
     names = sorted(path.name for path in folders[1].parent.iterdir())
-    if len(names) > COMMON["train.keep_last"] + 1 or not all(map(str.isdigit, names)):
+    most = COMMON["train.keep_last"] + 1 + max(kills, 1)
+    if len(names) > most or not all(map(str.isdigit, names)):
         found.append(f"what is kept as checkpoints: {names}")
     return found
 
 
 def _metrics(workdir):
-    """(step, whether an evaluation) -> metrics, each of which must be there once."""
+    """(step, what they are of) -> metrics, each of which must be there once."""
     rows = {}
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
     for line in text.splitlines():
         row = json.loads(line)
         kept = {k: v for k, v in row.items() if not any(s in k for s in _SPEED)}
-        key = row["step"], any(k.startswith("eval/") for k in row)
+        kinds = {k.rpartition("/")[0] for k in row.keys() - {"step"}}
+        key = row["step"], ", ".join(sorted(kinds))
         assert key not in rows, f"two records of {key} in {workdir}"
         rows[key] = kept
     return rows

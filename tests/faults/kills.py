@@ -94,10 +94,10 @@ class Trial:
             print(f"{name}: {moment}: exit {status}, has {_newest(job)}", flush=True)
         if status != 0:
             job.run()
-        found = differences(whole.workdir, job.workdir)
+        found = differences(whole.workdir, job.workdir, hits)
         # Nothing is done twice.
         assert "nothing to do" in job.run()
-        found += differences(whole.workdir, job.workdir)
+        found += differences(whole.workdir, job.workdir, hits)
         if not found:
             for folder in self._folder.glob(f"{name}*"):
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()

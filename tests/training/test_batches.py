@@ -29,9 +29,9 @@ def test_every_batch_has_the_inputs(data):
     (train,) = data.train_batches(3, 1)
     (held_out,) = data.held_out_batches(1)
     preview = data.preview_batch(3)
-    assert held_out.keys() == {*train, "mask"}
+    assert held_out.keys() == {*train, "mask", "index"}
     for batch in (train, held_out, preview, data.example):
-        assert batch.keys() - {"mask"} == {"image", "label", *INPUTS}
+        assert batch.keys() - {"mask", "index"} == {"image", "label", *INPUTS}
         size = len(batch["image"])
         assert batch["caption"].shape == (size, 12)
         assert batch["masked_image"].shape == (size, 16, 16, 4)
@@ -42,6 +42,24 @@ def test_evaluations_see_the_same_masks_each_time(data):
     first, again = (list(data.held_out_batches(2)) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one["masked_image"], other["masked_image"])
+
+
+def test_examples_are_numbered_and_images_come_alone(data):
+    numbers = [np.asarray(b["index"]) for b in data.held_out_batches(batch_size=5)]
+    # Of 12 examples, in batches that two devices divide.
+    np.testing.assert_array_equal(np.concatenate(numbers), range(12))
+    assert data.num_held_out == 12
+
+    def labelled(held_out, count):
+        batches = list(data.images_alone(held_out, count, batch_size=4))
+        assert all(batch.keys() == {"image", "mask"} for batch in batches)
+        images = np.concatenate([np.asarray(b["image"]) for b in batches])
+        return images[np.concatenate([np.asarray(b["mask"]) for b in batches])]
+
+    whole = labelled(False, None)
+    assert len(whole) == data.num_examples == 64
+    np.testing.assert_array_equal(labelled(False, 5), whole[[0, 12, 25, 38, 51]])
+    np.testing.assert_array_equal(labelled(True, 3), labelled(True, 99)[:3])
 
 
 def test_a_held_out_split_that_is_not_there_is_named_at_once(shapes_dir):

@@ -22,6 +22,12 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
         "first_stage__workdir": str(first_stage),
         "train__num_steps": 2,
         "train__preview_every": 2,
+        "eval__every": 2,
+        "eval__num_samples": 10,
+        "eval__batch_size": 8,
+        "eval__distances": ("frechet",),
+        "eval__best": "frechet",
+        "eval__levels": 2,
         **SHALLOW,
     }
     train("shapes_class", shapes_dir, tmp_path / "one", **overrides)
@@ -34,6 +40,12 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
             f"--config.first_stage.workdir={first_stage}",
             "--config.train.num_steps=2",
             "--config.train.preview_every=2",
+            "--config.eval.every=2",
+            "--config.eval.num_samples=10",
+            "--config.eval.batch_size=8",
+            "--config.eval.distances=frechet",
+            "--config.eval.best=frechet",
+            "--config.eval.levels=2",
             "--config.backbone.channel_mult=(1,)",
             f"--workdir={tmp_path / 'two'}",
             f"--coordinator=127.0.0.1:{port}",
@@ -54,12 +66,13 @@ def test_two_processes_train_as_one(shapes_dir, first_stage, tmp_path):
     rate = tiny_config("shapes_class", shapes_dir).train.learning_rate
     assert np.mean(gaps) < 0.05 * rate
     assert list((tmp_path / "two" / "previews").glob("samples_*.png"))
+    assert checkpoint.checkpoint_folder(tmp_path / "two", "best").name == "2"
 
 
 def _last_losses(workdir):
-    """The last training loss and the last evaluation loss of a run."""
+    """The last training loss of a run, and all that its evaluations say."""
     losses = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
-        losses |= {k: v for k, v in metrics.items() if k in ("loss", "eval/loss")}
+        losses |= {k: v for k, v in metrics.items() if k == "loss" or k[:5] == "eval/"}
     return losses

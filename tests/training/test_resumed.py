@@ -25,10 +25,13 @@ def resume(tmp_path):
     """Opens the held-out work of a run that goes on, on stubs that count."""
     writers = []
 
-    def resume(start, stopping=lambda: False, batches=None, shows=True, **train):
+    def resume(
+        start, stopping=lambda: False, batches=None, shows=True, makes=False, **train
+    ):
         section = {"num_steps": 8, "eval_every": 4, "preview_every": 2}
         section |= {"preview_images": 1, "eval_batches": None} | train
         config = {"train": section, "seed": 0, "data": {"on_error": "skip"}}
+        config["eval"] = {"every": 4}
         counts = {"evaluations": 0, "previews": 0}
         batch = {"mask": np.ones(1), "image": np.zeros((1, 4, 4, 3))}
         batches = batches or (lambda: iter([batch]))
@@ -44,6 +47,7 @@ def resume(tmp_path):
         stage = SimpleNamespace(
             eval_step=evaluate,
             preview=preview if shows else None,
+            make_images=makes or None,
             summarize=lambda means: means,
         )
         data = SimpleNamespace(
@@ -54,9 +58,14 @@ def resume(tmp_path):
         )
         writer = Writer(tmp_path, {}, start)
         writers.append(writer)
-        mesh = sharding.make_mesh()
-        parts = ConfigDict(config), stage, {}, data, mesh, writer, Console()
-        held_out = HeldOut(*parts, stopping)
+        run = SimpleNamespace(
+            config=ConfigDict(config),
+            mesh=sharding.make_mesh(),
+            data=data,
+            stage=stage,
+            console=Console(),
+        )
+        held_out = HeldOut(run, {}, writer, stopping)
         # Without a compiler.
         held_out._eval_step, held_out._draw = evaluate, preview
         return held_out, counts, writer
@@ -68,27 +77,27 @@ def resume(tmp_path):
 
 def test_what_was_due_where_a_run_was_cut_is_made_once(resume):
     held_out, counts, _ = resume(4)
-    assert held_out.missing(4) == (True, True)
-    assert held_out.make_up(4, None)
+    assert held_out.missing(4) == ["evaluation", "preview"]
+    assert held_out.begin(4, None)
     assert counts == {"evaluations": 1, "previews": 1}
     # The same command once more.
     held_out, counts, _ = resume(4)
-    assert not held_out.make_up(4, None)
+    assert not held_out.begin(4, None)
     assert counts == {"evaluations": 0, "previews": 0}
 
 
 @pytest.mark.parametrize(
     "step, train, missing",
     [
-        (0, {}, (False, False)),
-        (2, {}, (False, True)),
-        (3, {}, (False, False)),
+        (0, {}, []),
+        (2, {}, ["preview"]),
+        (3, {}, []),
         # At the end all is due, if it is not turned off.
-        (7, {"num_steps": 7}, (True, True)),
-        (7, {"num_steps": 7, "eval_every": None}, (False, True)),
-        (4, {"preview_images": 0}, (True, False)),
+        (7, {"num_steps": 7}, ["evaluation", "preview"]),
+        (7, {"num_steps": 7, "eval_every": None}, ["preview"]),
+        (4, {"preview_images": 0}, ["evaluation"]),
         # A run that was given fewer steps is past its end.
-        (9, {}, (False, False)),
+        (9, {}, []),
     ],
 )
 def test_what_is_missing_follows_from_the_step(resume, step, train, missing):
@@ -106,17 +115,16 @@ def _masked():
 
 @pytest.mark.parametrize("batches", [_unreadable, _masked])
 def test_an_evaluation_of_no_image_is_made_once(resume, batches, tmp_path):
-    assert resume(4, batches=batches, preview_every=None)[0].make_up(4, None)
-    assert not resume(4, batches=batches, preview_every=None)[0].make_up(4, None)
+    assert resume(4, batches=batches, preview_every=None)[0].begin(4, None)
+    assert not resume(4, batches=batches, preview_every=None)[0].begin(4, None)
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row) for row in rows] == [{"step": 4, "eval/num_images": 0}]
 
 
 def test_a_stage_that_shows_nothing_misses_no_previews(resume):
     held_out, counts, _ = resume(2, shows=False)
-    assert held_out.missing(2) == (False, False) and not held_out.make_up(2, None)
-    held_out.preview(2, None)
-    assert not counts["previews"] and not held_out.missing(4)[1]
+    assert held_out.missing(2) == [] and not held_out.begin(2, None)
+    assert not counts["previews"] and held_out.missing(4) == ["evaluation"]
 
 
 @pytest.mark.parametrize("kind", [DataError, ProcessLost])
@@ -127,21 +135,21 @@ def test_one_process_of_several_leaves_no_evaluation_by_itself(
         raise kind("no batch")
 
     held_out, _, _ = resume(4, batches=fail)
-    held_out.evaluate(4, None)
+    held_out.make(["evaluation"], 4, None)
     held_out, _, _ = resume(8, batches=fail)
     monkeypatch.setattr("jax.process_count", lambda: 2)
     # The others wait in it: only an error ends them, too.
     with pytest.raises(kind, match="no batch"):
-        held_out.evaluate(8, None)
+        held_out.make(["evaluation"], 8, None)
 
 
 def test_lines_of_training_are_no_evaluation(resume):
     held_out, _, writer = resume(4)
     writer.scalars(4, {"loss": 1.0})
     writer.scalars(3, {"eval/loss": 1.0})
-    assert held_out.missing(4) == (True, True)
+    assert held_out.missing(4) == ["evaluation", "preview"]
     writer.scalars(4, {"eval/loss": 1.0})
-    assert held_out.missing(4) == (False, True)
+    assert held_out.missing(4) == ["preview"]
 
 
 def test_previews_count_once_all_of_a_step_are_written(resume, tmp_path, monkeypatch):
@@ -160,29 +168,52 @@ def test_previews_count_once_all_of_a_step_are_written(resume, tmp_path, monkeyp
     monkeypatch.setattr(module.os, "replace", killed)
     # Two temporary files get their contents, one of them its name.
     with pytest.raises(KeyboardInterrupt):
-        held_out.make_up(2, None)
+        held_out.begin(2, None)
     monkeypatch.undo()
     assert list((tmp_path / "previews").glob("*.png"))
     held_out, counts, _ = resume(2)
-    assert held_out.missing(2)[1] and held_out.make_up(2, None)
+    assert held_out.missing(2) == ["preview"] and held_out.begin(2, None)
     assert counts["previews"] == 1
     names = {path.name for path in (tmp_path / "previews").iterdir()}
     assert names == {"inputs_00000002.png", "samples_00000002.png"}
-    assert not resume(2)[0].missing(2)[1]
+    assert not resume(2)[0].missing(2)
 
 
 def test_a_run_that_is_asked_to_stop_leaves_what_is_due_for_later(resume):
     held_out, counts, _ = resume(4, stopping=lambda: True)
-    held_out.evaluate(4, None)
-    held_out.preview(4, None)
+    held_out.make(["evaluation", "preview"], 4, None)
     assert held_out.cut and counts == {"evaluations": 0, "previews": 0}
-    assert resume(4)[0].missing(4) == (True, True)
+    assert resume(4)[0].missing(4) == ["evaluation", "preview"]
+
+
+def test_a_measurement_that_was_cut_is_made_first(resume):
+    """Its record is one of its own, and stands behind that of the best checkpoint."""
+    best = []
+
+    def opened(cut=False):
+        held_out, counts, writer = resume(4, makes=True, preview_every=None)
+        held_out._sets = SimpleNamespace(
+            prepare=lambda: best.append("prepared"),
+            measure=lambda state, goes_on: None if cut else {"fid": 7.0},
+            keep_best=lambda step, numbers: best.append((step, numbers["fid"])),
+            options=held_out._sets.options,
+        )
+        return held_out
+
+    held_out = opened(cut=True)
+    assert held_out.missing(4) == ["evaluation", "measurement"]
+    held_out.begin(4, None)
+    assert best == ["prepared"] and held_out.missing(4) == ["measurement"]
+    held_out = opened()
+    held_out.begin(4, None)
+    assert best[1:] == ["prepared", (4, 7.0)]
+    assert opened().missing(4) == []
 
 
 def test_metrics_that_were_cut_are_passed_over(resume, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 4, "eval/loss": 1.0}\n{"step": 5}\n7\n{"step": 4, "ev')
-    assert resume(4)[0].missing(4) == (False, True)
+    assert resume(4)[0].missing(4) == ["preview"]
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [4]
 
 

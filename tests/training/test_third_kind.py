@@ -128,13 +128,14 @@ def test_it_is_evaluated(workdir):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     batch = {"image": images, "mask": np.array([True, True, True, False])}
     batches = [sharding.put_batch(batch, mesh)]
-    metrics, count, _ = evaluation.evaluate(first, batches, mesh)
-    assert count == 3 and list(metrics) == ["psnr", "ssim", "l1", "mean_latent"]
+    results, _ = evaluation.evaluate(first, batches, mesh)
+    assert list(results) == ["psnr", "ssim", "l1", "mean_latent"]
+    assert results["psnr"].count == 3
     latents = first.module.apply(
         {"params": first.params}, to_float(images[:3]), method="encode"
     )
     expected = float(latents.mode().mean())
-    assert metrics["mean_latent"] == pytest.approx(expected, rel=1e-4)
+    assert results["mean_latent"].value == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_second_stage_trains_on_it_and_samples_through_it(second, tmp_path):

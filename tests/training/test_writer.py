@@ -46,7 +46,8 @@ def test_lines_past_the_checkpoint_and_cut_ones_go(tmp_path, cut):
     )
     node = path.stat().st_ino
     writer = Writer(tmp_path, {}, start_step=2)
-    assert writer.has_scalars(2, "eval/") and not writer.has_scalars(1, "eval/")
+    held_out = "eval/a".__eq__
+    assert writer.has_scalars(2, held_out) and not writer.has_scalars(1, held_out)
     writer.scalars(3, {"loss": 1.0})
     writer.close()
     assert steps(tmp_path) == [1, 2, 3]

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.annotations import Array, Float, UInt8
-from ldm_jax.evaluation.metrics import METRICS
 from ldm_jax.images import to_uint8
+from ldm_jax.metrics.reconstruction import METRICS
 
 
 def enlarge(

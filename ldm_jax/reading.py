@@ -4,28 +4,30 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.images import require_memory
 
-# Bytes that a file of text beside an image may have.
+# Bytes that a file of text may have.
 MAX_TEXT = 2**24
+
+# Largest size in bytes, or a function of (bytes, what they are) that refuses too many,
+# as `images.require_memory`.
+Limit = int | Callable[[int, str], None]
 
 # Numbers, truth values and text; no objects, which would be unpickled, no records.
 _KINDS = "biufSU"
 
 
-def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
+def read_file(path: str | os.PathLike, most: Limit) -> bytes:
     """Reads a file.
 
     Args:
       path: Its path.
-      most: Largest size in bytes; None is the memory that an image may take, see
-        `images.memory_limit`.
+      most: Largest size.
 
     Returns:
       Its bytes.
@@ -40,12 +42,12 @@ def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def open_file(path: str | os.PathLike, most: int | None = None) -> Iterator[BinaryIO]:
+def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
     """Opens a file to read.
 
     Args:
       path: Its path.
-      most: As for `read_file`.
+      most: Largest size.
 
     Yields:
       The file.
@@ -60,8 +62,8 @@ def open_file(path: str | os.PathLike, most: int | None = None) -> Iterator[Bina
         status, name = os.fstat(handle), os.path.basename(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{name} is a pipe, a device or the like, not a file")
-        if most is None:
-            require_memory(status.st_size, f"the bytes of {name}")
+        if callable(most):
+            most(status.st_size, f"the bytes of {name}")
         elif status.st_size > most:
             raise ValueError(
                 f"{name} has {status.st_size:,} bytes, and at most {most:,} are read"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation import metrics
+from ldm_jax.metrics import reconstruction
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +17,16 @@ def pair():
     return x.astype(np.uint8), y.astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("name", reconstruction.METRICS)
 def test_equal_images(name, pair):
-    found = metrics.METRICS[name](*map(jnp.asarray, (pair[0], pair[0])))
-    best = {"psnr": metrics.PSNR_LIMIT, "ssim": 1.0, "l1": 0.0}[name]
+    found = reconstruction.METRICS[name](*map(jnp.asarray, (pair[0], pair[0])))
+    best = {"psnr": reconstruction.PSNR_LIMIT, "ssim": 1.0, "l1": 0.0}[name]
     np.testing.assert_allclose(found, [best, best], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("name", reconstruction.METRICS)
 def test_each_image_has_a_number_of_its_own(name, pair):
-    metric = metrics.METRICS[name]
+    metric = reconstruction.METRICS[name]
     both = metric(*map(jnp.asarray, pair))
     second = metric(*(jnp.asarray(images[1:]) for images in pair))
     assert both.shape == (2,) and both[0] != both[1]
@@ -35,12 +35,14 @@ def test_each_image_has_a_number_of_its_own(name, pair):
 
 def test_psnr_and_l1_of_one_grey_level():
     x = np.full((1, 4, 5, 3), 100, np.uint8)
-    np.testing.assert_allclose(metrics.psnr(x, x + 1), [20 * np.log10(255)], rtol=1e-6)
-    np.testing.assert_allclose(metrics.l1(x, x + 1), [1 / 127.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        reconstruction.psnr(x, x + 1), [20 * np.log10(255)], rtol=1e-6
+    )
+    np.testing.assert_allclose(reconstruction.l1(x, x + 1), [1 / 127.5], rtol=1e-6)
 
 
 def test_ssim_is_the_definition_window_by_window(pair):
-    found = jax.jit(metrics.ssim)(*pair)
+    found = jax.jit(reconstruction.ssim)(*pair)
     expected = [_slow_ssim(x, y) for x, y in zip(*pair, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -72,4 +74,4 @@ def _slow_ssim(x, y):
 def test_ssim_refuses_images_smaller_than_its_window():
     x = np.zeros((1, 10, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="at least 11 x 11 pixels, got 10 x 20"):
-        metrics.ssim(x, x)
+        reconstruction.ssim(x, x)

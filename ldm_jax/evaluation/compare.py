@@ -1,0 +1,301 @@
+"""Measures a set of images against a reference, and writes what came of it."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import peers
+from ldm_jax.annotations import Int
+from ldm_jax.config import Section
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
+from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
+from ldm_jax.evaluation.references import (
+    MOST_ROWS,
+    is_statistics,
+    measure_reference,
+    read_reference,
+)
+from ldm_jax.evaluation.report import (
+    judge,
+    markdown,
+    print_table,
+    published_record,
+    sampling_reasons,
+)
+from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.files import write_bytes, write_json
+from ldm_jax.metrics.adm_npz import LABELS, ImageFile
+from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import FEATURES
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.protocols import PROTOCOLS
+from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.sampling.settings import first_difference
+
+
+class Comparison(NamedTuple):
+    """How a set of images is measured.
+
+    Attributes:
+      distances: Rows of DISTANCES.
+      outdir: Folder of the results.
+      weights: Row of FEATURES -> its file of weights.
+      protocol: Row of PROTOCOLS, or None.
+      reference: Folder of images, npz of images or file of statistics; None for the
+        training images of the run, see `training`.
+      training: Config section `data` of the run that is measured, or None.
+      image_size: Side to which images of a reference are brought; None for as they are.
+      batch_size: Images at a time over all devices.
+      save_every: Images after which the state is saved.
+      skip_unreadable: Whether images that cannot be read are left out.
+      published: Row of PUBLISHED to stand beside, or None.
+      npz: Whether the images are also written to `samples.npz`.
+    """
+
+    distances: Sequence[str]
+    outdir: pathlib.Path
+    weights: Mapping[str, str]
+    protocol: str | None = None
+    reference: str | None = None
+    training: Section | None = None
+    image_size: int | None = None
+    batch_size: int = 16
+    save_every: int = 5_000
+    skip_unreadable: bool = False
+    published: str | None = None
+    npz: bool = False
+
+
+def compare(
+    images: ImageSet,
+    how: Comparison,
+    mesh: Mesh,
+    labels: Int[np.ndarray, " count"] | None = None,
+) -> dict[str, Result]:
+    """Measures a set, prints the table and writes `metrics.json` and `metrics.md`.
+
+    Args:
+      images: The set.
+      how: How it is measured.
+      mesh: Mesh over the devices of all processes.
+      labels: Classes of the images, int32 [N], for `samples.npz`.
+
+    Returns:
+      Name -> result.
+
+    Raises:
+      ConfigError: If something does not go together; before anything is measured.
+      DataError: If images cannot be read.
+    """
+    sampling = images.record.get("sample", {})
+    # A misspelt row shall not wait for the samples.
+    published = how.published and find_published(how.published, sampling)
+    measurement, more = open_measurement(images, how, mesh)
+    settings = settings_of(images, measurement, more)
+    results = _finished(images, how, settings)
+    if results is not None:
+        return results
+    saved = Saved(how.outdir / "evaluation.partial.npz", settings, how.save_every)
+    keep = None
+    if how.npz and not jax.process_index():
+        keep = ImageFile(how.outdir / "samples.npz", (images.count, *images.size, 3))
+    measure(images, measurement, saved, _Everywhere(keep) if how.npz else None)
+    results = measurement.results()
+    if not jax.process_index():
+        if keep is not None:
+            keep.finish(**({} if labels is None else {LABELS: np.asarray(labels)}))
+        settings["unreadable"] = images.unreadable
+        _write(images, how, results, settings, published)
+    peers.gather("the results are written")
+    saved.remove()
+    return results
+
+
+def open_measurement(
+    images: ImageSet, how: Comparison, mesh: Mesh
+) -> tuple[Measurement, dict[str, Any]]:
+    """Loads the networks, and reads or measures the reference.
+
+    Args:
+      images: The set that is to be measured, or another of its preprocessing.
+      how: How it is measured.
+      mesh: Mesh over the devices of all processes.
+
+    Returns:
+      (measurement, more): empty, for the set; and the settings of `settings_of` that it
+      adds.
+
+    Raises:
+      ConfigError: If something does not go together.
+      DataError: If images of the reference cannot be read.
+    """
+    _check_protocol(images, how)
+    _check_reference(how)
+    asked = how.protocol and PROTOCOLS[how.protocol].num_samples
+    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
+    if not jax.process_index():
+        _name_random(measurement)
+    reference = _open_reference(images, how, measurement, mesh)
+    if reference is not None:
+        measurement.compare_with(reference)
+    record = reference and reference.record
+    return measurement, {"reference": record, "protocol": how.protocol}
+
+
+def _finished(images, how, settings):
+    """The results of an earlier run with these settings, or None."""
+    path = how.outdir / "metrics.json"
+    if not path.exists() or (how.npz and not (how.outdir / "samples.npz").exists()):
+        return None
+    try:
+        record = parse_json(read_file(path, MAX_TEXT))
+        there = {key: record.get(key) for key in settings}
+        found = {k: Result(**v) for k, v in record["details"].items()}
+    # What is no record of a finished run is replaced by one.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    settings = json.loads(json.dumps(settings))
+    if first_difference(there, settings) is not None:
+        return None
+    if not jax.process_index():
+        print_table(f"{images.name}: measured already, {path}", found)
+    return found
+
+
+class _Everywhere:
+    """An ImageFile of the first process; on the others nothing."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, start, images):
+        if self._file is not None:
+            self._file.write(start, images)
+
+    def flush(self):
+        if self._file is not None:
+            self._file.flush()
+
+
+def _name_random(measurement):
+    """Says before hours of work that its numbers will not be the published ones."""
+    for name, record in measurement.record.items():
+        if record["weights"] == "random" and name != "random":
+            row = FEATURES[name]
+            print(
+                f"{row.title} has random weights: numbers are called random-features "
+                f"distance. Give --feature_weights={name}=FILE; its file: {row.where}"
+            )
+
+
+def _check_protocol(images, how):
+    if how.protocol is None:
+        return
+    side = PROTOCOLS[how.protocol].image_size
+    if side is not None and tuple(images.size) != (side, side):
+        height, width = images.size
+        drawn = "sample" in images.record
+        advice = f"give --image_size={side} or leave" if not drawn else "leave"
+        raise ConfigError(
+            f"--protocol={how.protocol} is of images of {side} x {side} pixels and "
+            f"these have {height} x {width}: {advice} the protocol out"
+        )
+
+
+def _needing(how):
+    """The distances that compare with a reference."""
+    return [name for name in how.distances if DISTANCES[name].needs_reference]
+
+
+def _check_reference(how):
+    if how.reference is None and how.training is None and _needing(how):
+        raise ConfigError(
+            f"--distances={','.join(_needing(how))}: a reference is needed; give "
+            "--reference, a folder of images, an npz or a file of ldm-reference"
+        )
+    if how.reference is not None:
+        # What is not there shall not wait for the networks.
+        is_statistics(how.reference)
+
+
+def _open_reference(images, how, measurement, mesh):
+    """ReferenceStatistics, or None where no distance needs a reference."""
+    needing = _needing(how)
+    if not needing:
+        return None
+    # Captions, and scores without a reference, are not of these images.
+    if needing != list(how.distances):
+        measurement = Measurement(needing, mesh, how.weights)
+    rows = how.protocol and PROTOCOLS[how.protocol].reference_rows
+    measurement = measurement.twin(most_rows=rows or MOST_ROWS)
+    file, every = how.outdir / "reference.npz", how.save_every
+    options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
+    if how.reference is None:
+        others = open_training_set(how.training, mesh, how.batch_size)
+    elif is_statistics(how.reference):
+        reference = read_reference(
+            how.reference, measurement, mesh, how.outdir, every, how.batch_size
+        )
+        reference.check({"preprocessing": _cut_of(images)}, how.reference)
+        return reference
+    else:
+        others = open_images(
+            how.reference, mesh, how.batch_size, image_size=how.image_size, **options
+        )
+    check_sizes(images, others)
+    return measure_reference(others, measurement, file, every)
+
+
+def _cut_of(images):
+    return images.record["preprocessing"]
+
+
+def check_sizes(images: ImageSet, others: ImageSet) -> None:
+    """Checks that two sets are cut in one way.
+
+    Args:
+      images: A set.
+      others: What it is compared with.
+
+    Raises:
+      ConfigError: If their sizes or their crops differ.
+    """
+    reference = ReferenceStatistics({}, others.record | {"networks": {}})
+    reference.check({"preprocessing": _cut_of(images)}, others.name)
+
+
+def _write(images, how, results, settings, published):
+    """Writes and prints what came of it."""
+    verdicts, source = [], ""
+    if published is not None:
+        sampling = images.record.get("sample", {})
+        reasons = sampling_reasons(published, sampling, how.protocol)
+        verdicts = judge(results, published, TOLERANCE, reasons)
+        source = published.source
+    record = settings | {
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+        "published": published and published_record(how.published, verdicts, source),
+    }
+    write_json(how.outdir / "metrics.json", record)
+    title = images.name
+    if how.published is not None:
+        title = f"{how.published}: {title}"
+    text = markdown(title, results, verdicts, TOLERANCE, source)
+    write_bytes(how.outdir / "metrics.md", text.encode())
+    count = next(iter(results.values())).count
+    height, width = images.size
+    print_table(f"{images.name}: {count:,} images of {height} x {width}", results)
+    if verdicts:
+        print(text, end="")
+    print(f"numbers: {how.outdir / 'metrics.json'}")
+    if how.npz:
+        print(f"array: {how.outdir / 'samples.npz'}")

@@ -1,0 +1,275 @@
+"""Samples of a trained second stage as a set of images, drawn while they are measured.
+
+They are drawn on all devices of all processes and stay there: nothing is stored.
+"""
+
+import dataclasses
+import numbers
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import peers, sharding
+from ldm_jax.annotations import Int
+from ldm_jax.batches import Batch
+from ldm_jax.config import choose, to_dict
+from ldm_jax.data.inputs import inputs_of, needed_keys
+from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.diffusion.sample_options import SampleOptions
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.eval_samples import (
+    LABEL_MODES,
+    condition_batches,
+    make_draw,
+    needs_examples,
+    plan_labels,
+    planned_label,
+)
+from ldm_jax.evaluation.captions import OneCaption, Prompts, make_tokens
+from ldm_jax.evaluation.image_sets import ImageSet
+from ldm_jax.sampling.options import record_of
+from ldm_jax.tiling import one_behind
+from ldm_jax.trained import Trained
+
+
+class Plan(NamedTuple):
+    """Which samples are drawn.
+
+    Attributes:
+      count: How many; None for one of each held-out example.
+      batch_size: Samples at a time over all devices.
+      label_mode: Row of LABEL_MODES, of a model whose one condition is a class.
+      seed: Seed of all that is drawn at random.
+      split: Split whose examples give other conditions; None for the held-out one.
+      skip_unreadable: Whether examples that cannot be read are passed over.
+      prompts_file: File whose captions, one in a line, are the conditions; None for
+        those of examples.
+      tokenizer: CLIP's tokenizer, to measure samples by the captions that they are
+        drawn from; None where they are not.
+    """
+
+    count: int | None
+    batch_size: int = 16
+    label_mode: str = "random"
+    seed: int = 0
+    split: str | None = None
+    skip_unreadable: bool = False
+    prompts_file: str | None = None
+    tokenizer: str | None = None
+
+
+class Drawing:
+    """A second stage that draws: weights on the devices, programs that are compiled.
+
+    Sets of one Drawing share them. One program draws with all guidance scales.
+
+    Attributes:
+      trained: The model.
+      mesh: Mesh over the devices of all processes.
+    """
+
+    def __init__(self, trained: Trained, mesh: Mesh) -> None:
+        """Puts nothing on the devices yet.
+
+        Args:
+          trained: A Trained.
+          mesh: Mesh over the devices of all processes.
+        """
+        self.trained, self.mesh = trained, mesh
+        self._weights, self._programs = None, {}
+
+    def program(self, options: SampleOptions, seed: int) -> Callable:
+        """Finds the program that draws a batch.
+
+        Args:
+          options: How to sample, with a size.
+          seed: Seed of the samples.
+
+        Returns:
+          Function of `Conditions` -> (images, finite), see `eval_samples.make_draw`.
+        """
+        trained, mesh = self.trained, self.mesh
+        if self._weights is None:
+            weights = (trained.params, trained.frozen)
+            shardings = sharding.tree_shardings(weights, mesh)
+            self._weights = sharding.put_tree(weights, shardings)
+        scale, key = options.guidance.scale, options
+        # Without guidance half as much is to be computed, in a program of its own.
+        is_traced = options.guidance.acts and isinstance(scale, numbers.Real)
+        if is_traced:
+            guidance = dataclasses.replace(options.guidance, scale=0.0)
+            key = dataclasses.replace(options, guidance=guidance)
+        if (key, seed) not in self._programs:
+            made = make_draw(trained.model, key, mesh, seed)
+            self._programs[key, seed] = made
+        draw, scale = self._programs[key, seed], float(scale) if is_traced else None
+        return lambda each: draw(*self._weights, each.inputs, each.index, scale)
+
+
+def draw_set(
+    drawing: Drawing, options: SampleOptions, plan: Plan
+) -> tuple[ImageSet, Int[np.ndarray, " count"] | None]:
+    """Makes the set of samples; none is drawn before it is asked for.
+
+    Args:
+      drawing: What draws them.
+      options: How to sample, with a size.
+      plan: Which samples.
+
+    Returns:
+      (set, labels): an ImageSet, and the classes int32 [count] of a model of classes.
+
+    Raises:
+      ConfigError: If there are not as many conditions as samples.
+    """
+    choose(LABEL_MODES, plan.label_mode, "--label_mode")
+    trained, mesh = drawing.trained, drawing.mesh
+    model, label = trained.model, planned_label(trained.model)
+    source, conditions = _open_examples(trained, plan)
+    count = _count(plan, source)
+    labels = label and plan_labels(plan.label_mode, label[1], count, plan.seed)
+    if label is not None:
+        conditions = {"label_mode": plan.label_mode}
+    plan = plan._replace(count=count)
+    record = {
+        "checkpoint": trained.source,
+        "weights": trained.weights,
+        "first_stage": trained.first_stage,
+        "seed": plan.seed,
+        "conditions": conditions,
+        "sample": record_of(options, model),
+    }
+
+    def batches(start):
+        return _draw(drawing, options, plan, source, start)
+
+    name = f"samples of {trained.source} ({trained.weights})"
+    images = ImageSet(name, count, options.size, batches, record)
+    images.describe = "sample {}".format
+    if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
+        images.tokens = _tokens_of(source, plan.tokenizer, mesh)
+    return images, labels
+
+
+def _tokens_of(source, tokenizer, mesh):
+    """Token ids of the captions of examples, for `ImageSet.tokens`."""
+
+    def caption_of(k):
+        return source[k]["caption"]
+
+    return make_tokens(caption_of, len(source), tokenizer, mesh)
+
+
+def _count(plan, source):
+    """The number of samples, for which there are conditions."""
+    count = plan.count
+    if count is None and source is None:
+        raise ConfigError("--num_samples is not given: say how many samples to draw")
+    if source is None:
+        return count
+    most = len(source)
+    if count is not None and count > most:
+        where = f"--prompts_file={plan.prompts_file} gives"
+        more = "give a longer file"
+        if plan.prompts_file is None:
+            where, more = "the examples held out give", "name a larger split (--split)"
+        raise ConfigError(
+            f"--num_samples={count}: {where} conditions for {most} samples: ask for "
+            f"{most} or fewer, or {more}"
+        )
+    return most if count is None else count
+
+
+def _open_examples(trained, plan):
+    """(source, record) of the examples whose conditions the samples get, or None."""
+    needed = needed_keys(trained.inputs)
+    if plan.prompts_file is not None:
+        if needed != ["caption"] or not needs_examples(trained.model):
+            takes = ", ".join(trained.model.conditioner.entries) or "nothing"
+            raise ConfigError(
+                f"--prompts_file={plan.prompts_file}: captions are not all that the "
+                f"model is conditioned on, which is {takes}; leave it out"
+            )
+        source = Prompts(plan.prompts_file)
+        where = {"prompts_file": os.path.basename(plan.prompts_file)}
+        return source, where | {"examples": source.fingerprint()}
+    if not needs_examples(trained.model):
+        return None, None
+    section = to_dict(trained.config.data)
+    split = plan.split or section.get("eval_split")
+    if not section.get("source") or not split:
+        raise ConfigError(
+            "the samples need conditions of held-out examples and the run holds none "
+            "out: name a split of its data with --split"
+        )
+    source = OneCaption(open_source(section, split))
+    return source, {"split": split, "examples": source.fingerprint()}
+
+
+def _examples(trained, mesh, plan, source):
+    """Yields global batches of examples with their inputs."""
+    section = to_dict(trained.config.data)
+    section["on_error"] = "skip" if plan.skip_unreadable else "raise"
+    section["inputs"] = to_dict(section.get("inputs") or {})
+    size = -(-min(plan.batch_size, len(source)) // mesh.size) * mesh.size
+    process = jax.process_index(), jax.process_count()
+    loader = make_loader(
+        source, section, batch_size=size, seed=plan.seed, train=False, process=process
+    )
+    keys = {"image", "mask", *trained.model.conditioner.entries}
+    try:
+        for batch in loader:
+            batch = {key: batch[key] for key in keys & batch.keys()}
+            yield sharding.put_batch(batch, mesh)
+    finally:
+        loader.close()
+
+
+def _draw(
+    drawing: Drawing, options: SampleOptions, plan: Plan, source: Any, start: int
+) -> Iterator[tuple[int, Batch]]:
+    """Yields (position, batch) of the samples from a position on."""
+    trained, mesh = drawing.trained, drawing.mesh
+    draw = drawing.program(options, plan.seed)
+    conditions = condition_batches(
+        trained.model,
+        mesh,
+        plan.count,
+        plan.batch_size,
+        label_mode=plan.label_mode,
+        seed=plan.seed,
+        examples=source and _examples(trained, mesh, plan, source),
+        start=start,
+    )
+    drawn = ((each, draw(each)) for each in conditions)
+    # While features of one batch are computed, the devices draw the next.
+    for each, (images, finite) in one_behind(drawn):
+        if not np.asarray(finite).all():
+            raise CheckpointError(
+                f"samples of {trained.source} are not finite: its weights are damaged, "
+                "or the options carry them away; look at the run's losses"
+            )
+        start += int(np.asarray(each.mask.sum()))
+        yield start, {"image": images, "mask": each.mask, "index": each.index}
+
+
+def check_same_model(trained: Trained) -> None:
+    """Checks that all processes have one model; all must call it.
+
+    Args:
+      trained: A Trained.
+
+    Raises:
+      CheckpointError: If its checkpoint differs from process to process.
+    """
+    found = peers.gather(f"{trained.source[-180:]} {trained.weights}")
+    if len(set(found)) > 1:
+        places = "; ".join(f"process {i}: {text}" for i, text in enumerate(found))
+        raise CheckpointError(
+            f"the model is not the same on all hosts ({places}): give --step, or copy "
+            "one to all of them"
+        )

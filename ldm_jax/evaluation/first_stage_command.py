@@ -1,0 +1,150 @@
+"""What `ldm-evaluate` does with a first stage: measures it, or reconstructs files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ldm_jax import peers, sharding
+from ldm_jax.batches import Images
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.first_stage import (
+    compile_codec,
+    evaluate,
+    make_lpips,
+    name_outputs,
+    reconstruct_file,
+)
+from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
+from ldm_jax.evaluation.report import (
+    judge,
+    markdown,
+    published_record,
+    sampling_reasons,
+)
+from ldm_jax.files import write_bytes, write_json
+from ldm_jax.images import memory_limit, write_png
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.models.first_stages import row_of
+from ldm_jax.trained import FirstStage
+
+_UNITS = {"psnr": "dB"}
+
+
+class OnImages(NamedTuple):
+    """How a first stage is measured.
+
+    Attributes:
+      images: Arguments of `batches.Images` that replace keys of the run's data.
+      batch_size: Images at a time over all devices.
+      lpips_weights: File of LPIPS' weights, or two with a comma between, or None.
+      distances: Rows of DISTANCES.
+      weights: Row of FEATURES -> its file of weights.
+      published: Row of PUBLISHED to stand beside, or None.
+    """
+
+    images: Mapping[str, Any]
+    batch_size: int
+    lpips_weights: str | None
+    distances: Sequence[str]
+    weights: Mapping[str, str]
+    published: str | None
+
+
+def reconstruct(
+    first: FirstStage,
+    outdir: pathlib.Path,
+    paths: Sequence[str],
+    tile: int,
+    overlap: int,
+) -> None:
+    """Writes `<name>_reconstructed.png` for each image file.
+
+    Args:
+      first: A `trained.FirstStage`.
+      outdir: Folder of the results.
+      paths: Image files.
+      tile: Side of a tile in pixels.
+      overlap: Pixels that neighbouring tiles have in common.
+
+    Raises:
+      ConfigError: If a file cannot be read, or two would go to one file.
+    """
+    outputs = name_outputs(paths, outdir)
+    codec, factor = compile_codec(first), first.module.downsampling_factor
+    with memory_limit(first.config.data.get("max_image_gb")):
+        for path, output in outputs.items():
+            print(reconstruct_file(codec, factor, path, output, tile, overlap))
+            peers.progress()
+
+
+def measure_first_stage(first: FirstStage, outdir: pathlib.Path, how: OnImages) -> None:
+    """Prints the table and writes the files.
+
+    Args:
+      first: A `trained.FirstStage`.
+      outdir: Folder of the results.
+      how: How it is measured.
+
+    Raises:
+      ConfigError: If the images or the weights cannot be read, or do not fit.
+      DataError: If no image can be read.
+    """
+    mesh = sharding.make_mesh()
+    published = how.published and find_published(how.published, {})
+    images = Images(first.config.data, mesh, how.batch_size, **how.images)
+    factor, side = first.module.downsampling_factor, images.image_size
+    if side % factor:
+        raise ConfigError(
+            f"--image_size={side} is not divisible by the first stage's factor "
+            f"{factor}; use --image_size={-(-side // factor) * factor}"
+        )
+    paths = how.lpips_weights or first.config.get("loss", {}).get("lpips_weights")
+    if not paths:
+        print("LPIPS is left out: its weights were not given, see --lpips_weights")
+    perceptual = make_lpips(paths) if paths else None
+    measurement = Measurement(how.distances, mesh, how.weights)
+    batches = images.batches()
+    results, pictures = evaluate(first, batches, mesh, perceptual, measurement)
+    if jax.process_index():
+        return
+    record = first.record | images.record | {"images": images.fingerprint}
+    record |= {
+        "num_images": results["psnr"].count,
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+        "networks": measurement.record,
+    }
+    verdicts = []
+    if published is not None:
+        here = {"image_size": side, "num_images": results["psnr"].count}
+        reasons = sampling_reasons(published, here, None)
+        verdicts = judge(results, published, TOLERANCE, reasons)
+        source = published.source
+        record["published"] = published_record(how.published, verdicts, source)
+    write_json(outdir / "metrics.json", record)
+    _print_table(record, _UNITS | row_of(first.module).measures.units)
+    if published is not None:
+        title = how.published
+        text = markdown(title, results, verdicts, TOLERANCE, published.source)
+        write_bytes(outdir / "metrics.md", text.encode())
+        print(text, end="")
+    print(f"numbers: {outdir / 'metrics.json'}")
+    for name, grid in pictures.items():
+        if grid is not None:
+            write_png(outdir / f"{name}.png", grid)
+            print(f"images: {outdir / name}.png")
+
+
+def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
+    average = " (moving average)" if record["weights"] == "ema_params" else ""
+    side = record["image_size"]
+    print(
+        f"{record['workdir']}, step {record['step']}{average}: {record['num_images']} "
+        f"images of {side} x {side}, {record['data']}, split {record['split']}"
+    )
+    for name, value in record["metrics"].items():
+        note = record["details"].get(name, {}).get("note")
+        unit = units.get(name, f"({note})" if note else "")
+        print(f"  {name:<20}{value:>10.4f} {unit}".rstrip())

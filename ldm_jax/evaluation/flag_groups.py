@@ -1,0 +1,123 @@
+"""Flags that the commands of this room share, and how they are read."""
+
+from collections.abc import Iterable, Sequence
+
+from absl import flags
+
+from ldm_jax.errors import ConfigError
+
+
+def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines the flags; call it in a group.
+
+    Returns:
+      Holders of --feature_weights, --skip_unreadable and --save_every.
+    """
+    return (
+        flags.DEFINE_list(
+            "feature_weights",
+            None,
+            "Files of weights of the networks, as inception=pt_inception.pth; without "
+            "one random weights stand in, and no number is called FID.",
+        ),
+        flags.DEFINE_bool(
+            "skip_unreadable",
+            False,
+            "Leave out images that cannot be read, and name them, instead of stopping.",
+        ),
+        flags.DEFINE_integer(
+            "save_every",
+            5_000,
+            "Images after which the state is saved, from which a cut run goes on.",
+        ),
+    )
+
+
+def define_comparison_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines flags of what is measured; call it in a group.
+
+    Returns:
+      Holders of --distances, --reference and --tokenizer.
+    """
+    return (
+        flags.DEFINE_list(
+            "distances",
+            None,
+            "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
+        ),
+        flags.DEFINE_string(
+            "reference",
+            None,
+            "What to compare with: a folder of images, an npz of them or a file of "
+            "ldm-reference; the training images of the run if unset.",
+        ),
+        flags.DEFINE_string(
+            "tokenizer",
+            "openai/clip-vit-large-patch14",
+            "CLIP's tokenizer for clip_score: a folder or a name on the Hugging Face "
+            "hub.",
+        ),
+    )
+
+
+def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines flags of samples that are drawn to be measured; call it in a group.
+
+    Returns:
+      Holders of --label_mode and --eta.
+    """
+    return (
+        flags.DEFINE_string(
+            "label_mode",
+            None,
+            "Classes of the samples: random, each drawn alone, or balanced, each "
+            "equally often; the protocol's, or random, if unset.",
+        ),
+        flags.DEFINE_float(
+            "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
+        ),
+    )
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuses flags that nothing would come of.
+
+    Args:
+      names: The flags.
+      why: What makes them void, in words.
+
+    Raises:
+      ConfigError: If one of them is given.
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise ConfigError(f"--{name}: {why}; leave it out")
+
+
+def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Reads `--feature_weights`.
+
+    Args:
+      pairs: Texts as "inception=FILE", or None.
+
+    Returns:
+      Row of FEATURES -> path of its file.
+
+    Raises:
+      ConfigError: If one is something else.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.metrics.features import FEATURES
+
+    found = {}
+    for pair in pairs or ():
+        name, mark, path = pair.partition("=")
+        if not mark or not path or name in found:
+            raise ConfigError(
+                f"--feature_weights={pair}: give NETWORK=FILE once for each network, "
+                f"as {next(iter(FEATURES))}=FILE; the networks are "
+                f"{', '.join(FEATURES)}"
+            )
+        choose(FEATURES, name, "--feature_weights")
+        found[name] = path
+    return found

@@ -1,0 +1,324 @@
+"""Sets of images that are measured: folders, npz files and data sets, as a stream.
+
+Images of a folder or an npz are taken as they are, all of one size. Only where a size
+is asked for are they cropped at the centre and resized, as training does it.
+"""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from ldm_jax import sharding
+from ldm_jax.annotations import Bool, UInt8
+from ldm_jax.batches import Batch, Images
+from ldm_jax.config import Section
+from ldm_jax.data.folder import FolderSource
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.images import read_image
+from ldm_jax.metrics.adm_npz import StoredImages
+
+# Threads that decode images.
+_THREADS = 4
+
+# What images that are measured as they are have of preprocessing.
+_AS_THEY_ARE = {"crop": None, "resize": None}
+
+
+class ImageSet:
+    """A set of images in a fixed order.
+
+    Attributes:
+      name: What it is, in words.
+      count: Number of images.
+      size: (height, width) in pixels.
+      batches: Function of the number of images that were taken before -> iterator over
+        the rest in order: (position, batch), the number that are taken with this batch
+        and a dict of global arrays "image" uint8 [B, H, W, 3] and "mask" bool [B],
+        which marks rows that count; "index", the numbers of its images, is there where
+        they do not follow one another. What it is given is 0 or such a position.
+      record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
+        "preprocessing", as in `ReferenceStatistics.record`.
+      unreadable: Where images are that were left out, of this process.
+      describe: Function of the number of an image -> what it is called, as its path.
+      tokens: Function of the numbers of a batch's images -> token ids of their
+        captions, see `captions.make_tokens`; None where there are no captions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        size: tuple[int, int],
+        batches: Callable[[int], Iterator[tuple[int, Batch]]],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Keeps what all sets have in common.
+
+        Args:
+          name: What it is, in words.
+          count: Number of images.
+          size: (height, width) in pixels.
+          batches: Function of the number of the first image -> batches from there on.
+          record: What `record` has beside name, count and size.
+
+        Raises:
+          ConfigError: If there are fewer than two images.
+        """
+        if count < 2:
+            raise ConfigError(
+                f"{name} has {count} image{'s' * (count != 1)}: a distance between "
+                "sets needs two or more"
+            )
+        self.name, self.count, self.size = name, count, size
+        self.batches, self.unreadable, self.tokens = batches, [], None
+        self.describe = "image {}".format
+        cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
+        self.record = {"name": name, "count": count, **record, "preprocessing": cut}
+
+
+def open_images(
+    place: str | os.PathLike,
+    mesh: Mesh,
+    batch_size: int,
+    *,
+    image_size: int | None = None,
+    count: int | None = None,
+    skip_unreadable: bool = False,
+    flag: str = "--images",
+) -> ImageSet:
+    """Opens a folder of images, with all below it, or an npz of them.
+
+    Args:
+      place: Its path.
+      mesh: Mesh over the devices of all processes.
+      batch_size: Global batch size; rounded up to a multiple of the devices.
+      image_size: Side to which images of a folder are brought, cropped at the centre;
+        None takes them as they are.
+      count: How many of the first ones to take; all by default.
+      skip_unreadable: Whether images that cannot be read are left out, and named;
+        otherwise nothing is measured then.
+      flag: What names the place, for messages.
+
+    Returns:
+      An ImageSet.
+
+    Raises:
+      ConfigError: If it cannot be opened, or its images cannot be taken so.
+    """
+    path = os.path.expanduser(place)
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"{flag}={place} does not exist: give a folder of images or an npz"
+        )
+    if not os.path.isdir(path):
+        return _open_npz(path, mesh, batch_size, image_size, count, flag)
+    if os.path.isfile(os.path.join(path, "settings.json")):
+        # Beside the samples lie a grid and what they were drawn from.
+        raise ConfigError(
+            f"{flag}={place} is a folder of ldm-sample: give its samples, "
+            f"{os.path.join(place, 'samples')}"
+        )
+    if image_size is not None:
+        section = {"on_error": "skip" if skip_unreadable else "raise"}
+        images = Images(
+            section,
+            mesh,
+            batch_size,
+            name=path,
+            image_size=image_size,
+            num_images=count,
+        )
+        return from_data(images)
+    return _open_folder(path, mesh, batch_size, count, skip_unreadable, flag)
+
+
+def from_data(images: Images) -> ImageSet:
+    """Makes a set of the images of a data set, cropped and resized as in training.
+
+    Args:
+      images: Opened data.
+
+    Returns:
+      An ImageSet.
+    """
+    side = images.image_size
+    name = f"{images.record['data']}, split {images.record['split']}"
+    record = {
+        "images": images.fingerprint,
+        "preprocessing": {"crop": "center", "resize": "bicubic, antialiased"},
+    }
+
+    def batches(start):
+        for batch in images.batches(start):
+            start = min(start + images.batch_size, images.count)
+            yield start, batch
+
+    found = ImageSet(name, images.count, (side, side), batches, record)
+    found.describe = images.describe
+    return found
+
+
+def _open_npz(path, mesh, batch_size, image_size, count, flag):
+    stored = StoredImages(path, flag)
+    size = stored.shape[1:3]
+    if image_size not in (None, *set(size)) or (image_size and size[0] != size[1]):
+        raise ConfigError(
+            f"{flag}: {path} holds images of {size[0]} x {size[1]} pixels, which are "
+            "measured as they are: leave --image_size out"
+        )
+    total = min(stored.shape[0], stored.shape[0] if count is None else count)
+    unit = -(-min(batch_size, max(total, 1)) // mesh.size) * mesh.size
+
+    def batches(start):
+        mine = _own_rows(unit)
+        for block in stored.blocks(unit, start):
+            block = block[: total - start]
+            if len(block):
+                start += len(block)
+                yield start, _put(block[mine.start : mine.stop], None, mine, mesh)
+
+    record = {"images": stored.fingerprint}
+    return ImageSet(os.fspath(path), total, size, lambda n: _ahead(batches(n)), record)
+
+
+def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
+    try:
+        source = FolderSource(path, "all", label_key="")
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from error
+    total = len(source) if count is None else min(count, len(source))
+    unit = -(-min(batch_size, total) // mesh.size) * mesh.size
+    reader = _FolderReader(source, total, skip_unreadable)
+    images = ImageSet(
+        os.fspath(path),
+        total,
+        reader.size,
+        lambda start: _ahead(reader.batches(unit, mesh, start)),
+        {"images": source.fingerprint()},
+    )
+    images.unreadable, images.describe = reader.unreadable, source.describe
+    return images
+
+
+class _FolderReader:
+    """Reads the images of a folder as they are."""
+
+    def __init__(self, source, count, skip_unreadable):
+        self._source, self._count, self._skip = source, count, skip_unreadable
+        self.unreadable = []
+        # All have the size of the first one that can be read.
+        self._first, self.size = 0, None
+        found = (self._read(index) for index in range(count))
+        for self._first, image in enumerate(found):
+            if image is not None:
+                self.size = image.shape[:2]
+                break
+        if self.size is None:
+            raise DataError(
+                f"none of the {count} images can be read; the first is "
+                f"{source.describe(0)}"
+            )
+
+    def _read(self, index):
+        """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
+        path = self._source.describe(index)
+        try:
+            image = read_image(self._source[index]["image"])
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            if not self._skip:
+                raise DataError(
+                    f"{path} cannot be read ({reason}): mend it or take it away, or "
+                    "leave such images out with --skip_unreadable"
+                ) from error
+            if path not in self.unreadable:
+                logging.warning("left out: %s cannot be read (%s)", path, reason)
+                self.unreadable.append(path)
+            return None
+        if self.size is not None and image.shape[:2] != self.size:
+            height, width = image.shape[:2]
+            raise DataError(
+                f"{path} is {height} x {width} pixels and "
+                f"{self._source.describe(self._first)} {self.size[0]} x "
+                f"{self.size[1]}: take it away, or bring all to one size with "
+                "--image_size"
+            )
+        return image
+
+    def batches(self, unit, mesh, start):
+        mine = _own_rows(unit)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for first in range(start, self._count, unit):
+                rows = range(first + mine.start, first + mine.stop)
+                rows = [row for row in rows if row < self._count]
+                found = list(pool.map(self._read, rows))
+                blank = np.zeros((*self.size, 3), np.uint8)
+                images = [blank if image is None else image for image in found]
+                mask = np.array([image is not None for image in found], bool)
+                images = np.stack(images) if images else np.zeros((0, *blank.shape))
+                batch = _put(images, mask, mine, mesh)
+                yield min(first + unit, self._count), batch
+
+
+def _own_rows(unit):
+    """The rows of a global batch that this process loads."""
+    each = unit // jax.process_count()
+    return range(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def _put(
+    images: UInt8[np.ndarray, "rows h w 3"],
+    mask: Bool[np.ndarray, " rows"] | None,
+    mine: range,
+    mesh: Mesh,
+) -> Batch:
+    """A global batch of this process's rows, filled up with rows that do not count."""
+    count = len(images)
+    filled = np.zeros((len(mine), *images.shape[1:]), np.uint8)
+    real = np.zeros(len(mine), bool)
+    filled[:count], real[:count] = images, True if mask is None else mask
+    return sharding.put_batch({"image": filled, "mask": real}, mesh)
+
+
+def _ahead(batches):
+    """Loads the next batch while the last one is worked on."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def open_training_set(
+    section: Section,
+    mesh: Mesh,
+    batch_size: int,
+    *,
+    split: str | None = None,
+    count: int | None = None,
+    image_size: int | None = None,
+) -> ImageSet:
+    """Opens the images that a run was trained on, cut at the centre, not mirrored.
+
+    Args:
+      section: Config section `data` of the run.
+      mesh: Mesh over the devices of all processes.
+      batch_size: Global batch size; rounded up to a multiple of the devices.
+      split: Another split of the same data.
+      count: How many of the first ones to take; all by default.
+      image_size: Side in pixels; that of training by default.
+
+    Returns:
+      An ImageSet.
+
+    Raises:
+      ConfigError: If the data cannot be opened.
+    """
+    options = {"split": split or section["split"], "image_size": image_size}
+    return from_data(Images(section, mesh, batch_size, num_images=count, **options))

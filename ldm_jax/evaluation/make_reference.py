@@ -1,0 +1,131 @@
+r"""Makes reference statistics: what samples are compared with, in one file.
+
+    ldm-reference --workdir=runs/class --outdir=references/class
+    ldm-reference --config=unconditional:celebahq --outdir=references/celebahq
+    ldm-reference --images=photos --image_size=256 --outdir=references/photos
+
+writes `reference.npz` into that folder.
+Of the training images of a run or a config, cut at the centre and not mirrored; or of a
+folder of images or an npz, as they are or brought to --image_size. The file says of
+which images it is, how they were cut, and by which weights it was made: what does not
+go with it is refused when it is used. The same command goes on where it was cut.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ldm_jax import cli
+from ldm_jax.evaluation.flag_groups import (
+    define_measurement_flags,
+    feature_weights,
+)
+
+with cli.group("which images"):
+    _WORKDIR = cli.shared("workdir")
+    _CONFIG = flags.DEFINE_string(
+        "config", None, "Config whose training images to take, as unconditional:ffhq."
+    )
+    _IMAGES = flags.DEFINE_string(
+        "images", None, "Folder of images, with all below it, or npz with arr_0."
+    )
+    _SPLIT = flags.DEFINE_string(
+        "split", None, "Split of the data; that of training if unset."
+    )
+    _DATA_DIR = cli.shared("data_dir")
+    _IMAGE_SIZE = cli.shared("image_size")
+    _NUM_IMAGES = cli.shared("num_images")
+    _BATCH_SIZE = cli.shared("batch_size")
+
+with cli.group("how to measure"):
+    _DISTANCES = flags.DEFINE_list(
+        "distances",
+        ["fid", "sfid", "precision_recall"],
+        "Rows of DISTANCES that the file is to serve.",
+    )
+    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+
+with cli.group("output"):
+    _OUTDIR = cli.shared("outdir", required=True)
+
+
+def _main(argv: list[str]) -> None:
+    """Makes the file."""
+    del argv
+    import jax
+
+    from ldm_jax import sharding
+    from ldm_jax.config import choose
+    from ldm_jax.errors import ConfigError
+    from ldm_jax.evaluation.references import MOST_ROWS, measure_reference
+    from ldm_jax.files import check_outdir
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.measurement import Measurement
+
+    given = [h.name for h in (_WORKDIR, _CONFIG, _IMAGES) if h.value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "give one of --workdir, --config and --images, whose images are measured; "
+            f"got {' and '.join(f'--{name}' for name in given) or 'none of them'}"
+        )
+    weights = feature_weights(_WEIGHTS.value)
+    for name in _DISTANCES.value:
+        choose(DISTANCES, name, "--distances")
+    check_outdir(_OUTDIR.value)
+    mesh = sharding.make_mesh()
+    images = _open(mesh)
+    measurement = Measurement(_DISTANCES.value, mesh, weights).twin(MOST_ROWS)
+    output = pathlib.Path(_OUTDIR.value) / "reference.npz"
+    found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
+    if not jax.process_index():
+        count, taps = found.record["count"], ", ".join(found.taps)
+        print(f"{output}: {count:,} images, features {taps}")
+
+
+def _open(mesh):
+    """The set of images that the flags name."""
+    from ldm_jax.evaluation.image_sets import open_images, open_training_set
+
+    size, count, skip = _IMAGE_SIZE.value, _NUM_IMAGES.value, _SKIP.value
+    if _IMAGES.value is not None:
+        return open_images(
+            _IMAGES.value,
+            mesh,
+            _BATCH_SIZE.value,
+            image_size=size,
+            count=count,
+            skip_unreadable=skip,
+        )
+    return open_training_set(
+        _section(),
+        mesh,
+        _BATCH_SIZE.value,
+        split=_SPLIT.value,
+        count=count,
+        image_size=size,
+    )
+
+
+def _section():
+    """Config section `data` of the run or the config."""
+    from ldm_jax.config import to_dict
+    from ldm_jax.evaluation.subjects import config_of
+
+    if _WORKDIR.value is not None:
+        config = config_of(_WORKDIR.value)
+    else:
+        config = cli.load_config(_CONFIG.value)
+    section = to_dict(config.data)
+    section["on_error"] = "skip" if _SKIP.value else "raise"
+    if _DATA_DIR.value is not None:
+        section["data_dir"] = _DATA_DIR.value
+    return section
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, lower="--batch_size or --image_size")
+
+
+if __name__ == "__main__":
+    main()

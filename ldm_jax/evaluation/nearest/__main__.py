@@ -1,0 +1,247 @@
+r"""Finds the training images that are nearest to samples: has a model memorised?
+
+    ldm-nearest --workdir=runs/class --outdir=runs/nearest --num_samples=256 \
+        --feature_weights=dinov2=dinov2_vitl14_pretrain.pth
+    ldm-nearest --images=samples --reference=photos --network=inception \
+        --feature_weights=inception=pt_inception.pth --outdir=runs/nearest
+
+The first draws samples, the second takes those that are there; both go once over the
+training images of the run, or over --reference. `neighbours.png` shows the samples that
+are nearest to a training image, each left of its neighbours; `neighbours.json` lists
+the distances of all. What is said beside them is how many samples are nearer to a
+training image than nearly all training images are to one another.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ldm_jax import cli, ranges
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.flag_groups import (
+    define_drawing_flags,
+    define_measurement_flags,
+    feature_weights,
+    refuse,
+)
+from ldm_jax.files import check_outdir, write_json
+
+with cli.group("which samples", num_samples=ranges.whole(2, 10**5)):
+    _WORKDIR = cli.shared("workdir")
+    _STEP = cli.shared("step")
+    _EMA = cli.shared("ema")
+    _FIRST_STAGE = cli.shared("first_stage")
+    _IMAGES = flags.DEFINE_string(
+        "images",
+        None,
+        "Samples that are there, a folder or an npz with arr_0; drawn if unset.",
+    )
+    _NUM_SAMPLES = cli.shared("num_samples", default=64)
+    _LABEL_MODE, _ETA = define_drawing_flags()
+    _SAMPLER = cli.shared("sampler")
+    _NUM_STEPS = cli.shared("num_steps")
+    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    _SPLIT = cli.shared("split")
+    _SEED = cli.shared("seed")
+
+with cli.group("which training images"):
+    _REFERENCE = flags.DEFINE_string(
+        "reference",
+        None,
+        "Folder of images or npz of them; the training images of the run if unset.",
+    )
+    _DATA_DIR = cli.shared("data_dir")
+    _IMAGE_SIZE = cli.shared("image_size")
+    _BATCH_SIZE = cli.shared("batch_size")
+
+with cli.group("how to compare"):
+    _NETWORK = flags.DEFINE_string(
+        "network", "dinov2", "Row of FEATURES: dinov2, inception, clip or random."
+    )
+    _WEIGHTS, _SKIP = define_measurement_flags()[:2]
+    _NUM_NEIGHBOURS = flags.DEFINE_integer(
+        "num_neighbours", 7, "Training images that are found for each sample."
+    )
+
+with cli.group("output"):
+    _OUTDIR = cli.shared("outdir", required=True)
+    _NUM_SHOWN = flags.DEFINE_integer(
+        "num_shown", 8, "Samples in the picture, those nearest to a training image."
+    )
+
+_DRAWN = ("label_mode", "eta", "sampler", "num_steps", "guidance_scale", "seed")
+
+
+def _main(argv: list[str]) -> None:
+    """Searches."""
+    del argv
+    import jax
+
+    from ldm_jax import sharding
+    from ldm_jax.evaluation.compare import check_sizes
+    from ldm_jax.evaluation.nearest.streams import TAPS, find_nearest
+    from ldm_jax.metrics.programs import FeatureProgram
+
+    # Before the model: what is misspelt shall not wait for it.
+    check_outdir(_OUTDIR.value)
+    path, given = _weights(), _sampling()
+    _check_places()
+    mesh, network = sharding.make_mesh(), _NETWORK.value
+    training = _training(mesh)
+    # What is missing shall not wait for the samples.
+    program = FeatureProgram(network, path, (TAPS[network],), mesh)
+    samples = _samples(mesh, given)
+    check_sizes(samples, training)
+    found = find_nearest(samples, training, program, _NUM_NEIGHBOURS.value)
+    if not jax.process_index():
+        _write(found, samples, training, program.network)
+
+
+def _weights():
+    """File of weights of the network, or None."""
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.nearest.streams import TAPS
+
+    choose(TAPS, _NETWORK.value, "--network")
+    weights = feature_weights(_WEIGHTS.value)
+    for name in weights.keys() - {_NETWORK.value}:
+        raise ConfigError(
+            f"--feature_weights={name}=...: the network is {_NETWORK.value}; give "
+            f"--network={name}, or its own weights"
+        )
+    return weights.get(_NETWORK.value)
+
+
+def _sampling():
+    """Options of the sampler that flags give, checked as far as that needs no model."""
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.sampling import options
+
+    choose(LABEL_MODES, _LABEL_MODE.value or "random", "--label_mode")
+    given = {
+        "sampler": _SAMPLER.value,
+        "num_steps": _NUM_STEPS.value,
+        "guidance_scale": options.parse_scale(_GUIDANCE_SCALE.value),
+        "eta": _ETA.value,
+    }
+    options.check_given(given)
+    return given
+
+
+def _check_places():
+    if _IMAGES.value is not None:
+        refuse((*_DRAWN, "split", "step", "ema", "first_stage"), "--images are there")
+    elif _WORKDIR.value is None:
+        raise ConfigError(
+            "give --workdir, whose samples are drawn, or --images, samples that are "
+            "there"
+        )
+    if _REFERENCE.value is None and _WORKDIR.value is None:
+        raise ConfigError(
+            "give --reference, the training images, or --workdir, the run that was "
+            "trained on them"
+        )
+
+
+def _training(mesh):
+    """The set of training images."""
+    from ldm_jax.config import to_dict
+    from ldm_jax.evaluation import image_sets, subjects
+
+    if _REFERENCE.value is not None:
+        return image_sets.open_images(
+            _REFERENCE.value,
+            mesh,
+            _BATCH_SIZE.value,
+            image_size=_IMAGE_SIZE.value,
+            skip_unreadable=_SKIP.value,
+            flag="--reference",
+        )
+    section = to_dict(subjects.config_of(_WORKDIR.value, _STEP.value).data)
+    if not section.get("source"):
+        raise ConfigError(
+            f"--workdir={_WORKDIR.value} names no training images, as converted ones "
+            "do: give them with --reference"
+        )
+    section["on_error"] = "skip" if _SKIP.value else "raise"
+    if _DATA_DIR.value is not None:
+        section["data_dir"] = _DATA_DIR.value
+    return image_sets.open_training_set(
+        section, mesh, _BATCH_SIZE.value, image_size=_IMAGE_SIZE.value
+    )
+
+
+def _samples(mesh, given):
+    """The set of samples."""
+    from ldm_jax.evaluation import image_sets, subjects
+    from ldm_jax.evaluation.drawn import Drawing, Plan, check_same_model, draw_set
+    from ldm_jax.sampling import load_model, options
+
+    if _IMAGES.value is not None:
+        return image_sets.open_images(
+            _IMAGES.value,
+            mesh,
+            _BATCH_SIZE.value,
+            count=_NUM_SAMPLES.value,
+            skip_unreadable=_SKIP.value,
+        )
+    subjects.require_second_stage(_WORKDIR.value, _STEP.value)
+    trained = load_model(
+        _WORKDIR.value,
+        step=_STEP.value,
+        average=_EMA.value,
+        first_stage=_FIRST_STAGE.value,
+        data_dir=_DATA_DIR.value,
+    )
+    check_same_model(trained)
+    plan = Plan(
+        _NUM_SAMPLES.value,
+        batch_size=_BATCH_SIZE.value,
+        label_mode=_LABEL_MODE.value or "random",
+        seed=_SEED.value,
+        split=_SPLIT.value,
+        skip_unreadable=_SKIP.value,
+    )
+    return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
+
+
+def _write(found, samples, training, network):
+    """Writes the files and prints what they say."""
+    from ldm_jax.evaluation.nearest import findings
+    from ldm_jax.images import write_png
+
+    outdir, size = pathlib.Path(_OUTDIR.value), len(found.samples)
+    record = findings.record_of_neighbours(found, samples.describe, training.describe)
+    sets = {"samples_of": samples.record, "training": training.record}
+    write_json(outdir / "neighbours.json", sets | {"network": network.record} | record)
+    picture = findings.picture_of(found, _NUM_SHOWN.value)
+    write_png(outdir / "neighbours.png", picture)
+    of_what = f"random-features ({network.name})" if network.is_random else network.name
+    print(
+        f"{size} samples, {training.count:,} training images of {training.name}, by "
+        f"distances of {of_what}"
+    )
+    first = record["samples"][record["shown"][0]]
+    nearest = first["neighbours"][0]
+    print(
+        f"  nearest: {first['name']} to {nearest['name']}, distance "
+        f"{nearest['distance']:.4f}"
+    )
+    print(
+        f"  {record['fraction_nearer']:.1%} of the samples are nearer to a training "
+        f"image than {1 - record['quantile']:.0%} of {record['controls']} training "
+        f"images are to any other (closer than {record['threshold']:.4f}); of fresh "
+        f"images about {record['quantile']:.0%} would be"
+    )
+    print(f"picture: {outdir / 'neighbours.png'}")
+    print(f"numbers: {outdir / 'neighbours.json'}")
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, lower="--batch_size")
+
+
+if __name__ == "__main__":
+    main()

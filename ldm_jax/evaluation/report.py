@@ -1,0 +1,201 @@
+"""What an evaluation says: a table, `metrics.json`, and a row beside published numbers.
+
+| results of runs/class | measured | published | difference | within 5 % |
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
+from ldm_jax.metrics.distances import DISTANCES, Result
+
+# Of what is measured image by image, which is better.
+_BETTER = {"psnr": "higher", "ssim": "higher", "lpips": "lower", "l1": "lower"}
+
+
+class Verdict(NamedTuple):
+    """A number beside a published one.
+
+    Attributes:
+      name: Name of the result.
+      measured: The number, or None if it was not measured.
+      published: The published number.
+      verdict: "pass", "fail" or "not comparable".
+      reason: Why it is not comparable; else empty.
+    """
+
+    name: str
+    measured: float | None
+    published: float
+    verdict: str
+    reason: str
+
+
+def better(name: str) -> str:
+    """Says in which direction a result is better.
+
+    Args:
+      name: Name of the result.
+
+    Returns:
+      "lower" or "higher".
+    """
+    # Also where it is called after random features.
+    name = name.removeprefix("random-features distance (").removesuffix(")")
+    values = [row.values[name] for row in DISTANCES.values() if name in row.values]
+    return values[0].better if values else _BETTER.get(name, "lower")
+
+
+def judge(
+    results: Mapping[str, Result],
+    published: Published,
+    tolerance: float,
+    reasons: tuple[str, ...] = (),
+) -> list[Verdict]:
+    """Compares results with what was published; what is better passes.
+
+    Args:
+      results: Name -> result.
+      published: What was published.
+      tolerance: By how much of itself a published number may be missed.
+      reasons: Why none of them is comparable, as other options of the sampler.
+
+    Returns:
+      A verdict for each published number.
+    """
+    verdicts = []
+    for name, value in published.values.items():
+        result = results.get(name)
+        why = [*reasons, *([result.note] if result and result.note else [])]
+        if result is None:
+            random = f"random-features distance ({name})" in results
+            why = ["measured with random weights" if random else "not measured"]
+        verdict = "not comparable"
+        if not why:
+            gap = result.value - value
+            worse = gap if better(name) == "lower" else -gap
+            verdict = "pass" if worse <= tolerance * abs(value) else "fail"
+        measured = result and result.value
+        verdicts.append(Verdict(name, measured, value, verdict, "; ".join(why)))
+    return verdicts
+
+
+def sampling_reasons(
+    published: Published, sampling: Mapping[str, Any], protocol: str | None
+) -> tuple[str, ...]:
+    """Finds what was done otherwise than for a published number.
+
+    Args:
+      published: What was published.
+      sampling: Options of the sampler, as in the config section `sample`; of a first
+        stage on what images it was measured.
+      protocol: The protocol that was followed, or None.
+
+    Returns:
+      A reason each, in words.
+    """
+    reasons = []
+    if published.protocol and protocol != published.protocol:
+        reasons.append(f"published by the protocol {published.protocol}")
+    for name, value in published.sampling.items():
+        if sampling and name in sampling and sampling[name] != value:
+            # No noise is what DDIM does where nothing is said.
+            if name == "eta" and (sampling[name] or 0.0) == value:
+                continue
+            reasons.append(f"{name} {sampling[name]}, published with {value}")
+    return tuple(reasons)
+
+
+def published_record(
+    config: str, verdicts: list[Verdict], source: str
+) -> dict[str, Any]:
+    """Lists verdicts for `metrics.json`.
+
+    Args:
+      config: Row of PUBLISHED.
+      verdicts: What `judge` gives.
+      source: Where the numbers were published.
+
+    Returns:
+      JSON-like dict.
+    """
+    values = {each.name: each._asdict() for each in verdicts}
+    tolerance = {"tolerance": TOLERANCE}
+    return {"config": config, "source": source, **tolerance, "values": values}
+
+
+def print_table(title: str, results: Mapping[str, Result]) -> None:
+    """Prints results, a line each.
+
+    Args:
+      title: What was measured.
+      results: Name -> result.
+    """
+    print(title)
+    for name, result in results.items():
+        spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
+        bias = "" if result.bias is None else f", bias about {result.bias:+.2g}"
+        note = f"  ({result.note})" if result.note else ""
+        arrow = f"  {better(name)} is better"
+        print(
+            f"  {name:<36}{write_number(result.value):>12}{spread}{bias}{arrow}{note}"
+        )
+
+
+def write_number(value: float | None) -> str:
+    """Writes a number of a table.
+
+    Args:
+      value: The number, or None for none.
+
+    Returns:
+      Text with four digits behind the point, or one of large numbers.
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1f}"
+
+
+def markdown(
+    title: str,
+    results: Mapping[str, Result],
+    verdicts: list[Verdict],
+    tolerance: float,
+    source: str,
+) -> str:
+    """Writes results as a table in Markdown, beside published numbers if there are any.
+
+    Args:
+      title: What was measured.
+      results: Name -> result.
+      verdicts: What `judge` gives; empty where nothing is published.
+      tolerance: That of `judge`.
+      source: Where the numbers were published.
+
+    Returns:
+      Text of several lines.
+    """
+    published = {each.name: each for each in verdicts}
+    head = [title, "measured", "deviation", "images"]
+    if verdicts:
+        head += ["published", f"within {tolerance:.0%} of {source}"]
+    rows = [head, ["---"] * len(head)]
+    for name in [*results, *(name for name in published if name not in results)]:
+        result, verdict = results.get(name), published.get(name)
+        cells = [name] + ["-"] * (len(head) - 1)
+        if result is not None:
+            spread = result.deviation
+            cells[1:4] = [
+                write_number(result.value),
+                write_number(spread),
+                f"{result.count:,}",
+            ]
+        if verdict is not None:
+            why = f": {verdict.reason}" if verdict.reason else ""
+            cells[4:] = [f"{verdict.published:g}", f"{verdict.verdict}{why}"]
+        rows.append(cells)
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,124 @@
+"""What a cut evaluation goes on from: a file in its folder, replaced as a whole."""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax import peers
+from ldm_jax.annotations import Shaped
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files import replacing
+from ldm_jax.metrics.adm_npz import write_arrays
+from ldm_jax.sampling.settings import first_difference
+
+_SETTINGS, _POSITION = "settings", "position"
+
+
+class Saved:
+    """The state of one measurement in a file.
+
+    Of several processes the first one writes it, and all read it: the folder is shared,
+    as that of checkpoints is.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], every: int
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+          path: Where the file is, or is to be.
+          settings: JSON-like dict: all that the numbers depend on.
+          every: Images after which the state is saved.
+        """
+        self._path, self._every = pathlib.Path(path), every
+        # As they come back from the file: without tuples.
+        self._settings = json.loads(json.dumps(settings))
+        self._saved_at = 0
+
+    def load(self) -> tuple[int, dict[str, Shaped[np.ndarray, "..."]]]:
+        """Reads what an earlier run has left; every process must call it.
+
+        Returns:
+          (position, state): the number of images that were taken, and the state of
+          `Measurement.state`, arrays [...] by name; (0, {}) where there is nothing.
+
+        Raises:
+          ConfigError: If it is of other settings.
+          DataError: If it cannot be read, or not all processes find the same.
+        """
+        position, state = self._read() if self._path.exists() else (0, {})
+        found = peers.gather(str(position))
+        if len(set(found)) > 1:
+            raise DataError(
+                f"{self._path} is not the same for all processes (they are at "
+                f"{', '.join(found)}): give a folder that all of them share"
+            )
+        self._saved_at = position
+        return position, state
+
+    def _read(self):
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                state = {name: archive[name] for name in archive.files}
+            settings = json.loads(str(state.pop(_SETTINGS)))
+            position = int(state.pop(_POSITION))
+        # Of a damaged file nearly anything.
+        except Exception as error:
+            raise DataError(
+                f"{self._path}, which a cut evaluation has left, cannot be read "
+                f"({error}): take it away to begin anew"
+            ) from error
+        difference = first_difference(settings, self._settings)
+        if difference is not None:
+            key, there, here = difference
+            raise ConfigError(
+                f"{self._path} is of a cut evaluation with other settings ({key}: "
+                f"{there} there, {here} here): use another --outdir, or take it away"
+            )
+        return position, state
+
+    def due(self, position: int) -> bool:
+        """Says whether it is time to save.
+
+        Args:
+          position: Number of images that were taken.
+
+        Returns:
+          Whether it is.
+        """
+        return position - self._saved_at >= self._every
+
+    def save(
+        self, position: int, state: Mapping[str, Shaped[np.ndarray, "..."]]
+    ) -> None:
+        """Writes the file in one move.
+
+        Args:
+          position: Number of images that were taken.
+          state: What `Measurement.state` gives, arrays [...] by name.
+
+        Raises:
+          DiskError: If it cannot be written.
+        """
+        self._saved_at = position
+        if jax.process_index():
+            return
+        arrays = {_SETTINGS: np.array(json.dumps(self._settings)), **state}
+        arrays[_POSITION] = np.int64(position)
+        with (
+            replacing(self._path) as temporary,
+            zipfile.ZipFile(temporary, "w") as archive,
+        ):
+            write_arrays(archive, arrays)
+
+    def remove(self) -> None:
+        """Takes the file away, once its numbers are written."""
+        if not jax.process_index():
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,154 @@
+"""Measures a set of images batch by batch; a cut run goes on to the same digits."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ldm_jax import peers
+from ldm_jax.annotations import Int
+from ldm_jax.batches import Batch
+from ldm_jax.console import Console
+from ldm_jax.errors import DataError
+from ldm_jax.evaluation.image_sets import ImageSet
+from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.metrics.adm_npz import ImageFile
+from ldm_jax.metrics.measurement import Measurement
+
+# Seconds between lines that say how far it has come.
+_EVERY = 30.0
+
+
+def measure(
+    images: ImageSet,
+    measurement: Measurement,
+    saved: Saved,
+    keep: ImageFile | None = None,
+) -> None:
+    """Takes all images of a set; every process must call it.
+
+    Args:
+      images: The set.
+      measurement: What takes them; empty.
+      saved: Where the state of a cut run is, and this one's goes.
+      keep: Collects the images, too, on the first process.
+
+    Raises:
+      ConfigError: If a cut run was of other settings.
+      DataError: If images cannot be read, or fewer than two can.
+    """
+    position, state = saved.load()
+    if state:
+        measurement.restore(state)
+        _say(f"{position:,} of {images.count:,} images are measured already")
+    progress = Progress(images, position)
+    for end, batch in images.batches(position):
+        tokens = images.tokens and images.tokens(numbers_of(batch, position))
+        measurement.add(batch["image"], batch["mask"], tokens)
+        if keep is not None:
+            _keep(keep, position, batch)
+        position = end
+        progress.advance(position)
+        if position < images.count and saved.due(position):
+            if keep is not None:
+                keep.flush()
+            saved.save(position, measurement.state())
+    progress.close()
+    if measurement.count < 2:
+        raise DataError(
+            f"{measurement.count} of the {images.count:,} images of {images.name} can "
+            "be read: a distance between sets needs two or more"
+        )
+
+
+def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
+    """Numbers the images of a batch; every process must call it.
+
+    Args:
+      batch: See `ImageSet.batches`.
+      position: Number of images that were taken before.
+
+    Returns:
+      int [B].
+    """
+    if "index" not in batch:
+        return position + np.arange(len(batch["image"]))
+    return np.asarray(multihost_utils.process_allgather(batch["index"], tiled=True))
+
+
+def _keep(keep, position, batch):
+    """Writes the images of a batch that count; all processes take part."""
+    arrays = batch["image"], batch["mask"]
+    if jax.process_count() > 1:
+        arrays = multihost_utils.process_allgather(arrays, tiled=True)
+    found, mask = map(np.asarray, arrays)
+    if not jax.process_index():
+        keep.write(position, found[mask])
+
+
+def _say(text):
+    if not jax.process_index():
+        print(text, flush=True)
+
+
+class Progress:
+    """Says now and then how far a measurement has come."""
+
+    def __init__(self, images: ImageSet, position: int) -> None:
+        """Begins.
+
+        Args:
+          images: The set.
+          position: Number of its images that were taken before.
+        """
+        self._first, self._count, self._start = position, images.count, None
+        self._console = Console(images.count, position, not jax.process_index())
+        self._position = position
+        self._said = time.monotonic()
+
+    def advance(self, position: int) -> None:
+        """Says that a batch is through; every process calls it.
+
+        Args:
+          position: Number of the images that are taken now.
+        """
+        now = time.monotonic()
+        if self._start is None:
+            # Without the compilation, which the first batch waits for.
+            self._start, self._first = now, position
+        for _ in range(position - self._position):
+            self._console.advance()
+        self._position = position
+        peers.progress()
+        if now - self._said > _EVERY and now > self._start:
+            speed = (position - self._first) / (now - self._start)
+            text = f"{position:,}/{self._count:,} images, {speed:.1f}/s"
+            self._console.line(text)
+            self._said = now
+
+    def close(self) -> None:
+        """Ends the line."""
+        self._console.close()
+
+
+def settings_of(
+    images: ImageSet, measurement: Measurement, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Lists all that the numbers of a measurement depend on.
+
+    Args:
+      images: The set.
+      measurement: What measures it.
+      more: Further settings.
+
+    Returns:
+      JSON-like dict.
+    """
+    return {
+        "images": images.record,
+        "networks": measurement.record,
+        "distances": list(measurement.distances),
+    } | dict(more or {})

@@ -1,0 +1,174 @@
+r"""Measures a second stage over guidance scales, numbers of steps and samplers.
+
+    ldm-sweep --workdir=runs/class --outdir=runs/sweep --num_samples=10000 \
+        --guidance_scale=1,1.5,2,3 --num_steps=25,50 --sampler=ddim,unipc \
+        --feature_weights=inception=pt_inception-2015-12-05-6726825d.pth
+
+draws samples with all combinations, from the same noise and conditions, and compares
+them with the training images of the run, or with --reference. It writes `sweep.md`, a
+table that names the best row, `sweep.json`, and the plot `sweep.png`, where matplotlib
+is installed. Each row that is through is kept in the folder: the same command goes on
+where it was cut, and with more values measures those that are new.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ldm_jax import cli, ranges
+from ldm_jax.evaluation.flag_groups import (
+    define_comparison_flags,
+    define_drawing_flags,
+    define_measurement_flags,
+    feature_weights,
+)
+from ldm_jax.files import check_outdir, write_bytes, write_json
+
+with cli.group("what to evaluate"):
+    _WORKDIR = cli.shared("workdir", required=True)
+    _STEP = cli.shared("step")
+    _EMA = cli.shared("ema")
+    _FIRST_STAGE = cli.shared("first_stage")
+
+# What is wrong with one of several numbers is said where they are read.
+_LISTED = ranges.several(ranges.text(empty=True))
+with cli.group("what is tried", num_steps=_LISTED):
+    _SCALES = flags.DEFINE_list(
+        "guidance_scale",
+        None,
+        "Scales of classifier-free guidance, as 1,1.5,2,3; 1 is off. The config's if "
+        "unset.",
+    )
+    _NUM_STEPS = flags.DEFINE_list(
+        "num_steps", None, "Numbers of sampling steps, as 25,50; the config's if unset."
+    )
+    _SAMPLERS = flags.DEFINE_list(
+        "sampler", None, "Rows of SAMPLERS, as ddim,unipc; the config's if unset."
+    )
+
+with cli.group("samples"):
+    _NUM_SAMPLES = cli.shared("num_samples")
+    _LABEL_MODE, _ETA = define_drawing_flags()
+    _PROMPTS_FILE = flags.DEFINE_string(
+        "prompts_file",
+        None,
+        "Captions to draw from, one in a line, instead of the held-out examples'.",
+    )
+    _SPLIT = cli.shared("split")
+    _SEED = cli.shared("seed")
+    _BATCH_SIZE = cli.shared("batch_size")
+    _DATA_DIR = cli.shared("data_dir")
+
+with cli.group("how to measure"):
+    _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
+    _IMAGE_SIZE = cli.shared("image_size")
+    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+
+with cli.group("output"):
+    _OUTDIR = cli.shared("outdir", required=True)
+
+
+def _main(argv: list[str]) -> None:
+    """Measures all rows."""
+    del argv
+    import jax
+
+    from ldm_jax import sharding
+    from ldm_jax.config import to_dict
+    from ldm_jax.evaluation import subjects
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model
+    from ldm_jax.evaluation.sweep.grid import combinations
+    from ldm_jax.evaluation.sweep.rows import measure_rows
+    from ldm_jax.sampling import load_model, options
+
+    # Before the model: what is misspelt shall not wait for it.
+    check_outdir(_OUTDIR.value)
+    how, plan = _comparison(), _plan()
+    lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
+    given = combinations(*lists, _ETA.value)
+    subjects.require_second_stage(_WORKDIR.value, _STEP.value)
+    trained = load_model(
+        _WORKDIR.value,
+        step=_STEP.value,
+        average=_EMA.value,
+        first_stage=_FIRST_STAGE.value,
+        data_dir=_DATA_DIR.value,
+    )
+    check_same_model(trained)
+    settings = [options.complete(trained, each) for each in given]
+    training = to_dict(trained.config.data)
+    training["on_error"] = "skip" if _SKIP.value else "raise"
+    drawing = Drawing(trained, sharding.make_mesh())
+    rows = measure_rows(drawing, settings, plan, how._replace(training=training))
+    if not jax.process_index():
+        count = next(iter(rows[0].results.values())).count
+        title = f"{count:,} samples each of {trained.source} ({trained.weights})"
+        _write(how.outdir, title, rows)
+
+
+def _comparison():
+    """What the flags say of how sets are measured, checked before anything is read."""
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.compare import Comparison
+    from ldm_jax.metrics.distances import DISTANCES
+
+    distances = _DISTANCES.value or ["fid"]
+    for name in distances:
+        choose(DISTANCES, name, "--distances")
+    return Comparison(
+        distances=distances,
+        outdir=pathlib.Path(_OUTDIR.value),
+        weights=feature_weights(_WEIGHTS.value),
+        reference=_REFERENCE.value,
+        image_size=_IMAGE_SIZE.value,
+        batch_size=_BATCH_SIZE.value,
+        save_every=_SAVE_EVERY.value,
+        skip_unreadable=_SKIP.value,
+    )
+
+
+def _plan():
+    """Which samples are drawn."""
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.evaluation.drawn import Plan
+    from ldm_jax.metrics.distances import DISTANCES
+
+    mode = _LABEL_MODE.value or "random"
+    choose(LABEL_MODES, mode, "--label_mode")
+    distances = _DISTANCES.value or []
+    with_captions = any(DISTANCES[name].needs_captions for name in distances)
+    return Plan(
+        _NUM_SAMPLES.value,
+        batch_size=_BATCH_SIZE.value,
+        label_mode=mode,
+        seed=_SEED.value,
+        split=_SPLIT.value,
+        skip_unreadable=_SKIP.value,
+        prompts_file=_PROMPTS_FILE.value,
+        tokenizer=_TOKENIZER.value if with_captions else None,
+    )
+
+
+def _write(outdir, title, rows):
+    """Writes and prints the table, the file and the plot."""
+    from ldm_jax.evaluation.sweep import plot, tables
+
+    write_json(outdir / "sweep.json", tables.record_of_rows(rows))
+    text = tables.markdown_of(title, rows)
+    write_bytes(outdir / "sweep.md", text.encode())
+    print(text, end="")
+    print(f"table: {outdir / 'sweep.md'}")
+    if plot.write_plot(outdir / "sweep.png", title, rows):
+        print(f"plot: {outdir / 'sweep.png'}")
+    else:
+        print(plot.LEFT_OUT)
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, lower="--batch_size")
+
+
+if __name__ == "__main__":
+    main()

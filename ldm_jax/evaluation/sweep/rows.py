@@ -1,0 +1,119 @@
+"""Measures the rows of a sweep: the model, the networks and the reference once.
+
+Each row that is through lies in the folder as JSON, and a row that was cut goes on
+where its state was saved.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ldm_jax import peers
+from ldm_jax.diffusion.sample_options import SampleOptions
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.compare import Comparison, open_measurement
+from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
+from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
+from ldm_jax.files import write_json
+from ldm_jax.metrics.distances import Result
+from ldm_jax.reading import MAX_TEXT, read_file
+from ldm_jax.sampling.settings import first_difference
+
+
+class Row(NamedTuple):
+    """A row of a sweep.
+
+    Attributes:
+      values: Sampler, number of steps and guidance scale, see `grid.values_of`.
+      results: Name -> result.
+    """
+
+    values: dict[str, Any]
+    results: dict[str, Result]
+
+
+def measure_rows(
+    drawing: Drawing, settings: Sequence[SampleOptions], plan: Plan, how: Comparison
+) -> list[Row]:
+    """Draws and measures the samples of each row that is not there yet.
+
+    Args:
+      drawing: What draws the samples.
+      settings: How, for each row, with a size.
+      plan: Which samples; the same noise and conditions in all rows.
+      how: How they are measured.
+
+    Returns:
+      The rows, in order.
+
+    Raises:
+      ConfigError: If something does not go together, or the folder has rows of other
+        settings.
+      DataError: If images or rows cannot be read.
+    """
+    folder = how.outdir / "rows"
+    sets = [draw_set(drawing, options, plan)[0] for options in settings]
+    measurement, more = open_measurement(sets[0], how, drawing.mesh)
+    rows = []
+    for number, (options, images) in enumerate(zip(settings, sets, strict=True), 1):
+        values = values_of(options)
+        path = folder / f"{name_of(values)}.json"
+        # As they come back from the file: without tuples.
+        record = json.loads(json.dumps(settings_of(images, measurement, more)))
+        results = _load(path, record)
+        if results is None:
+            _say(f"row {number} of {len(sets)}: {title_of(values)}")
+            twin = measurement.twin()
+            saved = Saved(path.with_suffix(".partial.npz"), record, how.save_every)
+            measure(images, twin, saved)
+            results = twin.results()
+            if not jax.process_index():
+                details = {name: each._asdict() for name, each in results.items()}
+                write_json(path, {"settings": record, "results": details})
+            # The state goes once the row is there for all.
+            peers.gather("the row is written")
+            saved.remove()
+        rows.append(Row(values, results))
+        found = ", ".join(f"{n} {each.value:.4f}" for n, each in results.items())
+        _say(f"{title_of(values)}: {found}")
+    return rows
+
+
+def _load(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Result] | None:
+    """The results of a row that is there; every process calls it."""
+    found = _read(path) if path.exists() else None
+    if len(set(peers.gather(str(found is not None)))) > 1:
+        raise DataError(
+            f"{path} is not there for all processes: give a folder that they share"
+        )
+    if found is None:
+        return None
+    difference = first_difference(found["settings"], record)
+    if difference is not None:
+        key, there, here = difference
+        raise ConfigError(
+            f"{path} is a row of a sweep with other settings ({key}: {there} there, "
+            f"{here} here): use another --outdir, or take it away"
+        )
+    return {name: Result(**each) for name, each in found["results"].items()}
+
+
+def _read(path):
+    try:
+        found = json.loads(read_file(path, MAX_TEXT))
+        return {"settings": dict(found["settings"]), "results": found["results"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a row of a sweep ({error!r}): take it away to "
+            "measure it anew"
+        ) from error
+
+
+def _say(text):
+    if not jax.process_index():
+        print(text, flush=True)

@@ -1,0 +1,233 @@
+"""Images in the npz of guided-diffusion, `arr_0`, read and written as a stream.
+
+50,000 images of 256 px are 9.8 GB: of a file only some images are ever in memory.
+"""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Shaped, UInt8
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files import replacing
+
+Path = str | os.PathLike
+
+# Where images lie, and the classes of them beside them.
+IMAGES, LABELS = "arr_0", "arr_1"
+
+# Bytes that are copied at a time.
+_PART = 2**24
+
+
+def keys_of(path: Path, flag: str = "--images") -> set[str]:
+    """Lists the arrays of an npz.
+
+    Args:
+      path: Path of the file.
+      flag: What names it, for messages.
+
+    Returns:
+      Their names.
+
+    Raises:
+      ConfigError: If it is no npz.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{flag}: {path} is no npz that can be read: {reason}") from (
+            error
+        )
+    return {name.removesuffix(".npy") for name in names}
+
+
+class StoredImages:
+    """The images of an npz; nothing is read before it is asked for.
+
+    Attributes:
+      shape: (N, H, W, 3).
+      fingerprint: Checksum and size of the array, as the file records them.
+    """
+
+    def __init__(self, path: Path, flag: str = "--images") -> None:
+        """Reads what the file says of its images.
+
+        Args:
+          path: Path of the npz.
+          flag: What names it, for messages.
+
+        Raises:
+          ConfigError: If it has no images, or they are not uint8 [N, H, W, 3].
+        """
+        keys = keys_of(path, flag)
+        if IMAGES not in keys:
+            raise ConfigError(
+                f"{flag}: {path} holds {', '.join(sorted(keys)) or 'nothing'} and no "
+                f"{IMAGES}: give an npz with images as {IMAGES}, uint8 [N, H, W, 3]"
+            )
+        self._path, self._flag = path, flag
+        with self._open() as file:
+            self.shape, dtype = self._header(file)
+        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3:
+            raise ConfigError(
+                f"{flag}: {IMAGES} of {path} is {dtype} {list(self.shape)}: give "
+                "uint8 [N, H, W, 3]"
+            )
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(f"{IMAGES}.npy")
+        self.fingerprint = f"{member.CRC:08x}{member.file_size:x}"
+
+    def _open(self):
+        archive = zipfile.ZipFile(self._path)
+        file = archive.open(f"{IMAGES}.npy")
+        # The member keeps the file open as long as it needs it.
+        archive.close()
+        return file
+
+    def _header(self, file):
+        """(shape, type) of the array; then the file stands at its first byte."""
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_2_0
+            if version == (1, 0):
+                read = np.lib.format.read_array_header_1_0
+            shape, fortran, dtype = read(file)
+        # A header is a Python literal: a damaged one raises nearly anything.
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"{self._flag}: {IMAGES} of {self._path} is no NumPy array: {text}"
+            ) from error
+        if fortran and len(shape) > 1:
+            raise ConfigError(
+                f"{self._flag}: {IMAGES} of {self._path} is in Fortran order, which "
+                "cannot be read as a stream: write it anew with numpy.ascontiguousarray"
+            )
+        return shape, dtype
+
+    def blocks(
+        self, size: int, start: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "rows height width 3"]]:
+        """Reads the images in order, some at a time.
+
+        Args:
+          size: Images at a time.
+          start: Number of the first one.
+
+        Yields:
+          uint8 [size, H, W, 3]; the last block may have fewer.
+
+        Raises:
+          DataError: If the file is damaged or cut short.
+        """
+        count, each = self.shape[0], int(np.prod(self.shape[1:]))
+        with self._open() as file:
+            self._header(file)
+            try:
+                file.seek(start * each, os.SEEK_CUR)
+                for first in range(start, count, size):
+                    rows = min(size, count - first)
+                    data = _read_all(file, rows * each)
+                    yield np.frombuffer(data, np.uint8).reshape(rows, *self.shape[1:])
+            except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise DataError(
+                    f"{self._path} is damaged or cut short ({error}): write it anew"
+                ) from error
+
+
+def _read_all(file, count):
+    """Exactly so many bytes: a member gives fewer at a time than it is asked for."""
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        part = file.readinto(view[done:])
+        if not part:
+            raise EOFError(f"{count - done:,} bytes are missing")
+        done += part
+    return data
+
+
+class ImageFile:
+    """Collects images on the disk, and makes an npz of them once all are there.
+
+    What is written stays where a run is cut: the next one goes on in the same file.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        """Opens the file, a new one or that of a cut run.
+
+        Args:
+          path: The npz that is to be; until then the images lie beside it.
+          shape: (N, H, W, 3).
+        """
+        self._path = pathlib.Path(path)
+        self._part = self._path.with_name(f"{self._path.stem}.partial.npy")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "w+"
+        if self._part.exists():
+            found = np.load(self._part, mmap_mode="r")
+            mode = "r+" if found.shape == tuple(shape) else "w+"
+        self._array = np.lib.format.open_memmap(
+            self._part, mode, np.uint8, None if mode == "r+" else tuple(shape)
+        )
+
+    def write(
+        self, start: int, images: UInt8[np.ndarray, "rows height width 3"]
+    ) -> None:
+        """Puts images in their places.
+
+        Args:
+          start: Number of the first one.
+          images: uint8 [n, H, W, 3].
+        """
+        self._array[start : start + len(images)] = images
+
+    def flush(self) -> None:
+        """Sees to it that what is written outlives this process."""
+        self._array.flush()
+
+    def finish(self, **others: Shaped[Any, "..."]) -> None:
+        """Makes the npz.
+
+        Args:
+          **others: Further arrays [N, ...] by name, such as `arr_1`, the classes.
+
+        Raises:
+          DiskError: If it cannot be written.
+        """
+        self.flush()
+        # The file is closed before it is copied.
+        del self._array
+        with (
+            replacing(self._path) as temporary,
+            zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
+        ):
+            with (
+                open(self._part, "rb") as source,
+                archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as target,
+            ):
+                while part := source.read(_PART):
+                    target.write(part)
+            write_arrays(archive, others)
+        self._part.unlink()
+
+
+def write_arrays(
+    archive: zipfile.ZipFile, arrays: Mapping[str, Shaped[Any, "..."]]
+) -> None:
+    """Adds arrays to an npz, as `numpy.savez` does.
+
+    Args:
+      archive: The npz, opened for writing.
+      arrays: Name -> array [...].
+    """
+    for name, array in arrays.items():
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)

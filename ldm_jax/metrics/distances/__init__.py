@@ -1,0 +1,134 @@
+"""Distances of sets of images by their features: one row of DISTANCES each.
+
+| module | what |
+| --- | --- |
+| `frechet` | of two Gaussians: FID, sFID, FD-DINOv2 |
+| `kernel` | maximum mean discrepancies: KID, CMMD |
+| `neighbours` | precision and recall, density and coverage |
+| `inception_score` | of a set alone, by the classes of a classifier |
+| `clip_score` | of images and their captions |
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ldm_jax.metrics.distances.clip_score import COSINE, EMBEDDING, clip_score
+from ldm_jax.metrics.distances.frechet import frechet
+from ldm_jax.metrics.distances.inception_score import inception_score
+from ldm_jax.metrics.distances.kernel import cmmd, kid
+from ldm_jax.metrics.distances.neighbours import density_coverage, precision_recall
+from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.statistics import TapStatistics
+
+__all__ = ["DISTANCES", "Distance", "Result", "Value"]
+
+
+class Value(NamedTuple):
+    """A number that a distance gives.
+
+    Attributes:
+      title: What it is called in reports.
+      better: "lower" or "higher".
+    """
+
+    title: str
+    better: str = "lower"
+
+
+class Distance(NamedTuple):
+    """A row of DISTANCES.
+
+    Attributes:
+      values: Name -> the numbers that it gives.
+      network: Row of FEATURES.
+      tap: Tap of that network, or what `programs` makes of its taps and captions.
+      measure: (statistics of the images, of the reference or None, seed) -> Result, or
+        dict of name -> Result where there are several; values, deviations and notes.
+      needs_rows: Whether it needs the features themselves, not their moments alone.
+      needs_reference: Whether images are compared with a reference.
+      needs_captions: Whether images come with their captions.
+      protocol: Number of images that published numbers are of.
+    """
+
+    values: Mapping[str, Value]
+    network: str
+    tap: str
+    measure: Callable[
+        [TapStatistics, TapStatistics | None, int], Result | dict[str, Result]
+    ]
+    needs_rows: bool = False
+    needs_reference: bool = True
+    needs_captions: bool = False
+    protocol: int = 50_000
+
+
+_FID = Distance({"fid": Value("FID")}, "inception", "2048", frechet)
+
+# Distances by name.
+DISTANCES = {
+    "fid": _FID,
+    # Of features as pytorch-fid has them, which resizes in another way.
+    "pytorch_fid": _FID._replace(
+        values={"pytorch_fid": Value("FID of pytorch-fid")},
+        network="inception_pytorch_fid",
+    ),
+    # Of reconstructions to their images.
+    "rfid": _FID._replace(values={"rfid": Value("rFID")}),
+    # Nash et al. 2021: of a part of the map of features, where things are.
+    "sfid": Distance({"sfid": Value("sFID")}, "inception", "spatial", frechet),
+    "kid": Distance({"kid": Value("KID")}, "inception", "2048", kid, needs_rows=True),
+    "inception_score": Distance(
+        {"inception_score": Value("inception score", "higher")},
+        network="inception",
+        tap="logits",
+        measure=inception_score,
+        needs_rows=True,
+        needs_reference=False,
+    ),
+    # Of FID's features, as guided-diffusion measures them; the papers take VGG16's.
+    "precision_recall": Distance(
+        {
+            "precision": Value("precision", "higher"),
+            "recall": Value("recall", "higher"),
+        },
+        network="inception",
+        tap="2048",
+        measure=precision_recall,
+        needs_rows=True,
+    ),
+    "density_coverage": Distance(
+        {
+            "density": Value("density", "higher"),
+            "coverage": Value("coverage", "higher"),
+        },
+        network="inception",
+        tap="2048",
+        measure=density_coverage,
+        needs_rows=True,
+    ),
+    # Stein et al. 2023.
+    "fd_dinov2": Distance(
+        {"fd_dinov2": Value("FD-DINOv2")}, "dinov2", "class_token", frechet
+    ),
+    "cmmd": Distance(
+        {"cmmd": Value("CMMD")},
+        network="clip",
+        tap=EMBEDDING,
+        measure=cmmd,
+        needs_rows=True,
+        protocol=30_000,
+    ),
+    "clip_score": Distance(
+        {"clip_score": Value("CLIP score", "higher")},
+        network="clip",
+        tap=COSINE,
+        measure=clip_score,
+        needs_rows=True,
+        needs_reference=False,
+        needs_captions=True,
+        protocol=30_000,
+    ),
+    "frechet": Distance(
+        {"frechet": Value("Fréchet distance")}, "random", "pooled", frechet
+    ),
+}

@@ -1,0 +1,114 @@
+"""Maximum mean discrepancies: kernel inception distance (KID) and CMMD."""
+
+import numpy as np
+
+from ldm_jax.annotations import Float
+from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.statistics import TapStatistics
+
+# Subsets of KID and images in each, as torch-fidelity takes them.
+SUBSETS, SUBSET_SIZE = 100, 1000
+
+# Width of CMMD's kernel, and what its values are multiplied by.
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+
+# Rows of each set whose pairs are in memory at a time.
+_BLOCK = 2048
+
+
+def kid(images: TapStatistics, reference: TapStatistics, seed: int) -> Result:
+    """Kernel inception distance (Bińkowski et al. 2018, Sec. 3).
+
+    The unbiased squared maximum mean discrepancy of the kernel (x·y / D + 1)³, the mean
+    over random subsets of both sets. With the same seed the subsets are those of
+    torch-fidelity.
+
+    Args:
+      images: Statistics of one set, with rows.
+      reference: Statistics of the other one, with rows.
+      seed: Of the subsets.
+
+    Returns:
+      The distance, which may lie below 0, and its deviation between subsets.
+    """
+    first, second = images.rows, reference.rows
+    size = min(SUBSET_SIZE, len(first), len(second))
+    # The generator that torch-fidelity draws with.
+    generator = np.random.RandomState(seed)  # noqa: NPY002
+
+    def subset(rows):
+        return rows[generator.choice(len(rows), size, replace=False)]
+
+    found = [_unbiased_mmd(subset(first), subset(second)) for _ in range(SUBSETS)]
+    note, deviation = "", float(np.std(found))
+    if size < SUBSET_SIZE:
+        note = f"subsets of {size} images instead of {SUBSET_SIZE}"
+    if size == len(first) == len(second):
+        # All subsets are the whole sets.
+        deviation = None
+    return Result(float(np.mean(found)), deviation, note=note)
+
+
+def _unbiased_mmd(first, second):
+    """Squared discrepancy of rows [n, D] each; no row is paired with itself."""
+    count = len(first)
+    within = sum(_kernel_sum(rows, rows, diagonal=False) for rows in (first, second))
+    between = _kernel_sum(first, second)
+    return within / (count * (count - 1)) - 2 * between / count**2
+
+
+def _kernel_sum(first, second, diagonal=True):
+    """Sum of (x·y / D + 1)³ over the pairs; the sum is float64."""
+    kernel = first @ second.T
+    kernel /= first.shape[1]
+    kernel += 1
+    kernel *= kernel * kernel
+    total = kernel.sum(dtype=np.float64)
+    return total if diagonal else total - np.trace(kernel, dtype=np.float64)
+
+
+def cmmd(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> Result:
+    """CLIP maximum mean discrepancy (Jayasumana et al. 2024, Eq. 4).
+
+    Squared and times 1000, of the Gaussian kernel exp(-|x - y|² / (2 · 10²)) of
+    embeddings of unit length. Pairs of an image and itself count, as in the code of the
+    paper, so that equal sets have the distance 0.
+
+    Args:
+      images: Statistics of one set, with rows.
+      reference: Statistics of the other one, with rows.
+      seed: Not used.
+
+    Returns:
+      A number >= 0 but for rounding.
+    """
+    del seed
+    first, second = images.rows, reference.rows
+    within = _mean_gaussian(first, first) + _mean_gaussian(second, second)
+    return Result(CMMD_SCALE * (within - 2 * _mean_gaussian(first, second)))
+
+
+def _mean_gaussian(
+    first: Float[np.ndarray, "n features"], second: Float[np.ndarray, "m features"]
+) -> float:
+    """Mean over all pairs of CMMD's kernel - 1.
+
+    The kernel lies between 0.98 and 1: without the 1, which falls out of the distance,
+    float32 keeps all digits.
+    """
+    same, total = first is second, 0.0
+    for start in range(0, len(first), _BLOCK):
+        x = _unit_rows(first, start)
+        for other in range(start if same else 0, len(second), _BLOCK):
+            # |x - y|² = 2 - 2 x·y.
+            exponents = x @ _unit_rows(second, other).T
+            exponents -= 1
+            exponents /= CMMD_SIGMA**2
+            part = np.expm1(exponents, out=exponents).sum(dtype=np.float64)
+            total += part * (2 if same and other > start else 1)
+    return float(total / len(first) / len(second))
+
+
+def _unit_rows(rows, start):
+    rows = rows[start : start + _BLOCK]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

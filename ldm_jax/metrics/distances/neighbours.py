@@ -1,0 +1,140 @@
+"""Measures by nearest neighbours: precision, recall, density and coverage.
+
+Around each row of a set lies a ball that reaches to its k-th nearest neighbour within
+the set; the balls together are an estimate of where the set lies. Distances are
+computed for a block of pairs at a time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ldm_jax import peers
+from ldm_jax.annotations import Float
+from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.statistics import TapStatistics
+
+# Neighbours, as the papers recommend.
+PRECISION_RECALL_K, DENSITY_COVERAGE_K = 3, 5
+
+# Rows of each set whose pairs are in memory at a time.
+_BLOCK = 2048
+
+Rows = Float[np.ndarray, "rows features"]
+
+
+def precision_recall(
+    images: TapStatistics, reference: TapStatistics, seed: int = 0
+) -> dict[str, Result]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, Sec. 2), k = 3.
+
+    Args:
+      images: Statistics of the generated set, with rows.
+      reference: Statistics of the real one, with rows.
+      seed: Not used.
+
+    Returns:
+      "precision", the part of the images that lie in a ball of the reference, and
+      "recall", the part of the reference that lies in a ball of the images.
+    """
+    del seed
+    x, y = images.rows, reference.rows
+    center = y.mean(axis=0)
+    k, note = _fitting_k(PRECISION_RECALL_K, x, y)
+    radii_x, radii_y = (squared_radii(rows, k, center) for rows in (x, y))
+    precise, recalled = np.zeros(len(x), bool), np.zeros(len(y), bool)
+    for i, j, distances in _blocks(x, y, center):
+        precise[i] |= (distances <= radii_y[j]).any(axis=1)
+        recalled[j] |= (distances <= radii_x[i, None]).any(axis=0)
+    return {
+        "precision": Result(float(precise.mean()), note=note),
+        "recall": Result(float(recalled.mean()), note=note),
+    }
+
+
+def density_coverage(
+    images: TapStatistics, reference: TapStatistics, seed: int = 0
+) -> dict[str, Result]:
+    """Density and coverage (Naeem et al. 2020, Eq. 3 and 4), k = 5.
+
+    Args:
+      images: Statistics of the generated set, with rows.
+      reference: Statistics of the real one, with rows.
+      seed: Not used.
+
+    Returns:
+      "density", in how many balls of the reference an image lies over k, may be above
+      1, and "coverage", the part of these balls in which there is an image.
+    """
+    del seed
+    x, y = images.rows, reference.rows
+    center = y.mean(axis=0)
+    k, note = _fitting_k(DENSITY_COVERAGE_K, y)
+    radii = squared_radii(y, k, center)
+    hits, covered = 0, np.zeros(len(y), bool)
+    for _, j, distances in _blocks(x, y, center):
+        inside = distances < radii[j]
+        hits += int(np.count_nonzero(inside))
+        covered[j] |= inside.any(axis=0)
+    return {
+        "density": Result(hits / (k * len(x)), note=note),
+        "coverage": Result(float(covered.mean()), note=note),
+    }
+
+
+def _fitting_k(k, *sets):
+    """k, or less where a set has too few rows, and a note that says so."""
+    fitting = min(k, *(len(rows) - 1 for rows in sets))
+    return fitting, "" if fitting == k else f"k = {fitting} instead of {k}"
+
+
+def squared_radii(
+    rows: Rows, k: int, center: Float[np.ndarray, " features"]
+) -> Float[np.ndarray, " rows"]:
+    """Squared distance of each row to the k-th nearest other one.
+
+    Args:
+      rows: float32 [N, D], more than k of them.
+      k: Which neighbour.
+      center: A point in their middle, [D].
+
+    Returns:
+      float32 [N].
+    """
+    nearest = np.full((len(rows), k), np.inf, np.float32)
+
+    def take(index, distances):
+        both = np.concatenate([nearest[index], distances], axis=1)
+        nearest[index] = np.partition(both, k - 1, axis=1)[:, :k]
+
+    for i, j, distances in _blocks(rows, rows, center, upper=True):
+        if i == j:
+            # No row is its own neighbour.
+            np.fill_diagonal(distances, np.inf)
+        else:
+            take(j, distances.T)
+        take(i, distances)
+    return nearest[:, k - 1]
+
+
+def _blocks(
+    first: Rows, second: Rows, center: Rows, upper: bool = False
+) -> Iterator[tuple[slice, slice, Rows]]:
+    """Yields (rows of the first, of the second, squared distances [n, m]) of all pairs.
+
+    Of a set with itself the blocks above the diagonal hold what those below it do.
+    """
+    for start in range(0, len(first), _BLOCK):
+        i = slice(start, start + _BLOCK)
+        # About their middle: the distances are differences of squares.
+        x = first[i] - center
+        squares = np.square(x).sum(axis=1)[:, None]
+        peers.progress()
+        for other in range(start if upper else 0, len(second), _BLOCK):
+            j = slice(other, other + _BLOCK)
+            y = second[j] - center
+            distances = x @ y.T
+            distances *= -2
+            distances += squares
+            distances += np.square(y).sum(axis=1)
+            yield i, j, np.maximum(distances, 0, out=distances)

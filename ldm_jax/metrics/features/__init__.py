@@ -1,0 +1,78 @@
+"""Networks whose features sets of images are compared by: one row each in FEATURES.
+
+A feature network maps a batch of 8-bit images to vectors after one or several of its
+layers, its taps, in one compiled program on all devices.
+
+| module | what |
+| --- | --- |
+| `network` | what a row is, and what a loaded network |
+| `random_features` | untrained convolutions, cheap, without a file |
+| `inception` | the Inception-v3 of FID |
+| `inception_weights` | its row, and its file of weights |
+| `tensorflow_resize` | the resize that it was published with |
+| `dinov2`, `dinov2_weights` | DINOv2 ViT-L/14, its row and its files of weights |
+| `clip_features`, `clip_weights` | CLIP, of images and captions |
+| `weight_files` | files of weights: read, and recognised by their numbers |
+
+Where there is no file of weights, `random` and `inception` are seeded random numbers.
+What is measured with them ranks models of one data set, but is no published distance,
+and no report calls it so.
+"""
+
+import pathlib
+
+from ldm_jax.config import choose
+from ldm_jax.metrics.features.clip_weights import CLIP
+from ldm_jax.metrics.features.dinov2_weights import DINOV2
+from ldm_jax.metrics.features.inception_weights import (
+    INCEPTION,
+    INCEPTION_PYTORCH_FID,
+)
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
+from ldm_jax.metrics.features.random_features import RANDOM
+
+__all__ = [
+    "FEATURES",
+    "FeatureNetwork",
+    "Loaded",
+    "Network",
+    "load_network",
+]
+
+# Feature networks by name.
+FEATURES = {
+    "random": RANDOM,
+    "inception": INCEPTION,
+    "inception_pytorch_fid": INCEPTION_PYTORCH_FID,
+    "dinov2": DINOV2,
+    "clip": CLIP,
+}
+
+
+def load_network(name: str, path: str | None = None) -> Network:
+    """Loads a network of features.
+
+    Args:
+      name: Row of FEATURES.
+      path: Its file of weights, as published or converted; None for seeded random ones,
+        where the network has them.
+
+    Returns:
+      Network.
+
+    Raises:
+      ConfigError: If the name is unknown, or a file is needed and not given.
+      ConversionError: If the file is missing, unreadable or of another network.
+    """
+    row = choose(FEATURES, name, "feature network")
+    loaded = row.load(path)
+    file = "random" if path is None else pathlib.Path(path).name
+    record = {
+        "network": name,
+        "weights": file,
+        "checksum": loaded.checksum,
+        # In bfloat16 distances are others by several per cent.
+        "dtype": "float32",
+    }
+    row = row._replace(**loaded.changes)
+    return Network(name, row, loaded.params, record, path is None)

@@ -1,0 +1,249 @@
+"""The row `clip` of FEATURES: CLIP from the files that people have.
+
+Sizes follow from the file: OpenAI's, OpenCLIP's, or transformers' with its config.json
+beside.
+"""
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.metrics.features.clip_features import Clip
+from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.weight_files import checksum, read_tensors
+from ldm_jax.models.image_encoder import ImageEncoder
+from ldm_jax.models.text_encoder import ACTIVATIONS, TextEncoder
+from ldm_jax.weights.files import read_json
+from ldm_jax.weights.state_dict import StateDict, prefixed, select, to_state_dict
+from ldm_jax.weights.tower_names import open_clip_image_rows, open_clip_rows
+from ldm_jax.weights.towers import tower_params
+
+WHERE = (
+    "CLIP is ViT-L-14.pt, ViT-L-14-336px.pt (for CMMD) or another ViT of "
+    "openaipublic.azureedge.net/clip/models (github.com/openai/CLIP), "
+    "open_clip_model.safetensors of one of huggingface.co/laion, or model.safetensors "
+    "with config.json beside, as of huggingface.co/openai/clip-vit-large-patch14-336"
+)
+TAP = "embedding"
+
+# Widths of image towers whose heads do not have 64 channels: ViT-H/14.
+_HEAD_CHANNELS = {1280: 80}
+
+
+class _Keys(NamedTuple):
+    """Where the sizes stand, in the names of one library."""
+
+    patches: str
+    image_positions: str
+    image_projection: str
+    image_layers: str
+    tokens: str
+    text_positions: str
+    text_projection: str
+    text_layers: str
+    transposed: bool  # Projections are [width, D], not [D, width].
+
+
+_OPENAI = _Keys(
+    "visual.conv1.weight",
+    "visual.positional_embedding",
+    "visual.proj",
+    "visual.transformer.resblocks.",
+    "token_embedding.weight",
+    "positional_embedding",
+    "text_projection",
+    "transformer.resblocks.",
+    transposed=True,
+)
+_TRANSFORMERS = _Keys(
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight",
+    "visual_projection.weight",
+    "vision_model.encoder.layers.",
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight",
+    "text_projection.weight",
+    "text_model.encoder.layers.",
+    transposed=False,
+)
+# OpenAI's files have it, those of OpenCLIP do not: the two have other activations.
+_MARK = "input_resolution"
+
+
+def infer_towers(tensors: StateDict, activation: str) -> Clip:
+    """Infers the sizes of a model.
+
+    Args:
+      tensors: Key -> array, in OpenAI's names or in those of transformers.
+      activation: Row of ACTIVATIONS.
+
+    Returns:
+      Clip.
+
+    Raises:
+      ValueError: If there is no vision transformer of CLIP.
+    """
+    keys = _keys_of(tensors)
+    width, _, patch, _ = tensors[keys.patches].shape
+    positions = tensors[keys.image_positions].shape[0]
+    channels = _HEAD_CHANNELS.get(width, 64)
+    image = ImageEncoder(
+        image_size=patch * math.isqrt(positions - 1),
+        patch_size=patch,
+        width=width,
+        num_layers=_count(tensors, keys.image_layers),
+        num_heads=width // channels,
+        head_channels=channels,
+        embed_dim=tensors[keys.image_projection].shape[1 if keys.transposed else 0],
+        activation=activation,
+    )
+    if keys.tokens not in tensors or keys.text_projection not in tensors:
+        return Clip(image)
+    vocab_size, width = tensors[keys.tokens].shape
+    text = TextEncoder(
+        vocab_size,
+        width,
+        _count(tensors, keys.text_layers),
+        max_length=tensors[keys.text_positions].shape[0],
+        num_heads=width // 64,
+        use_bias=True,
+        causal=True,
+        activation=activation,
+    )
+    return Clip(image, text)
+
+
+def _keys_of(tensors):
+    for keys in (_OPENAI, _TRANSFORMERS):
+        if all(k in tensors for k in keys[:3]):
+            return keys
+    raise ValueError("it holds no vision transformer of CLIP")
+
+
+def _count(tensors, prefix):
+    return len({key.split(".", 1)[0] for key in select(tensors, prefix)})
+
+
+def _params(towers, tensors):
+    """Parameters of towers, see Clip; ValueError if a tensor does not fit."""
+    params = {"image": tower_params(tensors, towers.image)}
+    if towers.text is not None:
+        keys = _keys_of(tensors)
+        projection = np.asarray(tensors[keys.text_projection], np.float32)
+        params["text"] = tower_params(tensors, towers.text)
+        params["text_projection"] = projection if keys.transposed else projection.T
+    return params
+
+
+def read_clip(path: str) -> tuple[Clip, dict[str, Any]]:
+    """Reads a published file.
+
+    Args:
+      path: The file; a config.json or open_clip_config.json beside it is taken into
+        account.
+
+    Returns:
+      (towers, their parameters).
+
+    Raises:
+      ConversionError: If it is missing, unreadable or no CLIP with a vision
+        transformer.
+    """
+    tensors = read_tensors(path, WHERE)
+    try:
+        known = _keys_of(tensors) is _OPENAI
+        find = _openai_activation if known else _transformers_activation
+        towers = infer_towers(tensors, find(pathlib.Path(path), tensors))
+        return towers, _params(towers, tensors)
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{path} is not known as CLIP: {error}; {WHERE}") from (
+            error
+        )
+
+
+# What no shape shows: "quick_gelu" in OpenAI's models, "gelu" in most others.
+
+
+def _openai_activation(path, tensors):
+    beside = path.with_name("open_clip_config.json")
+    config = read_json(beside) if beside.is_file() else {}
+    quick = _MARK in tensors or config.get("model_cfg", {}).get("quick_gelu")
+    return "quick_gelu" if quick else "gelu"
+
+
+def _transformers_activation(path, tensors):
+    del tensors
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        raise ConversionError(
+            f"there is no config.json beside {path}, which says the activation of its "
+            f"layers: {WHERE}"
+        )
+    config = read_json(beside)
+    found = {
+        (config.get(f"{part}_config") or config).get("hidden_act", "quick_gelu")
+        for part in ("vision", "text")
+    }
+    if len(found) != 1 or not found <= ACTIVATIONS.keys():
+        raise ConversionError(
+            f"{beside} says hidden_act={sorted(map(str, found))}: expected one of "
+            + " or ".join(ACTIVATIONS)
+        )
+    return found.pop()
+
+
+def convert_clip(path: str) -> StateDict:
+    """Brings a published file to the names of OpenAI.
+
+    Args:
+      path: See `read_clip`.
+
+    Returns:
+      Dict of key -> array, float32.
+
+    Raises:
+      ConversionError: See `read_clip`.
+    """
+    towers, params = read_clip(path)
+    rows = open_clip_image_rows(towers.image)
+    state_dict = to_state_dict(prefixed(rows, "visual.", ""), params["image"])
+    if towers.text is not None:
+        state_dict |= to_state_dict(open_clip_rows(towers.text, 0), params["text"])
+        state_dict["text_projection"] = params["text_projection"]
+    if towers.image.activation == "quick_gelu":
+        state_dict[_MARK] = np.array(towers.image.image_size, np.float32)
+    return state_dict
+
+
+def _load(path):
+    if path is None:
+        raise ConfigError(f"clip needs its file of weights: {WHERE}")
+    towers, params = read_clip(path)
+    # The activation is no parameter, but no less of the network.
+    quick = np.array(towers.image.activation == "quick_gelu", np.float32)
+    numbers = flatten_dict(params, sep="/") | {"quick_gelu": quick}
+    changes = {
+        "widths": {TAP: towers.image.embed_dim},
+        "apply": towers.embed_images,
+        "embed_text": _no_text if towers.text is None else towers.embed_text,
+    }
+    return Loaded(params, checksum(numbers), changes)
+
+
+def _no_text(*_):
+    raise ConfigError(f"clip: the file of weights holds no text tower; {WHERE}")
+
+
+def _needs_file(*_):
+    raise ConfigError(f"clip needs its file of weights: {WHERE}")
+
+
+CLIP = FeatureNetwork(
+    "CLIP", WHERE, {TAP: 768}, _load, _needs_file, _needs_file, convert_clip
+)

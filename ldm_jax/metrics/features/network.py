@@ -1,0 +1,96 @@
+"""What a network of features is: a row of FEATURES, and one that is loaded."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ldm_jax.annotations import Array, Float, Int, UInt8
+from ldm_jax.errors import ConfigError
+
+
+def to_rgb(
+    images: UInt8[Array, "batch h w c"],
+) -> Float[Array, "batch h w 3"]:
+    """Brings images to what all networks take.
+
+    Args:
+      images: uint8 [B, H, W, C]; grey ones, of one channel, are repeated.
+
+    Returns:
+      float32 [B, H, W, 3] from 0 to 255.
+
+    Raises:
+      ConfigError: If there are neither one nor three channels.
+    """
+    if images.shape[-1] not in (1, 3):
+        raise ConfigError(
+            f"images to measure must have 1 or 3 channels, got {images.shape[-1]}: "
+            "convert them to RGB"
+        )
+    return jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:-1], 3))
+
+
+class Loaded(NamedTuple):
+    """What a row of FEATURES makes of a file of weights, or without one.
+
+    Attributes:
+      params: Parameters, NumPy or JAX arrays.
+      checksum: Of the numbers of the weights, see `weight_files.checksum`.
+      changes: Fields of the row that are others with these weights.
+    """
+
+    params: Any
+    checksum: str
+    changes: Mapping[str, Any] = {}  # noqa: RUF012
+
+
+class FeatureNetwork(NamedTuple):
+    """A row of FEATURES.
+
+    Attributes:
+      title: What it is called in reports.
+      where: Where its file of weights comes from, for messages.
+      widths: Name of a tap -> number of its features.
+      load: Path of a file of weights or None -> Loaded.
+      apply: (parameters, uint8 images [B, H, W, C] of one or three channels, names of
+        taps) -> dict of tap -> float32 [B, D]. Names are static: what is not asked for
+        is not computed where this is compiled.
+      embed_text: None, or (parameters, token ids [B, L]) -> float32 [B, D].
+      convert: None, or path of a file of weights -> the same numbers under the names
+        that they are published with, for a safetensors file.
+    """
+
+    title: str
+    where: str
+    widths: Mapping[str, int]
+    load: Callable[[str | None], Loaded]
+    apply: Callable[
+        [Any, UInt8[Array, "batch h w c"], tuple[str, ...]],
+        Mapping[str, Float[Array, "batch _features"]],
+    ]
+    embed_text: (
+        Callable[[Any, Int[Array, "batch length"]], Float[Array, "batch features"]]
+        | None
+    ) = None
+    convert: Callable[[str], Mapping[str, Any]] | None = None
+
+
+class Network(NamedTuple):
+    """A loaded network.
+
+    Attributes:
+      name: Name of its row in FEATURES.
+      row: The row, as it is with these weights.
+      params: Parameters, NumPy or JAX arrays; the first argument of `row.apply`.
+      record: What a report says of it: "network", "weights" (name of the file, or
+        "random"), "checksum" and "dtype".
+      is_random: Whether its weights are random numbers: what is measured with it is no
+        published distance.
+    """
+
+    name: str
+    row: FeatureNetwork
+    params: Any
+    record: dict[str, Any]
+    is_random: bool

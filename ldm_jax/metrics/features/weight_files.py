@@ -1,0 +1,77 @@
+"""Files of weights of feature networks: read, compared, and known by their numbers."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.errors import ConversionError
+from ldm_jax.weights.files import read_weights
+
+
+def read_tensors(path: str, where: str) -> dict[str, Any]:
+    """Reads a file of weights, lazily.
+
+    Args:
+      path: File of any kind that `weights.files.read_weights` knows.
+      where: Where the file comes from, for the error.
+
+    Returns:
+      Dict of key -> what `np.asarray` makes an array of.
+
+    Raises:
+      ConversionError: If it is missing or unreadable.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise ConversionError(f"there is no file {path}: {where}")
+    return read_weights(path).tensors
+
+
+def checksum(tensors: Mapping[str, Any]) -> str:
+    """Hashes the numbers of weights, whatever the file that they lie in.
+
+    Args:
+      tensors: Name -> array; hashed as float32, in the order of the names.
+
+    Returns:
+      The first 16 hexadecimal digits of the SHA-256 of names, shapes and numbers.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(np.asarray(tensors[name]), "<f4")
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def check_tensors(
+    path: str,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: str,
+) -> None:
+    """Compares the tensors of a file with those of a network.
+
+    Args:
+      path: The file, for the error.
+      tensors: Dict of key -> array.
+      shapes: Dict of key -> shape: all that the network has.
+      expected: What the network is and where it comes from.
+
+    Raises:
+      ConversionError: If a tensor is missing, of another shape or too many.
+    """
+    missing = [key for key in shapes if key not in tensors]
+    unknown = [key for key in tensors if key not in shapes]
+    other = [
+        f"{key} of shape {tensors[key].shape} instead of {shape}"
+        for key, shape in shapes.items()
+        if key in tensors and tuple(tensors[key].shape) != tuple(shape)
+    ]
+    for what, keys in (("lacks", missing), ("has", unknown), ("has", other)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ConversionError(f"{path} {what} {keys[0]}{more}; expected {expected}")

@@ -1,0 +1,289 @@
+"""Distances of a set of images that comes batch by batch, on all devices."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import peers
+from ldm_jax.annotations import Array, Bool, Int, Shaped, UInt8
+from ldm_jax.config import choose
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.programs import FeatureProgram
+from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.statistics import ALL, Moments, TapStatistics
+
+
+class Measurement:
+    """Measures a set of images by several distances, batch by batch.
+
+    Each network computes the features of all its distances in one compiled program.
+    Every process calls all of it, and each of them has all results.
+
+    Attributes:
+      distances: Names of the distances.
+      record: Name of each network -> its record, for reports.
+    """
+
+    def __init__(
+        self,
+        distances: Sequence[str],
+        mesh: Mesh,
+        weights: Mapping[str, str | None] | None = None,
+        reference: ReferenceStatistics | None = None,
+        seed: int = 2020,
+        protocol: int | None = None,
+    ) -> None:
+        """Loads the networks.
+
+        Args:
+          distances: Rows of DISTANCES.
+          mesh: Mesh of the batches.
+          weights: Name of a network -> its file of weights, or None for random ones.
+          reference: What the images are compared with, if it is known already.
+          seed: Of what is drawn at random, as the subsets of KID; torch-fidelity's
+            unless given.
+          protocol: Number of images that is asked for; that of each distance if unset.
+
+        Raises:
+          ConfigError: If a distance or its weights are wrong, or the reference is not
+            of the same networks.
+        """
+        self.distances = tuple(distances)
+        self._rows = {
+            name: choose(DISTANCES, name, "distances") for name in self.distances
+        }
+        self._seed, self._protocol = seed, protocol
+        networks = dict.fromkeys(row.network for row in self._rows.values())
+        weights = weights or {}
+        self._programs = {
+            name: FeatureProgram(name, weights.get(name), self._taps_of(name), mesh)
+            for name in networks
+        }
+        self.record = {
+            name: dict(program.network.record)
+            for name, program in self._programs.items()
+        }
+        self._reference = None
+        if reference is not None:
+            self.compare_with(reference)
+        self._most_rows = ALL
+        self._moments = self._empty()
+        self._seen = 0
+        # Features that are being computed while those before them are added up.
+        self._pending = None
+
+    def twin(self, most_rows: int = ALL) -> "Measurement":
+        """Makes an empty measurement of the same distances, for another set.
+
+        Args:
+          most_rows: Of how many images features are kept, where distances need them.
+
+        Returns:
+          A measurement that shares networks and compiled programs with this one.
+        """
+        other = object.__new__(Measurement)
+        vars(other).update(vars(self))
+        other._most_rows = most_rows
+        other._moments, other._seen, other._pending = other._empty(), 0, None
+        return other
+
+    def _taps_of(self, network):
+        rows = (row for row in self._rows.values() if row.network == network)
+        return tuple(sorted({row.tap for row in rows}))
+
+    def _empty(self):
+        """Statistics without images of each tap, with rows where they are needed."""
+        needs = {}
+        for row in self._rows.values():
+            key = f"{row.network}/{row.tap}"
+            needs[key] = needs.get(key, False) or row.needs_rows
+        most = self._most_rows
+        return {
+            f"{name}/{tap}": Moments(width, most if needs[f"{name}/{tap}"] else 0)
+            for name, program in self._programs.items()
+            for tap, width in program.widths.items()
+        }
+
+    @property
+    def count(self) -> int:
+        """Number of images so far."""
+        self._settle()
+        return self._seen
+
+    def add(
+        self,
+        images: UInt8[Array, "batch h w c"],
+        mask: Bool[Array, " batch"],
+        captions: Int[Array, "batch length"] | None = None,
+    ) -> None:
+        """Takes a batch of images; every process calls it.
+
+        Args:
+          images: Global array, uint8 [B, H, W, C].
+          mask: Global array: which rows count, bool [B].
+          captions: Global array of the token ids of their captions, [B, L], which the
+            CLIP score needs.
+
+        Raises:
+          ConfigError: If captions are needed and not given.
+          DataError: If features are not finite. It may come with the next call.
+        """
+        found = {
+            name: program(images, mask, captions)
+            for name, program in self._programs.items()
+        }
+        self._settle()
+        self._pending = found
+
+    def _settle(self):
+        """Adds up the features that are still on the devices."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        real = np.zeros(0, bool)
+        for name, (features, mask) in jax.device_get(pending).items():
+            real = np.asarray(mask)
+            for tap, rows in features.items():
+                rows = rows[real]
+                _check_finite(rows, name, tap)
+                self._moments[f"{name}/{tap}"].add(rows)
+        self._seen += int(real.sum())
+
+    def statistics(self) -> dict[str, TapStatistics]:
+        """Summarises what was added.
+
+        Returns:
+          "network/tap" -> statistics.
+
+        Raises:
+          DataError: If there were fewer than two images.
+        """
+        self._settle()
+        return {key: moments.statistics() for key, moments in self._moments.items()}
+
+    def as_reference(self) -> ReferenceStatistics:
+        """Makes what was added a reference of other measurements.
+
+        Returns:
+          The statistics and the networks that they were made with.
+
+        Raises:
+          DataError: If there were fewer than two images.
+        """
+        return ReferenceStatistics(self.statistics(), {"networks": self.record})
+
+    def results(self) -> dict[str, Result]:
+        """Measures what was added, against the reference.
+
+        Returns:
+          Name -> result. Of a network of random weights the name is "random-features
+          distance (name)".
+
+        Raises:
+          ConfigError: If there is no reference and a distance needs one.
+          DataError: If there were fewer than two images.
+        """
+        taps = None if self._reference is None else self._reference.taps
+        own, results = self.statistics(), {}
+        for name, row in self._rows.items():
+            key, other = f"{row.network}/{row.tap}", None
+            if row.needs_reference:
+                other = _find(taps, key, name, row)
+            found = row.measure(own[key], other, self._seed)
+            peers.progress()
+            found = {name: found} if isinstance(found, Result) else found
+            for value, result in found.items():
+                label, result = self._complete(row, value, result, own[key].count)
+                results[label] = result
+        return results
+
+    def _complete(self, row, value, result, count):
+        """Gives a result its name, its label, its count and its notes."""
+        label, notes = row.values[value].title, [result.note] if result.note else []
+        if self._programs[row.network].network.is_random:
+            value = label = f"random-features distance ({value})"
+        asked = self._protocol or row.protocol
+        if count < asked:
+            notes.append(f"fewer images than the protocol's {asked}")
+        note = "; ".join(notes)
+        return value, result._replace(label=label, count=count, note=note)
+
+    def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Tells all that is needed to go on to the same digits.
+
+        Returns:
+          Dict of arrays: "seen" a scalar, and of each tap what `Moments.state` gives.
+        """
+        self._settle()
+        arrays = {
+            f"{key}/{name}": array
+            for key, moments in self._moments.items()
+            for name, array in moments.state().items()
+        }
+        return arrays | {"seen": np.int64(self._seen)}
+
+    def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+        """Goes on from a state.
+
+        Args:
+          state: Dict of arrays [...] as `state` gives it, of the same distances.
+
+        Raises:
+          DataError: If it is of other distances.
+        """
+        self._pending = None
+        for key, moments in self._moments.items():
+            names = ("count", "sums", "products", "rows")
+            missing = [n for n in names if f"{key}/{n}" not in state]
+            if missing:
+                raise DataError(
+                    f"the state of the evaluation has no {key}: it is of other "
+                    "distances; remove it and start again"
+                )
+            moments.restore({name: state[f"{key}/{name}"] for name in names})
+        self._seen = int(state["seen"])
+
+    def compare_with(self, reference: ReferenceStatistics) -> None:
+        """Takes a reference, of which all that a distance needs is looked for.
+
+        Args:
+          reference: What the images are compared with.
+
+        Raises:
+          ConfigError: If it lacks what a distance needs, or is of other weights.
+        """
+        for name, row in self._rows.items():
+            if row.needs_reference:
+                _find(reference.taps, f"{row.network}/{row.tap}", name, row)
+        name = reference.record.get("name", "of the images")
+        reference.check({"networks": self.record}, name)
+        self._reference = reference
+
+
+def _check_finite(rows, network, tap):
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+        raise DataError(
+            f"features of {bad} of {len(rows)} images are not finite numbers (network "
+            f"{network}, tap {tap}): its weights are damaged or in another layout"
+        )
+
+
+def _find(taps, key, name, row):
+    """The statistics of a reference that a distance needs."""
+    if taps is None:
+        raise ConfigError(f"distance {name} compares with a reference: name one")
+    if key not in taps:
+        raise ConfigError(
+            f"distance {name} needs the features {key}, which the reference lacks (it "
+            f"has {', '.join(sorted(taps)) or 'none'}); make it anew for {name}"
+        )
+    if row.needs_rows and taps[key].rows is None:
+        raise ConfigError(
+            f"distance {name} needs the features of each image, and the reference has "
+            f"the moments of {key} alone; make it anew for {name}"
+        )
+    return taps[key]

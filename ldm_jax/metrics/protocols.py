@@ -1,0 +1,82 @@
+"""Protocols of the field by name: how many samples are compared with what, and how.
+
+A number is comparable to a published one only if it was made in the same way; a row
+says which way that is, and its name fills the flags of `ldm-evaluate`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Protocol(NamedTuple):
+    """A row of PROTOCOLS.
+
+    Attributes:
+      title: What it is, for reports.
+      num_samples: Samples that it asks for.
+      distances: Rows of DISTANCES.
+      label_mode: Row of `eval_samples.LABEL_MODES`, how the classes of samples are
+        chosen; None where their conditions are those of held-out examples, in order.
+      image_size: Side of the images in pixels; None is that of the model.
+      reference: Which images make the reference, in words.
+      reference_rows: Of how many images of the reference features are kept, for
+        precision and recall; None for as many as usual.
+      source: Where the protocol is written down.
+    """
+
+    title: str
+    num_samples: int
+    distances: Sequence[str]
+    label_mode: str | None
+    image_size: int | None
+    reference: str
+    reference_rows: int | None
+    source: str
+
+
+# Protocols by name.
+PROTOCOLS = {
+    # Neither the paper nor its code says how classes were drawn: as ADM, whose numbers
+    # stand beside them, draws them.
+    "paper": Protocol(
+        title="latent diffusion",
+        num_samples=50_000,
+        distances=("fid", "inception_score", "precision_recall"),
+        label_mode="random",
+        image_size=None,
+        reference="the whole training set, cropped at the centre, not mirrored",
+        reference_rows=10_000,
+        source="Rombach et al. 2022, App. E; torch-fidelity",
+    ),
+    "adm": Protocol(
+        title="guided-diffusion",
+        num_samples=50_000,
+        distances=("fid", "sfid", "inception_score", "precision_recall"),
+        label_mode="random",
+        image_size=None,
+        reference="the npz of reference statistics that guided-diffusion publishes",
+        reference_rows=10_000,
+        source="Dhariwal and Nichol 2021, Sec. 2.2; evaluations/evaluator.py",
+    ),
+    "coco30k": Protocol(
+        title="COCO 30k",
+        num_samples=30_000,
+        distances=("fid", "inception_score", "clip_score"),
+        label_mode=None,
+        image_size=256,
+        reference="the 30,000 images of COCO 2014 validation that the captions are of",
+        reference_rows=10_000,
+        source="Rombach et al. 2022, Table 2 and App. E",
+    ),
+    "layout2048": Protocol(
+        title="layouts, 2,048 images",
+        num_samples=2_048,
+        distances=("fid",),
+        label_mode=None,
+        image_size=256,
+        reference="the 2,048 held-out images that the layouts are of, cropped at the "
+        "centre, not augmented",
+        reference_rows=None,
+        source="Rombach et al. 2022, Table 9 and App. E",
+    ),
+}

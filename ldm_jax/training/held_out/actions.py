@@ -1,0 +1,283 @@
+"""When what is due with held-out images: evaluation, previews, measured distances."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ldm_jax import peers, sharding
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.errors import DataError, ProcessLost
+from ldm_jax.seeds import make_key
+from ldm_jax.training.held_out.noise_levels import LOSS_LEVEL
+from ldm_jax.training.held_out.set_distances import SetDistances
+from ldm_jax.training.held_out.shown_conditions import show_conditions
+from ldm_jax.training.start import Run
+from ldm_jax.training.writer import Writer, format_metrics
+
+# How names of what is measured on held-out images begin, and on sets of images.
+_PREFIX, _SETS = "eval/", "eval/distances/"
+
+
+class _Action(NamedTuple):
+    """Something that is done every so many steps, and at the end.
+
+    Attributes:
+      every: The interval; None or 0 turns it off.
+      make: Does it: (number of steps done, state).
+      recorded: Says whether it was done at a step.
+      record_none: Records that nothing came of it, lest each rerun makes it once more;
+        None if that needs no record.
+    """
+
+    every: int | None
+    make: Callable[[int, TrainState], None]
+    recorded: Callable[[int], bool]
+    record_none: Callable[[int], None] | None = None
+
+
+class HeldOut:
+    """Evaluates a stage on held-out images, shows and measures what it makes.
+
+    The programs are compiled when they are first run. What a run that is killed or
+    stopped leaves undone at its newest checkpoint is made first when it goes on.
+
+    Attributes:
+      cut: Whether something due was left out, as the run is asked to stop.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        frozen: Any,
+        writer: Writer,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Takes what is needed; nothing is computed.
+
+        Args:
+          run: The run.
+          frozen: Frozen weights of its stage, on the devices of the mesh.
+          writer: Where numbers and images go.
+          stopping: Says whether the run is asked to stop; then what is begun is left
+            without a record.
+        """
+        self.cut = False
+        self._run, self._frozen, self._writer = run, frozen, writer
+        self._stopping = stopping
+        self._config, self._console = run.config, run.console
+        stage, train = run.stage, run.config.train
+        # Called with (state, frozen, batch, rng).
+        everywhere = sharding.replicated(run.mesh)
+        self._eval_step = jax.jit(stage.eval_step, out_shardings=everywhere)
+        self._sets = SetDistances(run, frozen)
+        self._actions = {}
+        if run.data.has_held_out:
+            self._actions["evaluation"] = _Action(
+                train.eval_every, self._evaluate, self._was_evaluated, self._record_none
+            )
+        if stage.preview is not None and train.preview_images:
+            self._draw = jax.jit(stage.preview, out_shardings=everywhere)
+            self._actions["preview"] = _Action(
+                train.preview_every, self._preview, writer.has_images
+            )
+        if stage.make_images is not None:
+            self._actions["measurement"] = _Action(
+                self._sets.options.every,
+                self._measure,
+                self._was_measured,
+                self._record_no_set,
+            )
+        self._preview_batch = None
+
+    def due(self, step: int) -> list[str]:
+        """Lists what is due.
+
+        Args:
+          step: Number of steps done.
+
+        Returns:
+          Names, for `make`.
+        """
+        final = step == self._config.train.num_steps
+        return [name for name, a in self._actions.items() if due(step, a.every, final)]
+
+    def needs_saved(self, names: Sequence[str]) -> bool:
+        """Says whether a checkpoint must be saved before something is made.
+
+        Args:
+          names: What is due.
+
+        Returns:
+          Whether; for what the best checkpoint is chosen by.
+        """
+        return "measurement" in names and self._sets.options.best is not None
+
+    def missing(self, step: int) -> list[str]:
+        """Lists what was due at a step and has no record.
+
+        Args:
+          step: Step of the checkpoint from which a run goes on; 0 for a new one.
+
+        Returns:
+          Names, for `make`; the same on all processes.
+        """
+        names = self.due(step) if step else []
+        if not names:
+            return []
+        missing = [not self._actions[name].recorded(step) for name in names]
+        if jax.process_count() > 1:
+            # The first process has the records.
+            missing = multihost_utils.broadcast_one_to_all(np.array(missing))
+        return [name for name, value in zip(names, missing, strict=True) if value]
+
+    def begin(self, step: int, state: TrainState) -> bool:
+        """Prepares what training shall not wait for; makes what is missing.
+
+        Args:
+          step: Step from which the run goes on; 0 for a new one.
+          state: State after it.
+
+        Returns:
+          Whether anything was missing.
+        """
+        names = self.missing(step)
+        goes_on = step < self._config.train.num_steps
+        if "measurement" in (self._actions if goes_on else names):
+            self._sets.prepare()
+        if names:
+            self._console.line(f"step {step}: what was due and has no record is made")
+        self.make(names, step, state)
+        return bool(names)
+
+    def make(self, names: Sequence[str], done: int, state: TrainState) -> None:
+        """Makes what is due.
+
+        Held-out images that are all damaged, or a lost worker, end no training. In a
+        job of several processes they do: the others go on with this action, and would
+        wait in it for ever for one that has left it.
+
+        Args:
+          names: What.
+          done: Number of steps done.
+          state: State after them.
+        """
+        for name in names:
+            if self._stopping():
+                self.cut = True
+                return
+            self._try(name, done, state)
+
+    def _try(self, name, done, state):
+        action = self._actions[name]
+        try:
+            action.make(done, state)
+        except (DataError, ProcessLost) as error:
+            damaged = isinstance(error, DataError)
+            if damaged and self._config.data.on_error == "raise":
+                raise
+            if jax.process_count() > 1:
+                raise
+            self._console.line(f"warning: no {name} at step {done}: {error}")
+            if damaged and action.record_none:
+                action.record_none(done)
+
+    def _goes_on(self):
+        """Whether to go on with what takes long; notes that it was cut."""
+        self.cut = self.cut or self._stopping()
+        peers.progress()
+        return not self.cut
+
+    def _was_evaluated(self, step):
+        return self._writer.has_scalars(
+            step, lambda name: name.startswith(_PREFIX) and not name.startswith(_SETS)
+        )
+
+    def _evaluate(self, done, state):
+        """Writes the means of the stage's metrics over the held-out images."""
+        rng, rows = make_key(self._config.seed), []
+        batches = self._run.data.held_out_batches(self._config.train.eval_batches)
+        for index, batch in enumerate(batches):
+            if not self._goes_on():
+                return
+            key = jax.random.fold_in(rng, index)
+            metrics = self._eval_step(state, self._frozen, batch, key)
+            rows.append((batch["mask"].sum(), metrics))
+        # The mean over no image at all is not a number.
+        rows = [row for row in jax.device_get(rows) if row[0]]
+        if not rows:
+            text = "warning: no held-out image can be read; nothing evaluated"
+            self._console.line(text)
+            self._record_none(done)
+            return
+        counts, metrics = zip(*rows, strict=True)
+        means = {
+            name: np.average([m[name] for m in metrics], axis=0, weights=counts)
+            for name in metrics[0]
+        }
+        means = self._run.stage.summarize(means | {"num_images": sum(counts)})
+        means = {f"{_PREFIX}{name}": float(value) for name, value in means.items()}
+        self._writer.scalars(done, means)
+        self._say(done, means)
+
+    def _say(self, done, means):
+        """Prints means, those by noise level in a line of their own."""
+        total, levels = self._config.train.num_steps, {}
+        for name in list(means):
+            if name.startswith(f"{_PREFIX}{LOSS_LEVEL}"):
+                levels[name] = means.pop(name)
+        self._console.line(format_metrics(done, total, means))
+        if levels:
+            numbers = "  ".join(f"{value:.3g}" for value in levels.values())
+            self._console.line(f"step {done}/{total}  loss by noise level: {numbers}")
+
+    def _record_none(self, done):
+        """Of an evaluation of no image."""
+        self._writer.scalars(done, {f"{_PREFIX}num_images": 0})
+
+    def _preview(self, done, state):
+        """Writes held-out images and what the stage makes of them."""
+        count, shown = self._config.train.preview_images, {}
+        if self._preview_batch is None:
+            self._preview_batch = self._run.data.preview_batch(count)
+            # Conditions do not change: once is enough.
+            section, names = self._config.data, self._run.data.class_names
+            shown = show_conditions(section, self._preview_batch, count, names)
+        rng = make_key(self._config.seed)
+        images = self._draw(state, self._frozen, self._preview_batch, rng)
+        images = {name: np.asarray(image)[:count] for name, image in images.items()}
+        self._writer.images(done, shown | images)
+
+    def _was_measured(self, step):
+        return self._writer.has_scalars(step, lambda name: name.startswith(_SETS))
+
+    def _measure(self, done, state):
+        """Writes the distances of what the stage makes; keeps the best checkpoint."""
+        numbers = self._sets.measure(state, self._goes_on)
+        if numbers is None:
+            return
+        # Before the record, by which a rerun knows that all of it is done.
+        self._sets.keep_best(done, numbers)
+        numbers = {f"{_SETS}{name}": value for name, value in numbers.items()}
+        self._writer.scalars(done, numbers)
+        total = self._config.train.num_steps
+        self._console.line(format_metrics(done, total, numbers))
+
+    def _record_no_set(self, done):
+        self._writer.scalars(done, {f"{_SETS}num_images": 0})
+
+
+def due(step: int, every: int | None, final: bool = False) -> bool:
+    """Says whether what is done every so many steps, and at the end, is due.
+
+    Args:
+      step: Number of steps done.
+      every: The interval; None or 0 turns it off, at the end, too.
+      final: Whether the run is at its end.
+
+    Returns:
+      Whether it is.
+    """
+    return bool(every) and (final or step % every == 0)

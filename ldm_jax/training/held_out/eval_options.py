@@ -1,0 +1,94 @@
+"""The section `eval` of a config."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from ldm_jax import ranges
+from ldm_jax.config import build, check_names, choose, suggest, to_dict
+from ldm_jax.errors import ConfigError
+from ldm_jax.eval_samples import LABEL_MODES
+from ldm_jax.metrics.distances import DISTANCES
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """What a run measures of what it makes, and when; a config may leave it out.
+
+    Attributes:
+      every: Steps between measurements; None or 0 makes none.
+      num_samples: Number of samples; of a first stage of reconstructions.
+      batch_size: How many are drawn at a time, over all devices.
+      distances: Rows of DISTANCES.
+      weights: Name of a feature network -> its file of weights; None for random ones.
+      reference: File of reference statistics; "" makes them of the run's own images.
+      reference_images: How many of those; None for all.
+      label_mode: Row of LABEL_MODES.
+      best: The result, as "fid", by which the best checkpoint is kept; None keeps none.
+      levels: Bins of the loss by noise level in each evaluation; 0 for none.
+    """
+
+    every: int | None = None
+    num_samples: int = 5000
+    batch_size: int = 64
+    distances: tuple[str, ...] = ("fid",)
+    weights: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    reference: str = ""
+    reference_images: int | None = None
+    label_mode: str = "random"
+    best: str | None = None
+    levels: int = 10
+
+
+def eval_options(config: ConfigDict) -> EvalOptions:
+    """Reads the section, as far as it is there.
+
+    Args:
+      config: ConfigDict of any stage.
+
+    Returns:
+      EvalOptions.
+
+    Raises:
+      ConfigError: If something in it is unknown or out of its range.
+    """
+    section = to_dict(config.get("eval") or {})
+    weights = section.get("weights") or {}
+    check_names(weights, ranges.SECTIONS["eval.weights"], "eval.weights")
+    ranges.check_section(weights, "eval.weights")
+    options = build(EvalOptions, section, "eval")
+    for name in options.distances:
+        row = choose(DISTANCES, name, "eval.distances")
+        if row.needs_captions:
+            raise ConfigError(
+                f"eval.distances: {name} compares images with their captions, which "
+                "training does not keep: measure it with ldm-evaluate"
+            )
+    choose(LABEL_MODES, options.label_mode, "eval.label_mode")
+    if options.best is not None:
+        better_of(options)
+    return options
+
+
+def better_of(options: EvalOptions) -> str:
+    """Says whether the result of `eval.best` is better if "lower" or if "higher".
+
+    Args:
+      options: EvalOptions with `best`.
+
+    Returns:
+      Which.
+
+    Raises:
+      ConfigError: If no distance gives that result.
+    """
+    values = {}
+    for name in options.distances:
+        values |= DISTANCES[name].values
+    if options.best not in values:
+        raise ConfigError(
+            f'eval.best="{options.best}" is no result of eval.distances='
+            f"{','.join(options.distances)}; {suggest(options.best, values)}"
+        )
+    return values[options.best].better

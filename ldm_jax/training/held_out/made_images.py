@@ -1,0 +1,124 @@
+"""The images of a stage that are measured: samples, or a first stage's reconstructions.
+
+Functions of (options, mesh, data) -> function of (state, frozen) -> iterator of Made;
+the weights are the moving average's where one is kept.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import sharding
+from ldm_jax.annotations import Array, Bool, UInt8
+from ldm_jax.diffusion.sample_options import SampleOptions
+from ldm_jax.errors import ConfigError
+from ldm_jax.eval_samples import condition_batches, make_draw, needs_examples
+from ldm_jax.images import to_float, to_uint8
+from ldm_jax.latent_diffusion import LatentDiffusion
+
+
+class Made(NamedTuple):
+    """A batch of images, global arrays.
+
+    Attributes:
+      images: uint8 [B, H, W, C].
+      mask: Which of them count, bool [B].
+      finite: Which of them are of finite numbers, bool [B], on every device.
+    """
+
+    images: UInt8[Array, "batch h w c"]
+    mask: Bool[Array, " batch"]
+    finite: Bool[Array, " batch"]
+
+
+def sampled(model: LatentDiffusion, sampling: SampleOptions, seed: int) -> Callable:
+    """Has a second stage draw samples, of planned labels or held-out conditions.
+
+    Args:
+      model: LatentDiffusion.
+      sampling: How they are drawn.
+      seed: Seed of the run.
+
+    Returns:
+      Function, see above.
+    """
+
+    def make(options, mesh, data):
+        draw = make_draw(model, sampling, mesh, seed)
+        if needs_examples(model):
+            _require_examples(options, data)
+
+        def images(state, frozen):
+            params = state.ema_params or state.params
+            with contextlib.ExitStack() as stack:
+                examples = None
+                if needs_examples(model):
+                    examples = data.held_out_batches(batch_size=options.batch_size)
+                    stack.enter_context(contextlib.closing(examples))
+                for batch in condition_batches(
+                    model,
+                    mesh,
+                    options.num_samples,
+                    options.batch_size,
+                    label_mode=options.label_mode,
+                    seed=seed,
+                    examples=examples,
+                ):
+                    drawn, finite = draw(params, frozen, batch.inputs, batch.index)
+                    yield Made(drawn, batch.mask, finite)
+
+        return images
+
+    return make
+
+
+def _require_examples(options, data):
+    found = data.num_held_out
+    if found < options.num_samples:
+        raise ConfigError(
+            f"eval.num_samples={options.num_samples}, but samples have the conditions "
+            f"of the held-out examples, and there are {found} of those: use "
+            f"eval.num_samples={found}, or hold more out (data.eval_split)"
+        )
+
+
+def reconstructed(reconstruct: Callable) -> Callable:
+    """Has a first stage reconstruct held-out images.
+
+    Args:
+      reconstruct: (state, images float32 [B, H, W, C]) -> images, in [-1, 1].
+
+    Returns:
+      Function, see above.
+    """
+
+    def make(options, mesh, data):
+        if not data.num_held_out:
+            raise ConfigError(
+                "eval.every measures reconstructions of held-out images, and none are "
+                "held out: set data.eval_split"
+            )
+
+        def decode(state, images):
+            decoded = reconstruct(state, to_float(images))
+            return to_uint8(decoded), jnp.isfinite(decoded).all(axis=(1, 2, 3))
+
+        shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        decode = jax.jit(decode, out_shardings=shardings)
+
+        def images(state, frozen):
+            del frozen
+            batches = data.images_alone(
+                True, options.num_samples, batch_size=options.batch_size
+            )
+            with contextlib.closing(batches):
+                for batch in batches:
+                    decoded, finite = decode(state, batch["image"])
+                    yield Made(decoded, batch["mask"], finite)
+
+        return images
+
+    return make

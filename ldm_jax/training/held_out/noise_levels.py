@@ -1,0 +1,116 @@
+"""The second stage's loss by noise level, on held-out examples.
+
+The mean over all levels hides where a model learns badly or begins to over-fit: low
+noise has most of the detail, high noise the composition. Each example is noised once,
+at a level and with noise that follow from the seed and its number alone: the same at
+every evaluation, whatever the batches and the devices, so that curves over a run are
+smooth. Ten examples in a row, where there are ten bins, have one level in each.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import latent_diffusion
+from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.seeds import make_key, sample_keys
+
+# Name of what is measured, in front of the number of the bin.
+LOSS_LEVEL = "loss_level_"
+
+_SUM, _SHARE = "level_loss", "level_share"
+# Sets these draws apart from others of the same seed.
+_TAG = 0x1E7E1
+
+
+def draw_levels(
+    seed: int, index: Int[Array, " batch"], bins: int, num_timesteps: int
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Key[Array, " batch"]]:
+    """Draws at which level each example is noised: stratified over the bins.
+
+    Args:
+      seed: Seed of the run.
+      index: Numbers of the examples, int32 [B].
+      bins: Number of bins, at most `num_timesteps`.
+      num_timesteps: Number of noise levels T; bin b has those from b T / bins on.
+
+    Returns:
+      (bins int32 [B], timesteps int32 [B] in [0, T), keys of the noise [B]).
+    """
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _TAG))(sample_keys(seed, index))
+    levels, noise = jax.vmap(jax.random.split, out_axes=1)(keys)
+    # Each row of examples begins at a bin of its own, as data may be sorted in rows.
+    rows = jax.random.fold_in(make_key(seed), _TAG)
+    rows = jax.vmap(lambda k: jax.random.fold_in(rows, k))(index // bins)
+    first = jax.vmap(lambda key: jax.random.randint(key, (), 0, bins))(rows)
+    chosen = (index + first) % bins
+    edges = np.arange(bins + 1) * num_timesteps // bins
+    low, high = jnp.asarray(edges[:-1])[chosen], jnp.asarray(edges[1:])[chosen]
+    timesteps = jax.vmap(lambda key, a, b: jax.random.randint(key, (), a, b))
+    return chosen, timesteps(levels, low, high), noise
+
+
+def level_losses(
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    seed: int,
+    bins: int,
+) -> dict[str, Float[Array, " bins"]]:
+    """Measures the simple loss of a batch by noise level, without weights of levels.
+
+    Args:
+      model: LatentDiffusion.
+      params: Trained weights, usually the EMA's.
+      frozen: Weights of the first stage and statistics of its latents.
+      batch: Dict with "image" [B, H, W, C], the conditioner's keys, "index" int32 [B],
+        the number of each example, and "mask" bool [B], which of them count.
+      seed: Seed of the run.
+      bins: Number of bins.
+
+    Returns:
+      Means over the rows that count, for `by_level`: "level_loss" [bins], of the loss
+      in its bin and 0 elsewhere, and "level_share" [bins], of 1 and 0.
+    """
+    latents = latent_diffusion.latents_of(model, frozen, batch)
+    inputs = latent_diffusion.encode_inputs(model, frozen, batch)
+    conditioning = latent_diffusion.condition(model, params, inputs)
+    chosen, timesteps, keys = draw_levels(
+        seed, batch["index"], bins, model.schedule.num_train_timesteps
+    )
+    shape = (1, *latents.shape[1:])
+    noise = jax.vmap(lambda key: model.objective.draw_noise(key, shape)[0])(keys)
+    output, target = latent_diffusion.predict(
+        model, params, latents, noise, timesteps, conditioning
+    )
+    error = model.objective.error(output, target)
+    mask = batch["mask"].astype(jnp.float32)
+    counts = jax.nn.one_hot(chosen, bins) * mask[:, None]
+    losses = jnp.where(counts > 0, error[:, None], 0.0)
+    return {_SUM: losses.sum(0) / mask.sum(), _SHARE: counts.sum(0) / mask.sum()}
+
+
+def by_level(means: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts the loss of each bin in place of what `level_losses` gives.
+
+    Args:
+      means: Means over all held-out images, of name -> number or array [bins], with
+        "num_images", how many they were.
+
+    Returns:
+      The same in numbers: "loss_level_B" of each bin that had examples, and
+      "level_draws", how many examples the bin with the fewest of them had.
+    """
+    means = dict(means)
+    if _SUM not in means:
+        return means
+    losses, shares = means.pop(_SUM), np.asarray(means.pop(_SHARE))
+    draws = np.rint(shares * means["num_images"])
+    for index in np.flatnonzero(draws):
+        means[f"{LOSS_LEVEL}{index}"] = losses[index] / shares[index]
+    return means | {"level_draws": draws.min()}

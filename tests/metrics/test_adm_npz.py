@@ -1,0 +1,91 @@
+"""guided-diffusion's npz: images in and out as a stream."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.metrics.adm_npz import ImageFile, StoredImages
+
+
+def images(count=11, side=8):
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, side, side + 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_are_read_in_blocks(tmp_path, save):
+    array = images()
+    save(tmp_path / "a.npz", arr_0=array, arr_1=np.arange(11))
+    stored = StoredImages(tmp_path / "a.npz")
+    assert stored.shape == array.shape
+    for size, start in ((4, 0), (4, 8), (20, 3)):
+        blocks = list(stored.blocks(size, start))
+        assert all(len(block) == size for block in blocks[:-1])
+        np.testing.assert_array_equal(np.concatenate(blocks), array[start:])
+    # Other images have another fingerprint, the same ones the same.
+    save(tmp_path / "b.npz", arr_0=array)
+    save(tmp_path / "c.npz", arr_0=array[::-1])
+    assert StoredImages(tmp_path / "b.npz").fingerprint == stored.fingerprint
+    assert StoredImages(tmp_path / "c.npz").fingerprint != stored.fingerprint
+
+
+def test_only_a_block_is_in_memory(tmp_path):
+    array = images(200, 64)
+    np.savez_compressed(tmp_path / "a.npz", arr_0=array)
+    tracemalloc.start()
+    count = sum(len(block) for block in StoredImages(tmp_path / "a.npz").blocks(4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 200 and peak < array.nbytes / 4
+
+
+def test_what_is_no_such_file_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(ConfigError, match="No such file"):
+        StoredImages(path)
+    path.write_bytes(b"no zip")
+    with pytest.raises(ConfigError, match="is no npz"):
+        StoredImages(path)
+    np.savez(path, images=images())
+    with pytest.raises(ConfigError, match="holds images and no arr_0"):
+        StoredImages(path)
+    np.savez(path, arr_0=images().astype(np.float32))
+    with pytest.raises(ConfigError, match=r"float32 \[11, 8, 10, 3\]: give uint8"):
+        StoredImages(path)
+    np.savez(path, arr_0=np.asfortranarray(images()))
+    with pytest.raises(ConfigError, match="Fortran order"):
+        StoredImages(path)
+
+
+def test_a_damaged_file_is_found_out(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=images(40, 32))
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged or cut short"):
+        list(StoredImages(path).blocks(16))
+
+
+def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
+    path, array = tmp_path / "out" / "samples.npz", images()
+    first = ImageFile(path, array.shape)
+    first.write(0, array[:4])
+    first.flush()
+    del first
+    second = ImageFile(path, array.shape)
+    second.write(4, array[4:])
+    assert not path.exists()
+    second.finish(arr_1=np.arange(11))
+    found = np.load(path)
+    np.testing.assert_array_equal(found["arr_0"], array)
+    np.testing.assert_array_equal(found["arr_1"], np.arange(11))
+    assert [each.name for each in path.parent.iterdir()] == ["samples.npz"]
+    # What is left of another set is no beginning of this one.
+    ImageFile(path, (3, 8, 10, 3)).flush()
+    again = ImageFile(path, array.shape)
+    again.write(0, array)
+    again.finish()
+    np.testing.assert_array_equal(np.load(path)["arr_0"], array)

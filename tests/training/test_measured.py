@@ -1,0 +1,158 @@
+"""Distances of samples during training: they change nothing, and the best is kept."""
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from ldm_jax import checkpoint
+from ldm_jax.checkpoint import Best, Checkpoints, TrainState
+from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.training import autoencoder, classifier, diffusion
+from tests.runs import assert_same_bits, tiny_config, train, weights_of
+
+MEASURED = {
+    "eval__every": 2,
+    "eval__num_samples": 10,
+    "eval__batch_size": 8,
+    "eval__distances": ("frechet",),
+    "eval__best": "frechet",
+    "train__preview_images": 0,
+}
+NAME = "eval/distances/random-features distance (frechet)"
+
+
+def _rows(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _measured(workdir):
+    return {row["step"]: row[NAME] for row in _rows(workdir) if NAME in row}
+
+
+def _train(workdir, shapes_dir, first_stage, **more):
+    more |= MEASURED | {"first_stage__workdir": str(first_stage)}
+    train("shapes_class", shapes_dir, workdir, **more)
+
+
+def test_a_run_that_is_measured_ends_in_the_same_weights(
+    second_stage, first_stage, shapes_dir, tmp_path, capsys
+):
+    _train(tmp_path, shapes_dir, first_stage)
+    for average in (False, True):
+        ends = [weights_of(run, average) for run in (second_stage, tmp_path)]
+        assert_same_bits(*ends)
+    found = _measured(tmp_path)
+    assert found.keys() == {2, 4}
+    best = min(found, key=found.get)
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert (record["step"], record["value"]) == (best, found[best])
+    assert checkpoint.checkpoint_folder(tmp_path, "best").name == str(best)
+    assert "reference statistics of 64 images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_has_not_measured_is_measured_first(
+    first_stage, shapes_dir, tmp_path, capsys
+):
+    more = {"eval__levels": 2, "train__keep_last": 1}
+    _train(tmp_path, shapes_dir, first_stage, **more)
+    (last,) = (row for row in _rows(tmp_path) if "eval/loss" in row)
+    assert last["eval/num_images"] == 8 and last["eval/level_draws"] == 4
+    assert last["eval/loss_level_0"] > 0 and last["eval/loss_level_1"] > 0
+    found, path = _measured(tmp_path), tmp_path / "metrics.jsonl"
+    record = (tmp_path / "best.json").read_text()
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not (NAME in line and '"step": 4' in line)]
+    path.write_text("".join(kept))
+    assert "reference statistics of 64 images" in capsys.readouterr().out
+    _train(tmp_path, shapes_dir, first_stage, **more)
+    said = capsys.readouterr().out
+    assert "what was due and has no record is made" in said
+    assert "reference statistics" not in said
+    # To the same digits.
+    assert _measured(tmp_path) == found
+    assert (tmp_path / "best.json").read_text() == record
+
+
+def _checkpoints(*steps):
+    return [SimpleNamespace(step=step) for step in steps]
+
+
+def test_the_best_stays_by_either_direction(tmp_path):
+    kept = KeepBest(None)
+    assert kept.takes(Best(2, "fid", 5.0, "lower"))
+    assert not kept.takes(Best(3, "fid", 6.0, "lower"))
+    assert not kept.takes(Best(3, "fid", float("nan"), "lower"))
+    assert not kept.takes(Best(3, "fid", 5.0, "lower"))
+    assert kept.should_preserve(_checkpoints(1, 2, 3), context=None) == [0, 1, 0]
+    # Another result cannot be compared with it.
+    assert kept.takes(Best(4, "precision", 0.1, "higher"))
+    assert kept.takes(Best(5, "precision", 0.2, "higher"))
+    assert not kept.takes(Best(6, "precision", 0.1, "higher"))
+    write_best(tmp_path, kept.best)
+    assert read_best(tmp_path) == Best(5, "precision", 0.2, "higher")
+    (tmp_path / "best.json").write_text("{")
+    assert read_best(tmp_path) is None
+
+
+def test_a_best_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint of .* is known to be"):
+        checkpoint.checkpoint_folder(tmp_path, "best")
+    write_best(tmp_path, Best(7, "fid", 5.0, "lower"))
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7 .* holds 9"):
+        checkpoint.checkpoint_folder(tmp_path, "best")
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    def save(checkpoints, step):
+        empty = TrainState(jnp.int32(step), {"a": jnp.zeros(1)}, {}, {}, {})
+        checkpoints.save(step, empty, {"config": {}})
+        checkpoints.wait()
+
+    # Of a folder that has gone: a run that goes on looks for another one.
+    write_best(tmp_path, Best(7, "fid", 0.0, "lower"))
+    with contextlib.closing(Checkpoints(tmp_path, keep_last=1)) as checkpoints:
+        save(checkpoints, 1)
+        assert checkpoints.keep_if_best(Best(1, "fid", 5.0, "lower"))
+        save(checkpoints, 2)
+        assert not checkpoints.keep_if_best(Best(2, "fid", 6.0, "lower"))
+    with contextlib.closing(Checkpoints(tmp_path, keep_last=1)) as checkpoints:
+        save(checkpoints, 3)
+        assert [path.name for path in checkpoints.folders] == ["1", "3"]
+        assert checkpoints.keep_if_best(Best(3, "fid", 4.0, "lower"))
+        save(checkpoints, 4)
+        assert [path.name for path in checkpoints.folders] == ["3", "4"]
+    assert checkpoint.checkpoint_folder(tmp_path, "best").name == "3"
+
+
+@pytest.mark.parametrize(
+    "stage, name, change, message",
+    [
+        (diffusion, "class", {"eval__distances": ("fidd",)}, 'fidd" is unknown'),
+        (diffusion, "class", {"eval__best": "psnr"}, 'eval.best="psnr" is no result'),
+        (diffusion, "class", {"eval__label_mode": "equal"}, 'equal" is unknown'),
+        (autoencoder, "autoencoder", {"eval__num_samples": 1}, "eval.num_samples must"),
+        (classifier, "classifier", {"eval": {"every": 2}}, "makes no images"),
+    ],
+)
+def test_sections_that_cannot_work_are_refused_at_once(stage, name, change, message):
+    with pytest.raises(ConfigError, match=message):
+        stage.check(tiny_config(f"shapes_{name}", "", **change))
+
+
+@pytest.mark.slow
+def test_a_first_stage_is_measured_by_its_reconstructions(
+    first_stage, shapes_dir, tmp_path
+):
+    more = {"eval__every": 4, "eval__distances": ("frechet",)}
+    train("shapes_autoencoder", shapes_dir, tmp_path, **more)
+    assert_same_bits(weights_of(first_stage), weights_of(tmp_path))
+    (row,) = (row for row in _rows(tmp_path) if NAME in row)
+    assert row["step"] == 4 and row[NAME] > 0
+    assert row["eval/distances/num_images"] == 12
