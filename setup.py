@@ -65,6 +65,7 @@ setup(
         "test": [
             "beartype>=0.22",
             "jaxtyping>=0.3.7",
+            "matplotlib>=3.8",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.9",

@@ -15,7 +15,10 @@ from tests.published import NAMES, load
 from tests.runs import ROOT, command, finish
 from tests.test_old_workdirs import ARCHIVE
 
-COMMANDS = ("train", "sample", "convert", "evaluate", "reference")
+COMMANDS = (
+    *("train", "sample", "convert"),
+    *("evaluate", "reference", "sweep", "nearest"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,9 @@ def test_commands_spell_and_explain_flags_alike(run):
             explained.setdefault(flag.split("=")[0], set()).add(" ".join(words.split()))
     # They depend on the command.
     own = {"config", "image", "tile", "image_size", "num_samples"}
-    own |= {"distances", "split", "prompts_file"}
+    own |= {"distances", "split", "prompts_file", "images", "reference"}
+    # Of a sweep, lists.
+    own |= {"sampler", "num_steps", "guidance_scale"}
     for flag in explained.keys() - own:
         assert len(explained[flag]) == 1, (flag, explained[flag])
     assert {"workdir", "outdir", "step", "[no]ema", "lpips_weights"} <= explained.keys()

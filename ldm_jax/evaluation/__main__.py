@@ -19,17 +19,16 @@ of --data, and their reconstructions, which `reconstructions.png` shows. With --
 writes the reconstructions of image files of any size.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.flag_groups import (
+    comparison_of,
     define_comparison_flags,
     define_drawing_flags,
     define_measurement_flags,
-    feature_weights,
+    plan_of,
     refuse,
 )
 from ldm_jax.files import check_outdir
@@ -56,7 +55,7 @@ with cli.group("how to measure"):
         None,
         "Config whose published numbers stand beside, as imagenet_class:f4.",
     )
-    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+    _, _SKIP, _ = define_measurement_flags()
     _PROMPTS_FILE = flags.DEFINE_string(
         "prompts_file",
         None,
@@ -165,31 +164,17 @@ def _sampling():
 def _comparison():
     """What the flags say of how sets are measured, checked before anything is read."""
     from ldm_jax.config import choose
-    from ldm_jax.evaluation.compare import Comparison
     from ldm_jax.evaluation.published_numbers import PUBLISHED
-    from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.protocols import PROTOCOLS
 
     distances = _DISTANCES.value or []
     if _PROTOCOL.value is not None:
         protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
         distances = distances or list(protocol.distances)
-    for name in distances:
-        choose(DISTANCES, name, "--distances")
     if _PUBLISHED.value is not None:
         choose(PUBLISHED, _PUBLISHED.value, "--published")
-    return Comparison(
-        distances=distances,
-        outdir=pathlib.Path(_OUTDIR.value),
-        weights=feature_weights(_WEIGHTS.value),
-        protocol=_PROTOCOL.value,
-        reference=_REFERENCE.value,
-        image_size=_IMAGE_SIZE.value,
-        batch_size=_BATCH_SIZE.value,
-        save_every=_SAVE_EVERY.value,
-        skip_unreadable=_SKIP.value,
-        published=_PUBLISHED.value,
-        npz=_NPZ.value,
+    return comparison_of(distances)._replace(
+        protocol=_PROTOCOL.value, published=_PUBLISHED.value, npz=_NPZ.value
     )
 
 
@@ -256,9 +241,6 @@ def _of_samples(how, plan, sampling):
 
 def _plan():
     """Which samples are drawn."""
-    from ldm_jax.config import choose
-    from ldm_jax.eval_samples import LABEL_MODES
-    from ldm_jax.evaluation.drawn import Plan
     from ldm_jax.metrics.protocols import PROTOCOLS
 
     count, mode = _NUM_SAMPLES.value, _LABEL_MODE.value
@@ -266,17 +248,7 @@ def _plan():
         protocol = PROTOCOLS[_PROTOCOL.value]
         count = protocol.num_samples if count is None else count
         mode = mode or protocol.label_mode
-    mode = mode or "random"
-    choose(LABEL_MODES, mode, "--label_mode")
-    return Plan(
-        count,
-        batch_size=_BATCH_SIZE.value,
-        label_mode=mode,
-        seed=_SEED.value,
-        split=_SPLIT.value,
-        skip_unreadable=_SKIP.value,
-        prompts_file=_PROMPTS_FILE.value,
-    )
+    return plan_of(count, mode)._replace(prompts_file=_PROMPTS_FILE.value)
 
 
 def _of_first_stage(how):

@@ -234,15 +234,14 @@ def _open_reference(images, how, measurement, mesh):
     # Captions, and scores without a reference, are not of these images.
     if needing != list(how.distances):
         measurement = Measurement(needing, mesh, how.weights)
-    rows = how.protocol and PROTOCOLS[how.protocol].reference_rows
-    measurement = measurement.twin(most_rows=rows or MOST_ROWS)
+    most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
         reference = read_reference(
-            how.reference, measurement, mesh, how.outdir, every, how.batch_size
+            how.reference, measurement, mesh, how.outdir, every, how.batch_size, most
         )
         reference.check({"preprocessing": _cut_of(images)}, how.reference)
         return reference
@@ -251,7 +250,7 @@ def _open_reference(images, how, measurement, mesh):
             how.reference, mesh, how.batch_size, image_size=how.image_size, **options
         )
     check_sizes(images, others)
-    return measure_reference(others, measurement, file, every)
+    return measure_reference(others, measurement, file, every, most)
 
 
 def _cut_of(images):

@@ -1,6 +1,8 @@
 """Flags that the commands of this room share, and how they are read."""
 
+import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -76,6 +78,67 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_float(
             "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
         ),
+    )
+
+
+def comparison_of(distances: Sequence[str]) -> Any:
+    """Reads the flags of how sets of images are measured, of commands that have them.
+
+    Args:
+      distances: Rows of DISTANCES.
+
+    Returns:
+      A `compare.Comparison`.
+
+    Raises:
+      ConfigError: If a distance or --feature_weights is wrong.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.evaluation.compare import Comparison
+    from ldm_jax.metrics.distances import DISTANCES
+
+    for name in distances:
+        choose(DISTANCES, name, "--distances")
+    values = flags.FLAGS
+    return Comparison(
+        distances=distances,
+        outdir=pathlib.Path(values.outdir),
+        weights=feature_weights(values.feature_weights),
+        reference=values.reference,
+        image_size=values.image_size,
+        batch_size=values.batch_size,
+        save_every=values.save_every,
+        skip_unreadable=values.skip_unreadable,
+    )
+
+
+def plan_of(count: int | None, label_mode: str | None) -> Any:
+    """Reads the flags of which samples are drawn, of commands that draw some.
+
+    Args:
+      count: How many, see `drawn.Plan`.
+      label_mode: Row of LABEL_MODES; None for random.
+
+    Returns:
+      A `drawn.Plan`.
+
+    Raises:
+      ConfigError: If the mode is unknown.
+    """
+    from ldm_jax.config import choose
+    from ldm_jax.eval_samples import LABEL_MODES
+    from ldm_jax.evaluation.drawn import Plan
+
+    label_mode = label_mode or "random"
+    choose(LABEL_MODES, label_mode, "--label_mode")
+    values = flags.FLAGS
+    return Plan(
+        count,
+        batch_size=values.batch_size,
+        label_mode=label_mode,
+        seed=values.seed,
+        split=values.split,
+        skip_unreadable=values.skip_unreadable,
     )
 
 

@@ -320,5 +320,10 @@ def open_training_set(
     Raises:
       ConfigError: If the data cannot be opened.
     """
+    if not section.get("source"):
+        raise ConfigError(
+            "the run names no data, as converted ones do: give the training images as "
+            "a folder or an npz, with --reference (ldm-reference takes --images)"
+        )
     options = {"split": split or section["split"], "image_size": image_size}
     return from_data(Images(section, mesh, batch_size, num_images=count, **options))

@@ -57,7 +57,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax import sharding
     from ldm_jax.config import choose
     from ldm_jax.errors import ConfigError
-    from ldm_jax.evaluation.references import MOST_ROWS, measure_reference
+    from ldm_jax.evaluation.references import measure_reference
     from ldm_jax.files import check_outdir
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.measurement import Measurement
@@ -74,7 +74,7 @@ def _main(argv: list[str]) -> None:
     check_outdir(_OUTDIR.value)
     mesh = sharding.make_mesh()
     images = _open(mesh)
-    measurement = Measurement(_DISTANCES.value, mesh, weights).twin(MOST_ROWS)
+    measurement = Measurement(_DISTANCES.value, mesh, weights)
     output = pathlib.Path(_OUTDIR.value) / "reference.npz"
     found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
     if not jax.process_index():

@@ -1,7 +1,9 @@
 """What images are compared with: statistics from a file, or of images measured now."""
 
+import math
 import os
 import pathlib
+from fractions import Fraction
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +14,7 @@ from ldm_jax.evaluation.image_sets import ImageSet, open_images
 from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
-from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.settings import first_difference
@@ -50,6 +52,7 @@ def read_reference(
     outdir: str | os.PathLike,
     every: int,
     batch_size: int,
+    most_rows: int = MOST_ROWS,
 ) -> ReferenceStatistics:
     """Reads a file of statistics.
 
@@ -58,40 +61,35 @@ def read_reference(
 
     Args:
       place: Its path.
-      measurement: Empty, of the distances that need a reference.
+      measurement: Of the distances that need a reference; it takes no images itself.
       mesh: Mesh over the devices of all processes.
       outdir: Folder of the evaluation.
       every: Images after which the state is saved.
       batch_size: Global batch size.
+      most_rows: Of how many images features are compared, where distances need them.
 
     Returns:
-      The statistics.
+      The statistics; features are those of evenly spaced images.
 
     Raises:
       ConfigError: If it cannot be read, or was made with other weights.
     """
     path = os.path.expanduser(place)
-    reference = ReferenceStatistics.load(path)
+    needing = taps_with_rows(measurement.distances)
+    reference = ReferenceStatistics.load(path, rows=needing)
     reference.check({"networks": measurement.record}, place)
-    lacking = [tap for tap in _row_taps(measurement) if _lacks_rows(reference, tap)]
+    lacking = [tap for tap in needing if _lacks_rows(reference, tap)]
     if lacking and IMAGES in keys_of(path, "--reference"):
         images = open_images(path, mesh, batch_size, flag="--reference")
         file = pathlib.Path(outdir) / "reference_rows.npz"
-        found = measure_reference(images, measurement, file, every)
+        found = measure_reference(images, measurement, file, every, most_rows)
         taps = dict(reference.taps)
         for tap in lacking:
             # The moments are those of all images, as the file has them.
             own = taps.get(tap, found.taps[tap])
             taps[tap] = own._replace(rows=found.taps[tap].rows)
-        record = dict(reference.record) | {"rows_of": images.count}
-        reference = ReferenceStatistics(taps, record)
-    return reference
-
-
-def _row_taps(measurement):
-    rows = [DISTANCES[name] for name in measurement.distances]
-    rows = [row for row in rows if row.needs_rows and row.needs_reference]
-    return sorted({f"{row.network}/{row.tap}" for row in rows})
+        reference = ReferenceStatistics(taps, reference.record)
+    return reference.thinned(most_rows)
 
 
 def _lacks_rows(reference, tap):
@@ -103,14 +101,17 @@ def measure_reference(
     measurement: Measurement,
     path: str | os.PathLike,
     every: int,
+    most_rows: int = MOST_ROWS,
 ) -> ReferenceStatistics:
     """Measures a set of images as a reference, or reads it where that was done.
 
     Args:
       images: The set.
-      measurement: What takes them; empty, of the distances that need a reference.
+      measurement: Of the distances that need a reference; it takes no images itself.
       path: Where the file is, or is to be; the state of a cut run lies beside it.
       every: Images after which the state is saved.
+      most_rows: Of how many images features are kept, evenly spaced over the set,
+        where distances need them.
 
     Returns:
       The statistics, of whatever the distances need.
@@ -120,6 +121,7 @@ def measure_reference(
       DataError: If images cannot be read.
     """
     path = pathlib.Path(path)
+    needing = taps_with_rows(measurement.distances)
     record = {
         **images.record,
         "listed": images.count,
@@ -127,15 +129,18 @@ def measure_reference(
         "distances": list(measurement.distances),
     }
     if path.exists():
-        return _same(ReferenceStatistics.load(path), record, path)
+        found = ReferenceStatistics.load(path, rows=needing)
+        return _same(found, record, path, most_rows)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
-    settings = settings_of(images, measurement)
+    measurement = measurement.twin(_kept_of(images.count, most_rows))
+    more = {"most_rows": most_rows} if needing else None
+    settings = settings_of(images, measurement, more)
     saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
     measure(images, measurement, saved)
     count = measurement.count
     record |= {"count": count, "unreadable": images.count - count}
-    reference = ReferenceStatistics(measurement.statistics(), record)
+    reference = ReferenceStatistics(measurement.statistics(), record).thinned(most_rows)
     if not jax.process_index():
         reference.save(path)
     # No process reads the file before it is whole, or the state after it is gone.
@@ -144,14 +149,27 @@ def measure_reference(
     return reference
 
 
-def _same(found, record, path):
+def _kept_of(count, most_rows):
+    """Of which part of so many images features are kept."""
+    return Fraction(min(most_rows, count), count)
+
+
+def _same(found, record, path, most_rows):
     """Refuses a file of statistics in the place of others."""
     there = {key: found.record.get(key) for key in _COMPARED}
-    difference = first_difference(there, {key: record.get(key) for key in _COMPARED})
+    here = {key: record.get(key) for key in _COMPARED}
+    # Features of as many images as would be kept of those that could be read.
+    rows = math.ceil(
+        _kept_of(record["listed"], most_rows) * found.record.get("count", 0)
+    )
+    for tap in taps_with_rows(record["distances"]):
+        there[f"features of {tap}"] = found.rows.get(tap)
+        here[f"features of {tap}"] = rows
+    difference = first_difference(there, here)
     if difference is not None:
         key, was, wanted = difference
         raise ConfigError(
             f"{path} has statistics of another reference ({key}: {was} there, {wanted} "
             "here): use another folder, or take it away to make it anew"
         )
-    return found
+    return found.thinned(most_rows)

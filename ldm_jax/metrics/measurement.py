@@ -1,6 +1,7 @@
 """Distances of a set of images that comes batch by batch, on all devices."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.programs import FeatureProgram
 from ldm_jax.metrics.reference import ReferenceStatistics
-from ldm_jax.metrics.statistics import ALL, Moments, TapStatistics
+from ldm_jax.metrics.statistics import ALL, NONE, Moments, TapStatistics
 
 
 class Measurement:
@@ -69,24 +70,25 @@ class Measurement:
         self._reference = None
         if reference is not None:
             self.compare_with(reference)
-        self._most_rows = ALL
+        self._kept = ALL
         self._moments = self._empty()
         self._seen = 0
         # Features that are being computed while those before them are added up.
         self._pending = None
 
-    def twin(self, most_rows: int = ALL) -> "Measurement":
+    def twin(self, kept: Fraction = ALL) -> "Measurement":
         """Makes an empty measurement of the same distances, for another set.
 
         Args:
-          most_rows: Of how many images features are kept, where distances need them.
+          kept: Of which part of the images features are kept, see `Moments`, where
+            distances need them.
 
         Returns:
           A measurement that shares networks and compiled programs with this one.
         """
         other = object.__new__(Measurement)
         vars(other).update(vars(self))
-        other._most_rows = most_rows
+        other._kept = kept
         other._moments, other._seen, other._pending = other._empty(), 0, None
         return other
 
@@ -100,9 +102,10 @@ class Measurement:
         for row in self._rows.values():
             key = f"{row.network}/{row.tap}"
             needs[key] = needs.get(key, False) or row.needs_rows
-        most = self._most_rows
         return {
-            f"{name}/{tap}": Moments(width, most if needs[f"{name}/{tap}"] else 0)
+            f"{name}/{tap}": Moments(
+                width, self._kept if needs[f"{name}/{tap}"] else NONE
+            )
             for name, program in self._programs.items()
             for tap, width in program.widths.items()
         }

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
-from ldm_jax.metrics.statistics import TapStatistics
+from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
 
 # Tap -> guided-diffusion's names of its mean and its covariance.
 _ADM = {"inception/2048": ("mu", "sigma"), "inception/spatial": ("mu_s", "sigma_s")}
@@ -38,8 +38,9 @@ class ReferenceStatistics:
       taps: Network and tap, as "inception/2048" -> its TapStatistics.
       record: JSON-like dict: "name" of the images, their "count", "images", a hash of
         the list of them, "preprocessing", a dict of "size" [H, W], "crop" and "resize",
-        and "networks", name -> record of the network (its "checksum"). Of files that
-        others wrote only "name" and "networks" are there.
+        and "networks", name -> record of the network (its "checksum"). "rows" says of
+        how many images features are there, by tap, and how they were chosen. Of files
+        that others wrote the rest is there as far as it is known.
     """
 
     taps: Mapping[str, TapStatistics]
@@ -76,13 +77,17 @@ class ReferenceStatistics:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, key: str = "--reference"
+        cls,
+        path: str | os.PathLike,
+        key: str = "--reference",
+        rows: Collection[str] | None = None,
     ) -> "ReferenceStatistics":
         """Reads a file of this package or of guided-diffusion or pytorch-fid.
 
         Args:
           path: Path of the npz.
           key: The flag or config key that names it, for messages.
+          rows: Taps whose features of each image are read; of all by default.
 
         Returns:
           The statistics.
@@ -98,7 +103,7 @@ class ReferenceStatistics:
             )
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return cls._read(archive, keys, path, key)
+                return cls._read(archive, keys, path, key, rows)
         except ConfigError:
             raise
         # Of a damaged file nearly anything.
@@ -109,7 +114,7 @@ class ReferenceStatistics:
             ) from error
 
     @classmethod
-    def _read(cls, archive, keys, path, key):
+    def _read(cls, archive, keys, path, key, wanted):
         if _RECORD not in keys:
             return cls(*_read_foreign(archive, keys, path, key))
         record, taps = json.loads(str(archive[_RECORD])), {}
@@ -117,9 +122,37 @@ class ReferenceStatistics:
         this = cls({}, record)
         for tap, count in counts.items():
             mean, covariance = (archive[name] for name in this._names(tap))
-            rows = archive[f"{tap}/rows"] if f"{tap}/rows" in keys else None
+            is_wanted = wanted is None or tap in wanted
+            there = is_wanted and f"{tap}/rows" in keys
+            rows = archive[f"{tap}/rows"] if there else None
             taps[tap] = TapStatistics(count, mean, covariance, rows)
         return cls(taps, record)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Tap -> of how many images features are there."""
+        taps = self.taps.items()
+        return {tap: len(each.rows) for tap, each in taps if each.rows is not None}
+
+    def thinned(self, most: int) -> "ReferenceStatistics":
+        """Leaves out features of images beyond a number; moments stay those of all.
+
+        Args:
+          most: Of how many images features stay; they are evenly spaced.
+
+        Returns:
+          Statistics, the record of which says of how many images features are there.
+        """
+        taps = dict(self.taps)
+        for tap, count in self.rows.items():
+            if count > most:
+                rows = taps[tap].rows[evenly_spaced(count, most)]
+                taps[tap] = taps[tap]._replace(rows=rows)
+        record = {name: value for name, value in self.record.items() if name != "rows"}
+        found = ReferenceStatistics(taps, record)
+        if found.rows:
+            record["rows"] = {"chosen": "evenly spaced", "count": found.rows}
+        return found
 
     def check(self, record: Mapping[str, Any], name: str | os.PathLike) -> None:
         """Refuses a comparison with what was made in another way.

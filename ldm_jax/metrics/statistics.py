@@ -6,18 +6,33 @@ them.
 """
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.annotations import Array, Float, Shaped
+from ldm_jax.annotations import Array, Float, Int, Shaped
 from ldm_jax.errors import DataError
 
 # Rows that are added at a time; even, so that halves begin with each block alike.
 BLOCK = 512
 
-# Rows that are kept where all are.
-ALL = 2**62
+# Of which part of the images rows are kept: of none, and of all.
+NONE, ALL = Fraction(0), Fraction(1)
+
+
+def evenly_spaced(total: int, most: int) -> Int[np.ndarray, " rows"]:
+    """Chooses some of a set of images, which may be sorted by class.
+
+    Args:
+      total: Number of images.
+      most: How many to choose; all where there are fewer.
+
+    Returns:
+      Their numbers, int [n], in order: those of `data.sources.spread`.
+    """
+    count = min(most, total)
+    return np.arange(count) * total // max(count, 1)
 
 
 class TapStatistics(NamedTuple):
@@ -28,7 +43,7 @@ class TapStatistics(NamedTuple):
       mean: float64 [D].
       covariance: Unbiased covariance, float64 [D, D].
       rows: The features themselves, float32 [n, D] in the order of the images, of all
-        or of the first n; None where no distance needs them.
+        or of n that are evenly spaced; None where no distance needs them.
       half: Statistics of every second image, without rows, or None of a few images or
         a reference. What is biased by the count shows its bias between half and whole.
     """
@@ -47,16 +62,17 @@ class Moments:
       count: Number of rows so far.
     """
 
-    def __init__(self, width: int, most_rows: int = 0) -> None:
+    def __init__(self, width: int, kept: Fraction = NONE) -> None:
         """Starts without rows.
 
         Args:
           width: Number of features D.
-          most_rows: How many of the first rows are kept, too; ALL for all.
+          kept: Which part of the rows is kept, too, evenly spaced: at most ALL. Of n
+            rows Fraction(m, n) keeps those of `evenly_spaced(n, m)`.
         """
         self.count = 0
-        self._most_rows = most_rows
-        # Rows in whole blocks, kept or not, and the block that is being filled.
+        self._kept = kept
+        # What is kept of whole blocks, and the block that is being filled.
         self._blocks = []
         self._open = np.empty((BLOCK, width), np.float32)
         # Of the images of even and of odd index.
@@ -84,8 +100,8 @@ class Moments:
             rows = self._open[parity::2].astype(np.float64)
             self._sums[parity] += rows.sum(axis=0)
             self._products[parity] += rows.T @ rows
-        if len(self._blocks) * BLOCK < self._most_rows:
-            self._blocks.append(self._open.copy())
+        if self._kept:
+            self._blocks.append(self._chosen(self.count - BLOCK))
 
     def statistics(self) -> TapStatistics:
         """Summarises the rows so far.
@@ -114,19 +130,24 @@ class Moments:
 
     def _rows(self):
         """The rows that are kept, [n, D], or None if none are."""
-        if not self._most_rows:
+        if not self._kept:
             return None
-        rows, blocks = self._stored(), len(self._blocks)
-        # The open block does not follow where blocks before it were left out.
-        whole = len(rows) if blocks == self.count // BLOCK else blocks * BLOCK
-        return rows[: min(whole, self._most_rows)]
+        return self._joined(self._chosen(self.count - self.count % BLOCK))
 
-    def _stored(self):
-        """Rows of the blocks that are kept, and of the open one."""
-        whole = np.concatenate([*self._blocks, self._open[: self.count % BLOCK]])
-        # Views of the one array: the rows are in memory once.
-        count = len(self._blocks)
-        self._blocks = [whole[i * BLOCK : (i + 1) * BLOCK] for i in range(count)]
+    def _chosen(self, start):
+        """The rows that are kept of the open block, whose first row has this number."""
+        before = self._kept_before(np.arange(start, self.count + 1))
+        return self._open[: self.count - start][np.diff(before) > 0]
+
+    def _kept_before(self, number):
+        """How many of the first rows are kept: as many of all, rounded up."""
+        return -(-number * self._kept.numerator // self._kept.denominator)
+
+    def _joined(self, last):
+        """What is kept of whole blocks, and these rows after it, in one array."""
+        whole = np.concatenate([*self._blocks, last])
+        # A view of the one array: the rows are in memory once.
+        self._blocks = [whole[: len(whole) - len(last)]]
         return whole
 
     def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -134,27 +155,27 @@ class Moments:
 
         Returns:
           Dict of arrays: "count" a scalar, "sums" [2, D], "products" [2, D, D] and
-          "rows" [n, D]: those of the blocks that are kept and of the open one.
+          "rows" [n, D]: those that are kept of whole blocks, and the open one.
         """
         return {
             "count": np.int64(self.count),
             "sums": self._sums.copy(),
             "products": self._products.copy(),
-            "rows": self._stored(),
+            "rows": self._joined(self._open[: self.count % BLOCK]),
         }
 
     def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
         """Goes on from a state.
 
         Args:
-          state: Dict of arrays as `state` gives it, of as many features [D] and with
-            or without rows, like this one.
+          state: Dict of arrays as `state` gives it, of as many features [D] and of the
+            same part of the rows, like this one.
 
         Raises:
           DataError: If it is of another kind.
         """
         count, rows = int(state["count"]), np.asarray(state["rows"], np.float32)
-        kept = min(count // BLOCK, -(-self._most_rows // BLOCK)) * BLOCK
+        kept = self._kept_before(count - count % BLOCK)
         expected = (kept + count % BLOCK, self._sums.shape[1])
         if rows.shape != expected:
             raise DataError(
@@ -164,9 +185,8 @@ class Moments:
         self.count = count
         self._sums = np.array(state["sums"], np.float64)
         self._products = np.array(state["products"], np.float64)
-        whole = len(rows) - count % BLOCK
-        self._blocks = [rows[i : i + BLOCK] for i in range(0, whole, BLOCK)]
-        self._open[: count % BLOCK] = rows[whole:]
+        self._blocks = [rows[:kept]]
+        self._open[: count % BLOCK] = rows[kept:]
 
 
 def _summary(count, total, products):

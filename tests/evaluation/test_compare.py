@@ -19,6 +19,7 @@ from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
+from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
@@ -133,6 +134,33 @@ def test_features_of_the_images_in_a_file_of_statistics(folders, tmp_path, monke
         write_arrays(archive, {"arr_0": images})
     again, _ = measure(one, tmp_path / "c", **options)
     assert again == expected
+
+
+def test_features_of_some_images_are_of_images_all_over(folders, tmp_path, monkeypatch):
+    one, other = folders
+    kid = DISTANCES["kid"]._replace(network="random", tap="pooled")
+    monkeypatch.setitem(DISTANCES, "kid", kid)
+    few = PROTOCOLS["paper"]._replace(reference_rows=5)
+    monkeypatch.setitem(PROTOCOLS, "paper", few)
+    options = {"distances": ["kid"], "reference": str(other)}
+    measure(one, tmp_path / "all", **options)
+    few, _ = measure(one, tmp_path / "few", protocol="paper", **options)
+    everything, found = (
+        ReferenceStatistics.load(tmp_path / name / "reference.npz").taps
+        for name in ("all", "few")
+    )
+    rows = everything["random/pooled"].rows[[0, 2, 5, 8, 11]]
+    np.testing.assert_array_equal(found["random/pooled"].rows, rows)
+    # Of a file that has more of them, too, and none where the file is another one.
+    with pytest.raises(ConfigError, match=r"features of random/pooled: 14 .* 5 here"):
+        measure(one, tmp_path / "all", protocol="paper", **options)
+    options["reference"] = str(tmp_path / "all" / "reference.npz")
+    again, _ = measure(one, tmp_path / "file", protocol="paper", **options)
+    assert again == few
+    for name in ("few", "file"):
+        record = json.loads((tmp_path / name / "metrics.json").read_text())
+        counts = {"chosen": "evenly spaced", "count": {"random/pooled": 5}}
+        assert record["reference"]["rows"] == counts
 
 
 def test_what_does_not_go_together_is_refused_before_it_is_measured(folders, tmp_path):

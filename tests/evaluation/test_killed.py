@@ -7,16 +7,23 @@ import time
 
 import pytest
 
+from ldm_jax.images import read_image
 from tests.runs import command, finish
 
 pytestmark = pytest.mark.slow
 NAME = "random-features distance (frechet)"
 
 
-def start(workdir, outdir, *more, devices=2):
+def words(workdir, outdir, *more):
+    """Arguments of an evaluation."""
     arguments = [f"--workdir={workdir}", f"--outdir={outdir}", "--distances=frechet"]
-    arguments += ["--num_samples=240", "--batch_size=8", "--save_every=16", *more]
-    return command("ldm_jax.evaluation", *arguments, devices=devices)
+    return [*arguments, "--num_samples=240", "--batch_size=8", "--save_every=16", *more]
+
+
+def start(workdir, outdir, *more, devices=2):
+    return command(
+        "ldm_jax.evaluation", *words(workdir, outdir, *more), devices=devices
+    )
 
 
 def value_in(outdir):
@@ -55,20 +62,55 @@ def test_an_evaluation_that_is_killed_three_times(second_stage, tmp_path):
     assert len(same[0]) == len(same[1])
 
 
-def test_two_processes_measure_as_one(second_stage, tmp_path):
-    more = ("--num_samples=40", "--npz")
-    status, output = finish(start(second_stage, tmp_path / "one", *more, devices=4))
-    assert status == 0, output
+def pair(module, *arguments):
+    """Runs a command in two processes of two devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     job = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
     jobs = [
-        start(second_stage, tmp_path / "two", *more, *job, f"--process_id={index}")
+        command(module, *arguments, *job, f"--process_id={index}", devices=2)
         for index in range(2)
     ]
     for process in jobs:
         status, output = finish(process)
         assert status == 0, output
+
+
+def test_two_processes_sweep_and_search_as_one(second_stage, tmp_path):
+    sweep = (f"--workdir={second_stage}", "--distances=frechet", "--batch_size=8")
+    sweep += ("--num_samples=20", "--num_steps=2", "--guidance_scale=1,3")
+    one = command("ldm_jax.evaluation.sweep", *sweep, f"--outdir={tmp_path / 'one'}")
+    status, output = finish(one)
+    assert status == 0, output
+    pair("ldm_jax.evaluation.sweep", *sweep, f"--outdir={tmp_path / 'two'}")
+    found = [
+        json.loads((tmp_path / name / "sweep.json").read_text())["rows"]
+        for name in ("one", "two")
+    ]
+    for row, other in zip(*found, strict=True):
+        assert other["metrics"][NAME] == pytest.approx(row["metrics"][NAME], rel=1e-3)
+    search = (f"--workdir={second_stage}", "--network=random", "--batch_size=8")
+    search += ("--num_samples=6", "--num_steps=2", "--num_neighbours=2")
+    one = command("ldm_jax.evaluation.nearest", *search, f"--outdir={tmp_path / 'one'}")
+    status, output = finish(one)
+    assert status == 0, output
+    pair("ldm_jax.evaluation.nearest", *search, f"--outdir={tmp_path / 'two'}")
+    records = [
+        json.loads((tmp_path / name / "neighbours.json").read_text())
+        for name in ("one", "two")
+    ]
+    assert records[1]["threshold"] == pytest.approx(records[0]["threshold"], rel=1e-3)
+    for sample, other in zip(*(each["samples"] for each in records), strict=True):
+        nearest, others = sample["neighbours"][0], other["neighbours"][0]
+        assert others["distance"] == pytest.approx(nearest["distance"], rel=1e-3)
+    assert read_image(tmp_path / "two" / "neighbours.png").std() > 10
+
+
+def test_two_processes_measure_as_one(second_stage, tmp_path):
+    more = ("--num_samples=40", "--npz")
+    status, output = finish(start(second_stage, tmp_path / "one", *more, devices=4))
+    assert status == 0, output
+    pair("ldm_jax.evaluation", *words(second_stage, tmp_path / "two", *more))
     expected = pytest.approx(value_in(tmp_path / "one"), rel=1e-3)
     assert value_in(tmp_path / "two") == expected

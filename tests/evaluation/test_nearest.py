@@ -35,8 +35,8 @@ def test_the_nearest_of_a_stream_are_those_of_the_whole(size):
         numbers = np.arange(start, min(start + size, 40))
         found.add(rows[numbers], numbers)
         own.add(rows[numbers], numbers)
-    assert not found.add(rows[:0], np.arange(0))
-    assert not found.add(queries[:1] + 100, np.array([99]))
+    found.add(rows[:0], np.arange(0))
+    found.add(queries[:1] + 100, np.array([99]))
     distances = np.linalg.norm(queries[:, None] - rows[None], axis=2)
     order = np.argsort(distances, axis=1, kind="stable")[:, :3]
     np.testing.assert_array_equal(found.numbers, order)
@@ -47,7 +47,7 @@ def test_the_nearest_of_a_stream_are_those_of_the_whole(size):
     distances[np.arange(4), np.arange(4)] = np.inf
     np.testing.assert_allclose(own.distances[:, 0], distances.min(axis=1), atol=1e-6)
     few = Nearest(queries, 3)
-    assert few.add(rows[:2], np.arange(2))
+    few.add(rows[:2], np.arange(2))
     assert (few.numbers[:, 2] == -1).all() and np.isinf(few.distances[:, 2]).all()
 
 
@@ -83,15 +83,18 @@ def test_copies_are_found_and_shown(folders):
     assert one.nearest.numbers[[0, 2], 0].tolist() == [17, 5]
     assert one.nearest.distances[0, 0] == pytest.approx(0, abs=1e-5)
     assert 3 not in one.nearest.numbers
-    assert one.images.keys() == set(one.nearest.numbers.ravel().tolist())
-    np.testing.assert_array_equal(one.images[17], picture(17))
+    for places in (one.training, four.training):
+        read = places.read(np.array([[17, 0], [20, 17]]))
+        assert read.keys() == {0, 17, 20}
+        for number, image in read.items():
+            np.testing.assert_array_equal(image, picture(number))
     # All training images are controls here, but the one that cannot be read.
     assert len(one.controls) == len(four.controls) == 20
     assert one.controls.min() > 0
     counted = findings.near(one)
     assert counted.fraction == pytest.approx(2 / 3) and counted.controls == 20
     assert findings.order_of(one).tolist() == [0, 2, 1]
-    shown = findings.picture_of(one, 2)
+    shown = findings.grid_of(four, 2)
     # Two rows: a sample, a gap, four neighbours.
     assert shown.shape == (2 * 18 - 2, 16 + 8 + 4 * 18 - 2, 3)
     np.testing.assert_array_equal(shown[:16, :16], picture(17))
@@ -105,6 +108,19 @@ def test_copies_are_found_and_shown(folders):
     for sets in ((few, nothing), (nothing, few)):
         with pytest.raises(DataError, match=r"(none|fewer than two) of the .* be read"):
             streams.find_nearest(*sets, program, 4)
+
+
+def test_features_that_are_no_numbers_are_refused(folders):
+    def program(batch, mask, captions):
+        # From the second batch on.
+        value = np.nan if np.asarray(batch).max() < 1 else 0.0
+        return {"pooled": np.full((len(batch), 2), value)}, mask
+
+    images = open_images(
+        folders / "samples", sharding.make_mesh(devices=jax.devices()[:1]), 1
+    )
+    with pytest.raises(DataError, match="samples are not finite numbers"):
+        list(streams.rows_of(images, program))
 
 
 def test_the_command(folders, tmp_path, capsys, monkeypatch):

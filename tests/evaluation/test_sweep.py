@@ -77,6 +77,14 @@ def test_rows_share_programs_and_are_kept(trained, folder, tmp_path, monkeypatch
     images, _ = draw_set(drawing, settings[1], plan)
     alone = compare(images, how(tmp_path / "alone", folder), mesh)
     assert alone[NAME].value == values[1]
+    # And what a program of this scale alone draws.
+    ((_, batch),) = draw_set(drawing, settings[0], plan._replace(count=4))[0].batches(0)
+    draw = make_draw(trained.model, settings[0], mesh, 1)
+    inputs = {"label": drawn.plan_labels("random", 8, 4, seed=1)}
+    index = np.arange(4, dtype=np.int32)
+    expected, _ = draw(trained.params, trained.frozen, inputs, index)
+    difference = np.asarray(batch["image"]).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 1
     # A row is cut between its batches: what is through is read, and it goes on.
     rows = tmp_path / "rows"
     paths = sorted(rows.iterdir())
@@ -95,23 +103,6 @@ def test_rows_share_programs_and_are_kept(trained, folder, tmp_path, monkeypatch
     paths[0].write_text("{}")
     with pytest.raises(DataError, match="cannot be read as a row"):
         measure_rows(drawing, settings, plan, place)
-
-
-def test_a_traced_scale_draws_what_a_fixed_one_draws(trained):
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    options = complete(trained, {"guidance_scale": 3.0})
-    images, _ = draw_set(Drawing(trained, mesh), options, Plan(4, 4, seed=1))
-    ((_, batch),) = images.batches(0)
-    draw = drawn.make_draw(trained.model, options, mesh, 1)
-    inputs = {"label": batch_labels(trained)}
-    index = np.arange(4, dtype=np.int32)
-    expected, _ = draw(trained.params, trained.frozen, inputs, index)
-    difference = np.asarray(batch["image"]).astype(int) - np.asarray(expected)
-    assert np.abs(difference).max() <= 1
-
-
-def batch_labels(trained):
-    return drawn.plan_labels("random", 8, 4, seed=1)
 
 
 def test_combinations():

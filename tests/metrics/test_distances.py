@@ -10,8 +10,8 @@ from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.statistics import Moments
 
 
-def statistics_of(rows, most_rows=0):
-    moments = Moments(rows.shape[1], most_rows)
+def statistics_of(rows):
+    moments = Moments(rows.shape[1])
     moments.add(rows)
     return moments.statistics()
 

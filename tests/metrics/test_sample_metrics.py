@@ -14,7 +14,7 @@ FIRST, SECOND, LOGITS = (CASE[k] for k in ("features_1", "features_2", "logits")
 
 
 def statistics_of(rows):
-    moments = Moments(rows.shape[1], most_rows=ALL)
+    moments = Moments(rows.shape[1], ALL)
     moments.add(rows)
     return moments.statistics()
 

@@ -1,17 +1,20 @@
 """Statistics of a stream are those of the whole, to the last digit."""
 
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
 
+from ldm_jax.data.sources import spread
 from ldm_jax.errors import DataError
-from ldm_jax.metrics.statistics import ALL, BLOCK, Moments
+from ldm_jax.metrics.statistics import ALL, BLOCK, NONE, Moments, evenly_spaced
 
 ROWS = np.random.default_rng(0).normal(3, 1, (2 * BLOCK + 300, 6)).astype(np.float32)
 
 
-def _collect(rows, parts, most_rows=ALL):
-    moments = Moments(rows.shape[1], most_rows)
+def _collect(rows, parts, kept=ALL):
+    moments = Moments(rows.shape[1], kept)
     for part in np.array_split(rows, parts):
         moments.add(part)
     return moments
@@ -26,7 +29,7 @@ def test_batches_of_any_size_give_the_same_digits(parts):
     found, whole = (_collect(ROWS, n).statistics() for n in (parts, 1))
     assert found.count == len(ROWS)
     assert_same_digits(found, whole)
-    half = _collect(ROWS[::2], 1, most_rows=0).statistics()
+    half = _collect(ROWS[::2], 1, NONE).statistics()
     assert found.half.count == half.count and found.half.rows is None
     np.testing.assert_allclose(found.half.covariance, half.covariance, atol=1e-12)
     rows = ROWS.astype(np.float64)
@@ -35,17 +38,29 @@ def test_batches_of_any_size_give_the_same_digits(parts):
     np.testing.assert_array_equal(found.rows, ROWS)
 
 
-@pytest.mark.parametrize("most_rows", [0, 100, 600, ALL])
+@pytest.mark.parametrize("most", [0, 1, 100, 600, len(ROWS)])
 @pytest.mark.parametrize("cut", [0, 1, 300, BLOCK, BLOCK + 5, 2 * BLOCK])
-def test_a_cut_stream_goes_on_to_the_same_digits(most_rows, cut):
-    before = _collect(ROWS[:cut], 2, most_rows)
-    after = Moments(ROWS.shape[1], most_rows)
+def test_a_cut_stream_goes_on_to_the_same_digits(most, cut):
+    kept = Fraction(most, len(ROWS))
+    before = _collect(ROWS[:cut], 2, kept)
+    after = Moments(ROWS.shape[1], kept)
     after.restore(before.state())
     after.add(ROWS[cut:])
-    expected = _collect(ROWS, 1, most_rows).statistics()
+    expected = _collect(ROWS, 1, kept).statistics()
     assert_same_digits(after.statistics(), expected)
-    if most_rows:
-        np.testing.assert_array_equal(expected.rows, ROWS[:most_rows])
+    assert (expected.rows is None) == (most == 0)
+    if most:
+        chosen = evenly_spaced(len(ROWS), most)
+        np.testing.assert_array_equal(expected.rows, ROWS[chosen])
+
+
+@pytest.mark.parametrize("total, most", [(1300, 7), (1_281_167, 10_000), (5, 9)])
+def test_rows_are_of_all_classes_of_a_sorted_set(total, most):
+    chosen = evenly_spaced(total, most)
+    source = spread(range(total), most)
+    np.testing.assert_array_equal(chosen, [source[k] for k in range(len(source))])
+    assert len(chosen) == min(most, total)
+    assert total <= most or np.ptp(np.diff(chosen)) <= 1
 
 
 def test_what_cannot_be_summarised_or_restored():
@@ -53,3 +68,7 @@ def test_what_cannot_be_summarised_or_restored():
         _collect(ROWS[:1], 1).statistics()
     with pytest.raises(DataError, match="of other distances"):
         Moments(5).restore(_collect(ROWS[:9], 1).state())
+    rows = len(ROWS)
+    with pytest.raises(DataError, match=r"holds rows \(1324, 6\), expected \(314, 6\)"):
+        state = _collect(ROWS, 1).state()
+        Moments(6, Fraction(18, rows)).restore(state)

@@ -5,5 +5,5 @@
 | `__main__` | the command |
 | `search` | the nearest of a stream of features |
 | `streams` | sets of images as streams of features |
-| `findings` | what was found: fractions, JSON, the picture |
+| `findings` | what was found: fractions, JSON, the image grid |
 """

@@ -22,6 +22,7 @@ from ldm_jax.evaluation.flag_groups import (
     define_drawing_flags,
     define_measurement_flags,
     feature_weights,
+    plan_of,
     refuse,
 )
 from ldm_jax.files import check_outdir, write_json
@@ -66,7 +67,7 @@ with cli.group("how to compare"):
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
     _NUM_SHOWN = flags.DEFINE_integer(
-        "num_shown", 8, "Samples in the picture, those nearest to a training image."
+        "num_shown", 8, "Samples in the image grid, those nearest to a training image."
     )
 
 _DRAWN = ("label_mode", "eta", "sampler", "num_steps", "guidance_scale", "seed")
@@ -79,22 +80,25 @@ def _main(argv: list[str]) -> None:
 
     from ldm_jax import sharding
     from ldm_jax.evaluation.compare import check_sizes
+    from ldm_jax.evaluation.nearest.findings import grid_of
     from ldm_jax.evaluation.nearest.streams import TAPS, find_nearest
     from ldm_jax.metrics.programs import FeatureProgram
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     path, given = _weights(), _sampling()
+    plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
     _check_places()
     mesh, network = sharding.make_mesh(), _NETWORK.value
     training = _training(mesh)
     # What is missing shall not wait for the samples.
     program = FeatureProgram(network, path, (TAPS[network],), mesh)
-    samples = _samples(mesh, given)
+    samples = _samples(mesh, plan, given)
     check_sizes(samples, training)
     found = find_nearest(samples, training, program, _NUM_NEIGHBOURS.value)
+    grid = grid_of(found, _NUM_SHOWN.value)
     if not jax.process_index():
-        _write(found, samples, training, program.network)
+        _write(found, grid, samples, training, program.network)
 
 
 def _weights():
@@ -114,11 +118,8 @@ def _weights():
 
 def _sampling():
     """Options of the sampler that flags give, checked as far as that needs no model."""
-    from ldm_jax.config import choose
-    from ldm_jax.eval_samples import LABEL_MODES
     from ldm_jax.sampling import options
 
-    choose(LABEL_MODES, _LABEL_MODE.value or "random", "--label_mode")
     given = {
         "sampler": _SAMPLER.value,
         "num_steps": _NUM_STEPS.value,
@@ -159,11 +160,6 @@ def _training(mesh):
             flag="--reference",
         )
     section = to_dict(subjects.config_of(_WORKDIR.value, _STEP.value).data)
-    if not section.get("source"):
-        raise ConfigError(
-            f"--workdir={_WORKDIR.value} names no training images, as converted ones "
-            "do: give them with --reference"
-        )
     section["on_error"] = "skip" if _SKIP.value else "raise"
     if _DATA_DIR.value is not None:
         section["data_dir"] = _DATA_DIR.value
@@ -172,10 +168,10 @@ def _training(mesh):
     )
 
 
-def _samples(mesh, given):
+def _samples(mesh, plan, given):
     """The set of samples."""
     from ldm_jax.evaluation import image_sets, subjects
-    from ldm_jax.evaluation.drawn import Drawing, Plan, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
     from ldm_jax.sampling import load_model, options
 
     if _IMAGES.value is not None:
@@ -195,28 +191,19 @@ def _samples(mesh, given):
         data_dir=_DATA_DIR.value,
     )
     check_same_model(trained)
-    plan = Plan(
-        _NUM_SAMPLES.value,
-        batch_size=_BATCH_SIZE.value,
-        label_mode=_LABEL_MODE.value or "random",
-        seed=_SEED.value,
-        split=_SPLIT.value,
-        skip_unreadable=_SKIP.value,
-    )
     return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
 
 
-def _write(found, samples, training, network):
+def _write(found, grid, samples, training, network):
     """Writes the files and prints what they say."""
     from ldm_jax.evaluation.nearest import findings
     from ldm_jax.images import write_png
 
-    outdir, size = pathlib.Path(_OUTDIR.value), len(found.samples)
+    outdir, size = pathlib.Path(_OUTDIR.value), len(found.numbers)
     record = findings.record_of_neighbours(found, samples.describe, training.describe)
     sets = {"samples_of": samples.record, "training": training.record}
     write_json(outdir / "neighbours.json", sets | {"network": network.record} | record)
-    picture = findings.picture_of(found, _NUM_SHOWN.value)
-    write_png(outdir / "neighbours.png", picture)
+    write_png(outdir / "neighbours.png", grid)
     of_what = f"random-features ({network.name})" if network.is_random else network.name
     print(
         f"{size} samples, {training.count:,} training images of {training.name}, by "
@@ -234,7 +221,7 @@ def _write(found, samples, training, network):
         f"images are to any other (closer than {record['threshold']:.4f}); of fresh "
         f"images about {record['quantile']:.0%} would be"
     )
-    print(f"picture: {outdir / 'neighbours.png'}")
+    print(f"images: {outdir / 'neighbours.png'}")
     print(f"numbers: {outdir / 'neighbours.json'}")
 
 

@@ -1,4 +1,4 @@
-"""What the nearest training images say: a fraction, a file and a picture."""
+"""What the nearest training images say: a fraction, a file and an image grid."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -57,8 +57,10 @@ def order_of(found: Found) -> Int[np.ndarray, " k"]:
     return np.argsort(found.nearest.distances[:, 0], kind="stable")
 
 
-def picture_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
+def grid_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
     """Shows samples on the left, their neighbours by growing distance on the right.
+
+    Their images are read again, or drawn; every process must call it.
 
     Args:
       found: The neighbours.
@@ -68,13 +70,17 @@ def picture_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
       uint8 [height, width, 3].
     """
     chosen = order_of(found)[:rows]
-    samples = make_grid(found.samples[chosen], columns=1)
+    samples = found.samples.read(found.numbers[chosen])
+    samples = [samples[number] for number in found.numbers[chosen].tolist()]
     numbers = found.nearest.numbers[chosen]
-    white = np.full_like(found.samples[0], 255)
-    others = [found.images.get(number, white) for number in numbers.ravel().tolist()]
-    others = make_grid(np.stack(others), columns=numbers.shape[1])
-    gap = np.full((len(samples), _GAP, 3), 255, np.uint8)
-    return np.concatenate([samples, gap, others], axis=1)
+    images = found.training.read(numbers[numbers >= 0])
+    # Where there were fewer neighbours it stays white.
+    white = np.full_like(samples[0], 255)
+    images = [images.get(number, white) for number in numbers.ravel().tolist()]
+    left = make_grid(np.stack(samples), columns=1)
+    right = make_grid(np.stack(images), columns=numbers.shape[1])
+    gap = np.full((len(left), _GAP, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
 
 
 def record_of_neighbours(

@@ -37,15 +37,12 @@ class Nearest:
         self,
         features: Float[np.ndarray, "batch features"],
         numbers: Int[np.ndarray, " batch"],
-    ) -> bool:
+    ) -> None:
         """Takes the next of the stream.
 
         Args:
           features: [B, D].
           numbers: Their numbers, [B], above all before.
-
-        Returns:
-          Whether any of them is among the nearest now.
         """
         rows = features.astype(np.float64)
         squares = self._squares[:, None] + np.square(rows).sum(axis=1)[None]
@@ -62,4 +59,3 @@ class Nearest:
         self.distances = np.take_along_axis(distances, order, axis=1)
         found = np.take_along_axis(both, order, axis=1)
         self.numbers = np.where(np.isinf(self.distances), -1, found)
-        return bool((order >= count).any())

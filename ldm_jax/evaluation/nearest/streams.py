@@ -1,7 +1,7 @@
 """Sets of images as streams of their features."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,35 +35,85 @@ class Rows(NamedTuple):
     Attributes:
       numbers: Numbers of the images in their set, int [n].
       features: float32 [n, D].
-      images: Function without arguments -> uint8 [n, H, W, 3]; every process must call
-        it, or none.
     """
 
     numbers: Int[np.ndarray, " n"]
     features: Float[np.ndarray, "n features"]
-    images: Callable[[], UInt8[np.ndarray, "n h w 3"]]
+
+
+class Places:
+    """Where in a set its images are, so that some of them can be read again."""
+
+    def __init__(self, images: ImageSet) -> None:
+        """Starts without any.
+
+        Args:
+          images: The set.
+        """
+        self._images = images
+        # Of each batch: the position before it, and the number of its first row.
+        self._starts, self._firsts = [], []
+
+    def note(self, start: int, first: int) -> None:
+        """Remembers a batch.
+
+        Args:
+          start: Position before it, see `ImageSet.batches`.
+          first: Number of its first row, above those of all batches before.
+        """
+        self._starts.append(start)
+        self._firsts.append(first)
+
+    def read(
+        self, numbers: Int[np.ndarray, "..."]
+    ) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+        """Reads images again, or draws them; every process must call it.
+
+        Args:
+          numbers: Numbers of images of the batches that were noted; each may be there
+            several times, in any shape.
+
+        Returns:
+          Number -> uint8 [H, W, 3].
+        """
+        found = {}
+        numbers = np.unique(numbers)
+        batch_of = np.searchsorted(self._firsts, numbers, side="right") - 1
+        for k in np.unique(batch_of).tolist():
+            batches = self._images.batches(self._starts[k])
+            _, batch = next(batches)
+            batches.close()
+            rows = _on_host(batch["image"])
+            for number in numbers[batch_of == k].tolist():
+                # A copy, that the rest of the batch can be freed.
+                found[number] = rows[number - self._firsts[k]].copy()
+            peers.progress()
+        return found
 
 
 class Found(NamedTuple):
     """The neighbours of samples, and those of some training images.
 
     Attributes:
-      samples: uint8 [K, H, W, 3].
-      numbers: Their numbers in their set, int [K].
+      numbers: Numbers of the samples in their set, int [K].
       nearest: The nearest training images of the samples.
-      images: Number of a training image -> uint8 [H, W, 3], of all these.
       controls: Distances of training images to their nearest other one, float64 [M].
+      samples: Where the samples are.
+      training: Where the training images are.
     """
 
-    samples: UInt8[np.ndarray, "k h w 3"]
     numbers: Int[np.ndarray, " k"]
     nearest: Nearest
-    images: dict[int, UInt8[np.ndarray, "h w 3"]]
     controls: Float[np.ndarray, " m"]
+    samples: Places
+    training: Places
 
 
 def rows_of(
-    images: ImageSet, program: FeatureProgram, start: int = 0
+    images: ImageSet,
+    program: FeatureProgram,
+    start: int = 0,
+    places: Places | None = None,
 ) -> Iterator[tuple[int, Rows]]:
     """Computes the features of a set, batch by batch; every process must call it.
 
@@ -71,6 +121,7 @@ def rows_of(
       images: The set.
       program: Computes features of one tap.
       start: Position to begin at, see `ImageSet.batches`.
+      places: Remembers where the images are.
 
     Yields:
       (position after the batch, Rows) of the images that can be read.
@@ -79,31 +130,25 @@ def rows_of(
       DataError: If features are not finite.
     """
     for end, batch in images.batches(start):
-        ((features,), mask) = _computed(program, batch)
-        rows = np.flatnonzero(mask)
-        if not np.isfinite(features[rows]).all():
+        found, mask = jax.device_get(program(batch["image"], batch["mask"], None))
+        ((_, features),) = found.items()
+        real = np.flatnonzero(mask)
+        if not np.isfinite(features[real]).all():
             raise DataError(
                 f"features of {images.name} are not finite numbers: the weights of the "
                 "network are damaged or in another layout"
             )
-        numbers, images = numbers_of(batch, start), _fetching(batch["image"], rows)
-        yield end, Rows(numbers[rows], features[rows], images)
+        numbers = numbers_of(batch, start)
+        if places is not None:
+            places.note(start, int(numbers[0]))
+        yield end, Rows(numbers[real], features[real])
         start = end
 
 
-def _computed(program, batch):
-    found, mask = jax.device_get(program(batch["image"], batch["mask"], None))
-    return tuple(found.values()), np.asarray(mask)
-
-
-def _fetching(images, rows):
-    def fetch():
-        array = images
-        if jax.process_count() > 1:
-            array = multihost_utils.process_allgather(images, tiled=True)
-        return np.asarray(array)[rows]
-
-    return fetch
+def _on_host(images):
+    if jax.process_count() > 1:
+        images = multihost_utils.process_allgather(images, tiled=True)
+    return np.asarray(images)
 
 
 def find_nearest(
@@ -111,9 +156,11 @@ def find_nearest(
 ) -> Found:
     """Goes over the samples, and once over the training images.
 
+    Only the features of the samples are kept in memory.
+
     Args:
-      samples: The samples; all of them are kept in memory, with their neighbours.
-      training: The training images, of which no more are.
+      samples: The samples.
+      training: The training images.
       program: Computes features of one tap.
       count: Neighbours of each sample.
 
@@ -123,21 +170,18 @@ def find_nearest(
     Raises:
       DataError: If images cannot be read, or features are not finite.
     """
-    taken = [
-        (rows.features, rows.images(), rows.numbers)
-        for _, rows in rows_of(samples, program)
-    ]
-    features, *shown = (np.concatenate(each) for each in zip(*taken, strict=True))
+    places = Places(samples), Places(training)
+    drawn = [rows for _, rows in rows_of(samples, program, places=places[0])]
+    numbers, features = (np.concatenate(each) for each in zip(*drawn, strict=True))
     if not len(features):
         raise DataError(f"none of the images of {samples.name} can be read")
     nearest = Nearest(features, min(count, training.count))
     control_features, own = _controls(training, program)
-    controls, images = Nearest(control_features, 1, own), {}
+    controls = Nearest(control_features, 1, own)
     progress = Progress(training, 0)
-    for end, rows in rows_of(training, program):
+    for end, rows in rows_of(training, program, places=places[1]):
         controls.add(rows.features, rows.numbers)
-        if nearest.add(rows.features, rows.numbers):
-            images = _kept(images, rows, nearest.numbers)
+        nearest.add(rows.features, rows.numbers)
         progress.advance(end)
     progress.close()
     distances = controls.distances[:, 0]
@@ -147,15 +191,7 @@ def find_nearest(
             f"fewer than two of the {training.count} images of {training.name} can be "
             "read: they are compared with one another, too"
         )
-    return Found(*shown, nearest, images, distances)
-
-
-def _kept(images: dict[int, Any], rows: Rows, numbers: Any) -> dict[int, Any]:
-    """The images of these numbers, of those before and of a batch."""
-    new = dict(zip(rows.numbers.tolist(), rows.images(), strict=True))
-    both = images | new
-    # A copy, that the rest of the batch can be freed.
-    return {k: both[k].copy() for k in np.unique(numbers).tolist() if k in both}
+    return Found(numbers, nearest, distances, *places)
 
 
 def _controls(training, program):

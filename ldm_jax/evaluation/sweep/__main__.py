@@ -11,16 +11,15 @@ is installed. Each row that is through is kept in the folder: the same command g
 where it was cut, and with more values measures those that are new.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli, ranges
 from ldm_jax.evaluation.flag_groups import (
+    comparison_of,
     define_comparison_flags,
     define_drawing_flags,
     define_measurement_flags,
-    feature_weights,
+    plan_of,
 )
 from ldm_jax.files import check_outdir, write_bytes, write_json
 
@@ -62,7 +61,7 @@ with cli.group("samples"):
 with cli.group("how to measure"):
     _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
     _IMAGE_SIZE = cli.shared("image_size")
-    _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
+    _, _SKIP, _ = define_measurement_flags()
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
@@ -83,7 +82,8 @@ def _main(argv: list[str]) -> None:
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
-    how, plan = _comparison(), _plan()
+    how = comparison_of(_DISTANCES.value or ["fid"])
+    plan = _plan(how.distances)
     lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
     given = combinations(*lists, _ETA.value)
     subjects.require_second_stage(_WORKDIR.value, _STEP.value)
@@ -106,48 +106,15 @@ def _main(argv: list[str]) -> None:
         _write(how.outdir, title, rows)
 
 
-def _comparison():
-    """What the flags say of how sets are measured, checked before anything is read."""
-    from ldm_jax.config import choose
-    from ldm_jax.evaluation.compare import Comparison
-    from ldm_jax.metrics.distances import DISTANCES
-
-    distances = _DISTANCES.value or ["fid"]
-    for name in distances:
-        choose(DISTANCES, name, "--distances")
-    return Comparison(
-        distances=distances,
-        outdir=pathlib.Path(_OUTDIR.value),
-        weights=feature_weights(_WEIGHTS.value),
-        reference=_REFERENCE.value,
-        image_size=_IMAGE_SIZE.value,
-        batch_size=_BATCH_SIZE.value,
-        save_every=_SAVE_EVERY.value,
-        skip_unreadable=_SKIP.value,
-    )
-
-
-def _plan():
+def _plan(distances):
     """Which samples are drawn."""
-    from ldm_jax.config import choose
-    from ldm_jax.eval_samples import LABEL_MODES
-    from ldm_jax.evaluation.drawn import Plan
     from ldm_jax.metrics.distances import DISTANCES
 
-    mode = _LABEL_MODE.value or "random"
-    choose(LABEL_MODES, mode, "--label_mode")
-    distances = _DISTANCES.value or []
-    with_captions = any(DISTANCES[name].needs_captions for name in distances)
-    return Plan(
-        _NUM_SAMPLES.value,
-        batch_size=_BATCH_SIZE.value,
-        label_mode=mode,
-        seed=_SEED.value,
-        split=_SPLIT.value,
-        skip_unreadable=_SKIP.value,
-        prompts_file=_PROMPTS_FILE.value,
-        tokenizer=_TOKENIZER.value if with_captions else None,
-    )
+    plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
+    plan = plan._replace(prompts_file=_PROMPTS_FILE.value)
+    if any(DISTANCES[name].needs_captions for name in distances):
+        plan = plan._replace(tokenizer=_TOKENIZER.value)
+    return plan
 
 
 def _write(outdir, title, rows):

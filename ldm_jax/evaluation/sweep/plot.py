@@ -77,7 +77,7 @@ def _describe(axis: str, value: Any) -> str:
 
 
 def write_plot(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> bool:
-    """Draws a panel for each result, the best row marked with a ring.
+    """Draws a plot for each result, the best row marked with a ring.
 
     Args:
       path: PNG file.
@@ -98,11 +98,11 @@ def write_plot(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> bool
     columns = min(3, len(names))
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(5.5 * columns, 4 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for panel, name in zip(panels, names, strict=False):
-        _draw_panel(panel, rows, name)
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
+    plots = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, name in zip(plots, names, strict=False):
+        _draw_axes(axes, rows, name)
+    for axes in plots[len(names) :]:
+        axes.set_axis_off()
     figure.suptitle(title, fontsize="small", wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
@@ -110,17 +110,17 @@ def write_plot(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> bool
     return True
 
 
-def _draw_panel(panel, rows, name):
+def _draw_axes(axes, rows, name):
     axis, curves = curves_of(rows, name)
     for label, points in curves.items():
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
     best = best_of(rows, name)
     if best is not None:
         point = best.values[axis], best.results[name].value
         ring = {"markersize": 12, "markerfacecolor": "none", "color": "black"}
-        panel.plot(*point, linestyle="none", marker="o", label="best", **ring)
-    panel.set_xlabel(_LABELS[axis])
+        axes.plot(*point, linestyle="none", marker="o", label="best", **ring)
+    axes.set_xlabel(_LABELS[axis])
     label = rows[0].results[name].label or name
-    panel.set_ylabel(f"{label} ({better(name)} is better)")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize="small")
+    axes.set_ylabel(f"{label} ({better(name)} is better)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

@@ -9,7 +9,7 @@
 | `clip_score` | of images and their captions |
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ldm_jax.metrics.distances.clip_score import COSINE, EMBEDDING, clip_score
@@ -20,7 +20,7 @@ from ldm_jax.metrics.distances.neighbours import density_coverage, precision_rec
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-__all__ = ["DISTANCES", "Distance", "Result", "Value"]
+__all__ = ["DISTANCES", "Distance", "Result", "Value", "taps_with_rows"]
 
 
 class Value(NamedTuple):
@@ -132,3 +132,17 @@ DISTANCES = {
         {"frechet": Value("Fréchet distance")}, "random", "pooled", frechet
     ),
 }
+
+
+def taps_with_rows(names: Sequence[str]) -> list[str]:
+    """Lists where distances need the features of each image of a reference.
+
+    Args:
+      names: Rows of DISTANCES.
+
+    Returns:
+      Networks and taps, as "inception/2048", in order.
+    """
+    rows = [DISTANCES[name] for name in names]
+    rows = [row for row in rows if row.needs_rows and row.needs_reference]
+    return sorted({f"{row.network}/{row.tap}" for row in rows})

@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.errors import ConfigError
-from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
@@ -58,7 +58,8 @@ class SetDistances:
         cut, given = {"size": [side, side]}, None
         if options.reference:
             # Compared before it costs anything.
-            given = ReferenceStatistics.load(options.reference, "eval.reference")
+            rows = taps_with_rows(options.distances)
+            given = ReferenceStatistics.load(options.reference, "eval.reference", rows)
             given.check({"preprocessing": cut}, options.reference)
         names, weights = options.distances, options.weights
         try:
@@ -158,14 +159,15 @@ class SetDistances:
         found = ""
         if jax.process_index() == 0 and path.exists():
             try:
-                theirs = dict(ReferenceStatistics.load(path).record)
+                theirs = dict(ReferenceStatistics.load(path, rows=()).record)
             except ConfigError:
                 theirs = {}
             theirs.pop("count", None)
             found = "yes" if theirs == json.loads(json.dumps(record)) else ""
         # All processes do as the first one does.
         if peers.gather(found)[0]:
-            return ReferenceStatistics.load(path)
+            rows = taps_with_rows(self.options.distances)
+            return ReferenceStatistics.load(path, rows=rows)
         return self._make_reference(record, path)
 
     def _make_reference(self, record, path):
