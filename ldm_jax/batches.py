@@ -120,6 +120,25 @@ class Data:
         size = self._even(batch_size or self._batch_size)
         yield from self._batches(self._open(), False, size, 0, count)
 
+    def describe_images(self, held_out: bool) -> dict[str, Any]:
+        """Says of which images those of `images_alone` are some.
+
+        Args:
+          held_out: See there.
+
+        Returns:
+          JSON-like dict of "data", "split", "listed", how many they are, and
+          "fingerprint", None where the source has none.
+        """
+        source = self._open() if held_out else self._source
+        fingerprint = getattr(source, "fingerprint", None)
+        return {
+            "data": self._section.name,
+            "split": self._section.eval_split if held_out else self._section.split,
+            "listed": len(source),
+            "fingerprint": None if fingerprint is None else fingerprint(),
+        }
+
     def images_alone(
         self, held_out: bool, count: int | None, batch_size: int
     ) -> Iterator[Batch]:

@@ -30,6 +30,10 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.seeds import sample_keys
 
 
+class TooFewConditions(DataError):
+    """Examples that cannot fill the number of samples."""
+
+
 class Conditions(NamedTuple):
     """The conditions of a batch of samples, global arrays split along axis 0.
 
@@ -174,7 +178,7 @@ def condition_batches(
       Conditions.
 
     Raises:
-      DataError: If the examples are fewer than the samples.
+      TooFewConditions: If the examples are fewer than the samples; after the last.
     """
     if not needs_examples(model):
         size = -(-batch_size // mesh.size) * mesh.size
@@ -211,7 +215,7 @@ def _taken(keys, mesh, examples, start, count):
             yield _put(mesh, index, mask)._replace(inputs=inputs)
         if taken >= count:
             return
-    raise DataError(
+    raise TooFewConditions(
         f"{count} samples were asked for, but there are conditions for {taken} alone, "
         "the examples held out: ask for that many, or hold more out"
     )

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
-from ldm_jax.annotations import Array, Bool, Float, Int, Key, Num
+from ldm_jax.annotations import Array, Bool, Float, Key, Num
 from ldm_jax.conditioners import Conditioner, Conditioning
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise, check_prediction
@@ -255,40 +255,6 @@ def apply_backbone(
     )
 
 
-def predict(
-    model: LatentDiffusion,
-    params: Mapping[str, Any],
-    latents: Float[Array, "batch h w c"],
-    noise: Float[Array, "batch h w c"],
-    timesteps: Int[Array, " batch"],
-    conditioning: Conditioning,
-    *,
-    train: bool = False,
-    rngs: Mapping[str, Key[Array, ""]] | None = None,
-) -> tuple[Float[Array, "batch h w c"], Float[Array, "batch h w c"]]:
-    """Noises latents and has the denoiser say what the objective asks for.
-
-    Args:
-      model: LatentDiffusion.
-      params: Trained weights.
-      latents: Clean latents [B, h, w, c].
-      noise: What is added, same shape.
-      timesteps: Levels [B] in [0, T).
-      conditioning: Conditioning of the batch, from `condition`.
-      train: See `apply_backbone`.
-      rngs: See there.
-
-    Returns:
-      (what it says, what it should say), each float32 [B, h, w, c].
-    """
-    point = model.schedule.at(timesteps)
-    noisy = add_noise(latents, noise, point)
-    output = apply_backbone(
-        model, params, noisy, timesteps, conditioning, train=train, rngs=rngs
-    )
-    return output, model.objective.target(latents, noise, point)
-
-
 def named_keys(rng: Key[Array, ""], *names: str) -> dict[str, Key[Array, ""]]:
     """Splits a key once into one per name.
 
@@ -338,16 +304,14 @@ def loss(
 
     timesteps = objective.draw_timesteps(rngs["timesteps"], size, schedule)
     noise = objective.draw_noise(rngs["noise"], latents.shape)
-    output, target = predict(
-        model,
-        params,
-        latents,
-        noise,
-        timesteps,
-        conditioning,
-        train=train,
-        rngs={"dropout": rngs["dropout"]},
+    point = schedule.at(timesteps)
+    noisy = add_noise(latents, noise, point)
+    dropout = {"dropout": rngs["dropout"]}
+    output = apply_backbone(
+        model, params, noisy, timesteps, conditioning, train=train, rngs=dropout
     )
+    target = objective.target(latents, noise, point)
+
     levels = objective.levels(timesteps, schedule, params.get("logvar"))
     value, metrics = objective.loss(output, target, levels, weights)
     if "logvar" in params:

@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ldm_jax.annotations import Array, Shaped
 from ldm_jax.errors import ConfigError
 
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
@@ -225,6 +227,20 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in batch.items()
     }
+
+
+def gathered(array: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Brings a global array to each host; every process must call it.
+
+    Args:
+      array: Global array [...].
+
+    Returns:
+      All of it.
+    """
+    if jax.process_count() > 1:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def check_batch_size(

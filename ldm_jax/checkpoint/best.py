@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from ldm_jax.files import write_json
 
 _NAME = "best.json"
@@ -22,25 +24,38 @@ class Best(NamedTuple):
       name: The result that it is the best by.
       value: What that was.
       better: Whether "lower" or "higher" is.
+      how: Stands for the way in which it was measured; "" where that is not known.
     """
 
     step: int
     name: str
     value: float
     better: str
+    how: str = ""
 
-    def is_beaten_by(self, name: str, value: float) -> bool:
-        """Says whether another result is better; that of another name always is.
+    def compares_with(self, other: "Best") -> bool:
+        """Says whether two are of the same result, measured in the same way.
 
         Args:
-          name: The result.
-          value: What it is.
+          other: Another one.
+
+        Returns:
+          Whether they are.
+        """
+        return (self.name, self.how) == (other.name, other.how)
+
+    def is_beaten_by(self, other: "Best") -> bool:
+        """Says whether another one is better; one that does not compare always is.
+
+        Args:
+          other: It.
 
         Returns:
           Whether.
         """
-        if name != self.name:
+        if not self.compares_with(other):
             return True
+        value = other.value
         return value != self.value and (value < self.value) == (self.better == "lower")
 
 
@@ -53,10 +68,23 @@ def read_best(workdir: pathlib.Path) -> Best | None:
     Returns:
       It, or None if no record of one can be read.
     """
-    try:
-        return Best(**json.loads((workdir / _NAME).read_bytes()))
-    except (OSError, ValueError, TypeError):
+    path = workdir / _NAME
+    if not path.is_file():
         return None
+    try:
+        best = Best(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        best = None
+    if best is None or not _makes_sense(best):
+        logging.warning("%s cannot be read: no checkpoint counts as the best", path)
+        return None
+    return best
+
+
+def _makes_sense(best):
+    kinds = (best.step, int), (best.name, str), (best.value, float), (best.how, str)
+    right = all(type(value) is kind for value, kind in kinds)
+    return right and math.isfinite(best.value) and best.better in ("lower", "higher")
 
 
 def write_best(workdir: pathlib.Path, best: Best) -> None:
@@ -110,11 +138,11 @@ class KeepBest:
           found: It.
 
         Returns:
-          Whether it was taken; never where its result is not a number.
+          Whether it was taken; never where its result is not finite.
         """
-        if math.isnan(found.value):
+        if not math.isfinite(found.value):
             return False
-        if self.best and not self.best.is_beaten_by(found.name, found.value):
+        if self.best and not self.best.is_beaten_by(found):
             return False
         self.best = found
         return True

@@ -74,6 +74,11 @@ class Checkpoints:
         """Folders of the checkpoints that are on disk, the oldest first."""
         return [self._folder / str(step) for step in saved_steps(self._folder)]
 
+    @property
+    def best(self) -> Best | None:
+        """The best checkpoint so far; None if none is known and there."""
+        return self._best.best
+
     def keep_if_best(self, found: Best) -> bool:
         """Keeps a checkpoint, in place of the best one so far, if it is better.
 

@@ -24,6 +24,7 @@ from absl import flags
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.flag_groups import (
+    check_used,
     comparison_of,
     define_comparison_flags,
     define_drawing_flags,
@@ -116,6 +117,7 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how, plan, sampling = _comparison(), _plan(), _sampling()
+    check_used(how.distances or ["fid"], how.weights)
     if _OVERLAP.value > _TILE.value // 2:
         raise ConfigError(
             f"--overlap={_OVERLAP.value} is more than half of --tile={_TILE.value}"
@@ -129,7 +131,7 @@ def _main(argv: list[str]) -> None:
         others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
         words = "--images are measured as they are"
         refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
-        _of_images(how)
+        _of_images(how._replace(distances=how.distances or ["fid"]))
         return
     stage = "autoencoder"
     if _WORKDIR.value != "identity":
@@ -137,6 +139,7 @@ def _main(argv: list[str]) -> None:
     if stage == "diffusion":
         words = f"--workdir={_WORKDIR.value} is a second stage"
         refuse(("image", "data", "num_images", "lpips_weights"), words)
+        how = how._replace(distances=how.distances or ["fid"])
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
@@ -183,7 +186,11 @@ def _of_images(how):
     from ldm_jax import sharding
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.image_sets import open_images
+    from ldm_jax.metrics.distances import DISTANCES
 
+    if not any(DISTANCES[name].needs_captions for name in how.distances):
+        words = ",".join(how.distances)
+        refuse(("prompts_file",), f"no distance of --distances={words} is of captions")
     mesh = sharding.make_mesh()
     images = open_images(
         _IMAGES.value,
@@ -194,21 +201,21 @@ def _of_images(how):
         skip_unreadable=_SKIP.value,
     )
     if _PROMPTS_FILE.value is not None:
-        images.tokens = _tokens(images, mesh)
-    compare(images, how._replace(distances=how.distances or ["fid"]), mesh)
+        _add_captions(images, mesh)
+    compare(images, how, mesh)
 
 
-def _tokens(images, mesh):
-    """Token ids of the captions of --prompts_file."""
-    from ldm_jax.evaluation.captions import make_tokens, read_captions
+def _add_captions(images, mesh):
+    """Gives images the captions of --prompts_file."""
+    from ldm_jax.evaluation.captions import Prompts, add_captions
 
-    texts = read_captions(_PROMPTS_FILE.value)
-    if len(texts) != images.count:
+    prompts = Prompts(_PROMPTS_FILE.value)
+    if len(prompts) != images.count:
         raise ConfigError(
-            f"--prompts_file={_PROMPTS_FILE.value} has {len(texts)} captions and there "
-            f"are {images.count} images: give a line for each, in their order"
+            f"--prompts_file={_PROMPTS_FILE.value} has {len(prompts)} captions and "
+            f"there are {images.count} images: give a line for each, in their order"
         )
-    return make_tokens(texts.__getitem__, len(texts), _TOKENIZER.value, mesh)
+    add_captions(images, prompts, _TOKENIZER.value, mesh)
 
 
 def _of_samples(how, plan, sampling):
@@ -216,7 +223,7 @@ def _of_samples(how, plan, sampling):
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
-    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, draw_set
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.sampling import load_model, options
 
@@ -227,7 +234,6 @@ def _of_samples(how, plan, sampling):
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     mesh = sharding.make_mesh()
     sample_options = options.complete(trained, sampling)
     if any(DISTANCES[name].needs_captions for name in how.distances):
@@ -235,8 +241,7 @@ def _of_samples(how, plan, sampling):
     images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
-    how = how._replace(distances=how.distances or ["fid"], training=training)
-    compare(images, how, mesh, labels)
+    compare(images, how._replace(training=training), mesh, labels)
 
 
 def _plan():
@@ -256,6 +261,7 @@ def _of_first_stage(how):
     from ldm_jax.evaluation import first_stage_command
     from ldm_jax.trained import check_same_everywhere, load_first_stage
 
+    check_used(how.distances, how.weights)
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )

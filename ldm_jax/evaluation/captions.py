@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
-from ldm_jax.annotations import Int
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.reading import MAX_TEXT, read_file
 
 # Length of the token sequences of all published towers.
@@ -31,7 +30,7 @@ class OneCaption:
         Args:
           source: Source of examples, see `data.sources`.
         """
-        self._source = source
+        self._source, self._captions = source, {}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -41,7 +40,32 @@ class OneCaption:
         example = dict(self._source[index])
         if "caption" in example:
             example["caption"] = first_of(example["caption"])
+            self._captions[index] = example["caption"]
         return example
+
+    def caption(self, index: int) -> str:
+        """Finds the caption of an example, which is read once at most.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          The caption.
+
+        Raises:
+          DataError: If the example cannot be read.
+        """
+        if index not in self._captions:
+            try:
+                self[index]
+            # Whatever a damaged record or file raises, it is that example's fault.
+            except Exception as error:
+                text = " ".join(str(error).split()) or type(error).__name__
+                raise DataError(
+                    f"cannot read the caption of {self.describe(index)}: {text}; mend "
+                    "or remove it"
+                ) from error
+        return self._captions[index]
 
     def describe(self, index: int) -> str:
         """Names an example, for messages.
@@ -84,7 +108,18 @@ class Prompts:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": blank, "caption": text}."""
-        return {"image": np.zeros((8, 8, 3), np.uint8), "caption": self._texts[index]}
+        return {"image": np.zeros((8, 8, 3), np.uint8), "caption": self.caption(index)}
+
+    def caption(self, index: int) -> str:
+        """Finds a caption.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          The caption.
+        """
+        return self._texts[index]
 
     def describe(self, index: int) -> str:
         """Names a caption, for messages.
@@ -140,30 +175,33 @@ def read_captions(path: str | os.PathLike) -> list[str]:
     return text.splitlines()
 
 
-def make_tokens(
-    caption_of: Callable[[int], str], count: int, tokenizer: str, mesh: Mesh
-) -> Callable[[Int[np.ndarray, " batch"]], Any]:
-    """Makes the function that gives the captions of a batch.
+def add_captions(
+    images: ImageSet, source: OneCaption | Prompts, tokenizer: str, mesh: Mesh
+) -> None:
+    """Gives a set the captions of its images, and records which they are.
 
     Args:
-      caption_of: Number of an image -> its caption.
-      count: Number of images; numbers beyond have the empty caption.
+      images: The set; image k has caption k.
+      source: The captions.
       tokenizer: Name or folder of CLIP's tokenizer, see `data.tokenizers`.
       mesh: Mesh over the devices of all processes.
-
-    Returns:
-      Function of the numbers of a batch's images, int [B] -> global array of token ids,
-      int32 [B, 77], split along axis 0.
 
     Raises:
       ConfigError: If the tokenizer cannot be loaded.
     """
-    tokenize = load_tokenizer(tokenizer, _LENGTH)
-    split = sharding.batch_sharding(mesh)
+    tokenize, split = load_tokenizer(tokenizer, _LENGTH), sharding.batch_sharding(mesh)
 
     def tokens(index):
-        texts = [caption_of(int(k)) if k < count else "" for k in index]
-        ids = tokenize(texts)
-        return jax.make_array_from_callback(ids.shape, split, lambda rows: ids[rows])
+        def ids_of(rows):
+            # Each process reads the captions of its own rows.
+            mine = index[rows[0]].tolist()
+            return tokenize([source.caption(k) if k >= 0 else "" for k in mine])
 
-    return tokens
+        shape = len(index), _LENGTH
+        return jax.make_array_from_callback(shape, split, ids_of)
+
+    images.tokens = tokens
+    images.record["captions"] = {
+        "captions": source.fingerprint(),
+        "tokenizer": tokenizer,
+    }

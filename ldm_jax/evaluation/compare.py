@@ -1,6 +1,5 @@
 """Measures a set of images against a reference, and writes what came of it."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,29 +15,27 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
-    MOST_ROWS,
     is_statistics,
     measure_reference,
     read_reference,
 )
 from ldm_jax.evaluation.report import (
+    comparison_reasons,
     judge,
     markdown,
     print_table,
     published_record,
-    sampling_reasons,
 )
-from ldm_jax.evaluation.resuming import Saved
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.resuming import Saved, agree, difference
+from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.files import write_bytes, write_json
-from ldm_jax.metrics.adm_npz import LABELS, ImageFile
+from ldm_jax.metrics.adm_npz import LABELS, ImageFile, StoredImages
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.sampling.settings import first_difference
 
 
 class Comparison(NamedTuple):
@@ -100,22 +97,31 @@ def compare(
     published = how.published and find_published(how.published, sampling)
     measurement, more = open_measurement(images, how, mesh)
     settings = settings_of(images, measurement, more)
-    results = _finished(images, how, settings)
-    if results is not None:
-        return results
     saved = Saved(how.outdir / "evaluation.partial.npz", settings, how.save_every)
-    keep = None
-    if how.npz and not jax.process_index():
-        keep = ImageFile(how.outdir / "samples.npz", (images.count, *images.size, 3))
-    measure(images, measurement, saved, _Everywhere(keep) if how.npz else None)
-    results = measurement.results()
-    if not jax.process_index():
-        if keep is not None:
+    file, keep = how.outdir / "samples.npz", None
+    if how.npz:
+        keep = ImageFile(file, (images.count, *images.size, 3))
+    results, more = _finished(how, settings)
+    if results is None:
+        left_out = measure(images, measurement, saved, keep)
+        results, more = measurement.results(), {"samples": None}
+        more["unreadable"] = [images.describe(number) for number in left_out]
+        if keep is not None and not jax.process_index():
             keep.finish(**({} if labels is None else {LABELS: np.asarray(labels)}))
-        settings["unreadable"] = images.unreadable
-        _write(images, how, results, settings, published)
-    peers.gather("the results are written")
-    saved.remove()
+            more["samples"] = StoredImages(file).fingerprint
+        _write(images, how, results, settings | more, published)
+        # The state goes once the results are there for all.
+        peers.gather("the results are written")
+        saved.remove()
+    else:
+        say(f"measured already: {how.outdir / 'metrics.json'}")
+        # What is published for it may be asked for later.
+        if published is not None:
+            _write(images, how, results, settings | more, published)
+    _print(images, how, results, published)
+    # Without a state nothing goes on from these images.
+    if keep is not None and not jax.process_index() and not saved.exists():
+        keep.remove()
     return results
 
 
@@ -139,6 +145,7 @@ def open_measurement(
     """
     _check_protocol(images, how)
     _check_reference(how)
+    _check_captions(images, how)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
     measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
     if not jax.process_index():
@@ -150,39 +157,35 @@ def open_measurement(
     return measurement, {"reference": record, "protocol": how.protocol}
 
 
-def _finished(images, how, settings):
-    """The results of an earlier run with these settings, or None."""
+def _finished(how, settings):
+    """(results, what else was recorded) of an earlier run, or (None, None)."""
     path = how.outdir / "metrics.json"
-    if not path.exists() or (how.npz and not (how.outdir / "samples.npz").exists()):
-        return None
+    found = _recorded(path, settings)
+    if found is not None and how.npz and not _has_samples(how, found[1]["samples"]):
+        found = None
+    agree(path, "finished" if found is not None else "not finished")
+    return found or (None, None)
+
+
+def _recorded(path, settings):
     try:
         record = parse_json(read_file(path, MAX_TEXT))
         there = {key: record.get(key) for key in settings}
         found = {k: Result(**v) for k, v in record["details"].items()}
+        more = {key: record[key] for key in ("unreadable", "samples")}
     # What is no record of a finished run is replaced by one.
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
-    settings = json.loads(json.dumps(settings))
-    if first_difference(there, settings) is not None:
-        return None
-    if not jax.process_index():
-        print_table(f"{images.name}: measured already, {path}", found)
-    return found
+    return None if difference(there, settings) else (found, more)
 
 
-class _Everywhere:
-    """An ImageFile of the first process; on the others nothing."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def write(self, start, images):
-        if self._file is not None:
-            self._file.write(start, images)
-
-    def flush(self):
-        if self._file is not None:
-            self._file.flush()
+def _has_samples(how, fingerprint):
+    """Whether the samples that were measured are still there."""
+    try:
+        found = StoredImages(how.outdir / "samples.npz")
+    except (ConfigError, OSError):
+        return False
+    return found.fingerprint == fingerprint
 
 
 def _name_random(measurement):
@@ -226,6 +229,18 @@ def _check_reference(how):
         is_statistics(how.reference)
 
 
+def _check_captions(images, how):
+    wanting = [name for name in how.distances if DISTANCES[name].needs_captions]
+    if wanting and images.tokens is None:
+        advice = "give them with --prompts_file"
+        if "sample" in images.record:
+            advice = "measure a model that draws from captions"
+        raise ConfigError(
+            f"--distances={','.join(wanting)}: images are compared with their captions "
+            f"and these have none: {advice}, or leave it out"
+        )
+
+
 def _open_reference(images, how, measurement, mesh):
     """ReferenceStatistics, or None where no distance needs a reference."""
     needing = _needing(how)
@@ -233,18 +248,17 @@ def _open_reference(images, how, measurement, mesh):
         return None
     # Captions, and scores without a reference, are not of these images.
     if needing != list(how.distances):
-        measurement = Measurement(needing, mesh, how.weights)
+        measurement = measurement.twin(distances=needing)
     most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}
     if how.reference is None:
         others = open_training_set(how.training, mesh, how.batch_size)
     elif is_statistics(how.reference):
-        reference = read_reference(
-            how.reference, measurement, mesh, how.outdir, every, how.batch_size, most
+        place, size = how.reference, how.batch_size
+        return read_reference(
+            place, measurement, mesh, how.outdir, every, size, most, _cut_of(images)
         )
-        reference.check({"preprocessing": _cut_of(images)}, how.reference)
-        return reference
     else:
         others = open_images(
             how.reference, mesh, how.batch_size, image_size=how.image_size, **options
@@ -272,29 +286,40 @@ def check_sizes(images: ImageSet, others: ImageSet) -> None:
 
 
 def _write(images, how, results, settings, published):
-    """Writes and prints what came of it."""
+    """Writes what came of it, on the first process."""
+    if jax.process_index():
+        return
     verdicts, source = [], ""
     if published is not None:
-        sampling = images.record.get("sample", {})
-        reasons = sampling_reasons(published, sampling, how.protocol)
+        reference = settings["reference"]
+        reasons = comparison_reasons(published, images.record, reference, how.protocol)
         verdicts = judge(results, published, TOLERANCE, reasons)
         source = published.source
     record = settings | {
         "metrics": {name: result.value for name, result in results.items()},
         "details": {name: result._asdict() for name, result in results.items()},
-        "published": published and published_record(how.published, verdicts, source),
     }
-    write_json(how.outdir / "metrics.json", record)
+    record["published"] = published and published_record(
+        how.published, verdicts, source
+    )
     title = images.name
     if how.published is not None:
         title = f"{how.published}: {title}"
     text = markdown(title, results, verdicts, TOLERANCE, source)
     write_bytes(how.outdir / "metrics.md", text.encode())
+    # The last file: where it is, all is there.
+    write_json(how.outdir / "metrics.json", record)
+
+
+def _print(images, how, results, published):
+    """Prints what came of it, on the first process."""
+    if jax.process_index():
+        return
     count = next(iter(results.values())).count
     height, width = images.size
     print_table(f"{images.name}: {count:,} images of {height} x {width}", results)
-    if verdicts:
-        print(text, end="")
+    if published is not None:
+        print((how.outdir / "metrics.md").read_text(), end="")
     print(f"numbers: {how.outdir / 'metrics.json'}")
     if how.npz:
         print(f"array: {how.outdir / 'samples.npz'}")

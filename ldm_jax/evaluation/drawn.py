@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers, sharding
 from ldm_jax.annotations import Int
 from ldm_jax.batches import Batch
+from ldm_jax.checkpoint import tree_checksum
 from ldm_jax.config import choose, to_dict
 from ldm_jax.data.inputs import inputs_of, needed_keys
 from ldm_jax.data.loader import make_loader, open_source
@@ -29,7 +30,7 @@ from ldm_jax.eval_samples import (
     plan_labels,
     planned_label,
 )
-from ldm_jax.evaluation.captions import OneCaption, Prompts, make_tokens
+from ldm_jax.evaluation.captions import OneCaption, Prompts, add_captions
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.sampling.options import record_of
 from ldm_jax.tiling import one_behind
@@ -70,16 +71,24 @@ class Drawing:
     Attributes:
       trained: The model.
       mesh: Mesh over the devices of all processes.
+      checksums: Of the weights: "model", "first_stage" and "statistics". A model that
+        was trained anew in the same folder is another one.
     """
 
     def __init__(self, trained: Trained, mesh: Mesh) -> None:
-        """Puts nothing on the devices yet.
+        """Puts nothing on the devices yet; every process must call it.
 
         Args:
           trained: A Trained.
           mesh: Mesh over the devices of all processes.
+
+        Raises:
+          CheckpointError: If the model differs from process to process.
         """
         self.trained, self.mesh = trained, mesh
+        trees = {"model": trained.params, **trained.frozen}
+        self.checksums = {k: f"{tree_checksum(v):08x}" for k, v in trees.items()}
+        _check_same(trained, self.checksums)
         self._weights, self._programs = None, {}
 
     def program(self, options: SampleOptions, seed: int) -> Callable:
@@ -139,6 +148,7 @@ def draw_set(
         "checkpoint": trained.source,
         "weights": trained.weights,
         "first_stage": trained.first_stage,
+        "checksums": drawing.checksums,
         "seed": plan.seed,
         "conditions": conditions,
         "sample": record_of(options, model),
@@ -151,17 +161,8 @@ def draw_set(
     images = ImageSet(name, count, options.size, batches, record)
     images.describe = "sample {}".format
     if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
-        images.tokens = _tokens_of(source, plan.tokenizer, mesh)
+        add_captions(images, source, plan.tokenizer, mesh)
     return images, labels
-
-
-def _tokens_of(source, tokenizer, mesh):
-    """Token ids of the captions of examples, for `ImageSet.tokens`."""
-
-    def caption_of(k):
-        return source[k]["caption"]
-
-    return make_tokens(caption_of, len(source), tokenizer, mesh)
 
 
 def _count(plan, source):
@@ -248,25 +249,21 @@ def _draw(
     drawn = ((each, draw(each)) for each in conditions)
     # While features of one batch are computed, the devices draw the next.
     for each, (images, finite) in one_behind(drawn):
-        if not np.asarray(finite).all():
+        real = sharding.gathered(each.mask)
+        # What fills a batch up may be anything.
+        if not (np.asarray(finite) | ~real).all():
             raise CheckpointError(
                 f"samples of {trained.source} are not finite: its weights are damaged, "
                 "or the options carry them away; look at the run's losses"
             )
-        start += int(np.asarray(each.mask.sum()))
+        start += int(real.sum())
         yield start, {"image": images, "mask": each.mask, "index": each.index}
 
 
-def check_same_model(trained: Trained) -> None:
-    """Checks that all processes have one model; all must call it.
-
-    Args:
-      trained: A Trained.
-
-    Raises:
-      CheckpointError: If its checkpoint differs from process to process.
-    """
-    found = peers.gather(f"{trained.source[-180:]} {trained.weights}")
+def _check_same(trained, checksums):
+    """Checks that all processes have one model; all must call it."""
+    weights = " ".join(checksums.values())
+    found = peers.gather(f"{trained.source[-150:]} {trained.weights} {weights}")
     if len(set(found)) > 1:
         places = "; ".join(f"process {i}: {text}" for i, text in enumerate(found))
         raise CheckpointError(

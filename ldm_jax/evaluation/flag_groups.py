@@ -1,7 +1,7 @@
 """Flags that the commands of this room share, and how they are read."""
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -155,6 +155,36 @@ def refuse(names: Iterable[str], why: str) -> None:
     for name in names:
         if flags.FLAGS[name].present:
             raise ConfigError(f"--{name}: {why}; leave it out")
+
+
+def check_used(distances: Sequence[str], weights: Mapping[str, str]) -> None:
+    """Refuses files of weights, and captions' flags, that no distance would use.
+
+    Args:
+      distances: Rows of DISTANCES.
+      weights: Row of FEATURES -> path of its file.
+
+    Raises:
+      ConfigError: If there is one, or --tokenizer is given and nothing is compared
+        with captions.
+    """
+    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.features import FEATURES
+
+    rows, words = [DISTANCES[name] for name in distances], ",".join(distances)
+    used = {row.network for row in rows}
+    # Some networks take the file of another one.
+    known = used | {FEATURES[name].weights_of for name in used}
+    for name in sorted(weights.keys() - known):
+        use = f"uses {' and '.join(sorted(used))}" if used else "is not given"
+        raise ConfigError(
+            f"--feature_weights={name}={weights[name]}: --distances={words} {use}, "
+            f"nothing would be measured with {name}; leave it out, or ask for a "
+            "distance that needs it"
+        )
+    tokenizer = "tokenizer" in flags.FLAGS and flags.FLAGS["tokenizer"].present
+    if tokenizer and not any(row.needs_captions for row in rows):
+        refuse(("tokenizer",), f"no distance of --distances={words} is of captions")
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:

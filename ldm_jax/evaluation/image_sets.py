@@ -44,10 +44,10 @@ class ImageSet:
         they do not follow one another. What it is given is 0 or such a position.
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
         "preprocessing", as in `ReferenceStatistics.record`.
-      unreadable: Where images are that were left out, of this process.
       describe: Function of the number of an image -> what it is called, as its path.
-      tokens: Function of the numbers of a batch's images -> token ids of their
-        captions, see `captions.make_tokens`; None where there are no captions.
+      tokens: Function of the numbers int [B] of a batch's images, negative ones of
+        what fills it up -> token ids of their captions, a global array int32 [B, 77];
+        None where there are no captions, see `captions.add_captions`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ImageSet:
                 "sets needs two or more"
             )
         self.name, self.count, self.size = name, count, size
-        self.batches, self.unreadable, self.tokens = batches, [], None
+        self.batches, self.tokens = batches, None
         self.describe = "image {}".format
         cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
@@ -179,9 +179,11 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
         mine = _own_rows(unit)
         for block in stored.blocks(unit, start):
             block = block[: total - start]
-            if len(block):
-                start += len(block)
-                yield start, _put(block[mine.start : mine.stop], None, mine, mesh)
+            start += len(block)
+            yield start, _put(block[mine.start : mine.stop], None, mine, mesh)
+            # The rest of a large file shall not be read for nothing.
+            if start >= total:
+                return
 
     record = {"images": stored.fingerprint}
     return ImageSet(os.fspath(path), total, size, lambda n: _ahead(batches(n)), record)
@@ -202,7 +204,7 @@ def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
         lambda start: _ahead(reader.batches(unit, mesh, start)),
         {"images": source.fingerprint()},
     )
-    images.unreadable, images.describe = reader.unreadable, source.describe
+    images.describe = source.describe
     return images
 
 
@@ -211,7 +213,6 @@ class _FolderReader:
 
     def __init__(self, source, count, skip_unreadable):
         self._source, self._count, self._skip = source, count, skip_unreadable
-        self.unreadable = []
         # All have the size of the first one that can be read.
         self._first, self.size = 0, None
         found = (self._read(index) for index in range(count))
@@ -237,9 +238,7 @@ class _FolderReader:
                     f"{path} cannot be read ({reason}): mend it or take it away, or "
                     "leave such images out with --skip_unreadable"
                 ) from error
-            if path not in self.unreadable:
-                logging.warning("left out: %s cannot be read (%s)", path, reason)
-                self.unreadable.append(path)
+            logging.warning("left out: %s cannot be read (%s)", path, reason)
             return None
         if self.size is not None and image.shape[:2] != self.size:
             height, width = image.shape[:2]
@@ -326,4 +325,7 @@ def open_training_set(
             "a folder or an npz, with --reference (ldm-reference takes --images)"
         )
     options = {"split": split or section["split"], "image_size": image_size}
-    return from_data(Images(section, mesh, batch_size, num_images=count, **options))
+    images = from_data(Images(section, mesh, batch_size, num_images=count, **options))
+    is_whole = count is None and options["split"] == section["split"]
+    images.record["whole_training_set"] = is_whole
+    return images

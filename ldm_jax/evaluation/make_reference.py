@@ -17,8 +17,10 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.evaluation.flag_groups import (
+    check_used,
     define_measurement_flags,
     feature_weights,
+    refuse,
 )
 
 with cli.group("which images"):
@@ -71,6 +73,9 @@ def _main(argv: list[str]) -> None:
     weights = feature_weights(_WEIGHTS.value)
     for name in _DISTANCES.value:
         choose(DISTANCES, name, "--distances")
+    check_used(_DISTANCES.value, weights)
+    if _IMAGES.value is not None:
+        refuse(("split", "data_dir"), "--images are taken as they are")
     check_outdir(_OUTDIR.value)
     mesh = sharding.make_mesh()
     images = _open(mesh)

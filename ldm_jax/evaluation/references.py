@@ -3,7 +3,8 @@
 import math
 import os
 import pathlib
-from fractions import Fraction
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -11,17 +12,13 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
-from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.resuming import Saved, is_there
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
 from ldm_jax.sampling.settings import first_difference
-
-# Of how many images of a reference features are kept, where distances need them: as
-# many as there are samples by the protocols, 400 MB of FID's features.
-MOST_ROWS = 50_000
 
 # What must be the same of a file that is there and of what would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
@@ -52,7 +49,8 @@ def read_reference(
     outdir: str | os.PathLike,
     every: int,
     batch_size: int,
-    most_rows: int = MOST_ROWS,
+    most_rows: int,
+    cut: Mapping[str, Any],
 ) -> ReferenceStatistics:
     """Reads a file of statistics.
 
@@ -67,17 +65,20 @@ def read_reference(
       every: Images after which the state is saved.
       batch_size: Global batch size.
       most_rows: Of how many images features are compared, where distances need them.
+      cut: "preprocessing" of the images that are compared with it.
 
     Returns:
       The statistics; features are those of evenly spaced images.
 
     Raises:
-      ConfigError: If it cannot be read, or was made with other weights.
+      ConfigError: If it cannot be read, was made with other weights, or is of images
+        that were cut in another way.
     """
     path = os.path.expanduser(place)
     needing = taps_with_rows(measurement.distances)
     reference = ReferenceStatistics.load(path, rows=needing)
-    reference.check({"networks": measurement.record}, place)
+    # Before features are computed.
+    reference.check({"networks": measurement.record, "preprocessing": cut}, place)
     lacking = [tap for tap in needing if _lacks_rows(reference, tap)]
     if lacking and IMAGES in keys_of(path, "--reference"):
         images = open_images(path, mesh, batch_size, flag="--reference")
@@ -128,12 +129,12 @@ def measure_reference(
         "networks": measurement.record,
         "distances": list(measurement.distances),
     }
-    if path.exists():
+    if is_there(path):
         found = ReferenceStatistics.load(path, rows=needing)
         return _same(found, record, path, most_rows)
     if not jax.process_index():
         print(f"reference: {images.count:,} images, {images.name}", flush=True)
-    measurement = measurement.twin(_kept_of(images.count, most_rows))
+    measurement = measurement.twin(kept_of(images.count, most_rows))
     more = {"most_rows": most_rows} if needing else None
     settings = settings_of(images, measurement, more)
     saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
@@ -149,18 +150,13 @@ def measure_reference(
     return reference
 
 
-def _kept_of(count, most_rows):
-    """Of which part of so many images features are kept."""
-    return Fraction(min(most_rows, count), count)
-
-
 def _same(found, record, path, most_rows):
     """Refuses a file of statistics in the place of others."""
     there = {key: found.record.get(key) for key in _COMPARED}
     here = {key: record.get(key) for key in _COMPARED}
     # Features of as many images as would be kept of those that could be read.
     rows = math.ceil(
-        _kept_of(record["listed"], most_rows) * found.record.get("count", 0)
+        kept_of(record["listed"], most_rows) * found.record.get("count", 0)
     )
     for tap in taps_with_rows(record["distances"]):
         there[f"features of {tap}"] = found.rows.get(tap)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
 from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.protocols import PROTOCOLS
 
 # Of what is measured image by image, which is better.
 _BETTER = {"psnr": "higher", "ssim": "higher", "lpips": "lower", "l1": "lower"}
@@ -104,6 +105,40 @@ def sampling_reasons(
             if name == "eta" and (sampling[name] or 0.0) == value:
                 continue
             reasons.append(f"{name} {sampling[name]}, published with {value}")
+    return tuple(reasons)
+
+
+def comparison_reasons(
+    published: Published,
+    record: Mapping[str, Any],
+    reference: Mapping[str, Any] | None,
+    protocol: str | None,
+) -> tuple[str, ...]:
+    """Finds what was done otherwise with samples than for a published number.
+
+    Args:
+      published: What was published.
+      record: `ImageSet.record` of the samples.
+      reference: `ReferenceStatistics.record` of what they are compared with, or None.
+      protocol: The protocol that was followed, or None.
+
+    Returns:
+      A reason each, in words.
+    """
+    if not published.protocol:
+        return ("published of the reconstructions of a first stage",)
+    sampling, rules = record.get("sample"), PROTOCOLS[published.protocol]
+    reasons = list(sampling_reasons(published, sampling or {}, protocol))
+    if sampling is None:
+        reasons.append("how the images were drawn, as their guidance, is not known")
+    mode = (record.get("conditions") or {}).get("label_mode")
+    if mode is not None and mode != rules.label_mode:
+        reasons.append(f"classes {mode}, published with {rules.label_mode}")
+    if reference is not None and not rules.is_reference(reference):
+        reasons.append(
+            f"the reference is {reference.get('name')}, published with "
+            f"{rules.reference}"
+        )
     return tuple(reasons)
 
 

@@ -20,6 +20,72 @@ from ldm_jax.sampling.settings import first_difference
 _SETTINGS, _POSITION = "settings", "position"
 
 
+# What says where things are, and not what they are.
+_NAMED = ("images", "reference")
+
+
+def difference(
+    there: Mapping[str, Any], here: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Finds what the settings of two evaluations do not have in common.
+
+    The names of images and reference are passed over: what they are is told by their
+    fingerprints, wherever they lie.
+
+    Args:
+      there: Settings as `scoring.settings_of` lists them, from a JSON file.
+      here: Likewise.
+
+    Returns:
+      (dotted key, value there, value here) of the first one, or None.
+    """
+    return first_difference(_nameless(there), _nameless(here))
+
+
+def _nameless(settings):
+    # As they come back from a file: without tuples.
+    settings = json.loads(json.dumps(settings))
+    for key in _NAMED:
+        if isinstance(settings.get(key), dict):
+            settings[key].pop("name", None)
+    return settings
+
+
+def agree(path: str | os.PathLike, said: str) -> None:
+    """Checks that all processes find the same in a folder; every one must call it.
+
+    Args:
+      path: What they look at.
+      said: What this one finds there, in few words.
+
+    Raises:
+      DataError: If it is not the same for all of them.
+    """
+    found = peers.gather(said)
+    if len(set(found)) > 1:
+        raise DataError(
+            f"{path} is not the same for all processes ({', '.join(found)}): give a "
+            "folder that all of them share"
+        )
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Says whether a file is there, for all processes; every one must call it.
+
+    Args:
+      path: Its path.
+
+    Returns:
+      Whether it is.
+
+    Raises:
+      DataError: If some processes find it and others do not.
+    """
+    found = os.path.exists(path)
+    agree(path, "there" if found else "not there")
+    return found
+
+
 class Saved:
     """The state of one measurement in a file.
 
@@ -38,9 +104,7 @@ class Saved:
           every: Images after which the state is saved.
         """
         self._path, self._every = pathlib.Path(path), every
-        # As they come back from the file: without tuples.
-        self._settings = json.loads(json.dumps(settings))
-        self._saved_at = 0
+        self._settings, self._saved_at = settings, 0
 
     def load(self) -> tuple[int, dict[str, Shaped[np.ndarray, "..."]]]:
         """Reads what an earlier run has left; every process must call it.
@@ -53,15 +117,22 @@ class Saved:
           ConfigError: If it is of other settings.
           DataError: If it cannot be read, or not all processes find the same.
         """
-        position, state = self._read() if self._path.exists() else (0, {})
-        found = peers.gather(str(position))
-        if len(set(found)) > 1:
-            raise DataError(
-                f"{self._path} is not the same for all processes (they are at "
-                f"{', '.join(found)}): give a folder that all of them share"
-            )
+        position, state = self._read() if self.exists() else (0, {})
+        agree(self._path, f"at {position}")
         self._saved_at = position
         return position, state
+
+    def exists(self) -> bool:
+        """Says whether a cut run has left a state.
+
+        Returns:
+          Whether it has.
+        """
+        return self._path.exists()
+
+    def begin_anew(self) -> None:
+        """Begins at the first image, whatever was read."""
+        self._saved_at = 0
 
     def _read(self):
         try:
@@ -75,9 +146,9 @@ class Saved:
                 f"{self._path}, which a cut evaluation has left, cannot be read "
                 f"({error}): take it away to begin anew"
             ) from error
-        difference = first_difference(settings, self._settings)
-        if difference is not None:
-            key, there, here = difference
+        other = difference(settings, self._settings)
+        if other is not None:
+            key, there, here = other
             raise ConfigError(
                 f"{self._path} is of a cut evaluation with other settings ({key}: "
                 f"{there} there, {here} here): use another --outdir, or take it away"

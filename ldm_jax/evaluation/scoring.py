@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from ldm_jax import peers
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import Int
 from ldm_jax.batches import Batch
 from ldm_jax.console import Console
@@ -17,6 +16,9 @@ from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.metrics.adm_npz import ImageFile
 from ldm_jax.metrics.measurement import Measurement
+
+# In the state: the numbers of images that are left out, and whether images are kept.
+_LEFT_OUT, _KEPT = "left_out", "kept"
 
 # Seconds between lines that say how far it has come.
 _EVERY = 30.0
@@ -27,41 +29,70 @@ def measure(
     measurement: Measurement,
     saved: Saved,
     keep: ImageFile | None = None,
-) -> None:
+) -> list[int]:
     """Takes all images of a set; every process must call it.
 
     Args:
       images: The set.
       measurement: What takes them; empty.
       saved: Where the state of a cut run is, and this one's goes.
-      keep: Collects the images, too, on the first process.
+      keep: Collects the images, too; the first process writes them.
+
+    Returns:
+      The numbers of images that could not be read and were left out.
 
     Raises:
       ConfigError: If a cut run was of other settings.
       DataError: If images cannot be read, or fewer than two can.
+      DiskError: If the state or the images cannot be written.
     """
-    position, state = saved.load()
-    if state:
-        measurement.restore(state)
-        _say(f"{position:,} of {images.count:,} images are measured already")
+    position, left_out = _begin(images, measurement, saved, keep)
     progress = Progress(images, position)
     for end, batch in images.batches(position):
-        tokens = images.tokens and images.tokens(numbers_of(batch, position))
+        real = sharding.gathered(batch["mask"])
+        tokens = None
+        if images.tokens is not None:
+            numbers = np.where(real, numbers_of(batch, position), -1)
+            tokens = images.tokens(numbers)
         measurement.add(batch["image"], batch["mask"], tokens)
         if keep is not None:
-            _keep(keep, position, batch)
+            _keep(keep, position, batch["image"], real)
+        if "index" not in batch:
+            gaps = position + np.flatnonzero(~real)
+            left_out += gaps[gaps < end].tolist()
         position = end
         progress.advance(position)
         if position < images.count and saved.due(position):
-            if keep is not None:
+            if keep is not None and not jax.process_index():
                 keep.flush()
-            saved.save(position, measurement.state())
+            more = {_LEFT_OUT: np.array(left_out, np.int64), _KEPT: keep is not None}
+            saved.save(position, measurement.state() | more)
     progress.close()
     if measurement.count < 2:
         raise DataError(
             f"{measurement.count} of the {images.count:,} images of {images.name} can "
             "be read: a distance between sets needs two or more"
         )
+    return left_out
+
+
+def _begin(images, measurement, saved, keep):
+    """(position, images that are left out so far) of a cut run, or of a new one."""
+    position, state = saved.load()
+    if keep is not None and state:
+        goes_on = bool(state[_KEPT]) and keep.is_begun()
+        # They lie where the first process writes them.
+        if peers.gather(str(goes_on))[0] != str(True):
+            say("a cut run has kept no images: all are taken again")
+            position, state = 0, {}
+            saved.begin_anew()
+    if keep is not None and not jax.process_index():
+        keep.open(anew=not state)
+    if not state:
+        return 0, []
+    measurement.restore(state)
+    say(f"{position:,} of {images.count:,} images are measured already")
+    return position, state[_LEFT_OUT].tolist()
 
 
 def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
@@ -76,20 +107,22 @@ def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
     """
     if "index" not in batch:
         return position + np.arange(len(batch["image"]))
-    return np.asarray(multihost_utils.process_allgather(batch["index"], tiled=True))
+    return sharding.gathered(batch["index"])
 
 
-def _keep(keep, position, batch):
+def _keep(keep, position, images, real):
     """Writes the images of a batch that count; all processes take part."""
-    arrays = batch["image"], batch["mask"]
-    if jax.process_count() > 1:
-        arrays = multihost_utils.process_allgather(arrays, tiled=True)
-    found, mask = map(np.asarray, arrays)
+    images = sharding.gathered(images)
     if not jax.process_index():
-        keep.write(position, found[mask])
+        keep.write(position, images[real])
 
 
-def _say(text):
+def say(text: str) -> None:
+    """Prints a line, on the first process.
+
+    Args:
+      text: The line.
+    """
     if not jax.process_index():
         print(text, flush=True)
 

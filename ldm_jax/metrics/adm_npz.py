@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import replacing
+from ldm_jax.files import replacing, writing
 
 Path = str | os.PathLike
 
@@ -157,26 +157,62 @@ def _read_all(file, count):
 class ImageFile:
     """Collects images on the disk, and makes an npz of them once all are there.
 
-    What is written stays where a run is cut: the next one goes on in the same file.
+    What is written stays where a run is cut: the next one goes on in the same file,
+    if it says so, and only `remove` takes it away.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
-        """Opens the file, a new one or that of a cut run.
+        """Looks at nothing yet.
 
         Args:
           path: The npz that is to be; until then the images lie beside it.
           shape: (N, H, W, 3).
         """
-        self._path = pathlib.Path(path)
+        self._path, self._shape = pathlib.Path(path), tuple(shape)
         self._part = self._path.with_name(f"{self._path.stem}.partial.npy")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "w+"
-        if self._part.exists():
+        self._array = None
+
+    def is_begun(self) -> bool:
+        """Says whether a cut run has left a file of images of this shape.
+
+        Returns:
+          Whether it has.
+        """
+        try:
             found = np.load(self._part, mmap_mode="r")
-            mode = "r+" if found.shape == tuple(shape) else "w+"
-        self._array = np.lib.format.open_memmap(
-            self._part, mode, np.uint8, None if mode == "r+" else tuple(shape)
-        )
+        # What was cut before its header was whole is no file of images.
+        except (OSError, ValueError, EOFError):
+            return False
+        return found.shape == self._shape and found.dtype == np.uint8
+
+    def open(self, anew: bool) -> None:
+        """Opens the file, before anything is written.
+
+        Args:
+          anew: Whether all images are to come; else the file of a cut run goes on.
+
+        Raises:
+          DiskError: If there is no room for all images, or nothing may be written.
+        """
+        with writing(self._part):
+            if anew:
+                self._make()
+            self._array = np.lib.format.open_memmap(self._part, "r+")
+
+    def _make(self):
+        """A file of all images, black ones."""
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            np.lib.format.open_memmap(self._part, "w+", np.uint8, self._shape)
+            # Where the disk is full, writing to a hole of a mapped file would end the
+            # process. Not all systems can tell before.
+            if hasattr(os, "posix_fallocate"):
+                with open(self._part, "r+b") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            self.remove()
+            raise
 
     def write(
         self, start: int, images: UInt8[np.ndarray, "rows height width 3"]
@@ -190,11 +226,16 @@ class ImageFile:
         self._array[start : start + len(images)] = images
 
     def flush(self) -> None:
-        """Sees to it that what is written outlives this process."""
-        self._array.flush()
+        """Sees to it that what is written outlives this process.
+
+        Raises:
+          DiskError: If it cannot be written.
+        """
+        with writing(self._part):
+            self._array.flush()
 
     def finish(self, **others: Shaped[Any, "..."]) -> None:
-        """Makes the npz.
+        """Makes the npz; the images beside it stay until `remove`.
 
         Args:
           **others: Further arrays [N, ...] by name, such as `arr_1`, the classes.
@@ -204,7 +245,7 @@ class ImageFile:
         """
         self.flush()
         # The file is closed before it is copied.
-        del self._array
+        self._array = None
         with (
             replacing(self._path) as temporary,
             zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
@@ -216,7 +257,10 @@ class ImageFile:
                 while part := source.read(_PART):
                     target.write(part)
             write_arrays(archive, others)
-        self._part.unlink()
+
+    def remove(self) -> None:
+        """Takes the images beside the npz away, once no state of a run needs them."""
+        self._part.unlink(missing_ok=True)
 
 
 def write_arrays(

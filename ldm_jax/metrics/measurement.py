@@ -12,6 +12,7 @@ from ldm_jax.annotations import Array, Bool, Int, Shaped, UInt8
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
+from ldm_jax.metrics.features import weights_of
 from ldm_jax.metrics.programs import FeatureProgram
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import ALL, NONE, Moments, TapStatistics
@@ -60,7 +61,9 @@ class Measurement:
         networks = dict.fromkeys(row.network for row in self._rows.values())
         weights = weights or {}
         self._programs = {
-            name: FeatureProgram(name, weights.get(name), self._taps_of(name), mesh)
+            name: FeatureProgram(
+                name, weights_of(name, weights), self._taps_of(name), mesh
+            )
             for name in networks
         }
         self.record = {
@@ -76,12 +79,15 @@ class Measurement:
         # Features that are being computed while those before them are added up.
         self._pending = None
 
-    def twin(self, kept: Fraction = ALL) -> "Measurement":
+    def twin(
+        self, kept: Fraction = ALL, distances: Sequence[str] | None = None
+    ) -> "Measurement":
         """Makes an empty measurement of the same distances, for another set.
 
         Args:
           kept: Of which part of the images features are kept, see `Moments`, where
             distances need them.
+          distances: Some of the distances, of which it is alone; all by default.
 
         Returns:
           A measurement that shares networks and compiled programs with this one.
@@ -89,6 +95,16 @@ class Measurement:
         other = object.__new__(Measurement)
         vars(other).update(vars(self))
         other._kept = kept
+        if distances is not None:
+            other.distances = tuple(distances)
+            other._rows = {name: self._rows[name] for name in other.distances}
+            networks = dict.fromkeys(row.network for row in other._rows.values())
+            programs = {name: self._programs[name] for name in networks}
+            other._programs = {
+                name: program.of_taps(other._taps_of(name))
+                for name, program in programs.items()
+            }
+            other.record = {name: self.record[name] for name in networks}
         other._moments, other._seen, other._pending = other._empty(), 0, None
         return other
 
@@ -108,6 +124,7 @@ class Measurement:
             )
             for name, program in self._programs.items()
             for tap, width in program.widths.items()
+            if f"{name}/{tap}" in needs
         }
 
     @property
@@ -149,8 +166,9 @@ class Measurement:
         real = np.zeros(0, bool)
         for name, (features, mask) in jax.device_get(pending).items():
             real = np.asarray(mask)
-            for tap, rows in features.items():
-                rows = rows[real]
+            # What a twin measures may need less than is computed.
+            for tap in self._taps_of(name):
+                rows = features[tap][real]
                 _check_finite(rows, name, tap)
                 self._moments[f"{name}/{tap}"].add(rows)
         self._seen += int(real.sum())
@@ -211,6 +229,8 @@ class Measurement:
         asked = self._protocol or row.protocol
         if count < asked:
             notes.append(f"fewer images than the protocol's {asked}")
+        if row.needs_reference and "note" in self._reference.record:
+            notes.append(self._reference.record["note"])
         note = "; ".join(notes)
         return value, result._replace(label=label, count=count, note=note)
 

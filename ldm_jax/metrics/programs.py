@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, Float, Int, UInt8
 from ldm_jax.errors import ConfigError
-from ldm_jax.metrics.distances.clip_score import COSINE, EMBEDDING, caption_cosine
+from ldm_jax.metrics.distances.clip_score import COSINE, caption_cosine
 from ldm_jax.metrics.features import load_network
+from ldm_jax.metrics.features.clip_weights import EMBEDDING
 
 
 class FeatureProgram:
@@ -34,19 +35,42 @@ class FeatureProgram:
             have no text encoder where captions are compared.
         """
         self.network = network = load_network(name, path)
-        row, self._wants_captions = network.row, COSINE in taps
-        if self._wants_captions and row.embed_text is None:
+        row = network.row
+        if COSINE in taps and row.embed_text is None:
             raise ConfigError(
                 f"clip_score needs a text encoder, which {network.record['weights']} "
                 f"({row.title}) does not have; give a file with both: {row.where}"
             )
+        shardings = sharding.tree_shardings(network.params, mesh)
+        self._params = sharding.put_tree(network.params, shardings)
+        self._mesh = mesh
+        self._compile(taps)
+
+    def of_taps(self, taps: tuple[str, ...]) -> "FeatureProgram":
+        """Finds a program that computes some of these taps.
+
+        Args:
+          taps: Some of the taps.
+
+        Returns:
+          This one, with all of its taps; where it wants captions, and they do not, one
+          without, which shares the weights.
+        """
+        if COSINE in taps or not self._wants_captions:
+            return self
+        other = object.__new__(FeatureProgram)
+        vars(other).update(vars(self))
+        other._compile(taps)
+        return other
+
+    def _compile(self, taps):
+        """Makes the program, which is compiled when it is first called."""
+        row, self._wants_captions = self.network.row, COSINE in taps
         self.widths = {
             tap: 1 if tap == COSINE else row.widths[tap] for tap in sorted(taps)
         }
         asked = {EMBEDDING if tap == COSINE else tap for tap in taps}
         asked = tuple(sorted(asked))
-        shardings = sharding.tree_shardings(network.params, mesh)
-        self._params = sharding.put_tree(network.params, shardings)
 
         def features(params, images, mask, captions):
             found = dict(row.apply(params, images, asked))
@@ -56,7 +80,8 @@ class FeatureProgram:
             # The mask comes along, so that each process has all of it.
             return {tap: found[tap] for tap in taps}, mask
 
-        self._features = jax.jit(features, out_shardings=sharding.replicated(mesh))
+        shardings = sharding.replicated(self._mesh)
+        self._features = jax.jit(features, out_shardings=shardings)
 
     def __call__(
         self,
@@ -84,4 +109,17 @@ class FeatureProgram:
                 "clip_score is of images and their captions, and these have none: "
                 "measure a model that draws from captions, or leave it out"
             )
+        else:
+            self._check_ids(captions)
         return self._features(self._params, images, mask, captions)
+
+    def _check_ids(self, captions):
+        """An id that the network does not know would be taken for another one."""
+        largest = max(int(shard.data.max()) for shard in captions.addressable_shards)
+        known = self.network.row.vocab_size
+        if known is not None and largest >= known:
+            raise ConfigError(
+                f"--tokenizer gives the id {largest}, but the text tower of "
+                f"{self.network.record['weights']} knows {known:,}: use the tokenizer "
+                "that it was trained with"
+            )

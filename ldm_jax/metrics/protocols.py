@@ -4,8 +4,8 @@ A number is comparable to a published one only if it was made in the same way; a
 says which way that is, and its name fills the flags of `ldm-evaluate`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Protocol(NamedTuple):
@@ -19,6 +19,8 @@ class Protocol(NamedTuple):
         chosen; None where their conditions are those of held-out examples, in order.
       image_size: Side of the images in pixels; None is that of the model.
       reference: Which images make the reference, in words.
+      is_reference: Function of a `ReferenceStatistics.record` -> whether it is of them,
+        as far as it says.
       reference_rows: Of how many images of the reference features are kept, for
         precision and recall; None for as many as usual.
       source: Where the protocol is written down.
@@ -30,8 +32,22 @@ class Protocol(NamedTuple):
     label_mode: str | None
     image_size: int | None
     reference: str
+    is_reference: Callable[[Mapping[str, Any]], bool]
     reference_rows: int | None
     source: str
+
+
+def _is_training_set(record):
+    return record.get("whole_training_set", False)
+
+
+def _is_published(record):
+    network = record.get("networks", {}).get("inception", {})
+    return network.get("weights") == "published"
+
+
+def _has(count):
+    return lambda record: record.get("count") == count
 
 
 # Protocols by name.
@@ -45,6 +61,7 @@ PROTOCOLS = {
         label_mode="random",
         image_size=None,
         reference="the whole training set, cropped at the centre, not mirrored",
+        is_reference=_is_training_set,
         reference_rows=10_000,
         source="Rombach et al. 2022, App. E; torch-fidelity",
     ),
@@ -55,6 +72,7 @@ PROTOCOLS = {
         label_mode="random",
         image_size=None,
         reference="the npz of reference statistics that guided-diffusion publishes",
+        is_reference=_is_published,
         reference_rows=10_000,
         source="Dhariwal and Nichol 2021, Sec. 2.2; evaluations/evaluator.py",
     ),
@@ -65,6 +83,7 @@ PROTOCOLS = {
         label_mode=None,
         image_size=256,
         reference="the 30,000 images of COCO 2014 validation that the captions are of",
+        is_reference=_has(30_000),
         reference_rows=10_000,
         source="Rombach et al. 2022, Table 2 and App. E",
     ),
@@ -76,6 +95,7 @@ PROTOCOLS = {
         image_size=256,
         reference="the 2,048 held-out images that the layouts are of, cropped at the "
         "centre, not augmented",
+        is_reference=_has(2_048),
         reference_rows=None,
         source="Rombach et al. 2022, Table 9 and App. E",
     ),

@@ -1,10 +1,10 @@
 """Reference statistics: features of a set of images in a file, and what they are of.
 
-The file is an npz. Where its features are those of FID's Inception it has the arrays
-`mu`, `sigma`, `mu_s` and `sigma_s` of guided-diffusion, so that other evaluators read
-it, too; and what others publish in that form is read here. Files of this package also
-say in `record` of which images, cut in which way, by which weights they were made:
-what is measured in another way is not compared with them.
+The file is an npz. Where its features are those of FID's Inception their moments have
+guided-diffusion's names, `mu`, `sigma`, `mu_s` and `sigma_s`; and what others publish
+in that form is read here. Files of this package also say in `record` of which images,
+cut in which way, by which weights they were made: what is measured in another way is
+not compared with them.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import json
 import os
 import zipfile
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,28 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
+from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
 
-# Tap -> guided-diffusion's names of its mean and its covariance.
-_ADM = {"inception/2048": ("mu", "sigma"), "inception/spatial": ("mu_s", "sigma_s")}
-
-# Features of a tap of `_ADM`.
-_WIDTHS = {"inception/2048": 2048, "inception/spatial": 2023}
-
 _RECORD = "record"
+
+
+# Of how many images of a reference features are kept, where distances need them: as
+# many as there are samples by the protocols, 400 MB of FID's features.
+MOST_ROWS = 50_000
+
+
+def kept_of(count: int, most_rows: int) -> Fraction:
+    """Says of which part of so many images features are kept.
+
+    Args:
+      count: Number of images.
+      most_rows: Of how many images at most.
+
+    Returns:
+      The part, for `Measurement.twin`.
+    """
+    return Fraction(min(most_rows, count), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +54,8 @@ class ReferenceStatistics:
         the list of them, "preprocessing", a dict of "size" [H, W], "crop" and "resize",
         and "networks", name -> record of the network (its "checksum"). "rows" says of
         how many images features are there, by tap, and how they were chosen. Of files
-        that others wrote the rest is there as far as it is known.
+        that others wrote "images" is a hash of the file, of the rest there is what the
+        file shows, and "note" is what a number must say of it.
     """
 
     taps: Mapping[str, TapStatistics]
@@ -71,8 +86,8 @@ class ReferenceStatistics:
     def _names(self, tap):
         """Names of the arrays of a tap; guided-diffusion's only for FID's weights."""
         network = self.record["networks"].get(tap.split("/")[0], {})
-        if tap in _ADM and network.get("weights") != "random":
-            return _ADM[tap]
+        if tap in ADM_NAMES and network.get("weights") != "random":
+            return ADM_NAMES[tap]
         return f"{tap}/mu", f"{tap}/sigma"
 
     @classmethod
@@ -103,7 +118,7 @@ class ReferenceStatistics:
             )
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return cls._read(archive, keys, path, key, rows)
+                found = cls._read(archive, keys, path, key, rows)
         except ConfigError:
             raise
         # Of a damaged file nearly anything.
@@ -112,11 +127,13 @@ class ReferenceStatistics:
             raise ConfigError(
                 f"{key}: {path} cannot be read ({text}): make it anew"
             ) from error
+        _check_finite(found.taps, path, key)
+        return found
 
     @classmethod
     def _read(cls, archive, keys, path, key, wanted):
         if _RECORD not in keys:
-            return cls(*_read_foreign(archive, keys, path, key))
+            return cls(*read_published(archive, keys, path, key))
         record, taps = json.loads(str(archive[_RECORD])), {}
         counts = record.pop("taps")
         this = cls({}, record)
@@ -174,30 +191,15 @@ class ReferenceStatistics:
             _check_preprocessing(where, here, there)
 
 
-def _read_foreign(archive, keys, path, key):
-    """(taps, record) of a file of guided-diffusion or pytorch-fid."""
-    taps = {}
-    for tap, (mean, covariance) in _ADM.items():
-        if not {mean, covariance} <= keys:
-            continue
-        mean, covariance = archive[mean], archive[covariance]
-        width = _WIDTHS[tap]
-        if mean.shape != (width,) or covariance.shape != (width, width):
-            raise ConfigError(
-                f"{key}: {path} has statistics of {mean.shape[-1]} features, "
-                f"and {tap} has {width}: they are of another network"
-            )
-        # How many images they are of the file does not say.
-        arrays = (array.astype(np.float64) for array in (mean, covariance))
-        taps[tap] = TapStatistics(0, *arrays, None)
-    if not taps:
-        raise ConfigError(
-            f"{key}: {path} has mu without sigma, or the other way round: give "
-            "an npz with both"
-        )
-    network = {"network": "inception", "weights": "published", "checksum": None}
-    record = {"name": os.path.basename(path), "networks": {"inception": network}}
-    return taps, record
+def _check_finite(taps, path, key):
+    for tap, statistics in taps.items():
+        for what in ("mean", "covariance", "rows"):
+            array = getattr(statistics, what)
+            if array is not None and not np.isfinite(array).all():
+                raise ConfigError(
+                    f"{key}: {path} has numbers that are not finite (the {what} of "
+                    f"{tap}): make it anew"
+                )
 
 
 def _check_network(where, name, there, here):
@@ -213,13 +215,15 @@ def _check_network(where, name, there, here):
         )
         raise ConfigError(
             f"{where} was made with {wanted} of {name} and this is measured with "
-            f"{found}: give --feature_weights={name}=FILE, the same file for both"
+            f"{found}: give --feature_weights={name}=FILE (in training eval.weights), "
+            "the same file for both"
         )
     checksums = there.get("checksum"), here.get("checksum")
     if None not in checksums and checksums[0] != checksums[1]:
         raise ConfigError(
             f"{where} was made with other weights of {name} (checksum {checksums[0]}) "
-            f"than these ({checksums[1]}): give the same --feature_weights for both"
+            f"than these ({checksums[1]}): give the same --feature_weights (in "
+            "training eval.weights) for both"
         )
 
 

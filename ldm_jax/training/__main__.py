@@ -28,8 +28,9 @@ with cli.group("what to train"):
     )
 
 _MEMORY = (
-    "train.batch_size or data.image_size, raise train.accumulate_steps, set "
-    "backbone.remat=True, or split large parameters with train.mesh.fsdp"
+    "train.batch_size or data.image_size, or eval.batch_size where it is measured, "
+    "raise train.accumulate_steps, set backbone.remat=True, or split large parameters "
+    "with train.mesh.fsdp"
 )
 
 

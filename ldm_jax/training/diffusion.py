@@ -140,6 +140,8 @@ def _make_steps(config, model, frozen, example):
 def _level_bins(config, model):
     """How many bins of noise levels there are, 0 for none."""
     bins, levels = eval_options(config).levels, model.schedule.num_train_timesteps
+    if bins is None:
+        return min(10, levels)
     if bins > levels:
         raise ConfigError(
             f"eval.levels={bins} is more than schedule.num_train_timesteps={levels}: "

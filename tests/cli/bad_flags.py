@@ -327,6 +327,8 @@ BAD = {
         *_each("--", "images reference", "gs://there"),
         "--reference=",
         "--images=",
+        "--feature_weights=clip=w",
+        "--tokenizer=shapes",
         "--image_size=8",
     ],
     "evaluating": ["", "--outdir=out", "--workdir=there", "--images=there"],
@@ -340,7 +342,13 @@ BAD = {
         "--config=shapes_class",
         "photos",
     ],
-    "references": ["", "--outdir=out", "--images=there"],
+    "references": [
+        *("", "--outdir=out", "--images=there"),
+        *(
+            "--images=. --outdir=out --split=train",
+            "--images=. --outdir=out --data_dir=d",
+        ),
+    ],
     "nearest": [
         *_each("--", "num_samples", "1 0 -1 x 100001"),
         *_each("--", "num_neighbours num_shown batch_size", "0 -1 1.5 x 100000"),

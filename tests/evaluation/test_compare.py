@@ -1,24 +1,29 @@
 """Sets against references: cut runs, devices, references of all kinds, bad input."""
 
+import contextlib
+import itertools
 import json
 import pathlib
+import shutil
 import zipfile
 
 import jax
 import numpy as np
 import pytest
 
-from ldm_jax import sharding
+from ldm_jax import peers, sharding
 from ldm_jax.data.loader import open_source
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.evaluation.captions import first_of, read_captions
+from ldm_jax.errors import CheckpointError, ConfigError, DataError
+from ldm_jax.evaluation.captions import OneCaption, first_of, read_captions
 from ldm_jax.evaluation.compare import Comparison, compare
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
+from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
+from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling import complete
@@ -114,6 +119,147 @@ def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path):
     state.write_bytes(b"damaged")
     with pytest.raises(DataError, match="cannot be read .* take it away"):
         measure(one, tmp_path / "cut", **options)
+
+
+def test_images_are_kept_whole_however_a_run_was_cut(folders, tmp_path):
+    one, other = folders
+    options, outdir = {"reference": str(other), "save_every": 8}, tmp_path / "out"
+    expected = np.stack([picture(k) for k in range(22)])
+
+    def run(npz, cut_after=None, break_with=KeyboardInterrupt):
+        asked = []
+        with contextlib.suppress(break_with):
+            asked = measure(one, outdir, 1, cut_after, npz=npz, **options)[1]
+        return asked
+
+    def finished(asked, start):
+        assert asked == [start]
+        with np.load(outdir / "samples.npz") as kept:
+            np.testing.assert_array_equal(kept["arr_0"], expected)
+        assert not list(outdir.glob("*.partial.*"))
+        for path in outdir.glob("[!r]*"):
+            path.unlink()
+
+    # Begun without: what was not kept is taken again; begun with: it goes on.
+    run(False, 3)
+    finished(run(True), 0)
+    run(True, 3)
+    finished(run(True), 8)
+    # Kept, then not kept, then kept.
+    run(True, 3)
+    run(False, 2)
+    finished(run(True), 0)
+    # Its images are gone, or those of another set are there.
+    run(True, 3)
+    np.save(outdir / "samples.partial.npy", expected[:5])
+    finished(run(True), 0)
+    # A run of other settings leaves them alone.
+    run(True, 3)
+    with pytest.raises(ConfigError, match="other settings"):
+        few = open_images(one, mesh_of(1), 4, count=20)
+        compare(few, how(outdir, npz=True, **options), mesh_of(1))
+    finished(run(True), 8)
+
+
+def test_a_run_that_is_killed_once_its_samples_are_written(
+    folders, tmp_path, monkeypatch
+):
+    one, other = folders
+    options = {"reference": str(other), "save_every": 8, "npz": True}
+    with pytest.raises(KeyboardInterrupt):
+        measure(one, tmp_path, cut_after=0, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Saved, "remove", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            measure(one, tmp_path, **options)
+    _, asked = measure(one, tmp_path, **options)
+    assert not asked
+    (tmp_path / "metrics.json").unlink()
+    _, asked = measure(one, tmp_path, **options)
+    assert asked == [16]
+    expected = np.stack([picture(k) for k in range(22)])
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], expected)
+    # The samples of another run are not those of this one.
+    np.savez(tmp_path / "samples.npz", arr_0=expected[::-1])
+    _, asked = measure(one, tmp_path, **options)
+    assert asked == [0]
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], expected)
+
+
+def _kill(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_could_not_be_read_is_listed_also_after_a_cut(folders, tmp_path):
+    one, other = folders
+    shutil.copytree(one, tmp_path / "bad")
+    for name in ("02", "05", "21"):
+        (tmp_path / "bad" / f"{name}.png").write_bytes(b"no image")
+    for side, outdir in ((None, tmp_path / "as_they_are"), (16, tmp_path / "cut")):
+        settings = how(
+            outdir, reference=str(other), image_size=side, save_every=8, batch_size=4
+        )
+        images = open_images(
+            tmp_path / "bad", mesh_of(2), 4, image_size=side, skip_unreadable=True
+        )
+        whole = images.batches
+        images.batches = lambda start, whole=whole: itertools.islice(whole(start), 3)
+        with pytest.MonkeyPatch.context() as patch:
+            # Broken off once the state is saved.
+            patch.setattr(Measurement, "results", _kill)
+            with pytest.raises(KeyboardInterrupt):
+                compare(images, settings, mesh_of(2))
+        images.batches = whole
+        found = compare(images, settings, mesh_of(2))
+        assert found[NAME].count == 19
+        record = json.loads((outdir / "metrics.json").read_text())
+        names = [path.rpartition("/")[2] for path in record["unreadable"]]
+        assert names == ["02.png", "05.png", "21.png"]
+
+
+def test_where_images_lie_is_no_setting(folders, tmp_path, monkeypatch):
+    one, other = folders
+    found, _ = measure(one, tmp_path / "out", reference=str(other))
+    monkeypatch.chdir(one.parent)
+    again, asked = measure("./one", tmp_path / "out", reference="./other")
+    assert again == found and not asked
+
+
+def test_published_numbers_are_asked_for_later(folders, tmp_path, capsys):
+    one, other = folders
+    measure(one, tmp_path, reference=str(other))
+    options = {"reference": str(other), "published": "imagenet_class:f4"}
+    _, asked = measure(one, tmp_path, **options)
+    assert not asked
+    record = json.loads((tmp_path / "metrics.json").read_text())["published"]
+    assert record["values"]["fid"]["verdict"] == "not comparable"
+    for text in (capsys.readouterr().out, (tmp_path / "metrics.md").read_text()):
+        assert "| fid | - | - | - | 10.56 | not comparable" in text
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["metrics"].keys() == {NAME} and record["unreadable"] == []
+
+
+def test_processes_that_find_different_files(folders, tmp_path, monkeypatch):
+    one, other = folders
+    monkeypatch.setattr(peers, "gather", lambda text: [text, "not there"])
+    (tmp_path / "reference.npz").write_bytes(b"")
+    message = r"reference.npz is not the same for all processes \(there, not there\)"
+    with pytest.raises(DataError, match=message):
+        measure(one, tmp_path, reference=str(other))
+
+
+def test_a_model_that_was_trained_anew_is_another_one():
+    trained, mesh = make_trained("label", scale=0), mesh_of(1)
+    trained = trained._replace(params={"kernel": np.zeros(3, np.float32)})
+    first = Drawing(trained, mesh).checksums
+    assert first == Drawing(trained, mesh).checksums
+    params = jax.tree.map(lambda leaf: leaf + 1, trained.params)
+    frozen = trained.frozen | {"first_stage": {"kernel": np.ones(3, np.float32)}}
+    others = trained._replace(params=params), trained._replace(frozen=frozen)
+    for other in others:
+        assert Drawing(other, mesh).checksums != first
+    images, _ = draw_set(Drawing(trained, mesh), complete(trained), Plan(4, 4))
+    assert images.record["checksums"] == first
 
 
 def test_features_of_the_images_in_a_file_of_statistics(folders, tmp_path, monkeypatch):
@@ -225,22 +371,34 @@ def test_each_image_is_measured_by_its_own_caption(folders, tmp_path, monkeypatc
     images = open_images(one, mesh, 4)
 
     def tokens(index):
-        # What fills a batch up has any caption.
-        ids = captions[np.minimum(index, 21)].astype(np.int32)
+        # What fills a batch up has no caption.
+        assert (index[:2] >= 0).all() and (index < 22).all()
+        ids = captions[index].astype(np.int32)
         return sharding.put_batch({"ids": ids}, mesh)["ids"]
 
     images.tokens = tokens
     # The reference has no captions.
-    options = {"distances": ["clip_score", "frechet"], "reference": str(other)}
+    distances = ["clip_score", "frechet", "cmmd"]
+    options = {"distances": distances, "reference": str(other)}
     settings = how(tmp_path, weights={"clip": "file"}, **options)
+    bare = open_images(one, mesh, 4)
+    with pytest.raises(ConfigError, match="clip_score: .*have none: .*--prompts_file"):
+        compare(bare, settings, mesh)
+    _LOADED.clear()
     found = compare(images, settings, mesh)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(captions, axis=1)
     expected = 100 * np.mean(np.sum(first * captions, axis=1) / lengths)
     assert found["clip_score"].value == pytest.approx(expected, rel=1e-5)
-    assert found[NAME].count == 22
+    assert found[NAME].count == found["cmmd"].count == 22
+    # The reference is measured by the same networks.
+    assert _LOADED == ["file"]
 
 
-def _load(path, dtype):
+_LOADED = []
+
+
+def _load(path):
+    _LOADED.append(path)
     return Loaded({}, "")
 
 
@@ -249,13 +407,15 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
     trained.config.data.image_size = 16
     plan = Plan(6, 4, tokenizer="shapes")
     images, _ = draw_set(Drawing(trained, mesh_of(2)), complete(trained), plan)
-    # Numbers beyond the examples fill a batch up.
-    ids = np.asarray(images.tokens(np.array([0, 1, 11, 12])))
+    # Negative numbers are of what fills a batch up.
+    ids = np.asarray(images.tokens(np.array([0, 1, 11, -1])))
     assert ids.shape == (4, 77) and (ids[0] != ids[1]).any()
     source = open_source(trained.config.data, "validation")
     captions = [source[k]["caption"] for k in (0, 1, 11)]
     expected = load_tokenizer("shapes", 77)([first_of(c) for c in captions] + [""])
     np.testing.assert_array_equal(ids, expected)
+    before = images.record["captions"]
+    assert before["tokenizer"] == "shapes" and before["captions"]
     path = tmp_path / "prompts.txt"
     path.write_text("a star\na heart\n")
     assert read_captions(path) == ["a star", "a heart"]
@@ -267,6 +427,7 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
     assert images.count == 2
     expected = load_tokenizer("shapes", 77)(["a star", "a heart"])
     np.testing.assert_array_equal(images.tokens(np.arange(2)), expected)
+    assert images.record["captions"] != before
     with pytest.raises(ConfigError, match="--num_samples=3: .*prompts.txt gives"):
         draw_set(
             Drawing(trained, mesh_of(2)), complete(trained), plan._replace(count=3)
@@ -274,6 +435,53 @@ def test_captions_are_those_that_samples_are_drawn_from(shapes_dir, tmp_path):
     label = make_trained("label", scale=0)
     with pytest.raises(ConfigError, match="captions are not all .* which is label"):
         draw_set(Drawing(label, mesh_of(2)), complete(label), plan)
+
+
+class Examples:
+    """Examples of which one cannot be read; counts how often each is."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == 2:
+            raise ValueError("damaged")
+        return {"caption": [f"caption {index}", "another"]}
+
+    def describe(self, index):
+        return f"example {index}"
+
+
+def test_a_caption_is_read_with_its_example():
+    examples = Examples()
+    source = OneCaption(examples)
+    assert source[1]["caption"] == source.caption(1) == source.caption(1) == "caption 1"
+    assert source.caption(3) == "caption 3" and examples.read == [1, 3]
+    with pytest.raises(DataError, match="the caption of example 2: damaged; mend"):
+        source.caption(2)
+
+
+def test_only_samples_that_count_must_be_finite(monkeypatch):
+    trained = make_trained("label", scale=0)
+    drawing, options = Drawing(trained, mesh_of(4)), complete(trained)
+
+    def program(bad):
+        def draw(each):
+            images = np.zeros((4, 16, 16, 3), np.uint8)
+            return images, np.arange(4) != bad
+
+        return lambda *_: draw
+
+    for bad, is_drawn in ((3, True), (2, False)):
+        monkeypatch.setattr(drawing, "program", program(bad))
+        images, _ = draw_set(drawing, options, Plan(3, 4))
+        refused = pytest.raises(CheckpointError, match="are not finite")
+        with contextlib.nullcontext() if is_drawn else refused:
+            assert [position for position, _ in images.batches(0)] == [3]
 
 
 def test_conditions_that_do_not_suffice(shapes_dir):

@@ -8,7 +8,12 @@ from ldm_jax.cli import load_config
 from ldm_jax.config import to_dict
 from ldm_jax.eval_samples import LABEL_MODES
 from ldm_jax.evaluation.published_numbers import PUBLISHED, TOLERANCE, find_published
-from ldm_jax.evaluation.report import judge, markdown, sampling_reasons
+from ldm_jax.evaluation.report import (
+    comparison_reasons,
+    judge,
+    markdown,
+    sampling_reasons,
+)
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.protocols import PROTOCOLS
 
@@ -69,6 +74,31 @@ def test_other_options_are_named():
     images = {"image_size": 32, "num_images": 50_000}
     reasons = sampling_reasons(row, images, None)
     assert reasons == ("image_size 32, published with 256",)
+
+
+def test_what_a_number_of_samples_is_compared_with():
+    row = find_published("imagenet_class:f4", {})
+    record = {"sample": dict(row.sampling), "conditions": {"label_mode": "random"}}
+    whole = {"name": "imagenet", "whole_training_set": True}
+
+    def reasons(record=record, reference=whole, row=row, protocol="paper"):
+        return " & ".join(comparison_reasons(row, record, reference, protocol))
+
+    assert reasons() == reasons(reference=None) == ""
+    balanced = record | {"conditions": {"label_mode": "balanced"}}
+    assert reasons(balanced) == "classes balanced, published with random"
+    # Images that are there do not say with what guidance they were drawn.
+    assert "how the images were drawn, as their guidance" in reasons({})
+    for other in (whole | {"whole_training_set": False}, {"name": "imagenet"}):
+        assert "the reference is imagenet, published with the whole training" in (
+            reasons(reference=other)
+        )
+    text = find_published("text_to_image:laion", {})
+    record = {"sample": dict(text.sampling), "conditions": {"split": "validation"}}
+    assert reasons(record, {"count": 30_000}, text, "coco30k") == ""
+    assert "published with the 30,000" in reasons(record, whole, text, "coco30k")
+    first = find_published("autoencoder_kl:f8", {})
+    assert reasons(row=first) == "published of the reconstructions of a first stage"
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -1,11 +1,13 @@
 """guided-diffusion's npz: images in and out as a stream."""
 
+import errno
+import os
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, DiskError
 from ldm_jax.metrics.adm_npz import ImageFile, StoredImages
 
 
@@ -72,20 +74,42 @@ def test_a_damaged_file_is_found_out(tmp_path):
 def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
     path, array = tmp_path / "out" / "samples.npz", images()
     first = ImageFile(path, array.shape)
+    assert not first.is_begun()
+    first.open(anew=True)
     first.write(0, array[:4])
     first.flush()
     del first
+    # Of another set it is not touched.
+    assert not ImageFile(path, (3, 8, 10, 3)).is_begun()
     second = ImageFile(path, array.shape)
+    assert second.is_begun()
+    second.open(anew=False)
     second.write(4, array[4:])
     assert not path.exists()
-    second.finish(arr_1=np.arange(11))
-    found = np.load(path)
-    np.testing.assert_array_equal(found["arr_0"], array)
-    np.testing.assert_array_equal(found["arr_1"], np.arange(11))
+    for _ in range(2):
+        second.finish(arr_1=np.arange(11))
+        found = np.load(path)
+        np.testing.assert_array_equal(found["arr_0"], array)
+        np.testing.assert_array_equal(found["arr_1"], np.arange(11))
+        # It can be made again until the images are taken away.
+        assert second.is_begun()
+        second.open(anew=False)
+    second.remove()
     assert [each.name for each in path.parent.iterdir()] == ["samples.npz"]
-    # What is left of another set is no beginning of this one.
-    ImageFile(path, (3, 8, 10, 3)).flush()
-    again = ImageFile(path, array.shape)
-    again.write(0, array)
-    again.finish()
-    np.testing.assert_array_equal(np.load(path)["arr_0"], array)
+
+
+def test_collecting_without_room_and_without_a_header(tmp_path, monkeypatch):
+    file = ImageFile(tmp_path / "samples.npz", (3, 8, 8, 3))
+    part = tmp_path / "samples.partial.npy"
+    for left in (b"", b"\x93NUMPY\x01", b"anything"):
+        part.write_bytes(left)
+        assert not file.is_begun()
+
+    def full(descriptor, start, count):
+        assert count == part.stat().st_size > 3 * 8 * 8 * 3
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskError, match="samples.partial.npy: No space left"):
+        file.open(anew=True)
+    assert not part.exists()

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ldm_jax.metrics.distances import DISTANCES
-from ldm_jax.metrics.distances.clip_score import EMBEDDING
 from ldm_jax.metrics.distances.frechet import frechet, pivoted_root
 from ldm_jax.metrics.features import FEATURES
+from ldm_jax.metrics.features.clip_weights import EMBEDDING
 from ldm_jax.metrics.statistics import Moments
 
 

@@ -15,6 +15,7 @@ from ldm_jax.metrics.features import (
     dinov2_weights,
     inception_weights,
     load_network,
+    weights_of,
 )
 from ldm_jax.metrics.features.__main__ import _main
 from ldm_jax.metrics.features.network import to_rgb
@@ -126,13 +127,14 @@ def clip_case():
     return load_case("open_clip")
 
 
-def test_clip_embeds_images_and_captions_as_published(clip_case, tmp_path):
+def test_clip_embeds_images_and_captions_as_published(clip_case, tmp_path, monkeypatch):
     tensors = dict(clip_case.state_dict)
     # OpenAI's files say their sizes, and so that their activation is another.
     openai = tensors | {"input_resolution": np.array(28), "vocab_size": np.array(100)}
     write_weights(tmp_path / "ViT.pt", openai)
     network = load_network("clip", str(tmp_path / "ViT.pt"))
     assert network.row.widths == {"embedding": 24} and not network.is_random
+    assert network.row.vocab_size == 100
     images = nhwc(clip_case.arrays["images"])
     apply = jax.jit(network.row.apply, static_argnums=2)
     embedded = apply(network.params, images, ("embedding",))["embedding"]
@@ -145,7 +147,8 @@ def test_clip_embeds_images_and_captions_as_published(clip_case, tmp_path):
     assert other.record["checksum"] != network.record["checksum"]
     beside = tmp_path / "open_clip_config.json"
     beside.write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
-    other = load_network("clip", str(tmp_path / "open_clip.safetensors"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = load_network("clip", "~/open_clip.safetensors")
     assert other.record["checksum"] == network.record["checksum"]
 
 
@@ -159,13 +162,12 @@ def test_clip_is_converted_to_the_names_of_openai(clip_case, tmp_path):
         np.testing.assert_array_equal(converted[key], array, err_msg=key)
 
 
-def test_a_clip_without_captions_says_so(clip_case, tmp_path):
+def test_a_clip_of_images_alone(clip_case, tmp_path):
     tensors = clip_case.state_dict.items()
     visual = {k: v for k, v in tensors if k.startswith("visual.")}
     write_weights(tmp_path / "a.safetensors", visual)
     network = load_network("clip", str(tmp_path / "a.safetensors"))
-    with pytest.raises(ConfigError, match="no text tower"):
-        network.row.embed_text(network.params, clip_case.arrays["ids"])
+    assert network.row.embed_text is None
 
 
 def test_the_command_converts_and_says_the_checksum(clip_case, tmp_path, capsys):
@@ -181,6 +183,22 @@ def test_the_command_converts_and_says_the_checksum(clip_case, tmp_path, capsys)
     ):
         with pytest.raises(ConfigError, match=word):
             _main(["features", *arguments])
+
+
+def test_the_command_writes_nothing_of_another_network(tmp_path):
+    source, target = tmp_path / "model.safetensors", tmp_path / "b.safetensors"
+    save_file(dict(load_case("dinov2").state_dict), source)
+    with pytest.raises(ConversionError, match="instead of"):
+        _main(["features", "dinov2", str(source), str(target)])
+    assert not target.exists()
+
+
+def test_the_network_of_pytorch_fid_has_the_file_of_inception():
+    weights = {"inception": "a.pth", "clip": None}
+    assert weights_of("inception_pytorch_fid", weights) == "a.pth"
+    own = weights | {"inception_pytorch_fid": "b.pth"}
+    assert weights_of("inception_pytorch_fid", own) == "b.pth"
+    assert weights_of("clip", weights) is weights_of("random", weights) is None
 
 
 def test_clip_of_another_kind_is_refused(clip_case, tmp_path):

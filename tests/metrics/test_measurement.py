@@ -76,6 +76,9 @@ def test_a_result_says_what_it_is():
     assert result.note == f"{few}; fewer images than the protocol's 50000"
     measured = _measure(PICTURES, reference=reference, protocol=22)
     assert measured.results()[name].note == few
+    record = dict(reference.record) | {"note": "of a file"}
+    measured.compare_with(ReferenceStatistics(reference.taps, record))
+    assert measured.results()[name].note == f"{few}; of a file"
 
 
 def _reference(taps, networks):
@@ -156,6 +159,10 @@ def test_clip_score_of_images_and_their_captions(monkeypatch):
     result = measured.results()["clip_score"]
     assert result.value == pytest.approx((60 + 100) / 3, rel=1e-6)
     assert result.count == 3 and result.label == "CLIP score"
+    small = _network(apply, embed_text)._replace(vocab_size=2)
+    monkeypatch.setitem(FEATURES, "clip", small)
+    with pytest.raises(ConfigError, match="the id 2, but .* knows 2"):
+        Measurement(["clip_score"], mesh, weights).add(*batch.values())
     monkeypatch.setitem(FEATURES, "clip", _network(apply))
     with pytest.raises(ConfigError, match="which of_images_alone .* does not have"):
         Measurement(["clip_score"], mesh, weights)

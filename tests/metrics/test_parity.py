@@ -58,9 +58,8 @@ def folder(tmp_path_factory):
 def measure(folder, names):
     """Results of distances of the one folder to the other, by their names."""
     mesh = sharding.make_mesh()
-    weights = str(folder / "inception.pth")
-    networks = dict.fromkeys(("inception", "inception_pytorch_fid"), weights)
-    measurement = Measurement(names, mesh, networks)
+    weights = {"inception": str(folder / "inception.pth")}
+    measurement = Measurement(names, mesh, weights)
     reference = measurement.twin()
     for each, (seed, mean) in ((measurement, (0, 110)), (reference, (1, 140))):
         for images in np.split(draw_images(seed, mean), 5):

@@ -67,11 +67,14 @@ def test_what_others_publish_is_read(tmp_path):
         path, mu=np.ones(2048), sigma=eye, mu_s=np.ones(2023), sigma_s=np.eye(2023)
     )
     found = ReferenceStatistics.load(path)
+    # sFID's moments tell that images were resized as by TensorFlow.
     assert found.taps.keys() == {"inception/2048", "inception/spatial"}
+    assert found.record["networks"].keys() == {"inception"}
+    assert "note" not in found.record and "preprocessing" not in found.record
     assert found.taps["inception/2048"].covariance.dtype == np.float64
     # By which file of weights it does not say, but not by random ones.
     found.check({"networks": {"inception": NETWORK}, "preprocessing": CUT}, path)
-    with pytest.raises(ConfigError, match=r"give --feature_weights=inception=FILE"):
+    with pytest.raises(ConfigError, match=r"FILE \(in training eval.weights\)"):
         random = NETWORK | {"weights": "random"}
         found.check({"networks": {"inception": random}}, path)
     np.savez(path, mu=np.ones(768), sigma=np.eye(768))
@@ -82,6 +85,37 @@ def test_what_others_publish_is_read(tmp_path):
         ReferenceStatistics.load(path)
     np.savez(path, arr_0=np.ones(3), weights=np.ones(2))
     with pytest.raises(ConfigError, match="holds arr_0, weights, no statistics"):
+        ReferenceStatistics.load(path)
+
+
+def test_statistics_of_others_are_told_apart(tmp_path):
+    eye, records = np.eye(2048, dtype=np.float32), []
+    for mean in (np.ones(2048), np.zeros(2048)):
+        path = tmp_path / f"{mean[0]}" / "stats.npz"
+        path.parent.mkdir()
+        np.savez(path, mu=mean, sigma=eye, arr_0=np.zeros((2, 8, 16, 3), np.uint8))
+        found = ReferenceStatistics.load(path)
+        records.append(found.record)
+    assert records[0]["name"] == records[1]["name"] == "stats.npz"
+    assert records[0]["images"] != records[1]["images"]
+    # pytorch-fid's file names no resize: it serves both, and a number says so.
+    assert found.taps.keys() == {"inception/2048", "inception_pytorch_fid/2048"}
+    assert found.record["networks"].keys() == {"inception", "inception_pytorch_fid"}
+    assert "does not say how its images were resized" in found.record["note"]
+    with pytest.raises(ConfigError, match="8 x 16 pixels and these have 16 x 16"):
+        found.check({"preprocessing": CUT}, path)
+    found.check({"preprocessing": CUT | {"size": [8, 16]}}, path)
+
+
+@pytest.mark.parametrize("what", ["mean", "covariance", "rows"])
+def test_numbers_that_are_not_finite_are_one_line(tmp_path, what):
+    whole = statistics(4, rows=True)
+    bad = np.array(getattr(whole, what))
+    bad[1] = np.nan
+    path = tmp_path / "a.npz"
+    taps = {"inception/64": whole._replace(**{what: bad})}
+    ReferenceStatistics(taps, RECORD).save(path)
+    with pytest.raises(ConfigError, match=f"not finite \\(the {what} of inception/64"):
         ReferenceStatistics.load(path)
 
 

@@ -2,17 +2,29 @@
 
 import contextlib
 import json
+import re
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, sharding
+from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Best, Checkpoints, TrainState
 from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
+from ldm_jax.console import Console
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.training import autoencoder, classifier, diffusion
+from ldm_jax.training.held_out import made_images
+from ldm_jax.training.held_out.eval_options import EvalOptions, eval_options
+from ldm_jax.training.held_out.made_images import Made, _require_examples
+from ldm_jax.training.held_out.own_reference import own_reference
+from ldm_jax.training.held_out.set_distances import SetDistances
 from tests.runs import assert_same_bits, tiny_config, train, weights_of
+from tests.sampling.common import SIZE, make_trained
 
 MEASURED = {
     "eval__every": 2,
@@ -20,9 +32,10 @@ MEASURED = {
     "eval__batch_size": 8,
     "eval__distances": ("frechet",),
     "eval__best": "frechet",
+    "eval__levels": 2,
     "train__preview_images": 0,
 }
-NAME = "eval/distances/random-features distance (frechet)"
+NAME = "eval/distances/random-features_distance/frechet"
 
 
 def _rows(workdir):
@@ -35,7 +48,7 @@ def _measured(workdir):
 
 
 def _train(workdir, shapes_dir, first_stage, **more):
-    more |= MEASURED | {"first_stage__workdir": str(first_stage)}
+    more = MEASURED | {"first_stage__workdir": str(first_stage)} | more
     train("shapes_class", shapes_dir, workdir, **more)
 
 
@@ -52,14 +65,17 @@ def test_a_run_that_is_measured_ends_in_the_same_weights(
     record = json.loads((tmp_path / "best.json").read_text())
     assert (record["step"], record["value"]) == (best, found[best])
     assert checkpoint.checkpoint_folder(tmp_path, "best").name == str(best)
-    assert "reference statistics of 64 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reference statistics of 64 images of" in said
+    (line,) = (line for line in said.splitlines() if "loss by noise level" in line)
+    assert re.search(r"first:  0: [\d.]+  1: [\d.]+  \(moving average\)$", line)
 
 
 @pytest.mark.slow
 def test_what_a_killed_run_has_not_measured_is_measured_first(
     first_stage, shapes_dir, tmp_path, capsys
 ):
-    more = {"eval__levels": 2, "train__keep_last": 1}
+    more = {"train__keep_last": 1}
     _train(tmp_path, shapes_dir, first_stage, **more)
     (last,) = (row for row in _rows(tmp_path) if "eval/loss" in row)
     assert last["eval/num_images"] == 8 and last["eval/level_draws"] == 4
@@ -69,7 +85,7 @@ def test_what_a_killed_run_has_not_measured_is_measured_first(
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if not (NAME in line and '"step": 4' in line)]
     path.write_text("".join(kept))
-    assert "reference statistics of 64 images" in capsys.readouterr().out
+    assert "reference statistics of 64 images:" in capsys.readouterr().out
     _train(tmp_path, shapes_dir, first_stage, **more)
     said = capsys.readouterr().out
     assert "what was due and has no record is made" in said
@@ -90,14 +106,21 @@ def test_the_best_stays_by_either_direction(tmp_path):
     assert not kept.takes(Best(3, "fid", float("nan"), "lower"))
     assert not kept.takes(Best(3, "fid", 5.0, "lower"))
     assert kept.should_preserve(_checkpoints(1, 2, 3), context=None) == [0, 1, 0]
-    # Another result cannot be compared with it.
+    # Another result, or another way to measure it, cannot be compared with it.
+    assert kept.takes(Best(3, "fid", 9.0, "lower", "another way"))
+    assert not kept.takes(Best(3, "fid", float("-inf"), "lower", "another way"))
     assert kept.takes(Best(4, "precision", 0.1, "higher"))
     assert kept.takes(Best(5, "precision", 0.2, "higher"))
     assert not kept.takes(Best(6, "precision", 0.1, "higher"))
     write_best(tmp_path, kept.best)
     assert read_best(tmp_path) == Best(5, "precision", 0.2, "higher")
-    (tmp_path / "best.json").write_text("{")
-    assert read_best(tmp_path) is None
+    for text in ("{", '{"step": 5, "name": "fid", "value": null, "better": "lower"}'):
+        (tmp_path / "best.json").write_text(text)
+        assert read_best(tmp_path) is None
+    # As runs before had it.
+    old = {"step": 5, "name": "fid", "value": 5.0, "better": "lower"}
+    (tmp_path / "best.json").write_text(json.dumps(old))
+    assert read_best(tmp_path) == Best(**old)
 
 
 def test_a_best_that_is_not_there_is_named(tmp_path):
@@ -107,6 +130,54 @@ def test_a_best_that_is_not_there_is_named(tmp_path):
     (tmp_path / "checkpoints" / "9").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint of step 7 .* holds 9"):
         checkpoint.checkpoint_folder(tmp_path, "best")
+
+
+def test_the_reference_of_a_run_is_made_once(shapes_dir, tmp_path):
+    mesh, lines = sharding.make_mesh(devices=jax.devices()[:1]), []
+    config = tiny_config("shapes_class", shapes_dir)
+    run = SimpleNamespace(
+        config=config,
+        data=Data(config.data, 0, 8, mesh),
+        console=SimpleNamespace(line=lines.append),
+        checkpoints=SimpleNamespace(workdir=tmp_path),
+    )
+    measurement = Measurement(("frechet",), mesh)
+
+    def count(**options):
+        options = EvalOptions(distances=("frechet",), batch_size=8, **options)
+        record = own_reference(run, measurement, options).record
+        return record["name"], record["count"]
+
+    assert count() == count() == ("shapes/32, train", 64)
+    assert len(lines) == 2 and "ldm-reference" in lines[0]
+    assert count(reference_images=10) == ("shapes/32, train", 10)
+    assert len(lines) == 4
+    # What a first stage reconstructs.
+    config.stage = "autoencoder"
+    assert count(num_samples=9) == ("shapes/32, validation", 9)
+
+
+def test_an_example_that_cannot_be_read_is_a_sample_less(monkeypatch):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(
+        made_images,
+        "make_draw",
+        lambda *_: lambda params, frozen, inputs, index: (index, index >= 0),
+    )
+
+    def held_out_batches(batch_size):
+        maps = np.zeros((3, SIZE, SIZE), np.int32)
+        mask = np.array([True, False, True])
+        yield sharding.put_batch({"segmentation": maps, "mask": mask}, mesh)
+
+    data = SimpleNamespace(num_held_out=3, held_out_batches=held_out_batches)
+    state = SimpleNamespace(ema_params={}, params={})
+    make = made_images.sampled(make_trained("segmentation", scale=0).model, None, 0)
+    images = make(EvalOptions(num_samples=3), mesh, data)
+    (made,) = images(state, {})
+    assert np.asarray(made.mask).tolist() == [True, False, True]
+    with pytest.raises(ConfigError, match="there are 3 of those"):
+        make(EvalOptions(num_samples=4), mesh, data)
 
 
 def test_the_best_stays_beside_the_newest(tmp_path):
@@ -136,6 +207,13 @@ def test_the_best_stays_beside_the_newest(tmp_path):
     [
         (diffusion, "class", {"eval__distances": ("fidd",)}, 'fidd" is unknown'),
         (diffusion, "class", {"eval__best": "psnr"}, 'eval.best="psnr" is no result'),
+        (
+            diffusion,
+            "class",
+            {"eval__best": "fid"},
+            "eval.every steps, and",
+        ),
+        (diffusion, "class", {"eval__distances": ("rfid",)}, "samples by fid"),
         (diffusion, "class", {"eval__label_mode": "equal"}, 'equal" is unknown'),
         (autoencoder, "autoencoder", {"eval__num_samples": 1}, "eval.num_samples must"),
         (classifier, "classifier", {"eval": {"every": 2}}, "makes no images"),
@@ -144,6 +222,44 @@ def test_the_best_stays_beside_the_newest(tmp_path):
 def test_sections_that_cannot_work_are_refused_at_once(stage, name, change, message):
     with pytest.raises(ConfigError, match=message):
         stage.check(tiny_config(f"shapes_{name}", "", **change))
+
+
+def test_a_first_stage_is_measured_by_rfid_unless_something_is_asked_for():
+    config = tiny_config("shapes_autoencoder", "")
+    del config.eval
+    assert eval_options(config).distances == ("rfid",)
+    config.eval = {"distances": ("kid",)}
+    assert eval_options(config).distances == ("kid",)
+    config = tiny_config("shapes_class", "")
+    del config.eval
+    assert eval_options(config).distances == ("fid",)
+
+
+def test_more_samples_than_held_out_conditions_are_refused():
+    options = SimpleNamespace(num_samples=5)
+    for found, message in ((3, "use eval.num_samples=3, or hold"), (1, "those: hold")):
+        with pytest.raises(ConfigError, match=message):
+            _require_examples(options, SimpleNamespace(num_held_out=found))
+
+
+def test_images_that_are_not_finite_are_counted_and_not_measured(capsys):
+    def measure(*rows):
+        """Measures two batches of 4, of which the last row only fills up."""
+        mask = sharding.put_batch({"mask": np.arange(4) < 3}, mesh)["mask"]
+        finite = [jnp.array([k not in bad for k in range(4)]) for bad in rows]
+        taken = SimpleNamespace(count=0, results=dict)
+        taken.add = lambda images, mask: setattr(taken, "count", taken.count + 3)
+        sets = object.__new__(SetDistances)
+        sets._measurement = SimpleNamespace(twin=lambda: taken)
+        sets._images = lambda *_: (Made(None, mask, each) for each in finite)
+        sets._run, sets._frozen = SimpleNamespace(console=Console(9, 0, True)), None
+        return sets.measure(SimpleNamespace(step=7), lambda: True)
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    assert measure({3}, {3}) == {"num_images": 6}
+    assert "finite" not in capsys.readouterr().out
+    assert measure({3}, {0, 2, 3}) == {"num_images": 0}
+    assert "step 7: 2 of 4 images of a batch" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import latent_diffusion, sharding
-from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.schedule import add_noise, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.training import diffusion
 from ldm_jax.training.held_out.noise_levels import by_level, draw_levels, level_losses
@@ -83,10 +83,12 @@ def test_a_loss_of_a_level_is_that_of_its_draws(trained):
         chosen, timesteps, keys = draw_levels(0, jnp.arange(1), 5, 1000)
         noise = jax.random.normal(keys[0], (1, SIZE, SIZE, 3))
         slots = latent_diffusion.condition(model, params, {})
-        output, target = latent_diffusion.predict(
-            model, params, latents, noise, timesteps, slots
-        )
-        return chosen[0], jnp.square(output - target).mean()
+        point = model.schedule.at(timesteps)
+        noisy = add_noise(latents, noise, point)
+        output = latent_diffusion.apply_backbone(model, params, noisy, timesteps, slots)
+        return chosen[0], jnp.square(
+            output - model.objective.target(latents, noise, point)
+        ).mean()
 
     level, expected = loss()
     assert name == f"loss_level_{level}"
@@ -98,5 +100,10 @@ def test_more_bins_than_levels_are_refused(trained):
     schedule = make_schedule(num_train_timesteps=9)
     model = dataclasses.replace(trained.model, schedule=schedule)
     assert diffusion._level_bins(config, trained.model) == 10
+    # A config of before the section was there asks for nothing.
+    old = tiny_config("shapes_class", "")
+    del old.eval
+    assert diffusion._level_bins(old, trained.model) == 10
+    assert diffusion._level_bins(old, model) == 9
     with pytest.raises(ConfigError, match="num_train_timesteps=9: use eval.levels=9"):
         diffusion._level_bins(config, model)

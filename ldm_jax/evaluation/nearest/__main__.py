@@ -171,7 +171,7 @@ def _training(mesh):
 def _samples(mesh, plan, given):
     """The set of samples."""
     from ldm_jax.evaluation import image_sets, subjects
-    from ldm_jax.evaluation.drawn import Drawing, check_same_model, draw_set
+    from ldm_jax.evaluation.drawn import Drawing, draw_set
     from ldm_jax.sampling import load_model, options
 
     if _IMAGES.value is not None:
@@ -190,7 +190,6 @@ def _samples(mesh, plan, given):
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
 
 

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from ldm_jax import peers
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import Float, Int, UInt8
 from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
@@ -83,7 +82,7 @@ class Places:
             batches = self._images.batches(self._starts[k])
             _, batch = next(batches)
             batches.close()
-            rows = _on_host(batch["image"])
+            rows = sharding.gathered(batch["image"])
             for number in numbers[batch_of == k].tolist():
                 # A copy, that the rest of the batch can be freed.
                 found[number] = rows[number - self._firsts[k]].copy()
@@ -143,12 +142,6 @@ def rows_of(
             places.note(start, int(numbers[0]))
         yield end, Rows(numbers[real], features[real])
         start = end
-
-
-def _on_host(images):
-    if jax.process_count() > 1:
-        images = multihost_utils.process_allgather(images, tiled=True)
-    return np.asarray(images)
 
 
 def find_nearest(

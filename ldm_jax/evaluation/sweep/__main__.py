@@ -15,6 +15,7 @@ from absl import flags
 
 from ldm_jax import cli, ranges
 from ldm_jax.evaluation.flag_groups import (
+    check_used,
     comparison_of,
     define_comparison_flags,
     define_drawing_flags,
@@ -75,7 +76,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax import sharding
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation import subjects
-    from ldm_jax.evaluation.drawn import Drawing, check_same_model
+    from ldm_jax.evaluation.drawn import Drawing
     from ldm_jax.evaluation.sweep.grid import combinations
     from ldm_jax.evaluation.sweep.rows import measure_rows
     from ldm_jax.sampling import load_model, options
@@ -83,6 +84,7 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how = comparison_of(_DISTANCES.value or ["fid"])
+    check_used(how.distances, how.weights)
     plan = _plan(how.distances)
     lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
     given = combinations(*lists, _ETA.value)
@@ -94,7 +96,6 @@ def _main(argv: list[str]) -> None:
         first_stage=_FIRST_STAGE.value,
         data_dir=_DATA_DIR.value,
     )
-    check_same_model(trained)
     settings = [options.complete(trained, each) for each in given]
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"

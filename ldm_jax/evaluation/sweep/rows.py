@@ -16,13 +16,12 @@ from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
-from ldm_jax.evaluation.resuming import Saved
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.resuming import Saved, agree, difference
+from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
 from ldm_jax.metrics.distances import Result
 from ldm_jax.reading import MAX_TEXT, read_file
-from ldm_jax.sampling.settings import first_difference
 
 
 class Row(NamedTuple):
@@ -63,11 +62,10 @@ def measure_rows(
     for number, (options, images) in enumerate(zip(settings, sets, strict=True), 1):
         values = values_of(options)
         path = folder / f"{name_of(values)}.json"
-        # As they come back from the file: without tuples.
-        record = json.loads(json.dumps(settings_of(images, measurement, more)))
+        record = settings_of(images, measurement, more)
         results = _load(path, record)
         if results is None:
-            _say(f"row {number} of {len(sets)}: {title_of(values)}")
+            say(f"row {number} of {len(sets)}: {title_of(values)}")
             twin = measurement.twin()
             saved = Saved(path.with_suffix(".partial.npz"), record, how.save_every)
             measure(images, twin, saved)
@@ -80,22 +78,19 @@ def measure_rows(
             saved.remove()
         rows.append(Row(values, results))
         found = ", ".join(f"{n} {each.value:.4f}" for n, each in results.items())
-        _say(f"{title_of(values)}: {found}")
+        say(f"{title_of(values)}: {found}")
     return rows
 
 
 def _load(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Result] | None:
     """The results of a row that is there; every process calls it."""
     found = _read(path) if path.exists() else None
-    if len(set(peers.gather(str(found is not None)))) > 1:
-        raise DataError(
-            f"{path} is not there for all processes: give a folder that they share"
-        )
+    agree(path, "not there" if found is None else "there")
     if found is None:
         return None
-    difference = first_difference(found["settings"], record)
-    if difference is not None:
-        key, there, here = difference
+    other = difference(found["settings"], record)
+    if other is not None:
+        key, there, here = other
         raise ConfigError(
             f"{path} is a row of a sweep with other settings ({key}: {there} there, "
             f"{here} here): use another --outdir, or take it away"
@@ -112,8 +107,3 @@ def _read(path):
             f"{path} cannot be read as a row of a sweep ({error!r}): take it away to "
             "measure it anew"
         ) from error
-
-
-def _say(text):
-    if not jax.process_index():
-        print(text, flush=True)

@@ -12,12 +12,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ldm_jax.metrics.distances.clip_score import COSINE, EMBEDDING, clip_score
+from ldm_jax.metrics.distances.clip_score import COSINE, clip_score
 from ldm_jax.metrics.distances.frechet import frechet
 from ldm_jax.metrics.distances.inception_score import inception_score
 from ldm_jax.metrics.distances.kernel import cmmd, kid
 from ldm_jax.metrics.distances.neighbours import density_coverage, precision_recall
 from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.features.clip_weights import EMBEDDING
 from ldm_jax.metrics.statistics import TapStatistics
 
 __all__ = ["DISTANCES", "Distance", "Result", "Value", "taps_with_rows"]

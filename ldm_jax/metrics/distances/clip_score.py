@@ -7,9 +7,6 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-# Tap of the network "clip" that an image's embedding is.
-EMBEDDING = "embedding"
-
 # What a measurement makes of the embeddings of an image and its caption; it stands
 # where a tap does.
 COSINE = "caption_cosine"

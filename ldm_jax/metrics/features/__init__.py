@@ -20,6 +20,7 @@ and no report calls it so.
 """
 
 import pathlib
+from collections.abc import Mapping
 
 from ldm_jax.config import choose
 from ldm_jax.metrics.features.clip_weights import CLIP
@@ -37,6 +38,7 @@ __all__ = [
     "Loaded",
     "Network",
     "load_network",
+    "weights_of",
 ]
 
 # Feature networks by name.
@@ -47,6 +49,20 @@ FEATURES = {
     "dinov2": DINOV2,
     "clip": CLIP,
 }
+
+
+def weights_of(name: str, weights: Mapping[str, str | None]) -> str | None:
+    """Finds the file of weights of a network.
+
+    Args:
+      name: Row of FEATURES.
+      weights: Row of FEATURES -> path of its file.
+
+    Returns:
+      The path; that of the row `weights_of`, where the network's own is not there.
+    """
+    other = FEATURES[name].weights_of if name in FEATURES else None
+    return weights.get(name) or weights.get(other)
 
 
 def load_network(name: str, path: str | None = None) -> Network:

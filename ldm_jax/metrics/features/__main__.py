@@ -29,8 +29,9 @@ def _main(argv: list[str]) -> None:
     row = choose(convertible, name, "feature network")
     if not target.endswith(".safetensors"):
         raise ConversionError(f"{target} must end in .safetensors")
+    # Whatever is another network is refused before anything is written.
+    checksum = load_network(name, source).record["checksum"]
     write_weights(target, row.convert(source))
-    checksum = load_network(name, target).record["checksum"]
     print(f"{target}: {row.title}, checksum {checksum}")
 
 

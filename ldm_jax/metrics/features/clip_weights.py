@@ -5,6 +5,7 @@ beside.
 """
 
 import math
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ WHERE = (
     "open_clip_model.safetensors of one of huggingface.co/laion, or model.safetensors "
     "with config.json beside, as of huggingface.co/openai/clip-vit-large-patch14-336"
 )
-TAP = "embedding"
+EMBEDDING = "embedding"
 
 # Widths of image towers whose heads do not have 64 channels: ViT-H/14.
 _HEAD_CHANNELS = {1280: 80}
@@ -139,7 +140,7 @@ def _params(towers, tensors):
     return params
 
 
-def read_clip(path: str) -> tuple[Clip, dict[str, Any]]:
+def read_clip(path: str | os.PathLike) -> tuple[Clip, dict[str, Any]]:
     """Reads a published file.
 
     Args:
@@ -153,11 +154,12 @@ def read_clip(path: str) -> tuple[Clip, dict[str, Any]]:
       ConversionError: If it is missing, unreadable or no CLIP with a vision
         transformer.
     """
+    path = pathlib.Path(path).expanduser()
     tensors = read_tensors(path, WHERE)
     try:
         known = _keys_of(tensors) is _OPENAI
         find = _openai_activation if known else _transformers_activation
-        towers = infer_towers(tensors, find(pathlib.Path(path), tensors))
+        towers = infer_towers(tensors, find(path, tensors))
         return towers, _params(towers, tensors)
     except ConversionError:
         raise
@@ -229,15 +231,12 @@ def _load(path):
     quick = np.array(towers.image.activation == "quick_gelu", np.float32)
     numbers = flatten_dict(params, sep="/") | {"quick_gelu": quick}
     changes = {
-        "widths": {TAP: towers.image.embed_dim},
+        "widths": {EMBEDDING: towers.image.embed_dim},
         "apply": towers.embed_images,
-        "embed_text": _no_text if towers.text is None else towers.embed_text,
+        "vocab_size": towers.text and towers.text.vocab_size,
+        "embed_text": None if towers.text is None else towers.embed_text,
     }
     return Loaded(params, checksum(numbers), changes)
-
-
-def _no_text(*_):
-    raise ConfigError(f"clip: the file of weights holds no text tower; {WHERE}")
 
 
 def _needs_file(*_):
@@ -245,5 +244,5 @@ def _needs_file(*_):
 
 
 CLIP = FeatureNetwork(
-    "CLIP", WHERE, {TAP: 768}, _load, _needs_file, _needs_file, convert_clip
+    "CLIP", WHERE, {EMBEDDING: 768}, _load, _needs_file, _needs_file, convert_clip
 )

@@ -145,4 +145,6 @@ def _row(title, prepare):
 
 INCEPTION = _row("Inception-v3 of FID", _as_tensorflow)
 # Another number of the same network, by which many papers measure.
-INCEPTION_PYTORCH_FID = _row("Inception-v3 as pytorch-fid feeds it", _as_pytorch_fid)
+INCEPTION_PYTORCH_FID = _row(
+    "Inception-v3 as pytorch-fid feeds it", _as_pytorch_fid
+)._replace(weights_of="inception")

@@ -57,8 +57,10 @@ class FeatureNetwork(NamedTuple):
         taps) -> dict of tap -> float32 [B, D]. Names are static: what is not asked for
         is not computed where this is compiled.
       embed_text: None, or (parameters, token ids [B, L]) -> float32 [B, D].
+      vocab_size: None, or number of token ids that `embed_text` knows.
       convert: None, or path of a file of weights -> the same numbers under the names
         that they are published with, for a safetensors file.
+      weights_of: None, or row whose file of weights is the one of this row, too.
     """
 
     title: str
@@ -74,6 +76,8 @@ class FeatureNetwork(NamedTuple):
         | None
     ) = None
     convert: Callable[[str], Mapping[str, Any]] | None = None
+    vocab_size: int | None = None
+    weights_of: str | None = None
 
 
 class Network(NamedTuple):

@@ -1,6 +1,7 @@
 """Files of weights of feature networks: read, compared, and known by their numbers."""
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from ldm_jax.errors import ConversionError
 from ldm_jax.weights.files import read_weights
 
 
-def read_tensors(path: str, where: str) -> dict[str, Any]:
+def read_tensors(path: str | os.PathLike, where: str) -> dict[str, Any]:
     """Reads a file of weights, lazily.
 
     Args:

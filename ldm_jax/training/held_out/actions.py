@@ -111,9 +111,10 @@ class HeldOut:
           names: What is due.
 
         Returns:
-          Whether; for what the best checkpoint is chosen by.
+          Whether; for what takes long, so that nothing is lost if it is cut, and what
+          the best checkpoint is chosen by.
         """
-        return "measurement" in names and self._sets.options.best is not None
+        return "measurement" in names
 
     def missing(self, step: int) -> list[str]:
         """Lists what was due at a step and has no record.
@@ -220,18 +221,19 @@ class HeldOut:
         means = self._run.stage.summarize(means | {"num_images": sum(counts)})
         means = {f"{_PREFIX}{name}": float(value) for name, value in means.items()}
         self._writer.scalars(done, means)
-        self._say(done, means)
+        self._say(done, means, state)
 
-    def _say(self, done, means):
-        """Prints means, those by noise level in a line of their own."""
+    def _say(self, done, means, state):
+        """Prints means, and of whose weights; by noise level in a line of their own."""
         total, levels = self._config.train.num_steps, {}
         for name in list(means):
             if name.startswith(f"{_PREFIX}{LOSS_LEVEL}"):
                 levels[name] = means.pop(name)
-        self._console.line(format_metrics(done, total, means))
+        whose = "  (moving average)" if state.ema_params else ""
+        self._console.line(f"{format_metrics(done, total, means)}{whose}")
         if levels:
-            numbers = "  ".join(f"{value:.3g}" for value in levels.values())
-            self._console.line(f"step {done}/{total}  loss by noise level: {numbers}")
+            text = f"step {done}/{total}  loss by noise level, least noise first:"
+            self._console.line(f"{text}  {_numbered(levels)}{whose}")
 
     def _record_none(self, done):
         """Of an evaluation of no image."""
@@ -260,13 +262,24 @@ class HeldOut:
             return
         # Before the record, by which a rerun knows that all of it is done.
         self._sets.keep_best(done, numbers)
-        numbers = {f"{_SETS}{name}": value for name, value in numbers.items()}
+        numbers = {f"{_SETS}{_tag(name)}": value for name, value in numbers.items()}
         self._writer.scalars(done, numbers)
-        total = self._config.train.num_steps
-        self._console.line(format_metrics(done, total, numbers))
+        self._say(done, numbers, state)
 
     def _record_no_set(self, done):
         self._writer.scalars(done, {f"{_SETS}num_images": 0})
+
+
+def _numbered(levels):
+    """Losses by noise level as text, each after the number of its bin."""
+    numbers = (name.rpartition("_")[2] for name in levels)
+    pairs = zip(numbers, levels.values(), strict=True)
+    return "  ".join(f"{number}: {value:.3g}" for number, value in pairs)
+
+
+def _tag(name):
+    """Names a number with signs that TensorBoard leaves as they are."""
+    return name.replace(" (", "/").replace(")", "").replace(" ", "_")
 
 
 def due(step: int, every: int | None, final: bool = False) -> bool:

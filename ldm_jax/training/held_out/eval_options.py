@@ -20,13 +20,14 @@ class EvalOptions:
       every: Steps between measurements; None or 0 makes none.
       num_samples: Number of samples; of a first stage of reconstructions.
       batch_size: How many are drawn at a time, over all devices.
-      distances: Rows of DISTANCES.
+      distances: Rows of DISTANCES; of a first stage ("rfid",) where not given.
       weights: Name of a feature network -> its file of weights; None for random ones.
       reference: File of reference statistics; "" makes them of the run's own images.
       reference_images: How many of those; None for all.
       label_mode: Row of LABEL_MODES.
       best: The result, as "fid", by which the best checkpoint is kept; None keeps none.
-      levels: Bins of the loss by noise level in each evaluation; 0 for none.
+      levels: Bins of the loss by noise level in each evaluation; 0 for none. None, of a
+        config without them, for 10, or as many as there are levels.
     """
 
     every: int | None = None
@@ -38,7 +39,7 @@ class EvalOptions:
     reference_images: int | None = None
     label_mode: str = "random"
     best: str | None = None
-    levels: int = 10
+    levels: int | None = None
 
 
 def eval_options(config: ConfigDict) -> EvalOptions:
@@ -54,10 +55,16 @@ def eval_options(config: ConfigDict) -> EvalOptions:
       ConfigError: If something in it is unknown or out of its range.
     """
     section = to_dict(config.get("eval") or {})
+    is_first = config.stage == "autoencoder"
+    if is_first:
+        section = {"distances": ("rfid",)} | section
     weights = section.get("weights") or {}
     check_names(weights, ranges.SECTIONS["eval.weights"], "eval.weights")
     ranges.check_section(weights, "eval.weights")
-    options = build(EvalOptions, section, "eval")
+    if weights.get("inception"):
+        # One file serves both ways to apply it.
+        weights = weights | {"inception_pytorch_fid": weights["inception"]}
+    options = build(EvalOptions, section | {"weights": weights}, "eval")
     for name in options.distances:
         row = choose(DISTANCES, name, "eval.distances")
         if row.needs_captions:
@@ -65,9 +72,20 @@ def eval_options(config: ConfigDict) -> EvalOptions:
                 f"eval.distances: {name} compares images with their captions, which "
                 "training does not keep: measure it with ldm-evaluate"
             )
+        if name == "rfid" and not is_first:
+            raise ConfigError(
+                "eval.distances: rfid is of a first stage's reconstructions: measure "
+                "samples by fid"
+            )
     choose(LABEL_MODES, options.label_mode, "eval.label_mode")
     if options.best is not None:
         better_of(options)
+        if not options.every:
+            raise ConfigError(
+                f'eval.best="{options.best}" chooses among the steps that are measured '
+                "every eval.every steps, and that is not set: set it, or leave "
+                "eval.best out"
+            )
     return options
 
 

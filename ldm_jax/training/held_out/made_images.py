@@ -10,12 +10,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, UInt8
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
-from ldm_jax.eval_samples import condition_batches, make_draw, needs_examples
+from ldm_jax.eval_samples import (
+    TooFewConditions,
+    condition_batches,
+    make_draw,
+    needs_examples,
+)
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.latent_diffusion import LatentDiffusion
 
@@ -53,11 +59,12 @@ def sampled(model: LatentDiffusion, sampling: SampleOptions, seed: int) -> Calla
 
         def images(state, frozen):
             params = state.ema_params or state.params
+            examples = None
             with contextlib.ExitStack() as stack:
-                examples = None
                 if needs_examples(model):
                     examples = data.held_out_batches(batch_size=options.batch_size)
                     stack.enter_context(contextlib.closing(examples))
+                    stack.enter_context(_fewer_are_measured())
                 for batch in condition_batches(
                     model,
                     mesh,
@@ -75,13 +82,23 @@ def sampled(model: LatentDiffusion, sampling: SampleOptions, seed: int) -> Calla
     return make
 
 
+@contextlib.contextmanager
+def _fewer_are_measured():
+    """Examples that cannot be read are as many samples less, no end of a run."""
+    try:
+        yield
+    except TooFewConditions as error:
+        logging.warning("%s; fewer samples are measured", error)
+
+
 def _require_examples(options, data):
     found = data.num_held_out
     if found < options.num_samples:
+        fewer = f"use eval.num_samples={found}, or " if found > 1 else ""
         raise ConfigError(
             f"eval.num_samples={options.num_samples}, but samples have the conditions "
-            f"of the held-out examples, and there are {found} of those: use "
-            f"eval.num_samples={found}, or hold more out (data.eval_split)"
+            f"of the held-out examples, and there are {found} of those: {fewer}hold "
+            "more out (data.eval_split)"
         )
 
 

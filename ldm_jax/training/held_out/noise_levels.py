@@ -16,6 +16,7 @@ import numpy as np
 
 from ldm_jax import latent_diffusion
 from ldm_jax.annotations import Array, Float, Int, Key
+from ldm_jax.diffusion.schedule import add_noise
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.seeds import make_key, sample_keys
 
@@ -85,9 +86,12 @@ def level_losses(
     )
     shape = (1, *latents.shape[1:])
     noise = jax.vmap(lambda key: model.objective.draw_noise(key, shape)[0])(keys)
-    output, target = latent_diffusion.predict(
-        model, params, latents, noise, timesteps, conditioning
+    point = model.schedule.at(timesteps)
+    noisy = add_noise(latents, noise, point)
+    output = latent_diffusion.apply_backbone(
+        model, params, noisy, timesteps, conditioning
     )
+    target = model.objective.target(latents, noise, point)
     error = model.objective.error(output, target)
     mask = batch["mask"].astype(jnp.float32)
     counts = jax.nn.one_hot(chosen, bins) * mask[:, None]

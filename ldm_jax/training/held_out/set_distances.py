@@ -2,23 +2,20 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
+from ldm_jax.config import to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
+from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.start import Run
-
-# Statistics of the run's own images, in its workdir.
-_FILE = "eval_reference.npz"
 
 
 class SetDistances:
@@ -54,20 +51,44 @@ class SetDistances:
         if not options.every or self._measurement is not None:
             return
         self._images = run.stage.make_images(options, run.mesh, run.data)
-        side = run.config.data.image_size
-        cut, given = {"size": [side, side]}, None
-        if options.reference:
-            # Compared before it costs anything.
-            rows = taps_with_rows(options.distances)
-            given = ReferenceStatistics.load(options.reference, "eval.reference", rows)
-            given.check({"preprocessing": cut}, options.reference)
+        reference = self._given_reference() if options.reference else None
         names, weights = options.distances, options.weights
         try:
-            self._measurement = Measurement(names, run.mesh, weights, given)
+            self._measurement = Measurement(names, run.mesh, weights, reference)
         except ConfigError as error:
             raise ConfigError(f"section eval: {error}") from error
-        if given is None and self._compares():
-            self._measurement.compare_with(self._own_reference(cut))
+        if reference is None and self._compares():
+            reference = own_reference(run, self._measurement, options)
+            self._measurement.compare_with(reference)
+        self._how = self._hash_of_how(reference)
+
+    def _given_reference(self):
+        """Reads the file of the section; compares it before it costs anything."""
+        place, side = self.options.reference, self._run.config.data.image_size
+        rows = taps_with_rows(self.options.distances)
+        reference = ReferenceStatistics.load(
+            os.path.expanduser(place), "eval.reference", rows
+        ).thinned(MOST_ROWS)
+        reference.check({"preprocessing": {"size": [side, side]}}, place)
+        if not reference.record.get("preprocessing", {}).get("size"):
+            self._run.console.line(
+                f"eval.reference={place} does not say how large its images were: "
+                f"samples are of {side} x {side} pixels"
+            )
+        return reference
+
+    def _hash_of_how(self, reference):
+        """Stands for all that a number depends on beside the weights of the run."""
+        options, config = self.options, self._run.config
+        how = {
+            "samples": [options.num_samples, options.label_mode],
+            "sample": to_dict(config.get("sample") or {}),
+            "conditions": [config.data.eval_split, self._run.data.num_held_out],
+            "networks": self._measurement.record,
+            "reference": reference and dict(reference.record),
+        }
+        text = json.dumps(how, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _compares(self):
         """Whether a distance compares with a reference at all."""
@@ -95,9 +116,13 @@ class SetDistances:
         for batch in tiling.one_behind(made):
             if not goes_on():
                 return None
-            if not np.asarray(batch.finite).all():
-                text = "warning: the model makes images that are not finite"
-                self._run.console.line(f"{text}; they are not measured")
+            # What fills a batch up does not count.
+            bad = int((batch.mask & ~batch.finite).sum())
+            if bad:
+                self._run.console.line(
+                    f"warning: step {int(state.step)}: {bad} of {len(batch.mask)} "
+                    "images of a batch are not finite; nothing is measured"
+                )
                 return {"num_images": 0}
             measurement.add(batch.images, batch.mask)
         numbers = {}
@@ -120,69 +145,22 @@ class SetDistances:
         name = next((name for name in names if name in numbers), None)
         if name is None:
             return
+        checkpoints, line = self._run.checkpoints, self._run.console.line
         # That of the first process, where rounding differs.
         value = float(peers.gather(repr(numbers[name]))[0])
         better = better_of(self.options)
-        if self._run.checkpoints.keep_if_best(Best(step, name, value, better)):
-            self._run.console.line(f"step {step}: the best {name} so far, {value:.4g}")
+        found, before = Best(step, name, value, better, self._how), checkpoints.best
+        if not checkpoints.keep_if_best(found):
+            return
+        line(f"step {step}: the best {name} so far, {value:.4g}")
+        if before and not before.compares_with(found):
+            line(
+                f"the best before, step {before.step} with {before.name} of "
+                f"{before.value:.4g}, was measured in another way and is not compared"
+            )
 
     def _note(self, name, note):
         """Says once what must be known to read a result."""
         if note and (name, note) not in self._noted:
             self._noted.add((name, note))
             self._run.console.line(f"{name}: {note}")
-
-    def _own_images(self):
-        """What the run's own reference is of."""
-        run, options = self._run, self.options
-        held_out = run.config.stage == "autoencoder"
-        count = options.num_samples if held_out else options.reference_images
-        data, section = run.data.record(), run.config.data
-        split = section.eval_split if held_out else section.split
-        what = [data, section.name, split, count, run.data.num_held_out]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-        return {
-            "name": f"{section.name}, {split}",
-            "held_out": held_out,
-            "limit": count,
-            "images": digest.hexdigest(),
-            "distances": list(options.distances),
-        }
-
-    def _own_reference(self, cut):
-        """Reads the run's own reference, or makes it where there is none of this."""
-        # As the loader cuts what it does not augment.
-        cut = cut | {"crop": "center", "resize": "bicubic, antialiased"}
-        networks = self._measurement.record
-        record = self._own_images() | {"preprocessing": cut, "networks": networks}
-        path = self._run.checkpoints.workdir / _FILE
-        found = ""
-        if jax.process_index() == 0 and path.exists():
-            try:
-                theirs = dict(ReferenceStatistics.load(path, rows=()).record)
-            except ConfigError:
-                theirs = {}
-            theirs.pop("count", None)
-            found = "yes" if theirs == json.loads(json.dumps(record)) else ""
-        # All processes do as the first one does.
-        if peers.gather(found)[0]:
-            rows = taps_with_rows(self.options.distances)
-            return ReferenceStatistics.load(path, rows=rows)
-        return self._make_reference(record, path)
-
-    def _make_reference(self, record, path):
-        line = self._run.console.line
-        line(f"reference statistics of {record['name']} are made, once")
-        measurement = self._measurement.twin()
-        held_out, count = record["held_out"], record["limit"]
-        size = self.options.batch_size
-        for batch in self._run.data.images_alone(held_out, count, size):
-            measurement.add(batch["image"], batch["mask"])
-            peers.progress()
-        made = measurement.statistics()
-        count = measurement.count
-        reference = ReferenceStatistics(made, record | {"count": count})
-        if jax.process_index() == 0:
-            reference.save(path)
-        line(f"reference statistics of {count:,} images: {path}")
-        return reference

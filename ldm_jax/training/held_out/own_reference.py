@@ -1,0 +1,113 @@
+"""Reference statistics of a run's own images, made once and kept in its workdir."""
+
+import json
+import time
+
+import jax
+
+from ldm_jax import peers
+from ldm_jax.errors import ConfigError
+from ldm_jax.metrics.distances import taps_with_rows
+from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.training.held_out.eval_options import EvalOptions
+from ldm_jax.training.start import Run
+
+_FILE = "eval_reference.npz"
+
+# Seconds between lines that say how far it has come.
+_QUIET = 60.0
+
+
+def own_reference(
+    run: Run, measurement: Measurement, options: EvalOptions
+) -> ReferenceStatistics:
+    """Reads the run's own reference, or makes it where there is none of this.
+
+    Of the images that are trained on, but of a first stage of the held-out ones that
+    it reconstructs. Every process must call it.
+
+    Args:
+      run: The run.
+      measurement: Of the distances that compare; it takes no images itself.
+      options: EvalOptions.
+
+    Returns:
+      The statistics.
+
+    Raises:
+      DataError: If there are fewer than two images.
+    """
+    record = _record(run, measurement, options)
+    path = run.checkpoints.workdir / _FILE
+    # All processes do as the first one does.
+    found = "" if jax.process_index() else _is_there(path, record)
+    if peers.gather(found)[0]:
+        rows = taps_with_rows(options.distances)
+        return ReferenceStatistics.load(path, rows=rows)
+    return _make(run, measurement, record, path, options.batch_size)
+
+
+def _record(run, measurement, options):
+    """What the reference is of, all but how many images could be read."""
+    side = run.config.data.image_size
+    held_out = run.config.stage == "autoencoder"
+    images = run.data.describe_images(held_out)
+    return {
+        "name": f"{images['data']}, {images['split']}",
+        "images": images["fingerprint"],
+        "listed": images["listed"],
+        "held_out": held_out,
+        "limit": options.num_samples if held_out else options.reference_images,
+        # As the loader cuts what it does not augment.
+        "preprocessing": {
+            "size": [side, side],
+            "crop": "center",
+            "resize": "bicubic, antialiased",
+        },
+        "networks": measurement.record,
+        "distances": list(options.distances),
+        "most_rows": MOST_ROWS,
+    }
+
+
+def _is_there(path, record):
+    """Something if the file is of the same images and networks, else nothing."""
+    if not path.exists():
+        return ""
+    try:
+        theirs = ReferenceStatistics.load(path, rows=()).record
+    except ConfigError:
+        return ""
+    return "yes" if _plain(theirs, record) == _plain(record, record) else ""
+
+
+def _plain(record, like):
+    """The rows of a record that another has, as JSON has them."""
+    return json.loads(json.dumps({key: record.get(key) for key in like}))
+
+
+def _make(run, measurement, record, path, batch_size):
+    line, spoken = run.console.line, time.monotonic()
+    total = min(record["listed"], record["limit"] or record["listed"])
+    line(
+        f"reference statistics of {total:,} images of {record['name']} are made, once; "
+        "eval.reference takes a file of ldm-reference in their place"
+    )
+    measurement = measurement.twin(kept_of(total, MOST_ROWS))
+    images = run.data.images_alone(record["held_out"], record["limit"], batch_size)
+    done = 0
+    for batch in images:
+        measurement.add(batch["image"], batch["mask"])
+        peers.progress()
+        done += len(batch["mask"])
+        if time.monotonic() - spoken > _QUIET:
+            line(f"reference statistics: {done:,} of {total:,} images")
+            spoken = time.monotonic()
+    statistics, count = measurement.statistics(), measurement.count
+    reference = ReferenceStatistics(statistics, record | {"count": count})
+    reference = reference.thinned(MOST_ROWS)
+    if jax.process_index() == 0:
+        reference.save(path)
+    line(f"reference statistics of {count:,} images: {path}")
+    return reference
