@@ -70,6 +70,21 @@ def run(installed, tmp_path):
     return run
 
 
+_HELP = {}
+
+
+@pytest.fixture
+def help_of(run):
+    """What a command prints for --help; each is started once."""
+
+    def found(name):
+        if name not in _HELP:
+            _HELP[name] = run(f"ldm-{name}", "--help")
+        return _HELP[name]
+
+    return found
+
+
 def test_an_installation_is_complete(installed):
     package = installed / "ldm_jax"
     for name in ("py.typed", "configs/common.py", "data/shapes/tokenizer.json"):
@@ -131,8 +146,8 @@ def test_commands_work_in_an_empty_folder(run, workdirs, shapes_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_in_groups(run, name):
-    status, output = run(f"ldm-{name}", "--help")
+def test_help_is_in_groups(help_of, name):
+    status, output = help_of(name)
     assert status == 0
     lines = output.splitlines()
     assert lines[0].startswith(f"usage: ldm-{name} ") and lines[0].endswith("[flags]")
@@ -144,10 +159,10 @@ def test_help_is_in_groups(run, name):
     assert max(map(len, lines)) <= 88
 
 
-def test_commands_spell_and_explain_flags_alike(run):
+def test_commands_spell_and_explain_flags_alike(help_of):
     explained = {}
     for name in COMMANDS:
-        _, output = run(f"ldm-{name}", "--help")
+        _, output = help_of(name)
         # A flag, and the lines that explain it.
         for flag, words in re.findall(r"^  --(\S+)((?:.*\n {20,})*.*)", output, re.M):
             explained.setdefault(flag.split("=")[0], set()).add(" ".join(words.split()))
@@ -163,10 +178,10 @@ def test_commands_spell_and_explain_flags_alike(run):
 
 
 @pytest.mark.parametrize("name", ["train", "sample"])
-def test_the_scripts_are_the_commands(run, name):
+def test_the_scripts_are_the_commands(help_of, name):
     status, output = finish(command(f"{name}.py", "--help"))
     assert status == 0
-    _, installed = run(f"ldm-{name}", "--help")
+    _, installed = help_of(name)
     first, *rest = output.splitlines()
     assert first.startswith(f"usage: python {name}.py ")
     assert rest == installed.splitlines()[1:]

@@ -308,12 +308,13 @@ def test_first_stages_with_their_discriminator(tmp_path, name):
     convert(file, tmp_path / "ours", options=options, log=lines.append)
     assert any("perceptual loss: 1 tensors are carried along" in line for line in lines)
     module, params = load_first_stage(tmp_path / "ours")[:2]
-    images = jax.jit(functools.partial(module.apply, method="decode"))(
-        {"params": params},
-        module.apply(
-            {"params": params}, nhwc(case.arrays["x"]), method="encode"
-        ).mode(),
-    )
+
+    @jax.jit
+    def reconstruct(params, images):
+        posterior = module.apply({"params": params}, images, method="encode")
+        return module.apply({"params": params}, posterior.mode(), method="decode")
+
+    images = reconstruct(params, nhwc(case.arrays["x"]))
     key = "decoded" if "vq" in name else "decoded_mode"
     assert_close(images, nhwc(case.arrays[key]))
     convert(tmp_path / "ours", tmp_path / "back.ckpt")

@@ -1,5 +1,6 @@
 """Folders of diffusers: to what diffusers computed, and back to the same bytes."""
 
+import functools
 import json
 import struct
 
@@ -245,11 +246,23 @@ def _pipeline(folder, name):
     return manifests
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """name -> (the manifests of a pipeline, the model that it is)."""
+
+    @functools.cache
+    def made(name):
+        folder = tmp_path_factory.mktemp("published")
+        manifests = _pipeline(folder, name)
+        return manifests, diffusers_read.read(folder, Options(), silent)
+
+    return made
+
+
 @pytest.mark.parametrize("name", PIPELINES)
-def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
+def test_published_pipelines_are_read_and_written_whole(published, name):
     """`read` raises on a key that is not read and a parameter that is not set."""
-    manifests = _pipeline(tmp_path, name)
-    model = diffusers_read.read(tmp_path, Options(), silent)
+    manifests, model = published(name)
     assert model.left_out == {"tokenizer (X)": False}
     configs, tensors = diffusers_write.state(model)
     for part, manifest in manifests.items():
@@ -268,10 +281,9 @@ def test_published_pipelines_are_read_and_written_whole(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["StableDiffusionPipeline", "StableDiffusionPipeline (2)"]
 )
-def test_stable_diffusion_is_read_from_one_file_without_a_yaml(tmp_path, name):
+def test_stable_diffusion_is_read_from_one_file_without_a_yaml(published, name):
     """Its structure is all in its weights; heads are those of the published model."""
-    _pipeline(tmp_path, name)
-    model = diffusers_read.read(tmp_path, Options(), silent)
+    _, model = published(name)
     tensors, _ = compvis_write.write(model)
     if "(2)" in name:
         # What a tower that was not cut has besides: its last layer and projection.

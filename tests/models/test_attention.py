@@ -95,7 +95,7 @@ def test_attention_ignores_the_order_of_the_context():
 )
 def test_zero_initialised_blocks_are_the_identity(module):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
-    y, _ = module.init_with_output(jax.random.key(1), x)
+    y, _ = jax.jit(module.init_with_output)(jax.random.key(1), x)
     np.testing.assert_array_equal(y, x)
 
 

@@ -31,7 +31,7 @@ def test_parameter_counts_are_the_published_ones(num_layers, published):
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms(norm):
     model = PatchDiscriminator(channels=8, num_layers=2, norm=norm)
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     assert ("batch_stats" in variables) == (norm in ("batch", "actnorm"))
     logits = model.apply(variables, IMAGES, train=True)
     assert logits.shape == (2, 6, 6, 1) and logits.dtype == jnp.float32
@@ -44,7 +44,7 @@ def test_unknown_norm_is_named():
 
 def test_statistics_move_only_in_training_and_only_if_mutable():
     model = PatchDiscriminator(channels=8, num_layers=1)
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     trained, update = model.apply(
         variables, IMAGES, train=True, mutable=["batch_stats"]
     )
@@ -59,9 +59,9 @@ def test_statistics_move_only_in_training_and_only_if_mutable():
 def test_running_statistics_converge_to_those_of_the_data():
     norm, x = BatchNorm(), 3 + 2 * jax.random.normal(jax.random.key(0), (8, 4, 4, 2))
     variables = norm.init(jax.random.key(1), x, True)
+    step = jax.jit(lambda v: norm.apply(v, x, True, mutable=["batch_stats"])[1])
     for _ in range(100):
-        _, update = norm.apply(variables, x, True, mutable=["batch_stats"])
-        variables = variables | update
+        variables = variables | step(variables)
     stats = variables["batch_stats"]
     np.testing.assert_allclose(stats["mean"], x.mean((0, 1, 2)), rtol=1e-3)
     np.testing.assert_allclose(stats["var"], x.var((0, 1, 2), ddof=1), rtol=1e-3)
@@ -89,7 +89,7 @@ def test_actnorm_standardises_the_first_training_batch_and_keeps_that():
 
 def test_bfloat16_is_close():
     model = PatchDiscriminator(channels=8, num_layers=2)
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     rough = PatchDiscriminator(8, 2, dtype=jnp.bfloat16).apply(variables, IMAGES)
     exact = model.apply(variables, IMAGES)
     assert rough.dtype == jnp.float32

@@ -31,6 +31,11 @@ def variables():
     return {"params": {"embedding": codes}}
 
 
+@jax.jit
+def quantize(latents):
+    return MODEL.apply(variables(), latents)
+
+
 @pytest.mark.parametrize("name", ["autoencoder_vq_f2", "autoencoder_vq_f4_noattn"])
 def test_matches_original(name):
     case = load_case(name)
@@ -41,9 +46,11 @@ def test_matches_original(name):
         num_codes=config["n_embed"],
     )
     rows, target = autoencoder_rows(model), autoencoder_shapes(model)
-    apply = functools.partial(
-        model.apply, {"params": to_params(rows, case.state_dict, target)}
-    )
+    variables = {"params": to_params(rows, case.state_dict, target)}
+
+    def apply(inputs, **options):
+        return jax.jit(functools.partial(model.apply, **options))(variables, inputs)
+
     posterior = apply(arrays["x"], method="encode")
     assert_close(posterior.mode(), arrays["pre_quant"])
     latents, quantized = apply(posterior, method="regularise")
@@ -63,7 +70,7 @@ def test_a_code_of_a_code_is_itself():
     np.testing.assert_array_equal(
         MODEL.apply(variables(), codes, method="indices"), indices
     )
-    quantized = MODEL.apply(variables(), codes)
+    quantized = quantize(codes)
     np.testing.assert_array_equal(quantized.latents, codes)
     assert quantized.losses["commitment"] == 0
 
@@ -83,24 +90,23 @@ def test_gradients():
         )
         return jnp.mean((codes[nearest] - latents) ** 2)
 
-    expected = jax.grad(plain, argnums=(0, 1))(variables(), LATENTS)
+    def gradients(function):
+        return jax.jit(jax.grad(function, argnums=(0, 1)))(variables(), LATENTS)
+
+    expected = gradients(plain)
     for name, side in (("codebook", 0), ("commitment", 1)):
-        grads = jax.grad(lambda v, x, n=name: parts(v, x, n)[1], argnums=(0, 1))(
-            variables(), LATENTS
-        )
+        grads = gradients(lambda v, x, n=name: parts(v, x, n)[1])
         for i in (0, 1):
             ours, theirs = map(jax.tree.leaves, (grads[i], expected[i]))
             assert_close(ours[0], theirs[0] * (i == side), 2e-5 if i == side else 0)
-    through = jax.grad(lambda v, x: parts(v, x, "codebook")[0], argnums=(0, 1))(
-        variables(), LATENTS
-    )
+    through = gradients(lambda v, x: parts(v, x, "codebook")[0])
     np.testing.assert_array_equal(through[1].ravel(), np.arange(LATENTS.size))
     assert np.abs(through[0]["params"]["embedding"]).max() == 0
 
 
 def test_totals_are_those_of_each_code():
-    quantized = MODEL.apply(variables(), LATENTS)
-    flat, indices = LATENTS.reshape(-1, 3), np.ravel(quantized.indices)
+    quantized = quantize(LATENTS)
+    flat, indices = np.reshape(LATENTS, (-1, 3)), np.ravel(quantized.indices)
     counts = np.bincount(indices, minlength=16)
     np.testing.assert_array_equal(quantized.counts, counts)
     sums = [flat[indices == code].sum(0) for code in range(16)]
@@ -108,7 +114,7 @@ def test_totals_are_those_of_each_code():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    whole = MODEL.apply(variables(), LATENTS)
+    whole = quantize(LATENTS)
     monkeypatch.setattr(quantizer, "MAX_DISTANCES", 4 * 6 * 16 * 3)
     blocks = jax.jit(MODEL.apply)(variables(), LATENTS)
     assert "while" in jax.jit(MODEL.apply).lower(variables(), LATENTS).as_text()
@@ -140,17 +146,18 @@ def test_cosine_codes_are_directions():
 @functools.cache
 def gumbel():
     model = GumbelQuantizer(num_codes=16, features=3)
-    return model, model.init(jax.random.key(2), LATENTS)
+    return model, jax.jit(model.init)(jax.random.key(2), LATENTS)
 
 
 def test_gumbel_draws_codes_by_their_logits():
     model, variables = gumbel()
     codes = variables["params"]["embedding"]
-    draws = [model.apply(variables, LATENTS, jax.random.key(i)) for i in (0, 0, 1)]
+    apply = jax.jit(model.apply)
+    draws = [apply(variables, LATENTS, jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
     assert (draws[0].indices != draws[2].indices).any()
     np.testing.assert_allclose(draws[0].latents, codes[draws[0].indices], atol=1e-6)
-    likeliest = model.apply(variables, LATENTS)
+    likeliest = apply(variables, LATENTS)
     indices = model.apply(variables, LATENTS, method="indices")
     np.testing.assert_array_equal(likeliest.indices, indices)
     layer = variables["params"]["to_logits"]
@@ -174,7 +181,8 @@ def test_gumbel_gradient_is_that_of_the_softmax():
         shares = jax.nn.softmax(logits / 0.5)
         return jnp.sum(shares @ variables["params"]["embedding"][:, 0])
 
-    assert_close(jax.grad(drawn)(LATENTS), jax.grad(soft)(LATENTS), 1e-4)
+    gradients = (jax.jit(jax.grad(function))(LATENTS) for function in (drawn, soft))
+    assert_close(*gradients, 1e-4)
 
 
 def test_unknown_quantizer_is_named():
