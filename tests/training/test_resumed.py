@@ -14,6 +14,8 @@ from ldm_jax.errors import DataError, ProcessLost, TrainingDiverged
 from ldm_jax.training.held_out import HeldOut
 from ldm_jax.training.writer import Writer, check_finite
 
+STATE = SimpleNamespace(ema_params={})
+
 
 class Console:
     def line(self, text):
@@ -31,7 +33,7 @@ def resume(tmp_path):
         section = {"num_steps": 8, "eval_every": 4, "preview_every": 2}
         section |= {"preview_images": 1, "eval_batches": None} | train
         config = {"train": section, "seed": 0, "data": {"on_error": "skip"}}
-        config["eval"] = {"every": 4}
+        config |= {"stage": "diffusion", "eval": {"every": 4}}
         counts = {"evaluations": 0, "previews": 0}
         batch = {"mask": np.ones(1), "image": np.zeros((1, 4, 4, 3))}
         batches = batches or (lambda: iter([batch]))
@@ -78,11 +80,11 @@ def resume(tmp_path):
 def test_what_was_due_where_a_run_was_cut_is_made_once(resume):
     held_out, counts, _ = resume(4)
     assert held_out.missing(4) == ["evaluation", "preview"]
-    assert held_out.begin(4, None)
+    assert held_out.begin(4, STATE)
     assert counts == {"evaluations": 1, "previews": 1}
     # The same command once more.
     held_out, counts, _ = resume(4)
-    assert not held_out.begin(4, None)
+    assert not held_out.begin(4, STATE)
     assert counts == {"evaluations": 0, "previews": 0}
 
 
@@ -115,15 +117,15 @@ def _masked():
 
 @pytest.mark.parametrize("batches", [_unreadable, _masked])
 def test_an_evaluation_of_no_image_is_made_once(resume, batches, tmp_path):
-    assert resume(4, batches=batches, preview_every=None)[0].begin(4, None)
-    assert not resume(4, batches=batches, preview_every=None)[0].begin(4, None)
+    assert resume(4, batches=batches, preview_every=None)[0].begin(4, STATE)
+    assert not resume(4, batches=batches, preview_every=None)[0].begin(4, STATE)
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row) for row in rows] == [{"step": 4, "eval/num_images": 0}]
 
 
 def test_a_stage_that_shows_nothing_misses_no_previews(resume):
     held_out, counts, _ = resume(2, shows=False)
-    assert held_out.missing(2) == [] and not held_out.begin(2, None)
+    assert held_out.missing(2) == [] and not held_out.begin(2, STATE)
     assert not counts["previews"] and held_out.missing(4) == ["evaluation"]
 
 
@@ -135,12 +137,12 @@ def test_one_process_of_several_leaves_no_evaluation_by_itself(
         raise kind("no batch")
 
     held_out, _, _ = resume(4, batches=fail)
-    held_out.make(["evaluation"], 4, None)
+    held_out.make(["evaluation"], 4, STATE)
     held_out, _, _ = resume(8, batches=fail)
     monkeypatch.setattr("jax.process_count", lambda: 2)
     # The others wait in it: only an error ends them, too.
     with pytest.raises(kind, match="no batch"):
-        held_out.make(["evaluation"], 8, None)
+        held_out.make(["evaluation"], 8, STATE)
 
 
 def test_lines_of_training_are_no_evaluation(resume):
@@ -168,11 +170,11 @@ def test_previews_count_once_all_of_a_step_are_written(resume, tmp_path, monkeyp
     monkeypatch.setattr(module.os, "replace", killed)
     # Two temporary files get their contents, one of them its name.
     with pytest.raises(KeyboardInterrupt):
-        held_out.begin(2, None)
+        held_out.begin(2, STATE)
     monkeypatch.undo()
     assert list((tmp_path / "previews").glob("*.png"))
     held_out, counts, _ = resume(2)
-    assert held_out.missing(2) == ["preview"] and held_out.begin(2, None)
+    assert held_out.missing(2) == ["preview"] and held_out.begin(2, STATE)
     assert counts["previews"] == 1
     names = {path.name for path in (tmp_path / "previews").iterdir()}
     assert names == {"inputs_00000002.png", "samples_00000002.png"}
@@ -181,7 +183,7 @@ def test_previews_count_once_all_of_a_step_are_written(resume, tmp_path, monkeyp
 
 def test_a_run_that_is_asked_to_stop_leaves_what_is_due_for_later(resume):
     held_out, counts, _ = resume(4, stopping=lambda: True)
-    held_out.make(["evaluation", "preview"], 4, None)
+    held_out.make(["evaluation", "preview"], 4, STATE)
     assert held_out.cut and counts == {"evaluations": 0, "previews": 0}
     assert resume(4)[0].missing(4) == ["evaluation", "preview"]
 
@@ -202,10 +204,10 @@ def test_a_measurement_that_was_cut_is_made_first(resume):
 
     held_out = opened(cut=True)
     assert held_out.missing(4) == ["evaluation", "measurement"]
-    held_out.begin(4, None)
+    held_out.begin(4, STATE)
     assert best == ["prepared"] and held_out.missing(4) == ["measurement"]
     held_out = opened()
-    held_out.begin(4, None)
+    held_out.begin(4, STATE)
     assert best[1:] == ["prepared", (4, 7.0)]
     assert opened().missing(4) == []
 
