@@ -55,6 +55,8 @@ def test_command_fails_in_one_line(tmp_path):
     assert status == 2 and "give a source and a target" in output
 
 
+# Conversions and `init_from` are tested apart; this takes both end to end.
+@pytest.mark.slow
 def test_training_starts_from_converted_weights(
     shapes_dir, first_stage, second_stage, tmp_path
 ):

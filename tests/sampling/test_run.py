@@ -16,7 +16,13 @@ from ldm_jax.sampling.options import RunOptions, complete
 from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.task import make_task
 from tests.runs import command, finish
-from tests.sampling.common import make_trained, picture, run, write_image
+from tests.sampling.common import (
+    make_trained,
+    picture,
+    run,
+    with_small_backbone,
+    write_image,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +33,7 @@ def two_devices(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    return make_trained("label")
+    return with_small_backbone(make_trained("label"))
 
 
 def _images(trained, devices, batch):
@@ -141,14 +147,14 @@ def test_wrong_options_are_named(given, message, trained, tmp_path):
 
 def test_what_is_not_finite_is_not_written(trained, tmp_path):
     params = jax.tree.map(np.copy, trained.params)
-    params["backbone"]["conv_out"]["bias"][:] = np.nan
+    params["backbone"]["Conv_0"]["bias"][:] = np.nan
     with pytest.raises(ConfigError, match="sample 0 is not finite"):
         run(trained._replace(params=params), tmp_path, num_samples=2)
     assert not list(tmp_path.rglob("0*.png"))
 
 
 def test_a_run_goes_on_with_its_scales_in_their_order(tmp_path):
-    trained = make_trained("label", "caption")
+    trained = with_small_backbone(make_trained("label", "caption"))
     given = {"labels": ["1"], "prompt": ["a star"]}
     options = dict(given=given, num_samples=1, num_steps=2)
     scales = {"label": 2.0, "caption": 3.0}
