@@ -5,6 +5,7 @@ import importlib
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 from tests.flags import xla_flags
@@ -60,6 +61,14 @@ def shapes_dir(tmp_path_factory):
     from tests.runs import prepare_shapes
 
     return prepare_shapes(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's handler of Ctrl-C, which programs in the background begin without."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, previous)
 
 
 def _made_once(tmp_path_factory, name, make):

@@ -201,7 +201,9 @@ _READS = (lambda path: items.load(path, {}), items.shapes_of)
 
 
 @pytest.mark.parametrize("read", _READS)
-def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch, read):
+def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(
+    tmp_path, monkeypatch, ctrl_c, read
+):
     def wrap(*_):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -213,13 +215,12 @@ def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch, r
             signal.raise_signal(signal.SIGINT)
         return mock.Mock(metadata={})
 
-    previous = signal.getsignal(signal.SIGINT)
     for interrupted in wrap, swallow:
         monkeypatch.setattr(items.ocp, "load_checkpointables", interrupted)
         monkeypatch.setattr(items.ocp, "checkpointables_metadata", interrupted)
         with pytest.raises(KeyboardInterrupt):
             read(tmp_path)
-        assert signal.getsignal(signal.SIGINT) is previous
+        assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
 def test_a_run_goes_on_beside_damage_and_seals_what_it_saves(workdir):

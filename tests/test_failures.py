@@ -219,7 +219,9 @@ def test_what_ends_after_a_save_that_failed_is_not_heard(text, monkeypatch):
     assert heard == ([told] if text == "else" else [])
 
 
-def test_ctrl_c_in_a_callback_that_cannot_raise_comes_again(monkeypatch, capsys):
+def test_ctrl_c_in_a_callback_that_cannot_raise_comes_again(
+    monkeypatch, capsys, ctrl_c
+):
     class Dropped:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)

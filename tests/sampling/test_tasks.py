@@ -16,7 +16,7 @@ from ldm_jax.models.classifier import Classifier
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import TrainedClassifier
-from ldm_jax.training.held_out import show_conditions
+from ldm_jax.training.held_out.shown_conditions import show_conditions
 from tests.sampling.common import (
     SIZE,
     make_trained,

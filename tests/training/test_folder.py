@@ -67,7 +67,7 @@ def test_damaged_held_out_images_end_no_training(folder, first_stage, tmp_path, 
         (tmp_path / split / path.name).write_bytes(path.read_bytes())
     overrides = {"data__source": "folder", "data__name": str(tmp_path)}
     train("shapes_autoencoder", None, tmp_path / "run", **overrides)
-    assert "warning: no evaluation or preview at step 4" in capsys.readouterr().out
+    assert "warning: no evaluation at step 4" in capsys.readouterr().out
     with pytest.raises(DataError, match="broken.png"):
         overrides |= {"data__on_error": "raise"}
         train("shapes_autoencoder", None, tmp_path / "strict", **overrides)
