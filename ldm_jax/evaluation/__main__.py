@@ -29,8 +29,10 @@ from ldm_jax.evaluation.flag_groups import (
     define_comparison_flags,
     define_drawing_flags,
     define_measurement_flags,
+    load_second_stage,
     plan_of,
     refuse,
+    sampling_of,
 )
 from ldm_jax.files import check_outdir
 
@@ -38,7 +40,7 @@ with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir")
     _STEP = cli.shared("step")
     _EMA = cli.shared("ema")
-    _FIRST_STAGE = cli.shared("first_stage")
+    cli.shared("first_stage")
     _IMAGES = flags.DEFINE_string(
         "images", None, "Folder of images, with all below it, or npz with arr_0."
     )
@@ -75,7 +77,7 @@ with cli.group("samples"):
     _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
     cli.shared("num_steps")
-    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    cli.shared("guidance_scale")
     _SEED = cli.shared("seed")
 
 with cli.group("data"):
@@ -116,7 +118,7 @@ def _main(argv: list[str]) -> None:
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
-    how, plan, sampling = _comparison(), _plan(), _sampling()
+    how, plan, sampling = _comparison(), _plan(), sampling_of()
     check_used(how.distances or ["fid"], how.weights)
     if _OVERLAP.value > _TILE.value // 2:
         raise ConfigError(
@@ -151,17 +153,6 @@ _SAMPLE_FLAGS = (
     *("num_samples", "label_mode", "sampler", "num_steps", "guidance_scale", "eta"),
     "seed",
 )
-
-
-def _sampling():
-    """Options of the sampler that flags give, checked as far as that needs no model."""
-    from ldm_jax.sampling import options
-
-    values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in ("sampler", "num_steps", "eta")}
-    given["guidance_scale"] = options.parse_scale(_GUIDANCE_SCALE.value)
-    options.check_given(given)
-    return given
 
 
 def _comparison():
@@ -225,15 +216,9 @@ def _of_samples(how, plan, sampling):
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.drawn import Drawing, draw_set
     from ldm_jax.metrics.distances import DISTANCES
-    from ldm_jax.sampling import load_model, options
+    from ldm_jax.sampling import options
 
-    trained = load_model(
-        _WORKDIR.value,
-        step=_STEP.value,
-        average=_EMA.value,
-        first_stage=_FIRST_STAGE.value,
-        data_dir=_DATA_DIR.value,
-    )
+    trained = load_second_stage()
     mesh = sharding.make_mesh()
     sample_options = options.complete(trained, sampling)
     if any(DISTANCES[name].needs_captions for name in how.distances):

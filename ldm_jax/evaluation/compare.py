@@ -20,8 +20,8 @@ from ldm_jax.evaluation.references import (
     read_reference,
 )
 from ldm_jax.evaluation.report import (
+    compare_published,
     comparison_reasons,
-    judge,
     markdown,
     print_table,
     published_record,
@@ -293,7 +293,7 @@ def _write(images, how, results, settings, published):
     if published is not None:
         reference = settings["reference"]
         reasons = comparison_reasons(published, images.record, reference, how.protocol)
-        verdicts = judge(results, published, TOLERANCE, reasons)
+        verdicts = compare_published(results, published, TOLERANCE, reasons)
         source = published.source
     record = settings | {
         "metrics": {name: result.value for name, result in results.items()},

@@ -18,7 +18,7 @@ from ldm_jax.evaluation.first_stage import (
 )
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.report import (
-    judge,
+    compare_published,
     markdown,
     published_record,
     sampling_reasons,
@@ -120,7 +120,7 @@ def measure_first_stage(first: FirstStage, outdir: pathlib.Path, how: OnImages) 
     if published is not None:
         here = {"image_size": side, "num_images": results["psnr"].count}
         reasons = sampling_reasons(published, here, None)
-        verdicts = judge(results, published, TOLERANCE, reasons)
+        verdicts = compare_published(results, published, TOLERANCE, reasons)
         source = published.source
         record["published"] = published_record(how.published, verdicts, source)
     write_json(outdir / "metrics.json", record)

@@ -142,6 +142,47 @@ def plan_of(count: int | None, label_mode: str | None) -> Any:
     )
 
 
+def sampling_of() -> dict[str, Any]:
+    """Reads the flags of how samples are drawn, of commands that take one value each.
+
+    Returns:
+      Names of options as in the config section `sample` -> values; None for the
+      config's.
+
+    Raises:
+      ConfigError: If one is wrong as far as that needs no model.
+    """
+    from ldm_jax.sampling import options
+
+    values = flags.FLAGS
+    given = {name: values[name].value for name in ("sampler", "num_steps", "eta")}
+    given["guidance_scale"] = options.parse_scale(values.guidance_scale)
+    options.check_given(given)
+    return given
+
+
+def load_second_stage() -> Any:
+    """Loads the model that the flags of a command name.
+
+    Returns:
+      A `sampling.Trained`.
+
+    Raises:
+      ConfigError: If the workdir holds none.
+      CheckpointError: If it cannot be read.
+    """
+    from ldm_jax.sampling import load_model
+
+    values = flags.FLAGS
+    return load_model(
+        values.workdir,
+        step=values.step,
+        average=values.ema,
+        first_stage=values.first_stage,
+        data_dir=values.data_dir,
+    )
+
+
 def refuse(names: Iterable[str], why: str) -> None:
     """Refuses flags that nothing would come of.
 

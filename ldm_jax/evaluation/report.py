@@ -48,7 +48,7 @@ def better(name: str) -> str:
     return values[0].better if values else _BETTER.get(name, "lower")
 
 
-def judge(
+def compare_published(
     results: Mapping[str, Result],
     published: Published,
     tolerance: float,
@@ -149,7 +149,7 @@ def published_record(
 
     Args:
       config: Row of PUBLISHED.
-      verdicts: What `judge` gives.
+      verdicts: What `compare_published` gives.
       source: Where the numbers were published.
 
     Returns:
@@ -206,8 +206,8 @@ def markdown(
     Args:
       title: What was measured.
       results: Name -> result.
-      verdicts: What `judge` gives; empty where nothing is published.
-      tolerance: That of `judge`.
+      verdicts: What `compare_published` gives; empty where nothing is published.
+      tolerance: That of `compare_published`.
       source: Where the numbers were published.
 
     Returns:

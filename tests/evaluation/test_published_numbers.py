@@ -9,8 +9,8 @@ from ldm_jax.config import to_dict
 from ldm_jax.eval_samples import LABEL_MODES
 from ldm_jax.evaluation.published_numbers import PUBLISHED, TOLERANCE, find_published
 from ldm_jax.evaluation.report import (
+    compare_published,
     comparison_reasons,
-    judge,
     markdown,
     sampling_reasons,
 )
@@ -47,7 +47,7 @@ def test_a_verdict():
     row = find_published("imagenet_class:f4", {})
 
     def verdict(found, reasons=()):
-        first = judge(found, row, TOLERANCE, reasons)[0]
+        first = compare_published(found, row, TOLERANCE, reasons)[0]
         return first.verdict, first.reason
 
     # What is better passes, too.
@@ -57,7 +57,7 @@ def test_a_verdict():
     assert verdict(results(5.0), ("50 steps",)) == ("not comparable", "50 steps")
     random = results(5.0, name="random-features distance (fid)")
     assert verdict(random) == ("not comparable", "measured with random weights")
-    verdicts = judge(results(11.0), row, TOLERANCE)
+    verdicts = compare_published(results(11.0), row, TOLERANCE)
     text = markdown("imagenet", results(11.0), verdicts, TOLERANCE, row.source)
     assert "| fid | 11.0000 | - | 50,000 | 10.56 | pass |" in text
     assert "| precision | - | - | - | 0.71 | not comparable: not measured |" in text

@@ -22,26 +22,28 @@ from ldm_jax.evaluation.flag_groups import (
     define_drawing_flags,
     define_measurement_flags,
     feature_weights,
+    load_second_stage,
     plan_of,
     refuse,
+    sampling_of,
 )
 from ldm_jax.files import check_outdir, write_json
 
 with cli.group("which samples", num_samples=ranges.whole(2, 10**5)):
     _WORKDIR = cli.shared("workdir")
     _STEP = cli.shared("step")
-    _EMA = cli.shared("ema")
-    _FIRST_STAGE = cli.shared("first_stage")
+    cli.shared("ema")
+    cli.shared("first_stage")
     _IMAGES = flags.DEFINE_string(
         "images",
         None,
         "Samples that are there, a folder or an npz with arr_0; drawn if unset.",
     )
     _NUM_SAMPLES = cli.shared("num_samples", default=64)
-    _LABEL_MODE, _ETA = define_drawing_flags()
-    _SAMPLER = cli.shared("sampler")
-    _NUM_STEPS = cli.shared("num_steps")
-    _GUIDANCE_SCALE = cli.shared("guidance_scale")
+    _LABEL_MODE, _ = define_drawing_flags()
+    cli.shared("sampler")
+    cli.shared("num_steps")
+    cli.shared("guidance_scale")
     _SPLIT = cli.shared("split")
     _SEED = cli.shared("seed")
 
@@ -86,7 +88,7 @@ def _main(argv: list[str]) -> None:
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
-    path, given = _weights(), _sampling()
+    path, given = _weights(), sampling_of()
     plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
     _check_places()
     mesh, network = sharding.make_mesh(), _NETWORK.value
@@ -114,20 +116,6 @@ def _weights():
             f"--network={name}, or its own weights"
         )
     return weights.get(_NETWORK.value)
-
-
-def _sampling():
-    """Options of the sampler that flags give, checked as far as that needs no model."""
-    from ldm_jax.sampling import options
-
-    given = {
-        "sampler": _SAMPLER.value,
-        "num_steps": _NUM_STEPS.value,
-        "guidance_scale": options.parse_scale(_GUIDANCE_SCALE.value),
-        "eta": _ETA.value,
-    }
-    options.check_given(given)
-    return given
 
 
 def _check_places():
@@ -172,7 +160,7 @@ def _samples(mesh, plan, given):
     """The set of samples."""
     from ldm_jax.evaluation import image_sets, subjects
     from ldm_jax.evaluation.drawn import Drawing, draw_set
-    from ldm_jax.sampling import load_model, options
+    from ldm_jax.sampling import options
 
     if _IMAGES.value is not None:
         return image_sets.open_images(
@@ -183,13 +171,7 @@ def _samples(mesh, plan, given):
             skip_unreadable=_SKIP.value,
         )
     subjects.require_second_stage(_WORKDIR.value, _STEP.value)
-    trained = load_model(
-        _WORKDIR.value,
-        step=_STEP.value,
-        average=_EMA.value,
-        first_stage=_FIRST_STAGE.value,
-        data_dir=_DATA_DIR.value,
-    )
+    trained = load_second_stage()
     return draw_set(Drawing(trained, mesh), options.complete(trained, given), plan)[0]
 
 

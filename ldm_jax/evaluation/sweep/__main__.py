@@ -20,6 +20,7 @@ from ldm_jax.evaluation.flag_groups import (
     define_comparison_flags,
     define_drawing_flags,
     define_measurement_flags,
+    load_second_stage,
     plan_of,
 )
 from ldm_jax.files import check_outdir, write_bytes, write_json
@@ -27,8 +28,8 @@ from ldm_jax.files import check_outdir, write_bytes, write_json
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
     _STEP = cli.shared("step")
-    _EMA = cli.shared("ema")
-    _FIRST_STAGE = cli.shared("first_stage")
+    cli.shared("ema")
+    cli.shared("first_stage")
 
 # What is wrong with one of several numbers is said where they are read.
 _LISTED = ranges.several(ranges.text(empty=True))
@@ -57,7 +58,7 @@ with cli.group("samples"):
     _SPLIT = cli.shared("split")
     _SEED = cli.shared("seed")
     _BATCH_SIZE = cli.shared("batch_size")
-    _DATA_DIR = cli.shared("data_dir")
+    cli.shared("data_dir")
 
 with cli.group("how to measure"):
     _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
@@ -79,7 +80,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.drawn import Drawing
     from ldm_jax.evaluation.sweep.grid import combinations
     from ldm_jax.evaluation.sweep.rows import measure_rows
-    from ldm_jax.sampling import load_model, options
+    from ldm_jax.sampling import options
 
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
@@ -89,13 +90,7 @@ def _main(argv: list[str]) -> None:
     lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
     given = combinations(*lists, _ETA.value)
     subjects.require_second_stage(_WORKDIR.value, _STEP.value)
-    trained = load_model(
-        _WORKDIR.value,
-        step=_STEP.value,
-        average=_EMA.value,
-        first_stage=_FIRST_STAGE.value,
-        data_dir=_DATA_DIR.value,
-    )
+    trained = load_second_stage()
     settings = [options.complete(trained, each) for each in given]
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
