@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
 
@@ -195,4 +196,4 @@ def spread(source: Any, count: int | None) -> Chosen:
     return Chosen(source, np.arange(count) * size // count)
 
 
-SOURCES = {"tfds": TfdsSource, "folder": FolderSource}
+SOURCES = {"tfds": TfdsSource, "folder": FolderSource, "latents": LatentSource}
