@@ -90,6 +90,28 @@ class LatentSource:
         """Returns the latents' moments, the label and the inputs, by batch key."""
         return self._example(int(index) * self._copies)
 
+    def draw(
+        self, index: int, rng: np.random.Generator, flip: bool
+    ) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Reads an example or, at random, its mirrored copy.
+
+        The generator is asked as for images that are cut at the centre, so that the
+        same ones are mirrored.
+
+        Args:
+          index: Position of the example.
+          rng: NumPy generator.
+          flip: Whether to take the copy with probability 1/2.
+
+        Returns:
+          Batch key -> array.
+
+        Raises:
+          ValueError: If a copy is asked for and the set has none.
+        """
+        mirror = flip and rng.random() < 0.5
+        return self.mirrored(index) if mirror else self[index]
+
     def mirrored(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Reads the mirrored copy of an example.
 
