@@ -503,6 +503,9 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "box_names": _WORDS,
         "caption_field": text(none="the usual one"),
         "index_dir": place(none="beside the data"),
+        "cache_gb": _GIGABYTES,
+        "subset": text(none="the set's own"),
+        "revision": text(none="the newest"),
     },
     "data.inputs.*": {
         "tokenizer": text(),

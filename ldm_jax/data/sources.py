@@ -22,6 +22,7 @@ import numpy as np
 from ldm_jax.annotations import Shaped
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.tables import HuggingFaceSource, ParquetSource
 from ldm_jax.data.tar import TarSource
 
 
@@ -196,4 +197,10 @@ def spread(source: Any, count: int | None) -> Chosen:
     return Chosen(source, np.arange(count) * size // count)
 
 
-SOURCES = {"tfds": TfdsSource, "folder": FolderSource, "tar": TarSource}
+SOURCES = {
+    "tfds": TfdsSource,
+    "folder": FolderSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+    "huggingface": HuggingFaceSource,
+}
