@@ -38,6 +38,8 @@ def data(**changes) -> dict:
       their options stand in `ldm_jax/data/inputs.py`.
     keys: What examples shall hold besides what the inputs need.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
+    filter: Which examples to take, by what is known of them without reading the images,
+      as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
     caption_field: Field of `.json` that holds the captions of tar shards, where they
       are not in `.txt`.
     index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
@@ -70,6 +72,7 @@ def data(**changes) -> dict:
         inputs=dict(),
         keys=(),
         box_names=(),
+        filter=placeholder(str),
         caption_field=placeholder(str),
         index_dir=placeholder(str),
         cache_gb=1.0,

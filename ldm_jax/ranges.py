@@ -501,6 +501,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "validation_fraction": real(0, 1, "()"),
         "keys": _WORDS,
         "box_names": _WORDS,
+        "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
         "index_dir": place(none="beside the data"),
         "cache_gb": _GIGABYTES,
