@@ -8,6 +8,7 @@ import types
 import pytest
 
 from ldm_jax.data.tables.huggingface import HuggingFaceSource
+from ldm_jax.errors import DataError
 from tests.data.tables import make_rows, save_to_disk, write_parquet
 
 ROWS = make_rows(9)
@@ -78,14 +79,17 @@ def test_folders_that_are_something_else(tmp_path):
 
 
 def test_a_damaged_file(tmp_path):
-    save_to_disk(tmp_path / "set", ROWS, shards=1)
-    path = tmp_path / "set" / "data-00000-of-00001.arrow"
+    folder = save_to_disk(tmp_path / "set", ROWS)
+    path = tmp_path / "set" / "data-00000-of-00002.arrow"
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(ValueError, match="cannot be read as Arrow"):
-        HuggingFaceSource(str(tmp_path / "set"), "all")
+    source = HuggingFaceSource(folder, "all")
+    ((where, why),) = source.skipped
+    assert len(source) == 4 and where == str(path) and "cannot be read as Arrow" in why
+    with pytest.raises(DataError, match=f"cannot read {path}: it cannot be read as"):
+        HuggingFaceSource(folder, "all", on_error="raise")
     (tmp_path / "set" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="state.json is not JSON"):
-        HuggingFaceSource(str(tmp_path / "set"), "all")
+        HuggingFaceSource(folder, "all")
 
 
 def test_a_name_on_the_hub_needs_the_library(monkeypatch):

@@ -124,4 +124,4 @@ def _map(path):
     # Whatever a damaged file makes pyarrow raise, it is that file's fault.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as Arrow: {text}") from error
+        raise ValueError(f"it cannot be read as Arrow: {text}") from error

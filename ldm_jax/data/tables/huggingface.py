@@ -4,6 +4,7 @@ A folder is read without that library. For the name of a set on the hub the libr
 downloads it, or finds it in its cache, and the files that it leaves there are read.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -13,74 +14,92 @@ from ldm_jax.data.division import check_division
 from ldm_jax.data.folder import SPLIT_FOLDERS
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
-from ldm_jax.data.tables.table_source import TableSource, find_classes
+from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class HuggingFaceSource(TableSource):
     """Rows of a Hugging Face data set as examples; can be pickled.
 
     A set without splits is divided as Parquet files are; see `ParquetSource`.
+
+    Attributes:
+      name: Folder that `save_to_disk` wrote, or the name of a set on the hub, as
+        "user/set".
+      split: "train", "validation", "test", "all", or another that the set has.
+      data_dir: Folder that a relative `name` starts from.
+      image_key: Column of the images; None takes "image", or the only one there is.
+      label_key: Column of the classes; None takes "label" if there is one, ""
+        takes none.
+      validation_fraction: Fraction that is held out, in (0, 1), where the set has
+        no splits.
+      keys: See `ParquetSource`.
+      subset: Configuration of a set on the hub; None is its own choice.
+      revision: Commit, tag or branch of a set on the hub; None is the newest.
+      on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
+
+    Raises:
+      ValueError: If there is no such set, split or column, it cannot be read, or an
+        option is out of range.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        data_dir: str | None = None,
-        image_key: str | None = None,
-        label_key: str | None = None,
-        validation_fraction: float = 0.05,
-        keys: Sequence[str] = (),
-        *,
-        subset: str | None = None,
-        revision: str | None = None,
-    ) -> None:
-        """Opens a split.
+    name: str
+    split: str
+    data_dir: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    validation_fraction: float = 0.05
+    keys: Sequence[str] = ()
+    subset: str | None = None
+    revision: str | None = None
+    on_error: str = "skip"
 
-        Args:
-          name: Folder that `save_to_disk` wrote, or the name of a set on the hub, as
-            "user/set".
-          split: "train", "validation", "test", "all", or another that the set has.
-          data_dir: Folder that a relative `name` starts from.
-          image_key: Column of the images; None takes "image", or the only one there is.
-          label_key: Column of the classes; None takes "label" if there is one, ""
-            takes none.
-          validation_fraction: Fraction that is held out, in (0, 1), where the set has
-            no splits.
-          keys: See `ParquetSource`.
-          subset: Configuration of a set on the hub; None is its own choice.
-          revision: Commit, tag or branch of a set on the hub; None is the newest.
-
-        Raises:
-          ValueError: If there is no such set, split or column, it cannot be read, or an
-            option is out of range.
-        """
-        if not name or not isinstance(name, str):
+    def __post_init__(self):
+        if not self.name or not isinstance(self.name, str):
             raise ValueError(
                 "name is empty; give data.name, a folder of save_to_disk or the name "
                 "of a set on the hub"
             )
         folder = os.path.join(
-            os.path.expanduser(data_dir or ""), os.path.expanduser(name)
+            os.path.expanduser(self.data_dir or ""), os.path.expanduser(self.name)
         )
         if os.path.isdir(folder):
             parts = _parts_of_folder(os.path.abspath(folder))
         else:
-            parts = _parts_on_hub(name, subset, revision)
-        chosen, training, divided = _choose(parts, split, name)
+            parts = _parts_on_hub(self.name, self.subset, self.revision)
+        chosen, training, divided = _choose(parts, self.split, self.name)
         if divided:
-            check_division(split, validation_fraction, f"{name} without splits")
+            check_division(
+                self.split, self.validation_fraction, f"{self.name} without splits"
+            )
+        chosen, skipped = _readable(chosen, self.on_error)
+        training, _ = _readable(training, self.on_error)
         schema = ArrowTable(training[:1], []).schema
-        fields = find_fields(schema, keys, image_key, label_key)
+        fields = find_fields(schema, self.keys, self.image_key, self.label_key)
         super().__init__(
             ArrowTable(chosen, fields.columns),
             fields,
             find_classes(ArrowTable(training, []), fields.label),
-            (split if divided else "all", validation_fraction),
+            (self.split if divided else "all", self.validation_fraction),
+            skipped,
         )
+
+
+def _readable(paths, on_error):
+    """(files that can be read, list of (file, what is wrong with it))."""
+    good, skipped = [], []
+    for path in paths:
+        try:
+            ArrowTable([path], [])
+            good.append(path)
+        except ValueError as error:
+            skipped.append(leave_out(path, str(error), on_error))
+    if not good:
+        raise ValueError(f"no file can be read; {skipped[0][0]}: {skipped[0][1]}")
+    return good, skipped
 
 
 def _choose(parts, split, name):

@@ -1,5 +1,6 @@
 """The source "parquet": Parquet files, as of sets on the Hugging Face hub."""
 
+import dataclasses
 import glob
 import os
 import re
@@ -11,10 +12,9 @@ from ldm_jax.data.division import check_division
 from ldm_jax.data.folder import SPLIT_FOLDERS
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.row_groups import ParquetTable, open_files
-from ldm_jax.data.tables.table_source import TableSource, find_classes
+from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
 from ldm_jax.data.tar.byte_ranges import is_remote
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import DataError
 
 SUFFIX = ".parquet"
 
@@ -22,6 +22,7 @@ SUFFIX = ".parquet"
 _DEAR = 2**25
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ParquetSource(TableSource):
     """Rows of Parquet files as examples; can be pickled.
 
@@ -29,56 +30,52 @@ class ParquetSource(TableSource):
     (`train-00000-of-00010.parquet`, `validation/0.parquet`), that holds. Other files
     are divided by a hash of each file's name and the row's number in it: "validation"
     (and "test") gets `validation_fraction` of the rows, "train" the others.
+
+    Attributes:
+      name: A file, a folder of files, a pattern with `*`, a range
+        {00000..00099} or a list {a,b} in braces, or several of these.
+      split: "train", "validation", "test" or "all".
+      data_dir: Folder that a relative `name` starts from.
+      image_key: Column of the images; None takes "image", or the only one there is.
+      label_key: Column of the classes; None takes "label" if there is one, ""
+        takes none.
+      validation_fraction: Fraction that is held out, in (0, 1), where the files do
+        not say what is.
+      keys: Further columns that examples should have; dots lead into structs
+        ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
+      cache_gb: Memory for row groups in each process, in 10^9 bytes.
+      on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
+
+    Raises:
+      ValueError: If there is no such file, split or column, or an option is out of
+        range.
     """
 
-    def __init__(
-        self,
-        name: str | Sequence[str],
-        split: str,
-        data_dir: str | None = None,
-        image_key: str | None = None,
-        label_key: str | None = None,
-        validation_fraction: float = 0.05,
-        keys: Sequence[str] = (),
-        *,
-        cache_gb: float = 1.0,
-        on_error: str = "skip",
-    ) -> None:
-        """Opens a split.
+    name: str | Sequence[str]
+    split: str
+    data_dir: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    validation_fraction: float = 0.05
+    keys: Sequence[str] = ()
+    cache_gb: float = 1.0
+    on_error: str = "skip"
 
-        Args:
-          name: A file, a folder of files, a pattern with `*`, a range
-            {00000..00099} or a list {a,b} in braces, or several of these.
-          split: "train", "validation", "test" or "all".
-          data_dir: Folder that a relative `name` starts from.
-          image_key: Column of the images; None takes "image", or the only one there is.
-          label_key: Column of the classes; None takes "label" if there is one, ""
-            takes none.
-          validation_fraction: Fraction that is held out, in (0, 1), where the files do
-            not say what is.
-          keys: Further columns that examples should have; dots lead into structs
-            ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
-          cache_gb: Memory for row groups in each process, in 10^9 bytes.
-          on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
-
-        Raises:
-          ValueError: If there is no such file, split or column, or an option is out of
-            range.
-        """
-        check_division(split, validation_fraction, "a set of Parquet files")
-        shards = find_shards(_below(name, data_dir), data_dir, SUFFIX)
-        files, skipped = _usable(open_files(shards), shards, on_error)
-        fields = find_fields(files[0].schema, keys, image_key, label_key)
-        files, strange = _alike(files, fields.columns, on_error)
-        chosen, training, by_name = _choose(files, split)
-        most = cache_gb * 1e9
+    def __post_init__(self):
+        check_division(self.split, self.validation_fraction, "a set of Parquet files")
+        shards = find_shards(_below(self.name, self.data_dir), self.data_dir, SUFFIX)
+        files, skipped = _usable(open_files(shards), shards, self.on_error)
+        fields = find_fields(files[0].schema, self.keys, self.image_key, self.label_key)
+        files, strange = _alike(files, fields.columns, self.on_error)
+        chosen, training, by_name = _choose(files, self.split)
+        most = self.cache_gb * 1e9
         _report_cost(chosen, fields.columns, most)
         classes = find_classes(ParquetTable(training, [], 0), fields.label)
         super().__init__(
             ParquetTable(chosen, fields.columns, most),
             fields,
             classes,
-            ("all" if by_name else split, validation_fraction),
+            ("all" if by_name else self.split, self.validation_fraction),
             skipped + strange,
         )
 
@@ -106,7 +103,7 @@ def _usable(found, shards, on_error):
     files, skipped = [], []
     for file, shard in zip(found, shards, strict=True):
         if isinstance(file, str):
-            skipped.append(_leave_out(shard.path, file, on_error))
+            skipped.append(leave_out(shard.path, file, on_error))
         elif file.starts[-1]:
             files.append(file)
     if not files:
@@ -127,20 +124,10 @@ def _alike(files, columns, on_error):
                 f"its column {wrong[0]} is {there.get(wrong[0], 'missing')}, and "
                 f"{types[wrong[0]]} in {files[0].shard.path}"
             )
-            skipped.append(_leave_out(file.shard.path, reason, on_error))
+            skipped.append(leave_out(file.shard.path, reason, on_error))
         else:
             alike.append(file)
     return alike, skipped
-
-
-def _leave_out(path, reason, on_error):
-    if on_error == "raise":
-        raise DataError(
-            f"cannot read {path}: {reason}; mend or remove it, or set "
-            'data.on_error="skip"'
-        )
-    logging.warning("left out %s: %s", path, reason)
-    return path, reason
 
 
 def _choose(files, split):

@@ -18,7 +18,7 @@ from ldm_jax.data.tables.fields import (
     make_example,
     names_of_classes,
 )
-from ldm_jax.errors import DecodeError
+from ldm_jax.errors import DataError, DecodeError
 from ldm_jax.images import find_size
 
 # Columns that hold the sizes of images, in any case of letters.
@@ -220,6 +220,29 @@ def find_classes(
             f"column {column} holds {most}; classes are whole numbers of 31 bits"
         )
     return None, most + 1
+
+
+def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
+    """Leaves a file out, and says so.
+
+    Args:
+      path: The file.
+      reason: What is wrong with it.
+      on_error: "skip" or "raise".
+
+    Returns:
+      (path, reason).
+
+    Raises:
+      DataError: If it may not be left out.
+    """
+    if on_error == "raise":
+        raise DataError(
+            f"cannot read {path}: {reason}; mend or remove it, or set "
+            'data.on_error="skip"'
+        )
+    logging.warning("left out %s: %s", path, reason)
+    return path, reason
 
 
 def _places(parts):
