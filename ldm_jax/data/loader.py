@@ -30,7 +30,7 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.config import build, choose, suggest, to_dict
 from ldm_jax.data.inputs import Input, make_inputs, needed_keys
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
-from ldm_jax.data.sources import SOURCES
+from ldm_jax.data.sources import SOURCES, keep
 from ldm_jax.errors import ConfigError, DataError, ProcessLost
 from ldm_jax.seeds import to_32_bits
 
@@ -42,7 +42,7 @@ Section = Mapping[str, Any] | ConfigDict
 _LOADER_OPTIONS = tuple(
     field.name for field in dataclasses.fields(LoaderOptions) if field.name != "check"
 )
-_SECTION_KEYS = ("source", "split", "eval_split", "inputs")
+_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "filter")
 
 
 def open_source(data: Section, split: str) -> Any:
@@ -74,9 +74,10 @@ def open_source(data: Section, split: str) -> Any:
     if needed:
         options["keys"] = sorted({*needed, *options.get("keys", ())} - {"label"})
     try:
-        return make(split=split, **options)
+        source = make(split=split, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data: {error}") from error
+    return keep(source, section["filter"]) if section.get("filter") else source
 
 
 def _options_of(source):

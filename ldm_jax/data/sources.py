@@ -8,21 +8,40 @@ config section `data` gives. It has
 - `describe(index)`, which names the example in a message;
 - `num_classes` and `class_names`, None where there are none;
 - `fingerprint()`, a string that is another for other data, cheap to compute; a source
-  may be without, then only what is above can be compared between runs;
+  may be without, then only what is above can be compared between runs.
 
-it raises ValueError where it cannot be opened, and can be pickled, as every worker
+A source may have
+
+- `sizes()`, int32 [N, 2], (height, width) of every image in pixels, without decoding;
+  zeros where the header cannot be read;
+- `column_names` and `columns(names)`, name -> array [N]: metadata for filters, without
+  reading images. They are float64, NaN where a number is missing; bool; or objects, str
+  or None. "width" and "height" are columns of every source that has `sizes`;
+- `make_order(seed)` where the order is not a plain shuffle;
+- `skipped`, a list of (where, reason), of what opening already left out;
+- `encoded`, True where examples are what batches hold already.
+
+It raises ValueError where it cannot be opened, and can be pickled, as every worker
 process gets a copy.
 """
 
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.config import suggest
 from ldm_jax.data.encoded import LatentSource
+from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.tables import HuggingFaceSource, ParquetSource
+from ldm_jax.data.tar import TarSource
+from ldm_jax.errors import ConfigError
 
 
 def make_record(
@@ -137,7 +156,10 @@ def _shapes(now, then):
 
 
 class Chosen:
-    """Some examples of a source; a source itself."""
+    """Some examples of a source; a source itself, which has what the other one has.
+
+    An order of the source's own goes, as it is one of all examples.
+    """
 
     def __init__(self, source: Any, indices: Sequence[int]) -> None:
         """Takes them.
@@ -154,6 +176,17 @@ class Chosen:
     def __getitem__(self, index):
         return self._source[int(self._indices[index])]
 
+    def __getattr__(self, name):
+        # What sources may be without; copies are asked before they have a source.
+        if name.startswith("_") or name == "make_order":
+            raise AttributeError(name)
+        value = getattr(self._source, name)
+        if name in _CHOOSE:
+            return functools.partial(_CHOOSE[name], value, np.asarray(self._indices))
+        if callable(value):
+            raise AttributeError(name)
+        return value
+
     def describe(self, index: int) -> str:
         """Names an example, for messages.
 
@@ -164,6 +197,57 @@ class Chosen:
           What the source calls it.
         """
         return self._source.describe(int(self._indices[index]))
+
+
+def _choose_columns(columns, indices, names):
+    return {name: column[indices] for name, column in columns(names).items()}
+
+
+def _choose_fingerprint(fingerprint, indices):
+    digest = hashlib.blake2b(fingerprint().encode(), digest_size=16)
+    digest.update(indices.astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+# Method of a source -> what it gives of some of the examples.
+_CHOOSE = {
+    "sizes": lambda sizes, indices: sizes()[indices],
+    "columns": _choose_columns,
+    "fingerprint": _choose_fingerprint,
+}
+
+
+def keep(source: Any, condition: str) -> Chosen:
+    """Keeps the examples that fit a condition on their metadata.
+
+    Args:
+      source: Source of examples, with columns.
+      condition: See `filters.expressions`.
+
+    Returns:
+      A source.
+
+    Raises:
+      ConfigError: If the condition cannot be read, asks for what is not there, or fits
+        no example.
+    """
+    name = f"data.filter={condition!r}"
+    if hasattr(source, "make_order"):
+        raise ConfigError(f"{name}: give each part of a mixture a filter of its own")
+    try:
+        test = Filter(condition)
+        known = tuple(getattr(source, "column_names", ()))
+        for column in test.names:
+            if column not in known:
+                raise ValueError(f"there is no {column}; {suggest(column, known)}")
+        fits = test(source.columns(test.names) if test.names else {}, len(source))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    kept = np.flatnonzero(fits)
+    logging.info("%s keeps %d of %d examples", name, len(kept), len(source))
+    if not len(kept):
+        raise ConfigError(f"{name} keeps none of {len(source):,} examples")
+    return Chosen(source, kept.astype(np.min_scalar_type(len(source))))
 
 
 def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
@@ -196,4 +280,11 @@ def spread(source: Any, count: int | None) -> Chosen:
     return Chosen(source, np.arange(count) * size // count)
 
 
-SOURCES = {"tfds": TfdsSource, "folder": FolderSource, "latents": LatentSource}
+SOURCES = {
+    "tfds": TfdsSource,
+    "folder": FolderSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+    "huggingface": HuggingFaceSource,
+    "latents": LatentSource,
+}

@@ -17,6 +17,7 @@ from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
+from tests.data.tar_shards import write_shards
 
 
 class Images:
@@ -387,10 +388,26 @@ def test_a_batch_that_does_not_divide():
         Loader(Images(8), LoaderOptions(8), batch_size=6, process=(0, 4))
 
 
+def _write_folder(folder):
+    write_images(folder, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
+    return str(folder)
+
+
+def _write_tar(folder):
+    return write_shards(folder, cls=lambda number: (b"a", b"b")[number % 2])
+
+
+# What writes a set with classes to a folder, and gives its name.
+WRITERS = {
+    "tfds": lambda folder: f"shapes/{SIZE}",
+    "folder": _write_folder,
+    "tar": _write_tar,
+}
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
-    write_images(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
-    name = f"shapes/{SIZE}" if kind == "tfds" else str(tmp_path)
+    name = WRITERS[kind](tmp_path / "set")
     data = config(array_record_dir, source=kind, name=name)
     source = open_source(data, "train")
     held_out = open_source(data, "validation")
@@ -401,5 +418,9 @@ def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
         assert 0 <= example["label"] < source.num_classes
         assert isinstance(example["image"], bytes) and source.describe(index)
         assert source[index] == example
+    assert source.sizes().shape == (len(source), 2) and (source.sizes() > 0).all()
+    columns = source.columns(source.column_names)
+    assert {"width", "height"} <= columns.keys()
+    assert {column.shape for column in columns.values()} == {(len(source),)}
     if kind == "tfds":
         assert len(held_out) == VALIDATION
