@@ -104,7 +104,7 @@ class LatentSource:
           flip: Whether to take the copy with probability 1/2.
 
         Returns:
-          Batch key -> array.
+          Batch key -> array, the latents' moments [h, w, c] among them.
 
         Raises:
           ValueError: If a copy is asked for and the set has none.

@@ -76,7 +76,7 @@ class RecordFormat:
         """Makes the layout of examples that are like one.
 
         Args:
-          example: Name -> array without batch axis, in the order of the record.
+          example: Name -> array [...] without batch axis, in the order of the record.
 
         Returns:
           A RecordFormat.
@@ -125,7 +125,7 @@ class RecordFormat:
           names: What of it is wanted; all by default.
 
         Returns:
-          Name -> array; bfloat16 as float32.
+          Name -> array [...]; bfloat16 as float32.
 
         Raises:
           ValueError: If it is too short.
