@@ -96,7 +96,7 @@ def encoded_batches(
     Args:
       source: Opened source.
       section: Config section `data`.
-      indices: Positions in the source, int64 [count]; their number is a multiple of the batch size.
+      indices: Positions in the source, int64 [count], a whole number of batches.
       first: FirstStage.
       options: How.
 
