@@ -504,6 +504,9 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
         "index_dir": place(none="beside the data"),
+        "cache_gb": _GIGABYTES,
+        "subset": text(none="the set's own"),
+        "revision": text(none="the newest"),
     },
     "data.inputs.*": {
         "tokenizer": text(),

@@ -38,6 +38,7 @@ from ldm_jax.config import suggest
 from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.tables import HuggingFaceSource, ParquetSource
 from ldm_jax.data.tar import TarSource
 from ldm_jax.errors import ConfigError
 
@@ -278,4 +279,10 @@ def spread(source: Any, count: int | None) -> Chosen:
     return Chosen(source, np.arange(count) * size // count)
 
 
-SOURCES = {"tfds": TfdsSource, "folder": FolderSource, "tar": TarSource}
+SOURCES = {
+    "tfds": TfdsSource,
+    "folder": FolderSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+    "huggingface": HuggingFaceSource,
+}
