@@ -126,6 +126,7 @@ class LoadBatch:
         self.max_image_gb, self.check = options.max_image_gb, options.check
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
+        self.encoded = getattr(source, "encoded", False)
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Loads a batch.
@@ -176,11 +177,7 @@ class LoadBatch:
             key = np.array([self.seed, position], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key))
             try:
-                example = self.source[index]
-                notes = [(self.source.describe(index), n) for n in notes_of(example)]
-                example = transform(example, self.image_size, rng=rng, **self.cut)
-                if self.inputs:
-                    example = apply_inputs(self.inputs, example, rng)
+                example, notes = self._example(index, rng)
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
@@ -199,6 +196,20 @@ class LoadBatch:
             f"{MAX_FAILURES} attempts in a row to read an example failed, at {names} "
             f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
         )
+
+    def _example(self, index, rng):
+        """One example as a batch holds it, and what was left out of it."""
+        if self.encoded:
+            draw = getattr(self.source, "draw", None)
+            if draw is None:
+                return self.source[index], []
+            return draw(index, rng, self.cut["flip"]), []
+        example = self.source[index]
+        notes = [(self.source.describe(index), n) for n in notes_of(example)]
+        example = transform(example, self.image_size, rng=rng, **self.cut)
+        if self.inputs:
+            example = apply_inputs(self.inputs, example, rng)
+        return example, notes
 
 
 def _reason(error):

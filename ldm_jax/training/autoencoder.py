@@ -74,6 +74,11 @@ def make_stage(
     """
     del mesh, workdir
     model = make_first_stage(config.first_stage)
+    if "image" not in data.example:
+        raise ConfigError(
+            "data.source=latents has latents and no images, which a first stage is "
+            "trained on: name the images"
+        )
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
     options, frozen = load_perceptual(options, model, config.data.image_size)
