@@ -36,7 +36,8 @@ def data(**changes) -> dict:
       table's rows that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
       their options stand in `ldm_jax/data/inputs.py`.
-    keys: What examples shall hold besides what the inputs need.
+    keys: What examples shall hold besides what the inputs need; optional: what of it
+      they may lack.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     filter: Which examples to take, by what is known of them without reading the images,
       as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
@@ -71,6 +72,7 @@ def data(**changes) -> dict:
         validation_fraction=0.05,
         inputs=dict(),
         keys=(),
+        optional=(),
         box_names=(),
         filter=placeholder(str),
         caption_field=placeholder(str),

@@ -76,6 +76,22 @@ class Tokenizer:
             ids = np.where(found["attention_mask"], ids, np.int32(self._pad_id))
         return ids
 
+    def is_too_long(self, text: str | bytes) -> bool:
+        """Says whether a caption loses its end.
+
+        Args:
+          text: The caption, str or bytes in UTF-8.
+
+        Returns:
+          Whether it has more than `max_length` tokens, start and end included.
+        """
+        data = text if isinstance(text, bytes) else text.encode()
+        # No tokenizer makes more than a token of a byte, and some beside.
+        if len(data) + 4 <= self.max_length:
+            return False
+        found = self._backend(data.decode(), truncation=False, verbose=False)
+        return len(found["input_ids"]) > self.max_length
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the files from which transformers makes the same token ids.
 
