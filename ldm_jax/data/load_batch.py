@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.config import suggest
-from ldm_jax.data.crops import CROPS
+from ldm_jax.data.crops import ALWAYS, CROPS
 from ldm_jax.data.inputs import Input, apply_inputs, count_cut
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.transforms import transform
@@ -32,7 +32,8 @@ class LoaderOptions:
       image_size: Side of the images in pixels.
       crop: Row of CROPS, in training.
       min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
-      flip: Whether to mirror training images with probability 1/2.
+      flip: Whether to mirror training images with probability 1/2; ALWAYS mirrors all
+        images, as for copies of them, and is no value of the config.
       workers: Worker processes; 0 loads in threads of this one.
       restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
@@ -47,7 +48,7 @@ class LoaderOptions:
     image_size: int
     crop: str = "center"
     min_crop: float = 1.0
-    flip: bool = False
+    flip: bool | str = False
     workers: int = 0
     restart_workers: int = 0
     on_error: str = "skip"
@@ -65,12 +66,13 @@ class LoaderOptions:
         memory_limit(self.max_image_gb)
 
     def held_out(self) -> "LoaderOptions":
-        """Makes the options of an evaluation: the whole centre, not mirrored.
+        """Makes the options of an evaluation: the whole centre, not mirrored at random.
 
         Returns:
           LoaderOptions.
         """
-        return dataclasses.replace(self, crop="center", min_crop=1.0, flip=False)
+        flip = ALWAYS if self.flip == ALWAYS else False
+        return dataclasses.replace(self, crop="center", min_crop=1.0, flip=flip)
 
 
 def require_whole(name: str, value: Any, least: int) -> None:

@@ -19,7 +19,9 @@ A source may have
   or None. "width" and "height" are columns of every source that has `sizes`;
 - `make_order(seed)` where the order is not a plain shuffle;
 - `skipped`, a list of (where, reason), of what opening already left out;
-- `encoded`, True where examples are what batches hold already.
+- `encoded`, True where examples are what batches hold already: nothing is decoded, cut
+  or made by inputs. With `draw(index, rng, flip)` such a source takes one of several
+  versions of an example in training, as of an image and its mirror image.
 
 It raises ValueError where it cannot be opened, and can be pickled, as every worker
 process gets a copy.
@@ -35,6 +37,7 @@ from absl import logging
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.config import suggest
+from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.prepared import TfdsSource
@@ -180,6 +183,8 @@ class Chosen:
         if name.startswith("_") or name == "make_order":
             raise AttributeError(name)
         value = getattr(self._source, name)
+        if name == "draw":
+            return functools.partial(_draw_chosen, value, self._indices)
         if name in _CHOOSE:
             return functools.partial(_CHOOSE[name], value, np.asarray(self._indices))
         if callable(value):
@@ -196,6 +201,10 @@ class Chosen:
           What the source calls it.
         """
         return self._source.describe(int(self._indices[index]))
+
+
+def _draw_chosen(draw, indices, index, rng, flip):
+    return draw(int(indices[index]), rng, flip)
 
 
 def _choose_columns(columns, indices, names):
@@ -285,4 +294,5 @@ SOURCES = {
     "tar": TarSource,
     "parquet": ParquetSource,
     "huggingface": HuggingFaceSource,
+    "latents": LatentSource,
 }
