@@ -498,6 +498,11 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "keys": _WORDS,
         "box_names": _WORDS,
     },
+    "data.parts.*": {"weight": real(0, 1e12, "(", none="the number of examples")},
+    "data.buckets": {
+        "step": whole(1, _SIDE),
+        "max_ratio": real(1, 64),
+    },
     "data.inputs.*": {
         "tokenizer": text(),
         "max_length": whole(1, 2**16),

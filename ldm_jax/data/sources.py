@@ -11,16 +11,36 @@ config section `data` gives. It has
   may be without, then only what is above can be compared between runs;
 
 it raises ValueError where it cannot be opened, and can be pickled, as every worker
-process gets a copy.
+process gets a copy. It never imports jax.
+
+What more a source may have, and what follows where it has not:
+
+- `sizes()`, int32 [N, 2], (height, width) of every image in pixels, from an index or
+  the headers and without decoding; (0, 0) where that cannot be read. Buckets need it.
+- `column_names` and `columns(names)`, name -> array [N]: metadata for filters. Numbers
+  are float64 with NaN for what is missing, the rest is bool, or object with None;
+  "width" and "height" go with `sizes`.
+- `make_order(seed)`, an `orders.order.Order`, where that is no plain shuffle.
+- `skipped`, a list of (where, why): what opening left out. It is named, and counted with
+  what cannot be read later.
+- `encoded`, true where examples are what batches hold already: nothing is decoded, cut
+  or made of them. Then `draw(index, rng, flip)` may give one of several versions of an
+  example in place of `source[index]`: `flip` says whether it may be mirrored, which it
+  never is in an evaluation, and `rng` is a NumPy generator that follows from the
+  example's place in the stream.
+
+What wraps a source (`Chosen`) hands all of these on, except the order.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.annotations import Shaped
+from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.orders.mixture import MixtureSource
 from ldm_jax.data.prepared import TfdsSource
 
 
@@ -136,7 +156,14 @@ def _shapes(now, then):
 
 
 class Chosen:
-    """Some examples of a source; a source itself."""
+    """Some examples of a source; a source itself, which has what that one has.
+
+    Attributes:
+      num_classes: Number of classes of the whole source, or None.
+      class_names: Their names, or None.
+      encoded: Whether examples are what batches hold already.
+      skipped: What opening the source left out: (where, why).
+    """
 
     def __init__(self, source: Any, indices: Sequence[int]) -> None:
         """Takes them.
@@ -146,6 +173,10 @@ class Chosen:
           indices: Their positions in it.
         """
         self._source, self._indices = source, indices
+        self.num_classes = getattr(source, "num_classes", None)
+        self.class_names = getattr(source, "class_names", None)
+        self.encoded = getattr(source, "encoded", False)
+        self.skipped = getattr(source, "skipped", ())
 
     def __len__(self):
         return len(self._indices)
@@ -163,6 +194,69 @@ class Chosen:
           What the source calls it.
         """
         return self._source.describe(int(self._indices[index]))
+
+    # Each of these is there where the source has it: where it has not, asking for it is
+    # an AttributeError, as `hasattr` expects.
+
+    @property
+    def draw(self) -> Callable[..., dict[str, Any]]:
+        """How encoded examples are taken.
+
+        Returns:
+          (index, rng, flip) -> example.
+        """
+        draw = self._source.draw
+        return lambda index, rng, flip: draw(int(self._indices[index]), rng, flip)
+
+    @property
+    def sizes(self) -> Callable[[], Int[np.ndarray, "count 2"]]:
+        """Sizes of the images.
+
+        Returns:
+          () -> int32 [N, 2].
+        """
+        sizes = self._source.sizes
+        return lambda: sizes()[np.asarray(self._indices)]
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the source's columns.
+
+        Returns:
+          Names.
+        """
+        return self._source.column_names
+
+    @property
+    def columns(self) -> Callable[..., dict[str, Shaped[np.ndarray, " count"]]]:
+        """Metadata of the examples.
+
+        Returns:
+          names -> (name -> array [N]).
+        """
+        columns = self._source.columns
+
+        def chosen(names):
+            indices = np.asarray(self._indices)
+            return {name: values[indices] for name, values in columns(names).items()}
+
+        return chosen
+
+    @property
+    def fingerprint(self) -> Callable[[], str]:
+        """Tells these examples from others.
+
+        Returns:
+          () -> hash of the source's fingerprint and of which examples are chosen.
+        """
+        fingerprint = self._source.fingerprint
+
+        def chosen():
+            digest = hashlib.blake2b(fingerprint().encode(), digest_size=16)
+            digest.update(np.asarray(self._indices, np.int64).tobytes())
+            return digest.hexdigest()
+
+        return chosen
 
 
 def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
@@ -195,4 +289,8 @@ def spread(source: Any, count: int | None) -> Chosen:
     return Chosen(source, np.arange(count) * size // count)
 
 
-SOURCES = {"tfds": TfdsSource, "folder": FolderSource}
+SOURCES = {
+    "tfds": TfdsSource,
+    "folder": FolderSource,
+    "mixture": MixtureSource,
+}
