@@ -39,6 +39,8 @@ setup(
         "absl-py>=2.1",
         "array_record>=0.8.1",
         "flax>=0.12.6,<0.13",
+        # Tar shards on object stores; transformers brings it anyway.
+        "fsspec>=2024.6",
         "grain>=0.2.15,<0.3",
         # tensorflow-datasets 4.9.10 needs it and does not say so.
         "importlib_resources",
@@ -60,6 +62,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],
+        # Tar shards on gs://.
+        "gcs": ["gcsfs>=2024.6"],
         # The plot of ldm-sweep.
         "plots": ["matplotlib>=3.8"],
         "test": [

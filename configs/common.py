@@ -14,8 +14,10 @@ from ml_collections.config_dict import placeholder
 def data(**changes) -> dict:
     """The `data` section: where images come from and how they are cut.
 
-    source: "tfds" (a prepared TensorFlow data set) or "folder" (image files).
-    name: Name of the data set, for example "shapes/64"; for a folder its path.
+    source: "tfds" (a prepared TensorFlow data set), "folder" (image files) or "tar"
+      (shards in the layout of WebDataset).
+    name: Name of the data set, for example "shapes/64"; for a folder its path; for
+      shards their paths, as "shards/{00000..00099}.tar", "shards" or "shards/*.tar".
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
     split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
       is trained on with split="all".
@@ -28,7 +30,8 @@ def data(**changes) -> dict:
       the model does not take.
     max_image_gb: Memory that reading one image may take, in 10^9 bytes.
     image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
-    validation_fraction: Fraction of a folder's files that is held out.
+    validation_fraction: Fraction of a folder's files, or of a tar's examples, that is
+      held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
       their options stand in `ldm_jax/data/inputs.py`.
     parts: Sources of a "mixture" by name: each has the keys above of its own, takes
@@ -39,6 +42,9 @@ def data(**changes) -> dict:
       pixels squared (image_size alone); empty for squares.
     keys: What examples shall hold besides what the inputs need.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
+    caption_field: Field of `.json` that holds the captions of tar shards, where they
+      are not in `.txt`.
+    index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
 
     Args:
       **changes: Keys of the section and their values.
@@ -68,6 +74,8 @@ def data(**changes) -> dict:
         buckets=dict(),
         keys=(),
         box_names=(),
+        caption_field=placeholder(str),
+        index_dir=placeholder(str),
     )
     return section | changes
 

@@ -363,6 +363,10 @@ _WEIGHT = real(0, 1e9)
 _DECAY = real(0, 1, ")")
 _SCALE = real(-1000, 1000)
 _WORDS = several(text())
+_NAMES = Check(
+    "a string, or a tuple of such",
+    lambda value: isinstance(value, str) or several(text(), 1).accepts(value),
+)
 _GIGABYTES = real(0, 1e6, "(")
 _NUMBERS = several(real(-1e9, 1e9), 1, none="what is measured")
 _DTYPE = Check("a compute type: " + ", ".join(_DTYPES), _is_dtype)
@@ -480,7 +484,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "": {"stage": text(), "seed": SEED},
     "data": {
         "source": text(),
-        "name": text(empty=True),
+        "name": _NAMES,
         "data_dir": text(empty=True, none="the usual place"),
         "split": text(),
         "eval_split": text(empty=True, none="none"),
@@ -497,9 +501,12 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "validation_fraction": real(0, 1, "()"),
         "keys": _WORDS,
         "box_names": _WORDS,
+        "caption_field": text(none="the usual one"),
+        "index_dir": place(none="beside the data"),
     },
     "data.parts.*": {"weight": real(0, 1e12, "(", none="the number of examples")},
     "data.buckets": {
+        "sizes": per_level(whole(1, _SIDE)),
         "step": whole(1, _SIDE),
         "max_ratio": real(1, 64),
     },

@@ -1,6 +1,7 @@
 """Files from strangers, read whole: ordinary files alone, and within a limit."""
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -87,8 +88,28 @@ def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
     if not os.path.isfile(path):
         os.stat(path)
         raise ValueError("not a file")
+    return _load_array(path, "r")
+
+
+def parse_array(data: bytes) -> Shaped[np.ndarray, "..."]:
+    """Reads an array in the bytes of a NumPy file.
+
+    Args:
+      data: Bytes of a `.npy` file.
+
+    Returns:
+      Array [...] of numbers, truth values or text.
+
+    Raises:
+      ValueError: If they hold something else, or less than they announce.
+    """
+    with io.BytesIO(data) as file:
+        return _load_array(file)
+
+
+def _load_array(file, mmap_mode=None):
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except OSError:
         raise
     # A header is a Python literal: a hostile one raises nearly anything.

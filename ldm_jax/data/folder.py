@@ -4,17 +4,22 @@ What goes with an image, such as a caption, lies beside it; see `sidecars.py`.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.sidecars import drop_sidecars, find_sidecars, read_sidecar
+from ldm_jax.data.division import check_division, divide, place_of
+from ldm_jax.data.sidecars import (
+    IMAGE_SUFFIXES,
+    drop_sidecars,
+    find_sidecars,
+    read_sidecar,
+)
 from ldm_jax.images import require_memory
 from ldm_jax.reading import read_file
-
-SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
 # Sub-folders that are splits and not classes; the first that exists serves the split.
 SPLIT_FOLDERS = {
@@ -76,8 +81,9 @@ class FolderSource:
         parts = _find_parts(self._root)
         listed = {part: _list_images(os.path.join(self._root, part)) for part in parts}
         if not any(listed.values()):
+            looked_for = ", ".join(IMAGE_SUFFIXES)
             raise ValueError(
-                f"no images in {self._root} or below; looked for {', '.join(SUFFIXES)}"
+                f"no images in {self._root} or below; looked for {looked_for}"
             )
         training = _pick_part(parts, "train")
         names = None if label_key == "" else _class_names(listed[training])
@@ -141,18 +147,11 @@ class FolderSource:
 
 
 def _check(split, label_key, validation_fraction):
-    if split not in (*SPLIT_FOLDERS, "all"):
-        raise ValueError(
-            f'a folder has the splits {", ".join(SPLIT_FOLDERS)} and all, not "{split}"'
-        )
+    check_division(split, validation_fraction, "a folder")
     if label_key:
         raise ValueError(
             f'label_key="{label_key}": the labels of a folder are its sub-folders; '
             'give None for them or "" for no labels'
-        )
-    if not 0 < validation_fraction < 1:
-        raise ValueError(
-            f"validation_fraction must be in (0, 1), got {validation_fraction}"
         )
 
 
@@ -213,7 +212,7 @@ def _hidden(name):
 
 
 def _is_image(name):
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _class_names(files):
@@ -241,21 +240,6 @@ def _find_labels(root, part, files, names):
 
 def _one_side(files, split, fraction):
     """The files on one side of the division by hash."""
-    if split == "all":
-        return files
-    places = [_place(file) for file in files]
-    # One at least: an empty validation set is of no use to anyone.
-    limit = max(fraction, min(places, default=0)) if len(files) > 1 else 0
-    held_out = [place <= limit for place in places]
-    return [
-        file
-        for file, out in zip(files, held_out, strict=True)
-        if out == (split != "train")
-    ]
-
-
-def _place(file):
-    """A number in [0, 1) that depends on the file's path alone."""
-    name = os.fsencode(file.replace(os.sep, "/"))
-    digest = hashlib.blake2b(name, digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+    names = (os.fsencode(file.replace(os.sep, "/")) for file in files)
+    places = np.fromiter(map(place_of, names), np.uint64, len(files))
+    return list(itertools.compress(files, divide(places, split, fraction)))

@@ -120,7 +120,8 @@ def _open_parts(section, split, name):
                 raise ConfigError(
                     f"{where}.{key} is one for the whole mixture: set data.{key}"
                 )
-        check_section({**entry, "weight": weight}, where)
+        check_section(entry, "data")
+        check_section({"weight": weight}, where)
         own = entry.get("eval_split" if held_out else "split", split)
         if own:
             parts[part] = Part(_open(shared | entry, own, where), weight)

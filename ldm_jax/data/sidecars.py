@@ -15,7 +15,9 @@ import numpy as np
 
 from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 from ldm_jax.images import require_memory
-from ldm_jax.reading import MAX_TEXT, read_array, read_file
+from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file
+
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
 
 class Sidecar(NamedTuple):
@@ -72,15 +74,43 @@ def read_sidecar(
     try:
         if sidecar.modality is None:
             return {sidecar.keys[0]: _copy(read_array(path))}
-        row = MODALITIES[sidecar.modality]
         # What is not decoded is text.
-        data = read_file(path, MAX_TEXT if row.decode is None else require_memory)
-        value = row.parse(data, names)
+        is_text = MODALITIES[sidecar.modality].decode is None
+        data = read_file(path, MAX_TEXT if is_text else require_memory)
     except FileNotFoundError as error:
         raise ValueError(f"{os.path.basename(path)} is missing") from error
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
+    return parse_sidecar(data, sidecar, names, os.path.basename(path))
+
+
+def parse_sidecar(
+    data: bytes, sidecar: Sidecar, names: Sequence[str] | None, what: str
+) -> dict[str, Any]:
+    """Makes what an example holds of the bytes of a file that goes with an image.
+
+    Args:
+      data: The file's bytes.
+      sidecar: Which file.
+      names: Names of the classes of boxes, or None.
+      what: Name of the file, for messages.
+
+    Returns:
+      As `read_sidecar`.
+
+    Raises:
+      ValueError: If they are wrong.
+    """
+    try:
+        if sidecar.modality is None:
+            return {sidecar.keys[0]: parse_array(data)}
+        value = MODALITIES[sidecar.modality].parse(data, names)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
     part = unpack(sidecar.modality, value)
+    if len(part) == 1:
+        # A second caption has a key of its own.
+        return {sidecar.keys[0]: value}
     return {key: part[key] for key in sidecar.keys}
 
 

@@ -42,6 +42,7 @@ from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.orders.mixture import MixtureSource
 from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.tar import TarSource
 
 
 def make_record(
@@ -292,5 +293,6 @@ def spread(source: Any, count: int | None) -> Chosen:
 SOURCES = {
     "tfds": TfdsSource,
     "folder": FolderSource,
+    "tar": TarSource,
     "mixture": MixtureSource,
 }

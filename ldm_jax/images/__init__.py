@@ -1,6 +1,7 @@
 """Images between the disk and the models: uint8 <-> [-1, 1], grids, PNG files.
 
-`decoding.py` reads files of any format and mode, within the memory of `memory.py`.
+`decoding.py` reads files of any format and mode, within the memory of `memory.py`;
+`header_sizes.py` reads their sizes alone.
 """
 
 import io
@@ -20,6 +21,7 @@ from ldm_jax.images.decoding import (
     decode_plane,
     size_of,
 )
+from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.memory import DEFAULT_GB, limit_bytes, memory_limit, require_memory
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "decode_grey",
     "decode_plane",
     "encode_png",
+    "find_size",
     "limit_bytes",
     "make_grid",
     "memory_limit",

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from ldm_jax.config import suggest
-from ldm_jax.data.folder import SUFFIXES
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
-from ldm_jax.data.sidecars import drop_sidecars
+from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
 
@@ -204,7 +203,7 @@ def _label(flag, label, names):
 
 
 def _images(name, flag, texts, names):
-    paths = _find(name, flag, texts, SUFFIXES)
+    paths = _find(name, flag, texts, IMAGE_SUFFIXES)
     return FlagValues(tuple(paths), _digest(flag, paths))
 
 

@@ -1,0 +1,253 @@
+"""What is read of the examples in tar shards: which members, which fields of JSON."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Bool, Int, Shaped
+from ldm_jax.config import suggest
+from ldm_jax.data.labels import find_class
+from ldm_jax.data.modalities import modality_of
+from ldm_jax.data.sidecars import IMAGE_SUFFIXES, Sidecar, find_sidecars
+from ldm_jax.data.tar.index_file import IndexFile
+from ldm_jax.data.tar.scan import LABELS
+
+JSON, CLASS = "json", "cls"
+
+_MOST_LABEL = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is read of each example.
+
+    Attributes:
+      images: Suffixes of images, without the dot, the preferred ones first.
+      members: Suffix -> Sidecar of what else is read.
+      fields: Key of the example -> field of `.json`.
+      label: Column that holds the class, or None: LABELS is `.cls`.
+    """
+
+    images: tuple[str, ...]
+    members: Mapping[str, Sidecar]
+    fields: Mapping[str, str]
+    label: str | None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Suffixes that every example must have besides an image."""
+        more = {CLASS} if self.label == LABELS else set()
+        if self.fields or self.label not in (None, LABELS):
+            more.add(JSON)
+        return tuple(sorted({*self.members, *more}))
+
+
+def make_plan(
+    headers: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    image_key: str | None,
+    label_key: str | None,
+    caption_field: str | None,
+) -> Plan:
+    """Finds where the shards hold what is asked for.
+
+    Args:
+      headers: Headers of the shards' indexes.
+      keys: Keys of the example besides image and label.
+      image_key: Suffix of the image; None takes any image.
+      label_key: "cls", or the field of `.json` that holds the class; None takes
+        `.cls` where there is one, "" takes none.
+      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
+        where there is none the field "caption".
+
+    Returns:
+      A Plan.
+
+    Raises:
+      ValueError: If no shard has one of them.
+    """
+    suffixes = {suffix for header in headers for suffix in header["suffixes"]}
+    fields = {field for header in headers for field in header["fields"]}
+    images = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    if image_key:
+        images = (image_key.removeprefix(".").lower(),)
+    if not suffixes.intersection(images):
+        raise ValueError(
+            f"no member of the shards ends in {_listed(images)}; they end in "
+            f"{_listed(suffixes)}: give data.image_key, the suffix of the images"
+        )
+    members, found = {}, {}
+    for key in keys:
+        if key == "caption" and caption_field:
+            if caption_field not in fields:
+                raise ValueError(
+                    f'no .json has the field caption_field="{caption_field}"; '
+                    f"{_advise(caption_field, fields)}"
+                )
+            found[key] = caption_field
+            continue
+        sidecar = _find_member(key, suffixes)
+        if sidecar is not None:
+            suffix = sidecar.suffix[1:]
+            held = members[suffix].keys if suffix in members else ()
+            members[suffix] = sidecar._replace(keys=(*held, *sidecar.keys))
+        elif key in fields:
+            found[key] = key
+        else:
+            raise ValueError(
+                f'the shards have no "{key}": members end in {_listed(suffixes)}'
+                + (f", fields of .json are {_listed(fields)}" if fields else "")
+            )
+    label = _find_label(label_key, suffixes, fields)
+    return Plan(images, members, found, label)
+
+
+def _find_member(key, suffixes):
+    """The member that holds a key, or None."""
+    (sidecar,) = find_sidecars([key])
+    if sidecar.suffix[1:] in suffixes:
+        return sidecar
+    # Text of the user's own, such as a second caption.
+    if modality_of(key) is None and f"{key}.txt" in suffixes:
+        return Sidecar(f".{key}.txt", (key,), "caption")
+    return None
+
+
+def _find_label(label_key, suffixes, fields):
+    if label_key == "":
+        return None
+    if label_key in (None, CLASS, f".{CLASS}"):
+        if CLASS in suffixes:
+            return LABELS
+        if label_key is None:
+            return None
+    if label_key in fields:
+        return label_key
+    raise ValueError(
+        f'label_key="{label_key}" is no field of .json; {_advise(label_key, fields)}, '
+        f"or {CLASS} for members .{CLASS}"
+    )
+
+
+def _advise(name, fields):
+    return suggest(name, fields) if fields else "there are no .json members"
+
+
+def _listed(words, most=20):
+    words = sorted(words)
+    more = [f"{len(words) - most} more"] if len(words) > most else []
+    return ", ".join([f".{word}" if word else word for word in words[:most]] + more)
+
+
+def find_images(index: IndexFile, plan: Plan) -> Int[np.ndarray, " N"]:
+    """Finds the image of each example of a shard.
+
+    Args:
+      index: Index of the shard.
+      plan: What is read.
+
+    Returns:
+      int64 [N], row of "members"; -1 where an example has no image.
+    """
+    starts = index.read("starts").astype(np.int64)
+    suffixes = index.read("members")["suffix"]
+    none = len(plan.images)
+    names = index.header["suffixes"]
+    order = [plan.images.index(n) if n in plan.images else none for n in names]
+    if len(starts) == 1:
+        return np.empty(0, np.int64)
+    # The least rank of each example, and with it the row.
+    rows = np.arange(len(suffixes))
+    ranks = np.array(order, np.int64)[suffixes] * len(suffixes) + rows
+    best = np.minimum.reduceat(ranks, starts[:-1])
+    return np.where(best >= none * len(suffixes), -1, best % len(suffixes))
+
+
+def find_complete(
+    index: IndexFile, plan: Plan
+) -> tuple[Bool[np.ndarray, " N"], list[tuple[int, str]]]:
+    """Finds the examples of a shard that have all that is needed.
+
+    Args:
+      index: Index of the shard.
+      plan: What is read.
+
+    Returns:
+      (mask bool [N], list of (number of an example, what it lacks)).
+    """
+    header, count = index.header, len(index.read("starts")) - 1
+    counts = dict(zip(header["suffixes"], header["counts"], strict=True))
+    whole, lacking = np.ones(count, bool), []
+    parts = []
+    if not any(counts.get(suffix) == count for suffix in plan.images):
+        parts.append(("an image", find_images(index, plan) >= 0))
+    owners = None
+    for suffix in plan.needed:
+        if counts.get(suffix, 0) == count:
+            continue
+        if owners is None:
+            starts = index.read("starts").astype(np.int64)
+            owners = np.repeat(np.arange(count), np.diff(starts))
+            suffixes = index.read("members")["suffix"]
+        has = np.zeros(count, bool)
+        if suffix in counts:
+            has[owners[suffixes == header["suffixes"].index(suffix)]] = True
+        parts.append((f".{suffix}", has))
+    for what, has in parts:
+        lacking += [(int(n), f"has no {what}") for n in np.flatnonzero(whole & ~has)]
+        whole &= has
+    return whole, lacking
+
+
+def find_classes(
+    columns: Sequence[Shaped[np.ndarray, "..."]],
+) -> tuple[tuple[str, ...] | None, int]:
+    """Finds the classes that labels name.
+
+    Args:
+      columns: Distinct labels of each shard [n], numbers or text; None and NaN are
+        none.
+
+    Returns:
+      (names or None where labels are numbers, number of classes).
+
+    Raises:
+      ValueError: If there are none, or numbers that are not whole and from 0 on.
+    """
+    found = {value for column in columns for value in column.tolist()}
+    texts = {str(v) for v in found if isinstance(v, str) and v}
+    numbers = {v for v in found if isinstance(v, int | float) and v == v}
+    if texts and (numbers or not all(text.isdecimal() for text in texts)):
+        names = tuple(sorted(texts | {f"{number:g}" for number in numbers}))
+        return names, len(names)
+    numbers |= {int(text) for text in texts}
+    if not numbers:
+        raise ValueError('no example has a label; give label_key="" for no labels')
+    wrong = [n for n in numbers if n != int(n) or not 0 <= n <= _MOST_LABEL]
+    if wrong:
+        raise ValueError(f"a label is {wrong[0]:g}; labels are whole numbers from 0 on")
+    return None, int(max(numbers)) + 1
+
+
+def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
+    """Gives a label its number.
+
+    Args:
+      value: What `.cls` or a field of `.json` holds.
+      names: Names of the classes, or None.
+      count: Number of classes.
+
+    Returns:
+      Number of the class.
+
+    Raises:
+      ValueError: If it is none.
+    """
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    found = find_class(value, names or ()) if isinstance(value, int | str) else None
+    if found is None or isinstance(value, bool) or not 0 <= found < count:
+        raise ValueError(f"its label {value!r} is none of the {count} classes")
+    return found

@@ -1,0 +1,184 @@
+"""One pass over a shard: which examples it holds, and what its index keeps of them.
+
+The layout is that of WebDataset: `dir/key.jpg`, `dir/key.txt`, `dir/key.depth.png` are
+one example with the key "dir/key", which ends at the first dot of the name; the rest
+is the suffix, in lower case. The members of an example need not stand side by side.
+"""
+
+import hashlib
+import re
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Shaped
+from ldm_jax.data.division import place_of
+from ldm_jax.data.filters.tables import pack_column, scalars_of
+from ldm_jax.data.modalities import MODALITIES
+from ldm_jax.data.sidecars import IMAGE_SUFFIXES
+from ldm_jax.data.tar.index_file import MEMBER
+from ldm_jax.data.tar.members import (
+    FOLDER,
+    REGULAR,
+    Damaged,
+    Read,
+    read_members,
+)
+from ldm_jax.images import find_size
+from ldm_jax.reading import MAX_TEXT, parse_json
+
+# Bytes that the name of a class may have.
+_MOST_LABEL = 4096
+
+# The column that `.cls` makes; a field of JSON cannot be called so.
+LABELS = ".cls"
+
+# The directory, the name up to its first dot, and the suffix.
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+
+def scan(
+    read: Read, total: int
+) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
+    """Makes the index of a shard; see `index_file.py`.
+
+    Args:
+      read: (offset, size) -> so many bytes of the shard, fewer at its end.
+      total: Size of the shard in bytes.
+
+    Returns:
+      (header, arrays): "suffixes", their names in the order of their numbers, and
+      "counts", how many examples have them;
+      "problems", a list of [name of a member, what is wrong with it]; "fields", name of
+      a field of `.json` -> in how many examples it is; "columns", see `pack_column`;
+      "digest", a hash of keys, suffixes and sizes.
+      Arrays are "starts" [N + 1], where the rows of an example begin in "members";
+      "places" [N], see `division.place_of`; "key_starts" [N + 1] and "keys", bytes of
+      UTF-8; and the columns' own.
+    """
+    shard = _Shard(read)
+    try:
+        for member in read_members(read, total):
+            shard.add(member)
+    except Damaged as error:
+        shard.problems.append(["", str(error)])
+    return shard.index()
+
+
+class _Shard:
+    """What was found so far."""
+
+    def __init__(self, read):
+        self._read = read
+        self._examples = {}
+        self._suffixes = {}
+        # Field -> list of (number of the example, value).
+        self._columns, self._fields = {}, {}
+        self.problems = []
+
+    def add(self, member):
+        """Takes a member."""
+        name = member.name.removeprefix("./")
+        parts = name.split("/")
+        # As in folders; archives of macOS carry a shadow of every file.
+        hidden = parts[-1].startswith((".", "__")) or "__MACOSX" in parts
+        if member.kind == FOLDER or hidden:
+            return
+        if member.kind not in REGULAR:
+            self.problems.append([name, "a link, a sparse file or a device: not read"])
+            return
+        match = _NAME.fullmatch(name)
+        if not match:
+            self.problems.append([name, "no example: its name has no suffix"])
+            return
+        key, suffix = match[1], match[2].lower()
+        number = self._suffixes.setdefault(suffix, len(self._suffixes))
+        example, members = self._examples.setdefault(key, (len(self._examples), {}))
+        if number in members:
+            self.problems.append([name, "a second member of that name: left out"])
+            return
+        height, width = self._size(member) if _is_image(suffix) else (0, 0)
+        members[number] = (member.offset, member.size, height, width, number)
+        if suffix == "json":
+            self._add_fields(example, name, member)
+        elif suffix == "cls":
+            self._add_label(example, member)
+
+    def _size(self, member):
+        try:
+            width, height = find_size(
+                lambda count: self._read(member.offset, count), member.size
+            )
+        except (ValueError, OSError, MemoryError):
+            # It fails once it is loaded, and is counted then.
+            return 0, 0
+        return height, width
+
+    def _add_fields(self, example, name, member):
+        if member.size > MAX_TEXT:
+            self.problems.append(
+                [name, f"{member.size:,} bytes: its fields are unread"]
+            )
+            return
+        try:
+            fields = parse_json(self._read(member.offset, member.size))
+        except ValueError as error:
+            self.problems.append([name, f"no JSON, its fields are missing: {error}"])
+            return
+        if isinstance(fields, dict):
+            for field in fields:
+                if fields[field] is not None:
+                    self._fields[field] = self._fields.get(field, 0) + 1
+            for field, value in scalars_of(fields).items():
+                self._columns.setdefault(field, []).append((example, value))
+
+    def _add_label(self, example, member):
+        text = self._read(member.offset, min(member.size, _MOST_LABEL))
+        label = text.decode("utf-8", "replace").strip()
+        self._columns.setdefault(LABELS, []).append((example, label))
+
+    def index(self):
+        """Header and arrays."""
+        rows = [list(members.values()) for _, members in self._examples.values()]
+        starts = np.cumsum([0, *map(len, rows)])
+        members = np.array([row for part in rows for row in part], MEMBER)
+        keys = [key.encode("utf-8", "backslashreplace") for key in self._examples]
+        blob = b"".join(keys)
+        arrays = {
+            "starts": starts.astype("<u4"),
+            "members": members,
+            "places": np.fromiter(map(place_of, keys), "<u8", len(keys)),
+            "key_starts": np.cumsum([0, *map(len, keys)]).astype("<u8"),
+            "keys": np.frombuffer(blob, "|u1"),
+        }
+        columns = {}
+        for number, (name, values) in enumerate(sorted(self._columns.items())):
+            columns[name], own = pack_column(values, len(keys))
+            columns[name]["number"] = number
+            arrays |= {f"{key} {number}": array for key, array in own.items()}
+        header = {
+            "suffixes": list(self._suffixes),
+            "counts": np.bincount(
+                members["suffix"], minlength=len(self._suffixes)
+            ).tolist(),
+            "problems": self.problems,
+            "fields": self._fields,
+            "columns": columns,
+            "digest": _digest(arrays, self._suffixes),
+        }
+        return header, arrays
+
+
+def _is_image(suffix):
+    """Whether it is an image of its own, and no map that goes with one."""
+    return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES and (
+        f".{suffix}" not in {row.suffix for row in MODALITIES.values()}
+    )
+
+
+def _digest(arrays, suffixes):
+    digest = hashlib.blake2b(" ".join(suffixes).encode(), digest_size=16)
+    members = arrays["members"]
+    for array in (arrays["starts"], members["size"], members["suffix"], arrays["keys"]):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Which shards a name stands for, and what tells them from changed ones."""
+
+import concurrent.futures
+import glob
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ldm_jax.data.tar.byte_ranges import file_system, is_remote
+
+SUFFIX, INDEX = ".tar", ".index"
+
+# Shards that one pattern may stand for.
+_MOST = 10**6
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+# What remote file systems call the state of a file, the surest first.
+_STAMPS = "etag ETag md5Hash generation mtime LastModified updated created".split()
+
+
+class Shard(NamedTuple):
+    """A tar file.
+
+    Attributes:
+      path: Absolute path, or address.
+      size: Bytes that it has.
+      stamp: What is another once it is written anew.
+    """
+
+    path: str
+    size: int
+    stamp: str
+
+
+def find_shards(
+    name: str | Sequence[str], data_dir: str | os.PathLike | None = None
+) -> list[Shard]:
+    """Finds the shards that a name stands for.
+
+    Args:
+      name: A tar file, a folder of them, a pattern with `*`, with ranges {000..099} or
+        lists {a,b}, or a list of such; local or an address, as gs://bucket/{0..9}.tar.
+      data_dir: Where relative names start; None is the current folder.
+
+    Returns:
+      The shards, in the order of the names, those of a folder or a pattern sorted.
+
+    Raises:
+      ValueError: If there is none, or one of those that are named is missing.
+    """
+    names = [name] if isinstance(name, str) else list(name)
+    if not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(
+            "name is empty; give data.name, the path of tar files, as "
+            "shards/{00000..00099}.tar"
+        )
+    paths = []
+    for given in names:
+        for one in expand(given):
+            paths += _listed(_absolute(one, os.fspath(data_dir or "")))
+    # A shard that is named twice would count twice.
+    paths = list(dict.fromkeys(paths))
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        return list(pool.map(_look, paths))
+
+
+def _absolute(name, data_dir):
+    if is_remote(name):
+        return name
+    if is_remote(data_dir) and not os.path.isabs(name):
+        return f"{data_dir.rstrip('/')}/{name}"
+    folder = os.path.expanduser(data_dir)
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(name)))
+
+
+def expand(name: str) -> list[str]:
+    """Writes out ranges and lists in braces, as a shell does.
+
+    Args:
+      name: Text such as "a/{000..002}.tar" or "{a,b}.tar".
+
+    Returns:
+      All that it stands for, in order.
+
+    Raises:
+      ValueError: If it stands for too many.
+    """
+    match = _BRACES.search(name)
+    if not match:
+        return [name]
+    found = _RANGE.fullmatch(match[1])
+    if found:
+        first, last = map(int, found.groups())
+        if abs(last - first) >= _MOST:
+            raise ValueError(f"{name} stands for more than {_MOST:,} shards")
+        digits = len(found[1]) if found[1].startswith("0") else 0
+        step = 1 if last >= first else -1
+        words = [f"{n:0{digits}d}" for n in range(first, last + step, step)]
+    else:
+        words = match[1].split(",")
+    ends = expand(name[match.end() :])
+    if len(words) * len(ends) > _MOST:
+        raise ValueError(f"{name} stands for more than {_MOST:,} shards")
+    return [name[: match.start()] + word + end for word in words for end in ends]
+
+
+def _listed(path):
+    """The tar files of a folder or a pattern, or the one that is named."""
+    if is_remote(path):
+        return _listed_remote(path)
+    if os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{SUFFIX}")))
+        return found or _nothing(path)
+    # What is called so is meant, whatever characters are in its name.
+    if os.path.exists(path) or not glob.has_magic(path):
+        return [path]
+    return _without_indexes(glob.glob(path, recursive=True)) or _nothing(path)
+
+
+def _without_indexes(paths):
+    """Sorted paths that a pattern found; it may fit what lies beside the shards."""
+    return sorted(path for path in paths if not path.endswith(INDEX))
+
+
+def _listed_remote(path):
+    system, inside = file_system(path)
+    scheme = path.partition("://")[0]
+    try:
+        if glob.has_magic(inside):
+            found = system.glob(inside)
+        elif inside.endswith(SUFFIX):
+            return [path]
+        else:
+            found = system.glob(f"{inside.rstrip('/')}/*{SUFFIX}")
+    except Exception as error:
+        raise ValueError(_unread(path, error)) from error
+    found = [f"{scheme}://{one.lstrip('/')}" for one in _without_indexes(found)]
+    return found or _nothing(path)
+
+
+def _nothing(path):
+    raise ValueError(f"no {SUFFIX} files in {path}; data.name names tar files")
+
+
+def _unread(path, error):
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        text = "there is no such file"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    return f"cannot read {path}: {text}; data.name names tar files"
+
+
+def _look(path):
+    """Asks for the state of a shard."""
+    if is_remote(path):
+        system, inside = file_system(path)
+        try:
+            info = system.info(inside)
+            size = int(info["size"])
+        except Exception as error:
+            raise ValueError(_unread(path, error)) from error
+        stamps = [f"{key} {info[key]}" for key in _STAMPS if info.get(key)]
+        return Shard(path, size, stamps[0] if stamps else "")
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ValueError(_unread(path, error)) from error
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; data.name names tar files")
+    return Shard(path, status.st_size, f"mtime {status.st_mtime_ns}")

@@ -1,0 +1,345 @@
+"""The source "tar": shards in the layout of WebDataset, by position."""
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ldm_jax.annotations import Int, Shaped
+from ldm_jax.data.division import check_division, divide
+from ldm_jax.data.filters.tables import join, unpack_column
+from ldm_jax.data.sidecars import parse_sidecar
+from ldm_jax.data.tar.byte_ranges import Files, is_remote
+from ldm_jax.data.tar.index_store import open_indexes
+from ldm_jax.data.tar.plan import (
+    CLASS,
+    JSON,
+    class_of,
+    find_classes,
+    find_complete,
+    find_images,
+    make_plan,
+)
+from ldm_jax.data.tar.scan import LABELS
+from ldm_jax.data.tar.shards import find_shards
+from ldm_jax.errors import DataError
+from ldm_jax.images import require_memory
+from ldm_jax.reading import MAX_TEXT, parse_json
+
+# A row of the index's "members": offset, size, height, width, number of the suffix.
+_ROW = struct.Struct("<QQIIH")
+
+# Bytes between members that are read along with them rather than read around.
+_GAP, _REMOTE_GAP = 2**15, 2**20
+
+# So many of what is left out are named in the log.
+_NAMED = 20
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class TarSource:
+    """Examples in tar shards, by position; can be pickled.
+
+    An example is what has the same name up to its first dot: an image, `.txt` with its
+    captions, `.json` with its metadata or boxes, `.cls` with its class (a number or a
+    name), `.depth.png` and so on as the rows of MODALITIES say, `.<key>.npy` and
+    `.<key>.txt` for keys of one's own.
+
+    "validation" (and "test") is `validation_fraction` of the examples by a hash of
+    their keys, "train" the others, "all" everything. Nothing but the numbers of the
+    examples on one side, of four bytes each, is kept in memory.
+
+    Attributes:
+      name: Tar files; see `shards.find_shards`.
+      split: "train", "validation", "test" or "all".
+      data_dir: Folder that relative names start from; None is the current one.
+      image_key: Suffix of the images, where not the usual ones.
+      label_key: "cls", or the field of `.json` that holds the class; None takes `.cls`
+        where there is one, "" takes none.
+      validation_fraction: Fraction of the examples that is held out, in (0, 1).
+      keys: What examples should have besides image and label; of a key that no member
+        holds, the field of `.json` of that name is taken.
+      box_names: Names of the classes of boxes in the order of their numbers.
+      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
+        where there is none the field "caption".
+      index_dir: Folder for the indexes; None keeps each beside its shard.
+      workers: Processes that make indexes; 0 makes them in threads.
+      on_error: "raise" refuses shards with damaged or incomplete examples, which "skip"
+        leaves out.
+
+    Raises:
+      ValueError: If there are no such shards, they hold no examples, or an option is
+        out of range.
+    """
+
+    name: str | Sequence[str]
+    split: str
+    data_dir: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    validation_fraction: float = 0.05
+    keys: Sequence[str] = ()
+    box_names: Sequence[str] = ()
+    caption_field: str | None = None
+    index_dir: str | None = None
+    workers: int = 0
+    on_error: str = "skip"
+
+    def __post_init__(self):
+        check_division(self.split, self.validation_fraction, "a set of tar files")
+        self._files = Files()
+        self._shards = find_shards(self.name, self.data_dir)
+        self._indexes = open_indexes(
+            self._shards, self.index_dir, self.workers, self._files
+        )
+        headers = [index.header for index in self._indexes]
+        self.skipped = self._problems()
+        if not any(header["counts"] for header in headers):
+            where, reason = self.skipped[0] if self.skipped else (self.name, "empty")
+            raise ValueError(f"no examples in {where}: {reason}")
+        self._plan = make_plan(
+            headers, self.keys, self.image_key, self.label_key, self.caption_field
+        )
+        self.class_names, self.num_classes = self._find_classes()
+        counts = [len(index.read("starts")) - 1 for index in self._indexes]
+        # Number of the first example of each shard, and of all together.
+        self._starts = np.cumsum([0, *counts])
+        self._kept = self._choose()
+        self._report()
+        if not len(self):
+            raise ValueError(f'no examples for split "{self.split}" in {self.name}')
+
+    def __getstate__(self):
+        # Workers need not know what was left out.
+        return self.__dict__ | {"skipped": []}
+
+    def _problems(self):
+        return [
+            (f"{shard.path}: {name}" if name else shard.path, reason)
+            for shard, index in zip(self._shards, self._indexes, strict=True)
+            for name, reason in index.header["problems"]
+        ]
+
+    def _find_classes(self):
+        if self._plan.label is None:
+            return None, None
+        columns = []
+        for index in self._indexes:
+            row = index.header["columns"].get(self._plan.label)
+            if row:
+                columns.append(np.unique(_strings(_column(index, row))))
+        return find_classes(columns)
+
+    def _choose(self):
+        """Numbers of the examples that are whole and on the side that is asked for."""
+        masks, places = [], []
+        for shard, index in enumerate(self._indexes):
+            mask, lacking = find_complete(index, self._plan)
+            for row, what in lacking:
+                self.skipped.append((self._name(shard, row), what))
+            masks.append(mask)
+            if self.split != "all":
+                places.append(index.read("places")[mask])
+        whole = np.concatenate(masks)
+        if self.split == "all" and whole.all():
+            return None
+        kind = np.uint32 if len(whole) < 2**32 else np.uint64
+        kept = np.flatnonzero(whole).astype(kind)
+        if self.split == "all":
+            return kept
+        places = np.concatenate(places)
+        return kept[divide(places, self.split, self.validation_fraction)]
+
+    def _report(self):
+        """Says what is left out, or refuses it."""
+        if not self.skipped:
+            return
+        count, (where, reason) = len(self.skipped), self.skipped[0]
+        if self.on_error == "raise":
+            raise DataError(
+                f"{where}: {reason} ({count:,} such in all); mend or remove it, or set "
+                'data.on_error="skip"'
+            )
+        for where, reason in self.skipped[:_NAMED]:
+            logging.warning("left out %s: %s", where, reason)
+        logging.warning("left out %d examples or members of the shards", count)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._kept is None else len(self._kept)
+
+    def _locate(self, index):
+        """(shard, row in it) of an example."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(index if self._kept is None else self._kept[index])
+        shard = int(np.searchsorted(self._starts, number, "right")) - 1
+        return shard, number - int(self._starts[shard])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns {"image": encoded bytes, "label": int if known, further keys}."""
+        shard, row = self._locate(int(index))
+        found = self._read(shard, self._members(shard, row))
+        plan, image = self._plan, None
+        for suffix in plan.images:
+            if suffix in found:
+                image = found[suffix]
+                break
+        example = {"image": image}
+        fields = self._fields(found) if JSON in found else {}
+        if plan.label is not None:
+            value = fields.get(plan.label)
+            if plan.label == LABELS:
+                value = found[CLASS].decode("utf-8", "replace").strip()
+            example["label"] = class_of(value, self.class_names, self.num_classes)
+        for suffix, sidecar in plan.members.items():
+            example |= parse_sidecar(
+                found[suffix], sidecar, self.box_names, f"its .{suffix}"
+            )
+        for key, field in plan.fields.items():
+            if fields.get(field) is None:
+                raise ValueError(f'its .json has no "{field}"')
+            example[key] = fields[field]
+        return example
+
+    def _members(self, shard, row):
+        """Suffix -> (offset, size) of what is read of an example."""
+        index = self._indexes[shard]
+        first, last = index.read("starts", row, 2).tolist()
+        rows = index.read("members", first, last - first).tobytes()
+        names = index.header["suffixes"]
+        there = {names[n]: (at, size) for at, size, _, _, n in _ROW.iter_unpack(rows)}
+        images = [suffix for suffix in self._plan.images if suffix in there][:1]
+        return {suffix: there[suffix] for suffix in (*images, *self._plan.needed)}
+
+    def _read(self, shard, members):
+        """Suffix -> bytes; members that lie side by side are read at once."""
+        path = self._shards[shard].path
+        for suffix, (_, size) in members.items():
+            require_memory(size, f"the bytes of its .{suffix}")
+        begin = min(at for at, _ in members.values())
+        end = max(at + size for at, size in members.values())
+        gap = _REMOTE_GAP if is_remote(path) else _GAP
+        if end - begin <= sum(size for _, size in members.values()) + gap:
+            data = memoryview(self._files.read(path, begin, end - begin))
+            return {
+                suffix: bytes(data[at - begin : at - begin + size])
+                for suffix, (at, size) in members.items()
+            }
+        return {s: self._files.read(path, *where) for s, where in members.items()}
+
+    def _fields(self, found):
+        if len(found[JSON]) > MAX_TEXT:
+            raise ValueError(f"its .json has {len(found[JSON]):,} bytes")
+        fields = parse_json(found[JSON])
+        return fields if isinstance(fields, dict) else {}
+
+    def describe(self, index: int) -> str:
+        """Says which example it is, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          The shard's path and the key in it.
+        """
+        return self._name(*self._locate(int(index)))
+
+    def _name(self, shard, row):
+        index = self._indexes[shard]
+        first, last = index.read("key_starts", row, 2).tolist()
+        key = index.read("keys", first, last - first).tobytes().decode()
+        return f"{self._shards[shard].path} key {key}"
+
+    def fingerprint(self) -> str:
+        """Tells these examples from others.
+
+        Returns:
+          Hash of all keys, suffixes and sizes, and of which examples are taken.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for index in self._indexes:
+            digest.update(index.header["digest"].encode())
+        if self._kept is not None:
+            digest.update(self._kept.astype("<u8").tobytes())
+        return digest.hexdigest()
+
+    def sizes(self) -> Int[np.ndarray, "N 2"]:
+        """Lists the sizes of the images, from the index.
+
+        Returns:
+          int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
+        """
+        result, at = np.zeros((len(self), 2), np.int32), 0
+        for index, rows in self._by_shard():
+            members = index.read("members")[find_images(index, self._plan)[rows]]
+            part = result[at : at + len(members)]
+            part[:, 0], part[:, 1] = members["height"], members["width"]
+            at += len(members)
+        return result
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what `columns` gives: of the index, "width" and "height"."""
+        names = {name for index in self._indexes for name in index.header["columns"]}
+        names = {CLASS if name == LABELS else name for name in names}
+        return tuple(sorted(names | {"width", "height"}))
+
+    def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
+        """Reads metadata from the index: scalar fields of `.json`, and "cls".
+
+        Args:
+          names: Which of `column_names`.
+
+        Returns:
+          Name -> array [N] of float64 (NaN where missing), bool, or objects.
+        """
+        result = {}
+        for name in names:
+            if name in ("height", "width"):
+                result[name] = self.sizes()[:, int(name == "width")].astype(np.float64)
+                continue
+            parts = []
+            for index, rows in self._by_shard():
+                table = index.header["columns"]
+                row = table.get(name) or (table.get(LABELS) if name == CLASS else None)
+                if row:
+                    parts.append(_column(index, row)[rows])
+                else:
+                    parts.append(np.full(len(_numbers(index, rows)), np.nan))
+            result[name] = join(parts)
+            if name == CLASS and self.class_names is None and self.num_classes:
+                result[name] = result[name].astype(np.float64)
+        return result
+
+    def _by_shard(self) -> Iterator[tuple[Any, Any]]:
+        """Yields (index, rows of it that are taken)."""
+        for shard, index in enumerate(self._indexes):
+            if self._kept is None:
+                yield index, slice(None)
+                continue
+            begin, end = self._starts[shard : shard + 2]
+            first, last = np.searchsorted(self._kept, [begin, end])
+            yield index, self._kept[first:last].astype(np.int64) - begin
+
+
+def _numbers(index, rows):
+    """Numbers of the rows that are taken."""
+    return np.arange(len(index.read("starts")) - 1)[rows]
+
+
+def _column(index, row):
+    """A column of an index."""
+    kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
+    arrays = {kind: index.read(f"{kind} {row['number']}") for kind in kinds}
+    return unpack_column(row["kind"], arrays)
+
+
+def _strings(column):
+    """A column in which all that is there can be compared."""
+    if column.dtype.kind != "O":
+        return column
+    return np.array([str(v) for v in column if v is not None], object)

@@ -1,0 +1,141 @@
+"""Sizes of images from their first bytes: nothing is decoded, little is read.
+
+They are those of the image as `decode` gives it, turned as its Exif data say.
+"""
+
+import struct
+from collections.abc import Callable
+
+from PIL import ExifTags, Image
+
+from ldm_jax.images.decoding import size_of
+
+# How many bytes are read at first, and where these do not tell.
+_FIRST = (4096, 2**16)
+
+# Markers of JPEG: start of frame, those without a length, and what ends the header.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BARE = frozenset((0x01, *range(0xD0, 0xD8)))
+_ENDS = frozenset((0xD9, 0xDA))
+
+# What only Pillow makes sense of: turns that are not said in Exif data.
+_ODD = (b"tiff:Orientation", b"Raw profile type exif")
+
+Size = tuple[int, int]
+
+
+def find_size(read: Callable[[int], bytes], length: int) -> Size:
+    """Finds the size of an encoded image.
+
+    Args:
+      read: Number of bytes -> so many from the beginning of the image.
+      length: Number of bytes that there are.
+
+    Returns:
+      (width, height) in pixels.
+
+    Raises:
+      DecodeError: If it is not an image.
+    """
+    for count in _FIRST:
+        if count < length:
+            found = size_in(read(count))
+            if found:
+                return found
+    data = read(length)
+    return size_in(data) or size_of(data)
+
+
+def size_in(data: bytes) -> Size | None:
+    """Finds the size of an encoded image in its first bytes.
+
+    Args:
+      data: The first bytes, or all.
+
+    Returns:
+      (width, height) in pixels; None where these bytes do not say it.
+    """
+    for magic, reader in _READERS.items():
+        if data.startswith(magic):
+            try:
+                found = reader(data)
+            except (struct.error, IndexError):
+                return None
+            return found if found and min(found) > 0 else None
+    return None
+
+
+def _jpeg(data):
+    at, turned = 2, False
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _BARE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in _ENDS:
+            return None
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return (height, width) if turned else (width, height)
+        if marker == 0xE1:
+            part = data[at + 4 : at + 2 + length]
+            if len(part) < length - 2 or any(word in part for word in _ODD):
+                return None
+            if part.startswith(b"Exif\0\0"):
+                turned = _is_turned(part)
+        at += 2 + length
+    return None
+
+
+def _png(data):
+    size, at, turned = struct.unpack_from(">II", data, 16), 8, False
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            return size[::-1] if turned else size
+        part = data[at + 8 : at + 8 + length]
+        if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            if len(part) < length or any(word in part for word in _ODD):
+                return None
+            if kind == b"eXIf":
+                turned = _is_turned(b"Exif\0\0" + part)
+        at += 12 + length
+
+
+def _webp(data):
+    kind = data[8:16]
+    if kind == b"WEBPVP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"WEBPVP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    # Exif data and XMP stand at the end of the file.
+    if kind == b"WEBPVP8X" and not data[20] & 0x0C and len(data) >= 30:
+        width, height = data[24:27], data[27:30]
+        return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
+    return None
+
+
+def _gif(data):
+    return struct.unpack_from("<HH", data, 6)
+
+
+def _is_turned(exif):
+    """Whether Exif data swap width and height; damaged ones do not."""
+    try:
+        found = Image.Exif()
+        found.load(exif)
+        return found.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:
+        return False
+
+
+# First bytes -> how the size is read.
+_READERS = {
+    b"\xff\xd8\xff": _jpeg,
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"RIFF": _webp,
+    b"GIF8": _gif,
+}
