@@ -209,7 +209,6 @@ class LoadBatch:
             f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
         )
 
-
     def _example(self, index, size, rng):
         """One example as a batch holds it, and what was left out of it."""
         if self.encoded:

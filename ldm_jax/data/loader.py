@@ -51,7 +51,7 @@ _LOADER_OPTIONS = tuple(
 )
 _SECTION_KEYS = ("source", "split", "eval_split", "inputs", "buckets")
 # So many of the examples that opening left out are named.
-_NAMED = 10
+_NAMED = 20
 
 
 def open_source(data: Section, split: str) -> Any:
@@ -114,14 +114,14 @@ def _open_parts(section, split, name):
     parts = {}
     for part, entry in sorted(section.get("parts", {}).items()):
         where, entry = f"{name}.parts.{part}", to_dict(entry)
+        # A part within a part, too, is as the rows of parts say.
+        check_section(entry, f"data.parts.{part}")
         weight = entry.pop("weight", None)
         for key in entry:
             if key in (*_LOADER_OPTIONS, "inputs", "buckets"):
                 raise ConfigError(
                     f"{where}.{key} is one for the whole mixture: set data.{key}"
                 )
-        check_section(entry, "data")
-        check_section({"weight": weight}, where)
         own = entry.get("eval_split" if held_out else "split", split)
         if own:
             parts[part] = Part(_open(shared | entry, own, where), weight)

@@ -17,6 +17,7 @@ from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
+from tests.data.tar_shards import write_shards
 
 
 class Images:
@@ -387,15 +388,38 @@ def test_a_batch_that_does_not_divide():
         Loader(Images(8), LoaderOptions(8), batch_size=6, process=(0, 4))
 
 
+def _folder(path):
+    path.mkdir(exist_ok=True)
+    write_images(path, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
+    return {"name": str(path)}
+
+
+def _tar(path):
+    write_shards(path)
+    return {"name": str(path)}
+
+
+# Row of SOURCES -> function of a folder that fills it; gives the keys of the section.
+FILLED = {
+    "tfds": lambda path: {},
+    "folder": _folder,
+    "tar": _tar,
+    "mixture": lambda path: {
+        "parts": {
+            "art": {"source": "folder", "weight": 0.1, **_folder(path / "art")},
+            "photos": {"source": "folder", **_folder(path / "photos")},
+        }
+    },
+}
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
-    write_images(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
-    name = f"shapes/{SIZE}" if kind == "tfds" else str(tmp_path)
-    data = config(array_record_dir, source=kind, name=name)
+    data = config(array_record_dir, source=kind, **FILLED[kind](tmp_path))
     source = open_source(data, "train")
     held_out = open_source(data, "validation")
     assert len(source) > 0 and len(held_out) > 0
-    assert len(source.class_names) == source.num_classes
+    assert len(source.class_names or range(3)) == source.num_classes
     for index in range(len(source)):
         example = source[index]
         assert 0 <= example["label"] < source.num_classes
@@ -403,3 +427,8 @@ def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
         assert source[index] == example
     if kind == "tfds":
         assert len(held_out) == VALIDATION
+    if hasattr(source, "sizes"):
+        assert source.sizes().shape == (len(source), 2)
+    if hasattr(source, "columns"):
+        for values in source.columns(source.column_names).values():
+            assert len(values) == len(source)

@@ -133,7 +133,9 @@ def _neighbours(shapes, main):
     logs = np.log(shapes)
     distance = np.hypot(*(logs - logs[main]).T)
     # Of two equally far ones the first counts as nearer, so that there is no circle.
-    order = [int(b) for b in np.lexsort((np.arange(len(shapes)), distance)) if b != main]
+    order = [
+        int(b) for b in np.lexsort((np.arange(len(shapes)), distance)) if b != main
+    ]
     pairs = []
     for place in reversed(range(len(order))):
         nearer = [main, *order[:place]]

@@ -9,11 +9,12 @@ Podell et al. 2023, App. I, has step 64 at S = 1024). No image is dropped.
 
 import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.annotations import Bool, Int
+from ldm_jax.annotations import Int
 
 # So many images are assigned at a time, for the sake of memory.
 _CHUNK = 2**20
@@ -72,22 +73,17 @@ def tier_shapes(size: int, step: int, max_ratio: float) -> Int[np.ndarray, "shap
       max_ratio: Largest ratio of the sides.
 
     Returns:
-      (height, width), int32 [K, 2], from wide to tall: for each width the largest
-      height, without those that another covers.
+      (height, width), int32 [K, 2], from wide to tall: for each side the largest other
+      one; of two of one ratio the larger.
     """
-    pairs = set()
+    largest = {}
     for side in range(step, int(size * max_ratio**0.5) + 1, step):
         other = min(size * size // side, int(side * max_ratio)) // step * step
         if other >= step and max(side, other) <= max_ratio * min(side, other):
-            pairs |= {(side, other), (other, side)}
-    pairs = [
-        pair
-        for pair in pairs
-        if not any(
-            one != pair and one[0] >= pair[0] and one[1] >= pair[1] for one in pairs
-        )
-    ]
-    return np.array(sorted(pairs, key=lambda pair: (pair[0] / pair[1], pair)), np.int32)
+            for pair in ((side, other), (other, side)):
+                ratio = Fraction(*pair)
+                largest[ratio] = max(pair, largest.get(ratio, pair))
+    return np.array([largest[ratio] for ratio in sorted(largest)], np.int32)
 
 
 def bucket_shapes(options: BucketOptions) -> Int[np.ndarray, "shapes 2"]:
@@ -122,8 +118,8 @@ class Buckets(NamedTuple):
 def assign(sizes: Int[np.ndarray, "count 2"], options: BucketOptions) -> Buckets:
     """Gives every image a bucket.
 
-    An image goes to the largest tier whose shape of the nearest ratio it covers, so that
-    it is not enlarged; if it covers none, to the smallest tier.
+    An image goes to the largest tier whose shape of the nearest ratio it covers, so
+    that it is not enlarged; if it covers none, to the smallest tier.
 
     Args:
       sizes: (height, width) of every image in pixels, int [N, 2]; (0, 0) where it is
@@ -140,9 +136,7 @@ def assign(sizes: Int[np.ndarray, "count 2"], options: BucketOptions) -> Buckets
         rows = slice(start, start + _CHUNK)
         of[rows], small[rows] = _assign(sizes[rows], options, shapes)
     known = np.asarray(sizes).min(axis=1, initial=2**31 - 1) > 0
-    return Buckets(
-        shapes, of, np.flatnonzero(small & known), np.flatnonzero(~known)
-    )
+    return Buckets(shapes, of, np.flatnonzero(small & known), np.flatnonzero(~known))
 
 
 def _assign(sizes, options, shapes):

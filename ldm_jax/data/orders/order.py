@@ -111,8 +111,8 @@ class Shuffled(Order):
 
 
 def shuffle(
-    values: Int[np.ndarray, "count"], seed: int, number: int, tag: int = _TAG
-) -> Int[np.ndarray, "count"]:
+    values: Int[np.ndarray, " count"], seed: int, number: int, tag: int = _TAG
+) -> Int[np.ndarray, " count"]:
     """Permutes numbers by (seed, number) alone.
 
     Args:
@@ -127,6 +127,8 @@ def shuffle(
     key = np.array([seed, number], np.uint64)
     bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, tag], np.uint64))
     small = values.max(initial=0) < 2**31
-    return np.random.Generator(bits).permutation(values).astype(
-        np.int32 if small else np.int64, copy=False
+    return (
+        np.random.Generator(bits)
+        .permutation(values)
+        .astype(np.int32 if small else np.int64, copy=False)
     )
