@@ -51,6 +51,8 @@ setup(
         # The v1 API moves to the top level at 1.0.
         "orbax-checkpoint>=0.12,<1.0",
         "pillow>=10",
+        # tensorflow-datasets brings it along; Parquet and Arrow files are read with it.
+        "pyarrow>=17",
         "pyyaml>=6",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
@@ -64,6 +66,8 @@ setup(
         "wandb": ["wandb"],
         # Tar shards on gs://.
         "gcs": ["gcsfs>=2024.6"],
+        # Sets on the Hugging Face hub by name; folders and Parquet files need it not.
+        "datasets": ["datasets>=4"],
         # The plot of ldm-sweep.
         "plots": ["matplotlib>=3.8"],
         "test": [

@@ -14,8 +14,9 @@ from ml_collections.config_dict import placeholder
 def data(**changes) -> dict:
     """The `data` section: where images come from and how they are cut.
 
-    source: "tfds" (a prepared TensorFlow data set), "folder" (image files) or "tar"
-      (shards in the layout of WebDataset).
+    source: "tfds" (a prepared TensorFlow data set), "folder" (image files), "tar"
+      (shards in the layout of WebDataset), "parquet" (Parquet files) or "huggingface"
+      (a folder of save_to_disk, or a set on the hub).
     name: Name of the data set, for example "shapes/64"; for a folder its path; for
       shards their paths, as "shards/{00000..00099}.tar", "shards" or "shards/*.tar".
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -29,9 +30,10 @@ def data(**changes) -> dict:
     on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
       the model does not take.
     max_image_gb: Memory that reading one image may take, in 10^9 bytes.
-    image_key, label_key: Features of a TensorFlow data set, where not the usual ones.
-    validation_fraction: Fraction of a folder's files, or of a tar's examples, that is
-      held out.
+    image_key, label_key: Features of a TensorFlow data set or columns of a table, where
+      not the usual ones.
+    validation_fraction: Fraction of a folder's files, of a tar's examples or of a
+      table's rows that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
       their options stand in `ldm_jax/data/inputs.py`.
     parts: Sources of a "mixture" by name: each has the keys above of its own, takes
@@ -42,9 +44,13 @@ def data(**changes) -> dict:
       pixels squared (image_size alone); empty for squares.
     keys: What examples shall hold besides what the inputs need.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
+    filter: Which examples to take, by what is known of them without reading the images,
+      as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
     caption_field: Field of `.json` that holds the captions of tar shards, where they
       are not in `.txt`.
     index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
+    cache_gb: Memory for row groups of Parquet files in each process, in 10^9 bytes.
+    subset, revision: Configuration and commit of a set on the Hugging Face hub.
 
     Args:
       **changes: Keys of the section and their values.
@@ -74,8 +80,12 @@ def data(**changes) -> dict:
         buckets=dict(),
         keys=(),
         box_names=(),
+        filter=placeholder(str),
         caption_field=placeholder(str),
         index_dir=placeholder(str),
+        cache_gb=1.0,
+        subset=placeholder(str),
+        revision=placeholder(str),
     )
     return section | changes
 

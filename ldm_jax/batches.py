@@ -320,6 +320,7 @@ class Images:
             section |= {"source": "folder" if is_folder else "tfds", "name": name}
             # The names of features in the run's own data do not hold for others.
             section |= {"image_key": None, "label_key": "" if is_folder else None}
+            section["filter"] = None
             if is_folder:
                 section |= {"data_dir": None, "eval_split": "all"}
         if data_dir:

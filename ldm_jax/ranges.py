@@ -506,8 +506,12 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "box_names": _WORDS,
         "parts": _PARTS,
         "buckets": _PARTS,
+        "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
         "index_dir": place(none="beside the data"),
+        "cache_gb": _GIGABYTES,
+        "subset": text(none="the set's own"),
+        "revision": text(none="the newest"),
     },
     "data.buckets": {
         "sizes": per_level(whole(1, _SIDE)),

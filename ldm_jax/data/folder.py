@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide, place_of
+from ldm_jax.data.filters.surveys import survey, survey_sizes
+from ldm_jax.data.filters.tables import make_columns, with_sizes
 from ldm_jax.data.sidecars import (
     IMAGE_SUFFIXES,
     drop_sidecars,
     find_sidecars,
     read_sidecar,
 )
-from ldm_jax.images import require_memory
-from ldm_jax.reading import read_file
+from ldm_jax.images import find_size, require_memory
+from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
 
 # Sub-folders that are splits and not classes; the first that exists serves the split.
 SPLIT_FOLDERS = {
@@ -48,6 +52,7 @@ class FolderSource:
     Attributes:
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
+      skipped: List of (where, reason), of metadata that cannot be read.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class FolderSource:
         if not paths:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
+        self._sizes, self._table, self.skipped = None, None, []
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
@@ -133,6 +139,63 @@ class FolderSource:
             size = os.stat(self.describe(index)).st_size if index % every == 0 else ""
             digest.update(b"%s\0%d %s\0" % (bytes(path), label, str(size).encode()))
         return digest.hexdigest()
+
+    def sizes(self) -> Int[np.ndarray, "N 2"]:
+        """Reads the sizes of the images from their files' headers, once.
+
+        Returns:
+          int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
+        """
+        if self._sizes is None:
+            self._sizes = survey_sizes(len(self), self._size_of, self._root)
+        return self._sizes
+
+    def _size_of(self, index):
+        with open_file(self.describe(index), require_memory) as file:
+            return find_size(
+                lambda count: file.read(count + file.seek(0)),
+                os.fstat(file.fileno()).st_size,
+            )
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what `columns` gives: fields of `.json`, "width" and "height"."""
+        return tuple(sorted({*self._tabulate(), "width", "height"}))
+
+    def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
+        """Reads metadata from the `.json` beside each image, once.
+
+        Args:
+          names: Which of `column_names`.
+
+        Returns:
+          Name -> array [N] of float64 (NaN where missing), bool, or objects.
+        """
+        return with_sizes(self.sizes, self._tabulate, names)
+
+    def _tabulate(self):
+        if self._table is None:
+            where = f"metadata of {self._root}"
+            rows = list(survey(len(self), self._fields_of, where))
+            self._table = make_columns(rows)
+        return self._table
+
+    def _fields_of(self, index):
+        """Fields of the `.json` beside an image; None where they cannot be read."""
+        path = os.path.splitext(self.describe(index))[0] + ".json"
+        try:
+            fields = parse_json(read_file(path, MAX_TEXT))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self.skipped.append((path, f"no JSON, its fields are missing: {error}"))
+            logging.warning("%s: %s", *self.skipped[-1])
+            return None
+        return fields if isinstance(fields, dict) else None
+
+    def __getstate__(self):
+        # Workers ask for neither.
+        return self.__dict__ | {"_sizes": None, "_table": None}
 
     def describe(self, index: int) -> str:
         """Says which image an example is, for messages.

@@ -34,7 +34,7 @@ from ldm_jax.data.orders.bucket_order import BucketOrder
 from ldm_jax.data.orders.buckets import BucketOptions, assign, bucket_shapes
 from ldm_jax.data.orders.mixture import Part
 from ldm_jax.data.orders.order import Shuffled
-from ldm_jax.data.sources import SOURCES
+from ldm_jax.data.sources import SOURCES, keep
 from ldm_jax.errors import ConfigError, DataError, ProcessLost
 from ldm_jax.ranges import check_section
 from ldm_jax.seeds import to_32_bits
@@ -49,7 +49,7 @@ _LOADER_OPTIONS = tuple(
     for field in dataclasses.fields(LoaderOptions)
     if field.name not in ("check", "buckets")
 )
-_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "buckets")
+_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "filter", "buckets")
 # So many of the examples that opening left out are named.
 _NAMED = 20
 
@@ -102,9 +102,12 @@ def _open(section, split, name="data"):
     if "parts" in own:
         options = {"parts": _open_parts(section, split, name)}
     try:
-        return make(split=split, **options)
+        source = make(split=split, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
+    # The parts of a mixture have each been asked.
+    condition = None if "parts" in own else section.get("filter")
+    return keep(source, condition, f"{name}.filter") if condition else source
 
 
 def _open_parts(section, split, name):

@@ -5,6 +5,7 @@ set's own code is neither needed nor run. Image features stay encoded: `images.p
 reads more modes than TFDS does.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -15,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.modalities import MODALITIES, modality_of
-from ldm_jax.images import require_memory
+from ldm_jax.annotations import Int, Shaped
+from ldm_jax.data.filters.surveys import survey, survey_sizes
+from ldm_jax.data.filters.tables import make_columns, with_sizes
+from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
+from ldm_jax.images import find_size, require_memory
 
 
 class TfdsSource:
@@ -25,6 +29,7 @@ class TfdsSource:
     Attributes:
       num_classes: Number of classes of the label, or None.
       class_names: Their names, or None.
+      skipped: List of (where, reason), of records whose metadata cannot be read.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class TfdsSource:
         self._records = _open_records(builder, split)
         self._files = builder.info.splits[split].file_instructions
         self._features = features
+        self._sizes, self.skipped = None, []
         self._decoders = _keep_encoded(images)
         self.class_names, self.num_classes = _classes(features, self._label_key)
 
@@ -82,6 +88,56 @@ class TfdsSource:
                 value = value[part]
             example[key] = value
         return example
+
+    def sizes(self) -> Int[np.ndarray, "N 2"]:
+        """Reads the sizes of the images from all records, once.
+
+        Returns:
+          int32 [N, 2], (height, width) in pixels; zeros where an image is damaged.
+        """
+        if self._sizes is None:
+            self._sizes = survey_sizes(len(self), self._size_of, self._name)
+        return self._sizes
+
+    def _size_of(self, index):
+        image = self[index]["image"]
+        if isinstance(image, bytes):
+            return find_size(lambda count: image[:count], len(image))
+        return image.shape[1], image.shape[0]
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what `columns` gives: scalar features, "width" and "height"."""
+        scalars = [key for key in self._features if _is_scalar(self._features[key])]
+        return tuple(sorted({*scalars, "width", "height"}))
+
+    def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
+        """Reads scalar features from all records.
+
+        Args:
+          names: Which of `column_names`.
+
+        Returns:
+          Name -> array [N] of float64, bool, or objects.
+        """
+
+        def others():
+            what, count = f"metadata of {self._name}", len(self)
+            found = make_columns(list(survey(count, self._fields_of, what)))
+            return {name: np.full(count, np.nan) for name in names} | found
+
+        return with_sizes(self.sizes, functools.cache(others), names)
+
+    def _fields_of(self, index):
+        try:
+            raw = self._records[index]
+            found = self._features.deserialize_example_np(raw, decoders=self._decoders)
+        # Whatever a damaged record raises.
+        except Exception as error:
+            self.skipped.append((self.describe(index), f"no metadata: {error}"))
+            return None
+        names = [name for name in self.column_names if name in found]
+        return {name: as_text(np.asarray(found[name]).item()) for name in names}
 
     def fingerprint(self) -> str:
         """Tells this split from others and from itself prepared anew.
@@ -231,6 +287,11 @@ def _feature(name, features, path):
             )
         feature = children[part]
     return feature
+
+
+def _is_scalar(feature):
+    """Whether a feature is one number, one truth value or one text."""
+    return hasattr(feature, "np_dtype") and tuple(feature.shape or ()) == ()
 
 
 def _classes(features, label_key):

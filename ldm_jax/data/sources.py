@@ -8,9 +8,9 @@ config section `data` gives. It has
 - `describe(index)`, which names the example in a message;
 - `num_classes` and `class_names`, None where there are none;
 - `fingerprint()`, a string that is another for other data, cheap to compute; a source
-  may be without, then only what is above can be compared between runs;
+  may be without, then only what is above can be compared between runs.
 
-it raises ValueError where it cannot be opened, and can be pickled, as every worker
+It raises ValueError where it cannot be opened, and can be pickled, as every worker
 process gets a copy. It never imports jax.
 
 What more a source may have, and what follows where it has not:
@@ -19,7 +19,7 @@ What more a source may have, and what follows where it has not:
   the headers and without decoding; (0, 0) where that cannot be read. Buckets need it.
 - `column_names` and `columns(names)`, name -> array [N]: metadata for filters. Numbers
   are float64 with NaN for what is missing, the rest is bool, or object with None;
-  "width" and "height" go with `sizes`.
+  "width" and "height" are columns of every source that has `sizes`.
 - `make_order(seed)`, an `orders.order.Order`, where that is no plain shuffle.
 - `skipped`, a list of (where, why): what opening left out. It is named, and counted
   with what cannot be read later.
@@ -32,17 +32,23 @@ What more a source may have, and what follows where it has not:
 What wraps a source (`Chosen`) hands all of these on, except the order.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from ldm_jax.annotations import Int, Shaped
+from ldm_jax.annotations import Shaped
+from ldm_jax.config import suggest
+from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.orders.mixture import MixtureSource
 from ldm_jax.data.prepared import TfdsSource
+from ldm_jax.data.tables import HuggingFaceSource, ParquetSource
 from ldm_jax.data.tar import TarSource
+from ldm_jax.errors import ConfigError
 
 
 def make_record(
@@ -157,13 +163,9 @@ def _shapes(now, then):
 
 
 class Chosen:
-    """Some examples of a source; a source itself, which has what that one has.
+    """Some examples of a source; a source itself, which has what the other one has.
 
-    Attributes:
-      num_classes: Number of classes of the whole source, or None.
-      class_names: Their names, or None.
-      encoded: Whether examples are what batches hold already.
-      skipped: What opening the source left out: (where, why).
+    An order of the source's own goes, as it is one of all examples.
     """
 
     def __init__(self, source: Any, indices: Sequence[int]) -> None:
@@ -174,16 +176,23 @@ class Chosen:
           indices: Their positions in it.
         """
         self._source, self._indices = source, indices
-        self.num_classes = getattr(source, "num_classes", None)
-        self.class_names = getattr(source, "class_names", None)
-        self.encoded = getattr(source, "encoded", False)
-        self.skipped = getattr(source, "skipped", ())
 
     def __len__(self):
         return len(self._indices)
 
     def __getitem__(self, index):
         return self._source[int(self._indices[index])]
+
+    def __getattr__(self, name):
+        # What sources may be without; copies are asked before they have a source.
+        if name.startswith("_") or name == "make_order":
+            raise AttributeError(name)
+        value = getattr(self._source, name)
+        if name in _CHOOSE:
+            return functools.partial(_CHOOSE[name], value, np.asarray(self._indices))
+        if callable(value):
+            raise AttributeError(name)
+        return value
 
     def describe(self, index: int) -> str:
         """Names an example, for messages.
@@ -196,12 +205,9 @@ class Chosen:
         """
         return self._source.describe(int(self._indices[index]))
 
-    # Each of these is there where the source has it: where it has not, asking for it is
-    # an AttributeError, as `hasattr` expects.
-
     @property
     def draw(self) -> Callable[..., dict[str, Any]]:
-        """How encoded examples are taken.
+        """How encoded examples are taken; absent where the source has no such way.
 
         Returns:
           (index, rng, flip) -> example.
@@ -209,55 +215,55 @@ class Chosen:
         draw = self._source.draw
         return lambda index, rng, flip: draw(int(self._indices[index]), rng, flip)
 
-    @property
-    def sizes(self) -> Callable[[], Int[np.ndarray, "count 2"]]:
-        """Sizes of the images.
 
-        Returns:
-          () -> int32 [N, 2].
-        """
-        sizes = self._source.sizes
-        return lambda: sizes()[np.asarray(self._indices)]
+def _choose_columns(columns, indices, names):
+    return {name: column[indices] for name, column in columns(names).items()}
 
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of the source's columns.
 
-        Returns:
-          Names.
-        """
-        return self._source.column_names
+def _choose_fingerprint(fingerprint, indices):
+    digest = hashlib.blake2b(fingerprint().encode(), digest_size=16)
+    digest.update(indices.astype(np.int64).tobytes())
+    return digest.hexdigest()
 
-    @property
-    def columns(self) -> Callable[..., dict[str, Shaped[np.ndarray, " count"]]]:
-        """Metadata of the examples.
 
-        Returns:
-          names -> (name -> array [N]).
-        """
-        columns = self._source.columns
+# Method of a source -> what it gives of some of the examples.
+_CHOOSE = {
+    "sizes": lambda sizes, indices: sizes()[indices],
+    "columns": _choose_columns,
+    "fingerprint": _choose_fingerprint,
+}
 
-        def chosen(names):
-            indices = np.asarray(self._indices)
-            return {name: values[indices] for name, values in columns(names).items()}
 
-        return chosen
+def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
+    """Keeps the examples that fit a condition on their metadata.
 
-    @property
-    def fingerprint(self) -> Callable[[], str]:
-        """Tells these examples from others.
+    Args:
+      source: Source of examples, with columns.
+      condition: See `filters.expressions`.
+      key: Key of the config that has it, for messages.
 
-        Returns:
-          () -> hash of the source's fingerprint and of which examples are chosen.
-        """
-        fingerprint = self._source.fingerprint
+    Returns:
+      A source.
 
-        def chosen():
-            digest = hashlib.blake2b(fingerprint().encode(), digest_size=16)
-            digest.update(np.asarray(self._indices, np.int64).tobytes())
-            return digest.hexdigest()
-
-        return chosen
+    Raises:
+      ConfigError: If the condition cannot be read, asks for what is not there, or fits
+        no example.
+    """
+    name = f"{key}={condition!r}"
+    try:
+        test = Filter(condition)
+        known = tuple(getattr(source, "column_names", ()))
+        for column in test.names:
+            if column not in known:
+                raise ValueError(f"there is no {column}; {suggest(column, known)}")
+        fits = test(source.columns(test.names) if test.names else {}, len(source))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    kept = np.flatnonzero(fits)
+    logging.info("%s keeps %d of %d examples", name, len(kept), len(source))
+    if not len(kept):
+        raise ConfigError(f"{name} keeps none of {len(source):,} examples")
+    return Chosen(source, kept.astype(np.min_scalar_type(len(source))))
 
 
 def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
@@ -294,5 +300,7 @@ SOURCES = {
     "tfds": TfdsSource,
     "folder": FolderSource,
     "tar": TarSource,
+    "parquet": ParquetSource,
+    "huggingface": HuggingFaceSource,
     "mixture": MixtureSource,
 }

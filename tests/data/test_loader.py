@@ -17,6 +17,7 @@ from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
+from tests.data.tables import make_rows, save_to_disk, write_parquet
 from tests.data.tar_shards import write_shards
 
 
@@ -388,47 +389,43 @@ def test_a_batch_that_does_not_divide():
         Loader(Images(8), LoaderOptions(8), batch_size=6, process=(0, 4))
 
 
-def _folder(path):
-    path.mkdir(exist_ok=True)
-    write_images(path, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
-    return {"name": str(path)}
+def _write_folder(folder):
+    write_images(folder, [f"{name}/{i}.png" for name in "ab" for i in range(8)])
+    return str(folder)
 
 
-def _tar(path):
-    write_shards(path)
-    return {"name": str(path)}
+def _write_tar(folder):
+    return write_shards(folder, cls=lambda number: (b"a", b"b")[number % 2])
 
 
-# Row of SOURCES -> function of a folder that fills it; gives the keys of the section.
-FILLED = {
-    "tfds": lambda path: {},
-    "folder": _folder,
-    "tar": _tar,
-    "mixture": lambda path: {
-        "parts": {
-            "art": {"source": "folder", "weight": 0.1, **_folder(path / "art")},
-            "photos": {"source": "folder", **_folder(path / "photos")},
-        }
-    },
+# What writes a set with classes to a folder, and gives its name.
+WRITERS = {
+    "tfds": lambda folder: f"shapes/{SIZE}",
+    "folder": _write_folder,
+    "tar": _write_tar,
+    "parquet": lambda path: write_parquet(path / "a.parquet", make_rows(16)),
+    "huggingface": lambda path: save_to_disk(path, make_rows(16)),
+    "mixture": _write_folder,
 }
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
-    data = config(array_record_dir, source=kind, **FILLED[kind](tmp_path))
+    name = WRITERS[kind](tmp_path / "set")
+    data = config(array_record_dir, source=kind, name=name)
+    data.parts = {"a": {"source": "folder"}, "b": {"source": "folder", "weight": 0.1}}
     source = open_source(data, "train")
     held_out = open_source(data, "validation")
     assert len(source) > 0 and len(held_out) > 0
-    assert len(source.class_names or range(3)) == source.num_classes
+    assert len(source.class_names) == source.num_classes
     for index in range(len(source)):
         example = source[index]
         assert 0 <= example["label"] < source.num_classes
         assert isinstance(example["image"], bytes) and source.describe(index)
         assert source[index] == example
+    assert source.sizes().shape == (len(source), 2) and (source.sizes() > 0).all()
+    columns = source.columns(source.column_names)
+    assert {"width", "height"} <= columns.keys()
+    assert {column.shape for column in columns.values()} == {(len(source),)}
     if kind == "tfds":
         assert len(held_out) == VALIDATION
-    if hasattr(source, "sizes"):
-        assert source.sizes().shape == (len(source), 2)
-    if hasattr(source, "columns"):
-        for values in source.columns(source.column_names).values():
-            assert len(values) == len(source)

@@ -316,5 +316,5 @@ def test_chosen_examples_keep_what_the_source_knows():
     assert chosen.columns(["part"])["part"].tolist() == ["b", "a"]
     assert chosen.fingerprint() != Chosen(source, [2, 19]).fingerprint()
     bare = pickle.loads(pickle.dumps(Chosen([1, 2], [0])))
-    names = "sizes", "columns", "draw", "fingerprint", "column_names"
-    assert not any(hasattr(bare, name) for name in names) and bare.encoded is False
+    names = "sizes", "columns", "draw", "fingerprint", "column_names", "encoded"
+    assert not any(hasattr(bare, name) for name in names)

@@ -1,5 +1,10 @@
-"""Columns of numbers, truth values and text that say what examples are."""
+"""What is known of examples as columns, and conditions on them.
 
+`tables.py` makes columns of the fields of JSON, `expressions.py` parses a filter such
+as `aesthetic > 5 and width >= 512`, and `values.py` says what its parts are worth.
+"""
+
+from ldm_jax.data.filters.expressions import Filter
 from ldm_jax.data.filters.tables import make_columns, scalars_of
 
-__all__ = ["make_columns", "scalars_of"]
+__all__ = ["Filter", "make_columns", "scalars_of"]

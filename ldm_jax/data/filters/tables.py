@@ -6,12 +6,12 @@ A column is float64 [N], NaN where a number is missing; bool [N]; or an array of
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.annotations import Shaped
+from ldm_jax.annotations import Int, Shaped
 
 # Distinct values of a column that are a number, text, or a truth value.
 _Scalar = bool | float | str
@@ -140,23 +140,44 @@ def join(columns: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, " c
 
 
 def make_columns(
-    rows: Sequence[Mapping[str, Any] | None], names: Iterable[str]
+    rows: Sequence[Mapping[str, Any] | None],
 ) -> dict[str, Shaped[np.ndarray, " N"]]:
-    """Makes columns of the fields of examples.
+    """Makes columns of all fields of examples that can stand in one.
 
     Args:
       rows: Fields of each example, as JSON has them; None where there are none.
-      names: Which fields.
 
     Returns:
-      Name -> column [N]; of a field that no example has, NaN.
+      Name -> column [N].
     """
-    scalars = [scalars_of(row or {}) for row in rows]
-    result = {}
-    for name in names:
-        column = np.empty(len(rows), object)
-        column[:] = [row.get(name) for row in scalars]
-        result[name] = tidy(column)
-        if all(value is None for value in column):
-            result[name] = np.full(len(rows), np.nan)
-    return result
+    found = {}
+    for number, row in enumerate(rows):
+        for name, value in scalars_of(row or {}).items():
+            if name not in found:
+                found[name] = np.empty(len(rows), object)
+            found[name][number] = value
+    return {name: tidy(column) for name, column in found.items()}
+
+
+def with_sizes(
+    sizes: Callable[[], Int[np.ndarray, "N 2"]],
+    others: Callable[[], Mapping[str, Shaped[np.ndarray, " N"]]],
+    names: Iterable[str],
+) -> dict[str, Shaped[np.ndarray, " N"]]:
+    """Gives columns, among them "width" and "height", and reads what is asked for.
+
+    Args:
+      sizes: Function that gives (height, width) of all images, integers [N, 2].
+      others: Function that gives the columns [N] besides, by name.
+      names: Which columns.
+
+    Returns:
+      Name -> column [N].
+    """
+    sides = {"height": 0, "width": 1}
+    return {
+        name: sizes()[:, sides[name]].astype(np.float64)
+        if name in sides
+        else others()[name]
+        for name in names
+    }

@@ -1,6 +1,7 @@
 """Which shards a name stands for, and what tells them from changed ones."""
 
 import concurrent.futures
+import functools
 import glob
 import os
 import re
@@ -36,7 +37,9 @@ class Shard(NamedTuple):
 
 
 def find_shards(
-    name: str | Sequence[str], data_dir: str | os.PathLike | None = None
+    name: str | Sequence[str],
+    data_dir: str | os.PathLike | None = None,
+    suffix: str = SUFFIX,
 ) -> list[Shard]:
     """Finds the shards that a name stands for.
 
@@ -44,6 +47,7 @@ def find_shards(
       name: A tar file, a folder of them, a pattern with `*`, with ranges {000..099} or
         lists {a,b}, or a list of such; local or an address, as gs://bucket/{0..9}.tar.
       data_dir: Where relative names start; None is the current folder.
+      suffix: What the names of the files end in, in folders.
 
     Returns:
       The shards, in the order of the names, those of a folder or a pattern sorted.
@@ -54,17 +58,17 @@ def find_shards(
     names = [name] if isinstance(name, str) else list(name)
     if not names or not all(isinstance(n, str) and n for n in names):
         raise ValueError(
-            "name is empty; give data.name, the path of tar files, as "
-            "shards/{00000..00099}.tar"
+            f"name is empty; give data.name, the path of {suffix[1:]} files, as "
+            f"shards/{{00000..00099}}{suffix}"
         )
     paths = []
     for given in names:
         for one in expand(given):
-            paths += _listed(_absolute(one, os.fspath(data_dir or "")))
+            paths += _listed(_absolute(one, os.fspath(data_dir or "")), suffix)
     # A shard that is named twice would count twice.
     paths = list(dict.fromkeys(paths))
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_look, paths))
+        return list(pool.map(functools.partial(_look, suffix=suffix), paths))
 
 
 def _absolute(name, data_dir):
@@ -107,17 +111,18 @@ def expand(name: str) -> list[str]:
     return [name[: match.start()] + word + end for word in words for end in ends]
 
 
-def _listed(path):
-    """The tar files of a folder or a pattern, or the one that is named."""
+def _listed(path, suffix):
+    """The files of a folder or a pattern, or the one that is named."""
     if is_remote(path):
-        return _listed_remote(path)
+        return _listed_remote(path, suffix)
     if os.path.isdir(path):
-        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{SUFFIX}")))
-        return found or _nothing(path)
+        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{suffix}")))
+        return found or _nothing(path, suffix)
     # What is called so is meant, whatever characters are in its name.
     if os.path.exists(path) or not glob.has_magic(path):
         return [path]
-    return _without_indexes(glob.glob(path, recursive=True)) or _nothing(path)
+    found = _without_indexes(glob.glob(path, recursive=True))
+    return found or _nothing(path, suffix)
 
 
 def _without_indexes(paths):
@@ -125,36 +130,36 @@ def _without_indexes(paths):
     return sorted(path for path in paths if not path.endswith(INDEX))
 
 
-def _listed_remote(path):
+def _listed_remote(path, suffix):
     system, inside = file_system(path)
     scheme = path.partition("://")[0]
     try:
         if glob.has_magic(inside):
             found = system.glob(inside)
-        elif inside.endswith(SUFFIX):
+        elif inside.endswith(suffix):
             return [path]
         else:
-            found = system.glob(f"{inside.rstrip('/')}/*{SUFFIX}")
+            found = system.glob(f"{inside.rstrip('/')}/*{suffix}")
     except Exception as error:
-        raise ValueError(_unread(path, error)) from error
+        raise ValueError(_unread(path, error, suffix)) from error
     found = [f"{scheme}://{one.lstrip('/')}" for one in _without_indexes(found)]
-    return found or _nothing(path)
+    return found or _nothing(path, suffix)
 
 
-def _nothing(path):
-    raise ValueError(f"no {SUFFIX} files in {path}; data.name names tar files")
+def _nothing(path, suffix):
+    raise ValueError(f"no {suffix} files in {path}; data.name names {suffix[1:]} files")
 
 
-def _unread(path, error):
+def _unread(path, error, suffix):
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         text = "there is no such file"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror
-    return f"cannot read {path}: {text}; data.name names tar files"
+    return f"cannot read {path}: {text}; data.name names {suffix[1:]} files"
 
 
-def _look(path):
+def _look(path, suffix):
     """Asks for the state of a shard."""
     if is_remote(path):
         system, inside = file_system(path)
@@ -162,13 +167,13 @@ def _look(path):
             info = system.info(inside)
             size = int(info["size"])
         except Exception as error:
-            raise ValueError(_unread(path, error)) from error
+            raise ValueError(_unread(path, error, suffix)) from error
         stamps = [f"{key} {info[key]}" for key in _STAMPS if info.get(key)]
         return Shard(path, size, stamps[0] if stamps else "")
     try:
         status = os.stat(path)
     except OSError as error:
-        raise ValueError(_unread(path, error)) from error
+        raise ValueError(_unread(path, error, suffix)) from error
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder; data.name names tar files")
+        raise ValueError(f"{path} is a folder; data.name names {suffix[1:]} files")
     return Shard(path, status.st_size, f"mtime {status.st_mtime_ns}")

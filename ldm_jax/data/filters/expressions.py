@@ -1,0 +1,185 @@
+"""Filters: conditions on columns, as `aesthetic > 5 and language in ("en", "de")`.
+
+They are written as Python writes conditions, and parsed as such, but never run: what
+is not listed here is refused. There are comparisons, also chained ones, `and`, `or`,
+`not`, `in`, `not in`, `is None`, `is not None`, `+ - * / %`, brackets, numbers, text,
+`True`, `False`, `None`, `len(text)` and `lower(text)`. Names are those of columns;
+`exif.width` is a field in a field.
+"""
+
+import ast
+from collections.abc import Mapping
+
+import numpy as np
+
+from ldm_jax.annotations import Bool, Shaped
+from ldm_jax.data.filters import values
+from ldm_jax.data.filters.values import Value
+
+# Characters that a filter may have, and brackets in brackets.
+_MOST, _DEPTH = 10_000, 100
+
+_COMPARISONS = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+}
+_ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Mod: "%"}
+_FUNCTIONS = {"len": values.length, "lower": values.lower}
+
+
+class Filter:
+    """A condition on columns.
+
+    Attributes:
+      text: As it is written.
+      names: Names of the columns that it needs, sorted.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Parses a condition.
+
+        Args:
+          text: See the head of this file.
+
+        Raises:
+          ValueError: If it cannot be read, or holds what no filter may hold.
+        """
+        self.text = text
+        if len(text) > _MOST:
+            raise ValueError(f"it has {len(text):,} characters, and at most {_MOST:,}")
+        try:
+            self._tree = ast.parse(text.strip(), mode="eval").body
+        except SyntaxError as error:
+            at = f" at character {error.offset}" if error.offset else ""
+            raise ValueError(f"it cannot be read{at}: {error.msg}") from error
+        except (ValueError, MemoryError, RecursionError) as error:
+            raise ValueError(f"it cannot be read: {error}") from error
+        self.names = tuple(sorted(_find_names(self._tree, 0)))
+
+    def __call__(
+        self, columns: Mapping[str, Shaped[np.ndarray, " N"]], count: int
+    ) -> Bool[np.ndarray, " N"]:
+        """Finds the examples that fit.
+
+        Args:
+          columns: Name -> column [N], of all `names`.
+          count: Number N of examples.
+
+        Returns:
+          bool [N].
+
+        Raises:
+          ValueError: If a column is not of the type that the condition asks for.
+        """
+        found = values.truth_of(_evaluate(self._tree, columns))
+        return np.array(np.broadcast_to(found, (count,)))
+
+
+def _find_names(node, depth):
+    """Names of columns in a part of a filter; refuses what is not for filters."""
+    if depth > _DEPTH:
+        raise ValueError(f"it has more than {_DEPTH} brackets in brackets")
+    name = _column(node)
+    if name is not None:
+        return {name}
+    found = set()
+    for part in _parts(node):
+        found |= _find_names(part, depth + 1)
+    return found
+
+
+def _column(node):
+    """The name that a node stands for, or None."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        outer = _column(node.value)
+        return None if outer is None else f"{outer}.{node.attr}"
+    return None
+
+
+def _parts(node):
+    """The parts of a node; refuses nodes that no filter may have."""
+    match node:
+        case ast.Constant():
+            values.of_constant(node.value, _shown(node))
+            return []
+        case ast.BoolOp():
+            return node.values
+        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd()):
+            return [node.operand]
+        case ast.BinOp() if type(node.op) in _ARITHMETIC:
+            return [node.left, node.right]
+        case ast.Compare():
+            return [node.left, *node.comparators]
+        case ast.List() | ast.Tuple() | ast.Set():
+            return node.elts
+        case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if (
+            name in _FUNCTIONS
+        ):
+            return [inner]
+    raise ValueError(
+        f"{_shown(node)} is not for filters: write comparisons of columns with and, "
+        f"or, not, in, + - * / %, {', '.join(f'{name}(x)' for name in _FUNCTIONS)}"
+    )
+
+
+def _shown(node):
+    text = " ".join(ast.unparse(node).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _evaluate(node, columns):
+    """The value of a part of a filter, of which `_parts` knows all nodes."""
+    name = _column(node)
+    if name is not None:
+        return values.of_column(name, columns[name])
+    if isinstance(node, ast.Constant):
+        return values.of_constant(node.value, _shown(node))
+    if isinstance(node, ast.Compare):
+        return _chain(node, columns)
+    parts = [_evaluate(part, columns) for part in _parts(node)]
+    match node:
+        case ast.BoolOp():
+            return values.combine(
+                "and" if isinstance(node.op, ast.And) else "or", parts
+            )
+        case ast.UnaryOp(op=ast.Not()):
+            return values.negate(parts[0])
+        case ast.UnaryOp():
+            sign = "-" if isinstance(node.op, ast.USub) else "+"
+            zero = values.of_constant(0, "0")
+            found = values.calculate(sign, zero, parts[0])
+            return found._replace(name=_shown(node))
+        case ast.BinOp():
+            found = values.calculate(_ARITHMETIC[type(node.op)], *parts)
+            return found._replace(name=_shown(node))
+        case ast.Call():
+            return _FUNCTIONS[node.func.id](parts[0])
+    return Value("list", parts, np.False_, _shown(node))
+
+
+def _chain(node, columns):
+    """`a < b < c` is `a < b and b < c`."""
+    sides = [_evaluate(side, columns) for side in (node.left, *node.comparators)]
+    links = [
+        _link(op, left, right)
+        for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
+    ]
+    return links[0] if len(links) == 1 else values.combine("and", links)
+
+
+def _link(op, left, right):
+    if type(op) in _COMPARISONS:
+        return values.compare(_COMPARISONS[type(op)], left, right)
+    if isinstance(op, ast.In | ast.NotIn):
+        return values.contains(left, right, isinstance(op, ast.NotIn))
+    negated = isinstance(op, ast.IsNot)
+    name = f"{left.name} {'is not' if negated else 'is'} {right.name}"
+    if right.kind != "none" or right.data is not None:
+        raise ValueError(f'{name}: "is" is for None; write {left.name} == {right.name}')
+    return values.is_none(left, negated, name)

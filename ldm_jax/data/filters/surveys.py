@@ -1,0 +1,70 @@
+"""Goes through all examples of a source that has no index, and says so: it takes time.
+
+It is done once for an opened source, in threads: mostly it waits for the disk.
+"""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ldm_jax import peers
+from ldm_jax.annotations import Int
+
+_THREADS, _CHUNK = 16, 4096
+
+# Seconds until it says how far it is.
+_LINE = 30.0
+
+
+def survey(count: int, look: Callable[[int], Any], what: str) -> Iterator[Any]:
+    """Looks at every example.
+
+    Args:
+      count: Number of examples.
+      look: Number of an example -> what is found.
+      what: What is looked for, for the log, as "sizes of the images in a".
+
+    Yields:
+      What is found, in order.
+    """
+    began = said = time.monotonic()
+    logging.info("reading the %s: %d, once for this run", what, count)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, count, _CHUNK):
+            yield from pool.map(look, range(start, min(start + _CHUNK, count)))
+            peers.progress()
+            if time.monotonic() - said > _LINE:
+                said = time.monotonic()
+                logging.info("%s: %d of %d", what, start + _CHUNK, count)
+    logging.info("read the %s in %.1f s", what, time.monotonic() - began)
+
+
+def survey_sizes(
+    count: int, look: Callable[[int], tuple[int, int]], where: str
+) -> Int[np.ndarray, "N 2"]:
+    """Finds the size of every image.
+
+    Args:
+      count: Number of images.
+      look: Number of an image -> (width, height) in pixels; where it raises an OSError
+        or a ValueError the size is not known.
+      where: What the images are of, for the log.
+
+    Returns:
+      int32 [N, 2], (height, width) in pixels, or zeros.
+    """
+
+    def size(number):
+        try:
+            width, height = look(number)
+        # It fails once it is loaded, and is counted then.
+        except (OSError, ValueError, MemoryError):
+            return 0, 0
+        return height, width
+
+    sizes = list(survey(count, size, f"sizes of the images of {where}"))
+    return np.array(sizes, np.int32).reshape(count, 2)

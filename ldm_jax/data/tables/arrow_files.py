@@ -1,0 +1,127 @@
+"""The rows of Arrow files by their number, mapped into memory and not read."""
+
+import bisect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+class ArrowTable:
+    """Rows of Arrow files, one file after the other; can be pickled.
+
+    The files hold what `datasets` writes: a stream of record batches, or Arrow's file
+    format. They are mapped into memory: a row costs the pages of the disk that it lies
+    on, and all processes share those that are in memory.
+    """
+
+    def __init__(self, paths: Sequence[str], columns: Sequence[str]) -> None:
+        """Maps files.
+
+        Args:
+          paths: Their paths.
+          columns: Columns that rows have.
+
+        Raises:
+          ValueError: If one cannot be read.
+        """
+        self._paths, self._columns = list(paths), list(columns)
+        self._open()
+
+    def _open(self):
+        self._tables = [_map(path) for path in self._paths]
+        self.schema = self._tables[0].schema
+        # Files that lack columns, or hold others.
+        for path, table in zip(self._paths, self._tables, strict=True):
+            if table.schema != self.schema:
+                raise ValueError(f"{path} has other columns than {self._paths[0]}")
+        self._batches, self._ends, self._owners = [], [], []
+        end = 0
+        for number, table in enumerate(self._tables):
+            for batch in table.to_batches():
+                end += batch.num_rows
+                self._batches.append(batch)
+                self._ends.append(end)
+                self._owners.append(number)
+
+    def __getstate__(self):
+        # Another process maps the files itself.
+        return {"_paths": self._paths, "_columns": self._columns}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Reads a row.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          Column -> value.
+        """
+        number, at = self._locate(index)
+        batch = self._batches[number]
+        return {name: batch.column(name)[at].as_py() for name in self._columns}
+
+    def where(self, index: int) -> str:
+        """Names a row.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          Path of its file and the row's number in it.
+        """
+        number, _ = self._locate(index)
+        owner = self._owners[number]
+        before = self._owners.index(owner)
+        first = self._ends[before - 1] if before else 0
+        return f"{self._paths[owner]} row {index - first}"
+
+    def column(self, name: str) -> Any:
+        """Gives a column.
+
+        Args:
+          name: Its name.
+
+        Returns:
+          Chunked array of pyarrow.
+        """
+        import pyarrow as pa
+
+        chunks = [chunk for table in self._tables for chunk in table[name].chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
+
+    def parts(self) -> list[tuple[str, int, int]]:
+        """Lists the files.
+
+        Returns:
+          (path, number of rows, bytes of the file) of each.
+        """
+        return [
+            (path, table.num_rows, os.path.getsize(path))
+            for path, table in zip(self._paths, self._tables, strict=True)
+        ]
+
+    def _locate(self, index):
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
+
+
+def _map(path):
+    import pyarrow as pa
+
+    try:
+        file = pa.memory_map(path)
+        try:
+            return pa.ipc.open_stream(file).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    # Whatever a damaged file makes pyarrow raise, it is that file's fault.
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it cannot be read as Arrow: {text}") from error

@@ -1,0 +1,289 @@
+"""Which columns of a table make an example, and what their values become.
+
+Columns have the types of Arrow. An image is bytes, or Hugging Face's struct {bytes,
+path}; a caption is text or a list of texts; dots lead into structs ("objects.bbox").
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm_jax.config import suggest
+from ldm_jax.data.modalities import MODALITIES, modality_of
+
+
+class Fields(NamedTuple):
+    """Columns that make an example.
+
+    Attributes:
+      image: Column of the images.
+      label: Column of the classes, or None.
+      paths: Key of the example -> dotted path of its column.
+    """
+
+    image: str
+    label: str | None
+    paths: Mapping[str, str]
+
+    @property
+    def columns(self) -> list[str]:
+        """The top-level columns that are read."""
+        tops = [path.split(".")[0] for path in self.paths.values()]
+        label = [self.label] if self.label else []
+        return list(dict.fromkeys([self.image, *label, *tops]))
+
+
+def find_fields(
+    schema: Any, keys: Sequence[str], image_key: str | None, label_key: str | None
+) -> Fields:
+    """Finds the columns that are asked for.
+
+    Args:
+      schema: Schema of the table, of pyarrow.
+      keys: Keys of the example besides image and label.
+      image_key: Column of the images; None takes "image", or the only one there is.
+      label_key: Column of the classes; None takes "label" where it holds whole numbers
+        or text, "" takes none.
+
+    Returns:
+      Fields.
+
+    Raises:
+      ValueError: If there is no such column, or it holds something else.
+    """
+    image = _find_image(schema, image_key)
+    label = _find_label(schema, label_key)
+    return Fields(image, label, {key: _find_path(schema, key) for key in keys})
+
+
+def _find_image(schema, image_key):
+    if image_key:
+        _type_of(schema, image_key)
+        if not _holds_images(schema, image_key):
+            raise ValueError(
+                f'image_key="{image_key}": the column holds '
+                f"{schema.field(image_key).type}; images are bytes, or structs with "
+                "the field bytes"
+            )
+        return image_key
+    found = [name for name in schema.names if _holds_images(schema, name)]
+    if "image" in found or len(found) == 1:
+        return "image" if "image" in found else found[0]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    raise ValueError(
+        f"{len(found)} columns can be images and none is called image: give image_key, "
+        f"a column of bytes or of structs with the field bytes; there are {columns}"
+    )
+
+
+def _holds_images(schema, name):
+    import pyarrow.types as is_
+
+    kind = schema.field(name).type
+    if is_.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        kind = kind.field(index).type if index >= 0 else kind
+    return is_.is_binary(kind) or is_.is_large_binary(kind)
+
+
+def _find_label(schema, label_key):
+    import pyarrow.types as is_
+
+    if label_key == "" or (label_key is None and "label" not in schema.names):
+        return None
+    name = label_key or "label"
+    kind = _type_of(schema, name)
+    if is_.is_dictionary(kind):
+        kind = kind.value_type
+    tests = is_.is_integer, is_.is_string, is_.is_large_string, is_.is_boolean
+    if any(test(kind) for test in tests):
+        return name
+    if label_key is None:
+        return None
+    raise ValueError(
+        f'label_key="{name}": the column holds {kind}; a class is a whole number or '
+        "text"
+    )
+
+
+def _find_path(schema, key):
+    """The column that holds a key, by the names that its modality may have."""
+    modality = modality_of(key)
+    known = MODALITIES[modality].prepared.get(key, (key,)) if modality else (key,)
+    there = [path for path in known if path.split(".")[0] in schema.names]
+    path = (there or known)[0]
+    kind = _type_of(schema, path)
+    if modality == "caption" and not _holds_text(kind):
+        raise ValueError(
+            f"column {path} holds {kind}; captions are text or lists of texts"
+        )
+    return path
+
+
+def _holds_text(kind):
+    import pyarrow.types as is_
+
+    while is_.is_list(kind) or is_.is_large_list(kind) or is_.is_dictionary(kind):
+        kind = kind.value_type
+    tests = is_.is_string, is_.is_large_string, is_.is_binary, is_.is_null
+    return any(test(kind) for test in tests)
+
+
+def _type_of(schema, path):
+    """Type at a dotted path."""
+    import pyarrow.types as is_
+
+    name, *parts = path.split(".")
+    if name not in schema.names:
+        raise ValueError(
+            f'there is no column "{path}"; {suggest(name, schema.names)}: '
+            f"{', '.join(schema.names)}"
+        )
+    kind = schema.field(name).type
+    for part in parts:
+        while is_.is_list(kind) or is_.is_large_list(kind):
+            kind = kind.value_type
+        index = kind.get_field_index(part) if is_.is_struct(kind) else -1
+        if index < 0:
+            raise ValueError(f'there is no "{part}" in column {name}, for "{path}"')
+        kind = kind.field(index).type
+    return kind
+
+
+def names_of_classes(schema: Any, column: str) -> tuple[str, ...] | None:
+    """Reads the names of the classes that Hugging Face keeps beside a table.
+
+    Args:
+      schema: Schema of the table.
+      column: Column of the classes.
+
+    Returns:
+      Their names; None where there are none.
+    """
+    try:
+        text = (schema.metadata or {})[b"huggingface"]
+        feature = json.loads(text)["info"]["features"][column]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    # Whatever else others keep under that name is not ours.
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(names, list) or not names:
+        return None
+    return tuple(map(str, names))
+
+
+def make_example(
+    row: Mapping[str, Any],
+    fields: Fields,
+    names: Sequence[str] | None,
+    count: int | None,
+) -> dict[str, Any]:
+    """Makes an example of a row.
+
+    Args:
+      row: Column -> value, as pyarrow's `as_py` gives it.
+      fields: Which columns make it.
+      names: Names of the classes, or None.
+      count: Number of classes, or None.
+
+    Returns:
+      {"image": bytes, "label": int where there are classes, further keys}; a key whose
+      value is null is left out.
+
+    Raises:
+      ValueError: If there is no image, or a value cannot be what it stands for.
+    """
+    example = {"image": image_bytes(row[fields.image], fields.image)}
+    if fields.label:
+        example["label"] = _class_of(row[fields.label], fields.label, names, count)
+    for key, path in fields.paths.items():
+        name, *parts = path.split(".")
+        value = row[name]
+        for part in parts:
+            value = _inner(value, part)
+        value = _value_of(key, path, value)
+        if value is not None:
+            example[key] = value
+    return example
+
+
+def image_bytes(value: Any, column: str) -> bytes:
+    """Takes the encoded image out of a value.
+
+    Args:
+      value: Bytes, or Hugging Face's struct.
+      column: Name of the column, for the message.
+
+    Returns:
+      Its bytes.
+
+    Raises:
+      ValueError: If there are none.
+    """
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data:
+        return data
+    # A table may come from a stranger: it does not say which files are read.
+    path = value.get("path") if isinstance(value, dict) else None
+    if path:
+        raise ValueError(
+            f"{column} holds only the path {path}: save the data set with its images"
+        )
+    raise ValueError(f"{column} is null")
+
+
+def _class_of(value, column, names, count):
+    if value is None:
+        raise ValueError(f"{column} is null")
+    if isinstance(value, str):
+        if names is None or value not in names:
+            raise ValueError(f"{column} {value!r} is none of the {count} classes")
+        return names.index(value)
+    if not 0 <= value < (count or 0):
+        raise ValueError(
+            f"{column} {value} is none of the {count} classes"
+            + ('; give label_key="" for no labels' if value < 0 else "")
+        )
+    return int(value)
+
+
+def _inner(value, part):
+    if isinstance(value, list):
+        return [_inner(one, part) for one in value]
+    return None if value is None else value.get(part)
+
+
+def _value_of(key, path, value):
+    modality = modality_of(key)
+    if value is None:
+        return None
+    if modality and MODALITIES[modality].decode is not None:
+        if not isinstance(value, list):
+            return image_bytes(value, path)
+    if modality == "caption":
+        return value
+    if modality == "layout" and not value:
+        # Without numbers the shape is lost.
+        return np.zeros((0, 4), np.float32) if key == "boxes" else np.zeros(0, int)
+    return _array_of(path, value)
+
+
+def _array_of(path, value):
+    """Lists of numbers as an array; all else as it is."""
+    if not isinstance(value, list) or not value or _first(value) is str:
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{path} holds lists of several lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{path} holds lists of something else than numbers")
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _first(value):
+    while isinstance(value, list) and value:
+        value = value[0]
+    return type(value)

@@ -1,0 +1,172 @@
+"""The source "parquet": Parquet files, as of sets on the Hugging Face hub."""
+
+import dataclasses
+import glob
+import os
+import re
+from collections.abc import Sequence
+
+from absl import logging
+
+from ldm_jax.data.division import check_division
+from ldm_jax.data.folder import SPLIT_FOLDERS
+from ldm_jax.data.tables.fields import find_fields
+from ldm_jax.data.tables.row_groups import ParquetTable, open_files
+from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
+from ldm_jax.data.tar.byte_ranges import is_remote
+from ldm_jax.data.tar.shards import find_shards
+
+SUFFIX = ".parquet"
+
+# Bytes that a row may cost in random order before the log says so.
+_DEAR = 2**25
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class ParquetSource(TableSource):
+    """Rows of Parquet files as examples; can be pickled.
+
+    Where the files say in their names, or by their folders, which split they are
+    (`train-00000-of-00010.parquet`, `validation/0.parquet`), that holds. Other files
+    are divided by a hash of each file's name and the row's number in it: "validation"
+    (and "test") gets `validation_fraction` of the rows, "train" the others.
+
+    Attributes:
+      name: A file, a folder of files, a pattern with `*`, a range
+        {00000..00099} or a list {a,b} in braces, or several of these.
+      split: "train", "validation", "test" or "all".
+      data_dir: Folder that a relative `name` starts from.
+      image_key: Column of the images; None takes "image", or the only one there is.
+      label_key: Column of the classes; None takes "label" if there is one, ""
+        takes none.
+      validation_fraction: Fraction that is held out, in (0, 1), where the files do
+        not say what is.
+      keys: Further columns that examples should have; dots lead into structs
+        ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
+      cache_gb: Memory for row groups in each process, in 10^9 bytes.
+      on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
+
+    Raises:
+      ValueError: If there is no such file, split or column, or an option is out of
+        range.
+    """
+
+    name: str | Sequence[str]
+    split: str
+    data_dir: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    validation_fraction: float = 0.05
+    keys: Sequence[str] = ()
+    cache_gb: float = 1.0
+    on_error: str = "skip"
+
+    def __post_init__(self):
+        check_division(self.split, self.validation_fraction, "a set of Parquet files")
+        shards = find_shards(_below(self.name, self.data_dir), self.data_dir, SUFFIX)
+        files, skipped = _usable(open_files(shards), shards, self.on_error)
+        fields = find_fields(files[0].schema, self.keys, self.image_key, self.label_key)
+        files, strange = _alike(files, fields.columns, self.on_error)
+        chosen, training, by_name = _choose(files, self.split)
+        most = self.cache_gb * 1e9
+        _report_cost(chosen, fields.columns, most)
+        classes = find_classes(ParquetTable(training, [], 0), fields.label)
+        super().__init__(
+            ParquetTable(chosen, fields.columns, most),
+            fields,
+            classes,
+            ("all" if by_name else self.split, self.validation_fraction),
+            skipped + strange,
+        )
+
+
+def _below(name, data_dir):
+    """The files of folders and of the folders in them; all else as it is."""
+    found = []
+    for one in [name] if isinstance(name, str) else list(name):
+        root = os.path.join(
+            os.path.expanduser(data_dir or ""), os.path.expanduser(str(one))
+        )
+        if one and not is_remote(root) and os.path.isdir(root):
+            pattern = os.path.join(glob.escape(root), "**", f"*{SUFFIX}")
+            below = sorted(glob.glob(pattern, recursive=True))
+            if not below:
+                raise ValueError(f"no {SUFFIX} files in {root} or below")
+            found += map(os.path.abspath, below)
+        else:
+            found.append(one)
+    return found
+
+
+def _usable(found, shards, on_error):
+    """Splits files into those that can be read and (path, what is wrong)."""
+    files, skipped = [], []
+    for file, shard in zip(found, shards, strict=True):
+        if isinstance(file, str):
+            skipped.append(leave_out(shard.path, file, on_error))
+        elif file.starts[-1]:
+            files.append(file)
+    if not files:
+        where, reason = skipped[0] if skipped else (shards[0].path, "it has no rows")
+        raise ValueError(f"no rows in {len(shards)} files; {where}: {reason}")
+    return files, skipped
+
+
+def _alike(files, columns, on_error):
+    """Leaves out the files whose columns are not those of the first one."""
+    alike, skipped = [], []
+    types = {name: files[0].schema.field(name).type for name in columns}
+    for file in files:
+        there = {f.name: f.type for f in file.schema}
+        wrong = [name for name in columns if there.get(name) != types[name]]
+        if wrong:
+            reason = (
+                f"its column {wrong[0]} is {there.get(wrong[0], 'missing')}, and "
+                f"{types[wrong[0]]} in {files[0].shard.path}"
+            )
+            skipped.append(leave_out(file.shard.path, reason, on_error))
+        else:
+            alike.append(file)
+    return alike, skipped
+
+
+def _choose(files, split):
+    """(files of a split, files that are trained on, whether their names say it)."""
+    words = [_split_word(file.shard.path) for file in files]
+    training = SPLIT_FOLDERS["train"]
+    held_out = {word for words in SPLIT_FOLDERS.values() for word in words}
+    held_out -= {*training}
+    if not any(word in training for word in words) or not held_out.intersection(words):
+        return files, files, False
+    first = [f for f, word in zip(files, words, strict=True) if word in training]
+    if split == "all":
+        return files, first, True
+    for wanted in SPLIT_FOLDERS[split]:
+        found = [f for f, word in zip(files, words, strict=True) if word == wanted]
+        if found:
+            return found, first, True
+    return first, first, True
+
+
+def _split_word(path):
+    """The split that a path names: at the head of its file's name, or its folder."""
+    folder, name = os.path.split(path)
+    known = {word for words in SPLIT_FOLDERS.values() for word in words}
+    for word in (re.split(r"[-_.]", name)[0], os.path.basename(folder)):
+        if word.lower() in known:
+            return word.lower()
+    return None
+
+
+def _report_cost(files, columns, most):
+    """Says what a row costs in random order, where that is much."""
+    largest = max(sum(file.largest.get(c, 0) for c in columns) for file in files)
+    if largest > _DEAR:
+        logging.warning(
+            "the row groups of these Parquet files have up to %.0f MB, and each row "
+            "that is not in the cache of %.1f GB costs a whole one: write them with a "
+            "smaller row_group_size, or load the set with data.source=huggingface, "
+            "whose files give single rows",
+            largest / 1e6,
+            most / 1e9,
+        )

@@ -1,0 +1,284 @@
+"""What sources of tables share: rows to examples, classes, division, columns, sizes."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ldm_jax.annotations import Int, Shaped
+from ldm_jax.data.division import divide, place_of
+from ldm_jax.data.filters.tables import tidy
+from ldm_jax.data.tables.fields import (
+    Fields,
+    image_bytes,
+    make_example,
+    names_of_classes,
+)
+from ldm_jax.errors import DataError, DecodeError
+from ldm_jax.images import find_size
+
+# Columns that hold the sizes of images, in any case of letters.
+_SIDES = ("height", "width")
+
+# Rows whose headers are read between two lines of the log.
+_LOG_EVERY = 100_000
+
+# Spread of row numbers over 64 bits: the steps of SplitMix64.
+_STEP, _MIX = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+class TableSource:
+    """Examples in a table, by position; can be pickled.
+
+    Attributes:
+      num_classes: Number of classes, or None.
+      class_names: Their names, or None.
+      skipped: List of (file, what is wrong with it) that were left out.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        fields: Fields,
+        classes: tuple[tuple[str, ...] | None, int | None],
+        division: tuple[str, float] = ("all", 0.5),
+        skipped: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Takes a table.
+
+        Args:
+          table: Its rows, a ParquetTable or ArrowTable.
+          fields: Which columns make an example.
+          classes: What `find_classes` gives.
+          division: (split, fraction that is held out); see `division.py`.
+          skipped: See above.
+
+        Raises:
+          ValueError: If no example is on the side that is asked for.
+        """
+        self._table, self._fields, self.skipped = table, fields, list(skipped)
+        self.class_names, self.num_classes = classes
+        split, fraction = division
+        self._kept = None
+        if split != "all":
+            kept = np.flatnonzero(divide(_places(table.parts()), split, fraction))
+            self._kept = kept.astype(np.uint32 if len(table) < 2**32 else np.uint64)
+        if not len(self):
+            raise ValueError(f'no examples for split "{split}"')
+
+    def __len__(self) -> int:
+        return len(self._table) if self._kept is None else len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns {"image": encoded bytes, "label": int if known, further keys}."""
+        row = self._table.row(self._locate(index))
+        return make_example(row, self._fields, self.class_names, self.num_classes)
+
+    def _locate(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return int(index if self._kept is None else self._kept[index])
+
+    def describe(self, index: int) -> str:
+        """Says which example it is, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          Path of its file and the row's number in it.
+        """
+        return self._table.where(self._locate(index))
+
+    def fingerprint(self) -> str:
+        """Tells these examples from others.
+
+        Returns:
+          Hash of the files' names, rows and sizes, and of which rows are taken.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for path, count, size in self._table.parts():
+            digest.update(f"{os.path.basename(path)} {count} {size}\n".encode())
+        if self._kept is not None:
+            digest.update(self._kept.astype("<u8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what `columns` gives: numbers, truth values and text, and sizes."""
+        names = {field.name for field in self._table.schema if _is_scalar(field.type)}
+        return tuple(sorted(names | {*_SIDES}))
+
+    def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
+        """Reads columns, and no others.
+
+        Args:
+          names: Which of `column_names`.
+
+        Returns:
+          Name -> array [N] of float64 (NaN where null), bool, or objects (None where
+          null).
+
+        Raises:
+          ValueError: If a file cannot be read.
+        """
+        sizes = None
+        result = {}
+        for name in names:
+            if name in _SIDES and name not in self._table.schema.names:
+                sizes = self.sizes() if sizes is None else sizes
+                result[name] = sizes[:, _SIDES.index(name)].astype(np.float64)
+            else:
+                result[name] = self._taken(_to_numpy(self._table.column(name)))
+        return result
+
+    def _taken(self, column):
+        return column if self._kept is None else column[self._kept]
+
+    def sizes(self) -> Int[np.ndarray, "N 2"]:
+        """Lists the sizes of the images, from columns of them or the images' headers.
+
+        Returns:
+          int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
+
+        Raises:
+          ValueError: If a file cannot be read.
+        """
+        known = {name.lower(): name for name in self._table.schema.names}
+        if all(side in known for side in _SIDES):
+            found = self.columns([known[side] for side in _SIDES])
+            sides = [found[known[side]] for side in _SIDES]
+            if all(side.dtype.kind == "f" for side in sides):
+                sides = np.stack(sides, axis=1)
+                good = np.isfinite(sides) & (sides > 0) & (sides < 2**31)
+                result = np.where(good.all(1)[:, None], sides, 0).astype(np.int32)
+                self._measure(result, np.flatnonzero(result[:, 0] == 0))
+                return result
+        logging.info(
+            "no columns give width and height: the headers of %d images are read, "
+            "and with them the images",
+            len(self),
+        )
+        result = np.zeros((len(self), 2), np.int32)
+        self._measure(result, range(len(self)))
+        return result
+
+    def _measure(self, sizes, indices):
+        """Fills in the sizes of some images from their headers."""
+        column = self._fields.image
+        for count, index in enumerate(indices, 1):
+            try:
+                value = self._table.row(self._locate(index))[column]
+                data = image_bytes(value, column)
+                width, height = find_size(lambda n, data=data: data[:n], len(data))
+                sizes[index] = height, width
+            # Such an image is named and counted when it is loaded.
+            except (DecodeError, ValueError):
+                continue
+            finally:
+                if count % _LOG_EVERY == 0:
+                    logging.info("read the headers of %d images", count)
+
+
+def find_classes(
+    table: Any, column: str | None
+) -> tuple[tuple[str, ...] | None, int | None]:
+    """Finds the classes of a table.
+
+    Args:
+      table: The table that is trained on.
+      column: Column of the classes, or None.
+
+    Returns:
+      (names or None, number of classes or None): those that Hugging Face keeps beside
+      the table, else the sorted texts, or as many as the largest number says.
+
+    Raises:
+      ValueError: If the column has no class, or a file cannot be read.
+    """
+    if column is None:
+        return None, None
+    names = names_of_classes(table.schema, column)
+    if names is not None:
+        return names, len(names)
+    found = table.column(column).unique().to_pylist()
+    found = [value for value in found if value is not None]
+    if found and isinstance(found[0], str):
+        names = tuple(sorted(found))
+        return names, len(names)
+    most = max(map(int, found), default=-1)
+    if most < 0:
+        raise ValueError(
+            f'column {column} has no class; give label_key="" for no labels'
+        )
+    if most >= 2**31 - 1:
+        raise ValueError(
+            f"column {column} holds {most}; classes are whole numbers of 31 bits"
+        )
+    return None, most + 1
+
+
+def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
+    """Leaves a file out.
+
+    Args:
+      path: The file.
+      reason: What is wrong with it.
+      on_error: "skip" or "raise".
+
+    Returns:
+      (path, reason).
+
+    Raises:
+      DataError: If it may not be left out.
+    """
+    if on_error == "raise":
+        raise DataError(
+            f"cannot read {path}: {reason}; mend or remove it, or set "
+            'data.on_error="skip"'
+        )
+    return path, reason
+
+
+def _places(parts):
+    """A place of 64 bits for each row, by the name of its file and its number."""
+    places = []
+    for path, count, _ in parts:
+        seed = np.uint64(place_of(os.path.basename(path).encode()))
+        with np.errstate(over="ignore"):
+            z = seed + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
+            for shift, factor in zip((30, 27), _MIX, strict=True):
+                z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+            places.append(z ^ (z >> np.uint64(31)))
+    return np.concatenate(places)
+
+
+def _is_scalar(kind):
+    import pyarrow.types as is_
+
+    if is_.is_dictionary(kind):
+        kind = kind.value_type
+    tests = is_.is_integer, is_.is_floating, is_.is_boolean, is_.is_string
+    return is_.is_large_string(kind) or any(test(kind) for test in tests)
+
+
+def _to_numpy(column):
+    """A chunked array of numbers, truth values or text as NumPy has it."""
+    import pyarrow.types as is_
+
+    if is_.is_integer(column.type) or is_.is_floating(column.type):
+        column = column.cast("float64", safe=False)
+        parts = [
+            chunk.to_numpy(zero_copy_only=False).astype(np.float64)
+            for chunk in column.chunks
+        ]
+        return np.concatenate(parts) if parts else np.empty(0)
+    values = np.empty(len(column), object)
+    values[:] = list(
+        itertools.chain.from_iterable(c.to_pylist() for c in column.chunks)
+    )
+    return tidy(values)

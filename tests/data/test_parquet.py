@@ -1,0 +1,247 @@
+"""Parquet files: columns to examples, row groups, splits, what is damaged."""
+
+import pickle
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ldm_jax.data.loader import open_source
+from ldm_jax.data.sources import SOURCES
+from ldm_jax.data.tables.parquet import ParquetSource
+from ldm_jax.errors import ConfigError, DataError
+from tests.data.tables import make_rows, make_table, write_parquet
+
+ROWS = make_rows(10)
+
+
+def number_of(example):
+    return int(example["text"].split()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder / "a" / "0.parquet", ROWS[:6])
+    write_parquet(folder / "a" / "1.parquet", ROWS[6:])
+    return folder
+
+
+def open_all(name, **options):
+    return SOURCES["parquet"](str(name), "all", **options)
+
+
+def test_rows_are_examples(folder):
+    keys = ["caption", "text", "score", "segmentation", "boxes", "box_labels"]
+    source = pickle.loads(pickle.dumps(open_all(folder, keys=keys)))
+    assert len(source) == 10 and source.class_names == ("cat", "dog")
+    for k in (9, 0, 5, 6, 2):
+        example = source[k]
+        assert example["image"] == ROWS[k]["image"]["bytes"]
+        assert example["segmentation"] == ROWS[k]["segmentation"]["bytes"]
+        assert (example["label"], example["score"]) == (k % 2, k / 4)
+        assert example["caption"] == [f"image {k}", f"number {k}"]
+        assert example["boxes"].shape == (k % 3, 4)
+        assert example["box_labels"].tolist() == [1] * (k % 3)
+    assert source.describe(7) == f"{folder}/a/1.parquet row 1"
+
+
+@pytest.mark.parametrize(
+    "name", ["a/*.parquet", "a/{0..1}.parquet", "a", "", ["a/0.parquet", "a/1.parquet"]]
+)
+def test_names_of_files(folder, name):
+    name = name if isinstance(name, list) else str(folder / name)
+    source = ParquetSource(name, "all", str(folder), keys=["text"])
+    assert [number_of(source[k]) for k in range(10)] == list(range(10))
+
+
+def test_files_on_a_remote_system():
+    import fsspec
+
+    table = pa.BufferOutputStream()
+    pq.write_table(make_table(ROWS), table)
+    with fsspec.open("memory://bucket/x.parquet", "wb") as file:
+        file.write(table.getvalue().to_pybytes())
+    source = pickle.loads(pickle.dumps(open_all("memory://bucket/*.parquet")))
+    assert len(source) == 10 and source[3]["image"] == ROWS[3]["image"]["bytes"]
+
+
+def test_a_division_by_hash_stays_when_files_come(folder, tmp_path):
+    sides = [
+        ParquetSource(str(folder), split, validation_fraction=0.3, keys=["text"])
+        for split in ("train", "validation")
+    ]
+    train, held_out = ({number_of(s[k]) for k in range(len(s))} for s in sides)
+    assert train | held_out == set(range(10)) and not train & held_out and held_out
+    write_parquet(tmp_path / "0.parquet", ROWS[:6])
+    write_parquet(tmp_path / "1.parquet", ROWS[6:])
+    write_parquet(tmp_path / "2.parquet", make_rows(3, 10))
+    more = ParquetSource(str(tmp_path), "validation", validation_fraction=0.3)
+    there = {more.describe(k).split("/")[-1] for k in range(len(more))}
+    assert {s.split("/")[-1] for s in map(sides[1].describe, range(len(held_out)))} <= (
+        there
+    )
+    assert sides[0].fingerprint() != sides[1].fingerprint()
+
+
+@pytest.mark.parametrize("form", ["{}-00000-of-00001.parquet", "{}/0.parquet"])
+def test_files_that_say_their_split(tmp_path, form):
+    write_parquet(tmp_path / form.format("train"), ROWS[:6])
+    write_parquet(tmp_path / form.format("test"), ROWS[6:])
+    counts = {s: len(ParquetSource(str(tmp_path), s)) for s in ("train", "validation")}
+    assert counts == {"train": 6, "validation": 4} and len(open_all(tmp_path)) == 10
+
+
+def test_classes_without_metadata(tmp_path):
+    numbers = write_parquet(tmp_path / "n.parquet", ROWS, names=None)
+    assert open_all(numbers).class_names is None
+    assert open_all(numbers).num_classes == 2
+    rows = [row | {"label": "ab"[k % 2]} for k, row in enumerate(ROWS)]
+    texts = write_parquet(tmp_path / "t.parquet", rows, names=None, label=pa.string())
+    assert (
+        open_all(texts).class_names == ("a", "b") and open_all(texts)[1]["label"] == 1
+    )
+    assert "label" not in open_all(texts, label_key="")[0]
+    assert open_all(texts, label_key="").num_classes is None
+
+
+def test_columns_and_sizes(folder, tmp_path, monkeypatch):
+    source = open_all(folder)
+    assert source.column_names == ("height", "label", "score", "text", "width")
+    found = source.columns(["score", "text", "height"])
+    assert found["score"].tolist() == [k / 4 for k in range(10)]
+    assert found["text"][3] == "text 3" and found["height"][3] == 13
+    assert source.sizes().tolist() == [[10 + k, 16] for k in range(10)]
+    # Columns of sizes are taken, and a missing one is looked up.
+    rows = [
+        row | {"width": 7, "height": 8 if k else None} for k, row in enumerate(ROWS)
+    ]
+    types = {"width": pa.int32(), "height": pa.int32()}
+    path = write_parquet(tmp_path / "sizes.parquet", rows, **types)
+    assert open_all(path).sizes()[:2].tolist() == [[10, 16], [8, 7]]
+
+
+def test_a_damaged_image_has_no_size(tmp_path):
+    rows = [ROWS[0], ROWS[1] | {"image": None}, ROWS[2] | {"image": {"bytes": b"x"}}]
+    source = open_all(write_parquet(tmp_path / "x.parquet", rows))
+    assert source.sizes().tolist() == [[10, 16], [0, 0], [0, 0]]
+
+
+def test_the_cache_is_bounded_and_shared(folder):
+    source = open_all(folder, cache_gb=1e-9)
+    table, reads = source._table, []
+    read = table._read
+    table._read = lambda *key: reads.append(key) or read(*key)
+    assert source[0] and source[1] and reads == [(0, 0)]
+    assert source[4] and source[0] and reads == [(0, 0), (0, 1), (0, 0)]
+    assert len(table._groups) == 1
+    table._most = 1e9
+    threads = [threading.Thread(target=source.__getitem__, args=(9,)) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert reads[3:] == [(1, 0)] and len(table._groups) == 2
+    assert table._held == sum(slot.table.nbytes for slot in table._groups.values())
+
+
+def test_large_row_groups_are_told(folder, monkeypatch, caplog):
+    monkeypatch.setattr("ldm_jax.data.tables.parquet._DEAR", 10)
+    with caplog.at_level("WARNING"):
+        open_all(folder)
+    assert "row_group_size" in caplog.text and "huggingface" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": None}, "image is null"),
+        ({"image": {"path": "/etc/passwd"}}, "only the path /etc/passwd"),
+        ({"label": None}, "label is null"),
+        ({"label": -1}, "label -1 is none of the 2 classes; give label_key"),
+        ({"label": 2}, "label 2 is none of the 2 classes"),
+    ],
+)
+def test_rows_that_are_no_example(tmp_path, change, message):
+    path = write_parquet(tmp_path / "x.parquet", [ROWS[0], ROWS[1] | change])
+    source = open_all(path)
+    assert source[0]
+    with pytest.raises(ValueError, match=message):
+        source[1]
+
+
+def test_a_null_leaves_its_key_out(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [ROWS[0] | {"caption": None}])
+    assert "caption" not in open_all(path, keys=["caption"])[0]
+
+
+def test_damaged_files_are_left_out_and_listed(tmp_path):
+    good = write_parquet(tmp_path / "a.parquet", ROWS)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(data[:-9])
+    rows = [row | {"label": str(row["label"])} for row in ROWS]
+    write_parquet(tmp_path / "c.parquet", rows, label=pa.string())
+    source = open_all(tmp_path)
+    assert len(source) == 10
+    (cut, why), (strange, what) = source.skipped
+    assert cut.endswith("b.parquet") and "cannot be read as Parquet" in why
+    assert strange.endswith("c.parquet")
+    assert what == f"its column label is string, and int64 in {good}"
+    with pytest.raises(DataError, match="b.parquet: it cannot be read as Parquet"):
+        open_all(tmp_path, on_error="raise")
+    with pytest.raises(ValueError, match="no rows in 1 files; .*b.parquet"):
+        open_all(tmp_path / "b.parquet")
+
+
+def test_a_damaged_row_group_is_that_rows_fault(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ROWS)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    with open(path, "r+b") as file:
+        file.seek(column.data_page_offset)
+        file.write(bytes(64))
+    source = open_all(path)
+    assert source[0]["image"] == ROWS[0]["image"]["bytes"]
+    with pytest.raises(ValueError, match="row group 1 cannot be read"):
+        source[5]
+    assert source[8]["image"] == ROWS[8]["image"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(name="nowhere"), "cannot read .*nowhere: there is no such file"),
+        (dict(name="b"), "no .parquet files in .*b or below"),
+        (dict(name=""), "name is empty; .*000..00099}.parquet"),
+        (dict(split="dev"), 'the splits train, .* not "dev"'),
+        (dict(image_key="imag"), 'no column "imag"; .*image'),
+        (dict(image_key="score"), 'image_key="score": the column holds double'),
+        (dict(label_key="score"), 'label_key="score": the column holds double'),
+        (dict(keys=["captoin"]), 'no column "captoin"; .*caption'),
+        (dict(keys=["objects.box"]), 'no "box" in column objects'),
+    ],
+)
+def test_errors_say_what_to_change(folder, options, message):
+    (folder / "b").mkdir(exist_ok=True)
+    section = dict(source="parquet", name="a", data_dir=str(folder), image_size=8)
+    section |= options
+    with pytest.raises(ConfigError, match=message):
+        open_source(section, section.pop("split", "all"))
+
+
+def test_which_column_is_the_image(tmp_path):
+    rows = [{"img": row["image"], "x": row["segmentation"]} for row in ROWS]
+    types = {"img": make_table(ROWS).schema.field("image").type, "x": pa.binary()}
+    rows = [row | {"x": row["x"]["bytes"]} for row in rows]
+    path = write_parquet(tmp_path / "x.parquet", rows, **types)
+    with pytest.raises(ValueError, match="2 columns can be images and none is called"):
+        open_all(path)
+    assert open_all(path, image_key="x")[0]["image"] == rows[0]["x"]
+    only = write_parquet(tmp_path / "y.parquet", [{"img": rows[0]["img"]}], **types)
+    assert open_all(only)[0]["image"] == ROWS[0]["image"]["bytes"]
+
+
+def test_a_caption_that_is_no_text(tmp_path):
+    rows = [{"image": ROWS[0]["image"], "caption": 3}]
+    path = write_parquet(tmp_path / "x.parquet", rows, caption=pa.int64())
+    with pytest.raises(ValueError, match="column caption holds int64; captions are"):
+        open_all(path, keys=["caption"])
