@@ -643,6 +643,7 @@ FLAGS: dict[str, Check] = {
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
     "num_images": whole(1, 10**9),
+    "shard_size": whole(1, 2**24),
     "save_every": whole(1, 10**9),
     "num_neighbours": whole(1, 64),
     "num_shown": whole(1, 1024),

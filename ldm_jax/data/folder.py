@@ -171,7 +171,7 @@ class FolderSource:
         Returns:
           Name -> array [N] of float64 (NaN where missing), bool, or objects.
         """
-        return with_sizes(self.sizes, self._tabulate, names)
+        return with_sizes(self.sizes, lambda name: self._tabulate()[name], names)
 
     def _tabulate(self):
         if self._table is None:

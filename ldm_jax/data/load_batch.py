@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.config import suggest
-from ldm_jax.data.crops import CROPS
+from ldm_jax.data.crops import ALWAYS, CROPS
 from ldm_jax.data.inputs import Input, apply_inputs
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
@@ -34,7 +34,8 @@ class LoaderOptions:
       image_size: Side of the images in pixels.
       crop: Row of CROPS, in training.
       min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
-      flip: Whether to mirror training images with probability 1/2.
+      flip: Whether to mirror training images with probability 1/2; ALWAYS mirrors all
+        images, as for copies of them, and is no value of the config.
       workers: Worker processes; 0 loads in threads of this one.
       restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
@@ -50,7 +51,7 @@ class LoaderOptions:
     image_size: int
     crop: str = "center"
     min_crop: float = 1.0
-    flip: bool = False
+    flip: bool | str = False
     workers: int = 0
     restart_workers: int = 0
     on_error: str = "skip"
@@ -69,13 +70,14 @@ class LoaderOptions:
         memory_limit(self.max_image_gb)
 
     def held_out(self) -> "LoaderOptions":
-        """Makes the options of an evaluation: the whole centre, not mirrored.
+        """Makes the options of an evaluation: the whole centre, not mirrored at random.
 
         Returns:
           LoaderOptions.
         """
+        flip = ALWAYS if self.flip == ALWAYS else False
         return dataclasses.replace(
-            self, crop="center", min_crop=1.0, flip=False, buckets=None
+            self, crop="center", min_crop=1.0, flip=flip, buckets=None
         )
 
 

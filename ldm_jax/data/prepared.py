@@ -121,12 +121,13 @@ class TfdsSource:
           Name -> array [N] of float64, bool, or objects.
         """
 
+        @functools.cache
         def others():
             what, count = f"metadata of {self._name}", len(self)
             found = make_columns(list(survey(count, self._fields_of, what)))
             return {name: np.full(count, np.nan) for name in names} | found
 
-        return with_sizes(self.sizes, functools.cache(others), names)
+        return with_sizes(self.sizes, lambda name: others()[name], names)
 
     def _fields_of(self, index):
         try:

@@ -42,6 +42,7 @@ from absl import logging
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.config import suggest
+from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.orders.mixture import MixtureSource
@@ -303,4 +304,5 @@ SOURCES = {
     "parquet": ParquetSource,
     "huggingface": HuggingFaceSource,
     "mixture": MixtureSource,
+    "latents": LatentSource,
 }

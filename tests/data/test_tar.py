@@ -3,12 +3,13 @@
 import os
 import pickle
 import tarfile
+from contextlib import closing
 
 import fsspec
 import numpy as np
 import pytest
 
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.data.tar import TarSource
 from ldm_jax.data.tar.shards import expand
 from tests.data.tar_shards import (
@@ -188,3 +189,27 @@ def test_shards_in_an_object_store(tmp_path, monkeypatch):
     assert fsspec.filesystem("memory").exists("/bucket/1.tar.index")
     section = dict(source="tar", name="1.tar", data_dir="memory://bucket")
     assert len(open_source(section, "all")) == 5
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches_of_an_epoch(folder, processes):
+    section = dict(source="tar", name=folder, image_size=8, keys=("key",))
+    source = open_source(section, "all")
+
+    def batches(process, count, start=0):
+        options = dict(batch_size=4, seed=3, process=(process, count))
+        with closing(make_loader(source, section, start_step=start, **options)) as made:
+            return [next(made) for _ in range(start, 15)]
+
+    alone = batches(0, 1)
+    shared = [batches(process, processes) for process in range(processes)]
+    for step, batch in enumerate(alone):
+        for key in ("key", "image"):
+            rows = np.concatenate([part[step][key] for part in shared])
+            np.testing.assert_array_equal(rows, batch[key])
+    # Fifteen batches of four are two epochs of thirty.
+    keys = np.concatenate([batch["key"] for batch in alone]).tolist()
+    assert len(set(keys[:30])) == len(set(keys[30:])) == 30
+    # A run that goes on at a step sees what it would have seen.
+    for batch, again in zip(alone[7:], batches(0, 1, start=7), strict=True):
+        np.testing.assert_array_equal(batch["image"], again["image"])

@@ -161,14 +161,14 @@ def make_columns(
 
 def with_sizes(
     sizes: Callable[[], Int[np.ndarray, "N 2"]],
-    others: Callable[[], Mapping[str, Shaped[np.ndarray, " N"]]],
+    other: Callable[[str], Shaped[np.ndarray, " N"]],
     names: Iterable[str],
 ) -> dict[str, Shaped[np.ndarray, " N"]]:
     """Gives columns, among them "width" and "height", and reads what is asked for.
 
     Args:
       sizes: Function that gives (height, width) of all images, integers [N, 2].
-      others: Function that gives the columns [N] besides, by name.
+      other: Function of a name that gives another column [N].
       names: Which columns.
 
     Returns:
@@ -178,6 +178,6 @@ def with_sizes(
     return {
         name: sizes()[:, sides[name]].astype(np.float64)
         if name in sides
-        else others()[name]
+        else other(name)
         for name in names
     }

@@ -21,6 +21,9 @@ _MOST_NAME = 2**20
 # Bytes after the end mark that are padding, of the largest records that are usual.
 _PADDING = 2**20
 
+# How files of gzip, bzip2, xz and zstd begin.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
 Read = Callable[[int, int], bytes]
 
 
@@ -62,6 +65,8 @@ def read_members(read: Read, total: int) -> Iterator[Member]:
         block = read(at, BLOCK)
         if len(block) < BLOCK:
             raise Damaged(_cut(at, total))
+        if at == 0 and block.startswith(_COMPRESSED):
+            raise Damaged("compressed, and cannot be read by position: decompress it")
         if not block.strip(b"\0"):
             if total - at > _PADDING:
                 raise Damaged(
@@ -116,19 +121,17 @@ def _parse(block, at):
         # Old writers summed up bytes with a sign.
         signed = memoryview(block).cast("b")
         if stated != sum(signed) - sum(signed[148:156]) + 8 * ord(" "):
-            raise Damaged(_damage(block, at))
+            raise Damaged(_damage(at))
     name = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345]:
         name = f"{_text(block[345:500])}/{name}"
     return name, block[156:157], _size(block[124:136], at)
 
 
-def _damage(block, at):
-    if at:
-        return f"damaged at byte {at:,}: no header there; what follows is not read"
-    if block[:2] == b"\x1f\x8b":
-        return "compressed, which cannot be read by position: unpack it with gunzip"
-    return "not a tar file"
+def _damage(at):
+    if at < BLOCK:
+        return "not a tar file"
+    return f"damaged at byte {at:,}: no header there; what follows is not read"
 
 
 def _size(field, at):
@@ -144,11 +147,7 @@ def _number(field, base, at):
     except ValueError:
         number = -1
     if number < 0:
-        raise Damaged(
-            f"damaged at byte {at:,}: no header there; what follows is not read"
-            if at
-            else "not a tar file"
-        )
+        raise Damaged(_damage(at))
     return number
 
 

@@ -1,12 +1,12 @@
 """What is read of the examples in tar shards: which members, which fields of JSON."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.annotations import Bool, Int, Shaped
+from ldm_jax.annotations import Bool, Int
 from ldm_jax.config import suggest
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.modalities import modality_of
@@ -182,7 +182,7 @@ def find_complete(
     whole, lacking = np.ones(count, bool), []
     parts = []
     if not any(counts.get(suffix) == count for suffix in plan.images):
-        parts.append(("an image", find_images(index, plan) >= 0))
+        parts.append(("image", find_images(index, plan) >= 0))
     owners = None
     for suffix in plan.needed:
         if counts.get(suffix, 0) == count:
@@ -201,14 +201,11 @@ def find_complete(
     return whole, lacking
 
 
-def find_classes(
-    columns: Sequence[Shaped[np.ndarray, "..."]],
-) -> tuple[tuple[str, ...] | None, int]:
+def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
     """Finds the classes that labels name.
 
     Args:
-      columns: Distinct labels of each shard [n], numbers or text; None and NaN are
-        none.
+      labels: Numbers, truth values or text; None and NaN are none.
 
     Returns:
       (names or None where labels are numbers, number of classes).
@@ -216,8 +213,8 @@ def find_classes(
     Raises:
       ValueError: If there are none, or numbers that are not whole and from 0 on.
     """
-    found = {value for column in columns for value in column.tolist()}
-    texts = {str(v) for v in found if isinstance(v, str) and v}
+    found = set(labels)
+    texts = {v for v in found if isinstance(v, str) and v}
     numbers = {v for v in found if isinstance(v, int | float) and v == v}
     if texts and (numbers or not all(text.isdecimal() for text in texts)):
         names = tuple(sorted(texts | {f"{number:g}" for number in numbers}))
@@ -245,9 +242,9 @@ def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
     Raises:
       ValueError: If it is none.
     """
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, bool | float) and value == value // 1:
         value = int(value)
     found = find_class(value, names or ()) if isinstance(value, int | str) else None
-    if found is None or isinstance(value, bool) or not 0 <= found < count:
+    if found is None or not 0 <= found < count:
         raise ValueError(f"its label {value!r} is none of the {count} classes")
     return found

@@ -161,7 +161,7 @@ class _Shard:
             "counts": np.bincount(
                 members["suffix"], minlength=len(self._suffixes)
             ).tolist(),
-            "problems": self.problems,
+            "problems": [[printable(name), why] for name, why in self.problems],
             "fields": self._fields,
             "columns": columns,
             "digest": _digest(arrays, self._suffixes),
@@ -182,3 +182,17 @@ def _digest(arrays, suffixes):
     for array in (arrays["starts"], members["size"], members["suffix"], arrays["keys"]):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def printable(name: str) -> str:
+    """Escapes what would move a terminal's cursor, or worse.
+
+    Args:
+      name: Name of a member, from anyone.
+
+    Returns:
+      Text of one line.
+    """
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

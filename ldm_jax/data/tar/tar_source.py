@@ -10,20 +10,26 @@ import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide
-from ldm_jax.data.filters.tables import join, unpack_column
+from ldm_jax.data.filters.tables import join, with_sizes
 from ldm_jax.data.sidecars import parse_sidecar
 from ldm_jax.data.tar.byte_ranges import Files, is_remote
 from ldm_jax.data.tar.index_store import open_indexes
+from ldm_jax.data.tar.metadata import (
+    count_examples,
+    name_columns,
+    read_column,
+    read_labels,
+    read_sizes,
+)
 from ldm_jax.data.tar.plan import (
     CLASS,
     JSON,
     class_of,
     find_classes,
     find_complete,
-    find_images,
     make_plan,
 )
-from ldm_jax.data.tar.scan import LABELS
+from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
@@ -88,6 +94,16 @@ class TarSource:
         self._indexes = open_indexes(
             self._shards, self.index_dir, self.workers, self._files
         )
+        try:
+            self._open()
+        # What an index from elsewhere may lead to.
+        except (LookupError, TypeError, AttributeError, OSError) as error:
+            raise ValueError(
+                f"an index of the shards of {self.name} is damaged ({error!r}): remove "
+                "the .index files, which are then made anew"
+            ) from error
+
+    def _open(self):
         headers = [index.header for index in self._indexes]
         self.skipped = self._problems()
         if not any(header["counts"] for header in headers):
@@ -97,7 +113,7 @@ class TarSource:
             headers, self.keys, self.image_key, self.label_key, self.caption_field
         )
         self.class_names, self.num_classes = self._find_classes()
-        counts = [len(index.read("starts")) - 1 for index in self._indexes]
+        counts = [count_examples(index) for index in self._indexes]
         # Number of the first example of each shard, and of all together.
         self._starts = np.cumsum([0, *counts])
         self._kept = self._choose()
@@ -118,12 +134,8 @@ class TarSource:
     def _find_classes(self):
         if self._plan.label is None:
             return None, None
-        columns = []
-        for index in self._indexes:
-            row = index.header["columns"].get(self._plan.label)
-            if row:
-                columns.append(np.unique(_strings(_column(index, row))))
-        return find_classes(columns)
+        label = self._plan.label
+        return find_classes(v for i in self._indexes for v in read_labels(i, label))
 
     def _choose(self):
         """Numbers of the examples that are whole and on the side that is asked for."""
@@ -211,7 +223,10 @@ class TarSource:
     def _fields(self, found):
         if len(found[JSON]) > MAX_TEXT:
             raise ValueError(f"its .json has {len(found[JSON]):,} bytes")
-        fields = parse_json(found[JSON])
+        try:
+            fields = parse_json(found[JSON])
+        except ValueError as error:
+            raise ValueError(f"its .json: {error}") from error
         return fields if isinstance(fields, dict) else {}
 
     def describe(self, index: int) -> str:
@@ -229,7 +244,7 @@ class TarSource:
         index = self._indexes[shard]
         first, last = index.read("key_starts", row, 2).tolist()
         key = index.read("keys", first, last - first).tobytes().decode()
-        return f"{self._shards[shard].path} key {key}"
+        return f"{self._shards[shard].path} key {printable(key)}"
 
     def fingerprint(self) -> str:
         """Tells these examples from others.
@@ -250,20 +265,13 @@ class TarSource:
         Returns:
           int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
         """
-        result, at = np.zeros((len(self), 2), np.int32), 0
-        for index, rows in self._by_shard():
-            members = index.read("members")[find_images(index, self._plan)[rows]]
-            part = result[at : at + len(members)]
-            part[:, 0], part[:, 1] = members["height"], members["width"]
-            at += len(members)
-        return result
+        parts = [read_sizes(index, self._plan, rows) for index, rows in self._parts()]
+        return np.concatenate(parts)
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of what `columns` gives: of the index, "width" and "height"."""
-        names = {name for index in self._indexes for name in index.header["columns"]}
-        names = {CLASS if name == LABELS else name for name in names}
-        return tuple(sorted(names | {"width", "height"}))
+        return name_columns(self._indexes)
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
         """Reads metadata from the index: scalar fields of `.json`, and "cls".
@@ -274,49 +282,21 @@ class TarSource:
         Returns:
           Name -> array [N] of float64 (NaN where missing), bool, or objects.
         """
-        result = {}
-        for name in names:
-            if name in ("height", "width"):
-                result[name] = self.sizes()[:, int(name == "width")].astype(np.float64)
-                continue
-            parts = []
-            for index, rows in self._by_shard():
-                table = index.header["columns"]
-                row = table.get(name) or (table.get(LABELS) if name == CLASS else None)
-                if row:
-                    parts.append(_column(index, row)[rows])
-                else:
-                    parts.append(np.full(len(_numbers(index, rows)), np.nan))
-            result[name] = join(parts)
-            if name == CLASS and self.class_names is None and self.num_classes:
-                result[name] = result[name].astype(np.float64)
-        return result
+        return with_sizes(self.sizes, self._column, names)
 
-    def _by_shard(self) -> Iterator[tuple[Any, Any]]:
-        """Yields (index, rows of it that are taken)."""
-        for shard, index in enumerate(self._indexes):
-            if self._kept is None:
-                yield index, slice(None)
-                continue
-            begin, end = self._starts[shard : shard + 2]
-            first, last = np.searchsorted(self._kept, [begin, end])
-            yield index, self._kept[first:last].astype(np.int64) - begin
-
-
-def _numbers(index, rows):
-    """Numbers of the rows that are taken."""
-    return np.arange(len(index.read("starts")) - 1)[rows]
-
-
-def _column(index, row):
-    """A column of an index."""
-    kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
-    arrays = {kind: index.read(f"{kind} {row['number']}") for kind in kinds}
-    return unpack_column(row["kind"], arrays)
-
-
-def _strings(column):
-    """A column in which all that is there can be compared."""
-    if column.dtype.kind != "O":
+    def _column(self, name):
+        column = join([read_column(i, name, rows) for i, rows in self._parts()])
+        if name == CLASS and self.num_classes and self.class_names is None:
+            return column.astype(np.float64)
         return column
-    return np.array([str(v) for v in column if v is not None], object)
+
+    def _parts(self) -> Iterator[tuple[Any, Any]]:
+        """Yields (index, rows of it that are taken)."""
+        if self._kept is None:
+            yield from ((index, slice(None)) for index in self._indexes)
+            return
+        # Of the same type: otherwise NumPy converts all that are kept.
+        cuts = np.searchsorted(self._kept, self._starts.astype(self._kept.dtype))
+        for shard, index in enumerate(self._indexes):
+            rows = self._kept[cuts[shard] : cuts[shard + 1]].astype(np.int64)
+            yield index, rows - self._starts[shard]

@@ -1,0 +1,104 @@
+"""What the indexes of shards say of examples: columns, labels, sizes of images."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Int, Shaped
+from ldm_jax.data.filters.tables import unpack_column
+from ldm_jax.data.tar.index_file import IndexFile
+from ldm_jax.data.tar.plan import CLASS, Plan, find_images
+from ldm_jax.data.tar.scan import LABELS
+
+# Rows of an index: their numbers, or a slice.
+Rows = Any
+
+
+def count_examples(index: IndexFile) -> int:
+    """Counts the examples of a shard, whole or not.
+
+    Args:
+      index: Index of the shard.
+
+    Returns:
+      Number of examples.
+    """
+    return len(index.read("places"))
+
+
+def name_columns(indexes: Sequence[IndexFile]) -> tuple[str, ...]:
+    """Lists the columns that there are.
+
+    Args:
+      indexes: Indexes of the shards.
+
+    Returns:
+      Sorted names: fields of `.json`, "cls", "height" and "width".
+    """
+    names = {name for index in indexes for name in index.header["columns"]}
+    names = {CLASS if name == LABELS else name for name in names}
+    return tuple(sorted(names | {"width", "height"}))
+
+
+def read_column(index: IndexFile, name: str, rows: Rows) -> Shaped[np.ndarray, " n"]:
+    """Reads a column of a shard.
+
+    Args:
+      index: Index of the shard.
+      name: One of `name_columns`, but "height" and "width".
+      rows: Which examples.
+
+    Returns:
+      Column [n]; NaN where the shard has none of that name.
+    """
+    column = _find_column(index, name)
+    if column is None:
+        column = np.full(count_examples(index), np.nan)
+    return column[rows]
+
+
+def read_labels(index: IndexFile, name: str) -> list[Any]:
+    """Reads the distinct labels of a shard.
+
+    Args:
+      index: Index of the shard.
+      name: Column that holds them.
+
+    Returns:
+      Numbers, truth values or text; NaN is none.
+    """
+    row = index.header["columns"].get(name)
+    if not row:
+        return []
+    if row["kind"] == "numbers":
+        return np.unique(index.read(f"numbers {row['number']}")).tolist()
+    return json.loads(index.read(f"values {row['number']}").tobytes())
+
+
+def _find_column(index, name):
+    """A column, or None."""
+    table = index.header["columns"]
+    row = table.get(name) or (table.get(LABELS) if name == CLASS else None)
+    if not row:
+        return None
+    kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
+    arrays = {kind: index.read(f"{kind} {row['number']}") for kind in kinds}
+    return unpack_column(row["kind"], arrays)
+
+
+def read_sizes(index: IndexFile, plan: Plan, rows: Rows) -> Int[np.ndarray, "n 2"]:
+    """Reads the sizes of the images of a shard.
+
+    Args:
+      index: Index of the shard.
+      plan: Which member is the image.
+      rows: Which examples; all of them have one.
+
+    Returns:
+      int32 [n, 2], (height, width) in pixels; zeros where a header is damaged.
+    """
+    images = index.read("members")[find_images(index, plan)[rows]]
+    sides = [images[side].astype(np.int32) for side in ("height", "width")]
+    return np.stack(sides, axis=1)
