@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide
@@ -32,7 +31,6 @@ from ldm_jax.data.tar.plan import (
 )
 from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import DataError
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
 
@@ -41,9 +39,6 @@ _ROW = struct.Struct("<QQIIH")
 
 # Bytes between members that are read along with them rather than read around.
 _GAP, _REMOTE_GAP = 2**15, 2**20
-
-# So many of what is left out are named in the log.
-_NAMED = 20
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -75,8 +70,6 @@ class TarSource:
         where there is none the field "caption".
       index_dir: Folder for the indexes; None keeps each beside its shard.
       workers: Processes that make indexes; 0 makes them in threads.
-      on_error: "raise" refuses shards with damaged or incomplete examples, which "skip"
-        leaves out.
 
     Raises:
       ValueError: If there are no such shards, they hold no examples, or an option is
@@ -95,7 +88,6 @@ class TarSource:
     caption_field: str | None = None
     index_dir: str | None = None
     workers: int = 0
-    on_error: str = "skip"
 
     def __post_init__(self):
         check_division(self.split, self.validation_fraction, "a set of tar files")
@@ -128,7 +120,6 @@ class TarSource:
         # Number of the first example of each shard, and of all together.
         self._starts = np.cumsum([0, *counts])
         self._kept = self._choose()
-        self._report()
         if not len(self):
             raise ValueError(f'no examples for split "{self.split}" in {self.name}')
 
@@ -168,20 +159,6 @@ class TarSource:
             return kept
         places = np.concatenate(places)
         return kept[divide(places, self.split, self.validation_fraction)]
-
-    def _report(self):
-        """Says what is left out, or refuses it."""
-        if not self.skipped:
-            return
-        count, (where, reason) = len(self.skipped), self.skipped[0]
-        if self.on_error == "raise":
-            raise DataError(
-                f"{where}: {reason} ({count:,} such in all); mend or remove it, or set "
-                'data.on_error="skip"'
-            )
-        for where, reason in self.skipped[:_NAMED]:
-            logging.warning("left out %s: %s", where, reason)
-        logging.warning("left out %d examples or members of the shards", count)
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._kept is None else len(self._kept)
