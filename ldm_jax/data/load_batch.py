@@ -14,8 +14,10 @@ import numpy as np
 
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import ALWAYS, CROPS
-from ldm_jax.data.inputs import Input, apply_inputs
+from ldm_jax.data.inputs import Input, apply_inputs, count_cut
 from ldm_jax.data.modalities import notes_of
+from ldm_jax.data.orders.buckets import BucketOptions
+from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError
 from ldm_jax.images import DEFAULT_GB, memory_limit
@@ -38,6 +40,7 @@ class LoaderOptions:
       restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+      buckets: BucketOptions of training batches; None where all images are squares.
       check: Raises a ValueError where the conditions of an example, a batch of one,
         are not what the model takes; None for no check. It is no key of the config.
 
@@ -53,6 +56,7 @@ class LoaderOptions:
     restart_workers: int = 0
     on_error: str = "skip"
     max_image_gb: float = DEFAULT_GB
+    buckets: BucketOptions | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
 
     def __post_init__(self):
@@ -72,7 +76,9 @@ class LoaderOptions:
           LoaderOptions.
         """
         flip = ALWAYS if self.flip == ALWAYS else False
-        return dataclasses.replace(self, crop="center", min_crop=1.0, flip=flip)
+        return dataclasses.replace(
+            self, crop="center", min_crop=1.0, flip=flip, buckets=None
+        )
 
 
 def require_whole(name: str, value: Any, least: int) -> None:
@@ -113,8 +119,8 @@ class LoadBatch:
 
         Args:
           source: Opened source; see `sources.py`.
-          order: Example index by position in the endless stream, or None for one pass
-            in order.
+          order: Example index by position in the endless stream, an Order or any
+            sequence, or None for one pass in order.
           options: How images are cut, and what an error does.
           inputs: Dict of batch key -> Input; without any examples stay as they are.
           seed: Seed of the crops, the mirroring and the inputs.
@@ -137,19 +143,21 @@ class LoadBatch:
         Returns:
           Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
           rows beyond the end and for replacements; "failures", a list of (where, why),
-          and "notes", one of (where, what was left out of that example); or only these
-          and "error", a message, where too many failed.
+          and "notes", one of (where, what was left out of that example), or of (None,
+          key of an input that was cut off); or only these and "error", a message, where
+          too many failed.
         """
         with memory_limit(self.max_image_gb):
             return self._batch(step)
 
     def _batch(self, step):
         examples, mask, failures, notes = [], [], [], []
+        size = self._size(int(step) * self.batch_size)
         try:
             for row in self.rows:
                 position = int(step) * self.batch_size + row
                 index = self._index(position)
-                example, failed, noted = self._load(position, index)
+                example, failed, noted = self._load(position, index, size)
                 notes += noted
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
@@ -168,7 +176,14 @@ class LoadBatch:
             return min(position, len(self.source) - 1)
         return int(self.order[position])
 
-    def _load(self, position, index):
+    def _size(self, position):
+        """The size of the images of a batch."""
+        shape = None
+        if isinstance(self.order, Order):
+            shape = self.order.shape_at(position)
+        return shape or self.image_size
+
+    def _load(self, position, index, size):
         """Loads an example or its replacement; lists what failed and was left out."""
         failures = []
         while len(failures) < MAX_FAILURES:
@@ -177,7 +192,7 @@ class LoadBatch:
             key = np.array([self.seed, position], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key))
             try:
-                example, notes = self._example(index, rng)
+                example, notes = self._example(index, size, rng)
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
@@ -197,7 +212,7 @@ class LoadBatch:
             f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
         )
 
-    def _example(self, index, rng):
+    def _example(self, index, size, rng):
         """One example as a batch holds it, and what was left out of it."""
         if self.encoded:
             draw = getattr(self.source, "draw", None)
@@ -206,9 +221,12 @@ class LoadBatch:
             return draw(index, rng, self.cut["flip"]), []
         example = self.source[index]
         notes = [(self.source.describe(index), n) for n in notes_of(example)]
-        example = transform(example, self.image_size, rng=rng, **self.cut)
+        example = transform(example, size, rng=rng, **self.cut)
         if self.inputs:
-            example = apply_inputs(self.inputs, example, rng)
+            made = apply_inputs(self.inputs, example, rng)
+            # What needs no name is counted.
+            notes += [(None, key) for key in count_cut(self.inputs, example, made)]
+            example = made
         return example, notes
 
 
