@@ -61,6 +61,11 @@ class Data:
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
         self.header = getattr(self._source, "header", None)
+        if self.header is None:
+            self.require_images(
+                "sets of latents are no parts of a mixture; encode the mixture, with "
+                "ldm-encode"
+            )
         if self.has_held_out:
             # A split that is not there shall not wait for the first evaluation.
             self._open()

@@ -100,7 +100,7 @@ def test_the_encoder_stays_behind(first_stage, folder):
     image = jax.eval_shape(lambda: decode(model, frozen, latents))
     assert image.shape == (1, 32, 32, 3)
     frozen = frozen_tree(first, LatentStatistics(), data, True)
-    assert frozen["first_stage"] is first.params
+    assert frozen["first_stage"].keys() == first.params.keys()
 
 
 def test_statistics_are_those_of_the_header(folder):
