@@ -30,7 +30,7 @@ setup(
         "console_scripts": [
             f"ldm-{name} = ldm_jax.commands:{name}"
             for name in (
-                *("train", "sample", "convert"),
+                *("train", "sample", "convert", "encode"),
                 *("evaluate", "reference", "sweep", "nearest"),
             )
         ]

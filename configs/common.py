@@ -36,7 +36,14 @@ def data(**changes) -> dict:
       table's rows that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
       their options stand in `ldm_jax/data/inputs.py`.
-    keys: What examples shall hold besides what the inputs need.
+    parts: Sources of a "mixture" by name: each has the keys above of its own, takes
+      from this section what it does not say, and may have a weight (by default the
+      number of its examples); as parts.photos.weight=0.3.
+    buckets: Shapes of training batches beside squares of image_size: step, what sides
+      are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
+      pixels squared (image_size alone); empty for squares.
+    keys: What examples shall hold besides what the inputs need; optional: what of it
+      they may lack.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     filter: Which examples to take, by what is known of them without reading the images,
       as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
@@ -70,7 +77,10 @@ def data(**changes) -> dict:
         label_key=placeholder(str),
         validation_fraction=0.05,
         inputs=dict(),
+        parts=dict(),
+        buckets=dict(),
         keys=(),
+        optional=(),
         box_names=(),
         filter=placeholder(str),
         caption_field=placeholder(str),

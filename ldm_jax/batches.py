@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, spread
 from ldm_jax.errors import ConfigError
 
@@ -51,6 +53,9 @@ class Data:
         self._mesh = mesh
         self._source = open_source(section, section.split)
         self._held_out, self._check = None, None
+        self._skipped = dict(getattr(self._source, "skipped", ()))
+        self._missed, self._shortened, self._parts = {}, {}, None
+        self._cut = {}
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
@@ -80,6 +85,32 @@ class Data:
           JSON-like dict; see `data.sources.make_record`.
         """
         return make_record(self._source, self.example)
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Counts examples, for the log; every process must call it.
+
+        Args:
+          step: Number of steps done.
+
+        Returns:
+          Dict: "data/skipped", how many could not be read, and "data/shortened", of how
+          many a part was left out, since this process began, over all processes;
+          "data/cut", how often a caption that lost its end was loaded for training; for
+          a mixture "data/images/PART" of each part, how many the run has taken.
+        """
+        cut = sum(self._cut.values())
+        counts = np.array([len(self._missed), len(self._shortened), cut])
+        if jax.process_count() > 1:
+            counts = multihost_utils.process_allgather(counts).sum(axis=0)
+        # What opening left out, every process knows of.
+        found = {
+            "data/skipped": len(self._skipped) + int(counts[0]),
+            "data/shortened": int(counts[1]),
+            "data/cut": int(counts[2]),
+        }
+        if self._parts is not None:
+            found |= self._parts.at(step * self._batch_size)
+        return found
 
     @property
     def has_held_out(self) -> bool:
@@ -193,8 +224,12 @@ class Data:
 
     def _batches(self, source, train, batch_size, start, count):
         loader = self._loader(source, train, batch_size, start)
+        if train and count is None:
+            self._parts = count_parts(source, loader.order)
+            self._cut = loader.cut
         try:
             for step, batch in enumerate(itertools.islice(loader, count)):
+                self._note(loader)
                 if not train:
                     rows = len(batch["mask"])
                     begin = step * batch_size + jax.process_index() * rows
@@ -202,6 +237,15 @@ class Data:
                 yield sharding.put_batch(batch, self._mesh)
         finally:
             loader.close()
+
+    def _note(self, loader):
+        """Keeps what a loader could not read."""
+        for ours, theirs in (
+            (self._missed, loader.skipped),
+            (self._shortened, loader.shortened),
+        ):
+            if not theirs.keys() <= ours.keys():
+                ours.update(theirs)
 
     def _loader(self, source, train, batch_size, start):
         return make_loader(
@@ -216,7 +260,8 @@ class Data:
         )
 
     def _first_example(self):
-        section = ConfigDict(to_dict(self._section) | {"workers": 0})
+        # The size of the config: batches of all shapes go through the same weights.
+        section = to_dict(self._section) | {"workers": 0, "buckets": {}}
         loader = make_loader(
             self._source, section, batch_size=1, seed=0, check=self._check
         )

@@ -27,6 +27,11 @@ def convert() -> None:
     _run("convert")
 
 
+def encode() -> None:
+    """Runs `ldm-encode`."""
+    _run("encoding")
+
+
 def evaluate() -> None:
     """Runs `ldm-evaluate`."""
     _run("evaluation")

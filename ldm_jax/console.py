@@ -6,13 +6,16 @@ import sys
 class Console:
     """A progress bar in a terminal, plain lines elsewhere."""
 
-    def __init__(self, total: int, initial: int, active: bool = True) -> None:
+    def __init__(
+        self, total: int, initial: int, active: bool = True, unit: str = "step"
+    ) -> None:
         """Opens the display.
 
         Args:
           total: Number of steps of the run.
           initial: Number of steps already done.
           active: False on all processes but the first.
+          unit: What is counted.
         """
         self._active = active
         self._bar = None
@@ -20,13 +23,17 @@ class Console:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=initial, dynamic_ncols=True, unit="step"
+                total=total, initial=initial, dynamic_ncols=True, unit=unit
             )
 
-    def advance(self) -> None:
-        """Counts one step."""
+    def advance(self, count: int = 1) -> None:
+        """Counts steps.
+
+        Args:
+          count: How many.
+        """
         if self._bar is not None and self._active:
-            self._bar.update()
+            self._bar.update(count)
 
     def line(self, text: str) -> None:
         """Prints one line, above the bar where there is one.

@@ -363,6 +363,9 @@ _WEIGHT = real(0, 1e9)
 _DECAY = real(0, 1, ")")
 _SCALE = real(-1000, 1000)
 _WORDS = several(text())
+_PARTS = Check(
+    "a section, of keys and their values", lambda value: isinstance(value, Mapping)
+)
 _NAMES = Check(
     "a string, or a tuple of such",
     lambda value: isinstance(value, str) or several(text(), 1).accepts(value),
@@ -500,7 +503,10 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "label_key": text(empty=True, none="the usual one"),
         "validation_fraction": real(0, 1, "()"),
         "keys": _WORDS,
+        "optional": _WORDS,
         "box_names": _WORDS,
+        "parts": _PARTS,
+        "buckets": _PARTS,
         "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
         "index_dir": place(none="beside the data"),
@@ -508,9 +514,18 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "subset": text(none="the set's own"),
         "revision": text(none="the newest"),
     },
+    "data.buckets": {
+        "sizes": per_level(whole(1, _SIDE)),
+        "step": whole(1, _SIDE),
+        "max_ratio": real(1, 64),
+    },
     "data.inputs.*": {
         "tokenizer": text(),
         "max_length": whole(1, 2**16),
+        "keys": several(text(), 1),
+        "weights": several(real(0, 1e9, "(")),
+        "dropout": _DECAY,
+        "fallback": text(empty=True, none="an error"),
         "pad_id": whole(0, 2**31, none="the tokenizer's own"),
         "vocab_size": whole(1, 2**24),
         "max_objects": whole(1, 2**16),
@@ -621,6 +636,11 @@ SECTIONS: dict[str, dict[str, Check]] = {
     ),
 }
 
+# A part of a mixture has the keys of the section, and a weight.
+SECTIONS["data.parts.*"] = SECTIONS["data"] | {
+    "weight": real(0, 1e12, "(", none="the number of examples")
+}
+
 # Flag of any command -> check; strings may not be empty. None is an unset flag.
 FLAGS: dict[str, Check] = {
     "step": Check("best or a step, 0 or more (a whole number)", _is_step),
@@ -628,6 +648,7 @@ FLAGS: dict[str, Check] = {
     "batch_size": whole(1, 2**16),
     "num_samples": whole(1, 10**7),
     "num_images": whole(1, 10**9),
+    "shard_size": whole(1, 2**24),
     "save_every": whole(1, 10**9),
     "num_neighbours": whole(1, 64),
     "num_shown": whole(1, 1024),

@@ -18,7 +18,7 @@ FLOORS = (
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
-    ("evaluation",),
+    ("evaluation", "encoding"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))

@@ -17,6 +17,9 @@ from ldm_jax.annotations import Bool, Float, Int, Shaped, UInt8
 # Where the rectangle may lie, by the name of the option `crop`.
 CROPS = ("center", "random")
 
+# As `flip`: mirrors every image.
+ALWAYS = "always"
+
 # Boxes per example are padded or cut to this number, more than an image of COCO has.
 MAX_BOXES = 100
 
@@ -42,7 +45,7 @@ def choose_crop(
     height: int,
     size: Size,
     crop: str = "center",
-    flip: bool = False,
+    flip: bool | str = False,
     rng: np.random.Generator | None = None,
     min_crop: float = 1.0,
 ) -> Crop:
@@ -53,7 +56,7 @@ def choose_crop(
       height: Height of the image in pixels.
       size: Side of the result in pixels, or its (height, width).
       crop: Row of CROPS.
-      flip: Whether to mirror with probability 1/2.
+      flip: Whether to mirror with probability 1/2; ALWAYS mirrors.
       rng: NumPy generator; needed for what is random.
       min_crop: Least fraction of the largest crop's sides; below 1 it is drawn at
         random.
@@ -83,7 +86,7 @@ def choose_crop(
         top / height,
         (left + cut_width) / width,
         (top + cut_height) / height,
-        bool(flip and rng.random() < 0.5),
+        flip == ALWAYS or bool(flip and rng.random() < 0.5),
     )
 
 

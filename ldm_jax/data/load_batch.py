@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.config import suggest
-from ldm_jax.data.crops import CROPS
-from ldm_jax.data.inputs import Input, apply_inputs
+from ldm_jax.data.crops import ALWAYS, CROPS
+from ldm_jax.data.inputs import Input, apply_inputs, count_cut
 from ldm_jax.data.modalities import notes_of
+from ldm_jax.data.orders.buckets import BucketOptions
+from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError
 from ldm_jax.images import DEFAULT_GB, memory_limit
@@ -32,11 +34,13 @@ class LoaderOptions:
       image_size: Side of the images in pixels.
       crop: Row of CROPS, in training.
       min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
-      flip: Whether to mirror training images with probability 1/2.
+      flip: Whether to mirror training images with probability 1/2; ALWAYS mirrors all
+        images, as for copies of them, and is no value of the config.
       workers: Worker processes; 0 loads in threads of this one.
       restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+      buckets: BucketOptions of training batches; None where all images are squares.
       check: Raises a ValueError where the conditions of an example, a batch of one,
         are not what the model takes; None for no check. It is no key of the config.
 
@@ -47,11 +51,12 @@ class LoaderOptions:
     image_size: int
     crop: str = "center"
     min_crop: float = 1.0
-    flip: bool = False
+    flip: bool | str = False
     workers: int = 0
     restart_workers: int = 0
     on_error: str = "skip"
     max_image_gb: float = DEFAULT_GB
+    buckets: BucketOptions | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
 
     def __post_init__(self):
@@ -65,12 +70,15 @@ class LoaderOptions:
         memory_limit(self.max_image_gb)
 
     def held_out(self) -> "LoaderOptions":
-        """Makes the options of an evaluation: the whole centre, not mirrored.
+        """Makes the options of an evaluation: the whole centre, not mirrored at random.
 
         Returns:
           LoaderOptions.
         """
-        return dataclasses.replace(self, crop="center", min_crop=1.0, flip=False)
+        flip = ALWAYS if self.flip == ALWAYS else False
+        return dataclasses.replace(
+            self, crop="center", min_crop=1.0, flip=flip, buckets=None
+        )
 
 
 def require_whole(name: str, value: Any, least: int) -> None:
@@ -111,8 +119,8 @@ class LoadBatch:
 
         Args:
           source: Opened source; see `sources.py`.
-          order: Example index by position in the endless stream, or None for one pass
-            in order.
+          order: Example index by position in the endless stream, an Order or any
+            sequence, or None for one pass in order.
           options: How images are cut, and what an error does.
           inputs: Dict of batch key -> Input; without any examples stay as they are.
           seed: Seed of the crops, the mirroring and the inputs.
@@ -124,6 +132,7 @@ class LoadBatch:
         self.max_image_gb, self.check = options.max_image_gb, options.check
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
+        self.encoded = getattr(source, "encoded", False)
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Loads a batch.
@@ -134,19 +143,21 @@ class LoadBatch:
         Returns:
           Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
           rows beyond the end and for replacements; "failures", a list of (where, why),
-          and "notes", one of (where, what was left out of that example); or only these
-          and "error", a message, where too many failed.
+          and "notes", one of (where, what was left out of that example), or of (None,
+          key of an input that was cut off); or only these and "error", a message, where
+          too many failed.
         """
         with memory_limit(self.max_image_gb):
             return self._batch(step)
 
     def _batch(self, step):
         examples, mask, failures, notes = [], [], [], []
+        size = self._size(int(step) * self.batch_size)
         try:
             for row in self.rows:
                 position = int(step) * self.batch_size + row
                 index = self._index(position)
-                example, failed, noted = self._load(position, index)
+                example, failed, noted = self._load(position, index, size)
                 notes += noted
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
@@ -165,7 +176,14 @@ class LoadBatch:
             return min(position, len(self.source) - 1)
         return int(self.order[position])
 
-    def _load(self, position, index):
+    def _size(self, position):
+        """The size of the images of a batch."""
+        shape = None
+        if isinstance(self.order, Order):
+            shape = self.order.shape_at(position)
+        return shape or self.image_size
+
+    def _load(self, position, index, size):
         """Loads an example or its replacement; lists what failed and was left out."""
         failures = []
         while len(failures) < MAX_FAILURES:
@@ -174,11 +192,7 @@ class LoadBatch:
             key = np.array([self.seed, position], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key))
             try:
-                example = self.source[index]
-                notes = [(self.source.describe(index), n) for n in notes_of(example)]
-                example = transform(example, self.image_size, rng=rng, **self.cut)
-                if self.inputs:
-                    example = apply_inputs(self.inputs, example, rng)
+                example, notes = self._example(index, size, rng)
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
@@ -197,6 +211,23 @@ class LoadBatch:
             f"{MAX_FAILURES} attempts in a row to read an example failed, at {names} "
             f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
         )
+
+    def _example(self, index, size, rng):
+        """One example as a batch holds it, and what was left out of it."""
+        if self.encoded:
+            draw = getattr(self.source, "draw", None)
+            if draw is None:
+                return self.source[index], []
+            return draw(index, rng, self.cut["flip"]), []
+        example = self.source[index]
+        notes = [(self.source.describe(index), n) for n in notes_of(example)]
+        example = transform(example, size, rng=rng, **self.cut)
+        if self.inputs:
+            made = apply_inputs(self.inputs, example, rng)
+            # What needs no name is counted.
+            notes += [(None, key) for key in count_cut(self.inputs, example, made)]
+            example = made
+        return example, notes
 
 
 def _reason(error):

@@ -9,6 +9,7 @@ With workers, the main module must be guarded by `if __name__ == "__main__"`: th
 spawned, which imports it again.
 """
 
+import collections
 import dataclasses
 import functools
 import inspect
@@ -28,10 +29,21 @@ from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.config import build, choose, suggest, to_dict
-from ldm_jax.data.inputs import Input, make_inputs, needed_keys
+from ldm_jax.data.inputs import (
+    Input,
+    held_out_inputs,
+    make_inputs,
+    needed_keys,
+    optional_keys,
+)
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
+from ldm_jax.data.orders.bucket_order import BucketOrder
+from ldm_jax.data.orders.buckets import BucketOptions, assign, bucket_shapes
+from ldm_jax.data.orders.mixture import Part
+from ldm_jax.data.orders.order import Shuffled
 from ldm_jax.data.sources import SOURCES, keep
 from ldm_jax.errors import ConfigError, DataError, ProcessLost
+from ldm_jax.ranges import check_section
 from ldm_jax.seeds import to_32_bits
 
 # Steps that are loaded ahead, and the threads that do it, per process.
@@ -40,9 +52,13 @@ AHEAD, THREADS = 4, 4
 Section = Mapping[str, Any] | ConfigDict
 
 _LOADER_OPTIONS = tuple(
-    field.name for field in dataclasses.fields(LoaderOptions) if field.name != "check"
+    field.name
+    for field in dataclasses.fields(LoaderOptions)
+    if field.name not in ("check", "buckets")
 )
-_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "filter")
+_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "filter", "buckets")
+# So many of the examples that opening left out are named.
+_NAMED = 20
 
 
 def open_source(data: Section, split: str) -> Any:
@@ -61,28 +77,96 @@ def open_source(data: Section, split: str) -> Any:
       ConfigError: On an unknown key or a data set that cannot be opened.
     """
     section = to_dict(data)
-    make = choose(SOURCES, section.get("source"), "data.source")
-    known = {name for row in SOURCES.values() for name in _options_of(row)}
+    source = _open(section, split)
+    skipped = list(getattr(source, "skipped", ()))
+    if skipped and section.get("on_error") == "raise":
+        where, reason = skipped[0]
+        raise DataError(
+            f"cannot read {where}: {reason} ({len(skipped)} such examples); mend or "
+            'remove it, or set data.on_error="skip"'
+        )
+    for where, reason in skipped[:_NAMED]:
+        logging.warning("skipped %s: %s", where, reason)
+    if len(skipped) > _NAMED:
+        logging.warning("skipped %d more such examples", len(skipped) - _NAMED)
+    return source
+
+
+def _open(section, split, name="data"):
+    """Opens the source of a section, or of a part of a mixture."""
+    make = choose(SOURCES, section.get("source"), f"{name}.source")
+    known = {option for row in SOURCES.values() for option in _options_of(row)}
     known |= {*_LOADER_OPTIONS, *_SECTION_KEYS}
     for key in section:
         if key not in known:
-            raise ConfigError(f"data.{key} is not an option; {suggest(key, known)}")
+            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
-    needed = needed_keys(make_inputs(section.get("inputs")))
+    inputs = make_inputs(section.get("inputs"))
+    needed = needed_keys(inputs)
     if needed:
         options["keys"] = sorted({*needed, *options.get("keys", ())} - {"label"})
+    if "optional" in own:
+        optional = {*optional_keys(inputs), *options.get("optional", ())}
+        options["optional"] = sorted(optional)
+    if "parts" in own:
+        options = {"parts": _open_parts(section, split, name)}
     try:
         source = make(split=split, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"data: {error}") from error
-    return keep(source, section["filter"]) if section.get("filter") else source
+        raise ConfigError(f"{name}: {error}") from error
+    # The parts of a mixture have each been asked.
+    condition = None if "parts" in own else section.get("filter")
+    return keep(source, condition, f"{name}.filter") if condition else source
+
+
+def _open_parts(section, split, name):
+    """Opens the parts of a mixture that have the split: name -> Part."""
+    shared = {k: v for k, v in section.items() if k not in ("source", "parts")}
+    held_out = split == section.get("eval_split") != section.get("split")
+    parts = {}
+    for part, entry in sorted(section.get("parts", {}).items()):
+        where, entry = f"{name}.parts.{part}", to_dict(entry)
+        # A part within a part, too, is as the rows of parts say.
+        check_section(entry, f"data.parts.{part}")
+        weight = entry.pop("weight", None)
+        for key in entry:
+            if key in (*_LOADER_OPTIONS, "inputs", "buckets"):
+                raise ConfigError(
+                    f"{where}.{key} is one for the whole mixture: set data.{key}"
+                )
+        own = entry.get("eval_split" if held_out else "split", split)
+        if own:
+            parts[part] = Part(_open(shared | entry, own, where), weight)
+    return parts
 
 
 def _options_of(source):
     parameters = inspect.signature(source).parameters
     return [name for name in parameters if name != "split"]
+
+
+def make_buckets(data: Section) -> BucketOptions | None:
+    """Reads the config section `data.buckets`.
+
+    Args:
+      data: Section `data`.
+
+    Returns:
+      BucketOptions with sizes; None where the section is empty: all images are squares.
+
+    Raises:
+      ConfigError: If a key is unknown or out of range, or no shape is possible.
+    """
+    section = to_dict(data)
+    buckets = to_dict(section.get("buckets") or {})
+    if not buckets:
+        return None
+    try:
+        return build(BucketOptions, buckets, "data.buckets").at(section["image_size"])
+    except ValueError as error:
+        raise ConfigError(f"data.buckets: {error}") from error
 
 
 def make_loader(
@@ -117,11 +201,18 @@ def make_loader(
     """
     section = to_dict(data)
     options = {key: section[key] for key in _LOADER_OPTIONS if key in section}
+    inputs = make_inputs(section.get("inputs"))
     try:
         return Loader(
             source,
-            build(LoaderOptions, options, "data", check=check),
-            make_inputs(section.get("inputs")),
+            build(
+                LoaderOptions,
+                options,
+                "data",
+                check=check,
+                buckets=make_buckets(section),
+            ),
+            inputs if train else held_out_inputs(inputs),
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
@@ -140,6 +231,9 @@ class Loader:
     Attributes:
       skipped: Dict of the examples skipped so far: where they are -> what is wrong.
       shortened: Dict of those that miss a part: where they are -> what was left out.
+      cut: Counter of the examples so far of which an input was cut off, by batch key.
+      order: Index of the example at each position of the endless stream; None in an
+        evaluation.
     """
 
     def __init__(
@@ -187,32 +281,33 @@ class Loader:
                 f"the batch size {batch_size} does not divide over {process_count} "
                 f"processes; take a multiple of {process_count}"
             )
+        options = options if train else options.held_out()
         for make in (inputs or {}).values():
-            make.check_size(options.image_size)
-        import grain
-
+            for side in _sides(options):
+                make.check_size(side)
         count, rows = len(source), batch_size // process_count
-        order = grain.MapDataset.range(count)
-        # Grain's seeds have 32 bits.
-        order = order.seed(to_32_bits(seed)).shuffle().repeat() if train else None
+        order = _make_order(source, options, seed, batch_size) if train else None
+        self.order = order
         last = 2**40 if train else -(-count // batch_size)
         load = LoadBatch(
             source,
             order,
-            options if train else options.held_out(),
+            options,
             inputs,
             seed=seed,
             batch_size=batch_size,
             rows=range(process_index * rows, (process_index + 1) * rows),
         )
         # An input is a map of four floats per pixel at most.
-        batch_bytes = rows * options.image_size**2 * (3 + 16 * len(inputs or ()))
+        pixels = max([options.image_size, *_tiers(options)]) ** 2
+        batch_bytes = rows * pixels * (3 + 16 * len(inputs or ()))
         self._start = functools.partial(
             _start, load, last=last, workers=options.workers, batch_bytes=batch_bytes
         )
         self._step = start_step if train else 0
         self._restarts = options.restart_workers
         self.skipped, self.shortened, self._workers = {}, {}, options.workers
+        self.cut = collections.Counter()
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
         self._running = [self._start(self._step)]
@@ -247,7 +342,9 @@ class Loader:
                 count = len(self.skipped)
                 logging.warning("skipped %s: %s (%d so far)", where, reason, count)
         for where, what in batch.pop("notes"):
-            if where not in self.shortened:
+            if where is None:
+                self._count_cut(what)
+            elif where not in self.shortened:
                 self.shortened[where] = what
                 logging.warning("%s: %s (%d so far)", where, what, len(self.shortened))
         error = batch.pop("error", None)
@@ -258,6 +355,15 @@ class Loader:
             return batch
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
+
+    def _count_cut(self, key):
+        if not self.cut[key]:
+            logging.warning(
+                'of some examples only the beginning of "%s" is kept, as they have '
+                "more tokens than max_length; the log counts them",
+                key,
+            )
+        self.cut[key] += 1
 
     def _next(self):
         """The batch of the next step, from new workers where one has gone."""
@@ -300,6 +406,46 @@ class Loader:
     def close(self) -> None:
         """Ends the threads and worker processes; says how many were skipped."""
         self._closer()
+
+
+def _make_order(source, options, seed, batch_size):
+    """Example index by position in the endless stream of training."""
+    make = getattr(source, "make_order", None)
+    order = make(seed) if make else None
+    if options.buckets:
+        return _in_buckets(source, order, options.buckets, seed, batch_size)
+    if order is not None:
+        return order
+    import grain
+
+    # Grain's seeds have 32 bits.
+    order = grain.MapDataset.range(len(source)).seed(to_32_bits(seed))
+    return order.shuffle().repeat()
+
+
+def _in_buckets(source, order, options, seed, batch_size):
+    if getattr(source, "encoded", False):
+        raise ValueError(
+            "buckets are of images, and this source has latents: leave data.buckets out"
+        )
+    if not hasattr(source, "sizes"):
+        raise ValueError(
+            "buckets need the sizes of all images, which this source does not know: "
+            "take another source, or leave data.buckets out"
+        )
+    order = order or Shuffled(len(source), seed)
+    return BucketOrder(order, assign(source.sizes(), options), batch_size)
+
+
+def _tiers(options):
+    return options.buckets.sizes if options.buckets else ()
+
+
+def _sides(options):
+    """The sides that images may have."""
+    if not options.buckets:
+        return [options.image_size]
+    return sorted({int(side) for side in bucket_shapes(options.buckets).ravel()})
 
 
 def _start(load, step, last, workers, batch_bytes):

@@ -10,24 +10,31 @@ config section `data` gives. It has
 - `fingerprint()`, a string that is another for other data, cheap to compute; a source
   may be without, then only what is above can be compared between runs.
 
-A source may have
-
-- `sizes()`, int32 [N, 2], (height, width) of every image in pixels, without decoding;
-  zeros where the header cannot be read;
-- `column_names` and `columns(names)`, name -> array [N]: metadata for filters, without
-  reading images. They are float64, NaN where a number is missing; bool; or objects, str
-  or None. "width" and "height" are columns of every source that has `sizes`;
-- `make_order(seed)` where the order is not a plain shuffle;
-- `skipped`, a list of (where, reason), of what opening already left out;
-- `encoded`, True where examples are what batches hold already.
-
 It raises ValueError where it cannot be opened, and can be pickled, as every worker
-process gets a copy.
+process gets a copy. It never imports jax.
+
+What more a source may have, and what follows where it has not:
+
+- `sizes()`, int32 [N, 2], (height, width) of every image in pixels, from an index or
+  the headers and without decoding; (0, 0) where that cannot be read. Buckets need it.
+- `column_names` and `columns(names)`, name -> array [N]: metadata for filters. Numbers
+  are float64 with NaN for what is missing, the rest is bool, or object with None;
+  "width" and "height" are columns of every source that has `sizes`.
+- `make_order(seed)`, an `orders.order.Order`, where that is no plain shuffle.
+- `skipped`, a list of (where, why): what opening left out. It is named, and counted
+  with what cannot be read later.
+- `encoded`, true where examples are what batches hold already: nothing is decoded, cut
+  or made of them. Then `draw(index, rng, flip)` may give one of several versions of an
+  example in place of `source[index]`: `flip` says whether it may be mirrored, which it
+  never is in an evaluation, and `rng` is a NumPy generator that follows from the
+  example's place in the stream.
+
+What wraps a source (`Chosen`) hands all of these on, except the order.
 """
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +42,10 @@ from absl import logging
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.config import suggest
+from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.filters import Filter
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.orders.mixture import MixtureSource
 from ldm_jax.data.prepared import TfdsSource
 from ldm_jax.data.tables import HuggingFaceSource, ParquetSource
 from ldm_jax.data.tar import TarSource
@@ -197,6 +206,16 @@ class Chosen:
         """
         return self._source.describe(int(self._indices[index]))
 
+    @property
+    def draw(self) -> Callable[..., dict[str, Any]]:
+        """How encoded examples are taken; absent where the source has no such way.
+
+        Returns:
+          (index, rng, flip) -> example.
+        """
+        draw = self._source.draw
+        return lambda index, rng, flip: draw(int(self._indices[index]), rng, flip)
+
 
 def _choose_columns(columns, indices, names):
     return {name: column[indices] for name, column in columns(names).items()}
@@ -216,12 +235,13 @@ _CHOOSE = {
 }
 
 
-def keep(source: Any, condition: str) -> Chosen:
+def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     """Keeps the examples that fit a condition on their metadata.
 
     Args:
       source: Source of examples, with columns.
       condition: See `filters.expressions`.
+      key: Key of the config that has it, for messages.
 
     Returns:
       A source.
@@ -230,9 +250,7 @@ def keep(source: Any, condition: str) -> Chosen:
       ConfigError: If the condition cannot be read, asks for what is not there, or fits
         no example.
     """
-    name = f"data.filter={condition!r}"
-    if hasattr(source, "make_order"):
-        raise ConfigError(f"{name}: give each part of a mixture a filter of its own")
+    name = f"{key}={condition!r}"
     try:
         test = Filter(condition)
         known = tuple(getattr(source, "column_names", ()))
@@ -286,4 +304,6 @@ SOURCES = {
     "tar": TarSource,
     "parquet": ParquetSource,
     "huggingface": HuggingFaceSource,
+    "mixture": MixtureSource,
+    "latents": LatentSource,
 }

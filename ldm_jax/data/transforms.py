@@ -17,7 +17,7 @@ def transform(
     example: Mapping[str, Any],
     size: Size,
     crop: str = "center",
-    flip: bool = False,
+    flip: bool | str = False,
     rng: np.random.Generator | None = None,
     min_crop: float = 1.0,
 ) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def transform(
       example: Dict from a source, with an "image" at least.
       size: Side S of the images in pixels, or their (height, width).
       crop: Row of CROPS.
-      flip: Whether to mirror with probability 1/2.
+      flip: Whether to mirror with probability 1/2; `crops.ALWAYS` mirrors.
       rng: NumPy generator; needed for what is random.
       min_crop: See `choose_crop`.
 

@@ -47,6 +47,14 @@ class DiagonalGaussian:
         """
         return self.mean
 
+    def moments(self) -> tuple[Latents, Latents]:
+        """What is needed to sample later on.
+
+        Returns:
+          (mean, standard deviation), each [B, h, w, c].
+        """
+        return self.mean, jnp.exp(0.5 * self.logvar)
+
     def kl(self) -> Float[Array, " batch"]:
         """Divergence from a standard normal (Kingma & Welling 2014, App. B).
 
@@ -102,3 +110,50 @@ class PointPosterior:
           [B, h, w, c].
         """
         return self.latents
+
+    def moments(self) -> tuple[Latents, None]:
+        """What is needed to sample later on.
+
+        Returns:
+          (latents [B, h, w, c], None).
+        """
+        return self.latents, None
+
+
+@struct.dataclass
+class StoredPosterior:
+    """A posterior from the moments that were stored of it.
+
+    Attributes:
+      mean: float32 [B, h, w, c].
+      std: Standard deviation, float32 [B, h, w, c]; None of an encoder that is certain.
+    """
+
+    mean: Any
+    std: Any = None
+
+    def sample(
+        self, rng: Key[Array, ""] | None = None, noise: Latents | None = None
+    ) -> Latents:
+        """Draws latents, those that the posterior itself draws with the same key.
+
+        Args:
+          rng: Key, a scalar; not needed where the noise is given.
+          noise: Standard normal noise [B, h, w, c].
+
+        Returns:
+          [B, h, w, c].
+        """
+        if self.std is None:
+            return self.mean
+        if noise is None:
+            noise = jax.random.normal(rng, self.mean.shape)
+        return self.mean + self.std * noise
+
+    def mode(self) -> Latents:
+        """Finds the most likely latents.
+
+        Returns:
+          [B, h, w, c].
+        """
+        return self.mean

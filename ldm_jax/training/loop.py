@@ -154,6 +154,7 @@ def run(
             if final or done % train.log_every == 0:
                 window = _check(done, window, checkpoints)
                 last, window = _means(window) | watch.lap(len(window)), []
+                last |= data.counts(done)
                 writer.scalars(done, last)
                 console.line(format_metrics(done, train.num_steps, last))
                 warning = plateau_warning(

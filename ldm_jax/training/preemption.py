@@ -22,8 +22,13 @@ class Preemption:
         it came to another process.
     """
 
-    def __init__(self) -> None:
-        """Does nothing yet: until there is something to save, a signal ends the run."""
+    def __init__(self, text: str = "this step is finished and saved first") -> None:
+        """Does nothing yet: until there is something to save, a signal ends the run.
+
+        Args:
+          text: What is said to come before the end.
+        """
+        self._text = f"\nasked to stop: {text}\n".encode()
         self.signal = signal.SIGTERM
         self._asked = False
         self._distributed = jax.process_count() > 1
@@ -43,7 +48,7 @@ class Preemption:
             return
         self._asked = True
         # Not `print`, which a handler may interrupt in the middle of a line.
-        os.write(2, b"\nasked to stop: this step is finished and saved first\n")
+        os.write(2, self._text)
         if self._distributed:
             # To JAX, which tells the other processes.
             os.kill(os.getpid(), signal.SIGTERM)

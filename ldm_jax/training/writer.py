@@ -255,7 +255,9 @@ def format_metrics(step: int, total: int, metrics: Mapping[str, float]) -> str:
     Returns:
       The line.
     """
-    names = sorted(metrics, key=lambda name: name != "loss")
+    # That nothing was skipped needs no words.
+    shown = [n for n in metrics if metrics[n] or not n.startswith("data/")]
+    names = sorted(shown, key=lambda name: name != "loss")
     numbers = "  ".join(f"{name} {_short(metrics[name])}" for name in names)
     return f"step {step}/{total}  {numbers}"
 

@@ -26,6 +26,10 @@ COMMANDS = {
     "train": ("ldm_jax.training.__main__", ["ldm_jax.training.loop:hold"]),
     "sample": ("ldm_jax.sampling.__main__", ["ldm_jax.sampling.run:_draw"]),
     "convert": ("ldm_jax.convert.__main__", ["ldm_jax.convert.formats:convert"]),
+    "encode": (
+        "ldm_jax.encoding.__main__",
+        ["ldm_jax.trained:load_first_stage", "ldm_jax.checkpoint:common_step"],
+    ),
     "evaluate": (
         "ldm_jax.evaluation.__main__",
         [

@@ -17,6 +17,7 @@ from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
+from tests.data.tables import make_rows, save_to_disk, write_parquet
 from tests.data.tar_shards import write_shards
 
 
@@ -397,18 +398,31 @@ def _write_tar(folder):
     return write_shards(folder, cls=lambda number: (b"a", b"b")[number % 2])
 
 
+def _write_parquet(folder):
+    return write_parquet(folder / "x.parquet", make_rows(9))
+
+
+def _save_to_disk(folder):
+    return save_to_disk(folder, make_rows(9))
+
+
 # What writes a set with classes to a folder, and gives its name.
 WRITERS = {
     "tfds": lambda folder: f"shapes/{SIZE}",
     "folder": _write_folder,
     "tar": _write_tar,
+    "parquet": _write_parquet,
+    "huggingface": _save_to_disk,
+    "mixture": _write_folder,
 }
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+# Latents have no images, and tests of their own.
+@pytest.mark.parametrize("kind", sorted(SOURCES.keys() - {"latents"}))
 def test_sources_keep_their_contract(kind, array_record_dir, tmp_path):
     name = WRITERS[kind](tmp_path / "set")
     data = config(array_record_dir, source=kind, name=name)
+    data.parts = {"a": {"source": "folder"}, "b": {"source": "folder", "weight": 0.1}}
     source = open_source(data, "train")
     held_out = open_source(data, "validation")
     assert len(source) > 0 and len(held_out) > 0

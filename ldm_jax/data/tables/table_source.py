@@ -223,7 +223,7 @@ def find_classes(
 
 
 def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
-    """Leaves a file out, and says so.
+    """Leaves a file out.
 
     Args:
       path: The file.
@@ -241,7 +241,6 @@ def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
             f"cannot read {path}: {reason}; mend or remove it, or set "
             'data.on_error="skip"'
         )
-    logging.warning("left out %s: %s", path, reason)
     return path, reason
 
 

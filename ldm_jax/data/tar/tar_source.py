@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide
@@ -32,7 +31,6 @@ from ldm_jax.data.tar.plan import (
 )
 from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import DataError
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
 
@@ -41,9 +39,6 @@ _ROW = struct.Struct("<QQIIH")
 
 # Bytes between members that are read along with them rather than read around.
 _GAP, _REMOTE_GAP = 2**15, 2**20
-
-# So many of what is left out are named in the log.
-_NAMED = 20
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -70,12 +65,11 @@ class TarSource:
       keys: What examples should have besides image and label; of a key that no member
         holds, the field of `.json` of that name is taken.
       box_names: Names of the classes of boxes in the order of their numbers.
+      optional: What of `keys` an example may lack.
       caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
         where there is none the field "caption".
       index_dir: Folder for the indexes; None keeps each beside its shard.
       workers: Processes that make indexes; 0 makes them in threads.
-      on_error: "raise" refuses shards with damaged or incomplete examples, which "skip"
-        leaves out.
 
     Raises:
       ValueError: If there are no such shards, they hold no examples, or an option is
@@ -90,10 +84,10 @@ class TarSource:
     validation_fraction: float = 0.05
     keys: Sequence[str] = ()
     box_names: Sequence[str] = ()
+    optional: Sequence[str] = ()
     caption_field: str | None = None
     index_dir: str | None = None
     workers: int = 0
-    on_error: str = "skip"
 
     def __post_init__(self):
         check_division(self.split, self.validation_fraction, "a set of tar files")
@@ -120,12 +114,12 @@ class TarSource:
         self._plan = make_plan(
             headers, self.keys, self.image_key, self.label_key, self.caption_field
         )
+        self._plan = dataclasses.replace(self._plan, optional=frozenset(self.optional))
         self.class_names, self.num_classes = self._find_classes()
         counts = [count_examples(index) for index in self._indexes]
         # Number of the first example of each shard, and of all together.
         self._starts = np.cumsum([0, *counts])
         self._kept = self._choose()
-        self._report()
         if not len(self):
             raise ValueError(f'no examples for split "{self.split}" in {self.name}')
 
@@ -166,20 +160,6 @@ class TarSource:
         places = np.concatenate(places)
         return kept[divide(places, self.split, self.validation_fraction)]
 
-    def _report(self):
-        """Says what is left out, or refuses it."""
-        if not self.skipped:
-            return
-        count, (where, reason) = len(self.skipped), self.skipped[0]
-        if self.on_error == "raise":
-            raise DataError(
-                f"{where}: {reason} ({count:,} such in all); mend or remove it, or set "
-                'data.on_error="skip"'
-            )
-        for where, reason in self.skipped[:_NAMED]:
-            logging.warning("left out %s: %s", where, reason)
-        logging.warning("left out %d examples or members of the shards", count)
-
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._kept is None else len(self._kept)
 
@@ -208,11 +188,15 @@ class TarSource:
                 value = found[CLASS].decode("utf-8", "replace").strip()
             example["label"] = class_of(value, self.class_names, self.num_classes)
         for suffix, sidecar in plan.members.items():
+            if suffix not in found:
+                continue
             example |= parse_sidecar(
                 found[suffix], sidecar, self.box_names, f"its .{suffix}"
             )
         for key, field in plan.fields.items():
             if fields.get(field) is None:
+                if key in plan.optional:
+                    continue
                 raise ValueError(f'its .json has no "{field}"')
             example[key] = fields[field]
         return example
@@ -225,7 +209,8 @@ class TarSource:
         names = index.header["suffixes"]
         there = {names[n]: (at, size) for at, size, _, _, n in _ROW.iter_unpack(rows)}
         images = [suffix for suffix in self._plan.images if suffix in there][:1]
-        return {suffix: there[suffix] for suffix in (*images, *self._plan.needed)}
+        read = (*images, *self._plan.read)
+        return {suffix: there[suffix] for suffix in read if suffix in there}
 
     def _read(self, shard, members):
         """Suffix -> bytes; members that lie side by side are read at once."""

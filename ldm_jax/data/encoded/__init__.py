@@ -1,0 +1,17 @@
+"""Sets of latents that a first stage made once: `ldm-encode` writes them.
+
+| module | what |
+| --- | --- |
+| `record` | one example as bytes, and back |
+| `header` | what the JSON file of a set says |
+| `latent_source` | a set as a data source |
+
+A set is a folder with a header, `latents.json`, and shards in array_record's format.
+Nothing in it is a program: no pickles.
+"""
+
+from ldm_jax.data.encoded.header import Header
+from ldm_jax.data.encoded.latent_source import LatentSource
+from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
+
+__all__ = ["MEAN", "STD", "Header", "LatentSource", "RecordFormat"]

@@ -1,0 +1,134 @@
+"""The header of a set of latents: what was encoded, by what, how; statistics."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.data.encoded.record import MEAN, RecordFormat
+from ldm_jax.errors import ConfigError
+
+FILE = "latents.json"
+
+# Another number is another form of header or records.
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the JSON file of a set says.
+
+    Attributes:
+      version: VERSION of the code that wrote it.
+      count: Number of images; a mirrored copy does not count.
+      mirrored: Whether each record is followed by that of the mirrored image.
+      fields: What `RecordFormat.to_json` gives.
+      shards: List of {"file", "records", "crc32"} in order.
+      num_classes: Number of classes, or None.
+      class_names: Their names, or None.
+      first_stage: Record of the first stage, with "kind" and "checksum".
+      statistics: {"mean", "std"} of each channel, {"overall_mean", "overall_std"} of
+        all values: of samples of the posterior, in float64.
+      data: The config section `data` that was encoded, without "inputs".
+      inputs: Its "inputs".
+      source: {"num_examples", "fingerprint"} of the data.
+      skipped: {"count", "examples": [[where, why], ...]}, of which some are listed.
+      written_by: Version of the package.
+    """
+
+    version: int
+    count: int
+    mirrored: bool
+    fields: list
+    shards: list
+    num_classes: int | None
+    class_names: list | None
+    first_stage: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    data: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    source: Mapping[str, Any]
+    skipped: Mapping[str, Any]
+    written_by: str
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "Header":
+        """Reads the header of a set.
+
+        Args:
+          folder: Folder of the set.
+
+        Returns:
+          A Header.
+
+        Raises:
+          ValueError: If there is none, or it cannot be understood.
+        """
+        path = pathlib.Path(folder) / FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            version = found["version"]
+            if version != VERSION:
+                raise ValueError(
+                    f"{path} is of version {version} and this code reads {VERSION}: "
+                    "encode the data again"
+                )
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{key: found[key] for key in known})
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}): encode the "
+                "data again"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file holds.
+
+        Returns:
+          JSON-like dict.
+        """
+        return dataclasses.asdict(self)
+
+    @property
+    def record_format(self) -> RecordFormat:
+        """The layout of the records."""
+        return RecordFormat.from_json(self.fields)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the latents."""
+        shapes = {name: tuple(shape) for name, _, shape in self.fields}
+        return shapes[MEAN]
+
+    def fingerprint(self) -> str:
+        """Tells this set from others; every shard's checksum counts.
+
+        Returns:
+          Hash of what the header says.
+        """
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def require_first_stage(self, record: Mapping[str, Any], key: str) -> None:
+        """Refuses another first stage than that which made the latents.
+
+        Args:
+          record: Record of a first stage, see `trained.FirstStage`.
+          key: What names it, for the message.
+
+        Raises:
+          ConfigError: If it makes other latents.
+        """
+        mine = self.first_stage
+        if record.get("checksum") != mine["checksum"]:
+            raise ConfigError(
+                f"{key}={record['workdir']}, step {record['step']}, makes other "
+                f"latents than those of data.name, which step {mine['step']} of "
+                f"{mine['workdir']} made (checksum {mine['checksum']}, "
+                f"not {record.get('checksum')}): give that one, or encode the data anew"
+            )

@@ -1,0 +1,244 @@
+"""The source "latents": a set of latents that `ldm-encode` wrote, by position."""
+
+import collections
+import os
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Shaped
+from ldm_jax.config import to_dict
+from ldm_jax.data.encoded.header import FILE, Header
+from ldm_jax.data.encoded.record import MEAN, STD
+
+# Shards that are open at a time: each holds a file and its index, 8 bytes a record.
+_MOST_OPEN = 64
+
+
+class LatentSource:
+    """Examples of one set; can be pickled, and read by several threads.
+
+    Attributes:
+      encoded: True: its examples are what a batch holds already.
+      header: What the set says of itself.
+      num_classes: Number of classes, or None.
+      class_names: Their names, or None.
+    """
+
+    encoded = True
+
+    def __init__(
+        self,
+        name: str | os.PathLike,
+        split: str,
+        image_size: int | None = None,
+        flip: bool = False,
+        inputs: Mapping[str, Any] | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
+        """Opens a set; only its header is read.
+
+        Args:
+          name: Folder that `ldm-encode` wrote, its `--outdir`.
+          split: "train" or "validation", the folder of the set in it.
+          image_size: Side of the images that the latents are to be of, in pixels; None
+            for any.
+          flip: Whether mirrored images are asked for.
+          inputs: Config section `data.inputs`, whose inputs must have been encoded.
+          keys: Not used: what inputs need was there when they were encoded.
+
+        Raises:
+          ValueError: If there is no such set, or it does not hold what is asked for.
+        """
+        del keys
+        self._folder = pathlib.Path(name).expanduser().absolute() / (split or "")
+        _require_set(self._folder, name)
+        self.header = header = Header.read(self._folder)
+        _require_size(header, image_size)
+        if flip and not header.mirrored:
+            raise ValueError(
+                f"{self._folder} holds no mirrored copies: encode with --mirrored, or "
+                "set data.flip=False"
+            )
+        wanted = _plain_inputs(inputs)
+        _require_inputs(_plain_inputs(header.inputs), wanted)
+        self._format = header.record_format
+        self._names = {MEAN, STD, "label", *wanted}
+        self._copies = 2 if header.mirrored else 1
+        self._ends = np.cumsum([shard["records"] for shard in header.shards])
+        self.num_classes = header.num_classes
+        names = header.class_names
+        self.class_names = None if names is None else tuple(names)
+        self._require_files()
+        self._open, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def _require_files(self):
+        for shard in self.header.shards:
+            if not (self._folder / shard["file"]).is_file():
+                raise ValueError(
+                    f"{self._folder / shard['file']} is missing, which the header of "
+                    "the set names: bring it back, or encode the data again"
+                )
+
+    def __len__(self) -> int:
+        return self.header.count
+
+    def __getitem__(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Returns the latents' moments, the label and the inputs, by batch key."""
+        return self._example(int(index) * self._copies)
+
+    def draw(
+        self, index: int, rng: np.random.Generator, flip: bool
+    ) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Reads an example or, at random, its mirrored copy.
+
+        The generator is asked as for images that are cut at the centre, so that the
+        same ones are mirrored.
+
+        Args:
+          index: Position of the example.
+          rng: NumPy generator.
+          flip: Whether to take the copy with probability 1/2.
+
+        Returns:
+          Batch key -> array, the latents' moments [h, w, c] among them.
+
+        Raises:
+          ValueError: If a copy is asked for and the set has none.
+        """
+        mirror = flip and rng.random() < 0.5
+        return self.mirrored(index) if mirror else self[index]
+
+    def mirrored(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Reads the mirrored copy of an example.
+
+        Args:
+          index: Position of the example.
+
+        Returns:
+          Batch key -> array, as `source[index]` gives them.
+
+        Raises:
+          ValueError: If the set has none.
+        """
+        if self._copies == 1:
+            raise ValueError(f"{self._folder} holds no mirrored copies")
+        return self._example(int(index) * self._copies + 1)
+
+    def _example(self, number):
+        return self._format.unpack(self._record(number), self._names)
+
+    def _record(self, number):
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        if number < 0 or shard == len(self._ends):
+            raise IndexError(f"{self._folder} has no record {number}")
+        first = int(self._ends[shard - 1]) if shard else 0
+        return self._reader(shard).read([number - first])[0]
+
+    def _reader(self, shard):
+        """The reader of a shard; of those that are open the longest unused goes."""
+        with self._lock:
+            if shard not in self._open:
+                from array_record.python import array_record_module
+
+                path = str(self._folder / self.header.shards[shard]["file"])
+                self._open[shard] = array_record_module.ArrayRecordReader(
+                    path, "readahead_buffer_size:0", file_reader_buffer_size=2**15
+                )
+                while len(self._open) > _MOST_OPEN:
+                    # Threads that still read from it keep it open.
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return self._open[shard]
+
+    def __getstate__(self):
+        # Open files and locks stay with their process.
+        return self.__dict__ | {"_open": None, "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._open, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def fingerprint(self) -> str:
+        """Tells this set from others.
+
+        Returns:
+          Hash of its header, in which every shard has a checksum.
+        """
+        return self.header.fingerprint()
+
+    def describe(self, index: int) -> str:
+        """Names an example, for messages.
+
+        Args:
+          index: Its position.
+
+        Returns:
+          Folder, position and, where it can be read, the key of the image.
+        """
+        where = f"{self._folder} example {index}"
+        try:
+            record = self._record(int(index) * self._copies)
+            return f"{where} ({self._format.key_of(record)})"
+        # This is said of damaged records.
+        except Exception:
+            return where
+
+
+def _require_set(folder, name):
+    if (folder / FILE).is_file():
+        return
+    parent = pathlib.Path(name).expanduser()
+    there = sorted(path.parent.name for path in parent.glob(f"*/{FILE}"))
+    if there:
+        raise ValueError(
+            f"{name} holds the sets {', '.join(there)}, but no {folder.name}: set "
+            f"data.split and data.eval_split to those, or data.eval_split= for none"
+        )
+    if folder.is_dir():
+        raise ValueError(
+            f"{folder} holds no finished set of latents, as it has no {FILE}: give "
+            "the same ldm-encode command again, which goes on where it was cut"
+        )
+    raise ValueError(
+        f"{name} holds no set of latents: make one with ldm-encode --outdir={name}"
+    )
+
+
+def _require_size(header, image_size):
+    theirs = header.data["image_size"]
+    if image_size is not None and image_size != theirs:
+        raise ValueError(
+            f"the latents are of images of {theirs} x {theirs} pixels and "
+            f"image_size={image_size}: set data.image_size={theirs}, or encode anew"
+        )
+
+
+def _plain_inputs(section):
+    """Entries as JSON has them, without those that are off."""
+    entries = to_dict(section or {})
+    return {
+        key: {k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()}
+        for key, entry in entries.items()
+        if entry.get("kind") != "none"
+    }
+
+
+def _require_inputs(theirs, wanted):
+    for key, entry in wanted.items():
+        if key not in theirs:
+            raise ValueError(
+                f"data.inputs.{key} was not encoded with the latents, which have "
+                f"{', '.join(sorted(theirs)) or 'no inputs'}: encode anew"
+            )
+        options = {*entry, *theirs[key]}
+        changed = [k for k in options if entry.get(k) != theirs[key].get(k)]
+        if changed:
+            k = min(changed)
+            raise ValueError(
+                f"data.inputs.{key}.{k} is {entry.get(k)}, but the latents were "
+                f"encoded with {theirs[key].get(k)}: set that, or encode anew"
+            )

@@ -1,0 +1,179 @@
+"""Shapes of images, and which image goes to which: aspect-ratio buckets.
+
+    data=dict(buckets=dict(sizes=(512, 1024), step=64, max_ratio=2.0))
+
+Each size S is a tier: the shapes of at most S^2 pixels whose sides are multiples of
+`step` and whose ratio is at most `max_ratio` (NovelAI 2022, "Aspect Ratio Bucketing";
+Podell et al. 2023, App. I, has step 64 at S = 1024). No image is dropped.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax.annotations import Int
+
+# So many images are assigned at a time, for the sake of memory.
+_CHUNK = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketOptions:
+    """What the config section `data.buckets` says.
+
+    Attributes:
+      sizes: Sides of squares of as many pixels as images of each tier have at most; ()
+        for one tier of `data.image_size`.
+      step: What heights and widths are multiples of, in pixels.
+      max_ratio: Largest ratio of the sides, >= 1.
+
+    Raises:
+      ValueError: If no shape is possible.
+    """
+
+    sizes: Sequence[int] | int = ()
+    step: int = 64
+    max_ratio: float = 2.0
+
+    def __post_init__(self):
+        sizes = self.sizes
+        sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+        object.__setattr__(self, "sizes", tuple(sorted(set(sizes))))
+        for size in self.sizes:
+            if size < self.step:
+                raise ValueError(
+                    f"sizes has {size}, which is less than step={self.step}: nothing "
+                    "fits in it"
+                )
+
+    def at(self, image_size: int) -> "BucketOptions":
+        """Makes the options complete.
+
+        Args:
+          image_size: Size of the only tier where none is given.
+
+        Returns:
+          BucketOptions with sizes.
+
+        Raises:
+          ValueError: If that size is less than the step.
+        """
+        return self if self.sizes else dataclasses.replace(self, sizes=(image_size,))
+
+
+def tier_shapes(size: int, step: int, max_ratio: float) -> Int[np.ndarray, "shapes 2"]:
+    """Lists the shapes of a tier.
+
+    Args:
+      size: Largest number of pixels, as the side of a square.
+      step: What sides are multiples of.
+      max_ratio: Largest ratio of the sides.
+
+    Returns:
+      (height, width), int32 [K, 2], from wide to tall: for each side the largest other
+      one; of two of one ratio the larger.
+    """
+    largest = {}
+    for side in range(step, int(size * max_ratio**0.5) + 1, step):
+        other = min(size * size // side, int(side * max_ratio)) // step * step
+        if other >= step and max(side, other) <= max_ratio * min(side, other):
+            for pair in ((side, other), (other, side)):
+                ratio = Fraction(*pair)
+                largest[ratio] = max(pair, largest.get(ratio, pair))
+    return np.array([largest[ratio] for ratio in sorted(largest)], np.int32)
+
+
+def bucket_shapes(options: BucketOptions) -> Int[np.ndarray, "shapes 2"]:
+    """Lists the shapes of all tiers.
+
+    Args:
+      options: BucketOptions with sizes.
+
+    Returns:
+      (height, width), int32 [K, 2]: the smallest tier first, each from wide to tall.
+    """
+    tiers = [tier_shapes(s, options.step, options.max_ratio) for s in options.sizes]
+    return np.concatenate(tiers)
+
+
+class Buckets(NamedTuple):
+    """Which image goes to which shape.
+
+    Attributes:
+      shapes: (height, width) of each bucket in pixels, int32 [K, 2].
+      of: Bucket of each image, int16 [N].
+      enlarged: Images that are smaller than their bucket, int [n].
+      unknown: Images of unknown size, int [n].
+    """
+
+    shapes: Int[np.ndarray, "shapes 2"]
+    of: Int[np.ndarray, " count"]
+    enlarged: Int[np.ndarray, " enlarged"]
+    unknown: Int[np.ndarray, " unknown"]
+
+
+def assign(sizes: Int[np.ndarray, "count 2"], options: BucketOptions) -> Buckets:
+    """Gives every image a bucket.
+
+    An image goes to the largest tier whose shape of the nearest ratio it covers, so
+    that it is not enlarged; if it covers none, to the smallest tier.
+
+    Args:
+      sizes: (height, width) of every image in pixels, int [N, 2]; (0, 0) where it is
+        not known, which goes to the squarest shape of the smallest tier.
+      options: BucketOptions with sizes.
+
+    Returns:
+      Buckets.
+    """
+    shapes = bucket_shapes(options)
+    of = np.empty(len(sizes), np.int16)
+    small = np.empty(len(sizes), bool)
+    for start in range(0, len(sizes), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        of[rows], small[rows] = _assign(sizes[rows], options, shapes)
+    known = np.asarray(sizes).min(axis=1, initial=2**31 - 1) > 0
+    return Buckets(shapes, of, np.flatnonzero(small & known), np.flatnonzero(~known))
+
+
+def _assign(sizes, options, shapes):
+    """Bucket of each image, and whether it does not cover it."""
+    height, width = np.maximum(np.asarray(sizes).T, 1)
+    ratio = np.log(height / width)
+    of = np.zeros(len(ratio), np.int16)
+    small = np.ones(len(ratio), bool)
+    first = 0
+    for tier in options.sizes:
+        own = tier_shapes(tier, options.step, options.max_ratio)
+        ratios = np.log(own[:, 0] / own[:, 1])
+        nearest = np.searchsorted((ratios[1:] + ratios[:-1]) / 2, ratio)
+        covers = (height >= own[nearest, 0]) & (width >= own[nearest, 1])
+        take = covers if first else np.ones_like(covers)
+        of[take] = first + nearest[take]
+        small &= ~covers
+        first += len(own)
+    return of, small
+
+
+def table(
+    buckets: Buckets, counts: Int[np.ndarray, " shapes"] | None = None
+) -> list[str]:
+    """Lists the buckets with their images.
+
+    Args:
+      buckets: Buckets.
+      counts: Images of each, int [K]; by default how many there are.
+
+    Returns:
+      Lines: height x width and number of images, without empty ones.
+    """
+    if counts is None:
+        counts = np.bincount(buckets.of, minlength=len(buckets.shapes))
+    lines = ["bucket (height x width)      images"]
+    for (height, width), count in zip(buckets.shapes, counts, strict=True):
+        if count:
+            lines.append(f"{f'{height} x {width}':>23}{count:>12,}")
+    return lines

@@ -1,0 +1,54 @@
+"""How many examples of each part of a mixture a run has taken."""
+
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.data.orders.order import Order
+
+
+def count_parts(source: Any, order: Any) -> "PartCounts | None":
+    """Counts the examples of a mixture by part.
+
+    Args:
+      source: Opened source.
+      order: Order in which it is trained on.
+
+    Returns:
+      PartCounts; None for a source that is no mixture.
+    """
+    return PartCounts(source, order) if hasattr(source, "part_of") else None
+
+
+class PartCounts:
+    """Counts the examples of each part from the start of the stream on."""
+
+    def __init__(self, source: Any, order: Order) -> None:
+        """Counts nothing yet.
+
+        Args:
+          source: MixtureSource.
+          order: Its order, or one that re-arranges the epochs of that.
+        """
+        self._source, self._order = source, order
+        self._position, self._counts = None, None
+
+    def at(self, position: int) -> dict[str, int]:
+        """Counts what comes before a position.
+
+        Args:
+          position: Position, the same as in the last call or a later one.
+
+        Returns:
+          "data/images/PART" -> number of examples, by part.
+        """
+        if self._position is None:
+            # Whole epochs need not be looked at.
+            epochs = position // self._order.length
+            self._position = epochs * self._order.length
+            self._counts = np.array(self._source.totals(epochs))
+        taken = self._source.part_of(self._order.take(self._position, position))
+        self._counts = self._counts + np.bincount(taken, minlength=len(self._counts))
+        self._position = position
+        names = (f"data/images/{name}" for name in self._source.names)
+        return dict(zip(names, self._counts.tolist(), strict=True))

@@ -1,0 +1,33 @@
+"""How many of the first examples of a mixture are those of each part."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+# A weight is a float, which is a fraction; so shares are exact however long a run is.
+
+
+def share(weights: Sequence[float], count: int) -> list[int]:
+    """Divides a number of examples over parts by their weights (Webster's method).
+
+    The method has what an endless stream needs: a part never has less of more examples
+    (Balinski & Young 1982, "Fair Representation": divisor methods are house-monotone),
+    and differs from its exact share by about one example, after any number of epochs.
+
+    Args:
+      weights: Weight of each part, > 0.
+      count: Number of examples, >= 0.
+
+    Returns:
+      Number of examples of each part; they sum to `count`.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    total = sum(exact)
+    counts = [int(count * weight / total + Fraction(1, 2)) for weight in exact]
+    # The next example goes where weight / (count + 1/2) is largest.
+    parts = range(len(exact))
+    while sum(counts) < count:
+        counts[max(parts, key=lambda k: (exact[k] / (2 * counts[k] + 1), -k))] += 1
+    while sum(counts) > count:
+        given = [k for k in parts if counts[k]]
+        counts[min(given, key=lambda k: (exact[k] / (2 * counts[k] - 1), -k))] -= 1
+    return counts

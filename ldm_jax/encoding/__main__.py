@@ -1,0 +1,144 @@
+r"""Encodes images once: training then reads latents, and runs no encoder.
+
+    ldm-encode --config=shapes_class --config.first_stage.workdir=runs/autoencoder \
+        --outdir=latents
+    ldm-train --config=shapes_class --config.first_stage.workdir=runs/autoencoder \
+        --config.data.source=latents --config.data.name=latents --workdir=runs/class
+
+Takes the config of the stage that is to be trained: its first stage, its images, cut at
+the centre, and all that `data.inputs` makes of them. `--outdir` gets a folder for each
+split, `train` and `validation` (what data.split and data.eval_split name), each with a
+header, `latents.json`, and shards in array_record's format. The same command goes on
+where it was cut, and ends in the same bytes.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ldm_jax import cli
+from ldm_jax.errors import ConfigError
+from ldm_jax.files import check_outdir
+
+# Folder of a set -> key of the section `data` that names its split.
+_SPLITS = {"train": "split", "validation": "eval_split"}
+
+with cli.group("what to encode"):
+    _CONFIG = cli.config_flag(
+        "Config of the second stage that is to be trained, as for ldm-train."
+    )
+    _FIRST_STAGE = flags.DEFINE_string(
+        "first_stage",
+        None,
+        "Workdir of the first stage; that of the config if unset.",
+    )
+    _SPLIT = flags.DEFINE_list(
+        "split", list(_SPLITS), "What of the data: train, validation or both."
+    )
+    _MIRRORED = flags.DEFINE_bool(
+        "mirrored",
+        None,
+        "Encode each image mirrored, too; what data.flip says if unset.",
+    )
+
+with cli.group("how to compute"):
+    _BATCH_SIZE = flags.DEFINE_integer(
+        "batch_size", 16, "Images at a time, over the devices of a process."
+    )
+    _SEED = flags.DEFINE_integer(
+        "seed", None, "Seed of what inputs draw; that of the config if unset."
+    )
+
+with cli.group("output"):
+    _OUTDIR = cli.shared("outdir", required=True)
+    _DTYPE = flags.DEFINE_enum(
+        "dtype", "bfloat16", ["bfloat16", "float32"], "Type of the stored latents."
+    )
+    _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Images of a shard.")
+    _TAKE_OUTDIR = flags.DEFINE_bool(
+        "take_outdir",
+        False,
+        "Take the folder from a command on another host that is gone for certain.",
+    )
+
+
+def _main(argv: list[str]) -> None:
+    """Encodes the splits."""
+    del argv
+    import contextlib
+
+    import jax
+
+    from ldm_jax import checkpoint
+    from ldm_jax.config import check_values, to_dict, upgrade_config
+    from ldm_jax.encoding.stream import Options
+    from ldm_jax.encoding.write_set import make_writer
+    from ldm_jax.lock import hold
+    from ldm_jax.trained import check_same_everywhere, load_first_stage
+
+    check_outdir(_OUTDIR.value)
+    config, notes = upgrade_config(_CONFIG.value)
+    config = check_values(config)
+    if config.stage == "autoencoder":
+        raise ConfigError(
+            "--config is of a first stage: give that of the stage on its latents"
+        )
+    splits = _splits(config.data)
+    workdir, step = _FIRST_STAGE.value, None
+    if workdir is None:
+        workdir, step = config.first_stage.workdir, config.first_stage.step
+    if step is None and workdir not in ("", "identity"):
+        step = checkpoint.common_step(workdir)
+    first = load_first_stage(workdir, step)
+    check_same_everywhere(first)
+    devices = jax.local_device_count()
+    options = Options(
+        dtype=_DTYPE.value,
+        mirrored=config.data.flip if _MIRRORED.value is None else _MIRRORED.value,
+        batch_size=-(-_BATCH_SIZE.value // devices) * devices,
+        shard_size=_SHARD_SIZE.value,
+        seed=config.seed if _SEED.value is None else _SEED.value,
+    )
+    write = make_writer(first, to_dict(config.data), options)
+    outdir = pathlib.Path(_OUTDIR.value)
+    with contextlib.ExitStack() as stack:
+        if not jax.process_index():
+            stack.enter_context(hold(outdir, _TAKE_OUTDIR.value))
+            for note in [*notes, *_notes(config.data)]:
+                print(note)
+        for name, split in splits.items():
+            write(outdir / name, split)
+
+
+def _splits(data):
+    """Folder -> split of the data."""
+    unknown = [name for name in _SPLIT.value if name not in _SPLITS]
+    if unknown:
+        raise ConfigError(
+            f"--split={unknown[0]} is none of {', '.join(_SPLITS)}: these are what "
+            "data.split and data.eval_split name"
+        )
+    chosen = {name: data.get(_SPLITS[name]) for name in _SPLIT.value}
+    if flags.FLAGS["split"].present and not all(chosen.values()):
+        raise ConfigError(
+            "--split=validation: the config holds nothing out; set data.eval_split"
+        )
+    return {name: split for name, split in chosen.items() if split}
+
+
+def _notes(data):
+    """What of the config holds no longer."""
+    if data.crop != "center" or data.min_crop < 1:
+        yield (
+            f"note: images are cut at the centre; data.crop={data.crop} and "
+            f"data.min_crop={data.min_crop:g} have no effect on latents"
+        )
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.run(_main, __doc__, lower="--batch_size or data.image_size")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""The shards of a set on disk: fixed ranges of the examples, each written as a whole.
+
+A shard is there once its file and its part, a small JSON file with its statistics, are.
+So a command that goes on makes what is missing, and ends in the same bytes. The header
+is made of the parts, which go then.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.annotations import Int
+from ldm_jax.data.encoded import MEAN, STD, Header, RecordFormat
+from ldm_jax.data.encoded.header import FILE
+from ldm_jax.encoding.stream import Encoded
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files import replacing, write_json, writing
+from ldm_jax.sampling.settings import first_difference
+
+_SETTINGS, _PARTS = "settings.json", "parts"
+
+# Each record can be read alone, and latents are noise to a compressor.
+_FORM = "group_size:1,uncompressed"
+
+# So many examples that could not be read are listed by name.
+_LISTED = 1000
+
+
+class ShardFiles:
+    """The folder of a set while it is made."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        settings: Mapping[str, Any],
+        count: int,
+        shard_size: int,
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+          folder: Folder of the set.
+          settings: JSON-like dict: all that its bytes depend on.
+          count: Number of examples.
+          shard_size: Examples of a shard.
+        """
+        self.folder, self.count, self.shard_size = folder, count, shard_size
+        self._settings = json.loads(json.dumps(settings))
+        self.shards = range(-(-count // shard_size))
+
+    def begin(self) -> bool:
+        """Looks what is there, and clears away what a kill has left half written.
+
+        Returns:
+          Whether the set is finished.
+
+        Raises:
+          ConfigError: If the folder holds a set of other settings.
+          DiskError: If it cannot be written.
+        """
+        path = self.folder / _SETTINGS
+        if path.exists():
+            self._compare(_read_json(path))
+            if (self.folder / FILE).exists():
+                shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+                return True
+        with writing(self.folder):
+            (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
+            for left in [*self.folder.glob("*.tmp.*"), *self.folder.glob("*/*.tmp.*")]:
+                left.unlink()
+        write_json(path, self._settings)
+        return False
+
+    def _compare(self, theirs):
+        other = first_difference(theirs, self._settings)
+        if other is not None:
+            key, there, here = other
+            raise ConfigError(
+                f"{self.folder} holds latents of other settings ({key}: {there} there, "
+                f"{here} here): use another --outdir, or take that one away"
+            )
+
+    def range_of(self, shard: int) -> range:
+        """The positions of the examples of a shard.
+
+        Args:
+          shard: Its number.
+
+        Returns:
+          A range.
+        """
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.count))
+
+    def padded(self, shard: int, batch_size: int) -> Int[np.ndarray, " count"]:
+        """The same filled up to whole batches, so that none lies in two shards.
+
+        Args:
+          shard: Its number.
+          batch_size: Rows of a batch.
+
+        Returns:
+          int64 [n batch_size]; the last position is repeated.
+        """
+        found = self.range_of(shard)
+        size = -(-len(found) // batch_size) * batch_size
+        return np.minimum(np.arange(found.start, found.start + size), found.stop - 1)
+
+    def is_there(self, shard: int) -> bool:
+        """Says whether a shard is written.
+
+        Args:
+          shard: Its number.
+
+        Returns:
+          Whether it is.
+        """
+        return self._file(shard).is_file() and self._part(shard).is_file()
+
+    def _file(self, shard):
+        name = f"latents-{shard:05d}-of-{len(self.shards):05d}.array_record"
+        return self.folder / name
+
+    def _part(self, shard):
+        return self.folder / _PARTS / f"{shard:05d}.json"
+
+    def write(self, shard: int, batches: Iterable[Encoded], source: Any) -> None:
+        """Writes a shard.
+
+        Args:
+          shard: Its number.
+          batches: Its examples, padded as `padded` pads them.
+          source: Names the examples.
+
+        Raises:
+          ConfigError: If what is to be stored is no array of numbers, or examples are
+            not alike.
+          DiskError: If it cannot be written.
+        """
+        from array_record.python import array_record_module
+
+        places, part = self.range_of(shard), _Part()
+        with replacing(self._file(shard)) as temporary:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), _FORM)
+            at = places.start
+            for batch in batches:
+                for row in range(min(len(batch.mask), places.stop - at)):
+                    key = source.describe(at)
+                    at += 1
+                    if batch.mask[row]:
+                        for copy in batch.copies:
+                            writer.write(part.add(copy, row, key))
+                    else:
+                        part.skip(key, batch.skipped.get(key, ""))
+            writer.close()
+            if not writer_is_whole(temporary, part.records):
+                raise OSError(28, os.strerror(28))
+        write_json(self._part(shard), part.to_json())
+
+    def finish(self, facts: Mapping[str, Any]) -> Header:
+        """Makes the header of the parts, and clears them away.
+
+        Args:
+          facts: Fields of Header that the shards do not say.
+
+        Returns:
+          The Header.
+
+        Raises:
+          DataError: If no example could be read.
+          ConfigError: If shards are not alike.
+        """
+        parts = [_read_json(self._part(shard)) for shard in self.shards]
+        records = sum(part["records"] for part in parts)
+        if not records:
+            raise DataError(f"none of the {self.count} examples can be read")
+        forms = [part["fields"] for part in parts if part["records"]]
+        for form in forms:
+            if form != forms[0]:
+                raise ConfigError(
+                    "examples give arrays of different shapes, which one set cannot "
+                    f"hold: {forms[0]} and {form}"
+                )
+        skipped = [row for part in parts for row in part["skipped"]]
+        header = Header(
+            count=records // (2 if facts["mirrored"] else 1),
+            fields=forms[0],
+            shards=[
+                {
+                    "file": self._file(shard).name,
+                    "records": part["records"],
+                    "crc32": part["crc32"],
+                }
+                for shard, part in zip(self.shards, parts, strict=True)
+            ],
+            statistics=_statistics(parts),
+            skipped={"count": len(skipped), "examples": skipped[:_LISTED]},
+            **facts,
+        )
+        write_json(self.folder / FILE, header.to_json())
+        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+        return header
+
+
+def writer_is_whole(path: pathlib.Path, records: int) -> bool:
+    """Says whether a shard holds what was written: its writer does not.
+
+    Args:
+      path: The file.
+      records: How many records it is to have.
+
+    Returns:
+      Whether it does.
+    """
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        return reader.num_records() == records
+    # Of a file that is cut short whatever its reader raises.
+    except Exception:
+        return False
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}, which a cut command has left, cannot be read ({error}): take "
+            f"{path.parent} away to begin anew"
+        ) from error
+
+
+class _Part:
+    """What is added up of a shard."""
+
+    def __init__(self):
+        self.records, self._crc32, self._values, self._skipped = 0, 0, 0, []
+        self._format, self._sum, self._square = None, 0.0, 0.0
+
+    def add(self, batch, row, key):
+        """Takes a row of a batch; returns its record."""
+        example = {name: np.asarray(values[row]) for name, values in batch.items()}
+        moments = {k: example.pop(k) for k in (MEAN, STD) if k in example}
+        example = moments | dict(sorted(example.items()))
+        try:
+            self._format = self._format or RecordFormat.of(example)
+            record = self._format.pack(example, key)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        self.records += 1
+        self._crc32 = zlib.crc32(record, self._crc32)
+        # Of what is stored, as that is what is trained on.
+        mean = np.asarray(moments[MEAN], np.float64)
+        variance = np.square(np.asarray(moments.get(STD, 0), np.float64))
+        self._values += mean[..., 0].size
+        self._sum = self._sum + mean.sum(axis=(0, 1))
+        self._square = self._square + (mean**2 + variance).sum(axis=(0, 1))
+        return record
+
+    def skip(self, key, reason):
+        self._skipped.append([key, reason])
+
+    def to_json(self):
+        return {
+            "records": self.records,
+            "crc32": f"{self._crc32:08x}",
+            "fields": self._format and self._format.to_json(),
+            "values": self._values,
+            "sum": np.asarray(self._sum).tolist(),
+            "square": np.asarray(self._square).tolist(),
+            "skipped": self._skipped,
+        }
+
+
+def _statistics(parts):
+    """Mean and standard deviation of samples of the posteriors, expected ones.
+
+    Sampling adds the posterior's variance to that of the means; nothing is drawn.
+    """
+    parts = [part for part in parts if part["records"]]
+    values = sum(part["values"] for part in parts)
+    mean, square = (
+        np.sum([part[key] for part in parts], axis=0) / values
+        for key in ("sum", "square")
+    )
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    overall = mean.mean()
+    spread = np.sqrt(max(square.mean() - overall**2, 0.0))
+    return {
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "overall_mean": float(overall),
+        "overall_std": float(spread),
+    }

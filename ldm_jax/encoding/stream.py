@@ -1,0 +1,148 @@
+"""Batches of encoded examples: images are read, cut and encoded, nothing is written."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import sharding, tiling
+from ldm_jax.annotations import Bool, Int, Shaped
+from ldm_jax.config import build
+from ldm_jax.data.crops import ALWAYS
+from ldm_jax.data.encoded import MEAN, STD
+from ldm_jax.data.inputs import make_inputs
+from ldm_jax.data.load_batch import LoaderOptions
+from ldm_jax.data.loader import Loader
+from ldm_jax.data.sources import Chosen
+from ldm_jax.errors import ConfigError
+from ldm_jax.images import to_float
+from ldm_jax.trained import FirstStage
+
+
+class Options(NamedTuple):
+    """What decides on the bytes of a set, beside data and first stage.
+
+    Attributes:
+      dtype: Type of the latents, "bfloat16" or "float32".
+      mirrored: Whether a copy of each mirrored image is encoded, too.
+      batch_size: Images at a time over the devices of a process, which divide it.
+      shard_size: Images of a shard.
+      seed: Seed of what the inputs draw.
+    """
+
+    dtype: str
+    mirrored: bool
+    batch_size: int
+    shard_size: int
+    seed: int
+
+
+class Encoded(NamedTuple):
+    """A batch of examples of this process, on the host.
+
+    Attributes:
+      copies: For the image, and for the mirrored one where it is asked for: batch key
+        -> array [B, ...], the latents' moments first.
+      mask: Which rows could be read, bool [B].
+      skipped: Name of an example -> why it cannot be read, of all so far.
+    """
+
+    copies: list[dict[str, Shaped[np.ndarray, "..."]]]
+    mask: Bool[np.ndarray, " batch"]
+    skipped: Mapping[str, str]
+
+
+def make_encoder(first: FirstStage, mesh: Mesh, dtype: str) -> Callable[[Any], Any]:
+    """Makes the program that encodes a batch of images.
+
+    Args:
+      first: FirstStage.
+      mesh: Mesh over the devices of this process.
+      dtype: Type of what it gives.
+
+    Returns:
+      Function of images uint8 [B, H, W, C], split over the mesh -> dict of MEAN and,
+      where the posterior has one, STD [B, h, w, c].
+    """
+    whole = sharding.tree_shardings(first.params, mesh)
+    params = sharding.put_tree(first.params, whole)
+
+    def encode(params, images):
+        posterior = first.module.apply(
+            {"params": params}, to_float(images), method="encode"
+        )
+        mean, std = posterior.moments()
+        moments = {MEAN: mean} if std is None else {MEAN: mean, STD: std}
+        return {name: value.astype(jnp.dtype(dtype)) for name, value in moments.items()}
+
+    encode = jax.jit(encode, out_shardings=sharding.batch_sharding(mesh))
+    return lambda images: encode(params, images)
+
+
+def encoded_batches(
+    source: Any,
+    section: Mapping[str, Any],
+    indices: Int[np.ndarray, " count"],
+    first: FirstStage,
+    options: Options,
+) -> Iterator[Encoded]:
+    """Yields examples in order, while the device is at work on the next batch.
+
+    Args:
+      source: Opened source.
+      section: Config section `data`.
+      indices: Positions in the source, int64 [count], a whole number of batches.
+      first: FirstStage.
+      options: How.
+
+    Yields:
+      Encoded.
+
+    Raises:
+      DataError: If an example cannot be read and `data.on_error` is "raise", or if none
+        can.
+    """
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    encode = make_encoder(first, mesh, options.dtype)
+    flips = [False, ALWAYS] if options.mirrored else [False]
+    with contextlib.ExitStack() as stack:
+        loaders = []
+        for flip in flips:
+            loader = _loader(Chosen(source, indices), section, flip, options)
+            loaders.append(stack.enter_context(contextlib.closing(loader)))
+
+        def begun():
+            for batches in zip(*loaders, strict=True):
+                skipped = loaders[0].skipped | loaders[-1].skipped
+                images = [{"image": batch.pop("image")} for batch in batches]
+                moments = [
+                    encode(sharding.put_batch(each, mesh)["image"]) for each in images
+                ]
+                masks = [batch.pop("mask") for batch in batches]
+                yield moments, batches, np.logical_and.reduce(masks), skipped
+
+        for moments, batches, mask, skipped in tiling.one_behind(begun()):
+            moments = jax.device_get(moments)
+            copies = [m | b for m, b in zip(moments, batches, strict=True)]
+            yield Encoded(copies, mask, skipped)
+
+
+def _loader(source, section, flip, options):
+    """A loader of one pass in order, of the images or of the mirrored ones."""
+    names = {field.name for field in dataclasses.fields(LoaderOptions)} - {"check"}
+    given = {name: section[name] for name in names & section.keys()}
+    cut = dataclasses.replace(build(LoaderOptions, given, "data"), flip=flip)
+    inputs, size = make_inputs(section.get("inputs")), options.batch_size
+    try:
+        return Loader(
+            source, cut, inputs, batch_size=size, seed=options.seed, train=False
+        )
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error

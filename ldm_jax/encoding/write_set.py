@@ -1,0 +1,231 @@
+"""Encodes one split of a data set: shards, in turns of the processes, then a header."""
+
+import contextlib
+import itertools
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax import __version__, peers
+from ldm_jax.config import to_dict
+from ldm_jax.console import Console
+from ldm_jax.data.encoded.header import FILE, VERSION, Header
+from ldm_jax.data.loader import open_source
+from ldm_jax.encoding.shard_files import ShardFiles
+from ldm_jax.encoding.stream import Options, encoded_batches
+from ldm_jax.errors import ConfigError, Stopped
+from ldm_jax.models.first_stages import name_of
+from ldm_jax.trained import FirstStage
+from ldm_jax.training.preemption import Preemption
+
+# Keys of the section `data` that do not decide on what is encoded.
+_FREE = (
+    *("inputs", "split", "eval_split", "data_dir", "workers", "restart_workers"),
+    *("max_image_gb", "on_error", "crop", "min_crop", "flip"),
+)
+
+# Seconds between lines that say how far it has come.
+_QUIET = 30.0
+
+
+def write_set(
+    folder: pathlib.Path,
+    section: Mapping[str, Any],
+    split: str,
+    first: FirstStage,
+    options: Options,
+) -> None:
+    """Encodes a split, or what of it is missing; every process must call it.
+
+    Args:
+      folder: Folder of the set, which all processes share.
+      section: Config section `data`.
+      split: Split of it.
+      first: FirstStage, the same everywhere.
+      options: How.
+
+    Raises:
+      ConfigError: If the data cannot be opened, or the folder holds something else.
+      DataError: If examples cannot be read.
+      DiskError: If the folder cannot be written.
+      Stopped: If the command is asked to stop.
+    """
+    source, main = open_source(section, split), not jax.process_index()
+    if getattr(source, "encoded", False):
+        raise ConfigError("data.source=latents is encoded already: name the images")
+    facts = _facts(source, section, split, first, options)
+    settings = facts | {
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+        "shard_size": options.shard_size,
+        "seed": options.seed,
+    }
+    # What is said of the place of the first stage does not change a byte.
+    settings["written_by"] = f"version {VERSION}"
+    settings["first_stage"] = facts["first_stage"]["checksum"]
+    files = ShardFiles(folder, settings, len(source), options.shard_size)
+    done = "finished" if main and files.begin() else ""
+    if peers.gather(done)[0]:
+        if main:
+            print(f"{folder}: {Header.read(folder).count:,} images, already encoded")
+        return
+    _write_shards(files, source, section, first, options)
+    # Only now all shards are there.
+    peers.gather("written")
+    if main:
+        _say(folder, files.finish(facts))
+    peers.gather("finished")
+
+
+def _facts(source, section, split, first, options):
+    """Fields of the header that are known before anything is encoded."""
+    data = {key: value for key, value in to_dict(section).items() if key not in _FREE}
+    fingerprint = getattr(source, "fingerprint", None)
+    names = source.class_names
+    return {
+        "version": VERSION,
+        "mirrored": options.mirrored,
+        "num_classes": source.num_classes,
+        "class_names": None if names is None else [str(name) for name in names],
+        "first_stage": {"kind": name_of(first.module), **first.record},
+        "data": data | {"split": split, "crop": "center"},
+        "inputs": to_dict(section.get("inputs") or {}),
+        "source": {
+            "num_examples": len(source),
+            "fingerprint": None if fingerprint is None else fingerprint(),
+            "left_out": len(getattr(source, "skipped", ())),
+        },
+        "written_by": f"ldm_jax {__version__}",
+    }
+
+
+def _write_shards(files, source, section, first, options):
+    """Encodes the shards of this process that are not there."""
+    missing = [shard for shard in files.shards if not files.is_there(shard)]
+    # A barrier: none is written before all have looked.
+    peers.gather(f"{len(missing)} shards to write")
+    turns = itertools.islice(missing, jax.process_index(), None, jax.process_count())
+    mine, size = list(turns), options.batch_size
+    if not mine:
+        return
+    total = sum(len(files.range_of(shard)) for shard in mine)
+    indices = np.concatenate([files.padded(shard, size) for shard in mine])
+    with contextlib.ExitStack() as stack:
+        console = Console(total, 0, not jax.process_index(), "image")
+        stack.enter_context(contextlib.closing(console))
+        asked = stack.enter_context(_listening())
+        batches = encoded_batches(source, section, indices, first, options)
+        batches = stack.enter_context(contextlib.closing(batches))
+        progress = _Progress(console, total)
+        for number, shard in enumerate(mine):
+            count = len(files.range_of(shard))
+
+            def watched(count=count, number=number):
+                for batch in itertools.islice(batches, -(-count // size)):
+                    asked(f"{number} of {len(mine)} shards that were missing")
+                    yield batch
+                    progress.add(min(size, count))
+                    count -= size
+
+            files.write(shard, watched(), source)
+
+
+@contextlib.contextmanager
+def _listening():
+    """Yields a function that raises where the command was asked to stop.
+
+    Of several processes each ends at once, as what is written is whole; the others
+    learn of it, and end.
+    """
+    if jax.process_count() > 1:
+        # JAX catches it for a run that agrees on a step.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield lambda text: None
+        return
+    with contextlib.closing(Preemption("finished shards are kept")) as preemption:
+        preemption.listen()
+
+        def check(text):
+            if preemption.asked():
+                raise Stopped(
+                    f"asked to stop: {text} are written, and the same command goes on "
+                    "from there",
+                    preemption.signal,
+                )
+
+        yield check
+
+
+class _Progress:
+    """Counts images on the console, and says how fast it goes."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
+        self._done, self._start = 0, time.monotonic()
+        self._spoken = self._start
+
+    def add(self, count: int) -> None:
+        """Takes images that are written."""
+        self._done += count
+        self._console.advance(count)
+        peers.progress()
+        now = time.monotonic()
+        if now - self._spoken > _QUIET or self._done == self._total:
+            self._spoken = now
+            speed = self._done / max(now - self._start, 1e-9)
+            self._console.line(
+                f"encoded {self._done:,} of {self._total:,} images, "
+                f"{speed:,.0f} images/s"
+            )
+
+
+def _say(folder, header):
+    skipped = header.skipped["count"]
+    if skipped:
+        where, why = header.skipped["examples"][0]
+        print(
+            f"left out {skipped:,} images that cannot be read, listed in "
+            f"{folder / FILE}; the first: {where}: {why}"
+        )
+    shape = " x ".join(map(str, header.latent_shape))
+    copies = " and as many mirrored ones" if header.mirrored else ""
+    print(
+        f"{folder}: {header.count:,} images{copies} as latents of {shape}, "
+        f"{len(header.shards)} shards"
+    )
+
+
+def make_writer(
+    first: FirstStage, section: Mapping[str, Any], options: Options
+) -> Callable[[pathlib.Path, str], None]:
+    """Checks what all splits have in common.
+
+    Args:
+      first: FirstStage.
+      section: Config section `data`.
+      options: How.
+
+    Returns:
+      Function of (folder, split) that encodes one, see `write_set`.
+
+    Raises:
+      ConfigError: If the first stage has no latents to store, or does not take the
+        images' size.
+    """
+    if first.config is None:
+        raise ConfigError(
+            "first_stage.workdir=identity has no latents to store: its images are "
+            "trained on as they are"
+        )
+    factor, side = first.module.downsampling_factor, section["image_size"]
+    if side % factor:
+        raise ConfigError(
+            f"data.image_size={side} is not divisible by the first stage's factor "
+            f"{factor}: use data.image_size={-(-side // factor) * factor}"
+        )
+    return lambda folder, split: write_set(folder, section, split, first, options)
