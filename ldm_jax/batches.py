@@ -308,8 +308,8 @@ class Images:
           section: Config section `data` of the run; the rest replaces keys of it.
           mesh: Mesh over the devices of all processes.
           batch_size: Global batch size; rounded up to a multiple of the devices.
-          name: Folder of images, of which all are taken, or name of a TensorFlow data
-            set.
+          name: Folder of images or tar shards, of which all are taken, or name of a
+            TensorFlow data set.
           data_dir: Where prepared data sets lie.
           split: Split; by default the run's held-out one.
           image_size: Side of the images in pixels.
@@ -322,11 +322,13 @@ class Images:
         section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
             is_folder = os.path.isdir(os.path.expanduser(name))
-            section |= {"source": "folder" if is_folder else "tfds", "name": name}
+            kind = "folder" if is_folder else "tar" if name.endswith(".tar") else "tfds"
+            are_files = kind != "tfds"
+            section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.
-            section |= {"image_key": None, "label_key": "" if is_folder else None}
+            section |= {"image_key": None, "label_key": "" if are_files else None}
             section["filter"] = None
-            if is_folder:
+            if are_files:
                 section |= {"data_dir": None, "eval_split": "all"}
         if data_dir:
             section["data_dir"] = data_dir
