@@ -305,7 +305,7 @@ def webdataset(folder: str, size: int, workers: int) -> Iterator:
     import webdataset as wds
 
     shards = sorted(str(path) for path in pathlib.Path(folder).glob("*.tar"))
-    images = wds.WebDataset(shards, resampled=True)
+    images = wds.WebDataset(shards, resampled=True, shardshuffle=False)
     images = images.shuffle(1000).to_tuple("jpg").map_tuple(Cut(size))
     loader = wds.WebLoader(
         images.batched(BATCH, partial=False), batch_size=None, num_workers=workers
