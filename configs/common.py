@@ -42,7 +42,8 @@ def data(**changes) -> dict:
     buckets: Shapes of training batches beside squares of image_size: step, what sides
       are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
       pixels squared (image_size alone); empty for squares.
-    keys: What examples shall hold besides what the inputs need.
+    keys: What examples shall hold besides what the inputs need; optional: what of it
+      they may lack.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     filter: Which examples to take, by what is known of them without reading the images,
       as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
@@ -79,6 +80,7 @@ def data(**changes) -> dict:
         parts=dict(),
         buckets=dict(),
         keys=(),
+        optional=(),
         box_names=(),
         filter=placeholder(str),
         caption_field=placeholder(str),

@@ -56,6 +56,7 @@ class Data:
         self._held_out, self._check = None, None
         self._skipped = dict(getattr(self._source, "skipped", ()))
         self._missed, self._shortened, self._parts = {}, {}, None
+        self._cut = {}
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
@@ -102,16 +103,19 @@ class Data:
 
         Returns:
           Dict: "data/skipped", how many could not be read, and "data/shortened", of how
-          many a part was left out, since this process began, over all processes; for
+          many a part was left out, since this process began, over all processes;
+          "data/cut", how often a caption that lost its end was loaded for training; for
           a mixture "data/images/PART" of each part, how many the run has taken.
         """
-        counts = np.array([len(self._missed), len(self._shortened)])
+        cut = sum(self._cut.values())
+        counts = np.array([len(self._missed), len(self._shortened), cut])
         if jax.process_count() > 1:
             counts = multihost_utils.process_allgather(counts).sum(axis=0)
         # What opening left out, every process knows of.
         found = {
             "data/skipped": len(self._skipped) + int(counts[0]),
             "data/shortened": int(counts[1]),
+            "data/cut": int(counts[2]),
         }
         if self._parts is not None:
             found |= self._parts.at(step * self._batch_size)
@@ -231,6 +235,7 @@ class Data:
         loader = self._loader(source, train, batch_size, start)
         if train and count is None:
             self._parts = count_parts(source, loader.order)
+            self._cut = loader.cut
         try:
             for step, batch in enumerate(itertools.islice(loader, count)):
                 self._note(loader)
@@ -312,8 +317,8 @@ class Images:
           section: Config section `data` of the run; the rest replaces keys of it.
           mesh: Mesh over the devices of all processes.
           batch_size: Global batch size; rounded up to a multiple of the devices.
-          name: Folder of images, of which all are taken, or name of a TensorFlow data
-            set.
+          name: Folder of images or tar shards, of which all are taken, or name of a
+            TensorFlow data set.
           data_dir: Where prepared data sets lie.
           split: Split; by default the run's held-out one.
           image_size: Side of the images in pixels.
@@ -326,11 +331,13 @@ class Images:
         section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
             is_folder = os.path.isdir(os.path.expanduser(name))
-            section |= {"source": "folder" if is_folder else "tfds", "name": name}
+            kind = "folder" if is_folder else "tar" if name.endswith(".tar") else "tfds"
+            are_files = kind != "tfds"
+            section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.
-            section |= {"image_key": None, "label_key": "" if is_folder else None}
+            section |= {"image_key": None, "label_key": "" if are_files else None}
             section["filter"] = None
-            if is_folder:
+            if are_files:
                 section |= {"data_dir": None, "eval_split": "all"}
         if data_dir:
             section["data_dir"] = data_dir

@@ -503,6 +503,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "label_key": text(empty=True, none="the usual one"),
         "validation_fraction": real(0, 1, "()"),
         "keys": _WORDS,
+        "optional": _WORDS,
         "box_names": _WORDS,
         "parts": _PARTS,
         "buckets": _PARTS,
@@ -521,6 +522,10 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "data.inputs.*": {
         "tokenizer": text(),
         "max_length": whole(1, 2**16),
+        "keys": several(text(), 1),
+        "weights": several(real(0, 1e9, "(")),
+        "dropout": _DECAY,
+        "fallback": text(empty=True, none="an error"),
         "pad_id": whole(0, 2**31, none="the tokenizer's own"),
         "vocab_size": whole(1, 2**24),
         "max_objects": whole(1, 2**16),

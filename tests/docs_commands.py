@@ -21,6 +21,7 @@ import numpy as np
 from ldm_jax.images import write_png
 from tests.common import load_case
 from tests.convert.published_files import write_compvis
+from tests.data.tar_shards import write_shards
 from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -105,6 +106,7 @@ def _make_files(folder):
         (images / f"class_{index % 2}" / f"{index}.txt").write_text("a red star")
     write_png(folder / "photograph.png", rng.integers(0, 256, (150, 210, 3), np.uint8))
     (folder / "photograph.png").rename(folder / "photograph.jpg")
+    write_shards(folder / "shards", shards=2, each=40)
     case = load_case("checkpoint_text_kl")
     write_compvis(folder, case)
     return images
@@ -129,6 +131,9 @@ def main(names):
             continue
         for command in [*_BEFORE.get(page.stem, ()), *read_commands(page)]:
             small = _shrink(command).replace("/path/to/images", str(images))
+            small = small.replace(
+                "/path/to/shards/{00000..00099}", f"{folder}/shards/*"
+            )
             program = program_of(small)
             if program is None:
                 continue

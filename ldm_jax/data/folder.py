@@ -18,6 +18,7 @@ from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import make_columns, with_sizes
 from ldm_jax.data.sidecars import (
     IMAGE_SUFFIXES,
+    MissingFile,
     drop_sidecars,
     find_sidecars,
     read_sidecar,
@@ -64,6 +65,7 @@ class FolderSource:
         validation_fraction: float = 0.05,
         keys: Sequence[str] = (),
         box_names: Sequence[str] = (),
+        optional: Sequence[str] = (),
     ) -> None:
         """Finds the files.
 
@@ -76,6 +78,7 @@ class FolderSource:
           keys: What examples should have besides image and label; see `sidecars.py`.
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.
+          optional: What of `keys` an example may lack.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
@@ -108,6 +111,7 @@ class FolderSource:
         self.class_names, self.num_classes = names, len(names) if names else None
         self._sizes, self._table, self.skipped = None, None, []
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
+        self._optional = frozenset(optional)
         # Arrays, as they are pickled for every worker and may hold millions of files.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 
@@ -121,7 +125,11 @@ class FolderSource:
         if self.class_names:
             example["label"] = int(self._labels[index])
         for sidecar in self._sidecars:
-            example |= read_sidecar(path, sidecar, self._box_names)
+            try:
+                example |= read_sidecar(path, sidecar, self._box_names)
+            except MissingFile:
+                if not self._optional.issuperset(sidecar.keys):
+                    raise
         return example
 
     def fingerprint(self) -> str:

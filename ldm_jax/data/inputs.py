@@ -15,6 +15,7 @@ also hold: `sample.py` makes an example of what the user gives and runs the same
 An instance can be pickled; what is random comes from the generator that is passed in.
 """
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,6 +84,34 @@ def needed_keys(inputs: Mapping[str, "Input"]) -> list[str]:
     return sorted({key for make in inputs.values() for key in make.needs} - {"image"})
 
 
+def optional_keys(inputs: Mapping[str, "Input"]) -> list[str]:
+    """Lists which of the needed keys an example may lack.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      Keys of the example, sorted; no other input needs them.
+    """
+    some = {key for make in inputs.values() for key in make.optional}
+    strict = {
+        k for make in inputs.values() for k in make.needs if k not in make.optional
+    }
+    return sorted(some - strict)
+
+
+def held_out_inputs(inputs: Mapping[str, "Input"]) -> dict[str, "Input"]:
+    """Makes the inputs of all but training.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      The same without what is left out at random.
+    """
+    return {key: make.held_out() for key, make in inputs.items()}
+
+
 def inputs_of(inputs: Mapping[str, "Input"], modality: str) -> dict[str, "Input"]:
     """Finds the inputs that can be made of a modality.
 
@@ -120,23 +149,41 @@ def apply_inputs(
     """
     result = {key: example[key] for key in ("image", "label") if key in example}
     for key, make in inputs.items():
-        for need in make.needs:
-            if need not in example:
-                raise ValueError(f'the example has no "{need}" for input "{key}"')
+        need = make.missing(example)
+        if need is not None:
+            raise ValueError(f'the example has no "{need}" for input "{key}"')
         result[key] = make(example, rng)
     return result
+
+
+def count_cut(
+    inputs: Mapping[str, "Input"], example: Mapping[str, Any], made: Mapping[str, Any]
+) -> list[str]:
+    """Says of which inputs the example held more than they keep.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      example: Dict as `transforms.transform` makes it.
+      made: What `apply_inputs` made of it.
+
+    Returns:
+      Their batch keys.
+    """
+    return [key for key, make in inputs.items() if make.is_cut(example, made[key])]
 
 
 class Input:
     """What all inputs share.
 
     Attributes:
-      needs: Keys of the example that must be there.
+      needs: Keys of the example that are taken.
+      optional: Those of them that an example may lack.
       ways: Of which modalities it can be made: tuples of rows of MODALITIES that go
         together, the usual tuple first.
     """
 
     needs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     ways: tuple[tuple[str, ...], ...] = ()
 
     def check_size(self, image_size: int) -> None:
@@ -167,6 +214,37 @@ class Input:
           ValueError: If the example holds something else than expected.
         """
         return self._make(example, rng)
+
+    def missing(self, example: Mapping[str, Any]) -> str | None:
+        """Finds what an example lacks.
+
+        Args:
+          example: Dict by key.
+
+        Returns:
+          A key; None if the input can be made.
+        """
+        return self._missing(example)
+
+    def held_out(self) -> "Input":
+        """Makes the input of all but training.
+
+        Returns:
+          The same without what is left out at random.
+        """
+        return self._held_out()
+
+    def is_cut(self, example: Mapping[str, Any], value: Any) -> bool:
+        """Says whether the example held more than was kept.
+
+        Args:
+          example: Dict as `transforms.transform` makes it.
+          value: What was made of it.
+
+        Returns:
+          Whether the rest was cut off.
+        """
+        return self._is_cut(example, value)
 
     def place(self, modality: str, value: Any) -> dict[str, Any]:
         """Puts a value where the input looks for it.
@@ -234,6 +312,15 @@ class Input:
     def _check_size(self, image_size):
         pass
 
+    def _missing(self, example):
+        return next((key for key in self.needs if key not in example), None)
+
+    def _held_out(self):
+        return self
+
+    def _is_cut(self, example, value):
+        return False
+
     def _make(self, example, rng):
         raise NotImplementedError
 
@@ -251,19 +338,28 @@ class Input:
 
 
 class Caption(Input):
-    """Token ids of "caption", int32 [max_length].
+    """Token ids of a caption, int32 [max_length].
 
-    Where an example has several captions, one is drawn.
+    Where an example has several captions, one is drawn: first one of `keys`, by
+    `weights`, of those that the example has, then one of that key's captions. The first
+    ids of what is too long are kept.
 
     Attributes:
       tokenizer: The Tokenizer, which knows `vocab_size`, `max_length`, `null_ids`.
+      fallback: Caption of examples that have none, or None.
     """
 
-    needs = ("caption",)
     ways = (("caption",),)
 
     def __init__(
-        self, tokenizer: str, max_length: int = 77, pad_id: int | None = None
+        self,
+        tokenizer: str,
+        max_length: int = 77,
+        pad_id: int | None = None,
+        keys: Sequence[str] = ("caption",),
+        weights: Sequence[float] = (),
+        dropout: float = 0.0,
+        fallback: str | None = None,
     ) -> None:
         """Loads the tokenizer.
 
@@ -271,14 +367,83 @@ class Caption(Input):
           tokenizer: Its name; see `tokenizers.load_tokenizer`.
           max_length: Number of tokens.
           pad_id: What fills the rest, where not the tokenizer's own.
+          keys: Keys of the example that hold captions.
+          weights: How often each of them is drawn, of any sum; without, all alike.
+          dropout: Fraction of the training examples whose caption is empty.
+          fallback: Caption of examples that have none; None makes that an error.
         """
+        _require(
+            len(weights) in (0, len(keys)) and len(set(keys)) == len(keys) > 0,
+            f"keys={tuple(keys)} and weights={tuple(weights)}: give different keys, "
+            "and a weight for each, or no weights",
+        )
+        _require(
+            all(weight > 0 for weight in weights),
+            f"weights must be above 0, got {tuple(weights)}: leave out the keys that "
+            "are never to be drawn",
+        )
+        _require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
         self.tokenizer = load_tokenizer(tokenizer, max_length, pad_id)
+        self.needs = tuple(keys)
+        lenient = fallback is not None or len(keys) > 1
+        self.optional = self.needs if lenient else ()
+        self._weights = dict(zip(keys, weights or [1.0] * len(keys), strict=True))
+        self._dropout, self.fallback = dropout, fallback
+
+    def _held_out(self):
+        held_out = copy.copy(self)
+        held_out._dropout = 0.0
+        return held_out
+
+    def _missing(self, example):
+        there = self.fallback is not None or self._captions(example)
+        return None if there else self.needs[0]
+
+    def _captions(self, example):
+        """Key -> captions, of the keys that the example has."""
+        found = {key: _texts(example.get(key)) for key in self.needs}
+        if not any(found.values()):
+            # Where a flag or a file of prompts puts it, whatever data call it.
+            found = {"caption": _texts(example.get("caption"))}
+        return {key: texts for key, texts in found.items() if texts}
 
     def _make(self, example, rng):
-        caption = example["caption"]
-        if not isinstance(caption, str | bytes):
-            caption = caption[rng.integers(len(caption))]
-        return self.tokenizer([caption])[0]
+        captions = self._captions(example)
+        if self._dropout and rng.random() < self._dropout:
+            return self.tokenizer([""])[0]
+        if not captions:
+            return self.tokenizer([self.fallback])[0]
+        keys, at = list(captions), 0
+        if len(keys) > 1:
+            ends = np.cumsum([self._weights[key] for key in keys])
+            at = np.searchsorted(ends[:-1], rng.random() * ends[-1], "right")
+        texts = captions[keys[at]]
+        # A caption alone needs no generator.
+        text = texts[0] if len(texts) == 1 else texts[rng.integers(len(texts))]
+        return self.tokenizer([text])[0]
+
+    def _is_cut(self, example, value):
+        texts = sum(self._captions(example).values(), [])
+        return any(
+            self.tokenizer.is_too_long(text)
+            and np.array_equal(self.tokenizer([text])[0], value)
+            for text in texts
+        )
+
+
+def _texts(captions):
+    """Captions of a key as a list; what is missing is left out."""
+    if captions is None:
+        return []
+    if isinstance(captions, str | bytes):
+        return [captions]
+    if not isinstance(captions, list | tuple | np.ndarray) or np.ndim(captions) == 0:
+        raise ValueError(f"a caption is {captions!r}, which is no text")
+    texts = [text for text in captions if text is not None]
+    for text in texts:
+        if not isinstance(text, str | bytes):
+            raise ValueError(f"a caption is {text!r}, which is no text")
+    return texts
 
 
 class Layout(Input):

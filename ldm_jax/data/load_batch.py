@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import ALWAYS, CROPS
-from ldm_jax.data.inputs import Input, apply_inputs
+from ldm_jax.data.inputs import Input, apply_inputs, count_cut
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
@@ -143,8 +143,9 @@ class LoadBatch:
         Returns:
           Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
           rows beyond the end and for replacements; "failures", a list of (where, why),
-          and "notes", one of (where, what was left out of that example); or only these
-          and "error", a message, where too many failed.
+          and "notes", one of (where, what was left out of that example), or of (None,
+          key of an input that was cut off); or only these and "error", a message, where
+          too many failed.
         """
         with memory_limit(self.max_image_gb):
             return self._batch(step)
@@ -222,7 +223,10 @@ class LoadBatch:
         notes = [(self.source.describe(index), n) for n in notes_of(example)]
         example = transform(example, size, rng=rng, **self.cut)
         if self.inputs:
-            example = apply_inputs(self.inputs, example, rng)
+            made = apply_inputs(self.inputs, example, rng)
+            # What needs no name is counted.
+            notes += [(None, key) for key in count_cut(self.inputs, example, made)]
+            example = made
         return example, notes
 
 

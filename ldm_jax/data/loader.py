@@ -9,6 +9,7 @@ With workers, the main module must be guarded by `if __name__ == "__main__"`: th
 spawned, which imports it again.
 """
 
+import collections
 import dataclasses
 import functools
 import inspect
@@ -28,7 +29,13 @@ from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.config import build, choose, suggest, to_dict
-from ldm_jax.data.inputs import Input, make_inputs, needed_keys
+from ldm_jax.data.inputs import (
+    Input,
+    held_out_inputs,
+    make_inputs,
+    needed_keys,
+    optional_keys,
+)
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
 from ldm_jax.data.orders.bucket_order import BucketOrder
 from ldm_jax.data.orders.buckets import assign, bucket_shapes, make_buckets
@@ -96,9 +103,13 @@ def _open(section, split, name="data"):
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
-    needed = needed_keys(make_inputs(section.get("inputs")))
+    inputs = make_inputs(section.get("inputs"))
+    needed = needed_keys(inputs)
     if needed:
         options["keys"] = sorted({*needed, *options.get("keys", ())} - {"label"})
+    if "optional" in own:
+        optional = {*optional_keys(inputs), *options.get("optional", ())}
+        options["optional"] = sorted(optional)
     if "parts" in own:
         options = {"parts": _open_parts(section, split, name)}
     try:
@@ -168,6 +179,7 @@ def make_loader(
     """
     section = to_dict(data)
     options = {key: section[key] for key in _LOADER_OPTIONS if key in section}
+    inputs = make_inputs(section.get("inputs"))
     try:
         return Loader(
             source,
@@ -178,7 +190,7 @@ def make_loader(
                 check=check,
                 buckets=make_buckets(section),
             ),
-            make_inputs(section.get("inputs")),
+            inputs if train else held_out_inputs(inputs),
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
@@ -197,6 +209,7 @@ class Loader:
     Attributes:
       skipped: Dict of the examples skipped so far: where they are -> what is wrong.
       shortened: Dict of those that miss a part: where they are -> what was left out.
+      cut: Counter of the examples so far of which an input was cut off, by batch key.
       order: Index of the example at each position of the endless stream; None in an
         evaluation.
     """
@@ -272,6 +285,7 @@ class Loader:
         self._step = start_step if train else 0
         self._restarts = options.restart_workers
         self.skipped, self.shortened, self._workers = {}, {}, options.workers
+        self.cut = collections.Counter()
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
         self._running = [self._start(self._step)]
@@ -306,7 +320,9 @@ class Loader:
                 count = len(self.skipped)
                 logging.warning("skipped %s: %s (%d so far)", where, reason, count)
         for where, what in batch.pop("notes"):
-            if where not in self.shortened:
+            if where is None:
+                self._count_cut(what)
+            elif where not in self.shortened:
                 self.shortened[where] = what
                 logging.warning("%s: %s (%d so far)", where, what, len(self.shortened))
         error = batch.pop("error", None)
@@ -317,6 +333,15 @@ class Loader:
             return batch
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
+
+    def _count_cut(self, key):
+        if not self.cut[key]:
+            logging.warning(
+                'of some examples only the beginning of "%s" is kept, as they have '
+                "more tokens than max_length; the log counts them",
+                key,
+            )
+        self.cut[key] += 1
 
     def _next(self):
         """The batch of the next step, from new workers where one has gone."""

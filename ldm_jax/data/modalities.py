@@ -289,6 +289,8 @@ def _follow_label(label, crop, size):
 def _follow_caption(caption, crop, size):
     if isinstance(caption, str | bytes):
         return as_text(caption)
+    if not isinstance(caption, list | tuple | np.ndarray) or np.ndim(caption) == 0:
+        raise ValueError(f"a caption is {caption!r}, which is no text")
     return [as_text(one) for one in caption]
 
 

@@ -2,7 +2,7 @@
 
 Which they are, the rows of MODALITIES say: beside `x.jpg` there may be `x.txt` with its
 captions, `x.json` with its boxes, `x.depth.png` and so on. Any key that no row knows is
-an array in `x.<key>.npy`, such as an embedding.
+an array in `x.<key>.npy`, such as an embedding, or captions in `x.<key>.txt`.
 
 All maps are cropped and mirrored with the image, whatever their size.
 """
@@ -18,6 +18,10 @@ from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
+
+
+class MissingFile(ValueError):
+    """There is no such file beside an image."""
 
 
 class Sidecar(NamedTuple):
@@ -68,9 +72,16 @@ def read_sidecar(
       Key -> str or list of str; encoded bytes of an image; or an array.
 
     Raises:
-      ValueError: If the file is missing or wrong.
+      MissingFile: If the file is missing.
+      ValueError: If it is wrong.
     """
-    path = os.path.splitext(path)[0] + sidecar.suffix
+    stem = os.path.splitext(path)[0]
+    path = stem + sidecar.suffix
+    if sidecar.modality is None and not os.path.exists(path):
+        # Text of the user's own, such as a second caption.
+        text = f".{sidecar.keys[0]}.txt"
+        if os.path.exists(stem + text):
+            path, sidecar = stem + text, Sidecar(text, sidecar.keys, "caption")
     try:
         if sidecar.modality is None:
             return {sidecar.keys[0]: _copy(read_array(path))}
@@ -78,7 +89,7 @@ def read_sidecar(
         is_text = MODALITIES[sidecar.modality].decode is None
         data = read_file(path, MAX_TEXT if is_text else require_memory)
     except FileNotFoundError as error:
-        raise ValueError(f"{os.path.basename(path)} is missing") from error
+        raise MissingFile(f"{os.path.basename(path)} is missing") from error
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
     return parse_sidecar(data, sidecar, names, os.path.basename(path))

@@ -261,7 +261,8 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     kept = np.flatnonzero(fits)
-    logging.info("%s keeps %d of %d examples", name, len(kept), len(source))
+    # Commands show nothing less than warnings.
+    logging.warning("%s keeps %d of %d examples", name, len(kept), len(source))
     if not len(kept):
         raise ConfigError(f"{name} keeps none of {len(source):,} examples")
     return Chosen(source, kept.astype(np.min_scalar_type(len(source))))

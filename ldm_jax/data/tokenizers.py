@@ -68,13 +68,37 @@ class Tokenizer:
         if isinstance(texts, str | bytes):
             raise ValueError(f"captions must be a list, got {texts!r}: put it in one")
         texts = [t.decode() if isinstance(t, bytes) else str(t) for t in texts]
-        found = self._backend(
-            texts, padding="max_length", truncation=True, max_length=self.max_length
-        )
+        found = self._encode(texts)
         ids = np.asarray(found["input_ids"], np.int32)
         if self._pad_id is not None:
             ids = np.where(found["attention_mask"], ids, np.int32(self._pad_id))
         return ids
+
+    def is_too_long(self, text: str | bytes) -> bool:
+        """Says whether a caption loses its end.
+
+        Args:
+          text: The caption, str or bytes in UTF-8.
+
+        Returns:
+          Whether it has more than `max_length` tokens, start and end included.
+        """
+        data = text if isinstance(text, bytes) else text.encode()
+        # No tokenizer makes more than a token of a byte, and some beside.
+        if len(data) + 4 <= self.max_length:
+            return False
+        found = self._encode([data.decode()])
+        if found.encodings:
+            # To ask for all tokens would change the truncation in other threads.
+            return bool(found.encodings[0].overflowing)
+        # Tokenizers in Python keep no such state.
+        whole = self._backend(data.decode(), truncation=False, verbose=False)
+        return len(whole["input_ids"]) > self.max_length
+
+    def _encode(self, texts):
+        return self._backend(
+            texts, padding="max_length", truncation=True, max_length=self.max_length
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the files from which transformers makes the same token ids.

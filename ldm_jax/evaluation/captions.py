@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,13 +25,21 @@ class OneCaption:
     So a sample is measured by the caption that it was drawn from.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(
+        self,
+        source: Any,
+        keys: Sequence[str] = ("caption",),
+        fallback: str | None = None,
+    ) -> None:
         """Wraps a source.
 
         Args:
           source: Source of examples, see `data.sources`.
+          keys: Keys of its examples that hold captions, the preferred ones first.
+          fallback: Caption of examples that have none; None makes that an error.
         """
-        self._source, self._captions = source, {}
+        self._source, self._keys = source, tuple(keys)
+        self._fallback, self._captions = fallback, {}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -38,9 +47,10 @@ class OneCaption:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns the example."""
         example = dict(self._source[index])
-        if "caption" in example:
-            example["caption"] = first_of(example["caption"])
-            self._captions[index] = example["caption"]
+        texts = [first_of(example.pop(key)) for key in self._keys if key in example]
+        text = texts[0] if texts else self._fallback
+        if text is not None:
+            example["caption"] = self._captions[index] = text
         return example
 
     def caption(self, index: int) -> str:
@@ -65,6 +75,8 @@ class OneCaption:
                     f"cannot read the caption of {self.describe(index)}: {text}; mend "
                     "or remove it"
                 ) from error
+        if index not in self._captions:
+            raise DataError(f"{self.describe(index)} has no caption")
         return self._captions[index]
 
     def describe(self, index: int) -> str:

@@ -189,7 +189,9 @@ def _open_examples(trained, plan):
     """(source, record) of the examples whose conditions the samples get, or None."""
     needed = needed_keys(trained.inputs)
     if plan.prompts_file is not None:
-        if needed != ["caption"] or not needs_examples(trained.model):
+        if needed != sorted(_caption_keys(trained)) or not needs_examples(
+            trained.model
+        ):
             takes = ", ".join(trained.model.conditioner.entries) or "nothing"
             raise ConfigError(
                 f"--prompts_file={plan.prompts_file}: captions are not all that the "
@@ -207,8 +209,17 @@ def _open_examples(trained, plan):
             "the samples need conditions of held-out examples and the run holds none "
             "out: name a split of its data with --split"
         )
-    source = OneCaption(open_source(section, split))
+    made = list(inputs_of(trained.inputs, "caption").values())
+    fallback = made[0].fallback if made else None
+    keys = _caption_keys(trained) or ["caption"]
+    source = OneCaption(open_source(section, split), keys, fallback)
     return source, {"split": split, "examples": source.fingerprint()}
+
+
+def _caption_keys(trained):
+    """Keys of examples that hold captions."""
+    made = inputs_of(trained.inputs, "caption").values()
+    return list(dict.fromkeys(key for make in made for key in make.needs))
 
 
 def _examples(trained, mesh, plan, source):

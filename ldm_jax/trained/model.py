@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from ldm_jax import checkpoint
 from ldm_jax.build import make_model
 from ldm_jax.checkpoint import Folder, Step, tree_checksum
-from ldm_jax.data.inputs import make_inputs
+from ldm_jax.data.inputs import held_out_inputs, make_inputs
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -100,7 +100,7 @@ def load_model(
         decoder = f"{_in_words(first.record)}, weights {weights:08x}"
     statistics = LatentStatistics.from_record(meta).arrays()
     model = make_model(config, first.module, meta["num_classes"])
-    inputs = make_inputs(config.data.get("inputs"))
+    inputs = held_out_inputs(make_inputs(config.data.get("inputs")))
     return Trained(
         model=model,
         params=params,

@@ -140,6 +140,8 @@ BAD = {
         *_each("--config.data.", "min_crop", "0 -1 1.5 nan"),
         *_each("--config.data.", "validation_fraction", "0 1 -1 nan"),
         *_each("--config.data.", "flip", "maybe 2"),
+        *_each("--config.data.", "index_dir", "gs://a/b"),
+        *_each("--config.data.", "caption_field", "''"),
         *_each("--config.data.", "max_image_gb", "0 -1 nan inf x"),
         # The mesh.
         *_each("--config.train.mesh.", "data", "0 3 -2 x 1.5"),

@@ -398,13 +398,21 @@ def _write_tar(folder):
     return write_shards(folder, cls=lambda number: (b"a", b"b")[number % 2])
 
 
+def _write_parquet(folder):
+    return write_parquet(folder / "x.parquet", make_rows(9))
+
+
+def _save_to_disk(folder):
+    return save_to_disk(folder, make_rows(9))
+
+
 # What writes a set with classes to a folder, and gives its name.
 WRITERS = {
     "tfds": lambda folder: f"shapes/{SIZE}",
     "folder": _write_folder,
     "tar": _write_tar,
-    "parquet": lambda path: write_parquet(path / "a.parquet", make_rows(16)),
-    "huggingface": lambda path: save_to_disk(path, make_rows(16)),
+    "parquet": _write_parquet,
+    "huggingface": _save_to_disk,
     "mixture": _write_folder,
 }
 

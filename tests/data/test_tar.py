@@ -175,6 +175,14 @@ def test_members_of_an_example_may_lie_apart(tmp_path):
     assert len(source) == 20 and source[7]["caption"] == "caption 7"
 
 
+def test_addresses_of_local_files(folder, tmp_path):
+    for name in (folder, f"{folder}/*.tar", f"{folder}/{{00000..00002}}.tar"):
+        name, index_dir = f"file://{name}", str(tmp_path / "indexes")
+        source = TarSource(name, "all", keys=["caption"], index_dir=index_dir)
+        assert len(source) == 30 and source[11]["caption"] == "caption 11"
+    assert len(os.listdir(index_dir)) == 3
+
+
 def test_shards_in_an_object_store(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for shard in range(2):
@@ -213,3 +221,40 @@ def test_processes_share_the_batches_of_an_epoch(folder, processes):
     # A run that goes on at a step sees what it would have seen.
     for batch, again in zip(alone[7:], batches(0, 1, start=7), strict=True):
         np.testing.assert_array_equal(batch["image"], again["image"])
+
+
+# The library leaves files open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_webdataset_writes_is_what_it_reads(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    pattern, rows = str(tmp_path / "%03d.tar"), []
+    with webdataset.ShardWriter(pattern, maxcount=7, verbose=0) as writer:
+        for number in range(20):
+            row = members(number)
+            rows.append(row)
+            writer.write(
+                {
+                    "__key__": f"part/{number:05d}",
+                    "jpg": row["jpg"],
+                    "txt": f"caption {number}",
+                    "json": metadata(number),
+                    "cls": number % 3,
+                    "clip.npy": np.full(2, number),
+                }
+            )
+    source = TarSource(str(tmp_path), "all", keys=["caption", "clip"])
+    urls = [str(tmp_path / f"{shard:03d}.tar") for shard in range(3)]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(source) == len(theirs) == 20 and source.skipped == []
+    for index, their in enumerate(theirs):
+        example = source[index]
+        assert example["image"] == their["jpg"] == rows[index]["jpg"]
+        assert example["caption"] == their["txt"].decode()
+        assert example["label"] == int(their["cls"])
+        assert example["clip"].tolist() == [index, index]
+        assert source.describe(index).endswith(f" key {their['__key__']}")
+    names = ["aesthetic", "language"]
+    columns = source.columns(names)
+    for name in names:
+        assert columns[name].tolist() == [metadata(n)[name] for n in range(20)]

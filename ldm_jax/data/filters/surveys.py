@@ -16,8 +16,8 @@ from ldm_jax.annotations import Int
 
 _THREADS, _CHUNK = 16, 4096
 
-# Seconds until it says how far it is.
-_LINE = 30.0
+# Seconds until it says how far it is, at first and from then on.
+_SOON, _LINE = 2.0, 30.0
 
 
 def survey(count: int, look: Callable[[int], Any], what: str) -> Iterator[Any]:
@@ -31,16 +31,21 @@ def survey(count: int, look: Callable[[int], Any], what: str) -> Iterator[Any]:
     Yields:
       What is found, in order.
     """
-    began = said = time.monotonic()
-    logging.info("reading the %s: %d, once for this run", what, count)
+    began = time.monotonic()
+    next_line = began + _SOON
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, count, _CHUNK):
             yield from pool.map(look, range(start, min(start + _CHUNK, count)))
             peers.progress()
-            if time.monotonic() - said > _LINE:
-                said = time.monotonic()
-                logging.info("%s: %d of %d", what, start + _CHUNK, count)
-    logging.info("read the %s in %.1f s", what, time.monotonic() - began)
+            if time.monotonic() > next_line:
+                next_line = time.monotonic() + _LINE
+                # Commands show nothing less than warnings.
+                logging.warning(
+                    "reading the %s, once for this run: %d of %d",
+                    what,
+                    min(start + _CHUNK, count),
+                    count,
+                )
 
 
 def survey_sizes(

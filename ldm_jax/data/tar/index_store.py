@@ -53,7 +53,8 @@ def open_indexes(
     found = [find_index(shard, index_dir, files) for shard in shards]
     missing = [n for n, index in enumerate(found) if index is None]
     if missing:
-        logging.info(
+        # Commands show nothing less than warnings.
+        logging.warning(
             "making the index of %d of %d shards, once", len(missing), len(shards)
         )
         # Another process begins elsewhere.
@@ -139,7 +140,7 @@ def _make_all(shards, index_dir, workers):
                 peers.progress()
                 if time.monotonic() - said > _LINE:
                     said = time.monotonic()
-                    logging.info("indexed %d of %d shards", done, len(shards))
+                    logging.warning("indexed %d of %d shards", done, len(shards))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

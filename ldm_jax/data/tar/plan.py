@@ -28,20 +28,34 @@ class Plan:
       members: Suffix -> Sidecar of what else is read.
       fields: Key of the example -> field of `.json`.
       label: Column that holds the class, or None: LABELS is `.cls`.
+      optional: Keys that an example may lack.
     """
 
     images: tuple[str, ...]
     members: Mapping[str, Sidecar]
     fields: Mapping[str, str]
     label: str | None
+    optional: frozenset[str] = frozenset()
 
     @property
     def needed(self) -> tuple[str, ...]:
         """Suffixes that every example must have besides an image."""
+        members = {
+            suffix
+            for suffix, sidecar in self.members.items()
+            if not self.optional.issuperset(sidecar.keys)
+        }
         more = {CLASS} if self.label == LABELS else set()
-        if self.fields or self.label not in (None, LABELS):
+        fields = not self.optional.issuperset(self.fields)
+        if fields or self.label not in (None, LABELS):
             more.add(JSON)
-        return tuple(sorted({*self.members, *more}))
+        return tuple(sorted(members | more))
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Suffixes that are read besides an image, where they are there."""
+        fields = {JSON} if self.fields else set()
+        return tuple(sorted({*self.needed, *self.members, *fields}))
 
 
 def make_plan(

@@ -65,6 +65,7 @@ class TarSource:
       keys: What examples should have besides image and label; of a key that no member
         holds, the field of `.json` of that name is taken.
       box_names: Names of the classes of boxes in the order of their numbers.
+      optional: What of `keys` an example may lack.
       caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
         where there is none the field "caption".
       index_dir: Folder for the indexes; None keeps each beside its shard.
@@ -83,6 +84,7 @@ class TarSource:
     validation_fraction: float = 0.05
     keys: Sequence[str] = ()
     box_names: Sequence[str] = ()
+    optional: Sequence[str] = ()
     caption_field: str | None = None
     index_dir: str | None = None
     workers: int = 0
@@ -112,6 +114,7 @@ class TarSource:
         self._plan = make_plan(
             headers, self.keys, self.image_key, self.label_key, self.caption_field
         )
+        self._plan = dataclasses.replace(self._plan, optional=frozenset(self.optional))
         self.class_names, self.num_classes = self._find_classes()
         counts = [count_examples(index) for index in self._indexes]
         # Number of the first example of each shard, and of all together.
@@ -185,11 +188,15 @@ class TarSource:
                 value = found[CLASS].decode("utf-8", "replace").strip()
             example["label"] = class_of(value, self.class_names, self.num_classes)
         for suffix, sidecar in plan.members.items():
+            if suffix not in found:
+                continue
             example |= parse_sidecar(
                 found[suffix], sidecar, self.box_names, f"its .{suffix}"
             )
         for key, field in plan.fields.items():
             if fields.get(field) is None:
+                if key in plan.optional:
+                    continue
                 raise ValueError(f'its .json has no "{field}"')
             example[key] = fields[field]
         return example
@@ -202,7 +209,8 @@ class TarSource:
         names = index.header["suffixes"]
         there = {names[n]: (at, size) for at, size, _, _, n in _ROW.iter_unpack(rows)}
         images = [suffix for suffix in self._plan.images if suffix in there][:1]
-        return {suffix: there[suffix] for suffix in (*images, *self._plan.needed)}
+        read = (*images, *self._plan.read)
+        return {suffix: there[suffix] for suffix in read if suffix in there}
 
     def _read(self, shard, members):
         """Suffix -> bytes; members that lie side by side are read at once."""
