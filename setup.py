@@ -84,6 +84,7 @@ setup(
         # PyTorch and diffusers serve the side-by-side benchmarks, and the tests that
         # open exports with them.
         # They were run with 0.42; older ones may not go with transformers 5.
-        "parity": ["torch>=2.6", "diffusers>=0.42"],
+        # webdataset writes the shards that a test reads.
+        "parity": ["torch>=2.6", "diffusers>=0.42", "webdataset>=0.2.86"],
     },
 )

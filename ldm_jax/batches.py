@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.orders.describe import describe_order
 from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, require_images, spread
 from ldm_jax.errors import ConfigError
@@ -92,6 +93,14 @@ class Data:
           JSON-like dict; see `data.sources.make_record`.
         """
         return make_record(self._source, self.example)
+
+    def describe_order(self) -> list[str]:
+        """Says what is special about the order: of a mixture or buckets.
+
+        Returns:
+          Lines for the log.
+        """
+        return describe_order(self._source, self._section, self._seed, self._batch_size)
 
     def counts(self, step: int) -> dict[str, int]:
         """Counts examples, for the log; every process must call it.

@@ -15,6 +15,7 @@ from ldm_jax.conditioners import (
 )
 from ldm_jax.config import Section, build, check_names, choose, to_dict
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.data.orders.buckets import check_step
 from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
@@ -200,7 +201,7 @@ def make_model(
             Objective, config.loss, "loss", prediction_type=prediction_type
         ),
     )
-    _check_sizes(model, config.data.image_size)
+    _check_sizes(model, config.data)
     return model
 
 
@@ -316,8 +317,9 @@ def check_guidance(scale: Any, entries: Mapping[str, Any], name: str) -> None:
             )
 
 
-def _check_sizes(model, image_size):
+def _check_sizes(model, data):
     """Checks that images, first stage and backbone fit together, on shapes alone."""
+    image_size = data.image_size
     factor = model.first_stage.downsampling_factor
     multiple = model.backbone.size_multiple
     unit = factor * multiple
@@ -329,6 +331,8 @@ def _check_sizes(model, image_size):
             f"(factor {factor}), but the backbone takes multiples of {multiple} "
             f"alone; use data.image_size={nearest} or another backbone"
         )
+    reason = f"which first stage ({factor}) and backbone ({multiple}) divide by"
+    check_step(data, unit, reason)
 
 
 def make_classifier(config: ConfigDict, num_classes: int | None) -> Classifier:

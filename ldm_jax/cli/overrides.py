@@ -21,6 +21,8 @@ from ldm_jax.errors import ConfigError
 _PREFIX = "config."
 # Sections by the names that they had.
 _RENAMED = {"unet": "backbone"}
+# Its sections have names of the user's: `data.parts.photos.name` makes one.
+_NAMED = "parts"
 
 
 def config_flag(help_: str) -> flags.FlagHolder:
@@ -55,6 +57,7 @@ def set_key(config: ConfigDict, key: str, text: str, again: bool = False) -> Non
     Raises:
       ConfigError: If there is no such section, or the value is of another type.
     """
+    _open_sections(config, key)
     section, name = _section_of(config, key)
     kind = section.get_type(name) if name in section else None
     if kind is not None and issubclass(kind, ConfigDict):
@@ -84,6 +87,19 @@ def is_switch(config: ConfigDict, key: str) -> bool:
     except ConfigError:
         return False
     return name in section and section.get_type(name) is bool
+
+
+def _open_sections(config, key):
+    """Makes the section of a name that is the user's own."""
+    *path, _ = key.split(".")
+    section = config
+    for part, follower in zip(path, [*path[1:], None], strict=True):
+        if part not in section or not isinstance(section[part], ConfigDict):
+            return
+        section = section[part]
+        if part == _NAMED and follower and follower not in section:
+            with section.unlocked():
+                section[follower] = ConfigDict({_NAMED: {}})
 
 
 def _section_of(config, key):

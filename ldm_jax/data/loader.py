@@ -38,7 +38,7 @@ from ldm_jax.data.inputs import (
 )
 from ldm_jax.data.load_batch import LoadBatch, LoaderOptions, require_whole
 from ldm_jax.data.orders.bucket_order import BucketOrder
-from ldm_jax.data.orders.buckets import BucketOptions, assign, bucket_shapes
+from ldm_jax.data.orders.buckets import assign, bucket_shapes, make_buckets
 from ldm_jax.data.orders.mixture import Part
 from ldm_jax.data.orders.order import Shuffled
 from ldm_jax.data.sources import SOURCES, keep
@@ -146,28 +146,6 @@ def _open_parts(section, split, name):
 def _options_of(source):
     parameters = inspect.signature(source).parameters
     return [name for name in parameters if name != "split"]
-
-
-def make_buckets(data: Section) -> BucketOptions | None:
-    """Reads the config section `data.buckets`.
-
-    Args:
-      data: Section `data`.
-
-    Returns:
-      BucketOptions with sizes; None where the section is empty: all images are squares.
-
-    Raises:
-      ConfigError: If a key is unknown or out of range, or no shape is possible.
-    """
-    section = to_dict(data)
-    buckets = to_dict(section.get("buckets") or {})
-    if not buckets:
-        return None
-    try:
-        return build(BucketOptions, buckets, "data.buckets").at(section["image_size"])
-    except ValueError as error:
-        raise ConfigError(f"data.buckets: {error}") from error
 
 
 def make_loader(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import Folder, tree_checksum
 from ldm_jax.config import build, choose, to_dict
+from ldm_jax.data.orders.buckets import check_step
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -42,12 +43,17 @@ def check(config: ConfigDict) -> None:
     _check_kind(config.first_stage.get("kind", DEFAULT_KIND))
     model = make_first_stage(config.first_stage)
     _check_size(model, config.data.image_size)
+    reason = "by which the first stage reduces images"
+    least = min(check_step(config.data, model.downsampling_factor, reason))
     check_codebook(build(LossOptions, config.loss, "loss"), model)
     critic = build(PatchDiscriminator, config.discriminator, "discriminator")
-    if critic.patches(config.data.image_size) < 1:
+    if critic.patches(min(least, config.data.image_size)) < 1:
         raise ConfigError(
             f"discriminator.num_layers={critic.num_layers} leaves nothing of "
             f"data.image_size={config.data.image_size}: take fewer layers"
+            if least >= config.data.image_size
+            else f"discriminator.num_layers={critic.num_layers} leaves nothing of "
+            f"{least} pixels, a side of data.buckets: take fewer layers"
         )
     eval_options(config)
     check_optimizer(config.train)
@@ -81,7 +87,8 @@ def make_stage(
         )
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
-    options, frozen = load_perceptual(options, model, config.data.image_size)
+    least = min(check_step(config.data, 1, ""))
+    options, frozen = load_perceptual(options, model, least)
     record = {name: tree_checksum(tree) for name, tree in frozen.items()}
     _check_frozen(config, record, meta)
     return _make_steps(config, model, options, frozen, data.example), record

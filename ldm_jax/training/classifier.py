@@ -46,6 +46,10 @@ def check(config: ConfigDict) -> None:
             "eval.every: a classifier makes no images to measure; leave it unset"
         )
     check_optimizer(config.train)
+    if config.data.get("buckets"):
+        raise ConfigError(
+            "data.buckets: a classifier takes images of one size; leave it empty"
+        )
 
 
 def make_stage(

@@ -6,7 +6,6 @@ where a run was cut, bit for bit on the same devices.
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +22,11 @@ from ldm_jax.errors import Stopped, UserError
 from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
+from ldm_jax.training.compiled import CompiledStep
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
 from ldm_jax.training.start import Run, check_config, check_data, first_state
-from ldm_jax.training.throughput import Stopwatch, count_flops
 from ldm_jax.training.writer import (
     Writer,
     check_finite,
@@ -124,16 +123,15 @@ def run(
             console.line(f"step {start} of {train.num_steps}: already trained{nothing}")
             return {}
 
-        # The step, compiled once.
+        # The step, compiled once for each shape of a batch.
         batches = data.train_batches(start)
         stack.enter_context(contextlib.closing(batches))
         batch = next(batches)
         outputs = shardings, sharding.replicated(mesh)
         step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
-        peers.progress()
-        step, flops = _compile(step, (state, frozen, batch), console)
-        peers.progress()
-        watch = Stopwatch(train.batch_size, flops, mesh.size)
+        step = CompiledStep(step, train.batch_size, mesh.size, console)
+        step.prepare(state, frozen, batch)
+        watch = step.watch
 
         # From here on there is something to save when a signal comes.
         preemption.listen()
@@ -189,18 +187,6 @@ def run(
     if stop or held_out.cut:
         raise Stopped(f"step {done}: asked to stop; saved, leaving", preemption.signal)
     return last
-
-
-def _compile(step: Any, arguments: tuple, console: Console) -> tuple[Any, float | None]:
-    """Compiles a training step; returns it and its floating-point operations."""
-    start = time.perf_counter()
-    lowered = step.lower(*arguments)
-    flops = count_flops(lowered)
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
-    console.line(f"compiled the training step in {seconds:.1f} s{size}")
-    return compiled, flops
 
 
 def _next(batches: Iterator) -> tuple[Any, UserError | None]:

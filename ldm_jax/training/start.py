@@ -148,6 +148,8 @@ def _describe(run, abstract, start):
         f"batch {config.train.batch_size}, {run.mesh.size} x {device} as "
         f"{dict(run.mesh.shape)}"
     )
+    for text in run.data.describe_order():
+        line(text)
     total = config.train.num_steps
     if 0 < start < total:
         line(f"resuming at step {start} of {total}")

@@ -12,16 +12,14 @@ import jax
 class Stopwatch:
     """Times steps between two log lines; pauses do not count."""
 
-    def __init__(self, batch_size: int, flops: float | None, chips: int) -> None:
+    def __init__(self, batch_size: int, chips: int) -> None:
         """Starts it.
 
         Args:
           batch_size: Images per step, over all chips.
-          flops: Floating-point operations per step over all chips, or None.
           chips: Number of chips.
         """
         self._batch_size = batch_size
-        self._flops = flops
         self._chips = chips
         self._peak = peak_tflops()
         self._restart()
@@ -30,6 +28,15 @@ class Stopwatch:
         self._start = time.perf_counter()
         self._paused = 0.0
         self._waited = 0.0
+        self._flops = 0.0
+
+    def step(self, flops: float | None) -> None:
+        """Counts the operations of a step, which may differ between shapes.
+
+        Args:
+          flops: Floating-point operations over all chips, or None.
+        """
+        self._flops += flops or 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,7 +78,7 @@ class Stopwatch:
             "images_per_s_per_chip": rate / self._chips,
         }
         if self._flops:
-            tflops = self._flops * steps / seconds / self._chips / 1e12
+            tflops = self._flops / seconds / self._chips / 1e12
             speed["tflops_per_s_per_chip"] = tflops
             if self._peak:
                 speed["utilisation"] = tflops / self._peak

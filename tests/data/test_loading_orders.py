@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.load_batch import LoaderOptions
-from ldm_jax.data.loader import Loader, make_buckets, make_loader, open_source
-from ldm_jax.data.orders.buckets import BucketOptions
+from ldm_jax.data.loader import Loader, make_loader, open_source
+from ldm_jax.data.orders.buckets import BucketOptions, make_buckets
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, DataError
 from tests.data.common import make_image, write_images

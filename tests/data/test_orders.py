@@ -10,9 +10,9 @@ from ldm_jax.data.orders.buckets import (
     BucketOptions,
     assign,
     bucket_shapes,
-    table,
     tier_shapes,
 )
+from ldm_jax.data.orders.describe import table
 from ldm_jax.data.orders.mixture import MixtureSource, Part
 from ldm_jax.data.orders.order import Shuffled
 from ldm_jax.data.orders.part_counts import PartCounts

@@ -175,6 +175,14 @@ def test_members_of_an_example_may_lie_apart(tmp_path):
     assert len(source) == 20 and source[7]["caption"] == "caption 7"
 
 
+def test_addresses_of_local_files(folder, tmp_path):
+    for name in (folder, f"{folder}/*.tar", f"{folder}/{{00000..00002}}.tar"):
+        name, index_dir = f"file://{name}", str(tmp_path / "indexes")
+        source = TarSource(name, "all", keys=["caption"], index_dir=index_dir)
+        assert len(source) == 30 and source[11]["caption"] == "caption 11"
+    assert len(os.listdir(index_dir)) == 3
+
+
 def test_shards_in_an_object_store(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for shard in range(2):

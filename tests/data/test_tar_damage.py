@@ -10,7 +10,7 @@ import pytest
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.data.tar import TarSource, index_store
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
 from tests.data.tar_shards import add, members, write_shard, write_shards
 
 
@@ -57,8 +57,9 @@ def test_a_truncated_shard_keeps_what_is_whole(shard, share):
     assert all(source[i]["caption"] == f"caption {i}" for i in range(len(source)))
     assert any("cut short" in why for why in left_out.values())
     assert os.path.getsize(shard) < size
-    with pytest.raises(ValueError, match="cut short.*mend or remove it"):
-        opened(shard, on_error="raise")
+    section = dict(source="tar", name=shard, on_error="raise")
+    with pytest.raises(DataError, match="cut short.*mend or remove it"):
+        open_source(section, "all")
 
 
 def test_a_shard_that_was_never_closed(shard):

@@ -8,4 +8,5 @@
 | `mixture` | several sources as one, by their weights |
 | `buckets` | shapes of images, and which image goes to which |
 | `bucket_order` | epochs whose batches are of one bucket each |
+| `describe` | what a run says of its order when it starts |
 """

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm_jax.annotations import Int
+from ldm_jax.config import Section, build, to_dict
+from ldm_jax.errors import ConfigError
 
 # So many images are assigned at a time, for the sake of memory.
 _CHUNK = 2**20
@@ -99,6 +101,54 @@ def bucket_shapes(options: BucketOptions) -> Int[np.ndarray, "shapes 2"]:
     return np.concatenate(tiers)
 
 
+def make_buckets(data: Section) -> BucketOptions | None:
+    """Reads the config section `data.buckets`.
+
+    Args:
+      data: Section `data`.
+
+    Returns:
+      BucketOptions with sizes; None where the section is empty: all images are squares.
+
+    Raises:
+      ConfigError: If a key is unknown or out of range, or no shape is possible.
+    """
+    section = to_dict(data)
+    buckets = to_dict(section.get("buckets") or {})
+    if not buckets:
+        return None
+    try:
+        return build(BucketOptions, buckets, "data.buckets").at(section["image_size"])
+    except ValueError as error:
+        raise ConfigError(f"data.buckets: {error}") from error
+
+
+def check_step(data: Section, unit: int, reason: str) -> list[int]:
+    """Checks that images of all shapes of a config are what a model takes.
+
+    Args:
+      data: Section `data`.
+      unit: What heights and widths must be multiples of.
+      reason: Why, to follow a comma.
+
+    Returns:
+      The sides that images of a batch may have, in pixels, sorted.
+
+    Raises:
+      ConfigError: If they are not, or the section is wrong.
+    """
+    buckets = make_buckets(data)
+    if buckets is None:
+        return [data["image_size"]]
+    step = buckets.step
+    if step % unit:
+        raise ConfigError(
+            f"data.buckets.step={step} is no multiple of {unit}, {reason}; use "
+            f"data.buckets.step={max(unit, round(step / unit) * unit)}"
+        )
+    return sorted({int(side) for side in bucket_shapes(buckets).ravel()})
+
+
 class Buckets(NamedTuple):
     """Which image goes to which shape.
 
@@ -156,24 +206,3 @@ def _assign(sizes, options, shapes):
         small &= ~covers
         first += len(own)
     return of, small
-
-
-def table(
-    buckets: Buckets, counts: Int[np.ndarray, " shapes"] | None = None
-) -> list[str]:
-    """Lists the buckets with their images.
-
-    Args:
-      buckets: Buckets.
-      counts: Images of each, int [K]; by default how many there are.
-
-    Returns:
-      Lines: height x width and number of images, without empty ones.
-    """
-    if counts is None:
-        counts = np.bincount(buckets.of, minlength=len(buckets.shapes))
-    lines = ["bucket (height x width)      images"]
-    for (height, width), count in zip(buckets.shapes, counts, strict=True):
-        if count:
-            lines.append(f"{f'{height} x {width}':>23}{count:>12,}")
-    return lines

@@ -142,8 +142,15 @@ def _listed_remote(path, suffix):
             found = system.glob(f"{inside.rstrip('/')}/*{suffix}")
     except Exception as error:
         raise ValueError(_unread(path, error, suffix)) from error
-    found = [f"{scheme}://{one.lstrip('/')}" for one in _without_indexes(found)]
+    found = [_address(scheme, one) for one in _without_indexes(found)]
     return found or _nothing(path, suffix)
+
+
+def _address(scheme, path):
+    """The address of what a file system calls by a path or by an address."""
+    if is_remote(path):
+        return path
+    return f"{scheme}://{path if scheme == 'file' else path.lstrip('/')}"
 
 
 def _nothing(path, suffix):

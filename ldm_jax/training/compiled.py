@@ -1,0 +1,88 @@
+"""The training step, compiled once for each shape of a batch."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ldm_jax import peers
+from ldm_jax.console import Console
+from ldm_jax.training.throughput import Stopwatch, count_flops
+
+
+class CompiledStep:
+    """A step that is compiled when a shape comes for the first time.
+
+    Batches in buckets have several shapes. Every process meets them in the same order.
+
+    Attributes:
+      watch: Stopwatch of the steps; compiling does not count.
+    """
+
+    def __init__(
+        self, step: Callable, batch_size: int, chips: int, console: Console
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          step: Jitted function of (state, frozen, batch).
+          batch_size: Images per step, over all chips.
+          chips: Number of chips.
+          console: Where lines go.
+        """
+        self._step, self._console, self._programs = step, console, {}
+        self.watch = Stopwatch(batch_size, chips)
+
+    def prepare(self, *arguments: Any) -> None:
+        """Compiles what a call needs, if that is not done yet.
+
+        Args:
+          *arguments: Those of the call.
+        """
+        key = _shapes(arguments[-1])
+        if key in self._programs:
+            return
+        with self.watch.paused():
+            peers.progress()
+            self._programs[key] = self._compile(arguments)
+            peers.progress()
+
+    def __call__(self, *arguments: Any) -> tuple[Any, dict]:
+        """Takes a step.
+
+        Args:
+          *arguments: (state, frozen, batch).
+
+        Returns:
+          (state, metrics).
+        """
+        self.prepare(*arguments)
+        program, flops = self._programs[_shapes(arguments[-1])]
+        self.watch.step(flops)
+        return program(*arguments)
+
+    def _compile(self, arguments):
+        """The program, and its floating-point operations."""
+        start = time.perf_counter()
+        lowered = self._step.lower(*arguments)
+        flops = count_flops(lowered)
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
+        shape = _image_shape(arguments[-1])
+        self._console.line(
+            f"compiled the training step for {shape} in {seconds:.1f} s{size}"
+        )
+        return compiled, flops
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple:
+    return tuple((key, value.shape) for key, value in sorted(batch.items()))
+
+
+def _image_shape(batch: Mapping[str, jax.Array]) -> str:
+    """Height and width of the images, or of what there is in their place."""
+    maps = [v for k, v in sorted(batch.items(), key=lambda i: i[0] != "image")]
+    height, width = next(v.shape[1:3] for v in maps if v.ndim == 4)
+    return f"{height} x {width}"
