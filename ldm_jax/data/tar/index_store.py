@@ -28,8 +28,9 @@ from ldm_jax.errors import DiskError
 # members; remote ones are read as a stream.
 _LOCAL, _REMOTE = 2**13, 2**23
 
-# Threads that make indexes where there are no worker processes; seconds between lines.
-_THREADS, _LINE = 8, 30.0
+# Threads that make indexes where there are no worker processes: they parse, or wait for
+# the network. Seconds between lines of the log.
+_THREADS, _REMOTE_THREADS, _LINE = 4, 16, 30.0
 
 
 def open_indexes(
@@ -130,7 +131,8 @@ def _make_all(shards, index_dir, workers):
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     else:
-        pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+        threads = _REMOTE_THREADS if is_remote(shards[0].path) else _THREADS
+        pool = concurrent.futures.ThreadPoolExecutor(threads)
     said = began = time.monotonic()
     with pool:
         tasks = [pool.submit(make_index, shard, index_dir) for shard in shards]
