@@ -53,18 +53,15 @@ class SizeAndCrop(nn.Module):
 
     @nn.nowrap
     def null(self, numbers: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """The numbers themselves.
-
-        Guidance away from "no condition" is not one to other sizes: both passes have
-        the same, as in SDXL's samplers.
+        """Zeros; guidance by another condition alone leaves the numbers as they are.
 
         Args:
           numbers: [B, n].
 
         Returns:
-          `numbers`.
+          Zeros shaped like `numbers`.
         """
-        return numbers
+        return jnp.zeros_like(numbers)
 
     @nn.nowrap
     def check(self, numbers: ArrayLike) -> None:
