@@ -120,6 +120,12 @@ class Conditioner(nn.Module):
             if hasattr(module, "encode")
         }
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether inputs are encoded by the first stage."""
+        kinds = [CONDITIONERS[entry["kind"]] for entry in self.entries.values()]
+        return any(hasattr(kind, "encode") for kind in kinds)
+
     @nn.nowrap
     def null_inputs(
         self, batch: Mapping[str, Any], keys: Collection[str] | None = None
