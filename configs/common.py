@@ -15,10 +15,12 @@ def data(**changes) -> dict:
     """The `data` section: where images come from and how they are cut.
 
     source: "tfds" (a prepared TensorFlow data set), "folder" (image files), "tar"
-      (shards in the layout of WebDataset), "parquet" (Parquet files) or "huggingface"
-      (a folder of save_to_disk, or a set on the hub).
+      (shards in the layout of WebDataset), "parquet" (Parquet files), "huggingface"
+      (a folder of save_to_disk, or a set on the hub), "mixture" (of several), or
+      "latents" (images that ldm-encode has encoded).
     name: Name of the data set, for example "shapes/64"; for a folder its path; for
-      shards their paths, as "shards/{00000..00099}.tar", "shards" or "shards/*.tar".
+      shards their paths, as "shards/{00000..00099}.tar", "shards" or "shards/*.tar";
+      for latents the --outdir of ldm-encode, whose splits are "train" and "validation".
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
     split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
       is trained on with split="all".

@@ -17,7 +17,7 @@ from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import make_loader, open_source
 from ldm_jax.data.orders.describe import describe_order
 from ldm_jax.data.orders.part_counts import count_parts
-from ldm_jax.data.sources import make_record, part, spread
+from ldm_jax.data.sources import make_record, part, require_images, spread
 from ldm_jax.errors import ConfigError
 
 # Batch key -> global array [batch size, ...].
@@ -31,6 +31,7 @@ class Data:
       num_examples: Number of training images.
       num_classes: Number of classes, None where there are no labels.
       class_names: List of their names, None where they have none.
+      header: `data.encoded.Header` of latents that were encoded before; None of images.
       example: One training example as a batch of one, NumPy: shapes and types.
     """
 
@@ -60,6 +61,12 @@ class Data:
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
+        self.header = getattr(self._source, "header", None)
+        if self.header is None:
+            self.require_images(
+                "sets of latents are no parts of a mixture; encode the mixture, with "
+                "ldm-encode"
+            )
         if self.has_held_out:
             # A split that is not there shall not wait for the first evaluation.
             self._open()
@@ -138,6 +145,17 @@ class Data:
         """
         yield from self._batches(self._source, True, self._batch_size, start, count)
 
+    def require_images(self, advice: str) -> None:
+        """Refuses data that were encoded before.
+
+        Args:
+          advice: What to do.
+
+        Raises:
+          ConfigError: If the data have no images.
+        """
+        require_images(self._source, advice)
+
     @property
     def num_held_out(self) -> int:
         """Number of examples that are held out, 0 where no split is named."""
@@ -169,8 +187,14 @@ class Data:
         Returns:
           JSON-like dict of "data", "split", "listed", how many they are, and
           "fingerprint", None where the source has none.
+
+        Raises:
+          ConfigError: If the data have no images.
         """
         source = self._open() if held_out else self._source
+        self.require_images(
+            "set eval.reference to a file that ldm-reference makes of the images"
+        )
         fingerprint = getattr(source, "fingerprint", None)
         return {
             "data": self._section.name,
@@ -356,6 +380,7 @@ class Images:
             )
         self._section, self._mesh = section, mesh
         source = open_source(section, split)
+        require_images(source, "name images (--data or --reference)")
         fingerprint = getattr(source, "fingerprint", None)
         self.fingerprint = None if fingerprint is None else fingerprint()
         self._source = part(source, 0, num_images)

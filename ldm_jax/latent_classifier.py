@@ -49,7 +49,7 @@ def loss(
       model: LatentClassifier.
       params: {"classifier": weights}.
       frozen: Weights and scaling factor of the first stage.
-      batch: Dict with "image" and "label".
+      batch: Dict of what `latent_diffusion.latents_of` takes and "label".
       rng: Typed key; all randomness of the step follows from it.
       train: Whether dropout is on.
       weights: Weight of each example, [B]; None for equal ones.
@@ -60,7 +60,7 @@ def loss(
     """
     keys = ("posterior", "timesteps", "noise", "dropout")
     rngs = dict(zip(keys, jax.random.split(rng, len(keys)), strict=True))
-    latents = latent_diffusion.encode(model, frozen, batch["image"], rngs["posterior"])
+    latents = latent_diffusion.latents_of(model, frozen, batch, rngs["posterior"])
     latents = jax.lax.stop_gradient(latents)
     timesteps = jax.random.randint(
         rngs["timesteps"], latents.shape[:1], 0, model.schedule.num_train_timesteps

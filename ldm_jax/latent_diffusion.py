@@ -27,8 +27,10 @@ import jax.numpy as jnp
 from ldm_jax import images as image_codec
 from ldm_jax.annotations import Array, Bool, Float, Key, Num
 from ldm_jax.conditioners import Conditioner, Conditioning
+from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise, check_prediction
+from ldm_jax.models.posteriors import StoredPosterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,24 @@ def shape_of_latents(model: Any, image_size: tuple[int, int]) -> tuple[int, int,
     return height, width, model.first_stage.latent_channels
 
 
+def latent_shape_in(model: Any, batch: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Shape of the latents that a batch is about.
+
+    Args:
+      model: LatentDiffusion or LatentClassifier.
+      batch: See `latents_of`.
+
+    Returns:
+      (h, w, c).
+
+    Raises:
+      ValueError: If the first stage cannot reduce the images evenly.
+    """
+    if MEAN in batch:
+        return tuple(batch[MEAN].shape[1:])
+    return shape_of_latents(model, batch["image"].shape[1:3])
+
+
 def init(
     model: LatentDiffusion, rng: Key[Array, ""], batch: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -89,8 +109,8 @@ def init(
     Args:
       model: LatentDiffusion.
       rng: Typed key.
-      batch: Dict with "image" [B, H, W, C] and the conditioner's keys; only shapes and
-        types matter.
+      batch: Dict with "image" [B, H, W, C], or the moments of latents, and the
+        conditioner's keys; only shapes and types matter.
 
     Returns:
       params.
@@ -103,7 +123,8 @@ def init(
     conditioning, conditioner = model.conditioner.init_with_output(
         conditioner_rng, model.conditioner.encode(batch, zeros)
     )
-    latents = zeros(batch["image"])
+    count = len(next(iter(batch.values())))
+    latents = jnp.zeros((count, *latent_shape_in(model, batch)))
     timesteps = jnp.zeros(len(latents), jnp.int32)
     backbone = model.backbone.init(backbone_rng, latents, timesteps, *conditioning)
     # An unconditional model's conditioner has no parameters.
@@ -134,8 +155,7 @@ def encode(
     posterior = model.first_stage.apply(
         {"params": frozen["first_stage"]}, images, method="encode"
     )
-    latents = posterior.mode() if rng is None else posterior.sample(rng)
-    return frozen["statistics"].normalise(latents.astype(jnp.float32))
+    return _latents(frozen, posterior, rng)
 
 
 def decode(
@@ -164,18 +184,31 @@ def latents_of(
     batch: Mapping[str, Any],
     rng: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch h w c"]:
-    """The latents that a batch is about; nothing else knows that it holds images.
+    """The latents that a batch is about; nothing else knows images from moments.
+
+    Moments are what the first stage said of images that were encoded once: the mean of
+    their posterior and, where it is a Gaussian, its standard deviation. They give the
+    latents that their images would give, with the same key.
 
     Args:
       model: LatentDiffusion or LatentClassifier.
       frozen: Weights of the first stage and statistics of its latents.
-      batch: Dict with "image" [B, H, W, C].
+      batch: Dict with "image" [B, H, W, C], or with "latent_mean" and, where there is
+        one, "latent_std" [B, h, w, c].
       rng: Typed key for a sample of the posterior; None for its mode.
 
     Returns:
       Latents of unit variance, float32 [B, h, w, c].
     """
-    return encode(model, frozen, batch["image"], rng)
+    if MEAN not in batch:
+        return encode(model, frozen, batch["image"], rng)
+    return _latents(frozen, StoredPosterior(batch[MEAN], batch.get(STD)), rng)
+
+
+def _latents(frozen, posterior, rng):
+    """Latents of unit variance, from a posterior."""
+    latents = posterior.mode() if rng is None else posterior.sample(rng)
+    return frozen["statistics"].normalise(latents.astype(jnp.float32))
 
 
 def encode_inputs(
@@ -285,7 +318,7 @@ def loss(
       params: What is trained.
       frozen: Weights of the first stage and statistics of its latents; no gradient
         reaches them.
-      batch: Dict with "image" and the conditioner's keys.
+      batch: Dict of what `latents_of` takes and the conditioner's keys.
       rng: Typed key; all randomness of the step follows from it.
       train: Whether dropout is on, in the backbone and of conditions.
       weights: Weight of each example, [B]; None for equal ones.

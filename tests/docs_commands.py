@@ -76,6 +76,7 @@ def program_of(command):
         "ldm-train": "ldm_jax.training",
         "ldm-sample": "ldm_jax.sampling",
         "ldm-convert": "ldm_jax.convert",
+        "ldm-encode": "ldm_jax.encoding",
         "ldm-evaluate": "ldm_jax.evaluation",
         "ldm-nearest": "ldm_jax.evaluation.nearest",
         "ldm-sweep": "ldm_jax.evaluation.sweep",
@@ -175,7 +176,7 @@ _DEMO = (
     "python train.py --config=configs/shapes_class.py --workdir=runs/demo/class "
     "--config.data.name=shapes/32 --config.first_stage.workdir=runs/demo/autoencoder",
 )
-_BEFORE = {"README": _DEMO, "sampling": _DEMO, "training": _DEMO}
+_BEFORE = dict.fromkeys(("README", "sampling", "training", "data"), _DEMO)
 
 
 if __name__ == "__main__":

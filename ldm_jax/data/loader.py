@@ -116,8 +116,9 @@ def _open(section, split, name="data"):
         source = make(split=split, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
-    # The parts of a mixture have each been asked.
-    condition = None if "parts" in own else section.get("filter")
+    # The parts of a mixture have each been asked, and some sources ask themselves.
+    asked = {"parts", "filter"}.intersection(own)
+    condition = None if asked else section.get("filter")
     return keep(source, condition, f"{name}.filter") if condition else source
 
 

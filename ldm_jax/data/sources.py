@@ -268,6 +268,20 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     return Chosen(source, kept.astype(np.min_scalar_type(len(source))))
 
 
+def require_images(source: Any, advice: str) -> None:
+    """Refuses data that were encoded where images are needed.
+
+    Args:
+      source: Opened source.
+      advice: What to do.
+
+    Raises:
+      ConfigError: If its examples have no images.
+    """
+    if getattr(source, "encoded", False):
+        raise ConfigError(f"data.source=latents has latents and no images: {advice}")
+
+
 def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
     """Takes examples of a source, one after the other.
 

@@ -133,6 +133,8 @@ def _notes(data):
             f"note: images are cut at the centre; data.crop={data.crop} and "
             f"data.min_crop={data.min_crop:g} have no effect on latents"
         )
+    if data.get("buckets"):
+        yield "note: latents are of squares of data.image_size, without data.buckets"
 
 
 def main() -> None:

@@ -134,7 +134,9 @@ def encoded_batches(
 
 def _loader(source, section, flip, options):
     """A loader of one pass in order, of the images or of the mirrored ones."""
-    names = {field.name for field in dataclasses.fields(LoaderOptions)} - {"check"}
+    names = {field.name for field in dataclasses.fields(LoaderOptions)}
+    # Squares: latents of one set have one shape.
+    names -= {"check", "buckets"}
     given = {name: section[name] for name in names & section.keys()}
     cut = dataclasses.replace(build(LoaderOptions, given, "data"), flip=flip)
     inputs, size = make_inputs(section.get("inputs")), options.batch_size

@@ -20,6 +20,7 @@ from ldm_jax.checkpoint import tree_checksum
 from ldm_jax.config import choose, to_dict
 from ldm_jax.data.inputs import inputs_of, needed_keys
 from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.sources import require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.eval_samples import (
@@ -209,10 +210,14 @@ def _open_examples(trained, plan):
             "the samples need conditions of held-out examples and the run holds none "
             "out: name a split of its data with --split"
         )
+    source = open_source(section, split)
+    if getattr(source, "encoded", False):
+        if plan.tokenizer is not None:
+            require_images(source, "give captions to compare with, by --prompts_file")
+        return source, {"split": split, "examples": source.fingerprint()}
     made = list(inputs_of(trained.inputs, "caption").values())
     fallback = made[0].fallback if made else None
-    keys = _caption_keys(trained) or ["caption"]
-    source = OneCaption(open_source(section, split), keys, fallback)
+    source = OneCaption(source, _caption_keys(trained) or ["caption"], fallback)
     return source, {"split": split, "examples": source.fingerprint()}
 
 

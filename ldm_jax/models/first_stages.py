@@ -89,6 +89,7 @@ class FirstStageKind(NamedTuple):
       module: Its module class, which no other kind has.
       latent_parts: Names of the parameters that make latents: two first stages that
         agree in them give the same latents. `train.freeze=("latents",)` holds them.
+      encoder_parts: Those of them that only encode: latents are decoded without.
       decoder_parts: Names of the parameters that only decode: all the others.
       regulariser: Its part of the loss; None for a kind that has nothing to train.
       last_layer: (module, params, features that `reconstruct` gives third) ->
@@ -100,6 +101,7 @@ class FirstStageKind(NamedTuple):
 
     module: type[nn.Module]
     latent_parts: tuple[str, ...] = ()
+    encoder_parts: tuple[str, ...] = ()
     decoder_parts: tuple[str, ...] = ()
     regulariser: Regulariser | None = None
     last_layer: Callable = last_layer
@@ -197,6 +199,7 @@ FIRST_STAGES = {
     "kl": FirstStageKind(
         KLAutoencoder,
         latent_parts=("encoder", "to_moments"),
+        encoder_parts=("encoder", "to_moments"),
         decoder_parts=_DECODER,
         regulariser=Regulariser(_kl_loss, "sum"),
         measures=Measures(
@@ -207,6 +210,7 @@ FIRST_STAGES = {
     "vq": FirstStageKind(
         VQAutoencoder,
         latent_parts=("encoder", "to_latents", "quantizer"),
+        encoder_parts=("encoder", "to_latents"),
         decoder_parts=_DECODER,
         regulariser=Regulariser(_codebook_loss, "mean"),
         codebook=Codebook(

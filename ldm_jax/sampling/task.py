@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.loader import open_source
+from ldm_jax.data.sources import require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.flag_values import (
@@ -130,6 +131,7 @@ def _open(trained):
     if not section.eval_split:
         raise ConfigError("--from_data: the run holds no data out (data.eval_split)")
     source = open_source(section, section.eval_split)
+    require_images(source, "give the conditions by flags, without --from_data")
     if not len(source):
         raise ConfigError(f"--from_data: data.eval_split={section.eval_split} is empty")
     now, then = source.class_names, tuple(trained.class_names)

@@ -80,6 +80,11 @@ def make_stage(
     """
     del mesh, workdir
     model = make_first_stage(config.first_stage)
+    if "image" not in data.example:
+        raise ConfigError(
+            "data.source=latents has latents and no images, which a first stage is "
+            "trained on: name the images"
+        )
     _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
     least = min(check_step(config.data, 1, ""))

@@ -20,7 +20,11 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier, loss
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
-from ldm_jax.training.latents import find_statistics, open_first_stage
+from ldm_jax.training.latents import (
+    find_statistics,
+    frozen_tree,
+    open_first_stage,
+)
 from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.step import Stage, make_loss_steps
 
@@ -75,24 +79,23 @@ def make_stage(
     )
     data.check_examples(functools.partial(_check_label, data.num_classes))
     statistics = find_statistics(config, model, first, mesh, data, meta)
-    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
+    frozen = frozen_tree(first, statistics, data, encodes=False)
     record = {
         "first_stage": first.record,
         **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
-    size = data.example["image"].shape[1:3]
-    return _make_steps(config, model, frozen, size), record
+    return _make_steps(config, model, frozen, data.example), record
 
 
 def _check_label(num_classes, batch):
     check_classes(batch["label"], "B", num_classes)
 
 
-def _make_steps(config, model, frozen, image_size):
+def _make_steps(config, model, frozen, example):
     """Closes the pure functions of the stage over the model and the optimiser."""
-    shape = latent_diffusion.shape_of_latents(model, image_size)
+    shape = latent_diffusion.latent_shape_in(model, example)
 
     def draw(rng):
         latents, timesteps = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)

@@ -19,7 +19,11 @@ from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.held_out.made_images import sampled
 from ldm_jax.training.held_out.noise_levels import by_level, level_losses
-from ldm_jax.training.latents import find_statistics, open_first_stage
+from ldm_jax.training.latents import (
+    find_statistics,
+    frozen_tree,
+    open_first_stage,
+)
 from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.start import frozen_paths, initial_weights
 from ldm_jax.training.step import Stage, make_loss_steps
@@ -67,7 +71,8 @@ def make_stage(
     if model.conditioner.entries:
         data.check_examples(model.conditioner.check)
     statistics = find_statistics(config, model, first, mesh, data, meta)
-    frozen = {"first_stage": first.params, "statistics": statistics.arrays()}
+    encodes = model.conditioner.encodes_images
+    frozen = frozen_tree(first, statistics, data, encodes)
     record = {
         "first_stage": first.record,
         **statistics.record(),
@@ -102,9 +107,9 @@ def _make_steps(config, model, frozen, example):
         return metrics
 
     def preview(state, frozen, batch, rng):
-        images = batch["image"]
+        latents = latent_diffusion.latents_of(model, frozen, batch)
         rngs = jax.vmap(functools.partial(jax.random.fold_in, rng))
-        rngs = rngs(jnp.arange(len(images)))
+        rngs = rngs(jnp.arange(len(latents)))
         params = state.ema_params or state.params
 
         def draw(guidance):
@@ -119,9 +124,9 @@ def _make_steps(config, model, frozen, example):
             samples = jnp.concatenate(list(samples), axis=2)
         else:
             samples = draw(options.guidance)
-        latents = latent_diffusion.encode(model, frozen, images)
-        return {
-            "inputs": to_float(images),
+        # Of latents that were encoded before there are no images.
+        inputs = {"inputs": to_float(batch["image"])} if "image" in batch else {}
+        return inputs | {
             "reconstructions": latent_diffusion.decode(model, frozen, latents),
             "samples": samples,
         }

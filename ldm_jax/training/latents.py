@@ -17,6 +17,7 @@ from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.config import choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.models.first_stages import row_of
 from ldm_jax.trained import (
     FirstStage,
     check_same_everywhere,
@@ -142,6 +143,32 @@ def open_first_stage(
     return first
 
 
+def frozen_tree(
+    first: FirstStage, statistics: LatentStatistics, data: Any, encodes: bool
+) -> dict[str, Any]:
+    """What of a first stage a stage on latents needs on the devices.
+
+    Args:
+      first: FirstStage.
+      statistics: Statistics of its latents.
+      data: The run's `Data`; where it is latents already, the encoder stays behind.
+      encodes: Whether conditions are encoded all the same.
+
+    Returns:
+      {"first_stage", "statistics"}, see `latent_diffusion`.
+
+    Raises:
+      ConfigError: If the data are latents of another first stage.
+    """
+    params = first.params
+    header = getattr(data, "header", None)
+    if header is not None:
+        header.require_first_stage(first.record, "first_stage.workdir")
+        unused = () if encodes else row_of(first.module).encoder_parts
+        params = {name: tree for name, tree in params.items() if name not in unused}
+    return {"first_stage": params, "statistics": statistics.arrays()}
+
+
 def _first_step(section):
     """The step that a config names, or the newest: the same on all processes."""
     if section.step is not None or section.workdir in ("", "identity"):
@@ -172,7 +199,9 @@ def find_statistics(
     data: Any,
     meta: Mapping[str, Any],
 ) -> LatentStatistics:
-    """The statistics of the latents: those of the run, given, of `init_from`, measured.
+    """The statistics of the latents: of the run, given, of `init_from`, or measured.
+
+    Those of a set of latents were measured when it was encoded, over all of it.
 
     Args:
       config: ConfigDict with `first_stage` and `train`.
@@ -198,11 +227,23 @@ def find_statistics(
         found = checkpoint.read_meta(checkpoint.checkpoint_folder(init_from, step))
         if "scaling_factor" in found:
             return _same_statistics(section, statistics, first, found)
+    header = getattr(data, "header", None)
+    if statistics is None and header is not None:
+        return _stored_statistics(header.statistics, section.latent_statistics)
     if statistics is None:
         batches = data.train_batches(0, count=section.scaling_batches)
         kind = section.latent_statistics
         statistics = measure_statistics(model, first.params, batches, mesh, kind)
     return statistics
+
+
+def _stored_statistics(found, kind):
+    """Those that the header of a set of latents has."""
+    if kind == "per_channel":
+        _require_variance(np.asarray(found["std"]))
+        return LatentStatistics.of(tuple(found["mean"]), tuple(found["std"]))
+    _require_variance(np.asarray(found["overall_std"]))
+    return LatentStatistics(scale=1 / found["overall_std"])
 
 
 def given_statistics(section: ConfigDict, channels: int) -> LatentStatistics | None:

@@ -150,6 +150,7 @@ def test_open_shards_are_few(tmp_path, monkeypatch):
             {"inputs": {"caption": CAPTION | {"max_length": 41}}},
             "caption.max_length is 41, but the latents were encoded with 40",
         ),
+        ("train", {"filter": "width > 9"}, "encoded with filter=None: leave it out"),
         ("train", {"name": "/nowhere"}, "/nowhere holds no set of latents"),
     ],
 )

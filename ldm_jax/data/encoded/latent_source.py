@@ -37,6 +37,7 @@ class LatentSource:
         image_size: int | None = None,
         flip: bool = False,
         inputs: Mapping[str, Any] | None = None,
+        filter: str | None = None,  # noqa: A002
         keys: Sequence[str] = (),
     ) -> None:
         """Opens a set; only its header is read.
@@ -48,6 +49,8 @@ class LatentSource:
             for any.
           flip: Whether mirrored images are asked for.
           inputs: Config section `data.inputs`, whose inputs must have been encoded.
+          filter: Condition on metadata, which must be that of the encoding: there it
+            has acted.
           keys: Not used: what inputs need was there when they were encoded.
 
         Raises:
@@ -62,6 +65,11 @@ class LatentSource:
             raise ValueError(
                 f"{self._folder} holds no mirrored copies: encode with --mirrored, or "
                 "set data.flip=False"
+            )
+        if filter and filter != header.data.get("filter"):
+            raise ValueError(
+                f"filter={filter}, but the latents were encoded with filter="
+                f"{header.data.get('filter') or None}: leave it out, or encode anew"
             )
         wanted = _plain_inputs(inputs)
         _require_inputs(_plain_inputs(header.inputs), wanted)

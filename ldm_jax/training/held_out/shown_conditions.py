@@ -35,7 +35,9 @@ def show_conditions(
         return {}
     values = {key: batch[key] for key in inputs}
     values = multihost_utils.process_allgather(values, tiled=True)
-    height, width = batch["image"].shape[1:3]
+    height = width = section.image_size
+    if "image" in batch:
+        height, width = batch["image"].shape[1:3]
     # Names of boxes must be legible.
     zoom = max(1, 128 // max(height, width))
     shape = zoom * height, zoom * width
