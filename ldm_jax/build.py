@@ -222,6 +222,7 @@ def check_model(config: ConfigDict) -> None:
             f"data.image_size={side} is no multiple of {multiple}, which the backbone "
             "takes alone, whatever the first stage divides by"
         )
+    check_step(config.data, multiple, "which the backbone divides by")
     prediction_type = config.schedule.get("prediction_type", "noise")
     schedule = make_noise_schedule(config)
     build(Objective, config.loss, "loss", prediction_type=prediction_type)

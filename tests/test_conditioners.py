@@ -92,6 +92,11 @@ UNDER_TEST = {
         IMAGES,
         (BATCH, 16),
     ),
+    "size_and_crop": (
+        {"kind": "size_and_crop", "features": 8, "width": 6, "slot": "vector"},
+        100 + 300 * np.abs(draw(6)),
+        (BATCH, 8),
+    ),
     "encoded": ({"kind": "encoded", "slot": "concat"}, IMAGES, (BATCH, 4, 4, 2)),
     "masked_image": (
         {"kind": "masked_image", "slot": "concat"},

@@ -93,13 +93,14 @@ def _open_sections(config, key):
     """Makes the section of a name that is the user's own."""
     *path, _ = key.split(".")
     section = config
-    for part, follower in zip(path, [*path[1:], None], strict=True):
+    for depth, part in enumerate(path):
         if part not in section or not isinstance(section[part], ConfigDict):
             return
         section = section[part]
-        if part == _NAMED and follower and follower not in section:
+        own = path[depth + 1 : depth + 2]
+        if part == _NAMED and own and own[0] not in section:
             with section.unlocked():
-                section[follower] = ConfigDict({_NAMED: {}})
+                section[own[0]] = ConfigDict({_NAMED: {}})
 
 
 def _section_of(config, key):

@@ -13,6 +13,7 @@ The room:
 - `label.py`: a class, an image through CLIP, and arrays taken as they are.
 - `tokens.py`: captions and layouts, token ids through a transformer.
 - `maps.py`: segmentations and depth, latents of images, masked images.
+- `sizes.py`: the size and the crop of an image.
 - `checks.py`: checks of inputs that several of them share.
 
 A conditioner is a linen module for one condition. To add one, write it in a file of
@@ -60,6 +61,7 @@ from ldm_jax.conditioners.conditioner import (
 )
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
+from ldm_jax.conditioners.sizes import SizeAndCrop
 from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "LayoutTokens",
     "MaskedLatents",
     "Raw",
+    "SizeAndCrop",
     "Spatial",
     "Text",
     "check_entry",

@@ -13,6 +13,7 @@ from ldm_jax import ranges
 from ldm_jax.annotations import Array, Bool, Key, Num
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
+from ldm_jax.conditioners.sizes import SizeAndCrop
 from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.identity import FREE_FIELDS
@@ -398,5 +399,6 @@ CONDITIONERS = {
     "spatial": Spatial,
     "encoded": Encoded,
     "masked_image": MaskedLatents,
+    "size_and_crop": SizeAndCrop,
     "raw": Raw,
 }

@@ -23,6 +23,9 @@ ALWAYS = "always"
 # Boxes per example are padded or cut to this number, more than an image of COCO has.
 MAX_BOXES = 100
 
+# Key of an example that says where its image comes from; see `size_and_crop`.
+SIZE_AND_CROP = "size_and_crop"
+
 # Side of a square in pixels, or (height, width).
 Size = int | tuple[int, int]
 
@@ -88,6 +91,39 @@ def choose_crop(
         (top + cut_height) / height,
         flip == ALWAYS or bool(flip and rng.random() < 0.5),
     )
+
+
+def size_and_crop(
+    size: tuple[int, int], crop: Crop, shape: tuple[int, int]
+) -> Float[np.ndarray, "6"]:
+    """Says where a result comes from, as SDXL does (Podell et al. 2023, Sec. 2.2).
+
+    Args:
+      size: (height, width) of the original in pixels.
+      crop: What was cut out of it.
+      shape: (height, width) of the result in pixels.
+
+    Returns:
+      float32 [6]: height and width of the original, top and left of the crop in pixels
+      of the image as it was resized and mirrored, height and width of the result.
+    """
+    height, width = shape
+    top = crop.top / (crop.bottom - crop.top) * height
+    left = 1 - crop.right if crop.flip else crop.left
+    left = left / (crop.right - crop.left) * width
+    return np.array([*size, round(top), round(left), height, width], np.float32)
+
+
+def whole_size(shape: tuple[int, int]) -> Float[np.ndarray, "6"]:
+    """The same of an image that was neither cut nor resized.
+
+    Args:
+      shape: Its (height, width) in pixels.
+
+    Returns:
+      float32 [6].
+    """
+    return size_and_crop(tuple(shape), WHOLE, tuple(shape))
 
 
 def sides(size: Size) -> tuple[int, int]:

@@ -26,7 +26,13 @@ from PIL import Image as PilImage
 
 from ldm_jax.annotations import Bool, Shaped, UInt8
 from ldm_jax.config import build, choose, to_dict
-from ldm_jax.data.crops import MAX_BOXES, choose_crop, resize_image
+from ldm_jax.data.crops import (
+    MAX_BOXES,
+    SIZE_AND_CROP,
+    choose_crop,
+    resize_image,
+    whole_size,
+)
 from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.draw import draw_masked
 from ldm_jax.data.layout import decode_layout, encode_layout
@@ -736,6 +742,24 @@ class Image(Input):
         return MODALITIES["style"].draw(value, shape, names)
 
 
+class SizeAndCrop(Input):
+    """Where an image comes from, SDXL's micro-conditioning: float32 [6] in pixels.
+
+    Height and width of the original, top and left of the crop in the image as it was
+    resized (and mirrored), height and width of the result (Podell et al. 2023, Sec.
+    2.2). Samples are by default whole: the original has the size of the result.
+    """
+
+    ways = ((),)
+
+    def _make(self, example, rng):
+        found = example.get(SIZE_AND_CROP)
+        if found is None:
+            _require("image" in example, 'the example has no "image"')
+            found = whole_size(example["image"].shape[:2])
+        return np.asarray(found, np.float32)
+
+
 class Feature(Input):
     """Any array that the source holds, such as an embedding, as float32."""
 
@@ -786,5 +810,6 @@ INPUTS = {
     "low_res": LowRes,
     "masked_image": MaskedImage,
     "image": Image,
+    "size_and_crop": SizeAndCrop,
     "feature": Feature,
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import ALWAYS, CROPS
-from ldm_jax.data.inputs import Input, apply_inputs, count_cut
+from ldm_jax.data.inputs import Input, SizeAndCrop, apply_inputs, count_cut
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
@@ -133,6 +133,8 @@ class LoadBatch:
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
+        made = (inputs or {}).values()
+        self.with_size = any(isinstance(make, SizeAndCrop) for make in made)
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Loads a batch.
@@ -221,7 +223,9 @@ class LoadBatch:
             return draw(index, rng, self.cut["flip"]), []
         example = self.source[index]
         notes = [(self.source.describe(index), n) for n in notes_of(example)]
-        example = transform(example, size, rng=rng, **self.cut)
+        example = transform(
+            example, size, rng=rng, with_size=self.with_size, **self.cut
+        )
         if self.inputs:
             made = apply_inputs(self.inputs, example, rng)
             # What needs no name is counted.

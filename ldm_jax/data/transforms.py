@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.crops import Size, choose_crop, sides
+from ldm_jax.data.crops import (
+    SIZE_AND_CROP,
+    Size,
+    choose_crop,
+    sides,
+    size_and_crop,
+)
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of, pack, unpack
+from ldm_jax.images.header_sizes import size_in
 
 
 def transform(
@@ -20,6 +27,7 @@ def transform(
     flip: bool | str = False,
     rng: np.random.Generator | None = None,
     min_crop: float = 1.0,
+    with_size: bool = False,
 ) -> dict[str, Any]:
     """Makes the arrays of one example.
 
@@ -30,6 +38,7 @@ def transform(
       flip: Whether to mirror with probability 1/2; `crops.ALWAYS` mirrors.
       rng: NumPy generator; needed for what is random.
       min_crop: See `choose_crop`.
+      with_size: Whether to add "size_and_crop", see `crops.size_and_crop`.
 
     Returns:
       Dict of "image" uint8 [S, S, 3]; "label" int32 []; "segmentation" int32 [S, S];
@@ -45,6 +54,10 @@ def transform(
     image = MODALITIES["image"].decode(example["image"], max(sides(size)))
     where = choose_crop(*image.size, size, crop, flip, rng, min_crop)
     followed = {}
+    if with_size:
+        original = _original_size(example["image"], image)
+        example = {**example, SIZE_AND_CROP: None}
+        followed[SIZE_AND_CROP] = size_and_crop(original, where, sides(size))
     for key in example:
         name = modality_of(key)
         # A modality of several keys follows with the first of them.
@@ -55,6 +68,14 @@ def transform(
         key: followed[key] if key in followed else as_text(value)
         for key, value in example.items()
     }
+
+
+def _original_size(data, image):
+    """(height, width) before decoding, which may reduce an image."""
+    width, height = image.size
+    if isinstance(data, bytes):
+        width, height = size_in(data) or (width, height)
+    return height, width
 
 
 def _follow(name, value, where, size):

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.annotations import Bool, Int, Shaped
-from ldm_jax.data.crops import WHOLE, Size, choose_crop
+from ldm_jax.data.crops import SIZE_AND_CROP, WHOLE, Size, choose_crop, whole_size
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
 from ldm_jax.data.transforms import transform
@@ -185,6 +185,7 @@ def _make_row(trained, task, seed, k, example):
     key = np.array([seed, k], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key))
     try:
+        example = {SIZE_AND_CROP: whole_size(task.size)} | example
         made = apply_inputs(trained.inputs, example, rng)
     except ValueError as error:
         where = _origin(trained, task, k)

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data import crops
-from ldm_jax.data.crops import Crop, choose_crop
+from ldm_jax.data.crops import Crop, choose_crop, size_and_crop, whole_size
+from ldm_jax.data.inputs import apply_inputs, make_inputs
 from ldm_jax.data.transforms import transform
 from tests.data.common import encode, make_image
 
@@ -233,3 +234,27 @@ def test_masks_are_compared_with_half_of_their_largest_value(values):
         assert resized.dtype == bool and resized.tolist() == [
             [False, False, True, True]
         ]
+
+
+# ---- Where an image comes from.
+
+
+def test_sizes_and_crops_are_those_of_the_image_as_resized():
+    example = {"image": encode(make_image(90, 60), "JPEG")}
+    found = transform(example, (20, 20), with_size=True)["size_and_crop"]
+    assert found.tolist() == [60, 90, 0, 5, 20, 20] and found.dtype == np.float32
+    crop = Crop(0.0, 0.25, 0.5, 0.75, True)
+    found = size_and_crop((80, 40), crop, (40, 20))
+    assert found.tolist() == [80, 40, 20, 20, 40, 20]
+    assert whole_size((8, 16)).tolist() == [8, 16, 0, 0, 8, 16]
+    assert "size_and_crop" not in transform(example, 20)
+
+
+def test_the_input_of_sizes_and_crops():
+    made = make_inputs({"micro": {"kind": "size_and_crop"}})
+    image = np.zeros((6, 8, 3), np.uint8)
+    assert apply_inputs(made, {"image": image}, None)["micro"].tolist() == [
+        *(6, 8, 0, 0, 6, 8)
+    ]
+    example = {"image": image, "size_and_crop": np.arange(6)}
+    assert apply_inputs(made, example, None)["micro"].tolist() == list(range(6))
