@@ -38,7 +38,8 @@ from PIL import Image
 from benchmarks.simulated_tar import measure, write_simulated
 from ldm_jax.data.encoded import Header, RecordFormat
 from ldm_jax.data.encoded.header import FILE, VERSION
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 
 BATCH = 32
 

@@ -24,7 +24,8 @@ import numpy as np
 from ldm_jax import latent_diffusion
 from ldm_jax.build import make_model
 from ldm_jax.cli.configs import load_config
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 from ldm_jax.sharding import named_leaves

@@ -37,7 +37,7 @@ def data(**changes) -> dict:
     validation_fraction: Fraction of a folder's files, of a tar's examples or of a
       table's rows that is held out.
     inputs: What is made of each example for the conditions, by batch key; the kinds and
-      their options stand in `ldm_jax/data/inputs.py`.
+      their options stand in `ldm_jax/data/inputs/`.
     parts: Sources of a "mixture" by name: each has the keys above of its own, takes
       from this section what it does not say, and may have a weight (by default the
       number of its examples); as parts.photos.weight=0.3.

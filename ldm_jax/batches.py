@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.orders.describe import describe_order
 from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, require_images, spread

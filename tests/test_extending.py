@@ -12,8 +12,8 @@ from ldm_jax import build, sharding
 from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.convert.formats import FORMATS, Options, convert
 from ldm_jax.data.inputs import INPUTS, make_inputs
-from ldm_jax.data.loader import open_source
 from ldm_jax.data.modalities import MODALITIES
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.diffusion.grids import SPACINGS, make_points
 from ldm_jax.diffusion.objective import LOSS_TYPES

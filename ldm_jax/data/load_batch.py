@@ -81,6 +81,14 @@ class LoaderOptions:
         )
 
 
+# Those that are keys of the section.
+LOADER_OPTIONS = tuple(
+    field.name
+    for field in dataclasses.fields(LoaderOptions)
+    if field.name not in ("check", "buckets")
+)
+
+
 def require_whole(name: str, value: Any, least: int) -> None:
     """Checks that a value is a whole number.
 

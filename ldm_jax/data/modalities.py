@@ -4,7 +4,7 @@ A row says everything about it: which file beside an image holds it, what prepar
 sets call it, which flags of `sample.py` give it, how it is decoded, cropped and resized
 with the image, and how it is drawn. Folders, prepared data sets, transforms, sampling,
 previews and contact sheets read the table, so that a row is all there is to add. The
-config section `data.inputs` (`inputs.py`) then makes a model's condition of it; for a
+config section `data.inputs` (`inputs/`) then makes a model's condition of it; for a
 map of any kind by
 
     inputs=dict(normals=dict(kind="map"))

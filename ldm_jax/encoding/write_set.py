@@ -15,7 +15,7 @@ from ldm_jax import __version__, peers
 from ldm_jax.config import to_dict
 from ldm_jax.console import Console
 from ldm_jax.data.encoded.header import FILE, VERSION, Header
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.open_source import open_source
 from ldm_jax.encoding.shard_files import ShardFiles
 from ldm_jax.encoding.stream import Options, encoded_batches
 from ldm_jax.errors import ConfigError, Stopped

@@ -19,7 +19,8 @@ from ldm_jax.batches import Batch
 from ldm_jax.checkpoint import tree_checksum
 from ldm_jax.config import choose, to_dict
 from ldm_jax.data.inputs import inputs_of, needed_keys
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError

@@ -12,7 +12,8 @@ from ldm_jax.data.inputs import (
     needed_keys,
     optional_keys,
 )
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError
 from tests.data.common import make_image, write_images
 from tests.data.tables import make_rows, write_parquet

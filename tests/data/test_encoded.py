@@ -11,7 +11,7 @@ from array_record.python import array_record_module
 
 from ldm_jax.data.encoded import Header, LatentSource, RecordFormat
 from ldm_jax.data.encoded.header import FILE, VERSION
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError
 
 CAPTION = {"kind": "caption", "tokenizer": "shapes", "max_length": 40}

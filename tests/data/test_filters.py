@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from ldm_jax.data.filters import Filter
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import keep, part
 from ldm_jax.errors import ConfigError
 from tests.data.common import write_images

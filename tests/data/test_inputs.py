@@ -10,7 +10,8 @@ from PIL import Image
 from configs import common
 from ldm_jax.data.inputs import INPUTS, apply_inputs, make_inputs, needed_keys
 from ldm_jax.data.layout import decode_layout
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError
 from tests.data.common import SIZE, TRAIN, encode, make_image
 

@@ -11,7 +11,8 @@ from configs import common
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import check_boxes, parse_layout, without_area
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.sampling.flag_values import Names, read_flags
 from tests.data.common import write_images

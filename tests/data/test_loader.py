@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 import ldm_jax
 from ldm_jax.data import loader
 from ldm_jax.data.load_batch import LoaderOptions
-from ldm_jax.data.loader import DataError, Loader, make_loader, open_source
+from ldm_jax.data.loader import DataError, Loader, make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, ProcessLost
 from tests.data.common import SIZE, TRAIN, VALIDATION, make_image, write_images
@@ -323,7 +324,8 @@ import os
 import signal
 import sys
 
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 
 if __name__ == "__main__":
     data = dict(source="tfds", name="shapes/32", data_dir=sys.argv[1], image_size=16)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.load_batch import LoaderOptions
-from ldm_jax.data.loader import Loader, make_loader, open_source
+from ldm_jax.data.loader import Loader, make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.orders.buckets import BucketOptions, make_buckets
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import SOURCES
 from ldm_jax.data.tables.parquet import ParquetSource
 from ldm_jax.errors import ConfigError, DataError

@@ -10,8 +10,9 @@ from PIL import Image
 from configs import common
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.layout import decode_layout
-from ldm_jax.data.loader import DataError, make_loader, open_source
+from ldm_jax.data.loader import DataError, make_loader
 from ldm_jax.data.modalities import MODALITIES, keys_of
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sidecars import find_sidecars, read_sidecar
 from ldm_jax.data.transforms import transform
 from tests.data.common import always_mirrors, write_images

@@ -9,7 +9,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tar import TarSource
 from ldm_jax.data.tar.shards import expand
 from tests.data.tar_shards import (

@@ -7,7 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tar import TarSource, index_store
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.errors import ConfigError, DataError

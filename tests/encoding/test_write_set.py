@@ -9,7 +9,8 @@ import pytest
 
 from ldm_jax.config import to_dict
 from ldm_jax.data.encoded import Header, LatentSource
-from ldm_jax.data.loader import make_loader, open_source
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
 from ldm_jax.encoding import write_set as module
 from ldm_jax.encoding.stream import Options
 from ldm_jax.encoding.write_set import make_writer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import peers, sharding
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import CheckpointError, ConfigError, DataError
 from ldm_jax.evaluation.captions import OneCaption, first_of, read_captions

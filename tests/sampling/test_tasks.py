@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.data.loader import open_source
+from ldm_jax.data.open_source import open_source
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError

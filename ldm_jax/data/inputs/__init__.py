@@ -1,0 +1,182 @@
+"""Inputs of the conditions, made of each example on the host.
+
+The config section `data.inputs` lists them by batch key:
+
+    inputs=dict(
+        caption=dict(kind="caption", tokenizer="shapes", max_length=40),
+        low_res=dict(kind="low_res", factor=4, degradation="bsrgan_light"),
+    )
+
+Each takes what it `needs` from the example, after crop, resize and mirroring, and gives
+one array without batch axis, under its key. The entry of the same key in `conditions`
+says what the model does with it. What an input would draw or compute, the example may
+also hold: `sample.py` makes an example of what the user gives and runs the same inputs.
+
+An instance can be pickled; what is random comes from the generator that is passed in.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.config import build, choose, to_dict
+from ldm_jax.data.inputs.caption import Caption
+from ldm_jax.data.inputs.image_input import Image, LowRes, MaskedImage
+from ldm_jax.data.inputs.kind import Input
+from ldm_jax.data.inputs.layout_input import Layout
+from ldm_jax.data.inputs.map_input import Depth, Map, Segmentation
+from ldm_jax.data.inputs.vector_input import Feature, SizeAndCrop
+from ldm_jax.errors import ConfigError
+
+# Batch keys that are not inputs: the image, its class, which rows count, what failed
+# or was left out.
+RESERVED = ("image", "label", "mask", "failures", "notes", "error")
+
+# Options by the names of 0.1.0.
+_OLD_OPTIONS = {"min_share": "min_fraction", "max_share": "max_fraction"}
+
+
+def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, Input]:
+    """Makes the inputs that the config section `data.inputs` lists.
+
+    Args:
+      section: Batch key -> {"kind": row of INPUTS, options of that row}; entries of the
+        kind "none" are off. None for no inputs.
+
+    Returns:
+      Dict of batch key -> Input, in alphabetical order of the keys.
+
+    Raises:
+      ConfigError: On an unknown kind or option, or a wrong value.
+    """
+    inputs = {}
+    for key, entry in sorted(to_dict(section or {}).items()):
+        name, entry = f"data.inputs.{key}", dict(entry)
+        if key in RESERVED:
+            raise ConfigError(f"{name}: batches have another {key}; rename the input")
+        kind = entry.pop("kind", None)
+        if kind == "none":
+            continue
+        entry = {_OLD_OPTIONS.get(k, k): value for k, value in entry.items()}
+        row = choose(INPUTS, kind, f"{name}.kind")
+        own_key = {"key": key} if "key" in inspect.signature(row).parameters else {}
+        inputs[key] = build(row, entry, name, **own_key)
+    return inputs
+
+
+def needed_keys(inputs: Mapping[str, Input]) -> list[str]:
+    """Lists what the source must give besides the image.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      Keys of the example, sorted.
+    """
+    return sorted({key for make in inputs.values() for key in make.needs} - {"image"})
+
+
+def optional_keys(inputs: Mapping[str, Input]) -> list[str]:
+    """Lists which of the needed keys an example may lack.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      Keys of the example, sorted; no other input needs them.
+    """
+    some = {key for make in inputs.values() for key in make.optional}
+    strict = {
+        k for make in inputs.values() for k in make.needs if k not in make.optional
+    }
+    return sorted(some - strict)
+
+
+def held_out_inputs(inputs: Mapping[str, Input]) -> dict[str, Input]:
+    """Makes the inputs of all but training.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+
+    Returns:
+      The same without what is left out at random.
+    """
+    return {key: make.held_out() for key, make in inputs.items()}
+
+
+def inputs_of(inputs: Mapping[str, Input], modality: str) -> dict[str, Input]:
+    """Finds the inputs that can be made of a modality.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      modality: Row of MODALITIES.
+
+    Returns:
+      Those of `inputs`.
+    """
+    return {
+        key: make
+        for key, make in inputs.items()
+        if any(modality in way for way in make.ways)
+    }
+
+
+def apply_inputs(
+    inputs: Mapping[str, Input],
+    example: Mapping[str, Any],
+    rng: np.random.Generator | None,
+) -> dict[str, Any]:
+    """Makes all inputs of an example, in the order of `inputs`.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      example: Dict as `transforms.transform` makes it.
+      rng: NumPy generator.
+
+    Returns:
+      Dict of the example's "image" and "label", as far as there, and the inputs.
+
+    Raises:
+      ValueError: If the example lacks what an input needs, or holds something else.
+    """
+    result = {key: example[key] for key in ("image", "label") if key in example}
+    for key, make in inputs.items():
+        need = make.missing(example)
+        if need is not None:
+            raise ValueError(f'the example has no "{need}" for input "{key}"')
+        result[key] = make(example, rng)
+    return result
+
+
+def count_cut(
+    inputs: Mapping[str, Input], example: Mapping[str, Any], made: Mapping[str, Any]
+) -> list[str]:
+    """Says of which inputs the example held more than they keep.
+
+    Args:
+      inputs: Dict of batch key -> Input.
+      example: Dict as `transforms.transform` makes it.
+      made: What `apply_inputs` made of it.
+
+    Returns:
+      Their batch keys.
+    """
+    return [key for key, make in inputs.items() if make.is_cut(example, made[key])]
+
+
+# What is made of an example, by the name that configs use.
+INPUTS = {
+    "caption": Caption,
+    "layout": Layout,
+    "map": Map,
+    "segmentation": Segmentation,
+    "depth": Depth,
+    "low_res": LowRes,
+    "masked_image": MaskedImage,
+    "image": Image,
+    "size_and_crop": SizeAndCrop,
+    "feature": Feature,
+}

@@ -1,0 +1,47 @@
+"""Inputs that are vectors: `size_and_crop`, `feature`."""
+
+import numpy as np
+
+from ldm_jax.data.crops import SIZE_AND_CROP, whole_size
+from ldm_jax.data.inputs.kind import Input, require
+
+
+class SizeAndCrop(Input):
+    """Where an image comes from, SDXL's micro-conditioning: float32 [6] in pixels.
+
+    Height and width of the original, top and left of the crop in the image as it was
+    resized (and mirrored), height and width of the result (Podell et al. 2023, Sec.
+    2.2). Samples are by default whole: the original has the size of the result.
+    """
+
+    ways = ((),)
+
+    def _make(self, example, rng):
+        found = example.get(SIZE_AND_CROP)
+        if found is None:
+            require("image" in example, 'the example has no "image"')
+            found = whole_size(example["image"].shape[:2])
+        return np.asarray(found, np.float32)
+
+
+class Feature(Input):
+    """Any array that the source holds, such as an embedding, as float32."""
+
+    ways = (("features",),)
+
+    def __init__(self, key: str, feature: str | None = None) -> None:
+        """Keeps where to look.
+
+        Args:
+          key: Key of the input.
+          feature: The source's name for it; None is the key of the input.
+        """
+        self._key = key
+        self.needs = (feature or key,)
+
+    def _make(self, example, rng):
+        value = example.get(self._key)
+        return np.asarray(example[self.needs[0]] if value is None else value, "f4")
+
+    def _place(self, modality, value):
+        return {self.needs[0]: value}

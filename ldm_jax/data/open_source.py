@@ -1,0 +1,109 @@
+"""Opens what the config section `data` describes: a source, a filter, a mixture."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from ldm_jax.config import choose, suggest, to_dict
+from ldm_jax.data.inputs import make_inputs, needed_keys, optional_keys
+from ldm_jax.data.load_batch import LOADER_OPTIONS
+from ldm_jax.data.orders.mixture import Part
+from ldm_jax.data.sources import SOURCES, keep
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.ranges import check_section
+
+Section = Mapping[str, Any] | ConfigDict
+
+_SECTION_KEYS = ("source", "split", "eval_split", "inputs", "filter", "buckets")
+# So many of the examples that opening left out are named.
+_NAMED = 20
+
+
+def open_source(data: Section, split: str) -> Any:
+    """Opens a split of the data set that the config section `data` describes.
+
+    Args:
+      data: Section with "source" (row of SOURCES) and that source's options; the
+        loader's options and the names of the splits are passed over. The source is
+        asked for the keys that "inputs" need, besides those of its option "keys".
+      split: Split to open, as the source calls it.
+
+    Returns:
+      A source; see `sources.py`.
+
+    Raises:
+      ConfigError: On an unknown key or a data set that cannot be opened.
+    """
+    section = to_dict(data)
+    source = _open(section, split)
+    skipped = list(getattr(source, "skipped", ()))
+    if skipped and section.get("on_error") == "raise":
+        where, reason = skipped[0]
+        raise DataError(
+            f"cannot read {where}: {reason} ({len(skipped)} such examples); mend or "
+            'remove it, or set data.on_error="skip"'
+        )
+    for where, reason in skipped[:_NAMED]:
+        logging.warning("skipped %s: %s", where, reason)
+    if len(skipped) > _NAMED:
+        logging.warning("skipped %d more such examples", len(skipped) - _NAMED)
+    return source
+
+
+def _open(section, split, name="data"):
+    """Opens the source of a section, or of a part of a mixture."""
+    make = choose(SOURCES, section.get("source"), f"{name}.source")
+    known = {option for row in SOURCES.values() for option in _options_of(row)}
+    known |= {*LOADER_OPTIONS, *_SECTION_KEYS}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+    own = _options_of(make)
+    # An option of another source is no mistake: `source` alone may be overridden.
+    options = {key: value for key, value in section.items() if key in own}
+    inputs = make_inputs(section.get("inputs"))
+    needed = needed_keys(inputs)
+    if needed:
+        options["keys"] = sorted({*needed, *options.get("keys", ())} - {"label"})
+    if "optional" in own:
+        optional = {*optional_keys(inputs), *options.get("optional", ())}
+        options["optional"] = sorted(optional)
+    if "parts" in own:
+        options = {"parts": _open_parts(section, split, name)}
+    try:
+        source = make(split=split, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+    # The parts of a mixture have each been asked, and some sources ask themselves.
+    asked = {"parts", "filter"}.intersection(own)
+    condition = None if asked else section.get("filter")
+    return keep(source, condition, f"{name}.filter") if condition else source
+
+
+def _open_parts(section, split, name):
+    """Opens the parts of a mixture that have the split: name -> Part."""
+    shared = {k: v for k, v in section.items() if k not in ("source", "parts")}
+    held_out = split == section.get("eval_split") != section.get("split")
+    parts = {}
+    for part, entry in sorted(section.get("parts", {}).items()):
+        where, entry = f"{name}.parts.{part}", to_dict(entry)
+        # A part within a part, too, is as the rows of parts say.
+        check_section(entry, f"data.parts.{part}")
+        weight = entry.pop("weight", None)
+        for key in entry:
+            if key in (*LOADER_OPTIONS, "inputs", "buckets"):
+                raise ConfigError(
+                    f"{where}.{key} is one for the whole mixture: set data.{key}"
+                )
+        own = entry.get("eval_split" if held_out else "split", split)
+        if own:
+            parts[part] = Part(_open(shared | entry, own, where), weight)
+    return parts
+
+
+def _options_of(source):
+    parameters = inspect.signature(source).parameters
+    return [name for name in parameters if name != "split"]
