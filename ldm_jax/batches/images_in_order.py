@@ -35,6 +35,24 @@ def image_batches(loader: Loader, mesh: Mesh) -> Iterator[Batch]:
             yield sharding.put_batch(batch, mesh)
 
 
+def source_of(name: str) -> str:
+    """Finds the row of SOURCES that reads what a flag names.
+
+    Args:
+      name: A folder, a tar shard, a Parquet file, or a TensorFlow data set.
+
+    Returns:
+      Name of the row.
+    """
+    folder = os.path.expanduser(name)
+    is_folder = os.path.isdir(folder)
+    files = os.listdir(folder) if is_folder else [name]
+    for suffix, kind in ((".tar", "tar"), (".parquet", "parquet")):
+        if any(file.endswith(suffix) for file in files):
+            return kind
+    return "folder" if is_folder else "tfds"
+
+
 class Images:
     """Images of one size, cropped at the centre, in order.
 
@@ -64,8 +82,8 @@ class Images:
           section: Config section `data` of the run; the rest replaces keys of it.
           mesh: Mesh over the devices of all processes.
           batch_size: Global batch size; rounded up to a multiple of the devices.
-          name: Folder of images or tar shards, of which all are taken, or name of a
-            TensorFlow data set.
+          name: Folder of images, tar shards or Parquet files, or one of these files, of
+            which all are taken; or name of a TensorFlow data set.
           data_dir: Where prepared data sets lie.
           split: Split; by default the run's held-out one.
           image_size: Side of the images in pixels.
@@ -77,8 +95,7 @@ class Images:
         # Only the images are read: what goes with them need not be there.
         section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
-            is_folder = os.path.isdir(os.path.expanduser(name))
-            kind = "folder" if is_folder else "tar" if name.endswith(".tar") else "tfds"
+            kind = source_of(name)
             are_files = kind != "tfds"
             section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.

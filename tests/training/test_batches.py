@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import common
 from ldm_jax import sharding
 from ldm_jax.batches import Data
+from ldm_jax.batches.images_in_order import source_of
 from ldm_jax.errors import ConfigError
 from tests.data.common import write_images
 
@@ -93,3 +94,12 @@ def test_each_image_that_cannot_be_read_is_counted_once(tmp_path):
     # Three epochs of training, and a pass over the same images.
     assert len([*data.train_batches(0, 5), *data.held_out_batches()]) == 7
     assert data.counts(5)["data/skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    "file, row", [("0.tar", "tar"), ("0.parquet", "parquet"), ("0.png", "folder")]
+)
+def test_a_flag_names_a_folder_of_any_kind(file, row, tmp_path):
+    (tmp_path / file).touch()
+    assert source_of(str(tmp_path)) == row
+    assert source_of("shapes/32") == "tfds"
