@@ -131,7 +131,7 @@ def _open(trained):
     if not section.eval_split:
         raise ConfigError("--from_data: the run holds no data out (data.eval_split)")
     source = open_source(section, section.eval_split)
-    require_images(source, "give the conditions by flags, without --from_data")
+    require_images(source, "conditions are then given by flags, as --labels")
     if not len(source):
         raise ConfigError(f"--from_data: data.eval_split={section.eval_split} is empty")
     now, then = source.class_names, tuple(trained.class_names)

@@ -43,6 +43,8 @@ class CompiledStep:
         key = _shapes(arguments[-1])
         if key in self._programs:
             return
+        # What is still being computed is not of the pause.
+        jax.block_until_ready(arguments[0])
         with self.watch.paused():
             peers.progress()
             self._programs[key] = self._compile(arguments)

@@ -26,7 +26,13 @@ from ldm_jax.training.compiled import CompiledStep
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.start import Run, check_config, check_data, first_state
+from ldm_jax.training.start import (
+    Run,
+    check_config,
+    check_data,
+    check_same_data,
+    first_state,
+)
 from ldm_jax.training.writer import (
     Writer,
     check_finite,
@@ -89,6 +95,7 @@ def run(
         # The data, and the stage as pure functions.
         data = Data(config.data, config.seed, train.batch_size, mesh)
         trained_on = data.record()
+        check_same_data(trained_on)
         if start:
             notes += check_data(config, trained_on, meta, allow_config_change)
         make_stage = STAGES[config.stage]

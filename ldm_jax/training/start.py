@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, sharding
+from ldm_jax import checkpoint, peers, sharding
 from ldm_jax.build import identity_of_config
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.conditioners import CONDITIONERS, Conditioner
@@ -367,6 +367,27 @@ def check_config(
         f"the checkpoint in this workdir belongs to another config ({shown}); use "
         "another --workdir, or --allow_config_change to go on with the new values"
     )
+
+
+def check_same_data(record: Mapping[str, Any]) -> None:
+    """Checks that all processes of a job have the same data; all must call it.
+
+    Each loads its rows of every batch, by the order of all examples.
+
+    Args:
+      record: What `Data.record` gives.
+
+    Raises:
+      ConfigError: If the data differ from process to process.
+    """
+    names = "num_examples", "num_classes", "fingerprint"
+    found = peers.gather(", ".join(f"{name} {record.get(name)}" for name in names))
+    if len(set(found)) > 1:
+        places = "; ".join(f"process {i}: {text}" for i, text in enumerate(found))
+        raise ConfigError(
+            f"the data are not the same on all hosts ({places}): see what the logs "
+            "say of files that were left out, or copy one set to all of them"
+        )
 
 
 def check_data(

@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 from configs import common
 from ldm_jax import sharding
 from ldm_jax.batches import Data
+from ldm_jax.batches.images_in_order import source_of
 from ldm_jax.errors import ConfigError
+from tests.data.common import write_images
 
 INPUTS = dict(
     caption=dict(kind="caption", tokenizer="shapes", max_length=12),
@@ -67,3 +69,37 @@ def test_a_held_out_split_that_is_not_there_is_named_at_once(shapes_dir):
     section |= {"eval_split": "validaton"}
     with pytest.raises(ConfigError, match="validaton"):
         Data(ConfigDict(section), seed=0, batch_size=8, mesh=sharding.make_mesh())
+
+
+def test_previews_are_squares_where_training_is_in_buckets(tmp_path):
+    for k, size in enumerate([(64, 64), (96, 48), (48, 96)]):
+        write_images(tmp_path, [f"{k}/{n}.png" for n in range(4)], size)
+    section = common.data(source="folder", name=str(tmp_path), image_size=32)
+    section |= dict(buckets=dict(step=16), eval_split="", split="all")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    data = Data(ConfigDict(section), seed=0, batch_size=4, mesh=mesh)
+    shapes = {batch["image"].shape for batch in data.train_batches(0, 6)}
+    assert len(shapes) > 1
+    assert data.preview_batch(4)["image"].shape == (4, 32, 32, 3)
+
+
+def test_each_image_that_cannot_be_read_is_counted_once(tmp_path):
+    write_images(tmp_path, [f"{n}.png" for n in range(6)], (32, 32))
+    (tmp_path / "0.png").write_text("no image")
+    section = common.data(source="folder", name=str(tmp_path), image_size=32)
+    section |= dict(eval_split="all", split="all")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    data = Data(ConfigDict(section), seed=0, batch_size=4, mesh=mesh)
+    assert data.counts(0)["data/skipped"] == 0
+    # Three epochs of training, and a pass over the same images.
+    assert len([*data.train_batches(0, 5), *data.held_out_batches()]) == 7
+    assert data.counts(5)["data/skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    "file, row", [("0.tar", "tar"), ("0.parquet", "parquet"), ("0.png", "folder")]
+)
+def test_a_flag_names_a_folder_of_any_kind(file, row, tmp_path):
+    (tmp_path / file).touch()
+    assert source_of(str(tmp_path)) == row
+    assert source_of("shapes/32") == "tfds"

@@ -3,10 +3,11 @@
 import pytest
 from ml_collections import ConfigDict
 
+from ldm_jax import peers
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.data.prepared import TfdsSource
-from ldm_jax.errors import CheckpointError
-from ldm_jax.training.start import check_data
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.training.start import check_data, check_same_data
 from tests.runs import train
 
 THEN = {
@@ -66,3 +67,18 @@ def test_a_run_names_other_data_before_it_restores(
     monkeypatch.setattr(Checkpoints, "restore", None)
     with pytest.raises(CheckpointError, match="as many images, but other ones"):
         train("shapes_autoencoder", shapes_dir, first_stage)
+
+
+@pytest.mark.parametrize("count, same", [(20, True), (19, False)])
+def test_all_processes_have_the_same_data(count, same, monkeypatch):
+    record = {"num_examples": 20, "num_classes": None, "fingerprint": "ab"}
+
+    def gather(text):
+        return [text, text.replace("20", str(count))]
+
+    monkeypatch.setattr(peers, "gather", gather)
+    if same:
+        check_same_data(record)
+    else:
+        with pytest.raises(ConfigError, match="process 1: num_examples 19"):
+            check_same_data(record)

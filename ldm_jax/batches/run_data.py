@@ -1,8 +1,6 @@
-"""A run's images as global batches on the devices."""
+"""The training and held-out data of a run, as global batches on the devices."""
 
-import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,16 +11,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
-from ldm_jax.config import Section, to_dict
+from ldm_jax.batches.images_in_order import Batch, image_batches
+from ldm_jax.batches.seen import Seen
+from ldm_jax.config import to_dict
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.orders.describe import describe_order
 from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, require_images, spread
-from ldm_jax.errors import ConfigError
 
-# Batch key -> global array [batch size, ...].
-Batch = dict[str, Any]
+# What of the section `data` makes all images squares of `image_size`.
+SQUARES = {"buckets": {}}
 
 
 class Data:
@@ -56,9 +55,8 @@ class Data:
         self._mesh = mesh
         self._source = open_source(section, section.split)
         self._held_out, self._check = None, None
-        self._skipped = dict(getattr(self._source, "skipped", ()))
-        self._missed, self._shortened, self._parts = {}, {}, None
-        self._cut = {}
+        self._skipped = Seen(where for where, _ in _left_out(self._source))
+        self._shortened, self._cut, self._parts = Seen(), {}, None
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
@@ -110,20 +108,19 @@ class Data:
           step: Number of steps done.
 
         Returns:
-          Dict: "data/skipped", how many could not be read, and "data/shortened", of how
-          many a part was left out, since this process began, over all processes;
+          Dict: "data/skipped", how many could not be read, also of those held out, and
+          "data/shortened", of how many a part was left out, since the run was begun or
+          went on, each counted once whichever processes met it;
           "data/cut", how often a caption that lost its end was loaded for training; for
           a mixture "data/images/PART" of each part, how many the run has taken.
         """
-        cut = sum(self._cut.values())
-        counts = np.array([len(self._missed), len(self._shortened), cut])
+        cut = np.int32(sum(self._cut.values()))
         if jax.process_count() > 1:
-            counts = multihost_utils.process_allgather(counts).sum(axis=0)
-        # What opening left out, every process knows of.
+            cut = multihost_utils.process_allgather(cut).sum()
         found = {
-            "data/skipped": len(self._skipped) + int(counts[0]),
-            "data/shortened": int(counts[1]),
-            "data/cut": int(counts[2]),
+            "data/skipped": self._skipped.count(),
+            "data/shortened": self._shortened.count(),
+            "data/cut": int(cut),
         }
         if self._parts is not None:
             found |= self._parts.at(step * self._batch_size)
@@ -231,7 +228,7 @@ class Data:
             train=False,
             process=(jax.process_index(), jax.process_count()),
         )
-        yield from _image_batches(loader, self._mesh)
+        yield from image_batches(loader, self._mesh)
 
     def preview_batch(self, size: int) -> Batch:
         """Loads the first held-out images (training ones where none are held out).
@@ -244,7 +241,8 @@ class Data:
         """
         size = self._even(size)
         source = self._open() if self.has_held_out else self._source
-        batch = next(self._batches(source, not self.has_held_out, size, 0, 1))
+        train = not self.has_held_out
+        batch = next(self._batches(source, train, size, 0, 1, SQUARES))
         return {k: v for k, v in batch.items() if k not in ("mask", "index")}
 
     def _even(self, size):
@@ -258,16 +256,21 @@ class Data:
                 key = f"data.eval_split={self._section.eval_split}"
                 self.header.require_alike(held_out.header, key)
             self._held_out = held_out
+            self._skipped.add(where for where, _ in _left_out(self._held_out))
         return self._held_out
 
-    def _batches(self, source, train, batch_size, start, count):
-        loader = self._loader(source, train, batch_size, start)
+    def _batches(self, source, train, batch_size, start, count, changes=None):
+        loader = self._loader(source, train, batch_size, start, changes)
         if train and count is None:
             self._parts = count_parts(source, loader.order)
             self._cut = loader.cut
+        noted = 0
         try:
             for step, batch in enumerate(itertools.islice(loader, count)):
-                self._note(loader)
+                if len(loader.skipped) + len(loader.shortened) > noted:
+                    noted = len(loader.skipped) + len(loader.shortened)
+                    self._skipped.add(loader.skipped)
+                    self._shortened.add(loader.shortened)
                 if not train:
                     rows = len(batch["mask"])
                     begin = step * batch_size + jax.process_index() * rows
@@ -276,19 +279,10 @@ class Data:
         finally:
             loader.close()
 
-    def _note(self, loader):
-        """Keeps what a loader could not read."""
-        for ours, theirs in (
-            (self._missed, loader.skipped),
-            (self._shortened, loader.shortened),
-        ):
-            if not theirs.keys() <= ours.keys():
-                ours.update(theirs)
-
-    def _loader(self, source, train, batch_size, start):
+    def _loader(self, source, train, batch_size, start, changes=None):
         return make_loader(
             source,
-            self._section,
+            to_dict(self._section) | (changes or {}),
             batch_size=batch_size,
             seed=self._seed,
             start_step=start,
@@ -299,7 +293,7 @@ class Data:
 
     def _first_example(self):
         # The size of the config: batches of all shapes go through the same weights.
-        section = to_dict(self._section) | {"workers": 0, "buckets": {}}
+        section = to_dict(self._section) | {"workers": 0} | SQUARES
         loader = make_loader(
             self._source, section, batch_size=1, seed=0, check=self._check
         )
@@ -309,123 +303,6 @@ class Data:
             loader.close()
 
 
-def _image_batches(loader, mesh):
-    """Global batches of the images alone; ends the loader."""
-    with contextlib.closing(loader):
-        for batch in loader:
-            batch = {key: batch[key] for key in ("image", "mask")}
-            yield sharding.put_batch(batch, mesh)
-
-
-class Images:
-    """Images of one size, cropped at the centre, in order.
-
-    Attributes:
-      image_size: Their side in pixels.
-      count: Their number.
-      batch_size: Global batch size, a multiple of the number of devices.
-      fingerprint: Hash of the list that they are the first ones of, or None.
-      record: Dict that says what they are.
-    """
-
-    def __init__(
-        self,
-        section: Section,
-        mesh: Mesh,
-        batch_size: int,
-        *,
-        name: str | None = None,
-        data_dir: str | None = None,
-        split: str | None = None,
-        image_size: int | None = None,
-        num_images: int | None = None,
-    ) -> None:
-        """Opens the data set.
-
-        Args:
-          section: Config section `data` of the run; the rest replaces keys of it.
-          mesh: Mesh over the devices of all processes.
-          batch_size: Global batch size; rounded up to a multiple of the devices.
-          name: Folder of images or tar shards, of which all are taken, or name of a
-            TensorFlow data set.
-          data_dir: Where prepared data sets lie.
-          split: Split; by default the run's held-out one.
-          image_size: Side of the images in pixels.
-          num_images: How many of the first ones to take; all by default.
-
-        Raises:
-          ConfigError: If the data set is not named or cannot be read.
-        """
-        # Only the images are read: what goes with them need not be there.
-        section = to_dict(section) | {"inputs": {}, "keys": ()}
-        if name:
-            is_folder = os.path.isdir(os.path.expanduser(name))
-            kind = "folder" if is_folder else "tar" if name.endswith(".tar") else "tfds"
-            are_files = kind != "tfds"
-            section |= {"source": kind, "name": name}
-            # The names of features in the run's own data do not hold for others.
-            section |= {"image_key": None, "label_key": "" if are_files else None}
-            section["filter"] = None
-            if are_files:
-                section |= {"data_dir": None, "eval_split": "all"}
-        if data_dir:
-            section["data_dir"] = data_dir
-        if image_size:
-            section["image_size"] = image_size
-        if not section.get("source"):
-            raise ConfigError(
-                "the workdir names no data, as converted ones do: give images with "
-                "--data"
-            )
-        split = split or section.get("eval_split")
-        if not split:
-            raise ConfigError(
-                "the run holds no images out; name a split with --split or other "
-                "images with --data"
-            )
-        self._section, self._mesh = section, mesh
-        source = open_source(section, split)
-        require_images(source, "name images (--data or --reference)")
-        fingerprint = getattr(source, "fingerprint", None)
-        self.fingerprint = None if fingerprint is None else fingerprint()
-        self._source = part(source, 0, num_images)
-        self.count = len(self._source)
-        size = min(batch_size, len(self._source))
-        self.batch_size = -(-size // mesh.size) * mesh.size
-        self.image_size = section["image_size"]
-        self.record = {
-            "data": section["name"],
-            "split": split,
-            "image_size": self.image_size,
-        }
-
-    def describe(self, index: int) -> str:
-        """Names an image.
-
-        Args:
-          index: Its number.
-
-        Returns:
-          What the source calls it.
-        """
-        return self._source.describe(index)
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the images once, in order; "mask" marks real rows.
-
-        Args:
-          start: Position of the first one.
-
-        Yields:
-          Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
-          [batch size].
-        """
-        loader = make_loader(
-            part(self._source, start),
-            self._section,
-            batch_size=self.batch_size,
-            seed=0,
-            train=False,
-            process=(jax.process_index(), jax.process_count()),
-        )
-        yield from _image_batches(loader, self._mesh)
+def _left_out(source):
+    """What opening a source left out: (where, why)."""
+    return getattr(source, "skipped", ())

@@ -1,0 +1,166 @@
+"""Images alone, in order, as global batches on the devices."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ldm_jax import sharding
+from ldm_jax.config import Section, to_dict
+from ldm_jax.data.loader import Loader, make_loader
+from ldm_jax.data.open_source import open_source
+from ldm_jax.data.sources import part, require_images
+from ldm_jax.errors import ConfigError
+
+# Batch key -> global array [batch size, ...].
+Batch = dict[str, Any]
+
+
+def image_batches(loader: Loader, mesh: Mesh) -> Iterator[Batch]:
+    """Yields global batches of the images alone; ends the loader.
+
+    Args:
+      loader: Loader of one pass.
+      mesh: Mesh over the devices of all processes.
+
+    Yields:
+      Dict of "image" and "mask".
+    """
+    with contextlib.closing(loader):
+        for batch in loader:
+            batch = {key: batch[key] for key in ("image", "mask")}
+            yield sharding.put_batch(batch, mesh)
+
+
+def source_of(name: str) -> str:
+    """Finds the row of SOURCES that reads what a flag names.
+
+    Args:
+      name: A folder, a tar shard, a Parquet file, or a TensorFlow data set.
+
+    Returns:
+      Name of the row.
+    """
+    folder = os.path.expanduser(name)
+    is_folder = os.path.isdir(folder)
+    files = os.listdir(folder) if is_folder else [name]
+    for suffix, kind in ((".tar", "tar"), (".parquet", "parquet")):
+        if any(file.endswith(suffix) for file in files):
+            return kind
+    return "folder" if is_folder else "tfds"
+
+
+class Images:
+    """Images of one size, cropped at the centre, in order.
+
+    Attributes:
+      image_size: Their side in pixels.
+      count: Their number.
+      batch_size: Global batch size, a multiple of the number of devices.
+      fingerprint: Hash of the list that they are the first ones of, or None.
+      record: Dict that says what they are.
+    """
+
+    def __init__(
+        self,
+        section: Section,
+        mesh: Mesh,
+        batch_size: int,
+        *,
+        name: str | None = None,
+        data_dir: str | None = None,
+        split: str | None = None,
+        image_size: int | None = None,
+        num_images: int | None = None,
+    ) -> None:
+        """Opens the data set.
+
+        Args:
+          section: Config section `data` of the run; the rest replaces keys of it.
+          mesh: Mesh over the devices of all processes.
+          batch_size: Global batch size; rounded up to a multiple of the devices.
+          name: Folder of images, tar shards or Parquet files, or one of these files, of
+            which all are taken; or name of a TensorFlow data set.
+          data_dir: Where prepared data sets lie.
+          split: Split; by default the run's held-out one.
+          image_size: Side of the images in pixels.
+          num_images: How many of the first ones to take; all by default.
+
+        Raises:
+          ConfigError: If the data set is not named or cannot be read.
+        """
+        # Only the images are read: what goes with them need not be there.
+        section = to_dict(section) | {"inputs": {}, "keys": ()}
+        if name:
+            kind = source_of(name)
+            are_files = kind != "tfds"
+            section |= {"source": kind, "name": name}
+            # The names of features in the run's own data do not hold for others.
+            section |= {"image_key": None, "label_key": "" if are_files else None}
+            section["filter"] = None
+            if are_files:
+                section |= {"data_dir": None, "eval_split": "all"}
+        if data_dir:
+            section["data_dir"] = data_dir
+        if image_size:
+            section["image_size"] = image_size
+        if not section.get("source"):
+            raise ConfigError(
+                "the workdir names no data, as converted ones do: give images with "
+                "--data"
+            )
+        split = split or section.get("eval_split")
+        if not split:
+            raise ConfigError(
+                "the run holds no images out; name a split with --split or other "
+                "images with --data"
+            )
+        self._section, self._mesh = section, mesh
+        source = open_source(section, split)
+        require_images(source, "name images (--data or --reference)")
+        fingerprint = getattr(source, "fingerprint", None)
+        self.fingerprint = None if fingerprint is None else fingerprint()
+        self._source = part(source, 0, num_images)
+        self.count = len(self._source)
+        size = min(batch_size, len(self._source))
+        self.batch_size = -(-size // mesh.size) * mesh.size
+        self.image_size = section["image_size"]
+        self.record = {
+            "data": section["name"],
+            "split": split,
+            "image_size": self.image_size,
+        }
+
+    def describe(self, index: int) -> str:
+        """Names an image.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          What the source calls it.
+        """
+        return self._source.describe(index)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the images once, in order; "mask" marks real rows.
+
+        Args:
+          start: Position of the first one.
+
+        Yields:
+          Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
+          [batch size].
+        """
+        loader = make_loader(
+            part(self._source, start),
+            self._section,
+            batch_size=self.batch_size,
+            seed=0,
+            train=False,
+            process=(jax.process_index(), jax.process_count()),
+        )
+        yield from image_batches(loader, self._mesh)
