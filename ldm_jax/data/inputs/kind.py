@@ -69,11 +69,11 @@ class Input:
         """Leaves out at random what training goes without, of what was made before.
 
         Args:
-          value: What the input of `held_out` made, without batch axis.
+          value: What the input of `held_out` made, [...] without batch axis.
           rng: NumPy generator; needed for what is random.
 
         Returns:
-          The value, or that of nothing in its place.
+          The value, or that of nothing in its place, of the same shape [...].
         """
         return self._drop(value, rng)
 
