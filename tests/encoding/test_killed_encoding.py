@@ -1,4 +1,4 @@
-"""`ldm-encode` that is killed, or run by two processes, ends in the same bytes."""
+"""`ldm-encode`, killed or run by two processes, ends in the same bytes, masks too."""
 
 import random
 import time
@@ -14,7 +14,7 @@ MODULE = "ldm_jax.encoding"
 
 def words(shapes_dir, first_stage, outdir, batch_size=2):
     return [
-        *("--config=shapes_class:tiny", f"--outdir={outdir}"),
+        *("--config=shapes_inpainting:tiny", f"--outdir={outdir}"),
         *("--mirrored", "--shard_size=4", f"--batch_size={batch_size}"),
         f"--config.data.data_dir={shapes_dir}",
         f"--config.first_stage.workdir={first_stage}",
