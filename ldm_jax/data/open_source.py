@@ -106,6 +106,9 @@ def _open(section, split, name="data"):
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
+    if split != section.get("split", split):
+        # Only what is trained on is mirrored.
+        options.pop("flip", None)
     inputs = make_inputs(section.get("inputs"))
     needed = needed_keys(inputs)
     if needed:

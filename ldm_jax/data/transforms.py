@@ -17,6 +17,7 @@ from ldm_jax.data.crops import (
     size_and_crop,
 )
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of, pack, unpack
+from ldm_jax.images import size_of
 from ldm_jax.images.header_sizes import size_in
 
 
@@ -55,7 +56,7 @@ def transform(
     where = choose_crop(*image.size, size, crop, flip, rng, min_crop)
     followed = {}
     if with_size:
-        original = _original_size(example["image"], image)
+        original = _original_size(example["image"])
         example = {**example, SIZE_AND_CROP: None}
         followed[SIZE_AND_CROP] = size_and_crop(original, where, sides(size))
     for key in example:
@@ -70,11 +71,11 @@ def transform(
     }
 
 
-def _original_size(data, image):
-    """(height, width) before decoding, which may reduce an image."""
-    width, height = image.size
-    if isinstance(data, bytes):
-        width, height = size_in(data) or (width, height)
+def _original_size(data):
+    """(height, width) of an image in a file, which decoding may reduce."""
+    if isinstance(data, np.ndarray):
+        return data.shape[:2]
+    width, height = isinstance(data, bytes) and size_in(data) or size_of(data)
     return height, width
 
 

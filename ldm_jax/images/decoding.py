@@ -158,6 +158,10 @@ def _load(image, size, more):
 
 def _read_size(data):
     with _open(data) as image:
+        if image.format == "PNG":
+            # Pillow looks for Exif data behind the pixels, and decodes these first.
+            needed = bytes_to_load(image, image.size)
+            require_memory(needed, f"{image.width} x {image.height} pixels")
         # Pillow turns TIFF itself and says so before it does.
         turned = image.format != "TIFF" and _turn(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size

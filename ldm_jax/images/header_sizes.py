@@ -8,10 +8,15 @@ from collections.abc import Callable
 
 from PIL import ExifTags, Image
 
+from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import size_of
 
-# How many bytes are read at first, and where these do not tell.
-_FIRST = (4096, 2**16)
+# How many bytes are read at first, and where these do not tell. Pillow is asked last;
+# the directory of a TIFF may stand at its end, of junk nothing tells.
+_READ = (4096, 2**16, 2**26)
+
+# Sides are kept in 32 bits with a sign.
+_MOST_SIDE = 2**31 - 1
 
 # Markers of JPEG: start of frame, those without a length, and what ends the header.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -25,25 +30,26 @@ Size = tuple[int, int]
 
 
 def find_size(read: Callable[[int], bytes], length: int) -> Size:
-    """Finds the size of an encoded image.
+    """Finds the size of an encoded image; at most 64 MiB of it are read.
 
     Args:
       read: Number of bytes -> so many from the beginning of the image.
       length: Number of bytes that there are.
 
     Returns:
-      (width, height) in pixels.
+      (width, height) in pixels, below 2^31.
 
     Raises:
-      DecodeError: If it is not an image.
+      DecodeError: If it is not an image, or those bytes do not tell.
     """
-    for count in _FIRST:
-        if count < length:
-            found = size_in(read(count))
-            if found:
-                return found
-    data = read(length)
-    return size_in(data) or size_of(data)
+    for count in _READ:
+        data = read(min(count, length))
+        found = size_in(data)
+        if found:
+            return found
+        if count >= length:
+            break
+    return _checked(size_of(data))
 
 
 def size_in(data: bytes) -> Size | None:
@@ -54,6 +60,9 @@ def size_in(data: bytes) -> Size | None:
 
     Returns:
       (width, height) in pixels; None where these bytes do not say it.
+
+    Raises:
+      DecodeError: If a side has 2^31 pixels or more.
     """
     for magic, reader in _READERS.items():
         if data.startswith(magic):
@@ -61,8 +70,14 @@ def size_in(data: bytes) -> Size | None:
                 found = reader(data)
             except (struct.error, IndexError):
                 return None
-            return found if found and min(found) > 0 else None
+            return _checked(found) if found and min(found) > 0 else None
     return None
+
+
+def _checked(size):
+    if max(size) > _MOST_SIDE:
+        raise DecodeError(f"{size[0]} x {size[1]} pixels: no image has so many")
+    return size
 
 
 def _jpeg(data):

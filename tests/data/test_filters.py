@@ -1,6 +1,9 @@
 """Filters: what they may hold, what they keep, on every source."""
 
 import json
+import struct
+import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -8,12 +11,15 @@ from ml_collections import ConfigDict
 
 from configs import common
 from ldm_jax.data.filters import Filter
+from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import keep, part
-from ldm_jax.errors import ConfigError
+from ldm_jax.data.tar import TarSource
+from ldm_jax.errors import ConfigError, DecodeError
+from ldm_jax.images import find_size
 from tests.data.common import write_images
-from tests.data.tar_shards import metadata, write_shards
+from tests.data.tar_shards import add, metadata, write_shards
 
 COLUMNS = {
     "score": np.array([1.0, 5.0, 6.5, np.nan]),
@@ -194,3 +200,49 @@ def test_batches_hold_only_what_is_kept(tmp_path):
     found = {key for _ in range(3) for key in next(loader)["key"]}
     loader.close()
     assert found == {f"{number:09d}" for number in (0, 4, 8)}
+
+
+# ---- Sizes from headers.
+
+
+def huge_png(width, height):
+    """A PNG whose header announces any size."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [struct.pack(">I", 13), chunk, struct.pack(">I", zlib.crc32(chunk))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + struct.pack(">I", 0) + b"IDAT"
+
+
+def test_sides_that_no_image_has_are_no_sizes(tmp_path):
+    data = huge_png(2**32 - 1, 2**31)
+    with pytest.raises(DecodeError, match="no image has so many"):
+        find_size(lambda count: data[:count], len(data))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(data)
+    assert FolderSource(str(tmp_path / "images"), "all").sizes().tolist() == [[0, 0]]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "a.png", data)
+    source = TarSource(str(tmp_path / "a.tar"), "all")
+    assert source.sizes().tolist() == [[0, 0]]
+
+
+def test_pixels_are_not_decoded_for_a_size():
+    """Pillow would, to look for Exif data behind them."""
+    data = huge_png(60_000, 60_000)
+    text = b"tEXtRaw profile type exif\0"
+    chunk = struct.pack(">I", len(text) - 4) + text
+    chunk += struct.pack(">I", zlib.crc32(text))
+    data = data[:33] + chunk + data[33:]
+    with pytest.raises(DecodeError, match="limit is"):
+        find_size(lambda count: data[:count], len(data))
+
+
+def test_what_is_read_for_a_size_is_limited():
+    asked = []
+
+    def read(count):
+        asked.append(count)
+        return bytes(min(count, 100))
+
+    with pytest.raises(DecodeError):
+        find_size(read, 10**13)
+    assert max(asked) == 2**26

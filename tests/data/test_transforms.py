@@ -1,5 +1,7 @@
 """Transforms: geometry, antialiasing, and maps that follow the image."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -248,6 +250,15 @@ def test_sizes_and_crops_are_those_of_the_image_as_resized():
     assert found.tolist() == [80, 40, 20, 20, 40, 20]
     assert whole_size((8, 16)).tolist() == [8, 16, 0, 0, 8, 16]
     assert "size_and_crop" not in transform(example, 20)
+
+
+def test_the_size_is_that_of_the_file_however_it_is_decoded():
+    """XMP data that say the orientation leave the header to Pillow."""
+    file = io.BytesIO()
+    packet = b'<x:xmpmeta><rdf:Description tiff:Orientation="1"/></x:xmpmeta>'
+    Image.new("RGB", (480, 320)).save(file, "JPEG", xmp=packet)
+    found = transform({"image": file.getvalue()}, (20, 20), with_size=True)
+    assert found["size_and_crop"][:2].tolist() == [320, 480]
 
 
 def test_the_input_of_sizes_and_crops():

@@ -100,5 +100,7 @@ def read_sizes(index: IndexFile, plan: Plan, rows: Rows) -> Int[np.ndarray, "n 2
       int32 [n, 2], (height, width) in pixels; zeros where a header is damaged.
     """
     images = index.read("members")[find_images(index, plan)[rows]]
-    sides = [images[side].astype(np.int32) for side in ("height", "width")]
-    return np.stack(sides, axis=1)
+    sizes = np.stack([images["height"], images["width"]], axis=1)
+    # No image has sides that 32 bits with a sign do not hold.
+    sizes[sizes.max(axis=1) > np.iinfo(np.int32).max] = 0
+    return sizes.astype(np.int32)
