@@ -162,19 +162,19 @@ def _write_latents(folder, count, side=64, channels=3):
     rng = np.random.default_rng(0)
     mean = rng.standard_normal((16, side, side, channels)).astype(ml_dtypes.bfloat16)
     form = RecordFormat.of({"latent_mean": mean[0], "latent_std": mean[0]})
-    writer = array_record_module.ArrayRecordWriter(
-        str(folder / "0.array_record"), "group_size:1"
-    )
+    path = folder / "0.array_record"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for number in range(count):
         example = {"latent_mean": mean[number % 16], "latent_std": mean[0]}
         writer.write(form.pack(example, f"{number}.jpg"))
     writer.close()
+    shard = {"file": path.name, "records": count, "bytes": path.stat().st_size}
     header = Header(
         version=VERSION,
         count=count,
         mirrored=False,
         fields=form.to_json(),
-        shards=[{"file": "0.array_record", "records": count, "crc32": "00000000"}],
+        shards=[shard | {"crc32": "00000000"}],
         num_classes=None,
         class_names=None,
         first_stage={},
@@ -183,6 +183,8 @@ def _write_latents(folder, count, side=64, channels=3):
         inputs={},
         source={},
         skipped={},
+        shortened=0,
+        cut={},
         written_by="benchmarks/data.py",
     )
     (folder / FILE).write_text(json.dumps(header.to_json()))

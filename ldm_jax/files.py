@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -250,3 +251,16 @@ class LogFile:
     def close(self) -> None:
         """Flushes."""
         self.flush()
+
+
+def most_open_files(most: int) -> int:
+    """Says how many files may be held open for one purpose.
+
+    Args:
+      most: How many are of use.
+
+    Returns:
+      So many, or a quarter of what the system allows a process, but 8 at least.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft < 0 else min(most, max(8, soft // 4))

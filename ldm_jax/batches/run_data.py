@@ -251,7 +251,11 @@ class Data:
 
     def _open(self):
         if self._held_out is None:
-            self._held_out = open_source(self._section, self._section.eval_split)
+            held_out = open_source(self._section, self._section.eval_split)
+            if self.header is not None:
+                key = f"data.eval_split={self._section.eval_split}"
+                self.header.require_alike(held_out.header, key)
+            self._held_out = held_out
             self._skipped.add(where for where, _ in _left_out(self._held_out))
         return self._held_out
 

@@ -7,7 +7,7 @@ the batch, and so reaches the main process from any worker.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ class LoaderOptions:
       buckets: BucketOptions of training batches; None where all images are squares.
       check: Raises a ValueError where the conditions of an example, a batch of one,
         are not what the model takes; None for no check. It is no key of the config.
+      places: What the generator of each position is seeded with, where not with the
+        position: so an example is drawn alike wherever a list has it. Of neighbours
+        with one place all but the first fill up. No key of the config.
 
     Raises:
       ValueError: If a field is out of range.
@@ -58,6 +61,7 @@ class LoaderOptions:
     max_image_gb: float = DEFAULT_GB
     buckets: BucketOptions | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
+    places: Sequence[int] | None = None
 
     def __post_init__(self):
         require_whole("image_size", self.image_size, 1)
@@ -85,7 +89,7 @@ class LoaderOptions:
 LOADER_OPTIONS = tuple(
     field.name
     for field in dataclasses.fields(LoaderOptions)
-    if field.name not in ("check", "buckets")
+    if field.name not in ("check", "buckets", "places")
 )
 
 
@@ -138,6 +142,7 @@ class LoadBatch:
         self.source, self.order, self.inputs = source, order, inputs
         self.on_error, self.image_size = options.on_error, options.image_size
         self.max_image_gb, self.check = options.max_image_gb, options.check
+        self.places = options.places
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
@@ -162,13 +167,16 @@ class LoadBatch:
 
     def _batch(self, step):
         examples, mask, failures, notes = [], [], [], []
-        size = self._size(int(step) * self.batch_size)
+        size, last = self._size(int(step) * self.batch_size), None
         try:
             for row in self.rows:
                 position = int(step) * self.batch_size + row
                 index = self._index(position)
-                example, failed, noted = self._load(position, index, size)
-                notes += noted
+                place = self._place(position)
+                example, failed, noted = self._load(place, index, size)
+                # Of one pass, what fills it up or replaces another does not count.
+                extra = place == last or (failed and self.order is None)
+                notes, last = notes if extra else notes + noted, place
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
                 failures += failed
@@ -186,6 +194,11 @@ class LoadBatch:
             return min(position, len(self.source) - 1)
         return int(self.order[position])
 
+    def _place(self, position):
+        """Seeds the generator: another crop in each epoch, the same on any process."""
+        known = self.places is not None and position < len(self.places)
+        return int(self.places[position]) if known else position
+
     def _size(self, position):
         """The size of the images of a batch."""
         shape = None
@@ -193,13 +206,11 @@ class LoadBatch:
             shape = self.order.shape_at(position)
         return shape or self.image_size
 
-    def _load(self, position, index, size):
+    def _load(self, place, index, size):
         """Loads an example or its replacement; lists what failed and was left out."""
         failures = []
         while len(failures) < MAX_FAILURES:
-            # The generator depends on the place in the stream: another crop in each
-            # epoch, the same one on any number of processes.
-            key = np.array([self.seed, position], np.uint64)
+            key = np.array([self.seed, place], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key))
             try:
                 example, notes = self._example(index, size, rng)
@@ -225,10 +236,7 @@ class LoadBatch:
     def _example(self, index, size, rng):
         """One example as a batch holds it, and what was left out of it."""
         if self.encoded:
-            draw = getattr(self.source, "draw", None)
-            if draw is None:
-                return self.source[index], []
-            return draw(index, rng, self.cut["flip"]), []
+            return self._encoded_example(index, rng), []
         example = self.source[index]
         notes = [(self.source.describe(index), n) for n in notes_of(example)]
         example = transform(
@@ -240,6 +248,17 @@ class LoadBatch:
             notes += [(None, key) for key in count_cut(self.inputs, example, made)]
             example = made
         return example, notes
+
+    def _encoded_example(self, index, rng):
+        """One that is encoded, of which an input may still leave something out."""
+        draw = getattr(self.source, "draw", None)
+        if draw is None:
+            example = dict(self.source[index])
+        else:
+            example = draw(index, rng, self.cut["flip"])
+        inputs = sorted((self.inputs or {}).items())
+        made = {key: make.drop(example[key], rng) for key, make in inputs}
+        return example | made
 
 
 def _reason(error):

@@ -38,7 +38,7 @@ with cli.group("what to encode"):
     _MIRRORED = flags.DEFINE_bool(
         "mirrored",
         None,
-        "Encode each image mirrored, too; what data.flip says if unset.",
+        "Encode each training image mirrored, too; what data.flip says if unset.",
     )
 
 with cli.group("how to compute"):
@@ -135,6 +135,13 @@ def _notes(data):
         )
     if data.get("buckets"):
         yield "note: latents are of squares of data.image_size, without data.buckets"
+    for key, entry in sorted(data.inputs.items()):
+        if entry.get("dropout"):
+            yield (
+                f"note: data.inputs.{key}.dropout={entry.dropout:g} has no effect on "
+                "what is stored: training on latents draws it at every step, as it "
+                f"does conditions.{key}.dropout"
+            )
 
 
 def main() -> None:

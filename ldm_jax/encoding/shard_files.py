@@ -9,7 +9,9 @@ import json
 import os
 import pathlib
 import shutil
+import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +29,9 @@ _SETTINGS, _PARTS = "settings.json", "parts"
 
 # Each record can be read alone, and latents are noise to a compressor.
 _FORM = "group_size:1,uncompressed"
+
+# Seconds until another process's file is seen on a shared disk.
+_SEEN = 10.0
 
 # So many examples that could not be read are listed by name.
 _LISTED = 1000
@@ -67,7 +72,7 @@ class ShardFiles:
         path = self.folder / _SETTINGS
         if path.exists():
             self._compare(_read_json(path))
-            if (self.folder / FILE).exists():
+            if self._is_finished():
                 shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
                 return True
         with writing(self.folder):
@@ -76,6 +81,35 @@ class ShardFiles:
                 left.unlink()
         write_json(path, self._settings)
         return False
+
+    def _is_finished(self):
+        """Whether the header and what it names are whole; else the header goes."""
+        path = self.folder / FILE
+        if not path.exists():
+            return False
+        try:
+            problem = Header.read(self.folder).problem_with_files(self.folder)
+        except ValueError as error:
+            problem = str(error).removesuffix(": encode the data again")
+        if problem is None:
+            return True
+        print(f"{problem}: {self.folder} is encoded again")
+        with writing(path):
+            path.unlink()
+        return False
+
+    def has_begun(self) -> bool:
+        """Says whether `begin` was called here: what it wrote is seen.
+
+        Returns:
+          Whether it is; on a shared disk it may take some seconds.
+        """
+        path, end = self.folder / _SETTINGS, time.monotonic() + _SEEN
+        while not path.is_file():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _compare(self, theirs):
         other = first_difference(theirs, self._settings)
@@ -156,11 +190,14 @@ class ShardFiles:
                     if batch.mask[row]:
                         for copy in batch.copies:
                             writer.write(part.add(copy, row, key))
+                        part.shortened += key in batch.shortened
                     else:
                         part.skip(key, batch.skipped.get(key, ""))
+                part.cut.update(batch.cut)
             writer.close()
             if not writer_is_whole(temporary, part.records):
                 raise OSError(28, os.strerror(28))
+            part.bytes = temporary.stat().st_size
         write_json(self._part(shard), part.to_json())
 
     def finish(self, facts: Mapping[str, Any]) -> Header:
@@ -194,13 +231,14 @@ class ShardFiles:
             shards=[
                 {
                     "file": self._file(shard).name,
-                    "records": part["records"],
-                    "crc32": part["crc32"],
+                    **{key: part[key] for key in ("records", "bytes", "crc32")},
                 }
                 for shard, part in zip(self.shards, parts, strict=True)
             ],
             statistics=_statistics(parts),
             skipped={"count": len(skipped), "examples": skipped[:_LISTED]},
+            shortened=sum(part["shortened"] for part in parts),
+            cut=dict(sum((Counter(part["cut"]) for part in parts), Counter())),
             **facts,
         )
         write_json(self.folder / FILE, header.to_json())
@@ -242,7 +280,8 @@ class _Part:
     """What is added up of a shard."""
 
     def __init__(self):
-        self.records, self._crc32, self._values, self._skipped = 0, 0, 0, []
+        self.records, self.bytes, self.shortened, self.cut = 0, 0, 0, Counter()
+        self._crc32, self._values, self._skipped = 0, 0, []
         self._format, self._sum, self._square = None, 0.0, 0.0
 
     def add(self, batch, row, key):
@@ -271,6 +310,9 @@ class _Part:
     def to_json(self):
         return {
             "records": self.records,
+            "bytes": self.bytes,
+            "shortened": self.shortened,
+            "cut": self.cut,
             "crc32": f"{self._crc32:08x}",
             "fields": self._format and self._format.to_json(),
             "values": self._values,

@@ -1,5 +1,6 @@
 """Batches of encoded examples: images are read, cut and encoded, nothing is written."""
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,8 @@ from ldm_jax.annotations import Bool, Int, Shaped
 from ldm_jax.config import build
 from ldm_jax.data.crops import ALWAYS
 from ldm_jax.data.encoded import MEAN, STD
-from ldm_jax.data.inputs import make_inputs
-from ldm_jax.data.load_batch import LoaderOptions
+from ldm_jax.data.inputs import held_out_inputs, make_inputs
+from ldm_jax.data.load_batch import LOADER_OPTIONS, LoaderOptions
 from ldm_jax.data.loader import Loader
 from ldm_jax.data.sources import Chosen
 from ldm_jax.errors import ConfigError
@@ -50,11 +51,15 @@ class Encoded(NamedTuple):
         -> array [B, ...], the latents' moments first.
       mask: Which rows could be read, bool [B].
       skipped: Name of an example -> why it cannot be read, of all so far.
+      shortened: Name of an example -> what of it was left out, of all so far.
+      cut: Input -> how many examples of the batch it kept only the beginning of.
     """
 
     copies: list[dict[str, Shaped[np.ndarray, "..."]]]
     mask: Bool[np.ndarray, " batch"]
     skipped: Mapping[str, str]
+    shortened: Mapping[str, str]
+    cut: Mapping[str, int]
 
 
 def make_encoder(first: FirstStage, mesh: Mesh, dtype: str) -> Callable[[Any], Any]:
@@ -113,36 +118,45 @@ def encoded_batches(
     with contextlib.ExitStack() as stack:
         loaders = []
         for flip in flips:
-            loader = _loader(Chosen(source, indices), section, flip, options)
+            loader = _loader(source, section, indices, flip, options)
             loaders.append(stack.enter_context(contextlib.closing(loader)))
 
         def begun():
+            before = collections.Counter()
             for batches in zip(*loaders, strict=True):
                 skipped = loaders[0].skipped | loaders[-1].skipped
+                # Mirrored copies have the same captions.
+                cut, before = loaders[0].cut - before, loaders[0].cut.copy()
+                said = skipped, loaders[0].shortened, cut
                 images = [{"image": batch.pop("image")} for batch in batches]
                 moments = [
                     encode(sharding.put_batch(each, mesh)["image"]) for each in images
                 ]
                 masks = [batch.pop("mask") for batch in batches]
-                yield moments, batches, np.logical_and.reduce(masks), skipped
+                yield moments, batches, np.logical_and.reduce(masks), said
 
-        for moments, batches, mask, skipped in tiling.one_behind(begun()):
+        for moments, batches, mask, said in tiling.one_behind(begun()):
             moments = jax.device_get(moments)
             copies = [m | b for m, b in zip(moments, batches, strict=True)]
-            yield Encoded(copies, mask, skipped)
+            yield Encoded(copies, mask, *said)
 
 
-def _loader(source, section, flip, options):
+def _loader(source, section, indices, flip, options):
     """A loader of one pass in order, of the images or of the mirrored ones."""
-    names = {field.name for field in dataclasses.fields(LoaderOptions)}
     # Squares: latents of one set have one shape.
-    names -= {"check", "buckets"}
-    given = {name: section[name] for name in names & section.keys()}
-    cut = dataclasses.replace(build(LoaderOptions, given, "data"), flip=flip)
-    inputs, size = make_inputs(section.get("inputs")), options.batch_size
+    given = {name: section[name] for name in LOADER_OPTIONS if name in section}
+    cut = build(LoaderOptions, given, "data", places=indices)
+    cut, size = dataclasses.replace(cut, flip=flip), options.batch_size
+    # What training leaves out at random it draws anew in each epoch.
+    inputs = held_out_inputs(make_inputs(section.get("inputs")))
     try:
         return Loader(
-            source, cut, inputs, batch_size=size, seed=options.seed, train=False
+            Chosen(source, indices),
+            cut,
+            inputs,
+            batch_size=size,
+            seed=options.seed,
+            train=False,
         )
     except ConfigError:
         raise

@@ -1,6 +1,7 @@
 """Encodes one split of a data set: shards, in turns of the processes, then a header."""
 
 import contextlib
+import hashlib
 import itertools
 import pathlib
 import signal
@@ -26,8 +27,12 @@ from ldm_jax.training.preemption import Preemption
 # Keys of the section `data` that do not decide on what is encoded.
 _FREE = (
     *("inputs", "split", "eval_split", "data_dir", "workers", "restart_workers"),
-    *("max_image_gb", "on_error", "crop", "min_crop", "flip"),
+    *("max_image_gb", "on_error", "crop", "min_crop", "flip", "buckets"),
+    *("cache_gb", "index_dir"),
 )
+
+# Those that parts of a mixture may have of their own; a part's split decides.
+_FREE_OF_PARTS = {"cache_gb", "index_dir", "data_dir", "eval_split"}
 
 # Seconds between lines that say how far it has come.
 _QUIET = 30.0
@@ -74,6 +79,7 @@ def write_set(
         if main:
             print(f"{folder}: {Header.read(folder).count:,} images, already encoded")
         return
+    _require_shared(files)
     _write_shards(files, source, section, first, options)
     # Only now all shards are there.
     peers.gather("written")
@@ -84,7 +90,7 @@ def write_set(
 
 def _facts(source, section, split, first, options):
     """Fields of the header that are known before anything is encoded."""
-    data = {key: value for key, value in to_dict(section).items() if key not in _FREE}
+    data = _decisive(to_dict(section))
     fingerprint = getattr(source, "fingerprint", None)
     names = source.class_names
     return {
@@ -94,7 +100,7 @@ def _facts(source, section, split, first, options):
         "class_names": None if names is None else [str(name) for name in names],
         "first_stage": {"kind": name_of(first.module), **first.record},
         "data": data | {"split": split, "crop": "center"},
-        "inputs": to_dict(section.get("inputs") or {}),
+        "inputs": _stored_inputs(section),
         "source": {
             "num_examples": len(source),
             "fingerprint": None if fingerprint is None else fingerprint(),
@@ -104,11 +110,30 @@ def _facts(source, section, split, first, options):
     }
 
 
+def _decisive(section):
+    """What of the section `data`, and of the parts of a mixture, is encoded."""
+    found = {key: value for key, value in section.items() if key not in _FREE}
+    parts = {name: dict(part) for name, part in (found.get("parts") or {}).items()}
+    for part in parts.values():
+        for key in _FREE_OF_PARTS & part.keys():
+            del part[key]
+    return found | {"parts": parts}
+
+
+def _stored_inputs(section):
+    """The section `data.inputs` without what training draws at every step."""
+    inputs = to_dict(section.get("inputs") or {})
+    return {
+        key: {k: v for k, v in entry.items() if k != "dropout"}
+        for key, entry in inputs.items()
+    }
+
+
 def _write_shards(files, source, section, first, options):
     """Encodes the shards of this process that are not there."""
     missing = [shard for shard in files.shards if not files.is_there(shard)]
-    # A barrier: none is written before all have looked.
-    peers.gather(f"{len(missing)} shards to write")
+    # A barrier, too: none is written before all have looked.
+    _require_same(files.folder, str(missing), "finds other shards there")
     turns = itertools.islice(missing, jax.process_index(), None, jax.process_count())
     mine, size = list(turns), options.batch_size
     if not mine:
@@ -133,6 +158,22 @@ def _write_shards(files, source, section, first, options):
                     count -= size
 
             files.write(shard, watched(), source)
+
+
+def _require_shared(files):
+    _require_same(files.folder, str(files.has_begun()), "does not see it")
+
+
+def _require_same(folder, found, problem):
+    """Refuses a folder in which a process finds something else than process 0."""
+    digest = hashlib.blake2b(found.encode(), digest_size=16).hexdigest()
+    answers = peers.gather(digest)
+    others = [k for k, answer in enumerate(answers) if answer != answers[0]]
+    if others:
+        raise ConfigError(
+            f"{folder} is not shared: process {others[0]} {problem}, unlike process "
+            "0; give an --outdir that all processes have in common"
+        )
 
 
 @contextlib.contextmanager
@@ -192,6 +233,13 @@ def _say(folder, header):
             f"left out {skipped:,} images that cannot be read, listed in "
             f"{folder / FILE}; the first: {where}: {why}"
         )
+    if header.shortened:
+        print(f"of {header.shortened:,} images a part was left out")
+    for key, count in sorted(header.cut.items()):
+        print(
+            f'of {count:,} images only the beginning of "{key}" is kept, as they have '
+            "more tokens than max_length"
+        )
     shape = " x ".join(map(str, header.latent_shape))
     copies = " and as many mirrored ones" if header.mirrored else ""
     print(
@@ -228,4 +276,11 @@ def make_writer(
             f"data.image_size={side} is not divisible by the first stage's factor "
             f"{factor}: use data.image_size={-(-side // factor) * factor}"
         )
-    return lambda folder, split: write_set(folder, section, split, first, options)
+
+    def write(folder, split):
+        # An evaluation mirrors nothing.
+        mirrored = options.mirrored and split == section["split"]
+        mine = options._replace(mirrored=mirrored)
+        write_set(folder, section, split, first, mine)
+
+    return write

@@ -1,18 +1,26 @@
 """Records of latents, their header, and the source that reads them."""
 
+import contextlib
+import dataclasses
+import functools
 import json
 import pickle
+import shutil
 import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
 from array_record.python import array_record_module
+from ml_collections import ConfigDict
 
+from ldm_jax.batches import Data
 from ldm_jax.data.encoded import Header, LatentSource, RecordFormat
 from ldm_jax.data.encoded.header import FILE, VERSION
+from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError
+from ldm_jax.sharding import make_mesh
 
 CAPTION = {"kind": "caption", "tokenizer": "shapes", "max_length": 40}
 
@@ -48,9 +56,9 @@ def write_set(folder, count=5, copies=1, per_shard=2):
             for copy in range(copies):
                 writer.write(form.pack(example(number + 100 * copy), f"é{number}.png"))
         writer.close()
-        shards.append(
-            {"file": name, "records": copies * len(numbers), "crc32": f"{start:08x}"}
-        )
+        size = (place / name).stat().st_size
+        shard = {"file": name, "records": copies * len(numbers), "bytes": size}
+        shards.append(shard | {"crc32": f"{start:08x}"})
     header = Header(
         version=VERSION,
         count=count,
@@ -65,6 +73,8 @@ def write_set(folder, count=5, copies=1, per_shard=2):
         inputs={"caption": CAPTION},
         source={},
         skipped={},
+        shortened=0,
+        cut={},
         written_by="",
     )
     (place / FILE).write_text(json.dumps(header.to_json()))
@@ -128,10 +138,75 @@ def test_the_source_reads_any_example_from_threads_and_copies(tmp_path):
 
 
 def test_open_shards_are_few(tmp_path, monkeypatch):
-    source = LatentSource(write_set(tmp_path, 9), "train")
     monkeypatch.setattr("ldm_jax.data.encoded.latent_source._MOST_OPEN", 2)
+    source, opened = LatentSource(write_set(tmp_path, 9), "train"), []
+    real = LatentSource._open_shard
+
+    def open_shard(self, shard):
+        # Opening takes milliseconds: other threads are not to wait for it.
+        opened.append(self._lock.locked())
+        return real(self, shard)
+
+    monkeypatch.setattr(LatentSource, "_open_shard", open_shard)
     assert [int(source[k]["label"]) for k in range(9)] == [0, 1, 2] * 3
-    assert len(source._open) == 2
+    assert len(source._open) == 2 and opened == [False] * 5
+
+
+def test_as_many_shards_are_open_as_the_system_allows(tmp_path, monkeypatch):
+    write_set(tmp_path)
+    for soft, most in (1024, 256), (20_000, 512), (-1, 512), (16, 8):
+        monkeypatch.setattr("resource.getrlimit", lambda _, soft=soft: (soft, soft))
+        assert LatentSource(tmp_path, "train")._most_open == most
+
+
+def test_what_training_leaves_out_is_drawn_anew_at_every_step(tmp_path):
+    write_set(tmp_path)
+    inputs = {"caption": CAPTION | {"dropout": 0.5}}
+    data = section(tmp_path, inputs=inputs)
+    source = open_source(data, "train")
+    batches = make_loader(source, data, batch_size=50, seed=0)
+    captions = next(batches)["caption"]
+    batches.close()
+    # Those of the set count up from the first id.
+    assert 10 < np.sum(captions[:, 39] != captions[:, 0] + 39) < 40
+    loader = make_loader(source, data, batch_size=5, seed=0, train=False)
+    with contextlib.closing(loader):
+        captions = next(loader)["caption"]
+    np.testing.assert_array_equal(captions[:, 0], np.arange(5))
+
+
+def test_held_out_latents_need_no_mirrored_copies(tmp_path):
+    write_set(tmp_path)
+    data = section(tmp_path, flip=True, split="else", eval_split="train")
+    assert len(open_source(data, "train")) == 5
+    with pytest.raises(ConfigError, match="no mirrored copies"):
+        open_source(data | {"split": "train"}, "train")
+
+
+def test_held_out_latents_are_of_the_same_first_stage_and_contents(tmp_path):
+    header = Header.read(write_set(tmp_path) / "train")
+    changed = functools.partial(dataclasses.replace, header)
+    fields = [[name, "float32", shape] for name, _, shape in header.fields[:2]]
+    header.require_alike(changed(fields=fields + header.fields[2:]), "data.eval_split")
+    other = changed(first_stage=header.first_stage | {"checksum": 8, "step": 9})
+    with pytest.raises(ConfigError, match="step 9 of /runs/one made .* and step 4"):
+        header.require_alike(other, "data.eval_split=validation")
+    other = changed(fields=[["latent_mean", "bfloat16", [8, 8, 2]], *header.fields[1:]])
+    with pytest.raises(ConfigError, match=r"hold latents \[8, 8, 2\], and those of"):
+        header.require_alike(other, "data.eval_split=validation")
+    with pytest.raises(ConfigError, match="as seen its records hold nothing"):
+        header.require_alike(changed(fields=header.fields[:-1]), "data.eval_split")
+
+
+def test_a_run_looks_at_both_sets(tmp_path):
+    write_set(tmp_path)
+    shutil.copytree(tmp_path / "train", tmp_path / "validation")
+    path = tmp_path / "validation" / FILE
+    path.write_text(path.read_text().replace('"checksum": 7', '"checksum": 8'))
+    changes = {"split": "train", "eval_split": "validation", "inputs": {}}
+    data = ConfigDict(section(tmp_path, **changes))
+    with pytest.raises(ConfigError, match="data.eval_split=validation: step 4 of"):
+        Data(data, 0, 2, make_mesh())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +245,11 @@ def test_says_what_is_wrong_with_files(tmp_path):
     with pytest.raises(ConfigError, match="is damaged"):
         open_source(section(tmp_path), "train")
     (place / FILE).write_text(text)
-    (place / "latents-2.array_record").unlink()
+    shard = place / "latents-2.array_record"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="2.array_record has .* bytes and not"):
+        open_source(section(tmp_path), "train")
+    shard.unlink()
     with pytest.raises(ConfigError, match="latents-2.array_record is missing"):
         open_source(section(tmp_path), "train")
     (place / FILE).unlink()

@@ -1,7 +1,10 @@
 """`ldm-encode`: what it writes, in any order of events."""
 
+import contextlib
 import json
 import pathlib
+import re
+import types
 
 import jax
 import numpy as np
@@ -11,6 +14,8 @@ from ldm_jax.config import to_dict
 from ldm_jax.data.encoded import Header, LatentSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
+from ldm_jax.data.tokenizers import load_tokenizer
+from ldm_jax.encoding import shard_files
 from ldm_jax.encoding import write_set as module
 from ldm_jax.encoding.stream import Options
 from ldm_jax.encoding.write_set import make_writer
@@ -119,6 +124,146 @@ def test_goes_on_after_any_shard_to_the_same_bytes(
     write(tmp_path / "cut", "train")
 
 
+class Captioned:
+    """Images that have each two captions, of which one is drawn."""
+
+    num_classes = class_names = None
+
+    def __init__(self, images):
+        self._images = images
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        long = " ".join(["a red circle"] * 20 * (index == 19))
+        captions = [f"a red circle {long}", f"a blue square {long}"]
+        return {"image": self._images[index]["image"], "caption": captions}
+
+    def describe(self, index):
+        return f"image {index}"
+
+
+def captioned(section, monkeypatch, **options):
+    images = open_source(section, "train")
+    monkeypatch.setattr(module, "open_source", lambda *_: Captioned(images))
+    caption = {"kind": "caption", "tokenizer": "shapes", "max_length": 40, **options}
+    return section | {"inputs": {"caption": caption}}
+
+
+def test_what_is_drawn_depends_on_no_kill_and_no_process(
+    first, section, tmp_path, monkeypatch
+):
+    options = OPTIONS._replace(shard_size=7)
+    section = captioned(section, monkeypatch)
+    write = make_writer(first, section, options)
+    write(tmp_path / "whole", "train")
+    # The second of two processes, which takes the shard in the middle, ...
+    second = types.SimpleNamespace(process_index=lambda: 1, process_count=lambda: 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "jax", second)
+        patch.setattr(
+            module, "_listening", lambda: contextlib.nullcontext(lambda text: None)
+        )
+        patch.setattr(module.ShardFiles, "has_begun", lambda self: True)
+        write(tmp_path / "cut", "train")
+    found = files_in(tmp_path / "cut")
+    assert {name.partition("-of")[0] for name in found} == {
+        *("latents-00001", "00001.json")
+    }
+    # ... and then one alone, which goes on.
+    write(tmp_path / "cut", "train")
+    assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
+
+
+def test_no_caption_is_dropped_for_good(first, section, tmp_path, monkeypatch, capsys):
+    section = captioned(section, monkeypatch, dropout=0.99)
+    options = OPTIONS._replace(mirrored=False)
+    make_writer(first, section, options)(tmp_path / "train", "train")
+    source = LatentSource(tmp_path, "train", inputs=section["inputs"])
+    assert "dropout" not in source.header.inputs["caption"]
+    (empty,) = load_tokenizer("shapes", 40)([""])
+    assert not any((source[k]["caption"] == empty).all() for k in range(20))
+    # One caption is too long, and its row is repeated to fill up the last batch.
+    assert source.header.cut == {"caption": 1} and source.header.shortened == 0
+    said = capsys.readouterr().out
+    assert 'of 1 images only the beginning of "caption" is kept' in said
+
+
+def test_a_part_that_is_left_out_is_counted(first, section, tmp_path, monkeypatch):
+    images, options = open_source(section, "train"), OPTIONS._replace(mirrored=False)
+    monkeypatch.setattr(module, "open_source", lambda *_: Damaged(images, {}))
+    notes = "ldm_jax.data.load_batch.notes_of"
+    said = iter([["its boxes"]] * 3)
+    monkeypatch.setattr(notes, lambda example: next(said, []))
+    make_writer(first, section, options)(tmp_path / "train", "train")
+    assert Header.read(tmp_path / "train").shortened == 3
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: next(folder.glob("*-00000-*")).unlink(), "00000-of.* missing"),
+        (lambda folder: (folder / "latents.json").write_text("{"), "json is damaged"),
+    ],
+)
+def test_a_set_that_lost_something_is_made_again(
+    first, section, tmp_path, capsys, damage, message
+):
+    write = make_writer(first, section, OPTIONS._replace(mirrored=False))
+    write(tmp_path / "train", "validation")
+    whole = files_in(tmp_path)
+    write(tmp_path / "train", "validation")
+    assert "already encoded" in capsys.readouterr().out
+    damage(tmp_path / "train")
+    write(tmp_path / "train", "validation")
+    said = capsys.readouterr().out
+    assert re.search(f"{message}.* is encoded again", said), said
+    assert "already encoded" not in said and files_in(tmp_path) == whole
+
+
+def test_what_is_held_out_is_not_mirrored(first, section, tmp_path):
+    make_writer(first, section, OPTIONS)(tmp_path / "validation", "validation")
+    header = Header.read(tmp_path / "validation")
+    assert not header.mirrored
+    assert sum(shard["records"] for shard in header.shards) == header.count
+
+
+def test_what_changes_no_byte_may_change(section):
+    section["parts"] = {"a": {"name": "x", "cache_gb": 2.0}}
+    changes = {"cache_gb": 9.0, "index_dir": "/else", "buckets": {"step": 8}}
+    changes |= {"parts": {"a": {"name": "x", "cache_gb": 3.0, "index_dir": "/b"}}}
+    assert module._decisive(section | changes) == module._decisive(section)
+    changes["parts"]["a"]["name"] = "y"
+    assert module._decisive(section | changes) != module._decisive(section)
+
+
+@pytest.mark.parametrize(
+    "call, problem",
+    [(0, "process 1 does not see it"), (1, "process 1 finds other shards there")],
+)
+def test_processes_that_share_no_folder_learn_it_at_once(
+    first, section, tmp_path, monkeypatch, call, problem
+):
+    calls = iter(range(9))
+
+    def gather(text):
+        # The first one says whether the set is finished.
+        return [text, "other" if next(calls) == call + 1 else text]
+
+    monkeypatch.setattr(module.peers, "gather", gather)
+    with pytest.raises(ConfigError, match=f"train is not shared: {problem}"):
+        make_writer(first, section, OPTIONS)(tmp_path / "train", "train")
+
+
+def test_another_process_waits_for_what_it_is_to_see(tmp_path, monkeypatch):
+    files = shard_files.ShardFiles(tmp_path / "train", {}, 3, 2)
+    monkeypatch.setattr(shard_files, "_SEEN", 0.0)
+    assert not files.has_begun()
+    files.begin()
+    assert files.has_begun()
+
+
 class Damaged:
     """A source some of whose images cannot be read."""
 
@@ -161,8 +306,6 @@ def test_what_cannot_be_read_is_named_and_left_out(
 
 
 def test_a_full_disk_is_one_line(first, section, tmp_path, monkeypatch):
-    from ldm_jax.encoding import shard_files
-
     monkeypatch.setattr(shard_files, "writer_is_whole", lambda *_: False)
     with pytest.raises(DiskError, match="cannot write .*No space left"):
         make_writer(first, section, OPTIONS)(tmp_path / "train", "train")

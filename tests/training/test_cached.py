@@ -118,11 +118,12 @@ def test_statistics_are_those_of_the_header(folder):
 
 def test_says_what_does_not_go_with_latents(first_stage, shapes_dir, folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
-    path = other / "train" / "latents.json"
-    header = json.loads(path.read_text())
-    header["first_stage"] |= {"checksum": 1, "workdir": "/runs/another"}
-    path.write_text(json.dumps(header))
     place = {"first_stage__workdir": str(first_stage), **SHALLOW}
+    for split in "validation", "train":
+        path = other / split / "latents.json"
+        header = json.loads(path.read_text())
+        header["first_stage"] |= {"checksum": 1, "workdir": "/runs/another"}
+        path.write_text(json.dumps(header))
     with pytest.raises(ConfigError, match="than those of data.name, .*/runs/another"):
         train("shapes_class", shapes_dir, tmp_path / "1", **place, **cached(other))
     with pytest.raises(ConfigError, match="a first stage is trained on"):

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.data.encoded.record import MEAN, RecordFormat
+from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
 from ldm_jax.errors import ConfigError
 
 FILE = "latents.json"
@@ -26,7 +26,9 @@ class Header:
       count: Number of images; a mirrored copy does not count.
       mirrored: Whether each record is followed by that of the mirrored image.
       fields: What `RecordFormat.to_json` gives.
-      shards: List of {"file", "records", "crc32"} in order.
+      shards: List of {"file", "records", "bytes", "crc32"} in order: the file's size,
+        which is looked at whenever the set is opened, and the checksum of its records
+        one after the other, by which `fingerprint` tells sets apart.
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
       first_stage: Record of the first stage, with "kind" and "checksum".
@@ -36,6 +38,8 @@ class Header:
       inputs: Its "inputs".
       source: {"num_examples", "fingerprint"} of the data.
       skipped: {"count", "examples": [[where, why], ...]}, of which some are listed.
+      shortened: Number of examples of which a part was left out.
+      cut: Input -> number of examples of which it kept only the beginning.
       written_by: Version of the package.
     """
 
@@ -52,6 +56,8 @@ class Header:
     inputs: Mapping[str, Any]
     source: Mapping[str, Any]
     skipped: Mapping[str, Any]
+    shortened: int
+    cut: Mapping[str, int]
     written_by: str
 
     @classmethod
@@ -105,6 +111,28 @@ class Header:
         shapes = {name: tuple(shape) for name, _, shape in self.fields}
         return shapes[MEAN]
 
+    def problem_with_files(self, folder: str | os.PathLike) -> str | None:
+        """Looks whether all shards are there as they were written, by their sizes.
+
+        Args:
+          folder: Folder of the set.
+
+        Returns:
+          What is wrong with one; None if all are whole.
+        """
+        for shard in self.shards:
+            path = pathlib.Path(folder) / shard["file"]
+            try:
+                size = path.stat().st_size
+            except OSError:
+                return f"{path} is missing, which the header of the set names"
+            if size != shard["bytes"]:
+                return (
+                    f"{path} has {size:,} bytes and not {shard['bytes']:,}, as the "
+                    "header of the set says"
+                )
+        return None
+
     def fingerprint(self) -> str:
         """Tells this set from others; every shard's checksum counts.
 
@@ -113,6 +141,34 @@ class Header:
         """
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def require_alike(self, other: "Header", key: str) -> None:
+        """Refuses a set that does not go with this one in a run.
+
+        Args:
+          other: Header of the other set.
+          key: What names it, for the message.
+
+        Raises:
+          ConfigError: If another first stage made it, or its records hold something
+            else; the latents' type may differ.
+        """
+        mine, theirs = self.first_stage, other.first_stage
+        if theirs["checksum"] != mine["checksum"]:
+            raise ConfigError(
+                f"{key}: step {theirs['step']} of {theirs['workdir']} made its latents "
+                f"(checksum {theirs['checksum']}), and step {mine['step']} of "
+                f"{mine['workdir']} those of data.split (checksum {mine['checksum']}): "
+                "encode one of them anew"
+            )
+        mine, theirs = _contents(self.fields), _contents(other.fields)
+        for name in sorted({*mine, *theirs}):
+            here, there = mine.get(name, "nothing"), theirs.get(name, "nothing")
+            if here != there:
+                raise ConfigError(
+                    f"{key}: as {name} its records hold {there}, and those of "
+                    f"data.split {here}: encode both with one command"
+                )
 
     def require_first_stage(self, record: Mapping[str, Any], key: str) -> None:
         """Refuses another first stage than that which made the latents.
@@ -132,3 +188,12 @@ class Header:
                 f"{mine['workdir']} made (checksum {mine['checksum']}, "
                 f"not {record.get('checksum')}): give that one, or encode the data anew"
             )
+
+
+def _contents(fields):
+    """Name -> what records hold of it; latents are float32 once they are read."""
+    latents = {MEAN, STD}
+    return {
+        name: f"{'latents' if name in latents else dtype} {list(shape)}"
+        for name, dtype, shape in fields
+    }

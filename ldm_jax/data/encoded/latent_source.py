@@ -13,9 +13,11 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.config import to_dict
 from ldm_jax.data.encoded.header import FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STD
+from ldm_jax.files import most_open_files
 
-# Shards that are open at a time: each holds a file and its index, 8 bytes a record.
-_MOST_OPEN = 64
+# Shards that are open at a time, where the system allows so many: each holds a file,
+# a buffer of 32 KB and its index, 8 bytes a record.
+_MOST_OPEN = 512
 
 
 class LatentSource:
@@ -80,16 +82,14 @@ class LatentSource:
         self.num_classes = header.num_classes
         names = header.class_names
         self.class_names = None if names is None else tuple(names)
-        self._require_files()
-        self._open, self._lock = collections.OrderedDict(), threading.Lock()
+        problem = header.problem_with_files(self._folder)
+        if problem:
+            raise ValueError(f"{problem}: bring it back, or encode the data again")
+        self._begin()
 
-    def _require_files(self):
-        for shard in self.header.shards:
-            if not (self._folder / shard["file"]).is_file():
-                raise ValueError(
-                    f"{self._folder / shard['file']} is missing, which the header of "
-                    "the set names: bring it back, or encode the data again"
-                )
+    def _begin(self):
+        self._open, self._lock = collections.OrderedDict(), threading.Lock()
+        self._most_open = most_open_files(_MOST_OPEN)
 
     def __len__(self) -> int:
         return self.header.count
@@ -149,18 +149,28 @@ class LatentSource:
     def _reader(self, shard):
         """The reader of a shard; of those that are open the longest unused goes."""
         with self._lock:
-            if shard not in self._open:
-                from array_record.python import array_record_module
-
-                path = str(self._folder / self.header.shards[shard]["file"])
-                self._open[shard] = array_record_module.ArrayRecordReader(
-                    path, "readahead_buffer_size:0", file_reader_buffer_size=2**15
-                )
-                while len(self._open) > _MOST_OPEN:
-                    # Threads that still read from it keep it open.
-                    self._open.popitem(last=False)
+            reader = self._open.get(shard)
+            if reader is not None:
+                self._open.move_to_end(shard)
+                return reader
+        # Other threads read on meanwhile; where two open one shard the first is kept.
+        reader, gone = self._open_shard(shard), []
+        with self._lock:
+            reader = self._open.setdefault(shard, reader)
             self._open.move_to_end(shard)
-            return self._open[shard]
+            while len(self._open) > self._most_open:
+                # Threads that still read from it keep it open.
+                gone.append(self._open.popitem(last=False))
+        return reader
+
+    def _open_shard(self, shard):
+        from array_record.python import array_record_module
+
+        return array_record_module.ArrayRecordReader(
+            str(self._folder / self.header.shards[shard]["file"]),
+            "readahead_buffer_size:0",
+            file_reader_buffer_size=2**15,
+        )
 
     def __getstate__(self):
         # Open files and locks stay with their process.
@@ -168,7 +178,7 @@ class LatentSource:
 
     def __setstate__(self, state):
         self.__dict__ |= state
-        self._open, self._lock = collections.OrderedDict(), threading.Lock()
+        self._begin()
 
     def fingerprint(self) -> str:
         """Tells this set from others.
@@ -226,10 +236,17 @@ def _require_size(header, image_size):
 
 
 def _plain_inputs(section):
-    """Entries as JSON has them, without those that are off."""
+    """Entries as JSON has them, without those that are off.
+
+    And without "dropout", which training draws anew in each epoch.
+    """
     entries = to_dict(section or {})
     return {
-        key: {k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()}
+        key: {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in entry.items()
+            if k != "dropout"
+        }
         for key, entry in entries.items()
         if entry.get("kind") != "none"
     }

@@ -67,6 +67,11 @@ class Caption(Input):
         held_out._dropout = 0.0
         return held_out
 
+    def _drop(self, value, rng):
+        if self._dropout and rng.random() < self._dropout:
+            return self.tokenizer([""])[0]
+        return value
+
     def _missing(self, example):
         there = self.fallback is not None or self._captions(example)
         return None if there else self.needs[0]

@@ -63,6 +63,20 @@ class Input:
         """
         return self._missing(example)
 
+    def drop(
+        self, value: Shaped[np.ndarray, "..."], rng: np.random.Generator | None
+    ) -> Shaped[np.ndarray, "..."]:
+        """Leaves out at random what training goes without, of what was made before.
+
+        Args:
+          value: What the input of `held_out` made, [...] without batch axis.
+          rng: NumPy generator; needed for what is random.
+
+        Returns:
+          The value, or that of nothing in its place, of the same shape [...].
+        """
+        return self._drop(value, rng)
+
     def held_out(self) -> "Input":
         """Makes the input of all but training.
 
@@ -154,6 +168,9 @@ class Input:
 
     def _held_out(self):
         return self
+
+    def _drop(self, value, rng):
+        return value
 
     def _is_cut(self, example, value):
         return False

@@ -5,10 +5,7 @@ import os
 import threading
 from typing import Any
 
-try:
-    import resource
-except ImportError:  # Only Unix has it.
-    resource = None
+from ldm_jax.files import most_open_files
 
 # Files that are held open at most; fewer where the system allows fewer.
 _MOST_OPEN = 512
@@ -157,7 +154,7 @@ class Files:
         with self._lock:
             # Another thread may have been faster.
             file = self._open.setdefault(path, opened)
-            while len(self._open) > _most_open():
+            while len(self._open) > most_open_files(_MOST_OPEN):
                 self._open.popitem(last=False)
         return file
 
@@ -173,10 +170,3 @@ class _File:
     def __del__(self):
         if self.number is not None:
             os.close(self.number)
-
-
-def _most_open():
-    if resource is None:
-        return _MOST_OPEN
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_OPEN if soft < 0 else max(8, min(_MOST_OPEN, soft // 4))
