@@ -99,7 +99,7 @@ class Table:
           count: Number of examples.
 
         Returns:
-          (header, arrays).
+          (header, arrays [count] and [bytes]).
         """
         return pack_column(*self._columns[name], count)
 
