@@ -11,9 +11,9 @@ printed as they are measured:
   PyTorch's DataLoader over the folder. All sides take turns; medians over the rounds.
 - reading: records/s without decoding, in one thread: shuffled by position of each
   source, in the order of the shards for WebDataset.
-- index: memory and seconds to open simulated tar indexes of up to `--entries`, each in a
-  process of its own.
-- needs: images/s that a step of the published configs takes, as measured or extrapolated.
+- index: memory and seconds to open simulated tar indexes of up to `--entries`, each in
+  a process of its own.
+- needs: images/s that a step of the published configs takes, and how they are known.
 
 Other processes on the machine spoil all of it.
 """

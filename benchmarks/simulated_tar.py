@@ -6,8 +6,8 @@ those of 10,000 examples each, of an image, a caption and metadata:
     python -m benchmarks.simulated_tar --examples 10000000
 
 prints, for each split, the seconds until it is open, the memory that it keeps, and the
-seconds that a filter and the sizes of all images take. Each is measured in a process of its
-own, as memory that was used before would be used again and count as nothing.
+seconds that a filter and the sizes of all images take. Each is measured in a process of
+its own, as memory that was used before would be used again and count as nothing.
 """
 
 import argparse
