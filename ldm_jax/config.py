@@ -312,7 +312,7 @@ def differences(
 
     Returns:
       List of (dotted key, our value, their value), sorted; a value is None where the
-      key is absent.
+      key is absent, which says the same as an empty list.
     """
     ours, theirs = (
         _flatten(_tuples(json.loads(to_json(config)))) for config in (ours, theirs)
@@ -321,8 +321,11 @@ def differences(
     for key in sorted(ours.keys() | theirs.keys()):
         if any(key == i or key.startswith(f"{i}.") for i in ignore):
             continue
-        if ours.get(key) != theirs.get(key):
-            rows.append((key, ours.get(key), theirs.get(key)))
+        # Configs of before lack keys that came later.
+        here, there = (config.get(key, ()) for config in (ours, theirs))
+        here, there = (None if value == () else value for value in (here, there))
+        if here != there:
+            rows.append((key, here, there))
     return rows
 
 

@@ -15,7 +15,7 @@ from absl import logging
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide, place_of
 from ldm_jax.data.filters.surveys import survey, survey_sizes
-from ldm_jax.data.filters.tables import make_columns, with_sizes
+from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
 from ldm_jax.data.sidecars import (
     IMAGE_SUFFIXES,
     MissingFile,
@@ -109,7 +109,8 @@ class FolderSource:
         if not paths:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
-        self._sizes, self._table, self.skipped = None, None, []
+        self._sizes, self._names, self._columns = None, None, {}
+        self._table, self.skipped = None, []
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         self._optional = frozenset(optional)
         # Arrays, as they are pickled for every worker and may hold millions of files.
@@ -168,10 +169,15 @@ class FolderSource:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of what `columns` gives: fields of `.json`, "width" and "height"."""
-        return tuple(sorted({*self._tabulate(), "width", "height"}))
+        if self._names is None:
+            self._tabulate()
+        return tuple(sorted({*self._names, "width", "height"}))
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
-        """Reads metadata from the `.json` beside each image, once.
+        """Reads metadata from the `.json` beside each image.
+
+        These are read once for the first columns that are asked for, which are kept,
+        and again for others: all fields together may be gigabytes.
 
         Args:
           names: Which of `column_names`.
@@ -179,14 +185,26 @@ class FolderSource:
         Returns:
           Name -> array [N] of float64 (NaN where missing), bool, or objects.
         """
-        return with_sizes(self.sizes, lambda name: self._tabulate()[name], names)
+        found = with_sizes(self.sizes, self._column, names)
+        self._table = None
+        return found
+
+    def _column(self, name):
+        if name not in self._columns:
+            if self._table is None:
+                self._tabulate()
+            self._columns[name] = self._table.column(name, len(self))
+        return self._columns[name]
 
     def _tabulate(self):
-        if self._table is None:
-            where = f"metadata of {self._root}"
-            rows = list(survey(len(self), self._fields_of, where))
-            self._table = make_columns(rows)
-        return self._table
+        where = f"metadata of {self._root}"
+        self._table = make_table(survey(len(self), self._fields_of, where))
+        self._names = self._table.names
+        if self._table.left_out is not None:
+            logging.warning(
+                "%s has more than %d fields: others are no columns, as %r",
+                *(where, MOST_COLUMNS, self._table.left_out[:100]),
+            )
 
     def _fields_of(self, index):
         """Fields of the `.json` beside an image; None where they cannot be read."""
@@ -203,7 +221,7 @@ class FolderSource:
 
     def __getstate__(self):
         # Workers ask for neither.
-        return self.__dict__ | {"_sizes": None, "_table": None}
+        return self.__dict__ | {"_sizes": None, "_table": None, "_columns": {}}
 
     def describe(self, index: int) -> str:
         """Says which image an example is, for messages.

@@ -38,6 +38,7 @@ def open_source(data: Section, split: str) -> Any:
       ConfigError: On an unknown key or a data set that cannot be opened.
     """
     section = to_dict(data)
+    check_sources(section)
     source = _open(section, split)
     skipped = list(getattr(source, "skipped", ()))
     if skipped and section.get("on_error") == "raise":
@@ -53,14 +54,55 @@ def open_source(data: Section, split: str) -> Any:
     return source
 
 
-def _open(section, split, name="data"):
-    """Opens the source of a section, or of a part of a mixture."""
+def check_sources(section: Section, name: str = "data") -> None:
+    """Checks what a section says of its sources, before any is opened.
+
+    Args:
+      section: Config section `data`, or what a part of a mixture adds to it.
+      name: What it is called.
+
+    Raises:
+      ConfigError: On an unknown source or key, or a mixture of nothing.
+    """
+    section = to_dict(section)
     make = choose(SOURCES, section.get("source"), f"{name}.source")
     known = {option for row in SOURCES.values() for option in _options_of(row)}
     known |= {*LOADER_OPTIONS, *_SECTION_KEYS}
     for key in section:
         if key not in known:
             raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+    if "parts" in _options_of(make):
+        _check_parts(section, name)
+
+
+def _check_parts(section, name):
+    shared, parts = _shared(section), section.get("parts") or {}
+    if not parts:
+        raise ConfigError(
+            f"a mixture has no parts: give {name}.parts, as "
+            f"--config.{name}.parts.NAME.source=folder"
+        )
+    for part, entry in parts.items():
+        where, entry = f"{name}.parts.{part}", to_dict(entry)
+        # A part within a part, too, is as the rows of parts say.
+        check_section(entry, f"data.parts.{part}")
+        entry.pop("weight", None)
+        for key in entry:
+            if key in (*LOADER_OPTIONS, "inputs", "buckets"):
+                raise ConfigError(
+                    f"{where}.{key} is one for the whole mixture: set data.{key}"
+                )
+        check_sources(shared | entry, where)
+
+
+def _shared(section):
+    """What parts take from the section of their mixture."""
+    return {k: v for k, v in section.items() if k not in ("source", "parts")}
+
+
+def _open(section, split, name="data"):
+    """Opens the source of a section, or of a part of a mixture."""
+    make = SOURCES[section["source"]]
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
@@ -88,22 +130,15 @@ def _open(section, split, name="data"):
 
 def _open_parts(section, split, name):
     """Opens the parts of a mixture that have the split: name -> Part."""
-    shared = {k: v for k, v in section.items() if k not in ("source", "parts")}
     held_out = split == section.get("eval_split") != section.get("split")
     parts = {}
-    for part, entry in sorted(section.get("parts", {}).items()):
-        where, entry = f"{name}.parts.{part}", to_dict(entry)
-        # A part within a part, too, is as the rows of parts say.
-        check_section(entry, f"data.parts.{part}")
+    for part, entry in sorted(section["parts"].items()):
+        entry = to_dict(entry)
         weight = entry.pop("weight", None)
-        for key in entry:
-            if key in (*LOADER_OPTIONS, "inputs", "buckets"):
-                raise ConfigError(
-                    f"{where}.{key} is one for the whole mixture: set data.{key}"
-                )
         own = entry.get("eval_split" if held_out else "split", split)
         if own:
-            parts[part] = Part(_open(shared | entry, own, where), weight)
+            opened = _open(_shared(section) | entry, own, f"{name}.parts.{part}")
+            parts[part] = Part(opened, weight)
     return parts
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.filters.surveys import survey, survey_sizes
-from ldm_jax.data.filters.tables import make_columns, with_sizes
+from ldm_jax.data.filters.tables import make_table, with_sizes
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
 from ldm_jax.images import find_size, require_memory
 
@@ -124,8 +124,8 @@ class TfdsSource:
         @functools.cache
         def others():
             what, count = f"metadata of {self._name}", len(self)
-            found = make_columns(list(survey(count, self._fields_of, what)))
-            return {name: np.full(count, np.nan) for name in names} | found
+            table = make_table(survey(count, self._fields_of, what))
+            return {name: table.column(name, count) for name in names}
 
         return with_sizes(self.sizes, lambda name: others()[name], names)
 

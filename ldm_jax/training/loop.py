@@ -18,6 +18,7 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
+from ldm_jax.data.open_source import check_sources
 from ldm_jax.errors import Stopped, UserError
 from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
@@ -68,6 +69,7 @@ def run(
     config, notes = upgrade_config(config)
     config = check_values(config)
     choose(CHECKS, config.stage, "stage")(config)
+    check_sources(config.data)
     train, main = config.train, jax.process_index() == 0
     # What is opened below is closed in the end, the last first: until all is saved, a
     # signal ends nothing.

@@ -301,6 +301,8 @@ FREE_KEYS = (
     "data.restart_workers",
     "data.eval_split",
     "data.max_image_gb",
+    "data.cache_gb",
+    "data.index_dir",
     "train.init_from",
     "train.num_steps",
     "train.log_every",

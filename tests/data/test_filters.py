@@ -246,3 +246,15 @@ def test_what_is_read_for_a_size_is_limited():
     with pytest.raises(DecodeError):
         find_size(read, 10**13)
     assert max(asked) == 2**26
+
+
+def test_a_folder_keeps_the_columns_that_are_asked_for(tmp_path):
+    write_images(tmp_path / "f", [f"{n}.png" for n in range(3)])
+    for n, path in enumerate(sorted((tmp_path / "f").rglob("*.png"))):
+        fields = {f"field {n} {k}": k for k in range(500)} | {"caption": "x" * n}
+        path.with_suffix(".json").write_text(json.dumps({"score": n} | fields))
+    source = FolderSource(str(tmp_path / "f"), "all")
+    assert len(source.column_names) == 1002
+    assert source.columns(["score"])["score"].tolist() == [0, 1, 2]
+    assert source._table is None and list(source._columns) == ["score"]
+    assert source.columns(["caption"])["caption"].tolist()[1:] == ["x", "xx"]

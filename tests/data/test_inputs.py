@@ -25,6 +25,7 @@ CASES = {
     "low_res": (dict(factor=4, degradation="bsrgan"), (4, 6, 3), np.float32),
     "masked_image": ({}, (16, 24, 4), np.float32),
     "image": ({}, (16, 24, 3), np.uint8),
+    "size_and_crop": ({}, (6,), np.float32),
     "feature": (dict(feature="embedding"), (7,), np.float32),
 }
 

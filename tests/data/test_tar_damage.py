@@ -1,8 +1,10 @@
 """Tar shards that are damaged, hostile, or change: counted and named, or an error."""
 
+import json
 import os
 import struct
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tar import TarSource, index_store
+from ldm_jax.data.tar import scan as tar_scan
+from ldm_jax.data.tar.index_file import MEMBER
+from ldm_jax.data.tar.members import Damaged, _parse_pax
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.errors import ConfigError, DataError
 from tests.data.tar_shards import add, members, write_shard, write_shards
@@ -322,3 +327,144 @@ def test_processes_that_index_at_once_share_the_work(tmp_path, monkeypatch):
         index_store.make_index(shard, None)
     assert len(scans) == 5
     assert len(opened(folder, keys=())[0]) == 8
+
+
+# ---- Odd labels and metadata.
+
+
+def classes(path, *labels):
+    """Writes a shard of examples whose `.cls` are these."""
+    rows = [(f"{n}.{s}", d, {}) for n, d in enumerate(labels) for s in ("jpg", "cls")]
+    rows = [(name, b"x" if name.endswith("jpg") else d, f) for name, d, f in rows]
+    return write(path, *rows)
+
+
+@pytest.mark.parametrize("stray", [b"2000000000", b"4" * 400, b"2147483648"])
+def test_a_stray_label_makes_no_classes(tmp_path, stray):
+    path = classes(tmp_path / "a.tar", b"0", b"1", stray, b"7")
+    source, left_out = opened(path, keys=())
+    assert source.num_classes == 8 and len(source) == 3
+    assert [source[i]["label"] for i in range(3)] == [0, 1, 7]
+    (reason,) = left_out.values()
+    assert "is none of the 8 classes" in reason and list(left_out) == ["a.tar key 2"]
+
+
+def test_many_classes_of_few_examples_are_no_strays(tmp_path):
+    path = classes(tmp_path / "a.tar", b"0", b"21840")
+    assert opened(path, keys=())[0].num_classes == 21841
+
+
+@pytest.mark.parametrize(
+    "stray", [b"1e999", b"-1e999", b"1.5", b"-1", b"1" + b"0" * 400]
+)
+def test_a_stray_number_in_json_is_left_out(tmp_path, stray):
+    rows = [(f"{n}.jpg", b"x", {}) for n in range(3)]
+    rows += [(f"{n}.json", b'{"y": %d}' % n, {}) for n in range(2)]
+    path = write(tmp_path / "a.tar", *rows, ("2.json", b'{"y": %s}' % stray, {}))
+    source, left_out = opened(path, keys=(), label_key="y")
+    assert source.num_classes == 2 and len(source) == 2
+    assert list(left_out) == ["a.tar key 2"]
+
+
+def test_labels_that_are_all_far_off_are_refused(tmp_path):
+    path = classes(tmp_path / "a.tar", b"123456789", b"123456790")
+    with pytest.raises(ValueError, match="a thousand times the number of different"):
+        opened(path, keys=())
+
+
+def test_other_labels_make_another_set(tmp_path):
+    prints = set()
+    for name, second in (("a.tar", b"1"), ("b.tar", b"2")):
+        path = classes(tmp_path / name, b"0", second, b"1", b"2")
+        prints.add(opened(path, keys=())[0].fingerprint())
+        prints.add(opened(path, keys=(), label_key="")[0].fingerprint())
+    # Without labels both are the same.
+    assert len(prints) == 3
+
+
+def test_keys_that_change_make_no_columns_without_end(tmp_path):
+    rows = [("0.jpg", b"x", {})]
+    for n in range(12):
+        fields = {f"field {n} {k}": k for k in range(100)} | {"score": n}
+        rows.append((f"{n}.json", json.dumps(fields).encode(), {}))
+    source, left_out = opened(write(tmp_path / "a.tar", *rows), keys=())
+    header = source._indexes[0].header
+    assert len(header["columns"]) == len(header["fields"]) == 1000
+    assert "more than 1,000 fields" in left_out["a.tar"]
+    assert source.columns(["score"])["score"].tolist() == [0]
+
+
+@pytest.mark.parametrize("field", ['".cls": 5', '"": {"cls": 5}'])
+def test_a_field_is_not_taken_for_a_class(tmp_path, field):
+    rows = ("0.jpg", b"x", {}), ("0.cls", b"1", {})
+    path = write(tmp_path / "a.tar", *rows, ("0.json", b"{%s}" % field.encode(), {}))
+    source, _ = opened(path, keys=())
+    assert source.num_classes == 2 and source[0]["label"] == 1
+
+
+def test_more_suffixes_than_an_index_holds_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_scan, "_MOST_SUFFIXES", 2)
+    rows = [(f"photo.{n:06d}.jpg", b"x", {}) for n in range(5)]
+    source, left_out = opened(
+        write(tmp_path / "a.tar", *rows), keys=(), image_key="000000.jpg"
+    )
+    assert len(source) == 1
+    assert "ends at the first dot" in left_out["a.tar"]
+    assert len(left_out) == 1
+
+
+def test_many_that_lack_the_same_are_counted(tmp_path):
+    rows = [(f"{n:02d}.jpg", b"x", {}) for n in range(50)]
+    path = write(tmp_path / "a.tar", *rows, ("49.txt", b"text", {}))
+    source, left_out = opened(path)
+    assert len(source) == 1 and len(left_out) == len(source.skipped) == 21
+    assert left_out["a.tar key 19"] == left_out["a.tar: 29 more examples"]
+
+
+def test_extended_headers_are_read_in_one_pass():
+    line = b"9 a=abcd\n"
+    began = time.process_time()
+    assert _parse_pax(line * (2**20 // len(line)), 0) == {"a": "abcd"}
+    assert time.process_time() - began < 2
+    for wrong in (b"x a=b\n", b"99 a=b\n", b"0 a=b\n", b"6" * 30 + b" a=b", b"5 ab\n"):
+        with pytest.raises(Damaged):
+            _parse_pax(wrong, 0)
+
+
+def test_an_index_nested_deeply_is_made_anew(shard):
+    opened(shard)
+    text = b"[" * 10**5
+    text += b" " * (-(len(text) + 16) % 64)
+    with open(f"{shard}.index", "wb") as file:
+        file.write(struct.pack("<8sQ", b"LDM-TAR\n", len(text)) + text)
+    assert len(opened(shard)[0]) == 6
+
+
+def test_a_stale_index_beside_a_valid_one_needs_no_words(
+    tmp_path, shard, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened(shard)
+    stale = (tmp_path / "a.tar.index").read_bytes()
+    write_shard(shard, range(8))
+    opened(shard)
+    cache = index_store.places(find_shards(shard)[0], None)[1]
+    os.makedirs(os.path.dirname(cache))
+    os.rename(f"{shard}.index", cache)
+    (tmp_path / "a.tar.index").write_bytes(stale)
+    caplog.clear()
+    assert len(opened(shard)[0]) == 8
+    assert "made anew" not in caplog.text
+
+
+def test_keys_with_capitals_are_found(tmp_path):
+    rows = ("x.jpg", b"x", {}), ("x.Long.txt", b"words", {})
+    source, _ = opened(write(tmp_path / "a.tar", *rows), keys=("Long",))
+    assert source[0]["Long"] == "words"
+
+
+def test_sides_in_an_index_that_no_image_has_are_no_sizes(shard):
+    source = opened(shard)[0]
+    at, size = source._indexes[0]._arrays["members"][2], MEMBER.itemsize
+    overwrite(f"{shard}.index", at + 16, b"\xff" * 4)
+    assert size == 26 and opened(shard)[0].sizes()[0].tolist() == [0, 0]

@@ -45,8 +45,9 @@ def make_batch(rng, size=32):
 def test_learns_to_tell_classes_apart_at_all_noise_levels():
     config = tiny_config("shapes_classifier", "", train__learning_rate=1e-2)
     config.train.ema_decay = None
-    stage = classifier._make_steps(config, MODEL, FROZEN, (4, 4))
-    state, rng = jax.jit(stage.init)(jax.random.key(0)), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    stage = classifier._make_steps(config, MODEL, FROZEN, make_batch(rng))
+    state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.train_step)
     losses = []
     for _ in range(40):

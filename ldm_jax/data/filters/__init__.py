@@ -5,6 +5,6 @@ as `aesthetic > 5 and width >= 512`, and `values.py` says what its parts are wor
 """
 
 from ldm_jax.data.filters.expressions import Filter
-from ldm_jax.data.filters.tables import make_columns, scalars_of
+from ldm_jax.data.filters.tables import make_table, scalars_of
 
-__all__ = ["Filter", "make_columns", "scalars_of"]
+__all__ = ["Filter", "make_table", "scalars_of"]

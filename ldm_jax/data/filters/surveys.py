@@ -71,5 +71,8 @@ def survey_sizes(
             return 0, 0
         return height, width
 
-    sizes = list(survey(count, size, f"sizes of the images of {where}"))
-    return np.array(sizes, np.int32).reshape(count, 2)
+    sizes = np.zeros((count, 2), np.int32)
+    found = survey(count, size, f"sizes of the images of {where}")
+    for number, one in enumerate(found):
+        sizes[number] = one
+    return sizes

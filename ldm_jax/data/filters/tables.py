@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
+from ldm_jax.reading import parse_json
+
+# Columns that there may be: some write an object's keys, of which each is another.
+MOST_COLUMNS = 1000
 
 # Distinct values of a column that are a number, text, or a truth value.
 _Scalar = bool | float | str
@@ -36,19 +40,95 @@ def scalars_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, _Scalar
             try:
                 found[name] = float(value)
             except OverflowError:
-                found[name] = math.copysign(math.inf, value)
+                found[name] = math.inf if value > 0 else -math.inf
         elif isinstance(value, dict) and not prefix:
             found |= scalars_of(value, f"{name}.")
     return found
 
 
+class Table:
+    """Columns in the making: of each only the values that are there.
+
+    Attributes:
+      left_out: The first field that made no column, as there are MOST_COLUMNS; or None.
+    """
+
+    def __init__(self) -> None:
+        """Has no columns yet."""
+        self._columns, self.left_out = {}, None
+
+    def add(self, number: int, fields: Mapping[str, Any] | None) -> None:
+        """Takes the fields of an example.
+
+        Args:
+          number: Its number.
+          fields: An object of JSON, or None.
+        """
+        for name, value in scalars_of(fields or {}).items():
+            self.put(number, name, value)
+
+    def put(self, number: int, name: str, value: _Scalar) -> None:
+        """Takes one value.
+
+        Args:
+          number: Number of the example.
+          name: Name of the column.
+          value: The value.
+        """
+        if name not in self._columns:
+            if len(self._columns) >= MOST_COLUMNS:
+                self.left_out = self.left_out or name
+                return
+            self._columns[name] = [], []
+        rows, values = self._columns[name]
+        rows.append(number)
+        values.append(value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sorted names of the columns."""
+        return tuple(sorted(self._columns))
+
+    def pack(
+        self, name: str, count: int
+    ) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
+        """Packs a column for a file; see `pack_column`.
+
+        Args:
+          name: One of `names`.
+          count: Number of examples.
+
+        Returns:
+          (header, arrays [count] and [bytes]).
+        """
+        return pack_column(*self._columns[name], count)
+
+    def column(self, name: str, count: int) -> Shaped[np.ndarray, " count"]:
+        """Makes a column.
+
+        Args:
+          name: Its name.
+          count: Number of examples.
+
+        Returns:
+          Column [count]; NaN where there is none of that name.
+        """
+        if name not in self._columns:
+            return np.full(count, np.nan)
+        rows, values = self._columns[name]
+        column = np.full(count, None, object)
+        column[rows] = values
+        return tidy(column)
+
+
 def pack_column(
-    values: Iterable[tuple[int, _Scalar]], count: int
+    rows: Sequence[int], values: Sequence[_Scalar], count: int
 ) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
     """Packs a column for a file.
 
     Args:
-      values: Pairs of (number of the example, value), where there is one.
+      rows: Numbers of the examples that have a value.
+      values: Their values.
       count: Number of examples.
 
     Returns:
@@ -56,10 +136,9 @@ def pack_column(
       array "numbers" float64 [count], of all else "codes" int32 [count], -1 for
       nothing, and "values" uint8, JSON of the list of distinct values.
     """
-    rows, values = zip(*values, strict=True)
     if not any(isinstance(value, bool | str) for value in values):
         numbers = np.full(count, np.nan)
-        numbers[list(rows)] = values
+        numbers[rows] = values
         return {"kind": "numbers"}, {"numbers": numbers.astype("<f8")}
     # True is equal to 1.
     distinct = {}
@@ -67,7 +146,7 @@ def pack_column(
         distinct.setdefault((type(value), value), len(distinct)) for value in values
     ]
     codes = np.full(count, -1, "<i4")
-    codes[list(rows)] = found
+    codes[rows] = found
     text = json.dumps([value for _, value in distinct]).encode()
     return {"kind": "values"}, {"codes": codes, "values": np.frombuffer(text, "|u1")}
 
@@ -89,8 +168,7 @@ def unpack_column(
     """
     if kind == "numbers":
         return arrays["numbers"]
-    distinct = np.empty(0, object)
-    values = json.loads(arrays["values"].tobytes())
+    values = parse_json(arrays["values"].tobytes())
     distinct = np.empty(len(values) + 1, object)
     distinct[:-1] = values
     codes = arrays["codes"]
@@ -139,24 +217,19 @@ def join(columns: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, " c
     return tidy(np.concatenate(parts))
 
 
-def make_columns(
-    rows: Sequence[Mapping[str, Any] | None],
-) -> dict[str, Shaped[np.ndarray, " N"]]:
+def make_table(rows: Iterable[Mapping[str, Any] | None]) -> Table:
     """Makes columns of all fields of examples that can stand in one.
 
     Args:
       rows: Fields of each example, as JSON has them; None where there are none.
 
     Returns:
-      Name -> column [N].
+      A Table.
     """
-    found = {}
+    table = Table()
     for number, row in enumerate(rows):
-        for name, value in scalars_of(row or {}).items():
-            if name not in found:
-                found[name] = np.empty(len(rows), object)
-            found[name][number] = value
-    return {name: tidy(column) for name, column in found.items()}
+        table.add(number, row)
+    return table
 
 
 def with_sizes(

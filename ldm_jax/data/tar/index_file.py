@@ -14,6 +14,7 @@ import numpy as np
 from ldm_jax.annotations import Shaped
 from ldm_jax.data.tar.byte_ranges import Files
 from ldm_jax.files import replacing
+from ldm_jax.reading import parse_json
 
 MAGIC, VERSION = b"LDM-TAR\n", 1
 
@@ -98,7 +99,7 @@ class IndexFile:
         magic, length = _START.unpack(files.read(path, 0, _START.size))
         if magic != MAGIC or length > size:
             raise ValueError("not an index")
-        self.header = json.loads(files.read(path, _START.size, length))
+        self.header = parse_json(files.read(path, _START.size, length))
         if not isinstance(self.header, dict) or self.header.get("version") != VERSION:
             raise ValueError("an index of another version")
         self._arrays = {}

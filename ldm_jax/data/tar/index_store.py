@@ -86,6 +86,7 @@ def find_index(
     Returns:
       The index; None if there is none, or none that is valid.
     """
+    stale = []
     for path in places(shard, index_dir):
         if not os.path.exists(path):
             continue
@@ -99,8 +100,10 @@ def find_index(
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error) or type(error).__name__
         files.forget(path)
-        if say:
-            logging.warning("the index %s is made anew: %s", path, reason)
+        stale.append((path, reason))
+    # Where a valid one lies elsewhere, the others need no words.
+    for path, reason in stale if say else ():
+        logging.warning("the index %s is made anew: %s", path, reason)
     return None
 
 

@@ -18,6 +18,9 @@ _EMPTY = (b"1", b"2", b"3", b"4", FOLDER, b"6")
 # Bytes that long names and pax headers may have.
 _MOST_NAME = 2**20
 
+# Digits of the length of a line in them, with the space that follows.
+_MOST_DIGITS = 20
+
 # Bytes after the end mark that are padding, of the largest records that are usual.
 _PADDING = 2**20
 
@@ -157,16 +160,17 @@ def _text(data):
 
 def _parse_pax(data, at):
     """Keyword -> value of an extended header: lines "length keyword=value"."""
-    found = {}
-    while data.strip(b"\0"):
-        digits, _, _ = data.partition(b" ")
-        length = _number(digits, 10, at)
-        line = data[len(digits) + 1 : length]
+    found, begin = {}, 0
+    end = len(data.rstrip(b"\0"))
+    while begin < end:
+        space = data.find(b" ", begin, begin + _MOST_DIGITS)
+        length = _number(data[begin : max(begin, space)] or b"-", 10, at)
+        line = data[space + 1 : begin + length]
         keyword, sign, value = line.partition(b"=")
-        if not sign or not 0 < length <= len(data):
+        if not sign or not 0 < length <= len(data) - begin:
             raise Damaged(f"damaged at byte {at:,}: an extended header is wrong")
         found[_text(keyword)] = _text(value.removesuffix(b"\n"))
-        data = data[length:]
+        begin += length
     return found
 
 

@@ -1,6 +1,5 @@
 """What the indexes of shards say of examples: columns, labels, sizes of images."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from ldm_jax.data.filters.tables import unpack_column
 from ldm_jax.data.tar.index_file import IndexFile
 from ldm_jax.data.tar.plan import CLASS, Plan, find_images
 from ldm_jax.data.tar.scan import LABELS
+from ldm_jax.reading import parse_json
 
 # Rows of an index: their numbers, or a slice.
 Rows = Any
@@ -74,7 +74,29 @@ def read_labels(index: IndexFile, name: str) -> list[Any]:
         return []
     if row["kind"] == "numbers":
         return np.unique(index.read(f"numbers {row['number']}")).tolist()
-    return json.loads(index.read(f"values {row['number']}").tobytes())
+    return parse_json(index.read(f"values {row['number']}").tobytes())
+
+
+def label_bytes(index: IndexFile, name: str) -> bytes:
+    """Gives what tells the labels of a shard from others.
+
+    Args:
+      index: Index of the shard.
+      name: Column that holds them.
+
+    Returns:
+      Bytes of the column as it is kept.
+    """
+    row = index.header["columns"].get(name)
+    if not row:
+        return b""
+    return b"".join(index.read(array).tobytes() for array in _arrays(row).values())
+
+
+def _arrays(row):
+    """Kind of an array -> its name in the index, of a column."""
+    kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
+    return {kind: f"{kind} {row['number']}" for kind in kinds}
 
 
 def _find_column(index, name):
@@ -83,8 +105,7 @@ def _find_column(index, name):
     row = table.get(name) or (table.get(LABELS) if name == CLASS else None)
     if not row:
         return None
-    kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
-    arrays = {kind: index.read(f"{kind} {row['number']}") for kind in kinds}
+    arrays = {kind: index.read(name) for kind, name in _arrays(row).items()}
     return unpack_column(row["kind"], arrays)
 
 

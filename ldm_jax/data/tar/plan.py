@@ -16,7 +16,12 @@ from ldm_jax.data.tar.scan import LABELS
 
 JSON, CLASS = "json", "cls"
 
-_MOST_LABEL = np.iinfo(np.int32).max
+# Digits of which a number is too large for a label.
+_MOST_DIGITS = 18
+
+# A label from the first number on is a stray one where there are not a thousandth as
+# many different ones: it would be the size of the model's table of classes.
+_MOST_LABEL, _FAR, _SPREAD = np.iinfo(np.int32).max, 10**6, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,8 @@ def make_plan(
     if not suffixes.intersection(images):
         raise ValueError(
             f"no member of the shards ends in {_listed(images)}; they end in "
-            f"{_listed(suffixes)}: give data.image_key, the suffix of the images"
+            f"{_listed(suffixes)}: give data.image_key, the suffix of the images "
+            "from the first dot of their names on"
         )
     members, found = {}, {}
     for key in keys:
@@ -121,11 +127,14 @@ def make_plan(
 def _find_member(key, suffixes):
     """The member that holds a key, or None."""
     (sidecar,) = find_sidecars([key])
+    # As the index has them.
+    sidecar = sidecar._replace(suffix=sidecar.suffix.lower())
     if sidecar.suffix[1:] in suffixes:
         return sidecar
     # Text of the user's own, such as a second caption.
-    if modality_of(key) is None and f"{key}.txt" in suffixes:
-        return Sidecar(f".{key}.txt", (key,), "caption")
+    suffix = f"{key}.txt".lower()
+    if modality_of(key) is None and suffix in suffixes:
+        return Sidecar(f".{suffix}", (key,), "caption")
     return None
 
 
@@ -181,7 +190,7 @@ def find_images(index: IndexFile, plan: Plan) -> Int[np.ndarray, " N"]:
 
 def find_complete(
     index: IndexFile, plan: Plan
-) -> tuple[Bool[np.ndarray, " N"], list[tuple[int, str]]]:
+) -> tuple[Bool[np.ndarray, " N"], list[tuple[str, Int[np.ndarray, " n"]]]]:
     """Finds the examples of a shard that have all that is needed.
 
     Args:
@@ -189,7 +198,7 @@ def find_complete(
       plan: What is read.
 
     Returns:
-      (mask bool [N], list of (number of an example, what it lacks)).
+      (mask bool [N], list of (what is lacking, int64 [n], the examples that lack it)).
     """
     header, count = index.header, len(index.read("starts")) - 1
     counts = dict(zip(header["suffixes"], header["counts"], strict=True))
@@ -210,13 +219,17 @@ def find_complete(
             has[owners[suffixes == header["suffixes"].index(suffix)]] = True
         parts.append((f".{suffix}", has))
     for what, has in parts:
-        lacking += [(int(n), f"has no {what}") for n in np.flatnonzero(whole & ~has)]
+        lacking.append((f"has no {what}", np.flatnonzero(whole & ~has)))
         whole &= has
     return whole, lacking
 
 
 def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
     """Finds the classes that labels name.
+
+    Of numbers those are passed over that no class can have: not whole, below 0, and
+    those of a million or more that are over a thousand times the number of different
+    labels. The numbers of what is left begin at 0.
 
     Args:
       labels: Numbers, truth values or text; None and NaN are none.
@@ -225,7 +238,7 @@ def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
       (names or None where labels are numbers, number of classes).
 
     Raises:
-      ValueError: If there are none, or numbers that are not whole and from 0 on.
+      ValueError: If there are no labels, or none is a class.
     """
     found = set(labels)
     texts = {v for v in found if isinstance(v, str) and v}
@@ -233,13 +246,39 @@ def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
     if texts and (numbers or not all(text.isdecimal() for text in texts)):
         names = tuple(sorted(texts | {f"{number:g}" for number in numbers}))
         return names, len(names)
-    numbers |= {int(text) for text in texts}
+    numbers |= {int(text[:_MOST_DIGITS]) for text in texts}
     if not numbers:
         raise ValueError('no example has a label; give label_key="" for no labels')
-    wrong = [n for n in numbers if n != int(n) or not 0 <= n <= _MOST_LABEL]
-    if wrong:
-        raise ValueError(f"a label is {wrong[0]:g}; labels are whole numbers from 0 on")
-    return None, int(max(numbers)) + 1
+    # Infinity is larger than all, and is not asked whether it is whole.
+    whole = sorted({n for n in numbers if 0 <= n <= _MOST_LABEL and n == int(n)})
+    while whole and whole[-1] >= max(_FAR, _SPREAD * len(whole)):
+        whole.pop()
+    if not whole:
+        raise ValueError(
+            f"a label is {min(numbers):g}; labels are whole numbers from 0 on, below a "
+            "million or a thousand times the number of different ones"
+        )
+    return None, int(whole[-1]) + 1
+
+
+def find_strays(labels: Iterable[Any], count: int) -> set[Any]:
+    """Finds the labels that are none of some numbered classes.
+
+    Args:
+      labels: Numbers, truth values or text; None and NaN are none.
+      count: Number of classes.
+
+    Returns:
+      Those that are not; without None and NaN.
+    """
+    strays = set()
+    for label in labels:
+        try:
+            if label is not None and label == label:
+                class_of(label, (), count)
+        except ValueError:
+            strays.add(label)
+    return strays
 
 
 def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
@@ -260,5 +299,6 @@ def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
         value = int(value)
     found = find_class(value, names or ()) if isinstance(value, int | str) else None
     if found is None or not 0 <= found < count:
-        raise ValueError(f"its label {value!r} is none of the {count} classes")
+        shown = repr(value)[:40]
+        raise ValueError(f"its label {shown} is none of the {count:,} classes")
     return found

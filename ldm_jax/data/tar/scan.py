@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.data.division import place_of
-from ldm_jax.data.filters.tables import pack_column, scalars_of
+from ldm_jax.data.filters.tables import MOST_COLUMNS, Table
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES
 from ldm_jax.data.tar.index_file import MEMBER
@@ -29,6 +29,9 @@ from ldm_jax.reading import MAX_TEXT, parse_json
 
 # Bytes that the name of a class may have.
 _MOST_LABEL = 4096
+
+# Suffixes that a shard may have: their numbers have 16 bits.
+_MOST_SUFFIXES = 2**16 - 1
 
 # The column that `.cls` makes; a field of JSON cannot be called so.
 LABELS = ".cls"
@@ -72,9 +75,9 @@ class _Shard:
         self._read = read
         self._examples = {}
         self._suffixes = {}
-        # Field -> list of (number of the example, value).
-        self._columns, self._fields = {}, {}
-        self.problems = []
+        # Metadata; field -> in how many examples it is.
+        self._table, self._labels, self._fields = Table(), Table(), {}
+        self.problems, self._said = [], set()
 
     def add(self, member):
         """Takes a member."""
@@ -92,6 +95,12 @@ class _Shard:
             self.problems.append([name, "no example: its name has no suffix"])
             return
         key, suffix = match[1], match[2].lower()
+        if suffix not in self._suffixes and len(self._suffixes) > _MOST_SUFFIXES:
+            self._say_once(
+                f"members of more than {_MOST_SUFFIXES:,} suffixes are left out, as "
+                f".{suffix[:100]}: what names an example ends at the first dot"
+            )
+            return
         number = self._suffixes.setdefault(suffix, len(self._suffixes))
         example, members = self._examples.setdefault(key, (len(self._examples), {}))
         if number in members:
@@ -127,15 +136,27 @@ class _Shard:
             return
         if isinstance(fields, dict):
             for field in fields:
-                if fields[field] is not None:
+                known = field in self._fields or len(self._fields) < MOST_COLUMNS
+                if fields[field] is not None and known and field != LABELS:
                     self._fields[field] = self._fields.get(field, 0) + 1
-            for field, value in scalars_of(fields).items():
-                self._columns.setdefault(field, []).append((example, value))
+            self._table.add(example, fields)
+            if self._table.left_out is not None:
+                self._say_once(
+                    f"more than {MOST_COLUMNS:,} fields of .json: others are no "
+                    f"columns, as {self._table.left_out[:100]!r}"
+                )
 
     def _add_label(self, example, member):
         text = self._read(member.offset, min(member.size, _MOST_LABEL))
         label = text.decode("utf-8", "replace").strip()
-        self._columns.setdefault(LABELS, []).append((example, label))
+        self._labels.put(example, LABELS, label)
+
+    def _say_once(self, problem):
+        """Names a problem of the shard: only its first example."""
+        kind = problem.partition(", as ")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self.problems.append(["", problem])
 
     def index(self):
         """Header and arrays."""
@@ -152,8 +173,11 @@ class _Shard:
             "keys": np.frombuffer(blob, "|u1"),
         }
         columns = {}
-        for number, (name, values) in enumerate(sorted(self._columns.items())):
-            columns[name], own = pack_column(values, len(keys))
+        # A field of that name is none: its place is that of `.cls`.
+        named = [(LABELS, self._labels)] if self._labels.names else []
+        named += [(n, self._table) for n in self._table.names if n != LABELS]
+        for number, (name, table) in enumerate(named):
+            columns[name], own = table.pack(name, len(keys))
             columns[name]["number"] = number
             arrays |= {f"{key} {number}": array for key, array in own.items()}
         header = {

@@ -16,6 +16,7 @@ from ldm_jax.data.tar.byte_ranges import Files, is_remote
 from ldm_jax.data.tar.index_store import open_indexes
 from ldm_jax.data.tar.metadata import (
     count_examples,
+    label_bytes,
     name_columns,
     read_column,
     read_labels,
@@ -27,6 +28,7 @@ from ldm_jax.data.tar.plan import (
     class_of,
     find_classes,
     find_complete,
+    find_strays,
     make_plan,
 )
 from ldm_jax.data.tar.scan import LABELS, printable
@@ -36,6 +38,9 @@ from ldm_jax.reading import MAX_TEXT, parse_json
 
 # A row of the index's "members": offset, size, height, width, number of the suffix.
 _ROW = struct.Struct("<QQIIH")
+
+# Examples of a shard that are named of those that lack the same.
+_NAMED = 20
 
 # Bytes between members that are read along with them rather than read around.
 _GAP, _REMOTE_GAP = 2**15, 2**20
@@ -145,8 +150,11 @@ class TarSource:
         masks, places = [], []
         for shard, index in enumerate(self._indexes):
             mask, lacking = find_complete(index, self._plan)
-            for row, what in lacking:
-                self.skipped.append((self._name(shard, row), what))
+            for what, rows in lacking:
+                self._leave_out(shard, rows, what)
+            for what, rows in self._find_strays(index):
+                self._leave_out(shard, rows[mask[rows]], what)
+                mask[rows] = False
             masks.append(mask)
             if self.split != "all":
                 places.append(index.read("places")[mask])
@@ -159,6 +167,27 @@ class TarSource:
             return kept
         places = np.concatenate(places)
         return kept[divide(places, self.split, self.validation_fraction)]
+
+    def _find_strays(self, index):
+        """Yields (what is wrong, the examples of a shard) of labels that are none."""
+        label = self._plan.label
+        if label is None or self.class_names is not None:
+            return
+        strays = find_strays(read_labels(index, label), self.num_classes)
+        if strays:
+            column = read_column(index, label, slice(None)).tolist()
+            rows = [row for row, value in enumerate(column) if value in strays]
+            first = str(column[rows[0]])[:40]
+            what = f"its label, as {first}, is none of the {self.num_classes:,} classes"
+            yield what, np.array(rows)
+
+    def _leave_out(self, shard, rows, what):
+        """Names some examples of a shard, and says how many more there are."""
+        named = [(self._name(shard, row), what) for row in rows[:_NAMED].tolist()]
+        if len(rows) > _NAMED:
+            more = f"{self._shards[shard].path}: {len(rows) - _NAMED:,} more examples"
+            named.append((more, what))
+        self.skipped += named
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._kept is None else len(self._kept)
@@ -258,11 +287,13 @@ class TarSource:
         """Tells these examples from others.
 
         Returns:
-          Hash of all keys, suffixes and sizes, and of which examples are taken.
+          Hash of all keys, suffixes, sizes and labels, and of which examples are taken.
         """
         digest = hashlib.blake2b(digest_size=16)
         for index in self._indexes:
             digest.update(index.header["digest"].encode())
+            if self._plan.label is not None:
+                digest.update(label_bytes(index, self._plan.label))
         if self._kept is not None:
             digest.update(self._kept.astype("<u8").tobytes())
         return digest.hexdigest()
