@@ -118,7 +118,7 @@ def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
       batch_size: Global batch size, a multiple of the number of devices.
 
     Returns:
-      Their numbers, ascending: what `put_batch` takes, in this order.
+      int64 [rows], ascending: the rows that `put_batch` takes, in this order.
     """
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[index] for index in slices.values()]
