@@ -182,12 +182,14 @@ class Loader:
         # An input is a map of four floats per pixel at most.
         pixels = max([options.image_size, *_tiers(options)]) ** 2
         batch_bytes = rows * pixels * (3 + 16 * len(inputs or ()))
+        # Reading what is encoded is less work than handing it over.
+        workers = 0 if load.encoded else options.workers
         self._start = functools.partial(
-            _start, load, last=last, workers=options.workers, batch_bytes=batch_bytes
+            _start, load, last=last, workers=workers, batch_bytes=batch_bytes
         )
         self._step = start_step if train else 0
         self._restarts = options.restart_workers
-        self.skipped, self.shortened, self._workers = {}, {}, options.workers
+        self.skipped, self.shortened, self._workers = {}, {}, workers
         self.cut = collections.Counter()
         # Grain's iterator must be gone, not only closed, before the interpreter goes,
         # or it prints tracebacks: the closer, which also runs at exit, drops it.
