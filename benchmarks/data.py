@@ -165,7 +165,10 @@ def _write_latents(folder, count, side=64, channels=3):
     mean = rng.standard_normal((16, side, side, channels)).astype(ml_dtypes.bfloat16)
     form = RecordFormat.of({"latent_mean": mean[0], "latent_std": mean[0]})
     path = folder / "0.array_record"
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    # As ldm-encode writes them.
+    writer = array_record_module.ArrayRecordWriter(
+        str(path), "group_size:1,uncompressed"
+    )
     for number in range(count):
         example = {"latent_mean": mean[number % 16], "latent_std": mean[0]}
         writer.write(form.pack(example, f"{number}.jpg"))

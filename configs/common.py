@@ -26,7 +26,7 @@ def data(**changes) -> dict:
       is trained on with split="all".
     crop: "center" or "random", of the largest square; times a random fraction from
       min_crop to 1 of its side. flip mirrors every second training image.
-    workers: Processes that load; 0 loads in threads.
+    workers: Processes that load; 0 loads in threads, as latents always are.
     restart_workers: How often they are started anew, on the same batches, where one of
       them was killed; 0 saves and ends the run.
     on_error: "skip" or "raise" at an example that cannot be read, or whose conditions

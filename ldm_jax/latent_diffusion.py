@@ -202,7 +202,9 @@ def latents_of(
     """
     if MEAN not in batch:
         return encode(model, frozen, batch["image"], rng)
-    return _latents(frozen, StoredPosterior(batch[MEAN], batch.get(STD)), rng)
+    # What is stored may be bfloat16; noise and sums have all digits.
+    stored = [batch[key].astype(jnp.float32) for key in (MEAN, STD) if key in batch]
+    return _latents(frozen, StoredPosterior(*stored), rng)
 
 
 def _latents(frozen, posterior, rng):

@@ -5,6 +5,7 @@ so that a batch keeps its shape and a run stays repeatable; what failed is liste
 the batch, and so reaches the main process from any worker.
 """
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,7 @@ class LoadBatch:
         *,
         seed: int,
         batch_size: int,
-        rows: range,
+        rows: Sequence[int],
     ) -> None:
         """Keeps what the batches depend on.
 
@@ -146,6 +147,7 @@ class LoadBatch:
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
+        self.at_once = self.encoded and hasattr(source, "draw_batch")
         made = (inputs or {}).values()
         self.with_size = any(isinstance(make, SizeAndCrop) for make in made)
 
@@ -162,15 +164,36 @@ class LoadBatch:
           key of an input that was cut off); or only these and "error", a message, where
           too many failed.
         """
+        positions = [int(step) * self.batch_size + row for row in self.rows]
+        if self.at_once:
+            # Where one is damaged or refused, they are loaded one by one.
+            with contextlib.suppress(Exception):
+                return self._batch_at_once(positions)
         with memory_limit(self.max_image_gb):
-            return self._batch(step)
+            return self._batch(positions)
 
-    def _batch(self, step):
+    def _batch_at_once(self, positions):
+        """The batch of examples that are encoded and without fault."""
+        indices, rngs = [self._index(position) for position in positions], []
+        inputs = sorted((self.inputs or {}).items())
+        drop = [(key, make) for key, make in inputs if make.drops]
+        if self.cut["flip"] or drop:
+            rngs = [self._generator(self._place(position)) for position in positions]
+        batch = dict(self.source.draw_batch(indices, rngs, self.cut["flip"]))
+        for key, make in drop:
+            rows = zip(batch[key], rngs, strict=True)
+            batch[key] = np.stack([make.drop(row, rng) for row, rng in rows])
+        if self.check:
+            self.check(batch)
+        if self.order is None:
+            batch["mask"] = np.array(positions) < len(self.source)
+        return batch | {"failures": [], "notes": []}
+
+    def _batch(self, positions):
         examples, mask, failures, notes = [], [], [], []
-        size, last = self._size(int(step) * self.batch_size), None
+        size, last = self._size(positions[0]), None
         try:
-            for row in self.rows:
-                position = int(step) * self.batch_size + row
+            for position in positions:
                 index = self._index(position)
                 place = self._place(position)
                 example, failed, noted = self._load(place, index, size)
@@ -199,6 +222,10 @@ class LoadBatch:
         known = self.places is not None and position < len(self.places)
         return int(self.places[position]) if known else position
 
+    def _generator(self, place):
+        key = np.array([self.seed, place], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
+
     def _size(self, position):
         """The size of the images of a batch."""
         shape = None
@@ -210,10 +237,8 @@ class LoadBatch:
         """Loads an example or its replacement; lists what failed and was left out."""
         failures = []
         while len(failures) < MAX_FAILURES:
-            key = np.array([self.seed, place], np.uint64)
-            rng = np.random.Generator(np.random.Philox(key=key))
             try:
-                example, notes = self._example(index, size, rng)
+                example, notes = self._example(index, size, self._generator(place))
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes

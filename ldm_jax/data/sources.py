@@ -27,7 +27,9 @@ What more a source may have, and what follows where it has not:
   or made of them. Then `draw(index, rng, flip)` may give one of several versions of an
   example in place of `source[index]`: `flip` says whether it may be mirrored, which it
   never is in an evaluation, and `rng` is a NumPy generator that follows from the
-  example's place in the stream.
+  example's place in the stream. `draw_batch(indices, rngs, flip)` may give the examples
+  of a batch at once, as arrays [B, ...], the same that `draw` gives; without flip there
+  may be no generators.
 
 What wraps a source (`Chosen`) hands all of these on, except the order.
 """
@@ -215,6 +217,16 @@ class Chosen:
         """
         draw = self._source.draw
         return lambda index, rng, flip: draw(int(self._indices[index]), rng, flip)
+
+    @property
+    def draw_batch(self) -> Callable[..., dict[str, Any]]:
+        """How a batch of encoded examples is taken; absent likewise.
+
+        Returns:
+          (indices, rngs, flip) -> batch.
+        """
+        draw, chosen = self._source.draw_batch, np.asarray(self._indices)
+        return lambda indices, rngs, flip: draw(chosen[indices], rngs, flip)
 
 
 def _choose_columns(columns, indices, names):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import pickle
 import shutil
@@ -49,7 +50,7 @@ def write_set(folder, count=5, copies=1, per_shard=2):
     for start in range(0, count, per_shard):
         name = f"latents-{start}.array_record"
         writer = array_record_module.ArrayRecordWriter(
-            str(place / name), "group_size:1"
+            str(place / name), "group_size:1,uncompressed"
         )
         numbers = range(start, min(start + per_shard, count))
         for number in numbers:
@@ -95,7 +96,7 @@ def test_a_record_comes_back_as_it_was():
     for name, value in example(3).items():
         np.testing.assert_array_equal(plain(found[name]), plain(value))
         assert found[name].shape == value.shape
-    assert found["latent_mean"].dtype == np.float32
+    assert found["latent_mean"].dtype == ml_dtypes.bfloat16
     assert found["label"].dtype == np.int32 and found["seen"].dtype == bool
     assert form.unpack(record, {"label"}).keys() == {"label"}
 
@@ -263,3 +264,50 @@ def test_another_first_stage_is_refused_by_name(tmp_path):
     header.require_first_stage(other, "first_stage.workdir")
     with pytest.raises(ConfigError, match="/runs/two, step 9, .* step 4 of /runs/one"):
         header.require_first_stage(other | {"checksum": 8}, "first_stage.workdir")
+
+
+def test_a_batch_at_once_is_what_one_by_one_gives(tmp_path, monkeypatch):
+    """Order, mirroring, dropout, rows of processes, and what is refused."""
+    write_set(tmp_path, copies=2)
+    data = section(tmp_path, flip=True, inputs={"caption": CAPTION | {"dropout": 0.5}})
+
+    def steps(rows=None, train=True):
+        source = open_source(data, "train")
+        options = dict(batch_size=4, seed=3, rows=rows, train=train)
+        loader = make_loader(source, data, check=refuse_the_third, **options)
+        with contextlib.closing(loader):
+            return list(itertools.islice(loader, 6)), loader.skipped
+
+    def refuse_the_third(batch):
+        if refused and (batch["label"] == 2).any():
+            raise ValueError("not the third class")
+
+    for refused in False, True:
+        for rows, train in (None, True), ((2, 3), True), (None, False):
+            found, skipped = steps(rows, train)
+            with monkeypatch.context() as patch:
+                patch.delattr(LatentSource, "draw_batch")
+                same, same_skipped = steps(rows, train)
+            assert skipped == same_skipped and bool(skipped) == refused
+            assert len(found) == len(same) == (6 if train else 2)
+            for one, other in zip(found, same, strict=True):
+                assert one.keys() == other.keys()
+                for key, value in one.items():
+                    np.testing.assert_array_equal(value, other[key], strict=True)
+
+
+def test_a_damaged_record_is_one_example_of_its_batch(tmp_path):
+    place = write_set(tmp_path, count=4, per_shard=4) / "train"
+    path, form = place / "latents-0.array_record", RecordFormat.of(example(0))
+    shard = bytearray(path.read_bytes())
+    data = section(tmp_path)
+    source = open_source(data, "train")
+    at = shard.find(form.pack(example(1), "é1.png")[:40])
+    assert at > 0
+    shard[at + 8] ^= 1
+    path.write_bytes(bytes(shard))
+    loader = make_loader(source, data, batch_size=4, seed=0, train=False)
+    with contextlib.closing(loader):
+        (batch,) = loader
+    assert batch["mask"].tolist() == [True, False, True, True]
+    assert batch["label"].tolist()[2:] == [2, 0] and len(loader.skipped) == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.annotations import Shaped
+from ldm_jax.annotations import Int, Shaped
 from ldm_jax.config import to_dict
 from ldm_jax.data.encoded.header import FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STD
@@ -95,7 +95,7 @@ class LatentSource:
         return self.header.count
 
     def __getitem__(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Returns the latents' moments, the label and the inputs, by batch key."""
+        """Returns the latents' moments, as stored, the label and the inputs, by key."""
         return self._example(int(index) * self._copies)
 
     def draw(
@@ -120,6 +120,32 @@ class LatentSource:
         mirror = flip and rng.random() < 0.5
         return self.mirrored(index) if mirror else self[index]
 
+    def draw_batch(
+        self,
+        indices: Sequence[int] | Int[np.ndarray, " batch"],
+        rngs: Sequence[np.random.Generator],
+        flip: bool,
+    ) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
+        """Reads the examples of a batch at once, each as `draw` would.
+
+        Args:
+          indices: Positions of the examples, B of them.
+          rngs: NumPy generators, B of them; none is needed without `flip`.
+          flip: Whether to take the mirrored copy of each with probability 1/2.
+
+        Returns:
+          Batch key -> array [B, ...].
+
+        Raises:
+          ValueError: If a copy is asked for and the set has none.
+        """
+        numbers = np.asarray(indices, np.int64) * self._copies
+        if flip:
+            mirror = np.array([rng.random() < 0.5 for rng in rngs])
+            self._require_copies(mirror.any())
+            numbers = numbers + mirror
+        return self._format.unpack_batch(self._records(numbers), self._names)
+
     def mirrored(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Reads the mirrored copy of an example.
 
@@ -132,19 +158,34 @@ class LatentSource:
         Raises:
           ValueError: If the set has none.
         """
-        if self._copies == 1:
-            raise ValueError(f"{self._folder} holds no mirrored copies")
+        self._require_copies(True)
         return self._example(int(index) * self._copies + 1)
+
+    def _require_copies(self, asked):
+        if asked and self._copies == 1:
+            raise ValueError(f"{self._folder} holds no mirrored copies")
 
     def _example(self, number):
         return self._format.unpack(self._record(number), self._names)
 
     def _record(self, number):
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        if number < 0 or shard == len(self._ends):
-            raise IndexError(f"{self._folder} has no record {number}")
-        first = int(self._ends[shard - 1]) if shard else 0
-        return self._reader(shard).read([number - first])[0]
+        return self._records(np.array([number]))[0]
+
+    def _records(self, numbers):
+        """The bytes of records, read together of each shard."""
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        if numbers.min() < 0 or shards.max() == len(self._ends):
+            wrong = numbers[(numbers < 0) | (shards == len(self._ends))][0]
+            raise IndexError(f"{self._folder} has no record {wrong}")
+        found = [b""] * len(numbers)
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            first = int(self._ends[shard - 1]) if shard else 0
+            places = (numbers[rows] - first).tolist()
+            read = self._reader(shard).read(places)
+            for row, record in zip(rows.tolist(), read, strict=True):
+                found[row] = record
+        return found
 
     def _reader(self, shard):
         """The reader of a shard; of those that are open the longest unused goes."""

@@ -9,19 +9,19 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from ldm_jax.annotations import Float, Shaped
+from ldm_jax.annotations import Shaped
 
 # Batch keys of latents: the mean of the posterior and, where it is a Gaussian, its
 # standard deviation.
 MEAN, STD = "latent_mean", "latent_std"
 
-# Types by the names that headers use -> NumPy's, as stored. NumPy has no bfloat16: it
-# is stored as its 16 bits, and read as float32.
+# Types by the names that headers use -> NumPy's. Big-endian machines have no bfloat16.
 _BFLOAT16 = "bfloat16"
 TYPES = {
-    _BFLOAT16: "<u2",
+    _BFLOAT16: ml_dtypes.bfloat16,
     **{
         np.dtype(name).name: name
         for name in "<f2 <f4 <f8 |i1 <i2 <i4 <i8 |u1 <u2 <u4 <u8 |b1".split()
@@ -108,11 +108,7 @@ class RecordFormat:
                     f"{name} is {value.dtype.name} {list(value.shape)}, but it was "
                     f"{dtype} {list(shape)} in the first example: records are alike"
                 )
-            stored = np.dtype(TYPES[dtype])
-            value = np.ascontiguousarray(value)
-            parts.append(
-                value.view(stored) if dtype == _BFLOAT16 else value.astype(stored)
-            )
+            parts.append(np.asarray(value, TYPES[dtype]))
         return b"".join([*(part.tobytes() for part in parts), key.encode()])
 
     def unpack(
@@ -125,7 +121,7 @@ class RecordFormat:
           names: What of it is wanted; all by default.
 
         Returns:
-          Name -> array [...]; bfloat16 as float32.
+          Name -> array [...], of the type that is stored.
 
         Raises:
           ValueError: If it is too short.
@@ -136,9 +132,38 @@ class RecordFormat:
             if names is not None and name not in names:
                 continue
             at, count = self._places[name]
-            value = np.frombuffer(record, TYPES[dtype], count, at).reshape(shape)
-            example[name] = _to_float32(value) if dtype == _BFLOAT16 else value
+            example[name] = np.frombuffer(record, TYPES[dtype], count, at).reshape(
+                shape
+            )
         return example
+
+    def unpack_batch(
+        self, records: Sequence[bytes], names: Collection[str] | None = None
+    ) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
+        """Reads the records of a batch, each array into its row of one.
+
+        Args:
+          records: Their bytes, B of them.
+          names: What of them is wanted; all by default.
+
+        Returns:
+          Name -> array [B, ...], what `unpack` gives of each.
+
+        Raises:
+          ValueError: If one is too short.
+        """
+        for record in records:
+            self._require_whole(record)
+        batch = {}
+        for name, dtype, shape in self.fields:
+            if names is not None and name not in names:
+                continue
+            at, count = self._places[name]
+            rows = np.empty((len(records), count), TYPES[dtype])
+            for row, record in zip(rows, records, strict=True):
+                row[:] = np.frombuffer(record, TYPES[dtype], count, at)
+            batch[name] = rows.reshape(len(records), *shape)
+        return batch
 
     def key_of(self, record: bytes) -> str:
         """Reads the key of an example.
@@ -187,8 +212,3 @@ class RecordFormat:
         except TypeError as error:
             raise ValueError(f"its fields are damaged: {error}") from error
         return cls(fields)
-
-
-def _to_float32(bits: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Reads bfloat16, the upper half of float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)

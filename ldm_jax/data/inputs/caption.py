@@ -67,6 +67,9 @@ class Caption(Input):
         held_out._dropout = 0.0
         return held_out
 
+    def _drops(self):
+        return self._dropout > 0
+
     def _drop(self, value, rng):
         if self._dropout and rng.random() < self._dropout:
             return self.tokenizer([""])[0]

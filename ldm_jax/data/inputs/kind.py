@@ -52,6 +52,11 @@ class Input:
         """
         return self._make(example, rng)
 
+    @property
+    def drops(self) -> bool:
+        """Whether `drop` may leave anything out."""
+        return self._drops()
+
     def missing(self, example: Mapping[str, Any]) -> str | None:
         """Finds what an example lacks.
 
@@ -168,6 +173,9 @@ class Input:
 
     def _held_out(self):
         return self
+
+    def _drops(self):
+        return False
 
     def _drop(self, value, rng):
         return value
