@@ -40,7 +40,7 @@ def test_the_table_has_every_key_of_our_configs(name):
         (ranges.text(), ("a",), ("", " ", 1, None)),
         (ranges.text(empty=True, none="none"), ("", None), (0,)),
         (ranges.place(none="none"), ("", None, "gs://a/b"), ("s3://a/b", 1)),
-            (ranges.local_place(), ("", "a"), ("gs://a/b", None)),
+        (ranges.local_place(), ("", "a"), ("gs://a/b", None)),
         (ranges.place(), ("", "~/a:b", "/a"), ("s3://a/b", "file:///a", None)),
         (ranges.several(ranges.whole(1), 1), ((1,), [1, 2]), ((), 1, (0,), "1")),
         (ranges.per_level(ranges.whole(1)), (1, (1, 2)), (0, (), (0,), "x")),

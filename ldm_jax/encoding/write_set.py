@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from ldm_jax.encoding.shard_files import ShardFiles
 from ldm_jax.encoding.stream import Options, encoded_batches
 from ldm_jax.errors import ConfigError, Stopped
 from ldm_jax.models.first_stages import name_of
+from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
 from ldm_jax.training.preemption import Preemption
 
@@ -39,7 +39,7 @@ _QUIET = 30.0
 
 
 def write_set(
-    folder: pathlib.Path,
+    folder: Place,
     section: Mapping[str, Any],
     split: str,
     first: FirstStage,
@@ -250,7 +250,7 @@ def _say(folder, header):
 
 def make_writer(
     first: FirstStage, section: Mapping[str, Any], options: Options
-) -> Callable[[pathlib.Path, str], None]:
+) -> Callable[[Place, str], None]:
     """Checks what all splits have in common.
 
     Args:
