@@ -3,6 +3,7 @@
 50,000 images of 256 px are 9.8 GB: of a file only some images are ever in memory.
 """
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -85,12 +86,10 @@ class StoredImages:
             member = archive.getinfo(f"{IMAGES}.npy")
         self.fingerprint = f"{member.CRC:08x}{member.file_size:x}"
 
+    @contextlib.contextmanager
     def _open(self):
-        archive = _opened(self._path)
-        file = archive.open(f"{IMAGES}.npy")
-        # The member keeps the file open as long as it needs it.
-        archive.close()
-        return file
+        with _opened(self._path) as archive, archive.open(f"{IMAGES}.npy") as file:
+            yield file
 
     def _header(self, file):
         """(shape, type) of the array; then the file stands at its first byte."""
@@ -143,9 +142,13 @@ class StoredImages:
                 ) from error
 
 
+@contextlib.contextmanager
 def _opened(path):
     """The npz, read as a stream, also from a store."""
-    return zipfile.ZipFile(as_path(path).open("rb") if is_remote(path) else path)
+    with contextlib.ExitStack() as stack:
+        if is_remote(path):
+            path = stack.enter_context(as_path(path).open("rb"))
+        yield stack.enter_context(zipfile.ZipFile(path))
 
 
 def _read_all(file, count):
