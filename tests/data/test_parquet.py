@@ -93,6 +93,25 @@ def test_files_that_say_their_split(tmp_path, form):
     assert counts == {"train": 6, "validation": 4} and len(open_all(tmp_path)) == 10
 
 
+@pytest.mark.parametrize("damaged", ["train", "validation"])
+def test_a_damaged_split_is_no_other_split(tmp_path, damaged):
+    for word in ("train", "validation"):
+        write_parquet(tmp_path / f"{word}-0.parquet", ROWS)
+    (tmp_path / f"{damaged}-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=f"none of the Parquet files of {damaged}"):
+        ParquetSource(str(tmp_path), damaged)
+    if damaged == "validation":
+        assert len(ParquetSource(str(tmp_path), "train")) == len(ROWS)
+
+
+def test_files_of_no_split_are_named(tmp_path, caplog):
+    for word in ("train", "validation", "extra"):
+        write_parquet(tmp_path / f"{word}-0.parquet", ROWS)
+    assert len(ParquetSource(str(tmp_path), "train")) == len(ROWS)
+    assert "1 Parquet files are of no split" in caplog.text
+    assert len(ParquetSource(str(tmp_path), "all")) == 3 * len(ROWS)
+
+
 def test_classes_without_metadata(tmp_path):
     numbers = write_parquet(tmp_path / "n.parquet", ROWS, names=None)
     assert open_all(numbers).class_names is None

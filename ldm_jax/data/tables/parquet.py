@@ -67,7 +67,7 @@ class ParquetSource(TableSource):
         files, skipped = _usable(open_files(shards), shards, self.on_error)
         fields = find_fields(files[0].schema, self.keys, self.image_key, self.label_key)
         files, strange = _alike(files, fields.columns, self.on_error)
-        chosen, training, by_name = _choose(files, self.split)
+        chosen, training, by_name = _choose(shards, files, self.split)
         most = self.cache_gb * 1e9
         _report_cost(chosen, fields.columns, most)
         classes = find_classes(ParquetTable(training, [], 0), fields.label)
@@ -130,22 +130,45 @@ def _alike(files, columns, on_error):
     return alike, skipped
 
 
-def _choose(files, split):
-    """(files of a split, files that are trained on, whether their names say it)."""
-    words = [_split_word(file.shard.path) for file in files]
+def _choose(shards, files, split):
+    """(files of a split, files that are trained on, whether their names say it).
+
+    All names count, those of files that cannot be read too: what is held out shall not
+    become what is trained on.
+    """
+    words = [_split_word(shard.path) for shard in shards]
     training = SPLIT_FOLDERS["train"]
     held_out = {word for words in SPLIT_FOLDERS.values() for word in words}
     held_out -= {*training}
     if not any(word in training for word in words) or not held_out.intersection(words):
         return files, files, False
-    first = [f for f, word in zip(files, words, strict=True) if word in training]
+    first = _named(files, training)
+    wanted = next((w for w in SPLIT_FOLDERS.get(split, ()) if w in words), None)
     if split == "all":
-        return files, first, True
-    for wanted in SPLIT_FOLDERS[split]:
-        found = [f for f, word in zip(files, words, strict=True) if word == wanted]
-        if found:
-            return found, first, True
-    return first, first, True
+        chosen = files
+    else:
+        chosen = first if split == "train" else _named(files, [wanted])
+    for name, found in (("train", first), (split, chosen)):
+        if not found:
+            raise ValueError(f"none of the Parquet files of {name} can be read")
+    _name_unused(shards, words)
+    return chosen, first, True
+
+
+def _named(files, words):
+    return [file for file in files if _split_word(file.shard.path) in words]
+
+
+def _name_unused(shards, words):
+    """Says which files no split takes, as their names are of none."""
+    unused = [s.path for s, word in zip(shards, words, strict=True) if word is None]
+    if unused:
+        logging.warning(
+            "%d Parquet files are of no split by their names, as %s: only "
+            'data.split="all" takes them',
+            len(unused),
+            unused[0],
+        )
 
 
 def _split_word(path):
