@@ -24,7 +24,12 @@ from ldm_jax.trained.own_copy import (
     keep_first_stage,
     load_recorded,
 )
-from ldm_jax.trained.text_towers import TextTower, load_text_towers, with_text_towers
+from ldm_jax.trained.text_towers import (
+    TextTower,
+    load_text_towers,
+    stored_text_states,
+    with_text_towers,
+)
 
 __all__ = [
     "FirstStage",
@@ -42,5 +47,6 @@ __all__ = [
     "load_recorded",
     "load_text_towers",
     "record_of",
+    "stored_text_states",
     "with_text_towers",
 ]

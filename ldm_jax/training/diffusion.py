@@ -15,6 +15,7 @@ from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.held_out.made_images import sampled
@@ -27,7 +28,6 @@ from ldm_jax.training.latents import (
 from ldm_jax.training.optimizer import check_optimizer
 from ldm_jax.training.start import frozen_paths, initial_weights
 from ldm_jax.training.step import Stage, make_loss_steps
-from ldm_jax.training.text_states import stored_text_states
 
 
 def check(config: ConfigDict) -> None:

@@ -27,9 +27,9 @@ from ldm_jax.trained import (
     load_first_stage,
     load_model,
     load_text_towers,
+    stored_text_states,
     with_text_towers,
 )
-from ldm_jax.training.text_states import stored_text_states
 from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import to_state_dict
 from ldm_jax.weights.tower_names import clip_rows
