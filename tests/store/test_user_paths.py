@@ -37,8 +37,6 @@ def _makes_path(node):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
 def test_paths_are_made_in_one_place(path):
     name = path.relative_to(PACKAGE).as_posix()
-    calls = (
-        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
-    )
-    lines = [node.lineno for node in calls if _makes_path(node)]
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    lines = [n.lineno for n in nodes if isinstance(n, ast.Call) and _makes_path(n)]
     assert bool(lines) == (name in LOCAL), f"{name}, lines {lines}: use store.as_path"
