@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from absl import logging
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.annotations import Array, Shaped
+from ldm_jax.annotations import Array, Int, Shaped
 from ldm_jax.errors import ConfigError
 
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
@@ -49,7 +50,38 @@ def make_mesh(
             f"the mesh data={data} x fsdp={fsdp} does not cover {count} devices; "
             "set train.mesh.data=-1 and train.mesh.fsdp to a divisor of the count"
         )
-    return Mesh(np.asarray(devices).reshape(data, fsdp), ("data", "fsdp"))
+    return Mesh(_device_grid(devices, data, fsdp), ("data", "fsdp"))
+
+
+def _device_grid(devices, data, fsdp):
+    """The devices [data, fsdp]: neighbours on the interconnect, slices one by one.
+
+    Between slices, of TPUs or of GPUs on one NVLink, the network is slow: as far as may
+    be only sums over `data` cross it, and one `fsdp` group lies in one slice.
+    """
+    if devices[0].platform == "cpu":
+        return np.asarray(devices).reshape(data, fsdp)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, fsdp), devices)
+    if data % slices == 0:
+        grid, over = (data // slices, fsdp), (slices, 1)
+    else:
+        # A group needs several slices, whole ones.
+        each = len(devices) // slices
+        if fsdp % each:
+            raise ConfigError(
+                f"the mesh data={data} x fsdp={fsdp} cuts slices of {each} devices "
+                f"apart: set train.mesh.fsdp to a divisor of {each} or a multiple of it"
+            )
+        grid, over = (1, each), (data, fsdp // each)
+        logging.warning(
+            "train.mesh.fsdp=%d spans slices of %d devices: parameters cross the slow "
+            "network in every step",
+            fsdp,
+            each,
+        )
+    return mesh_utils.create_hybrid_device_mesh(grid, over, devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -74,6 +106,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
       A NamedSharding.
     """
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """Finds the rows of a global batch that lie on the devices of this process.
+
+    Where devices follow the interconnect they need not be one block.
+
+    Args:
+      mesh: Mesh of the devices.
+      batch_size: Global batch size, a multiple of the number of devices.
+
+    Returns:
+      int64 [rows], ascending: the rows that `put_batch` takes, in this order.
+    """
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in slices.values()]
+    return np.sort(np.concatenate(rows))
 
 
 def parameter_spec(
@@ -216,7 +265,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Makes one global batch of the rows that each process has loaded.
 
     Args:
-      batch: Dict of NumPy arrays [rows of this process, ...].
+      batch: Dict of NumPy arrays [rows of this process, ...], see `own_rows`.
       mesh: Mesh over the devices of all processes.
 
     Returns:

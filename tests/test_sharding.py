@@ -1,5 +1,10 @@
 """The mesh, the parameter rule, and batches that do not divide."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import sharding
+from tests.flags import xla_flags
 
 
 @pytest.mark.parametrize(
@@ -68,3 +74,78 @@ def test_batches_and_trees_arrive_whole():
     jax.tree.map(np.testing.assert_array_equal, placed, tree)
     total = jax.jit(lambda t: jnp.sum(t["a"]))(placed)
     np.testing.assert_allclose(total, tree["a"].sum(dtype=np.float64), rtol=1e-5)
+
+
+class Chip:
+    """What a mesh asks of an accelerator."""
+
+    platform, device_kind = "gpu", "chip"
+
+    def __init__(self, index, slices, count=8):
+        self.id = index
+        self.process_index, self.slice_index = index // 2, index * slices // count
+
+    def __repr__(self):
+        return f"{self.id}"
+
+
+@pytest.mark.parametrize("slices, fsdp", [(1, 4), (2, 4), (2, 2), (4, 1)])
+def test_no_group_of_fsdp_crosses_slices(slices, fsdp):
+    # Shuffled, as nothing says in which order devices of slices come.
+    chips = [Chip(index, slices) for index in (5, 2, 7, 0, 3, 6, 1, 4)]
+    mesh = sharding.make_mesh(fsdp=fsdp, devices=chips)
+    groups = [{chip.slice_index for chip in row} for row in mesh.devices]
+    assert all(len(group) == 1 for group in groups)
+    # Slice by slice along `data`.
+    order = [min(group) for group in groups]
+    assert order == sorted(order) and len(set(order)) == slices
+
+
+def test_groups_of_fsdp_take_whole_slices(caplog):
+    chips = [Chip(index, 4) for index in range(8)]
+    mesh = sharding.make_mesh(fsdp=4, devices=chips)
+    groups = [sorted(chip.slice_index for chip in row) for row in mesh.devices]
+    assert groups == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    assert "fsdp=4 spans slices of 2 devices" in caplog.text
+    chips = [Chip(index, 2, 6) for index in range(6)]
+    with pytest.raises(ValueError, match="cuts slices of 3 devices apart"):
+        sharding.make_mesh(fsdp=2, devices=chips)
+
+
+def test_rows_of_a_process_are_those_of_its_devices():
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    assert sharding.own_rows(mesh, 16).tolist() == list(range(16))
+
+
+JOB = """
+import sys
+import jax
+import numpy as np
+address, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, num_processes=2, process_id=index)
+from ldm_jax import sharding
+# Not process by process, as where the mesh follows the interconnect.
+devices = np.array(jax.devices()).reshape(2, 2).T.ravel()
+mesh = sharding.make_mesh(devices=list(devices))
+rows = sharding.own_rows(mesh, 8)
+batch = sharding.put_batch({"row": rows}, mesh)
+print(rows.tolist(), sharding.gathered(batch["row"]).tolist())
+"""
+
+
+def test_rows_of_processes_that_alternate():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOB, address, str(index)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": xla_flags(devices=2)},
+        )
+        for index in range(2)
+    ]
+    said = [job.communicate(timeout=120)[0].splitlines()[-1] for job in jobs]
+    whole = [0, 1, 2, 3, 4, 5, 6, 7]
+    assert said == [f"[0, 1, 4, 5] {whole}", f"[2, 3, 6, 7] {whole}"]

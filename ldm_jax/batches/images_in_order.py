@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
@@ -161,6 +160,6 @@ class Images:
             batch_size=self.batch_size,
             seed=0,
             train=False,
-            process=(jax.process_index(), jax.process_count()),
+            rows=sharding.own_rows(self._mesh, self.batch_size),
         )
         yield from image_batches(loader, self._mesh)

@@ -226,7 +226,7 @@ class Data:
             batch_size=self._even(batch_size),
             seed=self._seed,
             train=False,
-            process=(jax.process_index(), jax.process_count()),
+            rows=sharding.own_rows(self._mesh, self._even(batch_size)),
         )
         yield from image_batches(loader, self._mesh)
 
@@ -272,9 +272,8 @@ class Data:
                     self._skipped.add(loader.skipped)
                     self._shortened.add(loader.shortened)
                 if not train:
-                    rows = len(batch["mask"])
-                    begin = step * batch_size + jax.process_index() * rows
-                    batch["index"] = np.arange(begin, begin + rows, dtype=np.int32)
+                    rows = sharding.own_rows(self._mesh, batch_size)
+                    batch["index"] = (step * batch_size + rows).astype(np.int32)
                 yield sharding.put_batch(batch, self._mesh)
         finally:
             loader.close()
@@ -287,7 +286,7 @@ class Data:
             seed=self._seed,
             start_step=start,
             train=train,
-            process=(jax.process_index(), jax.process_count()),
+            rows=sharding.own_rows(self._mesh, batch_size),
             check=self._check,
         )
 

@@ -126,7 +126,7 @@ class LoadBatch:
         *,
         seed: int,
         batch_size: int,
-        rows: range,
+        rows: Sequence[int],
     ) -> None:
         """Keeps what the batches depend on.
 

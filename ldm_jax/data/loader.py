@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     train: bool = True,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> "Loader":
     """Makes the loader that the config section `data` describes.
@@ -71,7 +71,7 @@ def make_loader(
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
       train: Training, or one pass in order.
-      process: (index of this process, number of processes).
+      rows: Rows of each global batch that this process loads; None for all.
       check: See LoaderOptions.
 
     Returns:
@@ -98,7 +98,7 @@ def make_loader(
             seed=seed,
             start_step=start_step,
             train=train,
-            process=process,
+            rows=rows,
         )
     except ConfigError:
         raise
@@ -127,7 +127,7 @@ class Loader:
         seed: int = 0,
         start_step: int = 0,
         train: bool = True,
-        process: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Starts to load.
 
@@ -144,29 +144,24 @@ class Loader:
           options: How to load.
           inputs: Dict of batch key -> Input, what is made of each example; without any
             it is passed on as the source and `transforms.transform` give it.
-          batch_size: Global batch size; process p holds rows [p b, (p + 1) b) of each
-            batch, b = batch_size / number of processes.
+          batch_size: Global batch size.
           seed: Seed of the order, the crops and the mirroring.
           start_step: First step in training.
           train: Training, or one pass in order.
-          process: (index of this process, number of processes).
+          rows: Rows of each global batch that this process loads, see
+            `sharding.own_rows`; None for all.
 
         Raises:
           ValueError: If an argument is out of range.
         """
-        process_index, process_count = process
         require_whole("batch_size", batch_size, 1)
         require_whole("start_step", start_step, 0)
-        if batch_size % process_count:
-            raise ValueError(
-                f"the batch size {batch_size} does not divide over {process_count} "
-                f"processes; take a multiple of {process_count}"
-            )
         options = options if train else options.held_out()
         for make in (inputs or {}).values():
             for side in _sides(options):
                 make.check_size(side)
-        count, rows = len(source), batch_size // process_count
+        count = len(source)
+        rows = range(batch_size) if rows is None else [int(row) for row in rows]
         order = _make_order(source, options, seed, batch_size) if train else None
         self.order = order
         last = 2**40 if train else -(-count // batch_size)
@@ -177,11 +172,11 @@ class Loader:
             inputs,
             seed=seed,
             batch_size=batch_size,
-            rows=range(process_index * rows, (process_index + 1) * rows),
+            rows=rows,
         )
         # An input is a map of four floats per pixel at most.
         pixels = max([options.image_size, *_tiers(options)]) ** 2
-        batch_bytes = rows * pixels * (3 + 16 * len(inputs or ()))
+        batch_bytes = len(rows) * pixels * (3 + 16 * len(inputs or ()))
         # Reading what is encoded is less work than handing it over.
         workers = 0 if load.encoded else options.workers
         self._start = functools.partial(

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -234,9 +233,9 @@ def _examples(trained, mesh, plan, source):
     section["on_error"] = "skip" if plan.skip_unreadable else "raise"
     section["inputs"] = to_dict(section.get("inputs") or {})
     size = -(-min(plan.batch_size, len(source)) // mesh.size) * mesh.size
-    process = jax.process_index(), jax.process_count()
+    rows = sharding.own_rows(mesh, size)
     loader = make_loader(
-        source, section, batch_size=size, seed=plan.seed, train=False, process=process
+        source, section, batch_size=size, seed=plan.seed, train=False, rows=rows
     )
     keys = {"image", "mask", *trained.model.conditioner.entries}
     try:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -176,11 +175,12 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     unit = -(-min(batch_size, max(total, 1)) // mesh.size) * mesh.size
 
     def batches(start):
-        mine = _own_rows(unit)
+        mine = sharding.own_rows(mesh, unit)
         for block in stored.blocks(unit, start):
             block = block[: total - start]
             start += len(block)
-            yield start, _put(block[mine.start : mine.stop], None, mine, mesh)
+            own = block[mine[mine < len(block)]]
+            yield start, _put(own, None, len(mine), mesh)
             # The rest of a large file shall not be read for nothing.
             if start >= total:
                 return
@@ -251,36 +251,29 @@ class _FolderReader:
         return image
 
     def batches(self, unit, mesh, start):
-        mine = _own_rows(unit)
+        mine = sharding.own_rows(mesh, unit)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for first in range(start, self._count, unit):
-                rows = range(first + mine.start, first + mine.stop)
-                rows = [row for row in rows if row < self._count]
+                rows = [row for row in first + mine if row < self._count]
                 found = list(pool.map(self._read, rows))
                 blank = np.zeros((*self.size, 3), np.uint8)
                 images = [blank if image is None else image for image in found]
                 mask = np.array([image is not None for image in found], bool)
                 images = np.stack(images) if images else np.zeros((0, *blank.shape))
-                batch = _put(images, mask, mine, mesh)
+                batch = _put(images, mask, len(mine), mesh)
                 yield min(first + unit, self._count), batch
-
-
-def _own_rows(unit):
-    """The rows of a global batch that this process loads."""
-    each = unit // jax.process_count()
-    return range(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
 def _put(
     images: UInt8[np.ndarray, "rows h w 3"],
     mask: Bool[np.ndarray, " rows"] | None,
-    mine: range,
+    rows: int,
     mesh: Mesh,
 ) -> Batch:
     """A global batch of this process's rows, filled up with rows that do not count."""
     count = len(images)
-    filled = np.zeros((len(mine), *images.shape[1:]), np.uint8)
-    real = np.zeros(len(mine), bool)
+    filled = np.zeros((rows, *images.shape[1:]), np.uint8)
+    real = np.zeros(rows, bool)
     filled[:count], real[:count] = images, True if mask is None else mask
     return sharding.put_batch({"image": filled, "mask": real}, mesh)
 

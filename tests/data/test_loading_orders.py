@@ -71,7 +71,8 @@ def test_a_run_in_buckets_goes_on_anywhere_and_on_any_number_of_processes():
     assert list(loader.skipped) == ["image 7"]
     assert_same(whole[5:], load(source, 7, start_step=5)[0])
     for count in (2, 4):
-        parts = [load(source, 12, process=(p, count))[0] for p in range(count)]
+        rows = np.split(np.arange(8), count)
+        parts = [load(source, 12, rows=rows[p])[0] for p in range(count)]
         joined = [
             {key: np.concatenate([part[key] for part in row]) for key in row[0]}
             for row in zip(*parts, strict=True)

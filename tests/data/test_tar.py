@@ -206,7 +206,8 @@ def test_processes_share_the_batches_of_an_epoch(folder, processes):
     source = open_source(section, "all")
 
     def batches(process, count, start=0):
-        options = dict(batch_size=4, seed=3, process=(process, count))
+        rows = np.split(np.arange(4), count)[process]
+        options = dict(batch_size=4, seed=3, rows=rows)
         with closing(make_loader(source, section, start_step=start, **options)) as made:
             return [next(made) for _ in range(start, 15)]
 
