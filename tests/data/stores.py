@@ -16,18 +16,18 @@ class Flaky(MemoryFileSystem):
         return MemoryFileSystem._strip_protocol(path.replace("flaky://", "memory://"))
 
     @classmethod
-    def _answer(cls):
+    def _answer(cls, path):
         cls.asked += 1
         if cls.failures:
             cls.failures -= 1
             raise ConnectionResetError(104, "Connection reset by peer")
 
     def cat_file(self, path, start=None, end=None, **options):
-        self._answer()
+        self._answer(path)
         return super().cat_file(path, start=start, end=end, **options)
 
     def info(self, path, **options):
-        self._answer()
+        self._answer(path)
         return super().info(path, **options)
 
 
@@ -37,4 +37,4 @@ fsspec.register_implementation("flaky", Flaky, clobber=True)
 def put(path, data):
     """Lays bytes at flaky://path; returns the address."""
     Flaky().pipe_file(path, data)
-    return f"flaky://{path}"
+    return f"flaky:/{path}"
