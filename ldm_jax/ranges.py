@@ -499,6 +499,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "restart_workers": whole(0, 10**6),
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
+        "text_states": _FLAG,
         "image_key": text(none="the usual one"),
         "label_key": text(empty=True, none="the usual one"),
         "validation_fraction": real(0, 1, "()"),

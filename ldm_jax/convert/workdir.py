@@ -135,6 +135,11 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
             f"{folder} holds a classifier of noisy latents, for which other formats "
             "have no place: give the workdir of a first or a second stage"
         )
+    if meta.get("text_states"):
+        raise ConversionError(
+            f"{folder} was trained on stored text states and holds no text tower, "
+            "which other formats keep in the same file"
+        )
     params = ema_params
     if meta["item"] == "ema_params":
         _, params, _ = checkpoint.load_weights(folder, step, average=False)

@@ -148,6 +148,7 @@ class LoadBatch:
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
         self.at_once = self.encoded and hasattr(source, "draw_batch")
+        self.empty = getattr(source, "empty_states", {})
         made = (inputs or {}).values()
         self.with_size = any(isinstance(make, SizeAndCrop) for make in made)
 
@@ -181,8 +182,8 @@ class LoadBatch:
             rngs = [self._generator(self._place(position)) for position in positions]
         batch = dict(self.source.draw_batch(indices, rngs, self.cut["flip"]))
         for key, make in drop:
-            rows = zip(batch[key], rngs, strict=True)
-            batch[key] = np.stack([make.drop(row, rng) for row, rng in rows])
+            rows, empty = zip(batch[key], rngs, strict=True), self.empty.get(key)
+            batch[key] = np.stack([make.drop(row, rng, empty) for row, rng in rows])
         if self.check:
             self.check(batch)
         if self.order is None:
@@ -285,7 +286,10 @@ class LoadBatch:
         else:
             example = draw(index, rng, self.cut["flip"])
         inputs = sorted((self.inputs or {}).items())
-        made = {key: make.drop(example[key], rng) for key, make in inputs}
+        made = {
+            key: make.drop(example[key], rng, self.empty.get(key))
+            for key, make in inputs
+        }
         return example | made
 
 

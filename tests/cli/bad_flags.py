@@ -521,7 +521,7 @@ GOOD = {
     "adherence": ["", "--num_samples=2 --sampler=ddim"],
     "encode": [
         "--first_stage=there",
-        "--first_stage=there --split=train --dtype=float32 --mirrored",
+        "--first_stage=there --split=train --dtype=float32 --mirrored --text_states",
         "--config.first_stage.workdir=there --split=train,validation --batch_size=3",
     ],
     "convert": ["", "--to=diffusers --num_heads=8"],

@@ -70,9 +70,9 @@ class Caption(Input):
     def _drops(self):
         return self._dropout > 0
 
-    def _drop(self, value, rng):
+    def _drop(self, value, rng, nothing):
         if self._dropout and rng.random() < self._dropout:
-            return self.tokenizer([""])[0]
+            return self.tokenizer([""])[0] if nothing is None else nothing
         return value
 
     def _missing(self, example):
