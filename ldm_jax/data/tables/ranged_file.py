@@ -24,11 +24,19 @@ class RangedFile(io.RawIOBase):
         self._shard, self._files, self._at = shard, files, 0
 
     def readable(self) -> bool:
-        """Returns True."""
+        """Says whether it can be read.
+
+        Returns:
+          True.
+        """
         return True
 
     def seekable(self) -> bool:
-        """Returns True."""
+        """Says whether any byte can be read next.
+
+        Returns:
+          True.
+        """
         return True
 
     def tell(self) -> int:
