@@ -18,6 +18,9 @@ from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_ou
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import local_only
 
+# Major version of `datasets` that is needed.
+_LEAST = 4
+
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -169,11 +172,16 @@ def _parts_on_hub(name, subset, revision):
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{name} is no folder, and sets on the hub need a library: pip install "
-            "'ldm-jax[datasets]'"
+            f"{name} is no folder, and sets on the hub need the library datasets, "
+            f"{_LEAST} or later: pip install 'ldm-jax[datasets]'"
         ) from error
+    # Earlier ones may run code of the set's own.
+    if int(datasets.__version__.split(".")[0]) < _LEAST:
+        raise ValueError(
+            f"sets on the hub need the library datasets from {_LEAST} on, and "
+            f"{datasets.__version__} is installed: pip install -U 'ldm-jax[datasets]'"
+        )
     try:
-        # It runs no code of the set's: versions from 4 on have no way to.
         found = datasets.load_dataset(name, subset, revision=revision)
     # Its errors are those of networks, files and many formats.
     except Exception as error:
