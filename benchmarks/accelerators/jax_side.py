@@ -1,0 +1,188 @@
+"""Our side of a part: the modules and the update step that `train.py` runs."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ldm_jax.chips import chip_of
+from ldm_jax.planning.abstract import Given, make_planned
+from ldm_jax.planning.operations import count_flops
+
+from benchmarks.accelerators.kernels import by_kind
+from benchmarks.accelerators.parts import (
+    FEATURES,
+    GUIDANCE_SCALE,
+    NUM_STEPS,
+    PARTS,
+    Part,
+)
+from benchmarks.accelerators.timing import measure
+from ldm_jax import generate
+from ldm_jax.cli import load_config
+from ldm_jax.seeds import make_key
+
+
+def load(part: Part, tiny: bool) -> Any:
+    """Loads the config of a part.
+
+    Args:
+      part: Part.
+      tiny: Whether all is a toy.
+
+    Returns:
+      ConfigDict.
+    """
+    config = load_config(part.config + (",tiny" if tiny else ""))
+    with config.unlocked(), config.ignore_type():
+        for key, value in part.changes.items():
+            section, _, name = key.rpartition(".")
+            holder = config
+            for step in section.split(".") if section else ():
+                holder = holder[step]
+            holder[name] = value
+        if part.image_size and not tiny:
+            config.data.image_size = part.image_size
+        if part.first_stage and part.cached and part.task == "train":
+            config.data.source = "latents"
+        config.train.batch_size = part.batch_size
+        for section in ("backbone", "first_stage", "discriminator"):
+            if "dtype" in config.get(section, {}) and not tiny:
+                config[section].dtype = "bfloat16"
+    return config
+
+
+def _plan(part, tiny):
+    first = part.first_stage and part.first_stage + (",tiny" if tiny else "")
+    config = load(part, tiny)
+    given = Given(first, 1000 if not tiny else 9, FEATURES)
+    return make_planned(config, given)
+
+
+def _draw(shapes, seed=0):
+    """Arrays on the device of these shapes: numbers about one, whole ones small."""
+
+    def make(path, leaf):
+        key = jax.random.key(hash(str(path)) % 2**31 + seed)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jax.random.randint(key, leaf.shape, 0, 8).astype(leaf.dtype)
+        scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1.0
+        drawn = jax.random.normal(key, leaf.shape, jnp.float32)
+        return (abs(drawn) if leaf.ndim < 2 else scale * drawn).astype(leaf.dtype)
+
+    return jax.jit(lambda: jax.tree_util.tree_map_with_path(make, shapes))()
+
+
+def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
+    """Measures a training step.
+
+    Args:
+      part: Part.
+      tiny: Whether all is a toy.
+      turn: See `timing.measure`.
+
+    Returns:
+      Row.
+    """
+    planned = _plan(part, tiny)
+    batch = planned.batch(part.batch_size)
+    state = jax.jit(planned.stage.init)(make_key(0))
+    frozen, data = _draw(planned.stage.frozen), _draw(batch)
+    step = jax.jit(planned.stage.train_step, donate_argnums=0)
+    flops = count_flops(
+        jax.make_jaxpr(planned.stage.train_step)(state, frozen, data).jaxpr
+    )
+    start = time.perf_counter()
+    step = step.lower(state, frozen, data).compile()
+    compiled = time.perf_counter() - start
+    carry = [state]
+    del state
+
+    def call():
+        carry[0], carry[1:] = (found := step(carry[0], frozen, data))[0], [found[1]]
+
+    def wait():
+        jax.block_until_ready(carry)
+
+    timed = measure(call, wait, turn)
+    return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
+
+
+def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
+    """Measures guided sampling, decoding included.
+
+    Args:
+      part: Part.
+      tiny: Whether all is a toy.
+      turn: See `timing.measure`.
+
+    Returns:
+      Row.
+    """
+    planned = _plan(part, tiny)
+    model = planned.model
+    params = _draw(planned.state.ema_params)
+    frozen = _draw(planned.stage.frozen)
+    example = planned.batch(part.batch_size)
+    inputs = {k: v for k, v in _draw(example).items() if k in model.conditioner.entries}
+    side = planned.config.data.image_size
+    options = generate.SampleOptions(
+        num_steps=NUM_STEPS,
+        size=(side, side),
+        guidance=generate.GuidanceOptions(scale=GUIDANCE_SCALE),
+    )
+    keys = jax.random.split(jax.random.key(0), part.batch_size)
+
+    def draw(params, frozen, inputs, keys):
+        return generate.sample_images(model, params, frozen, inputs, keys, options)
+
+    flops = count_flops(jax.make_jaxpr(draw)(params, frozen, inputs, keys).jaxpr)
+    start = time.perf_counter()
+    program = jax.jit(draw).lower(params, frozen, inputs, keys).compile()
+    compiled = time.perf_counter() - start
+    made = []
+
+    def call():
+        made[:] = [program(params, frozen, inputs, keys)]
+
+    def wait():
+        jax.block_until_ready(made)
+
+    timed = measure(call, wait, turn)
+    return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
+
+
+def _row(timed, compiled, flops, part, profile):
+    device = jax.devices()[0]
+    chip, stats = chip_of(device.device_kind), device.memory_stats() or {}
+    tflops = flops / timed.seconds / 1e12
+    return {
+        "ms": 1e3 * timed.seconds,
+        "spread": timed.spread,
+        "images_per_s": part.batch_size / timed.seconds,
+        "tflops_per_s": tflops,
+        "utilisation": tflops / chip.tflops if chip else None,
+        "peak_gb": stats.get("peak_bytes_in_use", float("nan")) / 1e9,
+        "compile_s": compiled,
+        "first_call_s": timed.first,
+        "tflop": flops / 1e12,
+        "kernels": profile(),
+        "device": device.device_kind,
+        "versions": f"jax {jax.__version__}",
+    }
+
+
+def main() -> None:
+    """Measures one part: name, "tiny" or "full", file to lock, file for the row."""
+    name, size, turn, target = sys.argv[1:]
+    part = PARTS[name]
+    row = {"train": train, "sample": sample}[part.task](part, size == "tiny", turn)
+    pathlib.Path(target).write_text(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
