@@ -80,14 +80,13 @@ def _start(name, side, folder, options):
     if side == "jax":
         module, words = "jax_side", [name, size, turn, target]
     else:
-        module, words = "torch_side", [name, side, folder / "spec.json", turn, target]
+        _write_spec(name, size, folder / "spec.json")
+        module, words = "torch_side", [side, folder / "spec.json", turn, target]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "BENCHMARK_SECONDS": str(options.seconds),
     }
-    if side != "jax":
-        _write_spec(name, size, folder / "spec.json")
     log = open(folder / f"{side}.log", "w")
     program = [sys.executable, "-m", f"benchmarks.accelerators.{module}"]
     return subprocess.Popen(

@@ -18,8 +18,8 @@ from benchmarks.accelerators.parts import (
     FEATURES,
     GUIDANCE_SCALE,
     NUM_STEPS,
-    PARTS,
     Part,
+    part_of,
 )
 from benchmarks.accelerators.timing import measure
 from ldm_jax import generate
@@ -179,7 +179,7 @@ def _row(timed, compiled, flops, part, profile):
 def main() -> None:
     """Measures one part: name, "tiny" or "full", file to lock, file for the row."""
     name, size, turn, target = sys.argv[1:]
-    part = PARTS[name]
+    part = part_of(name, size == "tiny")
     row = {"train": train, "sample": sample}[part.task](part, size == "tiny", turn)
     pathlib.Path(target).write_text(json.dumps(row))
 

@@ -53,3 +53,16 @@ PARTS = {
     "sd1_inline": Part("train", *_SD, 16, False, 512, _SD1),
 }
 NUM_STEPS, GUIDANCE_SCALE = 50, 3.0
+
+
+def part_of(name: str, tiny: bool) -> Part:
+    """Finds a part.
+
+    Args:
+      name: Key of PARTS.
+      tiny: Whether all is a toy, as to try the commands on a CPU.
+
+    Returns:
+      Part.
+    """
+    return PARTS[name]._replace(batch_size=2) if tiny else PARTS[name]

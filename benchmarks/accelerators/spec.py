@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from benchmarks.accelerators.jax_side import load
-from benchmarks.accelerators.parts import FEATURES, PARTS
+from benchmarks.accelerators.parts import FEATURES, part_of
 from ldm_jax.build import make_first_stage
 from ldm_jax.cli import load_config
 from ldm_jax.convert.diffusers.config import first_stage_config
@@ -20,10 +20,11 @@ def write(name: str, tiny: bool, path: pathlib.Path) -> None:
       tiny: Whether all is a toy.
       path: JSON file.
     """
-    part = PARTS[name]
+    part = part_of(name, tiny)
     config = load(part, tiny)
     side, batch = config.data.image_size, part.batch_size
     spec = {"kind": "sample" if part.task == "sample" else "denoiser"}
+    spec["batch_size"] = batch
     spec["images"] = None if part.cached else (batch, side, side, 3)
     if part.first_stage is None:
         spec |= {"kind": "first_stage", "images": (batch, side, side, 3)}
