@@ -31,6 +31,7 @@ from ldm_jax.data.sidecars import (
 )
 from ldm_jax.images import find_size, require_memory
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
+from ldm_jax.store import local_only
 
 # Of so many files the fingerprint has the size.
 _SIZES = 1024
@@ -246,7 +247,8 @@ def _find_root(name, data_dir):
     if not name:
         raise ValueError("name is empty; give data.name, the path of the folder")
     root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(name))
-    root = os.path.abspath(root)
+    advice = "put the images into tar shards, which are read anywhere, or copy it"
+    root = os.path.abspath(local_only(root, "name", advice))
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "does not exist"
         raise ValueError(f"folder {root} {what}; data.name is the path of the folder")

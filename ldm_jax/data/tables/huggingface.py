@@ -15,6 +15,7 @@ from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.store import local_only
 
 # Major version of `datasets` that is needed.
 _LEAST = 4
@@ -68,6 +69,7 @@ class HuggingFaceSource(TableSource):
         folder = os.path.join(
             os.path.expanduser(self.data_dir or ""), os.path.expanduser(self.name)
         )
+        local_only(folder, "name", "its files are mapped: copy it, or use Parquet")
         if os.path.isdir(folder):
             parts = _parts_of_folder(os.path.abspath(folder))
         else:
