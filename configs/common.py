@@ -54,6 +54,8 @@ def data(**changes) -> dict:
     index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
     cache_gb: Memory for row groups of Parquet files in each process, in 10^9 bytes.
     subset, revision: Configuration and commit of a set on the Hugging Face hub.
+    text_states: Whether latents come with what frozen text towers made of captions, as
+      ldm-encode --text_states stores it, in place of token ids.
 
     Args:
       **changes: Keys of the section and their values.
@@ -90,6 +92,7 @@ def data(**changes) -> dict:
         cache_gb=1.0,
         subset=placeholder(str),
         revision=placeholder(str),
+        text_states=False,
     )
     return section | changes
 
