@@ -11,14 +11,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "commands", "errors", "console"),
-    ("files", "peers", "ranges", "reading", "seeds"),
+    ("chips", "files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion", "metrics"),
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
-    ("evaluation", "encoding"),
+    ("evaluation", "encoding", "planning"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))

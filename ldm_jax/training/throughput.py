@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from ldm_jax.chips import chip_of
+
 
 class Stopwatch:
     """Times steps between two log lines; pauses do not count."""
@@ -101,23 +103,6 @@ def memory() -> dict[str, float]:
     return {"host_memory_gb": kilobytes / 1e6}
 
 
-# Peak dense bfloat16 TFLOP/s per chip as jax names the device (vendors' data sheets).
-PEAK_TFLOPS = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA B200": 2250.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "TPU7x": 2307.0,
-}
-
-
 def peak_tflops(device: jax.Device | None = None) -> float | None:
     """Looks up how fast a device is at best.
 
@@ -127,9 +112,8 @@ def peak_tflops(device: jax.Device | None = None) -> float | None:
     Returns:
       Its peak TFLOP/s in bfloat16, None where it is not known.
     """
-    kind = (jax.devices()[0] if device is None else device).device_kind
-    matches = [name for name in PEAK_TFLOPS if kind.startswith(name)]
-    return PEAK_TFLOPS[max(matches, key=len)] if matches else None
+    chip = chip_of((jax.devices()[0] if device is None else device).device_kind)
+    return chip.tflops if chip else None
 
 
 def count_flops(lowered: Any) -> float | None:
