@@ -238,7 +238,7 @@ class Reclassed(Chosen):
     """
 
     def __init__(self, source: Any, other: Any) -> None:
-        """Finds the classes of a source in another one, by their names if there are any.
+        """Finds the classes of a source in another one, by their names if it has any.
 
         Args:
           source: Source of examples that have classes.
