@@ -47,7 +47,7 @@ def write(source, folder, shapes_dir):
         save_to_disk(path, make_rows(COUNT))
     elif source == "latents":
         write_set(path, COUNT, copies=2, per_shard=7)
-        section["split"] = "train"
+        section |= dict(split="train", image_size=8)
     elif source == "tfds":
         section |= dict(name="shapes/32", split="train", data_dir=shapes_dir)
     else:

@@ -16,7 +16,7 @@ from tests.data.every_source import BUCKETS, SOURCES, WITH_SIZES, write
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-STEPS, KILLS, SECONDS = 400, 3, 180
+STEPS, KILLS, SECONDS = 400, 2, 100
 
 
 def start(section, out):
@@ -44,7 +44,7 @@ def test_the_same_batches_after_kills(source, tmp_path, shapes_dir):
     if source in WITH_SIZES:
         section["buckets"] = BUCKETS
     path = tmp_path / "section.json"
-    path.write_text(json.dumps(section | {"workers": 2}))
+    path.write_text(json.dumps(section | {"workers": 1}))
     out, hits = tmp_path / "killed", 0
     for step in sorted(random.Random(source).sample(range(STEPS - 50), KILLS)):
         # The first of all may come before an index is made.
