@@ -30,6 +30,7 @@ from ldm_jax.latent_diffusion import (
     decode,
     encode,
     shape_of_latents,
+    with_null_states,
 )
 
 __all__ = [
@@ -246,6 +247,7 @@ def sample_images(
         encoded = model.conditioner.encode(inputs | given.negative, codec.encode)
         given = given._replace(negative={key: encoded[key] for key in given.negative})
     inputs = model.conditioner.encode(inputs, codec.encode)
+    inputs = with_null_states(inputs, frozen)
     latents = sample_latents(
         model, params, inputs, rngs, options, given, gradient_guidance
     )

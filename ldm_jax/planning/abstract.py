@@ -5,7 +5,6 @@ another config (or of a workdir, of which the config alone is read), and the num
 classes is given.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -173,9 +172,8 @@ def _first_stage(config, given):
             "which first stage the latents are of is not said: give the config that "
             "trains it, as --first_stage=autoencoder_kl:f8, or its workdir"
         )
-    folder = pathlib.Path(name)
-    if folder.is_dir():
-        meta = checkpoint.read_meta(checkpoint.checkpoint_folder(folder))
+    if checkpoint.absolute(name).is_dir():
+        meta = checkpoint.read_meta(checkpoint.checkpoint_folder(name))
         found = ConfigDict(meta["config"])
     else:
         found = load_config(name)

@@ -5,7 +5,6 @@ image that they find; all else lies beside it.
 """
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from ldm_jax.files import replacing
 from ldm_jax.images import make_grid, read_image, write_png
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
+from ldm_jax.store import Place, for_each
 from ldm_jax.trained import Trained
 
 # Samples on a contact sheet, and about how wide it is in pixels.
@@ -42,9 +42,7 @@ class Entry(NamedTuple):
     text: str
 
 
-def write_contact_sheet(
-    trained: Trained, task: Task, seed: int, outdir: pathlib.Path
-) -> None:
+def write_contact_sheet(trained: Trained, task: Task, seed: int, outdir: Place) -> None:
     """Writes `sheet.png`: the first samples beside their conditions, if there are any.
 
     Args:
@@ -177,7 +175,7 @@ _MAX_GRID = 64
 _ANEW = "take it away, and the same command draws it anew"
 
 
-def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+def path_of(outdir: Place, k: int) -> Place:
     """Says where a sample is written.
 
     Args:
@@ -190,7 +188,22 @@ def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
     return outdir / "samples" / f"{k:06d}.png"
 
 
-def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+def numbers_there(outdir: Place) -> set[int]:
+    """Lists the samples that are written; one look at the folder, as stores are far.
+
+    Args:
+      outdir: Path of the folder.
+
+    Returns:
+      Their numbers.
+    """
+    folder = path_of(outdir, 0).parent
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = (path.name.removesuffix(".png") for path in paths)
+    return {int(name) for name in names if name.isdigit()}
+
+
+def unguided_path_of(outdir: Place, k: int) -> Place:
     """Says where a sample is written as it is without guidance.
 
     Args:
@@ -204,11 +217,11 @@ def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
 
 
 def write_grid(
-    outdir: pathlib.Path,
+    outdir: Place,
     count: int,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
-) -> pathlib.Path:
+) -> Place:
     """Writes `grid.png` of the first samples.
 
     Args:
@@ -235,13 +248,16 @@ def write_grid(
 
 def _read_samples(outdir, numbers):
     """Samples [N, H, W, 3] that were written, perhaps by an earlier run."""
-    images = None
-    for row, k in enumerate(numbers):
+
+    def read(k):
         path = path_of(outdir, k)
         try:
-            image = read_image(path)
+            return path, read_image(path)
         except DecodeError as error:
             raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
+
+    images = None
+    for row, (path, image) in enumerate(for_each(read, numbers, outdir)):
         if images is None:
             images = np.empty((len(numbers), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
@@ -254,7 +270,7 @@ def _read_samples(outdir, numbers):
 
 
 def write_array(
-    outdir: pathlib.Path,
+    outdir: Place,
     count: int,
     conditions: Mapping[str, Shaped[np.ndarray, "..."]],
 ) -> None:

@@ -5,7 +5,6 @@ job draws its own part on its own devices; nothing is communicated.
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch, make_draw
 from ldm_jax.sampling.task import Task, class_names, make_task
+from ldm_jax.store import Place, as_path, for_each
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained
 
@@ -37,7 +37,7 @@ def run(
     flag_values: Mapping[str, Sequence[str] | None] | None = None,
     run_options: RunOptions = RunOptions(),
     sample_options: SampleOptions | None = None,
-) -> pathlib.Path:
+) -> Place:
     """Draws samples 0 to `num_samples` - 1, those that `outdir` does not hold yet.
 
     Args:
@@ -63,12 +63,13 @@ def run(
             "--show_unguided: these samples are not guided; give --guidance_scale, or "
             "leave the flag out"
         )
-    check_outdir(output.path_of(pathlib.Path(outdir), 0).parent)
+    check_outdir(output.path_of(as_path(outdir), 0).parent)
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_cuts(trained, task)
-    todo = _Run(trained, pathlib.Path(outdir), task, run_options, options)
+    todo = _Run(trained, as_path(outdir), task, run_options, options)
     mine = range(jax.process_index(), task.count, jax.process_count())
-    missing = [k for k in mine if not output.path_of(todo.outdir, k).exists()]
+    there = output.numbers_there(todo.outdir)
+    missing = [k for k in mine if k not in there]
     if missing:
         _draw(todo, missing, len(mine))
     else:
@@ -85,7 +86,7 @@ class _Run(NamedTuple):
     """What the parts of a run share."""
 
     trained: Trained
-    outdir: pathlib.Path
+    outdir: Place
     task: Task
     run_options: RunOptions
     sample_options: SampleOptions
@@ -165,10 +166,14 @@ def _draw_unguided(run):
 
 def _write(run, indices, batch, images, console):
     """Writes the samples of a batch, and what held-out data has in their place."""
-    for row, k in enumerate(indices):
+
+    def write(row):
+        k = indices[row]
         if run.task.source is not None:
             write_png(run.outdir / "reference" / f"{k:06d}.png", batch["images"][row])
         write_png(output.path_of(run.outdir, k), images[row])
+
+    for _ in for_each(write, range(len(indices)), run.outdir):
         console.advance()
 
 

@@ -18,6 +18,7 @@ from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.held_out.made_images import sampled
@@ -69,18 +70,22 @@ def make_stage(
     first = open_first_stage(config, meta, workdir)
     model = make_model(config, first.module, data.num_classes)
     check_ids(model.conditioner.entries, config.data.get("inputs"))
+    stored = stored_text_states(config, model.conditioner, data)
     new = not meta and not config.train.init_from
-    initial = initial_weights(model.conditioner) if new else None
+    initial = initial_weights(model.conditioner, stored) if new else None
     if model.conditioner.entries:
         data.check_examples(model.conditioner.check)
     statistics = find_statistics(config, model, first, mesh, data, meta)
     encodes = model.conditioner.encodes_images
     frozen = frozen_tree(first, statistics, data, encodes)
+    if stored:
+        frozen["null_states"] = dict(data.null_states)
     record = {
         "first_stage": first.record,
         **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
+        "text_states": stored,
     }
     stage = make_steps(config, model, frozen, data.example)
     return stage._replace(initial=initial), record
@@ -115,7 +120,8 @@ def make_steps(
             raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 
     loss = functools.partial(latent_diffusion.loss, model)
-    freeze = (*freeze_paths(config), *frozen_paths(model.conditioner))
+    without = frozen.get("null_states", ())
+    freeze = (*freeze_paths(config), *frozen_paths(model.conditioner, without))
     init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
     options = sample_options(config, model)
     bins = _level_bins(config, model)

@@ -1,5 +1,6 @@
 """Plans of small configs, and of the published ones against the paper's networks."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,8 +11,10 @@ from ldm_jax.cli import load_config
 from ldm_jax.config import check_values
 from ldm_jax.errors import ConfigError
 from ldm_jax.planning.abstract import Given, make_planned
+from ldm_jax.planning.advice import ways_to_fit
 from ldm_jax.planning.examples import read_features
 from ldm_jax.planning.forward import encoding_flops, networks
+from ldm_jax.planning.memory import Memory
 from ldm_jax.planning.page import page
 from ldm_jax.planning.plan import Options, make_mesh, make_plan
 
@@ -107,18 +110,56 @@ def test_chips_go_by_name():
     assert chip_of("cpu") is None
 
 
-def test_what_does_not_fit_is_changed_until_it_does():
-    config = _config("shapes_class:tiny", data__source="latents")
-    given = Given("shapes_autoencoder:tiny", num_classes=8)
-    whole = make_plan(config, given, _options()).memory
-    small = chip_named("H100")._replace(memory=whole.peak - whole.activations // 2)
-    options = Options(small, "toy", AbstractMesh((1, 1), ("data", "fsdp")), mfu=0.4)
-    plan = make_plan(config, given, options)
-    assert not plan.fits
-    ways = {way.flags: way for way in plan.ways}
-    assert list(ways) == sorted(ways, key=lambda flags: "remat" in flags)
-    assert any(way.fits and way.memory.peak <= small.memory for way in plan.ways)
-    assert "does not fit toy" in page(plan)
+class _MemoryOf:
+    """Memory in round numbers: what `fsdp` splits, and what grows with the batch."""
+
+    def __init__(self, per_row):
+        self._per_row = per_row
+
+    def on(self, mesh, batch_size, parts):
+        empty = dict.fromkeys((field.name for field in dataclasses.fields(Memory)), 0)
+        rows = batch_size // mesh.size // parts
+        return Memory(
+            **empty
+            | {
+                "parameters": 100 // mesh.shape["fsdp"],
+                "activations": rows * self._per_row,
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    "limit, flags",
+    [
+        (
+            150,
+            [
+                ("accumulate_steps=2", 140, True),
+                ("remat=True", 108, True),
+                ("mesh.fsdp=2", 130, True),
+            ],
+        ),
+        (
+            60,
+            [
+                ("accumulate_steps=8", 110, False),
+                ("remat=True", 108, False),
+                ("mesh.fsdp=2", 130, False),
+                ("remat=True --config.train.accumulate_steps=8", 101, False),
+                ("remat=True --config.train.mesh.fsdp=2", 58, True),
+            ],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_changed_until_it_does(limit, flags):
+    config = load_config("shapes_class:tiny")
+    config.train.batch_size = 16
+    mesh = AbstractMesh((2, 1), ("data", "fsdp"))
+    ways = ways_to_fit(config, mesh, limit, _MemoryOf(10), lambda _: _MemoryOf(1))
+    found = [(way.flags, way.memory.peak, way.fits) for way in ways]
+    assert len(found) == len(flags)
+    for (given, *rest), (end, *expected) in zip(found, flags, strict=True):
+        assert given.endswith(end) and rest == expected
 
 
 # GMAC of a pass, as facts of the networks' papers and releases have them.
