@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     ("annotations", "commands", "errors", "console"),
     ("store", "holder"),
-    ("chips", "files", "peers", "ranges", "reading", "seeds"),
+    ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion", "metrics"),

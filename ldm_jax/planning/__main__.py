@@ -68,13 +68,13 @@ def _main(argv: list[str]) -> None:
 
     # Nothing is computed: a device shall not be taken for it.
     jax.config.update("jax_platforms", "cpu")
-    from ldm_jax.chips import chip_named
     from ldm_jax.config import check_values, upgrade_config
     from ldm_jax.files import write_json
     from ldm_jax.planning.abstract import Given
     from ldm_jax.planning.examples import read_features
     from ldm_jax.planning.page import page
     from ldm_jax.planning.plan import Options, make_mesh, make_plan
+    from ldm_jax.training.throughput import chip_named
 
     config = check_values(upgrade_config(_CONFIG.value)[0])
     chip = chip_named(_CHIP.value)

@@ -7,13 +7,13 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
-from ldm_jax.chips import Chip
 from ldm_jax.planning.abstract import Given, Planned, make_planned
 from ldm_jax.planning.advice import Way, ways_to_fit
 from ldm_jax.planning.cost import Cost, cost_of_run
 from ldm_jax.planning.forward import Network, encoding_flops, networks
 from ldm_jax.planning.memory import ROWS, Memory, MemoryOf
 from ldm_jax.planning.operations import count_flops
+from ldm_jax.training.throughput import Chip
 
 
 @dataclasses.dataclass(frozen=True)
