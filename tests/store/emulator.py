@@ -242,7 +242,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
+    # TensorStore opens some hundred connections at once.
+    daemon_threads, request_queue_size = True, 1024
 
     def handle_error(self, request, client_address):
         """Says nothing of clients that have gone, as killed ones do."""
