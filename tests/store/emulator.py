@@ -138,7 +138,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             self._route(address.path, query, body)
         except Refused as refused:
-            self._answer(refused.args[0], {"error": {"message": "refused"}})
+            status = refused.args[0]
+            # This one has no body.
+            self._answer(status, b"" if status == 304 else {"error": {"code": status}})
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle  # noqa: N815
 

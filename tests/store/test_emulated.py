@@ -13,7 +13,7 @@ from ldm_jax.errors import WorkdirInUse
 from ldm_jax.lock import hold
 from ldm_jax.store import as_path, files_below, local_copy, paths, send, size_of
 from tests.runs import ROOT, command
-from tests.store.emulator import serve
+from tests.store.emulator import Object, serve
 
 pytest.importorskip("gcsfs", reason="pip install 'ldm-jax[gcs]'")
 
@@ -73,16 +73,32 @@ def test_files_and_the_lock(objects, tmp_path):
     assert ("bucket", "run/in_use.json") not in objects
 
 
-def test_damage_is_found(objects):
+def save(*steps):
+    """Saves some steps of a tiny state; returns the folders that are there then."""
     params = {"a": {"w": np.ones((300, 300), np.float32)}}
     step = np.asarray(1, np.int32)
     state = TrainState(step=step, params=params, ema_params={}, opt_state={}, stats={})
     checkpoints = Checkpoints("gs://bucket/run")
-    for step in (1, 2, 3):
+    for step in steps:
         checkpoints.save(step, state, {"config": {"a": 1}})
     checkpoints.close()
-    newest = checkpoints.folders[-1]
-    assert [folder.name for folder in checkpoints.folders] == ["2", "3"]
+    return checkpoints.folders
+
+
+def test_what_a_killed_save_leaves_is_no_checkpoint(objects):
+    assert [folder.name for folder in save(1, 2)] == ["1", "2"]
+    left = ("bucket", "run/checkpoints/3/params/d/half")
+    objects[left] = Object(b"half", 1)
+    assert checkpoint.checkpoint_folder("gs://bucket/run").name == "2"
+    assert [folder.name for folder in save(3)] == ["2", "3"]
+    assert left not in objects
+    assert np.all(checkpoint.load_item(save()[-1], "params")["a"]["w"] == 1)
+
+
+def test_damage_is_found(objects):
+    folders = save(1, 2, 3)
+    assert [folder.name for folder in folders] == ["2", "3"]
+    newest = folders[-1]
     assert np.all(checkpoint.load_item(newest, "params")["a"]["w"] == 1)
     key = next(key for key in objects if "/3/params/d/" in key[1])
     objects[key] = objects[key]._replace(data=objects[key].data[:-5] + b"XXXXX")
