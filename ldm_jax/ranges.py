@@ -121,9 +121,9 @@ def text(empty: bool = False, none: str = "") -> Check:
 
 
 def place(none: str = "") -> Check:
-    """A file or folder on a disk of this machine; it may be empty.
+    """A file or folder, on a disk or in an object store; it may be empty.
 
-    Python would take the address of a bucket for a local folder, and write there.
+    Python would take another address for a local folder, and write there.
 
     Args:
       none: What None means; it is refused where that is nothing.
@@ -133,13 +133,32 @@ def place(none: str = "") -> Check:
     """
 
     def accepts(value):
-        return isinstance(value, str | os.PathLike) and "://" not in str(value)
+        if not isinstance(value, str | os.PathLike):
+            return False
+        return "://" not in str(value) or str(value).startswith("gs://")
 
-    note = "remote folders are not supported: mount it, or copy it"
+    note = "of the object stores gs:// alone is supported: mount others, or copy it"
     if none:
         note = f"None is {none}; {note}"
-        return Check("a local path", lambda v: v is None or accepts(v), note)
-    return Check("a local path", accepts, note)
+        return Check("a path", lambda v: v is None or accepts(v), note)
+    return Check("a path", accepts, note)
+
+
+def local_place(none: str = "") -> Check:
+    """A file or folder on a disk of this machine; it may be empty.
+
+    Args:
+      none: What None means; it is refused where that is nothing.
+
+    Returns:
+      The check.
+    """
+    check = place(none)
+
+    def accepts(value):
+        return check.accepts(value) and "://" not in str(value)
+
+    return Check("a local path", accepts, "it must lie on a disk of this machine")
 
 
 def several(check: Check, least: int = 0, none: str = "") -> Check:
@@ -510,7 +529,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "buckets": _PARTS,
         "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
-        "index_dir": place(none="beside the data"),
+        "index_dir": local_place(none="beside the data"),
         "cache_gb": _GIGABYTES,
         "subset": text(none="the set's own"),
         "revision": text(none="the newest"),

@@ -13,6 +13,7 @@ from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import part, require_images
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import is_remote
 
 # Batch key -> global array [batch size, ...].
 Batch = dict[str, Any]
@@ -43,6 +44,9 @@ def source_of(name: str) -> str:
     Returns:
       Name of the row.
     """
+    if is_remote(name):
+        # Others than these are copied to the disk before.
+        return "parquet" if name.endswith(".parquet") else "tar"
     folder = os.path.expanduser(name)
     is_folder = os.path.isdir(folder)
     files = os.listdir(folder) if is_folder else [name]

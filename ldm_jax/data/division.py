@@ -1,9 +1,10 @@
-"""Divides a data set by a hash of each example's name: held out, or trained on.
+"""Divides a data set into held out and trained on, by names or by a hash of them.
 
-An example keeps its side when others come or go.
+By the hash an example keeps its side when others come or go.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,6 +12,45 @@ from ldm_jax.annotations import Bool, Shaped
 
 # What may be asked for, and which of them are the held-out side.
 SPLITS = ("train", "validation", "test", "all")
+
+# What folders and files of each split are called.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
+
+# The split that serves where there is none of that name.
+_INSTEAD = {"validation": "test", "test": "validation"}
+
+
+def split_of(name: str) -> str | None:
+    """Finds the split that a name is one of.
+
+    Args:
+      name: Name of a folder, or the head of a file's name, in any case of letters.
+
+    Returns:
+      "train", "validation", "test" or None.
+    """
+    name = name.lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def serving(split: str, there: Iterable[str | None]) -> str | None:
+    """Finds the split that serves another one.
+
+    Args:
+      split: What is asked for.
+      there: The splits that there are.
+
+    Returns:
+      The split itself, or of "validation" and "test" the other one; None if there is
+      neither.
+    """
+    there = {*there} - {None}
+    found = (name for name in (split, _INSTEAD.get(split)) if name in there)
+    return next(found, None)
 
 
 def place_of(name: bytes) -> int:

@@ -3,8 +3,9 @@
 50,000 images of 256 px are 9.8 GB: of a file only some images are ever in memory.
 """
 
+import contextlib
+import hashlib
 import os
-import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import replacing, writing
+from ldm_jax.store import as_path, cache_folder, is_remote
 
 Path = str | os.PathLike
 
@@ -35,7 +37,7 @@ def keys_of(path: Path, flag: str = "--images") -> set[str]:
       ConfigError: If it is no npz.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
@@ -77,16 +79,14 @@ class StoredImages:
                 f"{flag}: {IMAGES} of {path} is {dtype} {list(self.shape)}: give "
                 "uint8 [N, H, W, 3]"
             )
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             member = archive.getinfo(f"{IMAGES}.npy")
         self.fingerprint = f"{member.CRC:08x}{member.file_size:x}"
 
+    @contextlib.contextmanager
     def _open(self):
-        archive = zipfile.ZipFile(self._path)
-        file = archive.open(f"{IMAGES}.npy")
-        # The member keeps the file open as long as it needs it.
-        archive.close()
-        return file
+        with _opened(self._path) as archive, archive.open(f"{IMAGES}.npy") as file:
+            yield file
 
     def _header(self, file):
         """(shape, type) of the array; then the file stands at its first byte."""
@@ -139,6 +139,15 @@ class StoredImages:
                 ) from error
 
 
+@contextlib.contextmanager
+def _opened(path):
+    """The npz, read as a stream, also from a store."""
+    with contextlib.ExitStack() as stack:
+        if is_remote(path):
+            path = stack.enter_context(as_path(path).open("rb"))
+        yield stack.enter_context(zipfile.ZipFile(path))
+
+
 def _read_all(file, count):
     """Exactly so many bytes: a member gives fewer at a time than it is asked for."""
     data = bytearray(count)
@@ -149,6 +158,14 @@ def _read_all(file, count):
             raise EOFError(f"{count - done:,} bytes are missing")
         done += part
     return data
+
+
+def _scratch(path):
+    """Beside which images wait to be all there; for a store, a place on the disk."""
+    if not is_remote(path):
+        return path
+    name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:24]
+    return cache_folder() / "unfinished" / name / path.name
 
 
 class ImageFile:
@@ -165,8 +182,8 @@ class ImageFile:
           path: The npz that is to be; until then the images lie beside it.
           shape: (N, H, W, 3).
         """
-        self._path, self._shape = pathlib.Path(path), tuple(shape)
-        self._part = self._path.with_name(f"{self._path.stem}.partial.npy")
+        self._path, self._shape = as_path(path), tuple(shape)
+        self._part = _scratch(self._path).with_name(f"{self._path.stem}.partial.npy")
         self._array = None
 
     def is_begun(self) -> bool:

@@ -3,8 +3,8 @@
     flags --flag_values--> values --conditions--> example, batch --program--> images
 
 `task.py` says which flags go together, `options.py` completes the options from the
-config, `sampler.py` draws, `run.py` is the run, `stores.py` writes the samples, and
-`output.py` shows them beside their conditions. From Python:
+config, `sampler.py` draws, `run.py` is the run, `sample_files.py` writes the samples,
+and `output.py` shows them beside their conditions. From Python:
 
     trained = load_model(workdir)
     options = complete(trained, {"num_steps": 20, "guidance_scale": 4.0})

@@ -1,6 +1,5 @@
 """`samples.npz`: all samples as one array for evaluators, and their conditions."""
 
-import pathlib
 import zipfile
 
 from ldm_jax.files import replacing
@@ -10,13 +9,14 @@ from ldm_jax.sampling.conditions import (
     conditions_from,
     make_example,
 )
-from ldm_jax.sampling.stores import Store
+from ldm_jax.sampling.sample_files import SampleFiles
 from ldm_jax.sampling.task import Task
+from ldm_jax.store import Place
 from ldm_jax.trained import Trained
 
 
 def write_array(
-    trained: Trained, task: Task, seed: int, outdir: pathlib.Path, store: Store
+    trained: Trained, task: Task, seed: int, outdir: Place, store: SampleFiles
 ) -> None:
     """Writes `samples.npz`, image by image.
 

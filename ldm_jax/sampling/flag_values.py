@@ -5,8 +5,6 @@ The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
 
 import contextlib
 import hashlib
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
+from ldm_jax.store import as_path
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22
@@ -296,7 +295,7 @@ def _find(name, flag, texts, suffixes):
     """The files that are named, and those of the folders, in the order of names."""
     paths = []
     for text in texts:
-        path = pathlib.Path(text).expanduser()
+        path = as_path(text)
         if not path.exists():
             raise ConfigError(f"--{flag}: there is no file or folder {path}")
         found = _in_folder(name, path, suffixes) if path.is_dir() else [str(path)]
@@ -309,7 +308,7 @@ def _find(name, flag, texts, suffixes):
 
 
 def _in_folder(name, folder, suffixes):
-    names = sorted(os.listdir(folder))
+    names = sorted(path.name for path in folder.iterdir())
     names = [n for n in names if n.lower().endswith(suffixes) and n[0] != "."]
     # A folder that training reads has the maps beside the images.
     beside = MODALITIES[name].suffix if name in MODALITIES else None

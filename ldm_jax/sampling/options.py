@@ -24,7 +24,7 @@ class RunOptions:
       seed: Seed of the run.
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
-      output: How samples are written, a row of `stores.STORES`.
+      output: How samples are written, a row of `sample_files.OUTPUTS`.
       shard_size: Samples of a shard, where several lie in one file.
       npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
         `array.write_array`.

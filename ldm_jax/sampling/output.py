@@ -5,7 +5,6 @@ image that they find; all else lies beside it.
 """
 
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,8 +17,9 @@ from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.labels import name_of_class
 from ldm_jax.images import make_grid, read_image, write_png
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
-from ldm_jax.sampling.stores import Store
+from ldm_jax.sampling.sample_files import SampleFiles
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
+from ldm_jax.store import Place
 from ldm_jax.trained import Trained
 
 # Samples on a contact sheet, and about how wide it is in pixels.
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 
 def write_contact_sheet(
-    trained: Trained, task: Task, seed: int, outdir: pathlib.Path, store: Store
+    trained: Trained, task: Task, seed: int, outdir: Place, store: SampleFiles
 ) -> None:
     """Writes `sheet.png`: the first samples beside their conditions, if there are any.
 
@@ -177,7 +177,7 @@ def _wrap(text, width):
 _MAX_GRID = 64
 
 
-def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+def unguided_path_of(outdir: Place, k: int) -> Place:
     """Says where a sample is written as it is without guidance.
 
     Args:
@@ -191,11 +191,11 @@ def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
 
 
 def write_grid(
-    outdir: pathlib.Path,
-    store: Store,
+    outdir: Place,
+    store: SampleFiles,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
-) -> pathlib.Path:
+) -> Place:
     """Writes `grid.png` of the first samples.
 
     Args:

@@ -6,7 +6,6 @@ job draws its own part on its own devices; nothing is communicated.
 
 import dataclasses
 import itertools
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,9 +27,10 @@ from ldm_jax.sampling.conditions import warn_of_cuts
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch
+from ldm_jax.sampling.sample_files import OUTPUTS
 from ldm_jax.sampling.sampler import Job, Sampler
-from ldm_jax.sampling.stores import STORES
 from ldm_jax.sampling.task import class_names, make_task
+from ldm_jax.store import Place, as_path, for_each
 from ldm_jax.trained import Trained
 
 # Seconds between lines that say how far it has come.
@@ -43,7 +43,7 @@ def run(
     flag_values: Mapping[str, Sequence[str] | None] | None = None,
     run_options: RunOptions = RunOptions(),
     sample_options: SampleOptions | None = None,
-) -> pathlib.Path:
+) -> Place:
     """Draws samples 0 to `num_samples` - 1, those that `outdir` does not hold yet.
 
     Args:
@@ -70,11 +70,11 @@ def run(
             "--show_unguided: these samples are not guided; give --guidance_scale, or "
             "leave the flag out"
         )
-    outdir = pathlib.Path(outdir)
+    outdir = as_path(outdir)
     check_outdir(outdir / "samples")
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_cuts(trained, task)
-    make = choose(STORES, run_options.output, "--output")
+    make = choose(OUTPUTS, run_options.output, "--output")
     store = make(outdir, trained, task, run_options.shard_size)
     todo = _Run(
         sampler, outdir, store, run_options, Job(task, run_options.seed, options)
@@ -96,7 +96,7 @@ class _Run(NamedTuple):
     """What the parts of a run share."""
 
     sampler: Sampler
-    outdir: pathlib.Path
+    outdir: Place
     store: Any
     run_options: RunOptions
     job: Job
@@ -150,9 +150,13 @@ def _watched(run, drawn, console, begun):
             seconds = time.perf_counter() - start
             console.line(f"first batch of {size}, with compilation: {seconds:.1f} s")
         if run.job.task.source is not None:
-            for row, k in enumerate(indices):
-                path = run.outdir / "reference" / f"{k:06d}.png"
-                write_png(path, batch["images"][row])
+            folder, rows = run.outdir / "reference", range(len(indices))
+
+            def write(row, indices=indices, images=batch["images"], folder=folder):
+                write_png(folder / f"{indices[row]:06d}.png", images[row])
+
+            for _ in for_each(write, rows, run.outdir):
+                pass
         yield indices, images
         done += len(indices)
         console.advance(len(indices))

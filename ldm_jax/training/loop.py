@@ -180,11 +180,14 @@ def run(
                 with watch.paused():
                     if save:
                         window = _check(done, window, checkpoints)
+                        writer.flush()
                         checkpoints.save(done, state, meta)
                     held_out.make(work, done, state)
+                    writer.flush()
                     if held_out.cut and not save:
                         # What is left out is made where the run goes on: here.
                         window = _check(done, window, checkpoints)
+                        writer.flush()
                         checkpoints.save(done, state, meta)
 
             # The end, if the machine is wanted back or no more data comes.

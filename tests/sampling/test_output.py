@@ -14,8 +14,8 @@ from ldm_jax.sampling.output import (
     make_contact_sheet,
     write_grid,
 )
+from ldm_jax.sampling.sample_files import Files
 from ldm_jax.sampling.settings import claim
-from ldm_jax.sampling.stores import Files
 
 
 def test_a_contact_sheet_holds_every_image_and_writes_below():

@@ -7,7 +7,6 @@ batches of its own: its bytes depend on no process and on no cut.
 
 import abc
 import io
-import pathlib
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ldm_jax.images import encode_png, read_image, write_png
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
+from ldm_jax.store import Place, for_each, local_copy
 from ldm_jax.trained import Trained
 
 _ANEW = "take it away, and the same command draws it anew"
@@ -31,7 +31,7 @@ Images = Iterator[Shaped[np.ndarray, "height width channels"]]
 Batches = Iterable[tuple[Sequence[int], Shaped[np.ndarray, "batch H W C"]]]
 
 
-class Store(abc.ABC):
+class SampleFiles(abc.ABC):
     """What all forms have in common.
 
     Attributes:
@@ -41,7 +41,7 @@ class Store(abc.ABC):
     """
 
     def __init__(
-        self, outdir: pathlib.Path, trained: Trained, task: Task, shard_size: int
+        self, outdir: Place, trained: Trained, task: Task, shard_size: int
     ) -> None:
         """Looks at nothing yet.
 
@@ -118,12 +118,17 @@ class Store(abc.ABC):
     def _read(self, count):
         """Yields (path, image) of the first samples."""
 
+    def _names(self):
+        """Names of the files that are there; one look, as stores are far."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return {path.name for path in paths}
 
-class Files(Store):
+
+class Files(SampleFiles):
     """A PNG file for each sample."""
 
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
-        """See Store; a process has every so-manieth sample, those missing as one part.
+        """See SampleFiles; a process has every so-manieth sample, as one part.
 
         Args:
           process: Index of the process.
@@ -132,12 +137,12 @@ class Files(Store):
         Returns:
           (count, parts).
         """
-        mine = range(process, self.count, processes)
-        missing = [k for k in mine if not self.path_of(k).exists()]
+        mine, there = range(process, self.count, processes), self._names()
+        missing = [k for k in mine if self.path_of(k).name not in there]
         return len(mine), [missing] if missing else []
 
     def batch_size(self, asked: int, missing: int) -> int:
-        """See Store; no larger than what is missing.
+        """See SampleFiles; no larger than what is missing.
 
         Args:
           asked: Samples at a time that are asked for.
@@ -149,18 +154,23 @@ class Files(Store):
         return min(asked, missing)
 
     def write(self, part: Sequence[int], batches: Batches) -> None:
-        """See Store.
+        """See SampleFiles.
 
         Args:
           part: Numbers of its samples.
           batches: All of them in order.
         """
         del part
-        for numbers, images in batches:
-            for k, image in zip(numbers, images, strict=True):
-                write_png(self.path_of(k), image)
 
-    def path_of(self, k: int) -> pathlib.Path:
+        def write(pair):
+            write_png(self.path_of(pair[0]), pair[1])
+
+        for numbers, images in batches:
+            pairs = list(zip(numbers, images, strict=True))
+            for _ in for_each(write, pairs, self.folder):
+                pass
+
+    def path_of(self, k: int) -> Place:
         """Says where a sample is written.
 
         Args:
@@ -172,20 +182,23 @@ class Files(Store):
         return self.folder / f"{k:06d}.png"
 
     def _read(self, count):
-        for path in map(self.path_of, range(count)):
+        def read(k):
+            path = self.path_of(k)
             try:
-                yield path, read_image(path)
+                return path, read_image(path)
             except DecodeError as error:
                 raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
 
+        yield from for_each(read, range(count), self.folder)
 
-class _Shards(Store):
+
+class _Shards(SampleFiles):
     """Files of many samples, which end with the numbers of the first and the last."""
 
     suffix = ""
 
     def __init__(
-        self, outdir: pathlib.Path, trained: Trained, task: Task, shard_size: int
+        self, outdir: Place, trained: Trained, task: Task, shard_size: int
     ) -> None:
         super().__init__(outdir, trained, task, shard_size)
         # Another division would leave shards of both behind.
@@ -193,7 +206,7 @@ class _Shards(Store):
         self.record = {"output": {"form": self.suffix, **division}}
 
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
-        """See Store; a process has every so-manieth shard.
+        """See SampleFiles; a process has every so-manieth shard.
 
         Args:
           process: Index of the process.
@@ -202,11 +215,12 @@ class _Shards(Store):
         Returns:
           (count, parts).
         """
-        mine = self._parts()[process::processes]
-        return sum(map(len, mine)), [p for p in mine if not self.path_of(p).exists()]
+        mine, there = self._parts()[process::processes], self._names()
+        missing = [part for part in mine if self.path_of(part).name not in there]
+        return sum(map(len, mine)), missing
 
     def batch_size(self, asked: int, missing: int) -> int:
-        """See Store; the same whatever is missing, so that no digit depends on it.
+        """See SampleFiles; the same whatever is missing: no digit depends on it.
 
         Args:
           asked: Samples at a time that are asked for.
@@ -223,7 +237,7 @@ class _Shards(Store):
         starts = range(0, self.count, size)
         return [range(start, min(start + size, self.count)) for start in starts]
 
-    def path_of(self, part: range) -> pathlib.Path:
+    def path_of(self, part: range) -> Place:
         """Says where a shard is written.
 
         Args:
@@ -260,7 +274,7 @@ class NpzShards(_Shards):
     suffix = "npz"
 
     def write(self, part: Sequence[int], batches: Batches) -> None:
-        """See Store.
+        """See SampleFiles.
 
         Args:
           part: Numbers of its samples.
@@ -279,6 +293,7 @@ class NpzShards(_Shards):
                     write_arrays(archive, {name: values})
 
     def _read_shard(self, path, part):
+        path = local_copy(path)
         with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -293,7 +308,7 @@ class TarShards(_Shards):
     suffix = "tar"
 
     def write(self, part: Sequence[int], batches: Batches) -> None:
-        """See Store.
+        """See SampleFiles.
 
         Args:
           part: Numbers of its samples.
@@ -311,7 +326,7 @@ class TarShards(_Shards):
                         _add(archive, f"{k:06d}.{names[key]}", str(value).encode())
 
     def _read_shard(self, path, part):
-        with tarfile.open(path) as archive:
+        with tarfile.open(local_copy(path)) as archive:
             for k in part:
                 yield read_image(archive.extractfile(f"{k:06d}.png").read())
 
@@ -324,4 +339,4 @@ def _add(archive, name, data):
 
 
 # What `--output` may be.
-STORES = {"png": Files, "npz": NpzShards, "tar": TarShards}
+OUTPUTS = {"png": Files, "npz": NpzShards, "tar": TarShards}

@@ -12,8 +12,8 @@ from ldm_jax import sampling
 from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.images import decode, read_image
+from ldm_jax.sampling.sample_files import NpzShards
 from ldm_jax.sampling.sampler import Sampler
-from ldm_jax.sampling.stores import NpzShards
 from tests.sampling.common import make_trained, options_of, with_small_backbone
 
 # Seven samples in shards of three, in batches of two: each ends with a part.
