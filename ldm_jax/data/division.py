@@ -73,8 +73,8 @@ def divide(
     Args:
       places: uint64 [N], what `place_of` gives for all examples.
       split: "train", "validation" or "test" (the same), or "all".
-      fraction: Fraction that is held out, in (0, 1); of two or more examples at least
-        one is.
+      fraction: Fraction that is held out, in [0, 1); of two or more examples at least
+        one is, but with 0 none.
 
     Returns:
       bool [N].
@@ -82,9 +82,9 @@ def divide(
     if split == "all":
         return np.ones(len(places), bool)
     # One at least: an empty validation set is of no use to anyone.
-    limit = fraction if len(places) > 1 else -1.0
+    limit = fraction if fraction and len(places) > 1 else -1.0
     places = np.asarray(places, np.uint64) / 2**64
-    if len(places) > 1:
+    if len(places) > 1 and fraction:
         limit = max(limit, places.min())
     return (places <= limit) == (split != "train")
 
@@ -104,5 +104,6 @@ def check_division(split: str, fraction: float, what: str) -> None:
         raise ValueError(
             f'{what} has the splits {", ".join(SPLITS[:-1])} and all, not "{split}"'
         )
-    if not 0 < fraction < 1:
+    # Zero is no value of the config: `open_source` gives it where `eval_name` is set.
+    if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")

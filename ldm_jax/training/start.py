@@ -312,6 +312,7 @@ FREE_KEYS = (
     "data.workers",
     "data.restart_workers",
     "data.eval_split",
+    "data.eval_name",
     "data.max_image_gb",
     "data.cache_gb",
     "data.index_dir",

@@ -144,6 +144,7 @@ BAD = {
         *_each("--config.data.buckets.", "max_ratio", "0.5 nan x"),
         "--config.data.buckets.steps=64",
         "--config.data.buckets=64",
+        "--config.data.eval_name=x",
         "--config.data.source=mixture",
         "--config.data.source=mixture --config.data.parts.a.weight=0",
         "--config.data.source=mixture --config.data.parts.a.source=foldr",
