@@ -11,7 +11,9 @@ config section `data` gives. It has
   may be without, then only what is above can be compared between runs.
 
 It raises ValueError where it cannot be opened, and can be pickled, as every worker
-process gets a copy. It never imports jax.
+process gets a copy. It never imports jax. Where its files lie in a store that does not
+answer, it raises Unreachable, also from `source[index]`: that ends a run, whereas any
+other error of an example is counted as its own fault.
 
 What more a source may have, and what follows where it has not:
 

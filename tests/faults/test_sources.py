@@ -16,7 +16,7 @@ from tests.data.every_source import BUCKETS, SOURCES, WITH_SIZES, write
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-STEPS, KILLS, SECONDS = 400, 2, 100
+STEPS, KILLS, SECONDS = 400, 2, 200
 
 
 def start(section, out):
