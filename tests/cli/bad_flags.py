@@ -291,6 +291,8 @@ BAD = {
         "--prompts_file=nowhere.txt",
         "--labels_file=nowhere.txt",
         *_each("--", "original_size", "9 0x9 axb"),
+        *_each("--", "shard_size", "0 -1 1.5 x"),
+        *_each("--", "output", "jpg ''"),
         *_each("--", "crop", "9 -1,9 a,b"),
         "--sampler=plms --eta=0.5",
         "--strength=0.5",
