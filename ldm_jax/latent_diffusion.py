@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from ldm_jax import images as image_codec
 from ldm_jax.annotations import Array, Bool, Float, Key, Num
-from ldm_jax.conditioners import Conditioner, Conditioning
+from ldm_jax.conditioners import Conditioner, Conditioning, States
 from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise, check_prediction
@@ -227,7 +227,30 @@ def encode_inputs(
       Dict like `batch`, for `condition` and the conditioner's `null_inputs`; encode it
       once. Images become the mode of their latents.
     """
-    return model.conditioner.encode(batch, lambda images: encode(model, frozen, images))
+    encoded = model.conditioner.encode(
+        batch, lambda images: encode(model, frozen, images)
+    )
+    return with_null_states(encoded, frozen)
+
+
+def with_null_states(
+    inputs: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Puts the states of the empty caption beside stored states of captions.
+
+    Args:
+      inputs: Dict with the conditioner's keys, as its `encode` gives them.
+      frozen: Weights of the first stage and statistics of its latents; where states
+        are stored "null_states", batch key -> [L, D].
+
+    Returns:
+      Dict like `inputs`, with `States` under those keys.
+    """
+    null = frozen.get("null_states", {})
+    return dict(inputs) | {
+        key: States(inputs[key], jnp.broadcast_to(value[None], inputs[key].shape))
+        for key, value in null.items()
+    }
 
 
 def condition(

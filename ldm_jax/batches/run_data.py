@@ -19,6 +19,7 @@ from ldm_jax.data.open_source import open_source
 from ldm_jax.data.orders.describe import describe_order
 from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, require_images, spread
+from ldm_jax.errors import ConfigError
 
 # What of the section `data` makes all images squares of `image_size`.
 SQUARES = {"buckets": {}}
@@ -32,6 +33,8 @@ class Data:
       num_classes: Number of classes, None where there are no labels.
       class_names: List of their names, None where they have none.
       header: `data.encoded.Header` of latents that were encoded before; None of images.
+      null_states: Batch key -> text states [L, D] of the null input, where the data
+        hold states in place of token ids.
       example: One training example as a batch of one, NumPy: shapes and types.
     """
 
@@ -61,6 +64,13 @@ class Data:
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
         self.header = getattr(self._source, "header", None)
+        self.null_states = getattr(self._source, "null_states", {})
+        if self.header is None and section.get("text_states"):
+            raise ConfigError(
+                f"data.text_states=True, but data.source={section.source} has images: "
+                "set it to False, or train on latents that were encoded with "
+                "--text_states"
+            )
         if self.header is None:
             self.require_images(
                 "sets of latents are no parts of a mixture; encode the mixture, with "

@@ -62,7 +62,7 @@ from ldm_jax.conditioners.conditioner import (
 from ldm_jax.conditioners.label import ClassLabel, ClipImage, Raw
 from ldm_jax.conditioners.maps import Encoded, MaskedLatents, Spatial
 from ldm_jax.conditioners.sizes import SizeAndCrop
-from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, Text
+from ldm_jax.conditioners.tokens import ClipText, LayoutTokens, States, Text
 
 __all__ = [
     "CONDITIONERS",
@@ -77,6 +77,7 @@ __all__ = [
     "Raw",
     "SizeAndCrop",
     "Spatial",
+    "States",
     "Text",
     "check_entry",
     "entry_identity",

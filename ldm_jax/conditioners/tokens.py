@@ -1,14 +1,27 @@
 """Token ids as a condition: captions and layouts."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ldm_jax.annotations import Array, Int
+from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.models.text_encoder import TextEncoder
+
+
+class States(NamedTuple):
+    """What a frozen tower made of captions before, in place of their token ids.
+
+    Attributes:
+      values: [B, L, D].
+      null: What it makes of the empty caption, [B, L, D].
+    """
+
+    values: Any
+    null: Any
 
 
 class Tokens(TextEncoder):
@@ -69,6 +82,45 @@ class Text(Tokens):
     input_kind = "caption"
     tower_name = ""  # The conditioner is its tower.
 
+    def __call__(
+        self, ids: Int[Array, "batch length"] | Num[Array, "batch length width"]
+    ) -> Float[Array, "batch length {self.features}"]:
+        """Encodes tokens, or passes on what the tower made of them before.
+
+        Args:
+          ids: Integers [B, L]; or `States`, or the values of some, which need no
+            parameters.
+
+        Returns:
+          [B, L, features] in `dtype`.
+
+        Raises:
+          ValueError: See TextEncoder.
+        """
+        states = ids.values if isinstance(ids, States) else ids
+        return states.astype(self.dtype) if states.ndim == 3 else super().__call__(ids)
+
+    @nn.nowrap
+    def check(self, ids: ArrayLike) -> None:
+        """Checks token ids, or states, on the host.
+
+        Args:
+          ids: Array or nested lists.
+
+        Raises:
+          ValueError: If they are neither token ids, see Tokens, nor states of the
+            tower, [B, L, features].
+        """
+        if np.ndim(ids) != 3:
+            super().check(ids)
+            return
+        self.check_length(np.shape(ids)[1])
+        if np.shape(ids)[2] != self.features:
+            raise ValueError(
+                f"text states are {np.shape(ids)[2]} wide, and those of this tower "
+                f"{self.features}: encode the data with the tower of the config"
+            )
+
     def __post_init__(self):
         super().__post_init__()
         known = all(0 <= i < self.vocab_size for i in self.null_ids)
@@ -92,11 +144,18 @@ class Text(Tokens):
         """The empty caption.
 
         Args:
-          ids: Integers [B, L].
+          ids: Integers [B, L], or States.
 
         Returns:
-          Integers [B, L], as `ids` in type.
+          Integers [B, L], as `ids` in type; of States their null.
+
+        Raises:
+          ValueError: If these are states without those of the empty caption.
         """
+        if isinstance(ids, States):
+            return States(ids.null, ids.null)
+        if ids.ndim == 3:
+            raise ValueError("text states come without those of the empty caption")
         length = ids.shape[1]
         caption = (*self.null_ids, *self.null_ids[-1:] * length)[:length]
         return jnp.broadcast_to(jnp.asarray(caption, ids.dtype), ids.shape)

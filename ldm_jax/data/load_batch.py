@@ -20,7 +20,7 @@ from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
-from ldm_jax.errors import DataError
+from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.images import DEFAULT_GB, memory_limit
 
 # So many unreadable examples in a row mean that something else is wrong.
@@ -148,6 +148,7 @@ class LoadBatch:
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
         self.at_once = self.encoded and hasattr(source, "draw_batch")
+        self.empty = getattr(source, "empty_states", {})
         made = (inputs or {}).values()
         self.with_size = any(isinstance(make, SizeAndCrop) for make in made)
 
@@ -181,8 +182,8 @@ class LoadBatch:
             rngs = [self._generator(self._place(position)) for position in positions]
         batch = dict(self.source.draw_batch(indices, rngs, self.cut["flip"]))
         for key, make in drop:
-            rows = zip(batch[key], rngs, strict=True)
-            batch[key] = np.stack([make.drop(row, rng) for row, rng in rows])
+            rows, empty = zip(batch[key], rngs, strict=True), self.empty.get(key)
+            batch[key] = np.stack([make.drop(row, rng, empty) for row, rng in rows])
         if self.check:
             self.check(batch)
         if self.order is None:
@@ -203,7 +204,7 @@ class LoadBatch:
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
                 failures += failed
-        except DataError as error:
+        except (DataError, Unreachable) as error:
             # Sent as data: an exception would bring the worker's traceback with it.
             return {"failures": failures, "notes": notes, "error": str(error)}
         batch = {key: _stack([e[key] for e in examples]) for key in examples[0]}
@@ -242,6 +243,9 @@ class LoadBatch:
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
+            except Unreachable:
+                # Another example in its place would not be the same run.
+                raise
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)
@@ -282,7 +286,10 @@ class LoadBatch:
         else:
             example = draw(index, rng, self.cut["flip"])
         inputs = sorted((self.inputs or {}).items())
-        made = {key: make.drop(example[key], rng) for key, make in inputs}
+        made = {
+            key: make.drop(example[key], rng, self.empty.get(key))
+            for key, make in inputs
+        }
         return example | made
 
 

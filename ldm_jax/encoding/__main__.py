@@ -12,8 +12,6 @@ header, `latents.json`, and shards in array_record's format. The same command go
 where it was cut, and ends in the same bytes.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli
@@ -54,6 +52,12 @@ with cli.group("output"):
     _DTYPE = flags.DEFINE_enum(
         "dtype", "bfloat16", ["bfloat16", "float32"], "Type of the stored latents."
     )
+    _TEXT_STATES = flags.DEFINE_bool(
+        "text_states",
+        False,
+        "Store what frozen text towers make of captions, too: training with "
+        "data.text_states=True then loads no tower.",
+    )
     _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Images of a shard.")
     _TAKE_OUTDIR = flags.DEFINE_bool(
         "take_outdir",
@@ -71,10 +75,17 @@ def _main(argv: list[str]) -> None:
 
     from ldm_jax import checkpoint
     from ldm_jax.config import check_values, to_dict, upgrade_config
+    from ldm_jax.data.inputs import make_inputs
     from ldm_jax.encoding.stream import Options
+    from ldm_jax.encoding.text_states import require_captions
     from ldm_jax.encoding.write_set import make_writer
     from ldm_jax.lock import hold
-    from ldm_jax.trained import check_same_everywhere, load_first_stage
+    from ldm_jax.store import as_path
+    from ldm_jax.trained import (
+        check_same_everywhere,
+        load_first_stage,
+        load_text_towers,
+    )
 
     check_outdir(_OUTDIR.value)
     config, notes = upgrade_config(_CONFIG.value)
@@ -99,8 +110,12 @@ def _main(argv: list[str]) -> None:
         shard_size=_SHARD_SIZE.value,
         seed=config.seed if _SEED.value is None else _SEED.value,
     )
+    if _TEXT_STATES.value:
+        towers = load_text_towers(config)
+        require_captions(towers, make_inputs(config.data.get("inputs")))
+        options = options._replace(towers=towers)
     write = make_writer(first, to_dict(config.data), options)
-    outdir = pathlib.Path(_OUTDIR.value)
+    outdir = as_path(_OUTDIR.value)
     with contextlib.ExitStack() as stack:
         if not jax.process_index():
             stack.enter_context(hold(outdir, _TAKE_OUTDIR.value))

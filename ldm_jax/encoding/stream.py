@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from ldm_jax.data.inputs import held_out_inputs, make_inputs
 from ldm_jax.data.load_batch import LOADER_OPTIONS, LoaderOptions
 from ldm_jax.data.loader import Loader
 from ldm_jax.data.sources import Chosen
+from ldm_jax.encoding.text_states import make_states
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
-from ldm_jax.trained import FirstStage
+from ldm_jax.trained import FirstStage, TextTower
 
 
 class Options(NamedTuple):
@@ -34,6 +36,7 @@ class Options(NamedTuple):
       batch_size: Images at a time over the devices of a process, which divide it.
       shard_size: Images of a shard.
       seed: Seed of what the inputs draw.
+      towers: Batch key -> TextTower whose states are stored beside the token ids.
     """
 
     dtype: str
@@ -41,6 +44,7 @@ class Options(NamedTuple):
     batch_size: int
     shard_size: int
     seed: int
+    towers: Mapping[str, TextTower] = types.MappingProxyType({})
 
 
 class Encoded(NamedTuple):
@@ -114,6 +118,7 @@ def encoded_batches(
     """
     mesh = sharding.make_mesh(devices=jax.local_devices())
     encode = make_encoder(first, mesh, options.dtype)
+    text_states = make_states(options.towers, mesh, options.dtype)
     flips = [False, ALWAYS] if options.mirrored else [False]
     with contextlib.ExitStack() as stack:
         loaders = []
@@ -130,7 +135,8 @@ def encoded_batches(
                 said = skipped, loaders[0].shortened, cut
                 images = [{"image": batch.pop("image")} for batch in batches]
                 moments = [
-                    encode(sharding.put_batch(each, mesh)["image"]) for each in images
+                    encode(sharding.put_batch(each, mesh)["image"]) | text_states(batch)
+                    for each, batch in zip(images, batches, strict=True)
                 ]
                 masks = [batch.pop("mask") for batch in batches]
                 yield moments, batches, np.logical_and.reduce(masks), said

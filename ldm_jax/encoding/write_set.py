@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +15,14 @@ from ldm_jax import __version__, peers
 from ldm_jax.config import to_dict
 from ldm_jax.console import Console
 from ldm_jax.data.encoded.header import FILE, VERSION, Header
+from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.open_source import open_source
 from ldm_jax.encoding.shard_files import ShardFiles
 from ldm_jax.encoding.stream import Options, encoded_batches
+from ldm_jax.encoding.text_states import write_empty
 from ldm_jax.errors import ConfigError, Stopped
 from ldm_jax.models.first_stages import name_of
+from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
 from ldm_jax.training.preemption import Preemption
 
@@ -28,7 +30,7 @@ from ldm_jax.training.preemption import Preemption
 _FREE = (
     *("inputs", "split", "eval_split", "data_dir", "workers", "restart_workers"),
     *("max_image_gb", "on_error", "crop", "min_crop", "flip", "buckets"),
-    *("cache_gb", "index_dir"),
+    *("cache_gb", "index_dir", "text_states"),
 )
 
 # Those that parts of a mixture may have of their own; a part's split decides.
@@ -39,7 +41,7 @@ _QUIET = 30.0
 
 
 def write_set(
-    folder: pathlib.Path,
+    folder: Place,
     section: Mapping[str, Any],
     split: str,
     first: FirstStage,
@@ -73,6 +75,9 @@ def write_set(
     # What is said of the place of the first stage does not change a byte.
     settings["written_by"] = f"version {VERSION}"
     settings["first_stage"] = facts["first_stage"]["checksum"]
+    if not options.towers:
+        # As older versions have it.
+        del settings["text_states"]
     files = ShardFiles(folder, settings, len(source), options.shard_size)
     done = "finished" if main and files.begin() else ""
     if peers.gather(done)[0]:
@@ -84,6 +89,9 @@ def write_set(
     # Only now all shards are there.
     peers.gather("written")
     if main:
+        if options.towers:
+            inputs = make_inputs(section.get("inputs"))
+            write_empty(folder, options.towers, inputs, options.dtype)
         _say(folder, files.finish(facts))
     peers.gather("finished")
 
@@ -107,6 +115,9 @@ def _facts(source, section, split, first, options):
             "left_out": len(getattr(source, "skipped", ())),
         },
         "written_by": f"ldm_jax {__version__}",
+        "text_states": {
+            key: {"checksum": tower.checksum} for key, tower in options.towers.items()
+        },
     }
 
 
@@ -250,7 +261,7 @@ def _say(folder, header):
 
 def make_writer(
     first: FirstStage, section: Mapping[str, Any], options: Options
-) -> Callable[[pathlib.Path, str], None]:
+) -> Callable[[Place, str], None]:
     """Checks what all splits have in common.
 
     Args:

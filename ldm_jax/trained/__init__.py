@@ -6,6 +6,7 @@
 | `first_stage` | first stages |
 | `own_copy` | the copy of its first stage in a second stage's workdir |
 | `classifier` | classifiers of noisy latents |
+| `text_towers` | frozen text towers, which runs on stored text states lack |
 """
 
 from ldm_jax.trained.classifier import TrainedClassifier, load_classifier
@@ -23,9 +24,16 @@ from ldm_jax.trained.own_copy import (
     keep_first_stage,
     load_recorded,
 )
+from ldm_jax.trained.text_towers import (
+    TextTower,
+    load_text_towers,
+    stored_text_states,
+    with_text_towers,
+)
 
 __all__ = [
     "FirstStage",
+    "TextTower",
     "Trained",
     "TrainedClassifier",
     "check_same_everywhere",
@@ -37,5 +45,8 @@ __all__ = [
     "load_first_stage",
     "load_model",
     "load_recorded",
+    "load_text_towers",
     "record_of",
+    "stored_text_states",
+    "with_text_towers",
 ]

@@ -12,6 +12,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained.classifier import load_classifier
 from ldm_jax.trained.first_stage import check_same_latents, load_first_stage
 from ldm_jax.trained.own_copy import load_recorded
+from ldm_jax.trained.text_towers import with_text_towers
 from ldm_jax.weights.lpips import read_lpips
 
 
@@ -86,6 +87,10 @@ def load_model(
             f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
             "needs a diffusion run"
         )
+    params = with_text_towers(params, config, meta)
+    if config.data.get("text_states"):
+        # With its towers it takes token ids, as any other.
+        config.data.text_states = False
     if data_dir:
         config.data.data_dir = data_dir
     first = load_recorded(workdir, meta["first_stage"], first_stage)

@@ -7,14 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.held_out.made_images import sampled
@@ -66,25 +70,47 @@ def make_stage(
     first = open_first_stage(config, meta, workdir)
     model = make_model(config, first.module, data.num_classes)
     check_ids(model.conditioner.entries, config.data.get("inputs"))
+    stored = stored_text_states(config, model.conditioner, data)
     new = not meta and not config.train.init_from
-    initial = initial_weights(model.conditioner) if new else None
+    initial = initial_weights(model.conditioner, stored) if new else None
     if model.conditioner.entries:
         data.check_examples(model.conditioner.check)
     statistics = find_statistics(config, model, first, mesh, data, meta)
     encodes = model.conditioner.encodes_images
     frozen = frozen_tree(first, statistics, data, encodes)
+    if stored:
+        frozen["null_states"] = dict(data.null_states)
     record = {
         "first_stage": first.record,
         **statistics.record(),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
+        "text_states": stored,
     }
-    stage = _make_steps(config, model, frozen, data.example)
+    stage = make_steps(config, model, frozen, data.example)
     return stage._replace(initial=initial), record
 
 
-def _make_steps(config, model, frozen, example):
-    """Closes the pure functions of the stage over the model and the optimiser."""
+def make_steps(
+    config: ConfigDict,
+    model: LatentDiffusion,
+    frozen: Any,
+    example: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> Stage:
+    """Closes the pure functions of the stage over the model and the optimiser.
+
+    Args:
+      config: ConfigDict.
+      model: LatentDiffusion.
+      frozen: Weights of the first stage and statistics of its latents; shapes suffice.
+      example: One training example as a batch of one, [1, ...].
+
+    Returns:
+      Stage.
+
+    Raises:
+      ConfigError: If the config cannot work.
+    """
 
     def draw(rng):
         batch = jax.tree.map(jnp.zeros_like, example)
@@ -94,7 +120,8 @@ def _make_steps(config, model, frozen, example):
             raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 
     loss = functools.partial(latent_diffusion.loss, model)
-    freeze = (*freeze_paths(config), *frozen_paths(model.conditioner))
+    without = frozen.get("null_states", ())
+    freeze = (*freeze_paths(config), *frozen_paths(model.conditioner, without))
     init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
     options = sample_options(config, model)
     bins = _level_bins(config, model)

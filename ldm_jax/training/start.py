@@ -1,7 +1,7 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ from ldm_jax.config import differences
 from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.seeds import make_key
-from ldm_jax.trained import record_of
+from ldm_jax.trained import record_of, with_text_towers
+from ldm_jax.training.compiled import jit_init
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
@@ -73,7 +74,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
             "give train.init_from, the workdir of the run to start from"
         )
-    init = jax.jit(run.stage.init, out_shardings=run.shardings)
+    init = jit_init(run.stage.init, run.shardings)
     state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)
@@ -192,6 +193,7 @@ def load_initial(
     if found.keys() != params.keys():
         # An average is not kept of everything.
         found = checkpoint.load_weights(workdir, meta["step"], average=False)[1] | found
+    found = with_text_towers(found, theirs, meta)
     weights, notes = {}, [f"starting from step {meta['step']} of {workdir}"]
     for name, ours in params.items():
         reason = _difference(name, ours, found.get(name))
@@ -247,11 +249,14 @@ def _difference(name, ours, theirs):
     return None
 
 
-def initial_weights(conditioner: Conditioner) -> dict[str, Any]:
+def initial_weights(
+    conditioner: Conditioner, without: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads the towers that a new run takes over from elsewhere.
 
     Args:
       conditioner: Conditioner.
+      without: Batch keys of towers that the run does without, on stored states.
 
     Returns:
       Nested dict of NumPy arrays, a part of the parameters {"conditioner": ...}.
@@ -262,6 +267,8 @@ def initial_weights(conditioner: Conditioner) -> dict[str, Any]:
     """
     found = {}
     for key, tower in conditioner.towers().items():
+        if key in without:
+            continue
         if tower.weights:
             try:
                 params = load_tower(tower.weights, tower.module)
@@ -277,17 +284,23 @@ def initial_weights(conditioner: Conditioner) -> dict[str, Any]:
     return unflatten_dict(found)
 
 
-def frozen_paths(conditioner: Conditioner) -> tuple[str, ...]:
+def frozen_paths(
+    conditioner: Conditioner, without: Collection[str] = ()
+) -> tuple[str, ...]:
     """The towers that training leaves alone.
 
     Args:
       conditioner: Conditioner.
+      without: See `initial_weights`.
 
     Returns:
       Paths as in `train.freeze`.
     """
-    towers = conditioner.towers().values()
-    return tuple(f"conditioner/{tower.path}" for tower in towers if tower.frozen)
+    return tuple(
+        f"conditioner/{tower.path}"
+        for key, tower in conditioner.towers().items()
+        if tower.frozen and key not in without
+    )
 
 
 # Keys that may change between two runs of one workdir: they do not alter what a step
@@ -300,6 +313,7 @@ FREE_KEYS = (
     "data.workers",
     "data.restart_workers",
     "data.eval_split",
+    "data.eval_name",
     "data.max_image_gb",
     "data.cache_gb",
     "data.index_dir",

@@ -4,14 +4,18 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import as_path, size_of
 
 FILE = "latents.json"
+
+# Beside it: "KEY/null" and "KEY/empty" -> text states [L, D] of the null input, and of
+# the caption that stands for one that is left out.
+EMPTY = "empty_captions.npz"
 
 # Another number is another form of header or records.
 VERSION = 1
@@ -41,6 +45,8 @@ class Header:
       shortened: Number of examples of which a part was left out.
       cut: Input -> number of examples of which it kept only the beginning.
       written_by: Version of the package.
+      text_states: Batch key -> {"checksum"} of the frozen tower whose states lie beside
+        the token ids, and beside this file what it makes of empty captions.
     """
 
     version: int
@@ -59,6 +65,7 @@ class Header:
     shortened: int
     cut: Mapping[str, int]
     written_by: str
+    text_states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Header":
@@ -73,7 +80,7 @@ class Header:
         Raises:
           ValueError: If there is none, or it cannot be understood.
         """
-        path = pathlib.Path(folder) / FILE
+        path = as_path(folder) / FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             version = found["version"]
@@ -83,9 +90,12 @@ class Header:
                     "encode the data again"
                 )
             known = {field.name for field in dataclasses.fields(cls)}
+            # Older ones store none.
+            found = {"text_states": {}} | found
             return cls(**{key: found[key] for key in known})
         except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+            reason = error.strerror or error
+            raise ValueError(f"cannot read {path}: {reason}") from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged ({type(error).__name__}: {error}): encode the "
@@ -120,10 +130,13 @@ class Header:
         Returns:
           What is wrong with one; None if all are whole.
         """
+        empty = as_path(folder) / EMPTY
+        if self.text_states and not empty.is_file():
+            return f"{empty} is missing, the text states of the empty caption"
         for shard in self.shards:
-            path = pathlib.Path(folder) / shard["file"]
+            path = as_path(folder) / shard["file"]
             try:
-                size = path.stat().st_size
+                size = size_of(path)
             except OSError:
                 return f"{path} is missing, which the header of the set names"
             if size != shard["bytes"]:
@@ -161,6 +174,12 @@ class Header:
                 f"{mine['workdir']} those of data.split (checksum {mine['checksum']}): "
                 "encode one of them anew"
             )
+        for name, tower in self.text_states.items():
+            if other.text_states.get(name) != tower:
+                raise ConfigError(
+                    f"{key}: another text tower made its states of {name}, or none: "
+                    "encode both with one command"
+                )
         mine, theirs = _contents(self.fields), _contents(other.fields)
         for name in sorted({*mine, *theirs}):
             here, there = mine.get(name, "nothing"), theirs.get(name, "nothing")

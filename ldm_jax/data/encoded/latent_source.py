@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.config import to_dict
-from ldm_jax.data.encoded.header import FILE, Header
-from ldm_jax.data.encoded.record import MEAN, STD
+from ldm_jax.data.encoded.header import EMPTY, FILE, Header
+from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
+from ldm_jax.store import as_path, local_copy
 
 # Shards that are open at a time, where the system allows so many: each holds a file,
 # a buffer of 32 KB and its index, 8 bytes a record.
@@ -28,6 +28,9 @@ class LatentSource:
       header: What the set says of itself.
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
+      null_states: Batch key -> text states [L, D] of the null input, where states are
+        given in place of token ids.
+      empty_states: The same of the caption that stands for one that is left out.
     """
 
     encoded = True
@@ -41,6 +44,7 @@ class LatentSource:
         inputs: Mapping[str, Any] | None = None,
         filter: str | None = None,  # noqa: A002
         keys: Sequence[str] = (),
+        text_states: bool = False,
     ) -> None:
         """Opens a set; only its header is read.
 
@@ -54,12 +58,14 @@ class LatentSource:
           filter: Condition on metadata, which must be that of the encoding: there it
             has acted.
           keys: Not used: what inputs need was there when they were encoded.
+          text_states: Whether to give the states of frozen text towers in place of
+            token ids.
 
         Raises:
           ValueError: If there is no such set, or it does not hold what is asked for.
         """
         del keys
-        self._folder = pathlib.Path(name).expanduser().absolute() / (split or "")
+        self._folder = as_path(name).absolute() / (split or "")
         _require_set(self._folder, name)
         self.header = header = Header.read(self._folder)
         _require_size(header, image_size)
@@ -76,7 +82,14 @@ class LatentSource:
         wanted = _plain_inputs(inputs)
         _require_inputs(_plain_inputs(header.inputs), wanted)
         self._format = header.record_format
-        self._names = {MEAN, STD, "label", *wanted}
+        states = wanted.keys() & header.text_states.keys() if text_states else ()
+        if text_states and not states:
+            raise ValueError(
+                f"text_states=True, but {self._folder} holds none: encode with "
+                "--text_states, or leave it out"
+            )
+        self._states = {STATES.format(key): key for key in sorted(states)}
+        self._names = {MEAN, STD, "label", *(wanted.keys() - states), *self._states}
         self._copies = 2 if header.mirrored else 1
         self._ends = np.cumsum([shard["records"] for shard in header.shards])
         self.num_classes = header.num_classes
@@ -85,7 +98,23 @@ class LatentSource:
         problem = header.problem_with_files(self._folder)
         if problem:
             raise ValueError(f"{problem}: bring it back, or encode the data again")
+        self.null_states, self.empty_states = self._read_empty()
         self._begin()
+
+    def _read_empty(self):
+        """Text states of null inputs, and of captions that are left out, by key."""
+        if not self._states:
+            return {}, {}
+        format_ = {field.name: field.dtype for field in self._format.fields}
+        with np.load(local_copy(self._folder / EMPTY), allow_pickle=False) as stored:
+            null, empty = (
+                {
+                    key: stored[f"{key}/{what}"].astype(TYPES[format_[name]])
+                    for name, key in self._states.items()
+                }
+                for what in ("null", "empty")
+            )
+        return null, empty
 
     def _begin(self):
         self._open, self._lock = collections.OrderedDict(), threading.Lock()
@@ -144,7 +173,8 @@ class LatentSource:
             mirror = np.array([rng.random() < 0.5 for rng in rngs])
             self._require_copies(mirror.any())
             numbers = numbers + mirror
-        return self._format.unpack_batch(self._records(numbers), self._names)
+        records = self._records(numbers)
+        return self._by_key(self._format.unpack_batch(records, self._names))
 
     def mirrored(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Reads the mirrored copy of an example.
@@ -166,7 +196,11 @@ class LatentSource:
             raise ValueError(f"{self._folder} holds no mirrored copies")
 
     def _example(self, number):
-        return self._format.unpack(self._record(number), self._names)
+        return self._by_key(self._format.unpack(self._record(number), self._names))
+
+    def _by_key(self, found):
+        """What was read, with text states under the keys of their conditions."""
+        return {self._states.get(name, name): value for name, value in found.items()}
 
     def _record(self, number):
         return self._records(np.array([number]))[0]
@@ -208,7 +242,7 @@ class LatentSource:
         from array_record.python import array_record_module
 
         return array_record_module.ArrayRecordReader(
-            str(self._folder / self.header.shards[shard]["file"]),
+            str(local_copy(self._folder / self.header.shards[shard]["file"])),
             "readahead_buffer_size:0",
             file_reader_buffer_size=2**15,
         )
@@ -250,7 +284,7 @@ class LatentSource:
 def _require_set(folder, name):
     if (folder / FILE).is_file():
         return
-    parent = pathlib.Path(name).expanduser()
+    parent = as_path(name)
     there = sorted(path.parent.name for path in parent.glob(f"*/{FILE}"))
     if there:
         raise ValueError(

@@ -18,6 +18,9 @@ from ldm_jax.annotations import Shaped
 # standard deviation.
 MEAN, STD = "latent_mean", "latent_std"
 
+# Batch key -> name of the text states that a frozen tower made of its token ids.
+STATES = "{}/states"
+
 # Types by the names that headers use -> NumPy's. Big-endian machines have no bfloat16.
 _BFLOAT16 = "bfloat16"
 TYPES = {

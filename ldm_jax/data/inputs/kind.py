@@ -69,18 +69,24 @@ class Input:
         return self._missing(example)
 
     def drop(
-        self, value: Shaped[np.ndarray, "..."], rng: np.random.Generator | None
+        self,
+        value: Shaped[np.ndarray, "..."],
+        rng: np.random.Generator | None,
+        nothing: Shaped[np.ndarray, "..."] | None = None,
     ) -> Shaped[np.ndarray, "..."]:
         """Leaves out at random what training goes without, of what was made before.
 
         Args:
-          value: What the input of `held_out` made, [...] without batch axis.
+          value: What the input of `held_out` made, [...] without batch axis, or what
+            was made of that.
           rng: NumPy generator; needed for what is random.
+          nothing: What then takes its place, like `value`; None for what the input
+            itself makes of nothing.
 
         Returns:
           The value, or that of nothing in its place, of the same shape [...].
         """
-        return self._drop(value, rng)
+        return self._drop(value, rng, nothing)
 
     def held_out(self) -> "Input":
         """Makes the input of all but training.
@@ -177,7 +183,7 @@ class Input:
     def _drops(self):
         return False
 
-    def _drop(self, value, rng):
+    def _drop(self, value, rng, nothing):
         return value
 
     def _is_cut(self, example, value):
