@@ -66,15 +66,15 @@ def place_of(name: bytes) -> int:
 
 
 def divide(
-    places: Shaped[np.ndarray, " N"], split: str, fraction: float
+    places: Shaped[np.ndarray, " N"], split: str, fraction: float | None
 ) -> Bool[np.ndarray, " N"]:
     """Finds the examples on one side.
 
     Args:
       places: uint64 [N], what `place_of` gives for all examples.
       split: "train", "validation" or "test" (the same), or "all".
-      fraction: Fraction that is held out, in (0, 1); of two or more examples at least
-        one is.
+      fraction: Fraction that is held out, in (0, 1), of two or more examples at least
+        one; None where nothing is.
 
     Returns:
       bool [N].
@@ -82,14 +82,14 @@ def divide(
     if split == "all":
         return np.ones(len(places), bool)
     # One at least: an empty validation set is of no use to anyone.
-    limit = fraction if len(places) > 1 else -1.0
+    limit = fraction if fraction and len(places) > 1 else -1.0
     places = np.asarray(places, np.uint64) / 2**64
-    if len(places) > 1:
+    if len(places) > 1 and fraction:
         limit = max(limit, places.min())
     return (places <= limit) == (split != "train")
 
 
-def check_division(split: str, fraction: float, what: str) -> None:
+def check_division(split: str, fraction: float | None, what: str) -> None:
     """Checks the options of a division.
 
     Args:
@@ -104,5 +104,6 @@ def check_division(split: str, fraction: float, what: str) -> None:
         raise ValueError(
             f'{what} has the splits {", ".join(SPLITS[:-1])} and all, not "{split}"'
         )
-    if not 0 < fraction < 1:
+    # None is no value of the config: `open_source` gives it where `eval_name` is set.
+    if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")
