@@ -123,7 +123,7 @@ class Chip(NamedTuple):
 _GIB = 2**30
 
 # By the name of --chip. GPUs give their memory less what the driver keeps (nvidia-smi),
-# TPUs what the runtime leaves of it.
+# TPUs all of it.
 CHIPS = {
     "A100-40": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 39 * _GIB),
     "A100-80": Chip(("NVIDIA A100",), 312, 79 * _GIB),
