@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from ldm_jax.annotations import Array, Float
@@ -55,21 +56,21 @@ def group_norm(
 def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
     wide = x.astype(jnp.float32)
     mean, variance = _moments(wide, groups)
-    weight, offset = _affine(scale, bias, modulation, variance, epsilon)
-    y = (wide - _pixel(_spread(mean, x.shape[-1]))) * _pixel(weight) + _pixel(offset)
+    rate = jax.lax.rsqrt(variance + epsilon)
+    weight, offset = _affine(scale, bias, modulation, rate)
+    y = (wide - _pixel(mean)) * _pixel(weight) + _pixel(offset)
     y = (y * jax.nn.sigmoid(y) if silu else y).astype(dtype)
-    return y, (x, scale, bias, modulation, mean, variance)
+    return y, (x, scale, bias, modulation, mean, rate)
 
 
 def _backward(groups, epsilon, silu, dtype, kept, gradient):
-    del dtype
-    x, scale, bias, modulation, mean, variance = kept
+    del epsilon, dtype
+    x, scale, bias, modulation, mean, rate = kept
     # Without the barrier compilers may find again what the forward pass made of x, and
     # keep that in float32.
     wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
-    centred = wide - _pixel(_spread(mean, x.shape[-1]))
-    affine = functools.partial(_affine, epsilon=epsilon)
-    (weight, offset), pull = jax.vjp(affine, scale, bias, modulation, variance)
+    centred = wide - _pixel(mean)
+    (weight, offset), pull = jax.vjp(_affine, scale, bias, modulation, rate)
     gradient = gradient.astype(jnp.float32)
     if silu:
         y = centred * _pixel(weight) + _pixel(offset)
@@ -77,22 +78,21 @@ def _backward(groups, epsilon, silu, dtype, kept, gradient):
         gradient = gradient * (gate * (1 + y * (1 - gate)))
     by_offset = jnp.sum(gradient, axis=(1, 2))
     by_weight = jnp.sum(gradient * centred, axis=(1, 2))
-    *by_parameters, by_variance = pull((by_weight, by_offset))
-    # A mean of squares about the mean moves with an element by 2 / n of its distance.
-    count = x.size // (x.shape[0] * groups)
-    by_mean = _spread(-_gather(by_offset * weight, groups) / count, x.shape[-1])
-    slope = _spread(2 * by_variance / count, x.shape[-1])
-    result = gradient * _pixel(weight) + centred * _pixel(slope) + _pixel(by_mean)
+    *by_parameters, by_rate = pull((by_weight, by_offset))
+    # By the mean, and by the variance: that moves with an element by 2 / n of its
+    # distance from the mean, and the rate with it by -rate^3 / 2.
+    both = jnp.stack([by_offset * weight, by_rate * rate**3])
+    shift, slope = -_fold(both, groups) / (x.shape[1] * x.shape[2])
+    result = gradient * _pixel(weight) + centred * _pixel(slope) + _pixel(shift)
     return result.astype(x.dtype), *by_parameters
 
 
 group_norm.defvjp(_forward, _backward)
 
 
-def _affine(scale, bias, modulation, variance, epsilon):
+def _affine(scale, bias, modulation, rate):
     """What a centred element is multiplied by and what is added: two [B, c]."""
-    channels = scale.shape[-1]
-    weight = scale[None] * _spread(jax.lax.rsqrt(variance + epsilon), channels)
+    weight = scale[None] * rate
     if modulation is None:
         return weight, jnp.broadcast_to(bias[None], weight.shape)
     scale, shift = (m.astype(jnp.float32) for m in modulation)
@@ -100,36 +100,25 @@ def _affine(scale, bias, modulation, variance, epsilon):
 
 
 def _moments(x, groups):
-    """Mean and variance of every group: two [B, G]."""
-
-    def fold(means):
-        return _gather(means, groups) / (x.shape[-1] // groups)
-
-    shift = fold(jnp.mean(x[:, 0], axis=1))
-    centred = x - _pixel(_spread(shift, x.shape[-1]))
-    mean = fold(jnp.mean(centred, axis=(1, 2)))
-    square = fold(jnp.mean(jnp.square(centred), axis=(1, 2)))
+    """Mean and variance of every group, repeated for its channels: two [B, c]."""
+    shift = _fold(jnp.mean(x[:, 0], axis=1)[None], groups)[0]
+    centred = x - _pixel(shift)
+    means = jnp.mean(centred, axis=(1, 2)), jnp.mean(jnp.square(centred), axis=(1, 2))
+    mean, square = _fold(jnp.stack(means), groups)
     return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-def _gather(values, groups):
-    """Sums over the channels of each group, [B, c] -> [B, G].
+def _fold(values, groups):
+    """Means over the channels of a group, repeated for each of them: [k, B, c] as is.
 
-    A product with a small matrix, as is `_spread`: XLA on the CPU would take up a sum
-    or a repetition into the loop over all pixels, and do it anew for each.
+    By products with a small matrix: XLA on the CPU would take up sums and repetitions
+    into the loop over all pixels, and do them anew for each.
     """
-    return jnp.matmul(values, _member(values.shape[-1], groups), precision="highest")
-
-
-def _spread(values, channels):
-    """Values of groups for each of their channels, [B, G] -> [B, c]."""
-    member = _member(channels, values.shape[-1])
-    return jnp.matmul(values, member.T, precision="highest")
-
-
-def _member(channels, groups):
-    """One where a channel is of a group, [c, G]."""
-    return jnp.repeat(jnp.eye(groups), channels // groups, axis=0)
+    channels = values.shape[-1]
+    member = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
+    sums = jnp.matmul(values.reshape(-1, channels), member, precision="highest")
+    means = sums / (channels // groups)
+    return jnp.matmul(means, member.T, precision="highest").reshape(values.shape)
 
 
 def _pixel(values):
