@@ -694,6 +694,9 @@ FLAGS: dict[str, Check] = {
     "num_processes": whole(1, 2**20),
     "process_id": whole(0, 2**20),
     "start_timeout": whole(1, 10**6),
+    "num_classes": whole(1, 10**6),
+    "mfu": real(0, 1, "("),
+    "price": real(0, 1e6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
         (
