@@ -31,7 +31,7 @@ setup(
             f"ldm-{name} = ldm_jax.commands:{name}"
             for name in (
                 *("train", "sample", "convert", "encode"),
-                *("evaluate", "reference", "sweep", "nearest"),
+                *("evaluate", "reference", "sweep", "nearest", "plan"),
             )
         ]
     },

@@ -389,6 +389,11 @@ _NAMES = Check(
     "a string, or a tuple of such",
     lambda value: isinstance(value, str) or several(text(), 1).accepts(value),
 )
+_EVAL_NAMES = Check(
+    _NAMES.what,
+    lambda value: value is None or _NAMES.accepts(value),
+    "none holds out a part of data.name",
+)
 _GIGABYTES = real(0, 1e6, "(")
 _NUMBERS = several(real(-1e9, 1e9), 1, none="what is measured")
 _DTYPE = Check("a compute type: " + ", ".join(_DTYPES), _is_dtype)
@@ -510,6 +515,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "data_dir": text(empty=True, none="the usual place"),
         "split": text(),
         "eval_split": text(empty=True, none="none"),
+        "eval_name": _EVAL_NAMES,
         "image_size": whole(1, _SIDE),
         "crop": text(),
         "min_crop": real(0, 1, "("),
@@ -688,6 +694,9 @@ FLAGS: dict[str, Check] = {
     "num_processes": whole(1, 2**20),
     "process_id": whole(0, 2**20),
     "start_timeout": whole(1, 10**6),
+    "num_classes": whole(1, 10**6),
+    "mfu": real(0, 1, "("),
+    "price": real(0, 1e6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
         (

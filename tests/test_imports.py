@@ -19,7 +19,7 @@ FLOORS = (
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
-    ("evaluation", "encoding"),
+    ("evaluation", "encoding", "planning"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))

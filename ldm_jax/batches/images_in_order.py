@@ -103,7 +103,7 @@ class Images:
             section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.
             section |= {"image_key": None, "label_key": "" if are_files else None}
-            section["filter"] = None
+            section |= {"filter": None, "eval_name": None}
             if are_files:
                 section |= {"data_dir": None, "eval_split": "all"}
         if data_dir:

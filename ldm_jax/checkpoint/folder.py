@@ -14,7 +14,7 @@ from ldm_jax.checkpoint.checksums import MARK, copy_checksums, find_damage
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
-from ldm_jax.store import Place, as_path, fetch, files_below, is_remote
+from ldm_jax.store import Place, as_path, fetch, files_below, for_each, is_remote
 
 Folder = str | os.PathLike
 # A step as a number, also in letters, or "best"; None is the newest.
@@ -40,7 +40,7 @@ def saved_steps(folder: Place) -> list[int]:
 
     Read from the folder's names, not from Orbax, which passes over a damaged checkpoint
     in silence: a whole one is renamed into place, so whatever bears a step's name must
-    be readable.
+    be readable; in a store, whatever bears its mark, too.
 
     Args:
       folder: `checkpoints` of a workdir; it need not be there.
@@ -48,12 +48,13 @@ def saved_steps(folder: Place) -> list[int]:
     Returns:
       Steps, the smallest first.
     """
+    paths = folder.iterdir() if folder.is_dir() else ()
+    paths = [path for path in paths if path.name.isdigit()]
     if is_remote(folder):
         # Where nothing can be renamed, a whole one bears a mark.
-        paths = [path.parent for path in folder.glob(f"*/{MARK}")]
-    else:
-        paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
+        marked = for_each(lambda path: (path / MARK).is_file(), paths, folder)
+        paths = itertools.compress(paths, marked)
+    return sorted(int(path.name) for path in paths)
 
 
 def checkpoint_folder(workdir: Folder, step: Step = None) -> Place:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,6 @@ Path = str | os.PathLike
 
 # Where images lie, and the classes of them beside them.
 IMAGES, LABELS = "arr_0", "arr_1"
-
-# Bytes that are copied at a time.
-_PART = 2**24
 
 
 def keys_of(path: Path, flag: str = "--images") -> set[str]:
@@ -265,19 +262,52 @@ class ImageFile:
         self._array = None
         with (
             replacing(self._path) as temporary,
-            zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
+            zipfile.ZipFile(temporary, "w") as archive,
         ):
-            with (
-                open(self._part, "rb") as source,
-                archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as target,
-            ):
-                while part := source.read(_PART):
-                    target.write(part)
+            stored = np.load(self._part, mmap_mode="r")
+            write_stream(archive, IMAGES, len(stored), stored)
             write_arrays(archive, others)
 
     def remove(self) -> None:
         """Takes the images beside the npz away, once no state of a run needs them."""
         self._part.unlink(missing_ok=True)
+
+
+def write_stream(
+    archive: zipfile.ZipFile,
+    name: str,
+    count: int,
+    rows: Iterable[Shaped[np.ndarray, "..."]],
+) -> tuple[int, ...]:
+    """Adds an array to an npz row by row: one at a time is in memory.
+
+    Args:
+      archive: The npz, opened for writing.
+      name: Name of the array.
+      count: Number of rows, at least one.
+      rows: The rows [...], all of one shape and type.
+
+    Returns:
+      Shape of the array.
+
+    Raises:
+      ValueError: If there are more or fewer rows, or one is unlike the first.
+    """
+    written, shape, dtype = 0, None, None
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        for row in map(np.asarray, rows):
+            if shape is None:
+                shape, dtype = row.shape, row.dtype
+                header = {"descr": np.lib.format.dtype_to_descr(dtype)}
+                header |= {"fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if (row.shape, row.dtype) != (shape, dtype):
+                raise ValueError(f"row {written} of {name} is unlike the first one")
+            file.write(np.ascontiguousarray(row).tobytes())
+            written += 1
+    if written != count:
+        raise ValueError(f"{name} has {written} rows and not {count}")
+    return count, *shape
 
 
 def write_arrays(

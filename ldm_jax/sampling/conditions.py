@@ -350,7 +350,7 @@ def collect_conditions(
 
     Returns:
       Dict of arrays [N, ...]: "arr_1", the labels of a class-conditional model;
-      "reference" uint8, the images that are given or held out; "caption" strings,
+      "caption" strings,
       "label", "segmentation", "depth", "boxes", "box_labels" and so on as in an
       example; "mask" bool [N, H, W, 1], true where the image was filled; and
       "input_KEY" for every other input under its batch key.
@@ -361,8 +361,6 @@ def collect_conditions(
         example = make_example(trained, task, k)
         row = make_row(trained, task, seed, k, example)
         kept = _kept(example)
-        if "image" in example:
-            kept["reference"] = example["image"]
         if "mask" in row:
             kept["mask"] = row["mask"]
         for key, value in row["inputs"].items():

@@ -1,26 +1,25 @@
-"""The files of a run: samples, their settings, a grid, a contact sheet, an array.
+"""What a run shows: a grid of its samples, and a contact sheet with their conditions.
 
 The samples are alone in a folder of their own, as evaluators of folders take every
 image that they find; all else lies beside it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm_jax.annotations import Shaped, UInt8
+from ldm_jax.annotations import UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.labels import name_of_class
-from ldm_jax.errors import DecodeError
-from ldm_jax.files import replacing
 from ldm_jax.images import make_grid, read_image, write_png
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
+from ldm_jax.sampling.sample_files import SampleFiles
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
-from ldm_jax.store import Place, for_each
+from ldm_jax.store import Place
 from ldm_jax.trained import Trained
 
 # Samples on a contact sheet, and about how wide it is in pixels.
@@ -42,28 +41,33 @@ class Entry(NamedTuple):
     text: str
 
 
-def write_contact_sheet(trained: Trained, task: Task, seed: int, outdir: Place) -> None:
+def write_contact_sheet(
+    trained: Trained, task: Task, seed: int, outdir: Place, store: SampleFiles
+) -> None:
     """Writes `sheet.png`: the first samples beside their conditions, if there are any.
 
     Args:
       trained: A Trained.
       task: A Task.
       seed: Seed of the run.
-      outdir: Path of the folder that holds the samples.
+      outdir: Path of the folder.
+      store: Where the samples are.
     """
-    shown = range(min(task.count, MOST_ON_SHEET))
-    entries = [_make_entry(trained, task, seed, outdir, k) for k in shown]
+    shown = store.images(min(task.count, MOST_ON_SHEET))
+    entries = [
+        _make_entry(trained, task, seed, outdir, k, sample)
+        for k, sample in enumerate(shown)
+    ]
     if not any(entry.text or len(entry.images) > 1 for entry in entries):
         return
     write_png(outdir / "sheet.png", make_contact_sheet(entries))
     print(f"sheet: {outdir / 'sheet.png'}")
 
 
-def _make_entry(trained, task, seed, outdir, k):
+def _make_entry(trained, task, seed, outdir, k, sample):
     source = conditions_from(task, k)
     example = make_example(trained, task, source)
     row = make_row(trained, task, seed, source, example)
-    sample = read_image(path_of(outdir, k))
     shape = _shape_on_sheet(*sample.shape[:2])
     shown = _starting_points(trained, task, row, shape)
     with_mask = inputs_of(trained.inputs, "mask")
@@ -172,36 +176,6 @@ def _wrap(text, width):
 # Samples in a grid.
 _MAX_GRID = 64
 
-_ANEW = "take it away, and the same command draws it anew"
-
-
-def path_of(outdir: Place, k: int) -> Place:
-    """Says where a sample is written.
-
-    Args:
-      outdir: Path of the folder.
-      k: Number of the sample.
-
-    Returns:
-      Path of its PNG file.
-    """
-    return outdir / "samples" / f"{k:06d}.png"
-
-
-def numbers_there(outdir: Place) -> set[int]:
-    """Lists the samples that are written; one look at the folder, as stores are far.
-
-    Args:
-      outdir: Path of the folder.
-
-    Returns:
-      Their numbers.
-    """
-    folder = path_of(outdir, 0).parent
-    paths = folder.iterdir() if folder.is_dir() else ()
-    names = (path.name.removesuffix(".png") for path in paths)
-    return {int(name) for name in names if name.isdigit()}
-
 
 def unguided_path_of(outdir: Place, k: int) -> Place:
     """Says where a sample is written as it is without guidance.
@@ -218,7 +192,7 @@ def unguided_path_of(outdir: Place, k: int) -> Place:
 
 def write_grid(
     outdir: Place,
-    count: int,
+    store: SampleFiles,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
 ) -> Place:
@@ -226,63 +200,20 @@ def write_grid(
 
     Args:
       outdir: Path of the folder.
-      count: Number of samples.
+      store: Where the samples are.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
       class_names: Their names, if known.
 
     Returns:
       Its path.
     """
-    shown = range(min(count, _MAX_GRID))
-    columns = math.ceil(math.sqrt(len(shown)))
+    shown = min(store.count, _MAX_GRID)
+    columns = math.ceil(math.sqrt(shown))
     if labels is not None and 1 < len(labels) <= 16:
-        columns = min(len(labels), len(shown))
+        columns = min(len(labels), shown)
         names = [name_of_class(label, class_names) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    images = _read_samples(outdir, shown)
-    write_png(grid, make_grid(images, columns))
+    write_png(grid, make_grid(np.stack([*store.images(shown)]), columns))
     print(f"grid: {grid}")
     return grid
-
-
-def _read_samples(outdir, numbers):
-    """Samples [N, H, W, 3] that were written, perhaps by an earlier run."""
-
-    def read(k):
-        path = path_of(outdir, k)
-        try:
-            return path, read_image(path)
-        except DecodeError as error:
-            raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
-
-    images = None
-    for row, (path, image) in enumerate(for_each(read, numbers, outdir)):
-        if images is None:
-            images = np.empty((len(numbers), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise DecodeError(
-                f"{path} is {image.shape[1]} x {image.shape[0]} pixels and others are "
-                f"{images.shape[2]} x {images.shape[1]}: {_ANEW}"
-            )
-        images[row] = image
-    return images
-
-
-def write_array(
-    outdir: Place,
-    count: int,
-    conditions: Mapping[str, Shaped[np.ndarray, "..."]],
-) -> None:
-    """Writes `samples.npz`.
-
-    Args:
-      outdir: Path of the folder.
-      count: Number of samples.
-      conditions: Further arrays by name, [count, ...].
-    """
-    images = _read_samples(outdir, range(count))
-    with replacing(outdir / "samples.npz") as temporary:
-        np.savez(temporary, arr_0=images, **conditions)
-    others = f"; {', '.join(sorted(conditions))}" if conditions else ""
-    print(f"array: {outdir / 'samples.npz'} {images.shape} uint8{others}")

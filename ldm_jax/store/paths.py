@@ -8,6 +8,7 @@ so that Orbax and everything else here share one connection.
 import concurrent.futures
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import shutil
@@ -110,6 +111,9 @@ def _file_system(scheme):
     os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec
     from fsspec.config import conf
+
+    # What it cannot do it also raises, and that becomes a line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
     # Another process may have written since: nothing is remembered of a listing.
     for name in ("gs", "gcs"):

@@ -23,7 +23,7 @@ from ldm_jax.errors import Stopped, UserError
 from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
-from ldm_jax.training.compiled import CompiledStep
+from ldm_jax.training.compiled import CompiledStep, jit_step
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
@@ -136,8 +136,7 @@ def run(
         batches = data.train_batches(start)
         stack.enter_context(contextlib.closing(batches))
         batch = next(batches)
-        outputs = shardings, sharding.replicated(mesh)
-        step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
+        step = jit_step(stage.train_step, shardings, mesh)
         step = CompiledStep(step, train.batch_size, mesh.size, console)
         step.prepare(state, frozen, batch)
         watch = step.watch

@@ -134,3 +134,16 @@ def test_other_labels_make_another_set(tmp_path):
         HuggingFaceSource(f, "all", label_key="").fingerprint() for f in (first, second)
     }
     assert len(unlabelled) == 1
+
+
+def test_all_parts_of_a_split_are_taken(tmp_path):
+    names = ["train", "val", "validation", "test", "extra"]
+    for k, name in enumerate(names):
+        save_to_disk(tmp_path / name, ROWS[k : k + 2])
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": names}))
+    counts = {
+        split: len(HuggingFaceSource(str(tmp_path), split))
+        for split in ("train", "validation", "val", "test", "extra", "all")
+    }
+    expected = dict(train=2, validation=4, val=2, test=2, extra=2, all=10)
+    assert counts == expected

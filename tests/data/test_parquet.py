@@ -95,6 +95,22 @@ def test_files_that_say_their_split(tmp_path, form):
     assert counts == {"train": 6, "validation": 4} and len(open_all(tmp_path)) == 10
 
 
+def test_all_files_of_a_split_are_taken(tmp_path):
+    for k, word in enumerate(["train", "training", "val", "valid", "validation"]):
+        write_parquet(tmp_path / f"{word}-0.parquet", ROWS[k : k + 1])
+    options = dict(keys=["text"])
+    train, held_out, test = (
+        ParquetSource(str(tmp_path), split, **options)
+        for split in ("train", "validation", "test")
+    )
+    assert [number_of(train[k]) for k in range(len(train))] == [0, 1]
+    assert [number_of(held_out[k]) for k in range(len(held_out))] == [2, 3, 4]
+    assert len(test) == 3
+    write_parquet(tmp_path / "test.parquet", ROWS[9:])
+    assert len(ParquetSource(str(tmp_path), "test")) == 1
+    assert len(ParquetSource(str(tmp_path), "validation")) == 3
+
+
 @pytest.mark.parametrize("damaged", ["train", "validation"])
 def test_a_damaged_split_is_no_other_split(tmp_path, damaged):
     for word in ("train", "validation"):

@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from ldm_jax.data.division import check_division
-from ldm_jax.data.folder import SPLIT_FOLDERS
+from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
@@ -109,14 +108,21 @@ def _readable(paths, on_error):
 
 def _choose(parts, split, name):
     """(files of a split, files that are trained on, whether rows are divided)."""
-    training = next((parts[w] for w in SPLIT_FOLDERS["train"] if w in parts), None)
     every = [path for paths in parts.values() for path in paths]
-    training = training or every
+
+    def those_of(name):
+        own = serving(name, map(split_of, parts))
+        chosen = [paths for part, paths in parts.items() if split_of(part) == own]
+        return [path for paths in chosen for path in paths] if own else []
+
+    training = those_of("train") or every
     if split == "all":
         return every, training, False
-    for wanted in (split, *SPLIT_FOLDERS.get(split, ())):
-        if len(parts) > 1 and wanted in parts:
-            return parts[wanted], training, False
+    if len(parts) > 1:
+        # Any other is asked for by the name that it has.
+        named = those_of(split) if split in SPLIT_NAMES else parts.get(split)
+        if named:
+            return named, training, False
     if len(parts) == 1:
         return every, training, True
     raise ValueError(f'{name} has no split "{split}"; it has {", ".join(parts)}, all')

@@ -1,6 +1,5 @@
 """The source "parquet": Parquet files, as of sets on the Hugging Face hub."""
 
-import collections
 import dataclasses
 import glob
 import os
@@ -9,15 +8,15 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from ldm_jax.data.division import check_division
-from ldm_jax.data.folder import SPLIT_FOLDERS
+from ldm_jax.data.division import check_division, serving, split_of
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.footers import open_files
 from ldm_jax.data.tables.kinds import are_alike
 from ldm_jax.data.tables.row_groups import ParquetTable, join_schemas
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
-from ldm_jax.data.tar.byte_ranges import file_system, is_remote, reach
+from ldm_jax.data.tar.byte_ranges import file_system, reach
 from ldm_jax.data.tar.shards import address, expand, find_shards
+from ldm_jax.store import is_remote
 
 SUFFIX = ".parquet"
 
@@ -166,54 +165,41 @@ def _choose(shards, files, split):
     All names count, those of files that cannot be read too: what is held out shall not
     become what is trained on.
     """
-    words = _split_words([shard.path for shard in shards])
-    training = SPLIT_FOLDERS["train"]
-    held_out = {word for words in SPLIT_FOLDERS.values() for word in words}
-    held_out -= {*training}
-    if not any(word in training for word in words) or not held_out.intersection(words):
+    splits = _splits_of([shard.path for shard in shards])
+    if serving("train", splits) is None or serving("validation", splits) is None:
         return files, files, False
-    by_path = dict(zip((shard.path for shard in shards), words, strict=True))
-    named = collections.defaultdict(list)
-    for file in files:
-        named[by_path[file.shard.path]].append(file)
-    first = [file for word in training for file in named[word]]
-    wanted = next((w for w in SPLIT_FOLDERS.get(split, ()) if w in words), None)
-    if split == "all":
-        chosen = files
-    else:
-        chosen = first if split == "train" else named[wanted]
-    for name, found in (("train", first), (split, chosen)):
-        if not found:
+    by_path = dict(zip((shard.path for shard in shards), splits, strict=True))
+
+    def those_of(name):
+        own = [f for f in files if by_path[f.shard.path] == serving(name, splits)]
+        if not own:
             raise ValueError(f"none of the Parquet files of {name} can be read")
-    _name_unused(shards, words)
-    return chosen, first, True
+        return own
 
-
-def _name_unused(shards, words):
-    """Says which files no split takes, as their names are of none."""
-    unused = [s.path for s, word in zip(shards, words, strict=True) if word is None]
+    training = those_of("train")
+    chosen = files if split == "all" else those_of(split)
+    unused = [path for path, own in by_path.items() if own is None]
     if unused:
         logging.warning(
             "%d Parquet files are of no split by their names, as %s: only "
             'data.split="all" takes them',
-            len(unused),
-            unused[0],
+            *(len(unused), unused[0]),
         )
+    return chosen, training, True
 
 
-def _split_words(paths):
+def _splits_of(paths):
     """The split that each path names: at the head of its file's name, or a folder.
 
     Beyond the folder that a file lies in, those count in which not all files lie.
     """
-    known = {word for words in SPLIT_FOLDERS.values() for word in words}
     shared = len(os.path.commonprefix([os.path.dirname(p).split("/") for p in paths]))
     found = []
     for path in paths:
         *folders, name = path.split("/")
         last = folders[min(shared, len(folders) - 1) :]
         words = [re.split(r"[-_.]", name)[0], *reversed(last)]
-        found.append(next((w.lower() for w in words if w.lower() in known), None))
+        found.append(next(filter(None, map(split_of, words)), None))
     return found
 
 
