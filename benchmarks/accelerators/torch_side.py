@@ -255,7 +255,7 @@ MAKE = {"denoiser": train_denoiser, "first_stage": train_first_stage, "sample": 
 
 
 def main():
-    """Measures one part: eager or compiled, its spec, file to lock, file for the row."""
+    """Measures one part: eager or compiled, spec, file to lock, file for the row."""
     how, spec, turn, target = sys.argv[1:]
     spec = json.loads(pathlib.Path(spec).read_text())
     torch.backends.cuda.matmul.allow_tf32 = True
