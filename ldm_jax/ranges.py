@@ -341,6 +341,26 @@ def _is_scale(value):
     return _SCALE.accepts(value)
 
 
+def _is_channels(value):
+    if isinstance(value, str):
+        return value in ("grey", "rgb", "rgba") or value.isdecimal()
+    return value is None or (_is_whole(value) and value > 0)
+
+
+def _is_value_range(value):
+    if value is None:
+        return True
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(_is_real(v) and math.isfinite(v) for v in value) and value[0] < value[1]
+
+
+def _is_rgb_channels(value):
+    if not isinstance(value, tuple | list):
+        return False
+    return all((_is_whole(v) and v >= 0) or v == "mean" for v in value)
+
+
 def _is_interval(value):
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
@@ -499,6 +519,15 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "restart_workers": whole(0, 10**6),
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
+        "channels": Check(
+            "grey, rgb, rgba, or a number of channels, 1 or more", _is_channels
+        ),
+        "pixel_type": text(none="uint8, or float32 of a number of channels"),
+        "value_range": Check(
+            "(lowest, highest), two numbers, or None (that of the files' integers)",
+            _is_value_range,
+        ),
+        "rgb_channels": Check("numbers of channels, or mean", _is_rgb_channels),
         "text_states": _FLAG,
         "image_key": text(none="the usual one"),
         "label_key": text(empty=True, none="the usual one"),

@@ -17,13 +17,14 @@ from ldm_jax.data.division import check_division, divide, place_of
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
 from ldm_jax.data.sidecars import (
+    ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
     MissingFile,
     drop_sidecars,
     find_sidecars,
     read_sidecar,
 )
-from ldm_jax.images import find_size, require_memory
+from ldm_jax.images import Pixels, find_size, require_memory
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
 
 # Sub-folders that are splits and not classes; the first that exists serves the split.
@@ -66,6 +67,7 @@ class FolderSource:
         keys: Sequence[str] = (),
         box_names: Sequence[str] = (),
         optional: Sequence[str] = (),
+        channels: str | int | None = None,
     ) -> None:
         """Finds the files.
 
@@ -79,6 +81,8 @@ class FolderSource:
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.
           optional: What of `keys` an example may lack.
+          channels: See `images.Pixels`; where images are not RGB, arrays in `.npy` are
+            images, too.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
@@ -86,10 +90,16 @@ class FolderSource:
         """
         _check(split, label_key, validation_fraction)
         self._root = _find_root(name, data_dir)
-        parts = _find_parts(self._root)
-        listed = {part: _list_images(os.path.join(self._root, part)) for part in parts}
+        suffixes = IMAGE_SUFFIXES
+        if Pixels(channels).kind != "rgb":
+            suffixes += (ARRAY_SUFFIX,)
+        parts = _find_parts(self._root, suffixes)
+        listed = {
+            part: _list_images(os.path.join(self._root, part), suffixes)
+            for part in parts
+        }
         if not any(listed.values()):
-            looked_for = ", ".join(IMAGE_SUFFIXES)
+            looked_for = ", ".join(suffixes)
             raise ValueError(
                 f"no images in {self._root} or below; looked for {looked_for}"
             )
@@ -255,7 +265,7 @@ def _find_root(name, data_dir):
     return root
 
 
-def _find_parts(root):
+def _find_parts(root, suffixes):
     """Sub-folders that are splits, or [""] where the folder is not split."""
     folders, files = [], []
     for entry in os.scandir(root):
@@ -265,7 +275,11 @@ def _find_parts(root):
     held_out = [f for f in folders if f.lower() in SPLIT_FOLDERS["validation"]]
     if training and held_out:
         return sorted(training[:1] + held_out)
-    if training and len(folders) == 1 and not any(map(_is_image, files)):
+    if (
+        training
+        and len(folders) == 1
+        and not any(_is_image(file, suffixes) for file in files)
+    ):
         return training
     return [""]
 
@@ -279,7 +293,7 @@ def _pick_part(parts, split):
     return parts[0]
 
 
-def _list_images(folder):
+def _list_images(folder, suffixes):
     """Paths of the images below a folder, relative to it, sorted."""
     found, seen = [], set()
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -290,7 +304,8 @@ def _list_images(folder):
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(name))
-        names = drop_sidecars([n for n in files if _is_image(n) and not _hidden(n)])
+        names = [n for n in files if _is_image(n, suffixes) and not _hidden(n)]
+        names = drop_sidecars(names)
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
     return sorted(found)
 
@@ -300,8 +315,8 @@ def _hidden(name):
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(name):
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _is_image(name, suffixes):
+    return name.lower().endswith(suffixes)
 
 
 def _class_names(files):

@@ -114,7 +114,7 @@ class Drawing:
             guidance = dataclasses.replace(options.guidance, scale=0.0)
             key = dataclasses.replace(options, guidance=guidance)
         if (key, seed) not in self._programs:
-            made = make_draw(trained.model, key, mesh, seed)
+            made = make_draw(trained.model, key, mesh, seed, trained.pixels)
             self._programs[key, seed] = made
         draw, scale = self._programs[key, seed], float(scale) if is_traced else None
         return lambda each: draw(*self._weights, each.inputs, each.index, scale)

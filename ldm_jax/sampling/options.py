@@ -24,7 +24,7 @@ class RunOptions:
       seed: Seed of the run.
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
-      npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
+      npz: Also write `samples.npz`: arr_0 [N, H, W, C], and the conditions; see
         `conditions.collect_conditions`.
       from_data: Whether held-out examples give what no flag gives; sample k gets
         example k.

@@ -18,7 +18,13 @@ from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.labels import name_of_class
 from ldm_jax.errors import DecodeError
 from ldm_jax.files import replacing
-from ldm_jax.images import make_grid, read_image, write_png
+from ldm_jax.images import (
+    file_values,
+    make_grid,
+    read_image,
+    suffix_of,
+    write_png,
+)
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
 from ldm_jax.trained import Trained
@@ -65,7 +71,9 @@ def _make_entry(trained, task, seed, outdir, k):
     source = conditions_from(task, k)
     example = make_example(trained, task, source)
     row = make_row(trained, task, seed, source, example)
-    sample = read_image(path_of(outdir, k))
+    pixels = trained.pixels
+    suffix, shown_of = suffix_of(pixels), pixels.shown
+    sample = shown_of(read_image(path_of(outdir, k, suffix), pixels))
     shape = _shape_on_sheet(*sample.shape[:2])
     shown = _starting_points(trained, task, row, shape)
     with_mask = inputs_of(trained.inputs, "mask")
@@ -77,25 +85,29 @@ def _make_entry(trained, task, seed, outdir, k):
         if image is not None:
             shown.append((key, image))
     if "guide" in row:
-        shown.append(("guide", draw_image(row["guide"], shape)))
-    unguided = unguided_path_of(outdir, k)
+        shown.append(("guide", draw_image(shown_of(row["guide"]), shape)))
+    unguided = unguided_path_of(outdir, k, suffix)
     if unguided.exists():
-        shown.append(("unguided", draw_image(read_image(unguided), shape)))
+        image = shown_of(read_image(unguided, pixels))
+        shown.append(("unguided", draw_image(image, shape)))
     shown.append((f"sample {k}", draw_image(sample, shape)))
     if task.source is not None:
-        shown.append(("held out", draw_image(example["image"], shape)))
+        shown.append(("held out", draw_image(shown_of(example["image"]), shape)))
     return Entry(shown, _text(trained, task, example, source))
 
 
 def _starting_points(trained, task, row, shape):
     """The images that sampling starts from or fills."""
+    shown_of = trained.pixels.shown
     if task.invert and task.path:
         ends = (make_example(trained, task, end) for end in task.path[:2])
-        images = (draw_image(example["image"], shape) for example in ends)
+        images = (draw_image(shown_of(example["image"]), shape) for example in ends)
         return list(zip(("from", "to"), images, strict=True))
     if "mask" in row:
-        return [("image", draw_masked(row["images"], row["mask"], shape))]
-    return [("image", draw_image(row["images"], shape))] if task.starts else []
+        return [("image", draw_masked(shown_of(row["images"]), row["mask"], shape))]
+    if not task.starts:
+        return []
+    return [("image", draw_image(shown_of(row["images"]), shape))]
 
 
 def _text(trained, task, example, k):
@@ -177,45 +189,49 @@ _MAX_GRID = 64
 _ANEW = "take it away, and the same command draws it anew"
 
 
-def path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+def path_of(outdir: pathlib.Path, k: int, suffix: str = ".png") -> pathlib.Path:
     """Says where a sample is written.
 
     Args:
       outdir: Path of the folder.
       k: Number of the sample.
+      suffix: That of `images.suffix_of`.
 
     Returns:
-      Path of its PNG file.
+      Path of its file.
     """
-    return outdir / "samples" / f"{k:06d}.png"
+    return outdir / "samples" / f"{k:06d}{suffix}"
 
 
-def unguided_path_of(outdir: pathlib.Path, k: int) -> pathlib.Path:
+def unguided_path_of(
+    outdir: pathlib.Path, k: int, suffix: str = ".png"
+) -> pathlib.Path:
     """Says where a sample is written as it is without guidance.
 
     Args:
       outdir: Path of the folder.
       k: Number of the sample.
+      suffix: That of `images.suffix_of`.
 
     Returns:
-      Path of its PNG file.
+      Path of its file.
     """
-    return outdir / "unguided" / f"{k:06d}.png"
+    return outdir / "unguided" / f"{k:06d}{suffix}"
 
 
 def write_grid(
+    trained: Trained,
     outdir: pathlib.Path,
     count: int,
     labels: Sequence[int] | None = None,
-    class_names: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Writes `grid.png` of the first samples.
+    """Writes `grid.png` of the first samples, as they are shown.
 
     Args:
+      trained: A Trained.
       outdir: Path of the folder.
       count: Number of samples.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
-      class_names: Their names, if known.
 
     Returns:
       Its path.
@@ -224,26 +240,27 @@ def write_grid(
     columns = math.ceil(math.sqrt(len(shown)))
     if labels is not None and 1 < len(labels) <= 16:
         columns = min(len(labels), len(shown))
-        names = [name_of_class(label, class_names) for label in labels]
+        names = [name_of_class(label, class_names(trained)) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    images = _read_samples(outdir, shown)
+    images = trained.pixels.shown(_read_samples(trained, outdir, shown))
     write_png(grid, make_grid(images, columns))
-    print(f"grid: {grid}")
+    way = trained.pixels.describe()
+    print(f"grid: {grid}{way and f' ({way})'}")
     return grid
 
 
-def _read_samples(outdir, numbers):
-    """Samples [N, H, W, 3] that were written, perhaps by an earlier run."""
-    images = None
+def _read_samples(trained, outdir, numbers):
+    """Samples [N, H, W, C] that were written, perhaps by an earlier run."""
+    images, pixels = None, trained.pixels
     for row, k in enumerate(numbers):
-        path = path_of(outdir, k)
+        path = path_of(outdir, k, suffix_of(pixels))
         try:
-            image = read_image(path)
+            image = read_image(path, pixels)
         except DecodeError as error:
             raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
         if images is None:
-            images = np.empty((len(numbers), *image.shape), np.uint8)
+            images = np.empty((len(numbers), *image.shape), pixels.dtype)
         if image.shape != images.shape[1:]:
             raise DecodeError(
                 f"{path} is {image.shape[1]} x {image.shape[0]} pixels and others are "
@@ -254,6 +271,7 @@ def _read_samples(outdir, numbers):
 
 
 def write_array(
+    trained: Trained,
     outdir: pathlib.Path,
     count: int,
     conditions: Mapping[str, Shaped[np.ndarray, "..."]],
@@ -261,12 +279,14 @@ def write_array(
     """Writes `samples.npz`.
 
     Args:
+      trained: A Trained.
       outdir: Path of the folder.
       count: Number of samples.
       conditions: Further arrays by name, [count, ...].
     """
-    images = _read_samples(outdir, range(count))
+    images = _read_samples(trained, outdir, range(count))
+    images = file_values(images, trained.pixels)
     with replacing(outdir / "samples.npz") as temporary:
         np.savez(temporary, arr_0=images, **conditions)
     others = f"; {', '.join(sorted(conditions))}" if conditions else ""
-    print(f"array: {outdir / 'samples.npz'} {images.shape} uint8{others}")
+    print(f"array: {outdir / 'samples.npz'} {images.shape} {images.dtype}{others}")

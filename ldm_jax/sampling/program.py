@@ -10,12 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import generate, latent_diffusion, sharding
-from ldm_jax.annotations import Array, Bool, Int, UInt8
+from ldm_jax.annotations import Array, Bool, Int, Num
 from ldm_jax.diffusion import solve
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
-from ldm_jax.images import to_uint8
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
 from ldm_jax.seeds import sample_keys
@@ -36,8 +35,8 @@ def make_draw(
 
     Returns:
       (draw, weights): the jitted function of weights and a batch on the devices ->
-      (images, uint8 [B, H, W, C], and whether they were finite, bool [B]), for `fetch`;
-      and the weights, on the devices.
+      (images [B, H, W, C] in the type of a batch, by default uint8, and whether they
+      were finite, bool [B]), for `fetch`; and the weights, on the devices.
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
@@ -79,7 +78,7 @@ def make_draw(
             make_gradient_guidance(trained, weights, batch, task.scales, codec.decode),
         )
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
-        images = to_uint8(images)
+        images = trained.pixels.quantise(images)
         if "mask" in batch:
             # What is known stays as it is, to the bit.
             images = jnp.where(batch["mask"], images, batch["images"])
@@ -89,9 +88,9 @@ def make_draw(
 
 
 def fetch(
-    drawn: tuple[UInt8[Array, "size height width channels"], Bool[Array, " size"]],
+    drawn: tuple[Num[Array, "size height width channels"], Bool[Array, " size"]],
     indices: Sequence[int] | Int[np.ndarray, " count"],
-) -> UInt8[np.ndarray, "count height width channels"]:
+) -> Num[np.ndarray, "count height width channels"]:
     """Brings what was drawn to the host.
 
     Args:
@@ -99,7 +98,7 @@ def fetch(
       indices: Numbers of the samples of its first rows; others fill the batch up.
 
     Returns:
-      uint8 [len(indices), H, W, C].
+      Array [len(indices), H, W, C] in the type of a batch.
 
     Raises:
       ConfigError: If a sample is not finite.

@@ -20,13 +20,13 @@ from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import write_png
+from ldm_jax.images import suffix_of, write_image
 from ldm_jax.sampling import output, settings
 from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_cuts
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import Task, class_names, make_task
+from ldm_jax.sampling.task import Task, make_task
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained
 
@@ -67,8 +67,9 @@ def run(
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_cuts(trained, task)
     todo = _Run(trained, pathlib.Path(outdir), task, run_options, options)
+    suffix = suffix_of(trained.pixels)
     mine = range(jax.process_index(), task.count, jax.process_count())
-    missing = [k for k in mine if not output.path_of(todo.outdir, k).exists()]
+    missing = [k for k in mine if not output.path_of(todo.outdir, k, suffix).exists()]
     if missing:
         _draw(todo, missing, len(mine))
     else:
@@ -142,7 +143,8 @@ def _draw(run, missing, total):
 def _draw_unguided(run):
     """Draws what the contact sheet shows once more, from the same noise, unguided."""
     shown = range(min(run.task.count, output.MOST_ON_SHEET))
-    paths = {k: output.unguided_path_of(run.outdir, k) for k in shown}
+    suffix = suffix_of(run.trained.pixels)
+    paths = {k: output.unguided_path_of(run.outdir, k, suffix) for k in shown}
     missing = [k for k, path in paths.items() if not path.exists()]
     if not missing:
         return
@@ -157,7 +159,7 @@ def _draw_unguided(run):
     draw = _lower(run._replace(sample_options=options), mesh, first[1])()
     for indices, batch in _chain(first, batches):
         for k, image in zip(indices, fetch(draw(batch), indices), strict=True):
-            write_png(paths[k], image)
+            write_image(paths[k], image, run.trained.pixels)
         peers.progress()
     seconds = time.perf_counter() - start
     print(f"{len(missing)} of them without guidance in {seconds:.1f} s")
@@ -165,10 +167,13 @@ def _draw_unguided(run):
 
 def _write(run, indices, batch, images, console):
     """Writes the samples of a batch, and what held-out data has in their place."""
+    pixels = run.trained.pixels
+    suffix = suffix_of(pixels)
     for row, k in enumerate(indices):
         if run.task.source is not None:
-            write_png(run.outdir / "reference" / f"{k:06d}.png", batch["images"][row])
-        write_png(output.path_of(run.outdir, k), images[row])
+            path = run.outdir / "reference" / f"{k:06d}{suffix}"
+            write_image(path, batch["images"][row], pixels)
+        write_image(output.path_of(run.outdir, k, suffix), images[row], pixels)
         console.advance()
 
 
@@ -210,10 +215,10 @@ def _collect(run):
     labels = task.values.get("label")
     # On a path all samples have the same conditions.
     labels = None if task.path else labels and labels.values
-    output.write_grid(outdir, task.count, labels, class_names(trained))
+    output.write_grid(trained, outdir, task.count, labels)
     if options.show_unguided:
         _draw_unguided(run)
     write_contact_sheet(trained, task, options.seed, outdir)
     if options.npz:
         conditions = collect_conditions(trained, task, options.seed)
-        output.write_array(outdir, task.count, conditions)
+        output.write_array(trained, outdir, task.count, conditions)

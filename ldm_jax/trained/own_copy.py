@@ -138,7 +138,11 @@ def load_recorded(
     if copied:
         remedy = f"remove the copy to read that one in its place: rm -r {folder}"
     try:
-        first = load_first_stage(folder, recorded["step"], key=key)
+        # Of the identity nothing else says them.
+        count = recorded.get("image_channels") or 3
+        first = load_first_stage(
+            folder, recorded["step"], key=key, image_channels=count
+        )
     except DamagedCheckpoint as error:
         if not copied:
             raise

@@ -14,7 +14,7 @@ from ldm_jax import generate, latent_diffusion
 from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import to_float
+from ldm_jax.images import pixels_of, to_float
 from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
@@ -102,7 +102,7 @@ def _make_steps(config, model, frozen, example):
     without = frozen.get("null_states", ())
     freeze = (*freeze_paths(config), *frozen_paths(model.conditioner, without))
     init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
-    options = sample_options(config, model)
+    options, pixels = sample_options(config, model), pixels_of(config.data)
     bins = _level_bins(config, model)
 
     def eval_with_levels(state, frozen, batch, rng):
@@ -132,10 +132,11 @@ def _make_steps(config, model, frozen, example):
             samples = draw(options.guidance)
         # Of latents that were encoded before there are no images.
         inputs = {"inputs": to_float(batch["image"])} if "image" in batch else {}
-        return inputs | {
+        shown = inputs | {
             "reconstructions": latent_diffusion.decode(model, frozen, latents),
             "samples": samples,
         }
+        return {name: pixels.to_rgb(values) for name, values in shown.items()}
 
     return Stage(
         init,
@@ -143,7 +144,7 @@ def _make_steps(config, model, frozen, example):
         eval_with_levels,
         preview,
         frozen,
-        make_images=sampled(model, options, config.seed),
+        make_images=sampled(model, options, config.seed, pixels),
         summarize=by_level,
     )
 
