@@ -19,6 +19,8 @@ from ldm_jax.data.labels import name_of_class
 from ldm_jax.errors import DecodeError
 from ldm_jax.files import replacing
 from ldm_jax.images import (
+    RGB,
+    Pixels,
     file_values,
     make_grid,
     read_image,
@@ -220,18 +222,20 @@ def unguided_path_of(
 
 
 def write_grid(
-    trained: Trained,
     outdir: pathlib.Path,
     count: int,
     labels: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+    pixels: Pixels = RGB,
 ) -> pathlib.Path:
     """Writes `grid.png` of the first samples, as they are shown.
 
     Args:
-      trained: A Trained.
       outdir: Path of the folder.
       count: Number of samples.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
+      class_names: Their names, if known.
+      pixels: What images are.
 
     Returns:
       Its path.
@@ -240,19 +244,19 @@ def write_grid(
     columns = math.ceil(math.sqrt(len(shown)))
     if labels is not None and 1 < len(labels) <= 16:
         columns = min(len(labels), len(shown))
-        names = [name_of_class(label, class_names(trained)) for label in labels]
+        names = [name_of_class(label, class_names) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    images = trained.pixels.shown(_read_samples(trained, outdir, shown))
+    images = pixels.shown(_read_samples(outdir, shown, pixels))
     write_png(grid, make_grid(images, columns))
-    way = trained.pixels.describe()
+    way = pixels.describe()
     print(f"grid: {grid}{way and f' ({way})'}")
     return grid
 
 
-def _read_samples(trained, outdir, numbers):
+def _read_samples(outdir, numbers, pixels):
     """Samples [N, H, W, C] that were written, perhaps by an earlier run."""
-    images, pixels = None, trained.pixels
+    images = None
     for row, k in enumerate(numbers):
         path = path_of(outdir, k, suffix_of(pixels))
         try:
@@ -271,21 +275,20 @@ def _read_samples(trained, outdir, numbers):
 
 
 def write_array(
-    trained: Trained,
     outdir: pathlib.Path,
     count: int,
     conditions: Mapping[str, Shaped[np.ndarray, "..."]],
+    pixels: Pixels = RGB,
 ) -> None:
     """Writes `samples.npz`.
 
     Args:
-      trained: A Trained.
       outdir: Path of the folder.
       count: Number of samples.
       conditions: Further arrays by name, [count, ...].
+      pixels: What images are.
     """
-    images = _read_samples(trained, outdir, range(count))
-    images = file_values(images, trained.pixels)
+    images = file_values(_read_samples(outdir, range(count), pixels), pixels)
     with replacing(outdir / "samples.npz") as temporary:
         np.savez(temporary, arr_0=images, **conditions)
     others = f"; {', '.join(sorted(conditions))}" if conditions else ""

@@ -26,7 +26,7 @@ from ldm_jax.sampling.conditions import collect_conditions, make_batch, warn_of_
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch, make_draw
-from ldm_jax.sampling.task import Task, make_task
+from ldm_jax.sampling.task import Task, class_names, make_task
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained
 
@@ -215,10 +215,11 @@ def _collect(run):
     labels = task.values.get("label")
     # On a path all samples have the same conditions.
     labels = None if task.path else labels and labels.values
-    output.write_grid(trained, outdir, task.count, labels)
+    names, pixels = class_names(trained), trained.pixels
+    output.write_grid(outdir, task.count, labels, names, pixels)
     if options.show_unguided:
         _draw_unguided(run)
     write_contact_sheet(trained, task, options.seed, outdir)
     if options.npz:
         conditions = collect_conditions(trained, task, options.seed)
-        output.write_array(trained, outdir, task.count, conditions)
+        output.write_array(outdir, task.count, conditions, pixels)
