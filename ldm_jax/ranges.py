@@ -342,9 +342,11 @@ def _is_scale(value):
 
 
 def _is_channels(value):
-    if isinstance(value, str):
-        return value in ("grey", "rgb", "rgba") or value.isdecimal()
-    return value is None or (_is_whole(value) and value > 0)
+    if isinstance(value, str) and value.isdecimal() and len(value) < 6:
+        value = int(value)
+    if value in (None, "grey", "rgb", "rgba"):
+        return True
+    return _is_whole(value) and 0 < value <= 1024
 
 
 def _is_value_range(value):
@@ -520,9 +522,12 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
         "channels": Check(
-            "grey, rgb, rgba, or a number of channels, 1 or more", _is_channels
+            "grey, rgb, rgba, or a number of channels from 1 to 1,024", _is_channels
         ),
-        "pixel_type": text(none="uint8, or float32 of a number of channels"),
+        "pixel_type": Check(
+            "uint8, uint16, float32, or None (uint8; float32 of many channels)",
+            lambda value: value in (None, "uint8", "uint16", "float32"),
+        ),
         "value_range": Check(
             "(lowest, highest), two numbers, or None (that of the files' integers)",
             _is_value_range,
