@@ -31,15 +31,17 @@ setup(
             f"ldm-{name} = ldm_jax.commands:{name}"
             for name in (
                 *("train", "sample", "convert", "encode"),
-                *("evaluate", "reference", "sweep", "nearest"),
+                *("evaluate", "reference", "sweep", "nearest", "plan"),
             )
         ]
     },
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
+        # Paths on object stores; Orbax brings it anyway.
+        "etils[epath]>=1.13",
         "flax>=0.12.6,<0.13",
-        # Tar shards on object stores; transformers brings it anyway.
+        # Object stores; transformers brings it anyway.
         "fsspec>=2024.6",
         "grain>=0.2.15,<0.3",
         # tensorflow-datasets 4.9.10 needs it and does not say so.
@@ -64,7 +66,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],
-        # Tar shards on gs://.
+        # Workdirs, data and output on gs://.
         "gcs": ["gcsfs>=2024.6"],
         # Sets on the Hugging Face hub by name; folders and Parquet files need it not.
         "datasets": ["datasets>=4"],

@@ -24,6 +24,8 @@ def data(**changes) -> dict:
     data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
     split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
       is trained on with split="all".
+    eval_name: Where the held-out data are, if not in name: all of it is held out, and
+      nothing of name. Of the sources "folder", "tar", "parquet" and "huggingface".
     crop: "center" or "random", of the largest square; times a random fraction from
       min_crop to 1 of its side. flip mirrors every second training image.
     workers: Processes that load; 0 loads in threads, as latents always are.
@@ -75,6 +77,7 @@ def data(**changes) -> dict:
     section = dict(
         source="tfds",
         name="",
+        eval_name=placeholder(str),
         data_dir=placeholder(str),
         split="train",
         eval_split="validation",

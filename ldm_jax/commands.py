@@ -52,6 +52,11 @@ def nearest() -> None:
     _run("evaluation.nearest")
 
 
+def plan() -> None:
+    """Runs `ldm-plan`."""
+    _run("planning")
+
+
 def _run(room, module="__main__"):
     signal.signal(signal.SIGINT, interrupt)
     importlib.import_module(f"ldm_jax.{room}.{module}").main()

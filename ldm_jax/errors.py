@@ -32,6 +32,15 @@ class DataError(UserError, ValueError):
     exit_code = 3
 
 
+class Unreachable(UserError, ConnectionError):
+    """A store of files that does not answer; nothing is said of the files in it.
+
+    So it is no ValueError, as which damage is counted and left out.
+    """
+
+    exit_code = 3
+
+
 class DecodeError(UserError, ValueError):
     """An image that cannot be read."""
 

@@ -9,11 +9,22 @@ import pathlib
 import re
 import resource
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from ldm_jax.errors import ConfigError, DiskError
+from ldm_jax.errors import ConfigError, DiskError, UserError
+from ldm_jax.store import (
+    StoreLog,
+    as_path,
+    explain_fault,
+    file_system,
+    files_below,
+    is_fault,
+    is_remote,
+    send,
+)
 
 Path = str | os.PathLike
 
@@ -33,7 +44,12 @@ def check_outdir(path: Path) -> None:
       ConfigError: If there is a file in its place, or on the way to it.
       DiskError: If nothing may be written there.
     """
-    place = pathlib.Path(path)
+    place = as_path(path)
+    if is_remote(place):
+        # What may be written there shows at the first file.
+        if place.is_file():
+            raise ConfigError(f"--outdir={path} is an object: give another one")
+        return
     # What a link leads to need not be there, but the link is in the way.
     while not os.path.lexists(place):
         place = place.parent
@@ -54,12 +70,19 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
       path: Where the file is to be; missing folders are made.
 
     Yields:
-      Path of a temporary file beside it, with the same suffix.
+      Path of a temporary file beside it, with the same suffix; for a file in a store,
+      on the local disk.
 
     Raises:
       DiskError: If it cannot be written.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with writing(path), tempfile.TemporaryDirectory(prefix="ldm_jax") as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            send(temporary, path)
+        return
     # A name that no other process takes, on this host or another.
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     with writing(path):
@@ -116,7 +139,11 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
     Raises:
       DiskError: If it cannot be written.
     """
-    target = pathlib.Path(target)
+    target = as_path(target)
+    if is_remote(target):
+        with _sent(target) as draft:
+            yield draft
+        return
     folder = target.parent / f".{target.name}.partial"
     with writing(target), _alone(folder, target):
         try:
@@ -127,6 +154,19 @@ def drafted(target: Path) -> Iterator[pathlib.Path]:
                 os.replace(path, target.parent / path.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sent(target):
+    """Gives a place on the local disk, all of which is sent to a store at the end."""
+    with writing(target), tempfile.TemporaryDirectory(prefix="ldm_jax") as name:
+        folder = pathlib.Path(name)
+        yield folder / target.name
+        # In a folder what stands highest comes last, as the mark of a checkpoint does.
+        found = [path.relative_to(folder) for path in files_below(folder)]
+        inside = lambda path: path.parts[0] == target.name  # noqa: E731
+        for path in sorted(found, key=lambda path: (inside(path), -len(path.parts))):
+            send(folder / path, target.parent / path)
 
 
 @contextlib.contextmanager
@@ -169,10 +209,16 @@ def writing(
     """
     try:
         yield
-    except DiskError:
+    except UserError:
         raise
     except Exception as error:
         number = disk_errno(error)
+        refused = isinstance(error, OSError) or is_fault(error)
+        if number is None and refused and is_remote(place):
+            raise DiskError(
+                f"cannot write {place}: {explain_fault(error)}; {kept}: see that the "
+                "bucket is there and may be written to, and the same command goes on"
+            ) from error
         if number is None:
             raise
         raise DiskError(
@@ -207,6 +253,48 @@ def _advice(number):
     return "give another place"
 
 
+def move(source: Path, target: Path) -> None:
+    """Gives a file another name beside it, in place of the file that has it.
+
+    Args:
+      source: Path of the file.
+      target: Its new path, of the same disk or store.
+    """
+    if is_remote(target):
+        system, names = file_system(target), (os.fspath(source), os.fspath(target))
+        system.copy(*names)
+        system.rm_file(names[0])
+    else:
+        os.replace(source, target)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and all that is in it, as far as that can be done.
+
+    Args:
+      folder: Its path; it need not be there.
+    """
+    if is_remote(folder):
+        for path in files_below(folder):
+            path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_log(path: Path, part: int | None = None) -> "LogFile | StoreLog":
+    """Opens a file that is appended to.
+
+    Args:
+      path: Where it is to be.
+      part: In a store, bytes after which it goes on in another file, see `StoreLog`.
+
+    Returns:
+      A LogFile, or what takes its place in a store.
+    """
+    path = as_path(path)
+    return StoreLog(path, part) if is_remote(path) else LogFile(path)
+
+
 class LogFile:
     """A file that is appended to and never raises: a log is not worth a run.
 
@@ -237,8 +325,13 @@ class LogFile:
         if len(self._pending) < self._most:
             self._pending += data
 
-    def flush(self) -> None:
-        """Appends what waits, as far as there is room."""
+    def flush(self, now: bool = True) -> None:
+        """Appends what waits, as far as there is room.
+
+        Args:
+          now: Unused: on a disk nothing waits for another time.
+        """
+        del now
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab", buffering=0) as file:

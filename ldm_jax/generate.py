@@ -44,6 +44,7 @@ __all__ = [
     "make_denoiser",
     "sample_images",
     "sample_latents",
+    "sample_latents_of_images",
     "slerp",
     "split_rngs",
 ]
@@ -240,6 +241,40 @@ def sample_images(
     Raises:
       ValueError: See `sample_latents`.
     """
+    latents = sample_latents_of_images(
+        model, params, frozen, inputs, rngs, options, given, gradient_guidance
+    )
+    return make_codec(model, frozen, options.decode_tile).decode(latents)
+
+
+def sample_latents_of_images(
+    model: LatentDiffusion,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    rngs: Key[Array, " batch"],
+    options: SampleOptions = SampleOptions(),
+    given: Given = Given(),
+    gradient_guidance: GradientGuidance | None = None,
+) -> Float[Array, "batch height width channels"]:
+    """Draws what `sample_images` decodes.
+
+    Args:
+      model: LatentDiffusion.
+      params: See `sample_images`, as all that follow.
+      frozen: Weights and scaling factor of the first stage.
+      inputs: Dict with the conditioner's keys, arrays [B, ...], before `encode_inputs`.
+      rngs: Typed keys [B].
+      options: How to sample.
+      given: Images, mask, noise and negative inputs.
+      gradient_guidance: See `sample_latents`.
+
+    Returns:
+      Latents of unit variance, float32 [B, h, w, c].
+
+    Raises:
+      ValueError: See `sample_latents`.
+    """
     codec = make_codec(model, frozen, options.decode_tile)
     if given.known is not None:
         given = given._replace(known=codec.encode(given.known))
@@ -248,10 +283,9 @@ def sample_images(
         given = given._replace(negative={key: encoded[key] for key in given.negative})
     inputs = model.conditioner.encode(inputs, codec.encode)
     inputs = with_null_states(inputs, frozen)
-    latents = sample_latents(
+    return sample_latents(
         model, params, inputs, rngs, options, given, gradient_guidance
     )
-    return codec.decode(latents)
 
 
 class Codec(NamedTuple):

@@ -3,7 +3,8 @@
 A run that was killed leaves the file behind. On the same host, in the same container,
 the holder's process is looked for: its number and the time at which it began, since
 numbers are given anew. From elsewhere only signs of life are seen: the holder touches
-the file every few seconds, and one that has not for a minute is taken for dead.
+the file every few seconds, and one that has not for a minute is taken for dead. In an
+object store the file is made and renewed as `store.claim` says.
 """
 
 import contextlib
@@ -11,69 +12,20 @@ import dataclasses
 import fcntl
 import json
 import os
-import pathlib
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from ldm_jax.errors import WorkdirInUse
 from ldm_jax.files import writing
+from ldm_jax.holder import Holder
+from ldm_jax.store import Claim, as_path, is_remote
 
 FILE = "in_use.json"
 
 # Seconds between signs of life, and without one until a holder counts as dead.
 BEAT, DEAD = 10.0, 60.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """A process that works in a folder.
-
-    Attributes:
-      host: Name of its machine.
-      machine: What tells that machine, since its start, and the container from others.
-      process: Number of the process.
-      began: When the process began, in the system's own count.
-      since: When it took the folder, as people write it.
-      command: Its command line.
-    """
-
-    host: str
-    machine: str
-    process: int
-    began: str
-    since: str
-    command: str
-
-    @classmethod
-    def here(cls) -> "Holder":
-        """Describes this process.
-
-        Returns:
-          A Holder.
-        """
-        return cls(
-            socket.gethostname(),
-            _machine(),
-            os.getpid(),
-            _began(os.getpid()) or "",
-            time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            " ".join(sys.argv)[:500],
-        )
-
-    def runs(self) -> bool | None:
-        """Says whether the process is there; None where that cannot be seen from here.
-
-        Returns:
-          Whether it runs, or None.
-        """
-        if self.machine != _machine():
-            return None
-        found = _began(self.process)
-        return found is not None and found == self.began
 
 
 @contextlib.contextmanager
@@ -91,164 +43,204 @@ def hold(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
       WorkdirInUse: If another process works in it.
       DiskError: If nothing can be written to it.
     """
-    path, me = pathlib.Path(folder).expanduser().absolute() / FILE, Holder.here()
+    path = as_path(folder).absolute() / FILE
+    held = (_InStore if is_remote(path) else _OnDisk)(path, Holder.here())
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _take(path, me, override)
+        _take(held, path.parent, override)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, me, ended), daemon=True)
+    beat = threading.Thread(target=_beat, args=(held, path.parent, ended), daemon=True)
     beat.start()
     try:
         yield
     finally:
         ended.set()
-        _release(path, me)
+        held.release()
 
 
-def _take(path, me, override):
-    """Writes the file, unless somebody else holds it."""
-    waited = False
+def _take(held, folder, override):
+    """Takes the folder, unless somebody else holds it."""
+    waited = None
     while True:
-        with _guarded(path) as file:
-            holder = _read(file)
-            if holder is None or not _lives(holder, path, override):
-                if holder is not None:
-                    end = "has ended" if holder.runs() is False else "is taken for dead"
-                    print(f"note: the last run, {_name(holder)}, {end}", flush=True)
-                _write(file, me)
-                return
-            seen = os.stat(path).st_mtime_ns
+        holder, seen = held.attempt(override)
+        if holder is None:
+            return
         if holder.runs():
             raise WorkdirInUse(
-                f"{path.parent} is in use by {_name(holder)}; wait for it or end it, "
-                "or give another folder"
+                f"{folder} is in use by {holder}; wait for it or end it, or give "
+                "another folder"
             )
         # It is elsewhere: the next sign of life, or none in time, will tell.
-        if waited and seen != waited:
+        if waited not in (None, seen):
             raise WorkdirInUse(
-                f"{path.parent} is in use by {_name(holder)}, which gives signs of "
-                "life; wait for it or end it, or give another folder. Only if it is "
-                "gone for certain: --take_workdir"
+                f"{folder} is in use by {holder}, which gives signs of life; wait for "
+                "it or end it, or give another folder. Only if it is gone for certain: "
+                "--take_workdir"
             )
-        if not waited:
+        if waited is None:
             print(
-                f"note: {path.parent} is held by {_name(holder)}; waiting up to "
-                f"{DEAD:.0f} s for a sign of life",
+                f"note: {folder} is held by {holder}; waiting up to {DEAD:.0f} s for "
+                "a sign of life",
                 flush=True,
             )
         waited = seen
         time.sleep(min(1.0, BEAT / 10))
 
 
-def _lives(holder, path, override):
-    """Whether a holder must be taken for alive."""
+def _lives(holder, silence, override):
+    """Whether a holder must be taken for alive; `silence()` gives seconds."""
+    if holder is None:
+        return False
     runs = holder.runs()
-    if runs is not None:
-        return runs
-    return not override and _age(path) < DEAD
+    lives = runs if runs is not None else not override and silence() < DEAD
+    if not lives:
+        end = "has ended" if runs is False else "is taken for dead"
+        print(f"note: the last run, {holder}, {end}", flush=True)
+    return lives
 
 
-def _age(path):
-    """Seconds since the last sign of life, by the clock of the file system."""
-    probe = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+def _beat(held, folder, ended):
+    """Gives signs of life; ends the process where another has taken the folder."""
+    while not ended.wait(BEAT):
+        # What a disk or a store refuses now it may not the next time.
+        with contextlib.suppress(Exception):
+            holder = held.beat()
+            if holder is not None and not ended.is_set():
+                sys.stdout.flush()
+                print(
+                    f"error: {folder} was taken by {holder}; this process ends, so "
+                    "that no two write to it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(WorkdirInUse.exit_code)
+
+
+def _parse(record):
+    """The holder that a record names; None for none, or for what was cut by a kill."""
     try:
-        probe.touch()
-        return os.stat(probe).st_mtime - os.stat(path).st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+        return Holder(**record)
+    except TypeError:
+        return None
 
 
-@contextlib.contextmanager
-def _guarded(path):
-    """Opens the file, made if need be, so that one process at a time reads and writes.
+class _OnDisk:
+    """The file on a disk, which the system locks while it is read and written."""
 
-    Where a file system knows no locks, two that start in the same instant are not seen.
-    """
-    while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Another may have removed the file in between.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    yield file
-                    return
+    def __init__(self, path, me):
+        self._path, self._me = path, me
+
+    def attempt(self, override):
+        """(None, None) once it is taken, else who holds it and a sign of its life."""
+        path = self._path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._guarded() as file:
+            holder = _read(file)
+            if _lives(holder, self._silence, override):
+                return holder, os.stat(path).st_mtime_ns
+            file.seek(0)
+            file.truncate()
+            file.write(_record(self._me))
+            file.flush()
+            return None, None
+
+    def beat(self):
+        """Gives a sign of life; returns who has taken the folder, if somebody has."""
+        with open(self._path, "rb") as file:
+            holder = _read(file)
+        if holder not in (self._me, None):
+            return holder
+        os.utime(self._path)
+        return None
+
+    def release(self):
+        """Removes the file, if it is still this process's own."""
+        with contextlib.suppress(OSError), self._guarded() as file:
+            if _read(file) in (self._me, None):
+                self._path.unlink(missing_ok=True)
+
+    def _silence(self):
+        """Seconds since the last sign of life, by the clock of the file system."""
+        path = self._path
+        probe = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+        try:
+            probe.touch()
+            return os.stat(probe).st_mtime - os.stat(path).st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _guarded(self):
+        """Opens the file, made if need be, so that one process at a time has it.
+
+        Where a file system knows no locks, two that start in the same instant are not
+        seen.
+        """
+        path = self._path
+        while True:
+            with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                # Another may have removed the file in between.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                        yield file
+                        return
 
 
 def _read(file):
     """The holder that a file names; None for none, or for a file cut by a kill."""
     file.seek(0)
     try:
-        return Holder(**json.loads(file.read()))
-    except (TypeError, ValueError):
+        return _parse(json.loads(file.read()))
+    except ValueError:
         return None
 
 
-def _write(file, holder):
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps(dataclasses.asdict(holder), indent=2).encode() + b"\n")
-    file.flush()
+def _record(holder):
+    return json.dumps(dataclasses.asdict(holder), indent=2).encode() + b"\n"
 
 
-def _release(path, me):
-    """Removes the file, if it is still this process's own."""
-    with contextlib.suppress(OSError), _guarded(path) as file:
-        if _read(file) in (me, None):
-            path.unlink(missing_ok=True)
+class _InStore:
+    """The object in a store, which one process alone can make."""
 
+    def __init__(self, path, me):
+        self._claim = Claim(path, dataclasses.asdict(me))
+        self._seen, self._since = None, 0.0
 
-def _beat(path, me, ended):
-    """Gives signs of life; ends the process where another has taken the folder."""
-    while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):
-            with open(path, "rb") as file:
-                holder = _read(file)
-            if holder not in (me, None) and not ended.is_set():
-                sys.stdout.flush()
-                print(
-                    f"error: {path.parent} was taken by {_name(holder)}; this process "
-                    "ends, so that no two write to it",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(WorkdirInUse.exit_code)
-            os.utime(path)
+    def attempt(self, override):
+        """(None, None) once it is taken, else who holds it and a sign of its life."""
+        while not self._claim.make():
+            found = self._claim.read()
+            if found is None:
+                continue
+            if found != self._seen:
+                self._seen, self._since = found, time.monotonic()
+            holder = _in_store(found)
+            if _lives(holder, self._silence, override):
+                return holder, found["number"]
+            if self._claim.replace(found):
+                break
+        return None, None
 
-
-def _name(holder: Holder) -> str:
-    return f"process {holder.process} on {holder.host} since {holder.since}"
-
-
-def _machine() -> str:
-    """Tells this machine since its start, and this container, from all others."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
-        parts.append(boot.read_text(encoding="ascii").strip())
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _began(process: int) -> str | None:
-    """When a process began; "" where the system does not say, None if it is not there.
-
-    A process that has ended but was not yet waited for is not there.
-    """
-    try:
-        stat: Any = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return None
-    else:
-        # The name of the program, in brackets, may hold spaces.
-        fields = stat.rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    def beat(self):
+        """Gives a sign of life; returns who has taken the folder, if somebody has."""
+        found = self._claim.read()
+        if found is not None and not self._claim.is_mine():
+            return _in_store(found)
+        self._claim.beat()
         return None
-    except OSError:
-        pass
-    return ""
+
+    def release(self):
+        """Removes the object, if it is still this process's own."""
+        # In time it is taken for that of a dead run.
+        with contextlib.suppress(Exception):
+            self._claim.release()
+
+    def _silence(self):
+        """Seconds since the last sign of life that was seen, by this host's clock."""
+        return time.monotonic() - self._since
+
+
+def _in_store(record):
+    marks = ("token", "number")
+    return _parse({key: record[key] for key in record if key not in marks})

@@ -121,9 +121,9 @@ def text(empty: bool = False, none: str = "") -> Check:
 
 
 def place(none: str = "") -> Check:
-    """A file or folder on a disk of this machine; it may be empty.
+    """A file or folder, on a disk or in an object store; it may be empty.
 
-    Python would take the address of a bucket for a local folder, and write there.
+    Python would take another address for a local folder, and write there.
 
     Args:
       none: What None means; it is refused where that is nothing.
@@ -133,13 +133,32 @@ def place(none: str = "") -> Check:
     """
 
     def accepts(value):
-        return isinstance(value, str | os.PathLike) and "://" not in str(value)
+        if not isinstance(value, str | os.PathLike):
+            return False
+        return "://" not in str(value) or str(value).startswith("gs://")
 
-    note = "remote folders are not supported: mount it, or copy it"
+    note = "of the object stores gs:// alone is supported: mount others, or copy it"
     if none:
         note = f"None is {none}; {note}"
-        return Check("a local path", lambda v: v is None or accepts(v), note)
-    return Check("a local path", accepts, note)
+        return Check("a path", lambda v: v is None or accepts(v), note)
+    return Check("a path", accepts, note)
+
+
+def local_place(none: str = "") -> Check:
+    """A file or folder on a disk of this machine; it may be empty.
+
+    Args:
+      none: What None means; it is refused where that is nothing.
+
+    Returns:
+      The check.
+    """
+    check = place(none)
+
+    def accepts(value):
+        return check.accepts(value) and "://" not in str(value)
+
+    return Check("a local path", accepts, "it must lie on a disk of this machine")
 
 
 def several(check: Check, least: int = 0, none: str = "") -> Check:
@@ -392,6 +411,11 @@ _NAMES = Check(
     "a string, or a tuple of such",
     lambda value: isinstance(value, str) or several(text(), 1).accepts(value),
 )
+_EVAL_NAMES = Check(
+    _NAMES.what,
+    lambda value: value is None or _NAMES.accepts(value),
+    "none holds out a part of data.name",
+)
 _GIGABYTES = real(0, 1e6, "(")
 _NUMBERS = several(real(-1e9, 1e9), 1, none="what is measured")
 _DTYPE = Check("a compute type: " + ", ".join(_DTYPES), _is_dtype)
@@ -513,6 +537,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "data_dir": text(empty=True, none="the usual place"),
         "split": text(),
         "eval_split": text(empty=True, none="none"),
+        "eval_name": _EVAL_NAMES,
         "image_size": whole(1, _SIDE),
         "crop": text(),
         "min_crop": real(0, 1, "("),
@@ -544,7 +569,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "buckets": _PARTS,
         "filter": text(empty=True, none="all examples"),
         "caption_field": text(none="the usual one"),
-        "index_dir": place(none="beside the data"),
+        "index_dir": local_place(none="beside the data"),
         "cache_gb": _GIGABYTES,
         "subset": text(none="the set's own"),
         "revision": text(none="the newest"),
@@ -703,6 +728,9 @@ FLAGS: dict[str, Check] = {
     "num_processes": whole(1, 2**20),
     "process_id": whole(0, 2**20),
     "start_timeout": whole(1, 10**6),
+    "num_classes": whole(1, 10**6),
+    "mfu": real(0, 1, "("),
+    "price": real(0, 1e6),
     "hang_timeout": whole(0, 10**6, zero="never"),
     **dict.fromkeys(
         (

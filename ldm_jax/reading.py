@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.store import as_path, is_remote, local_copy, size_of
 
 # Bytes that a file of text may have.
 MAX_TEXT = 2**24
@@ -39,7 +40,9 @@ def read_file(path: str | os.PathLike, most: Limit) -> bytes:
     """
     with open_file(path, most) as file:
         # A file may grow meanwhile.
-        return file.read(os.fstat(file.fileno()).st_size)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return file.read(size)
 
 
 @contextlib.contextmanager
@@ -57,19 +60,27 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
       OSError: If it cannot be opened.
       ValueError: If it is larger, or a pipe or a device, which may never end.
     """
+    if is_remote(path):
+        path = as_path(path)
+        _check_size(path.name, size_of(path), most)
+        with io.BytesIO(path.read_bytes()) as file:
+            yield file
+        return
     # Without O_NONBLOCK a pipe waits for someone to write to it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
         status, name = os.fstat(handle), os.path.basename(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{name} is a pipe, a device or the like, not a file")
-        if callable(most):
-            most(status.st_size, f"the bytes of {name}")
-        elif status.st_size > most:
-            raise ValueError(
-                f"{name} has {status.st_size:,} bytes, and at most {most:,} are read"
-            )
+        _check_size(name, status.st_size, most)
         yield file
+
+
+def _check_size(name, size, most):
+    if callable(most):
+        most(size, f"the bytes of {name}")
+    elif size > most:
+        raise ValueError(f"{name} has {size:,} bytes, and at most {most:,} are read")
 
 
 def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
@@ -85,6 +96,7 @@ def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
       OSError: If the file cannot be opened.
       ValueError: If it holds something else, or less than it announces.
     """
+    path = local_copy(path)
     if not os.path.isfile(path):
         os.stat(path)
         raise ValueError("not a file")

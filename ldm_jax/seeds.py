@@ -56,7 +56,19 @@ def sample_keys(seed: int, index: Any) -> Any:
     Returns:
       Typed keys [B].
     """
+    return fold_in(make_key(seed), index)
+
+
+def fold_in(key: Any, index: Any) -> Any:
+    """Makes the keys of samples from that of their seed.
+
+    Args:
+      key: Typed key, a scalar, as `make_key` gives it.
+      index: Numbers of the samples, a JAX array, int32 [B].
+
+    Returns:
+      Typed keys [B].
+    """
     import jax
 
-    rng = make_key(seed)
-    return jax.vmap(lambda k: jax.random.fold_in(rng, k))(index)
+    return jax.vmap(lambda k: jax.random.fold_in(key, k))(index)

@@ -78,6 +78,7 @@ def program_of(command):
         "ldm-convert": "ldm_jax.convert",
         "ldm-encode": "ldm_jax.encoding",
         "ldm-evaluate": "ldm_jax.evaluation",
+        "ldm-plan": "ldm_jax.planning",
         "ldm-nearest": "ldm_jax.evaluation.nearest",
         "ldm-sweep": "ldm_jax.evaluation.sweep",
         "ldm-reference": "ldm_jax.evaluation.make_reference",

@@ -17,7 +17,7 @@ from tests.test_old_workdirs import ARCHIVE
 
 COMMANDS = (
     *("train", "sample", "convert"),
-    *("evaluate", "reference", "sweep", "nearest"),
+    *("evaluate", "reference", "sweep", "nearest", "plan"),
 )
 
 

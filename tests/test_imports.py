@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "commands", "errors", "console"),
+    ("store", "holder"),
     ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
@@ -18,7 +19,7 @@ FLOORS = (
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
-    ("evaluation", "encoding"),
+    ("evaluation", "encoding", "planning"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))

@@ -15,6 +15,7 @@ from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import part, require_images
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of
+from ldm_jax.store import is_remote
 
 # Batch key -> global array [batch size, ...].
 Batch = dict[str, Any]
@@ -45,6 +46,9 @@ def source_of(name: str) -> str:
     Returns:
       Name of the row.
     """
+    if is_remote(name):
+        # Others than these are copied to the disk before.
+        return "parquet" if name.endswith(".parquet") else "tar"
     folder = os.path.expanduser(name)
     is_folder = os.path.isdir(folder)
     files = os.listdir(folder) if is_folder else [name]
@@ -101,7 +105,7 @@ class Images:
             section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.
             section |= {"image_key": None, "label_key": "" if are_files else None}
-            section["filter"] = None
+            section |= {"filter": None, "eval_name": None}
             if are_files:
                 section |= {"data_dir": None, "eval_split": "all"}
         if data_dir:

@@ -5,13 +5,13 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from ldm_jax.files import write_json
+from ldm_jax.store import Place
 
 _NAME = "best.json"
 
@@ -59,7 +59,7 @@ class Best(NamedTuple):
         return value != self.value and (value < self.value) == (self.better == "lower")
 
 
-def read_best(workdir: pathlib.Path) -> Best | None:
+def read_best(workdir: Place) -> Best | None:
     """Reads which checkpoint is the best.
 
     Args:
@@ -87,7 +87,7 @@ def _makes_sense(best):
     return right and math.isfinite(best.value) and best.better in ("lower", "higher")
 
 
-def write_best(workdir: pathlib.Path, best: Best) -> None:
+def write_best(workdir: Place, best: Best) -> None:
     """Records which checkpoint is the best.
 
     Args:

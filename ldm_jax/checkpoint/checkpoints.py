@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +17,9 @@ from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
 from ldm_jax.checkpoint.state import TrainState, items_of
 from ldm_jax.checkpoint.weights import read_meta
 from ldm_jax.errors import CheckpointError, ConfigError, DiskError
-from ldm_jax.files import writing
+from ldm_jax.files import remove_folder, writing
 from ldm_jax.sharding import named_leaves
+from ldm_jax.store import Place
 
 
 class Checkpoints:
@@ -70,7 +69,7 @@ class Checkpoints:
         return max(saved_steps(self._folder), default=None)
 
     @property
-    def folders(self) -> list[pathlib.Path]:
+    def folders(self) -> list[Place]:
         """Folders of the checkpoints that are on disk, the oldest first."""
         return [self._folder / str(step) for step in saved_steps(self._folder)]
 
@@ -201,7 +200,7 @@ class Checkpoints:
         except DiskError:
             if jax.process_index() == 0:
                 for half in self._folder.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(half, ignore_errors=True)
+                    remove_folder(half)
             raise
 
     def _wait_for_seal(self):
@@ -209,7 +208,7 @@ class Checkpoints:
             self._sealed.result()
 
 
-def _seal(saving: Any, folder: pathlib.Path) -> None:
+def _seal(saving: Any, folder: Place) -> None:
     """Makes the checksums of a checkpoint once it is on disk."""
     try:
         saving.result()

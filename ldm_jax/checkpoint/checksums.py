@@ -10,7 +10,6 @@ no device waits for them, and what is damaged reaches no decoder.
 import concurrent.futures
 import json
 import os
-import pathlib
 import zlib
 from collections.abc import Collection
 from typing import Any
@@ -20,13 +19,17 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.files import write_bytes
+from ldm_jax.store import Place, files_below, read_part
 
 _NAME = "checksums.json"
+
+# What Orbax knows a whole checkpoint by where nothing can be renamed: in object stores.
+MARK = "commit_success.txt"
 _BLOCK = 1 << 24  # Bytes; large files are shared out between threads by blocks.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
-def seal(folder: pathlib.Path) -> None:
+def seal(folder: Place) -> None:
     """Writes the checksums of a checkpoint that was just saved.
 
     A checkpoint without them, as of older versions or of a run that was killed between
@@ -36,8 +39,12 @@ def seal(folder: pathlib.Path) -> None:
       folder: Folder of the checkpoint; it may have been removed since.
     """
     try:
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        paths = list(files_below(folder))
         if paths:
+            # So one that is copied to a store is read there.
+            if folder / MARK not in paths:
+                write_bytes(folder / MARK, b"")
+                paths.append(folder / MARK)
             record = {_name(folder, path): list(_blocks_of(path)) for path in paths}
             _write(folder, record)
     except OSError as error:
@@ -45,9 +52,7 @@ def seal(folder: pathlib.Path) -> None:
             logging.warning("%s has no checksums: %s", folder, error)
 
 
-def copy_checksums(
-    source: pathlib.Path, target: pathlib.Path, items: Collection[str]
-) -> None:
+def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None:
     """Gives a copy of some items of a checkpoint the checksums of the original.
 
     Args:
@@ -62,7 +67,7 @@ def copy_checksums(
         _write(target, {name: record[name] for name in record if _within(name, items)})
 
 
-def has_item(folder: pathlib.Path, item: str) -> bool:
+def has_item(folder: Place, item: str) -> bool:
     """Says whether an item was saved, even if its files are lost.
 
     Args:
@@ -77,7 +82,7 @@ def has_item(folder: pathlib.Path, item: str) -> bool:
 
 
 def find_damage(
-    folder: pathlib.Path,
+    folder: Place,
     items: Collection[str] | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> str | None:
@@ -126,18 +131,16 @@ def _compare(row):
     """What is wrong with a block of a file; a checksum of None stands for its end."""
     folder, name, index, checksum = row
     try:
-        with open(folder / name, "rb") as file:
-            file.seek(index * _BLOCK)
-            block = file.read(_BLOCK)
+        block = read_part(folder / name, index * _BLOCK, _BLOCK)
     except OSError as error:
-        return f"its file {name} cannot be read ({error.strerror})"
+        return f"its file {name} cannot be read ({error.strerror or 'it is missing'})"
     if (zlib.crc32(block) if block else None) != checksum:
         return f"its file {name} is not what was saved"
     return None
 
 
 def _blocks_of(path):
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield zlib.crc32(block)
 

@@ -1,10 +1,9 @@
 """What is said of a damaged checkpoint: the step and the way to go back to."""
 
-import pathlib
-
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
 from ldm_jax.errors import CheckpointError
+from ldm_jax.store import Place
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -14,7 +13,7 @@ class DamagedCheckpoint(CheckpointError):
       problem: What is wrong, without what to do.
     """
 
-    def __init__(self, folder: pathlib.Path, reason: str | Exception) -> None:
+    def __init__(self, folder: Place, reason: str | Exception) -> None:
         """Names the damage, and the newest whole checkpoint before it.
 
         Args:

@@ -3,19 +3,18 @@
 import contextlib
 import itertools
 import os
-import pathlib
 import shlex
-import shutil
 from collections.abc import Collection, Sequence
 
 import jax
 
 from ldm_jax import peers
 from ldm_jax.checkpoint.best import read_best
-from ldm_jax.checkpoint.checksums import copy_checksums, find_damage
+from ldm_jax.checkpoint.checksums import MARK, copy_checksums, find_damage
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
+from ldm_jax.store import Place, as_path, fetch, files_below, for_each, is_remote
 
 Folder = str | os.PathLike
 # A step as a number, also in letters, or "best"; None is the newest.
@@ -24,7 +23,7 @@ Step = int | str | None
 CHECKPOINTS = "checkpoints"
 
 
-def absolute(workdir: Folder) -> pathlib.Path:
+def absolute(workdir: Folder) -> Place:
     """Makes a path absolute and expands `~`; Orbax takes no other.
 
     Args:
@@ -33,15 +32,15 @@ def absolute(workdir: Folder) -> pathlib.Path:
     Returns:
       Its path.
     """
-    return pathlib.Path(workdir).expanduser().absolute()
+    return as_path(workdir).absolute()
 
 
-def saved_steps(folder: pathlib.Path) -> list[int]:
+def saved_steps(folder: Place) -> list[int]:
     """Lists the steps of which there are checkpoints.
 
     Read from the folder's names, not from Orbax, which passes over a damaged checkpoint
     in silence: a whole one is renamed into place, so whatever bears a step's name must
-    be readable.
+    be readable; in a store, whatever bears its mark, too.
 
     Args:
       folder: `checkpoints` of a workdir; it need not be there.
@@ -50,10 +49,15 @@ def saved_steps(folder: pathlib.Path) -> list[int]:
       Steps, the smallest first.
     """
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
+    paths = [path for path in paths if path.name.isdigit()]
+    if is_remote(folder):
+        # Where nothing can be renamed, a whole one bears a mark.
+        marked = for_each(lambda path: (path / MARK).is_file(), paths, folder)
+        paths = itertools.compress(paths, marked)
+    return sorted(int(path.name) for path in paths)
 
 
-def checkpoint_folder(workdir: Folder, step: Step = None) -> pathlib.Path:
+def checkpoint_folder(workdir: Folder, step: Step = None) -> Place:
     """Finds a checkpoint folder.
 
     Args:
@@ -112,7 +116,7 @@ def common_step(workdir: Folder) -> int:
     return int(peers.gather(found)[0])
 
 
-def move_away(folders: Sequence[pathlib.Path], name: str) -> str:
+def move_away(folders: Sequence[Place], name: str) -> str:
     """Says how to make older checkpoints the newest, with nothing lost.
 
     Args:
@@ -127,18 +131,18 @@ def move_away(folders: Sequence[pathlib.Path], name: str) -> str:
     numbered = (workdir / f"{name}_{n}" for n in itertools.count(2))
     places = itertools.chain([workdir / name], numbered)
     aside = next(place for place in places if not place.exists())
+    if is_remote(workdir):
+        return f"gcloud storage mv {shlex.join([*map(str, folders), f'{aside}/'])}"
     moved = shlex.join(map(str, [*folders, aside]))
     return f"mkdir {shlex.quote(str(aside))} && mv {moved}"
 
 
-def copy_items(
-    source: pathlib.Path, workdir: pathlib.Path, items: Collection[str]
-) -> None:
+def copy_items(source: Place, workdir: Place, items: Collection[str]) -> None:
     """Copies some items of a checkpoint, those that it has, with their checksums.
 
     Args:
       source: Folder of the checkpoint.
-      workdir: New workdir, made for the copy.
+      workdir: New workdir, made for the copy, on a local disk.
       items: Their names.
 
     Raises:
@@ -146,11 +150,11 @@ def copy_items(
     """
     target = workdir / CHECKPOINTS / source.name
     with contextlib.suppress(FileNotFoundError):
-        for path in sorted(source.rglob("*")):
+        for path in files_below(source):
             name = path.relative_to(source)
-            if path.is_file() and (len(name.parts) == 1 or name.parts[0] in items):
+            if len(name.parts) == 1 or name.parts[0] in items:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / name)
+                fetch(path, target / name)
         copy_checksums(source, target, items)
     if not source.is_dir() or find_damage(target):
         raise CheckpointError(
@@ -166,4 +170,4 @@ def write_config(workdir: Folder, config: Section) -> None:
       workdir: Folder of the run, made if need be.
       config: Its config.
     """
-    write_bytes(pathlib.Path(workdir) / "config.json", to_json(config).encode())
+    write_bytes(as_path(workdir) / "config.json", to_json(config).encode())

@@ -5,7 +5,6 @@ Checkpoints of older versions are read with the names of today, here and nowhere
 
 import contextlib
 import errno
-import pathlib
 import signal
 import threading
 from typing import Any
@@ -19,13 +18,14 @@ from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.errors import MEMORY_WORDS
 from ldm_jax.files import disk_errno
+from ldm_jax.store import Place, is_fault
 
 # What the system says of a file that is not there; anything else that it says, as that
 # too many are open, says nothing of the checkpoint.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
-def verify(folder: pathlib.Path, *items: str) -> None:
+def verify(folder: Place, *items: str) -> None:
     """Compares the files of some items with their checksums.
 
     Args:
@@ -100,13 +100,14 @@ def _is_of_the_machine(error):
     text = str(error)
     return (
         isinstance(error, MemoryError)
+        or is_fault(error)
         or disk_errno(error) not in _MISSING
         or any(words in text for words in MEMORY_WORDS)
         or peers.may_be_lost(text)
     )
 
 
-def load(folder: pathlib.Path, targets: dict[str, Any]) -> dict[str, Any]:
+def load(folder: Place, targets: dict[str, Any]) -> dict[str, Any]:
     """Reads items; whoever calls has compared their checksums.
 
     Args:
@@ -123,7 +124,7 @@ def load(folder: pathlib.Path, targets: dict[str, Any]) -> dict[str, Any]:
         return ocp.load_checkpointables(folder, targets)
 
 
-def shapes_of(folder: pathlib.Path, *items: str) -> dict[str, Any]:
+def shapes_of(folder: Place, *items: str) -> dict[str, Any]:
     """Reads what arrays a checkpoint holds.
 
     Args:

@@ -1,7 +1,6 @@
 """Weights and records of a trained run, as NumPy arrays."""
 
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ldm_jax import config as config_
 from ldm_jax.checkpoint.checksums import has_item
 from ldm_jax.checkpoint.folder import Folder, Step, checkpoint_folder
 from ldm_jax.checkpoint.items import load, shapes_of, upgrade, verify
+from ldm_jax.store import as_path
 
 
 def load_weights(
@@ -54,7 +54,7 @@ def load_item(folder: Folder, item: str) -> Any:
     Raises:
       CheckpointError: If it cannot be read, or is not what was saved.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     verify(folder, item)
     shapes = shapes_of(folder, item, "params")
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[item])
@@ -73,7 +73,7 @@ def read_meta(folder: Folder) -> dict[str, Any]:
     Raises:
       CheckpointError: If it cannot be read, or is not what was saved.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     verify(folder, "meta")
     meta = load(folder, {"meta": None})["meta"]
     upgraded = {"config": config_.upgrade(meta["config"])} if "config" in meta else {}

@@ -16,6 +16,7 @@ from ldm_jax.errors import (
     OutOfMemory,
     UserError,
 )
+from ldm_jax.store import explain_fault, is_fault
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent.parent
 _LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
@@ -69,6 +70,8 @@ def explain(error: BaseException, lower: str = "the sizes") -> Failure:
         error = error.exceptions[0]
     if isinstance(error, UserError):
         line, code = error, error.exit_code
+    elif _is_of_store(error):
+        line, code = _store(error)
     elif isinstance(error, OSError):
         line, code = _os_error(error)
     elif isinstance(error, MemoryError):
@@ -123,6 +126,20 @@ def _os_error(error):
     if error.errno in _PATH:
         return f"{what}; check the path", ConfigError.exit_code
     return what, UserError.exit_code
+
+
+def _is_of_store(error):
+    """Whether an error comes of an object store; some kinds are those of a disk."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return is_fault(error) or any("/gcsfs/" in frame.filename for frame in frames)
+
+
+def _store(error):
+    return (
+        f"{explain_fault(error)}; see that the bucket and the object are there, that "
+        "you may use them (gcloud auth application-default login) and that the network "
+        "is up"
+    ), DiskError.exit_code
 
 
 def _by_text(error, lower):

@@ -4,7 +4,6 @@ A few bytes of YAML or JSON can ask for a billion layers, or expand to as much a
 by aliases of aliases. Published configs stay far below these limits.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.reading import read_file
+from ldm_jax.store import Place
 
 # Published configs have some kilobytes; PyYAML reads about 100 per second.
 _MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
@@ -127,7 +127,7 @@ def check_layers(section: Mapping[str, Any], name: str) -> None:
         )
 
 
-def read_yaml_file(path: pathlib.Path) -> Any:
+def read_yaml_file(path: Place) -> Any:
     """Reads a YAML file of bounded size, its aliases expanded.
 
     Args:

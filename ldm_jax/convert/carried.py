@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import Place
 
 
 def is_plain(name: str) -> bool:
@@ -21,7 +22,7 @@ def is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and pathlib.PureWindowsPath(name).name == name
 
 
-def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Place, files: Mapping[str, bytes]) -> None:
     """Writes files that were carried along.
 
     Args:

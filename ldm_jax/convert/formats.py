@@ -1,7 +1,6 @@
 """The formats that models are read from and written to: one row of FORMATS each."""
 
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from ldm_jax.convert.model import Model, Options
 from ldm_jax.convert.verify import SMALL, count_weights, verify
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import drafted
+from ldm_jax.store import Place, as_path, local_copy
 from ldm_jax.weights.files import (
     TORCH_SUFFIXES,
     is_weights,
@@ -35,9 +35,9 @@ class Format(NamedTuple):
       verified: Whether what was written is read again and compared.
     """
 
-    recognise: Callable[[pathlib.Path], bool]
-    read: Callable[[pathlib.Path, Options, Callable], Model]
-    write: Callable[[Model, pathlib.Path, Options, Callable], None]
+    recognise: Callable[[Place], bool]
+    read: Callable[[Place, Options, Callable], Model]
+    write: Callable[[Model, Place, Options, Callable], None]
     verified: bool = False
 
 
@@ -66,7 +66,7 @@ def convert(
       ConversionError: If the source cannot be read or the target cannot be written, or
         does not read as the same model.
     """
-    options, source, target = options or Options(), *map(pathlib.Path, (source, target))
+    options, source, target = options or Options(), *map(as_path, (source, target))
     if not source.exists():
         raise ConversionError(f"there is nothing at {source}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -86,7 +86,9 @@ def convert(
         to = _target_format(names[0], target)
     log(f"{source} ({names[0]}) to {target} ({to})")
     try:
-        model = _read(names[0], source, options, log)
+        # Of a workdir one checkpoint is read, where it is.
+        place = source if names[0] == "ldm_jax" else local_copy(source)
+        model = _read(names[0], place, options, log)
         _describe(model, log)
         with drafted(target) as draft:
             FORMATS[to].write(model, draft, options, log)

@@ -6,7 +6,6 @@ hold what our networks have no place for; exporting puts it back.
 """
 
 import os
-import pathlib
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import write_json
 from ldm_jax.models.first_stages import name_of
+from ldm_jax.store import as_path, files_below
 from ldm_jax.weights.files import (
     NUMBER_TYPES,
     read_json,
@@ -45,7 +45,7 @@ def is_workdir(folder: str | os.PathLike) -> bool:
     Returns:
       Whether it is one.
     """
-    return (pathlib.Path(folder) / "checkpoints").is_dir()
+    return (as_path(folder) / "checkpoints").is_dir()
 
 
 def write(model: Model, folder: str | os.PathLike) -> None:
@@ -59,7 +59,7 @@ def write(model: Model, folder: str | os.PathLike) -> None:
       ConversionError: If the folder holds checkpoints already.
       DiskError: If it cannot be written; `formats.convert` then leaves nothing of it.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if is_workdir(folder):
         raise ConversionError(
             f"{folder} holds checkpoints already: give another folder"
@@ -129,7 +129,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
       ConfigError: If its first stage cannot be found.
       ConversionError: If it is of a stage that other formats do not have.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     config, ema_params, meta = checkpoint.load_weights(folder, step)
     if config.stage == "classifier":
         raise ConversionError(
@@ -146,7 +146,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
         _, params, _ = checkpoint.load_weights(folder, step, average=False)
     else:
         ema_params = {}
-    if not (pathlib.Path(meta["folder"]) / "training").is_dir():
+    if not (as_path(meta["folder"]) / "training").is_dir():
         # The copy that a second stage keeps is for sampling; the statistics of norms,
         # without which a discriminator is nothing, lie beside optimiser states.
         params = {k: v for k, v in params.items() if k != "discriminator"}
@@ -164,8 +164,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
         model.carried = read_weights(folder / "origin.safetensors").tensors
     model.files = {
         path.relative_to(folder / _FILES).as_posix(): path.read_bytes()
-        for path in sorted((folder / _FILES).rglob("*"))
-        if path.is_file()
+        for path in files_below(folder / _FILES)
     }
     return model
 

@@ -1,9 +1,10 @@
-"""Divides a data set by a hash of each example's name: held out, or trained on.
+"""Divides a data set into held out and trained on, by names or by a hash of them.
 
-An example keeps its side when others come or go.
+By the hash an example keeps its side when others come or go.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,6 +12,45 @@ from ldm_jax.annotations import Bool, Shaped
 
 # What may be asked for, and which of them are the held-out side.
 SPLITS = ("train", "validation", "test", "all")
+
+# What folders and files of each split are called.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
+
+# The split that serves where there is none of that name.
+_INSTEAD = {"validation": "test", "test": "validation"}
+
+
+def split_of(name: str) -> str | None:
+    """Finds the split that a name is one of.
+
+    Args:
+      name: Name of a folder, or the head of a file's name, in any case of letters.
+
+    Returns:
+      "train", "validation", "test" or None.
+    """
+    name = name.lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def serving(split: str, there: Iterable[str | None]) -> str | None:
+    """Finds the split that serves another one.
+
+    Args:
+      split: What is asked for.
+      there: The splits that there are.
+
+    Returns:
+      The split itself, or of "validation" and "test" the other one; None if there is
+      neither.
+    """
+    there = {*there} - {None}
+    found = (name for name in (split, _INSTEAD.get(split)) if name in there)
+    return next(found, None)
 
 
 def place_of(name: bytes) -> int:
@@ -33,8 +73,8 @@ def divide(
     Args:
       places: uint64 [N], what `place_of` gives for all examples.
       split: "train", "validation" or "test" (the same), or "all".
-      fraction: Fraction that is held out, in (0, 1); of two or more examples at least
-        one is.
+      fraction: Fraction that is held out, in [0, 1); of two or more examples at least
+        one is, but with 0 none.
 
     Returns:
       bool [N].
@@ -42,9 +82,9 @@ def divide(
     if split == "all":
         return np.ones(len(places), bool)
     # One at least: an empty validation set is of no use to anyone.
-    limit = fraction if len(places) > 1 else -1.0
+    limit = fraction if fraction and len(places) > 1 else -1.0
     places = np.asarray(places, np.uint64) / 2**64
-    if len(places) > 1:
+    if len(places) > 1 and fraction:
         limit = max(limit, places.min())
     return (places <= limit) == (split != "train")
 
@@ -64,5 +104,6 @@ def check_division(split: str, fraction: float, what: str) -> None:
         raise ValueError(
             f'{what} has the splits {", ".join(SPLITS[:-1])} and all, not "{split}"'
         )
-    if not 0 < fraction < 1:
+    # Zero is no value of the config: `open_source` gives it where `eval_name` is set.
+    if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")

@@ -13,7 +13,13 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.annotations import Int, Shaped
-from ldm_jax.data.division import check_division, divide, place_of
+from ldm_jax.data.division import (
+    check_division,
+    divide,
+    place_of,
+    serving,
+    split_of,
+)
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
 from ldm_jax.data.sidecars import (
@@ -26,14 +32,7 @@ from ldm_jax.data.sidecars import (
 )
 from ldm_jax.images import Pixels, find_size, require_memory
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
-
-# Sub-folders that are splits and not classes; the first that exists serves the split.
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "test"),
-    "test": ("test", "validation", "val", "valid"),
-}
-
+from ldm_jax.store import local_only
 
 # Of so many files the fingerprint has the size.
 _SIZES = 1024
@@ -42,11 +41,11 @@ _SIZES = 1024
 class FolderSource:
     """The images of a folder in the order of their paths; can be pickled.
 
-    A folder that has sub-folders for training and for validation or test
-    (SPLIT_FOLDERS) is split that way. Any other is split by a hash of each file's path:
-    "validation" (and "test") gets `validation_fraction` of the files, at least one,
-    "train" the others, and "all" is everything. A file keeps its side when others come
-    or go.
+    A folder that has sub-folders for training and for validation or test (SPLIT_NAMES
+    in `division.py`) is split that way; several of one split are taken together. Any
+    other is split by a hash of each file's path: "validation" (and "test") gets
+    `validation_fraction` of the files, at least one, "train" the others, and "all" is
+    everything. A file keeps its side when others come or go.
 
     The first-level sub-folders are the classes, in the order of their names, if every
     image lies in one of them; otherwise there are no labels.
@@ -103,10 +102,10 @@ class FolderSource:
             raise ValueError(
                 f"no images in {self._root} or below; looked for {looked_for}"
             )
-        training = _pick_part(parts, "train")
-        names = None if label_key == "" else _class_names(listed[training])
+        training = [file for part in _of_split(parts, "train") for file in listed[part]]
+        names = None if label_key == "" else _class_names(training)
         if len(parts) > 1 and split != "all":
-            chosen = [(_pick_part(parts, split), None)]
+            chosen = [(part, None) for part in _of_split(parts, split)]
         else:
             chosen = [(part, split) for part in parts]
         paths, labels = [], []
@@ -258,7 +257,8 @@ def _find_root(name, data_dir):
     if not name:
         raise ValueError("name is empty; give data.name, the path of the folder")
     root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(name))
-    root = os.path.abspath(root)
+    advice = "put the images into tar shards, which are read anywhere, or copy it"
+    root = os.path.abspath(local_only(root, "name", advice))
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "does not exist"
         raise ValueError(f"folder {root} {what}; data.name is the path of the folder")
@@ -271,10 +271,16 @@ def _find_parts(root, suffixes):
     for entry in os.scandir(root):
         if not _hidden(entry.name):
             (folders if entry.is_dir() else files).append(entry.name)
-    training = [f for f in folders if f.lower() in SPLIT_FOLDERS["train"]]
-    held_out = [f for f in folders if f.lower() in SPLIT_FOLDERS["validation"]]
+    training = [f for f in folders if split_of(f) == "train"]
+    held_out = [f for f in folders if split_of(f) in ("validation", "test")]
     if training and held_out:
-        return sorted(training[:1] + held_out)
+        unused = sorted({*folders} - {*training, *held_out})
+        if unused:
+            logging.warning(
+                "%s has folders of splits; %d others are not read, as %s",
+                *(root, len(unused), unused[0]),
+            )
+        return sorted(training + held_out)
     if (
         training
         and len(folders) == 1
@@ -284,13 +290,10 @@ def _find_parts(root, suffixes):
     return [""]
 
 
-def _pick_part(parts, split):
-    """The sub-folder that serves a split."""
-    for name in SPLIT_FOLDERS.get(split, ()):
-        for part in parts:
-            if part.lower() == name:
-                return part
-    return parts[0]
+def _of_split(parts, split):
+    """The sub-folders that serve a split; all where none is of one."""
+    found = serving(split, map(split_of, parts))
+    return [part for part in parts if split_of(part) == found] if found else parts
 
 
 def _list_images(folder, suffixes):

@@ -20,7 +20,7 @@ from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
-from ldm_jax.errors import DataError
+from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
 from ldm_jax.images.pixels import KEYS as PIXEL_KEYS
 
@@ -215,7 +215,7 @@ class LoadBatch:
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
                 failures += failed
-        except DataError as error:
+        except (DataError, Unreachable) as error:
             # Sent as data: an exception would bring the worker's traceback with it.
             return {"failures": failures, "notes": notes, "error": str(error)}
         batch = {key: _stack([e[key] for e in examples]) for key in examples[0]}
@@ -254,6 +254,9 @@ class LoadBatch:
                 if self.check:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
+            except Unreachable:
+                # Another example in its place would not be the same run.
+                raise
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)

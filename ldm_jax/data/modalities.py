@@ -47,7 +47,8 @@ class Flag(NamedTuple):
       name: Name of the flag.
       help: What `--help` says of it.
       form: How values are read, a row of `sampling.flag_values.FORMS`: "images" and
-        "arrays" are files or folders of them, "texts" are the values themselves.
+        "arrays" are files or folders of them, "texts" are the values themselves,
+        "sizes" and "corners" pairs of numbers.
     """
 
     name: str
@@ -347,6 +348,11 @@ MODALITIES = {
             Flag(
                 "labels", "Classes by name or number; all of them by default.", "labels"
             ),
+            Flag(
+                "labels_file",
+                "Text files, one class per line by name or number.",
+                "label_lines",
+            ),
         ),
         follow=_follow_label,
     ),
@@ -431,6 +437,30 @@ MODALITIES = {
         decode=decode,
         fit=resize_image,
         draw=draw.draw_image,
+        kept=False,
+    ),
+    # What a sample shall look to have been cut from; data say it of each image.
+    "original_size": Modality(
+        flags=(
+            Flag(
+                "original_size",
+                "HEIGHTxWIDTH in pixels of the image that a sample is to look to come "
+                "from, for models that know it; the sample's own if unset. May be "
+                "repeated.",
+                "sizes",
+            ),
+        ),
+        kept=False,
+    ),
+    "crop_corner": Modality(
+        flags=(
+            Flag(
+                "crop",
+                "TOP,LEFT in pixels of the crop that a sample is to look to be, for "
+                "models that know it; 0,0 if unset. May be repeated.",
+                "corners",
+            ),
+        ),
         kept=False,
     ),
     # Arrays, under the key of the input: embeddings.

@@ -11,7 +11,7 @@ from ldm_jax.config import choose, suggest, to_dict
 from ldm_jax.data.inputs import make_inputs, needed_keys, optional_keys
 from ldm_jax.data.load_batch import LOADER_OPTIONS
 from ldm_jax.data.orders.mixture import Part
-from ldm_jax.data.sources import SOURCES, keep
+from ldm_jax.data.sources import SOURCES, Reclassed, keep
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images.pixels import SHOWN
 from ldm_jax.ranges import check_section
@@ -19,9 +19,10 @@ from ldm_jax.ranges import check_section
 Section = Mapping[str, Any] | ConfigDict
 
 _SECTION_KEYS = (
-    *("source", "split", "eval_split", "inputs", "filter", "buckets"),
-    SHOWN,
+    *("source", "split", "eval_split", "eval_name"),
+    *("inputs", "filter", "buckets", SHOWN),
 )
+
 # So many of the examples that opening left out are named.
 _NAMED = 20
 
@@ -75,8 +76,29 @@ def check_sources(section: Section, name: str = "data") -> None:
     for key in section:
         if key not in known:
             raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
-    if "parts" in _options_of(make):
+    own = _options_of(make)
+    if section.get("eval_name"):
+        _check_eval_name(section, name, own)
+    if "parts" in own:
         _check_parts(section, name)
+
+
+def _check_eval_name(section, name, own):
+    if "parts" in own:
+        raise ConfigError(
+            f"{name}.eval_name is one for each part: set {name}.parts.NAME.eval_name"
+        )
+    if "validation_fraction" not in own:
+        raise ConfigError(
+            f"{name}.eval_name: {name}.source={section['source']} has splits of its "
+            f"own; name what is held out by {name}.eval_split"
+        )
+    if section.get("eval_split", "") in ("", None, section.get("split")):
+        raise ConfigError(
+            f"{name}.eval_name names held-out data, and {name}.eval_split is "
+            f'"{section.get("eval_split") or ""}", with {name}.split='
+            f'"{section.get("split")}": set eval_split to "validation"'
+        )
 
 
 def _check_parts(section, name):
@@ -106,6 +128,24 @@ def _shared(section):
 
 def _open(section, split, name="data"):
     """Opens the source of a section, or of a part of a mixture."""
+    elsewhere = section.get("eval_name")
+    if not elsewhere:
+        return _open_one(section, split, name)
+    if split != section.get("eval_split"):
+        # Nothing needs to be held out of what is trained on.
+        return _open_one(section | {"validation_fraction": 0}, split, name)
+    held_out = _open_one(section | {"name": elsewhere}, "all", f"{name}.eval_name")
+    if held_out.num_classes is None:
+        return held_out
+    # Another set may lack classes, and would count the others otherwise.
+    trained = _open(section, section.get("split", "train"), name)
+    try:
+        return Reclassed(held_out, trained)
+    except ValueError as error:
+        raise ConfigError(f"{name}.eval_name: {error}") from error
+
+
+def _open_one(section, split, name):
     make = SOURCES[section["source"]]
     own = _options_of(make)
     # An option of another source is no mistake: `source` alone may be overridden.

@@ -8,7 +8,6 @@ reads more modes than TFDS does.
 import functools
 import hashlib
 import os
-import pathlib
 import re
 import struct
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import make_table, with_sizes
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
 from ldm_jax.images import find_size, require_memory
+from ldm_jax.store import local_only
 
 
 class TfdsSource:
@@ -171,7 +171,8 @@ def _find(name, data_dir):
 
     if not name:
         raise ValueError("name is empty; give data.name, such as shapes/64")
-    root = pathlib.Path(os.path.expanduser(data_dir or str(DATA_DIR)))
+    advice = "its files are read by position: copy them, or use tar or Parquet"
+    root = local_only(data_dir or str(DATA_DIR), "data_dir", advice)
     try:
         return read_only_builder.builder_from_files(name, data_dir=str(root))
     except registered.DatasetNotFoundError:

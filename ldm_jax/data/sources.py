@@ -11,7 +11,9 @@ config section `data` gives. It has
   may be without, then only what is above can be compared between runs.
 
 It raises ValueError where it cannot be opened, and can be pickled, as every worker
-process gets a copy. It never imports jax.
+process gets a copy. It never imports jax. Where its files lie in a store that does not
+answer, it raises Unreachable, also from `source[index]`: that ends a run, whereas any
+other error of an example is counted as its own fault.
 
 What more a source may have, and what follows where it has not:
 
@@ -227,6 +229,51 @@ class Chosen:
         """
         draw, chosen = self._source.draw_batch, np.asarray(self._indices)
         return lambda indices, rngs, flip: draw(chosen[indices], rngs, flip)
+
+
+class Reclassed(Chosen):
+    """A source whose classes are those of another; a source itself.
+
+    Attributes:
+      num_classes: Number of classes of the other one, or None.
+      class_names: Their names, or None.
+    """
+
+    def __init__(self, source: Any, other: Any) -> None:
+        """Finds the classes of a source in another one, by their names if it has any.
+
+        Args:
+          source: Source of examples that have classes.
+          other: Source with all of these classes.
+
+        Raises:
+          ValueError: If a class is none of the other source's.
+        """
+        super().__init__(source, range(len(source)))
+        self.num_classes, self.class_names = other.num_classes, other.class_names
+        own, known = source.class_names, other.class_names
+        if (own is None) != (known is None) and other.num_classes is not None:
+            raise ValueError(
+                "its classes have names, and those of the training data have none, or "
+                "the other way round"
+            )
+        if own is None or known is None:
+            own = known = range(max(source.num_classes, other.num_classes or 0))
+            known = known[: other.num_classes]
+        gone = [str(name) for name in own if name not in set(known)]
+        if gone and other.num_classes is not None:
+            raise ValueError(
+                f"its {_some(gone)} are none of the {other.num_classes} classes of the "
+                "training data"
+            )
+        numbers = {name: number for number, name in enumerate(known)}
+        self._numbers = [numbers.get(name) for name in own]
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if self.num_classes is None or "label" not in example:
+            return {key: value for key, value in example.items() if key != "label"}
+        return example | {"label": self._numbers[int(example["label"])]}
 
 
 def _choose_columns(columns, indices, names):

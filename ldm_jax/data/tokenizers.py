@@ -11,6 +11,7 @@ import numpy as np
 
 from ldm_jax.annotations import Int
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import local_copy
 
 SHAPES_FILE = pathlib.Path(__file__).with_name("shapes") / "tokenizer.json"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
@@ -141,7 +142,7 @@ def load_tokenizer(
             tokenizer_file=str(SHAPES_FILE), pad_token=PAD, unk_token=UNKNOWN
         )
         return Tokenizer(backend, max_length, pad_id)
-    local = pathlib.Path(name).expanduser()
+    local = local_copy(name)
     failure = None if local.is_dir() else _hub_failure()
     try:
         backend = transformers.AutoTokenizer.from_pretrained(

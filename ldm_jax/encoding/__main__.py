@@ -12,8 +12,6 @@ header, `latents.json`, and shards in array_record's format. The same command go
 where it was cut, and ends in the same bytes.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli
@@ -83,6 +81,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.encoding.write_set import make_writer
     from ldm_jax.images import pixels_of
     from ldm_jax.lock import hold
+    from ldm_jax.store import as_path
     from ldm_jax.trained import (
         check_same_everywhere,
         load_first_stage,
@@ -119,7 +118,7 @@ def _main(argv: list[str]) -> None:
         require_captions(towers, make_inputs(config.data.get("inputs")))
         options = options._replace(towers=towers)
     write = make_writer(first, to_dict(config.data), options)
-    outdir = pathlib.Path(_OUTDIR.value)
+    outdir = as_path(_OUTDIR.value)
     with contextlib.ExitStack() as stack:
         if not jax.process_index():
             stack.enter_context(hold(outdir, _TAKE_OUTDIR.value))

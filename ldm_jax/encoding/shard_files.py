@@ -7,8 +7,6 @@ is made of the parts, which go then.
 
 import json
 import os
-import pathlib
-import shutil
 import time
 import zlib
 from collections import Counter
@@ -22,8 +20,9 @@ from ldm_jax.data.encoded import MEAN, STD, Header, RecordFormat
 from ldm_jax.data.encoded.header import FILE
 from ldm_jax.encoding.stream import Encoded
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import replacing, write_json, writing
+from ldm_jax.files import remove_folder, replacing, write_json, writing
 from ldm_jax.sampling.settings import first_difference
+from ldm_jax.store import Place
 
 _SETTINGS, _PARTS = "settings.json", "parts"
 
@@ -42,7 +41,7 @@ class ShardFiles:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: Place,
         settings: Mapping[str, Any],
         count: int,
         shard_size: int,
@@ -73,7 +72,7 @@ class ShardFiles:
         if path.exists():
             self._compare(_read_json(path))
             if self._is_finished():
-                shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+                remove_folder(self.folder / _PARTS)
                 return True
         with writing(self.folder):
             (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
@@ -242,11 +241,11 @@ class ShardFiles:
             **facts,
         )
         write_json(self.folder / FILE, header.to_json())
-        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+        remove_folder(self.folder / _PARTS)
         return header
 
 
-def writer_is_whole(path: pathlib.Path, records: int) -> bool:
+def writer_is_whole(path: Place, records: int) -> bool:
     """Says whether a shard holds what was written: its writer does not.
 
     Args:

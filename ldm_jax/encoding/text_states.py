@@ -1,6 +1,5 @@
 """What frozen text towers make of token ids, to be stored beside them."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from ldm_jax.data.encoded.record import STATES
 from ldm_jax.data.inputs import Input
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import replacing
+from ldm_jax.store import Place
 from ldm_jax.trained import TextTower
 
 
@@ -81,7 +81,7 @@ def make_states(
 
 
 def write_empty(
-    folder: pathlib.Path,
+    folder: Place,
     towers: Mapping[str, TextTower],
     inputs: Mapping[str, Input],
     dtype: str,

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from ldm_jax.encoding.stream import Options, encoded_batches
 from ldm_jax.encoding.text_states import write_empty
 from ldm_jax.errors import ConfigError, Stopped
 from ldm_jax.models.first_stages import name_of
+from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
 from ldm_jax.training.preemption import Preemption
 
@@ -41,7 +41,7 @@ _QUIET = 30.0
 
 
 def write_set(
-    folder: pathlib.Path,
+    folder: Place,
     section: Mapping[str, Any],
     split: str,
     first: FirstStage,
@@ -261,7 +261,7 @@ def _say(folder, header):
 
 def make_writer(
     first: FirstStage, section: Mapping[str, Any], options: Options
-) -> Callable[[pathlib.Path, str], None]:
+) -> Callable[[Place, str], None]:
     """Checks what all splits have in common.
 
     Args:

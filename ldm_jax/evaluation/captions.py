@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
+from ldm_jax.data.inputs.caption import captions_of
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.image_sets import ImageSet
@@ -47,8 +48,10 @@ class OneCaption:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns the example."""
         example = dict(self._source[index])
-        texts = [first_of(example.pop(key)) for key in self._keys if key in example]
-        text = texts[0] if texts else self._fallback
+        captions = captions_of(example, self._keys, self._fallback)
+        for key in self._keys:
+            example.pop(key, None)
+        text = first_of(captions, self._fallback)
         if text is not None:
             example["caption"] = self._captions[index] = text
         return example
@@ -154,17 +157,20 @@ class Prompts:
         return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
-def first_of(captions: Any) -> str:
+def first_of(
+    captions: Mapping[str, Sequence[str | bytes]], fallback: str | None = None
+) -> str | None:
     """Takes the first of several captions.
 
     Args:
-      captions: A text, or several.
+      captions: What `captions_of` gives.
+      fallback: What is taken where there are none.
 
     Returns:
-      The text.
+      The text; None where there is none.
     """
-    one = captions if isinstance(captions, str | bytes) else captions[0]
-    return one.decode() if isinstance(one, bytes) else str(one)
+    one = next((texts[0] for texts in captions.values()), fallback)
+    return one.decode() if isinstance(one, bytes) else one
 
 
 def read_captions(path: str | os.PathLike) -> list[str]:

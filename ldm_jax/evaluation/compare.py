@@ -1,6 +1,5 @@
 """Measures a set of images against a reference, and writes what came of it."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.store import Place
 
 
 class Comparison(NamedTuple):
@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
     """
 
     distances: Sequence[str]
-    outdir: pathlib.Path
+    outdir: Place
     weights: Mapping[str, str]
     protocol: str | None = None
     reference: str | None = None

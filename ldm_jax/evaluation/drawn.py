@@ -3,8 +3,6 @@
 They are drawn on all devices of all processes and stay there: nothing is stored.
 """
 
-import dataclasses
-import numbers
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -34,6 +32,7 @@ from ldm_jax.eval_samples import (
 from ldm_jax.evaluation.captions import OneCaption, Prompts, add_captions
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.sampling.options import record_of
+from ldm_jax.sampling.program import without_scale
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained
 
@@ -107,16 +106,11 @@ class Drawing:
             weights = (trained.params, trained.frozen)
             shardings = sharding.tree_shardings(weights, mesh)
             self._weights = sharding.put_tree(weights, shardings)
-        scale, key = options.guidance.scale, options
-        # Without guidance half as much is to be computed, in a program of its own.
-        is_traced = options.guidance.acts and isinstance(scale, numbers.Real)
-        if is_traced:
-            guidance = dataclasses.replace(options.guidance, scale=0.0)
-            key = dataclasses.replace(options, guidance=guidance)
+        key, scale = without_scale(options)
         if (key, seed) not in self._programs:
             made = make_draw(trained.model, key, mesh, seed, trained.pixels)
             self._programs[key, seed] = made
-        draw, scale = self._programs[key, seed], float(scale) if is_traced else None
+        draw = self._programs[key, seed]
         return lambda each: draw(*self._weights, each.inputs, each.index, scale)
 
 

@@ -6,7 +6,6 @@ once, also those of the last, partial batch, on any number of devices.
 
 import functools
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -36,6 +35,7 @@ from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.reading import read_file
+from ldm_jax.store import Place, as_path
 from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 
@@ -226,7 +226,7 @@ def name_outputs(
     paths: Iterable[str | os.PathLike],
     outdir: str | os.PathLike,
     suffix: str = ".png",
-) -> dict[pathlib.Path, pathlib.Path]:
+) -> dict[Place, Place]:
     """Names the file that each image's reconstruction goes to.
 
     Args:
@@ -241,8 +241,8 @@ def name_outputs(
       ConfigError: If two of them would go to the same file.
     """
     sources = {}
-    for path in map(pathlib.Path, paths):
-        output = pathlib.Path(outdir) / f"{path.stem}_reconstructed{suffix}"
+    for path in map(as_path, paths):
+        output = as_path(outdir) / f"{path.stem}_reconstructed{suffix}"
         if output in sources:
             raise ConfigError(
                 f"--image: {sources[output]} and {path} would both go to {output}; "

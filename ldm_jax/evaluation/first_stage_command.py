@@ -1,6 +1,5 @@
 """What `ldm-evaluate` does with a first stage: measures it, or reconstructs files."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ldm_jax.files import write_bytes, write_json
 from ldm_jax.images import memory_limit, suffix_of, write_png
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.models.first_stages import row_of
+from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
 
 _UNITS = {"psnr": "dB"}
@@ -54,7 +54,7 @@ class OnImages(NamedTuple):
 
 def reconstruct(
     first: FirstStage,
-    outdir: pathlib.Path,
+    outdir: Place,
     paths: Sequence[str],
     tile: int,
     overlap: int,
@@ -80,7 +80,7 @@ def reconstruct(
             peers.progress()
 
 
-def measure_first_stage(first: FirstStage, outdir: pathlib.Path, how: OnImages) -> None:
+def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None:
     """Prints the table and writes the files.
 
     Args:

@@ -1,12 +1,12 @@
 """Flags that the commands of this room share, and how they are read."""
 
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import as_path
 
 
 def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
@@ -102,7 +102,7 @@ def comparison_of(distances: Sequence[str]) -> Any:
     values = flags.FLAGS
     return Comparison(
         distances=distances,
-        outdir=pathlib.Path(values.outdir),
+        outdir=as_path(values.outdir),
         weights=feature_weights(values.feature_weights),
         reference=values.reference,
         image_size=values.image_size,

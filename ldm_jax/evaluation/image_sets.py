@@ -21,6 +21,7 @@ from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import read_image
 from ldm_jax.metrics.adm_npz import StoredImages
+from ldm_jax.store import is_remote, local_copy
 
 # Threads that decode images.
 _THREADS = 4
@@ -110,7 +111,16 @@ def open_images(
     Raises:
       ConfigError: If it cannot be opened, or its images cannot be taken so.
     """
-    path = os.path.expanduser(place)
+    path = os.fspath(local_copy(place))
+    options = mesh, batch_size, image_size, count, skip_unreadable, flag
+    images = _open_copy(place, path, *options)
+    if is_remote(place):
+        # Not that of the copy.
+        images.name = images.record["name"] = os.fspath(place)
+    return images
+
+
+def _open_copy(place, path, mesh, batch_size, image_size, count, skip_unreadable, flag):
     if not os.path.exists(path):
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"

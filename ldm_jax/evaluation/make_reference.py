@@ -11,8 +11,6 @@ which images it is, how they were cut, and by which weights it was made: what do
 go with it is refused when it is used. The same command goes on where it was cut.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli
@@ -63,6 +61,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.files import check_outdir
     from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.measurement import Measurement
+    from ldm_jax.store import as_path
 
     given = [h.name for h in (_WORKDIR, _CONFIG, _IMAGES) if h.value is not None]
     if len(given) != 1:
@@ -80,7 +79,7 @@ def _main(argv: list[str]) -> None:
     mesh = sharding.make_mesh()
     images = _open(mesh)
     measurement = Measurement(_DISTANCES.value, mesh, weights)
-    output = pathlib.Path(_OUTDIR.value) / "reference.npz"
+    output = as_path(_OUTDIR.value) / "reference.npz"
     found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
     if not jax.process_index():
         count, taps = found.record["count"], ", ".join(found.taps)

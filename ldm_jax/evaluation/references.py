@@ -2,7 +2,6 @@
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
 from ldm_jax.sampling.settings import first_difference
+from ldm_jax.store import as_path, local_copy
 
 # What must be the same of a file that is there and of what would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
@@ -36,7 +36,7 @@ def is_statistics(place: str | os.PathLike) -> bool:
     Raises:
       ConfigError: If it is a file and no npz.
     """
-    path = os.path.expanduser(place)
+    path = local_copy(place)
     if os.path.isdir(path):
         return False
     return bool({"record", "mu", "mu_s"} & keys_of(path, "--reference"))
@@ -74,7 +74,7 @@ def read_reference(
       ConfigError: If it cannot be read, was made with other weights, or is of images
         that were cut in another way.
     """
-    path = os.path.expanduser(place)
+    path = local_copy(place)
     needing = taps_with_rows(measurement.distances)
     reference = ReferenceStatistics.load(path, rows=needing)
     # Before features are computed.
@@ -82,7 +82,7 @@ def read_reference(
     lacking = [tap for tap in needing if _lacks_rows(reference, tap)]
     if lacking and IMAGES in keys_of(path, "--reference"):
         images = open_images(path, mesh, batch_size, flag="--reference")
-        file = pathlib.Path(outdir) / "reference_rows.npz"
+        file = as_path(outdir) / "reference_rows.npz"
         found = measure_reference(images, measurement, file, every, most_rows)
         taps = dict(reference.taps)
         for tap in lacking:
@@ -121,7 +121,7 @@ def measure_reference(
       ConfigError: If the file is of other images or of other weights.
       DataError: If images cannot be read.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     needing = taps_with_rows(measurement.distances)
     record = {
         **images.record,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.sampling.settings import first_difference
+from ldm_jax.store import as_path, local_copy
 
 _SETTINGS, _POSITION = "settings", "position"
 
@@ -81,7 +81,7 @@ def is_there(path: str | os.PathLike) -> bool:
     Raises:
       DataError: If some processes find it and others do not.
     """
-    found = os.path.exists(path)
+    found = as_path(path).exists()
     agree(path, "there" if found else "not there")
     return found
 
@@ -103,7 +103,7 @@ class Saved:
           settings: JSON-like dict: all that the numbers depend on.
           every: Images after which the state is saved.
         """
-        self._path, self._every = pathlib.Path(path), every
+        self._path, self._every = as_path(path), every
         self._settings, self._saved_at = settings, 0
 
     def load(self) -> tuple[int, dict[str, Shaped[np.ndarray, "..."]]]:
@@ -136,7 +136,7 @@ class Saved:
 
     def _read(self):
         try:
-            with np.load(self._path, allow_pickle=False) as archive:
+            with np.load(local_copy(self._path), allow_pickle=False) as archive:
                 state = {name: archive[name] for name in archive.files}
             settings = json.loads(str(state.pop(_SETTINGS)))
             position = int(state.pop(_POSITION))

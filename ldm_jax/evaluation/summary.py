@@ -7,10 +7,10 @@ A line per run, and the files of its newest previews.
 
 import json
 import os
-import pathlib
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import as_path
 
 SHOWN = (
     "loss",
@@ -35,7 +35,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
       ConfigError: If the run has logged nothing.
     """
     step, last = 0, {}
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = as_path(workdir) / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no metrics.jsonl: name the folder of a run")
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -52,7 +52,7 @@ def _main(argv: list[str]) -> None:
         numbers = [f"{k} {metrics[k]:.4g}" for k in SHOWN if k in metrics]
         print(f"{workdir}: {step} steps, " + ", ".join(numbers))
         for name in ("reconstructions", "samples"):
-            previews = sorted(pathlib.Path(workdir).glob(f"previews/{name}_*.png"))
+            previews = sorted(as_path(workdir).glob(f"previews/{name}_*.png"))
             if previews:
                 print(f"  {name}: {previews[-1]}")
 

@@ -21,8 +21,10 @@ from ldm_jax.images.decoding import (
 from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.image_files import (
     batch_image,
+    encode_image,
     encode_png,
     file_values,
+    from_values,
     read_image,
     suffix_of,
     write_image,
@@ -42,9 +44,11 @@ __all__ = [
     "decode_grey",
     "decode_pixels",
     "decode_plane",
+    "encode_image",
     "encode_png",
     "file_values",
     "find_size",
+    "from_values",
     "limit_bytes",
     "make_grid",
     "memory_limit",

@@ -21,6 +21,7 @@ from ldm_jax.images.memory import (
     require_memory,
     without_pillows_limit,
 )
+from ldm_jax.store import as_path, is_remote
 
 # Colour behind transparent pixels: white, as on a page. In a mask it is black, as what
 # is painted on a transparent layer is what is meant.
@@ -163,6 +164,8 @@ def open_image(data: Any) -> Image.Image:
     """
     if isinstance(data, np.ndarray):
         return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
+    if not isinstance(data, bytes) and is_remote(data):
+        data = as_path(data).read_bytes()
     source = io.BytesIO(data) if isinstance(data, bytes) else os.fspath(data)
     return Image.open(source, formats=_formats())
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ldm_jax.annotations import Num, Shaped
 from ldm_jax.files import write_bytes
 from ldm_jax.images.pixels import RGB, Pixels
-from ldm_jax.images.planes import decode_pixels
+from ldm_jax.images.planes import decode_pixels, decode_planes
 
 
 def encode_png(image: Shaped[Any, "H W *channels"]) -> bytes:
@@ -91,13 +91,25 @@ def write_image(
     Raises:
       DiskError: If it cannot be written.
     """
+    write_bytes(path, encode_image(image, pixels))
+
+
+def encode_image(image: Num[np.ndarray, "H W channels"], pixels: Pixels) -> bytes:
+    """Encodes an image of a batch.
+
+    Args:
+      image: Image in the type of a batch, [H, W, C].
+      pixels: What it means.
+
+    Returns:
+      Bytes of a file with the suffix of `suffix_of`.
+    """
     values = file_values(image, pixels)
     if suffix_of(pixels) == ".png":
-        write_png(path, values)
-        return
+        return encode_png(values)
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_image(source: Any, pixels: Pixels = RGB) -> Num[np.ndarray, "H W channels"]:
@@ -113,10 +125,35 @@ def read_image(source: Any, pixels: Pixels = RGB) -> Num[np.ndarray, "H W channe
     Raises:
       DecodeError: (a ValueError) If it is not an image or is damaged.
     """
-    if pixels.dtype == np.float32 and pixels.value_range is None:
-        # As they are written, where the data have no range of their own.
-        pixels = dataclasses.replace(pixels, value_range=(-1.0, 1.0))
+    pixels = _as_written(pixels)
     return batch_image(decode_pixels(source, pixels=pixels), pixels)
+
+
+def from_values(
+    values: Shaped[np.ndarray, "H W channels"], pixels: Pixels
+) -> Num[np.ndarray, "H W channels"]:
+    """Maps the numbers of a file to an image of a batch: undoes `file_values`.
+
+    Args:
+      values: Array [H, W, C].
+      pixels: What they mean.
+
+    Returns:
+      Image in the type of a batch, [H, W, C].
+
+    Raises:
+      DecodeError: If they are something else.
+    """
+    if pixels.value_range is None:
+        return values
+    return batch_image(decode_planes(values, pixels), pixels)
+
+
+def _as_written(pixels):
+    """Floats lie in [-1, 1] where the data have no range of their own."""
+    if pixels.dtype == np.float32 and pixels.value_range is None:
+        return dataclasses.replace(pixels, value_range=(-1.0, 1.0))
+    return pixels
 
 
 def batch_image(image: Any, pixels: Pixels) -> Num[np.ndarray, "H W channels"]:

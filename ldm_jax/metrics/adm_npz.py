@@ -3,10 +3,11 @@
 50,000 images of 256 px are 9.8 GB: of a file only some images are ever in memory.
 """
 
+import contextlib
+import hashlib
 import os
-import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,12 @@ import numpy as np
 from ldm_jax.annotations import Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import replacing, writing
+from ldm_jax.store import as_path, cache_folder, is_remote
 
 Path = str | os.PathLike
 
 # Where images lie, and the classes of them beside them.
 IMAGES, LABELS = "arr_0", "arr_1"
-
-# Bytes that are copied at a time.
-_PART = 2**24
 
 
 def keys_of(path: Path, flag: str = "--images") -> set[str]:
@@ -38,7 +37,7 @@ def keys_of(path: Path, flag: str = "--images") -> set[str]:
       ConfigError: If it is no npz.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
@@ -80,16 +79,14 @@ class StoredImages:
                 f"{flag}: {IMAGES} of {path} is {dtype} {list(self.shape)}: give "
                 "uint8 [N, H, W, 3]"
             )
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             member = archive.getinfo(f"{IMAGES}.npy")
         self.fingerprint = f"{member.CRC:08x}{member.file_size:x}"
 
+    @contextlib.contextmanager
     def _open(self):
-        archive = zipfile.ZipFile(self._path)
-        file = archive.open(f"{IMAGES}.npy")
-        # The member keeps the file open as long as it needs it.
-        archive.close()
-        return file
+        with _opened(self._path) as archive, archive.open(f"{IMAGES}.npy") as file:
+            yield file
 
     def _header(self, file):
         """(shape, type) of the array; then the file stands at its first byte."""
@@ -142,6 +139,15 @@ class StoredImages:
                 ) from error
 
 
+@contextlib.contextmanager
+def _opened(path):
+    """The npz, read as a stream, also from a store."""
+    with contextlib.ExitStack() as stack:
+        if is_remote(path):
+            path = stack.enter_context(as_path(path).open("rb"))
+        yield stack.enter_context(zipfile.ZipFile(path))
+
+
 def _read_all(file, count):
     """Exactly so many bytes: a member gives fewer at a time than it is asked for."""
     data = bytearray(count)
@@ -152,6 +158,14 @@ def _read_all(file, count):
             raise EOFError(f"{count - done:,} bytes are missing")
         done += part
     return data
+
+
+def _scratch(path):
+    """Beside which images wait to be all there; for a store, a place on the disk."""
+    if not is_remote(path):
+        return path
+    name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:24]
+    return cache_folder() / "unfinished" / name / path.name
 
 
 class ImageFile:
@@ -168,8 +182,8 @@ class ImageFile:
           path: The npz that is to be; until then the images lie beside it.
           shape: (N, H, W, 3).
         """
-        self._path, self._shape = pathlib.Path(path), tuple(shape)
-        self._part = self._path.with_name(f"{self._path.stem}.partial.npy")
+        self._path, self._shape = as_path(path), tuple(shape)
+        self._part = _scratch(self._path).with_name(f"{self._path.stem}.partial.npy")
         self._array = None
 
     def is_begun(self) -> bool:
@@ -248,19 +262,52 @@ class ImageFile:
         self._array = None
         with (
             replacing(self._path) as temporary,
-            zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
+            zipfile.ZipFile(temporary, "w") as archive,
         ):
-            with (
-                open(self._part, "rb") as source,
-                archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as target,
-            ):
-                while part := source.read(_PART):
-                    target.write(part)
+            stored = np.load(self._part, mmap_mode="r")
+            write_stream(archive, IMAGES, len(stored), stored)
             write_arrays(archive, others)
 
     def remove(self) -> None:
         """Takes the images beside the npz away, once no state of a run needs them."""
         self._part.unlink(missing_ok=True)
+
+
+def write_stream(
+    archive: zipfile.ZipFile,
+    name: str,
+    count: int,
+    rows: Iterable[Shaped[np.ndarray, "..."]],
+) -> tuple[int, ...]:
+    """Adds an array to an npz row by row: one at a time is in memory.
+
+    Args:
+      archive: The npz, opened for writing.
+      name: Name of the array.
+      count: Number of rows, at least one.
+      rows: The rows [...], all of one shape and type.
+
+    Returns:
+      Shape of the array.
+
+    Raises:
+      ValueError: If there are more or fewer rows, or one is unlike the first.
+    """
+    written, shape, dtype = 0, None, None
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        for row in map(np.asarray, rows):
+            if shape is None:
+                shape, dtype = row.shape, row.dtype
+                header = {"descr": np.lib.format.dtype_to_descr(dtype)}
+                header |= {"fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if (row.shape, row.dtype) != (shape, dtype):
+                raise ValueError(f"row {written} of {name} is unlike the first one")
+            file.write(np.ascontiguousarray(row).tobytes())
+            written += 1
+    if written != count:
+        raise ValueError(f"{name} has {written} rows and not {count}")
+    return count, *shape
 
 
 def write_arrays(

@@ -22,6 +22,7 @@ from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
 from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
+from ldm_jax.store import local_copy
 
 _RECORD = "record"
 
@@ -110,6 +111,7 @@ class ReferenceStatistics:
         Raises:
           ConfigError: If it cannot be read or is something else.
         """
+        path = local_copy(path)
         keys = keys_of(path, key)
         if not {_RECORD, "mu", "mu_s"} & keys:
             raise ConfigError(

@@ -5,11 +5,11 @@
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --strength=0.6
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --mask=mask.png
 
-Writes one PNG per sample into samples/ of that folder; beside it a grid, a contact
-sheet of conditions and samples, and with --npz the array that evaluators of the field
-take.  Flags of files take folders as well, and several of either; sample k takes the
-k-th in turn.  Sample k depends on the seed and k alone.  A run that was cut goes on
-where it stopped: the same command draws only what is missing.
+Writes one PNG per sample into samples/ of that folder, or shards of many (--output);
+beside it a grid, a contact sheet of conditions and samples, and with --npz the array
+that evaluators of the field take.  Flags of files take folders as well, and several of
+either; sample k takes the k-th in turn.  Sample k depends on the seed and k alone.  A
+run that was cut goes on where it stopped: the same command draws only what is missing.
 """
 
 import dataclasses
@@ -139,6 +139,13 @@ with cli.group("sampler"):
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
     cli.shared("batch_size")
+    flags.DEFINE_enum(
+        "output",
+        "png",
+        ["png", "npz", "tar"],
+        "How samples are written: a PNG file each, or shards as npz or tar.",
+    )
+    flags.DEFINE_integer("shard_size", 1024, "Samples of a shard of npz or tar.")
     flags.DEFINE_bool(
         "npz", False, "Also write samples.npz (arr_0 [N, H, W, C], and the conditions)."
     )

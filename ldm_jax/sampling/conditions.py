@@ -23,7 +23,6 @@ from ldm_jax.images import (
     RGB,
     Pixels,
     decode_pixels,
-    file_values,
     find_size,
     memory_limit,
     require_memory,
@@ -369,7 +368,7 @@ def collect_conditions(
 
     Returns:
       Dict of arrays [N, ...]: "arr_1", the labels of a class-conditional model;
-      "reference", the images that are given or held out; "caption" strings,
+      "caption" strings,
       "label", "segmentation", "depth", "boxes", "box_labels" and so on as in an
       example; "mask" bool [N, H, W, 1], true where the image was filled; and
       "input_KEY" for every other input under its batch key.
@@ -380,8 +379,6 @@ def collect_conditions(
         example = make_example(trained, task, k)
         row = make_row(trained, task, seed, k, example)
         kept = _kept(example)
-        if "image" in example:
-            kept["reference"] = file_values(example["image"], trained.pixels)
         if "mask" in row:
             kept["mask"] = row["mask"]
         for key, value in row["inputs"].items():

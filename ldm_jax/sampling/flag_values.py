@@ -5,8 +5,6 @@ The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
 
 import contextlib
 import hashlib
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +17,12 @@ from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
+from ldm_jax.store import as_path
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22
+# Largest side of an image that samples may look to come from.
+_MOST = 2**16
 # Most bytes of a file, which is hashed as a whole; what it takes is checked later.
 _MOST_HASHED = 2**34
 
@@ -94,8 +95,9 @@ def define_flag(
     Returns:
       Its holder.
     """
-    # Texts hold commas, so that each has a flag of its own.
-    define = flags.DEFINE_multi_string if flag.form == "texts" else flags.DEFINE_list
+    # These hold commas, so that each has a flag of its own.
+    several = flag.form in ("texts", "sizes", "corners")
+    define = flags.DEFINE_multi_string if several else flags.DEFINE_list
     return define(flag.name, None, flag.help, flag_values=flag_values)
 
 
@@ -173,10 +175,7 @@ def _texts(name, flag, texts, names):
 
 def _lines(name, flag, texts, names):
     """One text per line of files, or of the `.txt` files of folders."""
-    lines = []
-    for path in _find(name, flag, texts, (".txt",)):
-        text = _read(flag, path).decode("utf-8-sig", errors="replace")
-        lines += [line.strip() for line in text.splitlines() if line.strip()]
+    lines = _read_lines(name, flag, texts)
     if not lines:
         raise ConfigError(
             f"--{flag}={','.join(texts)} holds no prompt: write one per line"
@@ -184,10 +183,28 @@ def _lines(name, flag, texts, names):
     return FlagValues(tuple(lines), lines)
 
 
+def _read_lines(name, flag, texts):
+    lines = []
+    for path in _find(name, flag, texts, (".txt",)):
+        text = _read(flag, path).decode("utf-8-sig", errors="replace")
+        lines += [line.strip() for line in text.splitlines() if line.strip()]
+    return lines
+
+
 def _labels(name, flag, texts, names):
     """Class numbers; their range is checked where the number of classes is known."""
     numbers = tuple(_label(flag, str(text), names) for text in texts)
     return FlagValues(numbers, list(numbers))
+
+
+def _label_lines(name, flag, texts, names):
+    """One class per line of files."""
+    lines = _read_lines(name, flag, texts)
+    if not lines:
+        raise ConfigError(
+            f"--{flag}={','.join(texts)} holds no class: write one per line"
+        )
+    return _labels(name, flag, lines, names)
 
 
 def _label(flag, label, names):
@@ -200,6 +217,29 @@ def _label(flag, label, names):
     if names.classes:
         known = suggest(label, list(names.classes))
     raise ConfigError(f"--{flag}: there is no class '{label}'; {known}")
+
+
+def _sizes(name, flag, texts, names):
+    """Heights and widths, at least 1."""
+    return _pairs(flag, texts, "x", 1, "HEIGHTxWIDTH in pixels, as 512x768")
+
+
+def _corners(name, flag, texts, names):
+    """Tops and lefts, at least 0."""
+    return _pairs(flag, texts, ",", 0, "TOP,LEFT in pixels, as 0,64")
+
+
+def _pairs(flag, texts, between, least, what):
+    pairs = []
+    for text in texts:
+        numbers = [part.strip() for part in text.split(between)]
+        if len(numbers) != 2 or not all(
+            number.isascii() and number.isdecimal() and least <= int(number) <= _MOST
+            for number in numbers
+        ):
+            raise ConfigError(f"--{flag}={text}: give {what}")
+        pairs.append(tuple(int(number) for number in numbers))
+    return FlagValues(tuple(pairs), [list(pair) for pair in pairs])
 
 
 def _images(name, flag, texts, names):
@@ -255,7 +295,7 @@ def _find(name, flag, texts, suffixes):
     """The files that are named, and those of the folders, in the order of names."""
     paths = []
     for text in texts:
-        path = pathlib.Path(text).expanduser()
+        path = as_path(text)
         if not path.exists():
             raise ConfigError(f"--{flag}: there is no file or folder {path}")
         found = _in_folder(name, path, suffixes) if path.is_dir() else [str(path)]
@@ -268,7 +308,7 @@ def _find(name, flag, texts, suffixes):
 
 
 def _in_folder(name, folder, suffixes):
-    names = sorted(os.listdir(folder))
+    names = sorted(path.name for path in folder.iterdir())
     names = [n for n in names if n.lower().endswith(suffixes) and n[0] != "."]
     # A folder that training reads has the maps beside the images.
     beside = MODALITIES[name].suffix if name in MODALITIES else None
@@ -308,7 +348,10 @@ FORMS: dict[str, Callable[[str, str, Sequence[str], Names], FlagValues]] = {
     "texts": _texts,
     "lines": _lines,
     "labels": _labels,
+    "label_lines": _label_lines,
     "layouts": _layouts,
     "images": _images,
     "arrays": _arrays,
+    "sizes": _sizes,
+    "corners": _corners,
 }

@@ -24,8 +24,10 @@ class RunOptions:
       seed: Seed of the run.
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
+      output: How samples are written, a row of `sample_files.OUTPUTS`.
+      shard_size: Samples of a shard, where several lie in one file.
       npz: Also write `samples.npz`: arr_0 [N, H, W, C], and the conditions; see
-        `conditions.collect_conditions`.
+        `array.write_array`.
       from_data: Whether held-out examples give what no flag gives; sample k gets
         example k.
       invert: Whether to start from the noise that DDIM takes the given images to.
@@ -43,6 +45,8 @@ class RunOptions:
     num_samples: int | None = None
     seed: int = 0
     batch_size: int = 16
+    output: str = "png"
+    shard_size: int = 1024
     npz: bool = False
     from_data: bool = False
     invert: bool = False

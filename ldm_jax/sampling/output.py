@@ -1,34 +1,32 @@
-"""The files of a run: samples, their settings, a grid, a contact sheet, an array.
+"""What a run shows: a grid of its samples, and a contact sheet with their conditions.
 
 The samples are alone in a folder of their own, as evaluators of folders take every
 image that they find; all else lies beside it.
 """
 
 import math
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm_jax.annotations import Shaped, UInt8
+from ldm_jax.annotations import UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.labels import name_of_class
-from ldm_jax.errors import DecodeError
-from ldm_jax.files import replacing
 from ldm_jax.images import (
     RGB,
     Pixels,
-    file_values,
     make_grid,
     read_image,
     suffix_of,
     write_png,
 )
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
+from ldm_jax.sampling.sample_files import SampleFiles
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
+from ldm_jax.store import Place
 from ldm_jax.trained import Trained
 
 # Samples on a contact sheet, and about how wide it is in pixels.
@@ -51,7 +49,7 @@ class Entry(NamedTuple):
 
 
 def write_contact_sheet(
-    trained: Trained, task: Task, seed: int, outdir: pathlib.Path
+    trained: Trained, task: Task, seed: int, outdir: Place, store: SampleFiles
 ) -> None:
     """Writes `sheet.png`: the first samples beside their conditions, if there are any.
 
@@ -59,23 +57,25 @@ def write_contact_sheet(
       trained: A Trained.
       task: A Task.
       seed: Seed of the run.
-      outdir: Path of the folder that holds the samples.
+      outdir: Path of the folder.
+      store: Where the samples are.
     """
-    shown = range(min(task.count, MOST_ON_SHEET))
-    entries = [_make_entry(trained, task, seed, outdir, k) for k in shown]
+    shown = store.images(min(task.count, MOST_ON_SHEET))
+    entries = [
+        _make_entry(trained, task, seed, outdir, k, sample)
+        for k, sample in enumerate(shown)
+    ]
     if not any(entry.text or len(entry.images) > 1 for entry in entries):
         return
     write_png(outdir / "sheet.png", make_contact_sheet(entries))
     print(f"sheet: {outdir / 'sheet.png'}")
 
 
-def _make_entry(trained, task, seed, outdir, k):
+def _make_entry(trained, task, seed, outdir, k, sample):
     source = conditions_from(task, k)
     example = make_example(trained, task, source)
     row = make_row(trained, task, seed, source, example)
-    pixels = trained.pixels
-    suffix, shown_of = suffix_of(pixels), pixels.shown
-    sample = shown_of(read_image(path_of(outdir, k, suffix), pixels))
+    pixels, shown_of = trained.pixels, trained.pixels.shown
     shape = _shape_on_sheet(*sample.shape[:2])
     shown = _starting_points(trained, task, row, shape)
     with_mask = inputs_of(trained.inputs, "mask")
@@ -88,11 +88,11 @@ def _make_entry(trained, task, seed, outdir, k):
             shown.append((key, image))
     if "guide" in row:
         shown.append(("guide", draw_image(shown_of(row["guide"]), shape)))
-    unguided = unguided_path_of(outdir, k, suffix)
+    unguided = unguided_path_of(outdir, k, suffix_of(pixels))
     if unguided.exists():
         image = shown_of(read_image(unguided, pixels))
         shown.append(("unguided", draw_image(image, shape)))
-    shown.append((f"sample {k}", draw_image(sample, shape)))
+    shown.append((f"sample {k}", draw_image(shown_of(sample), shape)))
     if task.source is not None:
         shown.append(("held out", draw_image(shown_of(example["image"]), shape)))
     return Entry(shown, _text(trained, task, example, source))
@@ -188,26 +188,8 @@ def _wrap(text, width):
 # Samples in a grid.
 _MAX_GRID = 64
 
-_ANEW = "take it away, and the same command draws it anew"
 
-
-def path_of(outdir: pathlib.Path, k: int, suffix: str = ".png") -> pathlib.Path:
-    """Says where a sample is written.
-
-    Args:
-      outdir: Path of the folder.
-      k: Number of the sample.
-      suffix: That of `images.suffix_of`.
-
-    Returns:
-      Path of its file.
-    """
-    return outdir / "samples" / f"{k:06d}{suffix}"
-
-
-def unguided_path_of(
-    outdir: pathlib.Path, k: int, suffix: str = ".png"
-) -> pathlib.Path:
+def unguided_path_of(outdir: Place, k: int, suffix: str = ".png") -> Place:
     """Says where a sample is written as it is without guidance.
 
     Args:
@@ -222,17 +204,17 @@ def unguided_path_of(
 
 
 def write_grid(
-    outdir: pathlib.Path,
-    count: int,
+    outdir: Place,
+    store: SampleFiles,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
     pixels: Pixels = RGB,
-) -> pathlib.Path:
-    """Writes `grid.png` of the first samples, as they are shown.
+) -> Place:
+    """Writes `grid.png` of the first samples.
 
     Args:
       outdir: Path of the folder.
-      count: Number of samples.
+      store: Where the samples are.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
       class_names: Their names, if known.
       pixels: What images are.
@@ -240,56 +222,15 @@ def write_grid(
     Returns:
       Its path.
     """
-    shown = range(min(count, _MAX_GRID))
-    columns = math.ceil(math.sqrt(len(shown)))
+    shown = min(store.count, _MAX_GRID)
+    columns = math.ceil(math.sqrt(shown))
     if labels is not None and 1 < len(labels) <= 16:
-        columns = min(len(labels), len(shown))
+        columns = min(len(labels), shown)
         names = [name_of_class(label, class_names) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    images = pixels.shown(_read_samples(outdir, shown, pixels))
+    images = pixels.shown(np.stack([*store.images(shown)]))
     write_png(grid, make_grid(images, columns))
     way = pixels.describe()
     print(f"grid: {grid}{way and f' ({way})'}")
     return grid
-
-
-def _read_samples(outdir, numbers, pixels):
-    """Samples [N, H, W, C] that were written, perhaps by an earlier run."""
-    images = None
-    for row, k in enumerate(numbers):
-        path = path_of(outdir, k, suffix_of(pixels))
-        try:
-            image = read_image(path, pixels)
-        except DecodeError as error:
-            raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
-        if images is None:
-            images = np.empty((len(numbers), *image.shape), pixels.dtype)
-        if image.shape != images.shape[1:]:
-            raise DecodeError(
-                f"{path} is {image.shape[1]} x {image.shape[0]} pixels and others are "
-                f"{images.shape[2]} x {images.shape[1]}: {_ANEW}"
-            )
-        images[row] = image
-    return images
-
-
-def write_array(
-    outdir: pathlib.Path,
-    count: int,
-    conditions: Mapping[str, Shaped[np.ndarray, "..."]],
-    pixels: Pixels = RGB,
-) -> None:
-    """Writes `samples.npz`.
-
-    Args:
-      outdir: Path of the folder.
-      count: Number of samples.
-      conditions: Further arrays by name, [count, ...].
-      pixels: What images are.
-    """
-    images = file_values(_read_samples(outdir, range(count), pixels), pixels)
-    with replacing(outdir / "samples.npz") as temporary:
-        np.savez(temporary, arr_0=images, **conditions)
-    others = f"; {', '.join(sorted(conditions))}" if conditions else ""
-    print(f"array: {outdir / 'samples.npz'} {images.shape} {images.dtype}{others}")

@@ -1,6 +1,7 @@
 """The compiled program that draws a batch of samples."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,46 +11,81 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import generate, latent_diffusion, sharding
-from ldm_jax.annotations import Array, Bool, Int, Num
+from ldm_jax.annotations import Array, Bool, Int, Shaped
 from ldm_jax.diffusion import solve
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
-from ldm_jax.seeds import sample_keys
+from ldm_jax.seeds import fold_in
 from ldm_jax.trained import Trained
 
 
-def make_draw(
-    trained: Trained, mesh: Mesh, task: Task, seed: int, options: SampleOptions
-) -> tuple[Callable, dict[str, Any]]:
-    """Makes the function that draws samples; see `conditions.make_batch` for batches.
+def put_weights(trained: Trained, mesh: Mesh) -> dict[str, Any]:
+    """Puts all weights that sampling takes on the devices.
 
     Args:
       trained: A Trained.
       mesh: Mesh over the devices of this process.
-      task: A Task.
-      seed: Seed of the run.
-      options: SampleOptions.
 
     Returns:
-      (draw, weights): the jitted function of weights and a batch on the devices ->
-      (images [B, H, W, C] in the type of a batch, by default uint8, and whether they
-      were finite, bool [B]), for `fetch`; and the weights, on the devices.
+      Dict of global arrays.
     """
-    model = trained.model
-    factor = model.first_stage.downsampling_factor
-    options = dataclasses.replace(options, size=task.size)
     weights = {"params": trained.params, "frozen": trained.frozen}
     if trained.classifier is not None:
         weights["classifier"] = trained.classifier.params
     if trained.lpips is not None:
         weights["lpips"] = trained.lpips
-    weights = sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
+    return sharding.put_tree(weights, sharding.tree_shardings(weights, mesh))
 
-    def draw(weights, batch):
-        frozen = weights["frozen"]
+
+def without_scale(options: SampleOptions) -> tuple[SampleOptions, float | None]:
+    """Takes the guidance scale out of options: one program draws with any.
+
+    Without guidance half as much is to be computed, in a program of its own.
+
+    Args:
+      options: SampleOptions.
+
+    Returns:
+      (options, scale): options that are alike for all scales, and the scale; options
+      as they are and None where they do not guide, or by several scales.
+    """
+    scale = options.guidance.scale
+    if not options.guidance.acts or not isinstance(scale, numbers.Real):
+        return options, None
+    guidance = dataclasses.replace(options.guidance, scale=0.0)
+    return dataclasses.replace(options, guidance=guidance), float(scale)
+
+
+def make_draw(
+    trained: Trained, task: Task, options: SampleOptions, latents: bool = False
+) -> Callable:
+    """Makes the function that draws samples; see `conditions.make_batch` for batches.
+
+    Args:
+      trained: A Trained.
+      task: A Task.
+      options: SampleOptions.
+      latents: Whether to draw latents and not to decode them.
+
+    Returns:
+      Jitted function of the weights of `put_weights`, a batch on the devices, the key
+      of the seed and a guidance scale in place of that of the options, or None ->
+      (images [B, H, W, C] in the type of a batch, or latents, float32 [B, h, w, c]; and
+      whether they were finite, bool [B]), for `fetch`.
+    """
+    model = trained.model
+    factor = model.first_stage.downsampling_factor
+    fixed = dataclasses.replace(options, size=task.size)
+    sample = generate.sample_latents_of_images if latents else generate.sample_images
+
+    def draw(weights, batch, key, scale):
+        frozen, options = weights["frozen"], fixed
+        if scale is not None:
+            guidance = dataclasses.replace(options.guidance, scale=scale)
+            options = dataclasses.replace(options, guidance=guidance)
         codec = generate.make_codec(model, frozen, options.decode_tile)
         given = Given(negative=batch.get("negative"))
         if task.starts or task.holds:
@@ -60,37 +96,37 @@ def make_draw(
             noise = _inverted(model, weights, codec, batch.get("ends", batch), options)
             given = given._replace(noise=noise)
         elif task.path:
-            noise_rngs, _ = generate.split_rngs(
-                sample_keys(seed, batch["ends"]["index"])
-            )
+            noise_rngs, _ = generate.split_rngs(fold_in(key, batch["ends"]["index"]))
             shape = latent_diffusion.shape_of_latents(model, task.size)
             given = given._replace(noise=solve.normal(noise_rngs, shape))
         if task.path:
             given = given._replace(noise=_between(given.noise, batch["fraction"]))
-        images = generate.sample_images(
+        images = sample(
             model,
             weights["params"],
             frozen,
             batch["inputs"],
-            sample_keys(seed, batch["index"]),
+            fold_in(key, batch["index"]),
             options,
             given,
             make_gradient_guidance(trained, weights, batch, task.scales, codec.decode),
         )
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
+        if latents:
+            return images, finite
         images = trained.pixels.quantise(images)
         if "mask" in batch:
             # What is known stays as it is, to the bit.
             images = jnp.where(batch["mask"], images, batch["images"])
         return images, finite
 
-    return jax.jit(draw), weights
+    return jax.jit(draw)
 
 
 def fetch(
-    drawn: tuple[Num[Array, "size height width channels"], Bool[Array, " size"]],
+    drawn: tuple[Shaped[Array, "size height width channels"], Bool[Array, " size"]],
     indices: Sequence[int] | Int[np.ndarray, " count"],
-) -> Num[np.ndarray, "count height width channels"]:
+) -> Shaped[np.ndarray, "count height width channels"]:
     """Brings what was drawn to the host.
 
     Args:
@@ -98,7 +134,7 @@ def fetch(
       indices: Numbers of the samples of its first rows; others fill the batch up.
 
     Returns:
-      Array [len(indices), H, W, C] in the type of a batch.
+      Images [len(indices), H, W, C] in the type of a batch, or latents, float32.
 
     Raises:
       ConfigError: If a sample is not finite.

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,12 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import write_json
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.store import Place
 
 _SETTINGS = "settings.json"
 
 
-def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def claim(outdir: Place, settings: Mapping[str, Any]) -> None:
     """Records the settings in a new folder, compares them in one that has some.
 
     Args:
@@ -30,7 +30,7 @@ def claim(outdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     path = outdir / _SETTINGS
     # As they come back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
-    if os.path.lexists(path):
+    if path.exists() or os.path.lexists(path):
         difference = first_difference(_recorded(path), settings)
         if difference is not None:
             key, there, here = difference

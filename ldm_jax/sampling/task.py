@@ -1,6 +1,8 @@
 """What is asked of a model: which flags give its conditions, and which task it is."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,9 @@ from ldm_jax.sampling.flag_values import (
 from ldm_jax.sampling.gradient_guidance import gradient_guidance_scales
 from ldm_jax.sampling.options import RunOptions
 from ldm_jax.trained import Trained
+
+# Values of a flag that are recorded one by one.
+_MOST_RECORDED = 4096
 
 
 class Task(NamedTuple):
@@ -118,7 +123,15 @@ def _record(values):
     """What stands for the values in `settings.json`, by the usual flag of each."""
     rows = flag_rows()
     named = {rows[name][0].name: value.record for name, value in values.items()}
-    return dict(sorted(named.items()))
+    return {name: _short(record) for name, record in sorted(named.items())}
+
+
+def _short(record):
+    """A long list by its hash: `settings.json` is to be read, and has its limit."""
+    if not isinstance(record, list) or len(record) <= _MOST_RECORDED:
+        return record
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return {"values": len(record), "sha256": digest[:16]}
 
 
 def _open(trained):
@@ -225,6 +238,7 @@ def _refuse_superfluous(trained, values, used):
             _flags_of(way)
             for key in trained.model.conditioner.entries
             for way in ways(trained, key)
+            if way
         }
         raise ConfigError(
             f"{dashed(name)} is not a condition of this model; its conditions take "

@@ -7,8 +7,6 @@ checkpoint without what only training needs. Wherever a first stage is read from
 checksums are compared with those that the second stage's checkpoint records.
 """
 
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +20,8 @@ from ldm_jax.checkpoint import (
     copy_items,
 )
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.files import drafted
+from ldm_jax.files import drafted, remove_folder
+from ldm_jax.store import Place, as_path, is_remote
 from ldm_jax.trained.first_stage import FirstStage, load_first_stage
 
 _COPY = "first_stage_copy"
@@ -57,7 +56,7 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
         return
     copy = absolute(workdir) / _COPY
     # What is left of a run on another first stage that came to no checkpoint.
-    shutil.rmtree(copy, ignore_errors=True)
+    remove_folder(copy)
     source = checkpoint_folder(first.record["workdir"], first.record["step"])
     with drafted(copy) as draft:
         copy_items(source, draft, ("meta", "params", "ema_params"))
@@ -73,7 +72,7 @@ def _is_copied(workdir, first):
     return difference(found.record, first.record) is None
 
 
-def first_stage_folder(recorded: str, workdir: Folder) -> pathlib.Path | str:
+def first_stage_folder(recorded: str, workdir: Folder) -> Place | str:
     """Finds the first stage of a second one, also if both moved together.
 
     Args:
@@ -89,10 +88,11 @@ def first_stage_folder(recorded: str, workdir: Folder) -> pathlib.Path | str:
     """
     if recorded == "identity":
         return recorded
-    workdir, recorded = absolute(workdir), pathlib.Path(recorded)
+    workdir, recorded = absolute(workdir), as_path(recorded)
+    apart = is_remote(recorded) or recorded.is_absolute()
     for folder in (
         workdir / _COPY,
-        workdir / recorded,
+        recorded if apart else workdir / recorded,
         workdir.parent / recorded.name,
     ):
         if folder.is_dir():
@@ -136,7 +136,8 @@ def load_recorded(
     copied = folder == absolute(workdir) / _COPY
     remedy = f"give that one with {key}=ITS_WORKDIR"
     if copied:
-        remedy = f"remove the copy to read that one in its place: rm -r {folder}"
+        remove = "gcloud storage rm" if is_remote(folder) else "rm"
+        remedy = f"remove the copy to read that one in its place: {remove} -r {folder}"
     try:
         # Of the identity nothing else says them.
         count = recorded.get("image_channels") or 3

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import Folder, tree_checksum
 from ldm_jax.config import build, choose, to_dict
@@ -90,7 +93,7 @@ def make_stage(
     options, frozen = load_perceptual(options, model, least)
     record = {name: tree_checksum(tree) for name, tree in frozen.items()}
     _check_frozen(config, record, meta)
-    return _make_steps(config, model, options, frozen, data.example), record
+    return make_steps(config, model, options, frozen, data.example), record
 
 
 def _check_frozen(config, record, meta):
@@ -119,8 +122,28 @@ def _check_size(model, image_size):
         )
 
 
-def _make_steps(config, model, options, frozen, example):
-    """Closes the pure functions of the stage over its networks and optimisers."""
+def make_steps(
+    config: ConfigDict,
+    model: nn.Module,
+    options: LossOptions,
+    frozen: Any,
+    example: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> Stage:
+    """Closes the pure functions of the stage over its networks and optimisers.
+
+    Args:
+      config: ConfigDict.
+      model: Autoencoder.
+      options: The section `loss`, with `perceptual_weight` settled.
+      frozen: {"lpips": its weights}, or {} without; shapes suffice.
+      example: One training example as a batch of one, [1, ...].
+
+    Returns:
+      Stage.
+
+    Raises:
+      ConfigError: If the config cannot work.
+    """
     row, freeze, steps = row_of(model), freeze_paths(config), step_options(config)
     pixels = pixels_of(config.data)
     setup = Setup(

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import latent_diffusion
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import make_classifier, make_noise_schedule
 from ldm_jax.checkpoint import Folder
 from ldm_jax.conditioners.checks import check_classes
@@ -86,15 +88,33 @@ def make_stage(
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
-    return _make_steps(config, model, frozen, data.example), record
+    return make_steps(config, model, frozen, data.example), record
 
 
 def _check_label(num_classes, batch):
     check_classes(batch["label"], "B", num_classes)
 
 
-def _make_steps(config, model, frozen, example):
-    """Closes the pure functions of the stage over the model and the optimiser."""
+def make_steps(
+    config: ConfigDict,
+    model: LatentClassifier,
+    frozen: Any,
+    example: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> Stage:
+    """Closes the pure functions of the stage over the model and the optimiser.
+
+    Args:
+      config: ConfigDict.
+      model: LatentClassifier.
+      frozen: Weights of the first stage and statistics of its latents; shapes suffice.
+      example: One training example as a batch of one, [1, ...].
+
+    Returns:
+      Stage.
+
+    Raises:
+      ConfigError: If the section `train` cannot work.
+    """
     shape = latent_diffusion.latent_shape_in(model, example)
 
     def draw(rng):

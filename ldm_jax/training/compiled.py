@@ -1,14 +1,60 @@
-"""The training step, compiled once for each shape of a batch."""
+"""What a run compiles: its programs, and the training step for each shape of a batch.
+
+`ldm-plan` traces and compiles the same programs ahead of a run: which arguments they
+take and give, and what is donated, is said here alone.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from ldm_jax import peers
+from ldm_jax import peers, sharding
 from ldm_jax.console import Console
 from ldm_jax.training.throughput import Stopwatch, count_flops
+
+
+def jit_init(init: Callable, shardings: Any) -> Callable:
+    """The program that draws a state directly into its shardings.
+
+    Args:
+      init: That of a Stage.
+      shardings: How its TrainState is split.
+
+    Returns:
+      Jitted function of a typed key.
+    """
+    return jax.jit(init, out_shardings=shardings)
+
+
+def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
+    """The program of a step; the state that it is given becomes the one it gives.
+
+    Args:
+      train_step: That of a Stage.
+      shardings: How its TrainState is split.
+      mesh: Mesh of the run.
+
+    Returns:
+      Jitted function of (state, frozen, batch).
+    """
+    outputs = shardings, sharding.replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
+
+
+def jit_shown(function: Callable, mesh: Mesh) -> Callable:
+    """A program whose results every process shows: an evaluation or a preview.
+
+    Args:
+      function: `eval_step` or `preview` of a Stage.
+      mesh: Mesh of the run.
+
+    Returns:
+      Jitted function of (state, frozen, batch, typed key).
+    """
+    return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 
 class CompiledStep:

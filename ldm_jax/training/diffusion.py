@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import generate, latent_diffusion
+from ldm_jax.annotations import Shaped
 from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of, to_float
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
@@ -84,12 +87,30 @@ def make_stage(
         "class_names": data.class_names,
         "text_states": stored,
     }
-    stage = _make_steps(config, model, frozen, data.example)
+    stage = make_steps(config, model, frozen, data.example)
     return stage._replace(initial=initial), record
 
 
-def _make_steps(config, model, frozen, example):
-    """Closes the pure functions of the stage over the model and the optimiser."""
+def make_steps(
+    config: ConfigDict,
+    model: LatentDiffusion,
+    frozen: Any,
+    example: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> Stage:
+    """Closes the pure functions of the stage over the model and the optimiser.
+
+    Args:
+      config: ConfigDict.
+      model: LatentDiffusion.
+      frozen: Weights of the first stage and statistics of its latents; shapes suffice.
+      example: One training example as a batch of one, [1, ...].
+
+    Returns:
+      Stage.
+
+    Raises:
+      ConfigError: If the config cannot work.
+    """
 
     def draw(rng):
         batch = jax.tree.map(jnp.zeros_like, example)

@@ -24,7 +24,7 @@ from ldm_jax.errors import Stopped, UserError
 from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
-from ldm_jax.training.compiled import CompiledStep
+from ldm_jax.training.compiled import CompiledStep, jit_step
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
@@ -137,8 +137,7 @@ def run(
         batches = data.train_batches(start)
         stack.enter_context(contextlib.closing(batches))
         batch = next(batches)
-        outputs = shardings, sharding.replicated(mesh)
-        step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=outputs)
+        step = jit_step(stage.train_step, shardings, mesh)
         step = CompiledStep(step, train.batch_size, mesh.size, console)
         step.prepare(state, frozen, batch)
         watch = step.watch
@@ -181,11 +180,14 @@ def run(
                 with watch.paused():
                     if save:
                         window = _check(done, window, checkpoints)
+                        writer.flush()
                         checkpoints.save(done, state, meta)
                     held_out.make(work, done, state)
+                    writer.flush()
                     if held_out.cut and not save:
                         # What is left out is made where the run goes on: here.
                         window = _check(done, window, checkpoints)
+                        writer.flush()
                         checkpoints.save(done, state, meta)
 
             # The end, if the machine is wanted back or no more data comes.

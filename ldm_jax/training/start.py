@@ -18,6 +18,7 @@ from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.seeds import make_key
 from ldm_jax.trained import record_of, with_text_towers
+from ldm_jax.training.compiled import jit_init
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.weights.towers import load_tower
 
@@ -73,7 +74,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
             "give train.init_from, the workdir of the run to start from"
         )
-    init = jax.jit(run.stage.init, out_shardings=run.shardings)
+    init = jit_init(run.stage.init, run.shardings)
     state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)
@@ -312,6 +313,7 @@ FREE_KEYS = (
     "data.workers",
     "data.restart_workers",
     "data.eval_split",
+    "data.eval_name",
     "data.max_image_gb",
     "data.cache_gb",
     "data.index_dir",

@@ -1,12 +1,17 @@
-"""How fast a run is: images, operations, memory and time spent waiting for data."""
+"""How fast a run is: images, operations, memory and time spent waiting for data.
+
+CHIPS has how fast it could be, and how much memory there is.
+"""
 
 import contextlib
 import resource
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+from ldm_jax.errors import ConfigError
 
 
 class Stopwatch:
@@ -101,21 +106,75 @@ def memory() -> dict[str, float]:
     return {"host_memory_gb": kilobytes / 1e6}
 
 
-# Peak dense bfloat16 TFLOP/s per chip as jax names the device (vendors' data sheets).
-PEAK_TFLOPS = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA B200": 2250.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "TPU7x": 2307.0,
+class Chip(NamedTuple):
+    """One accelerator.
+
+    Attributes:
+      kinds: How jax names it begins with one of these (`Device.device_kind`).
+      tflops: Peak dense bfloat16 TFLOP/s.
+      memory: Bytes of its memory, as much as programs may have.
+      topology: What `jax.experimental.topologies` calls it, with the sides of the
+        smallest slice of each size; None where nothing compiles for it without one.
+    """
+
+    kinds: tuple[str, ...]
+    tflops: float
+    memory: int
+    topology: str | None = None
+
+
+_GIB = 2**30
+
+# By the name of --chip. GPUs give their memory less what the driver keeps (nvidia-smi),
+# TPUs what the runtime leaves of it.
+CHIPS = {
+    "A100-40": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 39 * _GIB),
+    "A100-80": Chip(("NVIDIA A100",), 312, 79 * _GIB),
+    "H100": Chip(("NVIDIA H100",), 989, 79 * _GIB),
+    "H200": Chip(("NVIDIA H200",), 989, 140 * _GIB),
+    "B200": Chip(("NVIDIA B200",), 2250, 178 * _GIB),
+    "v4": Chip(("TPU v4",), 275, 32 * _GIB, "v4"),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197, 16 * _GIB, "v5e"),
+    "v5p": Chip(("TPU v5p", "TPU v5"), 459, 95 * _GIB, "v5p"),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918, 32 * _GIB, "v6e"),
+    "v7x": Chip(("TPU7x",), 2307, 192 * _GIB),
 }
+
+
+def chip_named(name: str) -> Chip:
+    """Finds a chip by the name that commands take.
+
+    Args:
+      name: Key of CHIPS, in any case.
+
+    Returns:
+      Chip.
+
+    Raises:
+      ConfigError: If there is none; the message lists the names.
+    """
+    known = {key.lower(): chip for key, chip in CHIPS.items()}
+    if name.lower() not in known:
+        raise ConfigError(f"--chip={name} is unknown; choose one of {', '.join(CHIPS)}")
+    return known[name.lower()]
+
+
+def chip_of(kind: str) -> Chip | None:
+    """Finds a chip by the name that jax gives a device.
+
+    Args:
+      kind: Its `device_kind`.
+
+    Returns:
+      Chip, that of the longest name which `kind` begins with; None if none is known.
+    """
+    matches = [
+        (len(start), chip)
+        for chip in CHIPS.values()
+        for start in chip.kinds
+        if kind.startswith(start)
+    ]
+    return max(matches, key=lambda match: match[0])[1] if matches else None
 
 
 def peak_tflops(device: jax.Device | None = None) -> float | None:
@@ -127,9 +186,8 @@ def peak_tflops(device: jax.Device | None = None) -> float | None:
     Returns:
       Its peak TFLOP/s in bfloat16, None where it is not known.
     """
-    kind = (jax.devices()[0] if device is None else device).device_kind
-    matches = [name for name in PEAK_TFLOPS if kind.startswith(name)]
-    return PEAK_TFLOPS[max(matches, key=len)] if matches else None
+    chip = chip_of((jax.devices()[0] if device is None else device).device_kind)
+    return chip.tflops if chip else None
 
 
 def count_flops(lowered: Any) -> float | None:

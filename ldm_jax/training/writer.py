@@ -7,7 +7,6 @@ words when it does not learn or has diverged.
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,17 @@ from absl import logging
 from ldm_jax.annotations import Array, Float
 from ldm_jax.checkpoint import move_away
 from ldm_jax.errors import ConfigError, TrainingDiverged
-from ldm_jax.files import LogFile, write_bytes, writing
+from ldm_jax.files import move, open_log, write_bytes, writing
 from ldm_jax.images import make_grid, to_uint8, write_png
+from ldm_jax.store import Place, as_path, is_remote
 
 # Fraction of the zero predictor's loss above which nothing has been learnt, and the
 # number of steps before which that is normal.
 PLATEAU_RATIO = 0.97
 PLATEAU_STEPS = 300
+
+# Bytes after which TensorBoard's file goes on in another one, in an object store.
+_PART = 2**22
 
 # Ends the names of previews until all of a step are written.
 _UNFINISHED = ".unfinished"
@@ -56,9 +59,10 @@ class Writer:
         self._wandb = None
         if not active:
             return
-        self._folder = pathlib.Path(workdir)
-        self._metrics = LogFile(self._folder / "metrics.jsonl")
-        _drop_lines_after(self._metrics.path, start_step)
+        self._folder = as_path(workdir)
+        path = self._folder / "metrics.jsonl"
+        _drop_lines_after(path, start_step)
+        self._metrics = open_log(path)
         self._logs, self._failing = [self._metrics], set()
         # The first step of which nothing is kept.
         purge_step = start_step + 1 if start_step else None
@@ -106,7 +110,7 @@ class Writer:
             for name, grid in grids.items():
                 write_png(f"{paths[name]}{_UNFINISHED}", grid)
             for path in paths.values():
-                os.replace(f"{path}{_UNFINISHED}", path)
+                move(f"{path}{_UNFINISHED}", path)
         except OSError as error:
             logging.warning("no previews of step %d, training goes on: %s", step, error)
         for name, grid in grids.items():
@@ -145,6 +149,7 @@ class Writer:
         """
         if not self._active or not self._metrics.path.exists():
             return False
+        self.flush()
         rows = _read_rows(self._metrics.path.read_bytes())
         return any(row["step"] == step and any(map(counts, row)) for _, row in rows)
 
@@ -166,12 +171,21 @@ class Writer:
                 self._failing.remove(log.path)
                 logging.warning("%s is written again", log.path)
 
+    def flush(self) -> None:
+        """Sees to it that what was logged outlives the process.
+
+        A checkpoint must not be saved before: a run that goes on from it logs nothing
+        of the steps before it again.
+        """
+        if self._active:
+            self._metrics.flush(now=True)
+
     def close(self) -> None:
         """Flushes and closes; says what could not be written."""
         if self._active:
             self._board.close()
             for log in self._logs:
-                log.flush()
+                log.flush(now=True)
                 if log.failure:
                     text = "the end of %s is missing, it cannot be written: %s"
                     logging.warning(text, log.path, log.failure)
@@ -187,7 +201,12 @@ def _start_wandb(folder, config):
             "train.wandb=True needs the package wandb: pip install 'ldm-jax[wandb]'"
         ) from error
     return wandb.init(
-        project="ldm_jax", name=folder.name, dir=folder, config=config, resume="allow"
+        project="ldm_jax",
+        name=folder.name,
+        # Its own files it keeps on a local disk.
+        dir=None if is_remote(folder) else folder,
+        config=config,
+        resume="allow",
     )
 
 
@@ -204,8 +223,8 @@ class _Boards:
         """Leaves it to the file."""
 
     def open(self, path):
-        """Opens a file, as `LogFile`."""
-        self._logs.append(LogFile(path.removeprefix(f"{self.PREFIX}:")))
+        """Opens a file, as `open_log`."""
+        self._logs.append(open_log(path.removeprefix(f"{self.PREFIX}:"), _PART))
         return self._logs[-1]
 
 
@@ -236,11 +255,11 @@ def _drop_lines_after(path, step):
         return
     data = path.read_bytes()
     kept = b"".join(line for line, row in _read_rows(data) if row["step"] <= step)
-    if data.startswith(kept):
+    if data.startswith(kept) and not is_remote(path):
         # So it takes no room on a disk that is full.
         with writing(path):
             os.truncate(path, len(kept))
-    else:
+    elif data != kept:
         write_bytes(path, kept)
 
 
@@ -272,7 +291,7 @@ def _short(value):
 def check_finite(
     first_step: int,
     window: Sequence[Mapping[str, Any]],
-    saved: Callable[[], Sequence[pathlib.Path]],
+    saved: Callable[[], Sequence[Place]],
 ) -> None:
     """Checks that the loss and the gradient norm of each step are finite.
 

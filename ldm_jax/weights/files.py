@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
 from ldm_jax.reading import parse_json, read_file
+from ldm_jax.store import as_path, local_copy, read_part
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
@@ -62,10 +63,11 @@ def read_weights(path: str | os.PathLike) -> Weights:
     Raises:
       ConversionError: If it is missing, damaged, hostile or of another kind.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
-    weights = _read_index(path) if path.suffix == ".json" else _read_file(path)
+    is_index = path.suffix == ".json"
+    weights = _read_index(path) if is_index else _read_file(local_copy(path))
     if len(weights.tensors) > _MAX_TENSORS:
         raise ConversionError(
             f"{path} holds {len(weights.tensors):,} tensors, more than "
@@ -104,14 +106,13 @@ def is_weights(path: str | os.PathLike) -> bool:
     Returns:
       Whether `read_weights` can say something of it.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
 
 
 def _kind_of(path):
     """Either "safetensors" or "torch", what else it is, or None for no idea."""
-    with open(path, "rb") as file:
-        start = file.read(512)
+    start = read_part(path, 0, 512)
     if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 40:
         return "safetensors"
     for mark, kind in _MARKS.items():
@@ -133,7 +134,7 @@ def _read_index(path):
         raise ConversionError(f"{path} is no index of shards: it has no weight_map")
     tensors = {}
     # The name alone: an index does not reach outside of its folder.
-    for name in sorted({pathlib.Path(part).name for part in found.values()}):
+    for name in sorted({pathlib.PurePath(part).name for part in found.values()}):
         part = path.parent / name
         if part.suffix == ".json":
             raise ConversionError(
@@ -250,7 +251,7 @@ def write_weights(
       ConversionError: If the suffix is none of these.
       DiskError: If it cannot be written.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ConversionError(
             f"{path} has no known suffix: use .safetensors or "

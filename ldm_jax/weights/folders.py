@@ -5,19 +5,19 @@ A folder may hold several: in halves (`model.fp16.safetensors`), not averaged
 """
 
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import Place, as_path
 
 
 def find_weights(
     folder: str | os.PathLike,
     variant: str | None = None,
     log: Callable[[str], Any] | None = None,
-) -> pathlib.Path:
+) -> Place:
     """Finds the file of weights in a folder.
 
     Args:
@@ -47,7 +47,7 @@ def find_weights(
     return found[chosen]
 
 
-def variants(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+def variants(folder: str | os.PathLike) -> dict[str, Place]:
     """Lists the variants of the weights in a folder.
 
     Args:
@@ -58,7 +58,7 @@ def variants(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
       prefer first.
     """
     found = {}
-    for path in pathlib.Path(folder).iterdir():
+    for path in as_path(folder).iterdir():
         parts = _FILE.fullmatch(path.name)
         if parts is None or not path.is_file():
             continue

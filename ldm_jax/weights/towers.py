@@ -13,7 +13,6 @@ Diffusion 2 takes the last but one layer.
 """
 
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.store import local_copy
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights
 from ldm_jax.weights.state_dict import StateDict, select, to_params
@@ -55,7 +55,7 @@ def load_tower(
     Raises:
       ConversionError: If it is missing, unreadable or of another tower.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_copy(path)
     if not path.exists():
         raise ConversionError(f"there is no file or folder {path}: {WHERE}")
     file = find_weights(path) if path.is_dir() else path

@@ -56,6 +56,7 @@ COMMANDS = {
         "ldm_jax.evaluation.sweep.__main__",
         ["ldm_jax.evaluation.subjects:config_of"],
     ),
+    "plan": ("ldm_jax.planning.__main__", ["ldm_jax.planning.plan:make_plan"]),
     "adherence": ("ldm_jax.evaluation.shapes.__main__", ["ldm_jax.trained:load_model"]),
     "shapes": ("ldm_jax.data.shapes.__main__", ["ldm_jax.data.shapes.prepare:prepare"]),
     "files": ("ldm_jax.data.shapes.files", ["ldm_jax.data.shapes.files:write"]),

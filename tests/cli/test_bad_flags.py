@@ -51,6 +51,7 @@ def _names(line):
 # Of what is missing or superfluous as a whole, a message says so.
 _UNNAMED = (
     *("train", "sampling", "converting", "evaluating", "references", "encoding"),
+    "planning",
 )
 
 

@@ -14,7 +14,8 @@ from ldm_jax.data.inputs import (
 )
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.captions import OneCaption
 from tests.data.common import make_image, write_images
 from tests.data.tables import make_rows, write_parquet
 
@@ -177,3 +178,40 @@ def test_columns_of_captions_are_what_the_input_asks_for(tmp_path):
 def test_wrong_options(options, message):
     with pytest.raises(ConfigError, match=message):
         make(**options)
+
+
+BLANKS = {
+    "one": ({"a": ""}, {}, {"": 1}),
+    "with a fallback": ({"a": " "}, dict(fallback="a blue ring"), {"a blue ring": 1}),
+    "beside others": ({"a": ["", "a red star"]}, {}, {"a red star": 1}),
+    "under one key": ({"a": "", "b": "a red star"}, {}, {"a red star": 1}),
+    "null": ({"a": [None], "b": ["a red star", None]}, {}, {"a red star": 1}),
+}
+
+
+@pytest.mark.parametrize("case", BLANKS)
+def test_blank_captions_count_where_there_is_nothing_else(case):
+    example, options, expected = BLANKS[case]
+    keys = ("a", "b") if len(example) > 1 else ("a",)
+    assert drawn(example, 20, keys=keys, **options) == expected
+    # What is measured is what the model is given.
+    measured = OneCaption([example], keys, options.get("fallback"))
+    assert [measured[0]["caption"]] == [*expected]
+
+
+@pytest.mark.parametrize("value", [None, [], [None]])
+def test_an_example_without_captions_is_measured_by_the_fallback_or_named(value):
+    class Source(list):
+        def describe(self, index):
+            return f"row {index}"
+
+    source = Source([{"caption": value, "image": 0}])
+    assert OneCaption(source, ("caption",), "a cat").caption(0) == "a cat"
+    assert OneCaption(source)[0] == {"image": 0}
+    with pytest.raises(DataError, match="row 0 has no caption"):
+        OneCaption(source).caption(0)
+    source[0]["caption"] = [3]
+    with pytest.raises(
+        DataError, match="caption of row 0: a caption is 3, which is no"
+    ):
+        OneCaption(source).caption(0)

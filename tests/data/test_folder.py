@@ -101,6 +101,20 @@ def test_subfolders_that_are_splits(tmp_path, held_out):
     assert len(FolderSource(str(tmp_path), "all")) == 3
 
 
+def test_all_folders_of_a_split_are_taken(tmp_path, caplog):
+    write_images(tmp_path, ["train/cat/a.png", "training/dog/b.png", "more/x.png"])
+    write_images(tmp_path, ["val/dog/c.png", "Validation/dog/d.png", "test/cat/e.png"])
+    found = {
+        split: names(FolderSource(str(tmp_path), split), tmp_path)
+        for split in ("train", "validation", "test")
+    }
+    assert found["train"] == ["train/cat/a.png", "training/dog/b.png"]
+    assert found["validation"] == ["Validation/dog/d.png", "val/dog/c.png"]
+    assert found["test"] == ["test/cat/e.png"]
+    assert labels(FolderSource(str(tmp_path), "train")) == [0, 1]
+    assert "1 others are not read, as more" in caplog.text
+
+
 def test_a_class_called_train_is_a_class(tmp_path):
     write_images(tmp_path, ["train/a.png", "tram/b.png"])
     assert FolderSource(str(tmp_path), "all").class_names == ("train", "tram")

@@ -94,7 +94,11 @@ def test_a_damaged_file(tmp_path):
 
 def test_a_name_on_the_hub_needs_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install 'ldm-jax\[datasets\]'"):
+    with pytest.raises(ValueError, match=r"4 or later: pip install 'ldm-jax\[datasets"):
+        HuggingFaceSource("user/set", "train")
+    library = types.SimpleNamespace(__version__="3.6.0")
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    with pytest.raises(ValueError, match="from 4 on, and 3.6.0 is installed"):
         HuggingFaceSource("user/set", "train")
 
 
@@ -110,10 +114,36 @@ def test_a_name_on_the_hub(monkeypatch, folder):
         split = types.SimpleNamespace(cache_files=[{"filename": f} for f in files])
         return {"train": split}
 
-    library = types.SimpleNamespace(load_dataset=load_dataset)
+    library = types.SimpleNamespace(load_dataset=load_dataset, __version__="4.0.0")
     monkeypatch.setitem(sys.modules, "datasets", library)
     source = HuggingFaceSource("user/set", "all", subset="large", revision="v1")
     assert len(source) == 9
     assert asked == [(("user/set", "large"), {"revision": "v1"})]
     with pytest.raises(ValueError, match="cannot be had from the hub: no such set"):
         HuggingFaceSource("user/none", "train")
+
+
+def test_other_labels_make_another_set(tmp_path):
+    rows = [row | {"label": 1 - row["label"]} for row in ROWS]
+    first, second = (
+        save_to_disk(tmp_path / str(k), r) for k, r in enumerate((ROWS, rows))
+    )
+    marks = {HuggingFaceSource(f, "all").fingerprint() for f in (first, second, first)}
+    assert len(marks) == 2
+    unlabelled = {
+        HuggingFaceSource(f, "all", label_key="").fingerprint() for f in (first, second)
+    }
+    assert len(unlabelled) == 1
+
+
+def test_all_parts_of_a_split_are_taken(tmp_path):
+    names = ["train", "val", "validation", "test", "extra"]
+    for k, name in enumerate(names):
+        save_to_disk(tmp_path / name, ROWS[k : k + 2])
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": names}))
+    counts = {
+        split: len(HuggingFaceSource(str(tmp_path), split))
+        for split in ("train", "validation", "val", "test", "extra", "all")
+    }
+    expected = dict(train=2, validation=4, val=2, test=2, extra=2, all=10)
+    assert counts == expected

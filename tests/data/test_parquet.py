@@ -1,7 +1,9 @@
 """Parquet files: columns to examples, row groups, splits, what is damaged."""
 
+import concurrent.futures
 import pickle
 import threading
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,9 +63,9 @@ def test_files_on_a_remote_system():
 
     table = pa.BufferOutputStream()
     pq.write_table(make_table(ROWS), table)
-    with fsspec.open("memory://bucket/x.parquet", "wb") as file:
+    with fsspec.open("memory://parquet/x.parquet", "wb") as file:
         file.write(table.getvalue().to_pybytes())
-    source = pickle.loads(pickle.dumps(open_all("memory://bucket/*.parquet")))
+    source = pickle.loads(pickle.dumps(open_all("memory://parquet/*.parquet")))
     assert len(source) == 10 and source[3]["image"] == ROWS[3]["image"]["bytes"]
 
 
@@ -91,6 +93,22 @@ def test_files_that_say_their_split(tmp_path, form):
     write_parquet(tmp_path / form.format("test"), ROWS[6:])
     counts = {s: len(ParquetSource(str(tmp_path), s)) for s in ("train", "validation")}
     assert counts == {"train": 6, "validation": 4} and len(open_all(tmp_path)) == 10
+
+
+def test_all_files_of_a_split_are_taken(tmp_path):
+    for k, word in enumerate(["train", "training", "val", "valid", "validation"]):
+        write_parquet(tmp_path / f"{word}-0.parquet", ROWS[k : k + 1])
+    options = dict(keys=["text"])
+    train, held_out, test = (
+        ParquetSource(str(tmp_path), split, **options)
+        for split in ("train", "validation", "test")
+    )
+    assert [number_of(train[k]) for k in range(len(train))] == [0, 1]
+    assert [number_of(held_out[k]) for k in range(len(held_out))] == [2, 3, 4]
+    assert len(test) == 3
+    write_parquet(tmp_path / "test.parquet", ROWS[9:])
+    assert len(ParquetSource(str(tmp_path), "test")) == 1
+    assert len(ParquetSource(str(tmp_path), "validation")) == 3
 
 
 @pytest.mark.parametrize("damaged", ["train", "validation"])
@@ -148,19 +166,53 @@ def test_a_damaged_image_has_no_size(tmp_path):
 
 
 def test_the_cache_is_bounded_and_shared(folder):
-    source = open_all(folder, cache_gb=1e-9)
+    source = open_all(folder, cache_gb=4.6e-6)
     table, reads = source._table, []
+    assert table._group(0, 0).nbytes < 4600
+    table._clear()
     read = table._read
     table._read = lambda *key: reads.append(key) or read(*key)
     assert source[0] and source[1] and reads == [(0, 0)]
     assert source[4] and source[0] and reads == [(0, 0), (0, 1), (0, 0)]
     assert len(table._groups) == 1
+    assert table._held == table._group(0, 0).nbytes
     table._most = 1e9
     threads = [threading.Thread(target=source.__getitem__, args=(9,)) for _ in range(4)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert reads[3:] == [(1, 0)] and len(table._groups) == 2
     assert table._held == sum(slot.table.nbytes for slot in table._groups.values())
+
+
+def test_row_groups_that_are_larger_than_the_cache(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match="1.parquet has row groups of .*cache_gb=1e-06"
+    ):
+        open_all(folder, cache_gb=1e-6)
+    # A value that is written once and unpacked a thousand times.
+    image = {"bytes": bytes(10_000), "path": None}
+    rows = [{"image": image, "label": 0} for _ in range(1000)]
+    path = write_parquet(tmp_path / "x.parquet", rows, group=1000)
+    with pytest.raises(
+        ValueError, match="row group 0 cannot be read: it unpacks to mor"
+    ):
+        open_all(path, cache_gb=1e-3)[0]
+
+
+def test_row_groups_that_are_read_at_once_have_room(folder):
+    table = open_all(folder, cache_gb=4.6e-6)._table
+    unpack, most = table._unpack, []
+
+    def watched(opened, group, size):
+        most.append(table._pending)
+        time.sleep(0.01)
+        return unpack(opened, group, size)
+
+    table._unpack = watched
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(table.row, [0, 4, 6, 9] * 3))
+    assert [row["label"] for row in rows] == [0, 0, 0, 1] * 3
+    assert max(most) <= 4600 and len(most) >= 3 and not table._pending
 
 
 def test_large_row_groups_are_told(folder, monkeypatch, caplog):
@@ -264,3 +316,93 @@ def test_a_caption_that_is_no_text(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", rows, caption=pa.int64())
     with pytest.raises(ValueError, match="column caption holds int64; captions are"):
         open_all(path, keys=["caption"])
+
+
+# ---- Files that say the same in other ways.
+
+
+def write_kinds(folder):
+    """Two files, whose columns have other types of Arrow for the same; rows 0 to 9."""
+    bytes_type = pa.struct({"path": pa.large_string(), "bytes": pa.large_binary()})
+    types = dict(
+        image=bytes_type,
+        label=pa.int32(),
+        caption=pa.large_list(pa.large_string()),
+        text=pa.dictionary(pa.int8(), pa.string()),
+    )
+    write_parquet(folder / "0.parquet", ROWS[:6])
+    write_parquet(folder / "1.parquet", ROWS[6:], **types)
+    return str(folder)
+
+
+def test_types_that_hold_the_same_go_together(tmp_path):
+    source = open_all(write_kinds(tmp_path), keys=["caption", "text"])
+    assert len(source) == 10 and not source.skipped
+    assert [source[k]["text"] for k in (5, 6)] == ["text 5", "text 6"]
+    assert source[8]["caption"] == ["image 8", "number 8"] and source[9]["label"] == 1
+    assert source.columns(["text"])["text"].tolist() == [f"text {k}" for k in range(10)]
+    rows = [row | {"text": row["text"].encode(), "caption": None} for row in ROWS]
+    types = dict(text=pa.large_binary(), caption=pa.null())
+    write_parquet(tmp_path / "large" / "x.parquet", rows, **types)
+    large = open_all(tmp_path / "large", keys=["text", "caption"])
+    assert large[3]["text"] == b"text 3" and "caption" not in large[3]
+    # All files are alike but for the text, which is bytes in one.
+    both = open_all(tmp_path, keys=["caption"])
+    assert len(both) == 20 and both[9]["caption"] == ["image 9", "number 9"]
+
+
+def test_columns_that_not_all_files_have(tmp_path):
+    extra = [row | {"age": 3, "lang": "en"} for row in ROWS[:4]]
+    types = dict(age=pa.int64(), lang=pa.string())
+    write_parquet(tmp_path / "1.parquet", extra, **types)
+    write_parquet(tmp_path / "0.parquet", ROWS[4:6])
+    halves = [row | {"age": 2.5, "lang": None} for row in ROWS[6:]]
+    types = dict(age=pa.float32(), lang=pa.null())
+    write_parquet(tmp_path / "2.parquet", halves, **types)
+    source = open_all(tmp_path)
+    assert {"age", "lang"} <= {*source.column_names} and len(source) == 10
+    found = source.columns(["age", "lang"])
+    assert str(found["age"].tolist()) == str([float("nan")] * 2 + [3.0] * 4 + [2.5] * 4)
+    assert found["lang"].tolist() == [None] * 2 + ["en"] * 4 + [None] * 4
+    section = dict(source="parquet", name=str(tmp_path), filter="lang == 'en'")
+    assert len(open_source(section, "all")) == 4
+
+
+def test_columns_that_do_not_go_together_are_named(tmp_path):
+    write_parquet(tmp_path / "0.parquet", [row | {"age": "old"} for row in ROWS[:4]])
+    rows = [row | {"age": 3} for row in ROWS[4:]]
+    write_parquet(tmp_path / "1.parquet", rows, age=pa.int64())
+    write_parquet(
+        tmp_path / "0.parquet", [r | {"age": "o"} for r in ROWS[:4]], age=pa.string()
+    )
+    with pytest.raises(
+        ConfigError, match="column age of .*1.parquet is int64, and str"
+    ):
+        section = dict(source="parquet", name=str(tmp_path), filter="age == 3")
+        open_source(section, "all")
+
+
+def test_a_class_or_image_in_a_struct_is_refused(folder):
+    for name, inner in (("image_key", "image.bytes"), ("label_key", "image.path")):
+        with pytest.raises(ValueError, match="lies in a struct: give a column of its"):
+            open_all(folder, **{name: inner})
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], None])
+def test_other_labels_or_classes_make_another_set(tmp_path, names):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, ROWS, names=names)
+    first, footer = open_all(path).fingerprint(), pq.read_metadata(path)
+    assert first == open_all(path).fingerprint()
+    # The same number of each class: neither the footer nor the size tells.
+    rows = [row | {"label": 1 - row["label"]} for row in ROWS]
+    write_parquet(path, rows, names=names)
+    assert pq.read_metadata(path).row_group(0) == footer.row_group(0)
+    assert open_all(path).fingerprint() != first
+    assert open_all(path, label_key="").fingerprint() != first
+    write_parquet(path, ROWS, names=["dog", "cat"])
+    assert open_all(path).fingerprint() != first
+    # Captions of the same length.
+    rows = [row | {"text": row["text"].replace("text", "xxxx")} for row in ROWS]
+    write_parquet(path, rows, names=names)
+    assert open_all(path).fingerprint() != first

@@ -1,5 +1,6 @@
 """Tar shards: what is an example, what it holds, where shards may lie."""
 
+import json
 import os
 import pickle
 import tarfile
@@ -198,6 +199,18 @@ def test_shards_in_an_object_store(tmp_path, monkeypatch):
     assert fsspec.filesystem("memory").exists("/bucket/1.tar.index")
     section = dict(source="tar", name="1.tar", data_dir="memory://bucket")
     assert len(open_source(section, "all")) == 5
+
+
+def test_shards_may_lack_columns_or_have_others(tmp_path):
+    values = {"0": {"age": 3}, "1": {}, "2": {"age": "old"}}
+    for name, fields in values.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for k in range(2):
+                add(archive, f"{k}.jpg", members(k)["jpg"])
+                add(archive, f"{k}.json", json.dumps(fields).encode())
+    source = TarSource(str(tmp_path), "all")
+    expected = [3.0, 3.0, None, None, "old", "old"]
+    assert source.columns(["age"])["age"].tolist() == expected
 
 
 @pytest.mark.parametrize("processes", [2, 4])

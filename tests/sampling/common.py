@@ -50,6 +50,7 @@ PARTS = {
     ),
     "style": (dict(kind="image"), dict(kind="encoded")),
     "masked_image": (dict(kind="masked_image"), dict(kind="masked_image")),
+    "micro": (dict(kind="size_and_crop"), dict(kind="size_and_crop", width=8)),
     "embedding": (dict(kind="feature"), dict(kind="raw", slot="vector", features=64)),
 }
 

@@ -1,20 +1,20 @@
 """What a run writes: the contact sheet, its settings; what may be in the way."""
 
 import os
+import types
 
 import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError, DecodeError, DiskError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import write_png
+from ldm_jax.images import RGB, write_png
 from ldm_jax.sampling.output import (
     Entry,
     make_contact_sheet,
-    path_of,
-    write_array,
     write_grid,
 )
+from ldm_jax.sampling.sample_files import Files
 from ldm_jax.sampling.settings import claim
 
 
@@ -66,11 +66,12 @@ def test_settings_that_cannot_be_read_are_an_error(tmp_path, content):
 
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_sample_that_is_of_no_use_is_named(tmp_path, damaged):
+    trained, task = types.SimpleNamespace(pixels=RGB), types.SimpleNamespace(count=3)
+    store = Files(tmp_path, trained, task, 1)
     for k, side in enumerate((8, 8, 9)):
-        write_png(path_of(tmp_path, k), np.zeros((side, side, 3), np.uint8))
+        write_png(store.path_of(k), np.zeros((side, side, 3), np.uint8))
     if damaged:
-        path_of(tmp_path, 2).write_bytes(b"none")
+        store.path_of(2).write_bytes(b"none")
     message = "000002.png is damaged" if damaged else "000002.png is 9 x 9 pixels and"
-    for write, more in ((write_grid, ()), (write_array, ({},))):
-        with pytest.raises(DecodeError, match=f"{message} .*draws it anew"):
-            write(tmp_path, 3, *more)
+    with pytest.raises(DecodeError, match=f"{message} .*draws it anew"):
+        write_grid(tmp_path, store)

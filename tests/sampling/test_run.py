@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import sampling, sharding
+from ldm_jax import sampling
 from ldm_jax.diffusion.sample_options import NAMES
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
-from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.options import RunOptions, complete
-from ldm_jax.sampling.program import fetch, make_draw
+from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import make_task
 from tests.runs import command, finish
 from tests.sampling.common import (
@@ -36,25 +35,21 @@ def trained():
     return with_small_backbone(make_trained("label"))
 
 
-def _images(trained, devices, batch):
+def _images(trained, devices, batch, monkeypatch):
     options = complete(trained, {"guidance_scale": 2.0, "eta": 1.0})
     task = make_task(
         trained, {"labels": ["0", "3", "5"]}, RunOptions(num_samples=8), options
     )
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    draw, weights = make_draw(trained, mesh, task, 7, options)
-    split = sharding.batch_sharding(mesh)
-    parts = np.split(np.arange(8), 8 // batch)
-    batches = [make_batch(trained, task, 7, part) for part in parts]
-    drawn = [draw(weights, jax.device_put(batch, split)) for batch in batches]
-    return np.concatenate([fetch(*pair) for pair in zip(drawn, parts, strict=True)])
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
+    drawn = Sampler(trained).draw(Job(task, 7, options), [range(8)], batch)
+    return np.concatenate([images for _, _, images in drawn])
 
 
-def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained):
-    expected = _images(trained, devices=1, batch=8).astype(int)
+def test_sample_k_is_the_same_on_any_devices_and_in_any_batch(trained, monkeypatch):
+    expected = _images(trained, 1, 8, monkeypatch).astype(int)
     assert len(np.unique(expected.reshape(8, -1), axis=0)) == 8
     for devices, batch in ((2, 4), (8, 8), (1, 1)):
-        found = _images(trained, devices, batch)
+        found = _images(trained, devices, batch, monkeypatch)
         # Rounding may move a value across the edge between two bytes.
         assert np.abs(found - expected).max() <= 1, (devices, batch)
 

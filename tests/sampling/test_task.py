@@ -25,6 +25,7 @@ MODELS = {
     "maps": ("segmentation", "depth"),
     "style": ("caption", "style"),
     "vector": ("embedding",),
+    "sizes": ("micro",),
 }
 
 
@@ -65,6 +66,7 @@ def files(tmp_path_factory):
     found["segmentation"] = write_image(folder / "segmentation.png", plane // 32)
     found["depth"] = write_image(folder / "depth.png", plane)
     found["prompt"], found["labels"] = "a red star", "star"
+    found["original_size"], found["crop"] = "480x640", "0,8"
     found["layout"] = str(folder / "layout.json")
     layout = [{"label": "star", "box": [0.1, 0.2, 0.5, 0.9]}]
     (folder / "layout.json").write_text(json.dumps(layout))
@@ -106,7 +108,12 @@ def ask(model, files, flags, **options):
             {},
             "--prompt (or --prompts_file) is not a condition of this",
         ),
-        ("class", ("prompt",), {}, "its conditions take --labels"),
+        (
+            "class",
+            ("prompt",),
+            {},
+            "its conditions take --labels (or --labels_file)",
+        ),
         ("none", ("labels",), {}, "take no flag, it was trained without"),
         ("class", ("mask",), {}, "--mask needs an image to work on: give --image"),
         ("class", (), {"strength": 0.5}, "--strength=0.5 needs an image"),
@@ -149,6 +156,8 @@ def test_wrong_combinations_name_the_flags(
         ("style", ("prompt", "style"), {}),
         ("style", ("prompt", "image"), {}),
         ("vector", ("features",), {}),
+        ("sizes", (), {}),
+        ("sizes", ("original_size", "crop"), {"size": (16, 32)}),
     ],
 )
 def test_right_combinations_make_a_batch(name, flags, options, models, files):
@@ -178,6 +187,47 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
         np.testing.assert_array_equal(made["style"][k], picture(k % 3))
     tokens = model.inputs["caption"].tokenizer(["a red star", "a blue ring"])
     np.testing.assert_array_equal(made["caption"][[0, 4]], tokens)
+
+
+def test_samples_are_told_sizes_and_crops_that_flags_say(models, files):
+    model, flags = models["sizes"], ("original_size", "crop")
+    whole = [16, 32, 0, 0, 16, 32]
+    for given, changed in (
+        ((), whole),
+        (flags[:1], [480, 640, 0, 0, 16, 32]),
+        (flags[1:], [16, 32, 0, 8, 16, 32]),
+        (flags, [480, 640, 0, 8, 16, 32]),
+    ):
+        task = ask(model, files, given, size=(16, 32))
+        made = make_batch(model, task, 0, [0])["inputs"]["micro"]
+        assert made.tolist() == [changed] and made.dtype == np.float32
+    for flag, wrong in (
+        *(("original_size", text) for text in ("9", "0x9", "axb", "1x2x3", "-1x4")),
+        *(("crop", text) for text in ("9", "-1,9", "a,b", "1,2,3", "1,99999")),
+    ):
+        with pytest.raises(ConfigError, match=f"--{flag}={wrong}: give "):
+            make_task(model, {flag: [wrong]}, *options_of(model))
+    with pytest.raises(ConfigError, match="--crop is not a condition of this model"):
+        make_task(models["class"], {"crop": ["0,0"]}, *options_of(models["class"]))
+
+
+def test_classes_come_one_per_line_and_a_long_list_is_recorded_by_its_hash(
+    models, tmp_path
+):
+    path, model = tmp_path / "labels.txt", models["class"]
+    path.write_text("star\n\n 1 \n")
+    given = {"labels": ["heart"], "labels_file": [str(path)]}
+    task = make_task(model, given, *options_of(model))
+    names = model.class_names
+    labels = [names.index("heart"), names.index("star"), 1]
+    assert list(task.values["label"].values) == labels == task.record["labels"]
+    path.write_text("star\n" * 5000)
+    task = make_task(model, {"labels_file": [str(path)]}, *options_of(model))
+    assert task.count == task.record["labels"]["values"] == 5000
+    for text, message in ("\n", "holds no class"), ("hart\n", "no class 'hart'"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"--labels_file.*{message}"):
+            make_task(model, {"labels_file": [str(path)]}, *options_of(model))
 
 
 def test_settings_know_contents_not_names(models, tmp_path):

@@ -46,7 +46,7 @@ def test_learns_to_tell_classes_apart_at_all_noise_levels():
     config = tiny_config("shapes_classifier", "", train__learning_rate=1e-2)
     config.train.ema_decay = None
     rng = np.random.default_rng(0)
-    stage = classifier._make_steps(config, MODEL, FROZEN, make_batch(rng))
+    stage = classifier.make_steps(config, MODEL, FROZEN, make_batch(rng))
     state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.train_step)
     losses = []

@@ -68,7 +68,7 @@ def test_frozen_weights_neither_move_nor_have_moments():
     }
     config = tiny_config("shapes_class", "")
     config.train.warmup_steps = 0
-    stage = diffusion._make_steps(config, model, frozen, batch)
+    stage = diffusion.make_steps(config, model, frozen, batch)
     before = jax.jit(stage.init)(jax.random.key(1))
     after, _ = jax.jit(stage.train_step)(before, frozen, batch)
     for name in ("params", "ema_params"):

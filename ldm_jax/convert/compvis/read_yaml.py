@@ -4,7 +4,6 @@ Where there is no file, `deduce` says in the YAML's own terms what it would say.
 """
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from ldm_jax.convert.compvis.deduce import coder_options
 from ldm_jax.convert.compvis.names import COND_STAGE
 from ldm_jax.convert.hints import SECTION
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import as_path
 from ldm_jax.weights.state_dict import StateDict, select
 
 
@@ -30,7 +30,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ConversionError: If it cannot be read, describes no model or asks for too much.
     """
-    found = read_yaml_file(pathlib.Path(path))
+    found = read_yaml_file(as_path(path))
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("params"), dict):
         raise ConversionError(f"{path} has no model.params: give CompVis's YAML")

@@ -1,7 +1,6 @@
 """Our configs, written as YAML files of CompVis; `read_yaml` is the inverse."""
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
 from ldm_jax.convert.hints import SECTION
 from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import as_path
 
 
 def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def write_yaml(
     """
     own = {SECTION: dict(hints)} if hints else {}
     text = yaml.safe_dump({"model": model} | own, sort_keys=False)
-    pathlib.Path(path).write_text(text, encoding="utf-8")
+    as_path(path).write_text(text, encoding="utf-8")
 
 
 # Classes of CompVis by the kinds of FIRST_STAGES.

@@ -5,7 +5,6 @@ and assumes some sizes. Any other model is a DiffusionPipeline, whose parts open
 one. Folders without weights, such as a tokenizer's, are carried along as they are.
 """
 
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ldm_jax.convert.carried import is_plain
 from ldm_jax.convert.hints import SECTION, hints_of
 from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import Place
 
 # The oldest version that reads all that we write.
 VERSION = "0.30.0"
@@ -73,7 +73,7 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
     return parts
 
 
-def read_files(folder: pathlib.Path, parts: Collection[str]) -> dict[str, bytes]:
+def read_files(folder: Place, parts: Collection[str]) -> dict[str, bytes]:
     """Reads the files of those parts that hold no weights.
 
     Args:

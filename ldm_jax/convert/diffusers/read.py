@@ -4,7 +4,6 @@ A pipeline's networks are read as one dict whose keys begin with their folder's 
 that one mapping (`rows`) covers all of it, as with a checkpoint of CompVis.
 """
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -48,12 +47,13 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import Place
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights, variants
 from ldm_jax.weights.state_dict import to_params
 
 
-def recognise(path: pathlib.Path) -> bool:
+def recognise(path: Place) -> bool:
     """Recognises a folder of diffusers.
 
     Args:
@@ -66,9 +66,7 @@ def recognise(path: pathlib.Path) -> bool:
     return any((path / name).is_file() for name in names)
 
 
-def read(
-    folder: pathlib.Path, options: Options, log: Callable[[str], Any] = print
-) -> Model:
+def read(folder: Place, options: Options, log: Callable[[str], Any] = print) -> Model:
     """Reads a network or a pipeline.
 
     Args:

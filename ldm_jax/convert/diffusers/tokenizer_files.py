@@ -1,12 +1,12 @@
 """The files of a tokenizer, as transformers saves them."""
 
-import pathlib
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import UserError
+from ldm_jax.store import as_path
 
 
 def tokenizer_files(section: Mapping[str, Any]) -> dict[str, bytes]:
@@ -26,5 +26,5 @@ def tokenizer_files(section: Mapping[str, Any]) -> dict[str, bytes]:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        found = sorted(path for path in pathlib.Path(folder).iterdir())
+        found = sorted(path for path in as_path(folder).iterdir())
         return {f"tokenizer/{path.name}": path.read_bytes() for path in found}

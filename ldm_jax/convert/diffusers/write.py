@@ -1,7 +1,6 @@
 """Models written as folders of diffusers: one network, or a whole pipeline."""
 
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from ldm_jax.convert.diffusers.tokenizer_files import tokenizer_files
 from ldm_jax.convert.diffusers.unet_config import unet_config
 from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.files import write_json
+from ldm_jax.store import as_path
 from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import select, to_state_dict
 
@@ -50,7 +50,7 @@ def write(
       ConversionError: If diffusers does not have such a model.
       ValueError: If a weight has no place there.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     configs, tensors = state(model, options.raw)
     if "discriminator" in model.params:
         log("discriminator: has no place in diffusers' format, left out")

@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
 from ldm_jax.errors import ConfigError
+from ldm_jax.store import as_path, size_of
 
 FILE = "latents.json"
 
@@ -80,7 +80,7 @@ class Header:
         Raises:
           ValueError: If there is none, or it cannot be understood.
         """
-        path = pathlib.Path(folder) / FILE
+        path = as_path(folder) / FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             version = found["version"]
@@ -94,7 +94,8 @@ class Header:
             found = {"text_states": {}} | found
             return cls(**{key: found[key] for key in known})
         except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+            reason = error.strerror or error
+            raise ValueError(f"cannot read {path}: {reason}") from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged ({type(error).__name__}: {error}): encode the "
@@ -129,13 +130,13 @@ class Header:
         Returns:
           What is wrong with one; None if all are whole.
         """
-        empty = pathlib.Path(folder) / EMPTY
+        empty = as_path(folder) / EMPTY
         if self.text_states and not empty.is_file():
             return f"{empty} is missing, the text states of the empty caption"
         for shard in self.shards:
-            path = pathlib.Path(folder) / shard["file"]
+            path = as_path(folder) / shard["file"]
             try:
-                size = path.stat().st_size
+                size = size_of(path)
             except OSError:
                 return f"{path} is missing, which the header of the set names"
             if size != shard["bytes"]:

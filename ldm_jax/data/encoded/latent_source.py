@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from ldm_jax.config import to_dict
 from ldm_jax.data.encoded.header import EMPTY, FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
+from ldm_jax.store import as_path, local_copy
 
 # Shards that are open at a time, where the system allows so many: each holds a file,
 # a buffer of 32 KB and its index, 8 bytes a record.
@@ -65,7 +65,7 @@ class LatentSource:
           ValueError: If there is no such set, or it does not hold what is asked for.
         """
         del keys
-        self._folder = pathlib.Path(name).expanduser().absolute() / (split or "")
+        self._folder = as_path(name).absolute() / (split or "")
         _require_set(self._folder, name)
         self.header = header = Header.read(self._folder)
         _require_size(header, image_size)
@@ -106,7 +106,7 @@ class LatentSource:
         if not self._states:
             return {}, {}
         format_ = {field.name: field.dtype for field in self._format.fields}
-        with np.load(self._folder / EMPTY, allow_pickle=False) as stored:
+        with np.load(local_copy(self._folder / EMPTY), allow_pickle=False) as stored:
             null, empty = (
                 {
                     key: stored[f"{key}/{what}"].astype(TYPES[format_[name]])
@@ -242,7 +242,7 @@ class LatentSource:
         from array_record.python import array_record_module
 
         return array_record_module.ArrayRecordReader(
-            str(self._folder / self.header.shards[shard]["file"]),
+            str(local_copy(self._folder / self.header.shards[shard]["file"])),
             "readahead_buffer_size:0",
             file_reader_buffer_size=2**15,
         )
@@ -284,7 +284,7 @@ class LatentSource:
 def _require_set(folder, name):
     if (folder / FILE).is_file():
         return
-    parent = pathlib.Path(name).expanduser()
+    parent = as_path(name)
     there = sorted(path.parent.name for path in parent.glob(f"*/{FILE}"))
     if there:
         raise ValueError(

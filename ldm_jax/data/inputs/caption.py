@@ -1,7 +1,8 @@
 """The input `caption`: token ids of one of an example's captions."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,11 +82,9 @@ class Caption(Input):
 
     def _captions(self, example):
         """Key -> captions, of the keys that the example has."""
-        found = {key: _texts(example.get(key)) for key in self.needs}
-        if not any(found.values()):
-            # Where a flag or a file of prompts puts it, whatever data call it.
-            found = {"caption": _texts(example.get("caption"))}
-        return {key: texts for key, texts in found.items() if texts}
+        found = captions_of(example, self.needs, self.fallback)
+        # Where a flag or a file of prompts puts it, whatever data call it.
+        return found or captions_of(example, ("caption",))
 
     def _make(self, example, rng):
         captions = self._captions(example)
@@ -109,6 +108,32 @@ class Caption(Input):
             and np.array_equal(self.tokenizer([text])[0], value)
             for text in texts
         )
+
+
+def captions_of(
+    example: Mapping[str, Any],
+    keys: Sequence[str],
+    fallback: str | None = None,
+) -> dict[str, list[str | bytes]]:
+    """Finds the captions of an example.
+
+    Args:
+      example: Key -> text, several of them, or None.
+      keys: Keys that hold captions.
+      fallback: What stands in for captions that are missing, or None.
+
+    Returns:
+      Key -> captions, of the keys that have any. Blank ones count only where there is
+      no fallback and nothing else.
+
+    Raises:
+      ValueError: If one is no text.
+    """
+    found = {key: _texts(example.get(key)) for key in keys}
+    full = {key: [t for t in texts if t.strip()] for key, texts in found.items()}
+    if fallback is not None or any(full.values()):
+        found = full
+    return {key: texts for key, texts in found.items() if texts}
 
 
 def _texts(captions):

@@ -14,14 +14,24 @@ class SizeAndCrop(Input):
     2.2). Samples are by default whole: the original has the size of the result.
     """
 
-    ways = ((),)
+    ways = (
+        ("original_size", "crop_corner"),
+        ("original_size",),
+        ("crop_corner",),
+        (),
+    )
 
     def _make(self, example, rng):
         found = example.get(SIZE_AND_CROP)
         if found is None:
             require("image" in example, 'the example has no "image"')
             found = whole_size(example["image"].shape[:2])
-        return np.asarray(found, np.float32)
+        found = np.array(found, np.float32)
+        # Flags say it of a part.
+        for place, name in enumerate(("original_size", "crop_corner")):
+            if name in example:
+                found[2 * place : 2 * place + 2] = example[name]
+        return found
 
 
 class Feature(Input):

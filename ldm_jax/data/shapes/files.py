@@ -10,7 +10,6 @@ held-out scenes that `python -m ldm_jax.data.shapes` prepares.
 
 import json
 import os
-import pathlib
 
 import numpy as np
 from absl import flags
@@ -23,6 +22,7 @@ from ldm_jax.data.shapes import examples, scenes
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import check_outdir, write_bytes
 from ldm_jax.images import write_png
+from ldm_jax.store import local_only
 
 
 def write(
@@ -57,7 +57,7 @@ def write(
     )
     if image_size % factor:
         raise ConfigError(f"image_size={image_size} does not divide by factor={factor}")
-    folder = pathlib.Path(outdir).expanduser()
+    folder = local_only(outdir, "--outdir", "write there and copy")
     check_outdir(folder)
     os.makedirs(folder, exist_ok=True)
     for index in range(num_images):

@@ -11,6 +11,7 @@ import tempfile
 from ldm_jax.data.shapes.examples import MAX_SHAPES, check_ranges, config_name, metadata
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import writing
+from ldm_jax.store import local_only
 
 
 def prepare(
@@ -62,7 +63,7 @@ def prepare(
         max_shapes=max_shapes,
         seed=seed,
     )
-    data_dir = data_dir and os.path.expanduser(data_dir)
+    data_dir = data_dir and str(local_only(data_dir, "--data_dir", "copy it then"))
     with _quiet():
         builder = builder.Shapes(
             config=config, data_dir=data_dir, file_format="array_record"

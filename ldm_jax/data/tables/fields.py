@@ -12,6 +12,15 @@ import numpy as np
 
 from ldm_jax.config import suggest
 from ldm_jax.data.modalities import MODALITIES, modality_of
+from ldm_jax.data.tables.kinds import (
+    TEXT,
+    TRUTH,
+    WHOLE,
+    holds_images,
+    holds_text,
+    is_lists,
+    kind_of,
+)
 
 
 class Fields(NamedTuple):
@@ -60,15 +69,14 @@ def find_fields(
 
 def _find_image(schema, image_key):
     if image_key:
-        _type_of(schema, image_key)
-        if not _holds_images(schema, image_key):
+        kind = _whole_column(schema, image_key, "image_key")
+        if not holds_images(kind):
             raise ValueError(
-                f'image_key="{image_key}": the column holds '
-                f"{schema.field(image_key).type}; images are bytes, or structs with "
-                "the field bytes"
+                f'image_key="{image_key}": the column holds {kind}; images are bytes, '
+                "or structs with the field bytes"
             )
         return image_key
-    found = [name for name in schema.names if _holds_images(schema, name)]
+    found = [field.name for field in schema if holds_images(field.type)]
     if "image" in found or len(found) == 1:
         return "image" if "image" in found else found[0]
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
@@ -78,27 +86,22 @@ def _find_image(schema, image_key):
     )
 
 
-def _holds_images(schema, name):
-    import pyarrow.types as is_
-
-    kind = schema.field(name).type
-    if is_.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        kind = kind.field(index).type if index >= 0 else kind
-    return is_.is_binary(kind) or is_.is_large_binary(kind)
+def _whole_column(schema, name, option):
+    """Type of a column that is no part of another."""
+    kind = _type_of(schema, name)
+    if name not in schema.names:
+        raise ValueError(
+            f'{option}="{name}" lies in a struct: give a column of its own'
+        )
+    return kind
 
 
 def _find_label(schema, label_key):
-    import pyarrow.types as is_
-
     if label_key == "" or (label_key is None and "label" not in schema.names):
         return None
     name = label_key or "label"
-    kind = _type_of(schema, name)
-    if is_.is_dictionary(kind):
-        kind = kind.value_type
-    tests = is_.is_integer, is_.is_string, is_.is_large_string, is_.is_boolean
-    if any(test(kind) for test in tests):
+    kind = _whole_column(schema, name, "label_key")
+    if kind_of(kind) in (WHOLE, TEXT, TRUTH):
         return name
     if label_key is None:
         return None
@@ -115,26 +118,19 @@ def _find_path(schema, key):
     there = [path for path in known if path.split(".")[0] in schema.names]
     path = (there or known)[0]
     kind = _type_of(schema, path)
-    if modality == "caption" and not _holds_text(kind):
+    if modality == "caption" and not holds_text(kind):
         raise ValueError(
             f"column {path} holds {kind}; captions are text or lists of texts"
         )
     return path
 
 
-def _holds_text(kind):
-    import pyarrow.types as is_
-
-    while is_.is_list(kind) or is_.is_large_list(kind) or is_.is_dictionary(kind):
-        kind = kind.value_type
-    tests = is_.is_string, is_.is_large_string, is_.is_binary, is_.is_null
-    return any(test(kind) for test in tests)
-
-
 def _type_of(schema, path):
     """Type at a dotted path."""
     import pyarrow.types as is_
 
+    if path in schema.names:
+        return schema.field(path).type
     name, *parts = path.split(".")
     if name not in schema.names:
         raise ValueError(
@@ -143,7 +139,7 @@ def _type_of(schema, path):
         )
     kind = schema.field(name).type
     for part in parts:
-        while is_.is_list(kind) or is_.is_large_list(kind):
+        while is_lists(kind):
             kind = kind.value_type
         index = kind.get_field_index(part) if is_.is_struct(kind) else -1
         if index < 0:

@@ -10,12 +10,15 @@ import os
 import re
 from collections.abc import Sequence
 
-from ldm_jax.data.division import check_division
-from ldm_jax.data.folder import SPLIT_FOLDERS
+from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.store import local_only
+
+# Major version of `datasets` that is needed.
+_LEAST = 4
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
@@ -66,6 +69,7 @@ class HuggingFaceSource(TableSource):
         folder = os.path.join(
             os.path.expanduser(self.data_dir or ""), os.path.expanduser(self.name)
         )
+        local_only(folder, "name", "its files are mapped: copy it, or use Parquet")
         if os.path.isdir(folder):
             parts = _parts_of_folder(os.path.abspath(folder))
         else:
@@ -104,14 +108,21 @@ def _readable(paths, on_error):
 
 def _choose(parts, split, name):
     """(files of a split, files that are trained on, whether rows are divided)."""
-    training = next((parts[w] for w in SPLIT_FOLDERS["train"] if w in parts), None)
     every = [path for paths in parts.values() for path in paths]
-    training = training or every
+
+    def those_of(name):
+        own = serving(name, map(split_of, parts))
+        chosen = [paths for part, paths in parts.items() if split_of(part) == own]
+        return [path for paths in chosen for path in paths] if own else []
+
+    training = those_of("train") or every
     if split == "all":
         return every, training, False
-    for wanted in (split, *SPLIT_FOLDERS.get(split, ())):
-        if len(parts) > 1 and wanted in parts:
-            return parts[wanted], training, False
+    if len(parts) > 1:
+        # Any other is asked for by the name that it has.
+        named = those_of(split) if split in SPLIT_NAMES else parts.get(split)
+        if named:
+            return named, training, False
     if len(parts) == 1:
         return every, training, True
     raise ValueError(f'{name} has no split "{split}"; it has {", ".join(parts)}, all')
@@ -167,11 +178,16 @@ def _parts_on_hub(name, subset, revision):
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{name} is no folder, and sets on the hub need a library: pip install "
-            "'ldm-jax[datasets]'"
+            f"{name} is no folder, and sets on the hub need the library datasets, "
+            f"{_LEAST} or later: pip install 'ldm-jax[datasets]'"
         ) from error
+    # Earlier ones may run code of the set's own.
+    if int(datasets.__version__.split(".")[0]) < _LEAST:
+        raise ValueError(
+            f"sets on the hub need the library datasets from {_LEAST} on, and "
+            f"{datasets.__version__} is installed: pip install -U 'ldm-jax[datasets]'"
+        )
     try:
-        # It runs no code of the set's: versions from 4 on have no way to.
         found = datasets.load_dataset(name, subset, revision=revision)
     # Its errors are those of networks, files and many formats.
     except Exception as error:

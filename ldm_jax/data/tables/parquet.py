@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from ldm_jax.data.division import check_division
-from ldm_jax.data.folder import SPLIT_FOLDERS
+from ldm_jax.data.division import check_division, serving, split_of
 from ldm_jax.data.tables.fields import find_fields
-from ldm_jax.data.tables.row_groups import ParquetTable, open_files
+from ldm_jax.data.tables.footers import open_files
+from ldm_jax.data.tables.kinds import are_alike
+from ldm_jax.data.tables.row_groups import ParquetTable, join_schemas
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
-from ldm_jax.data.tar.byte_ranges import is_remote
-from ldm_jax.data.tar.shards import find_shards
+from ldm_jax.data.tar.byte_ranges import file_system, is_remote, reach
+from ldm_jax.data.tar.shards import address, expand, find_shards
 
 SUFFIX = ".parquet"
 
@@ -47,8 +48,9 @@ class ParquetSource(TableSource):
       on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
 
     Raises:
-      ValueError: If there is no such file, split or column, or an option is out of
-        range.
+      ValueError: If there is no such file, split or column, row groups are larger than
+        the cache, or an option is out of range.
+      Unreachable: If they lie in a store that does not answer.
     """
 
     name: str | Sequence[str]
@@ -65,11 +67,12 @@ class ParquetSource(TableSource):
         check_division(self.split, self.validation_fraction, "a set of Parquet files")
         shards = find_shards(_below(self.name, self.data_dir), self.data_dir, SUFFIX)
         files, skipped = _usable(open_files(shards), shards, self.on_error)
-        fields = find_fields(files[0].schema, self.keys, self.image_key, self.label_key)
-        files, strange = _alike(files, fields.columns, self.on_error)
+        schema = join_schemas(files)
+        fields = find_fields(schema, self.keys, self.image_key, self.label_key)
+        files, strange = _alike(files, schema, fields.columns, self.on_error)
         chosen, training, by_name = _choose(shards, files, self.split)
         most = self.cache_gb * 1e9
-        _report_cost(chosen, fields.columns, most)
+        _check_cost(chosen, fields.columns, most)
         classes = find_classes(ParquetTable(training, [], 0), fields.label)
         super().__init__(
             ParquetTable(chosen, fields.columns, most),
@@ -83,19 +86,32 @@ class ParquetSource(TableSource):
 def _below(name, data_dir):
     """The files of folders and of the folders in them; all else as it is."""
     found = []
-    for one in [name] if isinstance(name, str) else list(name):
-        root = os.path.join(
-            os.path.expanduser(data_dir or ""), os.path.expanduser(str(one))
-        )
-        if one and not is_remote(root) and os.path.isdir(root):
-            pattern = os.path.join(glob.escape(root), "**", f"*{SUFFIX}")
-            below = sorted(glob.glob(pattern, recursive=True))
-            if not below:
-                raise ValueError(f"no {SUFFIX} files in {root} or below")
-            found += map(os.path.abspath, below)
-        else:
+    names = [name] if isinstance(name, str) else list(name)
+    for one in [path for given in names for path in expand(str(given))]:
+        root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(one))
+        is_folder = os.path.isdir(root)
+        if is_remote(root):
+            is_folder = not root.endswith(SUFFIX) and not glob.has_magic(root)
+        if not one or not is_folder:
             found.append(one)
+            continue
+        below = _list_remote(root) if is_remote(root) else _list_local(root)
+        if not below:
+            raise ValueError(f"no {SUFFIX} files in {root} or below")
+        found += below
     return found
+
+
+def _list_local(root):
+    pattern = os.path.join(glob.escape(root), "**", f"*{SUFFIX}")
+    return sorted(map(os.path.abspath, glob.glob(pattern, recursive=True)))
+
+
+def _list_remote(root):
+    system, inside = file_system(root)
+    found = reach(root, lambda: system.find(inside))
+    scheme = root.partition("://")[0]
+    return sorted(address(scheme, path) for path in found if path.endswith(SUFFIX))
 
 
 def _usable(found, shards, on_error):
@@ -112,22 +128,34 @@ def _usable(found, shards, on_error):
     return files, skipped
 
 
-def _alike(files, columns, on_error):
-    """Leaves out the files whose columns are not those of the first one."""
+def _alike(files, schema, columns, on_error):
+    """Leaves out the files whose columns hold something else than those of others."""
     alike, skipped = [], []
-    types = {name: files[0].schema.field(name).type for name in columns}
+    types = {name: schema.field(name).type for name in columns}
     for file in files:
         there = {f.name: f.type for f in file.schema}
-        wrong = [name for name in columns if there.get(name) != types[name]]
+        wrong = [
+            name
+            for name, held in types.items()
+            if name not in there or not are_alike(there[name], held)
+        ]
         if wrong:
+            name = wrong[0]
             reason = (
-                f"its column {wrong[0]} is {there.get(wrong[0], 'missing')}, and "
-                f"{types[wrong[0]]} in {files[0].shard.path}"
+                f"its column {name} is {there.get(name, 'missing')}, and {types[name]} "
+                f"in {_first_with(files, schema.field(name))}"
             )
             skipped.append(leave_out(file.shard.path, reason, on_error))
         else:
             alike.append(file)
+    if not alike:
+        where, reason = skipped[0]
+        raise ValueError(f"no file has all columns that are needed; {where}: {reason}")
     return alike, skipped
+
+
+def _first_with(files, field):
+    return next(file.shard.path for file in files if field in list(file.schema))
 
 
 def _choose(shards, files, split):
@@ -136,54 +164,56 @@ def _choose(shards, files, split):
     All names count, those of files that cannot be read too: what is held out shall not
     become what is trained on.
     """
-    words = [_split_word(shard.path) for shard in shards]
-    training = SPLIT_FOLDERS["train"]
-    held_out = {word for words in SPLIT_FOLDERS.values() for word in words}
-    held_out -= {*training}
-    if not any(word in training for word in words) or not held_out.intersection(words):
+    splits = _splits_of([shard.path for shard in shards])
+    if serving("train", splits) is None or serving("validation", splits) is None:
         return files, files, False
-    first = _named(files, training)
-    wanted = next((w for w in SPLIT_FOLDERS.get(split, ()) if w in words), None)
-    if split == "all":
-        chosen = files
-    else:
-        chosen = first if split == "train" else _named(files, [wanted])
-    for name, found in (("train", first), (split, chosen)):
-        if not found:
+    by_path = dict(zip((shard.path for shard in shards), splits, strict=True))
+
+    def those_of(name):
+        own = [f for f in files if by_path[f.shard.path] == serving(name, splits)]
+        if not own:
             raise ValueError(f"none of the Parquet files of {name} can be read")
-    _name_unused(shards, words)
-    return chosen, first, True
+        return own
 
-
-def _named(files, words):
-    return [file for file in files if _split_word(file.shard.path) in words]
-
-
-def _name_unused(shards, words):
-    """Says which files no split takes, as their names are of none."""
-    unused = [s.path for s, word in zip(shards, words, strict=True) if word is None]
+    training = those_of("train")
+    chosen = files if split == "all" else those_of(split)
+    unused = [path for path, own in by_path.items() if own is None]
     if unused:
         logging.warning(
             "%d Parquet files are of no split by their names, as %s: only "
             'data.split="all" takes them',
-            len(unused),
-            unused[0],
+            *(len(unused), unused[0]),
         )
+    return chosen, training, True
 
 
-def _split_word(path):
-    """The split that a path names: at the head of its file's name, or its folder."""
-    folder, name = os.path.split(path)
-    known = {word for words in SPLIT_FOLDERS.values() for word in words}
-    for word in (re.split(r"[-_.]", name)[0], os.path.basename(folder)):
-        if word.lower() in known:
-            return word.lower()
-    return None
+def _splits_of(paths):
+    """The split that each path names: at the head of its file's name, or a folder.
+
+    Beyond the folder that a file lies in, those count in which not all files lie.
+    """
+    shared = len(os.path.commonprefix([os.path.dirname(p).split("/") for p in paths]))
+    found = []
+    for path in paths:
+        *folders, name = path.split("/")
+        last = folders[min(shared, len(folders) - 1) :]
+        words = [re.split(r"[-_.]", name)[0], *reversed(last)]
+        found.append(next(filter(None, map(split_of, words)), None))
+    return found
 
 
-def _report_cost(files, columns, most):
-    """Says what a row costs in random order, where that is much."""
-    largest = max(sum(file.largest.get(c, 0) for c in columns) for file in files)
+def _check_cost(files, columns, most):
+    """Says what a row costs in random order, where that is much; refuses too much."""
+    costs = [sum(file.largest.get(c, 0) for c in columns) for file in files]
+    largest = max(costs)
+    if largest > most:
+        raise ValueError(
+            f"{files[costs.index(largest)].shard.path} has row groups of "
+            f"{largest / 1e9:.2f} GB, more than data.cache_gb={most / 1e9:g}: raise "
+            "that (three times as much memory is needed while one is read), write the "
+            "files with a smaller row_group_size, or load the set with "
+            "data.source=huggingface, whose files give single rows"
+        )
     if largest > _DEAR:
         logging.warning(
             "the row groups of these Parquet files have up to %.0f MB, and each row "

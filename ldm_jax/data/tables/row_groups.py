@@ -5,88 +5,34 @@ is not in the cache. Only the columns that are asked for are read.
 """
 
 import collections
-import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.tar.byte_ranges import file_system, is_remote
-from ldm_jax.data.tar.shards import Shard
+from ldm_jax.data.tables.footers import ParquetFile, unpacked_sizes
+from ldm_jax.data.tables.kinds import NULL, join_columns, kind_of
+from ldm_jax.data.tables.ranged_file import RangedFile
+from ldm_jax.data.tar.byte_ranges import Files, side_by_side
+from ldm_jax.errors import Unreachable
 
 # Footers that are kept: one of a large file has some megabytes.
 _FOOTERS = 64
 
-
-class ParquetFile(NamedTuple):
-    """What is kept of a file.
-
-    Attributes:
-      shard: Where it is.
-      schema: Its columns, of pyarrow.
-      starts: First row of each row group, and the number of rows, int64 [groups + 1].
-      largest: Bytes of the largest row group by column, unpacked: name -> bytes.
-    """
-
-    shard: Shard
-    schema: Any
-    starts: np.ndarray
-    largest: dict[str, int]
-
-
-def open_files(shards: Sequence[Shard]) -> list[ParquetFile | str]:
-    """Reads the footers of files, several at once.
-
-    Args:
-      shards: The files.
-
-    Returns:
-      For each file what is kept of it, or what is wrong with it.
-    """
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_look_into, shards))
-
-
-def _look_into(shard):
-    try:
-        with _open(shard.path) as file:
-            footer, schema = file.metadata, file.schema_arrow
-            groups = [footer.row_group(k) for k in range(footer.num_row_groups)]
-            starts = np.cumsum([0, *(group.num_rows for group in groups)])
-            largest = collections.Counter()
-            for group in groups:
-                for column, size in _sizes_of(group).items():
-                    largest[column] = max(largest[column], size)
-    # Whatever a damaged file makes pyarrow raise, it is that file's fault.
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        return f"it cannot be read as Parquet: {text}"
-    return ParquetFile(shard, schema, starts, dict(largest))
-
-
-def _sizes_of(group):
-    sizes = collections.Counter()
-    for k in range(group.num_columns):
-        column = group.column(k)
-        sizes[column.path_in_schema.split(".")[0]] += column.total_uncompressed_size
-    return sizes
-
-
-def _open(path, footer=None):
-    import pyarrow.parquet
-
-    if is_remote(path):
-        system, inside = file_system(path)
-        # pyarrow closes it with the ParquetFile.
-        path = system.open(inside)
-    return pyarrow.parquet.ParquetFile(path, metadata=footer)
+# Rows that are unpacked at a time, before it is seen whether they grow too large.
+_ROWS = 64
 
 
 class ParquetTable:
     """Rows of Parquet files, one file after the other; can be pickled.
 
-    Threads that want the same row group wait for the one that reads it.
+    Threads that want the same row group wait for the one that reads it, and those for
+    whose row groups there is no room wait for others to be read.
+
+    Attributes:
+      schema: The columns of the first file, and those that only others have.
     """
 
     def __init__(
@@ -99,21 +45,23 @@ class ParquetTable:
           columns: Columns that rows have.
           most: Bytes of row groups that are kept, in each process.
         """
-        self.schema = files[0].schema
+        self.schema = join_schemas(files)
         self._shards = [file.shard for file in files]
         self._starts = [file.starts for file in files]
+        self._digests = b"".join(file.digest for file in files)
         self._first = np.cumsum([0, *(file.starts[-1] for file in files)])
         self._columns, self._most = list(columns), most
         self._clear()
 
     def _clear(self):
-        self._lock, self._held = threading.Lock(), 0
+        self._files, self._room = Files(), threading.Condition()
+        self._held = self._pending = 0
         self._groups = collections.OrderedDict()
         self._footers = collections.OrderedDict()
 
     def __getstate__(self):
         # What is in memory stays with its process.
-        gone = ("_lock", "_held", "_groups", "_footers")
+        gone = ("_files", "_room", "_held", "_pending", "_groups", "_footers")
         return {k: v for k, v in self.__dict__.items() if k not in gone}
 
     def __setstate__(self, state):
@@ -134,6 +82,7 @@ class ParquetTable:
 
         Raises:
           ValueError: If its row group cannot be read.
+          Unreachable: If it lies in a store that does not answer.
         """
         file, row = self._locate(index)
         starts = self._starts[file]
@@ -154,28 +103,40 @@ class ParquetTable:
         return f"{self._shards[file].path} row {row}"
 
     def column(self, name: str) -> Any:
-        """Reads a column, and no other.
+        """Reads a column, and no other, of all files, several at once.
 
         Args:
-          name: Its name; dots lead into structs.
+          name: Its name.
 
         Returns:
-          Chunked array of pyarrow.
+          Chunked array of pyarrow, null for files that lack it.
 
         Raises:
-          ValueError: If a file cannot be read.
+          ValueError: If a file cannot be read, or holds what does not go together with
+            what another holds.
+          Unreachable: If it lies in a store that does not answer.
         """
+        parts = side_by_side(
+            lambda file: self._part_of(file, name), range(len(self._shards))
+        )
+        return join_columns([shard.path for shard in self._shards], parts, name)
+
+    def _part_of(self, file, name):
+        """A column of one file."""
         import pyarrow as pa
 
-        chunks = []
-        for shard in self._shards:
-            try:
-                with _open(shard.path) as file:
-                    table = file.read(columns=[name])
-            except Exception as error:
-                raise ValueError(f"{shard.path}: {error}") from error
-            chunks += table.column(0).chunks
-        return pa.chunked_array(chunks, self.schema.field(name).type)
+        path = self._shards[file].path
+        try:
+            with self._open(file) as opened:
+                if name not in opened.schema_arrow.names:
+                    return pa.chunked_array([pa.nulls(int(self._starts[file][-1]))])
+                return opened.read(columns=[name]).column(0)
+        except Unreachable:
+            raise
+        # Whatever a damaged file makes pyarrow raise.
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"column {name} of {path}: {text}") from error
 
     def parts(self) -> list[tuple[str, int, int]]:
         """Lists the files.
@@ -189,13 +150,21 @@ class ParquetTable:
             for shard, count in zip(self._shards, rows, strict=True)
         ]
 
+    def digest(self) -> bytes:
+        """Tells the files from changed ones.
+
+        Returns:
+          Hashes of their footers: sizes, extremes and numbers of nulls of all columns.
+        """
+        return self._digests
+
     def _locate(self, index):
         file = int(np.searchsorted(self._first, index, "right")) - 1
         return file, int(index - self._first[file])
 
     def _group(self, file, group):
         key = file, group
-        with self._lock:
+        with self._room:
             slot = self._groups.get(key)
             if slot is None:
                 slot = self._groups[key] = _Slot()
@@ -206,41 +175,111 @@ class ParquetTable:
             try:
                 slot.table = table = self._read(file, group)
             except Exception:
-                with self._lock:
+                with self._room:
                     if self._groups.get(key) is slot:
                         del self._groups[key]
                 raise
-        self._make_room(key, slot)
+        with self._room:
+            if self._groups.get(key) is slot:
+                slot.bytes = table.nbytes
+                self._held += slot.bytes
+                self._let_go(self._most, key)
         return table
 
+    def _open(self, file):
+        """Opens a file; of those that were used last the footers are kept."""
+        import pyarrow.parquet
+
+        with self._room:
+            footer = self._footers.get(file)
+        source = RangedFile(self._shards[file], self._files)
+        opened = pyarrow.parquet.ParquetFile(source, metadata=footer)
+        with self._room:
+            self._footers[file] = opened.metadata
+            self._footers.move_to_end(file)
+            while len(self._footers) > _FOOTERS:
+                self._footers.popitem(last=False)
+        return opened
+
     def _read(self, file, group):
-        path = self._shards[file].path
         try:
-            with _open(path, self._footers.get(file)) as opened:
-                with self._lock:
-                    self._footers[file] = opened.metadata
-                    while len(self._footers) > _FOOTERS:
-                        self._footers.popitem(last=False)
-                return opened.read_row_group(
-                    group, columns=self._columns, use_threads=False
-                )
+            with self._open(file) as opened:
+                sizes = unpacked_sizes(opened.metadata.row_group(group))
+                size = sum(sizes[name] for name in self._columns)
+                with self._reserved(size):
+                    return self._unpack(opened, group, size)
+        except Unreachable:
+            raise
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"row group {group} cannot be read: {text}") from error
 
-    def _make_room(self, key, slot):
-        """Lets go of the row groups that were not used for longest."""
-        with self._lock:
-            if self._groups.get(key) is not slot:
-                return
-            slot.bytes = slot.table.nbytes
-            self._held += slot.bytes
-            for other in list(self._groups):
-                if self._held <= self._most:
+    def _unpack(self, opened, group, size):
+        import pyarrow as pa
+
+        batches, held = [], 0
+        rows = opened.iter_batches(
+            _ROWS, row_groups=[group], columns=self._columns, use_threads=False
+        )
+        for batch in rows:
+            batches.append(batch)
+            held += batch.nbytes
+            # One value that is written once may be that of a million rows.
+            if held > size + self._most:
+                raise ValueError(
+                    f"it unpacks to more than {held / 1e9:.1f} GB, and the file says "
+                    f"{size / 1e9:.1f}: raise data.cache_gb, or write the file with a "
+                    "smaller row_group_size"
+                )
+        return pa.Table.from_batches(batches)
+
+    @contextlib.contextmanager
+    def _reserved(self, size):
+        """Waits until there is room for a row group, or no other is being read."""
+        with self._room:
+            while True:
+                self._let_go(self._most - self._pending - size)
+                full = self._held + self._pending + size > self._most
+                if not full or not self._pending:
                     break
-                # One that is still being read has no bytes yet.
-                if other != key and self._groups[other].bytes:
-                    self._held -= self._groups.pop(other).bytes
+                self._room.wait()
+            self._pending += size
+        try:
+            yield
+        finally:
+            with self._room:
+                self._pending -= size
+                self._room.notify_all()
+
+    def _let_go(self, most, keep=None):
+        """Lets go of the row groups that were not used for longest."""
+        for other in list(self._groups):
+            if self._held <= most:
+                break
+            # One that is still being read has no bytes yet.
+            if other != keep and self._groups[other].bytes:
+                self._held -= self._groups.pop(other).bytes
+
+
+def join_schemas(files: Sequence[ParquetFile]) -> Any:
+    """Joins the columns of files.
+
+    Args:
+      files: What `open_files` gave.
+
+    Returns:
+      Schema of pyarrow: each column as the first file has it that has it not as nulls,
+      with the metadata of the first file.
+    """
+    import pyarrow as pa
+
+    fields = {}
+    for file in files:
+        for field in file.schema:
+            known = fields.get(field.name)
+            if known is None or kind_of(known.type) == NULL:
+                fields[field.name] = field
+    return pa.schema(list(fields.values()), files[0].schema.metadata)
 
 
 class _Slot:

@@ -18,6 +18,7 @@ from ldm_jax.data.tables.fields import (
     make_example,
     names_of_classes,
 )
+from ldm_jax.data.tables.kinds import SCALARS, TEXT, kind_of
 from ldm_jax.errors import DataError, DecodeError
 from ldm_jax.images import find_size
 
@@ -98,11 +99,20 @@ class TableSource:
         """Tells these examples from others.
 
         Returns:
-          Hash of the files' names, rows and sizes, and of which rows are taken.
+          Hash of the files' names, rows, sizes and footers, of the classes, of the
+          label of every row, and of which rows are taken.
+
+        Raises:
+          ValueError: If a file cannot be read.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(self._table.digest(), digest_size=16)
         for path, count, size in self._table.parts():
             digest.update(f"{os.path.basename(path)} {count} {size}\n".encode())
+        digest.update(repr(self.class_names).encode())
+        if self._fields.label:
+            # Labels that only change places leave the file's size and footer alone.
+            for codes in _codes(self._table.column(self._fields.label)):
+                digest.update(codes)
         if self._kept is not None:
             digest.update(self._kept.astype("<u8").tobytes())
         return digest.hexdigest()
@@ -110,7 +120,9 @@ class TableSource:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of what `columns` gives: numbers, truth values and text, and sizes."""
-        names = {field.name for field in self._table.schema if _is_scalar(field.type)}
+        names = {
+            field.name for field in self._table.schema if kind_of(field.type) in SCALARS
+        }
         return tuple(sorted(names | {*_SIDES}))
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
@@ -257,13 +269,13 @@ def _places(parts):
     return np.concatenate(places)
 
 
-def _is_scalar(kind):
-    import pyarrow.types as is_
-
-    if is_.is_dictionary(kind):
-        kind = kind.value_type
-    tests = is_.is_integer, is_.is_floating, is_.is_boolean, is_.is_string
-    return is_.is_large_string(kind) or any(test(kind) for test in tests)
+def _codes(column):
+    """Yields the bytes of a column of classes, whatever they are written in."""
+    for chunk in column.chunks:
+        if kind_of(column.type) == TEXT:
+            yield repr(chunk.to_pylist()).encode()
+        else:
+            yield chunk.cast("int64").fill_null(-1).to_numpy().astype("<i8").tobytes()
 
 
 def _to_numpy(column):

@@ -1,14 +1,28 @@
 """Bytes by position from local files and, through fsspec, from remote ones."""
 
 import collections
+import concurrent.futures
 import os
 import threading
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
+from absl import logging
+
+from ldm_jax.errors import Unreachable
 from ldm_jax.files import most_open_files
 
 # Files that are held open at most; fewer where the system allows fewer.
 _MOST_OPEN = 512
+
+# Seconds before a store that did not answer is asked again.
+_WAITS = (0.5, 2.0, 8.0)
+
+# Files that are asked for at once, of their state or their footer.
+_THREADS = 16
+
+_Given, _Found = TypeVar("_Given"), TypeVar("_Found")
 
 
 def is_remote(path: str) -> bool:
@@ -33,7 +47,8 @@ def file_system(path: str) -> tuple[Any, str]:
       (fsspec file system, the path in it).
 
     Raises:
-      ValueError: If no library for it is installed, or it cannot be reached.
+      ValueError: If there is no such kind of store, or no library for it.
+      Unreachable: If it does not answer, or does not let us in.
     """
     import fsspec
 
@@ -43,10 +58,70 @@ def file_system(path: str) -> tuple[Any, str]:
     except ImportError as error:
         library = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(kind, kind)
         raise ValueError(f"{path} needs a library: pip install {library}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot open {path}: {_in_a_line(error)}") from error
     # Each file system has its own errors, of credentials, of networks.
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot open {path}: {text}") from error
+        raise _unreachable(path, error) from error
+
+
+def reach(path: str, ask: Callable[[], _Found]) -> _Found:
+    """Asks a store for something, and again after a while where it does not answer.
+
+    Args:
+      path: Address of what is asked for.
+      ask: Does it; it raises FileNotFoundError where there is no such file.
+
+    Returns:
+      What it gives.
+
+    Raises:
+      FileNotFoundError: If the store says that there is no such file.
+      Unreachable: If it does not answer.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise
+        # Each file system has its own errors.
+        except Exception as error:
+            if wait is None or isinstance(error, PermissionError):
+                raise _unreachable(path, error) from error
+            logging.warning("%s: %s; it is asked again", path, _in_a_line(error))
+        time.sleep(wait)
+
+
+def _unreachable(path, error):
+    return Unreachable(
+        f"{path} cannot be reached: {_in_a_line(error)}; once the network and the "
+        "credentials are there, the same command goes on"
+    )
+
+
+def _in_a_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def side_by_side(
+    work: Callable[[_Given], _Found], items: Iterable[_Given]
+) -> list[_Found]:
+    """Does the same for many files, several at once.
+
+    Args:
+      work: What is done for one.
+      items: What it is given.
+
+    Returns:
+      Its results, in order. The first error ends all.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            return list(pool.map(work, items))
+        except BaseException:
+            # The rest would wait for the same store.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class Files:
@@ -104,12 +179,14 @@ class Files:
 
         Raises:
           OSError: If they cannot be read.
+          Unreachable: If they lie in a store that does not answer.
         """
         if size <= 0:
             return b""
         if is_remote(path):
             system, inside = file_system(path)
-            return system.cat_file(inside, start=offset, end=offset + size)
+            span = dict(start=offset, end=offset + size)
+            return reach(path, lambda: system.cat_file(inside, **span))
         # While it is held here, it is open.
         file = self._file(path)
         data = os.pread(file.number, size, offset)

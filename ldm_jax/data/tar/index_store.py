@@ -22,7 +22,7 @@ from ldm_jax.data.tar.byte_ranges import Files, file_system, is_remote
 from ldm_jax.data.tar.index_file import IndexFile, encode_index, write_index
 from ldm_jax.data.tar.scan import scan
 from ldm_jax.data.tar.shards import INDEX, Shard
-from ldm_jax.errors import DiskError
+from ldm_jax.errors import DiskError, Unreachable
 
 # Bytes that are read at a time: beside a header, of a local shard, there are small
 # members; remote ones are read as a stream.
@@ -198,8 +198,9 @@ class _Window:
             most = min(max(size, self._size), self._shard.size - offset)
             try:
                 self._data = self._files.read_up_to(self._shard.path, offset, most)
-            # Remote file systems have errors of their own.
-            except Exception as error:
+            except Unreachable:
+                raise
+            except OSError as error:
                 text = getattr(error, "strerror", None) or " ".join(str(error).split())
                 raise ValueError(f"cannot read {self._shard.path}: {text}") from error
             self._start, begin = offset, 0

@@ -24,6 +24,7 @@ from ldm_jax.data.tar.members import (
     Read,
     read_members,
 )
+from ldm_jax.errors import Unreachable
 from ldm_jax.images import find_size
 from ldm_jax.reading import MAX_TEXT, parse_json
 
@@ -118,6 +119,9 @@ class _Shard:
             width, height = find_size(
                 lambda count: self._read(member.offset, count), member.size
             )
+        except Unreachable:
+            # The index would say for ever that the image has no size.
+            raise
         except (ValueError, OSError, MemoryError):
             # It fails once it is loaded, and is counted then.
             return 0, 0

@@ -1,6 +1,5 @@
 """Which shards a name stands for, and what tells them from changed ones."""
 
-import concurrent.futures
 import functools
 import glob
 import os
@@ -8,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ldm_jax.data.tar.byte_ranges import file_system, is_remote
+from ldm_jax.data.tar.byte_ranges import file_system, is_remote, reach, side_by_side
 
 SUFFIX, INDEX = ".tar", ".index"
 
@@ -54,6 +53,7 @@ def find_shards(
 
     Raises:
       ValueError: If there is none, or one of those that are named is missing.
+      Unreachable: If they lie in a store that does not answer.
     """
     names = [name] if isinstance(name, str) else list(name)
     if not names or not all(isinstance(n, str) and n for n in names):
@@ -67,8 +67,7 @@ def find_shards(
             paths += _listed(_absolute(one, os.fspath(data_dir or "")), suffix)
     # A shard that is named twice would count twice.
     paths = list(dict.fromkeys(paths))
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(functools.partial(_look, suffix=suffix), paths))
+    return side_by_side(functools.partial(_look, suffix=suffix), paths)
 
 
 def _absolute(name, data_dir):
@@ -133,21 +132,27 @@ def _without_indexes(paths):
 def _listed_remote(path, suffix):
     system, inside = file_system(path)
     scheme = path.partition("://")[0]
+    if inside.endswith(suffix) and not glob.has_magic(inside):
+        return [path]
+    pattern = inside if glob.has_magic(inside) else f"{inside.rstrip('/')}/*{suffix}"
     try:
-        if glob.has_magic(inside):
-            found = system.glob(inside)
-        elif inside.endswith(suffix):
-            return [path]
-        else:
-            found = system.glob(f"{inside.rstrip('/')}/*{suffix}")
-    except Exception as error:
+        found = reach(path, lambda: system.glob(pattern))
+    except FileNotFoundError as error:
         raise ValueError(_unread(path, error, suffix)) from error
-    found = [_address(scheme, one) for one in _without_indexes(found)]
+    found = [address(scheme, one) for one in _without_indexes(found)]
     return found or _nothing(path, suffix)
 
 
-def _address(scheme, path):
-    """The address of what a file system calls by a path or by an address."""
+def address(scheme: str, path: str) -> str:
+    """Gives the address of what a file system calls by a path or by an address.
+
+    Args:
+      scheme: What comes before "://".
+      path: What the file system lists.
+
+    Returns:
+      The address.
+    """
     if is_remote(path):
         return path
     return f"{scheme}://{path if scheme == 'file' else path.lstrip('/')}"
@@ -171,12 +176,14 @@ def _look(path, suffix):
     if is_remote(path):
         system, inside = file_system(path)
         try:
-            info = system.info(inside)
-            size = int(info["size"])
-        except Exception as error:
+            info = reach(path, lambda: system.info(inside))
+        except FileNotFoundError as error:
             raise ValueError(_unread(path, error, suffix)) from error
+        size = info.get("size")
+        if info.get("type") == "directory" or size is None:
+            raise ValueError(f"{path} is no file of which the store says the size")
         stamps = [f"{key} {info[key]}" for key in _STAMPS if info.get(key)]
-        return Shard(path, size, stamps[0] if stamps else "")
+        return Shard(path, int(size), stamps[0] if stamps else "")
     try:
         status = os.stat(path)
     except OSError as error:

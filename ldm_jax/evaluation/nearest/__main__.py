@@ -12,8 +12,6 @@ the distances of all. What is said beside them is how many samples are nearer to
 training image than nearly all training images are to one another.
 """
 
-import pathlib
-
 from absl import flags
 
 from ldm_jax import cli, ranges
@@ -28,6 +26,7 @@ from ldm_jax.evaluation.flag_groups import (
     sampling_of,
 )
 from ldm_jax.files import check_outdir, write_json
+from ldm_jax.store import as_path
 
 with cli.group("which samples", num_samples=ranges.whole(2, 10**5)):
     _WORKDIR = cli.shared("workdir")
@@ -180,7 +179,7 @@ def _write(found, grid, samples, training, network):
     from ldm_jax.evaluation.nearest import findings
     from ldm_jax.images import write_png
 
-    outdir, size = pathlib.Path(_OUTDIR.value), len(found.numbers)
+    outdir, size = as_path(_OUTDIR.value), len(found.numbers)
     record = findings.record_of_neighbours(found, samples.describe, training.describe)
     sets = {"samples_of": samples.record, "training": training.record}
     write_json(outdir / "neighbours.json", sets | {"network": network.record} | record)

@@ -22,13 +22,13 @@ writes `metrics.json` and `images.png`: the scene, the baseline of restoration i
 is one, the sample, and the unconditional sample.
 """
 
-import pathlib
 from typing import Any
 
 from absl import flags
 
 from ldm_jax import cli, ranges
 from ldm_jax.files import check_outdir, write_json
+from ldm_jax.store import Place, as_path
 
 with cli.group("what to evaluate"):
     _WORKDIR = cli.shared("workdir", required=True)
@@ -100,7 +100,7 @@ def _main(argv: list[str]) -> None:
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
     )
-    outdir = pathlib.Path(_OUTDIR.value)
+    outdir = as_path(_OUTDIR.value)
     record = {"checkpoint": trained.source, "weights": trained.weights} | record
     write_json(outdir / "metrics.json", record)
     write_png(outdir / "images.png", grid)
@@ -109,9 +109,9 @@ def _main(argv: list[str]) -> None:
     print(f"images: {outdir / 'images.png'}")
 
 
-def _probe_folder() -> pathlib.Path:
+def _probe_folder() -> Place:
     """Where probes are kept; in 0.1.0 the folder had another name."""
-    beside = pathlib.Path(_WORKDIR.value).absolute().parent
+    beside = as_path(_WORKDIR.value).absolute().parent
     old = beside / "judge"
     return old if old.is_dir() else beside / "probe"
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import peers, sharding
+from ldm_jax import peers
 from ldm_jax.annotations import UInt8
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
@@ -18,7 +18,8 @@ from ldm_jax.evaluation.shapes.restoration import baseline, distances
 from ldm_jax.images import make_grid
 from ldm_jax.sampling.conditions import make_example, make_row
 from ldm_jax.sampling.options import RunOptions, complete, record_of
-from ldm_jax.sampling.program import fetch, make_draw
+from ldm_jax.sampling.program import fetch
+from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import Trained
 
@@ -72,9 +73,10 @@ def measure(
     }
     # Of the guided prediction, scale 0 leaves the unconditional one.
     off = dataclasses.replace(options.guidance, scale=0.0)
+    sampler = Sampler(trained)
     for name, guidance in (("samples", options.guidance), ("unconditional", off)):
         guided = dataclasses.replace(options, guidance=guidance)
-        columns[name] = _draw(trained, request, batch, seed, batch_size, guided)
+        columns[name] = _draw(sampler, request, batch, seed, batch_size, guided)
     seen = {name: probe(array) for name, array in columns.items()}
     adherences = {name: adherence(true, found) for name, found in seen.items()}
     record = {
@@ -102,18 +104,15 @@ def _request(trained, num_samples, options):
     return request._replace(count=min(num_samples, len(request.source)))
 
 
-def _draw(trained, request, batch, seed, batch_size, options):
+def _draw(sampler, request, batch, seed, batch_size, options):
     """Draws all samples, batch by batch: uint8 [N, S, S, 3]."""
-    mesh = sharding.make_mesh(devices=jax.local_devices())
-    split = sharding.batch_sharding(mesh)
-    draw, weights = make_draw(trained, mesh, request, seed, options)
-    size = -(-min(batch_size, request.count) // mesh.size) * mesh.size
-    parts = []
+    job = Job(request, seed, options)
+    size, parts = sampler.round_up(min(batch_size, request.count)), []
     for start in range(0, request.count, size):
         # The last batch is filled up, so that one program serves all.
         index = np.arange(start, start + size) % request.count
         part = jax.tree.map(lambda array, rows=index: array[rows], batch)
-        parts.append(fetch(draw(weights, jax.device_put(part, split)), index))
+        parts.append(fetch(sampler.lower(job, part)()(part), index))
         peers.progress()
     return np.concatenate(parts)[: request.count]
 

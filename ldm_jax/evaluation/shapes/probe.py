@@ -8,7 +8,6 @@ as blurred as generated ones are, so that blur does not count as an error.
 
 import functools
 import os
-import pathlib
 import time
 import zlib
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from ldm_jax.evaluation.shapes.labels import NUM_KINDS, stack, truth
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.models.layers import GroupNorm, conv, dense, upsample_nearest
 from ldm_jax.seeds import make_key
+from ldm_jax.store import as_path
 from ldm_jax.weights.files import read_weights, write_weights
 
 # What is predicted of an image as a whole: name -> number of choices.
@@ -155,7 +155,7 @@ def load_probe(
             "multiple of 8"
         )
     name = f"{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
-    path = pathlib.Path(folder) / f"probe_{name}"
+    path = as_path(folder) / f"probe_{name}"
     # The name of 0.1.0.
     old = path.with_name(f"judge_{name}")
     if old.is_file():

@@ -5,7 +5,6 @@ where its state was saved.
 """
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
 from ldm_jax.metrics.distances import Result
 from ldm_jax.reading import MAX_TEXT, read_file
+from ldm_jax.store import Place
 
 
 class Row(NamedTuple):
@@ -82,7 +82,7 @@ def measure_rows(
     return rows
 
 
-def _load(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Result] | None:
+def _load(path: Place, record: Mapping[str, Any]) -> dict[str, Result] | None:
     """The results of a row that is there; every process calls it."""
     found = _read(path) if path.exists() else None
     agree(path, "not there" if found is None else "there")

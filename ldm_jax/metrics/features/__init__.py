@@ -19,7 +19,6 @@ What is measured with them ranks models of one data set, but is no published dis
 and no report calls it so.
 """
 
-import pathlib
 from collections.abc import Mapping
 
 from ldm_jax.config import choose
@@ -31,6 +30,7 @@ from ldm_jax.metrics.features.inception_weights import (
 )
 from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
 from ldm_jax.metrics.features.random_features import RANDOM
+from ldm_jax.store import as_path
 
 __all__ = [
     "FEATURES",
@@ -82,7 +82,7 @@ def load_network(name: str, path: str | None = None) -> Network:
     """
     row = choose(FEATURES, name, "feature network")
     loaded = row.load(path)
-    file = "random" if path is None else pathlib.Path(path).name
+    file = "random" if path is None else as_path(path).name
     record = {
         "network": name,
         "weights": file,

@@ -6,7 +6,6 @@ beside.
 
 import math
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
 from ldm_jax.metrics.features.weight_files import checksum, read_tensors
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import ACTIVATIONS, TextEncoder
+from ldm_jax.store import local_copy
 from ldm_jax.weights.files import read_json
 from ldm_jax.weights.state_dict import StateDict, prefixed, select, to_state_dict
 from ldm_jax.weights.tower_names import open_clip_image_rows, open_clip_rows
@@ -154,7 +154,7 @@ def read_clip(path: str | os.PathLike) -> tuple[Clip, dict[str, Any]]:
       ConversionError: If it is missing, unreadable or no CLIP with a vision
         transformer.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_copy(path)
     tensors = read_tensors(path, WHERE)
     try:
         known = _keys_of(tensors) is _OPENAI

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ldm_jax.errors import ConversionError
+from ldm_jax.store import local_copy
 from ldm_jax.weights.files import read_weights
 
 
@@ -25,7 +25,7 @@ def read_tensors(path: str | os.PathLike, where: str) -> dict[str, Any]:
     Raises:
       ConversionError: If it is missing or unreadable.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_copy(path)
     if not path.is_file():
         raise ConversionError(f"there is no file {path}: {where}")
     return read_weights(path).tensors

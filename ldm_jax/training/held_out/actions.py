@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ldm_jax import peers, sharding
+from ldm_jax import peers
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.errors import DataError, ProcessLost
 from ldm_jax.seeds import make_key
+from ldm_jax.training.compiled import jit_shown
 from ldm_jax.training.held_out.noise_levels import LOSS_LEVEL
 from ldm_jax.training.held_out.set_distances import SetDistances
 from ldm_jax.training.held_out.shown_conditions import show_conditions
@@ -70,8 +71,7 @@ class HeldOut:
         self._config, self._console = run.config, run.console
         stage, train = run.stage, run.config.train
         # Called with (state, frozen, batch, rng).
-        everywhere = sharding.replicated(run.mesh)
-        self._eval_step = jax.jit(stage.eval_step, out_shardings=everywhere)
+        self._eval_step = jit_shown(stage.eval_step, run.mesh)
         self._sets = SetDistances(run, frozen)
         self._actions = {}
         if run.data.has_held_out:
@@ -79,7 +79,7 @@ class HeldOut:
                 train.eval_every, self._evaluate, self._was_evaluated, self._record_none
             )
         if stage.preview is not None and train.preview_images:
-            self._draw = jax.jit(stage.preview, out_shardings=everywhere)
+            self._draw = jit_shown(stage.preview, run.mesh)
             self._actions["preview"] = _Action(
                 train.preview_every, self._preview, writer.has_images
             )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
+from ldm_jax.store import local_copy
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
 from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.start import Run
@@ -67,7 +67,7 @@ class SetDistances:
         place, side = self.options.reference, self._run.config.data.image_size
         rows = taps_with_rows(self.options.distances)
         reference = ReferenceStatistics.load(
-            os.path.expanduser(place), "eval.reference", rows
+            local_copy(place), "eval.reference", rows
         ).thinned(MOST_ROWS)
         reference.check({"preprocessing": {"size": [side, side]}}, place)
         if not reference.record.get("preprocessing", {}).get("size"):

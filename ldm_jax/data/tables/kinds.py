@@ -1,0 +1,153 @@
+"""What columns hold, whatever of Arrow's types it is written in.
+
+Files of one set come from several writers: text is `string`, `large_string` or a
+dictionary of them, whole numbers have 8 to 64 bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+TEXT, BYTES, WHOLE, REAL, TRUTH, NULL = (
+    *("text", "bytes", "whole numbers", "numbers", "truth values", "null"),
+)
+
+# What can stand in a column of metadata, or be compared.
+SCALARS = (TEXT, WHOLE, REAL, TRUTH)
+
+
+def kind_of(held: Any) -> str:
+    """Says what a type of Arrow holds.
+
+    Args:
+      held: The type.
+
+    Returns:
+      One of the names above; "lists of ..." or "structs of ..." of them; else the name
+      of the type.
+    """
+    import pyarrow.types as is_
+
+    if is_.is_dictionary(held):
+        return kind_of(held.value_type)
+    if _any(held, "string", "large_string", "string_view"):
+        return TEXT
+    if _any(held, "binary", "large_binary", "binary_view", "fixed_size_binary"):
+        return BYTES
+    if is_lists(held):
+        return f"lists of {kind_of(held.value_type)}"
+    if is_.is_struct(held):
+        fields = [held.field(k) for k in range(held.num_fields)]
+        named = sorted(f"{field.name}: {kind_of(field.type)}" for field in fields)
+        return f"structs of {', '.join(named)}"
+    simple = {"integer": WHOLE, "floating": REAL, "boolean": TRUTH, "null": NULL}
+    return next((kind for name, kind in simple.items() if _any(held, name)), str(held))
+
+
+def _any(held, *names):
+    import pyarrow.types as is_
+
+    return any(getattr(is_, f"is_{name}")(held) for name in names)
+
+
+def is_lists(held: Any) -> bool:
+    """Says whether a type is one of lists.
+
+    Args:
+      held: Type of Arrow.
+
+    Returns:
+      Whether it is.
+    """
+    names = "list", "large_list", "fixed_size_list", "list_view", "large_list_view"
+    return _any(held, *names)
+
+
+def holds_images(held: Any) -> bool:
+    """Says whether values can be encoded images.
+
+    Args:
+      held: Type of Arrow.
+
+    Returns:
+      Whether they are bytes, or Hugging Face's structs with the field bytes.
+    """
+    import pyarrow.types as is_
+
+    if is_.is_struct(held):
+        index = held.get_field_index("bytes")
+        return index >= 0 and kind_of(held.field(index).type) == BYTES
+    return kind_of(held) == BYTES
+
+
+def holds_text(held: Any) -> bool:
+    """Says whether values can be captions.
+
+    Args:
+      held: Type of Arrow.
+
+    Returns:
+      Whether they are text, or lists of texts.
+    """
+    return kind_of(held).removeprefix("lists of ") in (TEXT, BYTES, NULL)
+
+
+def are_alike(first: Any, second: Any) -> bool:
+    """Says whether values of two types can be taken for one another.
+
+    Args:
+      first: Type of Arrow.
+      second: Another.
+
+    Returns:
+      Whether they hold the same, or one of them nothing.
+    """
+    kinds = {kind_of(first), kind_of(second)}
+    return (
+        len(kinds) == 1 or NULL in kinds or holds_images(first) & holds_images(second)
+    )
+
+
+def join_columns(paths: Sequence[str], parts: Sequence[Any], name: str) -> Any:
+    """Joins what files have of a column of scalars, in a type that can hold all of it.
+
+    Args:
+      paths: Their paths, for messages.
+      parts: Chunked array of pyarrow of each.
+      name: Name of the column, for messages.
+
+    Returns:
+      Chunked array, not of a dictionary.
+
+    Raises:
+      ValueError: If a file has what does not go with what another has.
+    """
+    import pyarrow as pa
+
+    known = [part.type for part in parts if kind_of(part.type) != NULL]
+    chunks, held = [], _common_type(known)
+    for path, part in zip(paths, parts, strict=True):
+        try:
+            if not are_alike(part.type, held) and REAL != kind_of(held):
+                raise ValueError("these do not go together")
+            chunks += part.cast(held).chunks
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"column {name} of {path} is {part.type}, and {known[0]} in "
+                f"{paths[[p.type for p in parts].index(known[0])]}: {error}"
+            ) from error
+    return pa.chunked_array(chunks, held)
+
+
+def _common_type(known):
+    """A type for the values of several; that of the first, where there is none."""
+    import pyarrow as pa
+
+    kinds = {kind_of(held) for held in known}
+    if not known:
+        return pa.null()
+    if len(set(known)) == 1 or len(kinds) > 1 and not kinds <= {WHOLE, REAL}:
+        held = known[0]
+        return held.value_type if pa.types.is_dictionary(held) else held
+    if kinds == {WHOLE}:
+        return pa.int64()
+    return pa.float64() if kinds <= {WHOLE, REAL} else pa.large_string()

@@ -1,0 +1,105 @@
+"""A traced program as one list of steps, calls inlined, what nobody needs left out."""
+
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+from ldm_jax.planning.operations import inner_jaxprs
+
+# What runs as often as its arguments say, or one of several: a step of its own.
+CONTROL = ("scan", "while", "cond", "pallas_call")
+
+
+class Step(NamedTuple):
+    """One operation.
+
+    Attributes:
+      name: Name of the primitive.
+      inputs: Numbers of the values that it reads.
+      outputs: Numbers of those that it makes.
+      eqn: The equation, for its parameters.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    eqn: Any
+
+
+class Program(NamedTuple):
+    """A program as a list.
+
+    Attributes:
+      avals: Shape and type of each value by its number.
+      arguments: Numbers of its arguments.
+      results: Numbers of its results; None where one is a constant.
+      steps: In order.
+    """
+
+    avals: list[Any]
+    arguments: list[int]
+    results: list[int | None]
+    steps: list[Step]
+
+
+def flatten(jaxpr: Any) -> Program:
+    """Lists the steps of a traced program.
+
+    Args:
+      jaxpr: Jaxpr or ClosedJaxpr.
+
+    Returns:
+      Program.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    avals, steps = [], []
+
+    def new(var):
+        avals.append(var.aval)
+        return len(avals) - 1
+
+    names = {var: new(var) for var in (*jaxpr.constvars, *jaxpr.invars)}
+    arguments = list(names.values())
+    results = _inline(jaxpr, names, new, steps)
+    return _without_unused(Program(avals, arguments, results, steps))
+
+
+def _inline(jaxpr, names, new, steps):
+    """Adds the steps of a jaxpr whose arguments have numbers; returns its results'."""
+
+    def number(atom):
+        return None if isinstance(atom, core.Literal) else names[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs, inner = [number(atom) for atom in eqn.invars], inner_jaxprs(eqn)
+        body = getattr(inner[0], "jaxpr", inner[0]) if inner else None
+        if body is None or eqn.primitive.name in CONTROL or not _is_call(eqn, body):
+            names |= {var: new(var) for var in eqn.outvars}
+            read = tuple(i for i in inputs if i is not None)
+            made = tuple(names[var] for var in eqn.outvars)
+            steps.append(Step(eqn.primitive.name, read, made, eqn))
+            continue
+        # A call; constants of its body are arguments that nobody made before.
+        own = {var: new(var) for var in body.constvars}
+        for var, value in zip(body.invars, inputs, strict=True):
+            own[var] = new(var) if value is None else value
+        made = _inline(body, own, new, steps)
+        for var, value in zip(eqn.outvars, made, strict=True):
+            names[var] = new(var) if value is None else value
+    return [number(atom) for atom in jaxpr.outvars]
+
+
+def _is_call(eqn, body):
+    same = len(body.invars) == len(eqn.invars) and len(body.outvars) == len(eqn.outvars)
+    return same and not eqn.primitive.name.startswith("reduce")
+
+
+def _without_unused(program: Program) -> Program:
+    needed = {value for value in program.results if value is not None}
+    kept = []
+    for step in reversed(program.steps):
+        if needed.isdisjoint(step.outputs):
+            continue
+        needed.update(step.inputs)
+        kept.append(step)
+    return program._replace(steps=kept[::-1])

@@ -1,0 +1,281 @@
+"""How much memory the values of a program take at once, beside its arguments.
+
+The count follows what XLA's compilers do on accelerators.  Matrix products,
+convolutions, reductions and the like write their results to memory.  What is
+elementwise is computed again in every step that reads it, from values in memory, and is
+written only where
+
+- a matrix product, a convolution or a loop reads it, which take arrays alone; or
+- it joins several values of its size, as a residual connection does, and several read
+  it: keeping the sum costs less than keeping its terms.
+
+What only reads values in another order (reshaping, transposing) is no value of its own.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ldm_jax.planning.flatten import CONTROL, Program, flatten
+from ldm_jax.planning.operations import inner_jaxprs
+
+# Read arrays in memory, and write such.
+_HEAVY = (
+    "dot_general",
+    "conv_general_dilated",
+    "ragged_dot",
+    "sort",
+    "gather",
+    "scatter",
+    "scatter-add",
+    "scatter_add",
+    "custom_call",
+    "dot_product_attention_fwd",
+    "dot_product_attention_bwd",
+    *CONTROL,
+)
+# Write arrays, of what may be computed as it is read.
+_REDUCTIONS = ("reduce", "argmax", "argmin", "cumsum", "cumprod", "cumlogsumexp")
+# Give the same values in another order.
+_VIEWS = (
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "transpose",
+    "stop_gradient",
+    "copy",
+    "sharding_constraint",
+    "optimization_barrier",
+    "name",
+)
+
+
+class Bytes(NamedTuple):
+    """A size that grows with the number of rows of a batch.
+
+    Attributes:
+      fixed: Bytes whatever the batch.
+      per_row: Bytes for each row.
+    """
+
+    fixed: float
+    per_row: float
+
+    def at(self, rows: int) -> float:
+        """The size for a batch.
+
+        Args:
+          rows: Its number of rows.
+
+        Returns:
+          Bytes.
+        """
+        return self.fixed + rows * self.per_row
+
+
+class Peak(NamedTuple):
+    """What is in memory at once, in bytes.
+
+    Attributes:
+      activations: What grows with the batch and is read again later.
+      fixed: What does not grow with it: weights to multiply with, gradients.
+      moving: What the operation of that moment reads for the last time, or writes.
+    """
+
+    activations: float
+    fixed: float
+    moving: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+class Lifetimes:
+    """Which values of a program are in memory, and when."""
+
+    def __init__(
+        self,
+        jaxpr: Any,
+        rows: int,
+        split: Callable[[Sequence[int]], int] = lambda shape: 1,
+    ) -> None:
+        """Follows a program from its first step to its last.
+
+        Args:
+          jaxpr: ClosedJaxpr that was traced for a batch of `rows` rows.
+          rows: A prime: sides that are multiples of it grow with the batch.
+          split: Shape of a value that does not grow with it, such as a gradient -> over
+            how many devices it is split.
+        """
+        self._program: Program = flatten(jaxpr)
+        self._rows, self._split = rows, split
+        # Value -> the one whose values it gives in another order.
+        self._base: dict[int, int] = {}
+        self._readers: collections.Counter[int] = collections.Counter()
+        self._arguments = set(self._program.arguments)
+        self._written: set[int] = set(self._program.arguments)
+        self._split_up: set[int] = set()
+        self._mark()
+        # Value in memory -> the step that makes it, and the last one that reads it.
+        self._lives: dict[int, tuple[int, int]] = {}
+        self._loops: dict[int, tuple[Lifetimes, list[int]]] = {}
+        self._follow()
+
+    def peak(self, rows: int) -> "Peak":
+        """What is in memory when it is the most.
+
+        Args:
+          rows: Rows of a batch.
+
+        Returns:
+          Peak, without arguments and without results, which take their places.
+        """
+        profile = self._profile(rows)
+        if not profile:
+            return Peak(0.0, 0.0, 0.0)
+        at = max(range(len(profile)), key=profile.__getitem__)
+        rows_, fixed, moving = (0.0, 0.0, 0.0)
+        for value, (start, end) in self._lives.items():
+            if not start <= at <= end:
+                continue
+            size = self._size(value)
+            rows_ += rows * size.per_row * (start < at < end)
+            fixed += size.fixed * (start < at < end)
+            moving += size.at(rows) * (at in (start, end))
+        loop = self._loops.get(at)
+        if loop is None:
+            return Peak(rows_, fixed, moving)
+        # What a loop carries it updates in place.
+        inner, twice = loop[0].peak(rows), self._bytes_of(loop[1], rows)
+        return Peak(
+            rows_ + inner.activations,
+            fixed + inner.fixed,
+            moving + inner.moving - twice,
+        )
+
+    def _profile(self, rows):
+        """What is in memory at each step, in bytes."""
+        count = len(self._program.steps)
+        change = [0.0] * (count + 1)
+        for value, (start, end) in self._lives.items():
+            size = self._size(value).at(rows)
+            change[start] += size
+            change[end + 1] -= size
+        profile = list(itertools.accumulate(change[:count]))
+        for index, (inner, carried) in self._loops.items():
+            twice = self._bytes_of(carried, rows)
+            profile[index] += inner.peak(rows).total - twice
+        return profile
+
+    def _bytes_of(self, values, rows):
+        return sum(self._size(value).at(rows) for value in values)
+
+    def _mark(self):
+        """Finds what is written whatever its readers' number, and who reads what."""
+        for step in self._program.steps:
+            inputs = [self._base_of(value) for value in step.inputs]
+            self._readers.update(set(inputs))
+            if self._is_view(step):
+                self._readers.subtract(set(inputs))
+                self._base[step.outputs[0]] = inputs[0]
+            elif step.name in _HEAVY:
+                self._written.update(inputs, step.outputs)
+                self._split_up.update(step.outputs)
+            elif step.name.startswith(_REDUCTIONS):
+                self._written.update(step.outputs)
+                self._split_up.update(step.outputs)
+
+    def _follow(self):
+        roots: dict[int, frozenset[int]] = {}
+        results = {self._base_of(v) for v in self._program.results if v is not None}
+        outside = results | set(self._program.arguments)
+
+        def read(values):
+            """The values in memory that some are computed from."""
+            bases = map(self._base_of, values)
+            found = ({v} if v in self._written else roots.get(v, ()) for v in bases)
+            return frozenset().union(*found)
+
+        for index, step in enumerate(self._program.steps):
+            if step.outputs[0] in self._base:
+                continue
+            sources = read(step.inputs)
+            for value in step.outputs:
+                roots[value] = sources
+                if self._joins(value, sources):
+                    self._written.add(value)
+            written = self._written.intersection(step.outputs)
+            if written or not results.isdisjoint(step.outputs):
+                for value in (sources - outside) & self._lives.keys():
+                    self._lives[value] = (self._lives[value][0], index)
+            for value in written - outside:
+                self._lives[value] = (index, index)
+            if step.name in _HEAVY:
+                self._gather(index, step)
+            if step.name in CONTROL:
+                self._loops[index] = self._inside(step)
+
+    def _gather(self, index, step):
+        """Copies of split arguments, whole: from their first use to their last."""
+        for value in self._arguments.intersection(map(self._base_of, step.inputs)):
+            whole = self._size(value)
+            if not whole.per_row and self._split(self._program.avals[value].shape) > 1:
+                start, _ = self._lives.get(value, (index, index))
+                self._lives[value] = (start, index)
+
+    def _inside(self, step):
+        """Lifetimes in the body of a loop, and what it carries."""
+        bodies = [Lifetimes(j, self._rows, self._split) for j in inner_jaxprs(step.eqn)]
+        body = max(bodies, key=lambda body: body.peak(self._rows).total)
+        if step.name != "scan":
+            return body, []
+        return body, list(step.outputs[: step.eqn.params["num_carry"]])
+
+    def _base_of(self, value):
+        return self._base.get(value, value)
+
+    def _is_view(self, step):
+        if step.name in _VIEWS:
+            return len(step.inputs) == 1 == len(step.outputs)
+        if step.name == "broadcast_in_dim" and len(step.inputs) == 1:
+            avals = self._program.avals
+            return avals[step.inputs[0]].size == avals[step.outputs[0]].size
+        return False
+
+    def _joins(self, value, sources):
+        """Whether a value joins several of its size and is read several times."""
+        if value in self._written or self._readers[value] < 2 or len(sources) < 2:
+            return False
+        size = self._size(value).at(self._rows)
+        large = [v for v in sources if 2 * self._size(v).at(self._rows) >= size]
+        return len(large) > 1
+
+    def _size(self, value):
+        aval = self._program.avals[value]
+        size = aval_bytes(aval)
+        if any(side and side % self._rows == 0 for side in getattr(aval, "shape", ())):
+            return Bytes(0.0, size / self._rows)
+        # A gradient is split as its parameter is; copies to multiply with are whole.
+        split = self._split(aval.shape) if value in self._split_up else 1
+        return Bytes(size / split, 0.0)
+
+
+def aval_bytes(aval: Any) -> int:
+    """The size of an array.
+
+    Args:
+      aval: Its shape and type; a typed key counts as two words.
+
+    Returns:
+      Bytes.
+    """
+    if not hasattr(aval, "shape"):
+        return 0
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return 8 * aval.size
+    return aval.size * aval.dtype.itemsize

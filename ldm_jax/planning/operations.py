@@ -1,0 +1,89 @@
+"""Counts the arithmetic of a traced program: its matrix products and convolutions.
+
+One multiplication and one addition count as two operations, as in data sheets; what is
+elementwise does not count, nor does a multiplication by a zero that a strided
+convolution's gradient puts between values.  Nothing is compiled.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from jax.extend import core
+
+
+def count_flops(jaxpr: Any) -> float:
+    """Counts what a program does once.
+
+    Args:
+      jaxpr: Jaxpr or ClosedJaxpr; loops over a known number of steps count that often,
+        others once, and of branches the costliest counts.
+
+    Returns:
+      Floating-point operations.
+    """
+    return sum(map(_of_equation, getattr(jaxpr, "jaxpr", jaxpr).eqns))
+
+
+def _of_equation(eqn):
+    rule = _RULES.get(eqn.primitive.name)
+    if rule is not None:
+        return rule(eqn)
+    return sum(map(count_flops, inner_jaxprs(eqn)))
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """Lists the programs inside of an equation, as of a call or a loop.
+
+    Args:
+      eqn: Equation of a jaxpr.
+
+    Returns:
+      Jaxprs and ClosedJaxprs.
+    """
+    found = []
+    for value in eqn.params.values():
+        values = value if isinstance(value, tuple | list) else (value,)
+        found += [v for v in values if isinstance(v, core.Jaxpr | core.ClosedJaxpr)]
+    return found
+
+
+def _dot_general(eqn):
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    terms = math.prod(shape[axis] for axis in contracted)
+    return 2 * eqn.outvars[0].aval.size * terms
+
+
+def _conv(eqn):
+    kernel = eqn.invars[1].aval.shape
+    _, inputs, *window = eqn.params["dimension_numbers"].rhs_spec
+    terms = kernel[inputs] * math.prod(kernel[axis] for axis in window)
+    # Between the values of a dilated input there are zeros.
+    zeros = math.prod(eqn.params["lhs_dilation"])
+    return 2 * eqn.outvars[0].aval.size * terms / zeros
+
+
+def _scan(eqn):
+    return eqn.params["length"] * count_flops(eqn.params["jaxpr"])
+
+
+def _cond(eqn):
+    return max(map(count_flops, eqn.params["branches"]))
+
+
+def _pallas_call(eqn):
+    estimate = eqn.params.get("cost_estimate")
+    if estimate is not None:
+        return estimate.flops
+    grid = math.prod(eqn.params["grid_mapping"].grid)
+    return grid * sum(map(count_flops, inner_jaxprs(eqn)))
+
+
+_RULES: dict[str, Callable[[Any], float]] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "scan": _scan,
+    "cond": _cond,
+    "pallas_call": _pallas_call,
+}

@@ -1,0 +1,132 @@
+"""The plan of a run as a page of text."""
+
+from collections.abc import Iterator
+
+from ldm_jax.planning.memory import Memory
+from ldm_jax.planning.plan import Plan
+
+# jax gives programs this share of a GPU's memory, unless told otherwise.
+_GPU_SHARE = 0.75
+
+
+def page(plan: Plan) -> str:
+    """Writes a plan out.
+
+    Args:
+      plan: Plan.
+
+    Returns:
+      Several lines.
+    """
+    parts = (_head, _networks, _arithmetic, _memory, _verdict, _run)
+    return "\n".join(line for part in parts for line in part(plan))
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    config, options = plan.planned.config, plan.options
+    data, fsdp = options.mesh.shape["data"], options.mesh.shape["fsdp"]
+    rows = config.train.batch_size // options.mesh.size
+    yield (
+        f"{config.stage}: {options.mesh.size} x {options.chip_name} as data={data}, "
+        f"fsdp={fsdp}; batch {config.train.batch_size}, {rows} per chip"
+        + _in_parts(config.train.accumulate_steps)
+    )
+    key = next(k for k, v in plan.planned.examples[0].items() if v.ndim == 4)
+    shape = " x ".join(map(str, plan.planned.examples[0][key].shape[1:]))
+    more = len(plan.planned.examples) - 1
+    others = f", the largest of {more + 1} shapes" if more else ""
+    yield f"{key}: {shape}{others}"
+
+
+def _in_parts(parts):
+    return f" in {parts} micro-batches" if parts > 1 else ""
+
+
+def _networks(plan: Plan) -> Iterator[str]:
+    yield ""
+    titles = f"{'parameters':>16}{'trained':>16}{'forward':>10}{'training':>10}"
+    yield f"{'network':<24}{titles}"
+    for name, network in plan.networks.items():
+        yield (
+            f"{name:<24}{network.parameters:>16,}{network.trained:>16,}"
+            f"{network.forward / 1e12:>10.4f}{network.training / 1e12:>10.4f}"
+        )
+    yield f"{'TFLOP per image':<56}{'':>10}{plan.training_flops / 1e12:>10.4f}"
+
+
+def _arithmetic(plan: Plan) -> Iterator[str]:
+    twice = plan.executed / plan.training_flops
+    yield f"as it is computed: {plan.executed / 1e12:.4f} ({100 * twice:.0f} %)"
+    if plan.encoding:
+        encoding = plan.encoding / 1e12
+        inline = "image" in plan.planned.examples[0]
+        rest = plan.training_flops / 1e12 - (encoding if inline else 0)
+        yield (
+            f"of images {rest + encoding:.4f}, of latents that ldm-encode has written "
+            f"{rest:.4f}: encoding adds {100 * encoding / rest:.0f} %"
+        )
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    yield ""
+    yield "GB per chip"
+    for text, size in _rows(memory):
+        yield f"  {text:<40}{size / 1e9:>10.3f}"
+    yield f"  {'peak':<40}{memory.peak / 1e9:>10.3f}"
+    yield f"  {'(all gradients together)':<40}{memory.gradients / 1e9:>10.3f}"
+
+
+def _rows(memory: Memory) -> list[tuple[str, int]]:
+    rows = (
+        ("parameters", memory.parameters),
+        ("optimiser", memory.optimiser),
+        ("moving average", memory.average),
+        ("statistics", memory.statistics),
+        ("frozen weights", memory.frozen),
+        ("batch", memory.batch),
+        ("activations", memory.activations),
+        ("weights to multiply with, gradients", memory.fixed),
+        ("operands of the operation at the peak", memory.moving),
+    )
+    return [row for row in rows if row[1]]
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    chip, name = plan.options.chip, plan.options.chip_name
+    share = plan.memory.peak / chip.memory
+    size = f"{plan.memory.peak / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
+    if not plan.fits:
+        yield f"does not fit {name}: {size}. What was tried:"
+        for way in plan.ways:
+            mark = "fits" if way.fits else "does not fit"
+            yield f"  {way.memory.peak / 1e9:8.1f} GB  {mark:<12}  {way.flags}"
+            yield f"{'':29}{way.cost}"
+        if not any(way.fits for way in plan.ways):
+            yield "  nothing fits: take more chips or a smaller train.batch_size"
+        return
+    yield f"fits {name}: {size}, {100 * share:.0f} %"
+    if share > _GPU_SHARE and chip.kinds[0].startswith("NVIDIA"):
+        yield (
+            "  jax takes 75 % of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION="
+            f"{min(0.97, share + 0.05):.2f}"
+        )
+
+
+def _run(plan: Plan) -> Iterator[str]:
+    cost, train, options = plan.cost, plan.planned.config.train, plan.options
+    yield ""
+    yield (
+        f"at {100 * options.mfu:g} % of {options.chip.tflops:g} TFLOP/s per chip: "
+        f"{cost.images_per_s:,.0f} images/s, {1000 * cost.step_s:.0f} ms per step"
+    )
+    price = "" if cost.price is None else f", {cost.price:,.0f} in all"
+    yield (
+        f"{train.num_steps:,} steps, {train.num_steps * train.batch_size:,} images, "
+        f"{cost.exaflop:,.1f} EFLOP: {_time(cost.hours)}, "
+        f"{cost.chip_hours:,.0f} chip-hours{price}"
+    )
+
+
+def _time(hours):
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"

@@ -1,0 +1,162 @@
+"""The plan of a run: all numbers of it, from a config, a mesh and a chip."""
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from ldm_jax import sharding
+from ldm_jax.planning.abstract import Given, Planned, make_planned
+from ldm_jax.planning.advice import Way, ways_to_fit
+from ldm_jax.planning.cost import Cost, cost_of_run
+from ldm_jax.planning.forward import Network, encoding_flops, networks
+from ldm_jax.planning.memory import ROWS, Memory, MemoryOf
+from ldm_jax.planning.operations import count_flops
+from ldm_jax.training.throughput import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a plan is made for, beside the config.
+
+    Attributes:
+      chip: Chip.
+      chip_name: Its name.
+      mesh: Mesh with the axes `data` and `fsdp`.
+      mfu: Share of the chips' peak that the run reaches.
+      price: Of an hour of one chip; None where it is not asked for.
+    """
+
+    chip: Chip
+    chip_name: str
+    mesh: AbstractMesh
+    mfu: float
+    price: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `make_plan` finds.
+
+    Attributes:
+      planned: Planned.
+      options: Options.
+      networks: Name -> Network.
+      executed: Floating-point operations of a step for one image as they are computed,
+        with what remat computes twice.
+      encoding: Operations of encoding one image, of a stage on latents; None of others.
+      memory: Memory.
+      fits: Whether the chip holds it.
+      ways: What makes it fit if it does not.
+      cost: Cost of the run.
+    """
+
+    planned: Planned
+    options: Options
+    networks: dict[str, Network]
+    executed: float
+    encoding: float | None
+    memory: Memory
+    fits: bool
+    ways: list[Way]
+    cost: Cost
+
+    @property
+    def training_flops(self) -> float:
+        """Operations of a training step for one image, nothing counted twice."""
+        return sum(network.training for network in self.networks.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers.
+
+        Returns:
+          JSON-like dict; bytes, operations, seconds and hours.
+        """
+        config, memory = self.planned.config, self.memory
+        return {
+            "stage": config.stage,
+            "chip": self.options.chip_name,
+            "mesh": dict(self.options.mesh.shape),
+            "batch_size": config.train.batch_size,
+            "num_steps": config.train.num_steps,
+            "networks": {
+                name: dataclasses.asdict(network)
+                for name, network in self.networks.items()
+            },
+            "flops_per_image": {
+                "training": self.training_flops,
+                "executed": self.executed,
+                "encoding": self.encoding,
+            },
+            "bytes_per_device": _with_sums(memory),
+            "chip_bytes": self.options.chip.memory,
+            "fits": self.fits,
+            "ways_to_fit": [
+                {"flags": way.flags, "peak": way.memory.peak, "fits": way.fits}
+                for way in self.ways
+            ],
+            "mfu": self.options.mfu,
+            "run": dataclasses.asdict(self.cost),
+        }
+
+
+def _with_sums(memory):
+    sums = {"temporary": memory.temporary, "peak": memory.peak}
+    return dataclasses.asdict(memory) | sums
+
+
+def make_mesh(data: int, fsdp: int) -> AbstractMesh:
+    """Makes the mesh of a plan; no devices are needed.
+
+    Args:
+      data: Devices along `data`; -1 for one.
+      fsdp: Devices along `fsdp`.
+
+    Returns:
+      AbstractMesh with the axes `data` and `fsdp`.
+    """
+    return AbstractMesh((1 if data == -1 else data, fsdp), ("data", "fsdp"))
+
+
+def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
+    """Plans a run.
+
+    Args:
+      config: ConfigDict, with the values checked.
+      given: Given.
+      options: Options.
+
+    Returns:
+      Plan.
+
+    Raises:
+      ConfigError: If the config cannot work, leaves something open that is not given,
+        or its batch does not split over the mesh.
+    """
+    train, mesh = config.train, options.mesh
+    sharding.check_batch_size(train.batch_size, mesh, parts=train.accumulate_steps)
+    planned = make_planned(config, given)
+    memory_of = MemoryOf(planned)
+    memory = memory_of.on(mesh, train.batch_size, train.accumulate_steps)
+    limit, ways = options.chip.memory, []
+    if memory.peak > limit:
+
+        def with_remat(changed):
+            return MemoryOf(make_planned(changed, given))
+
+        ways = ways_to_fit(config, mesh, limit, memory_of, with_remat)
+    found = networks(planned)
+    total = sum(network.training for network in found.values())
+    run = train.batch_size, train.num_steps, options.chip, mesh.size
+    return Plan(
+        planned=planned,
+        options=options,
+        networks=found,
+        executed=count_flops(memory_of.jaxpr) / (ROWS * memory_of.parts),
+        encoding=None if config.stage == "autoencoder" else encoding_flops(planned),
+        memory=memory,
+        fits=memory.peak <= limit,
+        ways=ways,
+        cost=cost_of_run(total, *run, options.mfu, options.price),
+    )

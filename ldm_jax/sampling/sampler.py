@@ -1,0 +1,255 @@
+"""A model that draws: its weights on the devices, and its compiled programs.
+
+    sampler = Sampler.load("runs/demo/class")
+    images = sampler(labels=["star", "heart"], seed=0, guidance_scale=4.0, num_steps=20)
+
+`sample.py` draws with the same object.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax import peers, sharding
+from ldm_jax.annotations import Shaped
+from ldm_jax.checkpoint import Folder
+from ldm_jax.config import suggest
+from ldm_jax.diffusion.sample_options import NAMES, SampleOptions
+from ldm_jax.errors import ConfigError
+from ldm_jax.sampling.conditions import make_batch
+from ldm_jax.sampling.flag_values import flag_rows
+from ldm_jax.sampling.options import RunOptions, check_given, complete
+from ldm_jax.sampling.program import fetch, make_draw, put_weights, without_scale
+from ldm_jax.sampling.task import Task, make_task
+from ldm_jax.seeds import make_key
+from ldm_jax.tiling import one_behind
+from ldm_jax.trained import Trained, load_model
+
+
+class Job(NamedTuple):
+    """What is drawn, and how.
+
+    Attributes:
+      task: Task.
+      seed: Seed of the samples.
+      options: SampleOptions.
+      latents: Whether to give latents in place of images.
+    """
+
+    task: Task
+    seed: int
+    options: SampleOptions
+    latents: bool = False
+
+
+class Sampler:
+    """Draws samples on the devices of this process.
+
+    Sample k is a function of the weights, the options, the seed, its conditions and k.
+    Each kind of task, size of batches and images, and set of options has a program,
+    which is compiled when it is first asked for and kept. Other seeds, conditions and
+    guidance scales need no other one.
+
+    Attributes:
+      trained: The Trained.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        """Puts nothing on the devices yet.
+
+        Args:
+          trained: A Trained.
+        """
+        self.trained = trained
+        self._mesh = sharding.make_mesh(devices=jax.local_devices())
+        self._split = sharding.batch_sharding(self._mesh)
+        self._weights, self._programs = None, {}
+
+    @classmethod
+    def load(cls, workdir: Folder, **places: Any) -> "Sampler":
+        """Loads a model.
+
+        Args:
+          workdir: Workdir of a second stage.
+          **places: What else `trained.load_model` takes: step, average, first_stage,
+            decoder, classifier, lpips, data_dir.
+
+        Returns:
+          A Sampler.
+
+        Raises:
+          CheckpointError: See `trained.load_model`.
+          ConfigError: Likewise.
+        """
+        return cls(load_model(workdir, **places))
+
+    def __call__(
+        self,
+        *,
+        seed: int = 0,
+        num_samples: int | None = None,
+        batch_size: int = 16,
+        size: tuple[int | None, int | None] = (None, None),
+        latents: bool = False,
+        **given: Any,
+    ) -> Shaped[np.ndarray, "count height width channels"]:
+        """Draws samples 0 to `num_samples` - 1, those of `sample.py` with these values.
+
+        Args:
+          seed: Seed of the samples.
+          num_samples: How many; as many as there are conditions if unset, else 16.
+          batch_size: Samples at a time over all devices of this process.
+          size: (height, width) in pixels; None is the size of training.
+          latents: Whether to give latents of unit variance in place of images.
+          **given: Conditions by the names of their flags, each a value or a list of
+            them: labels, prompt, files as image and so on; options of sampling, as
+            guidance_scale, num_steps and sampler; and of the task, as invert.
+
+        Returns:
+          Images [N, H, W, C] in the type of a batch, by default uint8; with `latents`
+          float32 [N, h, w, c].
+
+        Raises:
+          ConfigError: If something is unknown, missing or wrong, or not finite.
+        """
+        conditions, sampling, asked = _sorted(given)
+        check_given(sampling)
+        run_options = RunOptions(
+            num_samples=num_samples, seed=seed, batch_size=batch_size, **asked
+        )
+        options = complete(self.trained, sampling, size, run_options.invert)
+        task = make_task(self.trained, conditions, run_options, options)
+        if num_samples is None and conditions:
+            longest = max(len(values.values) for values in task.values.values())
+            task = task._replace(count=longest)
+        job = Job(task, seed, options, latents)
+        drawn = self.draw(job, [range(task.count)], min(batch_size, task.count))
+        return np.concatenate([images for _, _, images in drawn])
+
+    def draw(
+        self, job: Job, parts: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[Sequence[int], dict[str, Any], Shaped[np.ndarray, "..."]]]:
+        """Draws samples batch by batch; the next is under way while one is looked at.
+
+        Args:
+          job: What, and how.
+          parts: Numbers of the samples, in parts of which no batch lies in two.
+          batch_size: Samples at a time, rounded up to a multiple of the devices.
+
+        Yields:
+          (numbers, batch on the host, images or latents [numbers, ...]).
+
+        Raises:
+          ConfigError: If something cannot be read, or a sample is not finite.
+        """
+        batches = (
+            each for part in parts for each in self.batches(job, part, batch_size)
+        )
+        drawn = ((*each, self.lower(job, each[1])()(each[1])) for each in batches)
+        for numbers, batch, images in one_behind(drawn):
+            yield numbers, batch, fetch(images, numbers)
+            peers.progress()
+
+    def batches(
+        self, job: Job, indices: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[Sequence[int], dict[str, Any]]]:
+        """Makes the batches of samples.
+
+        Args:
+          job: What is drawn.
+          indices: Numbers of the samples.
+          batch_size: Samples at a time, rounded up to a multiple of the devices.
+
+        Yields:
+          (numbers, batch on the host), the last one filled up, so that one program
+          serves all.
+
+        Raises:
+          ConfigError: If something cannot be read.
+        """
+        size = self.round_up(batch_size)
+        for first in range(0, len(indices), size):
+            part = indices[first : first + size]
+            padded = np.resize(np.asarray(part, np.int32), size)
+            yield part, make_batch(self.trained, job.task, job.seed, padded)
+
+    def round_up(self, batch_size: int) -> int:
+        """Rounds the size of batches up to a multiple of the devices.
+
+        Args:
+          batch_size: Samples at a time.
+
+        Returns:
+          The multiple.
+        """
+        return -(-batch_size // self._mesh.size) * self._mesh.size
+
+    def lower(
+        self, job: Job, batch: Mapping[str, Any]
+    ) -> Callable[[], Callable[[Mapping[str, Any]], Any]]:
+        """Finds the program of batches like one, or traces it.
+
+        Args:
+          job: What is drawn, and how.
+          batch: Batch on the host.
+
+        Returns:
+          Function that compiles the program, if that is to be done, and gives it: a
+          function of host batches -> what `fetch` takes.
+
+        Raises:
+          ConfigError: If the options do not go together, or not with the model.
+        """
+        options, scale = without_scale(job.options)
+        task, leaves = job.task, jax.tree_util.tree_flatten_with_path(batch)[0]
+        shapes = tuple((str(path), v.shape, str(v.dtype)) for path, v in leaves)
+        kind = (task.size, task.holds, task.starts, task.invert, bool(task.path))
+        name = kind, tuple(sorted(task.scales.items())), options, job.latents, shapes
+        if self._weights is None:
+            self._weights = put_weights(self.trained, self._mesh)
+        others = make_key(job.seed), None if scale is None else np.float32(scale)
+        lowered = None
+        if name not in self._programs:
+            draw = make_draw(self.trained, task, options, job.latents)
+            try:
+                lowered = draw.lower(self._weights, self._put(batch), *others)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+
+        def compiled():
+            if name not in self._programs:
+                self._programs[name] = lowered.compile()
+            program = self._programs[name]
+            return lambda batch: program(self._weights, self._put(batch), *others)
+
+        return compiled
+
+    def _put(self, batch):
+        return jax.device_put(batch, self._split)
+
+
+def _sorted(given):
+    """What is given, as conditions, options of sampling and options of the task."""
+    flags = {flag.name for row in flag_rows().values() for flag in row}
+    fields = {field.name for field in dataclasses.fields(RunOptions)}
+    fields &= {"from_data", "invert", "interpolate", "classifier_scale", "guide_scale"}
+    for name in given:
+        if name not in {*flags, *NAMES, *fields}:
+            raise ConfigError(f"{name}: {suggest(name, {*flags, *NAMES, *fields})}")
+    conditions = {
+        name: _texts(value)
+        for name, value in given.items()
+        if name in flags and value is not None
+    }
+    sampling = {name: value for name, value in given.items() if name in NAMES}
+    asked = {name: value for name, value in given.items() if name in fields}
+    return conditions, sampling, asked
+
+
+def _texts(value):
+    """A value or several, as the flag has them."""
+    one = isinstance(value, str) or np.ndim(value) == 0
+    return [str(each) for each in ([value] if one else value)]

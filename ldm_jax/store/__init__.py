@@ -1,0 +1,53 @@
+"""Object stores: where a path begins with gs://, and what is done otherwise there.
+
+A store holds whole objects by name. There are no folders, an object is written in one
+move or not at all, and nothing is appended, renamed or locked. So a file is written on
+the local disk and sent in one move, a log is sent anew as a whole, and who works in a
+folder shows it by an object that only one can make.
+
+| module | what |
+| --- | --- |
+| `paths` | what a user gives, as a path: of a local disk or of a store |
+| `copies` | local copies of what can only be read from a disk |
+| `log` | files that grow |
+| `claim` | one run at a time in a folder |
+"""
+
+from ldm_jax.store.claim import Claim
+from ldm_jax.store.copies import cache_folder, local_copy
+from ldm_jax.store.log import StoreLog
+from ldm_jax.store.paths import (
+    Place,
+    as_path,
+    explain_fault,
+    fetch,
+    file_system,
+    files_below,
+    for_each,
+    is_fault,
+    is_remote,
+    local_only,
+    read_part,
+    send,
+    size_of,
+)
+
+__all__ = [
+    "Claim",
+    "Place",
+    "StoreLog",
+    "as_path",
+    "cache_folder",
+    "explain_fault",
+    "fetch",
+    "file_system",
+    "files_below",
+    "for_each",
+    "is_fault",
+    "is_remote",
+    "local_copy",
+    "local_only",
+    "read_part",
+    "send",
+    "size_of",
+]

@@ -1,0 +1,94 @@
+"""What is in memory at once, against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.planning.liveness import Lifetimes
+
+ROWS = 127
+
+
+def _peak(function, *shapes, rows=2, split=lambda shape: 1):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    return Lifetimes(jaxpr, ROWS, split).peak(rows)
+
+
+def test_what_is_elementwise_takes_nothing_of_its_own():
+    def network(x, w):
+        return jnp.tanh(jnp.exp(jnp.sin(x @ w) + 1) * 2).sum()
+
+    assert _peak(network, (ROWS, 8), (8, 16), rows=3).total == 4 * 3 * 16
+
+
+def test_a_product_reads_arrays():
+    def network(x, w):
+        y = x @ w
+        return (jnp.sin(y) @ w).sum()
+
+    # y, then sin(y) beside it, then the result beside that.
+    assert _peak(network, (ROWS, 8), (8, 8), rows=3).total == 2 * 4 * 3 * 8
+
+
+def test_what_the_backward_pass_reads_is_kept():
+    def network(w, x):
+        for _ in range(5):
+            x = jnp.sin(x @ w)
+        return x.sum()
+
+    peak = _peak(jax.grad(network), (8, 8), (ROWS, 8), rows=100)
+    # Of each layer what the product gives and what the next one takes, at its peak.
+    one = 4 * 100 * 8
+    assert 9 * one <= peak.total <= 11 * one
+    assert peak.activations + peak.moving > 0.9 * peak.total
+
+
+def test_what_is_computed_again_is_not_kept():
+    def layer(x, w):
+        for _ in range(4):
+            x = jnp.sin(x @ w)
+        return x
+
+    def loss(layer):
+        def network(w, x):
+            for _ in range(4):
+                x = layer(x, w)
+            return x.sum()
+
+        return jax.grad(network)
+
+    shapes = (8, 8), (ROWS, 8)
+    plain = _peak(loss(layer), *shapes, rows=100).total
+    again = _peak(loss(jax.checkpoint(layer)), *shapes, rows=100).total
+    assert again < plain / 2
+
+
+def test_a_gradient_is_split_as_its_parameter_is():
+    def network(x, y):
+        gradient = x.T @ y
+        return gradient * jnp.sin(gradient).sum()
+
+    shapes = (ROWS, 64), (ROWS, 32)
+    assert _peak(network, *shapes).total == 4 * 64 * 32 + 4
+    assert _peak(network, *shapes, split=lambda shape: 4).total == 64 * 32 + 1
+
+
+def test_a_split_parameter_is_gathered_for_its_products():
+    def network(x, w):
+        return (jnp.sin(x @ w) @ w).sum()
+
+    shapes, rows = ((ROWS, 8), (8, 8)), 4 * 3 * 8
+    assert _peak(network, *shapes, rows=3).total == 2 * rows
+    gathered = _peak(network, *shapes, rows=3, split=lambda shape: 2)
+    assert gathered.total == 2 * rows + 4 * 8 * 8
+
+
+def test_a_loop_takes_what_its_body_takes():
+    def loop(w, x):
+        def body(total, row):
+            return total + jax.grad(lambda w: jnp.sin(row @ w).sum())(w), None
+
+        return jax.lax.scan(body, jnp.zeros_like(w), x)[0]
+
+    peak = _peak(loop, (8, 8), (4, ROWS, 8), rows=10)
+    assert peak.total >= 4 * 10 * 8

@@ -1,0 +1,81 @@
+"""The importable Sampler: what sample.py draws, by programs that are kept."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.images import read_image
+from ldm_jax.latent_diffusion import decode
+from ldm_jax.sampling.sampler import Sampler
+from tests.sampling.common import make_trained, run, with_small_backbone
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return Sampler(with_small_backbone(make_trained("label")))
+
+
+def test_draws_what_the_command_draws(sampler, tmp_path):
+    options = dict(num_steps=2, guidance_scale=3.0, seed=5)
+    run(sampler.trained, tmp_path, {"labels": ["star", "1"]}, num_samples=2, **options)
+    images = sampler(labels=["star", 1], **options)
+    assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
+    for k, image in enumerate(images):
+        path = tmp_path / "samples" / f"{k:06d}.png"
+        np.testing.assert_array_equal(image, read_image(path))
+
+
+def test_a_second_call_of_the_same_shapes_compiles_nothing(sampler, monkeypatch):
+    def call(**changes):
+        given = dict(labels=["star", "heart"], seed=0, guidance_scale=2.0, num_steps=2)
+        return sampler(**given | changes)
+
+    first = call()
+    before, compiled = len(sampler._programs), []
+    real = jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda *args: compiled.append(1) or real(*args)
+    )
+    np.testing.assert_array_equal(call(), first)
+    others = [call(seed=1), call(guidance_scale=4.5), call(labels=["1", "2"])]
+    assert len(sampler._programs) == before and not compiled
+    for other in others:
+        assert (other != first).any()
+    assert call(size=(16, 32)).shape == (2, 16, 32, 3)
+    assert len(sampler._programs) == before + 1 and compiled == [1]
+
+
+def test_gives_latents_that_decode_to_the_images(sampler):
+    given = dict(labels=3, num_samples=2, num_steps=2, seed=2)
+    latents, images = sampler(latents=True, **given), sampler(**given)
+    assert latents.dtype == np.float32 and len(latents) == len(images) == 2
+    decoded = decode(sampler.trained.model, sampler.trained.frozen, latents)
+    shown = np.clip(np.rint((np.asarray(decoded) + 1) * 127.5), 0, 255)
+    assert np.abs(shown - images).max() <= 1
+
+
+def test_the_snippet_of_the_docs_runs(sampler, monkeypatch):
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    (snippet,) = re.findall(r"```python\n([^`]*Sampler.load[^`]*)```", text)
+    monkeypatch.setattr(Sampler, "load", lambda workdir: sampler)
+    names = {}
+    exec(snippet.replace("num_steps=20", "num_steps=2"), names)
+    assert names["images"].shape == names["more"].shape == (2, 16, 16, 3)
+    assert names["latents"].shape == (2, 16, 16, 3)
+
+
+def test_says_what_is_wrong(sampler):
+    for given, message in (
+        ({"lables": ["star"]}, 'lables: did you mean "labels"'),
+        ({"labels": ["sttar"]}, "no class 'sttar'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"num_samples": 0}, "num_samples must be from 1"),
+        ({"size": (0, 16)}, "--height=0 is not a multiple"),
+        ({"prompt": "a star"}, "is not a condition of this model"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sampler(**given)
