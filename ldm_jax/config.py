@@ -312,7 +312,7 @@ def differences(
 
     Returns:
       List of (dotted key, our value, their value), sorted; a value is None where the
-      key is absent, which says the same as an empty list.
+      key is absent, which says the same as an empty list and a switch that is off.
     """
     ours, theirs = (
         _flatten(_tuples(json.loads(to_json(config)))) for config in (ours, theirs)
@@ -323,6 +323,8 @@ def differences(
             continue
         # Configs of before lack keys that came later.
         here, there = (config.get(key, ()) for config in (ours, theirs))
+        if here is False and there == () or there is False and here == ():
+            continue
         here, there = (None if value == () else value for value in (here, there))
         if here != there:
             rows.append((key, here, there))

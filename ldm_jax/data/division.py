@@ -66,15 +66,15 @@ def place_of(name: bytes) -> int:
 
 
 def divide(
-    places: Shaped[np.ndarray, " N"], split: str, fraction: float
+    places: Shaped[np.ndarray, " N"], split: str, fraction: float | None
 ) -> Bool[np.ndarray, " N"]:
     """Finds the examples on one side.
 
     Args:
       places: uint64 [N], what `place_of` gives for all examples.
       split: "train", "validation" or "test" (the same), or "all".
-      fraction: Fraction that is held out, in [0, 1); of two or more examples at least
-        one is, but with 0 none.
+      fraction: Fraction that is held out, in (0, 1), of two or more examples at least
+        one; None where nothing is.
 
     Returns:
       bool [N].
@@ -89,7 +89,7 @@ def divide(
     return (places <= limit) == (split != "train")
 
 
-def check_division(split: str, fraction: float, what: str) -> None:
+def check_division(split: str, fraction: float | None, what: str) -> None:
     """Checks the options of a division.
 
     Args:
@@ -104,6 +104,6 @@ def check_division(split: str, fraction: float, what: str) -> None:
         raise ValueError(
             f'{what} has the splits {", ".join(SPLITS[:-1])} and all, not "{split}"'
         )
-    # Zero is no value of the config: `open_source` gives it where `eval_name` is set.
-    if not 0 <= fraction < 1:
+    # None is no value of the config: `open_source` gives it where `eval_name` is set.
+    if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")

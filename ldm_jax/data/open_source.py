@@ -133,7 +133,7 @@ def _open(section, split, name="data"):
         return _open_one(section, split, name)
     if split != section.get("eval_split"):
         # Nothing needs to be held out of what is trained on.
-        return _open_one(section | {"validation_fraction": 0}, split, name)
+        return _open_one(section | {"validation_fraction": None}, split, name)
     held_out = _open_one(section | {"name": elsewhere}, "all", f"{name}.eval_name")
     if held_out.num_classes is None:
         return held_out

@@ -5,6 +5,8 @@ float32. Nothing here knows of configs, data or files.
 
 - `layers.py`: dense, convolutions, norms, residual blocks, resampling, embedding of
   timesteps.
+- `operations/`: group normalisation and the softmax of attention, as functions with
+  gradients of their own.
 - `attention.py`: attention, its blocks on feature maps, and transformer blocks with a
   context.
 - `resize.py`: rescaling of maps as PyTorch does it, as products of matrices.

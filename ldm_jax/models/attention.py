@@ -18,6 +18,7 @@ from ldm_jax.models.layers import (
     kernel_init,
     layer_norm,
 )
+from ldm_jax.models.operations.attend import attend
 
 # Most scores of one example in one block of queries: 64 MiB in float32.
 MAX_SCORES = 2**24
@@ -32,8 +33,7 @@ def attention(
 ) -> Float[Array, "batch heads length channels"]:
     """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
 
-    The softmax is divided by its sum after the product with the values, where there are
-    fewer numbers. Long sequences go in blocks of queries, recomputed in the backward
+    Long sequences go in blocks of queries, recomputed in the backward
     pass, so the scores never lie in memory as a whole.
 
     Args:
@@ -53,26 +53,13 @@ def attention(
     while length % blocks:
         blocks += 1
     if blocks == 1:
-        return _attend(query, key, value, mask)
+        return attend(query, key, value, mask)
     query = query.reshape(b, heads, blocks, length // blocks, -1)
     if mask is not None:
         mask = mask.reshape(blocks, length // blocks, -1)
-    attend = jax.checkpoint(lambda block: _attend(block[0], key, value, block[1]))
-    out = jax.lax.map(attend, (jnp.moveaxis(query, 2, 0), mask))
+    block = jax.checkpoint(lambda rows: attend(rows[0], key, value, rows[1]))
+    out = jax.lax.map(block, (jnp.moveaxis(query, 2, 0), mask))
     return jnp.moveaxis(out, 0, 2).reshape(b, heads, length, -1)
-
-
-def _attend(query, key, value, mask):
-    scores = jnp.einsum(
-        "bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32
-    )
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
-    return (out / total).astype(query.dtype)
 
 
 class Attention(nn.Module):
@@ -211,9 +198,14 @@ class FeedForward(nn.Module):
         c = x.shape[-1]
         made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
         y = dense(8 * c, **made, name="proj_in")(x)
-        y, gate = jnp.split(y, 2, axis=-1)
-        y = y * nn.gelu(gate, approximate=False)
+        y = _gated(y)
         return dense(c, **made, name="proj_out")(y)
+
+
+@jax.checkpoint  # Its steps would be kept beside its input, which is as large as three.
+def _gated(x):
+    x, gate = jnp.split(x, 2, axis=-1)
+    return x * nn.gelu(gate, approximate=False)
 
 
 class TransformerBlock(nn.Module):

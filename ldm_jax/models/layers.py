@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from ldm_jax.annotations import Array, Float, Num
+from ldm_jax.models.operations.group_norm import group_norm
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -112,7 +113,7 @@ def layer_norm(
     affine: bool = True,
     epsilon: float = 1e-5,
     dtype: DTypeLike = jnp.float32,
-    name: str | None = None,
+    name: str,
 ) -> nn.LayerNorm:
     """Layer normalisation (Ba et al. 2016).
 
@@ -127,7 +128,8 @@ def layer_norm(
     Returns:
       A module [..., c] -> [..., c].
     """
-    return nn.LayerNorm(
+    # What it makes of its input in float32 is made anew in the backward pass.
+    return nn.remat(nn.LayerNorm)(
         epsilon,
         dtype,
         use_bias=affine,
@@ -138,13 +140,7 @@ def layer_norm(
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation, optional modulation and SiLU in two sweeps over the tensor.
-
-    The first sweep takes sums and sums of squares per channel, which a small matrix
-    folds to groups; the second is one multiply-add per element, SiLU included (Wu & He
-    2018). Squares are taken about the mean of the first row, so the variance's relative
-    error stays below about 1e-7 times the height however large the mean is: the spread
-    within the tensor bounds how far the row's mean can lie from the tensor's.
+    """Group normalisation, with modulation and SiLU if asked (Wu & He 2018).
 
     Attributes:
       num_groups: Groups, which divide the channels.
@@ -183,33 +179,10 @@ class GroupNorm(nn.Module):
                 f"{channels} channels do not divide into {groups} groups: choose "
                 f"channels so that every level has a multiple of {groups}"
             )
-        weight = self.param("scale", nn.initializers.ones, (channels,))
-        offset = self.param("bias", nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
-        mean, variance = _group_moments(x, groups)
-        weight = weight[None] * jax.lax.rsqrt(variance + self.epsilon)
-        offset = offset[None] - mean * weight
-        if modulation is not None:
-            scale, shift = (m.astype(jnp.float32) for m in modulation)
-            weight, offset = weight * (1 + scale), offset * (1 + scale) + shift
-        y = x * weight[:, None, None] + offset[:, None, None]
-        return (nn.silu(y) if self.silu else y).astype(self.dtype)
-
-
-def _group_moments(x, groups):
-    """Mean and variance of every group, repeated for its channels: two [B, c]."""
-    member = jnp.repeat(jnp.eye(groups), x.shape[-1] // groups, axis=0)  # [c, G]
-
-    def fold(sums):
-        product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
-        return product(product(sums, member), member.T) / (x.shape[-1] // groups)
-
-    # The moments do not depend on the shift, so neither does their gradient.
-    shift = jax.lax.stop_gradient(fold(jnp.mean(x[:, 0], axis=1)))
-    centred = x - shift[:, None, None]
-    mean = fold(jnp.mean(centred, axis=(1, 2)))
-    square = fold(jnp.mean(jnp.square(centred), axis=(1, 2)))
-    return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        options = (groups, self.epsilon, self.silu, self.dtype)
+        return group_norm(x, scale, bias, modulation, *options)
 
 
 def timestep_embedding(

@@ -62,6 +62,8 @@ def ways_to_fit(
     ways.insert(1 if trials.can_accumulate else 0, alone)
     if not any(way.fits for way in ways):
         ways += trials.tries(memory, flag)
+    if not any(way.fits for way in ways):
+        ways += trials.together(memory, flag)
     return ways
 
 
@@ -92,6 +94,15 @@ class _Trials(NamedTuple):
             (f"--config.train.mesh.fsdp={m.shape['fsdp']}", m, parts)
             for m in self._meshes()
         )(memory, flag)
+
+    def together(self, memory: MemoryOf, flag: str) -> list[Way]:
+        """The least number of micro-batches that fits with the largest `fsdp`."""
+        mesh = next(reversed(list(self._meshes())), None)
+        if mesh is None:
+            return []
+        text = f"--config.train.mesh.fsdp={mesh.shape['fsdp']} --config.train"
+        changes = ((f"{text}.accumulate_steps={n}", mesh, n) for n in self._parts())
+        return self._least(changes)(memory, flag)
 
     def _meshes(self):
         """Meshes of as many devices that split parameters over more of them."""

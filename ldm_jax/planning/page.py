@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ldm_jax.planning.memory import Memory
-from ldm_jax.planning.plan import Plan
+from ldm_jax.planning.plan import PLANNED_SHARE, Plan
 
 # jax gives programs this share of a GPU's memory, unless told otherwise.
 _GPU_SHARE = 0.75
@@ -97,7 +97,10 @@ def _verdict(plan: Plan) -> Iterator[str]:
     share = plan.memory.peak / chip.memory
     size = f"{plan.memory.peak / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
     if not plan.fits:
-        yield f"does not fit {name}: {size}. What was tried:"
+        yield (
+            f"does not fit {name}: {size}, of which {100 * PLANNED_SHARE:.0f} % are "
+            "planned with. What was tried:"
+        )
         for way in plan.ways:
             mark = "fits" if way.fits else "does not fit"
             yield f"  {way.memory.peak / 1e9:8.1f} GB  {mark:<12}  {way.flags}"

@@ -193,6 +193,7 @@ def _draw_unguided(run):
 def _collect(run):
     """Writes the grid, the contact sheet and the array for evaluators."""
     trained, task, outdir = run.sampler.trained, run.job.task, run.outdir
+    run.store.tidy()
     labels = task.values.get("label")
     # On a path all samples have the same conditions.
     labels = None if task.path else labels and labels.values

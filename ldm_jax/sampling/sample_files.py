@@ -99,6 +99,11 @@ class SampleFiles(abc.ABC):
           DiskError: If it cannot be written.
         """
 
+    def tidy(self) -> None:
+        """Removes what killed runs have half written, once no process writes."""
+        for left in self.folder.glob("*.tmp.*"):
+            left.unlink()
+
     def images(self, count: int) -> Images:
         """Reads the first samples, one after the other.
 

@@ -113,30 +113,27 @@ class Chip(NamedTuple):
       kinds: How jax names it begins with one of these (`Device.device_kind`).
       tflops: Peak dense bfloat16 TFLOP/s.
       memory: Bytes of its memory, as much as programs may have.
-      topology: What `jax.experimental.topologies` calls it, with the sides of the
-        smallest slice of each size; None where nothing compiles for it without one.
     """
 
     kinds: tuple[str, ...]
     tflops: float
     memory: int
-    topology: str | None = None
 
 
 _GIB = 2**30
 
 # By the name of --chip. GPUs give their memory less what the driver keeps (nvidia-smi),
-# TPUs what the runtime leaves of it.
+# TPUs all of it.
 CHIPS = {
     "A100-40": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312, 39 * _GIB),
     "A100-80": Chip(("NVIDIA A100",), 312, 79 * _GIB),
     "H100": Chip(("NVIDIA H100",), 989, 79 * _GIB),
     "H200": Chip(("NVIDIA H200",), 989, 140 * _GIB),
     "B200": Chip(("NVIDIA B200",), 2250, 178 * _GIB),
-    "v4": Chip(("TPU v4",), 275, 32 * _GIB, "v4"),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197, 16 * _GIB, "v5e"),
-    "v5p": Chip(("TPU v5p", "TPU v5"), 459, 95 * _GIB, "v5p"),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918, 32 * _GIB, "v6e"),
+    "v4": Chip(("TPU v4",), 275, 32 * _GIB),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197, 16 * _GIB),
+    "v5p": Chip(("TPU v5p", "TPU v5"), 459, 95 * _GIB),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918, 32 * _GIB),
     "v7x": Chip(("TPU7x",), 2307, 192 * _GIB),
 }
 

@@ -68,9 +68,9 @@ class Job:
         """Has the command accept that the config is not the checkpoint's."""
         self._arguments.append("--allow_config_change")
 
-    def start(self):
-        """Starts the command, which goes on where it was."""
-        environment = os.environ | {
+    def environment(self):
+        """Environment of the command."""
+        return os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": xla_flags(1),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -78,13 +78,20 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "PYTHONPATH": str(ROOT),
         }
+
+    def command(self, more=()):
+        """The command and its arguments."""
+        return [sys.executable, str(ROOT / "train.py"), *self._arguments, *more]
+
+    def start(self):
+        """Starts the command, which goes on where it was."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
         self._log = self.workdir.with_suffix(".log")
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *self._arguments],
-                env=environment,
+                self.command(),
+                env=self.environment(),
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,

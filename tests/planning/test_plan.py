@@ -149,6 +149,17 @@ class _MemoryOf:
                 ("remat=True --config.train.mesh.fsdp=2", 58, True),
             ],
         ),
+        (
+            53,
+            [
+                ("accumulate_steps=8", 110, False),
+                ("remat=True", 108, False),
+                ("mesh.fsdp=2", 130, False),
+                ("remat=True --config.train.accumulate_steps=8", 101, False),
+                ("remat=True --config.train.mesh.fsdp=2", 58, False),
+                ("mesh.fsdp=2 --config.train.accumulate_steps=4", 52, True),
+            ],
+        ),
     ],
 )
 def test_what_does_not_fit_is_changed_until_it_does(limit, flags):

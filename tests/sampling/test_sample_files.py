@@ -104,6 +104,8 @@ def test_a_killed_run_ends_in_the_same_bytes(form, whole, sampler, tmp_path, cap
         del sampler.draw
     # What was cut is not there, nor a part of it.
     assert [*files_in(tmp_path)] == [f"000000-000002.{form}"]
+    # A kill leaves one.
+    (tmp_path / "samples" / f"000003-000005.12345678.tmp.{form}").write_bytes(b"half")
     capsys.readouterr()
     run(sampler, tmp_path, output=form, **OPTIONS)
     assert "3 of 7 samples are there already" in capsys.readouterr().out

@@ -14,8 +14,9 @@ from ldm_jax.data.tables.footers import open_files
 from ldm_jax.data.tables.kinds import are_alike
 from ldm_jax.data.tables.row_groups import ParquetTable, join_schemas
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
-from ldm_jax.data.tar.byte_ranges import file_system, is_remote, reach
+from ldm_jax.data.tar.byte_ranges import file_system, reach
 from ldm_jax.data.tar.shards import address, expand, find_shards
+from ldm_jax.store import is_remote
 
 SUFFIX = ".parquet"
 

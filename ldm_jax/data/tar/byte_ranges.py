@@ -12,6 +12,7 @@ from absl import logging
 
 from ldm_jax.errors import Unreachable
 from ldm_jax.files import most_open_files
+from ldm_jax.store import is_remote
 
 # Files that are held open at most; fewer where the system allows fewer.
 _MOST_OPEN = 512
@@ -23,18 +24,6 @@ _WAITS = (0.5, 2.0, 8.0)
 _THREADS = 16
 
 _Given, _Found = TypeVar("_Given"), TypeVar("_Found")
-
-
-def is_remote(path: str) -> bool:
-    """Says whether a path is an address, as gs://bucket/file.
-
-    Args:
-      path: Path or address.
-
-    Returns:
-      Whether fsspec must open it.
-    """
-    return "://" in path
 
 
 def file_system(path: str) -> tuple[Any, str]:

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from absl import logging
 
 from ldm_jax import peers
-from ldm_jax.data.tar.byte_ranges import Files, file_system, is_remote
+from ldm_jax.data.tar.byte_ranges import Files, file_system
 from ldm_jax.data.tar.index_file import IndexFile, encode_index, write_index
 from ldm_jax.data.tar.scan import scan
 from ldm_jax.data.tar.shards import INDEX, Shard
 from ldm_jax.errors import DiskError, Unreachable
+from ldm_jax.store import is_remote
 
 # Bytes that are read at a time: beside a header, of a local shard, there are small
 # members; remote ones are read as a stream.

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ldm_jax.data.tar.byte_ranges import file_system, is_remote, reach, side_by_side
+from ldm_jax.data.tar.byte_ranges import file_system, reach, side_by_side
+from ldm_jax.store import is_remote
 
 SUFFIX, INDEX = ".tar", ".index"
 

@@ -12,7 +12,7 @@ from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.division import check_division, divide
 from ldm_jax.data.filters.tables import join, with_sizes
 from ldm_jax.data.sidecars import parse_sidecar
-from ldm_jax.data.tar.byte_ranges import Files, is_remote
+from ldm_jax.data.tar.byte_ranges import Files
 from ldm_jax.data.tar.index_store import open_indexes
 from ldm_jax.data.tar.metadata import (
     count_examples,
@@ -35,6 +35,7 @@ from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
+from ldm_jax.store import is_remote
 
 # A row of the index's "members": offset, size, height, width, number of the suffix.
 _ROW = struct.Struct("<QQIIH")

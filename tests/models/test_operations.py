@@ -1,0 +1,106 @@
+"""Operations with gradients of their own, against differentiation of plain forms."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ldm_jax.models.operations.attend import attend
+from ldm_jax.models.operations.group_norm import group_norm
+from tests.common import assert_close
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def plain_group_norm(x, scale, bias, modulation, groups, epsilon, silu, dtype):
+    parts = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean = jnp.mean(parts, axis=(1, 3), keepdims=True)
+    variance = jnp.var(parts, axis=(1, 3), keepdims=True)
+    y = ((parts - mean) / jnp.sqrt(variance + epsilon)).reshape(x.shape)
+    y = y * scale[None, None, None] + bias[None, None, None]
+    if modulation is not None:
+        scale, shift = (m[:, None, None] for m in modulation)
+        y = y * (1 + scale) + shift
+    return (jax.nn.silu(y) if silu else y).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.02)])
+@pytest.mark.parametrize("modulated, silu", [(True, True), (False, False)])
+def test_group_norm_has_the_gradients_of_the_plain_form(
+    dtype, tolerance, modulated, silu
+):
+    modulation = (normal(3, 2, 12), normal(4, 2, 12)) if modulated else None
+    inputs = (2 + normal(0, 2, 5, 3, 12), normal(1, 12), normal(2, 12), modulation)
+    cotangent = normal(5, 2, 5, 3, 12).astype(dtype)
+
+    @jax.jit
+    def run(x, *others):
+        def values(function):
+            options = (4, 1e-5, silu, dtype)
+            call = lambda *inputs: function(*inputs, *options)  # noqa: E731
+            y, pull = jax.vjp(call, x.astype(dtype), *others)
+            return y, *pull(cotangent)
+
+        return values(group_norm), values(plain_group_norm)
+
+    ours, plain = run(*inputs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert a.dtype == b.dtype
+        assert_close(a.astype(jnp.float32), b.astype(jnp.float32), tolerance)
+
+
+def test_group_norm_differentiates_twice_in_batches_and_recomputed():
+    x, scale, bias = normal(0, 3, 4, 2, 8), 1 + normal(1, 8), normal(2, 8)
+
+    def penalty(function):
+        def total(x):
+            return jnp.sum(jnp.sin(function(x, scale, bias, None, 2, 1e-5, True, "f4")))
+
+        return jax.grad(lambda x: jnp.sum(jnp.square(jax.grad(total)(x))))
+
+    one_by_one = jax.vmap(jax.checkpoint(penalty(group_norm)))
+    ours, expected = jax.jit(
+        lambda x: (one_by_one(x[:, None])[:, 0], penalty(plain_group_norm)(x))
+    )(x)
+    assert_close(ours, expected, 1e-4)
+
+
+def test_group_norm_keeps_its_input_and_nothing_of_its_size():
+    x = jax.ShapeDtypeStruct((2, 8, 8, 32), jnp.bfloat16)
+    row = jax.ShapeDtypeStruct((32,), jnp.float32)
+
+    def kept(x, scale, bias):
+        options = (None, 8, 1e-5, True, jnp.bfloat16)
+        _, pull = jax.vjp(lambda *a: group_norm(*a, *options), x, scale, bias)
+        return [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "dtype")]
+
+    leaves = jax.eval_shape(kept, x, row, row)
+    large = [(leaf.shape, leaf.dtype) for leaf in leaves if leaf.size >= x.size]
+    assert large == [(x.shape, x.dtype)]
+
+
+def plain_attend(query, key, value, mask):
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, value)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.02)])
+def test_attention_has_the_gradients_of_the_plain_form(dtype, tolerance):
+    shapes = ((2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 5))
+    inputs = [normal(i, *shape).astype(dtype) for i, shape in enumerate(shapes)]
+    mask = jnp.arange(6)[None] <= jnp.arange(4)[:, None] + 1
+
+    @jax.jit
+    def run(*inputs):
+        def values(function, inputs):
+            y, pull = jax.vjp(lambda *a: function(*a, mask), *inputs)
+            return y, *pull(normal(3, *y.shape).astype(y.dtype))
+
+        exact = [x.astype(jnp.float32) for x in inputs]
+        return values(attend, inputs), values(plain_attend, exact)
+
+    for a, b in zip(*run(*inputs), strict=True):
+        assert a.dtype == dtype
+        assert_close(a.astype(jnp.float32), b, tolerance)
