@@ -30,7 +30,7 @@ from ldm_jax.data.sidecars import (
     find_sidecars,
     read_sidecar,
 )
-from ldm_jax.images import Pixels, find_size, require_memory
+from ldm_jax.images import find_size, require_memory
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
 from ldm_jax.store import local_only
 
@@ -40,6 +40,8 @@ _SIZES = 1024
 
 class FolderSource:
     """The images of a folder in the order of their paths; can be pickled.
+
+    In a folder without images arrays in `.npy` are such, as of many channels.
 
     A folder that has sub-folders for training and for validation or test (SPLIT_NAMES
     in `division.py`) is split that way; several of one split are taken together. Any
@@ -66,7 +68,6 @@ class FolderSource:
         keys: Sequence[str] = (),
         box_names: Sequence[str] = (),
         optional: Sequence[str] = (),
-        channels: str | int | None = None,
     ) -> None:
         """Finds the files.
 
@@ -80,8 +81,6 @@ class FolderSource:
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.
           optional: What of `keys` an example may lack.
-          channels: See `images.Pixels`; where images are not RGB, arrays in `.npy` are
-            images, too.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
@@ -89,16 +88,17 @@ class FolderSource:
         """
         _check(split, label_key, validation_fraction)
         self._root = _find_root(name, data_dir)
-        suffixes = IMAGE_SUFFIXES
-        if Pixels(channels).kind != "rgb":
-            suffixes += (ARRAY_SUFFIX,)
-        parts = _find_parts(self._root, suffixes)
-        listed = {
-            part: _list_images(os.path.join(self._root, part), suffixes)
-            for part in parts
-        }
-        if not any(listed.values()):
-            looked_for = ", ".join(suffixes)
+        # Arrays are images where there are no others.
+        for suffixes in (IMAGE_SUFFIXES, (ARRAY_SUFFIX,)):
+            parts = _find_parts(self._root, suffixes)
+            listed = {
+                part: _list_images(os.path.join(self._root, part), suffixes)
+                for part in parts
+            }
+            if any(listed.values()):
+                break
+        else:
+            looked_for = ", ".join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))
             raise ValueError(
                 f"no images in {self._root} or below; looked for {looked_for}"
             )

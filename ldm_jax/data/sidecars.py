@@ -19,7 +19,7 @@ from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
-# Arrays that are images, where these are not RGB.
+# Arrays that are images, where there are no others.
 ARRAY_SUFFIX = ".npy"
 
 

@@ -48,7 +48,7 @@ def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> N
 
     Args:
       path: Where to; missing folders are made.
-      image: As for `encode_png`.
+      image: As for `encode_png`, [H, W] or [H, W, C].
 
     Raises:
       ValueError: If `image` is of another type.

@@ -225,13 +225,12 @@ def test_size_of_an_array_is_in_its_header():
 def test_folder_of_arrays(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.npy").write_bytes(npy(five()))
-    (tmp_path / "d.png").write_bytes(encode(make_image(5, 6)))
+    (tmp_path / "d.npy").write_bytes(npy(five()[..., :3]))
     # An array that goes with an image is no image.
     (tmp_path / "a.clip.npy").write_bytes(npy(np.zeros(3)))
     section = dict(channels="5", value_range=(-200, 800))
-    source = FolderSource(str(tmp_path), "all", channels="5")
+    source = FolderSource(str(tmp_path), "all")
     assert len(source) == 4 and source.sizes().tolist() == [[6, 5]] * 4
-    assert len(FolderSource(str(tmp_path), "all")) == 1
     options = LoaderOptions(image_size=4, **section)
     loader = Loader(source, options, batch_size=4, train=False)
     batch = next(loader)
@@ -239,10 +238,12 @@ def test_folder_of_arrays(tmp_path):
     assert batch["image"].shape == (4, 4, 4, 5) and batch["image"].dtype == np.float32
     assert batch["mask"].tolist() == [True] * 3 + [False]
     (skipped,) = loader.skipped.items()
-    assert skipped[0].endswith("d.png") and "has 3 channels" in skipped[1]
+    assert skipped[0].endswith("d.npy") and "has 3 channels" in skipped[1]
     strict = LoaderOptions(image_size=4, on_error="raise", **section)
-    with pytest.raises(DataError, match="d.png: it has 3 channels"):
+    with pytest.raises(DataError, match="d.npy: it has 3 channels"):
         next(Loader(source, strict, batch_size=4, train=False))
+    (tmp_path / "e.png").write_bytes(encode(make_image(5, 6)))
+    assert len(FolderSource(str(tmp_path), "all")) == 1
 
 
 def test_deep_colour_is_read_with_the_extra_or_says_so():
