@@ -588,7 +588,7 @@ def _shrink_condition(entry):
 _TINY_BACKBONES = {
     "unet": dict(
         channels=32,
-        channel_mult=(1, 2),
+        channel_mult=(1,),
         num_res_blocks=1,
         # The middle attends always.
         attention_factors=(),

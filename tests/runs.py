@@ -43,9 +43,6 @@ VQ = {
     "loss__lecam_weight": 0.1,
 }
 
-# A denoiser of one level, for tests that train several times: quicker to compile.
-SHALLOW = {"backbone__channel_mult": (1,)}
-
 # Without what a test does not look at, a run is a third as long.
 BARE = {"train__preview_images": 0, "data__eval_split": ""}
 

@@ -36,7 +36,7 @@ COMMON = {
     "eval.levels": 2,
 }
 FIRST = ("shapes_autoencoder:tiny", COMMON)
-SECOND = ("shapes_class:tiny", COMMON | {"backbone.channel_mult": "(1,)"})
+SECOND = ("shapes_class:tiny", COMMON)
 
 # What a run may end with, by the signals that came: before there is anything to
 # save the machine's own way is taken, and a run that is done is done.

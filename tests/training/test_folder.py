@@ -66,6 +66,7 @@ def test_damaged_held_out_images_end_no_training(folder, first_stage, tmp_path, 
         split = "validation" if path.name == "broken.png" else "train"
         (tmp_path / split / path.name).write_bytes(path.read_bytes())
     overrides = {"data__source": "folder", "data__name": str(tmp_path)}
+    overrides["train__preview_images"] = 0
     train("shapes_autoencoder", None, tmp_path / "run", **overrides)
     assert "warning: no evaluation at step 4" in capsys.readouterr().out
     with pytest.raises(DataError, match="broken.png"):

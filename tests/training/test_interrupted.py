@@ -1,13 +1,59 @@
-"""A run that is killed, then asked to stop, ends as one that was left alone."""
+"""A run that is killed or asked to stop ends as one that was left alone."""
 
+import os
 import signal
+import threading
 import time
 
+import pytest
+
 from ldm_jax import checkpoint
-from ldm_jax.errors import CheckpointError
-from tests.runs import assert_same_bits, command, finish, weights_of
+from ldm_jax.errors import CheckpointError, Stopped
+from tests.runs import BARE, assert_same_bits, command, finish, train, weights_of
 
 
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    shapes_dir, tmp_path, capfd, ctrl_c
+):
+    # Were it through before, no signal shall end the tests.
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    asking = threading.Thread(target=_ask_to_stop, args=[cut])
+    asking.start()
+    try:
+        with pytest.raises(Stopped) as stopped:
+            # Long enough that the signals find it at work.
+            train("shapes_autoencoder", shapes_dir, cut, train__num_steps=4000, **BARE)
+    finally:
+        asking.join()
+        signal.signal(signal.SIGTERM, previous)
+    assert stopped.value.exit_code == 143
+    step = int(checkpoint.checkpoint_folder(cut).name)
+    assert f"step {step}: asked to stop" in str(stopped.value)
+    assert "this step is finished and saved first" in capfd.readouterr().err
+    for workdir in (cut, whole):
+        train(
+            "shapes_autoencoder",
+            shapes_dir,
+            workdir,
+            train__num_steps=step + 1,
+            train__checkpoint_every=1000,
+            allow_config_change=True,
+            **BARE,
+        )
+    assert f"resuming at step {step} of {step + 1}" in capfd.readouterr().out
+    assert_same_bits(weights_of(whole), weights_of(cut))
+
+
+def _ask_to_stop(workdir):
+    """As a scheduler that says it twice, and somebody who presses Ctrl-C."""
+    _wait_for_step(workdir, 2)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
 def test_killed_and_stopped_runs_go_on(shapes_dir, tmp_path):
     def start(workdir):
         return command(

@@ -18,7 +18,6 @@ from ldm_jax.errors import (
 from ldm_jax.training import loop
 from tests.runs import (
     BARE,
-    SHALLOW,
     STAGES,
     VQ,
     assert_same_bits,
@@ -35,7 +34,7 @@ from tests.runs import (
     [
         # A codebook has all the state that KL has, and its own.
         (STAGES[0], VQ | {"loss__restart_threshold": 0.95}),
-        (STAGES[1], SHALLOW),
+        (STAGES[1], {}),
     ],
     ids=["vq", STAGES[1]],
 )

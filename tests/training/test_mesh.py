@@ -6,7 +6,6 @@ import pytest
 
 from tests.runs import (
     BARE,
-    SHALLOW,
     STAGES,
     VQ,
     stage_overrides,
@@ -20,7 +19,7 @@ from tests.runs import (
     "name, mesh, changes",
     [
         (STAGES[0], (4, 1), VQ),
-        (STAGES[1], (2, 2), SHALLOW),
+        (STAGES[1], (2, 2), {}),
     ],
     ids=["vq", STAGES[1]],
 )

@@ -24,7 +24,7 @@ from ldm_jax.models.first_stages import (
 )
 from ldm_jax.models.posteriors import PointPosterior
 from ldm_jax.trained import load_first_stage
-from tests.runs import BARE, SHALLOW, assert_same_bits, train, weights_of
+from tests.runs import BARE, assert_same_bits, train, weights_of
 from tests.sampling.common import run
 
 
@@ -105,7 +105,7 @@ def workdir(row, shapes_dir, tmp_path_factory):
 def second(workdir, shapes_dir, tmp_path_factory):
     """Workdir of a second stage on its latents."""
     folder = tmp_path_factory.mktemp("diffusion")
-    options = BARE | SHALLOW | {"first_stage__workdir": str(workdir)}
+    options = BARE | {"first_stage__workdir": str(workdir)}
     train("shapes_class", shapes_dir, folder, **options)
     return folder
 
