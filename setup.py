@@ -70,6 +70,8 @@ setup(
         "gcs": ["gcsfs>=2024.6"],
         # Sets on the Hugging Face hub by name; folders and Parquet files need it not.
         "datasets": ["datasets>=4"],
+        # Colour of 16 bits, and TIFF of channels that Pillow does not know.
+        "deep_images": ["imagecodecs>=2024.6", "tifffile>=2024.6"],
         # The plot of ldm-sweep.
         "plots": ["matplotlib>=3.8"],
         "test": [

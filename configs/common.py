@@ -34,6 +34,15 @@ def data(**changes) -> dict:
     on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
       the model does not take.
     max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+    channels: "grey", "rgb" or "rgba", to which images are converted, or a number of
+      channels of any meaning, as of `.npy` and pages of TIFF; "rgb" where unset. The
+      first stage's `image_channels` follow.
+    pixel_type: Type of a batch, "uint8", "uint16" or "float32"; where unset uint8, and
+      float32 of a number of channels.
+    value_range: Values of files that are black and white, as (0, 4095); the range of
+      their integers where unset, and floats need it.
+    rgb_channels: Which of many channels are shown, compared by LPIPS and measured as
+      RGB: three numbers from 0 on, or one, or "mean"; the first three by default.
     image_key, label_key: Features of a TensorFlow data set or columns of a table, where
       not the usual ones.
     validation_fraction: Fraction of a folder's files, of a tar's examples or of a
@@ -80,6 +89,10 @@ def data(**changes) -> dict:
         restart_workers=0,
         on_error="skip",
         max_image_gb=1.0,
+        channels=placeholder(str),
+        pixel_type=placeholder(str),
+        value_range=placeholder(tuple),
+        rgb_channels=(),
         image_key=placeholder(str),
         label_key=placeholder(str),
         validation_fraction=0.05,

@@ -25,6 +25,8 @@ from ldm_jax.diffusion.schedule import (
     make_schedule,
 )
 from ldm_jax.errors import ConfigError
+from ldm_jax.images import pixels_of
+from ldm_jax.images.pixels import KINDS
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.classifier import Classifier
@@ -47,6 +49,39 @@ def make_first_stage(section: Section) -> nn.Module:
     fields = to_dict(section)
     kind = choose(FIRST_STAGES, fields.pop("kind", DEFAULT_KIND), "first_stage.kind")
     return build(kind.module, fields, "first_stage")
+
+
+def with_image_channels(config: ConfigDict) -> ConfigDict:
+    """Has the first stage that a config trains follow the channels of its data.
+
+    Args:
+      config: ConfigDict of any stage.
+
+    Returns:
+      The config, with `first_stage.image_channels` where images are not of three.
+
+    Raises:
+      ConfigError: If it gives another number.
+    """
+    if config.stage != "autoencoder":
+        return config
+    given = config.first_stage.get("image_channels")
+    if given is None and config.data.get("channels") is None:
+        return config
+    count = pixels_of(config.data).count
+    if given is not None and given != count:
+        named = {number: kind for kind, number in KINDS.items()}
+        raise ConfigError(
+            f"first_stage.image_channels={given}, but data.channels="
+            f"{config.data.get('channels') or 'rgb'} gives {count}: leave the one out, "
+            f"or set data.channels={named.get(given, given)}"
+        )
+    if given is not None:
+        return config
+    found = to_dict(config)
+    return ConfigDict(
+        found | {"first_stage": found["first_stage"] | {"image_channels": count}}
+    )
 
 
 def make_backbone(section: Section, out_channels: int) -> nn.Module:

@@ -25,7 +25,7 @@ from ldm_jax.annotations import Array, Bool, Int, Shaped
 from ldm_jax.config import choose
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import DataError
-from ldm_jax.images import to_uint8
+from ldm_jax.images import RGB, Pixels, to_uint8
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.seeds import sample_keys
 
@@ -117,7 +117,11 @@ def needs_examples(model: LatentDiffusion) -> bool:
 
 
 def make_draw(
-    model: LatentDiffusion, options: SampleOptions, mesh: Mesh, seed: int
+    model: LatentDiffusion,
+    options: SampleOptions,
+    mesh: Mesh,
+    seed: int,
+    pixels: Pixels = RGB,
 ) -> Callable:
     """Makes the program that draws a batch of samples.
 
@@ -126,10 +130,11 @@ def make_draw(
       options: SampleOptions with a size.
       mesh: Mesh over the devices of all processes.
       seed: Seed of the run.
+      pixels: What images are; they are measured as they are shown.
 
     Returns:
       Jitted function of (params, frozen, inputs {key: [B, ...]}, index int32 [B],
-      scale) -> (uint8 [B, H, W, C], split over the mesh like the batch, and whether
+      scale) -> (uint8 [B, H, W, 3], split over the mesh like the batch, and whether
       each was finite, bool [B], on every device). Every process must call it. The scale
       takes the place of the guidance scale of the options, so that one program draws
       with any; None, the default, leaves it.
@@ -141,7 +146,8 @@ def make_draw(
             guidance = dataclasses.replace(options.guidance, scale=scale)
             chosen = dataclasses.replace(options, guidance=guidance)
         images = generate.sample_images(model, params, frozen, inputs, rngs, chosen)
-        return to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
+        shown = to_uint8(pixels.to_rgb(images))
+        return shown, jnp.isfinite(images).all(axis=(1, 2, 3))
 
     shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(draw, out_shardings=shardings)

@@ -144,16 +144,16 @@ def encode(
     Args:
       model: LatentDiffusion or LatentClassifier.
       frozen: Weights of the first stage and statistics of its latents.
-      images: [B, H, W, C], uint8 or floats in [-1, 1].
+      images: [B, H, W, C], uint8, uint16, or floats in [-1, 1].
       rng: Typed key for a sample of the posterior; None for its mode.
 
     Returns:
       Latents, float32 [B, h, w, c].
     """
-    if images.dtype == jnp.uint8:
-        images = image_codec.to_float(images)
     posterior = model.first_stage.apply(
-        {"params": frozen["first_stage"]}, images, method="encode"
+        {"params": frozen["first_stage"]},
+        image_codec.to_float(images),
+        method="encode",
     )
     return _latents(frozen, posterior, rng)
 

@@ -360,6 +360,28 @@ def _is_scale(value):
     return _SCALE.accepts(value)
 
 
+def _is_channels(value):
+    if isinstance(value, str) and value.isdecimal() and len(value) < 6:
+        value = int(value)
+    if value in (None, "grey", "rgb", "rgba"):
+        return True
+    return _is_whole(value) and 0 < value <= 1024
+
+
+def _is_value_range(value):
+    if value is None:
+        return True
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(_is_real(v) and math.isfinite(v) for v in value) and value[0] < value[1]
+
+
+def _is_rgb_channels(value):
+    if not isinstance(value, tuple | list):
+        return False
+    return all((_is_whole(v) and v >= 0) or v == "mean" for v in value)
+
+
 def _is_interval(value):
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
@@ -524,6 +546,18 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "restart_workers": whole(0, 10**6),
         "on_error": text(),
         "max_image_gb": _GIGABYTES,
+        "channels": Check(
+            "grey, rgb, rgba, or a number of channels from 1 to 1,024", _is_channels
+        ),
+        "pixel_type": Check(
+            "uint8, uint16, float32, or None (uint8; float32 of many channels)",
+            lambda value: value in (None, "uint8", "uint16", "float32"),
+        ),
+        "value_range": Check(
+            "(lowest, highest), two numbers, or None (that of the files' integers)",
+            _is_value_range,
+        ),
+        "rgb_channels": Check("numbers of channels, or mean", _is_rgb_channels),
         "text_states": _FLAG,
         "image_key": text(none="the usual one"),
         "label_key": text(empty=True, none="the usual one"),

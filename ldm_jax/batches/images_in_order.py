@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
@@ -13,6 +14,7 @@ from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import part, require_images
 from ldm_jax.errors import ConfigError
+from ldm_jax.images import pixels_of
 from ldm_jax.store import is_remote
 
 # Batch key -> global array [batch size, ...].
@@ -148,6 +150,20 @@ class Images:
         """
         return self._source.describe(index)
 
+    def shown_batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the images as they are shown, which is what features are made of.
+
+        Args:
+          start: Position of the first one.
+
+        Yields:
+          Dict as of `batches`, with "image" uint8 [batch size, H, W, 3].
+        """
+        pixels = pixels_of(self._section)
+        show = jax.jit(pixels.shown) if not pixels.is_rgb else pixels.shown
+        for batch in self.batches(start):
+            yield batch | {"image": show(batch["image"])}
+
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields the images once, in order; "mask" marks real rows.
 
@@ -155,8 +171,7 @@ class Images:
           start: Position of the first one.
 
         Yields:
-          Dict of global arrays "image" [batch size, H, W, C], uint8, and "mask"
-          [batch size].
+          Dict of global arrays "image" [batch size, H, W, C] and "mask" [batch size].
         """
         loader = make_loader(
             part(self._source, start),

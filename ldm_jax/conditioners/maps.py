@@ -262,15 +262,15 @@ class MaskedLatents(Encoded):
     @nn.nowrap
     def encode(
         self,
-        inputs: Float[Array, "batch height width 4"],
+        inputs: Float[Array, "batch height width channels"],
         encode_images: Callable[[Any], Any],
     ) -> Float[Array, "batch new_height new_width channels"]:
         """Encodes the inputs of a batch.
 
         Args:
-          inputs: Floats [B, H, W, 4]: the image in [-1, 1], painted over where it is to
-            be filled, and the mask, 1 there and 0 elsewhere.
-          encode_images: Maps images [B, H, W, 3] to latents of unit variance.
+          inputs: Floats [B, H, W, C + 1]: the image in [-1, 1], painted over where it
+            is to be filled, and the mask, 1 there and 0 elsewhere.
+          encode_images: Maps images [B, H, W, C] to latents of unit variance.
 
         Returns:
           [B, h, w, c + 1]: the latents, and the mask at the pixels where PyTorch's
@@ -307,14 +307,15 @@ class MaskedLatents(Encoded):
           inputs: Array or nested lists.
 
         Raises:
-          ValueError: If they are not finite floats [B, H, W, 4], the last channel, the
-            mask, 0 or 1.
+          ValueError: If they are not finite floats [B, H, W, C + 1], the last channel,
+            the mask, 0 or 1.
         """
         check_floats(inputs, 4, "masked images")
         inputs = np.asarray(inputs)
-        if inputs.shape[-1] != 4:
+        if inputs.shape[-1] < 2:
             raise ValueError(
-                f"masked images must be [B, H, W, 4], the mask last, got {inputs.shape}"
+                "masked images must be [B, H, W, C + 1], the mask last, got "
+                f"{inputs.shape}"
             )
         mask = inputs[..., -1]
         wrong = mask[(mask != 0) & (mask != 1)]

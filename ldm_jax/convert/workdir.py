@@ -97,7 +97,8 @@ def _is_identity(first_stage):
 def _second_stage_meta(model):
     first, record = model.first_stage, None
     if first is not None and _is_identity(first):
-        record = {"workdir": "identity", "step": None}
+        count = first.config["first_stage"].get("image_channels", 3)
+        record = {"workdir": "identity", "step": None, "image_channels": count}
     elif first is not None:
         record = {
             "workdir": _FIRST_STAGE,  # relative to the workdir itself
@@ -185,7 +186,10 @@ def _read_origin(path):
 def _read_first_stage(record, folder):
     found = trained.first_stage_folder(record["workdir"], folder)
     if found == "identity":
-        config = autoencoder_config({"kind": "identity"}, None)
+        section = {"kind": "identity"}
+        if "image_channels" in record:
+            section["image_channels"] = record["image_channels"]
+        config = autoencoder_config(section, None)
         return Model(config, {"autoencoder": {}})
     # Not another that lies there by now.
     trained.load_recorded(folder, record)

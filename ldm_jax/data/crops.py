@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm_jax.annotations import Bool, Float, Int, Shaped, UInt8
+from ldm_jax.annotations import Bool, Float, Int, Num, Shaped, UInt8
 
 # Where the rectangle may lie, by the name of the option `crop`.
 CROPS = ("center", "random")
@@ -139,23 +139,33 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def resize_image(
-    image: Image.Image, crop: Crop, size: Size
-) -> UInt8[np.ndarray, "height width 3"]:
+    image: Image.Image | Float[np.ndarray, "H W channels"], crop: Crop, size: Size
+) -> Num[np.ndarray, "height width *channels"]:
     """Cuts out and resizes an image, antialiased (bicubic).
 
     Args:
-      image: PIL image of mode RGB.
+      image: PIL image of mode RGB, RGBA or L, or floats [H, W, channels].
       crop: Crop.
       size: Side of the result in pixels, or its (height, width).
 
     Returns:
-      uint8 [height, width, 3].
+      uint8 [height, width, 3] or [height, width, 4], or [height, width] of grey; or
+      float32 [height, width, channels], which may exceed the range of the image.
     """
+    if isinstance(image, np.ndarray):
+        planes = np.ascontiguousarray(np.moveaxis(image, -1, 0), np.float32)
+        planes = [_bicubic(Image.fromarray(plane), crop, size) for plane in planes]
+        resized = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    else:
+        resized = np.asarray(_bicubic(image, crop, size))
+    return _mirrored(resized, crop)
+
+
+def _bicubic(image, crop, size):
     box, shape = _pixels(crop, *image.size), sides(size)[::-1]
     # reducing_gap shrinks by a whole factor first where much is to be lost.
     bicubic = Image.Resampling.BICUBIC
-    image = image.resize(shape, bicubic, box=box, reducing_gap=3.0)
-    return _mirrored(np.asarray(image), crop)
+    return image.resize(shape, bicubic, box=box, reducing_gap=3.0)
 
 
 def crop_image(

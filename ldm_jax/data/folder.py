@@ -23,6 +23,7 @@ from ldm_jax.data.division import (
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
 from ldm_jax.data.sidecars import (
+    ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
     MissingFile,
     drop_sidecars,
@@ -39,6 +40,8 @@ _SIZES = 1024
 
 class FolderSource:
     """The images of a folder in the order of their paths; can be pickled.
+
+    In a folder without images arrays in `.npy` are such, as of many channels.
 
     A folder that has sub-folders for training and for validation or test (SPLIT_NAMES
     in `division.py`) is split that way; several of one split are taken together. Any
@@ -85,10 +88,17 @@ class FolderSource:
         """
         _check(split, label_key, validation_fraction)
         self._root = _find_root(name, data_dir)
-        parts = _find_parts(self._root)
-        listed = {part: _list_images(os.path.join(self._root, part)) for part in parts}
-        if not any(listed.values()):
-            looked_for = ", ".join(IMAGE_SUFFIXES)
+        # Arrays are images where there are no others.
+        for suffixes in (IMAGE_SUFFIXES, (ARRAY_SUFFIX,)):
+            parts = _find_parts(self._root, suffixes)
+            listed = {
+                part: _list_images(os.path.join(self._root, part), suffixes)
+                for part in parts
+            }
+            if any(listed.values()):
+                break
+        else:
+            looked_for = ", ".join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))
             raise ValueError(
                 f"no images in {self._root} or below; looked for {looked_for}"
             )
@@ -255,7 +265,7 @@ def _find_root(name, data_dir):
     return root
 
 
-def _find_parts(root):
+def _find_parts(root, suffixes):
     """Sub-folders that are splits, or [""] where the folder is not split."""
     folders, files = [], []
     for entry in os.scandir(root):
@@ -271,7 +281,11 @@ def _find_parts(root):
                 *(root, len(unused), unused[0]),
             )
         return sorted(training + held_out)
-    if training and len(folders) == 1 and not any(map(_is_image, files)):
+    if (
+        training
+        and len(folders) == 1
+        and not any(_is_image(file, suffixes) for file in files)
+    ):
         return training
     return [""]
 
@@ -282,7 +296,7 @@ def _of_split(parts, split):
     return [part for part in parts if split_of(part) == found] if found else parts
 
 
-def _list_images(folder):
+def _list_images(folder, suffixes):
     """Paths of the images below a folder, relative to it, sorted."""
     found, seen = [], set()
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -293,7 +307,8 @@ def _list_images(folder):
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(name))
-        names = drop_sidecars([n for n in files if _is_image(n) and not _hidden(n)])
+        names = [n for n in files if _is_image(n, suffixes) and not _hidden(n)]
+        names = drop_sidecars(names)
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
     return sorted(found)
 
@@ -303,8 +318,8 @@ def _hidden(name):
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(name):
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _is_image(name, suffixes):
+    return name.lower().endswith(suffixes)
 
 
 def _class_names(files):

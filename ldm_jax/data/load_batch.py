@@ -21,7 +21,8 @@ from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError, Unreachable
-from ldm_jax.images import DEFAULT_GB, memory_limit
+from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
+from ldm_jax.images.pixels import KEYS as PIXEL_KEYS
 
 # So many unreadable examples in a row mean that something else is wrong.
 MAX_FAILURES = 100
@@ -41,6 +42,7 @@ class LoaderOptions:
       restart_workers: How often workers are started anew where one was killed.
       on_error: "skip" or "raise" at an example that cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+      channels, pixel_type, value_range: What images are; see `images.Pixels`.
       buckets: BucketOptions of training batches; None where all images are squares.
       check: Raises a ValueError where the conditions of an example, a batch of one,
         are not what the model takes; None for no check. It is no key of the config.
@@ -60,6 +62,9 @@ class LoaderOptions:
     restart_workers: int = 0
     on_error: str = "skip"
     max_image_gb: float = DEFAULT_GB
+    channels: str | int | None = None
+    pixel_type: str | None = None
+    value_range: tuple[float, float] | None = None
     buckets: BucketOptions | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
     places: Sequence[int] | None = None
@@ -73,6 +78,12 @@ class LoaderOptions:
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop must be in (0, 1], got {self.min_crop}")
         memory_limit(self.max_image_gb)
+        _ = self.pixels
+
+    @property
+    def pixels(self) -> Pixels:
+        """What images are."""
+        return pixels_of({key: getattr(self, key) for key in PIXEL_KEYS})
 
     def held_out(self) -> "LoaderOptions":
         """Makes the options of an evaluation: the whole centre, not mirrored at random.
@@ -143,7 +154,7 @@ class LoadBatch:
         self.source, self.order, self.inputs = source, order, inputs
         self.on_error, self.image_size = options.on_error, options.image_size
         self.max_image_gb, self.check = options.max_image_gb, options.check
-        self.places = options.places
+        self.places, self.pixels = options.places, options.pixels
         self.cut = dict(crop=options.crop, min_crop=options.min_crop, flip=options.flip)
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.encoded = getattr(source, "encoded", False)
@@ -269,7 +280,12 @@ class LoadBatch:
         example = self.source[index]
         notes = [(self.source.describe(index), n) for n in notes_of(example)]
         example = transform(
-            example, size, rng=rng, with_size=self.with_size, **self.cut
+            example,
+            size,
+            rng=rng,
+            with_size=self.with_size,
+            pixels=self.pixels,
+            **self.cut,
         )
         if self.inputs:
             made = apply_inputs(self.inputs, example, rng)

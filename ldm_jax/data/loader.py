@@ -157,9 +157,15 @@ class Loader:
         require_whole("batch_size", batch_size, 1)
         require_whole("start_step", start_step, 0)
         options = options if train else options.held_out()
-        for make in (inputs or {}).values():
+        for key, make in (inputs or {}).items():
             for side in _sides(options):
                 make.check_size(side)
+            if make.rgb_alone and not options.pixels.is_rgb:
+                raise ValueError(
+                    f"inputs.{key} is made of RGB of 8 bits alone, and data.channels="
+                    f"{options.pixels.channels or 'rgb'} are {options.pixels.dtype}: "
+                    "take another input"
+                )
         count = len(source)
         rows = range(batch_size) if rows is None else [int(row) for row in rows]
         order = _make_order(source, options, seed, batch_size) if train else None
@@ -176,7 +182,8 @@ class Loader:
         )
         # An input is a map of four floats per pixel at most.
         pixels = max([options.image_size, *_tiers(options)]) ** 2
-        batch_bytes = len(rows) * pixels * (3 + 16 * len(inputs or ()))
+        each = options.pixels.count * options.pixels.dtype.itemsize
+        batch_bytes = len(rows) * pixels * (each + 16 * len(inputs or ()))
         # Reading what is encoded is less work than handing it over.
         workers = 0 if load.encoded else options.workers
         self._start = functools.partial(
@@ -200,10 +207,10 @@ class Loader:
         """Returns the next batch.
 
         Returns:
-          Dict of "image" uint8 [b, S, S, 3], "label" int32 [b] where the source has
-          classes, the inputs, and in evaluation "mask" bool [b]. Without inputs there
-          are the further keys of the source as `transforms.transform` makes them,
-          strings as arrays of objects.
+          Dict of "image" [b, S, S, C], by default uint8 of 3 channels, "label" int32
+          [b] where the source has classes, the inputs, and in evaluation "mask" bool
+          [b]. Without inputs there are the further keys of the source as
+          `transforms.transform` makes them, strings as arrays of objects.
 
         Raises:
           StopIteration: After the last batch of an evaluation, or after `close`.

@@ -13,13 +13,14 @@ from ldm_jax.data.load_batch import LOADER_OPTIONS
 from ldm_jax.data.orders.mixture import Part
 from ldm_jax.data.sources import SOURCES, Reclassed, keep
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.images.pixels import SHOWN
 from ldm_jax.ranges import check_section
 
 Section = Mapping[str, Any] | ConfigDict
 
 _SECTION_KEYS = (
     *("source", "split", "eval_split", "eval_name"),
-    *("inputs", "filter", "buckets"),
+    *("inputs", "filter", "buckets", SHOWN),
 )
 
 # So many of the examples that opening left out are named.
@@ -113,7 +114,7 @@ def _check_parts(section, name):
         check_section(entry, f"data.parts.{part}")
         entry.pop("weight", None)
         for key in entry:
-            if key in (*LOADER_OPTIONS, "inputs", "buckets"):
+            if key in (*LOADER_OPTIONS, "inputs", "buckets", SHOWN):
                 raise ConfigError(
                     f"{where}.{key} is one for the whole mixture: set data.{key}"
                 )

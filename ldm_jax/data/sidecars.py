@@ -19,6 +19,9 @@ from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
+# Arrays that are images, where there are no others.
+ARRAY_SUFFIX = ".npy"
+
 
 class MissingFile(ValueError):
     """There is no such file beside an image."""
@@ -142,7 +145,7 @@ def drop_sidecars(names: Iterable[str]) -> list[str]:
     names = list(names)
     stems = {os.path.splitext(name)[0] for name in names}
     suffixes = tuple(row.suffix for row in MODALITIES.values() if row.suffix)
-    return [
+    names = [
         name
         for name in names
         if not name.endswith(suffixes)
@@ -151,3 +154,10 @@ def drop_sidecars(names: Iterable[str]) -> list[str]:
             for suffix in suffixes
         )
     ]
+    # Arrays of any key of the user's.
+    return [name for name in names if not _is_of(name, stems)]
+
+
+def _is_of(name, stems):
+    stem, suffix = os.path.splitext(name)
+    return suffix == ARRAY_SUFFIX and os.path.splitext(stem)[0] in stems - {stem}

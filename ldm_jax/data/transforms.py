@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.annotations import Num
 from ldm_jax.data.crops import (
     SIZE_AND_CROP,
+    Crop,
     Size,
     choose_crop,
+    resize_image,
     sides,
     size_and_crop,
 )
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of, pack, unpack
-from ldm_jax.images import size_of
+from ldm_jax.images import RGB, Pixels, batch_image, decode_pixels, size_of
 from ldm_jax.images.header_sizes import size_in
 
 
@@ -29,6 +32,7 @@ def transform(
     rng: np.random.Generator | None = None,
     min_crop: float = 1.0,
     with_size: bool = False,
+    pixels: Pixels = RGB,
 ) -> dict[str, Any]:
     """Makes the arrays of one example.
 
@@ -40,20 +44,21 @@ def transform(
       rng: NumPy generator; needed for what is random.
       min_crop: See `choose_crop`.
       with_size: Whether to add "size_and_crop", see `crops.size_and_crop`.
+      pixels: Channels and type of the image.
 
     Returns:
-      Dict of "image" uint8 [S, S, 3]; "label" int32 []; "segmentation" int32 [S, S];
-      "depth" float32 [S, S, 1]; "boxes" float32 [MAX_BOXES, 4] and "box_labels" int32
-      [MAX_BOXES], see `pad_boxes`; "mask" bool [S, S]; "low_res" uint8 [h, w, 3] at its
-      own resolution, and so on for every row of MODALITIES, as far as the example has
-      them; strings as str, of "caption" a list of str where there are several; other
-      values as they are.
+      Dict of "image" [S, S, C], by default uint8 [S, S, 3]; "label" int32 [];
+      "segmentation" int32 [S, S]; "depth" float32 [S, S, 1]; "boxes" float32
+      [MAX_BOXES, 4] and "box_labels" int32 [MAX_BOXES], see `pad_boxes`; "mask" bool
+      [S, S]; "low_res" uint8 [h, w, 3] at its own resolution, and so on for every row
+      of MODALITIES, as far as the example has them; strings as str, of "caption" a list
+      of str where there are several; other values as they are.
 
     Raises:
       DecodeError: If one of the images cannot be decoded.
     """
-    image = MODALITIES["image"].decode(example["image"], max(sides(size)))
-    where = choose_crop(*image.size, size, crop, flip, rng, min_crop)
+    image = decode_pixels(example["image"], max(sides(size)), pixels)
+    where = choose_crop(*extent(image), size, crop, flip, rng, min_crop)
     followed = {}
     if with_size:
         original = _original_size(example["image"])
@@ -62,13 +67,57 @@ def transform(
     for key in example:
         name = modality_of(key)
         # A modality of several keys follows with the first of them.
-        if name is not None and key not in followed:
-            value = image if name == "image" else pack(name, example)
-            followed |= _follow(name, value, where, size)
+        if name == "image":
+            followed[key] = cut_image(image, where, size, pixels)
+        elif name is not None and key not in followed:
+            followed |= _follow(name, pack(name, example), where, size)
     return {
         key: followed[key] if key in followed else as_text(value)
         for key, value in example.items()
     }
+
+
+def extent(image: Any) -> tuple[int, int]:
+    """Says how large a decoded image is.
+
+    Args:
+      image: PIL image, or an array [H, W, ...].
+
+    Returns:
+      (width, height) in pixels.
+    """
+    return image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+
+
+def cut_image(
+    image: Any, crop: Crop, size: Size, pixels: Pixels = RGB
+) -> Num[np.ndarray, "height width channels"]:
+    """Cuts out and resizes an image of any kind, in all digits that it has.
+
+    Args:
+      image: What `images.decode_pixels` gives.
+      crop: Crop.
+      size: Side of the result in pixels, or its (height, width).
+      pixels: What it is.
+
+    Returns:
+      Array [height, width, C] in the type of a batch.
+    """
+    layered = pixels.kind == "rgba" and isinstance(image, np.ndarray)
+    image = resize_image(_weighted(image) if layered else image, crop, size)
+    return batch_image(_unweighted(image) if layered else image, pixels)
+
+
+def _weighted(image):
+    """Colours times opacity, lest those of what is transparent bleed into others."""
+    image = (image + 1) / 2
+    return np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], axis=-1)
+
+
+def _unweighted(image):
+    colours, opacity = image[..., :3], image[..., 3:].clip(0, 1)
+    colours = colours / np.maximum(opacity, np.float32(1e-6))
+    return np.concatenate([colours.clip(0, 1), opacity], axis=-1) * 2 - 1
 
 
 def _original_size(data):
@@ -84,6 +133,6 @@ def _follow(name, value, where, size):
     row = MODALITIES[name]
     if value is None or row.follow is None:
         return {}
-    if row.decode is not None and name != "image":
+    if row.decode is not None:
         value = row.decode(value)
     return unpack(name, row.follow(value, where, size))

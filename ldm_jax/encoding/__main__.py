@@ -79,6 +79,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.encoding.stream import Options
     from ldm_jax.encoding.text_states import require_captions
     from ldm_jax.encoding.write_set import make_writer
+    from ldm_jax.images import pixels_of
     from ldm_jax.lock import hold
     from ldm_jax.store import as_path
     from ldm_jax.trained import (
@@ -100,7 +101,9 @@ def _main(argv: list[str]) -> None:
         workdir, step = config.first_stage.workdir, config.first_stage.step
     if step is None and workdir not in ("", "identity"):
         step = checkpoint.common_step(workdir)
-    first = load_first_stage(workdir, step)
+    count = pixels_of(config.data).count
+    first = load_first_stage(workdir, step, image_channels=count)
+    first.check_pixels(config.data)
     check_same_everywhere(first)
     devices = jax.local_device_count()
     options = Options(

@@ -108,7 +108,7 @@ class Drawing:
             self._weights = sharding.put_tree(weights, shardings)
         key, scale = without_scale(options)
         if (key, seed) not in self._programs:
-            made = make_draw(trained.model, key, mesh, seed)
+            made = make_draw(trained.model, key, mesh, seed, trained.pixels)
             self._programs[key, seed] = made
         draw = self._programs[key, seed]
         return lambda each: draw(*self._weights, each.inputs, each.index, scale)

@@ -22,11 +22,12 @@ from ldm_jax.annotations import Array, Shaped, UInt8
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
 from ldm_jax.images import (
+    RGB,
+    Pixels,
     read_image,
     require_memory,
     to_float,
-    to_uint8,
-    write_png,
+    write_image,
 )
 from ldm_jax.metrics.distances import Result
 from ldm_jax.metrics.measurement import Measurement
@@ -42,7 +43,10 @@ _LABELS = {"psnr": "PSNR", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS"}
 
 
 def make_step(
-    model: nn.Module, mesh: Mesh, perceptual: Callable | None = None
+    model: nn.Module,
+    mesh: Mesh,
+    perceptual: Callable | None = None,
+    pixels: Pixels = RGB,
 ) -> Callable:
     """Compiles what is computed of a batch.
 
@@ -50,13 +54,14 @@ def make_step(
       model: Autoencoder.
       mesh: Mesh of the batches.
       perceptual: None, or a function of (its weights, images, reconstructions), both
-        in [-1, 1], -> distance [B].
+        RGB in [-1, 1], -> distance [B].
+      pixels: What images are.
 
     Returns:
       Function of (params, weights of `perceptual`, batch) -> (rows, sums,
-      reconstructions): dict of metrics [B] and "mask" [B], sums over the images that
-      count of what the kind of first stage measures, and uint8 [B, H, W, C], split like
-      the batch.
+      images, reconstructions): dict of metrics [B] and "mask" [B], sums over the images
+      that count of what the kind of first stage measures, and both as they are shown,
+      uint8 [B, H, W, 3], split like the batch.
     """
     measures = row_of(model).measures
 
@@ -64,18 +69,20 @@ def make_step(
         images, mask = batch["image"], batch["mask"]
         apply = functools.partial(model.apply, {"params": params})
         posterior = apply(to_float(images), method="encode")
-        decoded = to_uint8(apply(posterior.mode(), method="decode"))
+        decoded = pixels.quantise(apply(posterior.mode(), method="decode"))
         rows = {name: metric(images, decoded) for name, metric in METRICS.items()}
         if perceptual is not None:
-            rows["lpips"] = perceptual(weights, to_float(images), to_float(decoded))
+            both = (pixels.to_rgb(to_float(each)) for each in (images, decoded))
+            rows["lpips"] = perceptual(weights, *both)
         sums = {
             name: _sum_over(mask, values)
             for name, values in measures.rows(model, params, posterior).items()
         }
-        return rows | {"mask": mask}, sums, decoded
+        rows["mask"] = mask
+        return rows, sums, pixels.shown(images), pixels.shown(decoded)
 
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(step, out_shardings=(everywhere, everywhere, split))
+    return jax.jit(step, out_shardings=(everywhere, everywhere, split, split))
 
 
 def _sum_over(mask, values):
@@ -116,8 +123,8 @@ def evaluate(
 
     Args:
       first: A `trained.FirstStage`.
-      batches: Iterable of dicts of global arrays "image" uint8 [B, H, W, C] and "mask"
-        bool [B], which marks rows that count.
+      batches: Iterable of dicts of global arrays "image" [B, H, W, C] and "mask" bool
+        [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
       measurement: Empty, of the distances of the set of reconstructions to that of
@@ -134,16 +141,16 @@ def evaluate(
       ConfigError: If a distance or its weights are wrong.
     """
     distance, weights = perceptual or (None, {})
-    step = make_step(first.module, mesh, distance)
+    step = make_step(first.module, mesh, distance, first.pixels)
     params, weights = (
         sharding.put_tree(tree, sharding.tree_shardings(tree, mesh))
         for tree in (first.params, weights)
     )
-    results = ((b["image"], b["mask"], *step(params, weights, b)) for b in batches)
+    results = ((b["mask"], *step(params, weights, b)) for b in batches)
     reconstructed = measurement or Measurement((), mesh)
     originals = reconstructed.twin()
     means, sums, first_pairs, extremes = {}, {}, None, Extremes()
-    for images, mask, rows, parts, decoded in tiling.one_behind(results):
+    for mask, rows, parts, images, decoded in tiling.one_behind(results):
         rows, parts = jax.device_get((rows, parts))
         real = rows.pop("mask")
         for name, values in rows.items():
@@ -216,23 +223,26 @@ def _local_rows(array):
 
 
 def name_outputs(
-    paths: Iterable[str | os.PathLike], outdir: str | os.PathLike
+    paths: Iterable[str | os.PathLike],
+    outdir: str | os.PathLike,
+    suffix: str = ".png",
 ) -> dict[Place, Place]:
     """Names the file that each image's reconstruction goes to.
 
     Args:
       paths: Image files.
       outdir: Folder of the results.
+      suffix: That of the results, see `images.suffix_of`.
 
     Returns:
-      Dict of image file -> PNG file in `outdir`.
+      Dict of image file -> file in `outdir`.
 
     Raises:
       ConfigError: If two of them would go to the same file.
     """
     sources = {}
     for path in map(as_path, paths):
-        output = as_path(outdir) / f"{path.stem}_reconstructed.png"
+        output = as_path(outdir) / f"{path.stem}_reconstructed{suffix}"
         if output in sources:
             raise ConfigError(
                 f"--image: {sources[output]} and {path} would both go to {output}; "
@@ -249,6 +259,7 @@ def reconstruct_file(
     output: str | os.PathLike,
     tile: int,
     overlap: int,
+    pixels: Pixels = RGB,
 ) -> str:
     """Encodes and decodes an image file at its own size, tile by tile.
 
@@ -256,9 +267,10 @@ def reconstruct_file(
       codec: (encode, decode), functions of a tile in [-1, 1] and of its latents.
       factor: Downsampling factor of the first stage.
       path: Image file.
-      output: PNG file to write.
+      output: File to write, with the suffix of `images.suffix_of`.
       tile: Side of a tile in pixels, see `tiling.encode_tiled`.
       overlap: Pixels that neighbours have in common.
+      pixels: What images are.
 
     Returns:
       A line that says what was done.
@@ -267,7 +279,7 @@ def reconstruct_file(
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        image = read_image(read_file(path, require_memory))
+        image = read_image(read_file(path, require_memory), pixels)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]
@@ -281,7 +293,7 @@ def reconstruct_file(
         decoded = tiling.decode_tiled(codec[1], latents, factor, **options)
     except ValueError as error:
         raise ConfigError(f"--tile, --overlap: {error}") from error
-    write_png(output, to_uint8(decoded[0, :height, :width]))
+    write_image(output, pixels.quantise(decoded[0, :height, :width]), pixels)
     shape = " x ".join(map(str, latents.shape[1:]))
     seconds = time.perf_counter() - start
     return f"{output}: {height} x {width} through latents of {shape}, {seconds:.1f} s"

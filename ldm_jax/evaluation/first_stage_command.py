@@ -23,7 +23,7 @@ from ldm_jax.evaluation.report import (
     sampling_reasons,
 )
 from ldm_jax.files import write_bytes, write_json
-from ldm_jax.images import memory_limit, write_png
+from ldm_jax.images import memory_limit, suffix_of, write_png
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.store import Place
@@ -59,7 +59,7 @@ def reconstruct(
     tile: int,
     overlap: int,
 ) -> None:
-    """Writes `<name>_reconstructed.png` for each image file.
+    """Writes `<name>_reconstructed.png`, or `.npy`, for each image file.
 
     Args:
       first: A `trained.FirstStage`.
@@ -71,11 +71,12 @@ def reconstruct(
     Raises:
       ConfigError: If a file cannot be read, or two would go to one file.
     """
-    outputs = name_outputs(paths, outdir)
+    pixels = first.pixels
+    outputs = name_outputs(paths, outdir, suffix_of(pixels))
     codec, factor = compile_codec(first), first.module.downsampling_factor
     with memory_limit(first.config.data.get("max_image_gb")):
         for path, output in outputs.items():
-            print(reconstruct_file(codec, factor, path, output, tile, overlap))
+            print(reconstruct_file(codec, factor, path, output, tile, overlap, pixels))
             peers.progress()
 
 
@@ -105,6 +106,8 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
     measurement = Measurement(how.distances, mesh, how.weights)
+    if first.pixels.describe():
+        print(f"distances, LPIPS and pictures are of {first.pixels.describe()}")
     batches = images.batches()
     results, pictures = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():

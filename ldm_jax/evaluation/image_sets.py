@@ -164,7 +164,7 @@ def from_data(images: Images) -> ImageSet:
     }
 
     def batches(start):
-        for batch in images.batches(start):
+        for batch in images.shown_batches(start):
             start = min(start + images.batch_size, images.count)
             yield start, batch
 

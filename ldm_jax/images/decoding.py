@@ -1,4 +1,4 @@
-"""From encoded images of any format and mode to RGB, or to one channel.
+"""From encoded images of any format and mode to RGB, RGBA, or one channel.
 
 Large images are converted in bands, so that beside the pixels as they are decoded and
 the result nothing of their size is ever in memory.
@@ -7,6 +7,7 @@ the result nothing of their size is ever in memory.
 import functools
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ _TOPS = {"F": (1, 255, 65535), "I": (255, 65535)}
 
 # What Pillow opens in a 32-bit mode and has at most 16 bits: PPM, and PNG in Pillow 10.
 # A PPM fills its range whatever its header says.
-_SIXTEEN = ("PNG", "PPM")
+SIXTEEN = ("PNG", "PPM")
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
@@ -57,8 +58,11 @@ _TURNS = {
 }
 
 
-def decode(data: Any, least_side: int | None = None) -> Image.Image:
-    """Decodes an image to RGB.
+def decode(data: Any, least_side: int | None = None, mode: str = "RGB") -> Image.Image:
+    """Decodes an image to RGB, RGBA or grey, of 8 bits.
+
+    Grey of more bits is scaled, not clipped. What is transparent lies on white, except
+    in RGBA.
 
     Args:
       data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
@@ -66,15 +70,16 @@ def decode(data: Any, least_side: int | None = None) -> Image.Image:
       least_side: The shorter side that is needed, in pixels. A JPEG much larger is
         decoded at 1/2, 1/4 or 1/8 of its size, and any image of more than 89 million
         pixels is reduced, to no smaller than twice this.
+      mode: "RGB", "RGBA" or "L".
 
     Returns:
-      PIL image of mode RGB.
+      PIL image of that mode.
 
     Raises:
       DecodeError: If the data is not an image, is cut short or is damaged, or would
         take more memory than the limit, see `memory.memory_limit`.
     """
-    return _guarded(_read_rgb, data, least_side)
+    return guarded(_read_as, data, least_side, mode)
 
 
 def decode_plane(data: Any) -> Shaped[np.ndarray, "H W"]:
@@ -89,7 +94,7 @@ def decode_plane(data: Any) -> Shaped[np.ndarray, "H W"]:
     Raises:
       DecodeError: As `decode`, and if there are several channels.
     """
-    return _guarded(_read_plane, data)
+    return guarded(_read_plane, data)
 
 
 def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
@@ -106,7 +111,7 @@ def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
     Raises:
       DecodeError: If it is not an image, is cut short or is damaged.
     """
-    return _guarded(_read_grey, data)
+    return guarded(_read_grey, data)
 
 
 def size_of(data: Any) -> tuple[int, int]:
@@ -121,11 +126,22 @@ def size_of(data: Any) -> tuple[int, int]:
     Raises:
       DecodeError: If it is not an image.
     """
-    return _guarded(_read_size, data)
+    return guarded(_read_size, data)
 
 
-def _guarded(function, *arguments):
-    """Calls a decoder; whatever it trips over becomes a DecodeError."""
+def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a decoder; whatever it trips over becomes a DecodeError.
+
+    Args:
+      function: The decoder.
+      *arguments: Its arguments.
+
+    Returns:
+      What it returns.
+
+    Raises:
+      DecodeError: If it fails.
+    """
     try:
         with without_pillows_limit():
             return function(*arguments)
@@ -137,7 +153,15 @@ def _guarded(function, *arguments):
         raise DecodeError(" ".join(text.split())) from error
 
 
-def _open(data):
+def open_image(data: Any) -> Image.Image:
+    """Opens an image of the formats that are read; call it in `guarded`.
+
+    Args:
+      data: Encoded bytes, a path, or an array that Pillow knows.
+
+    Returns:
+      PIL image, whose pixels are not loaded yet.
+    """
     if isinstance(data, np.ndarray):
         return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
     if not isinstance(data, bytes) and is_remote(data):
@@ -152,15 +176,27 @@ def _formats():
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _load(image, size, more):
-    """Loads an image, if that and `more` bytes for what is made of it fit."""
+def load_image(
+    image: Image.Image, size: tuple[int, int] | None = None, more: int = 0
+) -> None:
+    """Loads the pixels of an image, if there is memory for them.
+
+    Args:
+      image: Opened image.
+      size: (width, height) in pixels in the file, where it is drafted.
+      more: Bytes that what is made of it takes.
+
+    Raises:
+      DecodeError: If they take more than the limit.
+    """
+    size = size or image.size
     needed = bytes_to_load(image, size) + more
     require_memory(needed, f"{size[0]} x {size[1]} pixels of mode {image.mode}")
     image.load()
 
 
 def _read_size(data):
-    with _open(data) as image:
+    with open_image(data) as image:
         if image.format == "PNG":
             # Pillow looks for Exif data behind the pixels, and decodes these first.
             needed = bytes_to_load(image, image.size)
@@ -170,17 +206,17 @@ def _read_size(data):
         return image.size[::-1] if turned else image.size
 
 
-def _read_rgb(data, least_side):
-    with _open(data) as image:
+def _read_as(data, least_side, mode):
+    with open_image(data) as image:
         size = image.size
         if least_side:
             # Twice what is needed leaves the antialiasing to the resize that follows.
             _shrink_on_load(image, 2 * least_side)
         factor = _factor(image.size, least_side)
-        as_it_is = image.mode == "RGB" and factor == 1
+        as_it_is = image.mode == mode and factor == 1
         pixels = image.width * image.height
-        _load(image, size, 0 if as_it_is else 4 * pixels // factor**2)
-        return _upright(image, _to_rgb(image, factor))
+        load_image(image, size, 0 if as_it_is else 4 * pixels // factor**2)
+        return upright(image, _to_mode(image, factor, mode))
 
 
 def _shrink_on_load(image, least_side):
@@ -204,17 +240,28 @@ def _turn(image):
         return 1
 
 
-def _upright(image, result):
-    """Turns what was made of an image as the image says of itself."""
+def upright(image: Image.Image, result: Image.Image) -> Image.Image:
+    """Turns what was made of an image as the image says of itself.
+
+    Args:
+      image: The image.
+      result: What was made of it.
+
+    Returns:
+      PIL image.
+    """
     turn = _TURNS.get(_turn(image))
     return result if turn is None else result.transpose(turn)
 
 
-def _to_rgb(image, factor=1, ground=BACKGROUND):
-    if image.mode == "RGB" and factor == 1 and not _is_transparent(image):
+def _to_mode(image, factor, mode):
+    clear = _is_transparent(image)
+    if image.mode == mode and factor == 1 and (not clear or mode == "RGBA"):
         return image
-    convert = _converter(image, ground)
-    return _in_bands(image, factor, "RGB", convert)
+    convert = _converter(image, BACKGROUND)
+    if mode == "RGBA" and clear:
+        return _in_bands(image, factor, mode, lambda band: band.convert(mode))
+    return _in_bands(image, factor, mode, lambda band: convert(band).convert(mode))
 
 
 def _in_bands(image, factor, mode, convert):
@@ -261,7 +308,7 @@ def _range(image):
     are taken to lie in [0, 1] (floats), else [0, 255], else [0, 65535], whichever is
     the first to hold all values, and are stretched to their own range if none does.
     """
-    sixteen = image.mode == "I" and image.format in _SIXTEEN
+    sixteen = image.mode == "I" and image.format in SIXTEEN
     if image.mode.startswith("I;16") or sixteen:
         return 0, 65535
     width, height = image.size
@@ -288,13 +335,13 @@ def _read_grey(data):
         if data.ndim == 2 or data.shape[2:] == (1,):
             return _read_plane(data)
         return np.asarray(_to_grey(Image.fromarray(data)))
-    with _open(data) as image:
+    with open_image(data) as image:
         # Indices of a palette say nothing of brightness.
         plain = len(image.getbands()) == 1 and image.mode != "P"
         more = bytes_per_pixel(image.mode) if plain else 2
-        _load(image, image.size, more * image.width * image.height)
+        load_image(image, image.size, more * image.width * image.height)
         plain &= not _is_transparent(image)
-        return np.asarray(_upright(image, image if plain else _to_grey(image)))
+        return np.asarray(upright(image, image if plain else _to_grey(image)))
 
 
 def _to_grey(image):
@@ -306,14 +353,14 @@ def _read_plane(data):
     if isinstance(data, np.ndarray):
         array = data[..., 0] if data.shape[2:] == (1,) else data
     else:
-        with _open(data) as image:
+        with open_image(data) as image:
             if len(image.getbands()) > 1:
                 bands = len(image.getbands())
                 raise DecodeError(f"expected one channel, got ({bands},)")
             each = bytes_per_pixel(image.mode)
-            _load(image, image.size, each * image.width * image.height)
+            load_image(image, image.size, each * image.width * image.height)
             array = np.asarray(image)
-            if image.format in _SIXTEEN and image.mode == "I":
+            if image.format in SIXTEEN and image.mode == "I":
                 array = array.astype(np.uint16)
     if array.ndim != 2:
         raise DecodeError(f"expected one channel, got {array.shape[2:] or array.shape}")

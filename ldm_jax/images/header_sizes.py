@@ -3,9 +3,11 @@
 They are those of the image as `decode` gives it, turned as its Exif data say.
 """
 
+import io
 import struct
 from collections.abc import Callable
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from ldm_jax.errors import DecodeError
@@ -133,6 +135,18 @@ def _webp(data):
     return None
 
 
+def _npy(data):
+    with io.BytesIO(data) as file:
+        version = np.lib.format.read_magic(file)
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
+        # The header is a Python literal: a hostile one raises nearly anything.
+        try:
+            shape, *_ = read(file)
+        except Exception:
+            return None
+    return shape[1::-1] if len(shape) in (2, 3) else None
+
+
 def _gif(data):
     return struct.unpack_from("<HH", data, 6)
 
@@ -153,4 +167,5 @@ _READERS = {
     b"\x89PNG\r\n\x1a\n": _png,
     b"RIFF": _webp,
     b"GIF8": _gif,
+    b"\x93NUMPY": _npy,
 }

@@ -1,17 +1,18 @@
 """How close reconstructions are to their images.
 
-All distances are taken between 8-bit images, what PNG files of them would hold, one
-number per image; a data set's number is the mean over its images.
+All distances are taken between images as files of them hold them, of any type and any
+channels, in units of 1/255 of the range; one number per image, and a data set's number
+is the mean over its images.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.annotations import Array, Float, UInt8
+from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.images import to_float
 
-Images = UInt8[Array, "batch height width channels"]
+Images = Num[Array, "batch height width channels"]
 PerImage = Float[Array, " batch"]
 
 # Equal images count so much: one of them would make every mean infinite.
@@ -25,7 +26,7 @@ def psnr(images: Images, reconstructions: Images) -> PerImage:
     """Peak signal-to-noise ratio, 10 log10(255² / mean squared error).
 
     Args:
-      images: uint8 [B, H, W, C].
+      images: [B, H, W, C], uint8, uint16, or floats in [-1, 1].
       reconstructions: Like `images`.
 
     Returns:
@@ -41,7 +42,7 @@ def l1(images: Images, reconstructions: Images) -> PerImage:
     """Mean absolute error of images in [-1, 1].
 
     Args:
-      images: uint8 [B, H, W, C].
+      images: [B, H, W, C], uint8, uint16, or floats in [-1, 1].
       reconstructions: Like `images`.
 
     Returns:
@@ -58,7 +59,7 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
     range of 255, per channel, over the windows that lie wholly in the image.
 
     Args:
-      images: uint8 [B, H, W, C], at least 11 pixels high and wide.
+      images: [B, H, W, C] likewise, at least 11 pixels high and wide.
       reconstructions: Like `images`.
 
     Returns:
@@ -89,7 +90,10 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
 
 
 def _numbers(images):
-    return images.astype(jnp.float32)
+    """Float32 in [0, 255]."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32)
+    return (to_float(images) + 1) * 127.5
 
 
 def _window_means(values):

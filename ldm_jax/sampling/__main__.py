@@ -147,7 +147,7 @@ with cli.group("output"):
     )
     flags.DEFINE_integer("shard_size", 1024, "Samples of a shard of npz or tar.")
     flags.DEFINE_bool(
-        "npz", False, "Also write samples.npz (uint8 [N, H, W, 3], and the conditions)."
+        "npz", False, "Also write samples.npz (arr_0 [N, H, W, C], and the conditions)."
     )
 
 _GIVEN |= {"negative_prompt": _NEGATIVE, "guide_image": _GUIDE_IMAGE}

@@ -1,8 +1,10 @@
 """`samples.npz`: all samples as one array for evaluators, and their conditions."""
 
+import functools
 import zipfile
 
 from ldm_jax.files import replacing
+from ldm_jax.images import file_values
 from ldm_jax.metrics.adm_npz import IMAGES, write_arrays, write_stream
 from ldm_jax.sampling.conditions import (
     collect_conditions,
@@ -20,7 +22,7 @@ def write_array(
 ) -> None:
     """Writes `samples.npz`, image by image.
 
-    Beside `arr_0`, uint8 [N, H, W, C], it holds "reference", the images that are given
+    Beside `arr_0` [N, H, W, C], it holds "reference", the images that are given
     or held out, and what `conditions.collect_conditions` gives.
 
     Args:
@@ -32,16 +34,18 @@ def write_array(
     """
     path, count = outdir / "samples.npz", task.count
     conditions = collect_conditions(trained, task, seed)
+    values_of = functools.partial(file_values, pixels=trained.pixels)
     references = (
-        make_example(trained, task, conditions_from(task, k)).get("image")
+        values_of(make_example(trained, task, conditions_from(task, k))["image"])
         for k in range(count)
     )
     has_references = "image" in task.values or task.source is not None
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        shape = write_stream(archive, IMAGES, count, store.images(count))
+        images = map(values_of, store.images(count))
+        shape = write_stream(archive, IMAGES, count, images)
         if has_references:
             write_stream(archive, "reference", count, references)
         write_arrays(archive, conditions)
     others = sorted([*conditions, *["reference"] * has_references])
     others = f"; {', '.join(others)}" if others else ""
-    print(f"array: {path} {shape} uint8{others}")
+    print(f"array: {path} {shape}{others}")

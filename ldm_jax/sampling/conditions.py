@@ -5,6 +5,7 @@ which the very same inputs are made.
 """
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,17 @@ from ldm_jax.annotations import Bool, Int, Shaped
 from ldm_jax.data.crops import SIZE_AND_CROP, WHOLE, Size, choose_crop, whole_size
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
-from ldm_jax.data.transforms import transform
+from ldm_jax.data.transforms import cut_image, extent, transform
 from ldm_jax.errors import ConfigError, DecodeError
-from ldm_jax.images import memory_limit, size_of
+from ldm_jax.images import (
+    RGB,
+    Pixels,
+    decode_pixels,
+    find_size,
+    memory_limit,
+    require_memory,
+)
+from ldm_jax.reading import open_file
 from ldm_jax.sampling.flag_values import dashed
 from ldm_jax.sampling.gradient_guidance import GUIDE_FACTOR
 from ldm_jax.sampling.task import Task, ways
@@ -52,7 +61,7 @@ def _make_example(trained, task, k):
             found = task.source[index]
             for note in notes_of(found):
                 _warn_once(f"{task.source.describe(index)}: {note}")
-            example = transform(found, task.size)
+            example = transform(found, task.size, pixels=trained.pixels)
             if not isinstance(example.get("caption", ""), str):
                 example["caption"] = example["caption"][0]
         # Whatever a damaged record or file raises.
@@ -77,10 +86,11 @@ def _place(trained, task, name, value):
     side = trained.config.data.image_size
     takers = inputs_of(trained.inputs, name).values()
     if not takers:
-        return unpack(name, fit(name, value, task.size))
+        return unpack(name, fit(name, value, task.size, trained.pixels))
     part = {}
     for make in takers:
-        fitted = fit(name, value, make.size_for(name, task.size, side))
+        size = make.size_for(name, task.size, side)
+        fitted = fit(name, value, size, trained.pixels)
         try:
             part = make.place(name, fitted) | part
         except ValueError as error:
@@ -88,13 +98,14 @@ def _place(trained, task, name, value):
     return part
 
 
-def fit(name: str, value: Any, size: Size) -> Any:
+def fit(name: str, value: Any, size: Size, pixels: Pixels = RGB) -> Any:
     """Brings what a flag gives to the size of the samples.
 
     Args:
       name: Row of MODALITIES.
       value: Path of a file, or what else the flag's form gives.
       size: (height, width) in pixels.
+      pixels: What the images of the model are.
 
     Returns:
       The value of an example: images and maps are cut at the centre and resized.
@@ -103,9 +114,11 @@ def fit(name: str, value: Any, size: Size) -> Any:
       ConfigError: If a file cannot be read, or is not of use.
     """
     row = MODALITIES[name]
-    # One file often serves all samples.
-    make = _fit if row.decode is None else _fit_file
     try:
+        if name == "image":
+            return _fit_image(value, size, pixels)
+        # One file often serves all samples.
+        make = _fit if row.decode is None else _fit_file
         return make(row, value, size)
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{dashed(name)}: cannot read {value}: {error}") from error
@@ -122,19 +135,24 @@ def _fit(row, value, size):
 @functools.lru_cache(maxsize=64)
 def _fit_file(row, path, size):
     opened = row.decode(path, max(size))
-    crop = choose_crop(*_extent(opened), size)
+    crop = choose_crop(*extent(opened), size)
     return (row.fit or row.follow)(opened, crop, size)
 
 
-def _extent(opened):
-    """Width and height of a PIL image or an array."""
-    return opened.shape[1::-1] if isinstance(opened, np.ndarray) else opened.size
+@functools.lru_cache(maxsize=64)
+def _fit_image(path, size, pixels):
+    opened = decode_pixels(path, max(size), pixels)
+    return cut_image(opened, choose_crop(*extent(opened), size), size, pixels)
 
 
 @functools.lru_cache(maxsize=64)
 def _extent_of_file(name, path):
     try:
-        return size_of(path)
+        with open_file(path, require_memory) as file:
+            return find_size(
+                lambda count: file.read(count + file.seek(0)),
+                os.fstat(file.fileno()).st_size,
+            )
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 
@@ -168,9 +186,9 @@ def make_row(
 
     Returns:
       Dict of "inputs", the conditioner's keys -> array, and as the task needs them
-      "negative" likewise, "images" uint8 [H, W, 3] (also those of held-out data),
-      "mask" bool [H, W, 1], true where the image is to be filled, "classes" and
-      "guide"; see `gradient_guidance.make_gradient_guidance`.
+      "negative" likewise, "images" [H, W, C] like those of a batch (also those of
+      held-out data), "mask" bool [H, W, 1], true where the image is to be filled,
+      "classes" and "guide"; see `gradient_guidance.make_gradient_guidance`.
 
     Raises:
       ConfigError: If a file or a held-out example cannot be read or does not fit.
@@ -214,7 +232,7 @@ def _guide(trained, task, k):
     factor = 1 if trained.lpips is not None else GUIDE_FACTOR
     path, size = task.values["guide_image"][k], tuple(n // factor for n in task.size)
     try:
-        return _fit_file(MODALITIES["image"], path, size)
+        return _fit_image(path, size, trained.pixels)
     except (DecodeError, OSError) as error:
         raise ConfigError(f"--guide_image: cannot read {path}: {error}") from error
 

@@ -78,7 +78,8 @@ def make_gradient_guidance(
       trained: A Trained.
       weights: Its weights, as arguments of the program.
       batch: Dict with "classes" int32 [B] for the classifier, and for a guide "guide",
-        uint8 [B, H, W, 3] at full size for LPIPS, else smaller by GUIDE_FACTOR.
+        [B, H, W, C] like the images of a batch, at full size for LPIPS, else smaller by
+        GUIDE_FACTOR.
       scales: Dict of `gradient_guidance_scales`.
       decode: Latents -> images.
 
@@ -92,9 +93,12 @@ def make_gradient_guidance(
         target = to_float(batch["guide"])
         distance = low_resolution_distance(target)
         if trained.lpips is not None:
-            distance = functools.partial(
-                LPIPS().apply, {"params": weights["lpips"]}, target
-            )
+            lpips = functools.partial(LPIPS().apply, {"params": weights["lpips"]})
+            to_rgb = trained.pixels.to_rgb
+
+            def distance(images):
+                return lpips(to_rgb(target), to_rgb(images))
+
         guides.append(image_guidance(decode, distance, scales["guide"]))
     if "classifier" in scales:
         network, params = trained.classifier.module, weights["classifier"]

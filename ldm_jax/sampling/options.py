@@ -26,7 +26,7 @@ class RunOptions:
         multiple of their number.
       output: How samples are written, a row of `sample_files.OUTPUTS`.
       shard_size: Samples of a shard, where several lie in one file.
-      npz: Also write `samples.npz`: arr_0 uint8 [N, H, W, 3], and the conditions; see
+      npz: Also write `samples.npz`: arr_0 [N, H, W, C], and the conditions; see
         `array.write_array`.
       from_data: Whether held-out examples give what no flag gives; sample k gets
         example k.

@@ -15,7 +15,14 @@ from ldm_jax.annotations import UInt8
 from ldm_jax.data.draw import draw_image, draw_masked, font
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.labels import name_of_class
-from ldm_jax.images import make_grid, read_image, write_png
+from ldm_jax.images import (
+    RGB,
+    Pixels,
+    make_grid,
+    read_image,
+    suffix_of,
+    write_png,
+)
 from ldm_jax.sampling.conditions import conditions_from, make_example, make_row
 from ldm_jax.sampling.sample_files import SampleFiles
 from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
@@ -68,6 +75,7 @@ def _make_entry(trained, task, seed, outdir, k, sample):
     source = conditions_from(task, k)
     example = make_example(trained, task, source)
     row = make_row(trained, task, seed, source, example)
+    pixels, shown_of = trained.pixels, trained.pixels.shown
     shape = _shape_on_sheet(*sample.shape[:2])
     shown = _starting_points(trained, task, row, shape)
     with_mask = inputs_of(trained.inputs, "mask")
@@ -79,25 +87,29 @@ def _make_entry(trained, task, seed, outdir, k, sample):
         if image is not None:
             shown.append((key, image))
     if "guide" in row:
-        shown.append(("guide", draw_image(row["guide"], shape)))
-    unguided = unguided_path_of(outdir, k)
+        shown.append(("guide", draw_image(shown_of(row["guide"]), shape)))
+    unguided = unguided_path_of(outdir, k, suffix_of(pixels))
     if unguided.exists():
-        shown.append(("unguided", draw_image(read_image(unguided), shape)))
-    shown.append((f"sample {k}", draw_image(sample, shape)))
+        image = shown_of(read_image(unguided, pixels))
+        shown.append(("unguided", draw_image(image, shape)))
+    shown.append((f"sample {k}", draw_image(shown_of(sample), shape)))
     if task.source is not None:
-        shown.append(("held out", draw_image(example["image"], shape)))
+        shown.append(("held out", draw_image(shown_of(example["image"]), shape)))
     return Entry(shown, _text(trained, task, example, source))
 
 
 def _starting_points(trained, task, row, shape):
     """The images that sampling starts from or fills."""
+    shown_of = trained.pixels.shown
     if task.invert and task.path:
         ends = (make_example(trained, task, end) for end in task.path[:2])
-        images = (draw_image(example["image"], shape) for example in ends)
+        images = (draw_image(shown_of(example["image"]), shape) for example in ends)
         return list(zip(("from", "to"), images, strict=True))
     if "mask" in row:
-        return [("image", draw_masked(row["images"], row["mask"], shape))]
-    return [("image", draw_image(row["images"], shape))] if task.starts else []
+        return [("image", draw_masked(shown_of(row["images"]), row["mask"], shape))]
+    if not task.starts:
+        return []
+    return [("image", draw_image(shown_of(row["images"]), shape))]
 
 
 def _text(trained, task, example, k):
@@ -177,17 +189,18 @@ def _wrap(text, width):
 _MAX_GRID = 64
 
 
-def unguided_path_of(outdir: Place, k: int) -> Place:
+def unguided_path_of(outdir: Place, k: int, suffix: str = ".png") -> Place:
     """Says where a sample is written as it is without guidance.
 
     Args:
       outdir: Path of the folder.
       k: Number of the sample.
+      suffix: That of `images.suffix_of`.
 
     Returns:
-      Path of its PNG file.
+      Path of its file.
     """
-    return outdir / "unguided" / f"{k:06d}.png"
+    return outdir / "unguided" / f"{k:06d}{suffix}"
 
 
 def write_grid(
@@ -195,6 +208,7 @@ def write_grid(
     store: SampleFiles,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
+    pixels: Pixels = RGB,
 ) -> Place:
     """Writes `grid.png` of the first samples.
 
@@ -203,6 +217,7 @@ def write_grid(
       store: Where the samples are.
       labels: Class numbers, repeated in turn, of which few make the columns; or None.
       class_names: Their names, if known.
+      pixels: What images are.
 
     Returns:
       Its path.
@@ -214,6 +229,8 @@ def write_grid(
         names = [name_of_class(label, class_names) for label in labels]
         print("columns: " + ", ".join(names[:columns]))
     grid = outdir / "grid.png"
-    write_png(grid, make_grid(np.stack([*store.images(shown)]), columns))
-    print(f"grid: {grid}")
+    images = pixels.shown(np.stack([*store.images(shown)]))
+    write_png(grid, make_grid(images, columns))
+    way = pixels.describe()
+    print(f"grid: {grid}{way and f' ({way})'}")
     return grid

@@ -16,7 +16,6 @@ from ldm_jax.diffusion import solve
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
-from ldm_jax.images import to_uint8
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
 from ldm_jax.seeds import fold_in
@@ -74,8 +73,8 @@ def make_draw(
     Returns:
       Jitted function of the weights of `put_weights`, a batch on the devices, the key
       of the seed and a guidance scale in place of that of the options, or None ->
-      (images, uint8 [B, H, W, C], or latents, float32 [B, h, w, c]; and whether they
-      were finite, bool [B]), for `fetch`.
+      (images [B, H, W, C] in the type of a batch, or latents, float32 [B, h, w, c]; and
+      whether they were finite, bool [B]), for `fetch`.
     """
     model = trained.model
     factor = model.first_stage.downsampling_factor
@@ -115,7 +114,7 @@ def make_draw(
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         if latents:
             return images, finite
-        images = to_uint8(images)
+        images = trained.pixels.quantise(images)
         if "mask" in batch:
             # What is known stays as it is, to the bit.
             images = jnp.where(batch["mask"], images, batch["images"])
@@ -135,7 +134,7 @@ def fetch(
       indices: Numbers of the samples of its first rows; others fill the batch up.
 
     Returns:
-      Images, uint8 [len(indices), H, W, C], or latents, float32.
+      Images [len(indices), H, W, C] in the type of a batch, or latents, float32.
 
     Raises:
       ConfigError: If a sample is not finite.

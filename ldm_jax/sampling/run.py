@@ -20,7 +20,7 @@ from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import write_png
+from ldm_jax.images import suffix_of, write_image
 from ldm_jax.sampling import output, settings
 from ldm_jax.sampling.array import write_array
 from ldm_jax.sampling.conditions import warn_of_cuts
@@ -145,6 +145,7 @@ def _draw(run, parts, total):
 def _watched(run, drawn, console, begun):
     """Passes batches on, says how far it is, and writes what held-out data has."""
     (missing, size, start), done, said = begun, 0, time.monotonic()
+    pixels = run.sampler.trained.pixels
     for indices, batch, images in drawn:
         if not done:
             seconds = time.perf_counter() - start
@@ -153,7 +154,8 @@ def _watched(run, drawn, console, begun):
             folder, rows = run.outdir / "reference", range(len(indices))
 
             def write(row, indices=indices, images=batch["images"], folder=folder):
-                write_png(folder / f"{indices[row]:06d}.png", images[row])
+                name = f"{indices[row]:06d}{suffix_of(pixels)}"
+                write_image(folder / name, images[row], pixels)
 
             for _ in for_each(write, rows, run.outdir):
                 pass
@@ -168,7 +170,9 @@ def _watched(run, drawn, console, begun):
 def _draw_unguided(run):
     """Draws what the contact sheet shows once more, from the same noise, unguided."""
     shown = range(min(run.job.task.count, output.MOST_ON_SHEET))
-    paths = {k: output.unguided_path_of(run.outdir, k) for k in shown}
+    pixels = run.sampler.trained.pixels
+    suffix = suffix_of(pixels)
+    paths = {k: output.unguided_path_of(run.outdir, k, suffix) for k in shown}
     missing = [k for k, path in paths.items() if not path.exists()]
     if not missing:
         return
@@ -180,7 +184,7 @@ def _draw_unguided(run):
         batch = batch | {"negative": {}}
         images = fetch(run.sampler.lower(job, batch)()(batch), indices)
         for k, image in zip(indices, images, strict=True):
-            write_png(paths[k], image)
+            write_image(paths[k], image, pixels)
         peers.progress()
     seconds = time.perf_counter() - start
     print(f"{len(missing)} of them without guidance in {seconds:.1f} s")
@@ -193,7 +197,8 @@ def _collect(run):
     labels = task.values.get("label")
     # On a path all samples have the same conditions.
     labels = None if task.path else labels and labels.values
-    output.write_grid(outdir, run.store, labels, class_names(trained))
+    names, pixels = class_names(trained), trained.pixels
+    output.write_grid(outdir, run.store, labels, names, pixels)
     if run.run_options.show_unguided:
         _draw_unguided(run)
     write_contact_sheet(trained, task, run.job.seed, outdir, run.store)

@@ -17,7 +17,14 @@ import numpy as np
 from ldm_jax.annotations import Shaped
 from ldm_jax.errors import DecodeError
 from ldm_jax.files import replacing
-from ldm_jax.images import encode_png, read_image, write_png
+from ldm_jax.images import (
+    encode_image,
+    file_values,
+    from_values,
+    read_image,
+    suffix_of,
+    write_image,
+)
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
@@ -86,7 +93,7 @@ class SampleFiles(abc.ABC):
 
         Args:
           part: Numbers of its samples.
-          batches: All of them in order: (numbers, uint8 [numbers, H, W, C]).
+          batches: All of them in order: (numbers, images [numbers, H, W, C]).
 
         Raises:
           DiskError: If it cannot be written.
@@ -104,7 +111,7 @@ class SampleFiles(abc.ABC):
           count: How many.
 
         Yields:
-          uint8 [H, W, C], all of one size.
+          Images [H, W, C] in the type of a batch, all of one size.
 
         Raises:
           DecodeError: If a file is damaged or an image of another size.
@@ -130,7 +137,7 @@ class SampleFiles(abc.ABC):
 
 
 class Files(SampleFiles):
-    """A PNG file for each sample."""
+    """A PNG file for each sample, or `.npy` of what PNG cannot hold."""
 
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
         """See SampleFiles; a process has every so-manieth sample, as one part.
@@ -168,7 +175,7 @@ class Files(SampleFiles):
         del part
 
         def write(pair):
-            write_png(self.path_of(pair[0]), pair[1])
+            write_image(self.path_of(pair[0]), pair[1], self._trained.pixels)
 
         for numbers, images in batches:
             pairs = list(zip(numbers, images, strict=True))
@@ -182,15 +189,15 @@ class Files(SampleFiles):
           k: Number of the sample.
 
         Returns:
-          Path of its PNG file.
+          Path of its file.
         """
-        return self.folder / f"{k:06d}.png"
+        return self.folder / f"{k:06d}{suffix_of(self._trained.pixels)}"
 
     def _read(self, count):
         def read(k):
             path = self.path_of(k)
             try:
-                return path, read_image(path)
+                return path, read_image(path, self._trained.pixels)
             except DecodeError as error:
                 raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
 
@@ -285,7 +292,8 @@ class NpzShards(_Shards):
           part: Numbers of its samples.
           batches: All of them in order.
         """
-        images = (image for _, images in batches for image in images)
+        pixels = self._trained.pixels
+        images = (file_values(image, pixels) for _, some in batches for image in some)
         with (
             replacing(self.path_of(part)) as temporary,
             zipfile.ZipFile(temporary, "w") as archive,
@@ -304,7 +312,8 @@ class NpzShards(_Shards):
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             size = int(np.prod(shape[1:])) * dtype.itemsize
             for _ in part:
-                yield np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+                values = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+                yield from_values(values, self._trained.pixels)
 
 
 class TarShards(_Shards):
@@ -319,21 +328,27 @@ class TarShards(_Shards):
           part: Numbers of its samples.
           batches: All of them in order.
         """
-        names = {"label": "cls", "caption": "txt"}
+        names, pixels = {"label": "cls", "caption": "txt"}, self._trained.pixels
         with (
             replacing(self.path_of(part)) as temporary,
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for numbers, images in batches:
                 for k, image in zip(numbers, images, strict=True):
-                    _add(archive, f"{k:06d}.png", encode_png(image))
+                    name, data = (
+                        f"{k:06d}{suffix_of(pixels)}",
+                        encode_image(image, pixels),
+                    )
+                    _add(archive, name, data)
                     for key, value in self._said(k).items():
                         _add(archive, f"{k:06d}.{names[key]}", str(value).encode())
 
     def _read_shard(self, path, part):
         with tarfile.open(local_copy(path)) as archive:
             for k in part:
-                yield read_image(archive.extractfile(f"{k:06d}.png").read())
+                name = f"{k:06d}{suffix_of(self._trained.pixels)}"
+                data = archive.extractfile(name).read()
+                yield read_image(data, self._trained.pixels)
 
 
 def _add(archive, name, data):

@@ -109,7 +109,8 @@ class Sampler:
             guidance_scale, num_steps and sampler; and of the task, as invert.
 
         Returns:
-          uint8 [N, H, W, C]; with `latents` float32 [N, h, w, c].
+          Images [N, H, W, C] in the type of a batch, by default uint8; with `latents`
+          float32 [N, h, w, c].
 
         Raises:
           ConfigError: If something is unknown, missing or wrong, or not finite.

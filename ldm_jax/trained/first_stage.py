@@ -8,7 +8,9 @@ import numpy as np
 from ldm_jax import checkpoint, peers
 from ldm_jax.build import make_first_stage
 from ldm_jax.checkpoint import Folder, Step, absolute, tree_checksum
+from ldm_jax.config import Section
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.images import Pixels, pixels_of
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.identity import identity_of
 from ldm_jax.sharding import named_leaves
@@ -30,12 +32,42 @@ class FirstStage(NamedTuple):
     config: Any
     record: dict
 
+    @property
+    def pixels(self) -> Pixels:
+        """What the images are that it was trained on."""
+        section = {} if self.config is None else self.config.data
+        return pixels_of(section, self.module.image_channels)
+
+    def check_pixels(self, section: Section) -> None:
+        """Refuses images of other channels, or whose values mean something else.
+
+        Args:
+          section: Config section `data` of what is to be trained or encoded.
+
+        Raises:
+          ConfigError: If they do not go with it.
+        """
+        ours, theirs = pixels_of(section), self.pixels
+        if ours.count != theirs.count or (ours.kind != theirs.kind and self.config):
+            raise ConfigError(
+                f"data.channels={ours.channels or 'rgb'}, but the first stage "
+                f"{self.record['workdir']} is of images with data.channels="
+                f"{theirs.channels or 'rgb'}: set data.channels to that, or train "
+                "another first stage"
+            )
+        if self.config and ours.value_range != theirs.value_range:
+            raise ConfigError(
+                f"data.value_range={ours.value_range}, and {theirs.value_range} where "
+                f"the first stage {self.record['workdir']} was trained: set it to that"
+            )
+
 
 def load_first_stage(
     workdir: Folder,
     step: Step = None,
     average: bool = True,
     key: str = "first_stage.workdir",
+    image_channels: int = 3,
 ) -> FirstStage:
     """Loads a trained first stage.
 
@@ -44,6 +76,7 @@ def load_first_stage(
       step: Checkpoint to take; the newest by default.
       average: Take the moving average of the weights where one was kept.
       key: What the workdir is called, for messages.
+      image_channels: Channels of the images, where there is no first stage to say it.
 
     Returns:
       A FirstStage.
@@ -53,8 +86,11 @@ def load_first_stage(
       CheckpointError: If there is no checkpoint in it, or it cannot be read.
     """
     if workdir == "identity":
-        module = make_first_stage({"kind": "identity"})
-        return FirstStage(module, {}, None, {"workdir": "identity", "step": None})
+        fields = {"kind": "identity", "image_channels": image_channels}
+        record = {"workdir": "identity", "step": None}
+        if image_channels != 3:
+            record["image_channels"] = image_channels
+        return FirstStage(make_first_stage(fields), {}, None, record)
     if not workdir:
         raise ConfigError(
             f"{key} is not set: train a first stage with train.py "

@@ -8,6 +8,7 @@ from ldm_jax.checkpoint import Folder, Step, tree_checksum
 from ldm_jax.data.inputs import held_out_inputs, make_inputs
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
+from ldm_jax.images import Pixels, pixels_of
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained.classifier import load_classifier
 from ldm_jax.trained.first_stage import check_same_latents, load_first_stage
@@ -46,6 +47,11 @@ class Trained(NamedTuple):
     decoder: str | None = None
     classifier: Any = None
     lpips: Any = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the images are that it draws."""
+        return pixels_of(self.config.data, self.model.first_stage.image_channels)
 
 
 def load_model(

@@ -139,7 +139,11 @@ def load_recorded(
         remove = "gcloud storage rm" if is_remote(folder) else "rm"
         remedy = f"remove the copy to read that one in its place: {remove} -r {folder}"
     try:
-        first = load_first_stage(folder, recorded["step"], key=key)
+        # Of the identity nothing else says them.
+        count = recorded.get("image_channels") or 3
+        first = load_first_stage(
+            folder, recorded["step"], key=key, image_channels=count
+        )
     except DamagedCheckpoint as error:
         if not copied:
             raise

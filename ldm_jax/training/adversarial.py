@@ -7,6 +7,7 @@ cent of a step; a branch in the compiled program cost more than it saved.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,6 @@ from ldm_jax.checkpoint import TrainState
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import FirstStageKind
-from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import codebook
 from ldm_jax.training.first_stage_losses import (
     RECONSTRUCTION_LOSSES,
@@ -51,7 +51,8 @@ class Setup:
       model: Autoencoder.
       row: Its row of FIRST_STAGES.
       critic: The discriminator.
-      perceptual: LPIPS, whose weights are `frozen["lpips"]`.
+      perceptual: LPIPS, a function of (its weights, which are `frozen["lpips"]`,
+        images, reconstructions) -> [B].
       options: The section `loss`.
       codes: How the codebook moves; None where there is none.
       freeze: Paths of the autoencoder's parameters that stay as they are.
@@ -62,7 +63,7 @@ class Setup:
     model: nn.Module
     row: FirstStageKind
     critic: PatchDiscriminator
-    perceptual: LPIPS
+    perceptual: Callable
     options: LossOptions
     codes: codebook.CodebookOptions | None
     freeze: tuple
@@ -250,7 +251,7 @@ def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
     regularisation, terms = row.regulariser.loss(regularised, options)
 
     def perceptual(x, y):
-        distances = setup.perceptual.apply({"params": frozen["lpips"]}, x, y)
+        distances = setup.perceptual(frozen["lpips"], x, y)
         return options.perceptual_weight * distances
 
     loss, (metrics, after) = generator_loss(

@@ -15,7 +15,7 @@ from ldm_jax.checkpoint import Folder, tree_checksum
 from ldm_jax.config import build, choose, to_dict
 from ldm_jax.data.orders.buckets import check_step
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.images import to_float
+from ldm_jax.images import pixels_of, to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES, row_of
 from ldm_jax.models.lpips import LPIPS
@@ -88,7 +88,6 @@ def make_stage(
             "data.source=latents has latents and no images, which a first stage is "
             "trained on: name the images"
         )
-    _check_channels(model, data.example["image"].shape[-1])
     options = build(LossOptions, config.loss, "loss")
     least = min(check_step(config.data, 1, ""))
     options, frozen = load_perceptual(options, model, least)
@@ -123,14 +122,6 @@ def _check_size(model, image_size):
         )
 
 
-def _check_channels(model, channels):
-    if model.image_channels != channels:
-        raise ConfigError(
-            f"first_stage.image_channels={model.image_channels}, but images come with "
-            f"{channels} channels; use first_stage.image_channels={channels}"
-        )
-
-
 def make_steps(
     config: ConfigDict,
     model: nn.Module,
@@ -154,11 +145,12 @@ def make_steps(
       ConfigError: If the config cannot work.
     """
     row, freeze, steps = row_of(model), freeze_paths(config), step_options(config)
+    pixels = pixels_of(config.data)
     setup = Setup(
         model=model,
         row=row,
         critic=build(PatchDiscriminator, config.discriminator, "discriminator"),
-        perceptual=LPIPS(dtype=model.dtype),
+        perceptual=functools.partial(_perceptual, LPIPS(dtype=model.dtype), pixels),
         options=options,
         codes=_codebook_options(model, options, within(freeze, "autoencoder")),
         freeze=within(freeze, "autoencoder"),
@@ -191,7 +183,8 @@ def make_steps(
         del frozen, rng
         images = to_float(batch["image"])
         *_, decoded = _reconstruct(model, state, images)
-        return {"inputs": images, "reconstructions": decoded}
+        shown = {"inputs": images, "reconstructions": decoded}
+        return {name: pixels.to_rgb(values) for name, values in shown.items()}
 
     def reconstruct(state, images):
         return _reconstruct(model, state, images)[-1]
@@ -202,7 +195,7 @@ def make_steps(
         eval_step,
         preview,
         frozen,
-        make_images=reconstructed(reconstruct),
+        make_images=reconstructed(reconstruct, pixels),
         summarize=row.measures.summarize,
     )
 
@@ -264,6 +257,11 @@ def _distances(images, decoded, perceptual, frozen):
         "l1": jnp.mean(jnp.abs(decoded - images), axis=(1, 2, 3)),
     }
     if frozen:
-        variables = {"params": frozen["lpips"]}
-        rows["lpips"] = perceptual.apply(variables, images, decoded)
+        rows["lpips"] = perceptual(frozen["lpips"], images, decoded)
     return rows
+
+
+def _perceptual(network, pixels, params, images, decoded):
+    """LPIPS of images in [-1, 1] as they are shown: [B]."""
+    shown = pixels.to_rgb(images), pixels.to_rgb(decoded)
+    return network.apply({"params": params}, *shown)

@@ -16,7 +16,7 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import to_float
+from ldm_jax.images import pixels_of, to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
@@ -123,7 +123,7 @@ def make_steps(
     without = frozen.get("null_states", ())
     freeze = (*freeze_paths(config), *frozen_paths(model.conditioner, without))
     init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
-    options = sample_options(config, model)
+    options, pixels = sample_options(config, model), pixels_of(config.data)
     bins = _level_bins(config, model)
 
     def eval_with_levels(state, frozen, batch, rng):
@@ -153,10 +153,11 @@ def make_steps(
             samples = draw(options.guidance)
         # Of latents that were encoded before there are no images.
         inputs = {"inputs": to_float(batch["image"])} if "image" in batch else {}
-        return inputs | {
+        shown = inputs | {
             "reconstructions": latent_diffusion.decode(model, frozen, latents),
             "samples": samples,
         }
+        return {name: pixels.to_rgb(values) for name, values in shown.items()}
 
     return Stage(
         init,
@@ -164,7 +165,7 @@ def make_steps(
         eval_with_levels,
         preview,
         frozen,
-        make_images=sampled(model, options, config.seed),
+        make_images=sampled(model, options, config.seed, pixels),
         summarize=by_level,
     )
 

@@ -17,6 +17,7 @@ from ldm_jax.checkpoint import Folder, absolute
 from ldm_jax.config import choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.images import pixels_of
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.trained import (
     FirstStage,
@@ -132,13 +133,20 @@ def open_first_stage(
     section = config.first_stage
     if meta and has_own_copy(workdir):
         _check_named(section, meta["first_stage"])
-        return load_recorded(workdir, meta["first_stage"])
+        first = load_recorded(workdir, meta["first_stage"])
+        first.check_pixels(config.data)
+        return first
+    count = pixels_of(config.data).count
     if not meta:
-        first = load_first_stage(section.workdir, _first_step(section))
+        first = load_first_stage(
+            section.workdir, _first_step(section), image_channels=count
+        )
         check_same_everywhere(first)
     else:
-        first = load_first_stage(section.workdir, meta["first_stage"]["step"])
+        step = meta["first_stage"]["step"]
+        first = load_first_stage(section.workdir, step, image_channels=count)
         check_same_first_stage(first.record, meta["first_stage"])
+    first.check_pixels(config.data)
     keep_first_stage(workdir, first)
     return first
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import peers, sharding
 from ldm_jax.batches import Data
+from ldm_jax.build import with_image_channels
 from ldm_jax.checkpoint import Checkpoints, write_config
 from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
@@ -67,7 +68,7 @@ def run(
       Stopped: If the run was asked to stop, after it has saved.
     """
     config, notes = upgrade_config(config)
-    config = check_values(config)
+    config = with_image_channels(check_values(config))
     choose(CHECKS, config.stage, "stage")(config)
     check_sources(config.data)
     train, main = config.train, jax.process_index() == 0

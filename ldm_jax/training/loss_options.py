@@ -148,9 +148,9 @@ def load_perceptual(
             f"loss.perceptual_weight={weight} needs loss.lpips_weights, a path: "
             f"{WHERE}; {without}"
         )
-    if image_size < MIN_SIZE or model.image_channels != 3:
+    if image_size < MIN_SIZE:
         raise ConfigError(
-            f"LPIPS needs colour images of at least {MIN_SIZE} pixels, not "
-            f"{image_size} with {model.image_channels} channels; {without}"
+            f"LPIPS needs images of at least {MIN_SIZE} pixels, not {image_size}; "
+            f"{without}"
         )
     return options, {"lpips": read_lpips(paths, "loss.lpips_weights", without)}

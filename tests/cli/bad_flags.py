@@ -153,6 +153,9 @@ BAD = {
         *_each("--config.data.", "index_dir", "s3://a/b"),
         *_each("--config.data.", "caption_field", "''"),
         *_each("--config.data.", "max_image_gb", "0 -1 nan inf x"),
+        *_each("--config.data.", "channels", "blue 0 -1 2000 1.5"),
+        *_each("--config.data.", "pixel_type", "float16"),
+        *_each("--config.data.", "value_range", "1 1,0 0,x"),
         # The mesh.
         *_each("--config.train.mesh.", "data", "0 3 -2 x 1.5"),
         *_each("--config.train.mesh.", "fsdp", "0 3 -1 x"),

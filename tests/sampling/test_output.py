@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.errors import ConfigError, DecodeError, DiskError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import write_png
+from ldm_jax.images import RGB, write_png
 from ldm_jax.sampling.output import (
     Entry,
     make_contact_sheet,
@@ -66,7 +66,8 @@ def test_settings_that_cannot_be_read_are_an_error(tmp_path, content):
 
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_sample_that_is_of_no_use_is_named(tmp_path, damaged):
-    store = Files(tmp_path, None, types.SimpleNamespace(count=3), 1)
+    trained, task = types.SimpleNamespace(pixels=RGB), types.SimpleNamespace(count=3)
+    store = Files(tmp_path, trained, task, 1)
     for k, side in enumerate((8, 8, 9)):
         write_png(store.path_of(k), np.zeros((side, side, 3), np.uint8))
     if damaged:

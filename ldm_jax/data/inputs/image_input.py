@@ -10,7 +10,7 @@ from ldm_jax.data.draw import draw_masked
 from ldm_jax.data.inputs.kind import Input, require
 from ldm_jax.data.masks import STYLES, draw_mask
 from ldm_jax.data.modalities import MODALITIES
-from ldm_jax.images import decode, to_uint8
+from ldm_jax.images import Pixels, decode, to_float, to_uint8
 
 
 class LowRes(Input):
@@ -25,6 +25,8 @@ class LowRes(Input):
     """
 
     ways = (("low_res",), ("image",))
+    # Degradations are those of photos.
+    rgb_alone = True
 
     def __init__(self, factor: int = 4, degradation: str = "bicubic") -> None:
         """Keeps how to degrade.
@@ -51,7 +53,7 @@ class LowRes(Input):
         elif image is not None:
             height, width = (n // self.factor for n in image.shape[:2])
             small = _resize(small, height, width)
-        return _to_float(small)
+        return to_float(small)
 
     def _size_for(self, modality, size, image_size):
         factor = self.factor if modality == "low_res" else 1
@@ -62,10 +64,10 @@ class LowRes(Input):
 
 
 class MaskedImage(Input):
-    """The image without the region to fill, and the mask: float32 [H, W, 4].
+    """The image without the region to fill, and the mask: float32 [H, W, C + 1].
 
-    Channels 0 to 2 are the image in [-1, 1] and `fill` under the mask, channel 3 is 1
-    under the mask and 0 elsewhere. The mask is that of the example, if there is one,
+    The first C channels are the image in [-1, 1] and `fill` under the mask, the last is
+    1 under the mask and 0 elsewhere. The mask is that of the example, if there is one,
     [H, W] or [H, W, 1], true or >= 0.5 where the image is to be filled; else it is
     drawn.
     """
@@ -108,14 +110,14 @@ class MaskedImage(Input):
             f"the mask is {mask.shape}, the image {image.shape}: give both one size",
         )
         mask = mask.reshape(*image.shape[:2], 1) >= 0.5
-        masked = np.where(mask, np.float32(self._fill), _to_float(image))
+        masked = np.where(mask, np.float32(self._fill), to_float(image))
         return np.concatenate([masked, mask], axis=-1, dtype=np.float32)
 
     def _mask_of(self, value):
-        return value[..., 3:] >= 0.5
+        return value[..., -1:] >= 0.5
 
     def _draw(self, value, shape, names):
-        return draw_masked(to_uint8(value[..., :3]), self._mask_of(value), shape)
+        return draw_masked(to_uint8(_rgb(value)), self._mask_of(value), shape)
 
 
 class Image(Input):
@@ -127,6 +129,7 @@ class Image(Input):
     """
 
     ways = (("style",), ("image",))
+    rgb_alone = True
 
     def __init__(self, key: str, size: int | None = None) -> None:
         """Keeps where to look.
@@ -157,8 +160,10 @@ class Image(Input):
         return MODALITIES["style"].draw(value, shape, names)
 
 
-def _to_float(image):
-    return image.astype(np.float32) / np.float32(127.5) - 1
+def _rgb(value):
+    """The image of [H, W, C + 1]: of many channels three, of few their mean."""
+    image = value[..., :-1]
+    return Pixels(image.shape[-1]).to_rgb(image)
 
 
 def _resize(image, height, width):

@@ -22,6 +22,7 @@ class Input:
     needs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     ways: tuple[tuple[str, ...], ...] = ()
+    rgb_alone: bool = False
 
     def check_size(self, image_size: int) -> None:
         """Checks that images of a size will do.

@@ -22,7 +22,7 @@ from ldm_jax.eval_samples import (
     make_draw,
     needs_examples,
 )
-from ldm_jax.images import to_float, to_uint8
+from ldm_jax.images import RGB, Pixels, to_float, to_uint8
 from ldm_jax.latent_diffusion import LatentDiffusion
 
 
@@ -30,30 +30,33 @@ class Made(NamedTuple):
     """A batch of images, global arrays.
 
     Attributes:
-      images: uint8 [B, H, W, C].
+      images: uint8 [B, H, W, 3].
       mask: Which of them count, bool [B].
       finite: Which of them are of finite numbers, bool [B], on every device.
     """
 
-    images: UInt8[Array, "batch h w c"]
+    images: UInt8[Array, "batch h w 3"]
     mask: Bool[Array, " batch"]
     finite: Bool[Array, " batch"]
 
 
-def sampled(model: LatentDiffusion, sampling: SampleOptions, seed: int) -> Callable:
+def sampled(
+    model: LatentDiffusion, sampling: SampleOptions, seed: int, pixels: Pixels = RGB
+) -> Callable:
     """Has a second stage draw samples, of planned labels or held-out conditions.
 
     Args:
       model: LatentDiffusion.
       sampling: How they are drawn.
       seed: Seed of the run.
+      pixels: What images are; they are measured as they are shown.
 
     Returns:
       Function, see above.
     """
 
     def make(options, mesh, data):
-        draw = make_draw(model, sampling, mesh, seed)
+        draw = make_draw(model, sampling, mesh, seed, pixels)
         if needs_examples(model):
             _require_examples(options, data)
 
@@ -102,11 +105,12 @@ def _require_examples(options, data):
         )
 
 
-def reconstructed(reconstruct: Callable) -> Callable:
+def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
     """Has a first stage reconstruct held-out images.
 
     Args:
       reconstruct: (state, images float32 [B, H, W, C]) -> images, in [-1, 1].
+      pixels: What they are; they are measured as they are shown.
 
     Returns:
       Function, see above.
@@ -121,7 +125,8 @@ def reconstructed(reconstruct: Callable) -> Callable:
 
         def decode(state, images):
             decoded = reconstruct(state, to_float(images))
-            return to_uint8(decoded), jnp.isfinite(decoded).all(axis=(1, 2, 3))
+            shown = to_uint8(pixels.to_rgb(decoded))
+            return shown, jnp.isfinite(decoded).all(axis=(1, 2, 3))
 
         shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         decode = jax.jit(decode, out_shardings=shardings)

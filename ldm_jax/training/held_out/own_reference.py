@@ -7,6 +7,7 @@ import jax
 
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
+from ldm_jax.images import pixels_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
@@ -97,8 +98,9 @@ def _make(run, measurement, record, path, batch_size):
     measurement = measurement.twin(kept_of(total, MOST_ROWS))
     images = run.data.images_alone(record["held_out"], record["limit"], batch_size)
     done = 0
+    show = jax.jit(pixels_of(run.config.data).shown)
     for batch in images:
-        measurement.add(batch["image"], batch["mask"])
+        measurement.add(show(batch["image"]), batch["mask"])
         peers.progress()
         done += len(batch["mask"])
         if time.monotonic() - spoken > _QUIET:
