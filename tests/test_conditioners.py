@@ -546,7 +546,7 @@ def test_wrong_option_is_refused_in_one_line(entry, message):
         ("raw_vector", np.zeros((1, 2, 8)), "slot 'vector' must be floats with 2"),
         ("encoded", np.zeros((1, 8, 8, 4)), "images must be .B, H, W, 3., got"),
         ("clip_image_vector", np.zeros((1, 8, 8, 3), int), "must be floats with 4"),
-        ("masked_image", np.zeros((1, 8, 8, 3)), "the mask last, got .1, 8, 8, 3"),
+        ("masked_image", np.zeros((1, 8, 8, 1)), "the mask last, got .1, 8, 8, 1"),
         ("masked_image", np.full((1, 8, 8, 4), 0.5), "masks must be 0 or 1.* got 0.5"),
     ],
 )

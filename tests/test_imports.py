@@ -1,6 +1,7 @@
 """Imports go one way through the package, from the rooms above to those below."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -25,16 +26,20 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "ldm_jax").rglob("*.py"))
 
 
+@functools.cache
 def _imports(path):
-    """Yields the modules that a file imports, wherever in it they stand."""
+    """The modules that a file imports, wherever in it they stand."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module or ""]
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
+@functools.cache
 def _modules():
     """Module name -> names that it imports from the package."""
     graph = {}

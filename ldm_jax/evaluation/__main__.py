@@ -105,7 +105,7 @@ with cli.group("output"):
     _NPZ = flags.DEFINE_bool(
         "npz",
         False,
-        "Also write samples.npz (uint8 [N, H, W, 3], and the conditions).",
+        "Also write samples.npz (arr_0 [N, H, W, C], and the conditions).",
     )
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)

@@ -33,7 +33,7 @@ from ldm_jax.trained import (
 from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import to_state_dict
 from ldm_jax.weights.tower_names import clip_rows
-from tests.runs import BARE, SHALLOW, tiny_config, train
+from tests.runs import BARE, tiny_config, train
 
 SIZE = dict(features=16, num_layers=1, num_heads=2, head_channels=8)
 
@@ -47,7 +47,7 @@ def write_tower(path, entry, seed=0):
 
 
 def make_config(first_stage, shapes_dir, place):
-    config = tiny_config("shapes_text", shapes_dir, **SHALLOW, **BARE)
+    config = tiny_config("shapes_text", shapes_dir, **BARE)
     config.first_stage.workdir = str(first_stage)
     vocabulary = dict(vocab_size=64, max_length=config.data.inputs.caption.max_length)
     entry = dict(kind="clip_text", null_ids=(1, 0), **SIZE, **vocabulary)
@@ -148,7 +148,7 @@ def test_says_what_does_not_go_with_stored_states(config, shapes_dir, tmp_path):
 def test_a_run_on_states_is_sampled_by_prompts(config, shapes_dir, tmp_path):
     changes = {"conditions": config.conditions, "data": config.data}
     config.data.text_states = True
-    place = {"first_stage__workdir": config.first_stage.workdir, **SHALLOW, **BARE}
+    place = {"first_stage__workdir": config.first_stage.workdir, **BARE}
     train("shapes_text", shapes_dir, tmp_path / "run", **place, **changes)
     trained = load_model(tmp_path / "run")
     assert "tokens" in trained.params["conditioner"]["caption"]
