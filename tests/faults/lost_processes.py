@@ -32,8 +32,8 @@ DEVICES = 2
 _LEFT = {ProcessLost.exit_code, -signal.SIGABRT, 0}
 # With SIGTERM all save the same step and end alike.
 _STOPPED = {143, -signal.SIGTERM, 0}
-# Seconds within which the others must have ended.
-_SOON = 90
+# Seconds within which the others must have ended; what compiles is not asked meanwhile.
+_SOON = 240
 
 
 class PeersJob(Job):
