@@ -38,7 +38,7 @@ class Unreachable(UserError, ConnectionError):
     So it is no ValueError, as which damage is counted and left out.
     """
 
-    exit_code = 3
+    exit_code = 11
 
 
 class DecodeError(UserError, ValueError):

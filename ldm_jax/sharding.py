@@ -63,7 +63,7 @@ def _device_grid(devices, data, fsdp):
         return np.asarray(devices).reshape(data, fsdp)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh((data, fsdp), devices)
+        return _slice_grid(devices, data, fsdp)
     if data % slices == 0:
         grid, over = (data // slices, fsdp), (slices, 1)
     else:
@@ -81,7 +81,24 @@ def _device_grid(devices, data, fsdp):
             fsdp,
             each,
         )
-    return mesh_utils.create_hybrid_device_mesh(grid, over, devices)
+    by_slice = {}
+    for device in devices:
+        by_slice.setdefault(device.slice_index, []).append(device)
+    grids = [_slice_grid(by_slice[index], *grid) for index in sorted(by_slice)]
+    wide = over[1]
+    rows = [np.concatenate(grids[i : i + wide], 1) for i in range(0, slices, wide)]
+    return np.concatenate(rows)
+
+
+def _slice_grid(devices, data, fsdp):
+    """The devices of a slice [data, fsdp], neighbours beside each other."""
+    try:
+        return mesh_utils.create_device_mesh(
+            (data, fsdp), devices, allow_split_physical_axes=True
+        )
+    except NotImplementedError:
+        # A shape for which JAX knows no better order than the one they come in.
+        return np.asarray(devices).reshape(data, fsdp)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -65,7 +65,9 @@ def test_a_jobset_starts_again_what_may_go_on(path):
         kind.exit_code
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.UserError)
-        if kind not in (errors.UserError, errors.Stopped, errors.ProcessLost)
+        if kind not in (errors.UserError, errors.Stopped)
+        # The same command goes on.
+        if kind not in (errors.ProcessLost, errors.Unreachable)
     }
     # Memory may have been short for other reasons, and no conversion is started here.
     final -= {errors.OutOfMemory.exit_code, errors.LeftOut.exit_code, 1}

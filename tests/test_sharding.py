@@ -101,6 +101,32 @@ def test_no_group_of_fsdp_crosses_slices(slices, fsdp):
     assert order == sorted(order) and len(set(order)) == slices
 
 
+class Core(Chip):
+    """One of the 4 x 4 chips of a slice of TPUs."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, index, slices):
+        super().__init__(index, slices, 16 * slices)
+        self.process_index = index // 4
+        self.coords = (index % 4, index // 4 % 4, 0)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16])
+def test_tpus_are_split_in_all_sizes(slices, fsdp):
+    chips = [Core(index, slices) for index in range(16 * slices)]
+    mesh = sharding.make_mesh(fsdp=fsdp, devices=chips)
+    assert mesh.devices.shape == (16 * slices // fsdp, fsdp)
+    assert {chip.id for chip in mesh.devices.flat} == set(range(16 * slices))
+    for row in mesh.devices:
+        assert len({chip.slice_index for chip in row}) == 1
+        if fsdp == 4:
+            # A line or a square of neighbours.
+            sides = np.ptp([chip.coords for chip in row], 0)
+            assert sorted(sides.tolist()) in ([0, 0, 3], [0, 1, 1])
+
+
 def test_groups_of_fsdp_take_whole_slices(caplog):
     chips = [Chip(index, 4) for index in range(8)]
     mesh = sharding.make_mesh(fsdp=4, devices=chips)

@@ -20,12 +20,13 @@ from ldm_jax.build import (
     make_first_stage,
     make_model,
     make_noise_schedule,
+    with_image_channels,
 )
 from ldm_jax.cli import load_config
 from ldm_jax.config import build, choose
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import to_float
+from ldm_jax.images import pixels_of, to_float
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
@@ -103,6 +104,7 @@ def make_planned(config: ConfigDict, given: Given) -> Planned:
       ConfigError: If the config cannot work, or leaves something open that is not
         given.
     """
+    config = with_image_channels(config)
     choose(CHECKS, config.stage, "stage")(config)
     model, stage, examples = _MAKE[config.stage](config, given)
     state = jax.eval_shape(stage.init, make_key(config.seed))
@@ -166,7 +168,8 @@ def _first_stage(config, given):
     """The module of the first stage: that of a config, of a workdir or the identity."""
     name = given.first_stage or config.first_stage.workdir
     if name == "identity":
-        return make_first_stage({"kind": "identity"})
+        channels = pixels_of(config.data).count
+        return make_first_stage({"kind": "identity", "image_channels": channels})
     if not name:
         raise ConfigError(
             "which first stage the latents are of is not said: give the config that "

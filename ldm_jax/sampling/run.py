@@ -159,12 +159,13 @@ def _watched(run, drawn, console, begun):
 
             for _ in for_each(write, rows, run.outdir):
                 pass
-        yield indices, images
+        # Before they are passed on: nobody asks for more than the last.
         done += len(indices)
         console.advance(len(indices))
         if done == missing or time.monotonic() - said > _QUIET:
             console.line(f"{done}/{missing} samples")
             said = time.monotonic()
+        yield indices, images
 
 
 def _draw_unguided(run):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import DecodeError
+from ldm_jax.errors import DecodeError, UserError
 from ldm_jax.files import replacing
 from ldm_jax.images import (
     encode_image,
@@ -275,7 +275,12 @@ class _Shards(SampleFiles):
             try:
                 for image in self._read_shard(path, part[: count - part.start]):
                     yield path, image
-            # What zip, tar and PNG raise of damaged files is of many kinds.
+            except DecodeError as error:
+                raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
+            except (UserError, OSError):
+                # A store or a disk, which say nothing of the shard.
+                raise
+            # What zip and tar raise of damaged files is of many kinds.
             except Exception as error:
                 raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
 

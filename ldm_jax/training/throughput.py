@@ -134,7 +134,8 @@ CHIPS = {
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197, 16 * _GIB),
     "v5p": Chip(("TPU v5p", "TPU v5"), 459, 95 * _GIB),
     "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918, 32 * _GIB),
-    "v7x": Chip(("TPU7x",), 2307, 192 * _GIB),
+    # For JAX each of its chips is two devices: half of 2,307 TFLOP/s and 192 GiB.
+    "v7x": Chip(("TPU7x",), 1153.5, 96 * _GIB),
 }
 
 

@@ -311,3 +311,10 @@ def test_a_damaged_record_is_one_example_of_its_batch(tmp_path):
         (batch,) = loader
     assert batch["mask"].tolist() == [True, False, True, True]
     assert batch["label"].tolist()[2:] == [2, 0] and len(loader.skipped) == 1
+
+
+def test_a_set_of_before_keeps_its_fingerprint(tmp_path):
+    """Without text states nothing is said of them, as in older versions."""
+    write_set(tmp_path)
+    found = Header.read(tmp_path / "train").to_json()
+    assert "text_states" not in found

@@ -108,7 +108,11 @@ class Header:
         Returns:
           JSON-like dict.
         """
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        if not self.text_states:
+            # As older versions have it: their sets keep their fingerprints.
+            del found["text_states"]
+        return found
 
     @property
     def record_format(self) -> RecordFormat:
