@@ -67,7 +67,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],
         # Workdirs, data and output on gs://.
-        "gcs": ["gcsfs>=2024.6"],
+        "gcs": ["gcsfs>=2025.3.1"],
         # Sets on the Hugging Face hub by name; folders and Parquet files need it not.
         "datasets": ["datasets>=4"],
         # Colour of 16 bits, and TIFF of channels that Pillow does not know.

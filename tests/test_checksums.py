@@ -14,6 +14,7 @@ import pytest
 
 from ldm_jax import checkpoint, peers
 from ldm_jax.checkpoint import Checkpoints, TrainState, checksums, items
+from ldm_jax.checkpoint.folder import refuse_unmarked
 from ldm_jax.errors import CheckpointError, ConfigError
 
 META = {"config": {"stage": "diffusion"}}
@@ -280,3 +281,18 @@ def test_keeping_none_is_refused(workdir, count):
     with pytest.raises(ConfigError, match=f"train.keep_last={count} .* give 1 or more"):
         Checkpoints(workdir, keep_last=count)
     assert len(list((workdir / "checkpoints").iterdir())) == 4
+
+
+def test_a_store_refuses_whole_checkpoints_without_their_mark(tmp_path, monkeypatch):
+    """Those of older versions: they would count as half saved, and be taken away."""
+    monkeypatch.setattr("ldm_jax.checkpoint.folder.is_remote", lambda path: True)
+    refuse_unmarked(tmp_path / "checkpoints")
+    step = tmp_path / "checkpoints" / "10"
+    step.mkdir(parents=True)
+    # Half saved, which is nobody's loss.
+    refuse_unmarked(step.parent)
+    (step / "checksums.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="10/commit_success.txt, and go on"):
+        refuse_unmarked(step.parent)
+    (step / "commit_success.txt").touch()
+    refuse_unmarked(step.parent)

@@ -12,7 +12,13 @@ from ldm_jax import peers
 from ldm_jax.checkpoint import checksums
 from ldm_jax.checkpoint.best import Best, KeepBest, read_best, write_best
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
-from ldm_jax.checkpoint.folder import CHECKPOINTS, Folder, absolute, saved_steps
+from ldm_jax.checkpoint.folder import (
+    CHECKPOINTS,
+    Folder,
+    absolute,
+    refuse_unmarked,
+    saved_steps,
+)
 from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
 from ldm_jax.checkpoint.state import TrainState, items_of
 from ldm_jax.checkpoint.weights import read_meta
@@ -51,6 +57,7 @@ class Checkpoints:
         self.workdir = absolute(workdir)
         self._folder = self.workdir / CHECKPOINTS
         self._best = KeepBest(self._recorded_best())
+        refuse_unmarked(self._folder)
         policies = [keep.LatestN(keep_last), self._best]
         if keep_every:
             policies.append(keep.EveryNSteps(keep_every))

@@ -52,6 +52,18 @@ def seal(folder: Place) -> None:
             logging.warning("%s has no checksums: %s", folder, error)
 
 
+def has_checksums(folder: Place) -> bool:
+    """Says whether a checkpoint holds its checksums, which are written last.
+
+    Args:
+      folder: Folder of the checkpoint.
+
+    Returns:
+      Whether they are there.
+    """
+    return (folder / _NAME).is_file()
+
+
 def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None:
     """Gives a copy of some items of a checkpoint the checksums of the original.
 

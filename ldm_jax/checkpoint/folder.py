@@ -10,7 +10,12 @@ import jax
 
 from ldm_jax import peers
 from ldm_jax.checkpoint.best import read_best
-from ldm_jax.checkpoint.checksums import MARK, copy_checksums, find_damage
+from ldm_jax.checkpoint.checksums import (
+    MARK,
+    copy_checksums,
+    find_damage,
+    has_checksums,
+)
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
@@ -55,6 +60,29 @@ def saved_steps(folder: Place) -> list[int]:
         marked = for_each(lambda path: (path / MARK).is_file(), paths, folder)
         paths = itertools.compress(paths, marked)
     return sorted(int(path.name) for path in paths)
+
+
+def refuse_unmarked(folder: Place) -> None:
+    """Refuses checkpoints in a store that are whole and do not say so.
+
+    Older versions wrote none of the marks by which a store's checkpoints are known, and
+    Orbax takes away what has none.
+
+    Args:
+      folder: `checkpoints` of a workdir; it need not be there.
+
+    Raises:
+      CheckpointError: If there is one.
+    """
+    if not is_remote(folder) or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        whole = path.name.isdigit() and has_checksums(path)
+        if whole and not (path / MARK).is_file():
+            raise CheckpointError(
+                f"{path} is of an older version's run on a disk, and lacks its "
+                f"mark: copy an empty file to {path}/{MARK}, and go on"
+            )
 
 
 def checkpoint_folder(workdir: Folder, step: Step = None) -> Place:

@@ -160,4 +160,5 @@ def drop_sidecars(names: Iterable[str]) -> list[str]:
 
 def _is_of(name, stems):
     stem, suffix = os.path.splitext(name)
-    return suffix == ARRAY_SUFFIX and os.path.splitext(stem)[0] in stems - {stem}
+    image = os.path.splitext(stem)[0]
+    return suffix == ARRAY_SUFFIX and image != stem and image in stems

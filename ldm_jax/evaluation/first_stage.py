@@ -24,7 +24,8 @@ from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
 from ldm_jax.images import (
     RGB,
     Pixels,
-    read_image,
+    batch_image,
+    decode_pixels,
     require_memory,
     to_float,
     write_image,
@@ -279,7 +280,9 @@ def reconstruct_file(
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        image = read_image(read_file(path, require_memory), pixels)
+        # As the data are read, and not as samples, of which floats lie in [-1, 1].
+        decoded = decode_pixels(read_file(path, require_memory), pixels=pixels)
+        image = batch_image(decoded, pixels)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]

@@ -74,8 +74,12 @@ def suffix_of(pixels: Pixels) -> str:
 
 def _fits(pixels):
     """Whether whole numbers of a batch's type hold the values of the data."""
-    low, high = pixels.value_range or (0, 1)
-    return low >= 0 and high <= np.iinfo(pixels.dtype).max
+    if pixels.value_range is None:
+        return True
+    low, high = pixels.value_range
+    # Of a narrow range, as of floats in [0, 1], whole numbers would leave two levels.
+    whole = float(low).is_integer() and float(high).is_integer() and high - low >= 127
+    return whole and low >= 0 and high <= np.iinfo(pixels.dtype).max
 
 
 def write_image(

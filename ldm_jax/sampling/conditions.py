@@ -149,10 +149,8 @@ def _fit_image(path, size, pixels):
 def _extent_of_file(name, path):
     try:
         with open_file(path, require_memory) as file:
-            return find_size(
-                lambda count: file.read(count + file.seek(0)),
-                os.fstat(file.fileno()).st_size,
-            )
+            length = file.seek(0, os.SEEK_END)
+            return find_size(lambda count: file.read(count + file.seek(0)), length)
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 
