@@ -1,10 +1,7 @@
 """Names are counted once, whichever processes meet them."""
 
-import socket
-import subprocess
-import sys
-
 from ldm_jax.batches.seen import Seen
+from tests.processes import run_pair
 
 JOB = """
 import sys
@@ -29,17 +26,4 @@ def test_a_name_counts_once():
 
 
 def test_processes_count_together():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOB, address, str(index)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    said = [job.communicate(timeout=120)[0].splitlines() for job in jobs]
-    # What connects them speaks, too.
-    assert [lines[-1] for lines in said] == ["[5, 5, 5]"] * 2
+    assert run_pair(JOB) == ["[5, 5, 5]"] * 2

@@ -1,10 +1,5 @@
 """The mesh, the parameter rule, and batches that do not divide."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import sharding
-from tests.flags import xla_flags
+from tests.processes import run_pair
 
 
 @pytest.mark.parametrize(
@@ -160,18 +155,6 @@ print(rows.tolist(), sharding.gathered(batch["row"]).tolist())
 
 
 def test_rows_of_processes_that_alternate():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOB, address, str(index)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"XLA_FLAGS": xla_flags(devices=2)},
-        )
-        for index in range(2)
-    ]
-    said = [job.communicate(timeout=120)[0].splitlines()[-1] for job in jobs]
     whole = [0, 1, 2, 3, 4, 5, 6, 7]
+    said = run_pair(JOB, devices=2)
     assert said == [f"[0, 1, 4, 5] {whole}", f"[2, 3, 6, 7] {whole}"]

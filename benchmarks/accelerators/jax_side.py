@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -19,12 +20,13 @@ from benchmarks.accelerators.parts import (
     part_of,
 )
 from benchmarks.accelerators.timing import measure
-from ldm_jax import generate
+from ldm_jax import generate, sharding
 from ldm_jax.cli import load_config
-from ldm_jax.planning.abstract import Given, make_planned
+from ldm_jax.planning.abstract import Given, make_planned, shardings_of
 from ldm_jax.planning.forward import networks
 from ldm_jax.planning.operations import count_flops
 from ldm_jax.seeds import make_key
+from ldm_jax.training.compiled import jit_init, jit_step
 from ldm_jax.training.throughput import chip_of
 
 
@@ -64,11 +66,19 @@ def _plan(part, tiny):
     return make_planned(config, given)
 
 
-def _draw(shapes, seed=0):
+def _compile(function, *arguments):
+    """(the program of a jitted function, seconds that tracing and compiling took)."""
+    start = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    return program, time.perf_counter() - start
+
+
+def _draw(shapes):
     """Arrays on the device of these shapes: numbers about one, whole ones small."""
 
     def make(path, leaf):
-        key = jax.random.key(hash(str(path)) % 2**31 + seed)
+        # The same numbers in every process, as `hash` would not give.
+        key = jax.random.key(zlib.crc32(str(path).encode()))
         if jnp.issubdtype(leaf.dtype, jnp.integer):
             return jax.random.randint(key, leaf.shape, 0, 8).astype(leaf.dtype)
         scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1.0
@@ -91,23 +101,24 @@ def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
     """
     planned = _plan(part, tiny)
     batch = planned.batch(part.batch_size)
-    state = jax.jit(planned.stage.init)(make_key(0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shardings, _ = shardings_of(planned, mesh)
+    state = jit_init(planned.stage.init, shardings)(make_key(0))
     frozen, data = _draw(planned.stage.frozen), _draw(batch)
-    step = jax.jit(planned.stage.train_step, donate_argnums=0)
     # As published, so that shares of the peak compare with those of others.
     flops = sum(network.training for network in networks(planned).values())
     flops *= part.batch_size
-    start = time.perf_counter()
-    step = step.lower(state, frozen, data).compile()
-    compiled = time.perf_counter() - start
-    carry = [state]
+    step = jit_step(planned.stage.train_step, shardings, mesh)
+    step, compiled = _compile(step, state, frozen, data)
+    # (state, metrics), of which the state goes from step to step.
+    made = [state, None]
     del state
 
     def call():
-        carry[0], carry[1:] = (found := step(carry[0], frozen, data))[0], [found[1]]
+        made[:] = step(made[0], frozen, data)
 
     def wait():
-        jax.block_until_ready(carry)
+        jax.block_until_ready(made)
 
     timed = measure(call, wait, turn)
     return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
@@ -142,9 +153,7 @@ def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
         return generate.sample_images(model, params, frozen, inputs, keys, options)
 
     flops = count_flops(jax.make_jaxpr(draw)(params, frozen, inputs, keys).jaxpr)
-    start = time.perf_counter()
-    program = jax.jit(draw).lower(params, frozen, inputs, keys).compile()
-    compiled = time.perf_counter() - start
+    program, compiled = _compile(jax.jit(draw), params, frozen, inputs, keys)
     made = []
 
     def call():

@@ -275,13 +275,12 @@ class _Shards(SampleFiles):
             try:
                 for image in self._read_shard(path, part[: count - part.start]):
                     yield path, image
-            except DecodeError as error:
-                raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
-            except (UserError, OSError):
-                # A store or a disk, which say nothing of the shard.
-                raise
-            # What zip and tar raise of damaged files is of many kinds.
+            # What zip and tar raise of damaged files is of many kinds; what a store or
+            # a disk raises says nothing of the shard.
             except Exception as error:
+                others = isinstance(error, UserError | OSError)
+                if others and not isinstance(error, DecodeError):
+                    raise
                 raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
 
 
@@ -340,11 +339,8 @@ class TarShards(_Shards):
         ):
             for numbers, images in batches:
                 for k, image in zip(numbers, images, strict=True):
-                    name, data = (
-                        f"{k:06d}{suffix_of(pixels)}",
-                        encode_image(image, pixels),
-                    )
-                    _add(archive, name, data)
+                    name = f"{k:06d}{suffix_of(pixels)}"
+                    _add(archive, name, encode_image(image, pixels))
                     for key, value in self._said(k).items():
                         _add(archive, f"{k:06d}.{names[key]}", str(value).encode())
 

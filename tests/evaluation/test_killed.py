@@ -2,12 +2,12 @@
 
 import json
 import random
-import socket
 import time
 
 import pytest
 
 from ldm_jax.images import read_image
+from tests.processes import free_port
 from tests.runs import command, finish
 
 pytestmark = pytest.mark.slow
@@ -63,10 +63,7 @@ def test_an_evaluation_that_is_killed_three_times(second_stage, tmp_path):
 
 def pair(module, *arguments):
     """Runs a command in two processes of two devices."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    job = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
     jobs = [
         command(module, *arguments, *job, f"--process_id={index}", devices=2)
         for index in range(2)

@@ -15,7 +15,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from ldm_jax.data.shapes import prepare
 from ldm_jax.errors import ProcessLost
 from tests.faults.jobs import FIRST, ROOT, SECOND, Job, differences
 from tests.flags import xla_flags
+from tests.processes import free_port
 
 DEVICES = 2
 
@@ -41,9 +41,7 @@ class PeersJob(Job):
 
     def start(self, count=1):
         """Starts all processes, of `DEVICES` devices together."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
         self.processes, self._logs = [], []

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from ldm_jax.checkpoint import checkpoint_folder
+from tests.processes import free_port
 from tests.runs import assert_same_bits, command, finish, weights_of
-from tests.training.test_distributed import _free_port
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_the_printed_command_leads_to_the_same_end(shapes_dir, tmp_path):
 
 def test_two_processes_say_it_both_and_go_back_together(shapes_dir, tmp_path):
     def run(num_steps):
-        port = _free_port()
+        port = free_port()
         job = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
         options = ("--config.train.mesh.fsdp=2", *job)
         jobs = [

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax.errors import DataError, ProcessLost
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -63,14 +63,8 @@ def _start(folder, fault, index, port, *arguments):
     )
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _run(folder, fault, *arguments):
-    port = _free_port()
+    port = free_port()
     jobs = [_start(folder, fault, index, port, *arguments) for index in range(2)]
     try:
         outputs = [job.communicate(timeout=120)[0] for job in jobs]
@@ -119,7 +113,7 @@ def test_a_hang_is_given_up(tmp_path):
 
 @pytest.mark.parametrize(("index", "words"), [(0, "not all"), (1, "nothing answers")])
 def test_a_process_that_never_comes(tmp_path, index, words):
-    job = _start(tmp_path, "none", index, _free_port(), "--start_timeout=5")
+    job = _start(tmp_path, "none", index, free_port(), "--start_timeout=5")
     output, _ = job.communicate(timeout=90)
     assert job.returncode == ProcessLost.exit_code
     assert _last_line(output).startswith(f"error: {words}")

@@ -1,21 +1,14 @@
 """Two processes of one job do what one process does."""
 
 import json
-import socket
 
 import jax
 import numpy as np
 import pytest
 
 from ldm_jax import checkpoint
+from tests.processes import free_port
 from tests.runs import command, finish, tiny_config, train
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 PLAIN = {"train.num_steps": 2, "train.preview_images": 0}
 MEASURED = PLAIN | {
@@ -43,7 +36,7 @@ def test_two_processes_train_as_one(options, shapes_dir, first_stage, tmp_path):
     for key, value in options.items():
         value = ",".join(value) if isinstance(value, tuple) else value
         flags.append(f"--config.{key}={value}")
-    port = _free_port()
+    port = free_port()
     jobs = [
         command(
             "train.py",
