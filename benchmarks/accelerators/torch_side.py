@@ -191,7 +191,7 @@ def train_first_stage(spec, compiled):
 
     if compiled:
         reconstruct, features = torch.compile(reconstruct), torch.compile(features)
-    judge = torch.compile(critic) if compiled else critic
+    discriminate = torch.compile(critic) if compiled else critic
 
     def call():
         with autocast():
@@ -199,7 +199,7 @@ def train_first_stage(spec, compiled):
             distance = features(images, decoded)
             decoded = decoded.float()
             pixels = (images - decoded).abs().mean((1, 2, 3)) + distance
-            fooled = -judge(decoded).float().mean()
+            fooled = -discriminate(decoded).float().mean()
         nll = pixels.mean()
         (by_nll,) = torch.autograd.grad(nll, last, retain_graph=True)
         (by_critic,) = torch.autograd.grad(fooled, last, retain_graph=True)
@@ -209,7 +209,8 @@ def train_first_stage(spec, compiled):
         optimizers[0].zero_grad(set_to_none=True)
         critic.zero_grad(set_to_none=True)
         with autocast():
-            real, fake = judge(images).float(), judge(decoded.detach()).float()
+            real = discriminate(images).float()
+            fake = discriminate(decoded.detach()).float()
         loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         loss.backward()
         optimizers[1].step()
