@@ -18,7 +18,7 @@ from ldm_jax.annotations import Bool, UInt8
 from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.images import read_image
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.store import is_remote, local_copy
@@ -242,6 +242,7 @@ class _FolderReader:
         try:
             image = read_image(self._source[index]["image"])
         except (OSError, ValueError) as error:
+            raise_if_silent(path, error)
             reason = getattr(error, "strerror", None) or error
             if not self._skip:
                 raise DataError(

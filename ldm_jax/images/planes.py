@@ -9,7 +9,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ldm_jax.annotations import Float
 from ldm_jax.errors import DecodeError
@@ -19,6 +19,7 @@ from ldm_jax.images.decoding import (
     guarded,
     load_image,
     open_image,
+    turn_of,
     upright,
 )
 from ldm_jax.images.memory import require_memory
@@ -192,7 +193,9 @@ def _read_deep_png(data):
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     bands = {2: 3, 4: 2, 6: 4}[data[25]]
     require_memory(4 * width * height * bands, f"{width} x {height} pixels of 16 bits")
-    return _with_channels(_extra("imagecodecs").png_decode(data))
+    array = _with_channels(_extra("imagecodecs").png_decode(data))
+    with open_image(data) as image:
+        return _turned(array, turn_of(image))
 
 
 def _read_tiff(data):
@@ -201,10 +204,25 @@ def _read_tiff(data):
         series = file.series[0]
         require_memory(series.nbytes, f"{series.shape} of {series.dtype}")
         array, axes = series.asarray(), series.axes
+        turn = file.pages.first.tags.valueof(ExifTags.Base.Orientation, 1)
     if array.ndim == 3 and axes[-2:] == "YX":
         # Pages, or channels one after the other.
         array = np.moveaxis(array, 0, -1)
-    return _with_channels(array)
+    return _turned(_with_channels(array), turn)
+
+
+def _turned(array, turn):
+    """Turns pixels [H, W, C] as the file says, as Pillow does it for others."""
+    turns = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 3),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90,
+    }
+    return np.ascontiguousarray(turns[turn](array)) if turn in turns else array
 
 
 def _check_count(count, pixels):
