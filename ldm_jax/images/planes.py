@@ -31,8 +31,8 @@ NPY = b"\x93NUMPY"
 # Modes of Pillow for kinds of 8 bits.
 _MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Colour types of PNG with more than one channel: RGB, grey and alpha, RGB and alpha.
 _PNG_COLOURS = (2, 4, 6)
@@ -120,10 +120,10 @@ def _read(data, pixels):
         return _with_channels(data)
     if data.startswith(NPY):
         return _with_channels(parse_array(data))
-    if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25] in _PNG_COLOURS:
+    if data.startswith(PNG) and data[24:25] == b"\x10" and data[25] in _PNG_COLOURS:
         return _read_deep_png(data)
     most = 1 if pixels.kind else pixels.count + 1
-    if data.startswith(_TIFF) and not _pillow_reads(data):
+    if data.startswith(TIFF) and not _pillow_reads(data):
         return _read_tiff(data)
     return _read_pages(data, most)
 
