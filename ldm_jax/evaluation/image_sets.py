@@ -5,6 +5,8 @@ is asked for are they cropped at the centre and resized, as training does it.
 """
 
 import concurrent.futures
+import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,10 +23,15 @@ from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import read_image
 from ldm_jax.metrics.adm_npz import StoredImages
+from ldm_jax.metrics.reference import CUT
+from ldm_jax.metrics.statistics import evenly_spaced
 from ldm_jax.store import is_remote, local_copy
 
 # Threads that decode images.
 _THREADS = 4
+
+# Files of a folder that are told by what is in them, and how much of each is read.
+_HASHED, _HASHED_BYTES = 64, 1 << 20
 
 # What images that are measured as they are have of preprocessing.
 _AS_THEY_ARE = {"crop": None, "resize": None}
@@ -37,13 +44,19 @@ class ImageSet:
       name: What it is, in words.
       count: Number of images.
       size: (height, width) in pixels.
-      batches: Function of the number of images that were taken before -> iterator over
-        the rest in order: (position, batch), the number that are taken with this batch
-        and a dict of global arrays "image" uint8 [B, H, W, 3] and "mask" bool [B],
-        which marks rows that count; "index", the numbers of its images, is there where
-        they do not follow one another. What it is given is 0 or such a position.
+      batches: Function of a position, the number of images that were taken before: 0 or
+        one that it gave -> iterator over the rest in order, which every process goes
+        through alike and which has a few batches in memory. It yields (position,
+        batch): that after the batch, and a dict of arrays on the mesh, split along axis
+        0, all batches of one size B: "image" uint8 [B, H, W, 3] in [0, 255], "mask"
+        bool [B], which rows count, and, where numbers do not follow one another,
+        "index" int32 [B], those of the images. It raises DataError at an image that
+        cannot be read or has another size, and where an npz is cut short; of samples
+        CheckpointError where they are not finite, and DataError where conditions are
+        too few.
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
-        "preprocessing", as in `ReferenceStatistics.record`.
+        of a folder of some files, too, and "preprocessing", as in
+        `ReferenceStatistics.record`.
       describe: Function of the number of an image -> what it is called, as its path.
       tokens: Function of the numbers int [B] of a batch's images, negative ones of
         what fills it up -> token ids of their captions, a global array int32 [B, 77];
@@ -64,7 +77,7 @@ class ImageSet:
           name: What it is, in words.
           count: Number of images.
           size: (height, width) in pixels.
-          batches: Function of the number of the first image -> batches from there on.
+          batches: What is to be the attribute.
           record: What `record` has beside name, count and size.
 
         Raises:
@@ -106,14 +119,20 @@ def open_images(
       flag: What names the place, for messages.
 
     Returns:
-      An ImageSet.
+      An ImageSet. Nothing is read of it yet but an npz's header, or a folder's list of
+      files and its first image.
 
     Raises:
-      ConfigError: If it cannot be opened, or its images cannot be taken so.
+      ConfigError: If it cannot be opened, has fewer than two images, or they cannot be
+        taken so.
+      DataError: If the first image of a folder cannot be read, or with
+        `skip_unreadable` none can.
     """
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, *options)
+    if os.path.isdir(path):
+        images.record["images"] += _contents(images)
     if is_remote(place):
         # Not that of the copy.
         images.name = images.record["name"] = os.fspath(place)
@@ -147,20 +166,33 @@ def _open_copy(place, path, mesh, batch_size, image_size, count, skip_unreadable
     return _open_folder(path, mesh, batch_size, count, skip_unreadable, flag)
 
 
+def _contents(images):
+    """Hash of some files: samples of another model often have the same names."""
+    digest = hashlib.blake2b(digest_size=8)
+    for number in evenly_spaced(images.count, _HASHED).tolist():
+        # What cannot be read is dealt with where it is measured.
+        with contextlib.suppress(OSError), open(images.describe(number), "rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+    return digest.hexdigest()
+
+
 def from_data(images: Images) -> ImageSet:
     """Makes a set of the images of a data set, cropped and resized as in training.
 
     Args:
-      images: Opened data.
+      images: Opened data, of squares of one size.
 
     Returns:
-      An ImageSet.
+      An ImageSet; images that cannot be read are left out where the data say so.
+
+    Raises:
+      ConfigError: If there are fewer than two images.
     """
     side = images.image_size
     name = f"{images.record['data']}, split {images.record['split']}"
     record = {
         "images": images.fingerprint,
-        "preprocessing": {"crop": "center", "resize": "bicubic, antialiased"},
+        "preprocessing": CUT,
     }
 
     def batches(start):
@@ -317,10 +349,11 @@ def open_training_set(
       image_size: Side in pixels; that of training by default.
 
     Returns:
-      An ImageSet.
+      An ImageSet, whose record says whether it is the "whole_training_set".
 
     Raises:
-      ConfigError: If the data cannot be opened.
+      ConfigError: If the run names no data, they cannot be opened, or have fewer than
+        two images.
     """
     if not section.get("source"):
         raise ConfigError(
