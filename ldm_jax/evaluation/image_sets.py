@@ -1,7 +1,9 @@
 """Sets of images that are measured: folders, npz files and data sets, as a stream.
 
 Images of a folder or an npz are taken as they are, all of one size. Only where a size
-is asked for are they cropped at the centre and resized, as training does it.
+is asked for are they cropped at the centre and resized, as training does it. Samples of
+other channels, bits or ranges than photos have are read as the settings beside them
+say, and mapped to RGB as their run shows them.
 """
 
 import concurrent.futures
@@ -20,11 +22,12 @@ from ldm_jax.annotations import Bool, UInt8
 from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.images import read_image
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.images import RGB, read_image
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
 from ldm_jax.metrics.statistics import evenly_spaced
+from ldm_jax.sampling.sample_pixels import pixels_beside, values_of
 from ldm_jax.store import is_remote, local_copy
 
 # Threads that decode images.
@@ -34,7 +37,7 @@ _THREADS = 4
 _HASHED, _HASHED_BYTES = 64, 1 << 20
 
 # What images that are measured as they are have of preprocessing.
-_AS_THEY_ARE = {"crop": None, "resize": None}
+AS_THEY_ARE = {"crop": None, "resize": None}
 
 
 class ImageSet:
@@ -91,7 +94,7 @@ class ImageSet:
         self.name, self.count, self.size = name, count, size
         self.batches, self.tokens = batches, None
         self.describe = "image {}".format
-        cut = {"size": list(size)} | record.get("preprocessing", _AS_THEY_ARE)
+        cut = {"size": list(size)} | record.get("preprocessing", AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
 
 
@@ -130,7 +133,7 @@ def open_images(
     """
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
-    images = _open_copy(place, path, *options)
+    images = _open_copy(place, path, pixels_beside(place), *options)
     if os.path.isdir(path):
         images.record["images"] += _contents(images)
     if is_remote(place):
@@ -139,12 +142,20 @@ def open_images(
     return images
 
 
-def _open_copy(place, path, mesh, batch_size, image_size, count, skip_unreadable, flag):
+def _open_copy(
+    place, path, pixels, mesh, batch_size, image_size, count, skip_unreadable, flag
+):
     if not os.path.exists(path):
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
     if not os.path.isdir(path):
+        if pixels not in (None, RGB):
+            raise ConfigError(
+                f"{flag}={place} holds samples of other channels, bits or ranges than "
+                "photos, as the settings of their run say: measure their image files, "
+                "the folder samples of a run with --output=png"
+            )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
     if os.path.isfile(os.path.join(path, "settings.json")):
         # Beside the samples lie a grid and what they were drawn from.
@@ -154,6 +165,7 @@ def _open_copy(place, path, mesh, batch_size, image_size, count, skip_unreadable
         )
     if image_size is not None:
         section = {"on_error": "skip" if skip_unreadable else "raise"}
+        section |= (pixels or RGB).record()
         images = Images(
             section,
             mesh,
@@ -162,8 +174,9 @@ def _open_copy(place, path, mesh, batch_size, image_size, count, skip_unreadable
             image_size=image_size,
             num_images=count,
         )
-        return from_data(images)
-    return _open_folder(path, mesh, batch_size, count, skip_unreadable, flag)
+        values = values_of(pixels, images.encoded(0), images.describe(0), flag)
+        return from_data(images, values)
+    return _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag)
 
 
 def _contents(images):
@@ -176,11 +189,19 @@ def _contents(images):
     return digest.hexdigest()
 
 
-def from_data(images: Images) -> ImageSet:
+def _source_of(path, flag):
+    try:
+        return FolderSource(path, "all", label_key="")
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from error
+
+
+def from_data(images: Images, values: str | None = None) -> ImageSet:
     """Makes a set of the images of a data set, cropped and resized as in training.
 
     Args:
       images: Opened data, of squares of one size.
+      values: Which values are black and white, in words; what the data say by default.
 
     Returns:
       An ImageSet; images that cannot be read are left out where the data say so.
@@ -192,7 +213,8 @@ def from_data(images: Images) -> ImageSet:
     name = f"{images.record['data']}, split {images.record['split']}"
     record = {
         "images": images.fingerprint,
-        "preprocessing": CUT,
+        "preprocessing": CUT
+        | record_of_values(values or images.pixels.describe_range()),
     }
 
     def batches(start):
@@ -203,6 +225,18 @@ def from_data(images: Images) -> ImageSet:
     found = ImageSet(name, images.count, (side, side), batches, record)
     found.describe = images.describe
     return found
+
+
+def record_of_values(values: str | None) -> dict[str, str]:
+    """Records which values of files are black and white, as part of preprocessing.
+
+    Args:
+      values: Words; None of RGB of 8 bits.
+
+    Returns:
+      Dict of "values", or an empty one.
+    """
+    return {} if values is None else {"values": values}
 
 
 def _open_npz(path, mesh, batch_size, image_size, count, flag):
@@ -231,20 +265,18 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     return ImageSet(os.fspath(path), total, size, lambda n: _ahead(batches(n)), record)
 
 
-def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
-    try:
-        source = FolderSource(path, "all", label_key="")
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}") from error
+def _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag):
+    source = _source_of(path, flag)
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
-    reader = _FolderReader(source, total, skip_unreadable)
+    reader = _FolderReader(source, total, skip_unreadable, pixels, flag)
+    cut = AS_THEY_ARE | record_of_values(reader.values)
     images = ImageSet(
         os.fspath(path),
         total,
         reader.size,
         lambda start: _ahead(reader.batches(unit, mesh, start)),
-        {"images": source.fingerprint()},
+        {"images": source.fingerprint(), "preprocessing": cut},
     )
     images.describe = source.describe
     return images
@@ -253,8 +285,9 @@ def _open_folder(path, mesh, batch_size, count, skip_unreadable, flag):
 class _FolderReader:
     """Reads the images of a folder as they are."""
 
-    def __init__(self, source, count, skip_unreadable):
+    def __init__(self, source, count, skip_unreadable, pixels, flag):
         self._source, self._count, self._skip = source, count, skip_unreadable
+        self._pixels, self._flag, self.values = pixels, flag, None
         # All have the size of the first one that can be read.
         self._first, self.size = 0, None
         found = (self._read(index) for index in range(count))
@@ -272,8 +305,15 @@ class _FolderReader:
         """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
         path = self._source.describe(index)
         try:
-            image = read_image(self._source[index]["image"])
+            data = self._source[index]["image"]
+            found = values_of(self._pixels, data, path, self._flag, self.values)
+            self.values = self.values or found
+            pixels = self._pixels or RGB
+            image = pixels.shown(read_image(data, pixels))
+        except ConfigError:
+            raise
         except (OSError, ValueError) as error:
+            raise_if_silent(path, error)
             reason = getattr(error, "strerror", None) or error
             if not self._skip:
                 raise DataError(
