@@ -6,32 +6,27 @@ other channels, bits or ranges than photos have are read as the settings beside 
 say, and mapped to RGB as their run shows them.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
-from ldm_jax.annotations import Bool, UInt8
 from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
-from ldm_jax.images import RGB, read_image
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
+from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
+from ldm_jax.images import RGB
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
 from ldm_jax.metrics.statistics import evenly_spaced
 from ldm_jax.sampling.sample_pixels import pixels_beside, values_of
 from ldm_jax.store import is_remote, local_copy
-
-# Threads that decode images.
-_THREADS = 4
 
 # Files of a folder that are told by what is in them, and how much of each is read.
 _HASHED, _HASHED_BYTES = 64, 1 << 20
@@ -256,117 +251,30 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
             block = block[: total - start]
             start += len(block)
             own = block[mine[mine < len(block)]]
-            yield start, _put(own, None, len(mine), mesh)
+            yield start, put_rows(own, None, len(mine), mesh)
             # The rest of a large file shall not be read for nothing.
             if start >= total:
                 return
 
     record = {"images": stored.fingerprint}
-    return ImageSet(os.fspath(path), total, size, lambda n: _ahead(batches(n)), record)
+    return ImageSet(os.fspath(path), total, size, lambda n: ahead(batches(n)), record)
 
 
 def _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag):
     source = _source_of(path, flag)
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
-    reader = _FolderReader(source, total, skip_unreadable, pixels, flag)
+    reader = FolderReader(source, total, skip_unreadable, pixels, flag)
     cut = AS_THEY_ARE | record_of_values(reader.values)
     images = ImageSet(
         os.fspath(path),
         total,
         reader.size,
-        lambda start: _ahead(reader.batches(unit, mesh, start)),
+        lambda start: ahead(reader.batches(unit, mesh, start)),
         {"images": source.fingerprint(), "preprocessing": cut},
     )
     images.describe = source.describe
     return images
-
-
-class _FolderReader:
-    """Reads the images of a folder as they are."""
-
-    def __init__(self, source, count, skip_unreadable, pixels, flag):
-        self._source, self._count, self._skip = source, count, skip_unreadable
-        self._pixels, self._flag, self.values = pixels, flag, None
-        # All have the size of the first one that can be read.
-        self._first, self.size = 0, None
-        found = (self._read(index) for index in range(count))
-        for self._first, image in enumerate(found):
-            if image is not None:
-                self.size = image.shape[:2]
-                break
-        if self.size is None:
-            raise DataError(
-                f"none of the {count} images can be read; the first is "
-                f"{source.describe(0)}"
-            )
-
-    def _read(self, index):
-        """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
-        path = self._source.describe(index)
-        try:
-            data = self._source[index]["image"]
-            found = values_of(self._pixels, data, path, self._flag, self.values)
-            self.values = self.values or found
-            pixels = self._pixels or RGB
-            image = pixels.shown(read_image(data, pixels))
-        except ConfigError:
-            raise
-        except (OSError, ValueError) as error:
-            raise_if_silent(path, error)
-            reason = getattr(error, "strerror", None) or error
-            if not self._skip:
-                raise DataError(
-                    f"{path} cannot be read ({reason}): mend it or take it away, or "
-                    "leave such images out with --skip_unreadable"
-                ) from error
-            logging.warning("left out: %s cannot be read (%s)", path, reason)
-            return None
-        if self.size is not None and image.shape[:2] != self.size:
-            height, width = image.shape[:2]
-            raise DataError(
-                f"{path} is {height} x {width} pixels and "
-                f"{self._source.describe(self._first)} {self.size[0]} x "
-                f"{self.size[1]}: take it away, or bring all to one size with "
-                "--image_size"
-            )
-        return image
-
-    def batches(self, unit, mesh, start):
-        mine = sharding.own_rows(mesh, unit)
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for first in range(start, self._count, unit):
-                rows = [row for row in first + mine if row < self._count]
-                found = list(pool.map(self._read, rows))
-                blank = np.zeros((*self.size, 3), np.uint8)
-                images = [blank if image is None else image for image in found]
-                mask = np.array([image is not None for image in found], bool)
-                images = np.stack(images) if images else np.zeros((0, *blank.shape))
-                batch = _put(images, mask, len(mine), mesh)
-                yield min(first + unit, self._count), batch
-
-
-def _put(
-    images: UInt8[np.ndarray, "rows h w 3"],
-    mask: Bool[np.ndarray, " rows"] | None,
-    rows: int,
-    mesh: Mesh,
-) -> Batch:
-    """A global batch of this process's rows, filled up with rows that do not count."""
-    count = len(images)
-    filled = np.zeros((rows, *images.shape[1:]), np.uint8)
-    real = np.zeros(rows, bool)
-    filled[:count], real[:count] = images, True if mask is None else mask
-    return sharding.put_batch({"image": filled, "mask": real}, mesh)
-
-
-def _ahead(batches):
-    """Loads the next batch while the last one is worked on."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
 
 
 def open_training_set(
