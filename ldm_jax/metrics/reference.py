@@ -26,6 +26,8 @@ from ldm_jax.store import local_copy
 
 _RECORD = "record"
 
+# How a data set's images are cut where they are not augmented, in "preprocessing".
+CUT = {"crop": "center", "resize": "bicubic, antialiased"}
 
 # Of how many images of a reference features are kept, where distances need them: as
 # many as there are samples by the protocols, 400 MB of FID's features.
