@@ -93,6 +93,18 @@ def test_the_list_of_images_is_recorded(folder):
     assert open_images(folder, mesh_of(1), 4).record["images"] != before
 
 
+def test_other_images_of_the_same_names_and_sizes_are_told_apart(folder):
+    last = folder / "1" / "5.png"
+    data = last.read_bytes()
+    for size in (None, 16):
+        records = []
+        for content in (data, data[::-1], data):
+            last.write_bytes(content)
+            images = open_images(folder, mesh_of(1), 4, image_size=size)
+            records.append(images.record["images"])
+        assert records[0] == records[2] != records[1]
+
+
 def test_images_of_other_sizes_are_refused(folder):
     write_image(folder / "1" / "odd.png", picture(0, 16, 24))
     images = open_images(folder, mesh_of(1), 4)
