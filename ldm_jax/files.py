@@ -21,6 +21,7 @@ from ldm_jax.store import (
     explain_fault,
     file_system,
     files_below,
+    for_each,
     is_fault,
     is_remote,
     send,
@@ -263,7 +264,9 @@ def move(source: Path, target: Path) -> None:
     if is_remote(target):
         system, names = file_system(target), (os.fspath(source), os.fspath(target))
         system.copy(*names)
-        system.rm_file(names[0])
+        # Where an answer is lost, the library asks again, and it is gone.
+        with contextlib.suppress(FileNotFoundError):
+            system.rm_file(names[0])
     else:
         os.replace(source, target)
 
@@ -275,8 +278,9 @@ def remove_folder(folder: Path) -> None:
       folder: Its path; it need not be there.
     """
     if is_remote(folder):
-        for path in files_below(folder):
-            path.unlink(missing_ok=True)
+        remove = lambda path: path.unlink(missing_ok=True)  # noqa: E731
+        for _ in for_each(remove, files_below(folder), folder):
+            pass
     else:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.store import as_path, is_remote, local_copy, size_of
 
 # Bytes that a file of text may have.
@@ -22,6 +23,26 @@ Limit = int | Callable[[int, str], None]
 
 # Numbers, truth values and text; no objects, which would be unpickled, no records.
 _KINDS = "biufSU"
+
+
+@contextlib.contextmanager
+def answering(what: str | os.PathLike) -> Iterator[None]:
+    """Turns the silence of a disk or a mount, in the block, into one line.
+
+    Args:
+      what: What is read.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      Unreachable: If it does not answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_if_silent(what, error)
+        raise
 
 
 def read_file(path: str | os.PathLike, most: Limit) -> bytes:
@@ -37,6 +58,7 @@ def read_file(path: str | os.PathLike, most: Limit) -> bytes:
     Raises:
       OSError: If it cannot be opened or read.
       ValueError: If it is larger, or a pipe or a device, which may never end.
+      Unreachable: If the disk does not answer.
     """
     with open_file(path, most) as file:
         # A file may grow meanwhile.
@@ -59,6 +81,7 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
     Raises:
       OSError: If it cannot be opened.
       ValueError: If it is larger, or a pipe or a device, which may never end.
+      Unreachable: If the disk does not answer, here or in the block.
     """
     if is_remote(path):
         path = as_path(path)
@@ -66,14 +89,33 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
         with io.BytesIO(path.read_bytes()) as file:
             yield file
         return
-    # Without O_NONBLOCK a pipe waits for someone to write to it.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(handle, "rb") as file:
-        status, name = os.fstat(handle), os.path.basename(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{name} is a pipe, a device or the like, not a file")
-        _check_size(name, status.st_size, most)
-        yield file
+    with answering(path):
+        # Without O_NONBLOCK a pipe waits for someone to write to it.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:
+            status, name = os.fstat(handle), os.path.basename(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{name} is a pipe, a device or the like, not a file")
+            _check_size(name, status.st_size, most)
+            yield file
+
+
+def parts_of(file: BinaryIO) -> tuple[Callable[[int, int], bytes], int]:
+    """Makes a file one that is read in parts.
+
+    Args:
+      file: Opened file.
+
+    Returns:
+      (read, length): function of (first byte, number of bytes) -> bytes, fewer at the
+      end, and the number of bytes that there are.
+    """
+
+    def read(start, count):
+        file.seek(start)
+        return file.read(count)
+
+    return read, file.seek(0, os.SEEK_END)
 
 
 def _check_size(name, size, most):
@@ -95,12 +137,14 @@ def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
     Raises:
       OSError: If the file cannot be opened.
       ValueError: If it holds something else, or less than it announces.
+      Unreachable: If the disk does not answer.
     """
     path = local_copy(path)
-    if not os.path.isfile(path):
-        os.stat(path)
-        raise ValueError("not a file")
-    return _load_array(path, "r")
+    with answering(path):
+        if not os.path.isfile(path):
+            os.stat(path)
+            raise ValueError("not a file")
+        return _load_array(path, "r")
 
 
 def parse_array(data: bytes) -> Shaped[np.ndarray, "..."]:

@@ -161,6 +161,13 @@ def stage_overrides(name, first_stage):
     return diffusion if name == "shapes_class" else {}
 
 
+def state_of(workdir, step=None):
+    """All that a checkpoint holds of a training state."""
+    folder = checkpoint.checkpoint_folder(workdir, step)
+    items = ("params", "ema_params", "training")
+    return {item: checkpoint.load_item(folder, item) for item in items}
+
+
 def weights_of(workdir, average=False):
     """The newest weights of a run."""
     return checkpoint.load_weights(workdir, average=average)[1]

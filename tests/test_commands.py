@@ -153,10 +153,8 @@ def test_help_is_in_groups(help_of, name):
     assert lines[0].startswith(f"usage: ldm-{name} ") and lines[0].endswith("[flags]")
     titles = [line for line in lines if re.fullmatch(r"[a-z][a-z ]+:", line)]
     assert len(titles) >= 2
-    # One process plans, before there is a job.
-    assert ("cluster:" in titles) == (name != "plan")
-    distributed = re.search(r"^  --\[no\]distributed ", output, re.MULTILINE)
-    assert bool(distributed) == (name != "plan")
+    assert "cluster:" in titles
+    assert re.search(r"^  --\[no\]distributed ", output, re.MULTILINE)
     # Flags of libraries are for --helpfull.
     assert "--verbosity" not in output
     assert max(map(len, lines)) <= 88

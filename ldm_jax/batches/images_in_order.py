@@ -13,7 +13,7 @@ from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import part, require_images
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.images import pixels_of
 from ldm_jax.store import is_remote
 
@@ -67,6 +67,7 @@ class Images:
       batch_size: Global batch size, a multiple of the number of devices.
       fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
+      pixels: Their channels, type and range.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Images:
                 "images with --data"
             )
         self._section, self._mesh = section, mesh
+        self.pixels = pixels_of(section)
         source = open_source(section, split)
         require_images(source, "name images (--data or --reference)")
         fingerprint = getattr(source, "fingerprint", None)
@@ -150,6 +152,22 @@ class Images:
         """
         return self._source.describe(index)
 
+    def encoded(self, index: int) -> Any:
+        """Reads an image without decoding it.
+
+        Args:
+          index: Its number.
+
+        Returns:
+          What the source gives: encoded bytes, or an array uint8 [H, W, C]; no bytes of
+          what cannot be read, which is said once it is loaded.
+        """
+        try:
+            return self._source[index]["image"]
+        except Exception as error:
+            raise_if_silent(self.describe(index), error)
+            return b""
+
     def shown_batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields the images as they are shown, which is what features are made of.
 
@@ -159,8 +177,8 @@ class Images:
         Yields:
           Dict as of `batches`, with "image" uint8 [batch size, H, W, 3].
         """
-        pixels = pixels_of(self._section)
-        show = jax.jit(pixels.shown) if not pixels.is_rgb else pixels.shown
+        show = self.pixels.shown
+        show = show if self.pixels.is_rgb else jax.jit(show)
         for batch in self.batches(start):
             yield batch | {"image": show(batch["image"])}
 

@@ -136,14 +136,16 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
             f"{folder} holds a classifier of noisy latents, for which other formats "
             "have no place: give the workdir of a first or a second stage"
         )
-    if meta.get("text_states"):
-        raise ConversionError(
-            f"{folder} was trained on stored text states and holds no text tower, "
-            "which other formats keep in the same file"
-        )
-    params = ema_params
+
+    def whole(params):
+        """With the towers that a run on stored text states does without."""
+        return trained.with_text_towers(params, config, meta, folder)
+
+    params = ema_params = whole(ema_params)
+    if config.data.get("text_states"):
+        config.data.text_states = False
     if meta["item"] == "ema_params":
-        _, params, _ = checkpoint.load_weights(folder, step, average=False)
+        params = whole(checkpoint.load_weights(folder, step, average=False)[1])
     else:
         ema_params = {}
     if not (as_path(meta["folder"]) / "training").is_dir():

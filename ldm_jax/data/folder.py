@@ -30,8 +30,9 @@ from ldm_jax.data.sidecars import (
     find_sidecars,
     read_sidecar,
 )
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import find_size, require_memory
-from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_file
+from ldm_jax.reading import MAX_TEXT, open_file, parse_json, parts_of, read_file
 from ldm_jax.store import local_only
 
 # Of so many files the fingerprint has the size.
@@ -55,7 +56,7 @@ class FolderSource:
     Attributes:
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
-      skipped: List of (where, reason), of metadata that cannot be read.
+      skipped: List of (where, reason), of folders and metadata that cannot be read.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class FolderSource:
         self._root = _find_root(name, data_dir)
         # Arrays are images where there are no others.
         for suffixes in (IMAGE_SUFFIXES, (ARRAY_SUFFIX,)):
-            parts = _find_parts(self._root, suffixes)
+            parts, unread = _find_parts(self._root, suffixes), []
             listed = {
-                part: _list_images(os.path.join(self._root, part), suffixes)
+                part: _list_images(os.path.join(self._root, part), suffixes, unread)
                 for part in parts
             }
             if any(listed.values()):
@@ -119,7 +120,7 @@ class FolderSource:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
         self._sizes, self._names, self._columns = None, None, {}
-        self._table, self.skipped = None, []
+        self._table, self.skipped = None, unread
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         self._optional = frozenset(optional)
         # Arrays, as they are pickled for every worker and may hold millions of files.
@@ -170,10 +171,7 @@ class FolderSource:
 
     def _size_of(self, index):
         with open_file(self.describe(index), require_memory) as file:
-            return find_size(
-                lambda count: file.read(count + file.seek(0)),
-                os.fstat(file.fileno()).st_size,
-            )
+            return find_size(*parts_of(file))
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -223,6 +221,7 @@ class FolderSource:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            raise_if_silent(path, error)
             self.skipped.append((path, f"no JSON, its fields are missing: {error}"))
             logging.warning("%s: %s", *self.skipped[-1])
             return None
@@ -296,10 +295,15 @@ def _of_split(parts, split):
     return [part for part in parts if split_of(part) == found] if found else parts
 
 
-def _list_images(folder, suffixes):
-    """Paths of the images below a folder, relative to it, sorted."""
+def _list_images(folder, suffixes, unread):
+    """Paths of the images below a folder, relative to it, sorted; notes what is not."""
     found, seen = [], set()
-    for path, folders, files in os.walk(folder, followlinks=True):
+
+    def note(error):
+        raise_if_silent(error.filename, error)
+        unread.append((str(error.filename), f"cannot be listed: {error.strerror}"))
+
+    for path, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
             # A link that leads back up would be walked for ever.

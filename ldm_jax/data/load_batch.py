@@ -20,7 +20,7 @@ from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
-from ldm_jax.errors import DataError, Unreachable
+from ldm_jax.errors import DataError, Unreachable, raise_if_silent
 from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
 from ldm_jax.images.pixels import KEYS as PIXEL_KEYS
 
@@ -174,7 +174,7 @@ class LoadBatch:
           rows beyond the end and for replacements; "failures", a list of (where, why),
           and "notes", one of (where, what was left out of that example), or of (None,
           key of an input that was cut off); or only these and "error", a message, where
-          too many failed.
+          too many failed, and "unreachable", whether what they lie on does not answer.
         """
         positions = [int(step) * self.batch_size + row for row in self.rows]
         if self.at_once:
@@ -217,7 +217,9 @@ class LoadBatch:
                 failures += failed
         except (DataError, Unreachable) as error:
             # Sent as data: an exception would bring the worker's traceback with it.
-            return {"failures": failures, "notes": notes, "error": str(error)}
+            silent = isinstance(error, Unreachable)
+            found = {"error": str(error), "unreachable": silent}
+            return {"failures": failures, "notes": notes} | found
         batch = {key: _stack([e[key] for e in examples]) for key in examples[0]}
         if self.order is None:
             batch["mask"] = np.array(mask)
@@ -260,6 +262,7 @@ class LoadBatch:
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)
+                raise_if_silent(where, error)
             if self.on_error == "raise":
                 raise DataError(
                     f"cannot read {where}: {reason}; mend or remove it, or set "

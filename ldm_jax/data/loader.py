@@ -41,7 +41,7 @@ from ldm_jax.data.load_batch import (
 from ldm_jax.data.orders.bucket_order import BucketOrder
 from ldm_jax.data.orders.buckets import assign, bucket_shapes, make_buckets
 from ldm_jax.data.orders.order import Shuffled
-from ldm_jax.errors import ConfigError, DataError, ProcessLost
+from ldm_jax.errors import ConfigError, DataError, ProcessLost, Unreachable
 from ldm_jax.seeds import to_32_bits
 
 # Steps that are loaded ahead, and the threads that do it, per process.
@@ -216,6 +216,7 @@ class Loader:
           StopIteration: After the last batch of an evaluation, or after `close`.
           DataError: If `on_error` is "raise" and an example cannot be decoded, or if
             too many in a row cannot.
+          Unreachable: If what the examples lie on does not answer.
           ProcessLost: If a worker process has gone, and `restart_workers` are used up.
         """
         if not self._closer.alive:
@@ -232,10 +233,10 @@ class Loader:
             elif where not in self.shortened:
                 self.shortened[where] = what
                 logging.warning("%s: %s (%d so far)", where, what, len(self.shortened))
-        error = batch.pop("error", None)
+        error, silent = batch.pop("error", None), batch.pop("unreachable", False)
         if error:
             self.close()
-            raise DataError(error)
+            raise (Unreachable if silent else DataError)(error)
         if not self._workers:
             return batch
         # Copied out of the workers' shared memory, which must not outlive them.

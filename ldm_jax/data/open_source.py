@@ -12,7 +12,7 @@ from ldm_jax.data.inputs import make_inputs, needed_keys, optional_keys
 from ldm_jax.data.load_batch import LOADER_OPTIONS
 from ldm_jax.data.orders.mixture import Part
 from ldm_jax.data.sources import SOURCES, Reclassed, keep
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.images.pixels import SHOWN
 from ldm_jax.ranges import check_section
 
@@ -164,7 +164,10 @@ def _open_one(section, split, name):
         options = {"parts": _open_parts(section, split, name)}
     try:
         source = make(split=split, **options)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        raise_if_silent(f"{name}.name={section.get('name')}", error)
+        if not isinstance(error, TypeError | ValueError):
+            raise
         raise ConfigError(f"{name}: {error}") from error
     # The parts of a mixture have each been asked, and some sources ask themselves.
     asked = {"parts", "filter"}.intersection(own)

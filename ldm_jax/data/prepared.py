@@ -19,6 +19,7 @@ from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import make_table, with_sizes
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import find_size, require_memory
 from ldm_jax.store import local_only
 
@@ -102,7 +103,7 @@ class TfdsSource:
     def _size_of(self, index):
         image = self[index]["image"]
         if isinstance(image, bytes):
-            return find_size(lambda count: image[:count], len(image))
+            return find_size(lambda at, n: image[at : at + n], len(image))
         return image.shape[1], image.shape[0]
 
     @property
@@ -135,6 +136,7 @@ class TfdsSource:
             found = self._features.deserialize_example_np(raw, decoders=self._decoders)
         # Whatever a damaged record raises.
         except Exception as error:
+            raise_if_silent(self.describe(index), error)
             self.skipped.append((self.describe(index), f"no metadata: {error}"))
             return None
         names = [name for name in self.column_names if name in found]

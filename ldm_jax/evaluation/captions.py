@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.data.inputs.caption import captions_of
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.reading import MAX_TEXT, read_file
 
@@ -73,6 +73,7 @@ class OneCaption:
                 self[index]
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
+                raise_if_silent(self.describe(index), error)
                 text = " ".join(str(error).split()) or type(error).__name__
                 raise DataError(
                     f"cannot read the caption of {self.describe(index)}: {text}; mend "

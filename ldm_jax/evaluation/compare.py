@@ -24,6 +24,7 @@ from ldm_jax.evaluation.report import (
     markdown,
     print_table,
     published_record,
+    record_of_results,
 )
 from ldm_jax.evaluation.resuming import Saved, agree, difference
 from ldm_jax.evaluation.scoring import measure, say, settings_of
@@ -295,10 +296,7 @@ def _write(images, how, results, settings, published):
         reasons = comparison_reasons(published, images.record, reference, how.protocol)
         verdicts = compare_published(results, published, TOLERANCE, reasons)
         source = published.source
-    record = settings | {
-        "metrics": {name: result.value for name, result in results.items()},
-        "details": {name: result._asdict() for name, result in results.items()},
-    }
+    record = settings | record_of_results(results)
     record["published"] = published and published_record(
         how.published, verdicts, source
     )

@@ -19,7 +19,9 @@ from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.report import (
     compare_published,
     markdown,
+    print_table,
     published_record,
+    record_of_results,
     sampling_reasons,
 )
 from ldm_jax.files import write_bytes, write_json
@@ -113,12 +115,8 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     if jax.process_index():
         return
     record = first.record | images.record | {"images": images.fingerprint}
-    record |= {
-        "num_images": results["psnr"].count,
-        "metrics": {name: result.value for name, result in results.items()},
-        "details": {name: result._asdict() for name, result in results.items()},
-        "networks": measurement.record,
-    }
+    record |= {"num_images": results["psnr"].count, "networks": measurement.record}
+    record |= record_of_results(results)
     verdicts = []
     if published is not None:
         here = {"image_size": side, "num_images": results["psnr"].count}
@@ -127,7 +125,8 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         source = published.source
         record["published"] = published_record(how.published, verdicts, source)
     write_json(outdir / "metrics.json", record)
-    _print_table(record, _UNITS | row_of(first.module).measures.units)
+    units = _UNITS | row_of(first.module).measures.units
+    print_table(_title(record), results, units)
     if published is not None:
         title = how.published
         text = markdown(title, results, verdicts, TOLERANCE, published.source)
@@ -140,14 +139,11 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
             print(f"images: {outdir / name}.png")
 
 
-def _print_table(record: dict[str, Any], units: dict[str, str]) -> None:
+def _title(record: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
     average = " (moving average)" if record["weights"] == "ema_params" else ""
     side = record["image_size"]
-    print(
+    return (
         f"{record['workdir']}, step {record['step']}{average}: {record['num_images']} "
         f"images of {side} x {side}, {record['data']}, split {record['split']}"
     )
-    for name, value in record["metrics"].items():
-        note = record["details"].get(name, {}).get("note")
-        unit = units.get(name, f"({note})" if note else "")
-        print(f"  {name:<20}{value:>10.4f} {unit}".rstrip())

@@ -42,10 +42,15 @@ def better(name: str) -> str:
     Returns:
       "lower" or "higher".
     """
+    return _known_better(name) or "lower"
+
+
+def _known_better(name):
+    """Says it of known results; None of what a kind of first stage says of itself."""
     # Also where it is called after random features.
     name = name.removeprefix("random-features distance (").removesuffix(")")
     values = [row.values[name] for row in DISTANCES.values() if name in row.values]
-    return values[0].better if values else _BETTER.get(name, "lower")
+    return values[0].better if values else _BETTER.get(name)
 
 
 def compare_published(
@@ -160,22 +165,40 @@ def published_record(
     return {"config": config, "source": source, **tolerance, "values": values}
 
 
-def print_table(title: str, results: Mapping[str, Result]) -> None:
+def record_of_results(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Lists results for a JSON file.
+
+    Args:
+      results: Name -> result.
+
+    Returns:
+      JSON-like dict: "metrics", the numbers alone, and "details", all of each result.
+    """
+    return {
+        "metrics": {name: result.value for name, result in results.items()},
+        "details": {name: result._asdict() for name, result in results.items()},
+    }
+
+
+def print_table(
+    title: str, results: Mapping[str, Result], units: Mapping[str, str] | None = None
+) -> None:
     """Prints results, a line each.
 
     Args:
       title: What was measured.
       results: Name -> result.
+      units: Name -> unit of the number, of those that have one.
     """
     print(title)
     for name, result in results.items():
+        unit = f" {units[name]}" if units and name in units else ""
         spread = "" if result.deviation is None else f" ± {result.deviation:.4g}"
         bias = "" if result.bias is None else f", bias about {result.bias:+.2g}"
-        note = f"  ({result.note})" if result.note else ""
-        arrow = f"  {better(name)} is better"
-        print(
-            f"  {name:<36}{write_number(result.value):>12}{spread}{bias}{arrow}{note}"
-        )
+        known, note = _known_better(name), f"  ({result.note})" if result.note else ""
+        arrow = f"  {known} is better" if known else ""
+        number = f"{write_number(result.value):>12}{spread}{unit}"
+        print(f"  {name:<36}{number}{bias}{arrow}{note}")
 
 
 def write_number(value: float | None) -> str:

@@ -18,6 +18,7 @@ from ldm_jax.images.decoding import (
     decode_plane,
     size_of,
 )
+from ldm_jax.images.depths import depth_of
 from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.image_files import (
     batch_image,
@@ -31,19 +32,28 @@ from ldm_jax.images.image_files import (
     write_png,
 )
 from ldm_jax.images.memory import DEFAULT_GB, limit_bytes, memory_limit, require_memory
-from ldm_jax.images.pixels import RGB, Pixels, pixels_of, to_float, to_uint8
+from ldm_jax.images.pixels import (
+    RGB,
+    WHOLE_RANGE,
+    Pixels,
+    pixels_of,
+    to_float,
+    to_uint8,
+)
 from ldm_jax.images.planes import decode_pixels
 
 __all__ = [
     "BACKGROUND",
     "DEFAULT_GB",
     "RGB",
+    "WHOLE_RANGE",
     "Pixels",
     "batch_image",
     "decode",
     "decode_grey",
     "decode_pixels",
     "decode_plane",
+    "depth_of",
     "encode_image",
     "encode_png",
     "file_values",

@@ -202,7 +202,7 @@ def _read_size(data):
             needed = bytes_to_load(image, image.size)
             require_memory(needed, f"{image.width} x {image.height} pixels")
         # Pillow turns TIFF itself and says so before it does.
-        turned = image.format != "TIFF" and _turn(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and turn_of(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
@@ -232,8 +232,15 @@ def _factor(size, least_side):
     return max(1, min(size) // (2 * least_side))
 
 
-def _turn(image):
-    """The EXIF orientation; damaged EXIF data does not spoil the image."""
+def turn_of(image: Image.Image) -> int:
+    """Reads how an image is to be turned; damaged Exif data do not spoil it.
+
+    Args:
+      image: Opened image.
+
+    Returns:
+      Value of the Exif tag.
+    """
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -250,7 +257,7 @@ def upright(image: Image.Image, result: Image.Image) -> Image.Image:
     Returns:
       PIL image.
     """
-    turn = _TURNS.get(_turn(image))
+    turn = _TURNS.get(turn_of(image))
     return result if turn is None else result.transpose(turn)
 
 

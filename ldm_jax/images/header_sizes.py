@@ -1,4 +1,4 @@
-"""Sizes of images from their first bytes: nothing is decoded, little is read.
+"""Sizes of images from their headers: nothing is decoded, little is read.
 
 They are those of the image as `decode` gives it, turned as its Exif data say.
 """
@@ -14,7 +14,7 @@ from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import size_of
 
 # How many bytes are read at first, and where these do not tell. Pillow is asked last;
-# the directory of a TIFF may stand at its end, of junk nothing tells.
+# of junk nothing tells.
 _READ = (4096, 2**16, 2**26)
 
 # Sides are kept in 32 bits with a sign.
@@ -25,17 +25,33 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))
 _ENDS = frozenset((0xD9, 0xDA))
 
+# How a TIFF begins, in either order of bytes, and one of more than 4 GB.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# Of a TIFF: width, height and how it is turned, and the types of such numbers.
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TURN = 256, 257, 274
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+# Fields of a TIFF that are looked at.
+_MOST_FIELDS = 1000
+
+# Orientations that swap width and height.
+_SIDEWAYS = (5, 6, 7, 8)
+
 # What only Pillow makes sense of: turns that are not said in Exif data.
 _ODD = (b"tiff:Orientation", b"Raw profile type exif")
 
 Size = tuple[int, int]
 
+# (first byte, number of bytes) -> bytes, fewer at the end.
+Read = Callable[[int, int], bytes]
 
-def find_size(read: Callable[[int], bytes], length: int) -> Size:
+
+def find_size(read: Read, length: int) -> Size:
     """Finds the size of an encoded image; at most 64 MiB of it are read.
 
     Args:
-      read: Number of bytes -> so many from the beginning of the image.
+      read: (first byte, number of bytes) -> bytes of the image.
       length: Number of bytes that there are.
 
     Returns:
@@ -45,8 +61,11 @@ def find_size(read: Callable[[int], bytes], length: int) -> Size:
       DecodeError: If it is not an image, or those bytes do not tell.
     """
     for count in _READ:
-        data = read(min(count, length))
+        data = read(0, min(count, length))
         found = size_in(data)
+        if not found and _is_tiff(data):
+            # What says it may stand anywhere.
+            found = _of_tiff(lambda at, n: read(at, max(0, min(n, length - at))))
         if found:
             return found
         if count >= length:
@@ -56,6 +75,8 @@ def find_size(read: Callable[[int], bytes], length: int) -> Size:
 
 def size_in(data: bytes) -> Size | None:
     """Finds the size of an encoded image in its first bytes.
+
+    It is that of all pages of a TIFF, as `decode_pixels` takes them.
 
     Args:
       data: The first bytes, or all.
@@ -68,12 +89,16 @@ def size_in(data: bytes) -> Size | None:
     """
     for magic, reader in _READERS.items():
         if data.startswith(magic):
-            try:
-                found = reader(data)
-            except (struct.error, IndexError):
-                return None
-            return _checked(found) if found and min(found) > 0 else None
+            return _by(reader, data)
     return None
+
+
+def _by(reader, data):
+    try:
+        found = reader(data)
+    except (struct.error, IndexError):
+        return None
+    return _checked(found) if found and min(found) > 0 else None
 
 
 def _checked(size):
@@ -147,6 +172,42 @@ def _npy(data):
     return shape[1::-1] if len(shape) in (2, 3) else None
 
 
+def _is_tiff(data):
+    return data[:4] in _TIFF
+
+
+def _of_tiff(read):
+    return _by(_tiff_read, read)
+
+
+def _tiff(data):
+    return _tiff_read(lambda at, count: data[at : at + count])
+
+
+def _tiff_read(read):
+    """Size of the first page; what follows it is as large, or no image."""
+    head = read(0, 16)
+    order = "<" if head[:1] == b"I" else ">"
+    # Files of more than 4 GB have numbers of 64 bits.
+    large = head[2:4] in (b"+\0", b"\0+")
+    number, first = ("Q", 8) if large else ("I", 4)
+    (at,) = struct.unpack_from(order + number, head, first)
+    counts, entry = ("Q", 20) if large else ("H", 12)
+    (count,) = struct.unpack(f"{order}{counts}", read(at, struct.calcsize(counts)))
+    count = min(count, _MOST_FIELDS)
+    rows = read(at + struct.calcsize(counts), count * entry)
+    found = {}
+    for start in range(0, count * entry, entry):
+        tag, kind = struct.unpack_from(f"{order}HH", rows, start)
+        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TURN) and kind in _TIFF_TYPES:
+            at = start + 4 + struct.calcsize(number)
+            (found[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], rows, at)
+    if not found.keys() >= {_TIFF_WIDTH, _TIFF_HEIGHT}:
+        return None
+    size = found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
+    return size[::-1] if found.get(_TIFF_TURN) in _SIDEWAYS else size
+
+
 def _gif(data):
     return struct.unpack_from("<HH", data, 6)
 
@@ -156,7 +217,7 @@ def _is_turned(exif):
     try:
         found = Image.Exif()
         found.load(exif)
-        return found.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return found.get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
     except Exception:
         return False
 
@@ -168,4 +229,5 @@ _READERS = {
     b"RIFF": _webp,
     b"GIF8": _gif,
     b"\x93NUMPY": _npy,
+    **dict.fromkeys(_TIFF, _tiff),
 }

@@ -27,6 +27,9 @@ SHOWN = "rgb_channels"
 
 MOST_CHANNELS = 1024
 
+# Which values are black and white where nothing else is said.
+WHOLE_RANGE = "in the whole range of their type"
+
 # Largest value of the integers of a batch.
 _TOPS = {"uint8": 255, "uint16": 65535}
 
@@ -190,6 +193,30 @@ class Pixels:
         if self.is_rgb:
             return images
         return to_uint8(self.to_rgb(to_float(images)))
+
+    def record(self) -> dict[str, Any]:
+        """Says what they are, for files beside images; `pixels_of` reads it.
+
+        Returns:
+          JSON-like dict; empty of RGB of 8 bits.
+        """
+        if self.is_rgb:
+            return {}
+        found = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+
+    def describe_range(self) -> str | None:
+        """Says which values of files are black and white.
+
+        Returns:
+          Words; None of RGB of 8 bits.
+        """
+        if self.is_rgb:
+            return None
+        if self.value_range is None:
+            return WHOLE_RANGE
+        low, high = self.value_range
+        return f"from {low:g} to {high:g}"
 
     def describe(self) -> str:
         """Says how they are shown, for reports.

@@ -9,7 +9,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ldm_jax.annotations import Float
 from ldm_jax.errors import DecodeError
@@ -19,6 +19,7 @@ from ldm_jax.images.decoding import (
     guarded,
     load_image,
     open_image,
+    turn_of,
     upright,
 )
 from ldm_jax.images.memory import require_memory
@@ -30,8 +31,8 @@ NPY = b"\x93NUMPY"
 # Modes of Pillow for kinds of 8 bits.
 _MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Colour types of PNG with more than one channel: RGB, grey and alpha, RGB and alpha.
 _PNG_COLOURS = (2, 4, 6)
@@ -119,10 +120,10 @@ def _read(data, pixels):
         return _with_channels(data)
     if data.startswith(NPY):
         return _with_channels(parse_array(data))
-    if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25] in _PNG_COLOURS:
+    if data.startswith(PNG) and data[24:25] == b"\x10" and data[25] in _PNG_COLOURS:
         return _read_deep_png(data)
     most = 1 if pixels.kind else pixels.count + 1
-    if data.startswith(_TIFF) and not _pillow_reads(data):
+    if data.startswith(TIFF) and not _pillow_reads(data):
         return _read_tiff(data)
     return _read_pages(data, most)
 
@@ -192,7 +193,9 @@ def _read_deep_png(data):
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     bands = {2: 3, 4: 2, 6: 4}[data[25]]
     require_memory(4 * width * height * bands, f"{width} x {height} pixels of 16 bits")
-    return _with_channels(_extra("imagecodecs").png_decode(data))
+    array = _with_channels(_extra("imagecodecs").png_decode(data))
+    with open_image(data) as image:
+        return _turned(array, turn_of(image))
 
 
 def _read_tiff(data):
@@ -201,10 +204,25 @@ def _read_tiff(data):
         series = file.series[0]
         require_memory(series.nbytes, f"{series.shape} of {series.dtype}")
         array, axes = series.asarray(), series.axes
+        turn = file.pages.first.tags.valueof(ExifTags.Base.Orientation, 1)
     if array.ndim == 3 and axes[-2:] == "YX":
         # Pages, or channels one after the other.
         array = np.moveaxis(array, 0, -1)
-    return _with_channels(array)
+    return _turned(_with_channels(array), turn)
+
+
+def _turned(array, turn):
+    """Turns pixels [H, W, C] as the file says, as Pillow does it for others."""
+    turns = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 3),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90,
+    }
+    return np.ascontiguousarray(turns[turn](array)) if turn in turns else array
 
 
 def _check_count(count, pixels):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.files import replacing, writing
 from ldm_jax.store import as_path, cache_folder, is_remote
 
@@ -40,6 +40,7 @@ def keys_of(path: Path, flag: str = "--images") -> set[str]:
         with _opened(path) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise_if_silent(path, error)
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{flag}: {path} is no npz that can be read: {reason}") from (
             error
@@ -134,6 +135,7 @@ class StoredImages:
                     data = _read_all(file, rows * each)
                     yield np.frombuffer(data, np.uint8).reshape(rows, *self.shape[1:])
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise_if_silent(self._path, error)
                 raise DataError(
                     f"{self._path} is damaged or cut short ({error}): write it anew"
                 ) from error

@@ -13,7 +13,7 @@ from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.features import weights_of
-from ldm_jax.metrics.programs import FeatureProgram
+from ldm_jax.metrics.programs import FeatureProgram, require_finite
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import ALL, NONE, Moments, TapStatistics
 
@@ -169,7 +169,7 @@ class Measurement:
             # What a twin measures may need less than is computed.
             for tap in self._taps_of(name):
                 rows = features[tap][real]
-                _check_finite(rows, name, tap)
+                require_finite(rows, name, tap)
                 self._moments[f"{name}/{tap}"].add(rows)
         self._seen += int(real.sum())
 
@@ -284,15 +284,6 @@ class Measurement:
         name = reference.record.get("name", "of the images")
         reference.check({"networks": self.record}, name)
         self._reference = reference
-
-
-def _check_finite(rows, network, tap):
-    bad = int((~np.isfinite(rows).all(axis=1)).sum())
-    if bad:
-        raise DataError(
-            f"features of {bad} of {len(rows)} images are not finite numbers (network "
-            f"{network}, tap {tap}): its weights are damaged or in another layout"
-        )
 
 
 def _find(taps, key, name, row):

@@ -1,11 +1,12 @@
 """A network of features on the devices, as one compiled program."""
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, Float, Int, UInt8
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.metrics.distances.clip_score import COSINE, caption_cosine
 from ldm_jax.metrics.features import load_network
 from ldm_jax.metrics.features.clip_weights import EMBEDDING
@@ -123,3 +124,24 @@ class FeatureProgram:
                 f"{self.network.record['weights']} knows {known:,}: use the tokenizer "
                 "that it was trained with"
             )
+
+
+def require_finite(
+    rows: Float[np.ndarray, "images features"], network: str, tap: str
+) -> None:
+    """Refuses features that are no numbers: no distance of them would be one.
+
+    Args:
+      rows: Features of images that count, [N, D].
+      network: Row of FEATURES, for the message.
+      tap: Its tap, likewise.
+
+    Raises:
+      DataError: If one is not finite.
+    """
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+        raise DataError(
+            f"features of {bad} of {len(rows)} images are not finite numbers (network "
+            f"{network}, tap {tap}): its weights are damaged or in another layout"
+        )

@@ -26,6 +26,8 @@ from ldm_jax.store import local_copy
 
 _RECORD = "record"
 
+# How a data set's images are cut where they are not augmented, in "preprocessing".
+CUT = {"crop": "center", "resize": "bicubic, antialiased"}
 
 # Of how many images of a reference features are kept, where distances need them: as
 # many as there are samples by the protocols, 400 MB of FID's features.
@@ -52,9 +54,10 @@ class ReferenceStatistics:
     Attributes:
       taps: Network and tap, as "inception/2048" -> its TapStatistics.
       record: JSON-like dict: "name" of the images, their "count", "images", a hash of
-        the list of them, "preprocessing", a dict of "size" [H, W], "crop" and "resize",
-        and "networks", name -> record of the network (its "checksum"). "rows" says of
-        how many images features are there, by tap, and how they were chosen. Of files
+        the list of them, "preprocessing", a dict of "size" [H, W], "crop", "resize",
+        and, of what is no RGB of 8 bits, "values", which are black and white; and
+        "networks", name -> record of the network (its "checksum"). "rows" says of how
+        many images features are there, by tap, and how they were chosen. Of files
         that others wrote "images" is a hash of the file, of the rest there is what the
         file shows, and "note" is what a number must say of it.
     """
@@ -237,11 +240,12 @@ def _check_preprocessing(where, here, there):
             f"{where} is of images of {there_size} pixels and these have {here_size}: "
             "make a reference of this size with ldm-reference --image_size"
         )
-    for key in ("crop", "resize"):
+    for key in ("crop", "resize", "values"):
         values = there.get(key), here.get(key)
         # Samples are as the model draws them, neither cut nor resized.
         if None not in values and values[0] != values[1]:
             raise ConfigError(
                 f"{where} is of images with {key} {values[0]} and these have {key} "
-                f"{values[1]}: make a reference of images that were cut like these"
+                f"{values[1]}: make a reference of images that were read and cut like "
+                "these"
             )

@@ -5,9 +5,17 @@ r"""Plans a run: memory, arithmetic, time and cost, without a device.
         --mesh=data=4,fsdp=2 --chip=H100 --mfu=0.4 --price=2.5
 
 Any key of the config can be changed on the command line as for train.py.  Neither
-weights nor data are read, and nothing is compiled; docs/planning.md says how the
-numbers come about, and how far they were from what compilers and devices said.
+weights nor data are read; docs/planning.md says how the numbers come about, and how far
+they were from what compilers and devices said.
+
+With --compile the programs of the run are compiled for the devices of this machine and
+stored, so that train.py with the same config starts without that:
+
+    ldm-plan --config=shapes_class --first_stage=shapes_autoencoder --num_classes=9 \
+        --compile
 """
+
+import dataclasses
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -47,6 +55,12 @@ with cli.group("on what"):
     )
 
 with cli.group("output"):
+    _COMPILE = flags.DEFINE_bool(
+        "compile",
+        False,
+        "Compile the run's programs for the devices that are here, or else for as many "
+        "of the CPU as the mesh has, store them for train.py and show what they take.",
+    )
     _JSON = flags.DEFINE_string("json", None, "File to write all numbers to.")
 
 
@@ -62,17 +76,19 @@ def _read_mesh(text: str, train: ConfigDict) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    """Makes the plan and prints it."""
+    """Makes the plan, compiles what it is asked to, and prints both."""
     del argv
     import jax
 
-    # Nothing is computed: a device shall not be taken for it.
-    jax.config.update("jax_platforms", "cpu")
+    if not _COMPILE.value:
+        # Nothing is computed: a device shall not be taken for it.
+        jax.config.update("jax_platforms", "cpu")
     from ldm_jax.config import check_values, upgrade_config
     from ldm_jax.files import write_json
     from ldm_jax.planning.abstract import Given
+    from ldm_jax.planning.ahead import compile_ahead, find_mesh
     from ldm_jax.planning.examples import read_features
-    from ldm_jax.planning.page import page
+    from ldm_jax.planning.page import page, programs_page
     from ldm_jax.planning.plan import Options, make_mesh, make_plan
     from ldm_jax.training.throughput import chip_named
 
@@ -80,24 +96,34 @@ def _main(argv: list[str]) -> None:
     chip = chip_named(_CHIP.value)
     if _MESH.value is not None:
         _read_mesh(_MESH.value, config.train)
+    mesh = find_mesh(config.train.mesh) if _COMPILE.value else None
     options = Options(
         chip=chip,
         chip_name=_CHIP.value,
-        mesh=make_mesh(**config.train.mesh),
+        mesh=make_mesh(**(config.train.mesh if mesh is None else mesh.shape)),
         mfu=_MFU.value,
         price=_PRICE.value,
     )
     features = read_features(_FEATURE.value)
     given = Given(_FIRST_STAGE.value, _NUM_CLASSES.value, features)
     plan = make_plan(config, given, options)
-    print(page(plan))
-    if _JSON.value is not None:
-        write_json(_JSON.value, plan.to_json())
+    found, main = plan.to_json(), mesh is None or jax.process_index() == 0
+    if main:
+        print(page(plan), flush=True)
+    if mesh is not None:
+        # However quickly a program is compiled, it is stored.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        programs = compile_ahead(plan.planned, mesh, config.train.batch_size)
+        found["compiled"] = [dataclasses.asdict(program) for program in programs]
+        if main:
+            print(programs_page(plan, mesh, programs))
+    if _JSON.value is not None and main:
+        write_json(_JSON.value, found)
 
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__, uses_jax=False)
+    cli.run(_main, __doc__)
 
 
 if __name__ == "__main__":

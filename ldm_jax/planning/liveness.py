@@ -10,6 +10,8 @@ written only where
   it: keeping the sum costs less than keeping its terms.
 
 What only reads values in another order (reshaping, transposing) is no value of its own.
+Convolutions want kernels in an order of their own: of one that is an argument there is
+a copy from its first convolution to its last, as there is of what is cast.
 """
 
 import collections
@@ -45,6 +47,7 @@ _VIEWS = (
     "squeeze",
     "expand_dims",
     "transpose",
+    "rev",
     "stop_gradient",
     "copy",
     "sharding_constraint",
@@ -102,7 +105,7 @@ class Lifetimes:
         self,
         jaxpr: Any,
         rows: int,
-        split: Callable[[Sequence[int]], int] = lambda shape: 1,
+        split: Callable[[Sequence[int]], float] = lambda shape: 1,
     ) -> None:
         """Follows a program from its first step to its last.
 
@@ -110,7 +113,7 @@ class Lifetimes:
           jaxpr: ClosedJaxpr that was traced for a batch of `rows` rows.
           rows: A prime: sides that are multiples of it grow with the batch.
           split: Shape of a value that does not grow with it, such as a gradient -> over
-            how many devices it is split.
+            how many devices it is split.  Those of one shape count alike.
         """
         self._program: Program = flatten(jaxpr)
         self._rows, self._split = rows, split
@@ -216,15 +219,22 @@ class Lifetimes:
             for value in written - outside:
                 self._lives[value] = (index, index)
             if step.name in _HEAVY:
-                self._gather(index, step)
+                self._copy(index, step)
             if step.name in CONTROL:
                 self._loops[index] = self._inside(step)
 
-    def _gather(self, index, step):
-        """Copies of split arguments, whole: from their first use to their last."""
-        for value in self._arguments.intersection(map(self._base_of, step.inputs)):
-            whole = self._size(value)
-            if not whole.per_row and self._split(self._program.avals[value].shape) > 1:
+    def _copy(self, index, step):
+        """Copies of arguments to multiply with, from their first use to their last.
+
+        Of those that are split, whole ones; of kernels, ones in another order.
+        """
+        inputs = [self._base_of(value) for value in step.inputs]
+        kernel = inputs[1] if step.name == "conv_general_dilated" else None
+        for value in self._arguments.intersection(inputs):
+            if self._size(value).per_row:
+                continue
+            split = self._split(self._program.avals[value].shape) > 1
+            if split or value == kernel:
                 start, _ = self._lives.get(value, (index, index))
                 self._lives[value] = (start, index)
 

@@ -1,5 +1,6 @@
 """What a device must hold for a run: its arrays, and what a step computes with them."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -106,7 +107,8 @@ class MemoryOf:
             for name in ("params", "opt_state", "ema_params", "stats")
         }
         if fsdp not in self._lifetimes:
-            self._lifetimes[fsdp] = Lifetimes(self._step, ROWS, _split_by(fsdp))
+            split = _split_by(fsdp, (planned.state.params, state.params))
+            self._lifetimes[fsdp] = Lifetimes(self._step, ROWS, split)
         rows = batch_size // mesh.size
         peak = self._lifetimes[fsdp].peak(rows // parts)
         example = planned.batch(rows)
@@ -135,12 +137,25 @@ def _split_bytes(tree, shardings):
     return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings)))
 
 
-def _split_by(fsdp: int) -> Callable[[Sequence[int]], int]:
-    """Shape of a gradient -> over how many devices it is split."""
+def _split_by(fsdp: int, trained: tuple) -> Callable[[Sequence[int]], float]:
+    """Shape of a gradient -> over how many devices it is split.
 
-    def split(shape: Sequence[int]) -> int:
+    Parameters of one shape may be split differently (`train.sharding_overrides`): as
+    all gradients are there in the end, each counts as their mean.
+    """
+    sizes, parts = collections.Counter(), collections.Counter()
+
+    def add(leaf, split):
+        sizes[leaf.shape] += leaf.size
+        parts[leaf.shape] += math.prod(split.shard_shape(leaf.shape))
+
+    jax.tree.map(add, *trained)
+
+    def split(shape: Sequence[int]) -> float:
         if not math.prod(shape):
             return 1
+        if shape in sizes:
+            return sizes[shape] / parts[shape]
         return fsdp if sharding.parameter_spec(shape, fsdp) else 1
 
     return split

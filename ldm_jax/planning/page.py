@@ -1,7 +1,11 @@
 """The plan of a run as a page of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import jax
+from jax.sharding import Mesh
+
+from ldm_jax.planning.ahead import Program
 from ldm_jax.planning.memory import Memory
 from ldm_jax.planning.plan import PLANNED_SHARE, Plan
 
@@ -22,13 +26,56 @@ def page(plan: Plan) -> str:
     return "\n".join(line for part in parts for line in part(plan))
 
 
+def programs_page(plan: Plan, mesh: Mesh, programs: Sequence[Program]) -> str:
+    """Writes out what was compiled, beside what was counted.
+
+    Args:
+      plan: Plan.
+      mesh: Mesh of devices that it was compiled for.
+      programs: What was compiled.
+
+    Returns:
+      Several lines.
+    """
+    return "\n".join(_programs(plan, mesh, programs))
+
+
+def _programs(plan, mesh, programs):
+    device, memory = mesh.devices.flat[0], plan.memory
+    yield ""
+    yield (
+        f"compiled for {mesh.size} x {device.device_kind} as {_sizes(mesh)}; "
+        f"stored in {jax.config.jax_compilation_cache_dir or 'no cache'}"
+    )
+    titles = ("seconds", "arguments", "results", "temporary", "GB in all")
+    yield f"{'':<20}" + "".join(f"{title:>12}" for title in titles)
+    for program in programs:
+        sizes = (program.arguments, program.results, program.temporary, program.total)
+        known = "  (was stored before)" if program.found else ""
+        yield f"{program.name:<20}{program.seconds:>12.1f}" + _gigabytes(sizes) + known
+    sizes = (memory.arguments, 0, memory.temporary, memory.peak)
+    yield f"{'step, as counted':<20}{'':>12}" + _gigabytes(sizes)
+    if device.platform == "cpu":
+        yield (
+            "no accelerator is here: what is stored serves runs on a CPU such as this "
+            f"one, and its temporaries are not those of {plan.options.chip_name}"
+        )
+
+
+def _gigabytes(sizes):
+    return "".join(f"{size / 1e9:>12.3f}" for size in sizes)
+
+
+def _sizes(mesh):
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+
+
 def _head(plan: Plan) -> Iterator[str]:
     config, options = plan.planned.config, plan.options
-    data, fsdp = options.mesh.shape["data"], options.mesh.shape["fsdp"]
     rows = config.train.batch_size // options.mesh.size
     yield (
-        f"{config.stage}: {options.mesh.size} x {options.chip_name} as data={data}, "
-        f"fsdp={fsdp}; batch {config.train.batch_size}, {rows} per chip"
+        f"{config.stage}: {options.mesh.size} x {options.chip_name} as "
+        f"{_sizes(options.mesh)}; batch {config.train.batch_size}, {rows} per chip"
         + _in_parts(config.train.accumulate_steps)
     )
     key = next(k for k, v in plan.planned.examples[0].items() if v.ndim == 4)

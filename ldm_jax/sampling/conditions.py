@@ -5,7 +5,6 @@ which the very same inputs are made.
 """
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from ldm_jax.images import (
     memory_limit,
     require_memory,
 )
-from ldm_jax.reading import open_file
+from ldm_jax.reading import open_file, parts_of
 from ldm_jax.sampling.flag_values import dashed
 from ldm_jax.sampling.gradient_guidance import GUIDE_FACTOR
 from ldm_jax.sampling.task import Task, ways
@@ -149,8 +148,7 @@ def _fit_image(path, size, pixels):
 def _extent_of_file(name, path):
     try:
         with open_file(path, require_memory) as file:
-            length = file.seek(0, os.SEEK_END)
-            return find_size(lambda count: file.read(count + file.seek(0)), length)
+            return find_size(*parts_of(file))
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 

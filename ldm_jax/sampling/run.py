@@ -28,6 +28,7 @@ from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch
 from ldm_jax.sampling.sample_files import OUTPUTS
+from ldm_jax.sampling.sample_pixels import settings_of
 from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import class_names, make_task
 from ldm_jax.store import Place, as_path, for_each
@@ -105,17 +106,21 @@ class _Run(NamedTuple):
 def _settings(run):
     """What every sample of a folder has in common, for `settings.json`."""
     trained = run.sampler.trained
-    return run.store.record | {
-        "checkpoint": trained.source,
-        "weights": trained.weights,
-        "first_stage": trained.first_stage,
-        "decoder": trained.decoder,
-        "classifier": trained.classifier and trained.classifier.source,
-        "lpips": trained.lpips and settings.digest(trained.lpips),
-        "seed": run.run_options.seed,
-        "conditions": run.job.task.record,
-        "options": record_of(run.job.options, trained.model),
-    }
+    return (
+        run.store.record
+        | settings_of(trained.pixels)
+        | {
+            "checkpoint": trained.source,
+            "weights": trained.weights,
+            "first_stage": trained.first_stage,
+            "decoder": trained.decoder,
+            "classifier": trained.classifier and trained.classifier.source,
+            "lpips": trained.lpips and settings.digest(trained.lpips),
+            "seed": run.run_options.seed,
+            "conditions": run.job.task.record,
+            "options": record_of(run.job.options, trained.model),
+        }
+    )
 
 
 def _draw(run, parts, total):

@@ -14,7 +14,7 @@ from ldm_jax.files import write_json
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import Place
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 
 
 def claim(outdir: Place, settings: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ def claim(outdir: Place, settings: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: If the folder holds samples of other settings.
     """
-    path = outdir / _SETTINGS
+    path = outdir / SETTINGS
     # As they come back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
     if path.exists() or os.path.lexists(path):

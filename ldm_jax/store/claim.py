@@ -57,7 +57,8 @@ class Claim:
             with file_system(self._path).open(os.fspath(self._path), "xb") as file:
                 file.write(self._data())
         except FileExistsError:
-            return False
+            # Perhaps its own: where an answer is lost, the library asks again.
+            pass
         return self.is_mine()
 
     def replace(self, seen: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import uuid
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.store.paths import Place, as_path, file_system, files_below, is_remote
+from ldm_jax.store.paths import Place, as_path, fetch, for_each, is_remote, listing
 
 
 def local_copy(path: str | os.PathLike) -> Place:
@@ -30,17 +30,18 @@ def local_copy(path: str | os.PathLike) -> Place:
     path = as_path(path)
     if not is_remote(path):
         return path
-    names = list(files_below(path))
-    if not names:
+    found = listing(path)
+    if not found:
         # Whoever reads it says that it is not there.
         return path
-    system = file_system(path)
     whole = hashlib.sha256(os.fspath(path).encode())
-    for name in names:
-        whole.update(system.ukey(os.fspath(name)).encode())
+    for name, info in found:
+        # A write has a number of its own; not all stores give it.
+        mark = info.get("generation") or sorted(info.items())
+        whole.update(f"{name} {info['size']} {mark}".encode())
     place = cache_folder() / whole.hexdigest()[:24] / path.name
     if not place.exists():
-        _fetch(system, path, names, place)
+        _fetch(path, found, place)
     return place
 
 
@@ -54,16 +55,21 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(cache) / "ldm_jax" / "store"
 
 
-def _fetch(system, path, names, place):
+def _fetch(path, found, place):
     draft = place.parent.with_name(f"{place.parent.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+    def copy(file):
+        name, info = file
+        # Of a file, not a folder, it is the only name.
+        target = draft / place.name / name.relative_to(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fetch(name, target)
+        if target.stat().st_size != info["size"]:
+            raise ConfigError(f"{name} changed while it was copied: try again")
+
     try:
-        for name in names:
-            # Of a file, not a folder, it is the only name.
-            target = draft / place.name / name.relative_to(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(os.fspath(name), os.fspath(target))
-            if target.stat().st_size != system.size(os.fspath(name)):
-                raise ConfigError(f"{name} changed while it was copied: try again")
+        for _ in for_each(copy, found, path):
+            pass
         try:
             draft.rename(place.parent)
         except OSError:

@@ -167,10 +167,23 @@ def files_below(folder: Place) -> Iterator[Place]:
       Paths of files.
     """
     if is_remote(folder):
-        names = sorted(file_system(folder).find(os.fspath(folder)))
-        yield from (as_path(f"{_SCHEME}{name}") for name in names)
+        yield from (path for path, _ in listing(folder))
     else:
         yield from (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def listing(folder: Place) -> list[tuple[Place, dict[str, Any]]]:
+    """Lists the objects below an address, with what the store says of each.
+
+    Args:
+      folder: Address.
+
+    Returns:
+      List of (path, what fsspec calls its info, with "size" in bytes), in order of the
+      paths; for all of them few requests are made.
+    """
+    found = file_system(folder).find(os.fspath(folder), detail=True)
+    return [(as_path(f"{_SCHEME}{name}"), found[name]) for name in sorted(found)]
 
 
 def size_of(path: Place) -> int:
@@ -227,8 +240,12 @@ def send(source: str | os.PathLike, target: Place) -> None:
         try:
             shutil.copyfileobj(local, remote, 1 << 22)
         except BaseException:
-            # Closed, it would appear cut short.
-            remote.discard()
+            # Closed, also where nothing refers to it any more, it would appear cut
+            # short; of a small file gcsfs leaves it open when it is discarded.
+            try:
+                remote.discard()
+            finally:
+                remote.closed = True
             raise
         remote.close()
 

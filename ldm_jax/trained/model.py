@@ -93,7 +93,7 @@ def load_model(
             f"--workdir={workdir} holds a run of the stage '{config.stage}'; sample.py "
             "needs a diffusion run"
         )
-    params = with_text_towers(params, config, meta)
+    params = with_text_towers(params, config, meta, workdir)
     if config.data.get("text_states"):
         # With its towers it takes token ids, as any other.
         config.data.text_states = False

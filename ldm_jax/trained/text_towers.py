@@ -1,21 +1,29 @@
 """Frozen text towers by the files that a config names: runs on stored states have none.
 
-Such a run neither holds nor computes the tower of its captions. What samples from it
-reads the tower from `conditions.KEY.weights`, and compares its checksum.
+Such a run neither holds nor computes the tower of its captions, but what samples from
+it needs it. So it keeps a copy in `text_towers_copy` of its workdir, as it does of its
+first stage, and its checkpoints record the tower's checksum, with which the copy, or
+where there is none `conditions.KEY.weights`, is compared.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from flax.traverse_util import unflatten_dict
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from ldm_jax.build import fill_conditions
-from ldm_jax.checkpoint import tree_checksum
+from ldm_jax.checkpoint import Folder, absolute, tree_checksum
 from ldm_jax.conditioners import CONDITIONERS, Conditioner, Text, make_conditioner
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
+from ldm_jax.store import is_remote
+from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.towers import load_tower
+
+_COPIES = "text_towers_copy"
 
 
 class TextTower(NamedTuple):
@@ -32,11 +40,14 @@ class TextTower(NamedTuple):
     checksum: int
 
 
-def load_text_towers(config: ConfigDict) -> dict[str, TextTower]:
+def load_text_towers(
+    config: ConfigDict, keys: Collection[str] | None = None
+) -> dict[str, TextTower]:
     """Loads the frozen text towers that a config names.
 
     Args:
       config: ConfigDict of a second stage.
+      keys: Batch keys of those that are wanted; None for all.
 
     Returns:
       Batch key -> TextTower; those of which the config names no weights are left out.
@@ -53,7 +64,7 @@ def load_text_towers(config: ConfigDict) -> dict[str, TextTower]:
     conditioner = make_conditioner(fill_conditions(captions, None, None))
     found = {}
     for key, tower in conditioner.towers().items():
-        if not tower.frozen or not tower.weights:
+        if not tower.frozen or not tower.weights or key not in (keys or [key]):
             continue
         try:
             params = load_tower(tower.weights, tower.module)
@@ -64,16 +75,22 @@ def load_text_towers(config: ConfigDict) -> dict[str, TextTower]:
 
 
 def stored_text_states(
-    config: ConfigDict, conditioner: Conditioner, data: Any
+    config: ConfigDict,
+    conditioner: Conditioner,
+    data: Any,
+    workdir: Folder,
+    recorded: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Finds the conditions whose towers the run does without, and checks their towers.
 
-    A tower is read to compare its checksum, and goes again.
+    A tower is read to compare its checksum, copied into the workdir, and goes again.
 
     Args:
       config: ConfigDict.
       conditioner: Conditioner of the model.
       data: The run's `Data`.
+      workdir: Workdir of the run.
+      recorded: What this gave before, by the checkpoint that a run goes on from.
 
     Returns:
       Batch key -> checksum of the tower that made the states; empty where batches hold
@@ -82,6 +99,7 @@ def stored_text_states(
     Raises:
       ConfigError: If the states are of another tower than that of the config, or of one
         that is to be trained.
+      DiskError: If a copy cannot be written.
     """
     keys = sorted(conditioner.entries.keys() & data.null_states.keys())
     if not keys:
@@ -91,28 +109,68 @@ def stored_text_states(
             "data.text_states=True does not go with train.init_from, which has text "
             "towers of its own: set it to False to train on the token ids"
         )
-    towers, found = load_text_towers(config), {}
-    for key in keys:
-        theirs = data.header.text_states[key]["checksum"]
+    theirs = {key: data.header.text_states[key]["checksum"] for key in keys}
+    if recorded == theirs and all(
+        _checksum_of_copy(workdir, key) == theirs[key] for key in keys
+    ):
+        return theirs
+    towers = load_text_towers(config, keys)
+    _check_towers(config, towers, theirs)
+    _keep(workdir, towers)
+    return theirs
+
+
+def _check_towers(config, towers, theirs):
+    for key, checksum in theirs.items():
         if key not in towers:
             raise ConfigError(
                 f"data.text_states=True, but conditions.{key} has no frozen tower of "
                 f"given weights: set conditions.{key}.frozen=True and "
                 f"conditions.{key}.weights, or data.text_states=False"
             )
-        if towers[key].checksum != theirs:
+        if towers[key].checksum != checksum:
             raise ConfigError(
                 f"conditions.{key}.weights={config.conditions[key].weights} is another "
                 f"text tower than that which made the states of {config.data.name} "
-                f"(checksum {towers[key].checksum}, not {theirs}): give that one, or "
+                f"(checksum {towers[key].checksum}, not {checksum}): give that one, or "
                 "encode the data anew"
             )
-        found[key] = theirs
-    return found
+
+
+def _copy_of(workdir, key):
+    return absolute(workdir) / _COPIES / f"{key}.safetensors"
+
+
+def _keep(workdir, towers):
+    """Copies towers into a workdir, on the first process; each appears as a whole."""
+    for key, tower in towers.items():
+        if (
+            not jax.process_index()
+            and _checksum_of_copy(workdir, key) != tower.checksum
+        ):
+            write_weights(_copy_of(workdir, key), flatten_dict(tower.params, sep="/"))
+
+
+def _read_copy(workdir, key):
+    """Parameters of the copy of a tower; None where there is none that can be read."""
+    try:
+        tensors = read_weights(_copy_of(workdir, key)).tensors
+        tensors = {tuple(k.split("/")): np.asarray(v) for k, v in tensors.items()}
+    except ConversionError:
+        return None
+    return unflatten_dict(tensors)
+
+
+def _checksum_of_copy(workdir, key):
+    params = _read_copy(workdir, key)
+    return None if params is None else int(tree_checksum(params))
 
 
 def with_text_towers(
-    params: Mapping[str, Any], config: ConfigDict, meta: Mapping[str, Any]
+    params: Mapping[str, Any],
+    config: ConfigDict,
+    meta: Mapping[str, Any],
+    workdir: Folder,
 ) -> dict[str, Any]:
     """Adds the towers that a run on stored text states was trained without.
 
@@ -120,6 +178,7 @@ def with_text_towers(
       params: Weights of a second stage.
       config: Its ConfigDict.
       meta: What its checkpoint records.
+      workdir: Its workdir, whose copies go first.
 
     Returns:
       The weights with those of the towers; as they are for other runs.
@@ -130,13 +189,38 @@ def with_text_towers(
     recorded = meta.get("text_states")
     if not recorded:
         return dict(params)
-    towers, conditioner = load_text_towers(config), dict(params["conditioner"])
+    conditioner = dict(params["conditioner"])
     for key, checksum in recorded.items():
-        where = f"conditions.{key}.weights={config.conditions[key].get('weights')}"
-        if key not in towers or towers[key].checksum != checksum:
-            raise CheckpointError(
-                f"{where} is not the text tower whose states the run was trained on: "
-                "bring that file back"
-            )
-        conditioner |= unflatten_dict({(key,): towers[key].params})
+        tower = _recorded_tower(config, workdir, key, checksum)
+        conditioner |= unflatten_dict({(key,): tower})
     return dict(params) | {"conditioner": conditioner}
+
+
+def _recorded_tower(config, workdir, key, checksum):
+    """Parameters of the tower whose states a run was trained on."""
+    copy = _copy_of(workdir, key)
+    if copy.exists():
+        params = _read_copy(workdir, key)
+        if params is None or int(tree_checksum(params)) != checksum:
+            remove = "gcloud storage rm" if is_remote(copy) else "rm"
+            raise CheckpointError(
+                f"{copy} is damaged: it is a copy of the text tower whose states the "
+                "run was trained on; remove it to read conditions."
+                f"{key}.weights={config.conditions[key].get('weights')} in its place: "
+                f"{remove} {copy}"
+            )
+        return params
+    where = f"conditions.{key}.weights={config.conditions[key].get('weights')}"
+    try:
+        tower = load_text_towers(config, [key]).get(key)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"there is no {copy}, the copy of the run's text tower, and {error}: bring "
+            "either back"
+        ) from error
+    if tower is None or tower.checksum != checksum:
+        raise CheckpointError(
+            f"{where} is not the text tower whose states the run was trained on, and "
+            f"there is no {copy}: bring either back"
+        )
+    return tower.params

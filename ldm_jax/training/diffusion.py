@@ -70,7 +70,9 @@ def make_stage(
     first = open_first_stage(config, meta, workdir)
     model = make_model(config, first.module, data.num_classes)
     check_ids(model.conditioner.entries, config.data.get("inputs"))
-    stored = stored_text_states(config, model.conditioner, data)
+    stored = stored_text_states(
+        config, model.conditioner, data, workdir, meta.get("text_states")
+    )
     new = not meta and not config.train.init_from
     initial = initial_weights(model.conditioner, stored) if new else None
     if model.conditioner.entries:

@@ -193,7 +193,7 @@ def load_initial(
     if found.keys() != params.keys():
         # An average is not kept of everything.
         found = checkpoint.load_weights(workdir, meta["step"], average=False)[1] | found
-    found = with_text_towers(found, theirs, meta)
+    found = with_text_towers(found, theirs, meta, workdir)
     weights, notes = {}, [f"starting from step {meta['step']} of {workdir}"]
     for name, ours in params.items():
         reason = _difference(name, ours, found.get(name))

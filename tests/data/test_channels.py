@@ -1,16 +1,23 @@
 """Images of other channels, bits and ranges than those of RGB photos."""
 
 import io
+import struct
+import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ldm_jax import build
 from ldm_jax.data.crops import WHOLE
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.data.loader import Loader
+from ldm_jax.data.sources import keep
+from ldm_jax.data.tables import ParquetSource
+from ldm_jax.data.tar import TarSource
 from ldm_jax.data.transforms import cut_image, extent, transform
 from ldm_jax.errors import ConfigError, DataError, DecodeError
 from ldm_jax.images import (
@@ -24,8 +31,10 @@ from ldm_jax.images import (
     to_float,
     write_image,
 )
+from ldm_jax.images.header_sizes import size_in
 from ldm_jax.metrics.reconstruction import l1, psnr
 from tests.data.common import encode, make_image
+from tests.data.tar_shards import add
 
 GREY16 = Pixels("grey", "uint16")
 FIVE = Pixels(5, value_range=(-200, 800))
@@ -223,8 +232,87 @@ def test_header_that_announces_more_than_memory_is_refused():
 
 def test_size_of_an_array_is_in_its_header():
     data = npy(five())
-    assert find_size(lambda count: data[:count], len(data)) == (5, 6)
+    assert find_size(lambda at, n: data[at : at + n], len(data)) == (5, 6)
     assert extent(decode_pixels(data, pixels=FIVE)) == (5, 6)
+
+
+def directory(fields, order="<", large=False, gap=0):
+    """A TIFF with its directory behind `gap` bytes, and nothing else."""
+    number, head = ("Q", b"+\0\x08\0\0\0") if large else ("I", b"*\0")
+    head = (
+        head
+        if order == "<"
+        else b"".join(head[k : k + 2][::-1] for k in range(0, len(head), 2))
+    )
+    head = (b"II" if order == "<" else b"MM") + head
+    at = len(head) + struct.calcsize(f"={number}") + gap
+    rows = [struct.pack(f"{order}{'Q' if large else 'H'}", len(fields))]
+    for tag, value in fields.items():
+        row = struct.pack(f"{order}HH{number}", tag, 3, 1)
+        rows.append(
+            row + struct.pack(f"{order}H", value).ljust(struct.calcsize(number), b"\0")
+        )
+    return head + struct.pack(order + number, at) + bytes(gap) + b"".join(rows)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("large", [False, True])
+def test_size_of_a_tiff_that_pillow_does_not_know(order, large):
+    """Also where it stands at the end of a large file, of which little is read."""
+    fields = {254: 0, 256: 70, 257: 40, 258: 16, 277: 5}
+    for turn, size in ((1, (70, 40)), (6, (40, 70))):
+        data = directory(fields | {274: turn}, order, large, gap=10**6)
+        asked = []
+
+        def read(at, count, data=data, asked=asked):
+            asked.append(count)
+            return data[at : at + count]
+
+        assert find_size(read, len(data)) == size == size_in(data)
+        assert sum(asked) < 5000
+    # Bytes of which nothing follows.
+    for cut in (8, 30, len(data) - 25):
+        with pytest.raises(DecodeError):
+            find_size(lambda at, n, cut=cut: data[:cut][at : at + n], cut)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_size_of_a_tiff_is_that_of_its_pages(turn):
+    pages = [Image.fromarray(deep(6, 5)) for _ in range(3)]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    with io.BytesIO() as file:
+        pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:], exif=exif)
+        data = file.getvalue()
+    size = find_size(lambda at, n: data[at : at + n], len(data))
+    assert size == extent(decode_pixels(data, pixels=Pixels(3, "uint16")))
+    assert size == ((6, 5) if turn == 6 else (5, 6))
+
+
+def test_sizes_of_arrays_and_tiff_in_every_source(tmp_path):
+    """Buckets and filters go by them."""
+    files = {"a.npy": npy(five(6, 9)), "b.npy": npy(np.asfortranarray(five(8, 7)))}
+    expected = [[6, 9], [8, 7]]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in files.items():
+            add(archive, name, data)
+    rows = pa.table({"image": pa.array(list(files.values()), pa.binary())})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    for source in (
+        FolderSource(str(folder), "all"),
+        TarSource(str(tmp_path / "a.tar"), "all", image_key="npy"),
+        ParquetSource(str(tmp_path / "a.parquet"), "all"),
+    ):
+        assert source.sizes().tolist() == expected
+        assert source.columns(["width"])["width"].tolist() == [9, 7]
+        chosen = keep(source, "height > 7")
+        assert chosen.describe(0) == source.describe(1) and len(chosen) == 1
+        image = decode_pixels(chosen[0]["image"], pixels=FIVE)
+        assert extent(image) == (7, 8)
 
 
 def test_folder_of_arrays(tmp_path):
@@ -258,9 +346,22 @@ def test_deep_colour_is_read_with_the_extra_or_says_so():
     np.testing.assert_array_equal(image, values)
     tifffile = pytest.importorskip("tifffile")
     with io.BytesIO() as file:
-        tifffile.imwrite(file, five(), photometric="minisblack")
+        options = dict(photometric="minisblack", planarconfig="contig")
+        tifffile.imwrite(file, five(), **options)
         data = file.getvalue()
     np.testing.assert_allclose(file_values(read_image(data, FIVE), FIVE), five(), 1e-4)
+    # Bands one after the other, turned: what Pillow does not read.
+    bands = np.moveaxis(five(), -1, 0)
+    options = dict(photometric="minisblack", planarconfig="separate")
+    with io.BytesIO() as file:
+        turn = [(274, "H", 1, 6, True)]
+        tifffile.imwrite(file, bands, metadata=None, extratags=turn, **options)
+        data = file.getvalue()
+    example = transform({"image": data}, (5, 6), pixels=FIVE, with_size=True)
+    turned = np.rot90(five(), -1)
+    np.testing.assert_allclose(file_values(example["image"], FIVE), turned, 1e-4)
+    assert find_size(lambda at, n: data[at : at + n], len(data)) == (6, 5)
+    assert example["size_and_crop"][:2].tolist() == [5, 6]
 
 
 def test_deep_colour_without_the_extra(monkeypatch):

@@ -10,7 +10,7 @@ from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tables import ParquetSource
 from ldm_jax.data.tar import TarSource, byte_ranges, index_store, shards
-from ldm_jax.errors import DataError, Unreachable
+from ldm_jax.errors import Unreachable
 from tests.data.stores import Flaky, put
 from tests.data.tables import make_rows, make_table
 from tests.data.tar_shards import write_shard
@@ -74,7 +74,7 @@ def test_a_run_ends_where_its_store_does_not_answer(kind):
     with pytest.raises(Unreachable, match="cannot be reached.*Connection reset"):
         source[1]
     loader = make_loader(source, dict(image_size=8), batch_size=4, seed=0)
-    with pytest.raises(DataError, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached"):
         next(loader)
     assert not loader.skipped
 

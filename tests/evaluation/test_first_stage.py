@@ -271,7 +271,11 @@ def test_the_command_prints_and_writes(workdir, evaluation, folder, tmp_path):
     assert "step 4 (moving average): 5 images of 32 x 32, shapes/32" in output
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["num_images"] == 5 and record["split"] == "validation"
-    assert f"  psnr{record['metrics']['psnr']:>26.4f} dB" in output
+    (line,) = (line for line in output.splitlines() if line.startswith("  psnr "))
+    assert f"{record['metrics']['psnr']:.4f} ± " in line
+    assert line.endswith(" dB  higher is better")
+    (line,) = (line for line in output.splitlines() if line.startswith("  kl "))
+    assert line.endswith(" nats per image")
     assert read_image(tmp_path / "reconstructions.png").shape == (66, 270, 3)
     status, output = finish(evaluation(*arguments, f"--image={folder / '0' / '0.png'}"))
     assert status == 0, output

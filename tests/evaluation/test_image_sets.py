@@ -7,8 +7,13 @@ from PIL import Image
 
 from ldm_jax import sharding
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.compare import check_sizes
 from ldm_jax.evaluation.image_sets import open_images, open_training_set
+from ldm_jax.files import write_json
+from ldm_jax.images import Pixels, suffix_of
+from ldm_jax.images import write_image as write_pixels
 from ldm_jax.metrics.adm_npz import StoredImages
+from ldm_jax.sampling.sample_pixels import settings_of
 from tests.sampling.common import picture, write_image
 
 
@@ -88,6 +93,18 @@ def test_the_list_of_images_is_recorded(folder):
     assert open_images(folder, mesh_of(1), 4).record["images"] != before
 
 
+def test_other_images_of_the_same_names_and_sizes_are_told_apart(folder):
+    last = folder / "1" / "5.png"
+    data = last.read_bytes()
+    for size in (None, 16):
+        records = []
+        for content in (data, data[::-1], data):
+            last.write_bytes(content)
+            images = open_images(folder, mesh_of(1), 4, image_size=size)
+            records.append(images.record["images"])
+        assert records[0] == records[2] != records[1]
+
+
 def test_images_of_other_sizes_are_refused(folder):
     write_image(folder / "1" / "odd.png", picture(0, 16, 24))
     images = open_images(folder, mesh_of(1), 4)
@@ -142,3 +159,95 @@ def test_training_images(folder):
     assert images.record["whole_training_set"]
     few = open_training_set(section, mesh_of(1), 4, count=3)
     assert not few.record["whole_training_set"]
+
+
+# ---- Images of other channels, bits and ranges.
+
+
+def write_samples(place, pixels, images):
+    """A folder as ldm-sample leaves it."""
+    settings = settings_of(pixels) | {"conditions": {}, "options": {}}
+    write_json(place / "settings.json", settings)
+    for k, image in enumerate(images):
+        name = f"{k:06d}{suffix_of(pixels)}"
+        write_pixels(place / "samples" / name, image, pixels)
+    return place / "samples"
+
+
+def drawn(pixels, count=3):
+    """Images as a model draws them, in the type of a batch."""
+    rng = np.random.default_rng(0)
+    shape = (count, 16, 16, pixels.count)
+    return pixels.quantise(rng.uniform(-1, 1, shape).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        Pixels("grey", "uint16", value_range=(0, 4095)),
+        Pixels("rgb", value_range=(0, 200)),
+        Pixels("rgba"),
+        Pixels("rgb", "uint16"),
+        Pixels(5, value_range=(-200, 800), rgb_channels=(4, 2, 0)),
+        Pixels("grey", "float32", value_range=(0, 1)),
+    ],
+    ids=str,
+)
+def test_samples_are_read_as_their_run_shows_them(tmp_path, pixels):
+    """On the scale that they were written in, whatever that was."""
+    images = drawn(pixels)
+    samples = write_samples(tmp_path / "run", pixels, images)
+    expected = pixels.shown(images).astype(int)
+    for options in ({}, {"image_size": 16}):
+        found = open_images(samples, mesh_of(1), 4, **options)
+        # Files of narrow ranges hold fewer digits.
+        assert abs(collect(found)[0] - expected).max() <= 1
+        assert found.record["preprocessing"]["values"] == pixels.describe_range()
+    np.savez(tmp_path / "run" / "samples.npz", arr_0=pixels.shown(images))
+    with pytest.raises(ConfigError, match="as the settings of their run say"):
+        open_images(tmp_path / "run" / "samples.npz", mesh_of(1), 4)
+
+
+def test_an_npz_of_photos_needs_no_settings_and_takes_those_of_photos(tmp_path):
+    images = drawn(Pixels())
+    place = write_samples(tmp_path / "run", Pixels(), images) / "000000-000002.npz"
+    np.savez(place, arr_0=images)
+    found = open_images(place, mesh_of(1), 4)
+    np.testing.assert_array_equal(collect(found)[0], images)
+    assert "values" not in found.record["preprocessing"]
+
+
+def test_16_bits_without_settings_are_said_to_fill_their_range(tmp_path, caplog):
+    pixels = Pixels("grey", "uint16")
+    images = drawn(pixels)
+    alone = write_samples(tmp_path / "run", pixels, images).rename(tmp_path / "alone")
+    # What other programs call so.
+    (tmp_path / "settings.json").write_text("{} // of an editor")
+    found = open_images(alone, mesh_of(1), 4)
+    np.testing.assert_array_equal(collect(found)[0], pixels.shown(images))
+    (said,) = [r.getMessage() for r in caplog.records if "65535" in r.getMessage()]
+    assert "000000.png has 16 bits, and no settings.json" in said
+    # Samples whose settings say otherwise are not compared with them.
+    ranged = Pixels("grey", "uint16", value_range=(0, 4095))
+    samples = write_samples(tmp_path / "other", ranged, drawn(ranged))
+    message = "values in the whole range of their type and these have values from 0 to"
+    with pytest.raises(ConfigError, match=message):
+        check_sizes(open_images(samples, mesh_of(1), 4), found)
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_floats_without_settings_are_refused(tmp_path, size):
+    pixels = Pixels("rgb", "float32", value_range=(0, 3))
+    samples = write_samples(tmp_path / "run", pixels, drawn(pixels))
+    alone = samples.rename(tmp_path / "alone")
+    for skip in (False, True):
+        message = "--reference: nothing says which values of .*alone/000000.npy"
+        with pytest.raises(ConfigError, match=message):
+            open_images(
+                alone,
+                mesh_of(1),
+                4,
+                image_size=size,
+                skip_unreadable=skip,
+                flag="--reference",
+            )

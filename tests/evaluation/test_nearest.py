@@ -1,6 +1,7 @@
 """The nearest training images of samples: exact, streamed, in a file and a picture."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -116,10 +117,11 @@ def test_features_that_are_no_numbers_are_refused(folders):
         value = np.nan if np.asarray(batch).max() < 1 else 0.0
         return {"pooled": np.full((len(batch), 2), value)}, mask
 
+    program.network = SimpleNamespace(name="random")
     images = open_images(
         folders / "samples", sharding.make_mesh(devices=jax.devices()[:1]), 1
     )
-    with pytest.raises(DataError, match="samples are not finite numbers"):
+    with pytest.raises(DataError, match="1 of 1 images are not finite"):
         list(streams.rows_of(images, program))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm_jax.metrics.distances import DISTANCES, kernel, neighbours
+from ldm_jax.metrics.distances import DISTANCES, blocks, kernel
 from ldm_jax.metrics.distances.clip_score import caption_cosine, clip_score
 from ldm_jax.metrics.distances.frechet import frechet
 from ldm_jax.metrics.statistics import ALL, Moments
@@ -100,7 +100,7 @@ def test_inception_score():
     [((600, 500), None, None), ((100, 300), 0.98, 0.3266666531562805)],
 )
 def test_precision_and_recall(monkeypatch, block, counts, precision, recall):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     found = measure("precision_recall", FIRST[: counts[0]], SECOND[: counts[1]])
     expected = {"precision": precision, "recall": recall}
     for name, value in expected.items():
@@ -110,7 +110,7 @@ def test_precision_and_recall(monkeypatch, block, counts, precision, recall):
 
 @pytest.mark.parametrize("block", [2048, 16])
 def test_density_and_coverage(monkeypatch, block):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     x, y = FIRST[:70].astype(np.float64), SECOND[:60].astype(np.float64)
     real, fake = (np.linalg.norm(y[:, None] - z[None], axis=-1) for z in (y, x))
     # The row itself is the nearest one of all.
@@ -132,7 +132,7 @@ def test_balls_of_a_set_hold_it():
 
 @pytest.mark.parametrize("block", [2048, 100])
 def test_cmmd(monkeypatch, block):
-    monkeypatch.setattr(kernel, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     x, y = (z / np.linalg.norm(z, axis=1)[:, None] for z in (FIRST, SECOND))
     x, y = x.astype(np.float64), y.astype(np.float64)
 

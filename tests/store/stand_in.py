@@ -3,6 +3,7 @@
 import io
 
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 
 class Objects(AbstractFileSystem):
@@ -46,7 +47,7 @@ class Objects(AbstractFileSystem):
             return io.BytesIO(self.objects[path])
         if mode not in ("wb", "xb"):
             raise NotImplementedError(f"a store has no mode {mode}")
-        return _Upload(self.objects, path, mode)
+        return _Upload(self, path, mode)
 
     def cp_file(self, path1, path2, **_):
         """Copies an object."""
@@ -65,27 +66,27 @@ class Objects(AbstractFileSystem):
     makedirs = mkdir
 
 
-class _Upload(io.BytesIO):
-    """An object that is there once all of it is."""
+class _Upload(AbstractBufferedFile):
+    """An object that is there once all of it is, sent as gcsfs does it.
 
-    def __init__(self, objects, path, mode):
-        super().__init__()
-        self._objects, self._path, self._mode = objects, path, mode
+    What is small is sent when the file is closed, as it also is by its destructor.
+    """
 
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self.close()
+    def _initiate_upload(self):
+        self.parts = bytearray()
+
+    def _upload_chunk(self, final=False):
+        self.parts += self.buffer.getvalue()
+        if not final:
+            return True
+        objects, data = self.fs.objects, bytes(self.parts)
+        if self.mode == "wb":
+            objects[self.path] = data
+        elif objects.setdefault(self.path, data) is not data:
+            raise FileExistsError(self.path)
+        return True
 
     def discard(self):
-        """Gives up."""
-        super().close()
-
-    def close(self):
-        if self.closed:
-            return
-        data = self.getvalue()
-        super().close()
-        if self._mode == "wb":
-            self._objects[self._path] = data
-        elif self._objects.setdefault(self._path, data) is not data:
-            raise FileExistsError(self._path)
+        """Gives up; where nothing was sent yet, nothing is done."""
+        if self.offset is not None:
+            self.closed = True

@@ -14,6 +14,7 @@ from ldm_jax.files import write_json
 from ldm_jax.holder import Holder
 from ldm_jax.lock import FILE, hold
 from ldm_jax.store import claim
+from tests.store.stand_in import Objects
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,22 @@ def test_the_dead_of_this_host_hold_nothing(bucket, capsys):
     write(bucket, began="1")
     assert take(bucket) == os.getpid()
     assert "note: the last run, process " in capsys.readouterr().out
+
+
+def test_a_claim_whose_answer_was_lost_is_known(bucket, monkeypatch):
+    """The library asks again then, and hears that there is such an object."""
+    send = Objects._open
+
+    def lose(self, path, mode="rb", **options):
+        if mode == "xb":
+            with send(self, path, mode) as file:
+                file.write(made._data())
+        return send(self, path, mode, **options)
+
+    made = claim.Claim(bucket / FILE, {})
+    monkeypatch.setattr(Objects, "_open", lose)
+    assert made.make() and made.is_mine()
+    assert not claim.Claim(bucket / FILE, {}).make()
 
 
 def test_a_silent_holder_elsewhere_is_waited_for(bucket, capsys):

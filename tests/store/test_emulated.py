@@ -1,5 +1,6 @@
 """Real runs on gs://, by gcsfs, TensorStore and Orbax, against an emulator."""
 
+import gc
 import json
 import signal
 import time
@@ -11,7 +12,7 @@ from ldm_jax import checkpoint
 from ldm_jax.checkpoint import Checkpoints, DamagedCheckpoint, TrainState
 from ldm_jax.errors import WorkdirInUse
 from ldm_jax.lock import hold
-from ldm_jax.store import as_path, files_below, local_copy, paths, send, size_of
+from ldm_jax.store import Claim, as_path, files_below, local_copy, paths, send, size_of
 from tests.runs import ROOT, command
 from tests.store.emulator import Object, serve
 
@@ -71,6 +72,27 @@ def test_files_and_the_lock(objects, tmp_path):
     with hold("gs://bucket/run"):
         assert ("bucket", "run/in_use.json") in objects
     assert ("bucket", "run/in_use.json") not in objects
+
+
+def test_what_is_cut_is_not_sent_and_an_answer_that_is_lost_is_known(
+    objects, tmp_path, monkeypatch
+):
+    (tmp_path / "small").write_bytes(bytes(1000))
+
+    def cut(source, target, size):
+        target.write(source.read(10))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.copyfileobj", cut)
+        send(tmp_path / "small", as_path("gs://bucket/small"))
+    # What nothing refers to any more a thread of the library closes.
+    gc.collect()
+    time.sleep(1)
+    assert not objects
+    claim = Claim(as_path("gs://bucket/in_use.json"), {})
+    objects["bucket", "in_use.json"] = Object(claim._data(), 1)
+    assert claim.make() and not Claim(as_path("gs://bucket/in_use.json"), {}).make()
 
 
 def save(*steps):

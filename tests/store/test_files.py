@@ -1,6 +1,8 @@
 """Files in a store: written whole, read, listed, and copied to the disk once."""
 
+import gc
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -82,6 +84,8 @@ def test_a_file_that_cannot_be_sent_leaves_nothing(bucket, monkeypatch):
     monkeypatch.setattr("shutil.copyfileobj", cut)
     with pytest.raises(DiskError, match="the network is gone"):
         write_json(bucket / "x.json", {})
+    # Neither does a destructor send what there is.
+    gc.collect()
     assert not bucket.exists()
 
 
@@ -120,6 +124,24 @@ def test_copies_are_made_once_and_anew_for_other_contents(bucket, monkeypatch):
     monkeypatch.setattr(Objects, "get_file", None)
     assert local_copy(bucket) == copy
     monkeypatch.undo()
+
+
+def test_many_files_are_copied_at_once_and_asked_for_nothing_else(bucket, monkeypatch):
+    for number in range(40):
+        write_bytes(bucket / f"{number:02d}.png", bytes(number))
+    met, get = threading.Barrier(8), Objects.get_file
+
+    def get_file(self, *names, **options):
+        # Each of the first waits for the others.
+        if names[0] < "gs://bucket/run/08":
+            met.wait(20)
+        return get(self, *names, **options)
+
+    monkeypatch.setattr(Objects, "get_file", get_file)
+    for name in ("ukey", "size"):
+        monkeypatch.setattr(Objects, name, None)
+    copy = local_copy(bucket)
+    assert [path.stat().st_size for path in sorted(copy.iterdir())] == [*range(40)]
 
 
 def test_a_copy_follows_its_original(bucket):

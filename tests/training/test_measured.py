@@ -23,7 +23,7 @@ from ldm_jax.training.held_out.eval_options import EvalOptions, eval_options
 from ldm_jax.training.held_out.made_images import Made, _require_examples
 from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.held_out.set_distances import SetDistances
-from tests.runs import assert_same_bits, tiny_config, train, weights_of
+from tests.runs import assert_same_bits, state_of, tiny_config, train, weights_of
 from tests.sampling.common import SIZE, make_trained
 
 MEASURED = {
@@ -52,13 +52,12 @@ def _train(workdir, shapes_dir, first_stage, **more):
     train("shapes_class", shapes_dir, workdir, **more)
 
 
-def test_a_run_that_is_measured_ends_in_the_same_weights(
+def test_a_run_that_is_measured_ends_in_the_same_state(
     second_stage, first_stage, shapes_dir, tmp_path, capsys
 ):
     _train(tmp_path, shapes_dir, first_stage)
-    for average in (False, True):
-        ends = [weights_of(run, average) for run in (second_stage, tmp_path)]
-        assert_same_bits(*ends)
+    # Weights, their average, and the optimiser's state.
+    assert_same_bits(state_of(second_stage), state_of(tmp_path))
     found = _measured(tmp_path)
     assert found.keys() == {2, 4}
     best = min(found, key=found.get)
@@ -69,6 +68,23 @@ def test_a_run_that_is_measured_ends_in_the_same_weights(
     assert "reference statistics of 64 images of" in said
     (line,) = (line for line in said.splitlines() if "loss by noise level" in line)
     assert re.search(r"first:  0: [\d.]+  1: [\d.]+  \(moving average\)$", line)
+
+
+@pytest.mark.slow
+def test_so_does_a_long_run_that_is_measured_every_500_steps(
+    first_stage, shapes_dir, tmp_path
+):
+    more = {"train__num_steps": 1000, "train__batch_size": 2, "train__keep_last": 2}
+    more |= {"train__checkpoint_every": 500, "train__log_every": 250}
+    for name, every in (("without", 0), ("with", 500)):
+        how = {"eval__every": every, "eval__best": "frechet" if every else None}
+        how["train__eval_every"] = every
+        _train(tmp_path / name, shapes_dir, first_stage, **more | how)
+    assert _measured(tmp_path / "with").keys() == {500, 1000}
+    assert not _measured(tmp_path / "without")
+    for step in (500, 1000):
+        ends = [state_of(tmp_path / name, step) for name in ("without", "with")]
+        assert_same_bits(*ends)
 
 
 @pytest.mark.slow

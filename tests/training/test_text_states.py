@@ -16,12 +16,15 @@ from ldm_jax.batches import Data
 from ldm_jax.build import make_model
 from ldm_jax.conditioners import ClipText
 from ldm_jax.config import to_dict
+from ldm_jax.convert.formats import convert
 from ldm_jax.data.encoded import Header
 from ldm_jax.data.encoded.header import FILE
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.encoding.stream import Options
 from ldm_jax.encoding.write_set import make_writer
 from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.sampling import run as sample
+from ldm_jax.sampling.options import RunOptions
 from ldm_jax.sharding import make_mesh
 from ldm_jax.trained import (
     load_first_stage,
@@ -78,7 +81,7 @@ def batches_of(config, text_states):
         return data, list(itertools.islice(batches, 2))
 
 
-def test_the_loss_is_that_of_token_ids(config, first_stage):
+def test_the_loss_is_that_of_token_ids(config, first_stage, tmp_path):
     data, ids = batches_of(config, False)
     assert not data.null_states
     data, states = batches_of(config, True)
@@ -87,7 +90,7 @@ def test_the_loss_is_that_of_token_ids(config, first_stage):
     model = make_model(config, first.module)
     towers = load_text_towers(config)
     frozen = {"first_stage": first.params, "statistics": LatentStatistics().arrays()}
-    stored = stored_text_states(config, model.conditioner, data)
+    stored = stored_text_states(config, model.conditioner, data, tmp_path)
     assert stored == {"caption": towers["caption"].checksum}
 
     def draw(batch):
@@ -98,7 +101,7 @@ def test_the_loss_is_that_of_token_ids(config, first_stage):
     assert not params["conditioner"]
     # A new denoiser's output is zero, whatever its conditions.
     params = jax.tree.map(lambda x: x + 0.02, params)
-    whole = with_text_towers(params, config, {"text_states": stored})
+    whole = with_text_towers(params, config, {"text_states": stored}, tmp_path)
     loss = jax.jit(
         lambda *args: latent_diffusion.loss(model, *args, jax.random.key(1))[0]
     )
@@ -122,17 +125,17 @@ def test_says_what_does_not_go_with_stored_states(config, shapes_dir, tmp_path):
     other = write_tower(tmp_path / "other.safetensors", options, seed=1)
     changed.conditions.caption.weights = other
     with pytest.raises(ConfigError, match="other.safetensors is another text tower"):
-        stored_text_states(changed, made, data)
+        stored_text_states(changed, made, data, tmp_path)
     checksum = Header.read(place).text_states["caption"]["checksum"]
     with pytest.raises(CheckpointError, match="is not the text tower whose states"):
         meta = {"text_states": {"caption": checksum}}
-        with_text_towers({"conditioner": {}}, changed, meta)
+        with_text_towers({"conditioner": {}}, changed, meta, tmp_path)
     changed.conditions.caption.frozen = False
     with pytest.raises(ConfigError, match="has no frozen tower of given weights"):
-        stored_text_states(changed, made, data)
+        stored_text_states(changed, made, data, tmp_path)
     changed.train.init_from = "elsewhere"
     with pytest.raises(ConfigError, match="does not go with train.init_from"):
-        stored_text_states(changed, made, data)
+        stored_text_states(changed, made, data, tmp_path)
     try:
         (place / FILE).write_text(json.dumps(json.loads(text) | {"text_states": {}}))
         with pytest.raises(ConfigError, match="holds none: encode with --text_states"):
@@ -144,12 +147,68 @@ def test_says_what_does_not_go_with_stored_states(config, shapes_dir, tmp_path):
         Data(images.data, 0, 4, make_mesh())
 
 
+def test_a_workdir_keeps_its_tower(config, tmp_path):
+    """It needs nothing beside it, and takes no other tower."""
+    data, _ = batches_of(config, True)
+    made = types.SimpleNamespace(entries={"caption": config.conditions.caption})
+    options = config, made, data, tmp_path / "run"
+    stored = stored_text_states(*options)
+    moved = config.copy_and_resolve_references()
+    moved.conditions.caption.weights = str(tmp_path / "gone.safetensors")
+    meta = {"text_states": stored}
+    params = {"conditioner": {}}
+    found = with_text_towers(params, moved, meta, tmp_path / "run")
+    expected = load_text_towers(config)["caption"].params
+    jax.tree.map(
+        np.testing.assert_array_equal, found["conditioner"]["caption"], expected
+    )
+    # A run that goes on takes it, too; a new one takes what its config names.
+    assert stored_text_states(moved, *options[1:], stored) == stored
+    with pytest.raises(ConfigError, match="there is no file or folder .*gone"):
+        stored_text_states(moved, *options[1:])
+    # What is there is written once.
+    (copy,) = (tmp_path / "run").rglob("*.safetensors")
+    before = copy.stat().st_mtime_ns
+    stored_text_states(*options)
+    assert copy.stat().st_mtime_ns == before
+    data = bytearray(copy.read_bytes())
+    data[-1] ^= 1
+    # What was read is still mapped.
+    copy.unlink()
+    copy.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{copy} is damaged.*: rm {copy}"):
+        with_text_towers(params, config, meta, tmp_path / "run")
+    copy.unlink()
+    whole = with_text_towers(params, config, meta, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, whole, found)
+    with pytest.raises(CheckpointError, match=r"there is no .*copy.*bring either back"):
+        with_text_towers(params, moved, meta, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_run_on_states_is_sampled_by_prompts(config, shapes_dir, tmp_path):
     changes = {"conditions": config.conditions, "data": config.data}
     config.data.text_states = True
     place = {"first_stage__workdir": config.first_stage.workdir, **BARE}
     train("shapes_text", shapes_dir, tmp_path / "run", **place, **changes)
-    trained = load_model(tmp_path / "run")
+    # All that it needs is in it.
+    for place in (config.conditions.caption.weights, config.first_stage.workdir):
+        pathlib.Path(place).rename(f"{place}.gone")
+    try:
+        check_workdir(tmp_path / "run", tmp_path)
+    finally:
+        for place in (config.conditions.caption.weights, config.first_stage.workdir):
+            pathlib.Path(f"{place}.gone").rename(place)
+
+
+def check_workdir(workdir, tmp_path):
+    """A run on text states samples by prompts, and is converted with its tower."""
+    trained = load_model(workdir)
     assert "tokens" in trained.params["conditioner"]["caption"]
     assert not trained.config.data.text_states
+    options = RunOptions(num_samples=1, seed=3)
+    sample(trained, tmp_path / "samples", {"prompt": ["a red star"]}, options)
+    convert(workdir, tmp_path / "model", to="diffusers")
+    convert(tmp_path / "model", tmp_path / "back")
+    again = load_model(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.store import as_path, size_of
 
 FILE = "latents.json"
@@ -141,7 +141,8 @@ class Header:
             path = as_path(folder) / shard["file"]
             try:
                 size = size_of(path)
-            except OSError:
+            except OSError as error:
+                raise_if_silent(path, error)
                 return f"{path} is missing, which the header of the set names"
             if size != shard["bytes"]:
                 return (

@@ -13,6 +13,7 @@ from absl import logging
 
 from ldm_jax import peers
 from ldm_jax.annotations import Int
+from ldm_jax.errors import raise_if_silent
 
 _THREADS, _CHUNK = 16, 4096
 
@@ -55,19 +56,24 @@ def survey_sizes(
 
     Args:
       count: Number of images.
-      look: Number of an image -> (width, height) in pixels; where it raises an OSError
-        or a ValueError the size is not known.
+      look: Number of an image -> (width, height) in pixels; where it raises an error
+        the size is not known.
       where: What the images are of, for the log.
 
     Returns:
       int32 [N, 2], (height, width) in pixels, or zeros.
+
+    Raises:
+      Unreachable: If the disk does not answer.
     """
 
     def size(number):
         try:
             width, height = look(number)
-        # It fails once it is loaded, and is counted then.
-        except (OSError, ValueError, MemoryError):
+        # Whatever a damaged image or record raises: it fails once it is loaded, too,
+        # and is counted then.
+        except Exception as error:
+            raise_if_silent(where, error)
             return 0, 0
         return height, width
 

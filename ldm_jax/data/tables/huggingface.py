@@ -14,6 +14,7 @@ from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import local_only
 
@@ -100,6 +101,7 @@ def _readable(paths, on_error):
             ArrowTable([path], [])
             good.append(path)
         except ValueError as error:
+            raise_if_silent(path, error)
             skipped.append(leave_out(path, str(error), on_error))
     if not good:
         raise ValueError(f"no file can be read; {skipped[0][0]}: {skipped[0][1]}")

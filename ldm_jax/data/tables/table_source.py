@@ -19,7 +19,7 @@ from ldm_jax.data.tables.fields import (
     names_of_classes,
 )
 from ldm_jax.data.tables.kinds import SCALARS, TEXT, kind_of
-from ldm_jax.errors import DataError, DecodeError
+from ldm_jax.errors import DataError, DecodeError, raise_if_silent
 from ldm_jax.images import find_size
 
 # Columns that hold the sizes of images, in any case of letters.
@@ -186,10 +186,13 @@ class TableSource:
             try:
                 value = self._table.row(self._locate(index))[column]
                 data = image_bytes(value, column)
-                width, height = find_size(lambda n, data=data: data[:n], len(data))
+                width, height = find_size(
+                    lambda at, n, data=data: data[at : at + n], len(data)
+                )
                 sizes[index] = height, width
             # Such an image is named and counted when it is loaded.
-            except (DecodeError, ValueError):
+            except (DecodeError, ValueError) as error:
+                raise_if_silent(self.describe(index), error)
                 continue
             finally:
                 if count % _LOG_EVERY == 0:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import errno
 import os
 import threading
 import time
@@ -10,8 +11,9 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from ldm_jax.errors import Unreachable
+from ldm_jax.errors import Unreachable, raise_if_silent
 from ldm_jax.files import most_open_files
+from ldm_jax.reading import answering
 from ldm_jax.store import is_remote
 
 # Files that are held open at most; fewer where the system allows fewer.
@@ -168,7 +170,7 @@ class Files:
 
         Raises:
           OSError: If they cannot be read.
-          Unreachable: If they lie in a store that does not answer.
+          Unreachable: If they lie in a store, or on a disk, that does not answer.
         """
         if size <= 0:
             return b""
@@ -176,16 +178,16 @@ class Files:
             system, inside = file_system(path)
             span = dict(start=offset, end=offset + size)
             return reach(path, lambda: system.cat_file(inside, **span))
-        # While it is held here, it is open.
-        file = self._file(path)
-        data = os.pread(file.number, size, offset)
-        # Some systems read two gigabytes at most.
-        while len(data) < size:
-            more = os.pread(file.number, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        try:
+            return _read_open(self._file(path), offset, size)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise_if_silent(path, error)
+                raise
+        # What was put in its place meanwhile can be read, or says so itself.
+        self.forget(path)
+        with answering(path):
+            return _read_open(self._file(path), offset, size)
 
     def size(self, path: str) -> int:
         """Says how many bytes a local file has.
@@ -198,8 +200,10 @@ class Files:
 
         Raises:
           OSError: If there is no such file.
+          Unreachable: If the disk does not answer.
         """
-        return os.fstat(self._file(path).number).st_size
+        with answering(path):
+            return os.fstat(self._file(path).number).st_size
 
     def forget(self, path: str) -> None:
         """Closes a file that another has taken the place of.
@@ -223,6 +227,18 @@ class Files:
             while len(self._open) > most_open_files(_MOST_OPEN):
                 self._open.popitem(last=False)
         return file
+
+
+def _read_open(file, offset, size):
+    """Bytes of a file that stays open as long as it is held here."""
+    data = os.pread(file.number, size, offset)
+    # Some systems read two gigabytes at most.
+    while len(data) < size:
+        more = os.pread(file.number, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 class _File:

@@ -22,7 +22,7 @@ from ldm_jax.data.tar.byte_ranges import Files, file_system
 from ldm_jax.data.tar.index_file import IndexFile, encode_index, write_index
 from ldm_jax.data.tar.scan import scan
 from ldm_jax.data.tar.shards import INDEX, Shard
-from ldm_jax.errors import DiskError, Unreachable
+from ldm_jax.errors import DiskError, Unreachable, raise_if_silent
 from ldm_jax.store import is_remote
 
 # Bytes that are read at a time: beside a header, of a local shard, there are small
@@ -99,6 +99,7 @@ def find_index(
             reason = f"{shard.path} has changed since"
         # A file from elsewhere may hold anything.
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise_if_silent(path, error)
             reason = str(error) or type(error).__name__
         files.forget(path)
         stale.append((path, reason))

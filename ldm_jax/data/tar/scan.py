@@ -15,7 +15,7 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.data.division import place_of
 from ldm_jax.data.filters.tables import MOST_COLUMNS, Table
 from ldm_jax.data.modalities import MODALITIES
-from ldm_jax.data.sidecars import IMAGE_SUFFIXES
+from ldm_jax.data.sidecars import ARRAY_SUFFIX, IMAGE_SUFFIXES
 from ldm_jax.data.tar.index_file import MEMBER
 from ldm_jax.data.tar.members import (
     FOLDER,
@@ -117,7 +117,7 @@ class _Shard:
     def _size(self, member):
         try:
             width, height = find_size(
-                lambda count: self._read(member.offset, count), member.size
+                lambda at, count: self._read(member.offset + at, count), member.size
             )
         except Unreachable:
             # The index would say for ever that the image has no size.
@@ -198,8 +198,8 @@ class _Shard:
 
 
 def _is_image(suffix):
-    """Whether it is an image of its own, and no map that goes with one."""
-    return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES and (
+    """Whether it may be an image of its own, and is no map that goes with one."""
+    return f".{suffix.rpartition('.')[2]}" in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) and (
         f".{suffix}" not in {row.suffix for row in MODALITIES.values()}
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ldm_jax.data.tar.byte_ranges import file_system, reach, side_by_side
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.store import is_remote
 
 SUFFIX, INDEX = ".tar", ".index"
@@ -54,7 +55,7 @@ def find_shards(
 
     Raises:
       ValueError: If there is none, or one of those that are named is missing.
-      Unreachable: If they lie in a store that does not answer.
+      Unreachable: If they lie in a store, or on a disk, that does not answer.
     """
     names = [name] if isinstance(name, str) else list(name)
     if not names or not all(isinstance(n, str) and n for n in names):
@@ -188,6 +189,7 @@ def _look(path, suffix):
     try:
         status = os.stat(path)
     except OSError as error:
+        raise_if_silent(path, error)
         raise ValueError(_unread(path, error, suffix)) from error
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; data.name names {suffix[1:]} files")

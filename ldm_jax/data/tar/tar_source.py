@@ -33,6 +33,7 @@ from ldm_jax.data.tar.plan import (
 )
 from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
+from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
 from ldm_jax.store import is_remote
@@ -106,6 +107,7 @@ class TarSource:
             self._open()
         # What an index from elsewhere may lead to.
         except (LookupError, TypeError, AttributeError, OSError) as error:
+            raise_if_silent(self.name, error)
             raise ValueError(
                 f"an index of the shards of {self.name} is damaged ({error!r}): remove "
                 "the .index files, which are then made anew"

@@ -12,7 +12,7 @@ from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.nearest.search import Nearest
 from ldm_jax.evaluation.scoring import Progress, numbers_of
-from ldm_jax.metrics.programs import FeatureProgram
+from ldm_jax.metrics.programs import FeatureProgram, require_finite
 
 # The tap of each network whose features are compared.
 TAPS = {
@@ -130,13 +130,9 @@ def rows_of(
     """
     for end, batch in images.batches(start):
         found, mask = jax.device_get(program(batch["image"], batch["mask"], None))
-        ((_, features),) = found.items()
+        ((tap, features),) = found.items()
         real = np.flatnonzero(mask)
-        if not np.isfinite(features[real]).all():
-            raise DataError(
-                f"features of {images.name} are not finite numbers: the weights of the "
-                "network are damaged or in another layout"
-            )
+        require_finite(features[real], program.network.name, tap)
         numbers = numbers_of(batch, start)
         if places is not None:
             places.note(start, int(numbers[0]))

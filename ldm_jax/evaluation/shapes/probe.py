@@ -9,7 +9,6 @@ as blurred as generated ones are, so that blur does not count as an error.
 import functools
 import os
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ldm_jax import peers
 from ldm_jax.annotations import Array, Float, Shaped, UInt8
+from ldm_jax.checkpoint import tree_checksum
 from ldm_jax.data.shapes import examples
 from ldm_jax.data.shapes.drawing import PATTERNS
 from ldm_jax.data.shapes.scenes import CLASS_NAMES, COLORS, GROUNDS
@@ -154,7 +154,8 @@ def load_probe(
             f"the probe classifier cannot take images of {image_size} px: give a "
             "multiple of 8"
         )
-    name = f"{image_size}px_{_checksum(params):08x}_{num_steps}.safetensors"
+    # A probe has learnt the blur of one first stage.
+    name = f"{image_size}px_{tree_checksum(params):08x}_{num_steps}.safetensors"
     path = as_path(folder) / f"probe_{name}"
     # The name of 0.1.0.
     old = path.with_name(f"judge_{name}")
@@ -172,14 +173,6 @@ def load_probe(
         print(f"probe: {path} ({time.perf_counter() - start:.0f} s)")
     tensors = {k: np.asarray(v) for k, v in read_weights(path).tensors.items()}
     return make_probe(module, unflatten_dict(tensors, sep="/"))
-
-
-def _checksum(params: Any) -> int:
-    """CRC-32 of the weights: a probe has learnt the blur of one first stage."""
-    checksum = 0
-    for leaf in jax.tree.leaves(params):
-        checksum = zlib.crc32(np.asarray(leaf, np.float32).tobytes(), checksum)
-    return checksum
 
 
 def draw_scenes(count: int, image_size: int, seed: int = 1) -> dict[str, Any]:

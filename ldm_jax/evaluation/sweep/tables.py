@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ldm_jax.evaluation.report import better, write_number
+from ldm_jax.evaluation.report import better, record_of_results, write_number
 from ldm_jax.evaluation.sweep.grid import title_of
 from ldm_jax.evaluation.sweep.rows import Row
 
@@ -96,13 +96,6 @@ def record_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
     """
     best = {name: best_of(rows, name) for name in rows[0].results}
     return {
-        "rows": [
-            row.values
-            | {
-                "metrics": {name: each.value for name, each in row.results.items()},
-                "details": {name: each._asdict() for name, each in row.results.items()},
-            }
-            for row in rows
-        ],
+        "rows": [row.values | record_of_results(row.results) for row in rows],
         "best": {name: row and row.values for name, row in best.items()},
     }

@@ -7,6 +7,7 @@
 | `neighbours` | precision and recall, density and coverage |
 | `inception_score` | of a set alone, by the classes of a classifier |
 | `clip_score` | of images and their captions |
+| `blocks` | pairs of rows, some at a time |
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ldm_jax.annotations import Float
+from ldm_jax.metrics.distances.blocks import block_pairs
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
@@ -11,9 +12,6 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 
 # Width of CMMD's kernel, and what its values are multiplied by.
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
-
-# Rows of each set whose pairs are in memory at a time.
-_BLOCK = 2048
 
 
 def kid(images: TapStatistics, reference: TapStatistics, seed: int) -> Result:
@@ -97,18 +95,16 @@ def _mean_gaussian(
     float32 keeps all digits.
     """
     same, total = first is second, 0.0
-    for start in range(0, len(first), _BLOCK):
-        x = _unit_rows(first, start)
-        for other in range(start if same else 0, len(second), _BLOCK):
-            # |x - y|² = 2 - 2 x·y.
-            exponents = x @ _unit_rows(second, other).T
-            exponents -= 1
-            exponents /= CMMD_SIGMA**2
-            part = np.expm1(exponents, out=exponents).sum(dtype=np.float64)
-            total += part * (2 if same and other > start else 1)
+    for i, j in block_pairs(len(first), len(second), upper=same):
+        # |x - y|² = 2 - 2 x·y.
+        exponents = _unit(first[i]) @ _unit(second[j]).T
+        exponents -= 1
+        exponents /= CMMD_SIGMA**2
+        part = np.expm1(exponents, out=exponents).sum(dtype=np.float64)
+        # Blocks off the diagonal stand for those across it, too.
+        total += part * (2 if same and i != j else 1)
     return float(total / len(first) / len(second))
 
 
-def _unit_rows(rows, start):
-    rows = rows[start : start + _BLOCK]
+def _unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -9,16 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldm_jax import peers
 from ldm_jax.annotations import Float
+from ldm_jax.metrics.distances.blocks import block_pairs
 from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # Neighbours, as the papers recommend.
 PRECISION_RECALL_K, DENSITY_COVERAGE_K = 3, 5
-
-# Rows of each set whose pairs are in memory at a time.
-_BLOCK = 2048
 
 Rows = Float[np.ndarray, "rows features"]
 
@@ -120,21 +117,12 @@ def squared_radii(
 def _blocks(
     first: Rows, second: Rows, center: Rows, upper: bool = False
 ) -> Iterator[tuple[slice, slice, Rows]]:
-    """Yields (rows of the first, of the second, squared distances [n, m]) of all pairs.
-
-    Of a set with itself the blocks above the diagonal hold what those below it do.
-    """
-    for start in range(0, len(first), _BLOCK):
-        i = slice(start, start + _BLOCK)
+    """Yields (rows of the first, of the second, squared distances [n, m]) of pairs."""
+    for i, j in block_pairs(len(first), len(second), upper):
         # About their middle: the distances are differences of squares.
-        x = first[i] - center
-        squares = np.square(x).sum(axis=1)[:, None]
-        peers.progress()
-        for other in range(start if upper else 0, len(second), _BLOCK):
-            j = slice(other, other + _BLOCK)
-            y = second[j] - center
-            distances = x @ y.T
-            distances *= -2
-            distances += squares
-            distances += np.square(y).sum(axis=1)
-            yield i, j, np.maximum(distances, 0, out=distances)
+        x, y = first[i] - center, second[j] - center
+        distances = x @ y.T
+        distances *= -2
+        distances += np.square(x).sum(axis=1)[:, None]
+        distances += np.square(y).sum(axis=1)
+        yield i, j, np.maximum(distances, 0, out=distances)

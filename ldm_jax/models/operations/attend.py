@@ -51,6 +51,9 @@ def _forward(query, key, value, mask):
 
 def _backward(kept, gradient):
     query, key, value, weights, total, out = kept
+    # Without the barrier compilers skip the rounding of the weights, and keep scores in
+    # float32 to make them anew.
+    weights = jax.lax.optimization_barrier(weights)
     # Masked weights are zero, and with them all that follows.
     share = gradient.astype(jnp.float32) / total
     mean = jnp.sum(share * out.astype(jnp.float32), axis=-1, keepdims=True)

@@ -61,9 +61,6 @@ def eval_options(config: ConfigDict) -> EvalOptions:
     weights = section.get("weights") or {}
     check_names(weights, ranges.SECTIONS["eval.weights"], "eval.weights")
     ranges.check_section(weights, "eval.weights")
-    if weights.get("inception"):
-        # One file serves both ways to apply it.
-        weights = weights | {"inception_pytorch_fid": weights["inception"]}
     options = build(EvalOptions, section | {"weights": weights}, "eval")
     for name in options.distances:
         row = choose(DISTANCES, name, "eval.distances")

@@ -10,7 +10,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.metrics.reference import CUT, MOST_ROWS, ReferenceStatistics, kept_of
 from ldm_jax.training.held_out.eval_options import EvalOptions
 from ldm_jax.training.start import Run
 
@@ -60,12 +60,7 @@ def _record(run, measurement, options):
         "listed": images["listed"],
         "held_out": held_out,
         "limit": options.num_samples if held_out else options.reference_images,
-        # As the loader cuts what it does not augment.
-        "preprocessing": {
-            "size": [side, side],
-            "crop": "center",
-            "resize": "bicubic, antialiased",
-        },
+        "preprocessing": {"size": [side, side]} | CUT,
         "networks": measurement.record,
         "distances": list(options.distances),
         "most_rows": MOST_ROWS,

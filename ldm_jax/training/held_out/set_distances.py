@@ -9,6 +9,7 @@ from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.config import to_dict
 from ldm_jax.errors import ConfigError
+from ldm_jax.images import pixels_of
 from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
@@ -69,7 +70,9 @@ class SetDistances:
         reference = ReferenceStatistics.load(
             local_copy(place), "eval.reference", rows
         ).thinned(MOST_ROWS)
-        reference.check({"preprocessing": {"size": [side, side]}}, place)
+        values = pixels_of(self._run.config.data).describe_range()
+        cut = {"size": [side, side], "values": values}
+        reference.check({"preprocessing": cut}, place)
         if not reference.record.get("preprocessing", {}).get("size"):
             self._run.console.line(
                 f"eval.reference={place} does not say how large its images were: "

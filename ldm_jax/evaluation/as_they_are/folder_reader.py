@@ -1,0 +1,122 @@
+"""The images of a folder that are measured as they are, batch by batch."""
+
+import concurrent.futures
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from ldm_jax import sharding
+from ldm_jax.batches import Batch
+from ldm_jax.data.folder import FolderSource
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.evaluation.as_they_are.host_rows import put_rows
+from ldm_jax.images import RGB, Pixels, read_image
+from ldm_jax.sampling.sample_pixels import values_of
+
+# Threads that decode images.
+_THREADS = 4
+
+
+class FolderReader:
+    """Reads the images of a folder, all of one size.
+
+    Attributes:
+      size: (height, width) in pixels, that of the first image that can be read.
+      values: Which values of the files are black and white, in words; None of 8 bits.
+    """
+
+    def __init__(
+        self,
+        source: FolderSource,
+        count: int,
+        skip_unreadable: bool,
+        pixels: Pixels | None,
+        flag: str,
+    ) -> None:
+        """Reads the first image.
+
+        Args:
+          source: The folder.
+          count: How many of its first images are taken.
+          skip_unreadable: Whether images that cannot be read are left out, and named.
+          pixels: What samples are by the settings beside them; None where none are.
+          flag: What names the folder, for messages.
+
+        Raises:
+          DataError: If it cannot be read, or with `skip_unreadable` none can.
+        """
+        self._source, self._count, self._skip = source, count, skip_unreadable
+        self._pixels, self._flag, self.values = pixels, flag, None
+        # All have the size of the first one that can be read.
+        self._first, self.size = 0, None
+        found = (self._read(index) for index in range(count))
+        for self._first, image in enumerate(found):
+            if image is not None:
+                self.size = image.shape[:2]
+                break
+        if self.size is None:
+            raise DataError(
+                f"none of the {count} images can be read; the first is "
+                f"{source.describe(0)}"
+            )
+
+    def _read(self, index):
+        """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
+        path = self._source.describe(index)
+        try:
+            data = self._source[index]["image"]
+            found = values_of(self._pixels, data, path, self._flag, self.values)
+            self.values = self.values or found
+            pixels = self._pixels or RGB
+            image = pixels.shown(read_image(data, pixels))
+        except ConfigError:
+            raise
+        except (OSError, ValueError) as error:
+            raise_if_silent(path, error)
+            reason = getattr(error, "strerror", None) or error
+            if not self._skip:
+                raise DataError(
+                    f"{path} cannot be read ({reason}): mend it or take it away, or "
+                    "leave such images out with --skip_unreadable"
+                ) from error
+            logging.warning("left out: %s cannot be read (%s)", path, reason)
+            return None
+        if self.size is not None and image.shape[:2] != self.size:
+            height, width = image.shape[:2]
+            raise DataError(
+                f"{path} is {height} x {width} pixels and "
+                f"{self._source.describe(self._first)} {self.size[0]} x "
+                f"{self.size[1]}: take it away, or bring all to one size with "
+                "--image_size"
+            )
+        return image
+
+    def batches(self, unit: int, mesh: Mesh, start: int) -> Iterator[tuple[int, Batch]]:
+        """Reads the images in order; each process those of its own devices.
+
+        Args:
+          unit: Images at a time over all devices, a multiple of them.
+          mesh: Mesh over the devices of all processes.
+          start: Number of the first one, a multiple of `unit`.
+
+        Yields:
+          (position, batch): the number of images so far, and global arrays "image"
+          uint8 [unit, H, W, 3] and "mask" bool [unit], which rows count.
+
+        Raises:
+          DataError: If an image has another size, or cannot be read and may not be
+            left out.
+        """
+        mine = sharding.own_rows(mesh, unit)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for first in range(start, self._count, unit):
+                rows = [row for row in first + mine if row < self._count]
+                found = list(pool.map(self._read, rows))
+                blank = np.zeros((*self.size, 3), np.uint8)
+                images = [blank if image is None else image for image in found]
+                mask = np.array([image is not None for image in found], bool)
+                images = np.stack(images) if images else np.zeros((0, *blank.shape))
+                batch = put_rows(images, mask, len(mine), mesh)
+                yield min(first + unit, self._count), batch

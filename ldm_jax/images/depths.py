@@ -1,0 +1,43 @@
+"""How many bits images in files have, where nothing but the files says it."""
+
+from typing import Any
+
+from ldm_jax.images.decoding import SIXTEEN, open_image
+from ldm_jax.images.planes import NPY, PNG, TIFF, is_array
+from ldm_jax.reading import parse_array
+
+# Beginnings of files that may have more than 8 bits: TIFF, PGM and PPM, JPEG 2000.
+_DEEP = (*TIFF, b"P5", b"P6", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
+
+
+def depth_of(data: Any) -> str | None:
+    """Says how little an image says of which of its values are black and white.
+
+    Args:
+      data: Encoded bytes, or an array.
+
+    Returns:
+      None of 8 bits, and of what is no image; "16 bits" of integers that may fill their
+      range; "array" of what says nothing of its channels and its range.
+    """
+    if not isinstance(data, bytes):
+        return "array" if is_array(data) else None
+    if data.startswith(NPY):
+        try:
+            array = parse_array(data)
+        except ValueError:
+            return None
+        return "array" if is_array(array) else None
+    if data.startswith(PNG):
+        return "16 bits" if data[24:25] == b"\x10" else None
+    if not data.startswith(_DEEP):
+        return None
+    try:
+        with open_image(data) as image:
+            mode, known = image.mode, image.format in SIXTEEN
+    except Exception:
+        # A TIFF of other channels, or damage, which is said when it is read.
+        return "array" if data.startswith(TIFF) else None
+    if mode.startswith("I;16") or (mode == "I" and known):
+        return "16 bits"
+    return "array" if mode in ("I", "F") else None

@@ -1,0 +1,164 @@
+"""Disks and mounts that do not answer end a run; what lies on them is not damaged."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.loader import make_loader
+from ldm_jax.data.open_source import open_source
+from ldm_jax.errors import DiskError, Unreachable, raise_if_silent
+from tests.data.common import write_images
+from tests.data.every_source import write
+
+SILENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+
+
+class Faulty:
+    """Eight small images, of which one raises an error."""
+
+    num_classes = class_names = None
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise self.error
+        return {"image": np.zeros((8, 8, 3), np.uint8)}
+
+    def describe(self, index):
+        return f"example {index}"
+
+
+def wrapped(error):
+    """The error that a source makes of another one."""
+    try:
+        raise ValueError("row group 0 cannot be read") from error
+    except ValueError as made:
+        return made
+
+
+def load(source, **section):
+    """Loads all examples; returns the loader."""
+    loader = make_loader(source, {"image_size": 8} | section, batch_size=8, seed=0)
+    next(loader)
+    return loader
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(number, os.strerror(number)) for number in SILENT]
+    + [
+        wrapped(OSError(errno.EIO, "Input/output error")),
+        RuntimeError("INTERNAL: pread() failed: Stale file handle"),
+        Unreachable("a store is gone"),
+    ],
+    ids=repr,
+)
+def test_what_is_silence(error):
+    with pytest.raises(Unreachable):
+        raise_if_silent("a", error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError("image file is truncated"),
+        RuntimeError("INVALID_ARGUMENT: invalid chunk header"),
+        # What cannot be written has a status of its own.
+        DiskError("cannot write index: Input/output error"),
+    ],
+    ids=repr,
+)
+def test_what_is_none(error):
+    raise_if_silent("a", error)
+
+
+def test_silence_is_no_damage():
+    silent = OSError(errno.ESTALE, "Stale file handle")
+    with pytest.raises(Unreachable, match=r"example 3: .* the same command goes on"):
+        load(Faulty(silent))
+    assert Unreachable.exit_code == 11
+    assert len(load(Faulty(PermissionError(errno.EACCES, "no"))).skipped) == 1
+
+
+def silence(monkeypatch, function, folder):
+    """Has a function of the system fail at all below a folder, or at all files."""
+    ask = getattr(os, function)
+
+    def silent(path, *args, **kwargs):
+        # Files that are open have numbers.
+        if isinstance(path, int) or str(folder) in os.fsdecode(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return ask(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, function, silent)
+
+
+@pytest.mark.parametrize(
+    "kind, function", [("folder", "open"), ("tar", "pread"), ("parquet", "pread")]
+)
+def test_a_run_ends_where_its_disk_does_not_answer(
+    kind, function, tmp_path, monkeypatch
+):
+    source = open_source(write(kind, tmp_path, None), "all")
+    with monkeypatch.context() as patch:
+        silence(patch, function, tmp_path)
+        with pytest.raises(Unreachable, match="Input/output error"):
+            load(source)
+        with pytest.raises(Unreachable, match="Input/output error"):
+            source.sizes()
+    assert not load(source).skipped
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_disk_that_does_not_answer_when_it_is_opened(kind, tmp_path, monkeypatch):
+    section = write(kind, tmp_path, None)
+    silence(monkeypatch, "pread", tmp_path)
+    with pytest.raises(Unreachable, match="Input/output error"):
+        open_source(section, "all")
+
+
+def test_a_file_that_was_replaced_on_its_server_is_opened_again(tmp_path, monkeypatch):
+    source = open_source(write("tar", tmp_path, None), "all")
+    expected, read, stale = source[0], os.pread, []
+
+    def once(number, *where):
+        if not stale:
+            stale.append(number)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(number, *where)
+
+    monkeypatch.setattr(os, "pread", once)
+    assert source[0] == expected and stale
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_folders_that_cannot_be_listed(tmp_path, monkeypatch, number):
+    write_images(tmp_path, ["a/0.png", "b/0.png"])
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise OSError(number, os.strerror(number), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    if number == errno.EIO:
+        with pytest.raises(Unreachable, match="/b: Input/output error"):
+            FolderSource(str(tmp_path), "all")
+        return
+    source = FolderSource(str(tmp_path), "all")
+    # No silent loss.
+    assert len(source) == 1
+    assert source.skipped == [
+        (str(tmp_path / "b"), "cannot be listed: Permission denied")
+    ]
