@@ -15,8 +15,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 # Most of a test's time is compilation, and LLVM's optimiser a good part of that.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Names of modules in what is compiled; they are seen in profiles alone.
+# Tracing takes as long: without names of modules and lines of Python, which profiles
+# and tracebacks of compilers show, and (below) with garbage looked for rarely, it is a
+# sixth shorter.
 os.environ.setdefault("FLAX_PROFILE", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TFDS_DATA_DIR", tempfile.mkdtemp(prefix="tfds-"))
@@ -31,9 +34,6 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # reach: flax's LayerNorm multiplies bfloat16 with float32.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-# Tracing is as dear as compiling: without the lines of Python that each operation came
-# from, and with garbage looked for rarely, it is a sixth cheaper.
-jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
