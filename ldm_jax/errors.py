@@ -54,11 +54,8 @@ _SILENT = frozenset(
     if hasattr(errno, name)
 )
 
-# Of these libraries in C++ give the words alone.
-_WORDS = tuple(
-    os.strerror(number)
-    for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
-)
+# Libraries in C++ give the words alone.
+_WORDS = tuple(map(os.strerror, sorted(_SILENT)))
 
 # Errors that one error may come of.
 _MOST_CAUSES = 16

@@ -150,6 +150,19 @@ def finish(process, timeout=240):
     return process.returncode, output
 
 
+def finish_all(processes, timeout=240):
+    """Waits for processes of one job, each of which must end well."""
+    try:
+        for process in processes:
+            status, output = finish(process, timeout)
+            assert status == 0, output
+    finally:
+        # One that fails shall not leave the others behind.
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def assert_same_bits(first, second):
     """Checks that two pytrees hold the same bytes."""
     flat, tree = jax.tree.flatten(first)

@@ -198,8 +198,7 @@ def _write_compvis(model, path, options, log):
         model.ema_params = {}
     tensors, yaml = compvis_write.write(model, log)
     write_weights(path, tensors, model.step)
-    hints = hints_of(model) if model.config["stage"] == "diffusion" else {}
-    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml, hints)
+    write_yaml.write_yaml(path.with_suffix(".yaml"), yaml, hints_of(model))
     for line in strict_loading(tensors, yaml):
         log(line)
     log(f"its structure: {path.with_suffix('.yaml').name}, beside it")

@@ -244,8 +244,10 @@ def _check_preprocessing(where, here, there):
         values = there.get(key), here.get(key)
         # Samples are as the model draws them, neither cut nor resized.
         if None not in values and values[0] != values[1]:
+            advice = "make a reference of images that were cut like these"
+            if key == "values":
+                advice = "ldm-reference --workdir reads images as the run does"
             raise ConfigError(
                 f"{where} is of images with {key} {values[0]} and these have {key} "
-                f"{values[1]}: make a reference of images that were read and cut like "
-                "these"
+                f"{values[1]}: {advice}"
             )

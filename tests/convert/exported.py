@@ -1,5 +1,6 @@
 """Tiny models of every kind that is exported, and what they draw from given noise."""
 
+import dataclasses
 import zlib
 
 import jax
@@ -179,13 +180,15 @@ WIDE = dict(channels=32, norm_groups=32)
 LABELS = np.array([3, 1])
 
 
-def make_model(kind, **widths):
+def make_model(kind, pixels=None, **widths):
     """A model of the kind, of weights that are the same everywhere."""
     section, backbone, entries, inputs, schedule, sample, scale = KINDS[kind]
     section, backbone = section | widths, backbone | widths
     entries = {key: e() if callable(e) else dict(e) for key, e in entries.items()}
     factor = 2 ** (len(section["channel_mult"]) - 1)
     size = SIDE * factor
+    if pixels is not None:
+        section = section | {"image_channels": pixels.count}
     first = Model(autoencoder_config(dict(section), size), {})
     first.params = _weights({"autoencoder": first_stage_shapes(first.config)})
     _without_noise(first.params["autoencoder"])
@@ -198,6 +201,8 @@ def make_model(kind, **widths):
         guidance_scale=GUIDANCE.get(kind, 1.0),
     )
     config["data"]["inputs"] = {key: dict(entry) for key, entry in inputs.items()}
+    for data in (config["data"], first.config["data"]):
+        data |= {} if pixels is None else dataclasses.asdict(pixels)
     config["sample"] |= sample | dict(num_steps=STEPS)
     channels = section["embed_dim"]
     shape = dict(in_channels=2 * channels, out_channels=channels, context_dim=16)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import sampling
+from ldm_jax.config import from_json, to_json
 from ldm_jax.convert import formats
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.carried import write_files
@@ -31,12 +32,12 @@ from ldm_jax.convert.diffusers.schedule_config import (
 from ldm_jax.convert.diffusers.text_config import text_config, text_entry
 from ldm_jax.convert.diffusers.unet_config import unet_config, unet_section
 from ldm_jax.convert.formats import convert
-from ldm_jax.convert.hints import take_hints
-from ldm_jax.convert.model import Model
+from ldm_jax.convert.hints import hints_of, take_hints
+from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.convert.verify import verify
 from ldm_jax.diffusion import solve
 from ldm_jax.errors import ConversionError
-from ldm_jax.images import read_image, write_png
+from ldm_jax.images import Pixels, pixels_of, read_image, write_png
 from ldm_jax.weights.files import read_json
 from tests.common import REFERENCE, assert_close
 from tests.convert import exported
@@ -409,8 +410,55 @@ def test_hints_do_not_hide_what_a_format_says():
     said = dict(kind="text", vocab_size=9, features=16, num_heads=2)
     hint = dict(said, num_heads=1, causal=True, activation="quick_gelu", null_ids=[3])
     config = dict(conditions=dict(caption=said), data=dict(inputs={}))
-    take_hints(config, dict(conditions=dict(caption=hint)))
+    take_hints(Model(config, {}), dict(conditions=dict(caption=hint)))
     assert config["conditions"]["caption"] == said | dict(null_ids=(3,))
+
+
+@pytest.mark.parametrize(
+    "name, pixels",
+    [
+        ("compvis", Pixels("grey", "uint16", value_range=(0.0, 4095.0))),
+        ("diffusers", Pixels("5", value_range=(-200.0, 800.0), rgb_channels=(4, 0, 1))),
+    ],
+)
+def test_channels_and_ranges_come_back(name, pixels, tmp_path):
+    """Of both stages: samples are in the units of the data, wherever a model was."""
+    model = exported.make_model("unconditional", pixels, **exported.WIDE)
+    # A file of CompVis has the trained weights and their average.
+    model.ema_params = {}
+    row, options = formats.FORMATS[name], formats.Options()
+    for part in (model, model.first_stage):
+        path = tmp_path / part.config["stage"]
+        if name == "compvis":
+            path = path.with_suffix(".ckpt")
+            options = options._replace(config=path.with_suffix(".yaml"))
+        row.write(part, path, options, silent)
+        found = row.read(path, options, silent)
+        for each in (found, found.first_stage or found):
+            section = from_json(to_json(each.config["data"]))
+            assert pixels_of(section) == pixels
+        jax.tree.map(np.testing.assert_array_equal, found.params, part.params)
+        # As if they were of photos, they would be read from other files.
+        assert pixels.record() == hints_of(found)["pixels"]
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        {"channels": "rgba"},
+        {"channels": 10**9},
+        {"channels": "grey", "value_range": [1, 0]},
+        {"value_range": "a"},
+        {"rgb_channels": 3},
+        ["grey"],
+    ],
+    ids=str,
+)
+def test_hints_of_pixels_that_do_not_fit_are_passed_over(hint):
+    section = dict(exported.VQ, image_channels=1)
+    model = Model(autoencoder_config(section, 16), {})
+    take_hints(model, {"pixels": hint})
+    assert model.config["data"] == {"image_size": 16}
 
 
 @pytest.mark.parametrize(

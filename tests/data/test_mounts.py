@@ -119,6 +119,33 @@ def test_a_run_ends_where_its_disk_does_not_answer(
     assert not load(source).skipped
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="Linux has it")
+@pytest.mark.parametrize("kind", ["latents", "tfds", "tar", "parquet"])
+def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
+    """Also to readers in C++: where no memory is, reading it is an EIO."""
+    section = write(kind, tmp_path, array_record_dir)
+    source = open_source(section, section["split"])
+    expected, memory = source[0], os.open("/proc/self/mem", os.O_RDONLY)
+    place = os.path.realpath(array_record_dir if kind == "tfds" else tmp_path)
+    opened = [
+        int(number)
+        for number in os.listdir("/proc/self/fd")
+        if os.path.realpath(f"/proc/self/fd/{number}").startswith(place)
+    ]
+    kept = {number: os.dup(number) for number in opened}
+    try:
+        for number in opened:
+            os.dup2(memory, number)
+        with pytest.raises(Unreachable, match="Input/output error"):
+            load(source)
+    finally:
+        for number, own in kept.items():
+            os.dup2(own, number)
+            os.close(own)
+        os.close(memory)
+    assert opened and source[0].keys() == expected.keys()
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_disk_that_does_not_answer_when_it_is_opened(kind, tmp_path, monkeypatch):
     section = write(kind, tmp_path, None)

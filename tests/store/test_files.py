@@ -9,6 +9,7 @@ import pytest
 
 from ldm_jax import store
 from ldm_jax.errors import ConfigError, DiskError
+from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.files import (
     check_outdir,
     drafted,
@@ -19,9 +20,11 @@ from ldm_jax.files import (
     write_bytes,
     write_json,
 )
-from ldm_jax.images import read_image, write_png
+from ldm_jax.images import Pixels, read_image, write_image, write_png
 from ldm_jax.metrics.adm_npz import ImageFile, StoredImages
 from ldm_jax.reading import read_array, read_file
+from ldm_jax.sampling.sample_pixels import settings_of
+from ldm_jax.sharding import make_mesh
 from ldm_jax.store import as_path, files_below, local_copy, size_of
 from ldm_jax.weights.files import read_weights, write_weights
 from tests.store.stand_in import Objects
@@ -161,6 +164,21 @@ def test_images_and_weights(bucket):
         write_weights(bucket / name, {"a": np.arange(3, dtype=np.float32)})
         found = read_weights(bucket / name).tensors["a"]
         assert np.array_equal(np.asarray(found), [0, 1, 2])
+
+
+def test_samples_are_measured_from_a_store(bucket):
+    """By the settings that lie beside them there."""
+    pixels = Pixels("grey", "uint16", value_range=(0, 4095))
+    image = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4, 1)
+    settings = settings_of(pixels) | {"conditions": {}, "options": {}}
+    write_json(bucket / "settings.json", settings)
+    for number in range(3):
+        write_image(bucket / "samples" / f"{number:06d}.png", image, pixels)
+    found = open_images(str(bucket / "samples"), make_mesh(), 4)
+    assert found.name == "gs://bucket/run/samples" and found.count == 3
+    _, batch = next(found.batches(0))
+    shown = np.asarray(batch["image"])[0].astype(int)
+    assert abs(shown - pixels.shown(image)).max() <= 1
 
 
 def test_an_npz_of_images_is_read_as_a_stream(bucket):

@@ -134,6 +134,7 @@ def _read_first_stage(weights, params, options, log):
     tensors = weights.tensors
     section, resolution = read_yaml.first_stage_section({"params": params})
     model = _first_stage(tensors, "", section, options.image_size or resolution)
+    take_hints(model, params.get(SECTION))
     rows = first_stage_rows(model.config, tensors, "", "")
     target = _first_stage_target(model.config)
     average = any(key.startswith(EMA) and key not in COUNTERS for key in tensors)
@@ -227,7 +228,7 @@ def _read_diffusion(weights, params, options, log):
     if options.prediction_type:
         sections["schedule"]["prediction_type"] = options.prediction_type
     model = Model(diffusion_config(**sections), {}, first_stage=first)
-    take_hints(model.config, params.get(SECTION))
+    take_hints(model, params.get(SECTION))
     model.origin = dict(
         head_major=not unet.get("use_new_attention_order", False),
         linear_projection=unet.get("use_linear_in_transformer", False),

@@ -211,6 +211,7 @@ def _read_first_stage(tensors, configs, origin, options, log):
         )
     config = configs[name]
     model = _first_stage(config, options.image_size)
+    take_hints(model, config.get(f"_{SECTION}"))
     if any(config.get(key) is not None for key in diffusers_config.STATISTICS):
         log(_statistics_as_flags(config))
     target = {"params": {"autoencoder": first_stage_shapes(model.config)}}
@@ -264,7 +265,7 @@ def _read_pipeline(tensors, configs, origin, options):
     model = Model(diffusion_config(**sections), {}, first_stage=first, origin=origin)
     if schedule:
         model.config["sample"] |= sample_section(schedule)
-    take_hints(model.config, origin.get("model_index", {}).get(f"_{SECTION}"))
+    take_hints(model, origin.get("model_index", {}).get(f"_{SECTION}"))
     origin["linear_projection"] = config.get("use_linear_projection", False)
     origin["text_prefix"] = _text_prefix(tensors)
     model.statistics = LatentStatistics()

@@ -25,6 +25,7 @@ from ldm_jax.convert.diffusers.schedule_config import schedule_config, schedule_
 from ldm_jax.convert.diffusers.text_config import text_config, text_limits
 from ldm_jax.convert.diffusers.tokenizer_files import tokenizer_files
 from ldm_jax.convert.diffusers.unet_config import unet_config
+from ldm_jax.convert.hints import SECTION, hints_of
 from ldm_jax.convert.model import Model, Options, cast
 from ldm_jax.files import write_json
 from ldm_jax.store import as_path
@@ -138,6 +139,8 @@ def state(
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
         configs = {name: diffusers_config.first_stage_config(model.config)}
+        if hints := hints_of(model):
+            configs[name][f"_{SECTION}"] = hints
         if not kept:
             # Left out it would be 0.18215.
             configs[name]["scaling_factor"] = 1.0
