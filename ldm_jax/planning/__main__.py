@@ -66,12 +66,14 @@ with cli.group("output"):
 
 def _read_mesh(text: str, train: ConfigDict) -> None:
     """Reads `--mesh` into the config."""
+    axes = {"data", "fsdp"}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in ("data", "fsdp") or not size.isdigit() or not int(size):
+        if axis not in axes or not size.isdigit() or not int(size):
             raise ConfigError(
                 f"--mesh={text} must give the sizes of its axes, as data=8,fsdp=4"
             )
+        axes.remove(axis)
         train.mesh[axis] = int(size)
 
 

@@ -82,23 +82,41 @@ def compile_ahead(planned: Planned, mesh: Mesh, batch_size: int) -> list[Program
     Returns:
       Program of "init", then of each step, that of the most pixels first.
     """
-    state, frozen = shardings_of(planned, mesh)
+    state, _ = shardings_of(planned, mesh)
     key = jax.eval_shape(lambda: make_key(planned.config.seed))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-    programs = [_compile("init", jit_init(planned.stage.init, state), key)]
+    init = _compile("init", jit_init(planned.stage.init, state), key)
+    shapes = range(len(planned.examples))
+    return [init, *(compile_step(planned, mesh, batch_size, i) for i in shapes)]
+
+
+def compile_step(
+    planned: Planned, mesh: Mesh, batch_size: int, index: int = 0
+) -> Program:
+    """Compiles the step for a shape of a batch.
+
+    Args:
+      planned: Planned.
+      mesh: Mesh of devices, over all that the run has.
+      batch_size: Images per step, over all devices.
+      index: Which of the shapes of images.
+
+    Returns:
+      Program.
+    """
+    state, frozen = shardings_of(planned, mesh)
     step = jit_step(planned.stage.train_step, state, mesh)
-    arrays = (
+    batch = planned.batch(batch_size, index)
+    split = dict.fromkeys(batch, sharding.batch_sharding(mesh))
+    example = planned.examples[index]
+    shape = next(v.shape[1:3] for v in example.values() if v.ndim == 4)
+    return _compile(
+        f"step of {shape[0]} x {shape[1]}",
+        step,
         sharding.abstract_like(planned.state, state),
         sharding.abstract_like(planned.stage.frozen, frozen),
+        sharding.abstract_like(batch, split),
     )
-    split = sharding.batch_sharding(mesh)
-    for index, example in enumerate(planned.examples):
-        batch = planned.batch(batch_size, index)
-        batch = sharding.abstract_like(batch, dict.fromkeys(batch, split))
-        shape = next(v.shape[1:3] for v in example.values() if v.ndim == 4)
-        name = f"step of {shape[0]} x {shape[1]}"
-        programs.append(_compile(name, step, *arrays, batch))
-    return programs
 
 
 def _compile(name: str, function: Callable, *arguments: Any) -> Program:

@@ -10,6 +10,8 @@ written only where
   it: keeping the sum costs less than keeping its terms.
 
 What only reads values in another order (reshaping, transposing) is no value of its own.
+Of a part of what is elementwise, as of the gradient of a concatenation, the same part
+of what it is computed from is kept in place of the whole.
 Convolutions want kernels in an order of their own: of one that is an argument there is
 a copy from its first convolution to its last, as there is of what is cast.
 """
@@ -41,6 +43,8 @@ _HEAVY = (
 )
 # Write arrays, of what may be computed as it is read.
 _REDUCTIONS = ("reduce", "argmax", "argmin", "cumsum", "cumprod", "cumlogsumexp")
+# Give a part of the values.
+_PARTS = ("slice", "split")
 # Give the same values in another order.
 _VIEWS = (
     "reshape",
@@ -209,9 +213,11 @@ class Lifetimes:
                 continue
             sources = read(step.inputs)
             for value in step.outputs:
-                roots[value] = sources
                 if self._joins(value, sources):
                     self._written.add(value)
+                roots[value] = sources
+                if step.name in _PARTS and value not in self._written:
+                    roots[value] = self._parts(index, step, value, sources)
             written = self._written.intersection(step.outputs)
             if written or not results.isdisjoint(step.outputs):
                 for value in (sources - outside) & self._lives.keys():
@@ -237,6 +243,22 @@ class Lifetimes:
             if split or value == kernel:
                 start, _ = self._lives.get(value, (index, index))
                 self._lives[value] = (start, index)
+
+    def _parts(self, index, step, value, sources):
+        """What a part of a value is computed from: that part of each of its sources."""
+        avals, whole = self._program.avals, self._base_of(step.inputs[0])
+        if whole in self._written:
+            return sources
+        found = set()
+        for source in sources:
+            if source not in self._lives or avals[source].size != avals[whole].size:
+                found.add(source)
+                continue
+            avals.append(avals[value].update(dtype=avals[source].dtype))
+            found.add(len(avals) - 1)
+            self._lives[len(avals) - 1] = (index, index)
+            self._lives[source] = (self._lives[source][0], index)
+        return frozenset(found)
 
     def _inside(self, step):
         """Lifetimes in the body of a loop, and what it carries."""

@@ -7,6 +7,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
+from ldm_jax.errors import ConfigError
 from ldm_jax.planning.abstract import Given, Planned, make_planned
 from ldm_jax.planning.advice import Way, ways_to_fit
 from ldm_jax.planning.cost import Cost, cost_of_run
@@ -119,7 +120,15 @@ def make_mesh(data: int, fsdp: int) -> AbstractMesh:
 
     Returns:
       AbstractMesh with the axes `data` and `fsdp`.
+
+    Raises:
+      ConfigError: If a size is no number of devices.
     """
+    if fsdp < 1 or (data < 1 and data != -1):
+        raise ConfigError(
+            f"the mesh data={data} x fsdp={fsdp} has no devices: give 1 or more along "
+            "each axis, as --mesh=data=8,fsdp=4"
+        )
     return AbstractMesh((1 if data == -1 else data, fsdp), ("data", "fsdp"))
 
 

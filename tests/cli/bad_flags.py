@@ -388,6 +388,8 @@ BAD = {
     "plan": [
         *_each("--", "chip", "H1000 x ''"),
         *_each("--", "mesh", "8 data=0 data=x fsdp=-1 model=2 data=8,, ''"),
+        "--mesh=data=1,data=2",
+        *_each("--config.train.mesh.", "data fsdp", "0 -2 x"),
         *_each("--", "mfu", "0 -1 1.5 nan x"),
         *_each("--", "price", "-1 nan x"),
         *_each("--", "num_classes", "0 -1 x 1.5"),

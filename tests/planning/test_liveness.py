@@ -92,3 +92,27 @@ def test_a_loop_takes_what_its_body_takes():
 
     peak = _peak(loop, (8, 8), (4, ROWS, 8), rows=10)
     assert peak.total >= 4 * 10 * 8
+
+
+def test_of_a_part_of_what_is_computed_the_sources_parts_are_kept():
+    def network(x, w):
+        y, z = x @ w, jnp.sin(x) @ w
+        head, tail = jnp.split(y * z, [4], axis=1)
+        # Of the tail more is needed once the head is done with.
+        return (jnp.sin(head) @ jnp.ones((4, 64))).sum() + tail.sum()
+
+    # Of y and of z the tail, beside the wide product of the head.
+    peak = _peak(network, (ROWS, 8), (8, 16), rows=3)
+    assert peak.activations == 4 * 3 * 2 * (16 - 4)
+
+
+def test_a_kernel_is_copied_for_its_convolutions():
+    def network(x, kernel):
+        for _ in range(2):
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x.sum()
+
+    peak = _peak(network, (ROWS, 4, 4, 8), (3, 3, 8, 8), rows=2)
+    assert peak.fixed + peak.moving == 4 * (3 * 3 * 8 * 8 + 2 * 2 * 4 * 4 * 8)
