@@ -44,7 +44,11 @@ VQ = {
 }
 
 # Without what a test does not look at, a run is a third as long.
-BARE = {"train__preview_images": 0, "data__eval_split": ""}
+BARE = {
+    "train__preview_images": 0,
+    "data__eval_split": "",
+    "train__checkpoint_every": 4,
+}
 
 
 def prepare_shapes(folder):
