@@ -544,6 +544,7 @@ def shrink_diffusion(config: ConfigDict) -> None:
     config.eval.levels = 0
     config.backbone.update(_TINY_BACKBONES.get(config.backbone.kind, {"tiny": True}))
     config.sample.num_steps = 4
+    config.first_stage.scaling_batches = 2
 
 
 def shrink_classifier(config: ConfigDict) -> None:
@@ -553,6 +554,7 @@ def shrink_classifier(config: ConfigDict) -> None:
       config: ConfigDict, changed in place.
     """
     shrink_train(config)
+    config.first_stage.scaling_batches = 2
     config.train.preview_images = 0
     config.classifier.update(
         channels=16, num_res_blocks=1, norm_groups=8, dtype="float32"

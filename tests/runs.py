@@ -44,7 +44,11 @@ VQ = {
 }
 
 # Without what a test does not look at, a run is a third as long.
-BARE = {"train__preview_images": 0, "data__eval_split": ""}
+BARE = {
+    "train__preview_images": 0,
+    "data__eval_split": "",
+    "train__checkpoint_every": 4,
+}
 
 
 def prepare_shapes(folder):
@@ -144,6 +148,19 @@ def finish(process, timeout=240):
     finally:
         process.kill()
     return process.returncode, output
+
+
+def finish_all(processes, timeout=240):
+    """Waits for processes of one job, each of which must end well."""
+    try:
+        for process in processes:
+            status, output = finish(process, timeout)
+            assert status == 0, output
+    finally:
+        # One that fails shall not leave the others behind.
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def assert_same_bits(first, second):

@@ -80,7 +80,7 @@ def values_of(
     Raises:
       ConfigError: If nothing says it.
     """
-    if pixels is not None:
+    if pixels not in (None, RGB):
         return pixels.describe_range()
     depth = depth_of(data)
     if depth is None:
@@ -93,8 +93,8 @@ def values_of(
         )
     if said != WHOLE_RANGE:
         logging.warning(
-            "%s has 16 bits, and no settings.json of ldm-sample lies beside its "
-            "folder: 0 is taken for black and 65535 for white",
+            "%s has 16 bits, and no settings.json of ldm-sample beside its folder says "
+            "of which range: 0 is taken for black and 65535 for white",
             where,
         )
     return WHOLE_RANGE

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.images import read_image
 from tests.processes import free_port
-from tests.runs import command, finish
+from tests.runs import command, finish, finish_all
 
 pytestmark = pytest.mark.slow
 NAME = "random-features distance (frechet)"
@@ -68,9 +68,7 @@ def pair(module, *arguments):
         command(module, *arguments, *job, f"--process_id={index}", devices=2)
         for index in range(2)
     ]
-    for process in jobs:
-        status, output = finish(process)
-        assert status == 0, output
+    finish_all(jobs)
 
 
 def test_two_processes_sweep_and_search_as_one(second_stage, tmp_path):

@@ -49,6 +49,10 @@ class Objects(AbstractFileSystem):
             raise NotImplementedError(f"a store has no mode {mode}")
         return _Upload(self, path, mode)
 
+    def pipe_file(self, path, value, **_):
+        """Writes an object by one request."""
+        self.objects[self._strip_protocol(path)] = bytes(value)
+
     def cp_file(self, path1, path2, **_):
         """Copies an object."""
         names = map(self._strip_protocol, (path1, path2))

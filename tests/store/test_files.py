@@ -220,11 +220,18 @@ def test_a_long_log_goes_on_in_another_object(bucket):
     assert found == {"events": b"12345", "events.0001": b"6789012"}
 
 
+def test_bytes_are_written_by_one_request(bucket, monkeypatch):
+    """What is cut between two would leave an object that is short, or empty."""
+    monkeypatch.setattr(Objects, "_open", None)
+    assert (bucket / "x").write_bytes(b"123") == 3
+    assert Objects.objects == {"bucket/run/x": b"123"}
+
+
 def test_a_log_never_raises(bucket, monkeypatch):
     log = open_log(bucket / "x")
     log.write(b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(Objects, "_open", None)
+        patch.setattr(Objects, "pipe_file", None)
         log.close()
         assert "the object store did not do it" in log.failure
     log.close()

@@ -26,7 +26,6 @@ SAME = {
     "train__log_every": 1,
     "train__preview_images": 0,
     "data__flip": True,
-    "eval__levels": 2,
 }
 
 

@@ -121,7 +121,6 @@ def test_a_new_run_begins_with_the_weights_that_a_condition_names(
         backbone__attention_factors=(),
         backbone__head_channels=8,
         backbone__norm_groups=2,
-        train__checkpoint_every=100,
         train__num_steps=3,  # A U-Net starts at zero: its inputs learn two steps later.
         **BARE,
     )

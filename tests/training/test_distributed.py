@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax import checkpoint
 from tests.processes import free_port
-from tests.runs import command, finish, tiny_config, train
+from tests.runs import command, finish_all, tiny_config, train
 
 PLAIN = {"train.num_steps": 2, "train.preview_images": 0}
 MEASURED = PLAIN | {
@@ -52,9 +52,7 @@ def test_two_processes_train_as_one(options, shapes_dir, first_stage, tmp_path):
         )
         for index in range(2)
     ]
-    for job in jobs:
-        status, output = finish(job)
-        assert status == 0, output
+    finish_all(jobs)
 
     one, two = (_last_losses(tmp_path / name) for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-3)

@@ -23,10 +23,9 @@ from ldm_jax.training import start
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
 from ldm_jax.training.latents import check_same_first_stage
 from ldm_jax.training.start import check_config, model_notes
-from tests.runs import assert_same_bits, tiny_config, train
+from tests.runs import BARE, assert_same_bits, tiny_config, train
 from tests.sampling.common import run
 
-BARE = {"train__preview_images": 0, "data__eval_split": ""}
 ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
 DECODER_PARTS = FIRST_STAGES["kl"].decoder_parts
 
@@ -38,7 +37,7 @@ def _tune(data_dir, workdir, source, steps=2, **overrides):
         "train__checkpoint_every": 1,
         "train__freeze": ENCODER,
     } | overrides
-    train("shapes_autoencoder", data_dir, workdir, **BARE, **overrides)
+    train("shapes_autoencoder", data_dir, workdir, **BARE | overrides)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +106,8 @@ def test_resumes_bit_for_bit_without_the_other_run(
 def test_everything_is_trained_where_nothing_is_frozen(
     shapes_dir, first_stage, second_stage, tmp_path, capsys
 ):
-    changes = {"train__freeze": (), "discriminator__channels": 4}
-    changes |= {"first_stage__norm_groups": 4}
-    _tune(shapes_dir, tmp_path, first_stage, steps=1, **changes)
-    output = capsys.readouterr().out
-    assert f"starting from step 4 of {first_stage}" in output
-    assert "discriminator starts anew: discriminator/conv_0/bias is (8,)" in output
-    # What shapes do not show.
-    assert "first_stage.norm_groups is 4, in train.init_from it was 8" in output
+    _tune(shapes_dir, tmp_path, first_stage, steps=1, train__freeze=())
+    assert f"starting from step 4 of {first_stage}" in capsys.readouterr().out
     before, _ = _split(load_first_stage(first_stage).params)
     after, _ = _split(load_first_stage(tmp_path, average=False).params)
     gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
@@ -123,6 +116,17 @@ def test_everything_is_trained_where_nothing_is_frozen(
     # So its decoder is one of other latents.
     with pytest.raises(ConfigError, match="of other latents"):
         sampling.load_model(second_stage, decoder=tmp_path)
+
+
+def test_a_start_says_what_it_did_not_take(first_stage):
+    changes = {"first_stage__norm_groups": 4, "train__init_from": str(first_stage)}
+    config = tiny_config("shapes_autoencoder", "", **changes)
+    _, params, _ = checkpoint.load_weights(first_stage, average=False)
+    params["discriminator"]["conv_0"]["bias"] = np.zeros(4)
+    notes = "; ".join(start.load_initial(config, params)[3])
+    assert "discriminator starts anew: discriminator/conv_0/bias is (8,)" in notes
+    # What shapes do not show.
+    assert "first_stage.norm_groups is 4, in train.init_from it was 8" in notes
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_a_second_stage_goes_on_from_another(
         "train__freeze": ("conditioner", "backbone/conv_in"),
         "train__num_steps": 1,
     }
-    train("shapes_class", shapes_dir, tmp_path, **BARE, **overrides)
+    train("shapes_class", shapes_dir, tmp_path, **BARE | overrides)
     _, before, first_meta = checkpoint.load_weights(second_stage)
     _, after, meta = checkpoint.load_weights(tmp_path, average=False)
     assert meta["scaling_factor"] == first_meta["scaling_factor"]
@@ -164,7 +168,7 @@ def test_a_second_stage_goes_on_from_another(
     assert moved.any()
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         overrides |= {"train__init_from": str(first_stage)}
-        train("shapes_class", shapes_dir, tmp_path / "wrong", **BARE, **overrides)
+        train("shapes_class", shapes_dir, tmp_path / "wrong", **BARE | overrides)
 
 
 def test_a_tuned_decoder_takes_the_place_of_the_old(

@@ -37,9 +37,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
             shapes_dir,
             workdir,
             train__num_steps=step + 1,
-            train__checkpoint_every=1000,
             allow_config_change=True,
-            **BARE,
+            **BARE | {"train__checkpoint_every": 1000},
         )
     assert f"resuming at step {step} of {step + 1}" in capfd.readouterr().out
     assert_same_bits(weights_of(whole), weights_of(cut))
