@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldm_jax.models.operations.attend import attend
@@ -64,6 +65,24 @@ def test_group_norm_differentiates_twice_in_batches_and_recomputed():
         lambda x: (one_by_one(x[:, None])[:, 0], penalty(plain_group_norm)(x))
     )(x)
     assert_close(ours, expected, 1e-4)
+
+
+def test_group_norm_of_a_split_batch_sends_sums_for_its_parameters_alone():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), "data")
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def loss(x, scale, bias, modulation):
+        return group_norm(x, scale, bias, modulation, 4, 1e-5, True, "float32").sum()
+
+    shapes = jax.ShapeDtypeStruct((4, 3, 3, 8), jnp.float32, sharding=rows)
+    vector = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=rows)
+    whole = jax.ShapeDtypeStruct((8,), jnp.float32)
+    arguments = shapes, whole, whole, (vector, vector)
+    program = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
+    text = program.as_text()
+    assert "all-reduce" in text
+    for name in ("all-to-all", "collective-permute", "all-gather"):
+        assert name not in text
 
 
 def test_group_norm_keeps_its_input_and_nothing_of_its_size():

@@ -112,13 +112,13 @@ def _fold(values, groups):
     """Means over the channels of a group, repeated for each of them: [k, B, c] as is.
 
     By products with a small matrix: XLA on the CPU would take up sums and repetitions
-    into the loop over all pixels, and do them anew for each.
+    into the loop over all pixels, and do them anew for each. Axes are not joined: rows
+    of a batch that is split over devices would travel between them.
     """
     channels = values.shape[-1]
     member = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
-    sums = jnp.matmul(values.reshape(-1, channels), member, precision="highest")
-    means = sums / (channels // groups)
-    return jnp.matmul(means, member.T, precision="highest").reshape(values.shape)
+    means = jnp.matmul(values, member, precision="highest") / (channels // groups)
+    return jnp.matmul(means, member.T, precision="highest")
 
 
 def _pixel(values):
