@@ -40,6 +40,7 @@ VQ = {
         )
     ),
     "loss__codebook_ema_decay": 0.9,
+    "loss__restart_threshold": 0.95,
     "loss__lecam_weight": 0.1,
 }
 

@@ -33,7 +33,7 @@ from tests.runs import (
     "name, changes",
     [
         # A codebook has all the state that KL has, and its own.
-        (STAGES[0], VQ | {"loss__restart_threshold": 0.95}),
+        (STAGES[0], VQ),
         (STAGES[1], {}),
     ],
     ids=["vq", STAGES[1]],
