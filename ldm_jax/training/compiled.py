@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import peers, sharding
 from ldm_jax.console import Console
+from ldm_jax.models.operations.dot_product import noted
 from ldm_jax.training.throughput import Stopwatch, count_flops
 
 
@@ -113,8 +114,12 @@ class CompiledStep:
     def _compile(self, arguments):
         """The program, and its floating-point operations."""
         start = time.perf_counter()
-        lowered = self._step.lower(*arguments)
+        with noted() as attentions:
+            lowered = self._step.lower(*arguments)
         flops = count_flops(lowered)
+        if flops:
+            # A gradient takes twice what its forward pass does.
+            flops += 3 * attentions.uncounted_flops
         compiled = lowered.compile()
         seconds = time.perf_counter() - start
         size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
@@ -122,6 +127,8 @@ class CompiledStep:
         self._console.line(
             f"compiled the training step for {shape} in {seconds:.1f} s{size}"
         )
+        if attentions:
+            self._console.line(f"attention: {attentions}")
         return compiled, flops
 
 
