@@ -39,8 +39,8 @@ def load_weights(
     config = config_.from_json(json.dumps(meta["config"]))
     for name in config_.NETWORKS.values():
         # A kernel is of the device of that run, not of its weights.
-        if config.get(name):
-            config[name].pop("attention_kernel", None)
+        if "attention_kernel" in config.get(name, {}):
+            del config[name].attention_kernel
     meta |= {"folder": str(folder), "item": item, "step": int(folder.name)}
     return config, params, meta
 

@@ -139,7 +139,7 @@ def _counted(config):
     Kernels are of the device that a process has, which is not the one that is planned
     for.  They take no more memory.
     """
-    changed = ConfigDict(config)
+    changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed[NETWORKS[config.stage]].attention_kernel = "einsum"
     return changed

@@ -17,17 +17,18 @@ from ldm_jax.models.operations.dot_product import noted
 from ldm_jax.training.throughput import Stopwatch, count_flops
 
 
-def jit_init(init: Callable, shardings: Any) -> Callable:
+def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
     """The program that draws a state directly into its shardings.
 
     Args:
       init: That of a Stage.
       shardings: How its TrainState is split.
+      mesh: Mesh of the run.
 
     Returns:
       Jitted function of a typed key.
     """
-    return jax.jit(init, out_shardings=shardings)
+    return jax.jit(sharding.on_mesh(init, mesh), out_shardings=shardings)
 
 
 def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
@@ -42,6 +43,7 @@ def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
       Jitted function of (state, frozen, batch).
     """
     outputs = shardings, sharding.replicated(mesh)
+    train_step = sharding.on_mesh(train_step, mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
 
 
@@ -55,6 +57,7 @@ def jit_shown(function: Callable, mesh: Mesh) -> Callable:
     Returns:
       Jitted function of (state, frozen, batch, typed key).
     """
+    function = sharding.on_mesh(function, mesh)
     return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 

@@ -74,7 +74,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
             "give train.init_from, the workdir of the run to start from"
         )
-    init = jit_init(run.stage.init, run.shardings)
+    init = jit_init(run.stage.init, run.shardings, run.mesh)
     state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)

@@ -4,17 +4,13 @@ The kernel takes whole tiles: what is short of one is filled up with zeros, in c
 as they are, in tokens so that nothing attends to them.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas.ops.tpu.flash_attention import (
     BlockSizes,
     SegmentIds,
     flash_attention,
 )
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.annotations import Array, Float
@@ -25,7 +21,6 @@ TILE = 128
 _BLOCKS = (512, 256, TILE)
 
 
-@jax.custom_vjp
 def flash(
     query: Float[Array, "batch heads length channels"],
     key: Float[Array, "batch heads source channels"],
@@ -33,9 +28,9 @@ def flash(
 ) -> Float[Array, "batch heads length channels"]:
     """Scaled dot-product attention (Dao et al. 2022, Alg. 1), softmax in float32.
 
-    Split batches and heads stay on their devices. For the backward pass the arguments
-    alone are kept; it runs the kernel once more, for sums that JAX's function keeps to
-    itself.
+    XLA does not see into a kernel and cannot split it: where the program is traced with
+    a mesh of several devices, as `sharding.on_mesh` does, each computes its rows of the
+    batch, or all of a batch that does not divide.
 
     Args:
       query: [B, heads, T, d].
@@ -45,18 +40,14 @@ def flash(
     Returns:
       [B, heads, T, d] in the type of `query`.
     """
-    return _forward(query, key, value)[0]
-
-
-def _forward(query, key, value):
-    return _split_kernel(query, key, value), (query, key, value)
-
-
-def _backward(kept, gradient):
-    return _split_gradient(*kept, gradient)
-
-
-flash.defvjp(_forward, _backward)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _kernel(query, key, value)
+    rows = P() if query.shape[0] % mesh.size else P(mesh.axis_names)
+    split = jax.shard_map(
+        _kernel, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
+    )
+    return split(query, key, value)
 
 
 def _kernel(query, key, value):
@@ -76,10 +67,6 @@ def _kernel(query, key, value):
         query, key, value, None, segments, sm_scale=scale, block_sizes=blocks
     )
     return out[:, :, :length, :width]
-
-
-def _gradient(query, key, value, gradient):
-    return jax.vjp(_kernel, query, key, value)[1](gradient)
 
 
 def _filled(x):
@@ -105,48 +92,3 @@ def _block_sizes(length, source):
         block_k_major_dq=columns,
         block_k_dq=columns,
     )
-
-
-def split_rows(function: Callable, rule: str) -> Callable:
-    """Lets each device compute the rows and heads that it has.
-
-    Compilers do not see into kernels, and would collect all rows on every device.
-
-    Args:
-      function: Of arrays [B, heads, tokens, channels], to one such or to several.
-      rule: Its axes as those of `jnp.einsum`, "b" and "h" first in each array, tokens
-        "t" or "s", channels "d".
-
-    Returns:
-      The same function of global arrays.
-    """
-    split = custom_partitioning(function)
-
-    def rows_of(mesh, arguments):
-        spec = [*arguments[0].sharding.spec, None, None][:2]
-        return NamedSharding(mesh, P(*spec, None, None))
-
-    def infer(mesh, arguments, results):
-        rows = rows_of(mesh, arguments)
-        return jax.tree.map(lambda _: rows, results)
-
-    def partition(mesh, arguments, results):
-        return (
-            mesh,
-            function,
-            infer(mesh, arguments, results),
-            (rows_of(mesh, arguments),) * len(arguments),
-        )
-
-    split.def_partition(
-        partition,
-        infer_sharding_from_operands=infer,
-        sharding_rule=rule,
-        need_replication_factors=("t", "s", "d"),
-    )
-    return split
-
-
-_ARGUMENTS = "b h t d, b h s d, b h s d"
-_split_kernel = split_rows(_kernel, f"{_ARGUMENTS} -> b h t d")
-_split_gradient = split_rows(_gradient, f"{_ARGUMENTS}, b h t d -> {_ARGUMENTS}")

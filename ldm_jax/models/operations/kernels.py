@@ -22,10 +22,13 @@ class Device(NamedTuple):
     Attributes:
       platform: "cpu", "cuda", "tpu", or as JAX names another.
       capability: Compute capability of a "cuda" device, (major, minor).
+      scattered: Whether there are several, and the program is traced without the mesh
+        that they form.
     """
 
     platform: str
     capability: tuple[int, int] = (0, 0)
+    scattered: bool = False
 
 
 class Shape(NamedTuple):
@@ -93,10 +96,11 @@ def this_device() -> Device:
       Device of JAX's default backend.
     """
     device = jax.devices()[0]
+    scattered = jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty
     found = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))
     if found:
-        return Device("cuda", (int(found[1]), int(found[2])))
-    return Device(device.platform)
+        return Device("cuda", (int(found[1]), int(found[2])), scattered)
+    return Device(device.platform, scattered=scattered)
 
 
 def choose(shape: Shape, asked: str = AUTO, device: Device | None = None) -> str:
@@ -179,6 +183,8 @@ def _flash_refuses(shape, device):
         return f"it is for TPUs, and this is a {device.platform}"
     if shape.dtype not in ("bfloat16", "float32"):
         return f"it takes dtype bfloat16 and float32, not {shape.dtype}"
+    if device.scattered:
+        return "this program is traced without the mesh of its devices"
     return "it takes no mask" if shape.masked else None
 
 
