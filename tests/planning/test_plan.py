@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_changed_until_it_does(limit, flags):
     mesh = AbstractMesh((2, 1), ("data", "fsdp"))
     ways = ways_to_fit(config, mesh, limit, _MemoryOf(10), lambda _: _MemoryOf(1))
     found = [(way.flags, way.memory.peak, way.fits) for way in ways]
-    assert len(found) == len(flags)
+    assert len(found) == len(flags) and not config.backbone.get("remat")
     for (given, *rest), (end, *expected) in zip(found, flags, strict=True):
         assert given.endswith(end) and rest == expected
 
