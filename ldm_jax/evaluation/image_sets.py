@@ -6,8 +6,6 @@ other channels, bits or ranges than photos have are read as the settings beside 
 say, and mapped to RGB as their run shows them.
 """
 
-import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,17 +17,14 @@ from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
 from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
 from ldm_jax.images import RGB
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.metrics.statistics import evenly_spaced
 from ldm_jax.sampling.sample_pixels import pixels_beside, values_of
 from ldm_jax.store import is_remote, local_copy
-
-# Files of a folder that are told by what is in them, and how much of each is read.
-_HASHED, _HASHED_BYTES = 64, 1 << 20
 
 # What images that are measured as they are have of preprocessing.
 AS_THEY_ARE = {"crop": None, "resize": None}
@@ -130,7 +125,7 @@ def open_images(
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, pixels_beside(place), *options)
     if os.path.isdir(path):
-        images.record["images"] += _contents(images)
+        images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
         # Not that of the copy.
         images.name = images.record["name"] = os.fspath(place)
@@ -138,14 +133,14 @@ def open_images(
 
 
 def _open_copy(
-    place, path, pixels, mesh, batch_size, image_size, count, skip_unreadable, flag
+    place, path, beside, mesh, batch_size, image_size, count, skip_unreadable, flag
 ):
     if not os.path.exists(path):
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
     if not os.path.isdir(path):
-        if pixels not in (None, RGB):
+        if not (beside.pixels or RGB).is_rgb:
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "
                 "photos, as the settings of their run say: measure their image files, "
@@ -160,7 +155,7 @@ def _open_copy(
         )
     if image_size is not None:
         section = {"on_error": "skip" if skip_unreadable else "raise"}
-        section |= (pixels or RGB).record()
+        section |= (beside.pixels or RGB).record()
         images = Images(
             section,
             mesh,
@@ -169,19 +164,9 @@ def _open_copy(
             image_size=image_size,
             num_images=count,
         )
-        values = values_of(pixels, images.encoded(0), images.describe(0), flag)
+        values = values_of(beside, images.encoded(0), images.describe(0), flag)
         return from_data(images, values)
-    return _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag)
-
-
-def _contents(images):
-    """Hash of some files: samples of another model often have the same names."""
-    digest = hashlib.blake2b(digest_size=8)
-    for number in evenly_spaced(images.count, _HASHED).tolist():
-        # What cannot be read is dealt with where it is measured.
-        with contextlib.suppress(OSError), open(images.describe(number), "rb") as file:
-            digest.update(file.read(_HASHED_BYTES))
-    return digest.hexdigest()
+    return _open_folder(path, beside, mesh, batch_size, count, skip_unreadable, flag)
 
 
 def _source_of(path, flag):
@@ -260,11 +245,11 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     return ImageSet(os.fspath(path), total, size, lambda n: ahead(batches(n)), record)
 
 
-def _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag):
+def _open_folder(path, beside, mesh, batch_size, count, skip_unreadable, flag):
     source = _source_of(path, flag)
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
-    reader = FolderReader(source, total, skip_unreadable, pixels, flag)
+    reader = FolderReader(source, total, skip_unreadable, beside, flag)
     cut = AS_THEY_ARE | record_of_values(reader.values)
     images = ImageSet(
         os.fspath(path),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm_jax import peers
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.sampling.settings import first_difference
@@ -142,6 +142,7 @@ class Saved:
             position = int(state.pop(_POSITION))
         # Of a damaged file nearly anything.
         except Exception as error:
+            raise_if_silent(self._path, error)
             raise DataError(
                 f"{self._path}, which a cut evaluation has left, cannot be read "
                 f"({error}): take it away to begin anew"

@@ -18,7 +18,7 @@ from ldm_jax.images.decoding import (
     decode_plane,
     size_of,
 )
-from ldm_jax.images.depths import depth_of
+from ldm_jax.images.depths import depth_of, is_other_png
 from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.image_files import (
     batch_image,
@@ -59,6 +59,7 @@ __all__ = [
     "file_values",
     "find_size",
     "from_values",
+    "is_other_png",
     "limit_bytes",
     "make_grid",
     "memory_limit",

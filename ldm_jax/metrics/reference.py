@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.files import replacing
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
 from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
@@ -128,6 +128,7 @@ class ReferenceStatistics:
             raise
         # Of a damaged file nearly anything.
         except Exception as error:
+            raise_if_silent(path, error)
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"{key}: {path} cannot be read ({text}): make it anew"
