@@ -20,10 +20,11 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
 from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
-from ldm_jax.images import RGB
+from ldm_jax.evaluation.as_they_are.shards import explaining_shards
+from ldm_jax.images import RGB, as_written, has_size, suffix_of
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.sampling.sample_pixels import pixels_beside, values_of
+from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
 # What images that are measured as they are have of preprocessing.
@@ -144,7 +145,8 @@ def _open_copy(
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "
                 "photos, as the settings of their run say: measure their image files, "
-                "the folder samples of a run with --output=png"
+                "the folder samples of a run with --output=png, or with --output=tar "
+                "and --image_size"
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
     if os.path.isfile(os.path.join(path, "settings.json")):
@@ -153,27 +155,30 @@ def _open_copy(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "
             f"{os.path.join(place, 'samples')}"
         )
-    if image_size is not None:
-        section = {"on_error": "skip" if skip_unreadable else "raise"}
-        section |= (beside.pixels or RGB).record()
+    values, pixels = SetValues(beside, flag), beside.pixels or RGB
+    if image_size is None:
+        with explaining_shards(path, pixels, flag, image_size):
+            source = FolderSource(path, "all", label_key="")
+        options = mesh, batch_size, count, skip_unreadable
+        return _open_folder(path, source, values, pixels, *options)
+    section = {"on_error": "skip" if skip_unreadable else "raise"}
+    with explaining_shards(path, pixels, flag, image_size):
         images = Images(
-            section,
+            section | as_written(pixels).record(),
             mesh,
             batch_size,
             name=path,
             image_size=image_size,
             num_images=count,
+            image_key=None if suffix_of(pixels) == ".png" else "npy",
+            look=values.look,
         )
-        values = values_of(beside, images.encoded(0), images.describe(0), flag)
-        return from_data(images, values)
-    return _open_folder(path, beside, mesh, batch_size, count, skip_unreadable, flag)
-
-
-def _source_of(path, flag):
-    try:
-        return FolderSource(path, "all", label_key="")
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}") from error
+    for number in range(images.count):
+        data = images.encoded(number)
+        if has_size(data):
+            values.look(data, images.describe(number))
+            break
+    return from_data(images, values.words)
 
 
 def from_data(images: Images, values: str | None = None) -> ImageSet:
@@ -245,12 +250,13 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     return ImageSet(os.fspath(path), total, size, lambda n: ahead(batches(n)), record)
 
 
-def _open_folder(path, beside, mesh, batch_size, count, skip_unreadable, flag):
-    source = _source_of(path, flag)
+def _open_folder(
+    path, source, values, pixels, mesh, batch_size, count, skip_unreadable
+):
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
-    reader = FolderReader(source, total, skip_unreadable, beside, flag)
-    cut = AS_THEY_ARE | record_of_values(reader.values)
+    reader = FolderReader(source, total, skip_unreadable, values, pixels)
+    cut = AS_THEY_ARE | record_of_values(values.words)
     images = ImageSet(
         os.fspath(path),
         total,

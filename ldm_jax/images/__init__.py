@@ -18,9 +18,10 @@ from ldm_jax.images.decoding import (
     decode_plane,
     size_of,
 )
-from ldm_jax.images.depths import depth_of, is_other_png
+from ldm_jax.images.depths import depth_of, has_size, is_other_png
 from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.image_files import (
+    as_written,
     batch_image,
     encode_image,
     encode_png,
@@ -48,6 +49,7 @@ __all__ = [
     "RGB",
     "WHOLE_RANGE",
     "Pixels",
+    "as_written",
     "batch_image",
     "decode",
     "decode_grey",
@@ -59,6 +61,7 @@ __all__ = [
     "file_values",
     "find_size",
     "from_values",
+    "has_size",
     "is_other_png",
     "limit_bytes",
     "make_grid",

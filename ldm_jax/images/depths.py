@@ -40,14 +40,24 @@ def depth_of(data: Any) -> str | None:
             mode, known = image.mode, image.format in SIXTEEN
     # Damage raises nearly anything; it is said when the image is read.
     except Exception:
-        return "array" if data.startswith(TIFF) and _has_header(data) else None
+        # What says a size has channels that Pillow does not know.
+        return "array" if data.startswith(TIFF) and has_size(data) else None
     if mode.startswith("I;16") or (mode == "I" and known):
         return "16 bits"
     return "array" if mode in ("I", "F") else None
 
 
-def _has_header(data):
-    """Whether a TIFF that Pillow does not open says a size: it has other channels."""
+def has_size(data: Any) -> bool:
+    """Says whether an image says how large it is: junk does not.
+
+    Args:
+      data: Encoded bytes, or an array.
+
+    Returns:
+      Whether it does.
+    """
+    if not isinstance(data, bytes):
+        return True
     try:
         find_size(lambda at, count: data[at : at + count], len(data))
     except DecodeError:

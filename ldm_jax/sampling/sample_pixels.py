@@ -23,6 +23,9 @@ _SAMPLES = "samples"
 # checkpoint, which they name.
 PIXELS = "pixels"
 
+# Images of a set that are named where they have other bits than the first.
+_MOST_NAMED = 8
+
 
 class Beside(NamedTuple):
     """What the settings that lie beside images say of their pixels.
@@ -114,47 +117,92 @@ def _pixels_in(said):
     return pixels_of(said)
 
 
-def values_of(
-    beside: Beside, data: bytes, where: str, flag: str, said: str | None = None
-) -> str | None:
-    """Finds out which values of an image are black and white.
+class SetValues:
+    """Which values are black and white in the images of a set.
 
-    Args:
-      beside: What the settings beside it say.
-      data: Its encoded bytes.
-      where: What it is called.
-      flag: What names its set, for messages.
-      said: What was found of another image, and need not be said anew.
-
-    Returns:
-      Words; None of 8 bits in their whole range.
-
-    Raises:
-      ConfigError: If nothing says it.
+    Attributes:
+      words: Those of the first image; None of 8 bits in their whole range.
     """
-    pixels = beside.pixels
-    if pixels is not None and not pixels.is_rgb:
-        return pixels.describe_range()
-    depth = depth_of(data)
-    if beside.unsaid is not None and (depth or is_other_png(data)):
-        raise ConfigError(
-            f"{flag}: {where} is not RGB of 8 bits, and {beside.unsaid} does not say "
-            "what it is, as ldm-sample did not yet: give the same ldm-sample command "
-            "once more, which adds it and draws nothing anew, or add it there by hand, "
-            f'as "{PIXELS}": {{"channels": "grey", "value_range": [0, 255]}}'
-        )
-    if depth is None:
-        return None
-    if depth == "array":
-        raise ConfigError(
-            f"{flag}: nothing says which values of {where} are black and white: give "
-            "the folder samples of ldm-sample with the settings.json beside it, or "
-            "images of 8 bits"
-        )
-    if said != WHOLE_RANGE:
-        logging.warning(
-            "%s has 16 bits, and no settings.json of ldm-sample beside its folder says "
-            "of which range: 0 is taken for black and 65535 for white",
-            where,
-        )
-    return WHOLE_RANGE
+
+    def __init__(self, beside: Beside, flag: str) -> None:
+        """Has seen no image yet.
+
+        Args:
+          beside: What the settings beside them say.
+          flag: What names the set, for messages.
+        """
+        self._beside, self._flag = beside, flag
+        self.words, self._first, self._differing, self._named = None, None, 0, False
+
+    def look(self, data: bytes, where: str) -> None:
+        """Takes an image, and names it where its values are others than the first's.
+
+        Args:
+          data: Its encoded bytes.
+          where: What it is called.
+
+        Raises:
+          ConfigError: If nothing says which they are.
+        """
+        self.add(self.words_of(data, where), where)
+
+    def words_of(self, data: bytes, where: str) -> str | None:
+        """Finds out which values of an image are black and white.
+
+        Args:
+          data: Its encoded bytes.
+          where: What it is called.
+
+        Returns:
+          Words; None of 8 bits in their whole range.
+
+        Raises:
+          ConfigError: If nothing says it.
+        """
+        pixels, unsaid = self._beside
+        if pixels is not None and not pixels.is_rgb:
+            return pixels.describe_range()
+        depth = depth_of(data)
+        if unsaid is not None and (depth or is_other_png(data)):
+            raise ConfigError(
+                f"{self._flag}: {where} is not RGB of 8 bits, and {unsaid} does not "
+                "say what it is, as ldm-sample did not yet: give the same ldm-sample "
+                "command once more, which adds it and draws nothing anew, or add it "
+                f'there by hand, as "{PIXELS}": {{"channels": "grey", "value_range": '
+                "[0, 255]}"
+            )
+        if depth is None:
+            return None
+        if depth == "array":
+            raise ConfigError(
+                f"{self._flag}: nothing says which values of {where} are black and "
+                "white: give the folder samples of ldm-sample with the settings.json "
+                "beside it, or images of 8 bits"
+            )
+        if not self._named:
+            self._named = True
+            logging.warning(
+                "%s has 16 bits, and no settings.json of ldm-sample beside its folder "
+                "says of which range: 0 is taken for black and 65535 for white",
+                where,
+            )
+        return WHOLE_RANGE
+
+    def add(self, words: str | None, where: str) -> None:
+        """Takes what `words_of` an image gives.
+
+        Args:
+          words: The words.
+          where: What the image is called.
+        """
+        if self._first is None:
+            self._first, self.words = where, words
+        elif words != self.words:
+            self._differing += 1
+            if self._differing <= _MOST_NAMED:
+                bits = [8 if each is None else 16 for each in (words, self.words)]
+                more = "; others are not named" * (self._differing == _MOST_NAMED)
+                logging.warning(
+                    "%s has %d bits and %s has %d: each fills the range of its own%s",
+                    *(where, bits[0], self._first, bits[1], more),
+                )

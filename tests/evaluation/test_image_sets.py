@@ -226,6 +226,8 @@ def drawn(pixels, count=3):
         Pixels("rgb", "uint16"),
         Pixels(5, value_range=(-200, 800), rgb_channels=(4, 2, 0)),
         Pixels("grey", "float32", value_range=(0, 1)),
+        Pixels("rgb", "float32"),
+        Pixels(2),
     ],
     ids=str,
 )
