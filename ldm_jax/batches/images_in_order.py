@@ -86,6 +86,9 @@ class Images:
       fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
       pixels: Their channels, type and range.
+      look: None, or what is called with each image, as the source gives it, and its
+        name, before it is decoded; a ConfigError that it raises ends the run. It is for
+        loading without worker processes.
     """
 
     def __init__(
@@ -99,8 +102,6 @@ class Images:
         split: str | None = None,
         image_size: int | None = None,
         num_images: int | None = None,
-        image_key: str | None = None,
-        look: Callable[[Any, str], None] | None = None,
     ) -> None:
         """Opens the data set.
 
@@ -114,10 +115,6 @@ class Images:
           split: Split; by default the run's held-out one.
           image_size: Side of the images in pixels.
           num_images: How many of the first ones to take; all by default.
-          image_key: Suffix of the images in tar shards that `name` names.
-          look: Called with each image, as the source gives it, and its name, before it
-            is decoded; a ConfigError that it raises ends the run. It is for loading
-            without worker processes.
 
         Raises:
           ConfigError: If the data set is not named or cannot be read.
@@ -129,8 +126,7 @@ class Images:
             are_files = kind != "tfds"
             section |= {"source": kind, "name": name}
             # The names of features in the run's own data do not hold for others.
-            section |= {"image_key": image_key if kind == "tar" else None}
-            section |= {"label_key": "" if are_files else None}
+            section |= {"image_key": None, "label_key": "" if are_files else None}
             section |= {"filter": None, "eval_name": None}
             if are_files:
                 section |= {"data_dir": None, "eval_split": "all"}
@@ -149,7 +145,7 @@ class Images:
                 "the run holds no images out; name a split with --split or other "
                 "images with --data"
             )
-        self._section, self._mesh, self._look = section, mesh, look
+        self._section, self._mesh, self.look = section, mesh, None
         self.pixels = pixels_of(section)
         source = open_source(section, split)
         require_images(source, "name images (--data or --reference)")
@@ -217,8 +213,8 @@ class Images:
           Dict of global arrays "image" [batch size, H, W, C] and "mask" [batch size].
         """
         source = part(self._source, start)
-        if self._look is not None:
-            source = _Watched(source, self._look)
+        if self.look is not None:
+            source = _Watched(source, self.look)
         loader = make_loader(
             source,
             self._section,

@@ -21,7 +21,7 @@ from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
 from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
 from ldm_jax.evaluation.as_they_are.shards import explaining_shards
-from ldm_jax.images import RGB, as_written, has_size, suffix_of
+from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
 from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
@@ -170,9 +170,8 @@ def _open_copy(
             name=path,
             image_size=image_size,
             num_images=count,
-            image_key=None if suffix_of(pixels) == ".png" else "npy",
-            look=values.look,
         )
+    images.look = values.look
     for number in range(images.count):
         data = images.encoded(number)
         if has_size(data):
