@@ -28,7 +28,7 @@ from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
 # What images that are measured as they are have of preprocessing.
-AS_THEY_ARE = {"crop": None, "resize": None}
+AS_THEY_ARE = {"crop": None, "resize": None, "values": None}
 
 
 class ImageSet:
@@ -197,8 +197,7 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
     name = f"{images.record['data']}, split {images.record['split']}"
     record = {
         "images": images.fingerprint,
-        "preprocessing": CUT
-        | record_of_values(values or images.pixels.describe_range()),
+        "preprocessing": CUT | {"values": values or images.pixels.describe_range()},
     }
 
     def batches(start):
@@ -209,18 +208,6 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
     found = ImageSet(name, images.count, (side, side), batches, record)
     found.describe = images.describe
     return found
-
-
-def record_of_values(values: str | None) -> dict[str, str]:
-    """Records which values of files are black and white, as part of preprocessing.
-
-    Args:
-      values: Words; None of RGB of 8 bits.
-
-    Returns:
-      Dict of "values", or an empty one.
-    """
-    return {} if values is None else {"values": values}
 
 
 def _open_npz(path, mesh, batch_size, image_size, count, flag):
@@ -255,7 +242,7 @@ def _open_folder(
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
     reader = FolderReader(source, total, skip_unreadable, values, pixels)
-    cut = AS_THEY_ARE | record_of_values(values.words)
+    cut = AS_THEY_ARE | {"values": values.words}
     images = ImageSet(
         os.fspath(path),
         total,

@@ -35,13 +35,13 @@ from ldm_jax.images.image_files import (
 from ldm_jax.images.memory import DEFAULT_GB, limit_bytes, memory_limit, require_memory
 from ldm_jax.images.pixels import (
     RGB,
-    WHOLE_RANGE,
     Pixels,
     pixels_of,
     to_float,
     to_uint8,
 )
 from ldm_jax.images.planes import decode_pixels
+from ldm_jax.images.value_ranges import WHOLE_RANGE, same_range
 
 __all__ = [
     "BACKGROUND",
@@ -68,6 +68,7 @@ __all__ = [
     "memory_limit",
     "pixels_of",
     "read_image",
+    "same_range",
     "require_memory",
     "size_of",
     "suffix_of",

@@ -252,7 +252,7 @@ def test_an_npz_of_photos_needs_no_settings_and_takes_those_of_photos(tmp_path):
     np.savez(place, arr_0=images)
     found = open_images(place, mesh_of(1), 4)
     np.testing.assert_array_equal(collect(found)[0], images)
-    assert "values" not in found.record["preprocessing"]
+    assert found.record["preprocessing"]["values"] is None
 
 
 def test_16_bits_without_settings_are_said_to_fill_their_range(tmp_path, caplog):

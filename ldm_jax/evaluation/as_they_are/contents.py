@@ -10,7 +10,7 @@ from ldm_jax.reading import answering
 # Files of a folder that are told by what is in them, and how much of each is read.
 _HASHED, _HASHED_BYTES = 64, 1 << 20
 
-# Bytes of the hash.
+# Bytes of the hash, of two digits each.
 _BYTES = 8
 
 
@@ -31,6 +31,19 @@ def contents_of(count: int, path_of: Callable[[int], str]) -> str:
     for number in evenly_spaced(count, _HASHED).tolist():
         digest.update(_beginning(path_of(number)))
     return digest.hexdigest()
+
+
+def is_older_hash(there: str, here: str) -> bool:
+    """Says whether a hash of a set is that of an older version, without contents.
+
+    Args:
+      there: The hash that was recorded.
+      here: That of the set now: of its list, and what `contents_of` gives.
+
+    Returns:
+      Whether it is the first part.
+    """
+    return there == here[: -2 * _BYTES]
 
 
 def _beginning(path):
