@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.annotations import Int
 from ldm_jax.config import Section
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
@@ -175,16 +175,19 @@ def _recorded(path, settings):
         found = {k: Result(**v) for k, v in record["details"].items()}
         more = {key: record[key] for key in ("unreadable", "samples")}
     # What is no record of a finished run is replaced by one.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise_if_silent(path, error)
         return None
     return None if difference(there, settings) else (found, more)
 
 
 def _has_samples(how, fingerprint):
     """Whether the samples that were measured are still there."""
+    path = how.outdir / "samples.npz"
     try:
-        found = StoredImages(how.outdir / "samples.npz")
-    except (ConfigError, OSError):
+        found = StoredImages(path)
+    except (ConfigError, OSError) as error:
+        raise_if_silent(path, error)
         return False
     return found.fingerprint == fingerprint
 
