@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models.operations.attend import attend
-from ldm_jax.models.operations.group_norm import group_norm
+from ldm_jax.models.operations.group_norm import group_norm, sum_as_one, sum_both
 from tests.common import assert_close
 
 
@@ -97,6 +97,23 @@ def test_group_norm_keeps_its_input_and_nothing_of_its_size():
     leaves = jax.eval_shape(kept, x, row, row)
     large = [(leaf.shape, leaf.dtype) for leaf in leaves if leaf.size >= x.size]
     assert large == [(x.shape, x.dtype)]
+
+
+def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
+    pair = normal(0, 2, 5, 3, 8), normal(1, 2, 5, 3, 8)
+    for one, both in zip(sum_as_one(*pair), sum_both(*pair), strict=True):
+        assert_close(one, both, 1e-5)
+    x = jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16)
+    row = jax.ShapeDtypeStruct((8,), jnp.float32)
+
+    def loss(x, scale, bias):
+        options = (None, 4, 1e-5, True, jnp.bfloat16)
+        return group_norm(x, scale, bias, *options).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(x, row, row)
+    for platform in ("cuda", "cpu", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("complex<f32>" in text) == (platform == "cuda"), platform
 
 
 def plain_attend(query, key, value, mask):

@@ -66,28 +66,76 @@ def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
 def _backward(groups, epsilon, silu, dtype, kept, gradient):
     del epsilon, dtype
     x, scale, bias, modulation, mean, rate = kept
-    # Without the barrier compilers may find again what the forward pass made of x, and
-    # keep that in float32.
-    wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
-    centred = wide - _pixel(mean)
     (weight, offset), pull = jax.vjp(_affine, scale, bias, modulation, rate)
-    gradient = gradient.astype(jnp.float32)
-    if silu:
-        y = centred * _pixel(weight) + _pixel(offset)
-        gate = jax.nn.sigmoid(y)
-        gradient = gradient * (gate * (1 + y * (1 - gate)))
-    by_offset = jnp.sum(gradient, axis=(1, 2))
-    by_weight = jnp.sum(gradient * centred, axis=(1, 2))
+
+    def recompute(x, gradient):
+        """`x` about its mean, and the gradient before SiLU, in float32."""
+        centred = x.astype(jnp.float32) - _pixel(mean)
+        gradient = gradient.astype(jnp.float32)
+        if silu:
+            y = centred * _pixel(weight) + _pixel(offset)
+            gate = jax.nn.sigmoid(y)
+            gradient = gradient * (gate * (1 + y * (1 - gate)))
+        return centred, gradient
+
+    def sums(add, x, gradient):
+        centred, gradient = recompute(x, gradient)
+        return add(gradient, gradient * centred)
+
+    # Without the barriers compilers find again what was made of x before, in the
+    # forward pass or in the first sweep, and keep that in float32.
+    inputs = jax.lax.optimization_barrier((x, gradient))
+    cuda, default = (functools.partial(sums, add) for add in (sum_as_one, sum_both))
+    found = jax.lax.platform_dependent(*inputs, cuda=cuda, default=default)
+    inputs, found = jax.lax.optimization_barrier((inputs, found))
+    by_offset, by_weight = found
     *by_parameters, by_rate = pull((by_weight, by_offset))
     # By the mean, and by the variance: that moves with an element by 2 / n of its
     # distance from the mean, and the rate with it by -rate^3 / 2.
     both = jnp.stack([by_offset * weight, by_rate * rate**3])
     shift, slope = -_fold(both, groups) / (x.shape[1] * x.shape[2])
+    centred, gradient = recompute(*inputs)
     result = gradient * _pixel(weight) + centred * _pixel(slope) + _pixel(shift)
     return result.astype(x.dtype), *by_parameters
 
 
 group_norm.defvjp(_forward, _backward)
+
+
+def sum_both(
+    a: Float[Array, "batch height width channels"],
+    b: Float[Array, "batch height width channels"],
+) -> tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]:
+    """Sums over height and width.
+
+    Args:
+      a: float32 [B, h, w, c].
+      b: float32 [B, h, w, c].
+
+    Returns:
+      Two [B, c].
+    """
+    return jnp.sum(a, axis=(1, 2)), jnp.sum(b, axis=(1, 2))
+
+
+def sum_as_one(
+    a: Float[Array, "batch height width channels"],
+    b: Float[Array, "batch height width channels"],
+) -> tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]:
+    """Sums over height and width, of both at once as of complex numbers.
+
+    For two sums XLA for GPUs writes what they have in common to memory in float32 and
+    reads it for each; into one sum it takes up all that leads there.
+
+    Args:
+      a: float32 [B, h, w, c].
+      b: float32 [B, h, w, c].
+
+    Returns:
+      Two [B, c].
+    """
+    both = jnp.sum(jax.lax.complex(a, b), axis=(1, 2))
+    return both.real, both.imag
 
 
 def _affine(scale, bias, modulation, rate):
