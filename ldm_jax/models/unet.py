@@ -27,6 +27,7 @@ from ldm_jax.models.layers import (
     dense,
     timestep_embedding,
 )
+from ldm_jax.models.operations.join import join
 from ldm_jax.models.operations.kernels import AUTO, check_kernel
 
 
@@ -171,7 +172,7 @@ class UNet(nn.Module):
         x, skips = self._encode(x, condition)
         for level in reversed(range(len(self.channel_mult))):
             for i in range(self.blocks_at(level) + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = join(x, skips.pop())
                 x = self._block(x, f"up_{level}_{{}}_{i}", level, condition, up=True)
             if level:
                 x = self._resample(x, "up", level, condition)

@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.models.operations.attend import attend
 from ldm_jax.models.operations.group_norm import group_norm, sum_as_one, sum_both
+from ldm_jax.models.operations.join import join
 from tests.common import assert_close
 
 
@@ -114,6 +115,17 @@ def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
     for platform in ("cuda", "cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("complex<f32>" in text) == (platform == "cuda"), platform
+
+
+def test_maps_are_joined_once_and_their_gradients_are_parts():
+    x, skip = normal(0, 2, 3, 3, 4), normal(1, 2, 3, 3, 2)
+    joined, pull = jax.vjp(join, x, skip)
+    np.testing.assert_array_equal(joined, jnp.concatenate([x, skip], axis=-1))
+    for part, given in zip(pull(joined), (x, skip), strict=True):
+        np.testing.assert_array_equal(part, given)
+    # One barrier: the gradient has none.
+    both = jax.jit(lambda *x: jax.vjp(join, *x)[1](join(*x)))
+    assert both.lower(x, skip).as_text().count("optimization_barrier") == 1
 
 
 def plain_attend(query, key, value, mask):
