@@ -91,7 +91,7 @@ def test_every_image_counts_once(kind, devices, size):
         each = np.asarray(metric(images, decoded))
         assert found[name] == pytest.approx(float(each.mean()), rel=1e-4), name
         error = each.std(ddof=1) / 10**0.5
-        assert results[name].deviation == pytest.approx(error, rel=1e-2), name
+        assert results[name].deviation == pytest.approx(error, rel=1e-4), name
     if kind == "vq":
         codes, counts = np.unique(codes, return_counts=True)
         shares = counts / counts.sum()
@@ -153,7 +153,8 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
     measured.compare_with(others.as_reference())
     ((name, result),) = measured.results().items()
     assert name == "random-features distance (frechet)"
-    assert found[name].value == pytest.approx(result.value, rel=1e-2)
+    # A byte of 3,840 that is rounded otherwise moves it by about 1e-4 of itself.
+    assert found[name].value == pytest.approx(result.value, rel=1e-3)
     assert found[name].count == found["psnr"].count == 5
 
 
