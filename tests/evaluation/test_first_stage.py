@@ -294,3 +294,9 @@ def test_the_command_evaluates_a_converted_first_stage(evaluation, folder, tmp_p
     status, output = finish(evaluation(*arguments, f"--data={folder}"))
     assert status == 0, output
     assert f"5 images of 16 x 16, {folder}, split all" in output
+    assert "1 of 6 images could not be read and are left out" in output
+    assert json.loads((tmp_path / "metrics.json").read_text())["unreadable"] == 1
+    status, output = finish(
+        evaluation(*arguments, f"--data={folder}", "--noskip_unreadable")
+    )
+    assert status == 3 and "broken.png" in output.splitlines()[-1], output
