@@ -142,6 +142,8 @@ def _draw(run, parts, total):
         print(f"{total - missing} of {total} samples are there already")
     compiled()
     console = Console(missing, 0)
+    if sampler.attentions:
+        console.line(f"attention: {sampler.attentions}")
     drawn = sampler.draw(job, parts, size)
     drawn = _watched(run, drawn, console, (missing, size, start))
     for part in parts:
