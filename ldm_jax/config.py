@@ -21,6 +21,13 @@ from ldm_jax.errors import ConfigError
 # What sections are given as: from a config, or as plain dicts.
 Section = ConfigDict | Mapping[str, Any]
 
+# Stage -> section of the network that it trains.
+NETWORKS = {
+    "autoencoder": "first_stage",
+    "diffusion": "backbone",
+    "classifier": "classifier",
+}
+
 
 def to_dict(section: Section) -> dict[str, Any]:
     """Turns a section into plain dicts.

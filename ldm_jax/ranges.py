@@ -432,6 +432,7 @@ _NETWORK = {
     "norm_groups": whole(1, _WIDTH),
     "dropout": _DECAY,
     "remat": _FLAG,
+    "attention_kernel": text(),
     "conv_resample": _FLAG,
     "dtype": _DTYPE,
 }

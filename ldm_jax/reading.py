@@ -11,8 +11,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import raise_if_silent
-from ldm_jax.store import as_path, is_remote, local_copy, size_of
+from ldm_jax.errors import Unreachable, raise_if_silent
+from ldm_jax.store import (
+    as_path,
+    explain_fault,
+    is_fault,
+    is_remote,
+    local_copy,
+    size_of,
+)
 
 # Bytes that a file of text may have.
 MAX_TEXT = 2**24
@@ -27,7 +34,7 @@ _KINDS = "biufSU"
 
 @contextlib.contextmanager
 def answering(what: str | os.PathLike) -> Iterator[None]:
-    """Turns the silence of a disk or a mount, in the block, into one line.
+    """Turns the silence of a disk, a mount or a store, in the block, into one line.
 
     Args:
       what: What is read.
@@ -42,6 +49,11 @@ def answering(what: str | os.PathLike) -> Iterator[None]:
         yield
     except Exception as error:
         raise_if_silent(what, error)
+        if is_fault(error):
+            raise Unreachable(
+                f"{what}: {explain_fault(error)}; once the network and the credentials "
+                "are there, the same command goes on"
+            ) from error
         raise
 
 
@@ -85,8 +97,10 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
     """
     if is_remote(path):
         path = as_path(path)
-        _check_size(path.name, size_of(path), most)
-        with io.BytesIO(path.read_bytes()) as file:
+        with answering(path):
+            _check_size(path.name, size_of(path), most)
+            data = path.read_bytes()
+        with io.BytesIO(data) as file:
             yield file
         return
     with answering(path):

@@ -7,8 +7,9 @@ to be worth it (the shape rule of big_vision's `sharding.py`).  One device is th
 case of the same code.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,6 +124,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
       A NamedSharding.
     """
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """Has a function traced with the mesh in sight, for kernels that XLA cannot split.
+
+    Args:
+      function: What is to be jitted.
+      mesh: Mesh of the devices, or an abstract one.
+
+    Returns:
+      The same function; nothing else in it changes.
+    """
+
+    @functools.wraps(function)
+    def traced(*arguments, **named):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments, **named)
+
+    return traced
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:

@@ -12,7 +12,14 @@ from ldm_jax import checkpoint, sharding
 from ldm_jax.checkpoint import Checkpoints, TrainState
 from ldm_jax.errors import CheckpointError
 
-META = {"config": {"stage": "diffusion", "mult": [1, 2]}, "scaling_factor": 0.18215}
+META = {
+    "config": {
+        "stage": "diffusion",
+        "mult": [1, 2],
+        "backbone": {"kind": "unet", "channels": 8, "attention_kernel": "cudnn"},
+    },
+    "scaling_factor": 0.18215,
+}
 
 
 def _init(features=512, average=True):
@@ -66,6 +73,8 @@ def test_weights_for_use_are_the_average(workdir):
     state, _ = _state(sharding.make_mesh(), _init())
     config, params, meta = checkpoint.load_weights(workdir, 12)
     assert config.mult == (1, 2)
+    # Where it is loaded there may be another device.
+    assert config.backbone.to_dict() == {"kind": "unet", "channels": 8}
     assert meta["scaling_factor"] == 0.18215
     jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
     _, raw, _ = checkpoint.load_weights(workdir, average=False)

@@ -103,7 +103,7 @@ def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
     batch = planned.batch(part.batch_size)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     shardings, _ = shardings_of(planned, mesh)
-    state = jit_init(planned.stage.init, shardings)(make_key(0))
+    state = jit_init(planned.stage.init, shardings, mesh)(make_key(0))
     frozen, data = _draw(planned.stage.frozen), _draw(batch)
     # As published, so that shares of the peak compare with those of others.
     flops = sum(network.training for network in networks(planned).values())

@@ -12,8 +12,8 @@ from ldm_jax import sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.data.sources import part, require_images
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.data.sources import Chosen, part, require_images
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.images import pixels_of
 from ldm_jax.store import is_remote
 
@@ -58,6 +58,24 @@ def source_of(name: str) -> str:
     return "folder" if is_folder else "tfds"
 
 
+class _Watched(Chosen):
+    """A source whose images are looked at before they are decoded."""
+
+    def __init__(self, source, look):
+        super().__init__(source, range(len(source)))
+        self._look, self.refused = look, None
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        try:
+            self._look(example["image"], self.describe(index))
+        except ConfigError as error:
+            # The loader would take it for damage of this image.
+            self.refused = error
+            raise
+        return example
+
+
 class Images:
     """Images of one size, cropped at the centre, in order.
 
@@ -68,6 +86,9 @@ class Images:
       fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
       pixels: Their channels, type and range.
+      look: None, or what is called with each image, as the source gives it, and its
+        name, before it is decoded; a ConfigError that it raises ends the run. It is for
+        loading without worker processes.
     """
 
     def __init__(
@@ -124,7 +145,7 @@ class Images:
                 "the run holds no images out; name a split with --split or other "
                 "images with --data"
             )
-        self._section, self._mesh = section, mesh
+        self._section, self._mesh, self.look = section, mesh, None
         self.pixels = pixels_of(section)
         source = open_source(section, split)
         require_images(source, "name images (--data or --reference)")
@@ -191,12 +212,29 @@ class Images:
         Yields:
           Dict of global arrays "image" [batch size, H, W, C] and "mask" [batch size].
         """
+        source = part(self._source, start)
+        if self.look is not None:
+            source = _Watched(source, self.look)
         loader = make_loader(
-            part(self._source, start),
+            source,
             self._section,
             batch_size=self.batch_size,
             seed=0,
             train=False,
             rows=sharding.own_rows(self._mesh, self.batch_size),
         )
-        yield from image_batches(loader, self._mesh)
+        try:
+            for batch in image_batches(loader, self._mesh):
+                _raise_refused(source)
+                yield batch
+        except DataError:
+            _raise_refused(source)
+            raise
+        # With the last ones it may have been left out as damage.
+        _raise_refused(source)
+
+
+def _raise_refused(source):
+    refused = getattr(source, "refused", None)
+    if refused is not None:
+        raise refused

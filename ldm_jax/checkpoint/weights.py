@@ -37,6 +37,10 @@ def load_weights(
     item = "ema_params" if averaged else "params"
     params = load_item(folder, item)
     config = config_.from_json(json.dumps(meta["config"]))
+    for name in config_.NETWORKS.values():
+        # A kernel is of the device of that run, not of its weights.
+        if "attention_kernel" in config.get(name, {}):
+            del config[name].attention_kernel
     meta |= {"folder": str(folder), "item": item, "step": int(folder.name)}
     return config, params, meta
 

@@ -306,7 +306,8 @@ def full_section(module: nn.Module) -> dict[str, Any]:
     """
     names = [field.name for field in dataclasses.fields(module)]
     section = {name: getattr(module, name) for name in names}
-    return _without(section, "parent", "name", "dtype", "remat", "out_channels")
+    free = "parent", "name", "dtype", "remat", "attention_kernel", "out_channels"
+    return _without(section, *free)
 
 
 def _without(section, *keys):

@@ -189,6 +189,7 @@ def read_captions(path: str | os.PathLike) -> list[str]:
     try:
         text = read_file(path, MAX_TEXT).decode("utf-8-sig")
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--prompts_file: cannot read {path}: {reason}") from error
     return text.splitlines()

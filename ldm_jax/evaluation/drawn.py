@@ -30,7 +30,7 @@ from ldm_jax.eval_samples import (
     planned_label,
 )
 from ldm_jax.evaluation.captions import OneCaption, Prompts, add_captions
-from ldm_jax.evaluation.image_sets import AS_THEY_ARE, ImageSet, record_of_values
+from ldm_jax.evaluation.image_sets import AS_THEY_ARE, ImageSet
 from ldm_jax.sampling.options import record_of
 from ldm_jax.sampling.program import without_scale
 from ldm_jax.tiling import one_behind
@@ -147,8 +147,7 @@ def draw_set(
         "seed": plan.seed,
         "conditions": conditions,
         "sample": record_of(options, model),
-        "preprocessing": AS_THEY_ARE
-        | record_of_values(trained.pixels.describe_range()),
+        "preprocessing": AS_THEY_ARE | {"values": trained.pixels.describe_range()},
     }
 
     def batches(start):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
 from ldm_jax.images import (
     RGB,
@@ -284,6 +284,7 @@ def reconstruct_file(
         decoded = decode_pixels(read_file(path, require_memory), pixels=pixels)
         image = batch_image(decoded, pixels)
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]
     start = time.perf_counter()

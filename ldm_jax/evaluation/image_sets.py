@@ -6,8 +6,6 @@ other channels, bits or ranges than photos have are read as the settings beside 
 say, and mapped to RGB as their run shows them.
 """
 
-import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,20 +17,18 @@ from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
 from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
-from ldm_jax.images import RGB
+from ldm_jax.evaluation.as_they_are.shards import explaining_shards
+from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.metrics.statistics import evenly_spaced
-from ldm_jax.sampling.sample_pixels import pixels_beside, values_of
+from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
-# Files of a folder that are told by what is in them, and how much of each is read.
-_HASHED, _HASHED_BYTES = 64, 1 << 20
-
 # What images that are measured as they are have of preprocessing.
-AS_THEY_ARE = {"crop": None, "resize": None}
+AS_THEY_ARE = {"crop": None, "resize": None, "values": None}
 
 
 class ImageSet:
@@ -130,7 +126,7 @@ def open_images(
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, pixels_beside(place), *options)
     if os.path.isdir(path):
-        images.record["images"] += _contents(images)
+        images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
         # Not that of the copy.
         images.name = images.record["name"] = os.fspath(place)
@@ -138,18 +134,19 @@ def open_images(
 
 
 def _open_copy(
-    place, path, pixels, mesh, batch_size, image_size, count, skip_unreadable, flag
+    place, path, beside, mesh, batch_size, image_size, count, skip_unreadable, flag
 ):
     if not os.path.exists(path):
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
     if not os.path.isdir(path):
-        if pixels not in (None, RGB):
+        if not (beside.pixels or RGB).is_rgb:
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "
                 "photos, as the settings of their run say: measure their image files, "
-                "the folder samples of a run with --output=png"
+                "the folder samples of a run with --output=png, or with --output=tar "
+                "and --image_size"
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
     if os.path.isfile(os.path.join(path, "settings.json")):
@@ -158,37 +155,29 @@ def _open_copy(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "
             f"{os.path.join(place, 'samples')}"
         )
-    if image_size is not None:
-        section = {"on_error": "skip" if skip_unreadable else "raise"}
-        section |= (pixels or RGB).record()
+    values, pixels = SetValues(beside, flag), beside.pixels or RGB
+    if image_size is None:
+        with explaining_shards(path, pixels, flag, image_size):
+            source = FolderSource(path, "all", label_key="")
+        options = mesh, batch_size, count, skip_unreadable
+        return _open_folder(path, source, values, pixels, *options)
+    section = {"on_error": "skip" if skip_unreadable else "raise"}
+    with explaining_shards(path, pixels, flag, image_size):
         images = Images(
-            section,
+            section | as_written(pixels).record(),
             mesh,
             batch_size,
             name=path,
             image_size=image_size,
             num_images=count,
         )
-        values = values_of(pixels, images.encoded(0), images.describe(0), flag)
-        return from_data(images, values)
-    return _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag)
-
-
-def _contents(images):
-    """Hash of some files: samples of another model often have the same names."""
-    digest = hashlib.blake2b(digest_size=8)
-    for number in evenly_spaced(images.count, _HASHED).tolist():
-        # What cannot be read is dealt with where it is measured.
-        with contextlib.suppress(OSError), open(images.describe(number), "rb") as file:
-            digest.update(file.read(_HASHED_BYTES))
-    return digest.hexdigest()
-
-
-def _source_of(path, flag):
-    try:
-        return FolderSource(path, "all", label_key="")
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}") from error
+    images.look = values.look
+    for number in range(images.count):
+        data = images.encoded(number)
+        if has_size(data):
+            values.look(data, images.describe(number))
+            break
+    return from_data(images, values.words)
 
 
 def from_data(images: Images, values: str | None = None) -> ImageSet:
@@ -208,8 +197,7 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
     name = f"{images.record['data']}, split {images.record['split']}"
     record = {
         "images": images.fingerprint,
-        "preprocessing": CUT
-        | record_of_values(values or images.pixels.describe_range()),
+        "preprocessing": CUT | {"values": values or images.pixels.describe_range()},
     }
 
     def batches(start):
@@ -220,18 +208,6 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
     found = ImageSet(name, images.count, (side, side), batches, record)
     found.describe = images.describe
     return found
-
-
-def record_of_values(values: str | None) -> dict[str, str]:
-    """Records which values of files are black and white, as part of preprocessing.
-
-    Args:
-      values: Words; None of RGB of 8 bits.
-
-    Returns:
-      Dict of "values", or an empty one.
-    """
-    return {} if values is None else {"values": values}
 
 
 def _open_npz(path, mesh, batch_size, image_size, count, flag):
@@ -260,12 +236,13 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     return ImageSet(os.fspath(path), total, size, lambda n: ahead(batches(n)), record)
 
 
-def _open_folder(path, pixels, mesh, batch_size, count, skip_unreadable, flag):
-    source = _source_of(path, flag)
+def _open_folder(
+    path, source, values, pixels, mesh, batch_size, count, skip_unreadable
+):
     total = len(source) if count is None else min(count, len(source))
     unit = -(-min(batch_size, total) // mesh.size) * mesh.size
-    reader = FolderReader(source, total, skip_unreadable, pixels, flag)
-    cut = AS_THEY_ARE | record_of_values(reader.values)
+    reader = FolderReader(source, total, skip_unreadable, values, pixels)
+    cut = AS_THEY_ARE | {"values": values.words}
     images = ImageSet(
         os.fspath(path),
         total,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
-from ldm_jax.evaluation.resuming import Saved, is_there
+from ldm_jax.evaluation.resuming import Saved, brought_up, is_there
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import taps_with_rows
@@ -152,8 +152,10 @@ def measure_reference(
 
 def _same(found, record, path, most_rows):
     """Refuses a file of statistics in the place of others."""
-    there = {key: found.record.get(key) for key in _COMPARED}
-    here = {key: record.get(key) for key in _COMPARED}
+    there, here = (
+        {key: each.get(key) for key in _COMPARED}
+        for each in (brought_up(found.record, record), record)
+    )
     # Features of as many images as would be kept of those that could be read.
     rows = math.ceil(
         kept_of(record["listed"], most_rows) * found.record.get("count", 0)

@@ -11,8 +11,10 @@ import numpy as np
 
 from ldm_jax import peers
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.evaluation.as_they_are.contents import is_older_hash
 from ldm_jax.files import replacing
+from ldm_jax.images import same_range
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.sampling.settings import first_difference
 from ldm_jax.store import as_path, local_copy
@@ -30,7 +32,8 @@ def difference(
     """Finds what the settings of two evaluations do not have in common.
 
     The names of images and reference are passed over: what they are is told by their
-    fingerprints, wherever they lie.
+    fingerprints, wherever they lie. What older versions did not record is, too, see
+    `brought_up`.
 
     Args:
       there: Settings as `scoring.settings_of` lists them, from a JSON file.
@@ -39,7 +42,37 @@ def difference(
     Returns:
       (dotted key, value there, value here) of the first one, or None.
     """
-    return first_difference(_nameless(there), _nameless(here))
+    there, here = _nameless(there), _nameless(here)
+    for key in _NAMED:
+        if isinstance(there.get(key), dict) and isinstance(here.get(key), dict):
+            there[key] = brought_up(there[key], here[key])
+    return first_difference(there, here)
+
+
+def brought_up(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """Brings what an older version recorded of a set to today's form, where they agree.
+
+    Hashes of folders were of the list of files alone, and the record did not say which
+    values are black and white, or in other words.
+
+    Args:
+      there: Record of a set, as `ImageSet.record` or that of a reference.
+      here: That of today.
+
+    Returns:
+      Record; what does not agree is as it was.
+    """
+    there = dict(there)
+    hashes = there.get("images"), here.get("images")
+    if all(isinstance(each, str) for each in hashes) and is_older_hash(*hashes):
+        there["images"] = here["images"]
+    cuts = there.get("preprocessing"), here.get("preprocessing")
+    if all(isinstance(each, dict) for each in cuts):
+        was, is_now = (cut.get("values") for cut in cuts)
+        known = "values" in cuts[0]
+        if not known or (was and is_now and same_range(was, is_now)):
+            there["preprocessing"] = cuts[0] | {"values": is_now}
+    return there
 
 
 def _nameless(settings):
@@ -142,6 +175,7 @@ class Saved:
             position = int(state.pop(_POSITION))
         # Of a damaged file nearly anything.
         except Exception as error:
+            raise_if_silent(self._path, error)
             raise DataError(
                 f"{self._path}, which a cut evaluation has left, cannot be read "
                 f"({error}): take it away to begin anew"

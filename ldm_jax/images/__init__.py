@@ -18,9 +18,10 @@ from ldm_jax.images.decoding import (
     decode_plane,
     size_of,
 )
-from ldm_jax.images.depths import depth_of
+from ldm_jax.images.depths import depth_of, has_size, is_other_png
 from ldm_jax.images.header_sizes import find_size
 from ldm_jax.images.image_files import (
+    as_written,
     batch_image,
     encode_image,
     encode_png,
@@ -34,13 +35,13 @@ from ldm_jax.images.image_files import (
 from ldm_jax.images.memory import DEFAULT_GB, limit_bytes, memory_limit, require_memory
 from ldm_jax.images.pixels import (
     RGB,
-    WHOLE_RANGE,
     Pixels,
     pixels_of,
     to_float,
     to_uint8,
 )
 from ldm_jax.images.planes import decode_pixels
+from ldm_jax.images.value_ranges import WHOLE_RANGE, same_range
 
 __all__ = [
     "BACKGROUND",
@@ -48,6 +49,7 @@ __all__ = [
     "RGB",
     "WHOLE_RANGE",
     "Pixels",
+    "as_written",
     "batch_image",
     "decode",
     "decode_grey",
@@ -59,11 +61,14 @@ __all__ = [
     "file_values",
     "find_size",
     "from_values",
+    "has_size",
+    "is_other_png",
     "limit_bytes",
     "make_grid",
     "memory_limit",
     "pixels_of",
     "read_image",
+    "same_range",
     "require_memory",
     "size_of",
     "suffix_of",

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import SIXTEEN, open_image
+from ldm_jax.images.header_sizes import find_size
+from ldm_jax.images.memory import without_pillows_limit
 from ldm_jax.images.planes import NPY, PNG, TIFF, is_array
 from ldm_jax.reading import parse_array
 
@@ -33,11 +36,44 @@ def depth_of(data: Any) -> str | None:
     if not data.startswith(_DEEP):
         return None
     try:
-        with open_image(data) as image:
+        with without_pillows_limit(), open_image(data) as image:
             mode, known = image.mode, image.format in SIXTEEN
+    # Damage raises nearly anything; it is said when the image is read.
     except Exception:
-        # A TIFF of other channels, or damage, which is said when it is read.
-        return "array" if data.startswith(TIFF) else None
+        # What says a size has channels that Pillow does not know.
+        return "array" if data.startswith(TIFF) and has_size(data) else None
     if mode.startswith("I;16") or (mode == "I" and known):
         return "16 bits"
     return "array" if mode in ("I", "F") else None
+
+
+def has_size(data: Any) -> bool:
+    """Says whether an image says how large it is: junk does not.
+
+    Args:
+      data: Encoded bytes, or an array.
+
+    Returns:
+      Whether it does.
+    """
+    if not isinstance(data, bytes):
+        return True
+    try:
+        find_size(lambda at, count: data[at : at + count], len(data))
+    except DecodeError:
+        return False
+    return True
+
+
+def is_other_png(data: Any) -> bool:
+    """Says whether an image is a PNG of anything but RGB of 8 bits.
+
+    Args:
+      data: Encoded bytes, or an array.
+
+    Returns:
+      Whether it is.
+    """
+    is_png = isinstance(data, bytes) and data.startswith(PNG)
+    # Bits of a channel, and the type of colours.
+    return is_png and data[24:26] != b"\x08\x02"

@@ -129,7 +129,7 @@ def read_image(source: Any, pixels: Pixels = RGB) -> Num[np.ndarray, "H W channe
     Raises:
       DecodeError: (a ValueError) If it is not an image or is damaged.
     """
-    pixels = _as_written(pixels)
+    pixels = as_written(pixels)
     return batch_image(decode_pixels(source, pixels=pixels), pixels)
 
 
@@ -153,8 +153,15 @@ def from_values(
     return batch_image(decode_planes(values, pixels), pixels)
 
 
-def _as_written(pixels):
-    """Floats lie in [-1, 1] where the data have no range of their own."""
+def as_written(pixels: Pixels) -> Pixels:
+    """Says what the numbers in files of samples mean.
+
+    Args:
+      pixels: Pixels of their run.
+
+    Returns:
+      Pixels, of floats in [-1, 1] where the data have no range of their own.
+    """
     if pixels.dtype == np.float32 and pixels.value_range is None:
         return dataclasses.replace(pixels, value_range=(-1.0, 1.0))
     return pixels

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldm_jax.annotations import Float, Num, Shaped, UInt8
 from ldm_jax.errors import ConfigError
+from ldm_jax.images.value_ranges import WHOLE_RANGE, words_of
 
 # Kinds that are converted into one another, by their number of channels. A number in
 # place of a kind is of channels of any meaning, which are taken as they are.
@@ -26,9 +27,6 @@ KEYS = ("channels", "pixel_type", "value_range")
 SHOWN = "rgb_channels"
 
 MOST_CHANNELS = 1024
-
-# Which values are black and white where nothing else is said.
-WHOLE_RANGE = "in the whole range of their type"
 
 # Largest value of the integers of a batch.
 _TOPS = {"uint8": 255, "uint16": 65535}
@@ -215,8 +213,7 @@ class Pixels:
             return None
         if self.value_range is None:
             return WHOLE_RANGE
-        low, high = self.value_range
-        return f"from {low:g} to {high:g}"
+        return words_of(*self.value_range)
 
     def describe(self) -> str:
         """Says how they are shown, for reports.

@@ -99,6 +99,7 @@ class StoredImages:
             shape, fortran, dtype = read(file)
         # A header is a Python literal: a damaged one raises nearly anything.
         except Exception as error:
+            raise_if_silent(self._path, error)
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"{self._flag}: {IMAGES} of {self._path} is no NumPy array: {text}"
@@ -197,7 +198,8 @@ class ImageFile:
         try:
             found = np.load(self._part, mmap_mode="r")
         # What was cut before its header was whole is no file of images.
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError) as error:
+            raise_if_silent(self._part, error)
             return False
         return found.shape == self._shape and found.dtype == np.uint8
 

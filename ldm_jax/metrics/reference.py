@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.files import replacing
+from ldm_jax.images import same_range
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
 from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
@@ -54,12 +55,12 @@ class ReferenceStatistics:
     Attributes:
       taps: Network and tap, as "inception/2048" -> its TapStatistics.
       record: JSON-like dict: "name" of the images, their "count", "images", a hash of
-        the list of them, "preprocessing", a dict of "size" [H, W], "crop", "resize",
-        and, of what is no RGB of 8 bits, "values", which are black and white; and
-        "networks", name -> record of the network (its "checksum"). "rows" says of how
-        many images features are there, by tap, and how they were chosen. Of files
-        that others wrote "images" is a hash of the file, of the rest there is what the
-        file shows, and "note" is what a number must say of it.
+        the list of them, "preprocessing", a dict of "size" [H, W], "crop", "resize" and
+        "values", which are black and white, None of RGB of 8 bits; and "networks", name
+        -> record of the network (its "checksum"). "rows" says of how many images
+        features are there, by tap, and how they were chosen. Of files that others wrote
+        "images" is a hash of the file, of the rest there is what the file shows, and
+        "note" is what a number must say of it.
     """
 
     taps: Mapping[str, TapStatistics]
@@ -128,6 +129,7 @@ class ReferenceStatistics:
             raise
         # Of a damaged file nearly anything.
         except Exception as error:
+            raise_if_silent(path, error)
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"{key}: {path} cannot be read ({text}): make it anew"
@@ -243,7 +245,9 @@ def _check_preprocessing(where, here, there):
     for key in ("crop", "resize", "values"):
         values = there.get(key), here.get(key)
         # Samples are as the model draws them, neither cut nor resized.
-        if None not in values and values[0] != values[1]:
+        if None in values:
+            continue
+        if not (same_range(*values) if key == "values" else values[0] == values[1]):
             advice = "make a reference of images that were cut like these"
             if key == "values":
                 advice = "ldm-reference --workdir reads images as the run does"

@@ -18,48 +18,8 @@ from ldm_jax.models.layers import (
     kernel_init,
     layer_norm,
 )
-from ldm_jax.models.operations.attend import attend
-
-# Most scores of one example in one block of queries: 64 MiB in float32.
-MAX_SCORES = 2**24
-
-
-def attention(
-    query: Float[Array, "batch heads length channels"],
-    key: Float[Array, "batch heads source channels"],
-    value: Float[Array, "batch heads source channels"],
-    max_scores: int = MAX_SCORES,
-    mask: Bool[Array, "length source"] | None = None,
-) -> Float[Array, "batch heads length channels"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
-
-    Long sequences go in blocks of queries, recomputed in the backward
-    pass, so the scores never lie in memory as a whole.
-
-    Args:
-      query: [B, heads, T, d].
-      key: [B, heads, S, d].
-      value: [B, heads, S, d].
-      max_scores: Most scores of one example held at once.
-      mask: Bool [T, S], whether a query attends to a key; each query attends to at
-        least one. None where each attends to all.
-
-    Returns:
-      [B, heads, T, d] in the type of `query`.
-    """
-    b, heads, length, _ = query.shape
-    query = query * query.shape[-1] ** -0.5
-    blocks = -(-heads * length * key.shape[2] // max_scores)
-    while length % blocks:
-        blocks += 1
-    if blocks == 1:
-        return attend(query, key, value, mask)
-    query = query.reshape(b, heads, blocks, length // blocks, -1)
-    if mask is not None:
-        mask = mask.reshape(blocks, length // blocks, -1)
-    block = jax.checkpoint(lambda rows: attend(rows[0], key, value, rows[1]))
-    out = jax.lax.map(block, (jnp.moveaxis(query, 2, 0), mask))
-    return jnp.moveaxis(out, 0, 2).reshape(b, heads, length, -1)
+from ldm_jax.models.operations.dot_product import dot_product_attention
+from ldm_jax.models.operations.kernels import AUTO
 
 
 class Attention(nn.Module):
@@ -75,6 +35,7 @@ class Attention(nn.Module):
       kernel_init: How the weights start.
       zero_init: The output projection starts at zero.
       out_channels: Channels of the output; None for those of `x`.
+      attention_kernel: Row of KERNELS (operations/kernels.py), or "auto".
       dtype: Compute type.
     """
 
@@ -84,6 +45,7 @@ class Attention(nn.Module):
     kernel_init: Initializer = kernel_init
     zero_init: bool = False
     out_channels: int | None = None
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -115,7 +77,7 @@ class Attention(nn.Module):
 
         query = heads("query", x)
         key, value = heads("key", context), heads("value", context)
-        out = attention(query, key, value, mask=mask)
+        out = dot_product_attention(query, key, value, mask, self.attention_kernel)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
         width = self.out_channels or x.shape[-1]
         return dense(width, zero=self.zero_init, **made, name="out")(out)
@@ -132,6 +94,7 @@ class AttentionBlock(nn.Module):
       epsilon: Of the norm.
       kernel_init: How the weights start.
       zero_init: The output projection starts at zero.
+      attention_kernel: As of Attention.
       dtype: Compute type.
     """
 
@@ -140,6 +103,7 @@ class AttentionBlock(nn.Module):
     epsilon: float = 1e-5
     kernel_init: Initializer = kernel_init
     zero_init: bool = False
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -166,6 +130,7 @@ class AttentionBlock(nn.Module):
             c // self.num_heads,
             kernel_init=self.kernel_init,
             zero_init=self.zero_init,
+            attention_kernel=self.attention_kernel,
             dtype=self.dtype,
             name="attention",
         )(y.reshape(b, h * w, c))
@@ -219,12 +184,14 @@ class TransformerBlock(nn.Module):
       num_heads: Heads.
       head_channels: Channels of one head.
       kernel_init: How the weights start.
+      attention_kernel: As of Attention.
       dtype: Compute type.
     """
 
     num_heads: int
     head_channels: int
     kernel_init: Initializer = kernel_init
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -262,8 +229,14 @@ class TransformerBlock(nn.Module):
             return x + gate * layer(norm(x) * (1 + scale) + shift)
 
         def attend(name):
-            heads, width = self.num_heads, self.head_channels
-            return Attention(heads, width, use_bias=False, **made, name=name)
+            return Attention(
+                self.num_heads,
+                self.head_channels,
+                use_bias=False,
+                attention_kernel=self.attention_kernel,
+                **made,
+                name=name,
+            )
 
         x = add(x, "self", attend("self_attention"))
         if context is not None or not adaptive:
@@ -281,6 +254,7 @@ class SpatialTransformer(nn.Module):
       depth: Number of blocks.
       norm_groups: Groups of the norm.
       kernel_init: How the weights start.
+      attention_kernel: As of Attention.
       dtype: Compute type.
     """
 
@@ -289,6 +263,7 @@ class SpatialTransformer(nn.Module):
     depth: int = 1
     norm_groups: int = 32
     kernel_init: Initializer = kernel_init
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -315,7 +290,11 @@ class SpatialTransformer(nn.Module):
         y = dense(inner, **made, name="proj_in")(y.reshape(b, h * w, c))
         for i in range(self.depth):
             y = TransformerBlock(
-                self.num_heads, self.head_channels, **made, name=f"block_{i}"
+                self.num_heads,
+                self.head_channels,
+                attention_kernel=self.attention_kernel,
+                **made,
+                name=f"block_{i}",
             )(y, context, embedding)
         y = dense(c, zero=True, **made, name="proj_out")(y)
         return x + y.reshape(b, h, w, c)

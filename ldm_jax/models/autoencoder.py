@@ -17,6 +17,7 @@ from ldm_jax.annotations import Array, Float, Int, Key
 from ldm_jax.models.checks import check_groups
 from ldm_jax.models.coder import Decoder, Encoder
 from ldm_jax.models.layers import conv, dense
+from ldm_jax.models.operations.kernels import AUTO, check_kernel
 from ldm_jax.models.posteriors import DiagonalGaussian, PointPosterior
 from ldm_jax.models.quantizer import QUANTIZERS, Quantized
 
@@ -45,6 +46,7 @@ class Autoencoder(nn.Module):
       quant_conv: Whether 1x1 convolutions lie between the coders and the latents, as in
         the paper; SD 3 and Flux have none, and then `embed_dim` is `z_channels`.
       remat: Recompute the blocks' activations in the backward pass to save memory.
+      attention_kernel: As of UNet.
       dtype: Compute type; parameters, norms, softmax and outputs are float32.
     """
 
@@ -62,12 +64,14 @@ class Autoencoder(nn.Module):
     dropout: float = 0.0
     quant_conv: bool = True
     remat: bool = False
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     encoder_outputs = 1  # in units of z_channels
 
     def __post_init__(self):
         super().__post_init__()
+        check_kernel(self.attention_kernel)
         if not self.quant_conv and self.embed_dim != self.z_channels:
             raise ValueError(
                 f"embed_dim={self.embed_dim} must be z_channels={self.z_channels} "
@@ -87,7 +91,7 @@ class Autoencoder(nn.Module):
         """Makes the layers."""
         names = (
             "channels channel_mult num_res_blocks attention_factors mid_attention "
-            "conv_resample norm_groups dropout remat dtype"
+            "conv_resample norm_groups dropout remat attention_kernel dtype"
         ).split()
         shared = {name: getattr(self, name) for name in names}
         features = self.encoder_outputs * self.z_channels

@@ -23,6 +23,7 @@ class _Coder(nn.Module):
       norm_groups: Groups of the norms.
       dropout: Rate in ResBlocks.
       remat: Recompute activations in the backward pass.
+      attention_kernel: What computes attentions.
       dtype: Compute type.
     """
 
@@ -35,6 +36,7 @@ class _Coder(nn.Module):
     norm_groups: int
     dropout: float
     remat: bool
+    attention_kernel: str
     dtype: Any
 
     def _res_block(self, name, features, x, train):
@@ -51,8 +53,13 @@ class _Coder(nn.Module):
 
     def _attention(self, name, x):
         make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-        groups = self.norm_groups
-        return make(norm_groups=groups, epsilon=1e-6, dtype=self.dtype, name=name)(x)
+        return make(
+            norm_groups=self.norm_groups,
+            epsilon=1e-6,
+            attention_kernel=self.attention_kernel,
+            dtype=self.dtype,
+            name=name,
+        )(x)
 
     def _middle(self, x, train):
         x = self._res_block("middle_res_0", x.shape[-1], x, train)

@@ -12,7 +12,9 @@ from flax import linen as nn
 
 # Fields that do not say what weights mean, and those that shapes show, which may be
 # written in more than one way.
-FREE_FIELDS = ("parent", "name", "dtype", "remat", "dropout", "frozen")
+FREE_FIELDS = (
+    *("parent", "name", "dtype", "remat", "attention_kernel", "dropout", "frozen"),
+)
 _SHOWN_FIELDS = (
     *("attention_factors", "num_res_blocks", "transformer_depth"),
     "quant_conv",

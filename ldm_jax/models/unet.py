@@ -27,6 +27,7 @@ from ldm_jax.models.layers import (
     dense,
     timestep_embedding,
 )
+from ldm_jax.models.operations.kernels import AUTO, check_kernel
 
 
 class UNet(nn.Module):
@@ -58,6 +59,8 @@ class UNet(nn.Module):
         they differ; 0 is none, as in some U-Nets of diffusers. Not of transformers.
       dropout: Rate in ResBlocks.
       remat: Recompute the blocks' activations in the backward pass to save memory.
+      attention_kernel: What computes attentions, a row of KERNELS
+        (operations/kernels.py); "auto" for what the table there has for each.
       dtype: Compute type; parameters, norms, softmax and the output are float32.
     """
 
@@ -78,6 +81,7 @@ class UNet(nn.Module):
     middle_norm_groups: int | None = None
     dropout: float = 0.0
     remat: bool = False
+    attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
     tiny = MappingProxyType(
@@ -97,6 +101,7 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        check_kernel(self.attention_kernel)
         fields = {name: getattr(self, name) for name in _PER_LEVEL}
         check_per_level(len(self.channel_mult), **fields)
         for level in range(len(self.channel_mult)):
@@ -220,12 +225,13 @@ class UNet(nn.Module):
     def _attention(self, x, name, level, condition, up=False):
         num_heads, head_channels = self.heads_at(level, up)
         depth = self.depth_at(level)
+        made = self.made | {"attention_kernel": self.attention_kernel}
         if not depth:
             make = nn.remat(AttentionBlock) if self.remat else AttentionBlock
             groups = self.norm_groups
             if name == "middle_attention" and self.middle_norm_groups is not None:
                 groups = self.middle_norm_groups
-            attend = make(num_heads, groups, zero_init=True, **self.made, name=name)
+            attend = make(num_heads, groups, zero_init=True, **made, name=name)
             return attend(x)
         embedding, context, _ = condition
         make = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
@@ -234,7 +240,7 @@ class UNet(nn.Module):
             head_channels,
             depth,
             self.norm_groups,
-            **self.made,
+            **made,
             name=name,
         )(x, context, embedding if self.adaln_zero else None)
 

@@ -87,7 +87,7 @@ def _main(argv: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
     from ldm_jax.config import check_values, upgrade_config
     from ldm_jax.files import write_json
-    from ldm_jax.planning.abstract import Given
+    from ldm_jax.planning.abstract import Given, make_planned
     from ldm_jax.planning.ahead import compile_ahead, find_mesh
     from ldm_jax.planning.examples import read_features
     from ldm_jax.planning.page import page, programs_page
@@ -115,7 +115,8 @@ def _main(argv: list[str]) -> None:
     if mesh is not None:
         # However quickly a program is compiled, it is stored.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        programs = compile_ahead(plan.planned, mesh, config.train.batch_size)
+        planned = make_planned(config, given)
+        programs = compile_ahead(planned, mesh, config.train.batch_size)
         found["compiled"] = [dataclasses.asdict(program) for program in programs]
         if main:
             print(programs_page(plan, mesh, programs))

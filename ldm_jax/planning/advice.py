@@ -53,7 +53,7 @@ def ways_to_fit(
     section = _REMAT.get(config.stage)
     if section is None or config[section].get("remat"):
         return ways
-    changed = ConfigDict(config)
+    changed = config.copy_and_resolve_references()
     changed[section].remat = True
     flag = f"--config.{section}.remat=True"
     memory = with_remat(changed)

@@ -85,7 +85,7 @@ def compile_ahead(planned: Planned, mesh: Mesh, batch_size: int) -> list[Program
     state, _ = shardings_of(planned, mesh)
     key = jax.eval_shape(lambda: make_key(planned.config.seed))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-    init = _compile("init", jit_init(planned.stage.init, state), key)
+    init = _compile("init", jit_init(planned.stage.init, state, mesh), key)
     shapes = range(len(planned.examples))
     return [init, *(compile_step(planned, mesh, batch_size, i) for i in shapes)]
 

@@ -37,8 +37,8 @@ _HEAVY = (
     "scatter-add",
     "scatter_add",
     "custom_call",
-    "dot_product_attention_fwd",
-    "dot_product_attention_bwd",
+    "dot_product_attention_fwd_wrapper",
+    "dot_product_attention_bwd_wrapper",
     *CONTROL,
 )
 # Write arrays, of what may be computed as it is read.

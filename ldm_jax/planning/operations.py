@@ -80,10 +80,23 @@ def _pallas_call(eqn):
     return grid * sum(map(count_flops, inner_jaxprs(eqn)))
 
 
+def _cudnn_attention(products):
+    """Counts an attention of cuDNN, [B, tokens, heads, d], by its matrix products."""
+
+    def rule(eqn):
+        query, key = (var.aval.shape for var in eqn.invars[:2])
+        return 2.0 * products * math.prod(query) * key[1]
+
+    return rule
+
+
 _RULES: dict[str, Callable[[Any], float]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
     "scan": _scan,
     "cond": _cond,
     "pallas_call": _pallas_call,
+    "dot_product_attention_fwd_wrapper": _cudnn_attention(2),
+    # Those of the gradients of four, and the scores once more.
+    "dot_product_attention_bwd_wrapper": _cudnn_attention(5),
 }

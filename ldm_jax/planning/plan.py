@@ -7,6 +7,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
+from ldm_jax.config import NETWORKS
 from ldm_jax.errors import ConfigError
 from ldm_jax.planning.abstract import Given, Planned, make_planned
 from ldm_jax.planning.advice import Way, ways_to_fit
@@ -45,7 +46,7 @@ class Plan:
     """What `make_plan` finds.
 
     Attributes:
-      planned: Planned.
+      planned: Planned, with the attention that is counted: `einsum`.
       options: Options.
       networks: Name -> Network.
       executed: Floating-point operations of a step for one image as they are computed,
@@ -132,6 +133,18 @@ def make_mesh(data: int, fsdp: int) -> AbstractMesh:
     return AbstractMesh((1 if data == -1 else data, fsdp), ("data", "fsdp"))
 
 
+def _counted(config):
+    """The config with attention as operations that are counted, not as a kernel.
+
+    Kernels are of the device that a process has, which is not the one that is planned
+    for.  They take no more memory.
+    """
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed[NETWORKS[config.stage]].attention_kernel = "einsum"
+    return changed
+
+
 def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
     """Plans a run.
 
@@ -149,6 +162,7 @@ def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
     """
     train, mesh = config.train, options.mesh
     sharding.check_batch_size(train.batch_size, mesh, parts=train.accumulate_steps)
+    config = _counted(config)
     planned = make_planned(config, given)
     memory_of = MemoryOf(planned)
     memory = memory_of.on(mesh, train.batch_size, train.accumulate_steps)

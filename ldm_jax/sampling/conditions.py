@@ -17,7 +17,7 @@ from ldm_jax.data.crops import SIZE_AND_CROP, WHOLE, Size, choose_crop, whole_si
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
 from ldm_jax.data.transforms import cut_image, extent, transform
-from ldm_jax.errors import ConfigError, DecodeError
+from ldm_jax.errors import ConfigError, DecodeError, raise_if_silent
 from ldm_jax.images import (
     RGB,
     Pixels,
@@ -66,6 +66,7 @@ def _make_example(trained, task, k):
         # Whatever a damaged record or file raises.
         except Exception as error:
             where = task.source.describe(index)
+            raise_if_silent(where, error)
             raise ConfigError(f"--from_data: cannot read {where}: {error}") from error
     for name, values in task.values.items():
         if name in MODALITIES:  # The others are not part of it.
@@ -120,6 +121,7 @@ def fit(name: str, value: Any, size: Size, pixels: Pixels = RGB) -> Any:
         make = _fit if row.decode is None else _fit_file
         return make(row, value, size)
     except (DecodeError, OSError) as error:
+        raise_if_silent(value, error)
         raise ConfigError(f"{dashed(name)}: cannot read {value}: {error}") from error
     except ValueError as error:
         where = f"{value} " if row.decode is not None else ""
@@ -230,6 +232,7 @@ def _guide(trained, task, k):
     try:
         return _fit_image(path, size, trained.pixels)
     except (DecodeError, OSError) as error:
+        raise_if_silent(path, error)
         raise ConfigError(f"--guide_image: cannot read {path}: {error}") from error
 
 

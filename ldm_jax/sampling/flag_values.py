@@ -15,7 +15,7 @@ from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
 from ldm_jax.store import as_path
 
@@ -266,6 +266,7 @@ def _arrays(name, flag, texts, names):
                 )
             rows += list(array)
         except (OSError, ValueError, TypeError) as error:
+            raise_if_silent(path, error)
             raise ConfigError(
                 f"--{flag}: {path} is not a NumPy array: {error}"
             ) from error
@@ -336,6 +337,7 @@ def _reading(flag, path):
     try:
         yield
     except OSError as error:
+        raise_if_silent(path, error)
         reason = error.strerror
         raise ConfigError(f"--{flag}: cannot read {path}: {reason}") from error
     except ValueError as error:

@@ -28,7 +28,7 @@ from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch
 from ldm_jax.sampling.sample_files import OUTPUTS
-from ldm_jax.sampling.sample_pixels import settings_of
+from ldm_jax.sampling.sample_pixels import PIXELS, settings_of
 from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import class_names, make_task
 from ldm_jax.store import Place, as_path, for_each
@@ -84,7 +84,7 @@ def run(
     if parts:
         _draw(todo, parts, count)
     else:
-        settings.claim(todo.outdir, _settings(todo))
+        _claim(todo)
         print(f"all of {count} samples are there already")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all samples are written")
@@ -101,6 +101,12 @@ class _Run(NamedTuple):
     store: Any
     run_options: RunOptions
     job: Job
+
+
+def _claim(run):
+    """Records the settings, or compares them with those of samples that are there."""
+    run.store.check_form()
+    settings.claim(run.outdir, _settings(run), follows=(PIXELS,))
 
 
 def _settings(run):
@@ -131,11 +137,13 @@ def _draw(run, parts, total):
     first = next(sampler.batches(job, parts[0], size))
     compiled = sampler.lower(job, first[1])
     # Only now: what is wrong shall leave no folder behind.
-    settings.claim(run.outdir, _settings(run))
+    _claim(run)
     if missing < total:
         print(f"{total - missing} of {total} samples are there already")
     compiled()
     console = Console(missing, 0)
+    if sampler.attentions:
+        console.line(f"attention: {sampler.attentions}")
     drawn = sampler.draw(job, parts, size)
     drawn = _watched(run, drawn, console, (missing, size, start))
     for part in parts:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import DecodeError, UserError
+from ldm_jax.errors import ConfigError, DecodeError, UserError, raise_if_silent
 from ldm_jax.files import replacing
 from ldm_jax.images import (
     encode_image,
@@ -97,6 +97,13 @@ class SampleFiles(abc.ABC):
 
         Raises:
           DiskError: If it cannot be written.
+        """
+
+    def check_form(self) -> None:  # noqa: B027
+        """Refuses a folder whose samples lie in files of another kind.
+
+        Raises:
+          ConfigError: If there are any, as an older version wrote them.
         """
 
     def tidy(self) -> None:
@@ -181,6 +188,17 @@ class Files(SampleFiles):
             pairs = list(zip(numbers, images, strict=True))
             for _ in for_each(write, pairs, self.folder):
                 pass
+
+    def check_form(self) -> None:
+        """See SampleFiles: PNG, where now `.npy` is written, or the other way round."""
+        suffix = suffix_of(self._trained.pixels)
+        others = {".png", ".npy"} - {suffix}
+        for name in sorted(self._names()):
+            if name[-4:] in others:
+                raise ConfigError(
+                    f"{self.folder} has samples as {name[-4:]} ({name}), and these are "
+                    f"written as {suffix}: use another --outdir"
+                )
 
     def path_of(self, k: int) -> Place:
         """Says where a sample is written.
@@ -278,6 +296,7 @@ class _Shards(SampleFiles):
             # What zip and tar raise of damaged files is of many kinds; what a store or
             # a disk raises says nothing of the shard.
             except Exception as error:
+                raise_if_silent(path, error)
                 others = isinstance(error, UserError | OSError)
                 if others and not isinstance(error, DecodeError):
                     raise

@@ -5,18 +5,40 @@ black and white, nor what their channels are, but the settings of their run do.
 """
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
-from ldm_jax.errors import ConfigError
-from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, pixels_of
+from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, is_other_png, pixels_of
+from ldm_jax.images.pixels import KEYS, SHOWN
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import SETTINGS
-from ldm_jax.store import as_path
+from ldm_jax.store import Place, as_path
 
-# The folder of the samples, and the key of the settings.
-_SAMPLES, _KEY = "samples", "pixels"
+# The folder of the samples.
+_SAMPLES = "samples"
+
+# The key of the settings. Those of older versions lack it; it follows from the
+# checkpoint, which they name.
+PIXELS = "pixels"
+
+# Images of a set that are named where they have other bits than the first.
+_MOST_NAMED = 8
+
+
+class Beside(NamedTuple):
+    """What the settings that lie beside images say of their pixels.
+
+    Attributes:
+      pixels: What they are; RGB where the settings are older than the key; None where
+        no settings of ldm-sample lie beside.
+      unsaid: Path of settings that are older than the key, which leaves open whether
+        the samples are RGB of 8 bits; else None.
+    """
+
+    pixels: Pixels | None = None
+    unsaid: Place | None = None
 
 
 def settings_of(pixels: Pixels) -> dict[str, Any]:
@@ -26,75 +48,161 @@ def settings_of(pixels: Pixels) -> dict[str, Any]:
       pixels: Pixels of their run.
 
     Returns:
-      JSON-like dict, to be joined to others; empty of RGB of 8 bits.
+      JSON-like dict, to be joined to others.
     """
-    found = pixels.record()
-    return {_KEY: found} if found else {}
+    # Also of RGB of 8 bits: what says nothing is of an older version.
+    return {PIXELS: pixels.record() or {"channels": "rgb"}}
 
 
-def pixels_beside(place: str | os.PathLike) -> Pixels | None:
+def pixels_beside(place: str | os.PathLike) -> Beside:
     """Finds out what samples are, by the settings that lie beside them.
 
     Args:
       place: Folder of samples, or file of some of them.
 
     Returns:
-      Pixels; None where no settings lie beside.
+      What they say; nothing where there are none, or a file of that name is JSON of
+      another program.
 
     Raises:
-      ConfigError: If they say what no pixels are.
+      ConfigError: If they cannot be read, or say what no pixels are.
+      Unreachable: If what they lie on does not answer.
     """
     folder = as_path(place).absolute().parent
-    if not (folder / SETTINGS).is_file() and folder.name == _SAMPLES:
+    path = folder / SETTINGS
+    found = _settings_in(path)
+    if found is None and folder.name == _SAMPLES:
         # Shards lie in the folder of samples.
-        folder = folder.parent
-    try:
-        found = parse_json(read_file(folder / SETTINGS, MAX_TEXT))
-        _ = found["conditions"], found["options"]
-    # Other programs have files of that name, too.
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if _KEY not in found:
-        return RGB
-    try:
-        return pixels_of(found[_KEY])
-    except (ConfigError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{folder / SETTINGS}: {error}") from error
-
-
-def values_of(
-    pixels: Pixels | None, data: bytes, where: str, flag: str, said: str | None = None
-) -> str | None:
-    """Finds out which values of an image are black and white.
-
-    Args:
-      pixels: What the settings beside it say; None where there are none.
-      data: Its encoded bytes.
-      where: What it is called.
-      flag: What names its set, for messages.
-      said: What was found of another image, and need not be said anew.
-
-    Returns:
-      Words; None of 8 bits in their whole range.
-
-    Raises:
-      ConfigError: If nothing says it.
-    """
-    if pixels not in (None, RGB):
-        return pixels.describe_range()
-    depth = depth_of(data)
-    if depth is None:
-        return None
-    if depth == "array":
-        raise ConfigError(
-            f"{flag}: nothing says which values of {where} are black and white: give "
-            "the folder samples of ldm-sample with the settings.json beside it, or "
-            "images of 8 bits"
-        )
-    if said != WHOLE_RANGE:
+        path = folder.parent / SETTINGS
+        found = _settings_in(path)
+    if not isinstance(found, dict) or not {"conditions", "options"} <= found.keys():
+        return Beside()
+    if PIXELS not in found:
         logging.warning(
-            "%s has 16 bits, and no settings.json of ldm-sample beside its folder says "
-            "of which range: 0 is taken for black and 65535 for white",
-            where,
+            "%s is of a version that did not say what the pixels of samples are: they "
+            "are taken for RGB of 8 bits in their whole range; the same ldm-sample "
+            "command, given once more, says it there",
+            path,
         )
-    return WHOLE_RANGE
+        return Beside(RGB, unsaid=path)
+    try:
+        return Beside(_pixels_in(found[PIXELS]))
+    except (ConfigError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path}: {PIXELS}: {error}") from error
+
+
+def _settings_in(path):
+    """What a file says; None where there is none."""
+    try:
+        return parse_json(read_file(path, MAX_TEXT))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{path} cannot be read ({reason}), and may say which values of the images "
+            "beside it are black and white: mend it, or, if ldm-sample did not write "
+            "it, move the images to another folder"
+        ) from error
+
+
+def _pixels_in(said):
+    unknown = said.keys() - {*KEYS, SHOWN}
+    if unknown:
+        raise ConfigError(
+            f"{', '.join(sorted(unknown))}: unknown; there are "
+            f"{', '.join((*KEYS, SHOWN))}"
+        )
+    return pixels_of(said)
+
+
+class SetValues:
+    """Which values are black and white in the images of a set.
+
+    Attributes:
+      words: Those of the first image; None of 8 bits in their whole range.
+    """
+
+    def __init__(self, beside: Beside, flag: str) -> None:
+        """Has seen no image yet.
+
+        Args:
+          beside: What the settings beside them say.
+          flag: What names the set, for messages.
+        """
+        self._beside, self._flag = beside, flag
+        self.words, self._first, self._differing, self._named = None, None, 0, False
+
+    def look(self, data: bytes, where: str) -> None:
+        """Takes an image, and names it where its values are others than the first's.
+
+        Args:
+          data: Its encoded bytes.
+          where: What it is called.
+
+        Raises:
+          ConfigError: If nothing says which they are.
+        """
+        self.add(self.words_of(data, where), where)
+
+    def words_of(self, data: bytes, where: str) -> str | None:
+        """Finds out which values of an image are black and white.
+
+        Args:
+          data: Its encoded bytes.
+          where: What it is called.
+
+        Returns:
+          Words; None of 8 bits in their whole range.
+
+        Raises:
+          ConfigError: If nothing says it.
+        """
+        pixels, unsaid = self._beside
+        if pixels is not None and not pixels.is_rgb:
+            return pixels.describe_range()
+        depth = depth_of(data)
+        if unsaid is not None and (depth or is_other_png(data)):
+            raise ConfigError(
+                f"{self._flag}: {where} is not RGB of 8 bits, and {unsaid} does not "
+                "say what it is, as ldm-sample did not yet: give the same ldm-sample "
+                "command once more, which adds it and draws nothing anew, or add it "
+                f'there by hand, as "{PIXELS}": {{"channels": "grey", "value_range": '
+                "[0, 255]}"
+            )
+        if depth is None:
+            return None
+        if depth == "array":
+            raise ConfigError(
+                f"{self._flag}: nothing says which values of {where} are black and "
+                "white: give the folder samples of ldm-sample with the settings.json "
+                "beside it, or images of 8 bits"
+            )
+        if not self._named:
+            self._named = True
+            logging.warning(
+                "%s has 16 bits, and no settings.json of ldm-sample beside its folder "
+                "says of which range: 0 is taken for black and 65535 for white",
+                where,
+            )
+        return WHOLE_RANGE
+
+    def add(self, words: str | None, where: str) -> None:
+        """Takes what `words_of` an image gives.
+
+        Args:
+          words: The words.
+          where: What the image is called.
+        """
+        if self._first is None:
+            self._first, self.words = where, words
+        elif words != self.words:
+            self._differing += 1
+            if self._differing <= _MOST_NAMED:
+                bits = [8 if each is None else 16 for each in (words, self.words)]
+                more = "; others are not named" * (self._differing == _MOST_NAMED)
+                logging.warning(
+                    "%s has %d bits and %s has %d: each fills the range of its own%s",
+                    *(where, bits[0], self._first, bits[1], more),
+                )

@@ -19,6 +19,7 @@ from ldm_jax.checkpoint import Folder
 from ldm_jax.config import suggest
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.operations.dot_product import Notes, noted
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.flag_values import flag_rows
 from ldm_jax.sampling.options import RunOptions, check_given, complete
@@ -55,6 +56,7 @@ class Sampler:
 
     Attributes:
       trained: The Trained.
+      attentions: Notes of what computes attentions in the newest program.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -63,7 +65,7 @@ class Sampler:
         Args:
           trained: A Trained.
         """
-        self.trained = trained
+        self.trained, self.attentions = trained, Notes()
         self._mesh = sharding.make_mesh(devices=jax.local_devices())
         self._split = sharding.batch_sharding(self._mesh)
         self._weights, self._programs = None, {}
@@ -215,7 +217,8 @@ class Sampler:
         if name not in self._programs:
             draw = make_draw(self.trained, task, options, job.latents)
             try:
-                lowered = draw.lower(self._weights, self._put(batch), *others)
+                with noted() as self.attentions:
+                    lowered = draw.lower(self._weights, self._put(batch), *others)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
 

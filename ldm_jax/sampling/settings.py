@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, raise_if_silent
 from ldm_jax.files import write_json
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import Place
@@ -17,28 +17,36 @@ from ldm_jax.store import Place
 SETTINGS = "settings.json"
 
 
-def claim(outdir: Place, settings: Mapping[str, Any]) -> None:
+def claim(
+    outdir: Place, settings: Mapping[str, Any], follows: Collection[str] = ()
+) -> None:
     """Records the settings in a new folder, compares them in one that has some.
 
     Args:
       outdir: Path of the folder; made if it is not there.
       settings: Dict for JSON.
+      follows: Keys that follow from the others, and that older versions did not
+        record: they are added where they lack.
 
     Raises:
       ConfigError: If the folder holds samples of other settings.
+      Unreachable: If what it lies on does not answer.
     """
     path = outdir / SETTINGS
     # As they come back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
     if path.exists() or os.path.lexists(path):
-        difference = first_difference(_recorded(path), settings)
+        there = _recorded(path)
+        added = {key: settings[key] for key in follows if key not in there}
+        difference = first_difference(there | added, settings)
         if difference is not None:
             key, there, here = difference
             raise ConfigError(
                 f"{outdir} holds samples of other settings ({key}: {there} there, "
                 f"{here} here); use another --outdir"
             )
-        return
+        if not added:
+            return
     write_json(path, settings)
 
 
@@ -69,6 +77,7 @@ def _recorded(path):
             return found
         reason = f"it holds a {type(found).__name__}"
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         reason = getattr(error, "strerror", None) or error
     raise ConfigError(
         f"{path} does not say of which settings the samples beside it are ({reason}): "

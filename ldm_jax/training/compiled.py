@@ -13,20 +13,22 @@ from jax.sharding import Mesh
 
 from ldm_jax import peers, sharding
 from ldm_jax.console import Console
+from ldm_jax.models.operations.dot_product import noted
 from ldm_jax.training.throughput import Stopwatch, count_flops
 
 
-def jit_init(init: Callable, shardings: Any) -> Callable:
+def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
     """The program that draws a state directly into its shardings.
 
     Args:
       init: That of a Stage.
       shardings: How its TrainState is split.
+      mesh: Mesh of the run.
 
     Returns:
       Jitted function of a typed key.
     """
-    return jax.jit(init, out_shardings=shardings)
+    return jax.jit(sharding.on_mesh(init, mesh), out_shardings=shardings)
 
 
 def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
@@ -41,6 +43,7 @@ def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
       Jitted function of (state, frozen, batch).
     """
     outputs = shardings, sharding.replicated(mesh)
+    train_step = sharding.on_mesh(train_step, mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
 
 
@@ -54,6 +57,7 @@ def jit_shown(function: Callable, mesh: Mesh) -> Callable:
     Returns:
       Jitted function of (state, frozen, batch, typed key).
     """
+    function = sharding.on_mesh(function, mesh)
     return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 
@@ -113,8 +117,12 @@ class CompiledStep:
     def _compile(self, arguments):
         """The program, and its floating-point operations."""
         start = time.perf_counter()
-        lowered = self._step.lower(*arguments)
+        with noted() as attentions:
+            lowered = self._step.lower(*arguments)
         flops = count_flops(lowered)
+        if flops:
+            # A gradient takes twice what its forward pass does.
+            flops += 3 * attentions.uncounted_flops
         compiled = lowered.compile()
         seconds = time.perf_counter() - start
         size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
@@ -122,6 +130,8 @@ class CompiledStep:
         self._console.line(
             f"compiled the training step for {shape} in {seconds:.1f} s{size}"
         )
+        if attentions:
+            self._console.line(f"attention: {attentions}")
         return compiled, flops
 
 

@@ -13,7 +13,7 @@ from ldm_jax import checkpoint, peers, sharding
 from ldm_jax.build import identity_of_config
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.conditioners import CONDITIONERS, Conditioner
-from ldm_jax.config import differences
+from ldm_jax.config import NETWORKS, differences
 from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.seeds import make_key
@@ -74,7 +74,7 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
             f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
             "give train.init_from, the workdir of the run to start from"
         )
-    init = jit_init(run.stage.init, run.shardings)
+    init = jit_init(run.stage.init, run.shardings, run.mesh)
     state = init(make_key(run.config.seed))
     if train.init_from:
         return start_from(run, state)
@@ -330,6 +330,8 @@ FREE_KEYS = (
     "train.mesh",
     "train.sharding_overrides",
     "train.wandb",
+    # It alters roundings alone, and is of the devices that a run has.
+    *(f"{section}.attention_kernel" for section in NETWORKS.values()),
 )
 
 

@@ -130,6 +130,7 @@ BAD = {
         *_each("--config.backbone.", "transformer_depth", "-1 x 1,2,3"),
         *_each("--config.backbone.", "dtype", "float33 bf17 int8 64 float64"),
         *_each("--config.backbone.", "remat scale_shift_norm", "3 maybe x"),
+        *_each("--config.backbone.", "attention_kernel", "x 3"),
         "--config.backbone.kind=unett",
         # Conditions.
         *_each("--config.conditions.label.", "dropout", "1 -0.1 nan x"),

@@ -1,5 +1,8 @@
 """Sets of images: folders and npz files, as they are or cut, on any devices."""
 
+import io
+import struct
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.compare import check_sizes
 from ldm_jax.evaluation.image_sets import open_images, open_training_set
 from ldm_jax.files import write_json
-from ldm_jax.images import Pixels, suffix_of
+from ldm_jax.images import Pixels, depth_of, suffix_of
 from ldm_jax.images import write_image as write_pixels
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.sampling.sample_pixels import settings_of
@@ -128,6 +131,39 @@ def test_images_that_cannot_be_read(folder):
         open_images(folder, mesh_of(2), 4, skip_unreadable=True)
 
 
+@pytest.mark.parametrize("size", [None, 16])
+@pytest.mark.parametrize("kept", [4, 8, 12, -40])
+def test_a_damaged_tiff_is_an_image_that_cannot_be_read(folder, size, kept, caplog):
+    """And not one of other channels, of which nothing says what they are."""
+    path = folder / "0" / "0.tif"
+    Image.fromarray(picture(9)).save(path, compression="tiff_lzw")
+    path.write_bytes(path.read_bytes()[:kept])
+    options = {"image_size": size, "skip_unreadable": True}
+    assert len(collect(open_images(folder, mesh_of(1), 4, **options))[0]) == 7
+    assert any("0.tif" in record.getMessage() for record in caplog.records)
+    with pytest.raises(DataError, match="0.tif"):
+        collect(open_images(folder, mesh_of(1), 4, image_size=size))
+
+
+def test_how_little_a_tiff_says(monkeypatch):
+    def tiff(array):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "TIFF")
+        return buffer.getvalue()
+
+    photo = tiff(picture(9))
+    # Of five channels, which Pillow does not open.
+    samples = struct.pack("<HHII", 277, 3, 1, 3)
+    assert photo.count(samples) == 1
+    five = photo.replace(samples, struct.pack("<HHII", 277, 3, 1, 5))
+    assert depth_of(photo) is None and depth_of(five) == "array"
+    assert depth_of(tiff(np.zeros((4, 4), np.uint16))) == "16 bits"
+    assert depth_of(tiff(np.zeros((4, 4), np.float32))) == "array"
+    # Also where Pillow would call it a bomb.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    assert depth_of(photo) is None
+
+
 def test_what_is_no_set_of_images(folder, tmp_path):
     mesh = mesh_of(1)
     with pytest.raises(ConfigError, match="--images=.*none does not exist"):
@@ -190,6 +226,8 @@ def drawn(pixels, count=3):
         Pixels("rgb", "uint16"),
         Pixels(5, value_range=(-200, 800), rgb_channels=(4, 2, 0)),
         Pixels("grey", "float32", value_range=(0, 1)),
+        Pixels("rgb", "float32"),
+        Pixels(2),
     ],
     ids=str,
 )
@@ -214,7 +252,7 @@ def test_an_npz_of_photos_needs_no_settings_and_takes_those_of_photos(tmp_path):
     np.savez(place, arr_0=images)
     found = open_images(place, mesh_of(1), 4)
     np.testing.assert_array_equal(collect(found)[0], images)
-    assert "values" not in found.record["preprocessing"]
+    assert found.record["preprocessing"]["values"] is None
 
 
 def test_16_bits_without_settings_are_said_to_fill_their_range(tmp_path, caplog):
@@ -222,7 +260,7 @@ def test_16_bits_without_settings_are_said_to_fill_their_range(tmp_path, caplog)
     images = drawn(pixels)
     alone = write_samples(tmp_path / "run", pixels, images).rename(tmp_path / "alone")
     # What other programs call so.
-    (tmp_path / "settings.json").write_text("{} // of an editor")
+    (tmp_path / "settings.json").write_text('{"editor.tabSize": 4}')
     found = open_images(alone, mesh_of(1), 4)
     np.testing.assert_array_equal(collect(found)[0], pixels.shown(images))
     (said,) = [r.getMessage() for r in caplog.records if "65535" in r.getMessage()]

@@ -1,9 +1,12 @@
 """Files of reference statistics: ours and others', and what does not go together."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.images.value_ranges import WHOLE_RANGE, words_of
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import TapStatistics
 
@@ -160,3 +163,25 @@ def test_a_damaged_file_is_one_line(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ConfigError, match="cannot be read .*: make it anew"):
         ReferenceStatistics.load(path)
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (words_of(0, 4095), words_of(-0.0, 4095.0), True),
+        ("from 0 to 4.095e+03", words_of(0, 4095), True),
+        (words_of(0, 1234567), words_of(0, 1234568), False),
+        (words_of(0, 0.1), words_of(0, 0.1 + 1e-12), False),
+        (WHOLE_RANGE, words_of(0, 65535), True),
+        (words_of(-1, 1), WHOLE_RANGE, True),
+        (WHOLE_RANGE, words_of(0, 4095), False),
+        (WHOLE_RANGE, WHOLE_RANGE, True),
+        (None, words_of(0, 4095), True),
+        ("of another version", words_of(0, 1), False),
+    ],
+)
+def test_ranges_are_compared_by_their_values(one, other, same):
+    for first, second in ((one, other), (other, one)):
+        reference = ReferenceStatistics({}, {"preprocessing": {"values": first}})
+        with contextlib.nullcontext() if same else pytest.raises(ConfigError):
+            reference.check({"preprocessing": {"values": second}}, "photos.npz")

@@ -10,8 +10,8 @@ from ldm_jax.models.attention import (
     AttentionBlock,
     SpatialTransformer,
     TransformerBlock,
-    attention,
 )
+from ldm_jax.models.operations.attend import attend_in_blocks
 from tests.common import assert_close
 
 
@@ -38,7 +38,7 @@ def test_attention_and_gradient(length, source, causal, max_scores):
     """60 scores at once make 8 blocks or more, and a prime length as many as tokens."""
     inputs = draw(length, source)
     mask = jnp.tril(jnp.ones((length, source), bool)) if causal else None
-    ours, pull = jax.vjp(lambda *x: attention(*x, max_scores, mask), *inputs)
+    ours, pull = jax.vjp(lambda *x: attend_in_blocks(*x, mask, max_scores), *inputs)
     theirs, pull_theirs = jax.vjp(lambda *x: expected(*x, causal), *inputs)
     assert_close(ours, theirs, 1e-5)
     cotangent = jax.random.normal(jax.random.key(1), ours.shape)
@@ -48,14 +48,14 @@ def test_attention_and_gradient(length, source, causal, max_scores):
 
 def test_large_scores_do_not_overflow():
     query, key, value = draw(6, 6, scale=100.0)
-    out = attention(query, key, value)
+    out = attend_in_blocks(query, key, value)
     assert np.isfinite(out).all()
     assert_close(out, expected(query, key, value), 1e-4)
 
 
 def test_softmax_is_float32_in_bfloat16():
     inputs = draw(64, 64)
-    out = attention(*(x.astype(jnp.bfloat16) for x in inputs))
+    out = attend_in_blocks(*(x.astype(jnp.bfloat16) for x in inputs))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected(*inputs), atol=0.03)
 
@@ -65,7 +65,7 @@ def test_blocks_hold_no_full_score_matrix():
     x = jax.ShapeDtypeStruct((1, 1, 2048, 8), jnp.float32)
 
     def temporary(max_scores):
-        step = jax.jit(lambda q, k, v: attention(q, k, v, max_scores))
+        step = jax.jit(lambda *x: attend_in_blocks(*x, max_scores=max_scores))
         return step.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(2**18) < 2**24 <= temporary(2**24)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ldm_jax.models.operations.kernels import KERNELS
 from ldm_jax.planning.operations import count_flops
 
 
@@ -60,3 +61,21 @@ def test_loops_branches_and_what_is_computed_twice():
         lambda x: jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ x)))(x).sum()
     )
     assert _count(again, (4, 4)) == 4 * once
+
+
+@pytest.mark.parametrize("name, backward", [("cudnn", 5), ("flash", 7)])
+def test_an_attention_by_a_kernel_counts_its_products(name, backward, monkeypatch):
+    """Kernels compute scores anew, the one for TPUs in each of two."""
+    cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
+    query = jax.ShapeDtypeStruct((2, 3, 256, 128), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, 3, 384, 128), jnp.bfloat16)
+
+    def run(query, key, value):
+        return KERNELS[name].run(query, key, value, None).astype(jnp.float32).sum()
+
+    product = 2 * 2 * 3 * 256 * 384 * 128
+    forward = count_flops(jax.make_jaxpr(run)(query, key, key))
+    assert forward == pytest.approx(2 * product, rel=0.02)
+    both = count_flops(jax.make_jaxpr(jax.grad(run, (0, 1, 2)))(query, key, key))
+    assert both == pytest.approx((2 + backward) * product, rel=0.02)

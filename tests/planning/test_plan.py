@@ -55,6 +55,17 @@ def test_a_plan_counts_the_arrays_of_a_run(plan):
     assert memory.activations > 0 and plan.fits and not plan.ways
 
 
+def test_a_plan_asks_for_no_device_of_a_kernel():
+    config = _config("shapes_class:tiny", data__source="latents")
+    config.backbone.attention_kernel = "cudnn"
+    given = Given("shapes_autoencoder:tiny", num_classes=8)
+    forced = make_plan(config, given, _options(data=2))
+    assert forced.memory.activations > 0
+    assert config.backbone.attention_kernel == "cudnn"
+    with pytest.raises(ConfigError, match="and this is a cpu"):
+        make_planned(config, given)
+
+
 def test_a_plan_is_a_page_and_a_file(plan):
     text = page(plan)
     assert "2 x H100 as data=2, fsdp=1; batch 8, 4 per chip" in text
@@ -168,7 +179,7 @@ def test_what_does_not_fit_is_changed_until_it_does(limit, flags):
     mesh = AbstractMesh((2, 1), ("data", "fsdp"))
     ways = ways_to_fit(config, mesh, limit, _MemoryOf(10), lambda _: _MemoryOf(1))
     found = [(way.flags, way.memory.peak, way.fits) for way in ways]
-    assert len(found) == len(flags)
+    assert len(found) == len(flags) and not config.backbone.get("remat")
     for (given, *rest), (end, *expected) in zip(found, flags, strict=True):
         assert given.endswith(end) and rest == expected
 

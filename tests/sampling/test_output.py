@@ -1,5 +1,6 @@
 """What a run writes: the contact sheet, its settings; what may be in the way."""
 
+import json
 import os
 import types
 
@@ -8,7 +9,7 @@ import pytest
 
 from ldm_jax.errors import ConfigError, DecodeError, DiskError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import RGB, write_png
+from ldm_jax.images import RGB, Pixels, write_image, write_png
 from ldm_jax.sampling.output import (
     Entry,
     make_contact_sheet,
@@ -54,6 +55,34 @@ def test_what_differs_between_settings_is_named(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message + ".; use another"):
             claim(tmp_path, settings | change)
+
+
+def test_what_follows_from_the_rest_is_added_to_older_settings(tmp_path):
+    older = {"seed": 0, "checkpoint": "a"}
+    claim(tmp_path, older)
+    pixels = {"pixels": {"channels": "grey", "value_range": [0, 4095]}}
+    with pytest.raises(ConfigError, match="seed: 0 there, 1 here"):
+        claim(tmp_path, older | pixels | {"seed": 1}, follows=("pixels",))
+    with pytest.raises(ConfigError, match="pixels.channels: None there, grey here"):
+        claim(tmp_path, older | pixels)
+    for _ in range(2):
+        claim(tmp_path, older | pixels, follows=("pixels",))
+        assert json.loads((tmp_path / "settings.json").read_text()) == older | pixels
+    with pytest.raises(ConfigError, match="pixels.channels: grey there, rgb here"):
+        claim(tmp_path, older | {"pixels": {"channels": "rgb"}}, follows=("pixels",))
+
+
+def test_samples_are_not_gone_on_with_in_files_of_another_kind(tmp_path):
+    """Of narrow ranges older versions wrote PNG."""
+    pixels = Pixels("grey", value_range=(0, 1))
+    trained, task = types.SimpleNamespace(pixels=pixels), types.SimpleNamespace(count=3)
+    store = Files(tmp_path, trained, task, 1)
+    store.check_form()
+    write_image(store.path_of(0), np.zeros((8, 8, 1), np.uint8), pixels)
+    store.check_form()
+    write_png(store.folder / "000001.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(ConfigError, match="as .png .000001.png., .* as .npy: use anot"):
+        store.check_form()
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 99999, None])

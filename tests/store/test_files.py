@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import store
-from ldm_jax.errors import ConfigError, DiskError
+from ldm_jax.errors import ConfigError, DiskError, Unreachable
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.files import (
     check_outdir,
@@ -23,7 +23,7 @@ from ldm_jax.files import (
 from ldm_jax.images import Pixels, read_image, write_image, write_png
 from ldm_jax.metrics.adm_npz import ImageFile, StoredImages
 from ldm_jax.reading import read_array, read_file
-from ldm_jax.sampling.sample_pixels import settings_of
+from ldm_jax.sampling.sample_pixels import Beside, pixels_beside, settings_of
 from ldm_jax.sharding import make_mesh
 from ldm_jax.store import as_path, files_below, local_copy, size_of
 from ldm_jax.weights.files import read_weights, write_weights
@@ -179,6 +179,19 @@ def test_samples_are_measured_from_a_store(bucket):
     _, batch = next(found.batches(0))
     shown = np.asarray(batch["image"])[0].astype(int)
     assert abs(shown - pixels.shown(image)).max() <= 1
+
+
+def test_what_does_not_answer_is_not_taken_for_absent(bucket, monkeypatch):
+    lost = type("ClientError", (OSError,), {"__module__": "aiohttp.errors"})
+
+    def refuse(*_, **__):
+        raise lost("Cannot connect to host")
+
+    assert pixels_beside(bucket / "samples") == Beside()
+    monkeypatch.setattr(Objects, "info", refuse)
+    message = "gs://bucket/run/settings.json: the object store .*Cannot connect"
+    with pytest.raises(Unreachable, match=message):
+        pixels_beside(bucket / "samples")
 
 
 def test_an_npz_of_images_is_read_as_a_stream(bucket):

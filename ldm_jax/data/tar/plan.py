@@ -10,7 +10,12 @@ from ldm_jax.annotations import Bool, Int
 from ldm_jax.config import suggest
 from ldm_jax.data.labels import find_class
 from ldm_jax.data.modalities import modality_of
-from ldm_jax.data.sidecars import IMAGE_SUFFIXES, Sidecar, find_sidecars
+from ldm_jax.data.sidecars import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    Sidecar,
+    find_sidecars,
+)
 from ldm_jax.data.tar.index_file import IndexFile
 from ldm_jax.data.tar.scan import LABELS
 
@@ -75,7 +80,8 @@ def make_plan(
     Args:
       headers: Headers of the shards' indexes.
       keys: Keys of the example besides image and label.
-      image_key: Suffix of the image; None takes any image.
+      image_key: Suffix of the image; None takes any image, or arrays where there are
+        no images.
       label_key: "cls", or the field of `.json` that holds the class; None takes
         `.cls` where there is one, "" takes none.
       caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
@@ -92,6 +98,9 @@ def make_plan(
     images = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
     if image_key:
         images = (image_key.removeprefix(".").lower(),)
+    elif ARRAY_SUFFIX[1:] in suffixes and not suffixes.intersection(images):
+        # Arrays are images where there are no others, as in folders.
+        images = (ARRAY_SUFFIX[1:],)
     if not suffixes.intersection(images):
         raise ValueError(
             f"no member of the shards ends in {_listed(images)}; they end in "

@@ -12,8 +12,8 @@ from ldm_jax.batches import Batch
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.evaluation.as_they_are.host_rows import put_rows
-from ldm_jax.images import RGB, Pixels, read_image
-from ldm_jax.sampling.sample_pixels import values_of
+from ldm_jax.images import Pixels, read_image
+from ldm_jax.sampling.sample_pixels import SetValues
 
 # Threads that decode images.
 _THREADS = 4
@@ -24,7 +24,6 @@ class FolderReader:
 
     Attributes:
       size: (height, width) in pixels, that of the first image that can be read.
-      values: Which values of the files are black and white, in words; None of 8 bits.
     """
 
     def __init__(
@@ -32,8 +31,8 @@ class FolderReader:
         source: FolderSource,
         count: int,
         skip_unreadable: bool,
-        pixels: Pixels | None,
-        flag: str,
+        values: SetValues,
+        pixels: Pixels,
     ) -> None:
         """Reads the first image.
 
@@ -41,14 +40,14 @@ class FolderReader:
           source: The folder.
           count: How many of its first images are taken.
           skip_unreadable: Whether images that cannot be read are left out, and named.
-          pixels: What samples are by the settings beside them; None where none are.
-          flag: What names the folder, for messages.
+          values: What finds out which of their values are black and white.
+          pixels: What they are.
 
         Raises:
           DataError: If it cannot be read, or with `skip_unreadable` none can.
         """
         self._source, self._count, self._skip = source, count, skip_unreadable
-        self._pixels, self._flag, self.values = pixels, flag, None
+        self._values, self._pixels = values, pixels
         # All have the size of the first one that can be read.
         self._first, self.size = 0, None
         found = (self._read(index) for index in range(count))
@@ -67,10 +66,9 @@ class FolderReader:
         path = self._source.describe(index)
         try:
             data = self._source[index]["image"]
-            found = values_of(self._pixels, data, path, self._flag, self.values)
-            self.values = self.values or found
-            pixels = self._pixels or RGB
-            image = pixels.shown(read_image(data, pixels))
+            words = self._values.words_of(data, path)
+            image = self._pixels.shown(read_image(data, self._pixels))
+            self._values.add(words, path)
         except ConfigError:
             raise
         except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ import jax
 
 from ldm_jax import peers
 from ldm_jax.diffusion.sample_options import SampleOptions
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, DataError, raise_if_silent
 from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.resuming import Saved, agree, difference
@@ -103,6 +103,7 @@ def _read(path):
         found = json.loads(read_file(path, MAX_TEXT))
         return {"settings": dict(found["settings"]), "results": found["results"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_if_silent(path, error)
         raise DataError(
             f"{path} cannot be read as a row of a sweep ({error!r}): take it away to "
             "measure it anew"

@@ -1,4 +1,4 @@
-"""Softmax attention of one block of queries, with a gradient of its own.
+"""Softmax attention in blocks of queries, each with a gradient of its own.
 
 Differentiation of the plain form keeps the softmax and the output in float32 beside
 their copies in the compute type, and multiplies float32 by that type in the backward
@@ -9,6 +9,47 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.annotations import Array, Bool, Float
+
+# Most scores of one example in one block of queries: 64 MiB in float32.
+MAX_SCORES = 2**24
+
+
+def attend_in_blocks(
+    query: Float[Array, "batch heads length channels"],
+    key: Float[Array, "batch heads source channels"],
+    value: Float[Array, "batch heads source channels"],
+    mask: Bool[Array, "length source"] | None = None,
+    max_scores: int = MAX_SCORES,
+) -> Float[Array, "batch heads length channels"]:
+    """Scaled dot-product attention (Vaswani et al. 2017, Eq. 1), softmax in float32.
+
+    Long sequences go in blocks of queries, recomputed in the backward
+    pass, so the scores never lie in memory as a whole.
+
+    Args:
+      query: [B, heads, T, d].
+      key: [B, heads, S, d].
+      value: [B, heads, S, d].
+      mask: Bool [T, S], whether a query attends to a key; each query attends to at
+        least one. None where each attends to all.
+      max_scores: Most scores of one example held at once.
+
+    Returns:
+      [B, heads, T, d] in the type of `query`.
+    """
+    b, heads, length, _ = query.shape
+    query = query * query.shape[-1] ** -0.5
+    blocks = -(-heads * length * key.shape[2] // max_scores)
+    while length % blocks:
+        blocks += 1
+    if blocks == 1:
+        return attend(query, key, value, mask)
+    query = query.reshape(b, heads, blocks, length // blocks, -1)
+    if mask is not None:
+        mask = mask.reshape(blocks, length // blocks, -1)
+    block = jax.checkpoint(lambda rows: attend(rows[0], key, value, rows[1]))
+    out = jax.lax.map(block, (jnp.moveaxis(query, 2, 0), mask))
+    return jnp.moveaxis(out, 0, 2).reshape(b, heads, length, -1)
 
 
 @jax.custom_vjp

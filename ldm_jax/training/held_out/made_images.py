@@ -129,7 +129,7 @@ def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
             return shown, jnp.isfinite(decoded).all(axis=(1, 2, 3))
 
         shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        decode = jax.jit(decode, out_shardings=shardings)
+        decode = jax.jit(sharding.on_mesh(decode, mesh), out_shardings=shardings)
 
         def images(state, frozen):
             del frozen

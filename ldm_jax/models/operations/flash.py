@@ -1,0 +1,94 @@
+"""Attention by JAX's Pallas kernel for TPUs, which writes no scores to memory.
+
+The kernel takes whole tiles: what is short of one is filled up with zeros, in channels
+as they are, in tokens so that nothing attends to them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.flash_attention import (
+    BlockSizes,
+    SegmentIds,
+    flash_attention,
+)
+from jax.sharding import PartitionSpec as P
+
+from ldm_jax.annotations import Array, Float
+
+# Channels and tokens of a tile.
+TILE = 128
+# Tokens of a block, the largest that divides their number.
+_BLOCKS = (512, 256, TILE)
+
+
+def flash(
+    query: Float[Array, "batch heads length channels"],
+    key: Float[Array, "batch heads source channels"],
+    value: Float[Array, "batch heads source channels"],
+) -> Float[Array, "batch heads length channels"]:
+    """Scaled dot-product attention (Dao et al. 2022, Alg. 1), softmax in float32.
+
+    XLA does not see into a kernel and cannot split it: where the program is traced with
+    a mesh of several devices, as `sharding.on_mesh` does, each computes its rows of the
+    batch, or all of a batch that does not divide.
+
+    Args:
+      query: [B, heads, T, d].
+      key: [B, heads, S, d].
+      value: [B, heads, S, d].
+
+    Returns:
+      [B, heads, T, d] in the type of `query`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _kernel(query, key, value)
+    rows = P() if query.shape[0] % mesh.size else P(mesh.axis_names)
+    split = jax.shard_map(
+        _kernel, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
+    )
+    return split(query, key, value)
+
+
+def _kernel(query, key, value):
+    length, width = query.shape[2:]
+    source = key.shape[2]
+    query, key, value = map(_filled, (query, key, value))
+    segments = None
+    if key.shape[2] > source:
+        # Queries are of segment 0 and attend to keys of it.
+        filled = jnp.arange(key.shape[2]) >= source
+        filled = jnp.broadcast_to(filled, (key.shape[0], key.shape[2]))
+        queries = jnp.zeros(query.shape[::2], jnp.int32)
+        segments = SegmentIds(queries, filled.astype(jnp.int32))
+    blocks = _block_sizes(query.shape[2], key.shape[2])
+    scale = width**-0.5
+    out = flash_attention(
+        query, key, value, None, segments, sm_scale=scale, block_sizes=blocks
+    )
+    return out[:, :, :length, :width]
+
+
+def _filled(x):
+    """`x` with whole tiles of tokens and of channels."""
+    return jnp.pad(x, [(0, 0), (0, 0), *((0, -size % TILE) for size in x.shape[2:])])
+
+
+def _block_sizes(length, source):
+    rows, columns = (
+        next(size for size in _BLOCKS if tokens % size == 0)
+        for tokens in (length, source)
+    )
+    return BlockSizes(
+        block_b=1,
+        block_q=rows,
+        block_k_major=columns,
+        block_k=columns,
+        block_q_major_dkv=rows,
+        block_q_dkv=rows,
+        block_k_major_dkv=columns,
+        block_k_dkv=columns,
+        block_q_dq=rows,
+        block_k_major_dq=columns,
+        block_k_dq=columns,
+    )

@@ -1,0 +1,214 @@
+"""Which kernel computes an attention: a table by device and shape.
+
+KERNELS has what each kernel can do, TABLE where one is taken in place of `einsum`.  A
+network's field `attention_kernel` names one for all of its attentions instead.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.models.operations.attend import attend_in_blocks
+
+AUTO = "auto"
+
+
+class Device(NamedTuple):
+    """What kernels need.
+
+    Attributes:
+      platform: "cpu", "cuda", "tpu", or as JAX names another.
+      capability: Compute capability of a "cuda" device, (major, minor).
+      scattered: Whether there are several, and the program is traced without the mesh
+        that they form.
+    """
+
+    platform: str
+    capability: tuple[int, int] = (0, 0)
+    scattered: bool = False
+
+
+class Shape(NamedTuple):
+    """An attention.
+
+    Attributes:
+      batch: Examples.
+      heads: Heads.
+      length: Tokens that attend.
+      source: Tokens that are attended to.
+      width: Channels of a head.
+      dtype: Name of the compute type.
+      masked: Whether a mask says who attends to whom.
+    """
+
+    batch: int
+    heads: int
+    length: int
+    source: int
+    width: int
+    dtype: str
+    masked: bool = False
+
+    def __str__(self) -> str:
+        """Tokens, heads and their width, as logs have them."""
+        return f"{self.length}x{self.source} {self.heads}x{self.width}"
+
+
+class Kernel(NamedTuple):
+    """A way to compute attention.
+
+    Attributes:
+      run: (query, key, value, mask) -> output, as `dot_product_attention`.
+      refuses: (Shape, Device) -> why it cannot compute that there, or None.
+      counted: Whether XLA counts its operations; it sees none of a library's.
+    """
+
+    run: Callable
+    refuses: Callable[[Shape, Device], str | None]
+    counted: bool = False
+
+
+class Row(NamedTuple):
+    """Where a kernel is taken that nobody has asked for.
+
+    Attributes:
+      platform: Of the device.
+      kernel: Row of KERNELS.
+      tokens: On both sides at least, a multiple of `multiple`.
+      multiple: See `tokens`.
+      width: Most channels of a head.
+    """
+
+    platform: str
+    kernel: str
+    tokens: int
+    multiple: int
+    width: int
+
+
+def this_device() -> Device:
+    """Says what the program that is traced will run on.
+
+    Returns:
+      Device of JAX's default backend.
+    """
+    device = jax.devices()[0]
+    scattered = jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty
+    found = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))
+    if found:
+        return Device("cuda", (int(found[1]), int(found[2])), scattered)
+    return Device(device.platform, scattered=scattered)
+
+
+def choose(shape: Shape, asked: str = AUTO, device: Device | None = None) -> str:
+    """Chooses the kernel of an attention.
+
+    Args:
+      shape: Shape.
+      asked: Row of KERNELS, or AUTO for what TABLE says.
+      device: Device; `this_device()` by default.
+
+    Returns:
+      Row of KERNELS.
+
+    Raises:
+      ConfigError: If what is asked for is unknown, or cannot compute this here.
+    """
+    check_kernel(asked)
+    device = device or this_device()
+    able = {name: kernel.refuses(shape, device) for name, kernel in KERNELS.items()}
+    if asked == AUTO:
+        fitting = (row.kernel for row in TABLE if _takes(row, shape, device, able))
+        return next(fitting, "einsum")
+    if able[asked]:
+        others = ", ".join(name for name, reason in able.items() if not reason)
+        raise ConfigError(
+            f"attention_kernel={asked} cannot compute an attention of {shape.length} "
+            f"to {shape.source} tokens with {shape.heads} heads of {shape.width} "
+            f"channels in {shape.dtype} here: {able[asked]}; set it to {AUTO}, which "
+            f"takes one that can ({others})"
+        )
+    return asked
+
+
+def check_kernel(name: str) -> None:
+    """Checks the name of a kernel.
+
+    Args:
+      name: What a config has.
+
+    Raises:
+      ConfigError: If there is none of this name; the message lists them.
+    """
+    if name != AUTO and name not in KERNELS:
+        raise ConfigError(
+            f"unknown attention_kernel {name!r}: choose one of "
+            f"{', '.join((AUTO, *KERNELS))}"
+        )
+
+
+def _takes(row, shape, device, able):
+    sides = shape.length, shape.source
+    return (
+        row.platform == device.platform
+        and all(n >= row.tokens and n % row.multiple == 0 for n in sides)
+        and shape.width <= row.width
+        and not able[row.kernel]
+    )
+
+
+def _einsum_refuses(shape, device):
+    del shape, device  # It is for all.
+
+
+def _cudnn_refuses(shape, device):
+    # NVIDIA has 256 channels for Hopper alone.
+    widest = 256 if device.capability[0] == 9 else 128
+    if device.platform != "cuda":
+        return f"it is for NVIDIA's GPUs, and this is a {device.platform}"
+    if device.capability < (8, 0):
+        return "it is for GPUs of compute capability 8.0 and later"
+    if shape.dtype not in ("bfloat16", "float16"):
+        return f"it takes dtype bfloat16 and float16, not {shape.dtype}"
+    if shape.width > widest or shape.width % 8:
+        return f"it takes heads of a multiple of 8 channels, {widest} at most"
+    return "it takes no mask" if shape.masked else None
+
+
+def _flash_refuses(shape, device):
+    if device.platform != "tpu":
+        return f"it is for TPUs, and this is a {device.platform}"
+    if shape.dtype not in ("bfloat16", "float32"):
+        return f"it takes dtype bfloat16 and float32, not {shape.dtype}"
+    if device.scattered:
+        return "this program is traced without the mesh of its devices"
+    return "it takes no mask" if shape.masked else None
+
+
+def _cudnn(query, key, value, mask):
+    del mask
+    rows = (x.swapaxes(1, 2) for x in (query, key, value))
+    return jax.nn.dot_product_attention(*rows, implementation="cudnn").swapaxes(1, 2)
+
+
+def _flash(query, key, value, mask):
+    del mask
+    # Pallas takes a second to import, which nobody else shall wait for.
+    from ldm_jax.models.operations.flash import flash
+
+    return flash(query, key, value)
+
+
+KERNELS = {
+    "einsum": Kernel(attend_in_blocks, _einsum_refuses, counted=True),
+    "cudnn": Kernel(_cudnn, _cudnn_refuses),
+    "flash": Kernel(_flash, _flash_refuses),
+}
+
+# The first row that fits. None has been timed on a device yet: they are where what
+# einsum writes to memory, some 50 bytes for each pair of tokens and head in a training
+# step, was counted to take longer than all else (benchmarks/RESULTS.md).
+TABLE = (Row("cuda", "cudnn", tokens=1024, multiple=64, width=128),)
