@@ -115,7 +115,9 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     if jax.process_index():
         return
     record = first.record | images.record | {"images": images.fingerprint}
-    record |= {"num_images": results["psnr"].count, "networks": measurement.record}
+    count = results["psnr"].count
+    record |= {"num_images": count, "unreadable": images.count - count}
+    record |= {"networks": measurement.record}
     record |= record_of_results(results)
     verdicts = []
     if published is not None:
@@ -127,6 +129,11 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     write_json(outdir / "metrics.json", record)
     units = _UNITS | row_of(first.module).measures.units
     print_table(_title(record), results, units)
+    if record["unreadable"]:
+        print(
+            f"{record['unreadable']} of {images.count} images could not be read and "
+            "are left out; the log names them"
+        )
     if published is not None:
         title = how.published
         text = markdown(title, results, verdicts, TOLERANCE, published.source)
