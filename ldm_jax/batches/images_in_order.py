@@ -13,9 +13,9 @@ from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import Chosen, part, require_images
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import pixels_of
-from ldm_jax.store import is_remote
+from ldm_jax.store import is_remote, raise_if_silent
 
 # Batch key -> global array [batch size, ...].
 Batch = dict[str, Any]

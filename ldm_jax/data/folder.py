@@ -30,10 +30,9 @@ from ldm_jax.data.sidecars import (
     find_sidecars,
     read_sidecar,
 )
-from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import find_size, require_memory
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, parts_of, read_file
-from ldm_jax.store import local_only
+from ldm_jax.store import local_only, raise_if_silent
 
 # Of so many files the fingerprint has the size.
 _SIZES = 1024

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, is_other_png, pixels_of
 from ldm_jax.images.pixels import KEYS, SHOWN
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import SETTINGS
-from ldm_jax.store import Place, as_path
+from ldm_jax.store import Place, as_path, raise_if_silent
 
 # The folder of the samples.
 _SAMPLES = "samples"

@@ -9,7 +9,8 @@ import pytest
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.errors import DiskError, Unreachable, raise_if_silent
+from ldm_jax.errors import DataError, DiskError, Unreachable
+from ldm_jax.store import raise_if_silent
 from tests.data.common import write_images
 from tests.data.every_source import write
 
@@ -73,6 +74,9 @@ def test_what_is_silence(error):
         PermissionError(errno.EACCES, "Permission denied"),
         OSError("image file is truncated"),
         RuntimeError("INVALID_ARGUMENT: invalid chunk header"),
+        # Of special files: a pipe that nobody reads, a device that is not there.
+        OSError(errno.ENXIO, os.strerror(errno.ENXIO)),
+        RuntimeError("open() failed: No such device or address"),
         # What cannot be written has a status of its own.
         DiskError("cannot write index: Input/output error"),
     ],
@@ -122,7 +126,10 @@ def test_a_run_ends_where_its_disk_does_not_answer(
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="Linux has it")
 @pytest.mark.parametrize("kind", ["latents", "tfds", "tar", "parquet"])
 def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
-    """Also to readers in C++: where no memory is, reading it is an EIO."""
+    """Also to readers in C++: where no memory is, reading it is an EIO.
+
+    Readers of tar and Parquet open the file anew, as after a mount came back.
+    """
     section = write(kind, tmp_path, array_record_dir)
     source = open_source(section, section["split"])
     expected, memory = source[0], os.open("/proc/self/mem", os.O_RDONLY)
@@ -136,8 +143,11 @@ def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
     try:
         for number in opened:
             os.dup2(memory, number)
-        with pytest.raises(Unreachable, match="Input/output error"):
-            load(source)
+        if kind in ("tar", "parquet"):
+            assert not load(source).skipped
+        else:
+            with pytest.raises(Unreachable, match="Input/output error"):
+                load(source)
     finally:
         for number, own in kept.items():
             os.dup2(own, number)
@@ -166,6 +176,80 @@ def test_a_file_that_was_replaced_on_its_server_is_opened_again(tmp_path, monkey
 
     monkeypatch.setattr(os, "pread", once)
     assert source[0] == expected and stale
+
+
+def break_reads(monkeypatch, path, first=0, number=errno.EIO):
+    """Has reads of a file fail from a byte on, as where its sectors are bad."""
+    read, inode = os.pread, os.stat(path).st_ino
+    ask = os.open
+
+    def pread(file, size, at):
+        if os.fstat(file).st_ino == inode and at + size > first:
+            raise OSError(number, os.strerror(number))
+        return read(file, size, at)
+
+    def opening(name, *args, **kwargs):
+        # What is read whole is not read by `pread`.
+        if not first and os.fspath(name) == os.fspath(path):
+            raise OSError(number, os.strerror(number), name)
+        return ask(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(os, "open", opening)
+
+
+def test_one_file_with_bad_sectors_is_damaged(tmp_path, monkeypatch):
+    """What lies beside it is read before its disk is said not to answer."""
+    section = write("folder", tmp_path, None)
+    source = open_source(section, "all")
+    bad = source.describe(3)
+    with monkeypatch.context() as patch:
+        break_reads(patch, bad)
+        assert source.sizes()[3].tolist() == [0, 0]
+        loader = make_loader(source, section, batch_size=len(source), seed=0)
+        next(loader)
+        assert loader.skipped == {bad: "Input/output error"}
+        with pytest.raises(DataError, match="png: Input/output error; mend or"):
+            make_loader(
+                source, section | {"on_error": "raise"}, batch_size=len(source), seed=0
+            ).__next__()
+        # Other errors are of the whole mount.
+        break_reads(patch, bad, number=errno.ENOTCONN)
+        with pytest.raises(Unreachable):
+            source[3]
+
+
+def test_a_file_that_can_be_read_once_more_was_none_with_bad_sectors(
+    tmp_path, monkeypatch
+):
+    source = open_source(write("folder", tmp_path, None), "all")
+    error = OSError(errno.EIO, os.strerror(errno.EIO), source.describe(3))
+    with pytest.raises(Unreachable):
+        raise_if_silent("example 3", error)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_bad_sectors_in_a_file_of_many(kind, tmp_path, monkeypatch):
+    section = write(kind, tmp_path, None)
+    source = open_source(section, "all")
+    path = source.describe(0).rpartition(kind)[0] + kind
+    with monkeypatch.context() as patch:
+        break_reads(patch, path, 1)
+        loader = make_loader(source, section, batch_size=len(source), seed=0)
+        next(loader)
+    assert loader.skipped
+    assert all(where.startswith(path) for where in loader.skipped)
+
+
+def test_bad_sectors_are_named_where_a_shard_is_indexed(tmp_path, monkeypatch):
+    section = write("tar", tmp_path, None)
+    with monkeypatch.context() as patch:
+        break_reads(patch, tmp_path / "tar" / "00001.tar", 5000)
+        source = open_source(section, "all")
+        assert "Input/output error; once it can" in source.skipped[0][1]
+        with pytest.raises(DataError, match="cannot be read: Input/output error"):
+            open_source(section | {"on_error": "raise"}, "all")
+    assert 16 <= len(source) < 24
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])

@@ -37,20 +37,25 @@ _SOON = 240
 
 
 class PeersJob(Job):
-    """A workdir whose command is started as one or several processes."""
+    """A workdir whose command is started as one or several processes.
+
+    Attributes:
+      processes: Those of the last start.
+      logs: Paths of what they printed.
+    """
 
     def start(self, count=1):
         """Starts all processes, of `DEVICES` devices together."""
         address = f"127.0.0.1:{free_port()}"
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        self.processes, self._logs = [], []
+        self.processes, self.logs = [], []
         environment = self.environment() | {"XLA_FLAGS": xla_flags(DEVICES // count)}
         for index in range(count):
             several = [f"--coordinator={address}", f"--num_processes={count}"]
             several += [f"--process_id={index}", "--start_timeout=120"]
-            self._logs.append(self.workdir.with_suffix(f".{index}.log"))
-            with open(self._logs[-1], "w") as log:
+            self.logs.append(self.workdir.with_suffix(f".{index}.log"))
+            with open(self.logs[-1], "w") as log:
                 self.processes.append(
                     subprocess.Popen(
                         self.command(several if count > 1 else ()),
@@ -60,7 +65,7 @@ class PeersJob(Job):
                         stderr=subprocess.STDOUT,
                     )
                 )
-        self._process, self._log = self.processes[0], self._logs[0]
+        self._process, self._log = self.processes[0], self.logs[0]
 
     def hit_one(self, count, random):
         """Starts so many processes and hits one of them; returns what happened."""
@@ -77,7 +82,7 @@ class PeersJob(Job):
             statuses.append(process.poll())
             process.kill()
             process.wait()
-        output = "".join(log.read_text(errors="replace") for log in self._logs)
+        output = "".join(log.read_text(errors="replace") for log in self.logs)
         usual = _STOPPED if number == signal.SIGTERM else _LEFT
         for process, status in zip(self.processes, statuses, strict=True):
             allowed = usual | ({-signal.SIGKILL} if process is victim else set())

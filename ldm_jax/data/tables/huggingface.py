@@ -14,9 +14,8 @@ from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
-from ldm_jax.errors import raise_if_silent
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import local_only
+from ldm_jax.store import local_only, raise_if_silent
 
 # Major version of `datasets` that is needed.
 _LEAST = 4

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ldm_jax.data.tar.byte_ranges import file_system, reach, side_by_side
-from ldm_jax.errors import raise_if_silent
-from ldm_jax.store import is_remote
+from ldm_jax.store import is_remote, raise_if_silent
 
 SUFFIX, INDEX = ".tar", ".index"
 

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.batches import Batch
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.as_they_are.host_rows import put_rows
 from ldm_jax.images import Pixels, read_image
 from ldm_jax.sampling.sample_pixels import SetValues
+from ldm_jax.store import raise_if_silent
 
 # Threads that decode images.
 _THREADS = 4
