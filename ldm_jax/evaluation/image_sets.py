@@ -24,7 +24,7 @@ from ldm_jax.evaluation.as_they_are.shards import explaining_shards
 from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
+from ldm_jax.sampling.sample_pixels import SetValues, is_run, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
 # What images that are measured as they are have of preprocessing.
@@ -149,7 +149,7 @@ def _open_copy(
                 "and --image_size"
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
-    if os.path.isfile(os.path.join(path, "settings.json")):
+    if is_run(path):
         # Beside the samples lie a grid and what they were drawn from.
         raise ConfigError(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "

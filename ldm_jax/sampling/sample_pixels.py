@@ -54,6 +54,19 @@ def settings_of(pixels: Pixels) -> dict[str, Any]:
     return {PIXELS: pixels.record() or {"channels": "rgb"}}
 
 
+def is_run(place: str | os.PathLike) -> bool:
+    """Says whether a folder is one of ldm-sample, with samples in one of their own.
+
+    Args:
+      place: Folder.
+
+    Returns:
+      Whether it is; other programs have files named settings.json, too.
+    """
+    folder = as_path(place)
+    return (folder / SETTINGS).is_file() and (folder / _SAMPLES).is_dir()
+
+
 def pixels_beside(place: str | os.PathLike) -> Beside:
     """Finds out what samples are, by the settings that lie beside them.
 

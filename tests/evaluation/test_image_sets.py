@@ -171,8 +171,11 @@ def test_what_is_no_set_of_images(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="--reference: no images in .*empty"):
         open_images(tmp_path / "empty", mesh, 4, flag="--reference")
-    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "samples").mkdir(parents=True)
     (tmp_path / "drawn" / "settings.json").write_text("{}")
+    # As an editor leaves it.
+    (folder / "settings.json").write_text("{}")
+    open_images(folder, mesh, 4)
     with pytest.raises(ConfigError, match="ldm-sample: give its samples, .*/samples"):
         open_images(tmp_path / "drawn", mesh, 4)
     with pytest.raises(ConfigError, match="has 1 image: .* two or more"):
