@@ -6,11 +6,8 @@ from absl import logging
 
 from ldm_jax.data.division import split_of
 from ldm_jax.data.sidecars import drop_sidecars
+from ldm_jax.reading import is_kept
 from ldm_jax.store import raise_if_silent
-
-# Folders in which nobody keeps images: shadows of all files in unpacked archives of
-# macOS, and what file systems have for themselves, which mostly nobody may list.
-_OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
 
 def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -94,15 +91,18 @@ def _entries(folder, unread):
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _hidden(entry.name):
+                if not is_kept(entry.name):
                     continue
                 try:
                     is_folder = entry.is_dir()
                 # A link, to what may not be looked at or does not answer: a folder,
-                # as far as anybody knows.
+                # as far as its name says.
                 except OSError as error:
-                    note(entry.path, error)
-                    continue
+                    raise_if_silent(entry.path, error)
+                    if not _has_suffix(entry):
+                        note(entry.path, error)
+                        continue
+                    is_folder = False
                 if not is_folder and _leads_nowhere(entry):
                     reason = "cannot be listed: it is a link to what is not there"
                     unread.append((entry.path, reason))
@@ -114,13 +114,11 @@ def _entries(folder, unread):
 
 def _leads_nowhere(entry):
     """Whether an entry is a link to what may have been a folder, by its name."""
-    if not entry.is_symlink() or os.path.splitext(entry.name)[1]:
-        return False
-    return not entry.is_file()
+    return entry.is_symlink() and not _has_suffix(entry) and not entry.is_file()
 
 
-def _hidden(name):
-    return name.startswith(".") or name in _OTHERS
+def _has_suffix(entry):
+    return bool(os.path.splitext(entry.name)[1])
 
 
 def _is_image(name, suffixes):
