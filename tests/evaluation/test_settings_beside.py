@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.errors import ConfigError, Unreachable
+from ldm_jax.errors import ConfigError, DataError, Unreachable
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.resuming import Saved
@@ -158,6 +158,29 @@ def test_every_image_of_a_set_is_looked_at(tmp_path, size, caplog):
         with pytest.raises(ConfigError, match="nothing says which values of .*10.tif"):
             options = {"image_size": size, "skip_unreadable": skip}
             collect(open_images(tmp_path, mesh_of(1), 4, **options))
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_folders_that_cannot_be_listed_are_no_silent_loss(
+    tmp_path, size, monkeypatch, caplog
+):
+    for number, image in enumerate(drawn(Pixels(), 6)):
+        write_png(tmp_path / f"{number % 2}" / f"{number}.png", image)
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    message = "/1: cannot be listed: Permission denied .* with --skip_unreadable"
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path, mesh_of(1), 4, image_size=size)
+    options = {"image_size": size, "skip_unreadable": True}
+    found = open_images(tmp_path, mesh_of(1), 4, **options)
+    assert found.count == 3
+    assert any("/1: cannot be listed" in r.getMessage() for r in caplog.records)
 
 
 @pytest.mark.parametrize("size", [None, 16])
