@@ -30,6 +30,10 @@ MAX_TEXT = 2**24
 # as `images.require_memory`.
 Limit = int | Callable[[int, str], None]
 
+# Shadows of all files in unpacked archives of macOS, and what file systems have for
+# themselves, which mostly nobody may list.
+_OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+
 # Numbers, truth values and text; no objects, which would be unpickled, no records.
 _KINDS = "biufSU"
 
@@ -103,6 +107,18 @@ def is_folder(path: str | os.PathLike) -> bool:
     """
     state = state_of(path)
     return state is not None and stat.S_ISDIR(state.st_mode)
+
+
+def is_kept(name: str) -> bool:
+    """Says whether a file or folder may be one that a user keeps data in.
+
+    Args:
+      name: Its name.
+
+    Returns:
+      Whether it is neither hidden nor what a system has for itself.
+    """
+    return not name.startswith(".") and name not in _OTHERS
 
 
 def names_in(folder: str | os.PathLike) -> list[str]:

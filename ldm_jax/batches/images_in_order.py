@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ldm_jax import sharding
+from ldm_jax import reading, sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
@@ -50,8 +50,8 @@ def source_of(name: str) -> str:
         # Others than these are copied to the disk before.
         return "parquet" if name.endswith(".parquet") else "tar"
     folder = os.path.expanduser(name)
-    is_folder = os.path.isdir(folder)
-    files = os.listdir(folder) if is_folder else [name]
+    is_folder = reading.is_folder(folder)
+    files = reading.names_in(folder) if is_folder else [name]
     for suffix, kind in ((".tar", "tar"), (".parquet", "parquet")):
         if any(file.endswith(suffix) for file in files):
             return kind

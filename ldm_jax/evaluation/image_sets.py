@@ -24,6 +24,7 @@ from ldm_jax.evaluation.as_they_are.shards import explaining_shards
 from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
+from ldm_jax.reading import is_folder, state_of
 from ldm_jax.sampling.sample_pixels import SetValues, is_run, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
@@ -125,7 +126,7 @@ def open_images(
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, pixels_beside(place), *options)
-    if os.path.isdir(path):
+    if is_folder(path):
         images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
         # Not that of the copy.
@@ -136,11 +137,11 @@ def open_images(
 def _open_copy(
     place, path, beside, mesh, batch_size, image_size, count, skip_unreadable, flag
 ):
-    if not os.path.exists(path):
+    if state_of(path) is None:
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
-    if not os.path.isdir(path):
+    if not is_folder(path):
         if not (beside.pixels or RGB).is_rgb:
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "

@@ -148,7 +148,11 @@ def _beside(path, state):
         for place in (0, state.st_size // 2, state.st_size - 1):
             yield path, place
     folder = os.path.dirname(path)
-    for near in (folder, *_entries(os.path.dirname(folder), state, folders=True)):
+    above = [os.path.dirname(folder)]
+    if stat.S_ISDIR(state.st_mode):
+        above.insert(0, folder)
+    folders = [near for one in above for near in _entries(one, state, folders=True)]
+    for near in (folder, *(near for near in folders if near not in (path, folder))):
         # One of each is enough of the folders beside that of the file.
         most = _MOST_FILES // 2 if near == folder else 1
         names = (name for name in _entries(near, state, folders=False) if name != path)

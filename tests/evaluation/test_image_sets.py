@@ -1,6 +1,8 @@
 """Sets of images: folders and npz files, as they are or cut, on any devices."""
 
+import errno
 import io
+import os
 import struct
 
 import jax
@@ -292,3 +294,18 @@ def test_floats_without_settings_are_refused(tmp_path, size):
                 skip_unreadable=skip,
                 flag="--reference",
             )
+
+
+def test_a_folder_that_cannot_be_listed_is_no_smaller_set(folder, monkeypatch, caplog):
+    scan = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("/1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="/1 cannot be listed: Permission denied: mend"):
+        open_images(folder, mesh_of(1), 2)
+    assert open_images(folder, mesh_of(1), 2, skip_unreadable=True).count == 4
+    assert "/1 cannot be listed" in caplog.text
