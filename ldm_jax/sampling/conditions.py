@@ -153,6 +153,7 @@ def _extent_of_file(name, path):
         with open_file(path, require_memory) as file:
             return find_size(*parts_of(file))
     except (DecodeError, OSError) as error:
+        raise_if_silent(path, error)
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 
 

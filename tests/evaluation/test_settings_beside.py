@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.checkpoint.best import Best, read_best, write_best
 from ldm_jax.errors import ConfigError, DataError, Unreachable
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.image_sets import open_images
@@ -19,6 +20,7 @@ from ldm_jax.images import Pixels, encode_image, suffix_of, write_png
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.sample_pixels import pixels_beside, settings_of
 from ldm_jax.sampling.settings import claim
+from ldm_jax.weights.files import read_weights, write_weights
 from tests.evaluation.test_image_sets import collect, drawn, mesh_of, write_samples
 
 GREY = Pixels("grey", value_range=(0, 200))
@@ -50,6 +52,9 @@ def test_silence_is_neither_damage_nor_absence(tmp_path, monkeypatch):
     samples = write_samples(tmp_path, GREY, drawn(GREY))
     state = tmp_path / "state.npz"
     np.savez(state, record=np.array("{}"))
+    weights = tmp_path / "x.safetensors"
+    write_weights(weights, {"a": np.zeros(3, np.float32)})
+    write_best(tmp_path, Best(5, "precision", 0.2, "higher"))
 
     def stale(path, *args, **kwargs):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
@@ -60,6 +65,8 @@ def test_silence_is_neither_damage_nor_absence(tmp_path, monkeypatch):
         (builtins, "open", lambda: contents_of(3, lambda _: str(state)), "state.npz"),
         (np, "load", lambda: Saved(state, {}, 1).load(), "state.npz"),
         (np, "load", lambda: ReferenceStatistics.load(state), "state.npz"),
+        (builtins, "open", lambda: read_weights(weights), "x.safetensors"),
+        (io, "open", lambda: read_best(tmp_path), "best.json"),
     ]
     for module, name, ask, where in asked:
         with monkeypatch.context() as patch:
