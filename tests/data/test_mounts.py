@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ldm_jax.cli.failures import explain
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
+from ldm_jax.data.prepared import TFRecords
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.errors import (
     ConfigError,
@@ -249,6 +251,20 @@ def test_bad_sectors_in_a_file_of_many(kind, tmp_path, monkeypatch):
         next(loader)
     assert loader.skipped
     assert all(where.startswith(path) for where in loader.skipped)
+
+
+def test_bad_sectors_of_a_file_of_records(tmp_path, monkeypatch):
+    for name in "ab":
+        record = struct.pack("<Q", 3) + b"sum." + b"abc" + b"sum."
+        (tmp_path / name).write_bytes(record)
+    records = TFRecords([(tmp_path / name, 0, -1) for name in "ab"])
+    break_reads(monkeypatch, tmp_path / "a", 1)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        records[0]
+    assert not isinstance(raised.value, Unreachable) and records[1] == b"abc"
+    silence(monkeypatch, "pread", tmp_path)
+    with pytest.raises(Unreachable):
+        records[1]
 
 
 def test_bad_sectors_are_named_where_a_shard_is_indexed(tmp_path, monkeypatch):

@@ -298,3 +298,25 @@ def test_arrays_that_are_no_images_are_not_read_whole(tmp_path, shape):
     found = {s: m["height"] for s, m in zip(suffixes, members, strict=True)}
     assert found["npy"] == 0 and found["jpg"] > 0
     assert max(sizes) <= 2**16 and sum(sizes) < 10**5
+
+
+def test_what_is_about_a_shard_is_no_example_and_all_else_is(tmp_path):
+    image = members(0)["jpg"]
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in ("__0001.jpg", "__meta__", "__index__.json", "a/.b.jpg", "c__.jpg"):
+            add(archive, name, image)
+    source = TarSource(str(tmp_path), "all")
+    assert [source.describe(k).rpartition(" ")[2] for k in range(len(source))] == [
+        "__0001",
+        "c__",
+    ]
+    assert not source.skipped
+
+
+def test_shards_of_another_suffix_are_named(tmp_path, caplog):
+    write_shards(tmp_path, shards=2, each=2)
+    TarSource(str(tmp_path), "all")
+    assert "are not read" not in caplog.text
+    (tmp_path / "00002.tar.gz").write_bytes(b"")
+    assert len(TarSource(str(tmp_path), "all")) == 4
+    assert "1 files do not end in .tar and are not read, as 00002.tar.gz" in caplog.text

@@ -9,6 +9,11 @@ from ldm_jax.data.sidecars import drop_sidecars
 from ldm_jax.reading import is_kept
 from ldm_jax.store import raise_if_silent
 
+# Images of formats that are not looked for.
+_OTHER_IMAGES = tuple(
+    ".avif .heic .heif .jxl .jp2 .j2k .ppm .pgm .pnm .tga .exr .hdr .dng .psd".split()
+)
+
 
 def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     """Finds the sub-folders that are splits.
@@ -32,7 +37,8 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     training = [f for f in folders if split_of(f) == "train"]
     held_out = [f for f in folders if split_of(f) in ("validation", "test")]
     if training and held_out:
-        unused = sorted({*folders} - {*training, *held_out})
+        loose = [file for file in files if _is_image(file, suffixes)]
+        unused = sorted({*folders} - {*training, *held_out}) + sorted(loose)
         if unused:
             logging.warning(
                 "%s has folders of splits; %d others are not read, as %s",
@@ -64,7 +70,7 @@ def list_images(
     Raises:
       Unreachable: If the disk, or one that a link leads to, does not answer.
     """
-    found, unread, seen, waiting = [], [], set(), [folder]
+    found, unread, seen, waiting, others = [], [], set(), [folder], []
     while waiting:
         path = waiting.pop()
         real = os.path.realpath(path)
@@ -77,6 +83,13 @@ def list_images(
         waiting += [os.path.join(path, name) for name in sorted(folders, reverse=True)]
         names = drop_sidecars(name for name in files if _is_image(name, suffixes))
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
+        others += [os.path.join(path, n) for n in files if _is_image(n, _OTHER_IMAGES)]
+    if others:
+        logging.warning(
+            "%s: %d images of formats that folders are not read for are passed over, "
+            "as %s: convert them, to PNG or WebP",
+            *(folder, len(others), min(others)),
+        )
     return sorted(found), unread
 
 

@@ -37,6 +37,9 @@ _MOST_SUFFIXES = 2**16 - 1
 # The column that `.cls` makes; a field of JSON cannot be called so.
 LABELS = ".cls"
 
+# What says something of a shard and is no example.
+_ABOUT = re.compile(r"__[^.]*__(\..*)?", re.DOTALL)
+
 # The directory, the name up to its first dot, and the suffix.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
@@ -84,8 +87,10 @@ class _Shard:
         """Takes a member."""
         name = member.name.removeprefix("./")
         parts = name.split("/")
-        # As in folders; archives of macOS carry a shadow of every file.
-        hidden = parts[-1].startswith((".", "__")) or "__MACOSX" in parts
+        # As in folders; archives of macOS carry a shadow of every file, and WebDataset
+        # has members about a shard, as __meta__.
+        hidden = parts[-1].startswith(".") or "__MACOSX" in parts
+        hidden = hidden or _ABOUT.fullmatch(parts[-1])
         if member.kind == FOLDER or hidden:
             return
         if member.kind not in REGULAR:

@@ -8,6 +8,8 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 from ldm_jax.data.tar.byte_ranges import file_system, reach, side_by_side
 from ldm_jax.data.tar.patterns import find_files
 from ldm_jax.reading import is_folder, is_kept, names_in, state_of
@@ -119,11 +121,15 @@ def _listed(path, suffix):
     if is_remote(path):
         return _listed_remote(path, suffix)
     if is_folder(path):
-        found = [
-            os.path.join(path, n)
-            for n in names_in(path)
-            if is_kept(n) and n.endswith(suffix)
-        ]
+        there = list(filter(is_kept, names_in(path)))
+        found = [os.path.join(path, name) for name in there if name.endswith(suffix)]
+        # Compressed ones, say, or what an upload has left half.
+        others = [n for n in there if f"{suffix}." in n and not n.endswith(INDEX)]
+        if found and others:
+            logging.warning(
+                "%s: %d files do not end in %s and are not read, as %s",
+                *(path, len(others), suffix, others[0]),
+            )
         return found or _nothing(path, suffix)
     # What is called so is meant, whatever characters are in its name.
     if state_of(path) or not glob.has_magic(path):
