@@ -14,9 +14,10 @@ from ldm_jax.errors import (
     ConfigError,
     DiskError,
     OutOfMemory,
+    Unreachable,
     UserError,
 )
-from ldm_jax.store import explain_fault, is_fault
+from ldm_jax.store import SILENT, explain_fault, is_fault, raise_if_silent
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent.parent
 _LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
@@ -117,6 +118,11 @@ def _os_error(error):
         return _by_text(error, "")
     if isinstance(error, BrokenPipeError) and not names:
         return "what reads the output has gone (broken pipe)", UserError.exit_code
+    if error.errno in SILENT:
+        try:
+            raise_if_silent(names[0] if names else "what was read", error)
+        except Unreachable as silent:
+            return silent, silent.exit_code
     reason = error.strerror or str(error)
     what = f"{' to '.join(names)}: {reason}" if names else reason
     if error.errno in _DISK:

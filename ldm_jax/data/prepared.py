@@ -19,9 +19,8 @@ from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import make_table, with_sizes
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
-from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import find_size, require_memory
-from ldm_jax.store import local_only
+from ldm_jax.store import local_only, raise_if_silent
 
 
 class TfdsSource:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.annotations import Int
 from ldm_jax.config import Section
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
@@ -36,7 +36,7 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 
 class Comparison(NamedTuple):

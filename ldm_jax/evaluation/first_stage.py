@@ -19,7 +19,7 @@ from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
 from ldm_jax.images import (
     RGB,
@@ -36,7 +36,7 @@ from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.reading import read_file
-from ldm_jax.store import Place, as_path
+from ldm_jax.store import Place, as_path, raise_if_silent
 from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 

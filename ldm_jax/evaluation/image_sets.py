@@ -13,9 +13,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
-from ldm_jax.batches import Batch, Images
+from ldm_jax.batches import Batch, Images, advising_flags
 from ldm_jax.config import Section
-from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
@@ -24,7 +24,8 @@ from ldm_jax.evaluation.as_they_are.shards import explaining_shards
 from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
+from ldm_jax.reading import is_folder, state_of
+from ldm_jax.sampling.sample_pixels import SetValues, is_run, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
 # What images that are measured as they are have of preprocessing.
@@ -125,7 +126,7 @@ def open_images(
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, pixels_beside(place), *options)
-    if os.path.isdir(path):
+    if is_folder(path):
         images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
         # Not that of the copy.
@@ -136,11 +137,11 @@ def open_images(
 def _open_copy(
     place, path, beside, mesh, batch_size, image_size, count, skip_unreadable, flag
 ):
-    if not os.path.exists(path):
+    if state_of(path) is None:
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
-    if not os.path.isdir(path):
+    if not is_folder(path):
         if not (beside.pixels or RGB).is_rgb:
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "
@@ -149,19 +150,21 @@ def _open_copy(
                 "and --image_size"
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
-    if os.path.isfile(os.path.join(path, "settings.json")):
+    if is_run(path):
         # Beside the samples lie a grid and what they were drawn from.
         raise ConfigError(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "
             f"{os.path.join(place, 'samples')}"
         )
     values, pixels = SetValues(beside, flag), beside.pixels or RGB
+    section = {"on_error": "skip" if skip_unreadable else "raise"}
     if image_size is None:
-        with explaining_shards(path, pixels, flag, image_size):
-            source = FolderSource(path, "all", label_key="")
+        section |= {"source": "folder", "name": path, "label_key": ""}
+        # What cannot be listed is said, too.
+        with explaining_shards(path, pixels, flag, image_size), advising_flags():
+            source = open_source(section, "all")
         options = mesh, batch_size, count, skip_unreadable
         return _open_folder(path, source, values, pixels, *options)
-    section = {"on_error": "skip" if skip_unreadable else "raise"}
     with explaining_shards(path, pixels, flag, image_size):
         images = Images(
             section | as_written(pixels).record(),

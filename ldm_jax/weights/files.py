@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
 from ldm_jax.reading import parse_json, read_file
-from ldm_jax.store import as_path, local_copy, read_part
+from ldm_jax.store import as_path, local_copy, raise_if_silent, read_part
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
@@ -80,6 +80,7 @@ def _read_file(path):
     try:
         kind = _kind_of(path)
     except OSError as error:
+        raise_if_silent(path, error)
         raise ConversionError(
             f"cannot read {path}: {error.strerror or error}"
         ) from error
@@ -168,6 +169,7 @@ def _read_safetensors(path):
         header.pop("__metadata__", None)
         return {key: _view(path, 8 + length, entry) for key, entry in header.items()}
     except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise_if_silent(path, error)
         raise ConversionError(
             f"cannot read {path}: truncated or not a safetensors file ({error})"
         ) from error
@@ -374,6 +376,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return parse_json(read_file(path, _MAX_JSON))
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         raise ConversionError(f"cannot read {path}: {error}") from error
 
 

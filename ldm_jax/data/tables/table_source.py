@@ -19,8 +19,9 @@ from ldm_jax.data.tables.fields import (
     names_of_classes,
 )
 from ldm_jax.data.tables.kinds import SCALARS, TEXT, kind_of
-from ldm_jax.errors import DataError, DecodeError, raise_if_silent
+from ldm_jax.errors import DataError, DecodeError
 from ldm_jax.images import find_size
+from ldm_jax.store import raise_if_silent
 
 # Columns that hold the sizes of images, in any case of letters.
 _SIDES = ("height", "width")

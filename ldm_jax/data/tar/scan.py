@@ -112,7 +112,7 @@ class _Shard:
         if suffix == "json":
             self._add_fields(example, name, member)
         elif suffix == "cls":
-            self._add_label(example, member)
+            self._add_label(example, name, member)
 
     def _size(self, member):
         try:
@@ -150,8 +150,12 @@ class _Shard:
                     f"columns, as {self._table.left_out[:100]!r}"
                 )
 
-    def _add_label(self, example, member):
-        text = self._read(member.offset, min(member.size, _MOST_LABEL))
+    def _add_label(self, example, name, member):
+        try:
+            text = self._read(member.offset, min(member.size, _MOST_LABEL))
+        except Damaged as error:
+            self.problems.append([name, f"its class is missing: {error}"])
+            return
         label = text.decode("utf-8", "replace").strip()
         self._labels.put(example, LABELS, label)
 
