@@ -59,15 +59,8 @@ def source_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def advising_flags() -> Iterator[None]:
-    """Names, in what is raised in the block, the flag in place of the config's key.
-
-    Yields:
-      Nothing.
-
-    Raises:
-      DataError: If an image, or a folder, cannot be read.
-    """
+def _advising_flags():
+    """Names, in what is raised in the block, the flag in place of the config's key."""
     try:
         yield
     except DataError as error:
@@ -165,7 +158,7 @@ class Images:
             )
         self._section, self._mesh, self.look = section, mesh, None
         self.pixels = pixels_of(section)
-        with advising_flags():
+        with _advising_flags():
             source = open_source(section, split)
         require_images(source, "name images (--data or --reference)")
         fingerprint = getattr(source, "fingerprint", None)
@@ -243,7 +236,7 @@ class Images:
             rows=sharding.own_rows(self._mesh, self.batch_size),
         )
         try:
-            with advising_flags():
+            with _advising_flags():
                 for batch in image_batches(loader, self._mesh):
                     _raise_refused(source)
                     yield batch

@@ -13,9 +13,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ldm_jax import sharding
-from ldm_jax.batches import Batch, Images, advising_flags
+from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
-from ldm_jax.data.open_source import open_source
+from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
@@ -157,14 +157,12 @@ def _open_copy(
             f"{os.path.join(place, 'samples')}"
         )
     values, pixels = SetValues(beside, flag), beside.pixels or RGB
-    section = {"on_error": "skip" if skip_unreadable else "raise"}
     if image_size is None:
-        section |= {"source": "folder", "name": path, "label_key": ""}
-        # What cannot be listed is said, too.
-        with explaining_shards(path, pixels, flag, image_size), advising_flags():
-            source = open_source(section, "all")
+        with explaining_shards(path, pixels, flag, image_size):
+            source = FolderSource(path, "all", label_key="")
         options = mesh, batch_size, count, skip_unreadable
         return _open_folder(path, source, values, pixels, *options)
+    section = {"on_error": "skip" if skip_unreadable else "raise"}
     with explaining_shards(path, pixels, flag, image_size):
         images = Images(
             section | as_written(pixels).record(),

@@ -53,8 +53,9 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
     Raises:
       Unreachable: If it comes of that.
     """
-    if isinstance(error, Unreachable):
-        raise error
+    for each in _chain(error):
+        if isinstance(each, Unreachable):
+            raise each
     cause, number = _silence_in(error)
     if number is None:
         return

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
-from ldm_jax.reading import parse_json, read_file
+from ldm_jax.reading import answering, parse_json, read_file
 from ldm_jax.store import as_path, local_copy, raise_if_silent, read_part
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
@@ -61,13 +61,16 @@ def read_weights(path: str | os.PathLike) -> Weights:
       Weights.
 
     Raises:
-      ConversionError: If it is missing, damaged, hostile or of another kind.
+      ConversionError: If it is missing, damaged, hostile or of another kind; where it
+        cannot be read, by an OSError.
+      Unreachable: If what it lies on does not answer.
     """
     path = as_path(path)
-    if not path.is_file():
-        raise ConversionError(f"there is no file {path}")
-    is_index = path.suffix == ".json"
-    weights = _read_index(path) if is_index else _read_file(local_copy(path))
+    with answering(path):
+        if not path.is_file():
+            raise ConversionError(f"there is no file {path}")
+        is_index = path.suffix == ".json"
+        weights = _read_index(path) if is_index else _read_file(local_copy(path))
     if len(weights.tensors) > _MAX_TENSORS:
         raise ConversionError(
             f"{path} holds {len(weights.tensors):,} tensors, more than "
@@ -80,7 +83,6 @@ def _read_file(path):
     try:
         kind = _kind_of(path)
     except OSError as error:
-        raise_if_silent(path, error)
         raise ConversionError(
             f"cannot read {path}: {error.strerror or error}"
         ) from error
@@ -108,7 +110,8 @@ def is_weights(path: str | os.PathLike) -> bool:
       Whether `read_weights` can say something of it.
     """
     path = as_path(path)
-    return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
+    with answering(path):
+        return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
 
 
 def _kind_of(path):

@@ -12,7 +12,14 @@ from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import DataError, DiskError, Unreachable
+from ldm_jax.errors import (
+    ConfigError,
+    ConversionError,
+    DataError,
+    DiskError,
+    ProcessLost,
+    Unreachable,
+)
 from ldm_jax.store import raise_if_silent
 from tests.data.common import write_images
 from tests.data.every_source import write
@@ -375,7 +382,22 @@ def test_patterns_do_not_pass_over_folders_that_cannot_be_listed(tmp_path, monke
             find_shards(f"{tmp_path}/{pattern}")
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 def test_silence_that_nothing_caught_has_its_status():
-    error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/mnt/a")
-    failure = explain(error)
-    assert failure.exit_code == 11 and failure.line.startswith("/mnt/a: ")
+    def fault(number):
+        return OSError(number, os.strerror(number), "/mnt/a")
+
+    for error in (
+        fault(errno.ENOTCONN),
+        caused(ConfigError("cannot read a"), fault(errno.EIO)),
+        caused(ConversionError("cannot read a"), Unreachable("/mnt/a: it is gone")),
+    ):
+        failure = explain(error)
+        assert failure.exit_code == 11 and failure.line.startswith("/mnt/a: ")
+    for error in (DiskError("cannot write a"), ProcessLost("another has gone")):
+        code = error.exit_code
+        assert explain(caused(error, fault(errno.EIO))).exit_code == code

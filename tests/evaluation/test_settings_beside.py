@@ -181,13 +181,13 @@ def test_folders_that_cannot_be_listed_are_no_silent_loss(
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    message = "/1: cannot be listed: Permission denied .* with --skip_unreadable"
+    message = "/1:? cannot be listed: Permission denied.* with --skip_unreadable"
     with pytest.raises(DataError, match=message):
         open_images(tmp_path, mesh_of(1), 4, image_size=size)
     options = {"image_size": size, "skip_unreadable": True}
     found = open_images(tmp_path, mesh_of(1), 4, **options)
     assert found.count == 3
-    assert any("/1: cannot be listed" in r.getMessage() for r in caplog.records)
+    assert "cannot be listed: Permission denied" in caplog.text
 
 
 @pytest.mark.parametrize("size", [None, 16])
