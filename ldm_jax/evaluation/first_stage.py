@@ -132,7 +132,7 @@ def evaluate(
         images; None for none.
 
     Returns:
-      (results, pictures): name -> Result, with the standard error of the mean of what
+      (results, grids): name -> Result, with the standard error of the mean of what
       is measured image by image; and "reconstructions" -> the first images of this
       process, "best" and "worst" -> those of all processes by `perceptual`, a distance,
       or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
@@ -175,8 +175,8 @@ def evaluate(
     if reconstructed.distances:
         reconstructed.compare_with(originals.as_reference())
         found |= reconstructed.results()
-    pictures = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
-    return found, pictures
+    grids = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
+    return found, grids
 
 
 class _Mean:

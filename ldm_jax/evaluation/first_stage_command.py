@@ -109,9 +109,9 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     perceptual = make_lpips(paths) if paths else None
     measurement = Measurement(how.distances, mesh, how.weights)
     if first.pixels.describe():
-        print(f"distances, LPIPS and pictures are of {first.pixels.describe()}")
+        print(f"distances, LPIPS and image grids are of {first.pixels.describe()}")
     batches = images.batches()
-    results, pictures = evaluate(first, batches, mesh, perceptual, measurement)
+    results, grids = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():
         return
     record = first.record | images.record | {"images": images.fingerprint}
@@ -140,7 +140,7 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         write_bytes(outdir / "metrics.md", text.encode())
         print(text, end="")
     print(f"numbers: {outdir / 'metrics.json'}")
-    for name, grid in pictures.items():
+    for name, grid in grids.items():
         if grid is not None:
             write_png(outdir / f"{name}.png", grid)
             print(f"images: {outdir / name}.png")

@@ -8,7 +8,6 @@ goes on by the same command, whatever number of processes the last one had. In t
 all has the same bits: weights, averages, optimiser states, metrics and previews.
 """
 
-import argparse
 import collections
 import contextlib
 import pathlib
@@ -21,7 +20,7 @@ import time
 
 from ldm_jax.data.shapes import prepare
 from ldm_jax.errors import ProcessLost
-from tests.faults.jobs import FIRST, ROOT, SECOND, Job, differences
+from tests.faults.jobs import FIRST, ROOT, SECOND, Job, command_line, differences
 from tests.flags import xla_flags
 from tests.processes import free_port
 
@@ -141,20 +140,5 @@ def run(outdir, kills, seed):
     return counts, found
 
 
-def main():
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--outdir", required=True)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    start = time.monotonic()
-    counts, found = run(**vars(parser.parse_args()))
-    for (count, number, statuses), times in sorted(counts.items()):
-        print(f"{count} processes  {number:<8} {statuses:<12} {times}")
-    print(f"{sum(counts.values())} hits in {time.monotonic() - start:.0f} s")
-    print("\n".join(found) if found else "all ended in the same bits")
-    return 1 if found else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, run, "{} processes  {:<8} {:<12} {}"))
