@@ -33,7 +33,7 @@ from ldm_jax.store.paths import (
     send,
     size_of,
 )
-from ldm_jax.store.silence import SILENT, is_of_one_file, raise_if_silent
+from ldm_jax.store.silence import SILENT, is_of_one_file, is_silent, raise_if_silent
 
 __all__ = [
     "SILENT",
@@ -50,6 +50,7 @@ __all__ = [
     "is_fault",
     "is_of_one_file",
     "is_remote",
+    "is_silent",
     "listing",
     "local_copy",
     "local_only",

@@ -72,6 +72,18 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
     ) from error
 
 
+def is_silent(error: BaseException) -> bool:
+    """Says whether an error may be of what does not answer, without looking further.
+
+    Args:
+      error: What was raised.
+
+    Returns:
+      Whether it may.
+    """
+    return _silence_in(error)[1] is not None
+
+
 def is_of_one_file(error: BaseException) -> bool:
     """Says whether an error was found to be a file's own, whose disk answers.
 

@@ -140,7 +140,7 @@ def test_a_run_ends_where_its_disk_does_not_answer(
 def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
     """Also to readers in C++: where no memory is, reading it is an EIO.
 
-    Readers of tar and Parquet open the file anew, as after a mount came back.
+    Where readers are ours the file is opened anew, as after a mount came back.
     """
     section = write(kind, tmp_path, array_record_dir)
     source = open_source(section, section["split"])
@@ -155,7 +155,7 @@ def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
     try:
         for number in opened:
             os.dup2(memory, number)
-        if kind in ("tar", "parquet"):
+        if kind != "tfds":
             assert not load(source).skipped
         else:
             with pytest.raises(Unreachable, match="Input/output error"):
@@ -251,6 +251,33 @@ def test_bad_sectors_in_a_file_of_many(kind, tmp_path, monkeypatch):
         next(loader)
     assert loader.skipped
     assert all(where.startswith(path) for where in loader.skipped)
+
+
+def test_bad_sectors_of_latents(tmp_path, monkeypatch):
+    """Its reader is C++: the file is one that cannot be read, opened anew or not."""
+    section = write("latents", tmp_path, None)
+    source = open_source(section, section["split"])
+    path = source._folder / source.header.shards[0]["file"]
+
+    class Broken:
+        def read(self, places):
+            raise RuntimeError("INTERNAL: pread() failed: Input/output error")
+
+    own, opened = source._open_shard, []
+
+    def open_shard(shard):
+        opened.append(shard)
+        return own(shard) if shard else Broken()
+
+    monkeypatch.setattr(source, "_open_shard", open_shard)
+    # The file itself can be read: it was its disk.
+    with pytest.raises(Unreachable):
+        source[0]
+    break_reads(monkeypatch, path)
+    with pytest.raises(RuntimeError):
+        source[0]
+    # Each time anew, beside the first.
+    assert opened == [0] * 3 and source[len(source) - 1]
 
 
 def test_bad_sectors_of_a_file_of_records(tmp_path, monkeypatch):
