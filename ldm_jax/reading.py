@@ -121,11 +121,12 @@ def is_kept(name: str) -> bool:
     return not name.startswith(".") and name not in _OTHERS
 
 
-def names_in(folder: str | os.PathLike) -> list[str]:
+def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
     """Lists a folder, as `glob` does, which takes one that is silent for empty.
 
     Args:
       folder: Its path, on a disk.
+      folders: Whether only the folders in it are wanted, and links to such.
 
     Returns:
       Names of files and folders in it, sorted.
@@ -135,8 +136,8 @@ def names_in(folder: str | os.PathLike) -> list[str]:
       Unreachable: If the disk does not answer.
     """
     try:
-        with answering(folder):
-            return sorted(os.listdir(folder))
+        with answering(folder), os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if not folders or e.is_dir())
     except Unreachable:
         raise
     except OSError as error:

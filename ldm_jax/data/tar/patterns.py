@@ -78,6 +78,6 @@ def _all_below(folder):
             continue
         seen.add(real)
         found.append(path)
-        inside = [os.path.join(path, n) for n in names_in(path) if is_kept(n)]
-        waiting += filter(is_folder, inside)
+        inside = filter(is_kept, names_in(path, folders=True))
+        waiting += [os.path.join(path, name) for name in inside]
     return found
