@@ -26,14 +26,17 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
       Their names; [""] where the folder is not split.
 
     Raises:
-      ValueError: If it cannot be listed.
+      ValueError: If it, or a link to one of its splits, cannot be listed.
       Unreachable: If its disk does not answer.
     """
     unread = []
     folders, files = _entries(root, unread)
     for path, reason in unread:
-        if path == root:
-            raise ValueError(f"{path} {reason}: see that it may be read")
+        # Without one of its splits the folder would be divided in another way.
+        if path == root or split_of(os.path.basename(path)):
+            raise ValueError(
+                f"{path} {reason}: see that it may be read, or take it away"
+            )
     training = [f for f in folders if split_of(f) == "train"]
     held_out = [f for f in folders if split_of(f) in ("validation", "test")]
     if training and held_out:
