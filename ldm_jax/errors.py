@@ -6,8 +6,6 @@ change, in one line. `exit_code` is the status with which a command ends;
 docs/reliability.md has the table.
 """
 
-import errno
-import os
 import signal
 from typing import ClassVar
 
@@ -41,63 +39,6 @@ class Unreachable(UserError, ConnectionError):
     """
 
     exit_code = 11
-
-
-# What the system says where a disk does not answer, or a mount of NFS or FUSE.
-_SILENT = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH"),
-        *("ECONNABORTED", "ESHUTDOWN", "EREMOTEIO", "ENODEV", "ENXIO"),
-    )
-    # Not all systems know all of them.
-    if hasattr(errno, name)
-)
-
-# Libraries in C++ give the words alone.
-_WORDS = tuple(map(os.strerror, sorted(_SILENT)))
-
-# Errors that one error may come of.
-_MOST_CAUSES = 16
-
-
-def raise_if_silent(what: object, error: BaseException) -> None:
-    """Raises an error of its own where a store, a disk or a mount does not answer.
-
-    Nothing is said then of the files on it, which are not damaged.
-
-    Args:
-      what: What was read, for the message.
-      error: What was raised; libraries in C++ say it in words.
-
-    Raises:
-      Unreachable: If it comes of that.
-    """
-    if isinstance(error, Unreachable):
-        raise error
-    words = None if isinstance(error, DiskError) else _silence_in(error)
-    if words is not None:
-        raise Unreachable(
-            f"{what}: {words}: what it lies on does not answer; once it does, the same "
-            "command goes on"
-        ) from error
-
-
-def _silence_in(error):
-    """What the system says of a disk that does not answer, or None."""
-    for _ in range(_MOST_CAUSES):
-        if isinstance(error, OSError) and error.errno is not None:
-            if error.errno in _SILENT:
-                return os.strerror(error.errno)
-        else:
-            text = str(error)
-            found = next((words for words in _WORDS if words in text), None)
-            if found:
-                return found
-        error = error.__cause__
-        if error is None:
-            break
-    return None
 
 
 class DecodeError(UserError, ValueError):

@@ -223,14 +223,14 @@ class Peers:
         who = f"process {failure['process']} of {self._count}{host} failed: "
         if failure["process"] is None:
             who = ""
-        sys.stdout.flush()
-        print(f"error: {who}{failure['text']}", file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):
-            self._set(f"{_SEEN}{self._index}", True, allow_overwrite=True)
-        if self._saving is not None:
+        _say(f"error: {who}{failure['text']}")
+        # Without process 0 no checkpoint becomes whole, and the service goes with it.
+        if self._saving is not None and failure["process"] != 0:
             saving = threading.Thread(target=_quietly, args=[self._saving], daemon=True)
             saving.start()
             saving.join(_SAVE)
+        with contextlib.suppress(Exception):
+            self._set(f"{_SEEN}{self._index}", True, allow_overwrite=True)
         self._let_others_read(failure["process"])
         self._leave(failure["status"])
 
@@ -248,6 +248,14 @@ class Peers:
 def _quietly(function):
     with contextlib.suppress(Exception):
         function()
+
+
+def _say(line):
+    """Prints why this process ends, after all else; it ends also if nobody hears it."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 _peers: Peers | None = None
@@ -354,6 +362,19 @@ def fail(text: str, status: int) -> None:
       status: Exit status.
     """
     if _peers is not None:
+        _peers.fail(text, status)
+
+
+def give_up(text: str, status: int) -> None:
+    """Ends a job from a thread while the process's own waits for what never comes.
+
+    Args:
+      text: What went wrong, in one line; it is printed.
+      status: Exit status of all processes of the job; without others nothing ends.
+    """
+    if _peers is not None:
+        _peers.await_cause(text)
+        _say(f"error: {text}")
         _peers.fail(text, status)
 
 

@@ -525,7 +525,7 @@ EVAL = {
     "reference": place(),
     "reference_images": whole(2, 10**9, none="all"),
     "label_mode": text(),
-    "best": text(none="none is kept"),
+    "best": text(none="no checkpoint for its result"),
     "levels": whole(0, 1000, zero="off"),
 }
 

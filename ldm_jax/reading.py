@@ -1,6 +1,7 @@
 """Files from strangers, read whole: ordinary files alone, and within a limit."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -11,13 +12,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import Unreachable, raise_if_silent
+from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.store import (
     as_path,
     explain_fault,
     is_fault,
     is_remote,
     local_copy,
+    raise_if_silent,
     size_of,
 )
 
@@ -27,6 +29,10 @@ MAX_TEXT = 2**24
 # Largest size in bytes, or a function of (bytes, what they are) that refuses too many,
 # as `images.require_memory`.
 Limit = int | Callable[[int, str], None]
+
+# Shadows of all files in unpacked archives of macOS, and what file systems have for
+# themselves, which mostly nobody may list.
+_OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
 # Numbers, truth values and text; no objects, which would be unpickled, no records.
 _KINDS = "biufSU"
@@ -55,6 +61,90 @@ def answering(what: str | os.PathLike) -> Iterator[None]:
                 "are there, the same command goes on"
             ) from error
         raise
+
+
+def state_of(path: str | os.PathLike) -> os.stat_result | None:
+    """Looks at what a path leads to, as `os.path.exists` does, which hides silence.
+
+    Args:
+      path: Its path, on a disk.
+
+    Returns:
+      What the system says of it; None where nothing is there.
+
+    Raises:
+      DataError: If it may not be looked at, or is damaged.
+      Unreachable: If the disk does not answer.
+    """
+    try:
+        with answering(path):
+            return os.stat(path)
+    # Of the last, no file can have that name.
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except Unreachable:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise DataError(
+            f"{path} cannot be looked at: {error.strerror}: see that it may be read"
+        ) from error
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Says whether a folder is at a path, as `os.path.isdir`, which hides silence.
+
+    Args:
+      path: Its path, on a disk.
+
+    Returns:
+      Whether one is.
+
+    Raises:
+      DataError: If it may not be looked at, or is damaged.
+      Unreachable: If the disk does not answer.
+    """
+    state = state_of(path)
+    return state is not None and stat.S_ISDIR(state.st_mode)
+
+
+def is_kept(name: str) -> bool:
+    """Says whether a file or folder may be one that a user keeps data in.
+
+    Args:
+      name: Its name.
+
+    Returns:
+      Whether it is neither hidden nor what a system has for itself.
+    """
+    return not name.startswith(".") and name not in _OTHERS
+
+
+def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
+    """Lists a folder, as `glob` does, which takes one that is silent for empty.
+
+    Args:
+      folder: Its path, on a disk.
+      folders: Whether only the folders in it are wanted, and links to such.
+
+    Returns:
+      Names of files and folders in it, sorted.
+
+    Raises:
+      DataError: If it cannot be listed.
+      Unreachable: If the disk does not answer.
+    """
+    try:
+        with answering(folder), os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if not folders or e.is_dir())
+    except Unreachable:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be listed: {error.strerror}: see that it is a folder and "
+            "may be read"
+        ) from error
 
 
 def read_file(path: str | os.PathLike, most: Limit) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from ldm_jax import checkpoint, peers
 from ldm_jax.checkpoint import Checkpoints, TrainState, checksums, items
 from ldm_jax.checkpoint.folder import refuse_unmarked
-from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.errors import CheckpointError, ConfigError, Unreachable
 
 META = {"config": {"stage": "diffusion"}}
 
@@ -296,3 +296,17 @@ def test_a_store_refuses_whole_checkpoints_without_their_mark(tmp_path, monkeypa
         refuse_unmarked(step.parent)
     (step / "commit_success.txt").touch()
     refuse_unmarked(step.parent)
+
+
+@pytest.mark.parametrize(
+    "number, kind", [(errno.ENOTCONN, Unreachable), (errno.EACCES, PermissionError)]
+)
+def test_what_does_not_answer_or_may_not_be_read_is_no_damage(
+    saved, monkeypatch, number, kind
+):
+    def fail(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(checksums, "read_part", fail)
+    with pytest.raises(kind):
+        checksums.find_damage(saved / "checkpoints" / "13")

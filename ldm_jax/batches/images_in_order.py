@@ -8,14 +8,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ldm_jax import sharding
+from ldm_jax import reading, sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import Chosen, part, require_images
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import pixels_of
-from ldm_jax.store import is_remote
+from ldm_jax.store import is_remote, raise_if_silent
 
 # Batch key -> global array [batch size, ...].
 Batch = dict[str, Any]
@@ -50,12 +50,22 @@ def source_of(name: str) -> str:
         # Others than these are copied to the disk before.
         return "parquet" if name.endswith(".parquet") else "tar"
     folder = os.path.expanduser(name)
-    is_folder = os.path.isdir(folder)
-    files = os.listdir(folder) if is_folder else [name]
+    is_folder = reading.is_folder(folder)
+    files = reading.names_in(folder) if is_folder else [name]
     for suffix, kind in ((".tar", "tar"), (".parquet", "parquet")):
         if any(file.endswith(suffix) for file in files):
             return kind
     return "folder" if is_folder else "tfds"
+
+
+@contextlib.contextmanager
+def _advising_flags():
+    """Names, in what is raised in the block, the flag in place of the config's key."""
+    try:
+        yield
+    except DataError as error:
+        key, flag = 'set data.on_error="skip"', "leave such out with --skip_unreadable"
+        raise DataError(str(error).replace(key, flag)) from error
 
 
 class _Watched(Chosen):
@@ -118,6 +128,7 @@ class Images:
 
         Raises:
           ConfigError: If the data set is not named or cannot be read.
+          DataError: If folders in it cannot be listed, and that is to be an error.
         """
         # Only the images are read: what goes with them need not be there.
         section = to_dict(section) | {"inputs": {}, "keys": ()}
@@ -147,7 +158,8 @@ class Images:
             )
         self._section, self._mesh, self.look = section, mesh, None
         self.pixels = pixels_of(section)
-        source = open_source(section, split)
+        with _advising_flags():
+            source = open_source(section, split)
         require_images(source, "name images (--data or --reference)")
         fingerprint = getattr(source, "fingerprint", None)
         self.fingerprint = None if fingerprint is None else fingerprint()
@@ -224,9 +236,10 @@ class Images:
             rows=sharding.own_rows(self._mesh, self.batch_size),
         )
         try:
-            for batch in image_batches(loader, self._mesh):
-                _raise_refused(source)
-                yield batch
+            with _advising_flags():
+                for batch in image_batches(loader, self._mesh):
+                    _raise_refused(source)
+                    yield batch
         except DataError:
             _raise_refused(source)
             raise

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ldm_jax.files import write_json
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 _NAME = "best.json"
 
@@ -67,13 +67,17 @@ def read_best(workdir: Place) -> Best | None:
 
     Returns:
       It, or None if no record of one can be read.
+
+    Raises:
+      Unreachable: If what it lies on does not answer.
     """
     path = workdir / _NAME
     if not path.is_file():
         return None
     try:
         best = Best(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as error:
+        raise_if_silent(path, error)
         best = None
     if best is None or not _makes_sense(best):
         logging.warning("%s cannot be read: no checkpoint counts as the best", path)

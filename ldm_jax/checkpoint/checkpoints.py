@@ -12,6 +12,7 @@ from ldm_jax import peers
 from ldm_jax.checkpoint import checksums
 from ldm_jax.checkpoint.best import Best, KeepBest, read_best, write_best
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
+from ldm_jax.checkpoint.disk_watch import await_saved
 from ldm_jax.checkpoint.folder import (
     CHECKPOINTS,
     Folder,
@@ -22,7 +23,7 @@ from ldm_jax.checkpoint.folder import (
 from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
 from ldm_jax.checkpoint.state import TrainState, items_of
 from ldm_jax.checkpoint.weights import read_meta
-from ldm_jax.errors import CheckpointError, ConfigError, DiskError
+from ldm_jax.errors import CheckpointError, ConfigError, DiskError, UserError
 from ldm_jax.files import remove_folder, writing
 from ldm_jax.sharding import named_leaves
 from ldm_jax.store import Place
@@ -131,9 +132,8 @@ class Checkpoints:
             saving = self._checkpointer.save_checkpointables_async(
                 step, items_of(state) | {"meta": meta}, force=True
             )
-        if jax.process_index() == 0:
-            folder = self._folder / str(step)
-            self._sealed = self._sealer.submit(_seal, saving, folder)
+        if jax.process_index() == 0 or peers.several():
+            self._sealed = self._sealer.submit(self._seal, saving, step, self._kept())
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Reads a state back onto the devices.
@@ -199,10 +199,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _on_disk(self):
         """What the disk refuses is one line; half a checkpoint is taken away again."""
-        last = self.latest_step
-        kept = f"the checkpoint of step {last} is whole" if last else "none was saved"
         try:
-            with writing(f"a checkpoint in {self._folder}", kept):
+            with writing(f"a checkpoint in {self._folder}", self._kept()):
                 yield
         except DiskError:
             if jax.process_index() == 0:
@@ -210,18 +208,26 @@ class Checkpoints:
                     remove_folder(half)
             raise
 
+    def _kept(self):
+        last = self.latest_step
+        return f"the checkpoint of step {last} is whole" if last else "none was saved"
+
+    def _seal(self, saving, step, kept):
+        """Makes the checksums of a checkpoint once it is on disk."""
+        try:
+            with writing(f"a checkpoint in {self._folder}", kept):
+                await_saved(saving, self._folder, kept)
+        except Exception as error:
+            # Orbax raises it again where one waits for it. Of several processes none
+            # comes so far: the others are at a barrier, for which this one is late.
+            peers.give_up(str(error), getattr(error, "exit_code", UserError.exit_code))
+            return
+        if jax.process_index() == 0:
+            checksums.seal(self._folder / str(step))
+
     def _wait_for_seal(self):
         if self._sealed is not None:
             self._sealed.result()
-
-
-def _seal(saving: Any, folder: Place) -> None:
-    """Makes the checksums of a checkpoint once it is on disk."""
-    try:
-        saving.result()
-    except Exception:  # Orbax raises it again where one waits for it.
-        return
-    checksums.seal(folder)
 
 
 def _verify_together(folder):

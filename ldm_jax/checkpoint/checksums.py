@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from ldm_jax.errors import Unreachable
 from ldm_jax.files import write_bytes
+from ldm_jax.reading import answering
 from ldm_jax.store import Place, files_below, read_part
 
 _NAME = "checksums.json"
@@ -107,6 +109,10 @@ def find_damage(
 
     Returns:
       What is wrong, in words; None if nothing is or there are no checksums.
+
+    Raises:
+      PermissionError: If a file may not be read.
+      Unreachable: If what they lie on does not answer.
     """
     try:
         record = _read(folder) or {}
@@ -143,7 +149,11 @@ def _compare(row):
     """What is wrong with a block of a file; a checksum of None stands for its end."""
     folder, name, index, checksum = row
     try:
-        block = read_part(folder / name, index * _BLOCK, _BLOCK)
+        with answering(folder / name):
+            block = read_part(folder / name, index * _BLOCK, _BLOCK)
+    except (Unreachable, PermissionError):
+        # Neither is damage.
+        raise
     except OSError as error:
         return f"its file {name} cannot be read ({error.strerror or 'it is missing'})"
     if (zlib.crc32(block) if block else None) != checksum:

@@ -12,11 +12,14 @@ from ldm_jax.errors import (
     MEMORY_WORDS,
     CheckpointError,
     ConfigError,
+    DataError,
+    DecodeError,
     DiskError,
     OutOfMemory,
+    Unreachable,
     UserError,
 )
-from ldm_jax.store import explain_fault, is_fault
+from ldm_jax.store import SILENT, explain_fault, is_fault, raise_if_silent
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent.parent
 _LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
@@ -39,6 +42,10 @@ _PATH = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
+
+# Errors that say of a file that it cannot be read, which may be that of its disk.
+_OF_FILES = (ConfigError, DataError, DecodeError)
+_MOST_CAUSES = 16
 
 # Words of a message that are kept.
 _LONGEST = 600
@@ -68,7 +75,10 @@ def explain(error: BaseException, lower: str = "the sizes") -> Failure:
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, UserError):
+    silent = _silence(error)
+    if silent is not None:
+        line, code = silent, silent.exit_code
+    elif isinstance(error, UserError):
         line, code = error, error.exit_code
     elif _is_of_store(error):
         line, code = _store(error)
@@ -109,6 +119,26 @@ def one_line(text: object) -> str:
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= 2 * _LONGEST else text[: 2 * _LONGEST] + " ..."
+
+
+def _silence(error):
+    """Unreachable, where an error comes of it; None otherwise."""
+    # Whoever writes says so, and processes and checkpoints have a status of their own.
+    if isinstance(error, UserError) and not isinstance(error, _OF_FILES):
+        return None
+    causes = [error]
+    while causes[-1].__cause__ is not None and len(causes) < _MOST_CAUSES:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        if isinstance(cause, Unreachable):
+            return cause
+        is_of_file = isinstance(cause, OSError) and cause.filename is not None
+        if is_of_file and cause.errno in SILENT:
+            try:
+                raise_if_silent(cause.filename, cause)
+            except Unreachable as silent:
+                return silent
+    return None
 
 
 def _os_error(error):

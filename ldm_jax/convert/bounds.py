@@ -11,7 +11,7 @@ import yaml
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.reading import read_file
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 # Published configs have some kilobytes; PyYAML reads about 100 per second.
 _MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
@@ -149,6 +149,7 @@ def read_yaml_file(path: Place) -> Any:
             )
         return None if node is None else yaml.SafeLoader("").construct_document(node)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise_if_silent(path, error)
         text = " ".join(str(error).split())
         raise ConversionError(f"cannot read {path}: {text}") from error
     except RecursionError as error:

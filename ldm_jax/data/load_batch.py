@@ -20,9 +20,10 @@ from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
 from ldm_jax.data.transforms import transform
-from ldm_jax.errors import DataError, Unreachable, raise_if_silent
+from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
 from ldm_jax.images.pixels import KEYS as PIXEL_KEYS
+from ldm_jax.store import raise_if_silent
 
 # So many unreadable examples in a row mean that something else is wrong.
 MAX_FAILURES = 100

@@ -12,9 +12,10 @@ from ldm_jax.data.inputs import make_inputs, needed_keys, optional_keys
 from ldm_jax.data.load_batch import LOADER_OPTIONS
 from ldm_jax.data.orders.mixture import Part
 from ldm_jax.data.sources import SOURCES, Reclassed, keep
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images.pixels import SHOWN
 from ldm_jax.ranges import check_section
+from ldm_jax.store import raise_if_silent
 
 Section = Mapping[str, Any] | ConfigDict
 

@@ -19,9 +19,9 @@ from ldm_jax.annotations import Int, Shaped
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import make_table, with_sizes
 from ldm_jax.data.modalities import MODALITIES, as_text, modality_of
-from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import find_size, require_memory
-from ldm_jax.store import local_only
+from ldm_jax.reading import answering
+from ldm_jax.store import local_only, raise_if_silent
 
 
 class TfdsSource:
@@ -368,6 +368,13 @@ class TFRecords:
         """Returns the bytes of one record."""
         number, length = int(self._file[index]), int(self._length[index])
         require_memory(length, f"{length:,} bytes of a record")
+        with answering(self._paths[number]):
+            data = self._read(number, length, int(self._offset[index]))
+        if len(data) < length:
+            raise ValueError(f"{self._paths[number]} has been cut short")
+        return data
+
+    def _read(self, number, length, offset):
         handle = self._handles.get(number)
         if handle is None:
             handle = os.open(self._paths[number], os.O_RDONLY)
@@ -375,7 +382,7 @@ class TFRecords:
             if self._handles.setdefault(number, handle) != handle:
                 os.close(handle)
                 handle = self._handles[number]
-        return os.pread(handle, length, int(self._offset[index]))
+        return os.pread(handle, length, offset)
 
     def __getstate__(self):
         # Open files stay with their process.

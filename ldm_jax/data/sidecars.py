@@ -15,7 +15,7 @@ import numpy as np
 
 from ldm_jax.data.modalities import MODALITIES, modality_of, unpack
 from ldm_jax.images import require_memory
-from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file
+from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file, state_of
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
@@ -80,10 +80,10 @@ def read_sidecar(
     """
     stem = os.path.splitext(path)[0]
     path = stem + sidecar.suffix
-    if sidecar.modality is None and not os.path.exists(path):
+    if sidecar.modality is None and state_of(path) is None:
         # Text of the user's own, such as a second caption.
         text = f".{sidecar.keys[0]}.txt"
-        if os.path.exists(stem + text):
+        if state_of(stem + text):
             path, sidecar = stem + text, Sidecar(text, sidecar.keys, "caption")
     try:
         if sidecar.modality is None:

@@ -22,7 +22,7 @@ from ldm_jax.encoding.stream import Encoded
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import remove_folder, replacing, write_json, writing
 from ldm_jax.sampling.settings import first_difference
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 _SETTINGS, _PARTS = "settings.json", "parts"
 
@@ -269,6 +269,7 @@ def _read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         raise DataError(
             f"{path}, which a cut command has left, cannot be read ({error}): take "
             f"{path.parent} away to begin anew"

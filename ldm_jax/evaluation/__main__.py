@@ -145,7 +145,8 @@ def _main(argv: list[str]) -> None:
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
-        refuse((*_SAMPLE_FLAGS, "npz", "reference", "protocol", "prompts_file"), words)
+        others = ("npz", "reference", "protocol", "prompts_file", "save_every")
+        refuse((*_SAMPLE_FLAGS, *others), words)
         _of_first_stage(how)
 
 
@@ -253,6 +254,8 @@ def _of_first_stage(how):
     check_same_everywhere(first)
     if first.config is None:
         raise ConfigError("--workdir=identity: it gives images back as they are")
+    if _SKIP.present:
+        first.config.data.on_error = "skip" if _SKIP.value else "raise"
     if _MAX_IMAGE_GB.value is not None:
         first.config.data.max_image_gb = _MAX_IMAGE_GB.value
     how.outdir.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.data.inputs.caption import captions_of
 from ldm_jax.data.tokenizers import load_tokenizer
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.reading import MAX_TEXT, read_file
+from ldm_jax.store import raise_if_silent
 
 # Length of the token sequences of all published towers.
 _LENGTH = 77

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ldm_jax import peers
 from ldm_jax.annotations import Int
 from ldm_jax.config import Section
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images, open_training_set
 from ldm_jax.evaluation.published_numbers import TOLERANCE, find_published
 from ldm_jax.evaluation.references import (
@@ -36,7 +36,7 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 
 class Comparison(NamedTuple):
@@ -145,7 +145,7 @@ def open_measurement(
       DataError: If images of the reference cannot be read.
     """
     _check_protocol(images, how)
-    _check_reference(how)
+    _check_reference(images, how)
     _check_captions(images, how)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
     measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
@@ -177,8 +177,18 @@ def _recorded(path, settings):
     # What is no record of a finished run is replaced by one.
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise_if_silent(path, error)
+        if not isinstance(error, FileNotFoundError):
+            say(f"{path} is no record of an evaluation that is through: it is replaced")
         return None
-    return None if difference(there, settings) else (found, more)
+    other = difference(there, settings)
+    if other is not None:
+        key, was, is_now = other
+        say(
+            f"{path} is of other settings ({key}: {was} there, {is_now} here): it is "
+            "replaced"
+        )
+        return None
+    return found, more
 
 
 def _has_samples(how, fingerprint):
@@ -222,15 +232,20 @@ def _needing(how):
     return [name for name in how.distances if DISTANCES[name].needs_reference]
 
 
-def _check_reference(how):
+def _check_reference(images, how):
     if how.reference is None and how.training is None and _needing(how):
         raise ConfigError(
             f"--distances={','.join(_needing(how))}: a reference is needed; give "
             "--reference, a folder of images, an npz or a file of ldm-reference"
         )
-    if how.reference is not None:
-        # What is not there shall not wait for the networks.
-        is_statistics(how.reference)
+    # What is not there shall not wait for the networks.
+    as_it_is = how.reference is None or is_statistics(how.reference)
+    if how.image_size is not None and as_it_is and "sample" in images.record:
+        what = "the training images" if how.reference is None else "statistics"
+        raise ConfigError(
+            f"--image_size={how.image_size}: samples are as the model draws them, and "
+            f"what they are compared with, {what}, has a size of its own; leave it out"
+        )
 
 
 def _check_captions(images, how):

@@ -1,4 +1,4 @@
-"""The best and the worst reconstructions of a data set, as pictures."""
+"""The best and the worst reconstructions of a data set, as images."""
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -49,7 +49,7 @@ class Extremes:
             self._kept[name] = _first(*both, sign)
 
     def grids(self) -> dict[str, UInt8[np.ndarray, "height width c"] | None]:
-        """Makes the pictures; every process calls it.
+        """Makes the image grids; every process calls it.
 
         Returns:
           "worst" and "best" -> a grid of the pairs of all processes, uint8 [height,

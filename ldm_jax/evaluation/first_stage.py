@@ -19,7 +19,7 @@ from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.extremes import SHOWN, Extremes, pairs_grid
 from ldm_jax.images import (
     RGB,
@@ -36,7 +36,7 @@ from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.reading import read_file
-from ldm_jax.store import Place, as_path
+from ldm_jax.store import Place, as_path, raise_if_silent
 from ldm_jax.trained import FirstStage
 from ldm_jax.weights.lpips import read_lpips
 
@@ -132,7 +132,7 @@ def evaluate(
         images; None for none.
 
     Returns:
-      (results, pictures): name -> Result, with the standard error of the mean of what
+      (results, grids): name -> Result, with the standard error of the mean of what
       is measured image by image; and "reconstructions" -> the first images of this
       process, "best" and "worst" -> those of all processes by `perceptual`, a distance,
       or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
@@ -175,8 +175,8 @@ def evaluate(
     if reconstructed.distances:
         reconstructed.compare_with(originals.as_reference())
         found |= reconstructed.results()
-    pictures = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
-    return found, pictures
+    grids = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
+    return found, grids
 
 
 class _Mean:

@@ -109,13 +109,15 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     perceptual = make_lpips(paths) if paths else None
     measurement = Measurement(how.distances, mesh, how.weights)
     if first.pixels.describe():
-        print(f"distances, LPIPS and pictures are of {first.pixels.describe()}")
+        print(f"distances, LPIPS and image grids are of {first.pixels.describe()}")
     batches = images.batches()
-    results, pictures = evaluate(first, batches, mesh, perceptual, measurement)
+    results, grids = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():
         return
     record = first.record | images.record | {"images": images.fingerprint}
-    record |= {"num_images": results["psnr"].count, "networks": measurement.record}
+    count = results["psnr"].count
+    record |= {"num_images": count, "unreadable": images.count - count}
+    record |= {"networks": measurement.record}
     record |= record_of_results(results)
     verdicts = []
     if published is not None:
@@ -127,13 +129,18 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     write_json(outdir / "metrics.json", record)
     units = _UNITS | row_of(first.module).measures.units
     print_table(_title(record), results, units)
+    if record["unreadable"]:
+        print(
+            f"{record['unreadable']} of {images.count} images could not be read and "
+            "are left out; the log names them"
+        )
     if published is not None:
         title = how.published
         text = markdown(title, results, verdicts, TOLERANCE, published.source)
         write_bytes(outdir / "metrics.md", text.encode())
         print(text, end="")
     print(f"numbers: {outdir / 'metrics.json'}")
-    for name, grid in pictures.items():
+    for name, grid in grids.items():
         if grid is not None:
             write_png(outdir / f"{name}.png", grid)
             print(f"images: {outdir / name}.png")

@@ -168,19 +168,42 @@ def load_second_stage() -> Any:
       A `sampling.Trained`.
 
     Raises:
-      ConfigError: If the workdir holds none.
+      ConfigError: If the workdir holds none, or a flag says which conditions samples
+        get and the model is given none of that kind.
       CheckpointError: If it cannot be read.
     """
     from ldm_jax.sampling import load_model
 
     values = flags.FLAGS
-    return load_model(
+    trained = load_model(
         values.workdir,
         step=values.step,
         average=values.ema,
         first_stage=values.first_stage,
         data_dir=values.data_dir,
     )
+    refuse_conditions(trained.model)
+    return trained
+
+
+def refuse_conditions(model: Any) -> None:
+    """Refuses flags of conditions that samples of a model do not get.
+
+    Args:
+      model: A `LatentDiffusion`.
+
+    Raises:
+      ConfigError: If one of them is given.
+    """
+    from ldm_jax.eval_samples import needs_examples, planned_label
+
+    takes = ", ".join(model.conditioner.entries) or "nothing"
+    if planned_label(model) is None:
+        why = f"classes are chosen for models of classes alone, and this takes {takes}"
+        refuse(("label_mode",), why)
+    if not needs_examples(model):
+        why = f"examples give no condition, as the model takes {takes}"
+        refuse(("split",), why)
 
 
 def refuse(names: Iterable[str], why: str) -> None:

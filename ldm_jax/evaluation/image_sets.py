@@ -24,7 +24,8 @@ from ldm_jax.evaluation.as_they_are.shards import explaining_shards
 from ldm_jax.images import RGB, as_written, has_size
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
-from ldm_jax.sampling.sample_pixels import SetValues, pixels_beside
+from ldm_jax.reading import is_folder, state_of
+from ldm_jax.sampling.sample_pixels import SetValues, is_run, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
 # What images that are measured as they are have of preprocessing.
@@ -125,7 +126,7 @@ def open_images(
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
     images = _open_copy(place, path, pixels_beside(place), *options)
-    if os.path.isdir(path):
+    if is_folder(path):
         images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
         # Not that of the copy.
@@ -136,11 +137,11 @@ def open_images(
 def _open_copy(
     place, path, beside, mesh, batch_size, image_size, count, skip_unreadable, flag
 ):
-    if not os.path.exists(path):
+    if state_of(path) is None:
         raise ConfigError(
             f"{flag}={place} does not exist: give a folder of images or an npz"
         )
-    if not os.path.isdir(path):
+    if not is_folder(path):
         if not (beside.pixels or RGB).is_rgb:
             raise ConfigError(
                 f"{flag}={place} holds samples of other channels, bits or ranges than "
@@ -149,7 +150,7 @@ def _open_copy(
                 "and --image_size"
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
-    if os.path.isfile(os.path.join(path, "settings.json")):
+    if is_run(path):
         # Beside the samples lie a grid and what they were drawn from.
         raise ConfigError(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "

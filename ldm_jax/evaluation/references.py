@@ -17,6 +17,7 @@ from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.reading import is_folder
 from ldm_jax.sampling.settings import first_difference
 from ldm_jax.store import as_path, local_copy
 
@@ -37,7 +38,7 @@ def is_statistics(place: str | os.PathLike) -> bool:
       ConfigError: If it is a file and no npz.
     """
     path = local_copy(place)
-    if os.path.isdir(path):
+    if is_folder(path):
         return False
     return bool({"record", "mu", "mu_s"} & keys_of(path, "--reference"))
 

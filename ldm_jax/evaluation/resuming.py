@@ -11,13 +11,13 @@ import numpy as np
 
 from ldm_jax import peers
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.as_they_are.contents import is_older_hash
 from ldm_jax.files import replacing
 from ldm_jax.images import same_range
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.sampling.settings import first_difference
-from ldm_jax.store import as_path, local_copy
+from ldm_jax.store import as_path, local_copy, raise_if_silent
 
 _SETTINGS, _POSITION = "settings", "position"
 

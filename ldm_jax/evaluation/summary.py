@@ -32,15 +32,24 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
       (steps done, dict of name -> last value).
 
     Raises:
-      ConfigError: If the run has logged nothing.
+      ConfigError: If the run has logged nothing, or something else.
     """
     step, last = 0, {}
     path = as_path(workdir) / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no metrics.jsonl: name the folder of a run")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        metrics = json.loads(line)
-        step = metrics.pop("step")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            metrics = json.loads(line)
+            step = metrics.pop("step")
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            if number == len(lines):
+                # It is being written, or was cut by a kill.
+                break
+            raise ConfigError(
+                f"{path}, line {number}, is none of a run's: take it away"
+            ) from error
         last |= metrics
     return step, last
 

@@ -32,6 +32,9 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TURN = 256, 257, 274
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
+# How an array of NumPy begins, and the bytes that its header has at most.
+_NPY, _MOST_NPY = b"\x93NUMPY", 2**14
+
 # Fields of a TIFF that are looked at.
 _MOST_FIELDS = 1000
 
@@ -68,8 +71,10 @@ def find_size(read: Read, length: int) -> Size:
             found = _of_tiff(lambda at, n: read(at, max(0, min(n, length - at))))
         if found:
             return found
-        if count >= length:
+        if count >= length or (data.startswith(_NPY) and count > _MOST_NPY):
             break
+    if data.startswith(_NPY):
+        raise DecodeError("its header is not that of a NumPy array")
     return _checked(size_of(data))
 
 
@@ -85,7 +90,7 @@ def size_in(data: bytes) -> Size | None:
       (width, height) in pixels; None where these bytes do not say it.
 
     Raises:
-      DecodeError: If a side has 2^31 pixels or more.
+      DecodeError: If a side has 2^31 pixels or more, or an array is no image.
     """
     for magic, reader in _READERS.items():
         if data.startswith(magic):
@@ -169,7 +174,10 @@ def _npy(data):
             shape, *_ = read(file)
         except Exception:
             return None
-    return shape[1::-1] if len(shape) in (2, 3) else None
+    if len(shape) not in (2, 3):
+        # No more of it would tell, and it may be large: an embedding, or a latent.
+        raise DecodeError(f"an array of {len(shape)} dimensions is no image")
+    return shape[1::-1]
 
 
 def _is_tiff(data):
@@ -228,6 +236,6 @@ _READERS = {
     b"\x89PNG\r\n\x1a\n": _png,
     b"RIFF": _webp,
     b"GIF8": _gif,
-    b"\x93NUMPY": _npy,
+    _NPY: _npy,
     **dict.fromkeys(_TIFF, _tiff),
 }

@@ -19,11 +19,12 @@ from ldm_jax.images.decoding import (
     guarded,
     load_image,
     open_image,
-    turn_of,
     upright,
 )
 from ldm_jax.images.memory import require_memory
 from ldm_jax.images.pixels import KINDS, RGB, Pixels
+from ldm_jax.images.png_turns import SIGNATURE as PNG
+from ldm_jax.images.png_turns import turn_of_png
 from ldm_jax.reading import parse_array, read_file
 
 NPY = b"\x93NUMPY"
@@ -31,7 +32,6 @@ NPY = b"\x93NUMPY"
 # Modes of Pillow for kinds of 8 bits.
 _MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 
-PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Colour types of PNG with more than one channel: RGB, grey and alpha, RGB and alpha.
@@ -194,8 +194,7 @@ def _read_deep_png(data):
     bands = {2: 3, 4: 2, 6: 4}[data[25]]
     require_memory(4 * width * height * bands, f"{width} x {height} pixels of 16 bits")
     array = _with_channels(_extra("imagecodecs").png_decode(data))
-    with open_image(data) as image:
-        return _turned(array, turn_of(image))
+    return _turned(array, turn_of_png(data))
 
 
 def _read_tiff(data):

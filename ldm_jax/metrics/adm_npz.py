@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped, UInt8
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import replacing, writing
-from ldm_jax.store import as_path, cache_folder, is_remote
+from ldm_jax.store import as_path, cache_folder, is_remote, raise_if_silent
 
 Path = str | os.PathLike
 

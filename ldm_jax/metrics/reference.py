@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.files import replacing
 from ldm_jax.images import same_range
 from ldm_jax.metrics.adm_npz import keys_of, write_arrays
 from ldm_jax.metrics.published_statistics import ADM_NAMES, read_published
 from ldm_jax.metrics.statistics import TapStatistics, evenly_spaced
-from ldm_jax.store import local_copy
+from ldm_jax.store import local_copy, raise_if_silent
 
 _RECORD = "record"
 

@@ -1,4 +1,4 @@
-"""What a run takes in time and money, at a stated share of the chips' peak."""
+"""What a run takes in time and money, at a stated fraction of the chips' peak."""
 
 import dataclasses
 

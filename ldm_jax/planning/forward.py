@@ -2,8 +2,8 @@
 
 It is that of the model as it is published: nothing that is computed twice to save
 memory counts, and a convolution after an enlargement counts as one of the enlarged map,
-although `models.layers.upsample_conv` gets it with 4/9 of the multiplications.  Of such
-a count the field's shares of peak ("MFU") are made.
+although `models.layers.upsample_conv` gets it with 4/9 of the multiplications.  Such a
+count is what utilisation of the peak ("MFU") is computed from.
 """
 
 import dataclasses

@@ -7,10 +7,10 @@ from jax.sharding import Mesh
 
 from ldm_jax.planning.ahead import Program
 from ldm_jax.planning.memory import Memory
-from ldm_jax.planning.plan import PLANNED_SHARE, Plan
+from ldm_jax.planning.plan import PLANNED_FRACTION, Plan
 
-# jax gives programs this share of a GPU's memory, unless told otherwise.
-_GPU_SHARE = 0.75
+# jax gives programs this fraction of a GPU's memory, unless told otherwise.
+_GPU_FRACTION = 0.75
 
 
 def page(plan: Plan) -> str:
@@ -141,11 +141,11 @@ def _rows(memory: Memory) -> list[tuple[str, int]]:
 
 def _verdict(plan: Plan) -> Iterator[str]:
     chip, name = plan.options.chip, plan.options.chip_name
-    share = plan.memory.peak / chip.memory
+    fraction = plan.memory.peak / chip.memory
     size = f"{plan.memory.peak / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
     if not plan.fits:
         yield (
-            f"does not fit {name}: {size}, of which {100 * PLANNED_SHARE:.0f} % are "
+            f"does not fit {name}: {size}, of which {100 * PLANNED_FRACTION:.0f} % are "
             "planned with. What was tried:"
         )
         for way in plan.ways:
@@ -155,11 +155,11 @@ def _verdict(plan: Plan) -> Iterator[str]:
         if not any(way.fits for way in plan.ways):
             yield "  nothing fits: take more chips or a smaller train.batch_size"
         return
-    yield f"fits {name}: {size}, {100 * share:.0f} %"
-    if share > _GPU_SHARE and chip.kinds[0].startswith("NVIDIA"):
+    yield f"fits {name}: {size}, {100 * fraction:.0f} %"
+    if fraction > _GPU_FRACTION and chip.kinds[0].startswith("NVIDIA"):
         yield (
             "  jax takes 75 % of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION="
-            f"{min(0.97, share + 0.05):.2f}"
+            f"{min(0.97, fraction + 0.05):.2f}"
         )
 
 

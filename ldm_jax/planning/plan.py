@@ -19,7 +19,7 @@ from ldm_jax.training.throughput import Chip
 
 # How much of a chip's memory is planned with: the count of activations is off by a few
 # per cent, and programs take memory for themselves.
-PLANNED_SHARE = 0.9
+PLANNED_FRACTION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
         with what remat computes twice.
       encoding: Operations of encoding one image, of a stage on latents; None of others.
       memory: Memory.
-      fits: Whether PLANNED_SHARE of the chip's memory holds it.
+      fits: Whether PLANNED_FRACTION of the chip's memory holds it.
       ways: What makes it fit if it does not.
       cost: Cost of the run.
     """
@@ -166,7 +166,7 @@ def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
     planned = make_planned(config, given)
     memory_of = MemoryOf(planned)
     memory = memory_of.on(mesh, train.batch_size, train.accumulate_steps)
-    limit, ways = PLANNED_SHARE * options.chip.memory, []
+    limit, ways = PLANNED_FRACTION * options.chip.memory, []
     if memory.peak > limit:
 
         def with_remat(changed):

@@ -17,7 +17,7 @@ from ldm_jax.data.crops import SIZE_AND_CROP, WHOLE, Size, choose_crop, whole_si
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
 from ldm_jax.data.transforms import cut_image, extent, transform
-from ldm_jax.errors import ConfigError, DecodeError, raise_if_silent
+from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.images import (
     RGB,
     Pixels,
@@ -30,6 +30,7 @@ from ldm_jax.reading import open_file, parts_of
 from ldm_jax.sampling.flag_values import dashed
 from ldm_jax.sampling.gradient_guidance import GUIDE_FACTOR
 from ldm_jax.sampling.task import Task, ways
+from ldm_jax.store import raise_if_silent
 from ldm_jax.trained import Trained
 
 
@@ -152,6 +153,7 @@ def _extent_of_file(name, path):
         with open_file(path, require_memory) as file:
             return find_size(*parts_of(file))
     except (DecodeError, OSError) as error:
+        raise_if_silent(path, error)
         raise ConfigError(f"{dashed(name)}: cannot read {path}: {error}") from error
 
 

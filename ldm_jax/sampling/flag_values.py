@@ -15,9 +15,9 @@ from ldm_jax.data.labels import find_class
 from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
-from ldm_jax.store import as_path
+from ldm_jax.store import as_path, raise_if_silent
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22

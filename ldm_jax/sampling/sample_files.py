@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.errors import ConfigError, DecodeError, UserError, raise_if_silent
+from ldm_jax.errors import ConfigError, DecodeError, UserError
 from ldm_jax.files import replacing
 from ldm_jax.images import (
     encode_image,
@@ -28,7 +28,7 @@ from ldm_jax.images import (
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
-from ldm_jax.store import Place, for_each, local_copy
+from ldm_jax.store import Place, for_each, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
 _ANEW = "take it away, and the same command draws it anew"

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, is_other_png, pixels_of
 from ldm_jax.images.pixels import KEYS, SHOWN
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import SETTINGS
-from ldm_jax.store import Place, as_path
+from ldm_jax.store import Place, as_path, raise_if_silent
 
 # The folder of the samples.
 _SAMPLES = "samples"
@@ -52,6 +52,19 @@ def settings_of(pixels: Pixels) -> dict[str, Any]:
     """
     # Also of RGB of 8 bits: what says nothing is of an older version.
     return {PIXELS: pixels.record() or {"channels": "rgb"}}
+
+
+def is_run(place: str | os.PathLike) -> bool:
+    """Says whether a folder is one of ldm-sample, with samples in one of their own.
+
+    Args:
+      place: Folder.
+
+    Returns:
+      Whether it is; other programs have files named settings.json, too.
+    """
+    folder = as_path(place)
+    return (folder / SETTINGS).is_file() and (folder / _SAMPLES).is_dir()
 
 
 def pixels_beside(place: str | os.PathLike) -> Beside:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.errors import ConfigError, raise_if_silent
+from ldm_jax.errors import ConfigError
 from ldm_jax.files import write_json
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 SETTINGS = "settings.json"
 

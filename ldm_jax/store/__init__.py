@@ -11,6 +11,7 @@ folder shows it by an object that only one can make.
 | `copies` | local copies of what can only be read from a disk |
 | `log` | files that grow |
 | `claim` | one run at a time in a folder |
+| `silence` | what does not answer, a store, a disk or a mount, and what is damaged |
 """
 
 from ldm_jax.store.claim import Claim
@@ -32,8 +33,10 @@ from ldm_jax.store.paths import (
     send,
     size_of,
 )
+from ldm_jax.store.silence import SILENT, is_of_one_file, is_silent, raise_if_silent
 
 __all__ = [
+    "SILENT",
     "Claim",
     "Place",
     "StoreLog",
@@ -45,10 +48,13 @@ __all__ = [
     "files_below",
     "for_each",
     "is_fault",
+    "is_of_one_file",
     "is_remote",
+    "is_silent",
     "listing",
     "local_copy",
     "local_only",
+    "raise_if_silent",
     "read_part",
     "send",
     "size_of",

@@ -19,6 +19,7 @@ from ldm_jax.build import fill_conditions
 from ldm_jax.checkpoint import Folder, absolute, tree_checksum
 from ldm_jax.conditioners import CONDITIONERS, Conditioner, Text, make_conditioner
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
+from ldm_jax.reading import answering
 from ldm_jax.store import is_remote
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.towers import load_tower
@@ -152,11 +153,18 @@ def _keep(workdir, towers):
 
 
 def _read_copy(workdir, key):
-    """Parameters of the copy of a tower; None where there is none that can be read."""
+    """Parameters of the copy of a tower; None where it is missing or damaged."""
+    path = _copy_of(workdir, key)
     try:
-        tensors = read_weights(_copy_of(workdir, key)).tensors
-        tensors = {tuple(k.split("/")): np.asarray(v) for k, v in tensors.items()}
-    except ConversionError:
+        with answering(path):
+            tensors = read_weights(path).tensors
+            tensors = {tuple(k.split("/")): np.asarray(v) for k, v in tensors.items()}
+    except ConversionError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise CheckpointError(
+                f"{path}, the run's copy of its text tower, may not be read: see that "
+                "this user may (chmod, chown), and the same command goes on"
+            ) from error
         return None
     return unflatten_dict(tensors)
 
@@ -184,7 +192,8 @@ def with_text_towers(
       The weights with those of the towers; as they are for other runs.
 
     Raises:
-      CheckpointError: If a tower is not there, or is another one.
+      CheckpointError: If a tower is not there, may not be read, or is another one.
+      Unreachable: If what a copy lies on does not answer.
     """
     recorded = meta.get("text_states")
     if not recorded:
@@ -199,7 +208,9 @@ def with_text_towers(
 def _recorded_tower(config, workdir, key, checksum):
     """Parameters of the tower whose states a run was trained on."""
     copy = _copy_of(workdir, key)
-    if copy.exists():
+    with answering(copy):
+        is_there = copy.exists()
+    if is_there:
         params = _read_copy(workdir, key)
         if params is None or int(tree_checksum(params)) != checksum:
             remove = "gcloud storage rm" if is_remote(copy) else "rm"

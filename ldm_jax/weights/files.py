@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
-from ldm_jax.reading import parse_json, read_file
-from ldm_jax.store import as_path, local_copy, read_part
+from ldm_jax.reading import answering, parse_json, read_file
+from ldm_jax.store import as_path, local_copy, raise_if_silent, read_part
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
@@ -61,13 +61,16 @@ def read_weights(path: str | os.PathLike) -> Weights:
       Weights.
 
     Raises:
-      ConversionError: If it is missing, damaged, hostile or of another kind.
+      ConversionError: If it is missing, damaged, hostile or of another kind; where it
+        cannot be read, by an OSError.
+      Unreachable: If what it lies on does not answer.
     """
     path = as_path(path)
-    if not path.is_file():
-        raise ConversionError(f"there is no file {path}")
-    is_index = path.suffix == ".json"
-    weights = _read_index(path) if is_index else _read_file(local_copy(path))
+    with answering(path):
+        if not path.is_file():
+            raise ConversionError(f"there is no file {path}")
+        is_index = path.suffix == ".json"
+        weights = _read_index(path) if is_index else _read_file(local_copy(path))
     if len(weights.tensors) > _MAX_TENSORS:
         raise ConversionError(
             f"{path} holds {len(weights.tensors):,} tensors, more than "
@@ -107,7 +110,8 @@ def is_weights(path: str | os.PathLike) -> bool:
       Whether `read_weights` can say something of it.
     """
     path = as_path(path)
-    return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
+    with answering(path):
+        return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
 
 
 def _kind_of(path):
@@ -168,6 +172,7 @@ def _read_safetensors(path):
         header.pop("__metadata__", None)
         return {key: _view(path, 8 + length, entry) for key, entry in header.items()}
     except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise_if_silent(path, error)
         raise ConversionError(
             f"cannot read {path}: truncated or not a safetensors file ({error})"
         ) from error
@@ -374,6 +379,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return parse_json(read_file(path, _MAX_JSON))
     except (OSError, ValueError) as error:
+        raise_if_silent(path, error)
         raise ConversionError(f"cannot read {path}: {error}") from error
 
 

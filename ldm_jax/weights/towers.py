@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.reading import answering
 from ldm_jax.store import local_copy
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights
@@ -54,11 +55,13 @@ def load_tower(
 
     Raises:
       ConversionError: If it is missing, unreadable or of another tower.
+      Unreachable: If what it lies on does not answer.
     """
-    path = local_copy(path)
-    if not path.exists():
-        raise ConversionError(f"there is no file or folder {path}: {WHERE}")
-    file = find_weights(path) if path.is_dir() else path
+    with answering(path):
+        path = local_copy(path)
+        if not path.exists():
+            raise ConversionError(f"there is no file or folder {path}: {WHERE}")
+        file = find_weights(path) if path.is_dir() else path
     tensors = read_weights(file).tensors
     part = "vision" if isinstance(module, ImageEncoder) else "text"
     _check_config(file.with_name("config.json"), module, part)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm_jax.annotations import Shaped
+from ldm_jax.store import raise_if_silent
 from ldm_jax.weights import pickles
 from ldm_jax.weights.pickles import Inert, Known, PickleError, describe
 
@@ -84,6 +85,7 @@ def read_torch(path: str | os.PathLike) -> Any:
     except PickleError as error:
         raise PickleError(f"cannot read {path}: {error}") from error
     except OSError as error:
+        raise_if_silent(path, error)
         raise PickleError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # A damaged pickle raises whatever its bytes stumble on.
         raise PickleError(

@@ -1,5 +1,6 @@
 """Files of weights: written and read back; what is damaged or hostile is refused."""
 
+import errno
 import os
 
 import ml_dtypes
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ldm_jax.errors import ConversionError
+from ldm_jax.errors import ConversionError, Unreachable
 from ldm_jax.files import write_json
-from ldm_jax.weights.files import read_weights, write_weights
+from ldm_jax.weights.files import is_weights, read_weights, write_weights
+from ldm_jax.weights.towers import load_tower
 from tests.convert.pickled import (
     Build,
     Call,
@@ -196,3 +198,19 @@ def test_other_files_are_named(tmp_path):
     write_zip(tmp_path / "m.ckpt", {"state_dict": {"w": 3}})
     with pytest.raises(ConversionError, match="'w' is not a tensor"):
         read_weights(tmp_path / "m.ckpt")
+
+
+def test_weights_on_a_disk_that_does_not_answer_are_not_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_weights(path, _tensors())
+
+    def fail(*_):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr("ldm_jax.weights.files.read_part", fail)
+    for read in (read_weights, is_weights):
+        with pytest.raises(Unreachable, match="a.safetensors: .* does not answer"):
+            read(path)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: fail())
+    with pytest.raises(Unreachable, match="a.safetensors: .* does not answer"):
+        load_tower(path, None)

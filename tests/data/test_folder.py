@@ -180,3 +180,19 @@ def test_errors_say_what_to_change(tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=message):
         FolderSource(**{"split": "train", "data_dir": str(tmp_path)} | arguments)
+
+
+def test_images_that_are_not_read_are_named(tmp_path, caplog):
+    write_images(tmp_path, ["train/a/0.png", "val/a/0.png", "loose.png"])
+    (tmp_path / "train" / "a" / "1.AVIF").write_bytes(b"")
+    (tmp_path / "train" / "a" / "1.txt").write_bytes(b"")
+    assert len(FolderSource(str(tmp_path), "train")) == 1
+    assert "1 others are not read, as loose" in caplog.text
+    assert "1 images of formats" in caplog.text and "a/1.AVIF" in caplog.text
+
+
+def test_a_split_that_is_not_there_is_no_other_division(tmp_path):
+    write_images(tmp_path, ["train/a/0.png", "train/a/1.png"])
+    (tmp_path / "val").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="/val cannot be listed: it is a link to what"):
+        FolderSource(str(tmp_path), "train")

@@ -124,7 +124,7 @@ def test_fingerprints_of_prepared_data(shapes_dir, tmp_path):
 
 
 def test_the_fingerprint_of_many_files_asks_for_the_size_of_some(folder, monkeypatch):
-    monkeypatch.setattr("ldm_jax.data.folder._SIZES", 2)
+    monkeypatch.setattr("ldm_jax.data.folder.folder_source._SIZES", 2)
     source = FolderSource(str(folder), "all")
     before = source.fingerprint()
     write_images(folder, [FILES[1]], size=(50, 60))

@@ -1,5 +1,6 @@
 """Tar shards: what is an example, what it holds, where shards may lie."""
 
+import io
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.tar import TarSource
+from ldm_jax.data.tar.scan import scan
 from ldm_jax.data.tar.shards import expand
 from tests.data.tar_shards import (
     add,
@@ -273,3 +275,48 @@ def test_what_webdataset_writes_is_what_it_reads(tmp_path):
     columns = source.columns(names)
     for name in names:
         assert columns[name].tolist() == [metadata(n)[name] for n in range(20)]
+
+
+@pytest.mark.parametrize("shape", [(5 * 10**5,), (1, 4, 300, 300)])
+def test_arrays_that_are_no_images_are_not_read_whole(tmp_path, shape):
+    """Embeddings and latents beside images, of which the header tells enough."""
+    array = np.zeros(shape, np.float32)
+    with io.BytesIO() as file:
+        np.save(file, array)
+        data = file.getvalue()
+    path = write_shard(str(tmp_path / "0.tar"), range(3), npy=lambda _: data)
+    with open(path, "rb") as file:
+        whole, sizes = file.read(), []
+
+    def read(at, size):
+        sizes.append(size)
+        return whole[at : at + size]
+
+    header, arrays = scan(read, len(whole))
+    members = arrays["members"]
+    suffixes = [header["suffixes"][number] for number in members["suffix"]]
+    found = {s: m["height"] for s, m in zip(suffixes, members, strict=True)}
+    assert found["npy"] == 0 and found["jpg"] > 0
+    assert max(sizes) <= 2**16 and sum(sizes) < 10**5
+
+
+def test_what_is_about_a_shard_is_no_example_and_all_else_is(tmp_path):
+    image = members(0)["jpg"]
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in ("__0001.jpg", "__meta__", "__index__.json", "a/.b.jpg", "c__.jpg"):
+            add(archive, name, image)
+    source = TarSource(str(tmp_path), "all")
+    assert [source.describe(k).rpartition(" ")[2] for k in range(len(source))] == [
+        "__0001",
+        "c__",
+    ]
+    assert not source.skipped
+
+
+def test_shards_of_another_suffix_are_named(tmp_path, caplog):
+    write_shards(tmp_path, shards=2, each=2)
+    TarSource(str(tmp_path), "all")
+    assert "are not read" not in caplog.text
+    (tmp_path / "00002.tar.gz").write_bytes(b"")
+    assert len(TarSource(str(tmp_path), "all")) == 4
+    assert "1 files do not end in .tar and are not read, as 00002.tar.gz" in caplog.text

@@ -94,7 +94,7 @@ def test_a_reference_is_a_folder_an_npz_or_a_file_of_statistics(folders, tmp_pat
     assert f"| {NAME} | " in (tmp_path / "a" / "metrics.md").read_text()
 
 
-def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path):
+def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path, capsys):
     one, other = folders
     whole, _ = measure(one, tmp_path / "whole", reference=str(other))
     options = {"reference": str(other), "save_every": 8}
@@ -116,6 +116,8 @@ def test_a_cut_run_ends_in_the_same_digits(folders, tmp_path):
     assert again == found and not asked
     again, asked = measure(one, tmp_path / "cut", protocol="paper", **options)
     assert asked == [0] and again[NAME].value == found[NAME].value
+    said = "metrics.json is of other settings (protocol: None there, paper here): it is"
+    assert said in capsys.readouterr().out
     state.write_bytes(b"damaged")
     with pytest.raises(DataError, match="cannot be read .* take it away"):
         measure(one, tmp_path / "cut", **options)

@@ -91,7 +91,7 @@ def test_every_image_counts_once(kind, devices, size):
         each = np.asarray(metric(images, decoded))
         assert found[name] == pytest.approx(float(each.mean()), rel=1e-4), name
         error = each.std(ddof=1) / 10**0.5
-        assert results[name].deviation == pytest.approx(error, rel=1e-2), name
+        assert results[name].deviation == pytest.approx(error, rel=1e-4), name
     if kind == "vq":
         codes, counts = np.unique(codes, return_counts=True)
         shares = counts / counts.sum()
@@ -153,7 +153,8 @@ def test_a_distance_is_between_the_sets_of_images_that_count():
     measured.compare_with(others.as_reference())
     ((name, result),) = measured.results().items()
     assert name == "random-features distance (frechet)"
-    assert found[name].value == pytest.approx(result.value, rel=1e-2)
+    # A byte of 3,840 that is rounded otherwise moves it by about 1e-4 of itself.
+    assert found[name].value == pytest.approx(result.value, rel=1e-3)
     assert found[name].count == found["psnr"].count == 5
 
 
@@ -293,3 +294,9 @@ def test_the_command_evaluates_a_converted_first_stage(evaluation, folder, tmp_p
     status, output = finish(evaluation(*arguments, f"--data={folder}"))
     assert status == 0, output
     assert f"5 images of 16 x 16, {folder}, split all" in output
+    assert "1 of 6 images could not be read and are left out" in output
+    assert json.loads((tmp_path / "metrics.json").read_text())["unreadable"] == 1
+    status, output = finish(
+        evaluation(*arguments, f"--data={folder}", "--noskip_unreadable")
+    )
+    assert status == 3 and "broken.png" in output.splitlines()[-1], output

@@ -1,9 +1,15 @@
 """Flags of evaluations: none is passed over in silence."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation import flag_groups
+from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.flag_groups import check_used
+from ldm_jax.evaluation.image_sets import ImageSet
+from ldm_jax.evaluation.summary import summarise
 
 
 def test_files_of_weights_that_nothing_uses():
@@ -17,3 +23,46 @@ def test_files_of_weights_that_nothing_uses():
         check_used(["fid"], {"inception_pytorch_fid": "a"})
     with pytest.raises(ConfigError, match="is not given, nothing .* with inception"):
         check_used([], {"inception": "a"})
+
+
+@pytest.mark.parametrize(
+    "entries, refused, takes",
+    [
+        ({}, ["label_mode", "split"], "nothing"),
+        ({"label": {"kind": "class_label", "num_classes": 3}}, ["split"], "label"),
+        ({"caption": {"kind": "text"}}, ["label_mode"], "caption"),
+    ],
+)
+def test_conditions_that_no_sample_gets(entries, refused, takes, monkeypatch):
+    model = SimpleNamespace(conditioner=SimpleNamespace(entries=entries))
+    for name in ("label_mode", "split"):
+        given = {
+            each: SimpleNamespace(present=each == name)
+            for each in ("label_mode", "split")
+        }
+        values = SimpleNamespace(FLAGS=given)
+        monkeypatch.setattr(flag_groups, "flags", values)
+        if name in refused:
+            with pytest.raises(ConfigError, match=f"--{name}: .* takes? {takes}; lea"):
+                flag_groups.refuse_conditions(model)
+        else:
+            flag_groups.refuse_conditions(model)
+
+
+def test_a_size_that_no_image_is_brought_to(tmp_path):
+    images = ImageSet("drawn", 4, (16, 16), None, {"sample": {}})
+    how = Comparison(["frechet"], tmp_path, {}, training={}, image_size=16)
+    with pytest.raises(
+        ConfigError, match="--image_size=16: .* the training images, ha"
+    ):
+        open_measurement(images, how, None)
+
+
+@pytest.mark.parametrize("last", ["", '{"step": 3, "lo', "[1]"])
+def test_a_line_that_a_kill_has_cut_is_passed_over(tmp_path, last):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n' + last)
+    assert summarise(tmp_path) == (2, {"loss": 1})
+    path.write_text('{"loss": 2}\n{"step": 2, "loss": 1}\n')
+    with pytest.raises(ConfigError, match="metrics.jsonl, line 1, is none of a run's"):
+        summarise(tmp_path)

@@ -1,6 +1,8 @@
 """Sets of images: folders and npz files, as they are or cut, on any devices."""
 
+import errno
 import io
+import os
 import struct
 
 import jax
@@ -141,7 +143,7 @@ def test_a_damaged_tiff_is_an_image_that_cannot_be_read(folder, size, kept, capl
     options = {"image_size": size, "skip_unreadable": True}
     assert len(collect(open_images(folder, mesh_of(1), 4, **options))[0]) == 7
     assert any("0.tif" in record.getMessage() for record in caplog.records)
-    with pytest.raises(DataError, match="0.tif"):
+    with pytest.raises(DataError, match="0.tif.*--skip_unreadable"):
         collect(open_images(folder, mesh_of(1), 4, image_size=size))
 
 
@@ -171,8 +173,11 @@ def test_what_is_no_set_of_images(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="--reference: no images in .*empty"):
         open_images(tmp_path / "empty", mesh, 4, flag="--reference")
-    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "samples").mkdir(parents=True)
     (tmp_path / "drawn" / "settings.json").write_text("{}")
+    # As an editor leaves it.
+    (folder / "settings.json").write_text("{}")
+    open_images(folder, mesh, 4)
     with pytest.raises(ConfigError, match="ldm-sample: give its samples, .*/samples"):
         open_images(tmp_path / "drawn", mesh, 4)
     with pytest.raises(ConfigError, match="has 1 image: .* two or more"):
@@ -289,3 +294,18 @@ def test_floats_without_settings_are_refused(tmp_path, size):
                 skip_unreadable=skip,
                 flag="--reference",
             )
+
+
+def test_a_folder_that_cannot_be_listed_is_no_smaller_set(folder, monkeypatch, caplog):
+    scan = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("/1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="/1 cannot be listed: Permission denied: mend"):
+        open_images(folder, mesh_of(1), 2)
+    assert open_images(folder, mesh_of(1), 2, skip_unreadable=True).count == 4
+    assert "/1 cannot be listed" in caplog.text

@@ -4,6 +4,7 @@ import json
 import random
 import time
 
+import numpy as np
 import pytest
 
 from ldm_jax.images import read_image
@@ -12,6 +13,11 @@ from tests.runs import command, finish, finish_all
 
 pytestmark = pytest.mark.slow
 NAME = "random-features distance (frechet)"
+
+# One process of four devices and two of two draw the same samples on the same mesh, but
+# for a pixel in 100,000 that is rounded to the other of two bytes: by that distances of
+# sets differ by 4e-6 of themselves, those of single images by 1e-7.
+CLOSE = {"rel": 2e-5}
 
 
 def words(workdir, outdir, *more):
@@ -74,8 +80,8 @@ def pair(module, *arguments):
 def test_two_processes_sweep_and_search_as_one(second_stage, tmp_path):
     sweep = (f"--workdir={second_stage}", "--distances=frechet", "--batch_size=8")
     sweep += ("--num_samples=20", "--num_steps=2", "--guidance_scale=1,3")
-    one = command("ldm_jax.evaluation.sweep", *sweep, f"--outdir={tmp_path / 'one'}")
-    status, output = finish(one)
+    alone = [*sweep, f"--outdir={tmp_path / 'one'}"]
+    status, output = finish(command("ldm_jax.evaluation.sweep", *alone, devices=4))
     assert status == 0, output
     pair("ldm_jax.evaluation.sweep", *sweep, f"--outdir={tmp_path / 'two'}")
     found = [
@@ -83,21 +89,21 @@ def test_two_processes_sweep_and_search_as_one(second_stage, tmp_path):
         for name in ("one", "two")
     ]
     for row, other in zip(*found, strict=True):
-        assert other["metrics"][NAME] == pytest.approx(row["metrics"][NAME], rel=1e-3)
+        assert other["metrics"][NAME] == pytest.approx(row["metrics"][NAME], **CLOSE)
     search = (f"--workdir={second_stage}", "--network=random", "--batch_size=8")
     search += ("--num_samples=6", "--num_steps=2", "--num_neighbours=2")
-    one = command("ldm_jax.evaluation.nearest", *search, f"--outdir={tmp_path / 'one'}")
-    status, output = finish(one)
+    alone = [*search, f"--outdir={tmp_path / 'one'}"]
+    status, output = finish(command("ldm_jax.evaluation.nearest", *alone, devices=4))
     assert status == 0, output
     pair("ldm_jax.evaluation.nearest", *search, f"--outdir={tmp_path / 'two'}")
     records = [
         json.loads((tmp_path / name / "neighbours.json").read_text())
         for name in ("one", "two")
     ]
-    assert records[1]["threshold"] == pytest.approx(records[0]["threshold"], rel=1e-3)
+    assert records[1]["threshold"] == pytest.approx(records[0]["threshold"], **CLOSE)
     for sample, other in zip(*(each["samples"] for each in records), strict=True):
         nearest, others = sample["neighbours"][0], other["neighbours"][0]
-        assert others["distance"] == pytest.approx(nearest["distance"], rel=1e-3)
+        assert others["distance"] == pytest.approx(nearest["distance"], **CLOSE)
     assert read_image(tmp_path / "two" / "neighbours.png").std() > 10
 
 
@@ -106,5 +112,11 @@ def test_two_processes_measure_as_one(second_stage, tmp_path):
     status, output = finish(start(second_stage, tmp_path / "one", *more, devices=4))
     assert status == 0, output
     pair("ldm_jax.evaluation", *words(second_stage, tmp_path / "two", *more))
-    expected = pytest.approx(value_in(tmp_path / "one"), rel=1e-3)
+    expected = pytest.approx(value_in(tmp_path / "one"), **CLOSE)
     assert value_in(tmp_path / "two") == expected
+    drawn = []
+    for name in ("one", "two"):
+        with np.load(tmp_path / name / "samples.npz") as kept:
+            drawn.append(kept["arr_0"].astype(int))
+    different = drawn[0] != drawn[1]
+    assert abs(drawn[0] - drawn[1]).max() <= 1 and different.mean() < 1e-4

@@ -80,7 +80,7 @@ def test_copies_are_found_and_shown(folders):
         found[devices] = streams.find_nearest(*sets, program, 4)
     one, four = found.values()
     np.testing.assert_array_equal(one.nearest.numbers, four.nearest.numbers)
-    np.testing.assert_allclose(one.nearest.distances, four.nearest.distances, atol=1e-3)
+    np.testing.assert_allclose(one.nearest.distances, four.nearest.distances, atol=1e-5)
     assert one.nearest.numbers[[0, 2], 0].tolist() == [17, 5]
     assert one.nearest.distances[0, 0] == pytest.approx(0, abs=1e-5)
     assert 3 not in one.nearest.numbers

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.errors import ConfigError, Unreachable
+from ldm_jax.checkpoint.best import Best, read_best, write_best
+from ldm_jax.errors import ConfigError, DataError, Unreachable
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.resuming import Saved
@@ -19,6 +20,7 @@ from ldm_jax.images import Pixels, encode_image, suffix_of, write_png
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.sample_pixels import pixels_beside, settings_of
 from ldm_jax.sampling.settings import claim
+from ldm_jax.weights.files import read_weights, write_weights
 from tests.evaluation.test_image_sets import collect, drawn, mesh_of, write_samples
 
 GREY = Pixels("grey", value_range=(0, 200))
@@ -50,6 +52,9 @@ def test_silence_is_neither_damage_nor_absence(tmp_path, monkeypatch):
     samples = write_samples(tmp_path, GREY, drawn(GREY))
     state = tmp_path / "state.npz"
     np.savez(state, record=np.array("{}"))
+    weights = tmp_path / "x.safetensors"
+    write_weights(weights, {"a": np.zeros(3, np.float32)})
+    write_best(tmp_path, Best(5, "precision", 0.2, "higher"))
 
     def stale(path, *args, **kwargs):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
@@ -60,6 +65,8 @@ def test_silence_is_neither_damage_nor_absence(tmp_path, monkeypatch):
         (builtins, "open", lambda: contents_of(3, lambda _: str(state)), "state.npz"),
         (np, "load", lambda: Saved(state, {}, 1).load(), "state.npz"),
         (np, "load", lambda: ReferenceStatistics.load(state), "state.npz"),
+        (builtins, "open", lambda: read_weights(weights), "x.safetensors"),
+        (io, "open", lambda: read_best(tmp_path), "best.json"),
     ]
     for module, name, ask, where in asked:
         with monkeypatch.context() as patch:
@@ -158,6 +165,29 @@ def test_every_image_of_a_set_is_looked_at(tmp_path, size, caplog):
         with pytest.raises(ConfigError, match="nothing says which values of .*10.tif"):
             options = {"image_size": size, "skip_unreadable": skip}
             collect(open_images(tmp_path, mesh_of(1), 4, **options))
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_folders_that_cannot_be_listed_are_no_silent_loss(
+    tmp_path, size, monkeypatch, caplog
+):
+    for number, image in enumerate(drawn(Pixels(), 6)):
+        write_png(tmp_path / f"{number % 2}" / f"{number}.png", image)
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    message = "/1:? cannot be listed: Permission denied.* with --skip_unreadable"
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path, mesh_of(1), 4, image_size=size)
+    options = {"image_size": size, "skip_unreadable": True}
+    found = open_images(tmp_path, mesh_of(1), 4, **options)
+    assert found.count == 3
+    assert "cannot be listed: Permission denied" in caplog.text
 
 
 @pytest.mark.parametrize("size", [None, 16])

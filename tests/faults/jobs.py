@@ -1,5 +1,6 @@
 """Tiny runs of both stages as processes of their own, and how two of them differ."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -159,6 +160,34 @@ class Job:
         with contextlib.suppress(FileNotFoundError):
             return (self.workdir / "metrics.jsonl").stat().st_size
         return 0
+
+
+def command_line(doc, run, layout, **choices):
+    """Runs a script that kills; prints what was hit and what differed in the end.
+
+    Args:
+      doc: Docstring of the script.
+      run: Function of outdir, kills, seed and the choices; returns a Counter of hits,
+        by tuples, and a list of sentences, empty where all is the same.
+      layout: Format of a tuple and its count.
+      **choices: What to choose among, by the name of the flag; all of it by default.
+
+    Returns:
+      The exit status.
+    """
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--outdir", required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    for name, among in choices.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=among, default=among)
+    start = time.monotonic()
+    counts, found = run(**vars(parser.parse_args()))
+    for hit, count in sorted(counts.items()):
+        print(layout.format(*hit, count))
+    print(f"{sum(counts.values())} hits in {time.monotonic() - start:.0f} s")
+    print("\n".join(found) if found else "all ended in the same bits")
+    return 1 if found else 0
 
 
 def differences(one, other, kills=1):

@@ -9,16 +9,14 @@ through; then the next ones begin, until so many kills are spent. In the scenari
 checkpoint that the second one began with is gone.
 """
 
-import argparse
 import collections
 import pathlib
 import random
 import shutil
 import sys
-import time
 
 from ldm_jax.data.shapes import prepare
-from tests.faults.jobs import FIRST, SECOND, Job, differences
+from tests.faults.jobs import FIRST, SECOND, Job, command_line, differences
 from tests.faults.moments import MOMENTS
 
 SCENARIOS = ("first", "second", "retrained")
@@ -133,23 +131,6 @@ def run(outdir, kills, seed, scenarios=SCENARIOS, moments=tuple(MOMENTS)):
     return trial.counts, found
 
 
-def main():
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--outdir", required=True)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=SCENARIOS)
-    parser.add_argument("--moments", nargs="+", choices=[*MOMENTS], default=[*MOMENTS])
-    options = vars(parser.parse_args())
-    start = time.monotonic()
-    counts, found = run(**options)
-    for (scenario, moment, number), count in sorted(counts.items()):
-        print(f"{scenario:<10} {moment:<18} {number:<8} {count}")
-    print(f"{sum(counts.values())} hits in {time.monotonic() - start:.0f} s")
-    print("\n".join(found) if found else "all ended in the same bits")
-    return 1 if found else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    choices = {"scenarios": list(SCENARIOS), "moments": list(MOMENTS)}
+    sys.exit(command_line(__doc__, run, "{:<10} {:<18} {:<8} {}", **choices))

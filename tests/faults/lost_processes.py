@@ -8,7 +8,6 @@ goes on by the same command, whatever number of processes the last one had. In t
 all has the same bits: weights, averages, optimiser states, metrics and previews.
 """
 
-import argparse
 import collections
 import contextlib
 import pathlib
@@ -21,7 +20,7 @@ import time
 
 from ldm_jax.data.shapes import prepare
 from ldm_jax.errors import ProcessLost
-from tests.faults.jobs import FIRST, ROOT, SECOND, Job, differences
+from tests.faults.jobs import FIRST, ROOT, SECOND, Job, command_line, differences
 from tests.flags import xla_flags
 from tests.processes import free_port
 
@@ -37,20 +36,25 @@ _SOON = 240
 
 
 class PeersJob(Job):
-    """A workdir whose command is started as one or several processes."""
+    """A workdir whose command is started as one or several processes.
+
+    Attributes:
+      processes: Those of the last start.
+      logs: Paths of what they printed.
+    """
 
     def start(self, count=1):
         """Starts all processes, of `DEVICES` devices together."""
         address = f"127.0.0.1:{free_port()}"
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        self.processes, self._logs = [], []
+        self.processes, self.logs = [], []
         environment = self.environment() | {"XLA_FLAGS": xla_flags(DEVICES // count)}
         for index in range(count):
             several = [f"--coordinator={address}", f"--num_processes={count}"]
             several += [f"--process_id={index}", "--start_timeout=120"]
-            self._logs.append(self.workdir.with_suffix(f".{index}.log"))
-            with open(self._logs[-1], "w") as log:
+            self.logs.append(self.workdir.with_suffix(f".{index}.log"))
+            with open(self.logs[-1], "w") as log:
                 self.processes.append(
                     subprocess.Popen(
                         self.command(several if count > 1 else ()),
@@ -60,7 +64,7 @@ class PeersJob(Job):
                         stderr=subprocess.STDOUT,
                     )
                 )
-        self._process, self._log = self.processes[0], self._logs[0]
+        self._process, self._log = self.processes[0], self.logs[0]
 
     def hit_one(self, count, random):
         """Starts so many processes and hits one of them; returns what happened."""
@@ -77,7 +81,7 @@ class PeersJob(Job):
             statuses.append(process.poll())
             process.kill()
             process.wait()
-        output = "".join(log.read_text(errors="replace") for log in self._logs)
+        output = "".join(log.read_text(errors="replace") for log in self.logs)
         usual = _STOPPED if number == signal.SIGTERM else _LEFT
         for process, status in zip(self.processes, statuses, strict=True):
             allowed = usual | ({-signal.SIGKILL} if process is victim else set())
@@ -136,20 +140,5 @@ def run(outdir, kills, seed):
     return counts, found
 
 
-def main():
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--outdir", required=True)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    start = time.monotonic()
-    counts, found = run(**vars(parser.parse_args()))
-    for (count, number, statuses), times in sorted(counts.items()):
-        print(f"{count} processes  {number:<8} {statuses:<12} {times}")
-    print(f"{sum(counts.values())} hits in {time.monotonic() - start:.0f} s")
-    print("\n".join(found) if found else "all ended in the same bits")
-    return 1 if found else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, run, "{} processes  {:<8} {:<12} {}"))

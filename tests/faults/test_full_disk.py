@@ -1,12 +1,14 @@
 """A run whose disk fills up: what is kept, and how it goes on."""
 
 import resource
+import signal
 import time
 
 import pytest
 
 from ldm_jax.checkpoint import checkpoint_folder
 from ldm_jax.errors import CheckpointError, DiskError
+from tests.faults.lost_processes import PeersJob
 from tests.runs import assert_same_bits, command, finish, weights_of
 
 pytestmark = pytest.mark.slow
@@ -38,9 +40,9 @@ def whole(shapes_dir, tmp_path_factory):
     return weights_of(workdir)
 
 
-def _wait_for_step(workdir, step):
+def _wait_for_step(workdir, step, running=lambda: True):
     end = time.monotonic() + 200
-    while time.monotonic() < end:
+    while running() and time.monotonic() < end:
         try:
             if int(checkpoint_folder(workdir).name) >= step:
                 return
@@ -70,3 +72,40 @@ def test_a_full_disk(whole, shapes_dir, tmp_path):
     assert last.startswith("error: cannot write a checkpoint in ")
     assert f"File too large; the checkpoint of step {kept} is whole" in last
     _goes_on(tmp_path / "run", shapes_dir, whole)
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_process_of_two(full, shapes_dir, tmp_path):
+    stage = (
+        "shapes_autoencoder:tiny",
+        {
+            "train.num_steps": 400,
+            "train.checkpoint_every": 20,
+            "train.preview_images": 0,
+            "data.eval_split": "",
+        },
+    )
+    job = PeersJob(stage, tmp_path / "run", shapes_dir, tmp_path / "cache")
+    job.start(count=2)
+    _wait_for_step(job.workdir, 20, job.running)
+    limits = 1000, resource.RLIM_INFINITY
+    resource.prlimit(job.processes[full].pid, resource.RLIMIT_FSIZE, limits)
+    start = time.monotonic()
+    statuses = [process.wait(120) for process in job.processes]
+    # The next checkpoint begins within a few seconds.
+    assert time.monotonic() - start < 60
+    assert statuses == [DiskError.exit_code] * 2
+    # Its own log is of a file that cannot grow either.
+    log = job.logs[1 - full].read_text(errors="replace")
+    assert "Traceback" not in log, log
+    (line,) = (line for line in log.splitlines() if line.startswith("error: "))
+    kept = int(checkpoint_folder(job.workdir).name)
+    assert line.startswith(f"error: process {full} of 2 on ")
+    assert " failed: cannot write a checkpoint in " in line
+    assert f"File too large; the checkpoint of step {kept} is whole" in line
+    # The same command goes on.
+    job.start()
+    _wait_for_step(job.workdir, kept + 20, job.running)
+    job.send(signal.SIGTERM)
+    status, output = job.end()
+    assert status == 143, output

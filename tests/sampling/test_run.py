@@ -153,8 +153,14 @@ def test_a_run_goes_on_with_its_scales_in_their_order(tmp_path):
     given = {"labels": ["1"], "prompt": ["a star"]}
     options = dict(given=given, num_samples=1, num_steps=2)
     scales = {"label": 2.0, "caption": 3.0}
+    path, written = tmp_path / "settings.json", []
     for _ in range(2):
         run(trained, tmp_path, guidance_scale=scales, **options)
+        written.append(json.loads(path.read_text()))
+        # Older versions did not say what the pixels are.
+        older = {k: v for k, v in written[0].items() if k != "pixels"}
+        path.write_text(json.dumps(older))
+    assert written[0] == written[1] and written[0]["pixels"] == {"channels": "rgb"}
     with pytest.raises(ConfigError, match="other settings .*options"):
         scales = dict(reversed(scales.items()))
         run(trained, tmp_path, guidance_scale=scales, **options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import store
+from ldm_jax.convert.compvis.write_yaml import write_yaml
 from ldm_jax.errors import ConfigError, DiskError, Unreachable
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.files import (
@@ -40,6 +41,11 @@ def test_a_local_path_stays_one_of_pathlib(tmp_path):
 def test_an_address_of_another_kind_is_refused(address):
     with pytest.raises(ConfigError, match="gs://bucket/name"):
         as_path(address)
+
+
+def test_the_yaml_beside_weights_is_written_in_one_way(bucket):
+    write_yaml(bucket / "a.yaml", {"target": "x"}, {})
+    assert (bucket / "a.yaml").read_bytes() == b"model:\n  target: x\n"
 
 
 def test_a_missing_library_is_one_line(bucket, monkeypatch):

@@ -17,7 +17,7 @@ LOCAL = {
     "cli/failures.py": "files of the package",
     "cli/help.py": "the script that was called",
     "cli/run.py": "the cache of compiled programs",
-    "data/folder.py": "folders of single images, on a disk alone",
+    "data/folder/folder_source.py": "folders of single images, on a disk alone",
     "data/tokenizers.py": "a file of the package",
     "data/shapes/prepare.py": "what TensorFlow's data sets wrote, on a disk alone",
     "data/tables/huggingface.py": "files that are mapped, on a disk alone",

@@ -1,10 +1,12 @@
 """Text states of frozen towers, stored once, beside the token ids that they are of."""
 
 import contextlib
+import errno
 import itertools
 import json
 import pathlib
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from ldm_jax.data.encoded.header import FILE
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.encoding.stream import Options
 from ldm_jax.encoding.write_set import make_writer
-from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.errors import CheckpointError, ConfigError, Unreachable
 from ldm_jax.sampling import run as sample
 from ldm_jax.sampling.options import RunOptions
 from ldm_jax.sharding import make_mesh
@@ -178,6 +180,14 @@ def test_a_workdir_keeps_its_tower(config, tmp_path):
     copy.write_bytes(data)
     with pytest.raises(CheckpointError, match=f"{copy} is damaged.*: rm {copy}"):
         with_text_towers(params, config, meta, tmp_path / "run")
+    # What does not answer, or may not be read, is not to be removed.
+    for error, kind, message in (
+        (OSError(errno.ESTALE, "Stale file handle"), Unreachable, "does not answer"),
+        (PermissionError(errno.EACCES, "no"), CheckpointError, "may not be read"),
+    ):
+        with mock.patch("ldm_jax.weights.files.read_part", side_effect=error):
+            with pytest.raises(kind, match=message):
+                with_text_towers(params, config, meta, tmp_path / "run")
     copy.unlink()
     whole = with_text_towers(params, config, meta, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, whole, found)

@@ -17,7 +17,7 @@ from ldm_jax.convert.compvis.options import PREDICTION_NAMES, SCHEDULE_NAMES
 from ldm_jax.convert.hints import SECTION
 from ldm_jax.convert.model import Model, first_stage_row, require_nearest
 from ldm_jax.errors import ConversionError
-from ldm_jax.store import as_path
+from ldm_jax.files import write_bytes
 
 
 def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,10 +296,13 @@ def write_yaml(
       path: The file.
       model: Its section `model`, as `write.write` returns it.
       hints: Our own section, see `hints`; left out where it is empty.
+
+    Raises:
+      DiskError: If it cannot be written.
     """
     own = {SECTION: dict(hints)} if hints else {}
     text = yaml.safe_dump({"model": model} | own, sort_keys=False)
-    as_path(path).write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 # Classes of CompVis by the kinds of FIRST_STAGES.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
-from ldm_jax.errors import ConfigError, raise_if_silent
-from ldm_jax.store import as_path, size_of
+from ldm_jax.errors import ConfigError
+from ldm_jax.store import as_path, raise_if_silent, size_of
 
 FILE = "latents.json"
 

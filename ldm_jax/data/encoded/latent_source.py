@@ -13,7 +13,8 @@ from ldm_jax.config import to_dict
 from ldm_jax.data.encoded.header import EMPTY, FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
-from ldm_jax.store import as_path, local_copy
+from ldm_jax.reading import answering
+from ldm_jax.store import as_path, is_silent, local_copy
 
 # Shards that are open at a time, where the system allows so many: each holds a file,
 # a buffer of 32 KB and its index, 8 bytes a record.
@@ -216,10 +217,22 @@ class LatentSource:
             rows = np.flatnonzero(shards == shard)
             first = int(self._ends[shard - 1]) if shard else 0
             places = (numbers[rows] - first).tolist()
-            read = self._reader(shard).read(places)
+            read = self._read(shard, places)
             for row, record in zip(rows.tolist(), read, strict=True):
                 found[row] = record
         return found
+
+    def _read(self, shard, places):
+        """Records of a shard, from its file opened anew where that may have gone."""
+        try:
+            return self._reader(shard).read(places)
+        except Exception as error:
+            if not is_silent(error):
+                raise
+        with self._lock:
+            self._open.pop(shard, None)
+        with answering(self._folder / self.header.shards[shard]["file"]):
+            return self._reader(shard).read(places)
 
     def _reader(self, shard):
         """The reader of a shard; of those that are open the longest unused goes."""

@@ -13,7 +13,7 @@ from absl import logging
 
 from ldm_jax import peers
 from ldm_jax.annotations import Int
-from ldm_jax.errors import raise_if_silent
+from ldm_jax.store import raise_if_silent
 
 _THREADS, _CHUNK = 16, 4096
 

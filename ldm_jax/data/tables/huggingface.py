@@ -14,9 +14,9 @@ from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
-from ldm_jax.errors import raise_if_silent
-from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import local_only
+from ldm_jax.errors import Unreachable
+from ldm_jax.reading import MAX_TEXT, is_folder, parse_json, read_file, state_of
+from ldm_jax.store import local_only, raise_if_silent
 
 # Major version of `datasets` that is needed.
 _LEAST = 4
@@ -71,7 +71,7 @@ class HuggingFaceSource(TableSource):
             os.path.expanduser(self.data_dir or ""), os.path.expanduser(self.name)
         )
         local_only(folder, "name", "its files are mapped: copy it, or use Parquet")
-        if os.path.isdir(folder):
+        if is_folder(folder):
             parts = _parts_of_folder(os.path.abspath(folder))
         else:
             parts = _parts_on_hub(self.name, self.subset, self.revision)
@@ -133,12 +133,12 @@ def _choose(parts, split, name):
 def _parts_of_folder(folder):
     """Split -> Arrow files, of a folder that `save_to_disk` wrote."""
     splits = os.path.join(folder, _SPLITS)
-    if os.path.exists(splits):
+    if state_of(splits):
         names = _read_json(splits).get("splits")
         if not isinstance(names, list) or not names:
             raise ValueError(f"{splits} names no splits")
         return {str(n): _files_of(os.path.join(folder, str(n))) for n in names}
-    if not os.path.exists(os.path.join(folder, _STATE)):
+    if not state_of(os.path.join(folder, _STATE)):
         raise ValueError(
             f"{folder} has neither {_STATE} nor {_SPLITS}: it is no folder of "
             "save_to_disk; for Parquet files give data.source=parquet, for images "
@@ -163,6 +163,8 @@ def _files_of(folder):
 def _read_json(path):
     try:
         found = parse_json(read_file(path, MAX_TEXT))
+    except Unreachable:
+        raise
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -15,7 +15,9 @@ from ldm_jax.data.tables.kinds import are_alike
 from ldm_jax.data.tables.row_groups import ParquetTable, join_schemas
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
 from ldm_jax.data.tar.byte_ranges import file_system, reach
+from ldm_jax.data.tar.patterns import find_below
 from ldm_jax.data.tar.shards import address, expand, find_shards
+from ldm_jax.reading import is_folder
 from ldm_jax.store import is_remote
 
 SUFFIX = ".parquet"
@@ -90,22 +92,22 @@ def _below(name, data_dir):
     names = [name] if isinstance(name, str) else list(name)
     for one in [path for given in names for path in expand(str(given))]:
         root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(one))
-        is_folder = os.path.isdir(root)
         if is_remote(root):
-            is_folder = not root.endswith(SUFFIX) and not glob.has_magic(root)
-        if not one or not is_folder:
+            folder = not root.endswith(SUFFIX) and not glob.has_magic(root)
+        else:
+            folder = is_folder(root)
+        if not one or not folder:
             found.append(one)
             continue
-        below = _list_remote(root) if is_remote(root) else _list_local(root)
+        below = (
+            _list_remote(root)
+            if is_remote(root)
+            else find_below(os.path.abspath(root), "**", f"*{SUFFIX}")
+        )
         if not below:
             raise ValueError(f"no {SUFFIX} files in {root} or below")
         found += below
     return found
-
-
-def _list_local(root):
-    pattern = os.path.join(glob.escape(root), "**", f"*{SUFFIX}")
-    return sorted(map(os.path.abspath, glob.glob(pattern, recursive=True)))
 
 
 def _list_remote(root):

@@ -19,8 +19,9 @@ from ldm_jax.data.tables.fields import (
     names_of_classes,
 )
 from ldm_jax.data.tables.kinds import SCALARS, TEXT, kind_of
-from ldm_jax.errors import DataError, DecodeError, raise_if_silent
+from ldm_jax.errors import DataError
 from ldm_jax.images import find_size
+from ldm_jax.store import raise_if_silent
 
 # Columns that hold the sizes of images, in any case of letters.
 _SIDES = ("height", "width")
@@ -190,8 +191,9 @@ class TableSource:
                     lambda at, n, data=data: data[at : at + n], len(data)
                 )
                 sizes[index] = height, width
-            # Such an image is named and counted when it is loaded.
-            except (DecodeError, ValueError) as error:
+            # Whatever a damaged image or row raises: it is named and counted when it
+            # is loaded.
+            except Exception as error:
                 raise_if_silent(self.describe(index), error)
                 continue
             finally:

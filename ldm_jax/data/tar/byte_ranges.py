@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import errno
 import os
 import threading
 import time
@@ -11,10 +10,10 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from ldm_jax.errors import Unreachable, raise_if_silent
+from ldm_jax.errors import Unreachable
 from ldm_jax.files import most_open_files
 from ldm_jax.reading import answering
-from ldm_jax.store import is_remote
+from ldm_jax.store import SILENT, is_remote
 
 # Files that are held open at most; fewer where the system allows fewer.
 _MOST_OPEN = 512
@@ -181,10 +180,10 @@ class Files:
         try:
             return _read_open(self._file(path), offset, size)
         except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise_if_silent(path, error)
+            if error.errno not in SILENT:
                 raise
-        # What was put in its place meanwhile can be read, or says so itself.
+        # What was put in its place meanwhile can be read, or says so itself; so can the
+        # same file, where it was opened before its mount went and came back.
         self.forget(path)
         with answering(path):
             return _read_open(self._file(path), offset, size)

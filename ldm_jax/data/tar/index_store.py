@@ -20,10 +20,11 @@ from absl import logging
 from ldm_jax import peers
 from ldm_jax.data.tar.byte_ranges import Files, file_system
 from ldm_jax.data.tar.index_file import IndexFile, encode_index, write_index
+from ldm_jax.data.tar.members import Damaged
 from ldm_jax.data.tar.scan import scan
 from ldm_jax.data.tar.shards import INDEX, Shard
-from ldm_jax.errors import DiskError, Unreachable, raise_if_silent
-from ldm_jax.store import is_remote
+from ldm_jax.errors import DiskError, Unreachable
+from ldm_jax.store import is_of_one_file, is_remote, raise_if_silent
 
 # Bytes that are read at a time: beside a header, of a local shard, there are small
 # members; remote ones are read as a stream.
@@ -199,14 +200,26 @@ class _Window:
             size = min(size, self._shard.size - offset)
             most = min(max(size, self._size), self._shard.size - offset)
             try:
-                self._data = self._files.read_up_to(self._shard.path, offset, most)
-            except Unreachable:
-                raise
-            except OSError as error:
-                text = getattr(error, "strerror", None) or " ".join(str(error).split())
-                raise ValueError(f"cannot read {self._shard.path}: {text}") from error
+                self._data = self._ask(offset, most)
+            except Damaged:
+                # There may be nothing wrong with what is asked for.
+                self._data = self._ask(offset, size)
             self._start, begin = offset, 0
         return self._data[begin : begin + size]
+
+    def _ask(self, offset, size):
+        try:
+            return self._files.read_up_to(self._shard.path, offset, size)
+        except Unreachable:
+            raise
+        except OSError as error:
+            text = getattr(error, "strerror", None) or " ".join(str(error).split())
+            if is_of_one_file(error):
+                raise Damaged(
+                    f"byte {offset:,} cannot be read: {text}; once it can, remove the "
+                    "index of the shard, which is then made anew"
+                ) from error
+            raise ValueError(f"cannot read {self._shard.path}: {text}") from error
 
 
 def _remote_index(shard):

@@ -37,6 +37,9 @@ _MOST_SUFFIXES = 2**16 - 1
 # The column that `.cls` makes; a field of JSON cannot be called so.
 LABELS = ".cls"
 
+# What says something of a shard and is no example.
+_ABOUT = re.compile(r"__[^.]*__(\..*)?", re.DOTALL)
+
 # The directory, the name up to its first dot, and the suffix.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
@@ -84,8 +87,10 @@ class _Shard:
         """Takes a member."""
         name = member.name.removeprefix("./")
         parts = name.split("/")
-        # As in folders; archives of macOS carry a shadow of every file.
-        hidden = parts[-1].startswith((".", "__")) or "__MACOSX" in parts
+        # As in folders; archives of macOS carry a shadow of every file, and WebDataset
+        # has members about a shard, as __meta__.
+        hidden = parts[-1].startswith(".") or "__MACOSX" in parts
+        hidden = hidden or _ABOUT.fullmatch(parts[-1])
         if member.kind == FOLDER or hidden:
             return
         if member.kind not in REGULAR:
@@ -112,7 +117,7 @@ class _Shard:
         if suffix == "json":
             self._add_fields(example, name, member)
         elif suffix == "cls":
-            self._add_label(example, member)
+            self._add_label(example, name, member)
 
     def _size(self, member):
         try:
@@ -150,8 +155,12 @@ class _Shard:
                     f"columns, as {self._table.left_out[:100]!r}"
                 )
 
-    def _add_label(self, example, member):
-        text = self._read(member.offset, min(member.size, _MOST_LABEL))
+    def _add_label(self, example, name, member):
+        try:
+            text = self._read(member.offset, min(member.size, _MOST_LABEL))
+        except Damaged as error:
+            self.problems.append([name, f"its class is missing: {error}"])
+            return
         label = text.decode("utf-8", "replace").strip()
         self._labels.put(example, LABELS, label)
 

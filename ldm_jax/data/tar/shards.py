@@ -4,12 +4,16 @@ import functools
 import glob
 import os
 import re
+import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 from ldm_jax.data.tar.byte_ranges import file_system, reach, side_by_side
-from ldm_jax.errors import raise_if_silent
-from ldm_jax.store import is_remote
+from ldm_jax.data.tar.patterns import find_files
+from ldm_jax.reading import is_folder, is_kept, names_in, state_of
+from ldm_jax.store import is_remote, raise_if_silent
 
 SUFFIX, INDEX = ".tar", ".index"
 
@@ -116,13 +120,21 @@ def _listed(path, suffix):
     """The files of a folder or a pattern, or the one that is named."""
     if is_remote(path):
         return _listed_remote(path, suffix)
-    if os.path.isdir(path):
-        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{suffix}")))
+    if is_folder(path):
+        there = list(filter(is_kept, names_in(path)))
+        found = [os.path.join(path, name) for name in there if name.endswith(suffix)]
+        # Compressed ones, say, or what an upload has left half.
+        others = [n for n in there if f"{suffix}." in n and not n.endswith(INDEX)]
+        if found and others:
+            logging.warning(
+                "%s: %d files do not end in %s and are not read, as %s",
+                *(path, len(others), suffix, others[0]),
+            )
         return found or _nothing(path, suffix)
     # What is called so is meant, whatever characters are in its name.
-    if os.path.exists(path) or not glob.has_magic(path):
+    if state_of(path) or not glob.has_magic(path):
         return [path]
-    found = _without_indexes(glob.glob(path, recursive=True))
+    found = _without_indexes(find_files(path))
     return found or _nothing(path, suffix)
 
 
@@ -191,6 +203,6 @@ def _look(path, suffix):
     except OSError as error:
         raise_if_silent(path, error)
         raise ValueError(_unread(path, error, suffix)) from error
-    if os.path.isdir(path):
+    if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{path} is a folder; data.name names {suffix[1:]} files")
     return Shard(path, status.st_size, f"mtime {status.st_mtime_ns}")

@@ -33,10 +33,9 @@ from ldm_jax.data.tar.plan import (
 )
 from ldm_jax.data.tar.scan import LABELS, printable
 from ldm_jax.data.tar.shards import find_shards
-from ldm_jax.errors import raise_if_silent
 from ldm_jax.images import require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json
-from ldm_jax.store import is_remote
+from ldm_jax.store import is_remote, raise_if_silent
 
 # A row of the index's "members": offset, size, height, width, number of the suffix.
 _ROW = struct.Struct("<QQIIH")

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.batches import Batch
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.as_they_are.host_rows import put_rows
 from ldm_jax.images import Pixels, read_image
 from ldm_jax.sampling.sample_pixels import SetValues
+from ldm_jax.store import raise_if_silent
 
 # Threads that decode images.
 _THREADS = 4
@@ -44,10 +45,13 @@ class FolderReader:
           pixels: What they are.
 
         Raises:
-          DataError: If it cannot be read, or with `skip_unreadable` none can.
+          DataError: If it, or a folder in it, cannot be read, or with
+            `skip_unreadable` none can.
         """
         self._source, self._count, self._skip = source, count, skip_unreadable
         self._values, self._pixels = values, pixels
+        for where, reason in source.skipped:
+            self._leave_out(where, reason)
         # All have the size of the first one that can be read.
         self._first, self.size = 0, None
         found = (self._read(index) for index in range(count))
@@ -60,6 +64,14 @@ class FolderReader:
                 f"none of the {count} images can be read; the first is "
                 f"{source.describe(0)}"
             )
+
+    def _leave_out(self, path, reason, error=None):
+        if not self._skip:
+            raise DataError(
+                f"{path} {reason}: mend it or take it away, or leave such images out "
+                "with --skip_unreadable"
+            ) from error
+        logging.warning("left out: %s %s", path, reason)
 
     def _read(self, index):
         """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
@@ -74,12 +86,7 @@ class FolderReader:
         except (OSError, ValueError) as error:
             raise_if_silent(path, error)
             reason = getattr(error, "strerror", None) or error
-            if not self._skip:
-                raise DataError(
-                    f"{path} cannot be read ({reason}): mend it or take it away, or "
-                    "leave such images out with --skip_unreadable"
-                ) from error
-            logging.warning("left out: %s cannot be read (%s)", path, reason)
+            self._leave_out(path, f"cannot be read ({reason})", error)
             return None
         if self.size is not None and image.shape[:2] != self.size:
             height, width = image.shape[:2]

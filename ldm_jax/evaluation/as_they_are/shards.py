@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import Pixels
 
 
@@ -25,9 +25,12 @@ def explaining_shards(
 
     Raises:
       ConfigError: If it cannot be opened.
+      DataError: If a part of it cannot be read.
     """
     try:
         yield
+    except DataError:
+        raise
     except ValueError as error:
         names = sorted(os.listdir(path))
         advice = ""
@@ -35,7 +38,9 @@ def explaining_shards(
             found = [name for name in names if name.endswith(f".{suffix}")]
             if found and how:
                 advice = f"; it has shards, as {found[0]}: {how}"
-        raise ConfigError(f"{flag}: {error}{advice}") from error
+        # The flag stands for the section of the config.
+        reason = str(error).removeprefix("data: ")
+        raise ConfigError(f"{flag}: {reason}{advice}") from error
 
 
 def _of_npz(pixels):

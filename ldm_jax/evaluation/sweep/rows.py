@@ -12,7 +12,7 @@ import jax
 
 from ldm_jax import peers
 from ldm_jax.diffusion.sample_options import SampleOptions
-from ldm_jax.errors import ConfigError, DataError, raise_if_silent
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.resuming import Saved, agree, difference
@@ -21,7 +21,7 @@ from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
 from ldm_jax.metrics.distances import Result
 from ldm_jax.reading import MAX_TEXT, read_file
-from ldm_jax.store import Place
+from ldm_jax.store import Place, raise_if_silent
 
 
 class Row(NamedTuple):

@@ -46,9 +46,9 @@ def _score(logits):
     logs = logits.astype(np.float64)
     logs -= logs.max(axis=1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
-    shares = np.exp(logs)
+    probabilities = np.exp(logs)
     with np.errstate(divide="ignore"):
         # Of a class that no image has in the least, nothing is added up below.
-        whole = np.log(shares.mean(axis=0))
-    terms = np.where(shares > 0, shares * (logs - whole), 0.0)
+        whole = np.log(probabilities.mean(axis=0))
+    terms = np.where(probabilities > 0, probabilities * (logs - whole), 0.0)
     return np.exp(terms.sum(axis=1).mean())

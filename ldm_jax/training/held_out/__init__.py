@@ -8,7 +8,7 @@
 | `set_distances` | measures sets of images, keeps the best checkpoint |
 | `made_images` | the images of a stage that are measured |
 | `eval_options` | the section `eval` of a config |
-| `shown_conditions` | pictures of conditions, for previews |
+| `shown_conditions` | images of conditions, for previews |
 """
 
 from ldm_jax.training.held_out.actions import HeldOut, due

@@ -23,7 +23,7 @@ from ldm_jax.seeds import make_key, sample_keys
 # Name of what is measured, in front of the number of the bin.
 LOSS_LEVEL = "loss_level_"
 
-_SUM, _SHARE = "level_loss", "level_share"
+_SUM, _FRACTION = "level_loss", "level_fraction"
 # Sets these draws apart from others of the same seed.
 _TAG = 0x1E7E1
 
@@ -76,7 +76,7 @@ def level_losses(
 
     Returns:
       Means over the rows that count, for `by_level`: "level_loss" [bins], of the loss
-      in its bin and 0 elsewhere, and "level_share" [bins], of 1 and 0.
+      in its bin and 0 elsewhere, and "level_fraction" [bins], of 1 and 0.
     """
     latents = latent_diffusion.latents_of(model, frozen, batch)
     inputs = latent_diffusion.encode_inputs(model, frozen, batch)
@@ -96,7 +96,7 @@ def level_losses(
     mask = batch["mask"].astype(jnp.float32)
     counts = jax.nn.one_hot(chosen, bins) * mask[:, None]
     losses = jnp.where(counts > 0, error[:, None], 0.0)
-    return {_SUM: losses.sum(0) / mask.sum(), _SHARE: counts.sum(0) / mask.sum()}
+    return {_SUM: losses.sum(0) / mask.sum(), _FRACTION: counts.sum(0) / mask.sum()}
 
 
 def by_level(means: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def by_level(means: Mapping[str, Any]) -> dict[str, Any]:
     means = dict(means)
     if _SUM not in means:
         return means
-    losses, shares = means.pop(_SUM), np.asarray(means.pop(_SHARE))
-    draws = np.rint(shares * means["num_images"])
+    losses, fractions = means.pop(_SUM), np.asarray(means.pop(_FRACTION))
+    draws = np.rint(fractions * means["num_images"])
     for index in np.flatnonzero(draws):
-        means[f"{LOSS_LEVEL}{index}"] = losses[index] / shares[index]
+        means[f"{LOSS_LEVEL}{index}"] = losses[index] / fractions[index]
     return means | {"level_draws": draws.min()}

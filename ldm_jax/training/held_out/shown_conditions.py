@@ -1,4 +1,4 @@
-"""Pictures of the conditions of held-out images, for previews."""
+"""Images of the conditions of held-out images, for previews."""
 
 from collections.abc import Mapping, Sequence
 

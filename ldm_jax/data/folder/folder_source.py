@@ -22,18 +22,27 @@ from ldm_jax.data.division import (
 )
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
+from ldm_jax.data.folder.listing import find_parts, list_images
 from ldm_jax.data.sidecars import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
     MissingFile,
-    drop_sidecars,
     find_sidecars,
     read_sidecar,
 )
-from ldm_jax.errors import raise_if_silent
+from ldm_jax.errors import Unreachable
 from ldm_jax.images import find_size, require_memory
-from ldm_jax.reading import MAX_TEXT, open_file, parse_json, parts_of, read_file
-from ldm_jax.store import local_only
+from ldm_jax.reading import (
+    MAX_TEXT,
+    answering,
+    is_folder,
+    open_file,
+    parse_json,
+    parts_of,
+    read_file,
+    state_of,
+)
+from ldm_jax.store import local_only, raise_if_silent
 
 # Of so many files the fingerprint has the size.
 _SIZES = 1024
@@ -91,11 +100,11 @@ class FolderSource:
         self._root = _find_root(name, data_dir)
         # Arrays are images where there are no others.
         for suffixes in (IMAGE_SUFFIXES, (ARRAY_SUFFIX,)):
-            parts, unread = _find_parts(self._root, suffixes), []
-            listed = {
-                part: _list_images(os.path.join(self._root, part), suffixes, unread)
-                for part in parts
-            }
+            parts = find_parts(self._root, suffixes)
+            listed, unread = {}, {}
+            for part in parts:
+                place = os.path.join(self._root, part)
+                listed[part], unread[part] = list_images(place, suffixes)
             if any(listed.values()):
                 break
         else:
@@ -105,6 +114,9 @@ class FolderSource:
             )
         training = [file for part in _of_split(parts, "train") for file in listed[part]]
         names = None if label_key == "" else _class_names(training)
+        if names:
+            for part in _of_split(parts, "train"):
+                _require_classes(os.path.join(self._root, part), unread[part])
         if len(parts) > 1 and split != "all":
             chosen = [(part, None) for part in _of_split(parts, split)]
         else:
@@ -120,7 +132,9 @@ class FolderSource:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
         self._sizes, self._names, self._columns = None, None, {}
-        self._table, self.skipped = None, unread
+        # What is held out need not be there for training, nor the other way round.
+        self._table = None
+        self.skipped = [entry for part, _ in chosen for entry in unread[part]]
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         self._optional = frozenset(optional)
         # Arrays, as they are pickled for every worker and may hold millions of files.
@@ -155,9 +169,21 @@ class FolderSource:
         for index, (path, label) in enumerate(
             zip(self._paths, self._labels, strict=True)
         ):
-            size = os.stat(self.describe(index)).st_size if index % every == 0 else ""
+            size = self._bytes_of(index) if index % every == 0 else ""
             digest.update(b"%s\0%d %s\0" % (bytes(path), label, str(size).encode()))
         return digest.hexdigest()
+
+    def _bytes_of(self, index):
+        """Size of a file; a word for one that is damaged or has gone."""
+        path = self.describe(index)
+        try:
+            with answering(path):
+                return os.stat(path).st_size
+        except Unreachable:
+            raise
+        # It is named once it is loaded.
+        except OSError:
+            return "unknown"
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
         """Reads the sizes of the images from their files' headers, once.
@@ -258,35 +284,10 @@ def _find_root(name, data_dir):
     root = os.path.join(os.path.expanduser(data_dir or ""), os.path.expanduser(name))
     advice = "put the images into tar shards, which are read anywhere, or copy it"
     root = os.path.abspath(local_only(root, "name", advice))
-    if not os.path.isdir(root):
-        what = "is a file" if os.path.exists(root) else "does not exist"
+    if not is_folder(root):
+        what = "is a file" if state_of(root) else "does not exist"
         raise ValueError(f"folder {root} {what}; data.name is the path of the folder")
     return root
-
-
-def _find_parts(root, suffixes):
-    """Sub-folders that are splits, or [""] where the folder is not split."""
-    folders, files = [], []
-    for entry in os.scandir(root):
-        if not _hidden(entry.name):
-            (folders if entry.is_dir() else files).append(entry.name)
-    training = [f for f in folders if split_of(f) == "train"]
-    held_out = [f for f in folders if split_of(f) in ("validation", "test")]
-    if training and held_out:
-        unused = sorted({*folders} - {*training, *held_out})
-        if unused:
-            logging.warning(
-                "%s has folders of splits; %d others are not read, as %s",
-                *(root, len(unused), unused[0]),
-            )
-        return sorted(training + held_out)
-    if (
-        training
-        and len(folders) == 1
-        and not any(_is_image(file, suffixes) for file in files)
-    ):
-        return training
-    return [""]
 
 
 def _of_split(parts, split):
@@ -295,43 +296,23 @@ def _of_split(parts, split):
     return [part for part in parts if split_of(part) == found] if found else parts
 
 
-def _list_images(folder, suffixes, unread):
-    """Paths of the images below a folder, relative to it, sorted; notes what is not."""
-    found, seen = [], set()
-
-    def note(error):
-        raise_if_silent(error.filename, error)
-        unread.append((str(error.filename), f"cannot be listed: {error.strerror}"))
-
-    for path, folders, files in os.walk(folder, onerror=note, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            # A link that leads back up would be walked for ever.
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        names = [n for n in files if _is_image(n, suffixes) and not _hidden(n)]
-        names = drop_sidecars(names)
-        found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
-    return sorted(found)
-
-
-def _hidden(name):
-    # Unpacked archives of macOS carry a shadow of every file in __MACOSX.
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image(name, suffixes):
-    return name.lower().endswith(suffixes)
-
-
 def _class_names(files):
     """Names of the first-level sub-folders, or None if an image lies in none."""
     tops = [file.split(os.sep, 1) for file in files]
     if not tops or any(len(top) == 1 for top in tops):
         return None
     return tuple(sorted({top[0] for top in tops}))
+
+
+def _require_classes(folder, unread):
+    """Raises where a class may be missing: the labels of others would not be theirs."""
+    for path, reason in unread:
+        if os.path.dirname(path) == folder.rstrip(os.sep):
+            raise ValueError(
+                f"{path} {reason}, and folders beside it are classes, whose labels "
+                "count them: see that it may be read, move it away, or give "
+                'label_key="" to do without labels'
+            )
 
 
 def _find_labels(root, part, files, names):

@@ -1,0 +1,141 @@
+"""Which images lie below a folder, and what of it cannot be listed."""
+
+import os
+
+from absl import logging
+
+from ldm_jax.data.division import split_of
+from ldm_jax.data.sidecars import drop_sidecars
+from ldm_jax.reading import is_kept
+from ldm_jax.store import raise_if_silent
+
+# Images of formats that are not looked for.
+_OTHER_IMAGES = tuple(
+    ".avif .heic .heif .jxl .jp2 .j2k .ppm .pgm .pnm .tga .exr .hdr .dng .psd".split()
+)
+
+
+def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Finds the sub-folders that are splits.
+
+    Args:
+      root: Path of the folder.
+      suffixes: What names of images end in.
+
+    Returns:
+      Their names; [""] where the folder is not split.
+
+    Raises:
+      ValueError: If it, or a link to one of its splits, cannot be listed.
+      Unreachable: If its disk does not answer.
+    """
+    unread = []
+    folders, files = _entries(root, unread)
+    for path, reason in unread:
+        # Without one of its splits the folder would be divided in another way.
+        if path == root or split_of(os.path.basename(path)):
+            raise ValueError(
+                f"{path} {reason}: see that it may be read, or take it away"
+            )
+    training = [f for f in folders if split_of(f) == "train"]
+    held_out = [f for f in folders if split_of(f) in ("validation", "test")]
+    if training and held_out:
+        loose = [file for file in files if _is_image(file, suffixes)]
+        unused = sorted({*folders} - {*training, *held_out}) + sorted(loose)
+        if unused:
+            logging.warning(
+                "%s has folders of splits; %d others are not read, as %s",
+                *(root, len(unused), unused[0]),
+            )
+        return sorted(training + held_out)
+    if (
+        training
+        and len(folders) == 1
+        and not any(_is_image(file, suffixes) for file in files)
+    ):
+        return training
+    return [""]
+
+
+def list_images(
+    folder: str, suffixes: tuple[str, ...]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Lists the images below a folder; links are followed.
+
+    Args:
+      folder: Its path.
+      suffixes: What names of images end in.
+
+    Returns:
+      (paths of the images relative to it, sorted; list of (path, what is wrong) of the
+      folders that cannot be listed).
+
+    Raises:
+      Unreachable: If the disk, or one that a link leads to, does not answer.
+    """
+    found, unread, seen, waiting, others = [], [], set(), [folder], []
+    while waiting:
+        path = waiting.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            # A link that leads back up would be walked for ever.
+            continue
+        seen.add(real)
+        folders, files = _entries(path, unread)
+        # The first is to be next: of two links to one folder it is the one that counts.
+        waiting += [os.path.join(path, name) for name in sorted(folders, reverse=True)]
+        names = drop_sidecars(name for name in files if _is_image(name, suffixes))
+        found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
+        others += [os.path.join(path, n) for n in files if _is_image(n, _OTHER_IMAGES)]
+    if others:
+        logging.warning(
+            "%s: %d images of formats that folders are not read for are passed over, "
+            "as %s: convert them, to PNG or WebP",
+            *(folder, len(others), min(others)),
+        )
+    return sorted(found), unread
+
+
+def _entries(folder, unread):
+    """Names of (folders, files) in a folder; adds what cannot be looked at."""
+    folders, files = [], []
+
+    def note(path, error):
+        raise_if_silent(path, error)
+        unread.append((path, f"cannot be listed: {error.strerror}"))
+
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not is_kept(entry.name):
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                # A link, to what may not be looked at or does not answer: a folder,
+                # as far as its name says.
+                except OSError as error:
+                    raise_if_silent(entry.path, error)
+                    if not _has_suffix(entry):
+                        note(entry.path, error)
+                        continue
+                    is_folder = False
+                if not is_folder and _leads_nowhere(entry):
+                    reason = "cannot be listed: it is a link to what is not there"
+                    unread.append((entry.path, reason))
+                (folders if is_folder else files).append(entry.name)
+    except OSError as error:
+        note(folder, error)
+    return folders, files
+
+
+def _leads_nowhere(entry):
+    """Whether an entry is a link to what may have been a folder, by its name."""
+    return entry.is_symlink() and not _has_suffix(entry) and not entry.is_file()
+
+
+def _has_suffix(entry):
+    return bool(os.path.splitext(entry.name)[1])
+
+
+def _is_image(name, suffixes):
+    return name.lower().endswith(suffixes)

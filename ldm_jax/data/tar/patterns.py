@@ -1,0 +1,83 @@
+"""Files by a pattern, as `glob` finds them, which passes over what it cannot list."""
+
+import fnmatch
+import glob
+import os
+
+from ldm_jax.reading import is_folder, is_kept, names_in, state_of
+
+# Any number of folders, one in another.
+_ANY = "**"
+
+
+def find_files(pattern: str) -> list[str]:
+    """Finds what fits a pattern; links are followed.
+
+    Args:
+      pattern: Absolute path with `*`, `?` and `[...]` in the names of files and
+        folders, and `**` for any number of folders.
+
+    Returns:
+      Paths, sorted. Names that begin with a dot fit no pattern that does not.
+
+    Raises:
+      DataError: If a folder on the way cannot be listed.
+      Unreachable: If the disk does not answer.
+    """
+    parts = pattern.split(os.sep)
+    named = 1
+    while named < len(parts) - 1 and not _is_pattern(parts[named]):
+        named += 1
+    return find_below(os.sep.join(parts[:named]) or os.sep, *parts[named:])
+
+
+def find_below(folder: str, *parts: str) -> list[str]:
+    """Finds what fits a pattern below a folder; see `find_files`.
+
+    Args:
+      folder: Path, which is no pattern.
+      *parts: Patterns of the names of folders one in another, and of files in the last.
+
+    Returns:
+      Paths, sorted.
+
+    Raises:
+      DataError: If a folder cannot be listed.
+      Unreachable: If the disk does not answer.
+    """
+    found = [folder]
+    for part in parts:
+        folders = [path for path in found if is_folder(path)]
+        found = [path for folder in folders for path in _step(folder, part)]
+    return sorted(dict.fromkeys(found))
+
+
+def _is_pattern(part):
+    return part == _ANY or glob.has_magic(part)
+
+
+def _step(folder, part):
+    """What a part of a pattern leads to from a folder."""
+    if part == _ANY:
+        return _all_below(folder)
+    if not _is_pattern(part):
+        path = os.path.join(folder, part)
+        return [path] if state_of(path) else []
+    names = [n for n in names_in(folder) if part.startswith(".") or is_kept(n)]
+    return [os.path.join(folder, name) for name in fnmatch.filter(names, part)]
+
+
+def _all_below(folder):
+    """A folder and all folders in it."""
+    found, seen, waiting = [], set(), [folder]
+    while waiting:
+        path = waiting.pop()
+        real = os.path.realpath(path)
+        # A link that leads back up would be walked for ever.
+        if real in seen:
+            continue
+        seen.add(real)
+        found.append(path)
+        inside = filter(is_kept, names_in(path, folders=True))
+        waiting += [os.path.join(path, name) for name in inside]
+    return found
