@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import NETWORKS
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.operations.kernels import AUTO, check_kernel
 from ldm_jax.planning.abstract import Given, Planned, make_planned
 from ldm_jax.planning.advice import Way, ways_to_fit
 from ldm_jax.planning.cost import Cost, cost_of_run
@@ -140,8 +141,10 @@ def _counted(config):
     for.  They take no more memory.
     """
     changed = config.copy_and_resolve_references()
+    section = changed[NETWORKS[config.stage]]
+    check_kernel(section.get("attention_kernel", AUTO))
     with changed.unlocked():
-        changed[NETWORKS[config.stage]].attention_kernel = "einsum"
+        section.attention_kernel = "einsum"
     return changed
 
 

@@ -118,6 +118,8 @@ def make_steps(
         batch = jax.tree.map(jnp.zeros_like, example)
         try:
             return latent_diffusion.init(model, rng, batch)
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"backbone and conditions do not fit: {error}") from error
 

@@ -62,8 +62,11 @@ def test_a_plan_asks_for_no_device_of_a_kernel():
     forced = make_plan(config, given, _options(data=2))
     assert forced.memory.activations > 0
     assert config.backbone.attention_kernel == "cudnn"
-    with pytest.raises(ConfigError, match="and this is a cpu"):
+    with pytest.raises(ConfigError, match="^attention_kernel=cudnn .* is a cpu"):
         make_planned(config, given)
+    config.backbone.attention_kernel = "cuddn"
+    with pytest.raises(ConfigError, match="unknown attention_kernel 'cuddn'"):
+        make_plan(config, given, _options(data=2))
 
 
 def test_a_plan_is_a_page_and_a_file(plan):
