@@ -105,7 +105,6 @@ class _Run(NamedTuple):
 
 def _claim(run):
     """Records the settings, or compares them with those of samples that are there."""
-    run.store.check_form()
     settings.claim(run.outdir, _settings(run), follows=(PIXELS,))
 
 
