@@ -3,7 +3,7 @@
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
 from ldm_jax.errors import CheckpointError, Unreachable
-from ldm_jax.store import Place
+from ldm_jax.store import Place, is_dir
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -51,8 +51,8 @@ def _is_whole(folder):
     """Whether a checkpoint is worth going back to; an old one has no checksums."""
     items = ("meta", "params", "training")
     try:
-        complete = all((folder / item).is_dir() for item in items)
+        complete = all(is_dir(folder / item) for item in items)
         return complete and find_damage(folder) is None
     # Of the damage that was found it shall be told in any case.
-    except (Unreachable, PermissionError):
+    except (Unreachable, OSError):
         return False

@@ -29,7 +29,7 @@ from ldm_jax.images import (
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
-from ldm_jax.store import Place, for_each, local_copy, raise_if_silent
+from ldm_jax.store import Place, for_each, is_dir, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
 _ANEW = "take it away, and the same command draws it anew"
@@ -140,7 +140,7 @@ class SampleFiles(abc.ABC):
 
     def _names(self):
         """Names of the files that are there; one look, as stores are far."""
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        paths = self.folder.iterdir() if is_dir(self.folder) else ()
         return {path.name for path in paths}
 
 
