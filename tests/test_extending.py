@@ -25,6 +25,8 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reconstruction import METRICS
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.first_stages import FIRST_STAGES
+from ldm_jax.models.operations.dot_product import dot_product_attention
+from ldm_jax.models.operations.kernels import KERNELS
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "extending.md"
 TABLES = [
@@ -36,6 +38,7 @@ TABLES = [
     FIRST_STAGES,
     FORMATS,
     INPUTS,
+    KERNELS,
     LOSS_TYPES,
     METRICS,
     MODALITIES,
@@ -149,6 +152,16 @@ def test_a_metric_and_a_distance():
     measured.compare_with(against.as_reference())
     (result,) = measured.results().values()
     assert result.value > 0
+
+
+def test_a_kernel_of_attention():
+    query = jax.random.normal(jax.random.key(0), (2, 3, 6, 4))
+    mask = jnp.tril(jnp.ones((6, 6), bool))
+    ours, theirs = (
+        dot_product_attention(query, query, query, mask, kernel)
+        for kernel in ("plain", "einsum")
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_a_format(second_stage, tmp_path):
