@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("annotations", "commands", "errors", "console"),
+    ("annotations", "commands", "errors", "console", "flops"),
     ("store", "holder"),
     ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
