@@ -1,7 +1,6 @@
 """Files from strangers, read whole: ordinary files alone, and within a limit."""
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from ldm_jax.store import (
     is_fault,
     is_remote,
     local_copy,
+    look,
     raise_if_silent,
     size_of,
 )
@@ -78,15 +78,10 @@ def state_of(path: str | os.PathLike) -> os.stat_result | None:
     """
     try:
         with answering(path):
-            return os.stat(path)
-    # Of the last, no file can have that name.
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+            return look(path)
     except Unreachable:
         raise
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            return None
         raise DataError(
             f"{path} cannot be looked at: {error.strerror}: see that it may be read"
         ) from error
@@ -132,12 +127,12 @@ def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
       Names of files and folders in it, sorted.
 
     Raises:
-      DataError: If it cannot be listed.
+      DataError: If it cannot be listed, or a link in it may not be looked at.
       Unreachable: If the disk does not answer.
     """
     try:
         with answering(folder), os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if not folders or e.is_dir())
+            found = list(entries)
     except Unreachable:
         raise
     except OSError as error:
@@ -145,6 +140,15 @@ def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
             f"{folder} cannot be listed: {error.strerror}: see that it is a folder and "
             "may be read"
         ) from error
+    # A link is looked at by itself: what is wrong is said of it, not of the folder.
+    return sorted(e.name for e in found if not folders or _is_folder(e))
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:
+        return is_folder(entry.path)
 
 
 def read_file(path: str | os.PathLike, most: Limit) -> bytes:

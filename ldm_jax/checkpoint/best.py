@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ldm_jax.files import write_json
-from ldm_jax.store import Place, raise_if_silent
+from ldm_jax.reading import answering
+from ldm_jax.store import Place, is_file, raise_if_silent
 
 _NAME = "best.json"
 
@@ -72,8 +73,9 @@ def read_best(workdir: Place) -> Best | None:
       Unreachable: If what it lies on does not answer.
     """
     path = workdir / _NAME
-    if not path.is_file():
-        return None
+    with answering(path):
+        if not is_file(path):
+            return None
     try:
         best = Best(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:

@@ -21,7 +21,7 @@ from absl import logging
 from ldm_jax.errors import Unreachable
 from ldm_jax.files import write_bytes
 from ldm_jax.reading import answering
-from ldm_jax.store import Place, files_below, read_part
+from ldm_jax.store import Place, files_below, is_dir, is_file, read_part
 
 _NAME = "checksums.json"
 
@@ -50,7 +50,7 @@ def seal(folder: Place) -> None:
             record = {_name(folder, path): list(_blocks_of(path)) for path in paths}
             _write(folder, record)
     except OSError as error:
-        if folder.is_dir():
+        if is_dir(folder):
             logging.warning("%s has no checksums: %s", folder, error)
 
 
@@ -63,7 +63,7 @@ def has_checksums(folder: Place) -> bool:
     Returns:
       Whether they are there.
     """
-    return (folder / _NAME).is_file()
+    return is_file(folder / _NAME)
 
 
 def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None:
@@ -92,7 +92,7 @@ def has_item(folder: Place, item: str) -> bool:
       Whether it was.
     """
     recorded = any(name.startswith(f"{item}/") for name in _read(folder) or ())
-    return recorded or (folder / item).is_dir()
+    return recorded or is_dir(folder / item)
 
 
 def find_damage(
@@ -180,9 +180,10 @@ def _name(folder, path):
 def _read(folder):
     """Name of each file -> checksums of its blocks; None where there are none."""
     path = folder / _NAME
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_bytes())
+    with answering(path):
+        if not is_file(path):
+            return None
+        record = json.loads(path.read_bytes())
     if not isinstance(record, dict) or not all(map(_is_list, record.values())):
         raise ValueError(f"{path} is damaged")
     return record

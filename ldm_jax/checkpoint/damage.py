@@ -3,7 +3,7 @@
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
 from ldm_jax.errors import CheckpointError
-from ldm_jax.store import Place
+from ldm_jax.store import Place, is_dir
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -49,5 +49,5 @@ def _precedes(step, folder):
 
 def _is_whole(folder):
     """Whether a checkpoint is worth going back to; an old one has no checksums."""
-    complete = all((folder / item).is_dir() for item in ("meta", "params", "training"))
+    complete = all(is_dir(folder / item) for item in ("meta", "params", "training"))
     return complete and find_damage(folder) is None

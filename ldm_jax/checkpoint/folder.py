@@ -19,7 +19,17 @@ from ldm_jax.checkpoint.checksums import (
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
-from ldm_jax.store import Place, as_path, fetch, files_below, for_each, is_remote
+from ldm_jax.store import (
+    Place,
+    as_path,
+    exists,
+    fetch,
+    files_below,
+    for_each,
+    is_dir,
+    is_file,
+    is_remote,
+)
 
 Folder = str | os.PathLike
 # A step as a number, also in letters, or "best"; None is the newest.
@@ -53,11 +63,11 @@ def saved_steps(folder: Place) -> list[int]:
     Returns:
       Steps, the smallest first.
     """
-    paths = folder.iterdir() if folder.is_dir() else ()
+    paths = folder.iterdir() if is_dir(folder) else ()
     paths = [path for path in paths if path.name.isdigit()]
     if is_remote(folder):
         # Where nothing can be renamed, a whole one bears a mark.
-        marked = for_each(lambda path: (path / MARK).is_file(), paths, folder)
+        marked = for_each(lambda path: is_file(path / MARK), paths, folder)
         paths = itertools.compress(paths, marked)
     return sorted(int(path.name) for path in paths)
 
@@ -74,11 +84,11 @@ def refuse_unmarked(folder: Place) -> None:
     Raises:
       CheckpointError: If there is one.
     """
-    if not is_remote(folder) or not folder.is_dir():
+    if not is_remote(folder) or not is_dir(folder):
         return
     for path in folder.iterdir():
         whole = path.name.isdigit() and has_checksums(path)
-        if whole and not (path / MARK).is_file():
+        if whole and not is_file(path / MARK):
             raise CheckpointError(
                 f"{path} is of an older version's run on a disk, and lacks its "
                 f"mark: copy an empty file to {path}/{MARK}, and go on"
@@ -158,7 +168,7 @@ def move_away(folders: Sequence[Place], name: str) -> str:
     workdir = folders[0].parent.parent
     numbered = (workdir / f"{name}_{n}" for n in itertools.count(2))
     places = itertools.chain([workdir / name], numbered)
-    aside = next(place for place in places if not place.exists())
+    aside = next(place for place in places if not exists(place))
     if is_remote(workdir):
         return f"gcloud storage mv {shlex.join([*map(str, folders), f'{aside}/'])}"
     moved = shlex.join(map(str, [*folders, aside]))
@@ -184,7 +194,7 @@ def copy_items(source: Place, workdir: Place, items: Collection[str]) -> None:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 fetch(path, target / name)
         copy_checksums(source, target, items)
-    if not source.is_dir() or find_damage(target):
+    if not is_dir(source) or find_damage(target):
         raise CheckpointError(
             f"the checkpoint {source} was removed or damaged while it was copied: run "
             "the same command again"

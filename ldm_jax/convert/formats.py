@@ -16,7 +16,7 @@ from ldm_jax.convert.model import Model, Options
 from ldm_jax.convert.verify import SMALL, count_weights, verify
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import drafted
-from ldm_jax.store import Place, as_path, local_copy
+from ldm_jax.store import Place, as_path, exists, is_dir, is_file, local_copy
 from ldm_jax.weights.files import (
     TORCH_SUFFIXES,
     is_weights,
@@ -67,12 +67,12 @@ def convert(
         does not read as the same model.
     """
     options, source, target = options or Options(), *map(as_path, (source, target))
-    if not source.exists():
+    if not exists(source):
         raise ConversionError(f"there is nothing at {source}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if exists(target) and not (is_dir(target) and not any(target.iterdir())):
         raise ConversionError(f"{target} exists: give a new name, or remove it first")
     yaml = target.with_suffix(".yaml")
-    if target.suffix in _SUFFIXES and yaml.exists():
+    if target.suffix in _SUFFIXES and exists(yaml):
         raise ConversionError(
             f"{yaml} exists, where the structure would go: give a new name"
         )
@@ -112,7 +112,7 @@ def _verify(model, draft, to, options, log):
         )
         return
     yaml = draft.with_suffix(".yaml")
-    again = Options(config=yaml if yaml.is_file() else None)
+    again = Options(config=yaml if is_file(yaml) else None)
     verify(model, FORMATS[to].read(draft, again, lambda line: None), options.raw)
     log("verified: read again, the same networks, weights and noise levels")
 

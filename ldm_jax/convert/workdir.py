@@ -24,7 +24,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import write_json
 from ldm_jax.models.first_stages import name_of
-from ldm_jax.store import as_path, files_below
+from ldm_jax.store import as_path, files_below, is_dir, is_file
 from ldm_jax.weights.files import (
     NUMBER_TYPES,
     read_json,
@@ -45,7 +45,7 @@ def is_workdir(folder: str | os.PathLike) -> bool:
     Returns:
       Whether it is one.
     """
-    return (as_path(folder) / "checkpoints").is_dir()
+    return is_dir(as_path(folder) / "checkpoints")
 
 
 def write(model: Model, folder: str | os.PathLike) -> None:
@@ -148,7 +148,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
         params = whole(checkpoint.load_weights(folder, step, average=False)[1])
     else:
         ema_params = {}
-    if not (as_path(meta["folder"]) / "training").is_dir():
+    if not is_dir(as_path(meta["folder"]) / "training"):
         # The copy that a second stage keeps is for sampling; the statistics of norms,
         # without which a discriminator is nothing, lie beside optimiser states.
         params = {k: v for k, v in params.items() if k != "discriminator"}
@@ -160,9 +160,9 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
     elif "discriminator" in params:
         model.stats = checkpoint.load_item(meta["folder"], "training")["stats"]
     _complete(model, meta)
-    if (folder / "origin.json").is_file():
+    if is_file(folder / "origin.json"):
         model.origin = _read_origin(folder / "origin.json")
-    if (folder / "origin.safetensors").is_file():
+    if is_file(folder / "origin.safetensors"):
         model.carried = read_weights(folder / "origin.safetensors").tensors
     model.files = {
         path.relative_to(folder / _FILES).as_posix(): path.read_bytes()

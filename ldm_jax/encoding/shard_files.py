@@ -22,7 +22,7 @@ from ldm_jax.encoding.stream import Encoded
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files import remove_folder, replacing, write_json, writing
 from ldm_jax.sampling.settings import first_difference
-from ldm_jax.store import Place, raise_if_silent
+from ldm_jax.store import Place, exists, is_file, raise_if_silent
 
 _SETTINGS, _PARTS = "settings.json", "parts"
 
@@ -69,7 +69,7 @@ class ShardFiles:
           DiskError: If it cannot be written.
         """
         path = self.folder / _SETTINGS
-        if path.exists():
+        if exists(path):
             self._compare(_read_json(path))
             if self._is_finished():
                 remove_folder(self.folder / _PARTS)
@@ -84,7 +84,7 @@ class ShardFiles:
     def _is_finished(self):
         """Whether the header and what it names are whole; else the header goes."""
         path = self.folder / FILE
-        if not path.exists():
+        if not exists(path):
             return False
         try:
             problem = Header.read(self.folder).problem_with_files(self.folder)
@@ -104,7 +104,7 @@ class ShardFiles:
           Whether it is; on a shared disk it may take some seconds.
         """
         path, end = self.folder / _SETTINGS, time.monotonic() + _SEEN
-        while not path.is_file():
+        while not is_file(path):
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
@@ -154,7 +154,7 @@ class ShardFiles:
         Returns:
           Whether it is.
         """
-        return self._file(shard).is_file() and self._part(shard).is_file()
+        return is_file(self._file(shard)) and is_file(self._part(shard))
 
     def _file(self, shard):
         name = f"latents-{shard:05d}-of-{len(self.shards):05d}.array_record"

@@ -17,7 +17,7 @@ from ldm_jax.files import replacing
 from ldm_jax.images import same_range
 from ldm_jax.metrics.adm_npz import write_arrays
 from ldm_jax.sampling.settings import first_difference
-from ldm_jax.store import as_path, local_copy, raise_if_silent
+from ldm_jax.store import as_path, exists, local_copy, raise_if_silent
 
 _SETTINGS, _POSITION = "settings", "position"
 
@@ -114,7 +114,7 @@ def is_there(path: str | os.PathLike) -> bool:
     Raises:
       DataError: If some processes find it and others do not.
     """
-    found = as_path(path).exists()
+    found = exists(as_path(path))
     agree(path, "there" if found else "not there")
     return found
 
@@ -161,7 +161,7 @@ class Saved:
         Returns:
           Whether it has.
         """
-        return self._path.exists()
+        return exists(self._path)
 
     def begin_anew(self) -> None:
         """Begins at the first image, whatever was read."""

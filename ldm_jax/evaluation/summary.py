@@ -10,7 +10,7 @@ import os
 
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError
-from ldm_jax.store import as_path
+from ldm_jax.store import as_path, is_file
 
 SHOWN = (
     "loss",
@@ -36,7 +36,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
     """
     step, last = 0, {}
     path = as_path(workdir) / "metrics.jsonl"
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"{workdir} holds no metrics.jsonl: name the folder of a run")
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):

@@ -17,7 +17,7 @@ from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
 from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
-from ldm_jax.store import as_path, raise_if_silent
+from ldm_jax.store import as_path, exists, is_dir, raise_if_silent
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
 _MOST_ROWS = 2**22
@@ -297,9 +297,9 @@ def _find(name, flag, texts, suffixes):
     paths = []
     for text in texts:
         path = as_path(text)
-        if not path.exists():
+        if not exists(path):
             raise ConfigError(f"--{flag}: there is no file or folder {path}")
-        found = _in_folder(name, path, suffixes) if path.is_dir() else [str(path)]
+        found = _in_folder(name, path, suffixes) if is_dir(path) else [str(path)]
         if not found:
             raise ConfigError(
                 f"--{flag}: the folder {path} holds no {' or '.join(suffixes)}"

@@ -31,7 +31,7 @@ from ldm_jax.sampling.sample_files import OUTPUTS
 from ldm_jax.sampling.sample_pixels import PIXELS, settings_of
 from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import class_names, make_task
-from ldm_jax.store import Place, as_path, for_each
+from ldm_jax.store import Place, as_path, exists, for_each
 from ldm_jax.trained import Trained
 
 # Seconds between lines that say how far it has come.
@@ -105,7 +105,6 @@ class _Run(NamedTuple):
 
 def _claim(run):
     """Records the settings, or compares them with those of samples that are there."""
-    run.store.check_form()
     settings.claim(run.outdir, _settings(run), follows=(PIXELS,))
 
 
@@ -187,7 +186,7 @@ def _draw_unguided(run):
     pixels = run.sampler.trained.pixels
     suffix = suffix_of(pixels)
     paths = {k: output.unguided_path_of(run.outdir, k, suffix) for k in shown}
-    missing = [k for k, path in paths.items() if not path.exists()]
+    missing = [k for k, path in paths.items() if not exists(path)]
     if not missing:
         return
     options = dataclasses.replace(run.job.options, guidance=GuidanceOptions())

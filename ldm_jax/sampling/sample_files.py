@@ -7,6 +7,7 @@ batches of its own: its bytes depend on no process and on no cut.
 
 import abc
 import io
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,10 +29,13 @@ from ldm_jax.images import (
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
-from ldm_jax.store import Place, for_each, local_copy, raise_if_silent
+from ldm_jax.store import Place, for_each, is_dir, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
 _ANEW = "take it away, and the same command draws it anew"
+
+# Names of samples in files of their own.
+_SAMPLE = re.compile(r"\d{6,}\.(png|npy)")
 
 # Images as an iterator gives them, and batches of (numbers of samples, images).
 Images = Iterator[Shaped[np.ndarray, "height width channels"]]
@@ -73,6 +77,10 @@ class SampleFiles(abc.ABC):
         Returns:
           (count, parts): how many samples are its own, there or not, and the numbers of
           those that are not, in parts that are written one after the other.
+
+        Raises:
+          ConfigError: If samples lie there in files of another kind, as an older
+            version wrote them.
         """
 
     @abc.abstractmethod
@@ -97,13 +105,6 @@ class SampleFiles(abc.ABC):
 
         Raises:
           DiskError: If it cannot be written.
-        """
-
-    def check_form(self) -> None:  # noqa: B027
-        """Refuses a folder whose samples lie in files of another kind.
-
-        Raises:
-          ConfigError: If there are any, as an older version wrote them.
         """
 
     def tidy(self) -> None:
@@ -139,7 +140,7 @@ class SampleFiles(abc.ABC):
 
     def _names(self):
         """Names of the files that are there; one look, as stores are far."""
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        paths = self.folder.iterdir() if is_dir(self.folder) else ()
         return {path.name for path in paths}
 
 
@@ -157,6 +158,7 @@ class Files(SampleFiles):
           (count, parts).
         """
         mine, there = range(process, self.count, processes), self._names()
+        self._check_kind(there)
         missing = [k for k in mine if self.path_of(k).name not in there]
         return len(mine), [missing] if missing else []
 
@@ -189,17 +191,6 @@ class Files(SampleFiles):
             for _ in for_each(write, pairs, self.folder):
                 pass
 
-    def check_form(self) -> None:
-        """See SampleFiles: PNG, where now `.npy` is written, or the other way round."""
-        suffix = suffix_of(self._trained.pixels)
-        others = {".png", ".npy"} - {suffix}
-        for name in sorted(self._names()):
-            if name[-4:] in others:
-                raise ConfigError(
-                    f"{self.folder} has samples as {name[-4:]} ({name}), and these are "
-                    f"written as {suffix}: use another --outdir"
-                )
-
     def path_of(self, k: int) -> Place:
         """Says where a sample is written.
 
@@ -210,6 +201,18 @@ class Files(SampleFiles):
           Path of its file.
         """
         return self.folder / f"{k:06d}{suffix_of(self._trained.pixels)}"
+
+    def _check_kind(self, there):
+        """Refuses PNG where now `.npy` is written, or the other way round."""
+        suffix = suffix_of(self._trained.pixels)
+        # Whatever else lies there is nobody's sample.
+        samples = filter(_SAMPLE.fullmatch, there)
+        other = min((name for name in samples if not name.endswith(suffix)), default="")
+        if other:
+            raise ConfigError(
+                f"{self.folder} has samples as {other[-4:]} ({other}), and these are "
+                f"written as {suffix}: use another --outdir"
+            )
 
     def _read(self, count):
         def read(k):

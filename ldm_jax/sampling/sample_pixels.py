@@ -14,7 +14,7 @@ from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, is_other_png, pix
 from ldm_jax.images.pixels import KEYS, SHOWN
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import SETTINGS
-from ldm_jax.store import Place, as_path, raise_if_silent
+from ldm_jax.store import Place, as_path, is_dir, is_file, raise_if_silent
 
 # The folder of the samples.
 _SAMPLES = "samples"
@@ -64,7 +64,7 @@ def is_run(place: str | os.PathLike) -> bool:
       Whether it is; other programs have files named settings.json, too.
     """
     folder = as_path(place)
-    return (folder / SETTINGS).is_file() and (folder / _SAMPLES).is_dir()
+    return is_file(folder / SETTINGS) and is_dir(folder / _SAMPLES)
 
 
 def pixels_beside(place: str | os.PathLike) -> Beside:

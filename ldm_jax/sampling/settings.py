@@ -12,7 +12,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import write_json
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import Place, raise_if_silent
+from ldm_jax.store import Place, exists, raise_if_silent
 
 SETTINGS = "settings.json"
 
@@ -35,7 +35,7 @@ def claim(
     path = outdir / SETTINGS
     # As they come back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
-    if path.exists() or os.path.lexists(path):
+    if exists(path) or os.path.lexists(path):
         there = _recorded(path)
         added = {key: settings[key] for key in follows if key not in there}
         difference = first_difference(there | added, settings)

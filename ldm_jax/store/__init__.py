@@ -9,6 +9,7 @@ folder shows it by an object that only one can make.
 | --- | --- |
 | `paths` | what a user gives, as a path: of a local disk or of a store |
 | `copies` | local copies of what can only be read from a disk |
+| `presence` | what is at a path |
 | `log` | files that grow |
 | `claim` | one run at a time in a folder |
 | `silence` | what does not answer, a store, a disk or a mount, and what is damaged |
@@ -33,6 +34,7 @@ from ldm_jax.store.paths import (
     send,
     size_of,
 )
+from ldm_jax.store.presence import exists, is_dir, is_file, look
 from ldm_jax.store.silence import SILENT, is_of_one_file, is_silent, raise_if_silent
 
 __all__ = [
@@ -42,18 +44,22 @@ __all__ = [
     "StoreLog",
     "as_path",
     "cache_folder",
+    "exists",
     "explain_fault",
     "fetch",
     "file_system",
     "files_below",
     "for_each",
+    "is_dir",
     "is_fault",
+    "is_file",
     "is_of_one_file",
     "is_remote",
     "is_silent",
     "listing",
     "local_copy",
     "local_only",
+    "look",
     "raise_if_silent",
     "read_part",
     "send",

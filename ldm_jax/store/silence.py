@@ -32,8 +32,12 @@ _OTHER_WORDS = os.strerror(errno.ENXIO)
 # Errors that one error may come of.
 _MOST_CAUSES = 16
 
-# Bytes of a file that is read once more, and of one read.
-_MOST_AGAIN, _BLOCK = 2**26, 2**20
+# Bytes of a file that has other parts to look at, and of one read.
+_LARGE, _BLOCK = 2**26, 2**20
+
+# (device, file, time of its last change) -> byte that could not be read, so that what
+# is large is not read up to it for each of its examples.
+_bad_places = {}
 
 # Entries of a folder that are looked at for files beside one, and files that are tried.
 _MOST_ENTRIES, _MOST_FILES = 256, 8
@@ -138,26 +142,30 @@ def _is_damaged(path):
 
 
 def _can_be_read(path, state):
-    """Whether all of a file can be read, or a folder be listed; not of large files."""
+    """Whether all of a file can be read, up to the first error, or a folder listed."""
+    key, start = (state.st_dev, state.st_ino, state.st_mtime_ns), None
     try:
         if stat.S_ISDIR(state.st_mode):
             with os.scandir(path) as entries:
                 for _ in entries:
                     pass
             return True
-        if not stat.S_ISREG(state.st_mode) or state.st_size > _MOST_AGAIN:
+        if not stat.S_ISREG(state.st_mode):
             return False
         with _opened(path) as number:
-            for start in range(0, state.st_size, _BLOCK):
+            starts = range(0, state.st_size, _BLOCK)
+            for start in itertools.chain([_bad_places.get(key, 0)], starts):
                 os.pread(number, _BLOCK, start)
         return True
     except OSError:
+        if start is not None:
+            _bad_places[key] = start
         return False
 
 
 def _beside(path, state):
     """(path, byte) of a file's other parts, of files of its folder, of folders near."""
-    if stat.S_ISREG(state.st_mode) and state.st_size > _MOST_AGAIN:
+    if stat.S_ISREG(state.st_mode) and state.st_size > _LARGE:
         for place in (0, state.st_size // 2, state.st_size - 1):
             yield path, place
     folder = os.path.dirname(path)

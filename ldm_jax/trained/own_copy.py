@@ -21,7 +21,7 @@ from ldm_jax.checkpoint import (
 )
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.files import drafted, remove_folder
-from ldm_jax.store import Place, as_path, is_remote
+from ldm_jax.store import Place, as_path, is_dir, is_remote
 from ldm_jax.trained.first_stage import FirstStage, load_first_stage
 
 _COPY = "first_stage_copy"
@@ -36,7 +36,7 @@ def has_own_copy(workdir: Folder) -> bool:
     Returns:
       Whether it does.
     """
-    return (absolute(workdir) / _COPY).is_dir()
+    return is_dir(absolute(workdir) / _COPY)
 
 
 def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
@@ -95,7 +95,7 @@ def first_stage_folder(recorded: str, workdir: Folder) -> Place | str:
         recorded if apart else workdir / recorded,
         workdir.parent / recorded.name,
     ):
-        if folder.is_dir():
+        if is_dir(folder):
             return folder
     raise ConfigError(
         f"the first stage is no longer in {recorded}; say where it is with "

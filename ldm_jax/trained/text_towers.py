@@ -20,7 +20,7 @@ from ldm_jax.checkpoint import Folder, absolute, tree_checksum
 from ldm_jax.conditioners import CONDITIONERS, Conditioner, Text, make_conditioner
 from ldm_jax.errors import CheckpointError, ConfigError, ConversionError
 from ldm_jax.reading import answering
-from ldm_jax.store import is_remote
+from ldm_jax.store import exists, is_remote
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.towers import load_tower
 
@@ -209,7 +209,7 @@ def _recorded_tower(config, workdir, key, checksum):
     """Parameters of the tower whose states a run was trained on."""
     copy = _copy_of(workdir, key)
     with answering(copy):
-        is_there = copy.exists()
+        is_there = exists(copy)
     if is_there:
         params = _read_copy(workdir, key)
         if params is None or int(tree_checksum(params)) != checksum:

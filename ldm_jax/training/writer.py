@@ -18,7 +18,7 @@ from ldm_jax.checkpoint import move_away
 from ldm_jax.errors import ConfigError, TrainingDiverged
 from ldm_jax.files import move, open_log, write_bytes, writing
 from ldm_jax.images import make_grid, to_uint8, write_png
-from ldm_jax.store import Place, as_path, is_remote
+from ldm_jax.store import Place, as_path, exists, is_remote
 
 # Fraction of the zero predictor's loss above which nothing has been learnt, and the
 # number of steps before which that is normal.
@@ -147,7 +147,7 @@ class Writer:
         Returns:
           Whether there is a line of them, False on all processes but the first.
         """
-        if not self._active or not self._metrics.path.exists():
+        if not self._active or not exists(self._metrics.path):
             return False
         self.flush()
         rows = _read_rows(self._metrics.path.read_bytes())
@@ -251,7 +251,7 @@ def _read_rows(data):
 
 def _drop_lines_after(path, step):
     """Keeps the lines of steps up to `step`; a line cut by a kill goes too."""
-    if not path.exists():
+    if not exists(path):
         return
     data = path.read_bytes()
     kept = b"".join(line for line, row in _read_rows(data) if row["step"] <= step)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ldm_jax.errors import ConversionError
 from ldm_jax.files import replacing
 from ldm_jax.reading import answering, parse_json, read_file
-from ldm_jax.store import as_path, local_copy, raise_if_silent, read_part
+from ldm_jax.store import as_path, is_file, local_copy, raise_if_silent, read_part
 from ldm_jax.weights.pickles import PickleError, describe
 from ldm_jax.weights.state_dict import StateDict
 from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
@@ -67,7 +67,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
     """
     path = as_path(path)
     with answering(path):
-        if not path.is_file():
+        if not is_file(path):
             raise ConversionError(f"there is no file {path}")
         is_index = path.suffix == ".json"
         weights = _read_index(path) if is_index else _read_file(local_copy(path))
@@ -111,7 +111,7 @@ def is_weights(path: str | os.PathLike) -> bool:
     """
     path = as_path(path)
     with answering(path):
-        return path.is_file() and path.suffix != ".json" and _kind_of(path) is not None
+        return is_file(path) and path.suffix != ".json" and _kind_of(path) is not None
 
 
 def _kind_of(path):

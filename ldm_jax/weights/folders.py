@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ldm_jax.errors import ConversionError
-from ldm_jax.store import Place, as_path
+from ldm_jax.store import Place, as_path, is_file
 
 
 def find_weights(
@@ -60,7 +60,7 @@ def variants(folder: str | os.PathLike) -> dict[str, Place]:
     found = {}
     for path in as_path(folder).iterdir():
         parts = _FILE.fullmatch(path.name)
-        if parts is None or not path.is_file():
+        if parts is None or not is_file(path):
             continue
         name, before, kind, index, after = parts.groups()
         rank = _NAMES.index(name), kind != "safetensors", index is not None

@@ -22,7 +22,7 @@ from ldm_jax.errors import ConversionError
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.reading import answering
-from ldm_jax.store import local_copy
+from ldm_jax.store import exists, is_dir, is_file, local_copy
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights
 from ldm_jax.weights.state_dict import StateDict, select, to_params
@@ -59,9 +59,9 @@ def load_tower(
     """
     with answering(path):
         path = local_copy(path)
-        if not path.exists():
+        if not exists(path):
             raise ConversionError(f"there is no file or folder {path}: {WHERE}")
-        file = find_weights(path) if path.is_dir() else path
+        file = find_weights(path) if is_dir(path) else path
     tensors = read_weights(file).tensors
     part = "vision" if isinstance(module, ImageEncoder) else "text"
     _check_config(file.with_name("config.json"), module, part)
@@ -138,7 +138,7 @@ def _shapes(module):
 
 def _check_config(path, module, part):
     """Compares what shapes do not show with a config.json, where there is one."""
-    if not path.is_file():
+    if not is_file(path):
         return
     config = read_json(path)
     if isinstance(config, dict):

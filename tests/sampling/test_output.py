@@ -77,12 +77,14 @@ def test_samples_are_not_gone_on_with_in_files_of_another_kind(tmp_path):
     pixels = Pixels("grey", value_range=(0, 1))
     trained, task = types.SimpleNamespace(pixels=pixels), types.SimpleNamespace(count=3)
     store = Files(tmp_path, trained, task, 1)
-    store.check_form()
     write_image(store.path_of(0), np.zeros((8, 8, 1), np.uint8), pixels)
-    store.check_form()
+    # No samples, whoever has put them there.
+    for name in ("preview.png", "clip_features.png", "1.png"):
+        (store.folder / name).touch()
+    assert store.missing(0, 1) == (3, [[1, 2]])
     write_png(store.folder / "000001.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(ConfigError, match="as .png .000001.png., .* as .npy: use anot"):
-        store.check_form()
+        store.missing(0, 1)
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 99999, None])

@@ -13,7 +13,7 @@ from ldm_jax.convert.carried import is_plain
 from ldm_jax.convert.hints import SECTION, hints_of
 from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConversionError
-from ldm_jax.store import Place
+from ldm_jax.store import Place, is_dir, is_file
 
 # The oldest version that reads all that we write.
 VERSION = "0.30.0"
@@ -85,9 +85,9 @@ def read_files(folder: Place, parts: Collection[str]) -> dict[str, bytes]:
     """
     files, total = {}, 0
     for name in sorted(parts):
-        if not (folder / name).is_dir():
+        if not is_dir(folder / name):
             continue
-        found = [path for path in sorted((folder / name).iterdir()) if path.is_file()]
+        found = [path for path in sorted((folder / name).iterdir()) if is_file(path)]
         size = sum(path.stat().st_size for path in found)
         if any(path.suffix in _WEIGHTS for path in found) or total + size > _MOST:
             continue

@@ -47,7 +47,7 @@ from ldm_jax.convert.model import (
 )
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
-from ldm_jax.store import Place
+from ldm_jax.store import Place, is_dir, is_file
 from ldm_jax.weights.files import read_json, read_weights
 from ldm_jax.weights.folders import find_weights, variants
 from ldm_jax.weights.state_dict import to_params
@@ -63,7 +63,7 @@ def recognise(path: Place) -> bool:
       Whether it is one.
     """
     names = ("config.json", "model_index.json")
-    return any((path / name).is_file() for name in names)
+    return any(is_file(path / name) for name in names)
 
 
 def read(folder: Place, options: Options, log: Callable[[str], Any] = print) -> Model:
@@ -150,7 +150,7 @@ def _files(parts, variant, log):
 
 def _parts(folder, options):
     """(name -> folder of each network, the model_index.json or {})."""
-    if not (folder / "model_index.json").is_file():
+    if not is_file(folder / "model_index.json"):
         found = _read_config(folder / "config.json").get("_class_name")
         if found not in (*_UNETS, *_FIRST_STAGES):
             raise ConversionError(
@@ -161,7 +161,7 @@ def _parts(folder, options):
         return {"unet" if found in _UNETS else "vae": folder}, {}
     index = _read_config(folder / "model_index.json")
     if options.only == "first_stage":
-        found = [name for name in ("vae", "vqvae") if (folder / name).is_dir()]
+        found = [name for name in ("vae", "vqvae") if is_dir(folder / name)]
         if not found:
             raise ConversionError(f"{folder} holds neither vae nor vqvae")
         return {found[0]: folder / found[0]}, {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm_jax.data.encoded.record import MEAN, STD, RecordFormat
 from ldm_jax.errors import ConfigError
-from ldm_jax.store import as_path, raise_if_silent, size_of
+from ldm_jax.store import as_path, is_file, raise_if_silent, size_of
 
 FILE = "latents.json"
 
@@ -135,7 +135,7 @@ class Header:
           What is wrong with one; None if all are whole.
         """
         empty = as_path(folder) / EMPTY
-        if self.text_states and not empty.is_file():
+        if self.text_states and not is_file(empty):
             return f"{empty} is missing, the text states of the empty caption"
         for shard in self.shards:
             path = as_path(folder) / shard["file"]

@@ -14,7 +14,7 @@ from ldm_jax.data.encoded.header import EMPTY, FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
 from ldm_jax.reading import answering
-from ldm_jax.store import as_path, is_silent, local_copy
+from ldm_jax.store import as_path, is_dir, is_file, is_silent, local_copy
 
 # Shards that are open at a time, where the system allows so many: each holds a file,
 # a buffer of 32 KB and its index, 8 bytes a record.
@@ -295,7 +295,7 @@ class LatentSource:
 
 
 def _require_set(folder, name):
-    if (folder / FILE).is_file():
+    if is_file(folder / FILE):
         return
     parent = as_path(name)
     there = sorted(path.parent.name for path in parent.glob(f"*/{FILE}"))
@@ -304,7 +304,7 @@ def _require_set(folder, name):
             f"{name} holds the sets {', '.join(there)}, but no {folder.name}: set "
             f"data.split and data.eval_split to those, or data.eval_split= for none"
         )
-    if folder.is_dir():
+    if is_dir(folder):
         raise ValueError(
             f"{folder} holds no finished set of latents, as it has no {FILE}: give "
             "the same ldm-encode command again, which goes on where it was cut"

@@ -11,7 +11,7 @@ import tempfile
 from ldm_jax.data.shapes.examples import MAX_SHAPES, check_ranges, config_name, metadata
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import writing
-from ldm_jax.store import local_only
+from ldm_jax.store import exists, local_only
 
 
 def prepare(
@@ -69,7 +69,7 @@ def prepare(
             config=config, data_dir=data_dir, file_format="array_record"
         )
     path = pathlib.Path(builder.data_dir)
-    if path.exists():
+    if exists(path):
         found = _found(path)
         if found == metadata(config):
             return path, False
@@ -120,7 +120,7 @@ def _explain(path, found, wanted):
 def _replaced(path):
     """Moves a copy that is there out of the way, and back if it is not replaced."""
     old = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
-    if not path.exists():
+    if not exists(path):
         yield
         return
     path.rename(old)

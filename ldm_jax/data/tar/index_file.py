@@ -16,7 +16,7 @@ from ldm_jax.data.tar.byte_ranges import Files
 from ldm_jax.files import replacing
 from ldm_jax.reading import parse_json
 
-MAGIC, VERSION = b"LDM-TAR\n", 2
+MAGIC, VERSION = b"LDM-TAR\n", 3
 
 # A member: where its data are in the shard; of an image its size in pixels, or zeros;
 # and the number of its suffix.

@@ -21,7 +21,7 @@ from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
 from ldm_jax.metrics.distances import Result
 from ldm_jax.reading import MAX_TEXT, read_file
-from ldm_jax.store import Place, raise_if_silent
+from ldm_jax.store import Place, exists, raise_if_silent
 
 
 class Row(NamedTuple):
@@ -84,7 +84,7 @@ def measure_rows(
 
 def _load(path: Place, record: Mapping[str, Any]) -> dict[str, Result] | None:
     """The results of a row that is there; every process calls it."""
-    found = _read(path) if path.exists() else None
+    found = _read(path) if exists(path) else None
     agree(path, "not there" if found is None else "there")
     if found is None:
         return None

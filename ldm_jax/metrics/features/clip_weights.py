@@ -17,7 +17,7 @@ from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
 from ldm_jax.metrics.features.weight_files import checksum, read_tensors
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import ACTIVATIONS, TextEncoder
-from ldm_jax.store import local_copy
+from ldm_jax.store import is_file, local_copy
 from ldm_jax.weights.files import read_json
 from ldm_jax.weights.state_dict import StateDict, prefixed, select, to_state_dict
 from ldm_jax.weights.tower_names import open_clip_image_rows, open_clip_rows
@@ -174,7 +174,7 @@ def read_clip(path: str | os.PathLike) -> tuple[Clip, dict[str, Any]]:
 
 def _openai_activation(path, tensors):
     beside = path.with_name("open_clip_config.json")
-    config = read_json(beside) if beside.is_file() else {}
+    config = read_json(beside) if is_file(beside) else {}
     quick = _MARK in tensors or config.get("model_cfg", {}).get("quick_gelu")
     return "quick_gelu" if quick else "gelu"
 
@@ -182,7 +182,7 @@ def _openai_activation(path, tensors):
 def _transformers_activation(path, tensors):
     del tensors
     beside = path.with_name("config.json")
-    if not beside.is_file():
+    if not is_file(beside):
         raise ConversionError(
             f"there is no config.json beside {path}, which says the activation of its "
             f"layers: {WHERE}"

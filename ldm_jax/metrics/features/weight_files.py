@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.errors import ConversionError
-from ldm_jax.store import local_copy
+from ldm_jax.store import is_file, local_copy
 from ldm_jax.weights.files import read_weights
 
 
@@ -26,7 +26,7 @@ def read_tensors(path: str | os.PathLike, where: str) -> dict[str, Any]:
       ConversionError: If it is missing or unreadable.
     """
     path = local_copy(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ConversionError(f"there is no file {path}: {where}")
     return read_weights(path).tensors
 

@@ -11,6 +11,7 @@ from ldm_jax.images import pixels_of
 from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import CUT, MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.store import exists
 from ldm_jax.training.held_out.eval_options import EvalOptions
 from ldm_jax.training.start import Run
 
@@ -69,7 +70,7 @@ def _record(run, measurement, options):
 
 def _is_there(path, record):
     """Something if the file is of the same images and networks, else nothing."""
-    if not path.exists():
+    if not exists(path):
         return ""
     try:
         theirs = ReferenceStatistics.load(path, rows=()).record
