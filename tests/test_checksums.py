@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, peers
-from ldm_jax.checkpoint import Checkpoints, TrainState, checksums, items
+from ldm_jax.checkpoint import Checkpoints, TrainState, checksums, damage, items
 from ldm_jax.checkpoint.folder import refuse_unmarked
 from ldm_jax.errors import CheckpointError, ConfigError, Unreachable
 
@@ -158,6 +158,17 @@ def test_the_way_back_that_is_named_works(workdir):
     _flip_data(workdir, 10, "training")
     with pytest.raises(CheckpointError, match="no earlier checkpoint is whole"):
         _restore(workdir, 10)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), Unreachable("silent")])
+def test_damage_is_told_whatever_an_earlier_checkpoint_is(workdir, monkeypatch, error):
+    def find(folder):
+        if folder.name == "12":
+            raise error
+
+    monkeypatch.setattr(damage, "find_damage", find)
+    told = str(damage.DamagedCheckpoint(workdir / "checkpoints" / "13", "cut"))
+    assert "13: cut; step 11 is whole" in told and "checkpoints/12" in told
 
 
 @pytest.mark.parametrize(

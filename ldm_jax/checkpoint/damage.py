@@ -2,7 +2,7 @@
 
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
-from ldm_jax.errors import CheckpointError
+from ldm_jax.errors import CheckpointError, Unreachable
 from ldm_jax.store import Place, is_dir
 
 
@@ -49,5 +49,10 @@ def _precedes(step, folder):
 
 def _is_whole(folder):
     """Whether a checkpoint is worth going back to; an old one has no checksums."""
-    complete = all(is_dir(folder / item) for item in ("meta", "params", "training"))
-    return complete and find_damage(folder) is None
+    items = ("meta", "params", "training")
+    try:
+        complete = all(is_dir(folder / item) for item in items)
+        return complete and find_damage(folder) is None
+    # Of the damage that was found it shall be told in any case.
+    except (Unreachable, OSError):
+        return False

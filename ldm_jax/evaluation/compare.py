@@ -242,9 +242,12 @@ def _check_reference(images, how):
     as_it_is = how.reference is None or is_statistics(how.reference)
     if how.image_size is not None and as_it_is and "sample" in images.record:
         what = "the training images" if how.reference is None else "statistics"
+        reason = f"what they are compared with, {what}, has a size of its own"
+        if not _needing(how):
+            reason = f"--distances={','.join(how.distances)} compare with no images"
         raise ConfigError(
             f"--image_size={how.image_size}: samples are as the model draws them, and "
-            f"what they are compared with, {what}, has a size of its own; leave it out"
+            f"{reason}; leave it out"
         )
 
 

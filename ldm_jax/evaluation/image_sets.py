@@ -18,10 +18,11 @@ from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.as_they_are.contents import contents_of
+from ldm_jax.evaluation.as_they_are.first_image import look_at_first
 from ldm_jax.evaluation.as_they_are.folder_reader import FolderReader
 from ldm_jax.evaluation.as_they_are.host_rows import ahead, put_rows
 from ldm_jax.evaluation.as_they_are.shards import explaining_shards
-from ldm_jax.images import RGB, as_written, has_size
+from ldm_jax.images import RGB, as_written
 from ldm_jax.metrics.adm_npz import StoredImages
 from ldm_jax.metrics.reference import CUT
 from ldm_jax.reading import is_folder, state_of
@@ -121,7 +122,7 @@ def open_images(
       ConfigError: If it cannot be opened, has fewer than two images, or they cannot be
         taken so.
       DataError: If the first image of a folder cannot be read, or with
-        `skip_unreadable` none can.
+        `skip_unreadable` none of the first hundred can.
     """
     path = os.fspath(local_copy(place))
     options = mesh, batch_size, image_size, count, skip_unreadable, flag
@@ -173,11 +174,7 @@ def _open_copy(
             num_images=count,
         )
     images.look = values.look
-    for number in range(images.count):
-        data = images.encoded(number)
-        if has_size(data):
-            values.look(data, images.describe(number))
-            break
+    look_at_first(images, values, skip_unreadable)
     return from_data(images, values.words)
 
 

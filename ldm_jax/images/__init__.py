@@ -41,13 +41,12 @@ from ldm_jax.images.pixels import (
     to_uint8,
 )
 from ldm_jax.images.planes import decode_pixels
-from ldm_jax.images.value_ranges import WHOLE_RANGE, same_range
+from ldm_jax.images.value_ranges import same_range, whole_range_of
 
 __all__ = [
     "BACKGROUND",
     "DEFAULT_GB",
     "RGB",
-    "WHOLE_RANGE",
     "Pixels",
     "as_written",
     "batch_image",
@@ -76,6 +75,7 @@ __all__ = [
     "to_uint8",
     "write_image",
     "write_png",
+    "whole_range_of",
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.annotations import Float, Num, Shaped, UInt8
 from ldm_jax.errors import ConfigError
-from ldm_jax.images.value_ranges import WHOLE_RANGE, words_of
+from ldm_jax.images.value_ranges import whole_range_of, words_of
 
 # Kinds that are converted into one another, by their number of channels. A number in
 # place of a kind is of channels of any meaning, which are taken as they are.
@@ -212,7 +212,9 @@ class Pixels:
         if self.is_rgb:
             return None
         if self.value_range is None:
-            return WHOLE_RANGE
+            top = _TOPS.get(str(self.dtype))
+            # Floats in files of samples are those of a batch.
+            return whole_range_of(-1, 1) if top is None else whole_range_of(0, top)
         return words_of(*self.value_range)
 
     def describe(self) -> str:

@@ -3,8 +3,18 @@
 # Where nothing else is said.
 WHOLE_RANGE = "in the whole range of their type"
 
-# What that is: of 8 bits, of 16, and of floats in files of samples.
-_WHOLE = {(0.0, 255.0), (0.0, 65535.0), (-1.0, 1.0)}
+
+def whole_range_of(low: float, high: float) -> str:
+    """Says the whole range of a type in words.
+
+    Args:
+      low: The lowest value, which is black.
+      high: The highest value, which is white.
+
+    Returns:
+      Words, which begin with WHOLE_RANGE.
+    """
+    return f"{WHOLE_RANGE}, {words_of(low, high)}"
 
 
 def words_of(low: float, high: float) -> str:
@@ -26,23 +36,24 @@ def same_range(one: str, other: str) -> bool:
     """Compares ranges by their values, whatever words say them.
 
     Args:
-      one: WHOLE_RANGE, or what `words_of` gives.
+      one: What `words_of` or `whole_range_of` gives; of older versions WHOLE_RANGE.
       other: Likewise.
 
     Returns:
-      Whether they are the same. The whole range of a type is [0, 255], [0, 65535] or,
-      of floats, [-1, 1]: of which type, the words do not say.
+      Whether they are the same. Images that fill their types, of 8 bits and of 16, are
+      brought to one range; one that is given is the whole range of one type only, and
+      older versions did not say of which.
     """
+    if one == other or (one.startswith(WHOLE_RANGE) and other.startswith(WHOLE_RANGE)):
+        return True
     ranges = _numbers_in(one), _numbers_in(other)
-    if WHOLE_RANGE in (one, other):
-        return one == other or not _WHOLE.isdisjoint(ranges)
-    return one == other or (None not in ranges and ranges[0] == ranges[1])
+    return None not in ranges and ranges[0] == ranges[1]
 
 
 def _numbers_in(words):
     """(lowest, highest) in the words of a range, or None."""
     try:
-        low, high = map(float, words.removeprefix("from ").split(" to "))
+        low, high = map(float, words.rpartition("from ")[2].split(" to "))
     except ValueError:
         return None
     return low, high

@@ -10,11 +10,25 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import RGB, WHOLE_RANGE, Pixels, depth_of, is_other_png, pixels_of
+from ldm_jax.images import (
+    RGB,
+    Pixels,
+    depth_of,
+    is_other_png,
+    pixels_of,
+    whole_range_of,
+)
 from ldm_jax.images.pixels import KEYS, SHOWN
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.sampling.settings import SETTINGS
-from ldm_jax.store import Place, as_path, is_dir, is_file, raise_if_silent
+from ldm_jax.store import (
+    Place,
+    as_path,
+    is_dir,
+    is_file,
+    is_hidden,
+    raise_if_silent,
+)
 
 # The folder of the samples.
 _SAMPLES = "samples"
@@ -105,13 +119,23 @@ def pixels_beside(place: str | os.PathLike) -> Beside:
 
 
 def _settings_in(path):
-    """What a file says; None where there is none."""
+    """What a file says; None where there is none, as far as one is told."""
     try:
         return parse_json(read_file(path, MAX_TEXT))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise_if_silent(path, error)
+        if is_hidden(path, error):
+            logging.warning(
+                "%s may not be read, if it is there, as the object store says the same "
+                "of what is not there to who may not list the bucket "
+                "(storage.objects.list): it is taken for absent; if it is there, give "
+                "the permission to read it, as it says which values of the images are "
+                "black and white",
+                path,
+            )
+            return None
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{path} cannot be read ({reason}), and may say which values of the images "
@@ -199,7 +223,7 @@ class SetValues:
                 "says of which range: 0 is taken for black and 65535 for white",
                 where,
             )
-        return WHOLE_RANGE
+        return whole_range_of(0, 65535)
 
     def add(self, words: str | None, where: str) -> None:
         """Takes what `words_of` an image gives.

@@ -313,6 +313,24 @@ def is_fault(error: BaseException) -> bool:
     return bool(kinds & set(_LIBRARIES)) or any(w in str(error) for w in _WORDS)
 
 
+def is_hidden(path: str | os.PathLike, error: BaseException) -> bool:
+    """Says whether a store does not say if an object is there.
+
+    Who may get objects and not list them is told of one that is not there what is said
+    of one that may not be read.
+
+    Args:
+      path: Path of the object.
+      error: What reading it has raised.
+
+    Returns:
+      Whether it may be absent; never of a disk.
+    """
+    # The word of gcsfs for status 403.
+    refused = isinstance(error, OSError) and str(error).startswith("Forbidden")
+    return refused and is_remote(path)
+
+
 def explain_fault(error: BaseException) -> str:
     """Says in words what a store, or the way to it, refused.
 

@@ -51,11 +51,13 @@ def test_conditions_that_no_sample_gets(entries, refused, takes, monkeypatch):
 
 def test_a_size_that_no_image_is_brought_to(tmp_path):
     images = ImageSet("drawn", 4, (16, 16), None, {"sample": {}})
-    how = Comparison(["frechet"], tmp_path, {}, training={}, image_size=16)
-    with pytest.raises(
-        ConfigError, match="--image_size=16: .* the training images, ha"
+    for distance, reason in (
+        ("frechet", "the training images, has a size of its own"),
+        ("inception_score", "--distances=inception_score compare with no images"),
     ):
-        open_measurement(images, how, None)
+        how = Comparison([distance], tmp_path, {}, training={}, image_size=16)
+        with pytest.raises(ConfigError, match=f"--image_size=16: .*{reason}; leave"):
+            open_measurement(images, how, None)
 
 
 @pytest.mark.parametrize("last", ["", '{"step": 3, "lo', "[1]"])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax import sharding
+from ldm_jax.data.folder import FolderSource
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.compare import check_sizes
 from ldm_jax.evaluation.image_sets import open_images, open_training_set
@@ -273,7 +274,7 @@ def test_16_bits_without_settings_are_said_to_fill_their_range(tmp_path, caplog)
     # Samples whose settings say otherwise are not compared with them.
     ranged = Pixels("grey", "uint16", value_range=(0, 4095))
     samples = write_samples(tmp_path / "other", ranged, drawn(ranged))
-    message = "values in the whole range of their type and these have values from 0 to"
+    message = "values in the whole .*, from 0 to 65535 and these have values from 0 to"
     with pytest.raises(ConfigError, match=message):
         check_sizes(open_images(samples, mesh_of(1), 4), found)
 
@@ -309,3 +310,19 @@ def test_a_folder_that_cannot_be_listed_is_no_smaller_set(folder, monkeypatch, c
         open_images(folder, mesh_of(1), 2)
     assert open_images(folder, mesh_of(1), 2, skip_unreadable=True).count == 4
     assert "/1 cannot be listed" in caplog.text
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_set_of_junk_is_not_read_to_its_end(tmp_path, size, monkeypatch):
+    for number in range(120):
+        (tmp_path / f"{number:03}.png").write_bytes(b"none")
+    read, item = [], FolderSource.__getitem__
+
+    def counted(self, index):
+        read.append(index)
+        return item(self, index)
+
+    monkeypatch.setattr(FolderSource, "__getitem__", counted)
+    with pytest.raises(DataError, match="none of the first 100 images.* is .*000.png"):
+        open_images(tmp_path, mesh_of(1), 4, image_size=size, skip_unreadable=True)
+    assert len(read) == 100

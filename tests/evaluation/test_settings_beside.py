@@ -14,9 +14,10 @@ from PIL import Image
 from ldm_jax.checkpoint.best import Best, read_best, write_best
 from ldm_jax.errors import ConfigError, DataError, Unreachable
 from ldm_jax.evaluation.as_they_are.contents import contents_of
+from ldm_jax.evaluation.as_they_are.shards import explaining_shards
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.resuming import Saved
-from ldm_jax.images import Pixels, encode_image, suffix_of, write_png
+from ldm_jax.images import RGB, Pixels, encode_image, suffix_of, write_png
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.sampling.sample_pixels import pixels_beside, settings_of
 from ldm_jax.sampling.settings import claim
@@ -199,3 +200,9 @@ def test_a_set_is_what_its_first_image_is_that_can_be_read(tmp_path, size):
     options = {"image_size": size, "skip_unreadable": True}
     found = open_images(tmp_path, mesh_of(1), 4, **options)
     assert found.record["preprocessing"]["values"] == pixels.describe_range()
+
+
+def test_shards_are_not_looked_for_where_nothing_may_be_listed(tmp_path):
+    with pytest.raises(ConfigError, match="--images: it is so"):
+        with explaining_shards(str(tmp_path / "none"), RGB, "--images", None):
+            raise ConfigError("data: it is so")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.images.value_ranges import WHOLE_RANGE, words_of
+from ldm_jax.images.value_ranges import WHOLE_RANGE, whole_range_of, words_of
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.statistics import TapStatistics
 
@@ -172,10 +172,13 @@ def test_a_damaged_file_is_one_line(tmp_path):
         ("from 0 to 4.095e+03", words_of(0, 4095), True),
         (words_of(0, 1234567), words_of(0, 1234568), False),
         (words_of(0, 0.1), words_of(0, 0.1 + 1e-12), False),
-        (WHOLE_RANGE, words_of(0, 65535), True),
-        (words_of(-1, 1), WHOLE_RANGE, True),
-        (WHOLE_RANGE, words_of(0, 4095), False),
-        (WHOLE_RANGE, WHOLE_RANGE, True),
+        (whole_range_of(0, 65535), words_of(0, 65535), True),
+        (words_of(-1, 1), whole_range_of(-1, 1), True),
+        (whole_range_of(0, 65535), words_of(0, 255), False),
+        (whole_range_of(0, 255), whole_range_of(0, 65535), True),
+        # Older versions did not say of which type.
+        (WHOLE_RANGE, words_of(0, 255), False),
+        (WHOLE_RANGE, whole_range_of(0, 65535), True),
         (None, words_of(0, 4095), True),
         ("of another version", words_of(0, 1), False),
     ],

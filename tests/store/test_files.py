@@ -26,7 +26,7 @@ from ldm_jax.metrics.adm_npz import ImageFile, StoredImages
 from ldm_jax.reading import read_array, read_file
 from ldm_jax.sampling.sample_pixels import Beside, pixels_beside, settings_of
 from ldm_jax.sharding import make_mesh
-from ldm_jax.store import as_path, files_below, local_copy, size_of
+from ldm_jax.store import as_path, files_below, is_hidden, local_copy, size_of
 from ldm_jax.weights.files import read_weights, write_weights
 from tests.store.stand_in import Objects
 
@@ -116,6 +116,26 @@ def test_what_a_store_refuses_is_one_line(bucket, monkeypatch):
     monkeypatch.setattr(Objects, "_open", refuse)
     with pytest.raises(DiskError, match="cannot write gs://bucket/run/x: .*Forbidden"):
         write_bytes(bucket / "x", b"")
+
+
+def test_what_may_not_be_listed_may_be_absent(bucket, monkeypatch, caplog, tmp_path):
+    """Google says 403 of what is not there, too; on a disk the words mean another."""
+    info = Objects.info
+
+    def refuse(self, path, **options):
+        try:
+            return info(self, path, **options)
+        except FileNotFoundError:
+            raise OSError(f"Forbidden: {path}\nno storage.objects.list") from None
+
+    monkeypatch.setattr(Objects, "info", refuse)
+    write_bytes(bucket / "ref.npz", b"")
+    assert pixels_beside(bucket / "ref.npz") == Beside()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "gs://bucket/run/settings.json may not be read, if it is there" in said
+    error = OSError("Forbidden: no")
+    assert is_hidden(bucket, error) and not is_hidden(tmp_path, error)
+    assert not is_hidden(bucket, OSError("Connection reset"))
 
 
 def test_an_outdir_may_not_be_an_object(bucket):

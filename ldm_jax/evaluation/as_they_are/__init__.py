@@ -3,6 +3,7 @@
 | module | what |
 | --- | --- |
 | `contents` | what tells images of the same names apart |
+| `first_image` | the first image that can be read, and where none can |
 | `folder_reader` | the images of a folder, batch by batch |
 | `host_rows` | rows of this process on their way to the devices |
 | `shards` | what to do with shards where a folder is asked for |

@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.batches import Batch
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.load_batch import MAX_FAILURES
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.evaluation.as_they_are.first_image import none_can_be_read
 from ldm_jax.evaluation.as_they_are.host_rows import put_rows
 from ldm_jax.images import Pixels, read_image
 from ldm_jax.sampling.sample_pixels import SetValues
@@ -46,7 +48,7 @@ class FolderReader:
 
         Raises:
           DataError: If it, or a folder in it, cannot be read, or with
-            `skip_unreadable` none can.
+            `skip_unreadable` none of MAX_FAILURES can.
         """
         self._source, self._count, self._skip = source, count, skip_unreadable
         self._values, self._pixels = values, pixels
@@ -54,16 +56,13 @@ class FolderReader:
             self._leave_out(where, reason)
         # All have the size of the first one that can be read.
         self._first, self.size = 0, None
-        found = (self._read(index) for index in range(count))
+        found = (self._read(index) for index in range(min(count, MAX_FAILURES)))
         for self._first, image in enumerate(found):
             if image is not None:
                 self.size = image.shape[:2]
                 break
         if self.size is None:
-            raise DataError(
-                f"none of the {count} images can be read; the first is "
-                f"{source.describe(0)}"
-            )
+            raise none_can_be_read(count, source.describe(0))
 
     def _leave_out(self, path, reason, error=None):
         if not self._skip:

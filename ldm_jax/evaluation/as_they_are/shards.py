@@ -32,8 +32,10 @@ def explaining_shards(
     except DataError:
         raise
     except ValueError as error:
-        names = sorted(os.listdir(path))
-        advice = ""
+        names, advice = [], ""
+        # Where that is what is wrong, it has been said.
+        with contextlib.suppress(OSError):
+            names = sorted(os.listdir(path))
         for suffix, how in (("npz", _of_npz(pixels)), ("tar", _of_tar(image_size))):
             found = [name for name in names if name.endswith(f".{suffix}")]
             if found and how:
