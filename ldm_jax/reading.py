@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from absl import logging
 
 from ldm_jax.annotations import Shaped
 from ldm_jax.errors import DataError, Unreachable
@@ -33,6 +34,11 @@ Limit = int | Callable[[int, str], None]
 # Shadows of all files in unpacked archives of macOS, and what file systems have for
 # themselves, which mostly nobody may list.
 _OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+
+# Files that have no suffix by custom.
+_FILES = frozenset(
+    "authors changelog citation copying license licence makefile notice readme".split()
+)
 
 # Numbers, truth values and text; no objects, which would be unpickled, no records.
 _KINDS = "biufSU"
@@ -116,12 +122,36 @@ def is_kept(name: str) -> bool:
     return not name.startswith(".") and name not in _OTHERS
 
 
+def may_be_folder(name: str) -> bool:
+    """Says whether a name may be a folder's, of a link to what is not there.
+
+    Args:
+      name: Name of the link.
+
+    Returns:
+      Whether it has neither a suffix, nor is that of a file by custom, as README.
+    """
+    return not os.path.splitext(name)[1] and name.lower() not in _FILES
+
+
+def warn_if_lost(path: str) -> None:
+    """Names a link that leads nowhere and may have led to a folder.
+
+    Args:
+      path: What is no folder.
+    """
+    name = os.path.basename(path)
+    if os.path.islink(path) and may_be_folder(name) and state_of(path) is None:
+        logging.warning("%s is passed over: it is a link to what is not there", path)
+
+
 def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
     """Lists a folder, as `glob` does, which takes one that is silent for empty.
 
     Args:
       folder: Its path, on a disk.
-      folders: Whether only the folders in it are wanted, and links to such.
+      folders: Whether only the folders in it are wanted, and links to such; links
+        that lead nowhere are named by a warning.
 
     Returns:
       Names of files and folders in it, sorted.
@@ -146,9 +176,12 @@ def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
 
 def _is_folder(entry):
     try:
-        return entry.is_dir()
+        found = entry.is_dir()
     except OSError:
-        return is_folder(entry.path)
+        found = is_folder(entry.path)
+    if not found and entry.is_symlink():
+        warn_if_lost(entry.path)
+    return found
 
 
 def read_file(path: str | os.PathLike, most: Limit) -> bytes:

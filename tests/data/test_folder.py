@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 
 from ldm_jax.data.folder import FolderSource
@@ -196,3 +197,28 @@ def test_a_split_that_is_not_there_is_no_other_division(tmp_path):
     (tmp_path / "val").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match="/val cannot be listed: it is a link to what"):
         FolderSource(str(tmp_path), "train")
+
+
+def test_links_that_lead_nowhere_beside_classes(tmp_path):
+    """They may be classes, unless they are called as files are."""
+    write_images(tmp_path, ["a/0.png", "b/0.png"])
+    for name in ("README", "notes.md"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    source = FolderSource(str(tmp_path), "all")
+    assert source.class_names == ("a", "b") and not source.skipped
+    (tmp_path / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="/c cannot be listed: .* classes"):
+        FolderSource(str(tmp_path), "all")
+    assert len(FolderSource(str(tmp_path), "all", label_key="").skipped) == 1
+
+
+def test_what_is_not_read_is_named_once(tmp_path, caplog):
+    """Arrays are looked for where there are no images."""
+    for name in ("train/a/0.npy", "val/a/0.npy", "train/a/1.avif", "other/0.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, np.zeros((2, 2, 3)))
+        if not name.endswith(".npy"):
+            (tmp_path / f"{name}.npy").rename(tmp_path / name)
+    assert len(FolderSource(str(tmp_path), "train")) == 1
+    assert caplog.text.count("images of formats") == 1
+    assert caplog.text.count("others are not read") == 1

@@ -425,6 +425,22 @@ def test_patterns_do_not_pass_over_folders_that_cannot_be_listed(tmp_path, monke
             find_shards(f"{tmp_path}/{pattern}")
 
 
+def test_patterns_find_files_at_any_depth_and_name_lost_links(tmp_path, caplog):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    found = [tmp_path / "0.tar", tmp_path / "a" / "1.tar", tmp_path / "a" / "b" / "2"]
+    for path in found:
+        path.write_bytes(b"")
+    assert [s.path for s in find_shards(f"{tmp_path}/**")] == sorted(map(str, found))
+    for name in ("c", "README", "3.tar"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    for pattern in ("*/*.tar", "**/1.tar"):
+        caplog.clear()
+        shards = find_shards(f"{tmp_path}/{pattern}")
+        assert [shard.path for shard in shards] == [str(found[1])]
+        assert caplog.text.count("it is a link to what is not there") == 1
+        assert f"{tmp_path}/c is passed over" in caplog.text
+
+
 def caused(error, cause):
     error.__cause__ = cause
     return error

@@ -5,8 +5,8 @@ import os
 from absl import logging
 
 from ldm_jax.data.division import split_of
-from ldm_jax.data.sidecars import drop_sidecars
-from ldm_jax.reading import is_kept
+from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
+from ldm_jax.reading import is_kept, may_be_folder
 from ldm_jax.store import raise_if_silent
 
 # Images of formats that are not looked for.
@@ -41,7 +41,9 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     held_out = [f for f in folders if split_of(f) in ("validation", "test")]
     if training and held_out:
         loose = [file for file in files if _is_image(file, suffixes)]
-        unused = sorted({*folders} - {*training, *held_out}) + sorted(loose)
+        unused = sorted({*folders} - {*training, *held_out})
+        # Arrays are looked for once there were no images, and this was said.
+        unused = (unused if suffixes == IMAGE_SUFFIXES else []) + sorted(loose)
         if unused:
             logging.warning(
                 "%s has folders of splits; %d others are not read, as %s",
@@ -87,7 +89,8 @@ def list_images(
         names = drop_sidecars(name for name in files if _is_image(name, suffixes))
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
         others += [os.path.join(path, n) for n in files if _is_image(n, _OTHER_IMAGES)]
-    if others:
+    # Arrays are looked for once there were no images, and this was said.
+    if others and suffixes == IMAGE_SUFFIXES:
         logging.warning(
             "%s: %d images of formats that folders are not read for are passed over, "
             "as %s: convert them, to PNG or WebP",
@@ -115,13 +118,14 @@ def _entries(folder, unread):
                 # as far as its name says.
                 except OSError as error:
                     raise_if_silent(entry.path, error)
-                    if not _has_suffix(entry):
+                    if may_be_folder(entry.name):
                         note(entry.path, error)
                         continue
                     is_folder = False
                 if not is_folder and _leads_nowhere(entry):
                     reason = "cannot be listed: it is a link to what is not there"
                     unread.append((entry.path, reason))
+                    continue
                 (folders if is_folder else files).append(entry.name)
     except OSError as error:
         note(folder, error)
@@ -130,11 +134,7 @@ def _entries(folder, unread):
 
 def _leads_nowhere(entry):
     """Whether an entry is a link to what may have been a folder, by its name."""
-    return entry.is_symlink() and not _has_suffix(entry) and not entry.is_file()
-
-
-def _has_suffix(entry):
-    return bool(os.path.splitext(entry.name)[1])
+    return entry.is_symlink() and may_be_folder(entry.name) and not entry.is_file()
 
 
 def _is_image(name, suffixes):

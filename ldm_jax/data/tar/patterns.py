@@ -4,18 +4,18 @@ import fnmatch
 import glob
 import os
 
-from ldm_jax.reading import is_folder, is_kept, names_in, state_of
+from ldm_jax.reading import is_folder, is_kept, names_in, state_of, warn_if_lost
 
 # Any number of folders, one in another.
 _ANY = "**"
 
 
 def find_files(pattern: str) -> list[str]:
-    """Finds what fits a pattern; links are followed.
+    """Finds what fits a pattern; links are followed, lost ones named by a warning.
 
     Args:
       pattern: Absolute path with `*`, `?` and `[...]` in the names of files and
-        folders, and `**` for any number of folders.
+        folders, and `**` for any number of folders, at its end for all files below.
 
     Returns:
       Paths, sorted. Names that begin with a dot fit no pattern that does not.
@@ -47,9 +47,23 @@ def find_below(folder: str, *parts: str) -> list[str]:
     """
     found = [folder]
     for part in parts:
-        folders = [path for path in found if is_folder(path)]
+        folders = list(filter(_leads_on, found))
         found = [path for folder in folders for path in _step(folder, part)]
+    if parts and parts[-1] == _ANY:
+        found = [path for folder in found for path in _files_in(folder)]
     return sorted(dict.fromkeys(found))
+
+
+def _leads_on(path):
+    if is_folder(path):
+        return True
+    warn_if_lost(path)
+    return False
+
+
+def _files_in(folder):
+    inside = {*names_in(folder)} - {*names_in(folder, folders=True)}
+    return [os.path.join(folder, name) for name in filter(is_kept, inside)]
 
 
 def _is_pattern(part):
