@@ -36,7 +36,7 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
-from ldm_jax.store import Place, exists, raise_if_silent
+from ldm_jax.store import Place, raise_if_silent
 
 
 class Comparison(NamedTuple):
@@ -121,7 +121,7 @@ def compare(
             _write(images, how, results, settings | more, published)
     _print(images, how, results, published)
     # Without a state nothing goes on from these images.
-    if keep is not None and not jax.process_index() and not exists(saved):
+    if keep is not None and not jax.process_index() and not saved.exists():
         keep.remove()
     return results
 
