@@ -126,6 +126,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+# JAX finds what it has traced by the function, so the same one must come back.
+@functools.lru_cache(maxsize=16)
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:
     """Has a function traced with the mesh in sight, for kernels that XLA cannot split.
 

@@ -64,9 +64,24 @@ def test_restores_to_the_bit_on_another_mesh(workdir):
     assert jax.tree.all(same)
 
 
+def _kept(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
 def test_keeps_the_newest_and_the_milestones(workdir):
-    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert kept == ["10", "12", "13"]
+    assert _kept(workdir) == ["10", "12", "13"]
+
+
+def test_what_a_kill_leaves_of_a_trial_of_the_disk_is_no_checkpoint(workdir):
+    left = workdir / "checkpoints" / ".disk_trial.0.tmp"
+    left.write_bytes(b"0")
+    checkpoints = Checkpoints(workdir, keep_last=2, keep_every=10)
+    assert checkpoints.latest_step == 13
+    state, _ = _state(sharding.make_mesh(2, 4), _init())
+    checkpoints.save(14, state, META)
+    checkpoints.close()
+    left.unlink()
+    assert _kept(workdir) == ["10", "13", "14"]
 
 
 def test_weights_for_use_are_the_average(workdir):

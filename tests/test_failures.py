@@ -92,6 +92,14 @@ CASES = {
         7,
         "on the device: 2 GiB were asked for; lower",
     ),
+    "barrier": (
+        lambda: TimeoutError(
+            "Timeout waiting at barrier 'sync'. The original error raised was: "
+            "DEADLINE_EXCEEDED: Barrier timed out.\nMore"
+        ),
+        9,
+        "^the processes of this job did not meet in time .*; see what it printed, and",
+    ),
     "flax": (
         lambda: ScopeParamShapeError("bias", "/conv", (2,), (3,)),
         4,

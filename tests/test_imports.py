@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # The rooms by floor, from the ground up: a module may import its own room and what lies
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
-    ("annotations", "commands", "errors", "console"),
-    ("store", "holder"),
+    ("annotations", "commands", "errors", "console", "flops"),
+    ("store",),
     ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),

@@ -21,9 +21,10 @@ killed while it saves leaves its previous checkpoints whole.
 
 from ldm_jax.checkpoint.best import Best
 from ldm_jax.checkpoint.checkpoints import Checkpoints
-from ldm_jax.checkpoint.checksums import tree_checksum
+from ldm_jax.checkpoint.checksums import is_copy, tree_checksum
 from ldm_jax.checkpoint.damage import DamagedCheckpoint
 from ldm_jax.checkpoint.folder import (
+    CHECKPOINTS,
     Folder,
     Step,
     absolute,
@@ -37,6 +38,7 @@ from ldm_jax.checkpoint.state import TrainState
 from ldm_jax.checkpoint.weights import load_item, load_weights, read_meta
 
 __all__ = [
+    "CHECKPOINTS",
     "Best",
     "Checkpoints",
     "DamagedCheckpoint",
@@ -47,6 +49,7 @@ __all__ = [
     "checkpoint_folder",
     "common_step",
     "copy_items",
+    "is_copy",
     "load_item",
     "load_weights",
     "move_away",

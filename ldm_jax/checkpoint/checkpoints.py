@@ -23,7 +23,7 @@ from ldm_jax.checkpoint.folder import (
 from ldm_jax.checkpoint.items import is_old, load, rename, shapes_of, upgrade
 from ldm_jax.checkpoint.state import TrainState, items_of
 from ldm_jax.checkpoint.weights import read_meta
-from ldm_jax.errors import CheckpointError, ConfigError, DiskError, UserError
+from ldm_jax.errors import CheckpointError, ConfigError, DiskError
 from ldm_jax.files import remove_folder, writing
 from ldm_jax.sharding import named_leaves
 from ldm_jax.store import Place
@@ -217,17 +217,19 @@ class Checkpoints:
         try:
             with writing(f"a checkpoint in {self._folder}", kept):
                 await_saved(saving, self._folder, kept)
-        except Exception as error:
-            # Orbax raises it again where one waits for it. Of several processes none
-            # comes so far: the others are at a barrier, for which this one is late.
-            peers.give_up(str(error), getattr(error, "exit_code", UserError.exit_code))
-            return
+        except DiskError as error:
+            # Of several processes this one comes no further: the others stand at a
+            # barrier that it has left.
+            peers.give_up(str(error), error.exit_code)
+            raise
         if jax.process_index() == 0:
             checksums.seal(self._folder / str(step))
 
     def _wait_for_seal(self):
-        if self._sealed is not None:
-            self._sealed.result()
+        """Raises what kept a checkpoint from being saved, once."""
+        sealed, self._sealed = self._sealed, None
+        if sealed is not None:
+            sealed.result()
 
 
 def _verify_together(folder):

@@ -81,6 +81,31 @@ def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None
         _write(target, {name: record[name] for name in record if _within(name, items)})
 
 
+def is_copy(folder: Place, source: Place, items: Collection[str]) -> bool:
+    """Says whether a folder is a sound copy of some items of a checkpoint.
+
+    Nothing is loaded by Orbax, which would wait for all processes of a job.
+
+    Args:
+      folder: Folder of the copy.
+      source: Folder of the checkpoint.
+      items: Items that are copied.
+
+    Returns:
+      Whether it is; False for a checkpoint without checksums, as of older versions.
+
+    Raises:
+      PermissionError: If a file may not be read.
+      Unreachable: If what they lie on does not answer.
+    """
+    try:
+        ours, theirs = _read(folder), _read(source) or {}
+    except ValueError:
+        return False
+    wanted = {name: theirs[name] for name in theirs if _within(name, items)}
+    return bool(wanted) and ours == wanted and not find_damage(folder)
+
+
 def has_item(folder: Place, item: str) -> bool:
     """Says whether an item was saved, even if its files are lost.
 

@@ -7,8 +7,9 @@ its part of the checkpoint: for twenty minutes nobody would say why nothing goes
 import contextlib
 import os
 import time
-import uuid
 from typing import Any
+
+import jax
 
 from ldm_jax import peers
 from ldm_jax.errors import DiskError
@@ -54,7 +55,9 @@ def await_saved(saving: Any, folder: Place, kept: str, every: float = 3.0) -> No
 
 def _refusal(folder, kept):
     """Writes a file, and takes it away again; returns the error if that fails."""
-    trial = folder.parent / f".disk_trial.{uuid.uuid4().hex[:8]}.tmp"
+    # Where the checkpoints are, which a link may have put on another disk. Orbax passes
+    # over what is no folder; what a kill leaves is written anew by the next trial.
+    trial = folder / f".disk_trial.{jax.process_index()}.tmp"
     try:
         with writing(f"a checkpoint in {folder}", kept):
             trial.write_bytes(os.urandom(_TRIAL_BYTES))

@@ -16,6 +16,7 @@ from ldm_jax.errors import (
     DecodeError,
     DiskError,
     OutOfMemory,
+    ProcessLost,
     Unreachable,
     UserError,
 )
@@ -46,6 +47,9 @@ _PATH = (
 # Errors that say of a file that it cannot be read, which may be that of its disk.
 _OF_FILES = (ConfigError, DataError, DecodeError)
 _MOST_CAUSES = 16
+
+# What Orbax and JAX say where a process does not come to where the others wait for it.
+_BARRIER = re.compile("waiting at barrier|barrier timed out", re.IGNORECASE)
 
 # Words of a message that are kept.
 _LONGEST = 600
@@ -80,6 +84,8 @@ def explain(error: BaseException, lower: str = "the sizes") -> Failure:
         line, code = silent, silent.exit_code
     elif isinstance(error, UserError):
         line, code = error, error.exit_code
+    elif _BARRIER.search(str(error)):
+        line, code = _barrier(error)
     elif _is_of_store(error):
         line, code = _store(error)
     elif isinstance(error, OSError):
@@ -170,6 +176,14 @@ def _store(error):
         "you may use them (gcloud auth application-default login) and that the network "
         "is up"
     ), DiskError.exit_code
+
+
+def _barrier(error):
+    return (
+        f"the processes of this job did not meet in time ({_first_line(error)[:160]}): "
+        "one of them hangs, or has gone; see what it printed, and the same command "
+        "goes on from the newest checkpoint"
+    ), ProcessLost.exit_code
 
 
 def _by_text(error, lower):

@@ -4,7 +4,6 @@
 | --- | --- |
 | `abstract` | the stage of a config as shapes alone |
 | `examples` | shapes of a batch, from a config |
-| `operations` | counts the arithmetic of a traced program |
 | `forward` | the arithmetic of each network |
 | `flatten` | a traced program as one list of steps |
 | `liveness` | how much memory its values take at once |

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from ldm_jax.planning.operations import inner_jaxprs
+from ldm_jax.flops import inner_jaxprs
 
 # What runs as often as its arguments say, or one of several: a step of its own.
 CONTROL = ("scan", "while", "cond", "pallas_call")

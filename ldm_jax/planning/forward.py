@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from ldm_jax import latent_diffusion
 from ldm_jax.config import build
+from ldm_jax.flops import count_flops
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.layers import Upsample
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.planning.abstract import Planned
-from ldm_jax.planning.operations import count_flops
 from ldm_jax.sharding import path_name
 from ldm_jax.training.freeze import freeze_paths, is_frozen
 from ldm_jax.training.start import frozen_paths

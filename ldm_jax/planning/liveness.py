@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ldm_jax.flops import inner_jaxprs
 from ldm_jax.planning.flatten import CONTROL, Program, flatten
-from ldm_jax.planning.operations import inner_jaxprs
 
 # Read arrays in memory, and write such.
 _HEAVY = (

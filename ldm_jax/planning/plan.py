@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.config import NETWORKS
 from ldm_jax.errors import ConfigError
+from ldm_jax.flops import count_flops
 from ldm_jax.models.operations.kernels import AUTO, check_kernel
 from ldm_jax.planning.abstract import Given, Planned, make_planned
 from ldm_jax.planning.advice import Way, ways_to_fit
 from ldm_jax.planning.cost import Cost, cost_of_run
 from ldm_jax.planning.forward import Network, encoding_flops, networks
 from ldm_jax.planning.memory import ROWS, Memory, MemoryOf
-from ldm_jax.planning.operations import count_flops
 from ldm_jax.training.throughput import Chip
 
 # How much of a chip's memory is planned with: the count of activations is off by a few

@@ -13,18 +13,20 @@ from typing import Any
 import jax
 
 from ldm_jax.checkpoint import (
+    CHECKPOINTS,
     DamagedCheckpoint,
     Folder,
     absolute,
     checkpoint_folder,
     copy_items,
+    is_copy,
 )
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.files import drafted, remove_folder
 from ldm_jax.store import Place, as_path, is_dir, is_remote
 from ldm_jax.trained.first_stage import FirstStage, load_first_stage
 
-_COPY = "first_stage_copy"
+_COPY, _ITEMS = "first_stage_copy", ("meta", "params", "ema_params")
 
 
 def has_own_copy(workdir: Folder) -> bool:
@@ -52,24 +54,16 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
       CheckpointError: If it is gone meanwhile.
       DiskError: If the copy cannot be written.
     """
-    if first.config is None or jax.process_index() or _is_copied(workdir, first):
+    if first.config is None or jax.process_index():
         return
     copy = absolute(workdir) / _COPY
+    source = checkpoint_folder(first.record["workdir"], first.record["step"])
+    if is_copy(copy / CHECKPOINTS / source.name, source, _ITEMS):
+        return
     # What is left of a run on another first stage that came to no checkpoint.
     remove_folder(copy)
-    source = checkpoint_folder(first.record["workdir"], first.record["step"])
     with drafted(copy) as draft:
-        copy_items(source, draft, ("meta", "params", "ema_params"))
-
-
-def _is_copied(workdir, first):
-    if not has_own_copy(workdir):
-        return False
-    try:
-        found = load_first_stage(absolute(workdir) / _COPY, first.record["step"])
-    except CheckpointError:
-        return False
-    return difference(found.record, first.record) is None
+        copy_items(source, draft, _ITEMS)
 
 
 def first_stage_folder(recorded: str, workdir: Folder) -> Place | str:

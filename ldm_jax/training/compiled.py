@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from ldm_jax import peers, sharding
 from ldm_jax.console import Console
+from ldm_jax.flops import count_flops
 from ldm_jax.models.operations.dot_product import noted
-from ldm_jax.training.throughput import Stopwatch, count_flops
+from ldm_jax.training.throughput import Stopwatch
 
 
 def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
@@ -118,20 +119,18 @@ class CompiledStep:
         """The program, and its floating-point operations."""
         start = time.perf_counter()
         with noted() as attentions:
-            lowered = self._step.lower(*arguments)
-        flops = count_flops(lowered)
-        if flops:
-            # A gradient takes twice what its forward pass does.
-            flops += 3 * attentions.uncounted_flops
-        compiled = lowered.compile()
+            traced = self._step.trace(*arguments)
+        flops = count_flops(traced.jaxpr)
+        if attentions:
+            # Before a compiler has its say, which may be that it cannot do it.
+            self._console.line(f"attention: {attentions}")
+        compiled = traced.lower().compile()
         seconds = time.perf_counter() - start
-        size = f", {flops / 1e12:.3g} TFLOP per step" if flops else ""
+        size = f"{flops / 1e12:.3g} TFLOP per step"
         shape = _image_shape(arguments[-1])
         self._console.line(
-            f"compiled the training step for {shape} in {seconds:.1f} s{size}"
+            f"compiled the training step for {shape} in {seconds:.1f} s, {size}"
         )
-        if attentions:
-            self._console.line(f"attention: {attentions}")
         return compiled, flops
 
 

@@ -7,7 +7,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -186,22 +186,3 @@ def peak_tflops(device: jax.Device | None = None) -> float | None:
     """
     chip = chip_of((jax.devices()[0] if device is None else device).device_kind)
     return chip.tflops if chip else None
-
-
-def count_flops(lowered: Any) -> float | None:
-    """Counts the operations of one call, over all devices, before optimisation.
-
-    Args:
-      lowered: A `jax.stages.Lowered`; its program has global shapes, so that custom
-        kernels and partitioning chosen later hide nothing.
-
-    Returns:
-      Floating-point operations, or None where the backend does not say.
-    """
-    try:
-        analysis = lowered.cost_analysis()
-    except NotImplementedError:
-        return None
-    if isinstance(analysis, list | tuple):
-        analysis = analysis[0] if analysis else {}
-    return (analysis or {}).get("flops")

@@ -12,7 +12,7 @@ LOCAL = {
     "store/paths.py": "the place itself",
     "store/copies.py": "the folder of copies",
     "files.py": "files that are made on the disk, to be sent",
-    "holder.py": "what the system says of a process",
+    "lock/holder.py": "what the system says of a process",
     "cli/configs.py": "configs are modules, which Python imports from a disk",
     "cli/failures.py": "files of the package",
     "cli/help.py": "the script that was called",

@@ -60,15 +60,6 @@ class Notes(list):
         parts = (f"{name} {', '.join(shapes)}" for name, shapes in found.items())
         return "; ".join(parts)
 
-    @property
-    def uncounted_flops(self) -> float:
-        """Operations of one forward pass that XLA does not see, in kernels' calls."""
-        return sum(
-            4.0 * s.batch * s.heads * s.length * s.source * s.width
-            for name, s in self
-            if not KERNELS[name].counted
-        )
-
 
 @contextlib.contextmanager
 def noted() -> Iterator[Notes]:

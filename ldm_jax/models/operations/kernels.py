@@ -63,12 +63,10 @@ class Kernel(NamedTuple):
     Attributes:
       run: (query, key, value, mask) -> output, as `dot_product_attention`.
       refuses: (Shape, Device) -> why it cannot compute that there, or None.
-      counted: Whether XLA counts its operations; it sees none of a library's.
     """
 
     run: Callable
     refuses: Callable[[Shape, Device], str | None]
-    counted: bool = False
 
 
 class Row(NamedTuple):
@@ -203,7 +201,7 @@ def _flash(query, key, value, mask):
 
 
 KERNELS = {
-    "einsum": Kernel(attend_in_blocks, _einsum_refuses, counted=True),
+    "einsum": Kernel(attend_in_blocks, _einsum_refuses),
     "cudnn": Kernel(_cudnn, _cudnn_refuses),
     "flash": Kernel(_flash, _flash_refuses),
 }

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ldm_jax.flops import count_flops
 from ldm_jax.models.operations.kernels import KERNELS
-from ldm_jax.planning.operations import count_flops
 
 
 def _count(function, *shapes):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from ldm_jax.errors import WorkdirInUse
 from ldm_jax.files import writing
-from ldm_jax.holder import Holder
+from ldm_jax.lock.holder import Holder
 from ldm_jax.store import Claim, as_path, is_remote
 
 FILE = "in_use.json"
