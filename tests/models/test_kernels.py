@@ -22,7 +22,7 @@ from ldm_jax.models.operations.kernels import (
     this_device,
 )
 from ldm_jax.models.unet import UNet
-from ldm_jax.sharding import on_mesh
+from ldm_jax.sharding import make_mesh, on_mesh
 from tests.common import assert_close
 
 H100, A100, T4 = (Device("cuda", c) for c in ((9, 0), (8, 0), (7, 5)))
@@ -149,6 +149,22 @@ def test_a_program_of_several_devices_without_a_mesh_has_no_flash():
     assert not on_mesh(this_device, mesh)().scattered
     with pytest.raises(ConfigError, match="without the mesh"):
         choose(shape(64, 64, 40), "flash", Device("tpu", scattered=True))
+
+
+def test_what_cudnn_cannot_compile_another_kernel_computes(monkeypatch):
+    """As on this machine, which is taken for a GPU that has no cuDNN."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    sd1 = shape(1024, 1024, 40)
+    chosen = []
+
+    def traced(x):
+        chosen.append(choose(sd1, device=H100))
+        return 2 * x
+
+    jax.grad(lambda x: jax.jit(on_mesh(traced, make_mesh()))(x).sum())(jnp.ones(8))
+    assert chosen == ["einsum"]
+    with pytest.raises(ConfigError, match="cuDNN cannot .cuDNN is not detected"):
+        choose(sd1, "cudnn", H100)
 
 
 def test_cudnn_is_called_with_its_axes_and_scale(monkeypatch):

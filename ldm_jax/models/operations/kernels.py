@@ -4,11 +4,13 @@ KERNELS has what each kernel can do, TABLE where one is taken in place of `einsu
 network's field `attention_kernel` names one for all of its attentions instead.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.operations.attend import attend_in_blocks
@@ -117,17 +119,17 @@ def choose(shape: Shape, asked: str = AUTO, device: Device | None = None) -> str
     """
     check_kernel(asked)
     device = device or this_device()
-    able = {name: kernel.refuses(shape, device) for name, kernel in KERNELS.items()}
     if asked == AUTO:
-        fitting = (row.kernel for row in TABLE if _takes(row, shape, device, able))
+        fitting = (row.kernel for row in TABLE if _takes(row, shape, device))
         return next(fitting, "einsum")
-    if able[asked]:
-        others = ", ".join(name for name, reason in able.items() if not reason)
+    reason = KERNELS[asked].refuses(shape, device)
+    if reason:
+        able = (name for name, k in KERNELS.items() if not k.refuses(shape, device))
         raise ConfigError(
             f"attention_kernel={asked} cannot compute an attention of {shape.length} "
             f"to {shape.source} tokens with {shape.heads} heads of {shape.width} "
-            f"channels in {shape.dtype} here: {able[asked]}; set it to {AUTO}, which "
-            f"takes one that can ({others})"
+            f"channels in {shape.dtype} here: {reason}; set it to {AUTO}, which "
+            f"takes one that can ({', '.join(able)})"
         )
     return asked
 
@@ -148,13 +150,13 @@ def check_kernel(name: str) -> None:
         )
 
 
-def _takes(row, shape, device, able):
+def _takes(row, shape, device):
     sides = shape.length, shape.source
     return (
         row.platform == device.platform
         and all(n >= row.tokens and n % row.multiple == 0 for n in sides)
         and shape.width <= row.width
-        and not able[row.kernel]
+        and not KERNELS[row.kernel].refuses(shape, device)
     )
 
 
@@ -173,7 +175,33 @@ def _cudnn_refuses(shape, device):
         return f"it takes dtype bfloat16 and float16, not {shape.dtype}"
     if shape.width > widest or shape.width % 8:
         return f"it takes heads of a multiple of 8 channels, {widest} at most"
-    return "it takes no mask" if shape.masked else None
+    if shape.masked:
+        return "it takes no mask"
+    # Where a program is planned for another device, there is nothing to try it on.
+    here = jax.default_backend() == "gpu"
+    return _cudnn_fails(shape._replace(batch=1)) if here else None
+
+
+@functools.lru_cache
+def _cudnn_fails(shape):
+    """Compiles one and its gradient; says why cuDNN cannot, which no table knows."""
+
+    def total(query, key, value):
+        return _cudnn(query, key, value, None).astype(jnp.float32).sum()
+
+    query, key = (
+        jax.ShapeDtypeStruct((1, shape.heads, tokens, shape.width), shape.dtype)
+        for tokens in (shape.length, shape.source)
+    )
+    # Nothing of the program that is being traced is of it.
+    nowhere = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    try:
+        with nowhere, jax.ensure_compile_time_eval():
+            jax.jit(jax.grad(total, (0, 1, 2))).lower(query, key, key).compile()
+    except Exception as error:  # Whatever it is, another kernel computes the same.
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"cuDNN cannot ({lines[0]})"
+    return None
 
 
 def _flash_refuses(shape, device):
