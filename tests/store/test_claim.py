@@ -11,8 +11,8 @@ import pytest
 from ldm_jax import lock
 from ldm_jax.errors import WorkdirInUse
 from ldm_jax.files import write_json
-from ldm_jax.holder import Holder
 from ldm_jax.lock import FILE, hold
+from ldm_jax.lock.holder import Holder
 from ldm_jax.store import claim
 from tests.store.stand_in import Objects
 
