@@ -20,7 +20,7 @@ from ldm_jax.errors import (
     Unreachable,
     UserError,
 )
-from ldm_jax.store import SILENT, explain_fault, is_fault, raise_if_silent
+from ldm_jax.store import SILENT, causes_of, explain_fault, is_fault, raise_if_silent
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent.parent
 _LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
@@ -46,7 +46,6 @@ _PATH = (
 
 # Errors that say of a file that it cannot be read, which may be that of its disk.
 _OF_FILES = (ConfigError, DataError, DecodeError)
-_MOST_CAUSES = 16
 
 # What Orbax and JAX say where a process does not come to where the others wait for it.
 _BARRIER = re.compile("waiting at barrier|barrier timed out", re.IGNORECASE)
@@ -132,10 +131,7 @@ def _silence(error):
     # Whoever writes says so, and processes and checkpoints have a status of their own.
     if isinstance(error, UserError) and not isinstance(error, _OF_FILES):
         return None
-    causes = [error]
-    while causes[-1].__cause__ is not None and len(causes) < _MOST_CAUSES:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
+    for cause in causes_of(error):
         if isinstance(cause, Unreachable):
             return cause
         is_of_file = isinstance(cause, OSError) and cause.filename is not None

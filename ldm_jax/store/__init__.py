@@ -36,7 +36,13 @@ from ldm_jax.store.paths import (
     size_of,
 )
 from ldm_jax.store.presence import exists, is_dir, is_file, look
-from ldm_jax.store.silence import SILENT, is_of_one_file, is_silent, raise_if_silent
+from ldm_jax.store.silence import (
+    SILENT,
+    causes_of,
+    is_of_one_file,
+    is_silent,
+    raise_if_silent,
+)
 
 __all__ = [
     "SILENT",
@@ -45,6 +51,7 @@ __all__ = [
     "StoreLog",
     "as_path",
     "cache_folder",
+    "causes_of",
     "exists",
     "explain_fault",
     "fetch",

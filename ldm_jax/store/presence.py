@@ -61,10 +61,7 @@ def is_file(path: Place) -> bool:
     Raises:
       OSError: If that cannot be told.
     """
-    if is_remote(path):
-        return path.is_file()
-    state = look(path)
-    return state is not None and stat.S_ISREG(state.st_mode)
+    return path.is_file() if is_remote(path) else stat.S_ISREG(_mode(path))
 
 
 def is_dir(path: Place) -> bool:
@@ -79,7 +76,10 @@ def is_dir(path: Place) -> bool:
     Raises:
       OSError: If that cannot be told.
     """
-    if is_remote(path):
-        return path.is_dir()
+    return path.is_dir() if is_remote(path) else stat.S_ISDIR(_mode(path))
+
+
+def _mode(path):
+    """The mode of what a path leads to; 0, which is of no kind, for nothing."""
     state = look(path)
-    return state is not None and stat.S_ISDIR(state.st_mode)
+    return state.st_mode if state else 0

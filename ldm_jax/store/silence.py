@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Iterator
 
 from ldm_jax.errors import DiskError, Unreachable
 
@@ -57,7 +58,7 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
     Raises:
       Unreachable: If it comes of that.
     """
-    for each in _chain(error):
+    for each in causes_of(error):
         if isinstance(each, Unreachable):
             raise each
     cause, number = _silence_in(error)
@@ -97,11 +98,18 @@ def is_of_one_file(error: BaseException) -> bool:
     Returns:
       Whether it was.
     """
-    return any(getattr(each, "is_of_one_file", False) for each in _chain(error))
+    return any(getattr(each, "is_of_one_file", False) for each in causes_of(error))
 
 
-def _chain(error):
-    """An error and those that it comes of."""
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Goes through an error and those that it comes of, as far as is sensible.
+
+    Args:
+      error: What was raised; None for nothing.
+
+    Yields:
+      Errors.
+    """
     for _ in range(_MOST_CAUSES):
         if error is None:
             return
@@ -111,7 +119,7 @@ def _chain(error):
 
 def _silence_in(error):
     """(the error that says of a disk that it does not answer, number), or Nones."""
-    chain = list(_chain(error))
+    chain = list(causes_of(error))
     if is_of_one_file(error) or any(isinstance(each, DiskError) for each in chain):
         return None, None
     for error in chain:
