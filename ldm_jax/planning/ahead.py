@@ -20,7 +20,7 @@ from ldm_jax import peers, sharding
 from ldm_jax.config import build
 from ldm_jax.planning.abstract import Planned, shardings_of
 from ldm_jax.seeds import make_key
-from ldm_jax.training.compiled import jit_init, jit_step
+from ldm_jax.training.compiled import image_shape, jit_init, jit_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,8 @@ def compile_step(
     step = jit_step(planned.stage.train_step, state, mesh)
     batch = planned.batch(batch_size, index)
     split = dict.fromkeys(batch, sharding.batch_sharding(mesh))
-    example = planned.examples[index]
-    shape = next(v.shape[1:3] for v in example.values() if v.ndim == 4)
     return _compile(
-        f"step of {shape[0]} x {shape[1]}",
+        f"step of {image_shape(batch)}",
         step,
         sharding.abstract_like(planned.state, state),
         sharding.abstract_like(planned.stage.frozen, frozen),

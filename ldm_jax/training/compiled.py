@@ -127,7 +127,7 @@ class CompiledStep:
         compiled = traced.lower().compile()
         seconds = time.perf_counter() - start
         size = f"{flops / 1e12:.3g} TFLOP per step"
-        shape = _image_shape(arguments[-1])
+        shape = image_shape(arguments[-1])
         self._console.line(
             f"compiled the training step for {shape} in {seconds:.1f} s, {size}"
         )
@@ -138,8 +138,15 @@ def _shapes(batch: Mapping[str, Any]) -> tuple:
     return tuple((key, value.shape) for key, value in sorted(batch.items()))
 
 
-def _image_shape(batch: Mapping[str, jax.Array]) -> str:
-    """Height and width of the images, or of what there is in their place."""
+def image_shape(batch: Mapping[str, Any]) -> str:
+    """Says how large the images of a batch are.
+
+    Args:
+      batch: Dict of arrays, or of their shapes.
+
+    Returns:
+      Height and width of "image", or of the map that there is in its place.
+    """
     maps = [v for k, v in sorted(batch.items(), key=lambda i: i[0] != "image")]
     height, width = next(v.shape[1:3] for v in maps if v.ndim == 4)
     return f"{height} x {width}"
