@@ -44,7 +44,7 @@ from ldm_jax.data.orders.order import Shuffled
 from ldm_jax.errors import ConfigError, DataError, ProcessLost, Unreachable
 from ldm_jax.seeds import to_32_bits
 
-# Steps that are loaded ahead, and the threads that do it, per process.
+# Steps that are loaded ahead, and the threads that do it, in a process that loads.
 AHEAD, THREADS = 4, 4
 
 Section = Mapping[str, Any] | ConfigDict
@@ -187,7 +187,12 @@ class Loader:
         # Reading what is encoded is less work than handing it over.
         workers = 0 if load.encoded else options.workers
         self._start = functools.partial(
-            _start, load, last=last, workers=workers, batch_bytes=batch_bytes
+            _start,
+            load,
+            last=last,
+            workers=workers,
+            threads=_threads(source, workers),
+            batch_bytes=batch_bytes,
         )
         self._step = start_step if train else 0
         self._restarts = options.restart_workers
@@ -334,13 +339,27 @@ def _sides(options):
     return sorted({int(side) for side in bucket_shapes(options.buckets).ravel()})
 
 
-def _start(load, step, last, workers, batch_bytes):
+def _threads(source, workers):
+    """Threads that load, in each worker or in this process."""
+    if not workers or getattr(source, "remote", False):
+        return THREADS
+    # Threads that decode hold one another up where there are more than cores.
+    return min(THREADS, -(-_cores() // workers))
+
+
+def _cores():
+    """Cores that this process may use; other systems do not say which."""
+    own = getattr(os, "sched_getaffinity", None)
+    return len(own(0)) if own else os.cpu_count() or 1
+
+
+def _start(load, step, last, workers, threads, batch_bytes):
     """Iterates over the batches from a step on."""
     import grain
 
     steps = grain.MapDataset.range(step, last).map(load)
     batches = steps.to_iter_dataset(
-        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
     )
     if workers:
         batches = _in_workers(batches, workers, batch_bytes)

@@ -25,6 +25,7 @@ What more a source may have, and what follows where it has not:
 - `make_order(seed)`, an `orders.order.Order`, where that is no plain shuffle.
 - `skipped`, a list of (where, why): what opening left out. It is named, and counted
   with what cannot be read later.
+- `remote`, true where its examples come over the network: a worker waits for several.
 - `encoded`, true where examples are what batches hold already: nothing is decoded, cut
   or made of them. Then `draw(index, rng, flip)` may give one of several versions of an
   example in place of `source[index]`: `flip` says whether it may be mirrored, which it

@@ -271,6 +271,24 @@ def test_workers_change_nothing(workers, tmp_path):
     assert skipped == skipped_by_workers and len(skipped) == 1
 
 
+@pytest.mark.parametrize(
+    ("workers", "remote", "threads"),
+    [(0, False, 4), (1, False, 4), (3, False, 3), (8, False, 1), (8, True, 4)],
+)
+def test_workers_have_as_many_threads_as_there_are_cores(
+    workers, remote, threads, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(loader, "_cores", lambda: 8)
+    monkeypatch.setattr(loader, "_start", lambda *_, **options: started.append(options))
+    source = Images(9)
+    source.remote = remote
+    # Nothing runs that would have to be closed.
+    monkeypatch.setattr(loader, "_close", lambda *_: None)
+    Loader(source, LoaderOptions(8, workers=workers), batch_size=4)
+    assert [options["threads"] for options in started] == [threads]
+
+
 def test_workers_do_without_shared_memory(monkeypatch):
     monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1000)
     expected, _ = load(Images(9), 2, batch_size=4)

@@ -55,7 +55,8 @@ def test_files_that_cannot_be_reached_are_not_taken_for_damaged(monkeypatch):
     with pytest.raises(Unreachable, match=r"flaky://set/\d.parquet cannot be reached"):
         ParquetSource("flaky://set", "all")
     Flaky.failures = 2
-    assert len(ParquetSource("flaky://set", "all")) == 8
+    source = ParquetSource("flaky://set", "all")
+    assert len(source) == 8 and source.remote
     # One that is gone, or was cut short, is that file's fault.
     Flaky.store["/set/1.parquet"].truncate(9)
     source = ParquetSource("flaky://set", "all")

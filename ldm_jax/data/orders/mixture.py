@@ -47,6 +47,7 @@ class MixtureSource:
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
       encoded: Whether examples are what batches hold already.
+      remote: Whether some examples come over the network.
       skipped: What the parts left out when they were opened: (where, why).
     """
 
@@ -81,6 +82,7 @@ class MixtureSource:
         if len(kinds) > 1:
             raise ValueError("some parts hold latents and some images: mix one kind")
         self.encoded = kinds.pop()
+        self.remote = any(getattr(source, "remote", False) for source in self._parts)
         self.skipped = [
             entry for source in self._parts for entry in getattr(source, "skipped", ())
         ]

@@ -69,6 +69,7 @@ class ParquetSource(TableSource):
     def __post_init__(self):
         check_division(self.split, self.validation_fraction, "a set of Parquet files")
         shards = find_shards(_below(self.name, self.data_dir), self.data_dir, SUFFIX)
+        self.remote = any(is_remote(shard.path) for shard in shards)
         files, skipped = _usable(open_files(shards), shards, self.on_error)
         schema = join_schemas(files)
         fields = find_fields(schema, self.keys, self.image_key, self.label_key)

@@ -99,6 +99,7 @@ class TarSource:
         check_division(self.split, self.validation_fraction, "a set of tar files")
         self._files = Files()
         self._shards = find_shards(self.name, self.data_dir)
+        self.remote = any(is_remote(shard.path) for shard in self._shards)
         self._indexes = open_indexes(
             self._shards, self.index_dir, self.workers, self._files
         )
