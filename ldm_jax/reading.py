@@ -31,6 +31,9 @@ MAX_TEXT = 2**24
 # as `images.require_memory`.
 Limit = int | Callable[[int, str], None]
 
+# (first byte, number of bytes) -> bytes of a file, fewer at its end.
+Read = Callable[[int, int], bytes]
+
 # Shadows of all files in unpacked archives of macOS, and what file systems have for
 # themselves, which mostly nobody may list.
 _OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -241,7 +244,7 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
             yield file
 
 
-def parts_of(file: BinaryIO) -> tuple[Callable[[int, int], bytes], int]:
+def parts_of(file: BinaryIO) -> tuple[Read, int]:
     """Makes a file one that is read in parts.
 
     Args:
