@@ -72,6 +72,33 @@ def answering(what: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Has what goes wrong in the block name the file: libraries in C++ do not.
+
+    Args:
+      path: The file that is read.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      ValueError: If it cannot be read.
+      Unreachable: If what it lies on does not answer.
+    """
+    try:
+        with answering(path):
+            yield
+    except (Unreachable, MemoryError):
+        raise
+    # Of a damaged file libraries raise nearly anything.
+    except Exception as error:
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if os.fspath(path) in text:
+            raise
+        raise ValueError(f"{path}: {text or type(error).__name__}") from error
+
+
 def state_of(path: str | os.PathLike) -> os.stat_result | None:
     """Looks at what a path leads to, as `os.path.exists` does, which hides silence.
 
