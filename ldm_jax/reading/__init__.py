@@ -13,6 +13,7 @@ from ldm_jax.reading.faults import (
     naming,
 )
 from ldm_jax.reading.folder_names import (
+    folders_below,
     is_folder,
     is_kept,
     may_be_folder,
@@ -39,6 +40,7 @@ __all__ = [
     "MAX_TEXT",
     "Read",
     "answering",
+    "folders_below",
     "is_folder",
     "is_kept",
     "may_be_folder",

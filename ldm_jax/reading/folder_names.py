@@ -2,6 +2,8 @@
 
 import os
 import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from absl import logging
 
@@ -17,6 +19,8 @@ _OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information"
 _FILES = frozenset(
     "authors changelog citation copying license licence makefile notice readme".split()
 )
+
+_Found = TypeVar("_Found")
 
 
 def state_of(path: str | os.PathLike) -> os.stat_result | None:
@@ -132,3 +136,30 @@ def _is_folder(entry):
     if not found and entry.is_symlink():
         warn_if_lost(entry.path)
     return found
+
+
+def folders_below(
+    folder: str, look: Callable[[str], tuple[Iterable[str], _Found]]
+) -> Iterator[tuple[str, _Found]]:
+    """Goes through a folder and all below it; links are followed, but not for ever.
+
+    Args:
+      folder: Its path.
+      look: Path of a folder -> (names of the folders in it, what else was found);
+        called once for each.
+
+    Yields:
+      (path, what else was found), each before those in it. Of two paths that lead to
+      one folder it is the first by name.
+    """
+    seen, waiting = set(), [folder]
+    while waiting:
+        path = waiting.pop()
+        real = os.path.realpath(path)
+        # A link that leads back up would be walked for ever.
+        if real in seen:
+            continue
+        seen.add(real)
+        names, found = look(path)
+        waiting += [os.path.join(path, name) for name in sorted(names, reverse=True)]
+        yield path, found

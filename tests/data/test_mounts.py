@@ -486,6 +486,21 @@ def test_patterns_find_files_at_any_depth_and_name_lost_links(tmp_path, caplog):
         assert f"{tmp_path}/c is passed over" in caplog.text
 
 
+def test_patterns_and_folders_follow_the_same_links(tmp_path):
+    """Not for ever, and of two to one folder the first by name, wherever it leads."""
+    write_images(tmp_path / "elsewhere", ["a.png"])
+    root = tmp_path / "root"
+    write_images(root, ["a/b/c.png"])
+    for name in ("x", "a/z", "y"):
+        (root / name).symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "b" / "up").symlink_to(root)
+    shards = find_shards(f"{root}/**/*.png")
+    found = [os.path.relpath(shard.path, root) for shard in shards]
+    source = FolderSource(str(root), "all")
+    there = [os.path.relpath(source.describe(k), root) for k in range(len(source))]
+    assert found == there == ["a/b/c.png", "a/z/a.png"]
+
+
 def caused(error, cause):
     error.__cause__ = cause
     return error
