@@ -8,10 +8,7 @@
 | `parsing` | the arrays and the JSON in them |
 """
 
-from ldm_jax.reading.faults import (
-    answering,
-    naming,
-)
+from ldm_jax.reading.faults import answering, naming
 from ldm_jax.reading.folder_names import (
     folders_below,
     is_folder,
@@ -29,11 +26,7 @@ from ldm_jax.reading.ordinary_files import (
     parts_of,
     read_file,
 )
-from ldm_jax.reading.parsing import (
-    parse_array,
-    parse_json,
-    read_array,
-)
+from ldm_jax.reading.parsing import parse_array, parse_json, read_array
 
 __all__ = [
     "Limit",
