@@ -205,8 +205,9 @@ def sample(**changes) -> dict:
     num_steps: Steps of the grid of noise levels.
     guidance_scale: Scale of classifier-free guidance; 1 is off.
     eta: Fraction of the ancestral noise, for the samplers that take it.
-    spacing: A row of SPACINGS, as "trailing" (which zero terminal SNR and rectified
-      flow need) or "karras".
+    spacing: A row of SPACINGS, as "trailing" or "karras". Schedules that end in pure
+      noise, by zero_terminal_snr and rectified_flow, need "trailing" or a "linspace";
+      a warning names what starts below.
     final_level: "clean" or "first", where not the spacing's own.
     shift: More than 1 spends more steps at high noise, for larger sizes.
 
