@@ -31,6 +31,7 @@ from ldm_jax.diffusion.schedule import (
     predict_x0,
     target_for,
 )
+from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
@@ -183,6 +184,11 @@ def test_a_backbone():
         )
     )
     assert output.shape == latents.shape and output.dtype == jnp.float32
+    for field, value in (("depth", -1), ("width", "foo"), ("num_heads", -3)):
+        with pytest.raises(ConfigError, match=f"backbone.{field} must be from 1 to"):
+            build.make_backbone({"kind": "dit", field: value}, out_channels=4)
+    with pytest.raises(ConfigError, match="width=384 does not divide into num_heads=5"):
+        build.make_backbone({"kind": "dit", "num_heads": 5}, out_channels=4)
 
 
 def test_a_first_stage():

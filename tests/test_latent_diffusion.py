@@ -602,5 +602,5 @@ def test_wrong_training_choice_is_refused(options, message):
 
 
 def test_objective_must_go_with_the_schedule():
-    with pytest.raises(ValueError, match="use 'v'"):
+    with pytest.raises(ValueError, match="choose one of x0, v, velocity"):
         make_model(schedule=make_schedule(zero_terminal_snr=True))
