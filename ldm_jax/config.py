@@ -70,7 +70,7 @@ def build(
 
     Raises:
       ConfigError: On an unknown or a missing key, or a value that it refuses or that
-        is out of the range of `ranges.SECTIONS`.
+        is out of its range, see `ranges.check_fields`.
     """
     section = _with_dtype(to_dict(section))
     parameters = inspect.signature(constructor).parameters
@@ -80,9 +80,7 @@ def build(
         missing = parameters[key].default is inspect.Parameter.empty
         if missing and key not in section:
             raise ConfigError(f"{name}.{key} is missing from the config")
-    # What a constructor from elsewhere means by a name, it checks itself.
-    if getattr(constructor, "__module__", "").startswith(_PACKAGE):
-        ranges.check_section(section, name)
+    ranges.check_fields(constructor, section, name)
     try:
         made = constructor(**section, **given)
         # What it would refuse once it is called, where it can say so now.
@@ -120,9 +118,6 @@ def _keys_of(constructor, given):
     """Names of the parameters that a config decides."""
     parameters = inspect.signature(constructor).parameters
     return [k for k in parameters if k not in given and k not in ("parent", "name")]
-
-
-_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def _with_dtype(section):
