@@ -232,8 +232,7 @@ def test_pixels_are_not_decoded_for_a_size():
     chunk = struct.pack(">I", len(text) - 4) + text
     chunk += struct.pack(">I", zlib.crc32(text))
     data = data[:33] + chunk + data[33:]
-    with pytest.raises(DecodeError, match="limit is"):
-        find_size(lambda at, n: data[at : at + n], len(data))
+    assert find_size(lambda at, n: data[at : at + n], len(data)) == (60_000, 60_000)
 
 
 def test_what_is_read_for_a_size_is_limited():
@@ -246,6 +245,27 @@ def test_what_is_read_for_a_size_is_limited():
     with pytest.raises(DecodeError):
         find_size(read, 10**13)
     assert max(asked) == 2**26
+
+
+class Sized:
+    """A source that knows the sizes of its images and no columns."""
+
+    def __len__(self):
+        return 3
+
+    def sizes(self):
+        return np.array([[8, 16], [16, 32], [0, 0]], np.int32)
+
+
+def test_sizes_are_columns_of_every_source_that_has_them():
+    assert keep(Sized(), "width > 16")._indices.tolist() == [1]
+    with pytest.raises(ConfigError, match="no score; choose from height, width"):
+        keep(Sized(), "score > 1")
+
+
+def test_a_source_without_columns_says_so():
+    with pytest.raises(ConfigError, match="no width: this source knows nothing"):
+        keep(range(3), "width > 16")
 
 
 def test_a_folder_keeps_the_columns_that_are_asked_for(tmp_path):
