@@ -21,32 +21,14 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax._src.ad_checkpoint import saved_residuals
 
+from configs import imagenet_class, text_to_image
 from ldm_jax.models.unet import UNet
 
 # Fields of the U-Net, size and channels of its latents, and shape of the context.
 MODELS = {
-    "ldm4": (
-        dict(
-            channels=192,
-            channel_mult=(1, 2, 3, 5),
-            attention_factors=(2, 4, 8),
-            num_heads=1,
-            transformer_depth=1,
-        ),
-        (64, 3),
-        (1, 512),
-    ),
-    "sd1": (
-        dict(
-            channels=320,
-            channel_mult=(1, 2, 4, 4),
-            attention_factors=(1, 2, 4),
-            num_heads=8,
-            transformer_depth=1,
-        ),
-        (64, 4),
-        (77, 768),
-    ),
+    "ldm4": (imagenet_class.ROWS["f4"]["backbone"], (64, 3), (1, 512)),
+    # Stable Diffusion 1 has the U-Net of our captions, on latents of 512 px.
+    "sd1": (text_to_image.ROWS["laion"]["backbone"], (64, 4), (77, 768)),
     "small": (
         dict(
             channels=64,

@@ -108,7 +108,8 @@ def compare(
         results, more = measurement.results(), {"samples": None}
         more["unreadable"] = [images.describe(number) for number in left_out]
         if keep is not None and not jax.process_index():
-            keep.finish(**({} if labels is None else {LABELS: np.asarray(labels)}))
+            others = {} if labels is None else {LABELS: np.asarray(labels)}
+            keep.finish(measurement.count, **others)
             more["samples"] = StoredImages(file).fingerprint
         _write(images, how, results, settings | more, published)
         # The state goes once the results are there for all.

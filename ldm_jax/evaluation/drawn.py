@@ -46,7 +46,8 @@ class Plan(NamedTuple):
       label_mode: Row of LABEL_MODES, of a model whose one condition is a class.
       seed: Seed of all that is drawn at random.
       split: Split whose examples give other conditions; None for the held-out one.
-      skip_unreadable: Whether examples that cannot be read are passed over.
+      skip_unreadable: Whether examples that cannot be read are passed over; where the
+        others do not suffice, fewer samples are drawn.
       prompts_file: File whose captions, one in a line, are the conditions; None for
         those of examples.
       tokenizer: CLIP's tokenizer, to measure samples by the captions that they are
@@ -156,6 +157,9 @@ def draw_set(
     name = f"samples of {trained.source} ({trained.weights})"
     images = ImageSet(name, count, options.size, batches, record)
     images.describe = "sample {}".format
+    if source is not None:
+        images.end = len(source)
+        images.describe = lambda k: f"sample {k} ({source.describe(k)})"
     if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
         add_captions(images, source, plan.tokenizer, mesh)
     return images, labels

@@ -38,7 +38,9 @@ class ImageSet:
 
     Attributes:
       name: What it is, in words.
-      count: Number of images.
+      count: Number of images; of samples, fewer are drawn where conditions of examples
+        cannot be read and these are to be left out.
+      end: Above the numbers of all images: `count`, or the number of the examples.
       size: (height, width) in pixels.
       batches: Function of a position, the number of images that were taken before: 0 or
         one that it gave -> iterator over the rest in order, which every process goes
@@ -48,8 +50,7 @@ class ImageSet:
         bool [B], which rows count, and, where numbers do not follow one another,
         "index" int32 [B], those of the images. It raises DataError at an image that
         cannot be read or has another size, and where an npz is cut short; of samples
-        CheckpointError where they are not finite, and DataError where conditions are
-        too few.
+        CheckpointError where they are not finite.
       record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
         of a folder of some files, too, and "preprocessing", as in
         `ReferenceStatistics.record`.
@@ -84,7 +85,7 @@ class ImageSet:
                 f"{name} has {count} image{'s' * (count != 1)}: a distance between "
                 "sets needs two or more"
             )
-        self.name, self.count, self.size = name, count, size
+        self.name, self.count, self.end, self.size = name, count, count, size
         self.batches, self.tokens = batches, None
         self.describe = "image {}".format
         cut = {"size": list(size)} | record.get("preprocessing", AS_THEY_ARE)

@@ -57,9 +57,7 @@ def measure(
         measurement.add(batch["image"], batch["mask"], tokens)
         if keep is not None:
             _keep(keep, position, batch["image"], real)
-        if "index" not in batch:
-            gaps = position + np.flatnonzero(~real)
-            left_out += gaps[gaps < end].tolist()
+        left_out += _left_out(batch, real, position, end, len(left_out))
         position = end
         progress.advance(position)
         if position < images.count and saved.due(position):
@@ -68,6 +66,9 @@ def measure(
             more = {_LEFT_OUT: np.array(left_out, np.int64), _KEPT: keep is not None}
             saved.save(position, measurement.state() | more)
     progress.close()
+    if position < images.count:
+        # The set came to its end with fewer samples: some conditions cannot be read.
+        left_out += range(position + len(left_out), images.end)
     if measurement.count < 2:
         raise DataError(
             f"{measurement.count} of the {images.count:,} images of {images.name} can "
@@ -108,6 +109,16 @@ def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
     if "index" not in batch:
         return position + np.arange(len(batch["image"]))
     return sharding.gathered(batch["index"])
+
+
+def _left_out(batch, real, position, end, before):
+    """Numbers of the images that a batch leaves out; every process must call it."""
+    if "index" not in batch:
+        gaps = position + np.flatnonzero(~real)
+        return gaps[gaps < end].tolist()
+    # Here a position counts what is drawn alone.
+    numbers = numbers_of(batch, position)[real]
+    return np.setdiff1d(np.arange(position + before, numbers[-1]), numbers).tolist()
 
 
 def _keep(keep, position, images, real):

@@ -5,13 +5,14 @@ They are those of the image as `decode` gives it, turned as its Exif data say.
 
 import io
 import struct
-from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import size_of
+from ldm_jax.images.png_turns import SIGNATURE, turn_of_png
+from ldm_jax.reading import Read
 
 # How many bytes are read at first, and where these do not tell. Pillow is asked last;
 # of junk nothing tells.
@@ -27,6 +28,9 @@ _ENDS = frozenset((0xD9, 0xDA))
 
 # How a TIFF begins, in either order of bytes, and one of more than 4 GB.
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# Files of which what says the size, or how they are turned, may stand anywhere.
+_ANYWHERE = (SIGNATURE, *_TIFF)
 
 # Of a TIFF: width, height and how it is turned, and the types of such numbers.
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TURN = 256, 257, 274
@@ -46,9 +50,6 @@ _ODD = (b"tiff:Orientation", b"Raw profile type exif")
 
 Size = tuple[int, int]
 
-# (first byte, number of bytes) -> bytes, fewer at the end.
-Read = Callable[[int, int], bytes]
-
 
 def find_size(read: Read, length: int) -> Size:
     """Finds the size of an encoded image; at most 64 MiB of it are read.
@@ -63,12 +64,16 @@ def find_size(read: Read, length: int) -> Size:
     Raises:
       DecodeError: If it is not an image, or those bytes do not tell.
     """
+
+    def within(at, count):
+        return read(at, max(0, min(count, length - at)))
+
     for count in _READ:
-        data = read(0, min(count, length))
-        found = size_in(data)
-        if not found and _is_tiff(data):
-            # What says it may stand anywhere.
-            found = _of_tiff(lambda at, n: read(at, max(0, min(n, length - at))))
+        data = within(0, count)
+        if data.startswith(_ANYWHERE):
+            found = _anywhere(within, length)
+        else:
+            found = size_in(data)
         if found:
             return found
         if count >= length or (data.startswith(_NPY) and count > _MOST_NPY):
@@ -84,7 +89,7 @@ def size_in(data: bytes) -> Size | None:
     It is that of all pages of a TIFF, as `decode_pixels` takes them.
 
     Args:
-      data: The first bytes, or all.
+      data: The first bytes, or all; what a PNG or a TIFF says may stand anywhere.
 
     Returns:
       (width, height) in pixels; None where these bytes do not say it.
@@ -92,15 +97,22 @@ def size_in(data: bytes) -> Size | None:
     Raises:
       DecodeError: If a side has 2^31 pixels or more, or an array is no image.
     """
+    if data.startswith(_ANYWHERE):
+        return _anywhere(lambda at, count: data[at : at + count], len(data))
     for magic, reader in _READERS.items():
         if data.startswith(magic):
             return _by(reader, data)
     return None
 
 
-def _by(reader, data):
+def _anywhere(read, length):
+    """Size of an image of which what says it may stand anywhere."""
+    return _by(_png if read(0, 1) == SIGNATURE[:1] else _tiff, read, length)
+
+
+def _by(reader, *data):
     try:
-        found = reader(data)
+        found = reader(*data)
     except (struct.error, IndexError):
         return None
     return _checked(found) if found and min(found) > 0 else None
@@ -135,19 +147,11 @@ def _jpeg(data):
     return None
 
 
-def _png(data):
-    size, at, turned = struct.unpack_from(">II", data, 16), 8, False
-    while True:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IDAT":
-            return size[::-1] if turned else size
-        part = data[at + 8 : at + 8 + length]
-        if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-            if len(part) < length or any(word in part for word in _ODD):
-                return None
-            if kind == b"eXIf":
-                turned = _is_turned(b"Exif\0\0" + part)
-        at += 12 + length
+def _png(read, length):
+    size, turn = struct.unpack(">II", read(16, 8)), turn_of_png(read, length)
+    if turn is None:
+        return None
+    return size[::-1] if turn in _SIDEWAYS else size
 
 
 def _webp(data):
@@ -180,20 +184,9 @@ def _npy(data):
     return shape[1::-1]
 
 
-def _is_tiff(data):
-    return data[:4] in _TIFF
-
-
-def _of_tiff(read):
-    return _by(_tiff_read, read)
-
-
-def _tiff(data):
-    return _tiff_read(lambda at, count: data[at : at + count])
-
-
-def _tiff_read(read):
+def _tiff(read, length):
     """Size of the first page; what follows it is as large, or no image."""
+    del length
     head = read(0, 16)
     order = "<" if head[:1] == b"I" else ">"
     # Files of more than 4 GB have numbers of 64 bits.
@@ -233,9 +226,7 @@ def _is_turned(exif):
 # First bytes -> how the size is read.
 _READERS = {
     b"\xff\xd8\xff": _jpeg,
-    b"\x89PNG\r\n\x1a\n": _png,
     b"RIFF": _webp,
     b"GIF8": _gif,
     _NPY: _npy,
-    **dict.fromkeys(_TIFF, _tiff),
 }

@@ -194,7 +194,7 @@ def _read_deep_png(data):
     bands = {2: 3, 4: 2, 6: 4}[data[25]]
     require_memory(4 * width * height * bands, f"{width} x {height} pixels of 16 bits")
     array = _with_channels(_extra("imagecodecs").png_decode(data))
-    return _turned(array, turn_of_png(data))
+    return _turned(array, turn_of_png(lambda at, n: data[at : at + n], len(data)))
 
 
 def _read_tiff(data):

@@ -1,40 +1,96 @@
 """How a PNG is to be turned, without its pixels.
 
 The chunks that say so may stand behind these, so that Pillow decodes all of them first.
+Here only the heads of chunks are looked at.
 """
 
 import struct
 import zlib
+from typing import NamedTuple
 
 from ldm_jax.images.decoding import open_image, turn_of
+from ldm_jax.reading import Read
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# What the turn may be said in: Exif data, XMP, and Exif data as text of ImageMagick.
-_SAYS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+# What the turn may be said in: Exif data, or text with one of the keywords of XMP and
+# of Exif data as ImageMagick writes them.
+_TEXT = (b"iTXt", b"tEXt", b"zTXt")
+_KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+
+# Bytes that are read at the head of a chunk: its length, its kind and a keyword.
+_HEAD = 8 + max(map(len, _KEYWORDS))
+
+# Heads that are looked at, and bytes of the chunks that say something.
+_MOST_HEADS, _MOST_BYTES = 2**16, 2**24
 
 
-def turn_of_png(data: bytes) -> int:
+class _Chunk(NamedTuple):
+    """A chunk: its kind, where it begins, how long it is, and its first bytes."""
+
+    kind: bytes
+    at: int
+    length: int
+    beginning: bytes
+
+
+def turn_of_png(read: Read, length: int) -> int | None:
     """Reads how a PNG is to be turned, as `turn_of` does; damaged data turn nothing.
 
     Args:
-      data: The whole file.
+      read: (first byte, number of bytes) -> bytes of the file, fewer at the end.
+      length: Number of bytes that there are.
 
     Returns:
-      Value of the Exif tag.
+      Value of the Exif tag; None where there are no pixels.
     """
-    before, after = [], []
-    found, at = before, len(SIGNATURE)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IDAT":
-            found = after
-        elif kind in _SAYS:
-            found.append(data[at : at + 12 + length])
-        at += 12 + length
-    if not before and not after:
-        return 1
-    # One grey pixel in place of all.
+    before, after, animated, left = [], None, False, _MOST_BYTES
+    for chunk in _chunks(read, length):
+        if chunk.kind == b"IDAT":
+            after = after or []
+        elif chunk.kind == b"acTL":
+            animated = chunk.beginning[:4] > b"\0\0\0\1"
+        elif chunk.kind == b"fcTL" and animated and after is not None:
+            # Pillow reads no further for the first of several images.
+            break
+        elif _says(chunk) and chunk.length <= left:
+            left -= chunk.length
+            found = before if after is None else after
+            found.append(read(chunk.at, 12 + chunk.length))
+    if after is None:
+        return None
+    return _turn_in(before, after) if before or after else 1
+
+
+def _says(chunk):
+    if chunk.kind == b"eXIf":
+        return True
+    return chunk.kind in _TEXT and chunk.beginning.startswith(_KEYWORDS)
+
+
+def _chunks(read, length):
+    """Yields the chunks, of those of pixels only some."""
+    at, jumped = len(SIGNATURE), False
+    for _ in range(_MOST_HEADS):
+        head = read(at, _HEAD)
+        if len(head) < 8:
+            return
+        size, kind = struct.unpack_from(">I4s", head)
+        if kind == b"IEND":
+            return
+        yield _Chunk(kind, at, size, head[8:])
+        step = 12 + size
+        at += step
+        # Mostly all of pixels but the last are of one size. Where they are not, one
+        # after another is looked at: who reads a stream would not go to and fro.
+        if kind == b"IDAT" and not jumped:
+            jumped, last = True, at + (length - at) // step * step - step
+            if last > at and read(last + 4, 4) == b"IDAT":
+                at = last
+
+
+def _turn_in(before, after):
+    """What Pillow makes of these chunks, with one grey pixel in place of all."""
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     pixel = _chunk(b"IDAT", zlib.compress(b"\0\0"))
     small = [SIGNATURE, head, *before, pixel, *after, _chunk(b"IEND", b"")]

@@ -252,11 +252,12 @@ class ImageFile:
         with writing(self._part):
             self._array.flush()
 
-    def finish(self, **others: Shaped[Any, "..."]) -> None:
+    def finish(self, count: int, **others: Shaped[Any, "..."]) -> None:
         """Makes the npz; the images beside it stay until `remove`.
 
         Args:
-          **others: Further arrays [N, ...] by name, such as `arr_1`, the classes.
+          count: How many images there are, N or fewer.
+          **others: Further arrays [count, ...] by name, such as `arr_1`, the classes.
 
         Raises:
           DiskError: If it cannot be written.
@@ -268,7 +269,7 @@ class ImageFile:
             replacing(self._path) as temporary,
             zipfile.ZipFile(temporary, "w") as archive,
         ):
-            stored = np.load(self._part, mmap_mode="r")
+            stored = np.load(self._part, mmap_mode="r")[:count]
             write_stream(archive, IMAGES, len(stored), stored)
             write_arrays(archive, others)
 

@@ -5,14 +5,11 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL import Image, ImageOps
 
 from ldm_jax.data.modalities import decode_depth
 from ldm_jax.errors import DecodeError
 from ldm_jax.images import BACKGROUND, decode, decode_plane
-from ldm_jax.images.decoding import turn_of
-from ldm_jax.images.png_turns import turn_of_png
 from tests.data.common import encode, make_image
 
 PICTURE = make_image(40, 24)
@@ -228,51 +225,3 @@ def test_planes_of_a_palette_are_its_indices():
 def test_a_colour_image_is_not_a_plane():
     with pytest.raises(DecodeError, match="expected one channel"):
         decode_plane(encode(PICTURE))
-
-
-XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation>'
-
-
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("said", ["exif", "xmp", "profile", "nothing", "damaged"])
-def test_how_a_png_is_turned_is_read_without_its_pixels(said, behind, monkeypatch):
-    """As Pillow says after decoding all, wherever the chunk stands."""
-    exif, info = Image.Exif(), PngInfo()
-    exif[ExifTags.Base.Orientation] = 6
-    if said == "xmp":
-        info.add_itxt("XML:com.adobe.xmp", XMP)
-    if said == "profile":
-        text = exif.tobytes().hex()
-        info.add_text("Raw profile type exif", f"\nexif\n{len(text) // 2}\n{text}")
-    info.add_text("more", "of no use")
-    options = {"exif": exif} if said in ("exif", "damaged") else {}
-    with io.BytesIO() as file:
-        pixels = np.arange(4096, dtype=np.uint8).reshape(64, 64)
-        Image.fromarray(pixels).save(file, "PNG", pnginfo=info, **options)
-        data = file.getvalue()
-    chunks, at = [], 8
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        chunks.append(data[at : at + 12 + length])
-        at += 12 + length
-    own = [c for c in chunks if c[4:8] in (b"eXIf", b"tEXt", b"iTXt")]
-    if said == "damaged":
-        own = [c[:8] + bytes(len(c) - 8) for c in own]
-    head, *rest, end = [c for c in chunks if c[4:8] not in (b"eXIf", b"tEXt", b"iTXt")]
-    order = [head, *rest, *own, end] if behind else [head, *own, *rest, end]
-    data = data[:8] + b"".join(order)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            expected = turn_of(image)
-    except Exception:
-        expected = 1
-    assert expected == (1 if said in ("nothing", "damaged") else 6)
-    load, sizes = PngImageFile.load, []
-
-    def watched(image):
-        sizes.append(image.size)
-        return load(image)
-
-    monkeypatch.setattr(PngImageFile, "load", watched)
-    assert turn_of_png(data) == expected
-    assert set(sizes) <= {(1, 1)}

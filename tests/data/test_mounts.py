@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -12,7 +13,7 @@ from ldm_jax.cli.failures import explain
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.data.prepared import TFRecords
+from ldm_jax.data.records import NamedRecords, TFRecords
 from ldm_jax.data.tar.shards import find_shards
 from ldm_jax.errors import (
     ConfigError,
@@ -158,7 +159,8 @@ def test_what_the_system_itself_says(kind, tmp_path, array_record_dir):
         if kind != "tfds":
             assert not load(source).skipped
         else:
-            with pytest.raises(Unreachable, match="Input/output error"):
+            message = r"\.array_record-00000-of-0000.: Input/output error"
+            with pytest.raises(Unreachable, match=message):
                 load(source)
     finally:
         for number, own in kept.items():
@@ -274,10 +276,53 @@ def test_bad_sectors_of_latents(tmp_path, monkeypatch):
     with pytest.raises(Unreachable):
         source[0]
     break_reads(monkeypatch, path)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=f"{path}: INTERNAL.*output error") as raised:
         source[0]
+    assert not isinstance(raised.value, Unreachable)
     # Each time anew, beside the first.
     assert opened == [0] * 3 and source[len(source) - 1]
+
+
+class BrokenRecords:
+    """Records of which those from some position on cannot be read, says C++."""
+
+    def __init__(self, records, first):
+        self._records, self._first = records, first
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        if index >= self._first:
+            raise RuntimeError("INTERNAL: pread() failed: Input/output error")
+        return self._records[index]
+
+
+def test_bad_sectors_of_a_prepared_set(tmp_path, array_record_dir, monkeypatch):
+    root = shutil.copytree(array_record_dir, tmp_path / "data")
+    section = write("tfds", tmp_path, root)
+    source = open_source(section, section["split"])
+    (path,) = root.rglob("*train.array_record*")
+    left, count = 5, len(source)
+    source._records._records = BrokenRecords(source._records._records, left)
+    with pytest.raises(Unreachable, match=f"{path}: Input/output error"):
+        source[left]
+    break_reads(monkeypatch, path)
+    loader = make_loader(source, section, batch_size=count, seed=0, train=False)
+    mask = next(loader)["mask"]
+    assert mask.tolist() == [True] * left + [False] * (count - left)
+    assert len(loader.skipped) == count - left
+    assert all(why.startswith(f"{path}: INTERN") for why in loader.skipped.values())
+
+
+def test_each_record_is_named_by_its_own_file(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    parts = [(paths[0], 0, 3), (paths[1], 2, 1), (paths[2], 0, 2)]
+    records = NamedRecords([b""] * 6, parts)
+    records._records = BrokenRecords(records._records, 0)
+    for index, path in enumerate([paths[0]] * 3 + [paths[1]] + [paths[2]] * 2):
+        with pytest.raises(Unreachable, match=f"^{path}: "):
+            records[index]
 
 
 def test_bad_sectors_of_a_file_of_records(tmp_path, monkeypatch):
@@ -439,6 +484,21 @@ def test_patterns_find_files_at_any_depth_and_name_lost_links(tmp_path, caplog):
         assert [shard.path for shard in shards] == [str(found[1])]
         assert caplog.text.count("it is a link to what is not there") == 1
         assert f"{tmp_path}/c is passed over" in caplog.text
+
+
+def test_patterns_and_folders_follow_the_same_links(tmp_path):
+    """Not for ever, and of two to one folder the first by name, wherever it leads."""
+    write_images(tmp_path / "elsewhere", ["a.png"])
+    root = tmp_path / "root"
+    write_images(root, ["a/b/c.png"])
+    for name in ("x", "a/z", "y"):
+        (root / name).symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "b" / "up").symlink_to(root)
+    shards = find_shards(f"{root}/**/*.png")
+    found = [os.path.relpath(shard.path, root) for shard in shards]
+    source = FolderSource(str(root), "all")
+    there = [os.path.relpath(source.describe(k), root) for k in range(len(source))]
+    assert found == there == ["a/b/c.png", "a/z/a.png"]
 
 
 def caused(error, cause):

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ldm_jax.data.prepared import TfdsSource, TFRecords, find_path
+from ldm_jax.data.prepared import TfdsSource, find_path
+from ldm_jax.data.records import TFRecords
 from ldm_jax.data.shapes import scenes
 from ldm_jax.images import decode
 from tests.data.common import SIZE, TRAIN, VALIDATION, frame, make_image

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.data.prepared import TFRecords
+from ldm_jax.data.records import TFRecords
 from ldm_jax.images import memory_limit, require_memory
 from ldm_jax.reading import MAX_TEXT, parse_json, read_array, read_file
 from ldm_jax.sampling.flag_values import Names, read_flags

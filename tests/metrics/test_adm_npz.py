@@ -87,7 +87,7 @@ def test_images_are_collected_also_by_a_run_that_was_cut(tmp_path):
     second.write(4, array[4:])
     assert not path.exists()
     for _ in range(2):
-        second.finish(arr_1=np.arange(11))
+        second.finish(11, arr_1=np.arange(11))
         found = np.load(path)
         np.testing.assert_array_equal(found["arr_0"], array)
         np.testing.assert_array_equal(found["arr_1"], np.arange(11))

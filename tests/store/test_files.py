@@ -228,7 +228,7 @@ def test_an_npz_of_images_is_read_as_a_stream(bucket):
     file.flush()
     assert ImageFile(bucket / "samples.npz", images.shape).is_begun()
     file.write(3, images[3:])
-    file.finish(arr_1=np.arange(4))
+    file.finish(4, arr_1=np.arange(4))
     file.remove()
     assert [path.name for path in files_below(bucket)] == ["samples.npz"]
     found = StoredImages(bucket / "samples.npz")

@@ -13,7 +13,7 @@ from ldm_jax.config import to_dict
 from ldm_jax.data.encoded.header import EMPTY, FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
-from ldm_jax.reading import answering
+from ldm_jax.reading import naming
 from ldm_jax.store import as_path, is_dir, is_file, is_silent, local_copy
 
 # Shards that are open at a time, where the system allows so many: each holds a file,
@@ -224,14 +224,14 @@ class LatentSource:
 
     def _read(self, shard, places):
         """Records of a shard, from its file opened anew where that may have gone."""
-        try:
-            return self._reader(shard).read(places)
-        except Exception as error:
-            if not is_silent(error):
-                raise
-        with self._lock:
-            self._open.pop(shard, None)
-        with answering(self._folder / self.header.shards[shard]["file"]):
+        with naming(self._folder / self.header.shards[shard]["file"]):
+            try:
+                return self._reader(shard).read(places)
+            except Exception as error:
+                if not is_silent(error):
+                    raise
+            with self._lock:
+                self._open.pop(shard, None)
             return self._reader(shard).read(places)
 
     def _reader(self, shard):

@@ -6,7 +6,7 @@ from absl import logging
 
 from ldm_jax.data.division import split_of
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
-from ldm_jax.reading import is_kept, may_be_folder
+from ldm_jax.reading import folders_below, is_kept, may_be_folder
 from ldm_jax.store import raise_if_silent
 
 # Images of formats that are not looked for.
@@ -75,17 +75,8 @@ def list_images(
     Raises:
       Unreachable: If the disk, or one that a link leads to, does not answer.
     """
-    found, unread, seen, waiting, others = [], [], set(), [folder], []
-    while waiting:
-        path = waiting.pop()
-        real = os.path.realpath(path)
-        if real in seen:
-            # A link that leads back up would be walked for ever.
-            continue
-        seen.add(real)
-        folders, files = _entries(path, unread)
-        # The first is to be next: of two links to one folder it is the one that counts.
-        waiting += [os.path.join(path, name) for name in sorted(folders, reverse=True)]
+    found, unread, others = [], [], []
+    for path, files in folders_below(folder, lambda path: _entries(path, unread)):
         names = drop_sidecars(name for name in files if _is_image(name, suffixes))
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
         others += [os.path.join(path, n) for n in files if _is_image(n, _OTHER_IMAGES)]

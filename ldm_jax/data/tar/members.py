@@ -4,8 +4,10 @@ Formats are those of POSIX (ustar, pax) and of GNU tar, as Python's `tarfile` wr
 and reads them. Nothing is unpacked, so that a name can lead nowhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from ldm_jax.reading import Read
 
 BLOCK = 512
 
@@ -26,8 +28,6 @@ _PADDING = 2**20
 
 # How files of gzip, bzip2, xz and zstd begin.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
-Read = Callable[[int, int], bytes]
 
 
 class Damaged(ValueError):

@@ -4,7 +4,14 @@ import fnmatch
 import glob
 import os
 
-from ldm_jax.reading import is_folder, is_kept, names_in, state_of, warn_if_lost
+from ldm_jax.reading import (
+    folders_below,
+    is_folder,
+    is_kept,
+    names_in,
+    state_of,
+    warn_if_lost,
+)
 
 # Any number of folders, one in another.
 _ANY = "**"
@@ -83,15 +90,8 @@ def _step(folder, part):
 
 def _all_below(folder):
     """A folder and all folders in it."""
-    found, seen, waiting = [], set(), [folder]
-    while waiting:
-        path = waiting.pop()
-        real = os.path.realpath(path)
-        # A link that leads back up would be walked for ever.
-        if real in seen:
-            continue
-        seen.add(real)
-        found.append(path)
-        inside = filter(is_kept, names_in(path, folders=True))
-        waiting += [os.path.join(path, name) for name in inside]
-    return found
+
+    def look(path):
+        return filter(is_kept, names_in(path, folders=True)), None
+
+    return [path for path, _ in folders_below(folder, look)]

@@ -21,12 +21,11 @@ from ldm_jax.data.tar.members import (
     FOLDER,
     REGULAR,
     Damaged,
-    Read,
     read_members,
 )
 from ldm_jax.errors import Unreachable
 from ldm_jax.images import find_size
-from ldm_jax.reading import MAX_TEXT, parse_json
+from ldm_jax.reading import MAX_TEXT, Read, parse_json
 
 # Bytes that the name of a class may have.
 _MOST_LABEL = 4096

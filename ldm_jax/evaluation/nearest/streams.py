@@ -161,9 +161,9 @@ def find_nearest(
     """
     places = Places(samples), Places(training)
     drawn = [rows for _, rows in rows_of(samples, program, places=places[0])]
-    numbers, features = (np.concatenate(each) for each in zip(*drawn, strict=True))
-    if not len(features):
+    if not any(len(rows.numbers) for rows in drawn):
         raise DataError(f"none of the images of {samples.name} can be read")
+    numbers, features = (np.concatenate(each) for each in zip(*drawn, strict=True))
     nearest = Nearest(features, min(count, training.count))
     control_features, own = _controls(training, program)
     controls = Nearest(control_features, 1, own)

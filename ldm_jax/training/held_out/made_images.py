@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, UInt8
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.eval_samples import (
-    TooFewConditions,
     condition_batches,
     make_draw,
     needs_examples,
@@ -67,7 +65,6 @@ def sampled(
                 if needs_examples(model):
                     examples = data.held_out_batches(batch_size=options.batch_size)
                     stack.enter_context(contextlib.closing(examples))
-                    stack.enter_context(_fewer_are_measured())
                 for batch in condition_batches(
                     model,
                     mesh,
@@ -83,15 +80,6 @@ def sampled(
         return images
 
     return make
-
-
-@contextlib.contextmanager
-def _fewer_are_measured():
-    """Examples that cannot be read are as many samples less, no end of a run."""
-    try:
-        yield
-    except TooFewConditions as error:
-        logging.warning("%s; fewer samples are measured", error)
 
 
 def _require_examples(options, data):

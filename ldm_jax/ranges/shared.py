@@ -1,0 +1,17 @@
+"""Checks that several sections have in common."""
+
+from ldm_jax.ranges.checks import Check, real, several, text, whole
+
+# The longest run, and the widest layer.
+STEPS = 2**31 - 1
+WIDTH = 2**16
+# Sides of images in pixels.
+SIDE = 2**15
+
+SEED = whole(0, 2**64 - 1)
+FRACTION = real(0, 1)
+FLAG = Check("True or False", lambda value: isinstance(value, bool))
+DECAY = real(0, 1, ")")
+WORDS = several(text())
+GIGABYTES = real(0, 1e6, "(")
+EVERY = whole(0, STEPS, none="off", zero="off")

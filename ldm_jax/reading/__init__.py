@@ -1,0 +1,50 @@
+"""Files from strangers: ordinary files alone, within a limit, and what is in them.
+
+| module | what |
+| --- | --- |
+| `faults` | what goes wrong, in one line that names the file |
+| `folder_names` | what is at a path and in a folder, also where a disk is silent |
+| `ordinary_files` | files opened, read whole, or in parts |
+| `parsing` | the arrays and the JSON in them |
+"""
+
+from ldm_jax.reading.faults import answering, naming
+from ldm_jax.reading.folder_names import (
+    folders_below,
+    is_folder,
+    is_kept,
+    may_be_folder,
+    names_in,
+    state_of,
+    warn_if_lost,
+)
+from ldm_jax.reading.ordinary_files import (
+    MAX_TEXT,
+    Limit,
+    Read,
+    open_file,
+    parts_of,
+    read_file,
+)
+from ldm_jax.reading.parsing import parse_array, parse_json, read_array
+
+__all__ = [
+    "Limit",
+    "MAX_TEXT",
+    "Read",
+    "answering",
+    "folders_below",
+    "is_folder",
+    "is_kept",
+    "may_be_folder",
+    "names_in",
+    "naming",
+    "open_file",
+    "parse_array",
+    "parse_json",
+    "parts_of",
+    "read_array",
+    "read_file",
+    "state_of",
+    "warn_if_lost",
+]
