@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
 from ldm_jax.models.image_encoder import ImageEncoder
-from ldm_jax.models.layers import Embed, dense
+from ldm_jax.models.layers import dense
+from ldm_jax.models.operations.parameters import Embed
 
 
 class ClassLabel(nn.Module):

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from ldm_jax.annotations import Array, Float, Integer, Num
 from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
-from ldm_jax.models.layers import dense, kernel_init, param
+from ldm_jax.models.layers import dense
+from ldm_jax.models.operations.parameters import kernel_init, param
 from ldm_jax.models.resize import METHODS, rescale
 
 # What files of 8 bits usually hold for pixels without a class.

@@ -11,15 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float
-from ldm_jax.models.layers import (
-    GroupNorm,
-    Initializer,
-    LayerNorm,
-    dense,
-    kernel_init,
-)
+from ldm_jax.models.layers import GroupNorm, LayerNorm, dense
 from ldm_jax.models.operations.dot_product import dot_product_attention
 from ldm_jax.models.operations.kernels import AUTO
+from ldm_jax.models.operations.parameters import Initializer, kernel_init
 
 
 class Attention(nn.Module):

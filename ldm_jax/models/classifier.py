@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import GroupNorm, Initializer, dense, kernel_init, param
+from ldm_jax.models.layers import GroupNorm, dense
+from ldm_jax.models.operations.parameters import Initializer, kernel_init, param
 from ldm_jax.models.unet import UNet
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.models.layers import Conv, GroupNorm, param
+from ldm_jax.models.layers import GroupNorm
+from ldm_jax.models.operations.parameters import Conv, param
 
 Features = Float[Array, "batch height width channels"]
 

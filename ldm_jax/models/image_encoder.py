@@ -11,7 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Num
-from ldm_jax.models.layers import Conv, LayerNorm, dense, kernel_init, param
+from ldm_jax.models.layers import LayerNorm, dense
+from ldm_jax.models.operations.parameters import Conv, kernel_init, param
 from ldm_jax.models.resize import resize_corners
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 

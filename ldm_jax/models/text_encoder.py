@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float, Int
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import Embed, LayerNorm, dense, param
+from ldm_jax.models.layers import LayerNorm, dense
+from ldm_jax.models.operations.parameters import Embed, param
 
 embedding_init = nn.initializers.normal(0.02)
 

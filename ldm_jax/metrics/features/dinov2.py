@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, UInt8
 from ldm_jax.metrics.features.network import to_rgb
-from ldm_jax.models.layers import Conv, LayerNorm, param
+from ldm_jax.models.layers import LayerNorm
+from ldm_jax.models.operations.parameters import Conv, param
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
 SIZE, PATCH_SIZE, HEAD_CHANNELS = 224, 14, 64
