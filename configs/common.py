@@ -1,7 +1,18 @@
 """Defaults of all experiments.
 
-The fields of the networks (`backbone`, `classifier`, a first stage's `first_stage`) are
-those of their modules.
+Each function explains the keys of its section, or names the class that does, with its
+file in `ldm_jax/`.  The networks have a `kind`, where there are several, and the fields
+of their modules:
+
+backbone: UNet in `models/unet.py`; kinds are rows of BACKBONES in
+  `models/backbones.py`.
+classifier: Classifier in `models/classifier.py`, and UNet in `models/unet.py`.
+discriminator: PatchDiscriminator in `models/discriminator.py`.
+first_stage: Of a first stage Autoencoder in `models/autoencoder.py`; kinds are rows of
+  FIRST_STAGES in `models/first_stages.py`.
+
+Entries of `conditions` are explained in `conditioners/`, and by docs/conditions.md.
+`stage` says which of the three is trained, `seed` decides all that is drawn.
 
 Learning rates are absolute and batch sizes are global.  A key whose value is
 `placeholder(type)` is unset (None) until a config or the command line gives it a value.
@@ -26,8 +37,10 @@ def data(**changes) -> dict:
       is trained on with split="all".
     eval_name: Where the held-out data are, if not in name: all of it is held out, and
       nothing of name. Of the sources "folder", "tar", "parquet" and "huggingface".
-    crop: "center" or "random", of the largest square; times a random fraction from
-      min_crop to 1 of its side. flip mirrors every second training image.
+    image_size: Height and width in pixels that images are cut and resized to.
+    crop: "center" or "random", of the largest square.
+    min_crop: A random crop has a random fraction from min_crop to 1 of its side.
+    flip: Whether every second training image, at random, is mirrored.
     workers: Processes that load; 0 loads in threads, as latents always are.
     restart_workers: How often they are started anew, on the same batches, where one of
       them was killed; 0 saves and ends the run.
@@ -55,8 +68,8 @@ def data(**changes) -> dict:
     buckets: Shapes of training batches beside squares of image_size: step, what sides
       are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
       pixels squared (image_size alone); empty for squares.
-    keys: What examples shall hold besides what the inputs need; optional: what of it
-      they may lack.
+    keys: What examples shall hold besides what the inputs need.
+    optional: What of it they may lack.
     box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
     filter: Which examples to take, by what is known of them without reading the images,
       as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
@@ -116,11 +129,37 @@ def data(**changes) -> dict:
 def train(**changes) -> dict:
     """The `train` section: the loop, the optimiser and the mesh.
 
+    batch_size: Images per step, over all devices and processes.
+    num_steps: Steps of the whole run.
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
     freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
       first stage "latents" is all that makes its latents.
-    preview_images: How many images a preview shows; 0 turns previews off.
+    learning_rate: Peak learning rate, absolute.
+    decay: "constant", "linear" or "cosine", rows of DECAYS in `training/optimizer.py`.
+    warmup_steps: Steps over which the rate rises linearly to its peak.
+    decay_steps: Step at which the decay ends; the end of the run where unset.
+    start_factor: Factor of the peak at step 0, where there is a warm-up.
+    end_factor: Factor of the peak at the end of the decay.
+    optimizer: "kind", "adamw" or "adam", a row of OPTIMIZERS, with the decays of its
+      two moments b1 and b2, its eps, and weight_decay, which "adamw" alone takes.
+    grad_clip: Largest global norm of the gradients; unset or 0 is off.
+    accumulate_steps: Micro-batches of a step: less memory, and one update.
+    ema_decay: Decay of the moving average of the weights, which is what is evaluated
+      and sampled; unset keeps none.
+    log_every: Steps between lines of the log.
+    eval_every: Steps between evaluations over held-out images; 0 or unset is off.
     eval_batches: Batches of an evaluation; all held-out images where unset.
+    preview_every: Steps between previews; 0 or unset is off.
+    preview_images: How many images a preview shows; 0 turns previews off.
+    checkpoint_every: Steps between checkpoints; 0 or unset saves the last step alone.
+    keep_last: How many of the newest checkpoints stay.
+    keep_every: Checkpoints of steps that it divides stay for ever; unset keeps no more.
+    mesh: Devices along "data", over which the batch is split (-1 is all others), and
+      "fsdp", over which large parameters are, too.
+    sharding_overrides: Pairs of a regular expression over the paths of parameters, and
+      the axis to split over "fsdp", or None for a copy on each device; the first match
+      counts.
+    wandb: Whether to log to Weights & Biases, too (extra `wandb`).
 
     Args:
       **changes: Keys of the section and their values.
@@ -163,9 +202,12 @@ def sample(**changes) -> dict:
 
     sampler: A row of SAMPLERS, as "dpmpp_2m", "unipc" or, for rectified flow,
       "flow_euler".
+    num_steps: Steps of the grid of noise levels.
+    guidance_scale: Scale of classifier-free guidance; 1 is off.
     eta: Fraction of the ancestral noise, for the samplers that take it.
-    spacing: A row of SPACINGS, as "trailing" (which zero terminal SNR and rectified
-      flow need) or "karras".
+    spacing: A row of SPACINGS, as "trailing" or "karras". Schedules that end in pure
+      noise, by zero_terminal_snr and rectified_flow, need "trailing" or a "linspace";
+      a warning names what starts below.
     final_level: "clean" or "first", where not the spacing's own.
     shift: More than 1 spends more steps at high noise, for larger sizes.
 
@@ -197,8 +239,8 @@ def evaluation(**changes) -> dict:
     batch_size: How many are drawn at a time, over all devices.
     distances: Rows of DISTANCES, as "fid", "kid" or "precision_recall"; "rfid" is that
       of reconstructions, "frechet" a quick one that needs no weights.
-    weights: Files of the feature networks' weights; random ones where unset, and then
-      the numbers are random-features distances.
+    weights: Files of the weights of the feature networks inception, dinov2 and clip;
+      random ones where unset, and then the numbers are random-features distances.
     reference: File of reference statistics, of ldm-reference; "" makes them once of
       the run's own images: training ones, of a first stage those it reconstructs.
     reference_images: How many of those training images, evenly spaced; all if unset.
@@ -235,7 +277,7 @@ def evaluation(**changes) -> dict:
 def diffusion_loss(**changes) -> dict:
     """The `loss` section of a second stage; values are CompVis's.
 
-    LatentDiffusion in `latent_diffusion.py` explains each. Known to help: min_snr_gamma
+    Objective in `diffusion/objective.py` explains each. Known to help: min_snr_gamma
     of 5 (Hang et al. 2023), offset_noise of 0.1 for very dark and bright images, and
     timestep_sampling="logit_normal" with rectified flow (Esser et al. 2024).
 
@@ -378,10 +420,12 @@ def first_stage(**changes) -> dict:
 
     workdir: Where the first stage was trained; its structure is read from there.
       "identity" is none: diffusion on pixels, LDM-1 of the paper.
+    step: Its checkpoint; the newest where unset.
     scaling_factor: Multiplies the latents, all channels alike, as in the paper.
     latents_mean, latents_std: Mean and standard deviation per channel, in its place.
-    latent_statistics: What is measured, over `scaling_batches`, where none is given:
-      "scalar" for a scaling_factor, "per_channel" for the other two.
+    latent_statistics: What is measured where none is given: "scalar" for a
+      scaling_factor, "per_channel" for the other two.
+    scaling_batches: Over how many batches that is measured.
 
     Args:
       **changes: Keys of the section and their values.
@@ -404,8 +448,12 @@ def first_stage(**changes) -> dict:
 def schedule(**changes) -> dict:
     """The `schedule` section; `scaled_linear` is what CompVis calls linear.
 
+    make_schedule in `diffusion/schedule.py` explains its keys but for the last.
+
     kind: "rectified_flow" goes with prediction_type="velocity".
     zero_terminal_snr: Ends in pure noise; goes with prediction_type="v".
+    prediction_type: What the network predicts, a row of PREDICTION_TYPES: "noise",
+      which others call epsilon, "x0", "v" or "velocity".
 
     Args:
       **changes: Keys of the section and their values.

@@ -1,9 +1,11 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -13,13 +15,22 @@ from ldm_jax.conditioners import (
     entry_identity,
     make_conditioner,
 )
-from ldm_jax.config import Section, build, check_names, choose, to_dict
+from ldm_jax.config import (
+    Section,
+    build,
+    build_row,
+    check_names,
+    choose,
+    entries_of,
+    to_dict,
+)
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.orders.buckets import check_step
-from ldm_jax.diffusion.grids import make_points
+from ldm_jax.diffusion.grids import make_points, starts_too_low
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.sample_options import NAMES, SampleOptions, from_flat
 from ldm_jax.diffusion.schedule import (
+    PREDICTION_TYPES,
     NoiseSchedule,
     check_prediction,
     make_schedule,
@@ -47,8 +58,9 @@ def make_first_stage(section: Section) -> nn.Module:
       ConfigError: On an unknown kind or field.
     """
     fields = to_dict(section)
-    kind = choose(FIRST_STAGES, fields.pop("kind", DEFAULT_KIND), "first_stage.kind")
-    return build(kind.module, fields, "first_stage")
+    kind = fields.pop("kind", DEFAULT_KIND)
+    row = choose(FIRST_STAGES, kind, "first_stage.kind")
+    return build_row(row.module, kind, fields, "first_stage")
 
 
 def with_image_channels(config: ConfigDict) -> ConfigDict:
@@ -99,10 +111,11 @@ def make_backbone(section: Section, out_channels: int) -> nn.Module:
       ConfigError: On an unknown kind or field.
     """
     fields = to_dict(section)
-    kind = choose(BACKBONES, fields.pop("kind", "unet"), "backbone.kind")
+    kind = fields.pop("kind", "unet")
+    row = choose(BACKBONES, kind, "backbone.kind")
     if fields.pop("tiny", False):
-        fields |= kind.tiny
-    return build(kind, fields, "backbone", out_channels=out_channels)
+        fields |= row.tiny
+    return build_row(row, kind, fields, "backbone", out_channels=out_channels)
 
 
 def fill_conditions(
@@ -124,8 +137,7 @@ def fill_conditions(
     Raises:
       ConfigError: If something is open that follows from nothing.
     """
-    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
-    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
+    entries = entries_of(config.conditions)
     inputs = config.data.get("inputs") or {}
     for key, entry in entries.items():
         # An unknown kind is refused where the conditioner is made.
@@ -217,8 +229,7 @@ def make_model(
     Raises:
       ConfigError: If a section is wrong or the parts do not fit together.
     """
-    schedule = to_dict(config.schedule)
-    prediction_type = schedule.pop("prediction_type", "noise")
+    prediction_type = _prediction_type(config.schedule)
     backbone = make_backbone(config.backbone, first_stage.latent_channels)
     model = build(
         LatentDiffusion,
@@ -230,7 +241,7 @@ def make_model(
             {"entries": fill_conditions(config, backbone, num_classes)},
             "conditions",
         ),
-        schedule=build(make_schedule, schedule, "schedule"),
+        schedule=make_noise_schedule(config),
         first_stage=first_stage,
         objective=build(
             Objective, config.loss, "loss", prediction_type=prediction_type
@@ -258,15 +269,14 @@ def check_model(config: ConfigDict) -> None:
             "takes alone, whatever the first stage divides by"
         )
     check_step(config.data, multiple, "which the backbone divides by")
-    prediction_type = config.schedule.get("prediction_type", "noise")
+    prediction_type = _prediction_type(config.schedule)
     schedule = make_noise_schedule(config)
     build(Objective, config.loss, "loss", prediction_type=prediction_type)
     try:
         check_prediction(schedule, prediction_type)
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
-    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
-    entries = {k: entry for k, entry in entries.items() if entry.get("kind") != "none"}
+    entries = entries_of(config.conditions)
     for key, entry in entries.items():
         check_entry(key, entry)
     _sample_options(config, schedule, entries)
@@ -312,17 +322,55 @@ def _sample_options(config, schedule, entries, given=None, size=(None, None)):
     side = config.data.image_size
     size = tuple(side if length is None else length for length in size)
     name = "--guidance_scale" if "guidance_scale" in given else "sample.guidance_scale"
-    check_guidance(options.get("guidance_scale", 1.0), entries, name)
     try:
         made = from_flat(options, size)
-        make_points(
-            schedule, made.num_steps, made.spacing, made.final_level, made.shift
-        )
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
+    check_sampling(made, schedule, entries, name)
     return made
+
+
+def check_sampling(
+    options: SampleOptions,
+    schedule: NoiseSchedule,
+    entries: Mapping[str, Any],
+    name: str = "sample.guidance_scale",
+) -> None:
+    """Checks options against the noise levels and conditions of a model.
+
+    Levels that are too low to start from pure noise are named in the log.
+
+    Args:
+      options: The options.
+      schedule: The noise levels.
+      entries: Entries of the conditioner by batch key.
+      name: What the scale of guidance is called, for messages.
+
+    Raises:
+      ConfigError: If the noise levels or the guidance cannot be.
+    """
+    check_guidance(options.guidance.scale, entries, name)
+    steps, spacing = options.num_steps, options.spacing
+    try:
+        points = make_points(
+            schedule, steps, spacing, options.final_level, options.shift
+        )
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from error
+    if options.strength in (None, 1) and starts_too_low(schedule, points):
+        _warn_once(
+            f"sample.spacing={spacing} starts {steps} steps where the signal is scaled "
+            f"by {points.alpha[0]:.2g}, but this schedule (zero_terminal_snr or "
+            "rectified_flow) ends in pure noise, from which samples have to start: set "
+            'sample.spacing="trailing" (--spacing=trailing where samples are drawn)'
+        )
+
+
+@functools.cache
+def _warn_once(text):
+    logging.warning("%s", text)
 
 
 def check_guidance(scale: Any, entries: Mapping[str, Any], name: str) -> None:
@@ -406,22 +454,40 @@ def identity_of_config(config: ConfigDict) -> dict[str, Any]:
     """
     if config.stage == "autoencoder":
         return {"first_stage": identity_of(make_first_stage(config.first_stage))}
-    prediction_type = config.schedule.get("prediction_type", "noise")
+    prediction_type = _prediction_type(config.schedule)
     schedule = {"prediction_type": prediction_type}
     schedule |= make_noise_schedule(config).identity()
     if config.stage == "classifier":
         network = make_classifier(config, 1)
         return {"classifier": identity_of(network), "schedule": schedule}
-    entries = {key: to_dict(entry) for key, entry in config.conditions.items()}
+    entries = entries_of(config.conditions)
     return {
         "backbone": identity_of(make_backbone(config.backbone, out_channels=1)),
         "schedule": schedule,
-        "conditions": {
-            key: entry_identity(entry)
-            for key, entry in entries.items()
-            if entry.get("kind") != "none"
-        },
+        "conditions": {key: entry_identity(entry) for key, entry in entries.items()},
     }
+
+
+# What others call rows of PREDICTION_TYPES: diffusers and CompVis.
+_OTHER_NAMES = {
+    "epsilon": "noise",
+    "eps": "noise",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "velocity",
+}
+
+
+def _prediction_type(section):
+    """What the network predicts, of the section `schedule`."""
+    name = section.get("prediction_type", "noise")
+    if isinstance(name, str) and name in _OTHER_NAMES:
+        raise ConfigError(
+            f'schedule.prediction_type="{name}" is unknown: it is called '
+            f'"{_OTHER_NAMES[name]}" here; choose from {", ".join(PREDICTION_TYPES)}'
+        )
+    choose(PREDICTION_TYPES, name, "schedule.prediction_type")
+    return name
 
 
 def make_noise_schedule(config: ConfigDict) -> NoiseSchedule:

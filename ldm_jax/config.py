@@ -41,6 +41,19 @@ def to_dict(section: Section) -> dict[str, Any]:
     return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
 
 
+def entries_of(section: Section | None) -> dict[str, dict[str, Any]]:
+    """Lists the entries of a section such as `conditions` or `data.inputs`.
+
+    Args:
+      section: Batch key -> {"kind": row of a table, options}; None for no entries.
+
+    Returns:
+      The same as plain dicts, without entries of the kind "none", which are off.
+    """
+    entries = {key: to_dict(entry) for key, entry in to_dict(section or {}).items()}
+    return {key: entry for key, entry in entries.items() if entry.get("kind") != "none"}
+
+
 def build(
     constructor: Callable[..., Any], section: Section, name: str, **given: Any
 ) -> Any:
@@ -57,19 +70,17 @@ def build(
 
     Raises:
       ConfigError: On an unknown or a missing key, or a value that it refuses or that
-        is out of the range of `ranges.SECTIONS`.
+        is out of its range, see `ranges.check_fields`.
     """
     section = _with_dtype(to_dict(section))
     parameters = inspect.signature(constructor).parameters
-    known = [k for k in parameters if k not in given and k not in ("parent", "name")]
+    known = _keys_of(constructor, given)
     check_names(section, known, name)
     for key in known:
         missing = parameters[key].default is inspect.Parameter.empty
         if missing and key not in section:
             raise ConfigError(f"{name}.{key} is missing from the config")
-    # What a constructor from elsewhere means by a name, it checks itself.
-    if getattr(constructor, "__module__", "").startswith(_PACKAGE):
-        ranges.check_section(section, name)
+    ranges.check_fields(constructor, section, name)
     try:
         made = constructor(**section, **given)
         # What it would refuse once it is called, where it can say so now.
@@ -81,7 +92,32 @@ def build(
         raise ConfigError(f"{name}: {error}") from error
 
 
-_PACKAGE = __name__.partition(".")[0] + "."
+def build_row(
+    row: Callable[..., Any], kind: str, section: Section, name: str, **given: Any
+) -> Any:
+    """Calls a row of a table of constructors as `build` does.
+
+    Args:
+      row: See `build`.
+      kind: Name of the row, which a key that it does not take is told to be unknown to.
+      section: See `build`; without "kind".
+      name: See `build`.
+      **given: See `build`.
+
+    Returns:
+      What the row returns.
+
+    Raises:
+      ConfigError: See `build`.
+    """
+    check_names(section, _keys_of(row, given), name, f' of the kind "{kind}"')
+    return build(row, section, name, **given)
+
+
+def _keys_of(constructor, given):
+    """Names of the parameters that a config decides."""
+    parameters = inspect.signature(constructor).parameters
+    return [k for k in parameters if k not in given and k not in ("parent", "name")]
 
 
 def _with_dtype(section):
@@ -158,20 +194,24 @@ def _usual_types(section):
     }
 
 
-def check_names(section: Mapping[str, Any], known: Iterable[str], name: str) -> None:
+def check_names(
+    section: Mapping[str, Any], known: Iterable[str], name: str, of: str = ""
+) -> None:
     """Checks that a section holds no key beyond those that are known.
 
     Args:
       section: Mapping with the section's keys.
       known: Keys that it may have.
       name: What the section is called, for the message.
+      of: What the keys are options of, for the message, where the name says too little.
 
     Raises:
       ConfigError: On an unknown key, with the one that may be meant.
     """
     for key in section:
         if key not in known:
-            raise ConfigError(f"{name}.{key} is not an option; {suggest(key, known)}")
+            meant = suggest(key, known)
+            raise ConfigError(f"{name}.{key} is not an option{of}; {meant}")
 
 
 def choose(table: Mapping[str, Any], kind: Any, name: str) -> Any:

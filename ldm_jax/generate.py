@@ -22,6 +22,7 @@ from ldm_jax.diffusion import grids, guidance, samplers, solve
 from ldm_jax.diffusion.gradient_guidance import GradientGuidance
 from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
+from ldm_jax.diffusion.sampler import Denoiser
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
 from ldm_jax.latent_diffusion import (
     LatentDiffusion,
@@ -148,11 +149,9 @@ def _make_sampler(model, options):
     if not isinstance(options.sampler, str):
         return options.sampler
     # The variance of the steps is that of the training loss's bound.
-    more = (
-        {"v_posterior": model.objective.v_posterior}
-        if options.sampler == "ddpm"
-        else {}
-    )
+    known = {"v_posterior": model.objective.v_posterior}
+    taken = samplers.options_of(options.sampler)
+    more = {key: value for key, value in known.items() if key in taken}
     return samplers.make_sampler(options.sampler, eta=options.eta, **more)
 
 
@@ -334,7 +333,7 @@ def make_denoiser(
     rescale: float = 0.0,
     gradient_guidance: GradientGuidance | None = None,
     tile: int | None = None,
-) -> samplers.Denoiser:
+) -> Denoiser:
     """Makes the denoiser that samplers call.
 
     Args:

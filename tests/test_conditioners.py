@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from ldm_jax import ranges
 from ldm_jax.conditioners import (
     CONDITIONERS,
     ClipText,
     Conditioning,
+    check_entry,
     make_conditioner,
 )
 from ldm_jax.diffusion.guidance import guide
+from ldm_jax.errors import ConfigError
 
 BATCH = 6
 TRANSFORMER = {
@@ -153,7 +157,21 @@ WITHOUT_PARAMETERS = {
 
 
 def test_every_kind_is_under_test():
-    assert {entry["kind"] for entry, _, _ in UNDER_TEST.values()} == set(CONDITIONERS)
+    kinds = {entry["kind"] for entry, _, _ in UNDER_TEST.values()}
+    assert kinds == set(CONDITIONERS), "UNDER_TEST needs an example of every kind"
+
+
+def test_a_kind_may_say_what_its_fields_may_be(monkeypatch):
+    class Own(nn.Module):
+        depth: int = 1
+        slots = ("vector",)
+        field_ranges = {"depth": ranges.whole(1, 4)}
+
+    monkeypatch.setitem(CONDITIONERS, "own", Own)
+    check_entry("key", dict(kind="own", depth=4, dropout=0.1))
+    for field, value in (("depth", 5), ("dropout", -0.1)):
+        with pytest.raises(ConfigError, match=f"conditions.key.{field} must be"):
+            check_entry("key", {"kind": "own", field: value})
 
 
 @functools.cache

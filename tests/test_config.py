@@ -34,6 +34,20 @@ def test_build_names_what_is_wrong(section, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_key_of_another_kind_names_the_kind():
+    with pytest.raises(
+        ConfigError, match='adam.weight is not an option of the kind "x"'
+    ):
+        config.build_row(_make, "x", {"size": 1, "weight": 3}, "adam")
+    assert config.build_row(_make, "x", {"size": 3}, "adam") == (3, 2)
+
+
+def test_entries_that_are_off_are_left_out():
+    section = ConfigDict({"label": {"kind": "none"}, "map": {"kind": "spatial"}})
+    assert config.entries_of(section) == {"map": {"kind": "spatial"}}
+    assert config.entries_of(None) == {}
+
+
 def test_choose_suggests():
     with pytest.raises(ConfigError, match='did you mean "ddim"'):
         config.choose({"ddim": 1, "plms": 2}, "dimm", "sample.sampler")

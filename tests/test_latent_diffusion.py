@@ -15,7 +15,8 @@ from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.objective import Objective
-from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
+from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
 from ldm_jax.diffusion.solve import normal
 from ldm_jax.generate import SampleOptions, invert_latents
@@ -601,5 +602,5 @@ def test_wrong_training_choice_is_refused(options, message):
 
 
 def test_objective_must_go_with_the_schedule():
-    with pytest.raises(ValueError, match="use 'v'"):
+    with pytest.raises(ValueError, match="choose one of x0, v, velocity"):
         make_model(schedule=make_schedule(zero_terminal_snr=True))

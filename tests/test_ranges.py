@@ -80,6 +80,21 @@ def test_what_a_kind_from_elsewhere_means_it_checks_itself():
         build(UNet, {"channels": "any"}, "backbone", out_channels=1)
 
 
+def test_a_class_says_what_its_fields_may_be():
+    class Heads:
+        field_ranges = {"num_heads": ranges.whole(1, 8)}
+
+        def __init__(self, num_heads, channels=1):
+            del num_heads, channels
+
+    # Of the package or not, a name of the U-Net's means what the class says.
+    for module in (__name__, "ldm_jax.models.heads"):
+        Heads.__module__ = module
+        assert build(Heads, {"num_heads": 8, "channels": "any"}, "backbone")
+        with pytest.raises(ConfigError, match=r"num_heads must be from 1 to 8 .* -3"):
+            build(Heads, {"num_heads": -3}, "backbone")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

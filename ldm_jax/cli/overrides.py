@@ -23,6 +23,8 @@ _PREFIX = "config."
 _RENAMED = {"unet": "backbone"}
 # Its sections have names of the user's: `data.parts.photos.name` makes one.
 _NAMED = "parts"
+# The same, but what an entry must hold is too much for a command line.
+_ENTRIES = ("conditions", "data.inputs")
 
 
 def config_flag(help_: str) -> flags.FlagHolder:
@@ -133,6 +135,8 @@ def _no_section(section, path, depth, name):
         hint = f"did you mean --{_PREFIX}{right}?"
     else:
         hint = "it has " + (", ".join(sorted(sections)) or "none")
+        if before in _ENTRIES:
+            hint += ": write others into a config file, as that of shapes_depth"
     flag = f"--{_PREFIX}{'.'.join([*path, name])}"
     return f"{flag}: the {where} has no section '{part}'; {hint}"
 

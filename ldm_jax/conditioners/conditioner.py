@@ -272,12 +272,11 @@ def check_entry(key: str, entry: Mapping[str, Any]) -> None:
             f"condition {key!r}: kind {entry['kind']!r} cannot fill slot {slot!r}: "
             f"choose one of {', '.join(slots)}"
         )
-    # What a kind from elsewhere means by a name, it checks itself.
-    if CONDITIONERS[entry["kind"]].__module__.startswith(_PACKAGE):
-        ranges.check_section(entry, f"conditions.{key}")
-
-
-_PACKAGE = __name__.partition(".")[0] + "."
+    fields = {name: value for name, value in entry.items() if name != "dropout"}
+    ranges.check_fields(CONDITIONERS[entry["kind"]], fields, f"conditions.{key}")
+    # Of every kind.
+    common = {name: entry[name] for name in entry.keys() - fields.keys()}
+    ranges.check_section(common, f"conditions.{key}")
 
 
 def _unknown(entry):

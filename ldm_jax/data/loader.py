@@ -194,7 +194,7 @@ class Loader:
             threads=_threads(source, workers),
             batch_bytes=batch_bytes,
         )
-        self._step = start_step if train else 0
+        self._step = self._first = start_step if train else 0
         self._restarts = options.restart_workers
         self.skipped, self.shortened, self._workers = {}, {}, workers
         self.cut = collections.Counter()
@@ -222,7 +222,8 @@ class Loader:
           DataError: If `on_error` is "raise" and an example cannot be decoded, or if
             too many in a row cannot.
           Unreachable: If what the examples lie on does not answer.
-          ProcessLost: If a worker process has gone, and `restart_workers` are used up.
+          ProcessLost: If a worker process has gone, and `restart_workers` are used up,
+            or it could not start, as of a script without a guard of its main part.
         """
         if not self._closer.alive:
             raise StopIteration
@@ -275,9 +276,17 @@ class Loader:
         """Starts the workers anew, from the next step on: a batch depends on no other.
 
         Raises:
-          ProcessLost: If that was done often enough.
+          ProcessLost: If that was done often enough, or cannot help.
         """
         cause = _cause(code)
+        if code == 1 and self._step == self._first:
+            # It failed as it started, which the next one would, too.
+            self.close()
+            raise ProcessLost(
+                f"a data worker {cause} before its first batch, for the reason that "
+                "stands above: workers import the main script anew, so what it runs "
+                'must be below `if __name__ == "__main__":`; or set data.workers=0'
+            )
         if not self._restarts:
             self.close()
             raise ProcessLost(

@@ -159,6 +159,22 @@ def make_points(
     )
 
 
+def starts_too_low(schedule: NoiseSchedule, points: SchedulePoint) -> bool:
+    """Whether a grid misses the pure noise that its schedule ends in.
+
+    Samples start from noise alone, which the network takes for latents of the grid's
+    first level: images keep a medium brightness (Lin et al. 2023, Sec. 3.3).
+
+    Args:
+      schedule: NoiseSchedule.
+      points: Grid on it, see `make_points`.
+
+    Returns:
+      True where the schedule reaches pure noise and the first point holds signal.
+    """
+    return schedule.reaches_pure_noise and bool(points.alpha[0] > 0)
+
+
 def deviation(point: SchedulePoint) -> Any:
     """Standard deviation of noisy latents of unit variance.
 

@@ -247,10 +247,11 @@ def elbo_weights(
 ) -> Float[np.ndarray, " levels"]:
     """Weights that turn the simple error into the terms of the ELBO.
 
-    For "noise" those of Ho et al. 2020, Eq. 12. For "x0" those of CompVis to the
-    letter, whose missing bracket, 2 * 1 - alphas_cumprod for 2 (1 - alphas_cumprod),
-    its checkpoints were trained with. 1 for the other types, as CompVis' successors
-    have it. The first weight, which would be infinite, repeats the second.
+    Those of the type's row, where it has some: "x0" has CompVis', "v" and "velocity"
+    weigh all levels alike. Otherwise the error is weighted by what it makes of x0 in
+    the KL divergence of Ho et al. 2020, Eq. 8, whose posterior means differ by the
+    weight of x0 in Eq. 7; for "noise" that is their Eq. 12. The first weight, which
+    would be infinite, repeats the second.
 
     Args:
       schedule: NoiseSchedule.
@@ -260,16 +261,15 @@ def elbo_weights(
     Returns:
       float32 [T].
     """
-    signal, betas = schedule.alphas_cumprod, schedule.betas
-    if prediction_type == "noise":
+    row = PREDICTION_TYPES[prediction_type]
+    if row.elbo_weights is None:
         coefficients = posterior(schedule.table, previous_levels(schedule))
         variance = posterior_variance(coefficients, v_posterior)
         variance[0] = np.inf
-        weights = betas**2 / (2 * variance * (1 - betas) * (1 - signal))
-    elif prediction_type == "x0":
-        weights = 0.5 * np.sqrt(signal) / (2.0 * 1 - signal)
+        moved = coefficients.x0_weight * _moves(row, schedule)
+        weights = moved**2 / (2 * variance)
     else:
-        weights = np.ones_like(betas)
+        weights = np.array(row.elbo_weights(schedule))
     weights[0] = weights[1]
     return weights.astype(np.float32)
 
@@ -292,10 +292,14 @@ def min_snr_weights(
       float32 [T].
     """
     alpha, sigma = schedule.alpha, schedule.sigma
-    # How much x0 moves with the output, in which it is linear.
-    moves = PREDICTION_TYPES[prediction_type].x0(1.0, 0.0, alpha, sigma)
+    moves = _moves(PREDICTION_TYPES[prediction_type], schedule)
     weights = np.minimum((alpha / sigma) ** 2, gamma) * moves**2
     return np.broadcast_to(weights, alpha.shape).astype(np.float32)
+
+
+def _moves(row, schedule):
+    """How much x0 moves with the output, in which it is linear, at each level."""
+    return np.asarray(row.x0(1.0, 0.0, schedule.alpha, schedule.sigma))
 
 
 def _uniform(rng, size, num_timesteps, mean, std):

@@ -9,6 +9,7 @@ import jax
 from ldm_jax import ranges
 from ldm_jax.diffusion import grids, samplers
 from ldm_jax.diffusion.guidance import GuidanceOptions
+from ldm_jax.diffusion.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SampleOptions:
       final_level: Where the last step leads, see `grids.make_points`.
       shift: Factor on the noise levels, see there.
       eta: Fraction of the ancestral noise in [0, 1], for samplers that take it; None
-        for their default. A Sampler has its own.
+        for their default. None, too, with a Sampler, which was made with its own.
       temperature: Factor on the noise of stochastic samplers.
       strength: Fraction of the steps to run on given images, in [0, 1]: 0 gives them
         back as they are, 1 starts from noise alone, as None does.
@@ -42,7 +43,7 @@ class SampleOptions:
       ValueError: If a choice is unknown or a number out of its range.
     """
 
-    sampler: str | samplers.Sampler = "ddim"
+    sampler: str | Sampler = "ddim"
     num_steps: int = 50
     spacing: str = "uniform"
     final_level: str | None = None
@@ -63,6 +64,11 @@ class SampleOptions:
                 ranges.check_value(ranges.SAMPLE[name], value, name)
         if isinstance(self.sampler, str):
             samplers.make_sampler(self.sampler, eta=self.eta)
+        elif self.eta is not None:
+            raise ValueError(
+                f"eta={self.eta} is for a sampler by name: give it to the constructor "
+                "of the Sampler instead, as ddim(eta=...)"
+            )
         grids.check_choices(self.spacing, self.final_level, self.shift)
         if self.size is not None:
             object.__setattr__(self, "size", tuple(self.size))

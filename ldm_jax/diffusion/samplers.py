@@ -1,19 +1,8 @@
-"""Samplers: from noise to clean latents along a grid of noise levels.
-
-A sampler is a pair of pure functions, `init(latents) -> state` and
-`step(predict, latents, state, now, next, noise) -> (latents, state)`, that takes the
-latents from one SchedulePoint to the next. `predict(latents, point) -> (x0, noise)` is
-the denoiser, guidance included. `solve.sample` owns everything else: the loop,
-randomness, the start index, temperature and the hook that holds known pixels.
-
-A step must give finite latents from pure noise (alpha 0) and to clean data (sigma 0),
-where log-SNR and half of the usual divisions are infinite.
-"""
+"""Samplers by name; see `sampler.Sampler` for what each of them is."""
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +10,8 @@ import numpy as np
 
 from ldm_jax.annotations import Array, Float
 from ldm_jax.diffusion.posterior import posterior, posterior_variance
+from ldm_jax.diffusion.sampler import Sampler
 from ldm_jax.diffusion.schedule import SchedulePoint
-
-# (latents, point) -> (x0, noise), all arrays [B, ...]; point is scalar.
-Denoiser = Callable[[Array, SchedulePoint], tuple[Array, Array]]
-
-
-def _once(num_steps):
-    return np.ones(num_steps, int)
-
-
-class Sampler(NamedTuple):
-    """One way to take latents from a noise level to the next.
-
-    Attributes:
-      init: latents -> state, any pytree.
-      step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
-        standard normal times temperature.
-      order: Order of convergence on a grid uniform in log-SNR.
-      evaluations: num_steps -> how many times each transition is stepped, int
-        [num_steps], for samplers that evaluate the network several times in one.
-      stochastic: Whether steps use `noise`.
-    """
-
-    init: Callable
-    step: Callable
-    order: int
-    evaluations: Callable = _once
-    stochastic: bool = False
 
 
 def _no_state(latents):
@@ -287,7 +250,7 @@ def dpmpp_2m(eta: float = 0.0) -> Sampler:
         moved -= next.alpha * jnp.expm1(-(1 + eta) * width) * (x0 + change / 2)
         if eta:
             moved += next.sigma * _safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
-        return moved, _like(state, {"x0": x0, "width": width})
+        return moved, {"x0": x0, "width": width}
 
     return Sampler(init=init, step=step, order=2, stochastic=eta > 0)
 
@@ -333,14 +296,13 @@ def unipc() -> Sampler:
         change = _change(x0, state["x0"], state["width"], width)
         moved = next.sigma / now.sigma * latents
         moved -= next.alpha * jnp.expm1(-width) * (x0 + change / 2)
-        values = {
+        return moved, {
             "latents": moved,
             "x0": x0,
             "change": change,
             "before": state["width"],
             "width": width,
         }
-        return moved, _like(state, values)
 
     return Sampler(init=init, step=step, order=3)
 
@@ -384,9 +346,23 @@ def _change(x0, last_x0, last_width, width):
     return ratio * (x0 - last_x0)
 
 
-def _like(state, values):
-    """Casts values to the types of the state that they replace."""
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), values, state)
+def options_of(name: str) -> tuple[str, ...]:
+    """Lists the options of a sampler.
+
+    Args:
+      name: Row of SAMPLERS.
+
+    Returns:
+      The names of its constructor's arguments.
+
+    Raises:
+      ValueError: If the name is unknown.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(
+            f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}"
+        )
+    return tuple(inspect.signature(SAMPLERS[name]).parameters)
 
 
 def make_sampler(name: str, **options: Any) -> Sampler:
@@ -400,26 +376,24 @@ def make_sampler(name: str, **options: Any) -> Sampler:
       A Sampler.
 
     Raises:
-      ValueError: If the name is unknown, the sampler does not take an option or it is
-        not in [0, 1].
+      ValueError: If the name is unknown, the sampler does not take an option, or one of
+        FRACTIONS is not in [0, 1].
     """
-    if name not in SAMPLERS:
-        raise ValueError(
-            f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}"
-        )
     given = {key: value for key, value in options.items() if value is not None}
-    known = inspect.signature(SAMPLERS[name]).parameters
-    for key in given:
+    known = options_of(name)
+    for key, value in given.items():
         if key not in known:
             raise ValueError(
                 f"sampler {name!r} has no option {key!r}: it takes "
                 f"{', '.join(known) or 'none'}"
             )
-    for key, value in given.items():
-        if not 0 <= value <= 1:
+        if key in FRACTIONS and not 0 <= value <= 1:
             raise ValueError(f"{key} must be in [0, 1], got {value}")
     return SAMPLERS[name](**given)
 
+
+# Options that are fractions, of whichever sampler.
+FRACTIONS = ("eta", "v_posterior")
 
 # Constructors: (**options) -> Sampler. Euler's names are those that users look for.
 SAMPLERS = {

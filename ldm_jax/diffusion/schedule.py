@@ -234,17 +234,44 @@ def check_prediction(schedule: NoiseSchedule, prediction_type: str) -> None:
     Raises:
       ValueError: If `prediction_type` does not go with the schedule.
     """
-    if schedule.reaches_pure_noise and prediction_type == "noise":
-        raise ValueError(
-            "prediction_type 'noise' says nothing about latents that hold no signal, "
-            "which zero_terminal_snr and rectified_flow have: use 'v', or 'velocity' "
-            "with rectified_flow"
-        )
-    if schedule.power == 1 and prediction_type == "v":
-        raise ValueError(
-            "prediction_type 'v' needs a schedule that preserves the variance: use "
-            "'velocity' with rectified_flow"
-        )
+    found = _found_again(_prediction_row(prediction_type), schedule)
+    if _is_example(found):
+        return
+    what = (
+        "does not give back x0 and noise on this schedule, as 'v' does not where the "
+        "variance is not preserved"
+        if np.all(np.isfinite(found))
+        else "says nothing about latents that hold no signal, which zero_terminal_snr "
+        "and rectified_flow have"
+    )
+    rows = PREDICTION_TYPES.items()
+    others = [name for name, row in rows if _is_example(_found_again(row, schedule))]
+    raise ValueError(
+        f"prediction_type {prediction_type!r} {what}: choose one of {', '.join(others)}"
+    )
+
+
+# A pixel's x0 and noise, [2, 1].
+_EXAMPLE = np.array([[1.0], [-0.5]])
+
+
+def _is_example(found):
+    return np.all(np.abs(found - _EXAMPLE) < 1e-2)
+
+
+def _found_again(row, schedule):
+    """What a perfect network's output at each level says of _EXAMPLE, [2, T]."""
+    alpha, sigma = schedule.alpha, schedule.sigma
+    x0, noise = (np.full_like(alpha, value) for value in _EXAMPLE[:, 0])
+    latents = alpha * x0 + sigma * noise
+    # What cannot be is inf or nan, which the caller looks for.
+    with np.errstate(all="ignore"):
+        output = row.target(x0, noise, alpha, sigma)
+        inverses = [f(output, latents, alpha, sigma) for f in (row.x0, row.noise)]
+    found = np.stack([np.asarray(value) for value in inverses])
+    # Beside the ends, single precision is enough to tell.
+    dim = (np.minimum(alpha, sigma) < 1e-2) & np.isfinite(found)
+    return np.where(dim, _EXAMPLE, found)
 
 
 def target_for(
@@ -380,11 +407,29 @@ class PredictionType(NamedTuple):
       target: (x0, noise, alpha, sigma) -> what the network should predict.
       x0: (output, latents, alpha, sigma) -> the clean latents that it implies.
       noise: (output, latents, alpha, sigma) -> the noise that it implies.
+      elbo_weights: schedule -> the weights of the error in the ELBO term, float64 [T],
+        where they are not those that follow from `x0`; see `objective.elbo_weights`.
+
+    The functions take NumPy's arrays, too. With which schedules a type goes is found
+    out by `check_prediction`.
     """
 
     target: Callable
     x0: Callable
     noise: Callable
+    elbo_weights: Callable | None = None
+
+
+def _compvis_weights_of_x0(schedule):
+    # To the letter: its checkpoints were trained without the bracket that was meant,
+    # 2 (1 - signal).
+    signal = schedule.alphas_cumprod
+    return 0.5 * np.sqrt(signal) / (2.0 * 1 - signal)
+
+
+def _equal_weights(schedule):
+    # As CompVis' successors have it.
+    return np.ones_like(schedule.alpha)
 
 
 # "v" is for levels that preserve the variance. In "velocity" = noise - x0 the inverses
@@ -400,15 +445,18 @@ PREDICTION_TYPES = {
         target=lambda x0, noise, alpha, sigma: x0,
         x0=lambda out, z, alpha, sigma: out,
         noise=lambda out, z, alpha, sigma: (z - alpha * out) / sigma,
+        elbo_weights=_compvis_weights_of_x0,
     ),
     "v": PredictionType(
         target=lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
         x0=lambda out, z, alpha, sigma: alpha * z - sigma * out,
         noise=lambda out, z, alpha, sigma: sigma * z + alpha * out,
+        elbo_weights=_equal_weights,
     ),
     "velocity": PredictionType(
         target=lambda x0, noise, alpha, sigma: noise - x0,
         x0=lambda out, z, alpha, sigma: (z - sigma * out) / (alpha + sigma),
         noise=lambda out, z, alpha, sigma: (z + alpha * out) / (alpha + sigma),
+        elbo_weights=_equal_weights,
     ),
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.annotations import Array, Float, Key
-from ldm_jax.diffusion.samplers import Denoiser, Sampler
+from ldm_jax.diffusion.sampler import Denoiser, Sampler
 from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
 
 # (latents, point, noise) -> latents, all [B, h, w, c].
@@ -94,7 +94,8 @@ def sample(
       Latents at the level points[S], [B, h, w, c], dtype as given.
 
     Raises:
-      ValueError: If no step is left to run.
+      ValueError: If no step is left to run, or a step changes the structure or a shape
+        of the latents or the state.
     """
     num_steps = len(points.alpha) - 1
     _check_start(start, num_steps)
@@ -117,10 +118,10 @@ def sample(
         if hold is not None:
             held = hold(latents, now, normal(hold_rngs, shape)).astype(dtype)
             latents = jnp.where(fresh, held, latents)
-        latents, state = sampler.step(predict, latents, state, now, next, noise)
-        return (latents.astype(dtype), state), None
+        after = sampler.step(predict, latents, state, now, next, noise)
+        return _in_the_types_of((latents, state), after), None
 
-    carry = (latents, sampler.init(latents))
+    carry = (latents, jax.tree.map(jnp.asarray, sampler.init(latents)))
     (latents, _), _ = jax.lax.scan(body, carry, (indices, fresh))
     return latents
 
@@ -183,6 +184,23 @@ def invert(
 def _check_start(start, num_steps):
     if not 0 <= start < num_steps:
         raise ValueError(f"start must be in [0, {num_steps}), got {start}")
+
+
+def _in_the_types_of(before, after):
+    """Casts (latents, state) to the types that they had before the step."""
+    shapes = [jax.tree.map(jnp.shape, carry) for carry in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"a sampler's step must return (latents, state) shaped {shapes[0]}, as it "
+            f"took them, but returned {shapes[1]}"
+        )
+    return jax.tree.map(_in_the_type_of, before, after)
+
+
+def _in_the_type_of(old, new):
+    # Keys have a type that nothing can be cast to.
+    same = getattr(new, "dtype", None) == old.dtype
+    return new if same else jnp.asarray(new, old.dtype)
 
 
 def _step_rngs(rngs, index):

@@ -16,10 +16,14 @@ from the first stage, `dtype`, the compute type, and what else it wants. It has:
 - `identity()`: what the weights mean beyond what their names and shapes say, for
   example in how many heads a width is cut; JSON-like. A run that starts from the
   weights of another compares the two.
+- `field_ranges`: what its fields may be, field -> Check (`ldm_jax.ranges`: `whole(1,
+  1024)`, `real(0, 1)`); other values are refused by the config key. What fields must be
+  together it checks in a method `check_fields()`, which raises ValueError.
 - `tiny`: fields of a toy of it, which the config key `backbone.tiny` puts in place of
   the section's own.
 
-To add one, write the module in a file of this folder and add a row here.
+To add one, write the module in a file of this folder and add a row here;
+docs/extending.md has an example.
 """
 
 from ldm_jax.models.unet import UNet

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax import ranges
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
 from ldm_jax.models.checks import check_groups, check_per_level
@@ -85,6 +86,7 @@ class UNet(nn.Module):
     attention_kernel: str = AUTO
     dtype: Any = jnp.float32
 
+    field_ranges = MappingProxyType(ranges.UNET)
     tiny = MappingProxyType(
         dict(
             channels=32,

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.config import to_dict
+from ldm_jax.config import entries_of
 from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.orders.buckets import bucket_shapes, make_buckets
@@ -64,9 +64,8 @@ def make_example(
     for key, (tail, dtype) in _MAPS.items():
         example[key] = np.zeros((*size, *tail), dtype)
     made = {key: example[key] for key in ("image", "label")}
-    for key, entry in to_dict(config.data.get("inputs") or {}).items():
-        if entry.get("kind") != "none":
-            made[key] = _make_input(key, entry, example, features)
+    for key, entry in entries_of(config.data.get("inputs")).items():
+        made[key] = _make_input(key, entry, example, features)
     return {key: np.asarray(value)[None] for key, value in made.items()}
 
 

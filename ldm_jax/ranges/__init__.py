@@ -31,9 +31,9 @@ from ldm_jax.ranges.checks import (
 )
 from ldm_jax.ranges.command_flags import FLAGS
 from ldm_jax.ranges.dtypes import dtype_name
-from ldm_jax.ranges.networks import LATENTS
+from ldm_jax.ranges.networks import LATENTS, UNET
 from ldm_jax.ranges.sample_section import SAMPLE
-from ldm_jax.ranges.table import SECTIONS, check_section, find
+from ldm_jax.ranges.table import SECTIONS, check_fields, check_section, find
 from ldm_jax.ranges.training_sections import EVAL, TRAIN
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
     "SAMPLE",
     "SECTIONS",
     "TRAIN",
+    "UNET",
+    "check_fields",
     "check_section",
     "check_value",
     "dtype_name",

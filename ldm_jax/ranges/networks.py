@@ -41,6 +41,7 @@ UNET = _NETWORK | {
     "head_channels": per_level(whole(1, WIDTH), none="what num_heads gives"),
     "up_num_heads": per_level(whole(1, WIDTH), none="num_heads"),
     "transformer_depth": per_level(whole(0, 1024)),
+    "middle_norm_groups": whole(0, WIDTH, none="norm_groups"),
     "scale_shift_norm": FLAG,
     "adaln_zero": FLAG,
     "resblock_updown": FLAG,

@@ -76,3 +76,27 @@ def check_section(section: Mapping[str, Any], name: str) -> None:
         check = find(name, key)
         if check is not None:
             check_value(check, value, f"{name}.{key}" if name else key)
+
+
+def check_fields(constructor: Any, section: Mapping[str, Any], name: str) -> None:
+    """Checks the values of a section that a constructor is to be called with.
+
+    Args:
+      constructor: A class that says what its fields may be, as `field_ranges`: field ->
+        Check; or one of the package, or a function of it, for which the table says it.
+        What others mean by a name, they check themselves.
+      section: Its keys and values.
+      name: Its dotted name.
+
+    Raises:
+      ConfigError: If one is out of its range.
+    """
+    own = getattr(constructor, "field_ranges", None)
+    if own is not None:
+        for key in section.keys() & own.keys():
+            check_value(own[key], section[key], f"{name}.{key}")
+    elif getattr(constructor, "__module__", "").startswith(_PACKAGE):
+        check_section(section, name)
+
+
+_PACKAGE = __name__.partition(".")[0] + "."

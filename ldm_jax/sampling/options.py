@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import ranges
-from ldm_jax.build import check_guidance, sample_options
-from ldm_jax.diffusion import grids, samplers
+from ldm_jax.build import check_sampling, sample_options
+from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.sample_options import SampleOptions, from_flat, to_flat
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -108,7 +108,7 @@ def complete(
     options = sample_options(trained.config, trained.model, given, size)
     if invert and (given or {}).get("eta") is None:
         options = dataclasses.replace(options, eta=None)
-    check(trained, options, invert)
+    _check_run(trained, options, invert)
     return options
 
 
@@ -123,26 +123,21 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
     Raises:
       ConfigError: If the sampler, its noise levels, guidance or tiles cannot be.
     """
+    model = trained.model
+    check_sampling(options, model.schedule, model.conditioner.entries)
+    _check_run(trained, options, invert)
+
+
+def _check_run(trained, options, invert):
+    """What a run alone asks of options."""
     if not isinstance(options.sampler, str):
         raise ConfigError("a run records its sampler: name a row of SAMPLERS")
-    try:
-        grids.make_points(
-            trained.model.schedule,
-            options.num_steps,
-            options.spacing,
-            options.final_level,
-            options.shift,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     sampler = samplers.make_sampler(options.sampler, eta=options.eta)
     if invert and sampler.stochastic:
         raise ConfigError(
             f"--invert: {options.sampler} would cover the noise that was found "
             "by noise of its own: use --sampler=ddim, without --eta"
         )
-    entries = trained.model.conditioner.entries
-    check_guidance(options.guidance.scale, entries, "--guidance_scale")
     if options.tile is not None:
         _check_tile(trained.model, options.tile)
 
@@ -154,7 +149,7 @@ def _check_tile(model, tile):
         nearest = max(unit, round(tile / unit) * unit)
         raise ConfigError(
             f"--tile={tile} is not a multiple of {unit}, which the first stage and the "
-            f"U-Net divide by: use --tile={nearest}"
+            f"backbone divide by: use --tile={nearest}"
         )
 
 

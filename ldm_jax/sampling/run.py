@@ -65,7 +65,8 @@ def run(
     trained, options = sampler.trained, sample_options
     if options is None:
         options = complete(trained, invert=run_options.invert)
-    check(trained, options, run_options.invert)
+    else:
+        check(trained, options, run_options.invert)
     if run_options.show_unguided and not options.guidance.acts:
         raise ConfigError(
             "--show_unguided: these samples are not guided; give --guidance_scale, or "

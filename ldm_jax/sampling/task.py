@@ -319,7 +319,7 @@ def _fill_labels(trained, values, source):
 
 
 def _check_size(trained, size):
-    """Height and width, which first stage and U-Net must be able to halve."""
+    """Height and width, which first stage and backbone must be able to divide."""
     size = size or [trained.config.data.image_size] * 2
     model = trained.model
     unit = model.first_stage.downsampling_factor * model.backbone.size_multiple
@@ -329,7 +329,7 @@ def _check_size(trained, size):
             nearest = max(unit, round(side / unit) * unit)
             raise ConfigError(
                 f"--{name}={side} is not a multiple of {unit}, which the first stage "
-                f"and the U-Net divide by: use --{name}={nearest}"
+                f"and the backbone divide by: use --{name}={nearest}"
             )
         sides.append(side)
     return tuple(sides)

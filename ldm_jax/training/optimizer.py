@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Array, Num
-from ldm_jax.config import build, choose, to_dict
+from ldm_jax.config import build_row, choose, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.freeze import freeze_updates
 
@@ -180,8 +180,10 @@ def make_optimizer(
       ConfigError: On an unknown kind or option.
     """
     options = dict(section)
-    kind = choose(OPTIMIZERS, options.pop("kind", "adamw"), "train.optimizer.kind")
-    optimizer = build(kind, options, "train.optimizer", learning_rate=learning_rate)
+    kind = options.pop("kind", "adamw")
+    row = choose(OPTIMIZERS, kind, "train.optimizer.kind")
+    given = {"learning_rate": learning_rate}
+    optimizer = build_row(row, kind, options, "train.optimizer", **given)
     if grad_clip:
         optimizer = optax.chain(optax.clip_by_global_norm(grad_clip), optimizer)
     return freeze_updates(optimizer, freeze)

@@ -111,6 +111,8 @@ BAD = {
         *_each("--config.schedule.", "beta_start beta_end", "0 -1 1 2 nan x"),
         *_each("--config.schedule.", "kind prediction_type", "linnear 1"),
         "--config.schedule.zero_terminal_snr=maybe",
+        "--config.schedule.prediction_type=epsilon",
+        "--config.schedule.prediction_type=v_prediction",
         "--config.schedule.kind=rectified_flow --config.schedule.prediction_type=v",
         # The first stage.
         *_each("--config.first_stage.", "scaling_factor", "0 -1 nan inf x"),

@@ -105,3 +105,10 @@ def test_values_are_of_the_type_of_the_key(key, texts, value):
 def test_what_does_not_fit_is_named(key, text, message):
     with pytest.raises(ConfigError, match=message):
         _set(key, text)
+
+
+@pytest.mark.parametrize("entry", ["conditions.score", "data.inputs.score"])
+def test_new_entries_are_for_config_files(entry):
+    config = ConfigDict({"conditions": {"label": {}}, "data": {"inputs": {}}})
+    with pytest.raises(ConfigError, match="no section 'score'.* into a config file"):
+        set_key(config, f"{entry}.kind", "feature")

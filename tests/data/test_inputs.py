@@ -86,7 +86,7 @@ def load(data_dir, inputs, steps=2, **changes):
 
 
 def test_every_row_has_a_case():
-    assert CASES.keys() == INPUTS.keys()
+    assert CASES.keys() == INPUTS.keys(), "CASES needs an example of every row"
 
 
 @pytest.mark.parametrize("kind", CASES)

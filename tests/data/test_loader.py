@@ -318,6 +318,22 @@ def test_a_killed_worker_is_replaced_then_named(caplog):
         batches.close()
 
 
+class EndsWorkers(Images):
+    """A source that ends the process it is sent to, as an unguarded script does."""
+
+    def __reduce__(self):
+        return sys.exit, (1,)
+
+
+def test_a_worker_that_cannot_start_names_the_guard():
+    options = LoaderOptions(8, workers=1, restart_workers=3)
+    batches = Loader(EndsWorkers(9), options, batch_size=4)
+    with pytest.raises(ProcessLost, match="status 1 before its first batch") as error:
+        next(batches)
+    assert 'if __name__ == "__main__"' in str(error.value)
+    assert "restart_workers" not in str(error.value)
+
+
 def _kill_workers():
     for process in multiprocessing.active_children():
         process.kill()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.grids import SPACINGS, make_points
+from configs import shapes_class
+from ldm_jax import build
+from ldm_jax.diffusion.grids import SPACINGS, make_points, starts_too_low
 from ldm_jax.diffusion.posterior import posterior
 from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule
 from tests.common import assert_close, load_case
@@ -200,3 +202,35 @@ def test_wrong_grid_is_refused(num_steps, options, message):
 def test_karras_needs_signal_everywhere(options):
     with pytest.raises(ValueError, match="use 'trailing'"):
         make_points(make_schedule(**options), 50, "karras")
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"karras"}))
+def test_grids_that_miss_pure_noise_are_told(spacing, shift):
+    low = spacing in ("uniform", "quad", "compvis", "leading")
+    for schedule in (
+        make_schedule("rectified_flow"),
+        make_schedule(zero_terminal_snr=True),
+    ):
+        points = make_points(schedule, 20, spacing, shift=shift)
+        assert starts_too_low(schedule, points) == low
+    points = make_points(SCHEDULE, 20, spacing, shift=shift)
+    assert not starts_too_low(SCHEDULE, points)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "strength", "warned"),
+    [(None, None, True), ("quad", 1.0, True), ("uniform", 0.5, False)]
+    + [(name, None, False) for name in ("trailing", "linspace")],
+)
+def test_a_start_below_pure_noise_is_a_warning(spacing, strength, warned, caplog):
+    build._warn_once.cache_clear()
+    config = shapes_class.get_config("tiny")
+    config.schedule.update(kind="rectified_flow", prediction_type="velocity")
+    if spacing is not None:
+        config.sample.spacing = spacing
+    if strength is not None:
+        config.sample.strength = strength
+    build.check_model(config)
+    assert ("sample.spacing=" in caplog.text) == warned
+    assert ('set sample.spacing="trailing"' in caplog.text) == warned

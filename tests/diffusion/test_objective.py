@@ -58,6 +58,19 @@ def test_elbo_weights_match_the_original(prediction_type, name, v_posterior):
     assert_close(elbo_weights(SCHEDULE, prediction_type, v_posterior), expected)
 
 
+def test_elbo_weights_of_a_new_type_follow_from_what_it_says_of_x0(monkeypatch):
+    noise = PREDICTION_TYPES["noise"]
+    half = noise._replace(
+        target=lambda x0, noise, alpha, sigma: noise / 2,
+        x0=lambda out, *point: noise.x0(2 * out, *point),
+        noise=lambda out, *point: 2 * out,
+    )
+    monkeypatch.setitem(PREDICTION_TYPES, "half", half)
+    expected = elbo_weights(SCHEDULE, "noise", 0.3)
+    # Half the output makes a quarter of the error.
+    assert_close(elbo_weights(SCHEDULE, "half", 0.3), 4 * expected)
+
+
 @pytest.mark.parametrize("prediction_type", ["v", "velocity"])
 def test_elbo_weights_of_other_types_are_one(prediction_type):
     assert np.all(elbo_weights(SCHEDULE, prediction_type) == 1)

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.guidance import guide
-from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
+from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.samplers import SAMPLERS, make_sampler, options_of
 from ldm_jax.diffusion.schedule import (
     SchedulePoint,
     add_noise,
@@ -376,6 +377,36 @@ def run_step(step, num_steps, **options):
     latents, points = jnp.zeros((2, 16, 16, 1)), make_points(SCHEDULE, num_steps)
     sample(sampler, gaussian_denoiser, latents, points, keys(2), **options)
     return trajectory()
+
+
+def test_the_state_keeps_its_types_and_must_keep_its_shapes():
+    def init(latents):
+        return {"count": 0, "last": jnp.zeros_like(latents), "rng": jax.random.key(0)}
+
+    def step(predict, latents, state, now, next, noise):
+        # As after a denoiser of another type.
+        last = latents.astype(jnp.float16) + state["count"]
+        return last, state | {"count": state["count"] + 1.0, "last": last}
+
+    points, latents = make_points(SCHEDULE, 4), jnp.zeros((2, 4, 4, 1))
+    run = functools.partial(sample, predict=gaussian_denoiser, latents=latents)
+    run = functools.partial(run, points=points, rngs=keys(2))
+    moved = run(Sampler(init, step, order=1))
+    np.testing.assert_array_equal(moved, np.full_like(moved, 0 + 1 + 2 + 3))
+
+    def grow(predict, latents, state, now, next, noise):
+        return latents, (*state, latents)
+
+    with pytest.raises(ValueError, match="step must return .latents, state. shaped"):
+        run(Sampler(lambda latents: (latents,), grow, order=1))
+
+
+def test_a_row_may_have_options_of_its_own(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "of_order", lambda order=2: ("made", order))
+    assert options_of("of_order") == ("order",)
+    assert make_sampler("of_order", order=3) == ("made", 3)
+    with pytest.raises(ValueError, match="no option 'eta': it takes order"):
+        make_sampler("of_order", eta=0.5)
 
 
 def test_every_step_of_every_sample_has_its_own_noise():

@@ -89,9 +89,9 @@ def test_levels_between_timesteps(options):
 @pytest.mark.parametrize(
     "options, prediction_type, message",
     [
-        ({"zero_terminal_snr": True}, "noise", "use 'v'"),
-        ({"kind": "rectified_flow"}, "noise", "'velocity' with rectified_flow"),
-        ({"kind": "rectified_flow"}, "v", "use 'velocity'"),
+        ({"zero_terminal_snr": True}, "noise", "choose one of x0, v, velocity"),
+        ({"kind": "rectified_flow"}, "noise", "choose one of x0, velocity"),
+        ({"kind": "rectified_flow"}, "v", "choose one of x0, velocity"),
     ],
 )
 def test_prediction_that_does_not_go_with_the_schedule(
@@ -102,6 +102,18 @@ def test_prediction_that_does_not_go_with_the_schedule(
         check_prediction(schedule, prediction_type)
     check_prediction(schedule, "x0")
     check_prediction(schedule, "velocity")
+
+
+def test_how_a_prediction_goes_with_a_schedule_is_not_told_by_its_name(monkeypatch):
+    for name in ("noise", "v"):
+        monkeypatch.setitem(PREDICTION_TYPES, f"my_{name}", PREDICTION_TYPES[name])
+    check_prediction(make_schedule(), "my_noise")
+    for kind in ("scaled_linear", "linear", "cosine", "sqrt"):
+        check_prediction(make_schedule(kind, zero_terminal_snr=True), "my_v")
+    with pytest.raises(ValueError, match="'my_noise' says nothing about latents"):
+        check_prediction(make_schedule(zero_terminal_snr=True), "my_noise")
+    with pytest.raises(ValueError, match="'my_v' does not give back x0 and noise"):
+        check_prediction(make_schedule("rectified_flow"), "my_v")
 
 
 @pytest.mark.parametrize("kind", ["scaled_linear", "linear"])

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, sampling
+from ldm_jax import checkpoint, ranges, sampling
 from ldm_jax.build import make_backbone
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.backbones import BACKBONES
@@ -30,6 +30,7 @@ class Mixer(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
 
+    field_ranges = {"width": ranges.whole(1, 1024), "dropout": ranges.real(0, 1, ")")}
     tiny = {"width": 16}
     size_multiple = 4
 
@@ -124,6 +125,16 @@ def test_a_toy_is_built_by_the_key_tiny(kind):
     assert backbone == make(kind)
     with pytest.raises(ConfigError, match="backbone.no_such_field is not an option"):
         make(kind, no_such_field=1)
+
+
+def test_every_field_has_a_range_of_its_own(kind):
+    fields = {field.name for field in dataclasses.fields(BACKBONES[kind])}
+    # These have the same meaning for every kind.
+    own = fields - {"out_channels", "dtype", "parent", "name"}
+    assert own <= BACKBONES[kind].field_ranges.keys()
+    for field in own & {"width", "channels"}:
+        with pytest.raises(ConfigError, match=f"backbone.{field} must be from 1"):
+            make(kind, **{field: -3})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

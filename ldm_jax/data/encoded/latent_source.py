@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
-from ldm_jax.config import to_dict
+from ldm_jax.config import entries_of
 from ldm_jax.data.encoded.header import EMPTY, FILE, Header
 from ldm_jax.data.encoded.record import MEAN, STATES, STD, TYPES
 from ldm_jax.files import most_open_files
@@ -328,15 +328,13 @@ def _plain_inputs(section):
 
     And without "dropout", which training draws anew in each epoch.
     """
-    entries = to_dict(section or {})
     return {
         key: {
             k: list(v) if isinstance(v, tuple) else v
             for k, v in entry.items()
             if k != "dropout"
         }
-        for key, entry in entries.items()
-        if entry.get("kind") != "none"
+        for key, entry in entries_of(section).items()
     }
 
 

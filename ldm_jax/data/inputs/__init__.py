@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.config import build, choose, to_dict
+from ldm_jax.config import build_row, choose, entries_of
 from ldm_jax.data.inputs.caption import Caption
 from ldm_jax.data.inputs.image_input import Image, LowRes, MaskedImage
 from ldm_jax.data.inputs.kind import Input
@@ -53,17 +53,15 @@ def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, Inp
       ConfigError: On an unknown kind or option, or a wrong value.
     """
     inputs = {}
-    for key, entry in sorted(to_dict(section or {}).items()):
-        name, entry = f"data.inputs.{key}", dict(entry)
+    for key, entry in sorted(entries_of(section).items()):
+        name = f"data.inputs.{key}"
         if key in RESERVED:
             raise ConfigError(f"{name}: batches have another {key}; rename the input")
         kind = entry.pop("kind", None)
-        if kind == "none":
-            continue
         entry = {_OLD_OPTIONS.get(k, k): value for k, value in entry.items()}
         row = choose(INPUTS, kind, f"{name}.kind")
         own_key = {"key": key} if "key" in inspect.signature(row).parameters else {}
-        inputs[key] = build(row, entry, name, **own_key)
+        inputs[key] = build_row(row, kind, entry, name, **own_key)
     return inputs
 
 

@@ -1,0 +1,49 @@
+"""What a sampler is: a pair of functions from one noise level to the next.
+
+It stands apart from the table of samplers, so that a file of one can be imported there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax.annotations import Array
+from ldm_jax.diffusion.schedule import SchedulePoint
+
+# (latents, point) -> (x0, noise), all arrays [B, ...]; point is scalar.
+Denoiser = Callable[[Array, SchedulePoint], tuple[Array, Array]]
+
+
+def _once(num_steps):
+    return np.ones(num_steps, int)
+
+
+class Sampler(NamedTuple):
+    """One way to take latents from a noise level to the next.
+
+    Its functions are pure. `predict(latents, point) -> (x0, noise)` is the denoiser,
+    guidance included; `now` and `next` are scalar SchedulePoints. `solve.sample` owns
+    everything else: the loop, randomness, the start index, temperature and the hook
+    that holds known pixels.
+
+    A step must give finite latents from pure noise (alpha 0) and to clean data (sigma
+    0), where log-SNR and half of the usual divisions are infinite. Latents and state
+    keep their shapes from step to step; `solve.sample` casts both back to the types
+    that they began with, as a denoiser in bfloat16 may give others.
+
+    Attributes:
+      init: latents -> state, any pytree.
+      step: (predict, latents, state, now, next, noise) -> (latents, state); `noise` is
+        standard normal times temperature.
+      order: Order of convergence on a grid uniform in log-SNR.
+      evaluations: num_steps -> how many times each transition is stepped, int
+        [num_steps], for samplers that evaluate the network several times in one.
+      stochastic: Whether steps use `noise`.
+    """
+
+    init: Callable
+    step: Callable
+    order: int
+    evaluations: Callable = _once
+    stochastic: bool = False

@@ -1,0 +1,80 @@
+"""configs/common.py explains every key of a config, or says what does."""
+
+import importlib
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+
+SECTIONS = {
+    "data": common.data,
+    "train": common.train,
+    "sample": common.sample,
+    "eval": common.evaluation,
+    "first_stage": common.first_stage,
+    "schedule": common.schedule,
+    "loss of a second stage": common.diffusion_loss,
+    "loss of a first stage": common.autoencoder_loss,
+}
+
+
+def _texts(docstring):
+    """A docstring, and those of what it names as `Name in `file.py``."""
+    yield docstring
+    named = re.findall(r"(\w+)\s+in\s+`([\w/]+)\.py`", docstring)
+    for name, file in named:
+        module = importlib.import_module(f"ldm_jax.{file.replace('/', '.')}")
+        found = getattr(module, name)
+        # A table explains nothing but has its rows by name.
+        yield found.__doc__ if callable(found) else ""
+
+
+def _explained(docstring):
+    """The keys that a docstring, or what it names, lists as `key: ...`."""
+    heads = r"^ +((?:\w+, )*\w+): \S"
+    found = (re.findall(heads, text, re.MULTILINE) for text in _texts(docstring))
+    return {key for heads in found for head in heads for key in head.split(", ")}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_of_a_section_is_explained(section):
+    make = SECTIONS[section]
+    assert make().keys() - _explained(make.__doc__) == set()
+
+
+@pytest.mark.parametrize(
+    ("make", "inner"),
+    [
+        (common.train, "optimizer"),
+        (common.train, "mesh"),
+        (common.evaluation, "weights"),
+    ],
+)
+def test_every_key_of_a_section_in_a_section_is_named(make, inner):
+    text = re.search(rf"(?ms)^    {inner}: (.*?)^    \w", make.__doc__)[1]
+    for key in make()[inner]:
+        assert re.search(rf"\b{key}\b", text), key
+
+
+def _lines(name):
+    """What the module's docstring says of a network."""
+    return re.search(rf"^{name}: .*(?:\n  .*)*", common.__doc__, re.MULTILINE)[0]
+
+
+def test_every_key_of_a_network_is_explained():
+    config = common.autoencoder()
+    for name in ("first_stage", "discriminator"):
+        keys = set(config[name]) - {"kind"}
+        assert keys - _explained(_lines(name)) == set()
+    assert "channels" in _explained(_lines("backbone"))
+    assert "channels" in _explained(_lines("classifier"))
+
+
+def test_every_section_is_of_a_function_or_named_here():
+    for make in (common.autoencoder, common.diffusion, common.classifier):
+        for key, value in make().items():
+            named = re.search(rf"(?m)^{key}: |`{key}`", common.__doc__)
+            assert key in SECTIONS or key == "loss" or named, key
+            assert isinstance(value, ConfigDict) or named
