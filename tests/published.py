@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from tests.runs import ROOT
 
-# Modules of `configs` that are no experiments.
-SHARED = ("__init__", "common", "published", "shapes_tasks")
-
+# Others of the folder are no experiments.
 NAMES = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in SHARED
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if "\ndef get_config(" in path.read_text(encoding="utf-8")
 )
 
 # The experiments that train each of the released second stages, by its manifest.

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # on the floors below, so rooms of one floor know nothing of one another.
 FLOORS = (
     ("annotations", "commands", "errors", "console", "flops"),
-    ("store",),
+    ("chips", "store"),
     ("files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),

@@ -21,13 +21,13 @@ from benchmarks.accelerators.parts import (
 )
 from benchmarks.accelerators.timing import measure
 from ldm_jax import generate, sharding
+from ldm_jax.chips import chip_of
 from ldm_jax.cli import load_config
 from ldm_jax.flops import count_flops
 from ldm_jax.planning.abstract import Given, make_planned, shardings_of
 from ldm_jax.planning.forward import networks
 from ldm_jax.seeds import make_key
 from ldm_jax.training.compiled import jit_init, jit_step
-from ldm_jax.training.throughput import chip_of
 
 
 def load(part: Part, tiny: bool) -> Any:

@@ -49,6 +49,7 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.config import suggest
 from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.filters import Filter
+from ldm_jax.data.filters.tables import SIZES, with_sizes
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.orders.mixture import MixtureSource
 from ldm_jax.data.prepared import TfdsSource
@@ -313,11 +314,16 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     name = f"{key}={condition!r}"
     try:
         test = Filter(condition)
-        known = tuple(getattr(source, "column_names", ()))
+        known, columns = _columns_of(source)
         for column in test.names:
+            if not known:
+                raise ValueError(
+                    f"there is no {column}: this source knows nothing of its examples "
+                    "without reading them; leave the filter out, or take another source"
+                )
             if column not in known:
                 raise ValueError(f"there is no {column}; {suggest(column, known)}")
-        fits = test(source.columns(test.names) if test.names else {}, len(source))
+        fits = test(columns(test.names) if test.names else {}, len(source))
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     kept = np.flatnonzero(fits)
@@ -326,6 +332,15 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     if not len(kept):
         raise ConfigError(f"{name} keeps none of {len(source):,} examples")
     return Chosen(source, kept.astype(np.min_scalar_type(len(source))))
+
+
+def _columns_of(source):
+    """(names, function that gives some of them) of the columns of a source."""
+    if hasattr(source, "column_names"):
+        return tuple(source.column_names), source.columns
+    if not hasattr(source, "sizes"):
+        return (), None
+    return SIZES, functools.partial(with_sizes, source.sizes, None)
 
 
 def require_images(source: Any, advice: str) -> None:

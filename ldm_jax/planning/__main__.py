@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ldm_jax import cli
+from ldm_jax.chips import CHIPS, chip_named
 from ldm_jax.errors import ConfigError
 
 with cli.group("what to plan"):
@@ -44,9 +45,7 @@ with cli.group("on what"):
     _MESH = flags.DEFINE_string(
         "mesh", None, "As data=8,fsdp=4; train.mesh of the config if unset."
     )
-    _CHIP = flags.DEFINE_string(
-        "chip", "H100", "A100-40, A100-80, H100, H200, B200, v4, v5e, v5p, v6e or v7x."
-    )
+    _CHIP = flags.DEFINE_string("chip", "H100", f"One of {', '.join(CHIPS)}.")
     _MFU = flags.DEFINE_float(
         "mfu", 0.35, "Share of the chips' peak in bfloat16 that the run reaches."
     )
@@ -92,7 +91,6 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.planning.examples import read_features
     from ldm_jax.planning.page import page, programs_page
     from ldm_jax.planning.plan import Options, make_mesh, make_plan
-    from ldm_jax.training.throughput import chip_named
 
     config = check_values(upgrade_config(_CONFIG.value)[0])
     chip = chip_named(_CHIP.value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ldm_jax.training.throughput import Chip
+from ldm_jax.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
+from ldm_jax.chips import Chip
 from ldm_jax.config import NETWORKS
 from ldm_jax.errors import ConfigError
 from ldm_jax.flops import count_flops
@@ -16,7 +17,6 @@ from ldm_jax.planning.advice import Way, ways_to_fit
 from ldm_jax.planning.cost import Cost, cost_of_run
 from ldm_jax.planning.forward import Network, encoding_flops, networks
 from ldm_jax.planning.memory import ROWS, Memory, MemoryOf
-from ldm_jax.training.throughput import Chip
 
 # How much of a chip's memory is planned with: the count of activations is off by a few
 # per cent, and programs take memory for themselves.

@@ -247,6 +247,27 @@ def test_what_is_read_for_a_size_is_limited():
     assert max(asked) == 2**26
 
 
+class Sized:
+    """A source that knows the sizes of its images and no columns."""
+
+    def __len__(self):
+        return 3
+
+    def sizes(self):
+        return np.array([[8, 16], [16, 32], [0, 0]], np.int32)
+
+
+def test_sizes_are_columns_of_every_source_that_has_them():
+    assert keep(Sized(), "width > 16")._indices.tolist() == [1]
+    with pytest.raises(ConfigError, match="no score; choose from height, width"):
+        keep(Sized(), "score > 1")
+
+
+def test_a_source_without_columns_says_so():
+    with pytest.raises(ConfigError, match="no width: this source knows nothing"):
+        keep(range(3), "width > 16")
+
+
 def test_a_folder_keeps_the_columns_that_are_asked_for(tmp_path):
     write_images(tmp_path / "f", [f"{n}.png" for n in range(3)])
     for n, path in enumerate(sorted((tmp_path / "f").rglob("*.png"))):

@@ -5,11 +5,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
+from ldm_jax.chips import CHIPS
 from ldm_jax.planning import ahead
 from ldm_jax.planning.abstract import Given
 from ldm_jax.planning.page import programs_page
 from ldm_jax.planning.plan import Options, make_mesh, make_plan
-from ldm_jax.training.throughput import CHIPS
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import pytest
 from jax.sharding import AbstractMesh
 
+from ldm_jax.chips import CHIPS, chip_named, chip_of
 from ldm_jax.cli import load_config
 from ldm_jax.config import check_values
 from ldm_jax.errors import ConfigError
@@ -16,7 +17,6 @@ from ldm_jax.planning.forward import encoding_flops, networks
 from ldm_jax.planning.memory import Memory
 from ldm_jax.planning.page import page
 from ldm_jax.planning.plan import Options, make_mesh, make_plan
-from ldm_jax.training.throughput import CHIPS, chip_named, chip_of
 
 
 def _config(name, **changes):

@@ -232,6 +232,10 @@ def make_table(rows: Iterable[Mapping[str, Any] | None]) -> Table:
     return table
 
 
+# The columns that follow from the sizes of images, in their order.
+SIZES = ("height", "width")
+
+
 def with_sizes(
     sizes: Callable[[], Int[np.ndarray, "N 2"]],
     other: Callable[[str], Shaped[np.ndarray, " N"]],
@@ -247,10 +251,9 @@ def with_sizes(
     Returns:
       Name -> column [N].
     """
-    sides = {"height": 0, "width": 1}
     return {
-        name: sizes()[:, sides[name]].astype(np.float64)
-        if name in sides
+        name: sizes()[:, SIZES.index(name)].astype(np.float64)
+        if name in SIZES
         else other(name)
         for name in names
     }
