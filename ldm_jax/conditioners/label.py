@@ -11,6 +11,7 @@ from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.layers import dense
+from ldm_jax.models.operations.parameters import Embed
 
 
 class ClassLabel(nn.Module):
@@ -62,7 +63,7 @@ class ClassLabel(nn.Module):
         """
         if self.ignore_label is not None:
             labels = jnp.where(labels == self.ignore_label, self.num_classes, labels)
-        embedding = nn.Embed(
+        embedding = Embed(
             self.num_classes + self.null_class,
             self.features,
             # PyTorch's default, which CompVis's models were trained from.

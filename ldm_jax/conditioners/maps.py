@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from ldm_jax.annotations import Array, Float, Integer, Num
 from ldm_jax.conditioners.checks import check_classes, check_floats, check_images
-from ldm_jax.models.layers import dense, kernel_init
+from ldm_jax.models.layers import dense
+from ldm_jax.models.operations.parameters import kernel_init, param
 from ldm_jax.models.resize import METHODS, rescale
 
 # What files of 8 bits usually hold for pixels without a class.
@@ -160,13 +161,13 @@ class ChannelsOfLabels(nn.Module):
           [B, H, W, features].
         """
         shape = self.num_classes, self.features
-        kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+        kernel = param(self, "kernel", kernel_init, shape).astype(self.dtype)
         # The last row is for pixels without a class.
         kernel = jnp.pad(kernel, ((0, 1), (0, 0)))
         known = (labels >= 0) & (labels < self.num_classes)
         maps = kernel[jnp.where(known, labels, self.num_classes)]
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = param(self, "bias", nn.initializers.zeros, (self.features,))
             maps += bias[None, None, None].astype(self.dtype)
         return maps
 

@@ -11,15 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float
-from ldm_jax.models.layers import (
-    GroupNorm,
-    Initializer,
-    dense,
-    kernel_init,
-    layer_norm,
-)
+from ldm_jax.models.layers import GroupNorm, LayerNorm, dense
 from ldm_jax.models.operations.dot_product import dot_product_attention
 from ldm_jax.models.operations.kernels import AUTO
+from ldm_jax.models.operations.parameters import Initializer, kernel_init
 
 
 class Attention(nn.Module):
@@ -217,9 +212,7 @@ class TransformerBlock(nn.Module):
         made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
 
         def add(x, name, layer):
-            norm = layer_norm(
-                affine=not adaptive, dtype=self.dtype, name=f"norm_{name}"
-            )
+            norm = LayerNorm(affine=not adaptive, dtype=self.dtype, name=f"norm_{name}")
             if not adaptive:
                 return x + layer(norm(x))
             width, name = 3 * x.shape[-1], f"modulation_{name}"

@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Int, Num
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import GroupNorm, Initializer, dense, kernel_init
+from ldm_jax.models.layers import GroupNorm, dense
+from ldm_jax.models.operations.parameters import Initializer, kernel_init, param
 from ldm_jax.models.unet import UNet
 
 
@@ -130,7 +131,7 @@ class AttentionPool(nn.Module):
                     f"{h} x {w}: give latents of the size it was trained on"
                 )
         init = nn.initializers.normal(c**-0.5)
-        x = x + self.param("position", init, shape)[None].astype(x.dtype)
+        x = x + param(self, "position", init, shape)[None].astype(x.dtype)
         return Attention(
             self.num_heads,
             c // self.num_heads,

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float
 from ldm_jax.models.layers import GroupNorm
+from ldm_jax.models.operations.parameters import Conv, param
 
 Features = Float[Array, "batch height width channels"]
 
@@ -41,8 +42,8 @@ class BatchNorm(nn.Module):
           [B, h, w, c].
         """
         c = x.shape[-1]
-        scale = self.param("scale", _normal(mean=1.0), (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        scale = param(self, "scale", _normal(mean=1.0), (c,))
+        bias = param(self, "bias", nn.initializers.zeros, (c,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
         x = x.astype(jnp.float32)
@@ -83,8 +84,8 @@ class ActNorm(nn.Module):
           [B, h, w, c].
         """
         c = x.shape[-1]
-        shift = self.param("shift", nn.initializers.zeros, (c,))
-        scale = self.param("scale", nn.initializers.zeros, (c,))
+        shift = param(self, "shift", nn.initializers.zeros, (c,))
+        scale = param(self, "scale", nn.initializers.zeros, (c,))
         first_shift = self.variable("batch_stats", "shift", jnp.zeros, (c,))
         first_scale = self.variable("batch_stats", "scale", jnp.ones, (c,))
         seen = self.variable("batch_stats", "seen", jnp.zeros, ())
@@ -170,7 +171,7 @@ class PatchDiscriminator(nn.Module):
         return x.astype(jnp.float32)
 
     def _conv(self, features, stride, name, use_bias=True):
-        return nn.Conv(
+        return Conv(
             features,
             (4, 4),
             stride,

@@ -11,7 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, Num
-from ldm_jax.models.layers import dense, kernel_init, layer_norm
+from ldm_jax.models.layers import LayerNorm, dense
+from ldm_jax.models.operations.parameters import Conv, kernel_init, param
 from ldm_jax.models.resize import resize_corners
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
@@ -64,7 +65,7 @@ class ImageEncoder(nn.Module):
           the patches row by row, all through the final norm and the projection, which
           CLIP trained for that of the whole image alone.
         """
-        x = nn.Conv(
+        x = Conv(
             self.width,
             (self.patch_size,) * 2,
             self.patch_size,
@@ -74,12 +75,12 @@ class ImageEncoder(nn.Module):
             kernel_init=kernel_init,
             name="patches",
         )(images)
-        whole = self.param("whole", embedding_init, (self.width,))
+        whole = param(self, "whole", embedding_init, (self.width,))
         whole = jnp.broadcast_to(whole.astype(self.dtype), (len(x), 1, self.width))
         x = jnp.concatenate([whole, x.reshape(len(x), -1, self.width)], axis=1)
-        positions = self.param("positions", embedding_init, x.shape[1:])
+        positions = param(self, "positions", embedding_init, x.shape[1:])
         x = x + positions[None].astype(self.dtype)
-        x = layer_norm(dtype=self.dtype, name="norm_in")(x)
+        x = LayerNorm(dtype=self.dtype, name="norm_in")(x)
         for i in range(self.num_layers):
             x = EncoderBlock(
                 self.num_heads,
@@ -90,7 +91,7 @@ class ImageEncoder(nn.Module):
                 self.dtype,
                 name=f"block_{i}",
             )(x)
-        x = layer_norm(dtype=self.dtype, name="norm_out")(x)
+        x = LayerNorm(dtype=self.dtype, name="norm_out")(x)
         return dense(
             self.embed_dim, use_bias=False, dtype=self.dtype, name="projection"
         )(x)

@@ -15,14 +15,14 @@ from jax.typing import DTypeLike
 
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.operations.group_norm import group_norm
-
-Initializer = jax.nn.initializers.Initializer
-
-# How weights start: with variance 1 / fan_in in all networks but denoisers, which learn
-# faster at first from a third of it, PyTorch's default. (Autoencoders stay at grey
-# images several times as long from that.) Measured: see benchmarks/RESULTS.md.
-kernel_init = nn.initializers.lecun_normal()
-denoiser_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from ldm_jax.models.operations.layer_norm import layer_norm
+from ldm_jax.models.operations.parameters import (
+    Conv,
+    Dense,
+    Initializer,
+    kernel_init,
+    param,
+)
 
 
 def dense(
@@ -33,7 +33,7 @@ def dense(
     zero: bool = False,
     dtype: DTypeLike = jnp.float32,
     name: str | None = None,
-) -> nn.Dense:
+) -> Dense:
     """A matrix product on channels; also every 1x1 convolution.
 
     Args:
@@ -48,7 +48,7 @@ def dense(
       A module [..., c] -> [..., features].
     """
     init = nn.initializers.zeros if zero else kernel_init
-    return nn.Dense(
+    return Dense(
         features,
         use_bias,
         dtype,
@@ -80,7 +80,7 @@ def conv(
     zero: bool = False,
     dtype: DTypeLike = jnp.float32,
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """A convolution with PyTorch's explicit padding ("SAME" differs at stride 2).
 
     Args:
@@ -97,7 +97,7 @@ def conv(
       A module [B, h, w, c] -> [B, h', w', features].
     """
     pad = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         stride,
@@ -108,35 +108,34 @@ def conv(
     )
 
 
-def layer_norm(
-    *,
-    affine: bool = True,
-    epsilon: float = 1e-5,
-    dtype: DTypeLike = jnp.float32,
-    name: str,
-) -> nn.LayerNorm:
-    """Layer normalisation (Ba et al. 2016).
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016), with statistics in float32.
 
-    Statistics are exact, in float32.
-
-    Args:
+    Attributes:
       affine: Whether there are a scale and a bias.
       epsilon: Added to the variance; PyTorch's if not given.
       dtype: Type of the output.
-      name: Parameter scope.
-
-    Returns:
-      A module [..., c] -> [..., c].
     """
-    # What it makes of its input in float32 is made anew in the backward pass.
-    return nn.remat(nn.LayerNorm)(
-        epsilon,
-        dtype,
-        use_bias=affine,
-        use_scale=affine,
-        use_fast_variance=False,
-        name=name,
-    )
+
+    affine: bool = True
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        """Normalises over channels.
+
+        Args:
+          x: [..., c].
+
+        Returns:
+          [..., c] in `dtype`.
+        """
+        scale = bias = None
+        if self.affine:
+            scale = param(self, "scale", nn.initializers.ones, x.shape[-1:])
+            bias = param(self, "bias", nn.initializers.zeros, x.shape[-1:])
+        return layer_norm(x, scale, bias, self.epsilon, self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -179,8 +178,8 @@ class GroupNorm(nn.Module):
                 f"{channels} channels do not divide into {groups} groups: choose "
                 f"channels so that every level has a multiple of {groups}"
             )
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = param(self, "scale", nn.initializers.ones, (channels,))
+        bias = param(self, "bias", nn.initializers.zeros, (channels,))
         options = (groups, self.epsilon, self.silu, self.dtype)
         return group_norm(x, scale, bias, modulation, *options)
 
@@ -307,8 +306,8 @@ class Upsample(nn.Module):
         if not self.with_conv:
             return upsample_nearest(x)
         c = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, c, c))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        kernel = param(self, "kernel", self.kernel_init, (3, 3, c, c))
+        bias = param(self, "bias", nn.initializers.zeros, (c,))
         x = upsample_conv(x.astype(self.dtype), kernel)
         return x + bias[None, None, None].astype(self.dtype)
 

@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float, Int
 from ldm_jax.models.attention import Attention
-from ldm_jax.models.layers import dense, layer_norm
+from ldm_jax.models.layers import LayerNorm, dense
+from ldm_jax.models.operations.parameters import Embed, param
 
 embedding_init = nn.initializers.normal(0.02)
 
@@ -83,8 +84,8 @@ class TextEncoder(nn.Module):
         length = ids.shape[1]
         self.check_length(length)
         shape = self.max_length, self.features
-        positions = self.param("positions", embedding_init, shape)
-        x = nn.Embed(
+        positions = param(self, "positions", embedding_init, shape)
+        x = Embed(
             self.vocab_size,
             self.features,
             embedding_init=embedding_init,
@@ -104,7 +105,7 @@ class TextEncoder(nn.Module):
                 self.dtype,
                 name=f"block_{i}",
             )(x, mask)
-        return layer_norm(dtype=self.dtype, name="norm_out")(x)
+        return LayerNorm(dtype=self.dtype, name="norm_out")(x)
 
     @nn.nowrap
     def check_length(self, length: int) -> None:
@@ -163,7 +164,7 @@ class EncoderBlock(nn.Module):
           [B, T, c].
         """
         made = dict(epsilon=self.epsilon, dtype=self.dtype)
-        y = layer_norm(**made, name="norm_attention")(x)
+        y = LayerNorm(**made, name="norm_attention")(x)
         x = x + Attention(
             self.num_heads,
             self.head_channels,
@@ -171,7 +172,7 @@ class EncoderBlock(nn.Module):
             dtype=self.dtype,
             name="attention",
         )(y, mask=mask)
-        y = layer_norm(**made, name="norm_feed_forward")(x)
+        y = LayerNorm(**made, name="norm_feed_forward")(x)
         width = x.shape[-1]
         y = dense(self.mlp_ratio * width, dtype=self.dtype, name="proj_in")(y)
         y = ACTIVATIONS[self.activation](y)

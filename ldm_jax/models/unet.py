@@ -24,12 +24,12 @@ from ldm_jax.models.layers import (
     ResBlock,
     Upsample,
     conv,
-    denoiser_init,
     dense,
     timestep_embedding,
 )
 from ldm_jax.models.operations.join import join
 from ldm_jax.models.operations.kernels import AUTO, check_kernel
+from ldm_jax.models.operations.parameters import denoiser_init
 
 
 class UNet(nn.Module):

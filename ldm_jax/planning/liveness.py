@@ -25,39 +25,8 @@ import jax
 
 from ldm_jax.flops import inner_jaxprs
 from ldm_jax.planning.flatten import CONTROL, Program, flatten
-
-# Read arrays in memory, and write such.
-_HEAVY = (
-    "dot_general",
-    "conv_general_dilated",
-    "ragged_dot",
-    "sort",
-    "gather",
-    "scatter",
-    "scatter-add",
-    "scatter_add",
-    "custom_call",
-    "dot_product_attention_fwd_wrapper",
-    "dot_product_attention_bwd_wrapper",
-    *CONTROL,
-)
-# Write arrays, of what may be computed as it is read.
-_REDUCTIONS = ("reduce", "argmax", "argmin", "cumsum", "cumprod", "cumlogsumexp")
-# Give a part of the values.
-_PARTS = ("slice", "split")
-# Give the same values in another order.
-_VIEWS = (
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "transpose",
-    "rev",
-    "stop_gradient",
-    "copy",
-    "sharding_constraint",
-    "optimization_barrier",
-    "name",
-)
+from ldm_jax.planning.order import grows, with_sums_last
+from ldm_jax.planning.primitives import HEAVY, PARTS, REDUCTIONS, VIEWS
 
 
 class Bytes(NamedTuple):
@@ -110,6 +79,7 @@ class Lifetimes:
         jaxpr: Any,
         rows: int,
         split: Callable[[Sequence[int]], float] = lambda shape: 1,
+        sums_last: bool = False,
     ) -> None:
         """Follows a program from its first step to its last.
 
@@ -118,9 +88,13 @@ class Lifetimes:
           rows: A prime: sides that are multiples of it grow with the batch.
           split: Shape of a value that does not grow with it, such as a gradient -> over
             how many devices it is split.  Those of one shape count alike.
+          sums_last: Whether gradients of weights are computed last, as they are where
+            they are summed over devices, see `order.with_sums_last`.
         """
         self._program: Program = flatten(jaxpr)
-        self._rows, self._split = rows, split
+        if sums_last:
+            self._program = with_sums_last(self._program, rows)
+        self._rows, self._split, self._sums_last = rows, split, sums_last
         # Value -> the one whose values it gives in another order.
         self._base: dict[int, int] = {}
         self._readers: collections.Counter[int] = collections.Counter()
@@ -190,10 +164,10 @@ class Lifetimes:
             if self._is_view(step):
                 self._readers.subtract(set(inputs))
                 self._base[step.outputs[0]] = inputs[0]
-            elif step.name in _HEAVY:
+            elif step.name in HEAVY:
                 self._written.update(inputs, step.outputs)
                 self._split_up.update(step.outputs)
-            elif step.name.startswith(_REDUCTIONS):
+            elif step.name.startswith(REDUCTIONS):
                 self._written.update(step.outputs)
                 self._split_up.update(step.outputs)
 
@@ -216,7 +190,7 @@ class Lifetimes:
                 if self._joins(value, sources):
                     self._written.add(value)
                 roots[value] = sources
-                if step.name in _PARTS and value not in self._written:
+                if step.name in PARTS and value not in self._written:
                     roots[value] = self._parts(index, step, value, sources)
             written = self._written.intersection(step.outputs)
             if written or not results.isdisjoint(step.outputs):
@@ -224,10 +198,10 @@ class Lifetimes:
                     self._lives[value] = (self._lives[value][0], index)
             for value in written - outside:
                 self._lives[value] = (index, index)
-            if step.name in _HEAVY:
-                self._copy(index, step)
             if step.name in CONTROL:
                 self._loops[index] = self._inside(step)
+            elif step.name in HEAVY:
+                self._copy(index, step)
 
     def _copy(self, index, step):
         """Copies of arguments to multiply with, from their first use to their last.
@@ -262,7 +236,8 @@ class Lifetimes:
 
     def _inside(self, step):
         """Lifetimes in the body of a loop, and what it carries."""
-        bodies = [Lifetimes(j, self._rows, self._split) for j in inner_jaxprs(step.eqn)]
+        how = self._rows, self._split, self._sums_last
+        bodies = [Lifetimes(jaxpr, *how) for jaxpr in inner_jaxprs(step.eqn)]
         body = max(bodies, key=lambda body: body.peak(self._rows).total)
         if step.name != "scan":
             return body, []
@@ -272,7 +247,7 @@ class Lifetimes:
         return self._base.get(value, value)
 
     def _is_view(self, step):
-        if step.name in _VIEWS:
+        if step.name in VIEWS:
             return len(step.inputs) == 1 == len(step.outputs)
         if step.name == "broadcast_in_dim" and len(step.inputs) == 1:
             avals = self._program.avals
@@ -290,7 +265,7 @@ class Lifetimes:
     def _size(self, value):
         aval = self._program.avals[value]
         size = aval_bytes(aval)
-        if any(side and side % self._rows == 0 for side in getattr(aval, "shape", ())):
+        if grows(aval, self._rows):
             return Bytes(0.0, size / self._rows)
         # A gradient is split as its parameter is; copies to multiply with are whole.
         split = self._split(aval.shape) if value in self._split_up else 1

@@ -81,7 +81,7 @@ class MemoryOf:
             planned.batch(ROWS * self.parts),
         )
         self._step = jax.make_jaxpr(planned.stage.train_step)(*arguments)
-        self._lifetimes: dict[int, Lifetimes] = {}
+        self._lifetimes: dict[tuple[int, bool], Lifetimes] = {}
 
     @property
     def jaxpr(self) -> Any:
@@ -106,11 +106,11 @@ class MemoryOf:
             name: _split_bytes(getattr(planned.state, name), getattr(state, name))
             for name in ("params", "opt_state", "ema_params", "stats")
         }
-        if fsdp not in self._lifetimes:
+        rows, key = batch_size // mesh.size, (fsdp, mesh.size > 1)
+        if key not in self._lifetimes:
             split = _split_by(fsdp, (planned.state.params, state.params))
-            self._lifetimes[fsdp] = Lifetimes(self._step, ROWS, split)
-        rows = batch_size // mesh.size
-        peak = self._lifetimes[fsdp].peak(rows // parts)
+            self._lifetimes[key] = Lifetimes(self._step, ROWS, split, mesh.size > 1)
+        peak = self._lifetimes[key].peak(rows // parts)
         example = planned.batch(rows)
         summed = bytes_of["params"] if parts > 1 == self.parts else 0
         return Memory(

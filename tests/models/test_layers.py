@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 from flax import linen as nn
 
 from ldm_jax.models.layers import (
     Downsample,
     GroupNorm,
+    LayerNorm,
     ResBlock,
     Upsample,
     average_pool,
     conv,
+    dense,
     timestep_embedding,
     upsample_conv,
     upsample_nearest,
@@ -186,3 +189,48 @@ def test_dropout_is_live_in_training_only():
     draw = [dropped(jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(draw[0], draw[1])
     assert np.abs(draw[0] - draw[2]).max() > 0.01 < np.abs(draw[0] - still).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_and_its_gradient_are_those_of_flax(dtype, affine):
+    x = (5 + normal(0, 2, 4, 64)).astype(dtype)
+    outer = normal(1, 2, 4, 64)
+    params = {"scale": normal(2, 64), "bias": normal(3, 64)} if affine else {}
+    theirs = nn.LayerNorm(
+        1e-5, dtype, use_bias=affine, use_scale=affine, use_fast_variance=False
+    )
+
+    def run(norm):
+        def loss(params, x):
+            y = norm.apply({"params": params}, x)
+            assert y.dtype == dtype
+            return jnp.sum(outer * y.astype(jnp.float32))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+
+    # Theirs adds up two gradients of x in bfloat16.
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    found, expected = run(LayerNorm(affine, dtype=dtype)), run(theirs)
+    jax.tree.map(lambda a, b: assert_close(a, b, tolerance), found, expected)
+
+
+@pytest.mark.parametrize("layer", [conv(8), dense(8), GroupNorm(4), LayerNorm()])
+def test_a_parameter_of_another_shape_is_refused(layer):
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+    with pytest.raises(errors.ScopeParamShapeError):
+        layer.apply(variables, jnp.zeros((1, 4, 4, 16)))
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(4), LayerNorm()])
+def test_norms_of_one_shape_are_traced_once(norm):
+    x = jnp.zeros((1, 4, 4, 8))
+    variables = norm.init(jax.random.key(0), x)
+
+    def twice(variables, x):
+        return norm.apply(variables, norm.apply(variables, x)).sum()
+
+    calls = jax.make_jaxpr(jax.grad(twice, (0, 1)))(variables, x).eqns
+    bodies = [id(e.params["jaxpr"].jaxpr) for e in calls if e.primitive.name == "jit"]
+    # A forward and a backward pass of each of two.
+    assert len(bodies) >= 4 and len(set(bodies)) <= len(bodies) - 2

@@ -10,7 +10,14 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-CASES = ["unconditional", "ldm4", "ldm8", "sd1", "kl_f8"]
+# Name of a case, and devices along `data` and `fsdp`.
+CASES = [
+    *((name, 1, 1) for name in ("unconditional", "ldm4", "ldm8", "sd1", "kl_f8")),
+    ("unconditional", 2, 1),
+    ("ldm4", 1, 2),
+    ("kl_f8", 2, 2),
+    ("ldm8", 2, 4),
+]
 
 
 def _has_compiler():
@@ -22,12 +29,15 @@ def _has_compiler():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not _has_compiler(), reason="needs jax-cuda12-pjrt, but no GPU")
-@pytest.mark.parametrize("name", CASES)
-def test_bytes_are_those_of_the_compiled_step(name):
+@pytest.mark.parametrize(("name", "data", "fsdp"), CASES)
+def test_bytes_are_those_of_the_compiled_step(name, data, fsdp):
     # In a process of its own: the flags of the compiler are read once.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.planner", name],
+        [
+            *(sys.executable, "-m", "benchmarks.planner", name),
+            *(f"--data={data}", f"--fsdp={fsdp}"),
+        ],
         env=environment,
         cwd=ROOT,
         capture_output=True,

@@ -3,15 +3,21 @@
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.planning.flatten import flatten
 from ldm_jax.planning.liveness import Lifetimes
+from ldm_jax.planning.order import with_sums_last
 
 ROWS = 127
 
 
-def _peak(function, *shapes, rows=2, split=lambda shape: 1):
+def _trace(function, *shapes):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    jaxpr = jax.make_jaxpr(function)(*arguments)
-    return Lifetimes(jaxpr, ROWS, split).peak(rows)
+    return jax.make_jaxpr(function)(*arguments)
+
+
+def _peak(function, *shapes, rows=2, split=lambda shape: 1, sums_last=False):
+    jaxpr = _trace(function, *shapes)
+    return Lifetimes(jaxpr, ROWS, split, sums_last).peak(rows)
 
 
 def test_what_is_elementwise_takes_nothing_of_its_own():
@@ -116,3 +122,37 @@ def test_a_kernel_is_copied_for_its_convolutions():
 
     peak = _peak(network, (ROWS, 4, 4, 8), (3, 3, 8, 8), rows=2)
     assert peak.fixed + peak.moving == 4 * (3 * 3 * 8 * 8 + 2 * 2 * 4 * 4 * 8)
+
+
+def _tower(v, w, x):
+    """Two products and a mean, which a gradient needs no value of."""
+    return jnp.sin(jnp.sin(x @ v) @ w).mean()
+
+
+def test_sums_over_the_batch_come_last_on_several_devices():
+    program = flatten(_trace(jax.grad(_tower, (0, 1)), (8, 16), (16, 32), (ROWS, 8)))
+    ordered = with_sums_last(program, ROWS)
+    assert sorted(map(id, ordered.steps)) == sorted(map(id, program.steps))
+    products = [
+        ordered.avals[step.outputs[0]].shape
+        for step in ordered.steps
+        if step.name == "dot_general"
+    ]
+    # Two forward, one back to the first activations, and then what has no rows.
+    assert products[:3] == [(ROWS, 16), (ROWS, 32), (ROWS, 16)]
+    assert sorted(map(sorted, products[3:])) == [[8, 16], [16, 32]]
+    made = set(program.arguments)
+    for step in ordered.steps:
+        assert made.issuperset(step.inputs)
+        made.update(step.outputs)
+
+
+def test_what_a_sum_over_devices_reads_is_kept_to_the_end():
+    shapes, rows = ((8, 32), (32, 8), (ROWS, 8)), 4 * 1000
+    alone = _peak(jax.grad(_tower, (0, 1)), *shapes, rows=1000)
+    several = _peak(jax.grad(_tower, (0, 1)), *shapes, rows=1000, sums_last=True)
+    # The first product, and the gradients behind and before its sine.
+    assert alone.total == rows * (32 + 32 + 32)
+    # The product and the gradient behind its sine, and what the gradient of the other
+    # weights still reads: that sine and the gradient of the second product.
+    assert several.total == rows * (32 + 32 + 32 + 8)

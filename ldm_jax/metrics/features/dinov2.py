@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from ldm_jax.annotations import Array, Float, UInt8
 from ldm_jax.metrics.features.network import to_rgb
-from ldm_jax.models.layers import layer_norm
+from ldm_jax.models.layers import LayerNorm
+from ldm_jax.models.operations.parameters import Conv, param
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
 SIZE, PATCH_SIZE, HEAD_CHANNELS = 224, 14, 64
@@ -46,17 +47,17 @@ class DinoV2(nn.Module):
         Returns:
           float32 [B, width].
         """
-        x = nn.Conv(
+        x = Conv(
             self.width,
             (PATCH_SIZE, PATCH_SIZE),
             PATCH_SIZE,
             padding="VALID",
             name="patches",
         )(images)
-        whole = self.param("whole", embedding_init, (self.width,))
+        whole = param(self, "whole", embedding_init, (self.width,))
         whole = jnp.broadcast_to(whole, (len(x), 1, self.width))
         x = jnp.concatenate([whole, x.reshape(len(x), -1, self.width)], axis=1)
-        positions = self.param("positions", embedding_init, x.shape[1:])
+        positions = param(self, "positions", embedding_init, x.shape[1:])
         x = x + positions[None]
         for i in range(self.num_layers):
             x = EncoderBlock(
@@ -66,7 +67,7 @@ class DinoV2(nn.Module):
                 epsilon=_EPSILON,
                 name=f"block_{i}",
             )(x)
-        return layer_norm(epsilon=_EPSILON, name="norm_out")(x[:, 0])
+        return LayerNorm(epsilon=_EPSILON, name="norm_out")(x[:, 0])
 
 
 def prepare(

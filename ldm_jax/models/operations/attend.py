@@ -77,6 +77,8 @@ def attend(
     return _forward(query, key, value, mask)[0]
 
 
+# Jitted, they are traced and lowered once for all attentions of one shape.
+@jax.jit
 def _forward(query, key, value, mask):
     scores = _product("bhtd,bhsd->bhts", query, key)
     if mask is not None:
@@ -90,6 +92,7 @@ def _forward(query, key, value, mask):
     return out, (query, key, value, weights, total, out)
 
 
+@jax.jit
 def _backward(kept, gradient):
     query, key, value, weights, total, out = kept
     # Without the barrier compilers skip the rounding of the weights, and keep scores in

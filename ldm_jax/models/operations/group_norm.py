@@ -53,6 +53,8 @@ def group_norm(
     return _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype)[0]
 
 
+# Jitted, they are traced and lowered once for all norms of one shape.
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
     wide = x.astype(jnp.float32)
     mean, variance = _moments(wide, groups)
@@ -63,6 +65,7 @@ def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
     return y, (x, scale, bias, modulation, mean, rate)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _backward(groups, epsilon, silu, dtype, kept, gradient):
     del epsilon, dtype
     x, scale, bias, modulation, mean, rate = kept
