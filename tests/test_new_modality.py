@@ -1,6 +1,6 @@
 """A new kind of side information is one row of MODALITIES: here, surface normals."""
 
-import functools
+import re
 
 import jax
 import numpy as np
@@ -10,10 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ldm_jax import sampling
-from ldm_jax.data.crops import resize_floats
-from ldm_jax.data.draw import draw_vectors
 from ldm_jax.data.folder import FolderSource
-from ldm_jax.data.modalities import MODALITIES, Flag, Modality, decode_vectors
+from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.prepared import find_path
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError
@@ -21,18 +19,21 @@ from ldm_jax.images import read_image, to_uint8
 from ldm_jax.sampling.flag_values import define_flags, read_flags
 from tests.data.common import always_mirrors, make_image
 from tests.runs import train
+from tests.test_imports import ROOT
 
 SIZE = 32
 
-NORMALS = Modality(
-    suffix=".normals.png",
-    prepared={"normals": ("normals", "normal_map")},
-    flags=(Flag("normals", "Surface normals, (x, y, z) as an image in colour."),),
-    decode=decode_vectors,
-    # What points to the right points to the left in a mirror.
-    follow=functools.partial(resize_floats, mirrored=(0,)),
-    draw=draw_vectors,
-)
+
+def _row_of_the_page():
+    """The row as docs/extending.md has it."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    (block,) = (block for block in blocks if 'MODALITIES["normals"]' in block)
+    exec(compile(block, "extending.md", "exec"), {})
+    return MODALITIES.pop("normals")
+
+
+NORMALS = _row_of_the_page()
 
 
 @pytest.fixture

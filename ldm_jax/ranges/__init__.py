@@ -1,6 +1,7 @@
 """What the keys of a config and the flags of the commands may be, in one table.
 
-SECTIONS says it of each section of a config, FLAGS of the commands' flags. A row is a
+SECTIONS says it of each section of a config, FLAGS of the commands' flags; a class that
+is a choice in a section may say it of its own fields (`field_ranges`). A row is a
 Check; what needs more than the value itself (choices that stand in tables of their own,
 what fits together) is checked where the section is read, by `config.build` and by the
 constructors that it calls.
