@@ -175,16 +175,13 @@ def make_schedule(
       A NoiseSchedule.
 
     Raises:
-      ValueError: If the kind is unknown or a beta leaves (0, 1).
+      ValueError: If the kind is unknown, the number of levels out of its range, or a
+        beta leaves (0, 1).
     """
     kinds = (*BETAS, *WITHOUT_BETAS)
     if kind not in kinds:
         raise ValueError(
             f"unknown schedule kind {kind!r}: choose one of {', '.join(kinds)}"
-        )
-    if isinstance(num_train_timesteps, int) and num_train_timesteps < 2:
-        raise ValueError(
-            f"num_train_timesteps must be at least 2, got {num_train_timesteps}"
         )
     levels = ranges.SECTIONS["schedule"]["num_train_timesteps"]
     ranges.check_value(levels, num_train_timesteps, "num_train_timesteps")

@@ -9,8 +9,8 @@ from the first stage, `dtype`, the compute type, and what else it wants. It has:
   [B, L, D], maps [B, h, w, c'] or [B, 1, 1, c'], and vectors [B, E]. It returns float32
   [B, h, w, out_channels], and raises ValueError for a slot or a size that it does not
   take. `train` turns dropout on (rng "dropout"), where there is any, nothing else.
-  Weights start as `layers.denoiser_init` draws them, and the output at zero: what is
-  learnt first was measured so (benchmarks/RESULTS.md).
+  Weights start as `parameters.denoiser_init` draws them, and the output at zero: what
+  is learnt first was measured so (benchmarks/RESULTS.md).
 - `size_multiple`: what height and width of the latents must be multiples of.
 - `vector_width`: the width E of a vector, for conditions that leave theirs open.
 - `identity()`: what the weights mean beyond what their names and shapes say, for

@@ -4,7 +4,7 @@ r"""Plans a run: memory, arithmetic, time and cost, without a device.
     ldm-plan --config=text_to_image --first_stage=autoencoder_kl:f8 \
         --mesh=data=4,fsdp=2 --chip=H100 --mfu=0.4 --price=2.5
 
-Any key of the config can be changed on the command line as for train.py.  Neither
+Keys of the config can be changed on the command line as for train.py.  Neither
 weights nor data are read; docs/planning.md says how the numbers come about, and how far
 they were from what compilers and devices said.
 

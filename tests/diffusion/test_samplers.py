@@ -381,12 +381,13 @@ def run_step(step, num_steps, **options):
 
 def test_the_state_keeps_its_types_and_must_keep_its_shapes():
     def init(latents):
-        return {"count": 0, "last": jnp.zeros_like(latents), "rng": jax.random.key(0)}
+        last, rng = jnp.zeros_like(latents), jax.random.key(0)
+        return {"count": 0, "last": last, "rng": rng}
 
     def step(predict, latents, state, now, next, noise):
         # As after a denoiser of another type.
-        last = latents.astype(jnp.float16) + state["count"]
-        return last, state | {"count": state["count"] + 1.0, "last": last}
+        count, moved = state["count"], (latents + state["count"]).astype(jnp.float16)
+        return moved, state | {"count": jnp.float32(count + 1), "last": moved}
 
     points, latents = make_points(SCHEDULE, 4), jnp.zeros((2, 4, 4, 1))
     run = functools.partial(sample, predict=gaussian_denoiser, latents=latents)

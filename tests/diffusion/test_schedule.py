@@ -209,7 +209,7 @@ def test_level_of_one_timestep_is_that_of_the_table():
     "options, message",
     [
         ({"kind": "sigmoid"}, "choose one of scaled_linear, linear"),
-        ({"num_train_timesteps": 1}, "at least 2"),
+        ({"num_train_timesteps": 1}, "must be from 2 to"),
         ({"beta_end": 1.2}, "change beta_start"),
         ({"kind": "linear", "beta_start": 0.0}, "change beta_start"),
     ],
