@@ -1,11 +1,9 @@
 """From config sections to modules: the only reader of sections that describe models."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -24,6 +22,7 @@ from ldm_jax.config import (
     entries_of,
     to_dict,
 )
+from ldm_jax.console import warn_once
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.orders.buckets import check_step
 from ldm_jax.diffusion.grids import make_points, starts_too_low
@@ -360,17 +359,12 @@ def check_sampling(
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
     if options.strength in (None, 1) and starts_too_low(schedule, points):
-        _warn_once(
+        warn_once(
             f"sample.spacing={spacing} starts {steps} steps where the signal is scaled "
             f"by {points.alpha[0]:.2g}, but this schedule (zero_terminal_snr or "
             "rectified_flow) ends in pure noise, from which samples have to start: set "
             'sample.spacing="trailing" (--spacing=trailing where samples are drawn)'
         )
-
-
-@functools.cache
-def _warn_once(text):
-    logging.warning("%s", text)
 
 
 def check_guidance(scale: Any, entries: Mapping[str, Any], name: str) -> None:

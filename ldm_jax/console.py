@@ -1,6 +1,9 @@
-"""What a run says on the console: its lines, and a progress bar."""
+"""What a run says on the console: its lines, a progress bar, and warnings."""
 
+import functools
 import sys
+
+from absl import logging
 
 
 class Console:
@@ -57,3 +60,13 @@ class Console:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns in the log, unless this process has said the same before.
+
+    Args:
+      text: The warning.
+    """
+    logging.warning("%s", text)

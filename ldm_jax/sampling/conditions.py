@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from ldm_jax.annotations import Bool, Int, Shaped
+from ldm_jax.console import warn_once
 from ldm_jax.data.crops import SIZE_AND_CROP, WHOLE, Size, choose_crop, whole_size
 from ldm_jax.data.inputs import apply_inputs, inputs_of
 from ldm_jax.data.modalities import MODALITIES, keys_of, notes_of, pack, unpack
@@ -60,7 +60,7 @@ def _make_example(trained, task, k):
         try:
             found = task.source[index]
             for note in notes_of(found):
-                _warn_once(f"{task.source.describe(index)}: {note}")
+                warn_once(f"{task.source.describe(index)}: {note}")
             example = transform(found, task.size, pixels=trained.pixels)
             if not isinstance(example.get("caption", ""), str):
                 example["caption"] = example["caption"][0]
@@ -75,11 +75,6 @@ def _make_example(trained, task, k):
     if {"image", "mask"} <= task.values.keys():
         _check_proportions(task.values["image"][k], task.values["mask"][k])
     return example
-
-
-@functools.cache
-def _warn_once(text):
-    logging.warning("%s", text)
 
 
 def _place(trained, task, name, value):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import shapes_class
-from ldm_jax import build
+from ldm_jax import build, console
 from ldm_jax.diffusion.grids import SPACINGS, make_points, starts_too_low
 from ldm_jax.diffusion.posterior import posterior
 from ldm_jax.diffusion.schedule import SchedulePoint, make_schedule
@@ -224,7 +224,7 @@ def test_grids_that_miss_pure_noise_are_told(spacing, shift):
     + [(name, None, False) for name in ("trailing", "linspace")],
 )
 def test_a_start_below_pure_noise_is_a_warning(spacing, strength, warned, caplog):
-    build._warn_once.cache_clear()
+    console.warn_once.cache_clear()
     config = shapes_class.get_config("tiny")
     config.schedule.update(kind="rectified_flow", prediction_type="velocity")
     if spacing is not None:
