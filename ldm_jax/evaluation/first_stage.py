@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from ldm_jax import peers, sharding, tiling
 from ldm_jax.annotations import Array, Shaped, UInt8
@@ -322,6 +321,4 @@ def compile_codec(first: FirstStage) -> tuple[Callable, Callable]:
     def decode(params, latents):
         return first.module.apply({"params": params}, latents, method="decode")
 
-    # An image that a user names is not an attack, however large.
-    Image.MAX_IMAGE_PIXELS = None
     return functools.partial(encode, params), functools.partial(decode, params)

@@ -135,7 +135,8 @@ def without_pillows_limit() -> Iterator[None]:
     """
     global _depth, _saved
     with _lock:
-        if not _depth:
+        # Another thread may read already, and someone may have set a limit since.
+        if not _depth or Image.MAX_IMAGE_PIXELS is not None:
             _saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         _depth += 1
     try:

@@ -19,7 +19,7 @@ from ldm_jax.images import (
     read_image,
     size_of,
 )
-from ldm_jax.images.memory import bytes_to_load
+from ldm_jax.images.memory import bytes_to_load, without_pillows_limit
 from tests.data.common import encode, make_image
 
 PICTURE = Image.fromarray(make_image(40, 30))
@@ -97,6 +97,11 @@ def test_pillows_own_limit_does_not_count_and_stays(monkeypatch):
         Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(read_image(data), np.asarray(PICTURE))
     assert Image.MAX_IMAGE_PIXELS == 100
+    # Set while another thread reads.
+    with without_pillows_limit():
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+        np.testing.assert_array_equal(read_image(data), np.asarray(PICTURE))
+    assert Image.MAX_IMAGE_PIXELS == 90
 
 
 def test_a_jpeg_counts_at_the_fraction_at_which_it_is_read():
