@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax import latent_diffusion
+from ldm_jax import draws, latent_diffusion
 from ldm_jax.annotations import Array, Float, Key, Shaped
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise
 
@@ -65,7 +65,7 @@ def loss(
     timesteps = jax.random.randint(
         rngs["timesteps"], latents.shape[:1], 0, model.schedule.num_train_timesteps
     )
-    noise = jax.random.normal(rngs["noise"], latents.shape)
+    noise = draws.normal(rngs["noise"], latents.shape)
     logits = model.classifier.apply(
         {"params": params["classifier"]},
         add_noise(latents, noise, model.schedule.at(timesteps)),

@@ -30,6 +30,7 @@ from ldm_jax.conditioners import Conditioner, Conditioning, States
 from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.diffusion.objective import Objective
 from ldm_jax.diffusion.schedule import NoiseSchedule, add_noise, check_prediction
+from ldm_jax.models.operations.parameters import initialise
 from ldm_jax.models.posteriors import StoredPosterior
 
 
@@ -120,13 +121,13 @@ def init(
     def zeros(images):
         return jnp.zeros((len(images), *shape_of_latents(model, images.shape[1:3])))
 
-    conditioning, conditioner = model.conditioner.init_with_output(
-        conditioner_rng, model.conditioner.encode(batch, zeros)
-    )
+    encoded = model.conditioner.encode(batch, zeros)
+    conditioning, conditioner = initialise(model.conditioner, conditioner_rng, encoded)
     count = len(next(iter(batch.values())))
     latents = jnp.zeros((count, *latent_shape_in(model, batch)))
     timesteps = jnp.zeros(len(latents), jnp.int32)
-    backbone = model.backbone.init(backbone_rng, latents, timesteps, *conditioning)
+    inputs = latents, timesteps, *conditioning
+    _, backbone = initialise(model.backbone, backbone_rng, *inputs)
     # An unconditional model's conditioner has no parameters.
     parts = {"backbone": backbone, "conditioner": conditioner}
     params = {name: part.get("params", {}) for name, part in parts.items()}

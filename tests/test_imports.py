@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     ("annotations", "commands", "errors", "console", "flops"),
     ("chips", "store"),
-    ("files", "peers", "ranges", "reading", "seeds"),
+    ("draws", "files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
     ("batches", "latent_diffusion", "metrics"),

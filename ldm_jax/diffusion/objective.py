@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Int, Key, Num
 from ldm_jax.diffusion.posterior import (
     posterior,
@@ -130,11 +131,11 @@ class Objective:
         Returns:
           float32 of that shape.
         """
-        noise = jax.random.normal(rng, shape)
+        noise = draws.normal(rng, shape)
         if not self.offset_noise:
             return noise
         rng = jax.random.fold_in(rng, 1)
-        means = jax.random.normal(rng, (shape[0], 1, 1, shape[-1]))
+        means = draws.normal(rng, (shape[0], 1, 1, shape[-1]))
         return noise + self.offset_noise * means
 
     def target(

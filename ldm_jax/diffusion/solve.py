@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Key
 from ldm_jax.diffusion.sampler import Denoiser, Sampler
 from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
@@ -34,7 +35,7 @@ def normal(
     Returns:
       float32 [B, *shape].
     """
-    return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
+    return jax.vmap(lambda rng: draws.normal(rng, shape))(rngs)
 
 
 def hold_known(

@@ -1,5 +1,6 @@
 """The patch discriminator of the first stage's adversarial loss (Isola et al. 2017)."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float
 from ldm_jax.models.layers import GroupNorm
 from ldm_jax.models.operations.parameters import Conv, param
@@ -188,13 +190,14 @@ def _row(values):
     return values[None, None, None]
 
 
+@functools.cache
 def _normal(mean=0.0):
     """Initialiser N(mean, 0.02), which adversarial training starts from by custom."""
 
     def init(rng, shape, dtype=jnp.float32):
         return mean + 0.02 * jax.random.normal(rng, shape, dtype)
 
-    return init
+    return draws.kernels(init)
 
 
 def _group_norm(x, train, dtype, name):

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.operations.group_norm import group_norm
 from ldm_jax.models.operations.layer_norm import layer_norm
@@ -348,6 +349,25 @@ def upsample_conv(
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, compiled quickly."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Drops values.
+
+        Args:
+          x: Array.
+
+        Returns:
+          Array of that shape, with the same mean.
+        """
+        if self.deterministic or not self.rate:
+            return x
+        rng, kept = self.make_rng(self.rng_collection), 1 - self.rate
+        return jnp.where(draws.bernoulli(rng, x.shape, kept), x / kept, 0)
+
+
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a shortcut.
 
@@ -414,7 +434,7 @@ class ResBlock(nn.Module):
             else:
                 h = h + embedding[:, None, None]
         h = norm("norm_out")(h, modulation)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         h = conv(features, zero=self.zero_init, **made, name="conv_out")(h)
         if x.shape[-1] != features:
             x = dense(features, **made, name="shortcut")(x)

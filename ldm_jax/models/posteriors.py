@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Key
 
 Latents = Float[Array, "batch h w c"]
@@ -36,7 +36,7 @@ class DiagonalGaussian:
           [B, h, w, c].
         """
         if noise is None:
-            noise = jax.random.normal(rng, self.mean.shape)
+            noise = draws.normal(rng, self.mean.shape)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
     def mode(self) -> Latents:
@@ -147,7 +147,7 @@ class StoredPosterior:
         if self.std is None:
             return self.mean
         if noise is None:
-            noise = jax.random.normal(rng, self.mean.shape)
+            noise = draws.normal(rng, self.mean.shape)
         return self.mean + self.std * noise
 
     def mode(self) -> Latents:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Int, Key, Num
 
 Latents = Float[Array, "batch h w c"]
@@ -195,7 +196,7 @@ class GumbelQuantizer(VectorQuantizer):
         probabilities = jax.nn.softmax(logits)
         terms = probabilities * jnp.log(probabilities * self.num_codes + 1e-10)
         if rng is not None:
-            logits = logits + jax.random.gumbel(rng, logits.shape)
+            logits = logits + draws.gumbel(rng, logits.shape)
         soft = jax.nn.softmax(logits / temperature)
         indices = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         drawn = _with_gradient_of(jax.nn.one_hot(indices, self.num_codes), soft)

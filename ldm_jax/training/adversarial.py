@@ -20,6 +20,7 @@ from ldm_jax.checkpoint import TrainState
 from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import FirstStageKind
+from ldm_jax.models.operations.parameters import initialise
 from ldm_jax.training import codebook
 from ldm_jax.training.first_stage_losses import (
     RECONSTRUCTION_LOSSES,
@@ -85,9 +86,10 @@ def draw(setup: Setup, rng: Any) -> tuple[dict, dict]:
     """
     rngs = jax.random.split(rng)
     images = jnp.zeros(setup.image_shape, jnp.float32)
-    critic = setup.critic.init(rngs[1], images)
+    _, critic = initialise(setup.critic, rngs[1], images)
+    _, autoencoder = initialise(setup.model, rngs[0], images)
     params = {
-        "autoencoder": setup.model.init(rngs[0], images)["params"],
+        "autoencoder": autoencoder["params"],
         "discriminator": critic["params"],
     }
     if setup.options.learn_logvar:

@@ -20,6 +20,7 @@ from ldm_jax.checkpoint import Folder
 from ldm_jax.conditioners.checks import check_classes
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier, loss
+from ldm_jax.models.operations.parameters import initialise
 from ldm_jax.training.freeze import freeze_paths
 from ldm_jax.training.held_out.eval_options import eval_options
 from ldm_jax.training.latents import (
@@ -119,7 +120,8 @@ def make_steps(
 
     def draw(rng):
         latents, timesteps = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-        return {"classifier": model.classifier.init(rng, latents, timesteps)["params"]}
+        _, variables = initialise(model.classifier, rng, latents, timesteps)
+        return {"classifier": variables["params"]}
 
     steps = make_loss_steps(
         config, freeze_paths(config), draw, functools.partial(loss, model)
