@@ -35,7 +35,8 @@ DEVICES = 2
 _ENDS = {
     signal.SIGKILL: {ProcessLost.exit_code, -signal.SIGABRT, 0},
     signal.SIGTERM: {143, -signal.SIGTERM, ProcessLost.exit_code, 0},
-    signal.SIGINT: {130, -signal.SIGINT, ProcessLost.exit_code, 0},
+    # Of Ctrl-C the others hear as of any request to stop.
+    signal.SIGINT: {130, 143, -signal.SIGINT, ProcessLost.exit_code, 0},
 }
 # Seconds within which the others must have ended; what compiles is not asked meanwhile.
 _SOON = 240
