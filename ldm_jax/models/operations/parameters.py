@@ -69,7 +69,7 @@ def _draw(rng, asked):
         alike[start][path] = index
     for start, indices in alike.items():
         init, *rest = start
-        # A loop compiles three times faster than one operation for all.
+        # A loop compiles faster than one operation for all, and needs less memory.
         values = jax.lax.map(
             lambda key, init=init, rest=rest: init(key, *rest),
             keys[np.array([*indices.values()])],
