@@ -38,8 +38,8 @@ def initialise(
 ) -> tuple[Any, dict[str, Any]]:
     """Draws the variables of a module, as `init_with_output` does; quick to compile.
 
-    Parameters of one shape that start alike are drawn in one operation, each from a key
-    of its own, so that there are some tens of operations and not some hundreds.
+    Parameters of one shape that start alike are drawn in one loop, each from a key of
+    its own, so that there are some tens of draws to compile and not some hundreds.
 
     Args:
       module: Module, whose parameters are made by `param`; others are drawn by flax.
