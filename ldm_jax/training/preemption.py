@@ -19,7 +19,8 @@ class Preemption:
 
     Attributes:
       signal: Number of the signal that came: SIGTERM if that is among several, or if
-        it came to another process.
+        it came to another process. SIGINT if both came to one process of several, of
+        which JAX keeps SIGTERM to itself.
     """
 
     def __init__(self, text: str = "this step is finished and saved first") -> None:
