@@ -48,7 +48,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(read, data):
     start = time.perf_counter()
     with pytest.raises(DecodeError, match="the limit is 1 GB.*max_image_gb|channel"):
         read(data)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
 

@@ -35,8 +35,7 @@ DEVICES = 2
 _ENDS = {
     signal.SIGKILL: {ProcessLost.exit_code, -signal.SIGABRT, 0},
     signal.SIGTERM: {143, -signal.SIGTERM, ProcessLost.exit_code, 0},
-    # Of Ctrl-C the others hear as of any request to stop.
-    signal.SIGINT: {130, 143, -signal.SIGINT, ProcessLost.exit_code, 0},
+    signal.SIGINT: {130, -signal.SIGINT, ProcessLost.exit_code, 0},
 }
 # Seconds within which the others must have ended; what compiles is not asked meanwhile.
 _SOON = 240
@@ -91,7 +90,9 @@ class PeersJob(Job):
         names = ", ".join(number.name for _, number in signals)
         usual = set().union(*(_ENDS[number] for _, number in signals))
         for process, status in zip(self.processes, statuses, strict=True):
-            allowed = usual | ({-signal.SIGKILL} if process is victim else set())
+            # Of Ctrl-C to one the others hear as of SIGTERM.
+            others = {143} if 130 in usual else set()
+            allowed = usual | ({-signal.SIGKILL} if process is victim else others)
             assert status in allowed, f"{names}: {statuses}\n{output}"
         assert "Traceback" not in output, f"{names}: {statuses}\n{output}"
         return names, statuses
