@@ -1,4 +1,4 @@
-r"""Memory of an evaluation by its number of images, and the time of its distances.
+r"""Memory of an evaluation by its number of images, and the time of its metrics.
 
     python -m benchmarks.evaluation --folder=/tmp/evaluation --source=npz
     python -m benchmarks.evaluation --folder=/tmp/evaluation --source=folder
@@ -35,9 +35,9 @@ from ldm_jax.evaluation.compare import Comparison, compare
 from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.references import measure_reference
-from ldm_jax.metrics.distances.frechet import frechet
 from ldm_jax.metrics.features import FEATURES, Loaded
 from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.set_metrics.frechet import frechet
 from ldm_jax.metrics.statistics import Moments
 from ldm_jax.sampling import load_model
 from ldm_jax.sampling.options import complete

@@ -237,8 +237,9 @@ def evaluation(**changes) -> dict:
     every: Steps between measurements, and at the end; unset measures nothing.
     num_samples: How many samples; published numbers are of 50,000.
     batch_size: How many are drawn at a time, over all devices.
-    distances: Rows of DISTANCES, as "fid", "kid" or "precision_recall"; "rfid" is that
-      of reconstructions, "frechet" a quick one that needs no weights.
+    distances: Metrics of sets: rows of SET_METRICS, as "fid", "kid" or
+      "precision_recall"; "rfid" is that of reconstructions, "frechet" a quick one
+      that needs no weights.
     weights: Files of the weights of the feature networks inception, dinov2 and clip;
       random ones where unset, and then the numbers are random-features distances.
     reference: File of reference statistics, of ldm-reference; "" makes them once of

@@ -32,10 +32,10 @@ from ldm_jax.diffusion.schedule import (
     target_for,
 )
 from ldm_jax.errors import ConfigError
-from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reconstruction import METRICS
+from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
+from ldm_jax.metrics.set_metrics import SET_METRICS
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.operations.dot_product import dot_product_attention
@@ -72,14 +72,14 @@ TABLES = [
     DECAYS,
     DEGRADATIONS,
     DISCRIMINATOR_LOSSES,
-    DISTANCES,
+    SET_METRICS,
     FEATURES,
     FIRST_STAGES,
     FORMATS,
     INPUTS,
     KERNELS,
     LOSS_TYPES,
-    METRICS,
+    RECONSTRUCTION_METRICS,
     MODALITIES,
     OPTIMIZERS,
     PREDICTION_TYPES,
@@ -292,7 +292,9 @@ def test_a_metric_and_a_distance():
     images = np.zeros((2, 16, 16, 3), np.uint8)
     other = images.copy()
     other[1, 3, 4] = 255
-    np.testing.assert_allclose(METRICS["largest_error"](images, other), [0, 2])
+    np.testing.assert_allclose(
+        RECONSTRUCTION_METRICS["largest_error"](images, other), [0, 2]
+    )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     measured = Measurement(["color_shift"], mesh)
     against = measured.twin()

@@ -1,4 +1,4 @@
-r"""Measures a trained model, or images, by the distances of the field.
+r"""Measures a trained model, or images, by the metrics of the field.
 
     ldm-evaluate --workdir=runs/class --outdir=runs/eval --num_samples=50000 \
         --feature_weights=inception=pt_inception-2015-12-05-6726825d.pth
@@ -50,7 +50,7 @@ with cli.group("how to measure"):
         "protocol",
         None,
         "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
-        "samples, the distances and the label mode where no flag does.",
+        "samples, the metrics and the label mode where no flag does.",
     )
     _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
     _PUBLISHED = flags.DEFINE_string(
@@ -119,7 +119,7 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how, plan, sampling = _comparison(), _plan(), sampling_of()
-    check_used(how.distances or ["fid"], how.weights)
+    check_used(how.metrics or ["fid"], how.weights)
     if _OVERLAP.value > _TILE.value // 2:
         raise ConfigError(
             f"--overlap={_OVERLAP.value} is more than half of --tile={_TILE.value}"
@@ -133,7 +133,7 @@ def _main(argv: list[str]) -> None:
         others = ("step", "ema", "first_stage", "data", "data_dir", "split", "image")
         words = "--images are measured as they are"
         refuse((*_SAMPLE_FLAGS, *others, "npz", "lpips_weights"), words)
-        _of_images(how._replace(distances=how.distances or ["fid"]))
+        _of_images(how._replace(metrics=how.metrics or ["fid"]))
         return
     stage = "autoencoder"
     if _WORKDIR.value != "identity":
@@ -141,7 +141,7 @@ def _main(argv: list[str]) -> None:
     if stage == "diffusion":
         words = f"--workdir={_WORKDIR.value} is a second stage"
         refuse(("image", "data", "num_images", "lpips_weights"), words)
-        how = how._replace(distances=how.distances or ["fid"])
+        how = how._replace(metrics=how.metrics or ["fid"])
         _of_samples(how, plan, sampling)
     else:
         words = f"--workdir={_WORKDIR.value} is no second stage, samples are not drawn"
@@ -162,13 +162,13 @@ def _comparison():
     from ldm_jax.evaluation.published_numbers import PUBLISHED
     from ldm_jax.metrics.protocols import PROTOCOLS
 
-    distances = _DISTANCES.value or []
+    metrics = _DISTANCES.value or []
     if _PROTOCOL.value is not None:
         protocol = choose(PROTOCOLS, _PROTOCOL.value, "--protocol")
-        distances = distances or list(protocol.distances)
+        metrics = metrics or list(protocol.metrics)
     if _PUBLISHED.value is not None:
         choose(PUBLISHED, _PUBLISHED.value, "--published")
-    return comparison_of(distances)._replace(
+    return comparison_of(metrics)._replace(
         protocol=_PROTOCOL.value, published=_PUBLISHED.value, npz=_NPZ.value
     )
 
@@ -178,11 +178,11 @@ def _of_images(how):
     from ldm_jax import sharding
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.image_sets import open_images
-    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.set_metrics import SET_METRICS
 
-    if not any(DISTANCES[name].needs_captions for name in how.distances):
-        words = ",".join(how.distances)
-        refuse(("prompts_file",), f"no distance of --distances={words} is of captions")
+    if not any(SET_METRICS[name].needs_captions for name in how.metrics):
+        words = ",".join(how.metrics)
+        refuse(("prompts_file",), f"no metric of --distances={words} is of captions")
     mesh = sharding.make_mesh()
     images = open_images(
         _IMAGES.value,
@@ -216,13 +216,13 @@ def _of_samples(how, plan, sampling):
     from ldm_jax.config import to_dict
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.drawn import Drawing, draw_set
-    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.set_metrics import SET_METRICS
     from ldm_jax.sampling import options
 
     trained = load_second_stage()
     mesh = sharding.make_mesh()
     sample_options = options.complete(trained, sampling)
-    if any(DISTANCES[name].needs_captions for name in how.distances):
+    if any(SET_METRICS[name].needs_captions for name in how.metrics):
         plan = plan._replace(tokenizer=_TOKENIZER.value)
     images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
     training = to_dict(trained.config.data)
@@ -247,7 +247,7 @@ def _of_first_stage(how):
     from ldm_jax.evaluation import first_stage_command
     from ldm_jax.trained import check_same_everywhere, load_first_stage
 
-    check_used(how.distances, how.weights)
+    check_used(how.metrics, how.weights)
     first = load_first_stage(
         _WORKDIR.value, _STEP.value, average=_EMA.value, key="--workdir"
     )
@@ -274,7 +274,7 @@ def _of_first_stage(how):
         images,
         _BATCH_SIZE.value,
         _LPIPS_WEIGHTS.value,
-        how.distances,
+        how.metrics,
         how.weights,
         how.published,
     )

@@ -30,11 +30,11 @@ from ldm_jax.evaluation.resuming import Saved, agree, difference
 from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile, StoredImages
-from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
+from ldm_jax.metrics.set_metrics import SET_METRICS, Result
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import Place, raise_if_silent
 
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
     """How a set of images is measured.
 
     Attributes:
-      distances: Rows of DISTANCES.
+      metrics: Rows of SET_METRICS.
       outdir: Folder of the results.
       weights: Row of FEATURES -> its file of weights.
       protocol: Row of PROTOCOLS, or None.
@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
       npz: Whether the images are also written to `samples.npz`.
     """
 
-    distances: Sequence[str]
+    metrics: Sequence[str]
     outdir: Place
     weights: Mapping[str, str]
     protocol: str | None = None
@@ -149,7 +149,7 @@ def open_measurement(
     _check_reference(images, how)
     _check_captions(images, how)
     asked = how.protocol and PROTOCOLS[how.protocol].num_samples
-    measurement = Measurement(how.distances, mesh, how.weights, protocol=asked)
+    measurement = Measurement(how.metrics, mesh, how.weights, protocol=asked)
     if not jax.process_index():
         _name_random(measurement)
     reference = _open_reference(images, how, measurement, mesh)
@@ -229,8 +229,8 @@ def _check_protocol(images, how):
 
 
 def _needing(how):
-    """The distances that compare with a reference."""
-    return [name for name in how.distances if DISTANCES[name].needs_reference]
+    """The metrics that compare with a reference."""
+    return [name for name in how.metrics if SET_METRICS[name].needs_reference]
 
 
 def _check_reference(images, how):
@@ -245,7 +245,7 @@ def _check_reference(images, how):
         what = "the training images" if how.reference is None else "statistics"
         reason = f"what they are compared with, {what}, has a size of its own"
         if not _needing(how):
-            reason = f"--distances={','.join(how.distances)} compare with no images"
+            reason = f"--distances={','.join(how.metrics)} compare with no images"
         raise ConfigError(
             f"--image_size={how.image_size}: samples are as the model draws them, and "
             f"{reason}; leave it out"
@@ -253,7 +253,7 @@ def _check_reference(images, how):
 
 
 def _check_captions(images, how):
-    wanting = [name for name in how.distances if DISTANCES[name].needs_captions]
+    wanting = [name for name in how.metrics if SET_METRICS[name].needs_captions]
     if wanting and images.tokens is None:
         advice = "give them with --prompts_file"
         if "sample" in images.record:
@@ -265,13 +265,13 @@ def _check_captions(images, how):
 
 
 def _open_reference(images, how, measurement, mesh):
-    """ReferenceStatistics, or None where no distance needs a reference."""
+    """ReferenceStatistics, or None where no metric needs a reference."""
     needing = _needing(how)
     if not needing:
         return None
     # Captions, and scores without a reference, are not of these images.
-    if needing != list(how.distances):
-        measurement = measurement.twin(distances=needing)
+    if needing != list(how.metrics):
+        measurement = measurement.twin(metrics=needing)
     most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
     file, every = how.outdir / "reference.npz", how.save_every
     options = {"skip_unreadable": how.skip_unreadable, "flag": "--reference"}

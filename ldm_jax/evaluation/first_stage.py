@@ -29,9 +29,9 @@ from ldm_jax.images import (
     to_float,
     write_image,
 )
-from ldm_jax.metrics.distances import Result
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reconstruction import METRICS
+from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
+from ldm_jax.metrics.set_metrics import Result
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.reading import read_file
@@ -70,7 +70,10 @@ def make_step(
         apply = functools.partial(model.apply, {"params": params})
         posterior = apply(to_float(images), method="encode")
         decoded = pixels.quantise(apply(posterior.mode(), method="decode"))
-        rows = {name: metric(images, decoded) for name, metric in METRICS.items()}
+        rows = {
+            name: metric(images, decoded)
+            for name, metric in RECONSTRUCTION_METRICS.items()
+        }
         if perceptual is not None:
             both = (pixels.to_rgb(to_float(each)) for each in (images, decoded))
             rows["lpips"] = perceptual(weights, *both)
@@ -127,7 +130,7 @@ def evaluate(
         [B], which marks rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
-      measurement: Empty, of the distances of the set of reconstructions to that of
+      measurement: Empty, of the metrics of the set of reconstructions to that of
         images; None for none.
 
     Returns:
@@ -137,8 +140,8 @@ def evaluate(
       or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
 
     Raises:
-      DataError: If no image could be read, or too few for a distance.
-      ConfigError: If a distance or its weights are wrong.
+      DataError: If no image could be read, or too few for a metric of sets.
+      ConfigError: If a metric or its weights are wrong.
     """
     distance, weights = perceptual or (None, {})
     step = make_step(first.module, mesh, distance, first.pixels)
@@ -171,7 +174,7 @@ def evaluate(
     if not means or not means["psnr"].count:
         raise DataError("none of the images could be read; see the warnings above")
     found = _summarise(first, means, sums)
-    if reconstructed.distances:
+    if reconstructed.metrics:
         reconstructed.compare_with(originals.as_reference())
         found |= reconstructed.results()
     grids = {"reconstructions": pairs_grid(first_pairs)} | extremes.grids()
@@ -202,7 +205,9 @@ def _summarise(first, means, sums):
     """Results of what is measured image by image, and of the kind of first stage."""
     # Compiled functions give their results in the order of the alphabet.
     count = means["psnr"].count
-    found = {n: means[n].result(n) for n in (*METRICS, "lpips") if n in means}
+    found = {
+        n: means[n].result(n) for n in (*RECONSTRUCTION_METRICS, "lpips") if n in means
+    }
     averages = {name: total / count for name, total in sorted(sums.items())}
     summary = row_of(first.module).measures.summarize(averages)
     return found | {n: Result(float(v), None, count, n) for n, v in summary.items()}

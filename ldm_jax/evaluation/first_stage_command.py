@@ -41,7 +41,7 @@ class OnImages(NamedTuple):
       images: Arguments of `batches.Images` that replace keys of the run's data.
       batch_size: Images at a time over all devices.
       lpips_weights: File of LPIPS' weights, or two with a comma between, or None.
-      distances: Rows of DISTANCES.
+      metrics: Rows of SET_METRICS.
       weights: Row of FEATURES -> its file of weights.
       published: Row of PUBLISHED to stand beside, or None.
     """
@@ -49,7 +49,7 @@ class OnImages(NamedTuple):
     images: Mapping[str, Any]
     batch_size: int
     lpips_weights: str | None
-    distances: Sequence[str]
+    metrics: Sequence[str]
     weights: Mapping[str, str]
     published: str | None
 
@@ -107,9 +107,11 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     if not paths:
         print("LPIPS is left out: its weights were not given, see --lpips_weights")
     perceptual = make_lpips(paths) if paths else None
-    measurement = Measurement(how.distances, mesh, how.weights)
+    measurement = Measurement(how.metrics, mesh, how.weights)
     if first.pixels.describe():
-        print(f"distances, LPIPS and image grids are of {first.pixels.describe()}")
+        print(
+            f"metrics of sets, LPIPS and image grids are of {first.pixels.describe()}"
+        )
     batches = images.batches()
     results, grids = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():

@@ -45,7 +45,8 @@ def define_comparison_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_list(
             "distances",
             None,
-            "Rows of DISTANCES, as fid,precision_recall; fid between samples if unset.",
+            "Metrics of sets, rows of SET_METRICS, as fid,precision_recall; fid of "
+            "samples if unset.",
         ),
         flags.DEFINE_string(
             "reference",
@@ -81,27 +82,27 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
     )
 
 
-def comparison_of(distances: Sequence[str]) -> Any:
+def comparison_of(metrics: Sequence[str]) -> Any:
     """Reads the flags of how sets of images are measured, of commands that have them.
 
     Args:
-      distances: Rows of DISTANCES.
+      metrics: Rows of SET_METRICS.
 
     Returns:
       A `compare.Comparison`.
 
     Raises:
-      ConfigError: If a distance or --feature_weights is wrong.
+      ConfigError: If a metric or --feature_weights is wrong.
     """
     from ldm_jax.config import choose
     from ldm_jax.evaluation.compare import Comparison
-    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.set_metrics import SET_METRICS
 
-    for name in distances:
-        choose(DISTANCES, name, "--distances")
+    for name in metrics:
+        choose(SET_METRICS, name, "--distances")
     values = flags.FLAGS
     return Comparison(
-        distances=distances,
+        metrics=metrics,
         outdir=as_path(values.outdir),
         weights=feature_weights(values.feature_weights),
         reference=values.reference,
@@ -221,21 +222,21 @@ def refuse(names: Iterable[str], why: str) -> None:
             raise ConfigError(f"--{name}: {why}; leave it out")
 
 
-def check_used(distances: Sequence[str], weights: Mapping[str, str]) -> None:
-    """Refuses files of weights, and captions' flags, that no distance would use.
+def check_used(metrics: Sequence[str], weights: Mapping[str, str]) -> None:
+    """Refuses files of weights, and captions' flags, that no metric would use.
 
     Args:
-      distances: Rows of DISTANCES.
+      metrics: Rows of SET_METRICS.
       weights: Row of FEATURES -> path of its file.
 
     Raises:
       ConfigError: If there is one, or --tokenizer is given and nothing is compared
         with captions.
     """
-    from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.features import FEATURES
+    from ldm_jax.metrics.set_metrics import SET_METRICS
 
-    rows, words = [DISTANCES[name] for name in distances], ",".join(distances)
+    rows, words = [SET_METRICS[name] for name in metrics], ",".join(metrics)
     used = {row.network for row in rows}
     # Some networks take the file of another one.
     known = used | {FEATURES[name].weights_of for name in used}
@@ -244,11 +245,11 @@ def check_used(distances: Sequence[str], weights: Mapping[str, str]) -> None:
         raise ConfigError(
             f"--feature_weights={name}={weights[name]}: --distances={words} {use}, "
             f"nothing would be measured with {name}; leave it out, or ask for a "
-            "distance that needs it"
+            "metric that needs it"
         )
     tokenizer = "tokenizer" in flags.FLAGS and flags.FLAGS["tokenizer"].present
     if tokenizer and not any(row.needs_captions for row in rows):
-        refuse(("tokenizer",), f"no distance of --distances={words} is of captions")
+        refuse(("tokenizer",), f"no metric of --distances={words} is of captions")
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -82,7 +82,7 @@ class ImageSet:
         """
         if count < 2:
             raise ConfigError(
-                f"{name} has {count} image{'s' * (count != 1)}: a distance between "
+                f"{name} has {count} image{'s' * (count != 1)}: a metric of "
                 "sets needs two or more"
             )
         self.name, self.count, self.end, self.size = name, count, count, size

@@ -41,7 +41,7 @@ with cli.group("how to measure"):
     _DISTANCES = flags.DEFINE_list(
         "distances",
         ["fid", "sfid", "precision_recall"],
-        "Rows of DISTANCES that the file is to serve.",
+        "Rows of SET_METRICS that the file is to serve.",
     )
     _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
 
@@ -59,8 +59,8 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.errors import ConfigError
     from ldm_jax.evaluation.references import measure_reference
     from ldm_jax.files import check_outdir
-    from ldm_jax.metrics.distances import DISTANCES
     from ldm_jax.metrics.measurement import Measurement
+    from ldm_jax.metrics.set_metrics import SET_METRICS
     from ldm_jax.store import as_path
 
     given = [h.name for h in (_WORKDIR, _CONFIG, _IMAGES) if h.value is not None]
@@ -71,7 +71,7 @@ def _main(argv: list[str]) -> None:
         )
     weights = feature_weights(_WEIGHTS.value)
     for name in _DISTANCES.value:
-        choose(DISTANCES, name, "--distances")
+        choose(SET_METRICS, name, "--distances")
     check_used(_DISTANCES.value, weights)
     if _IMAGES.value is not None:
         refuse(("split", "data_dir"), "--images are taken as they are")

@@ -14,9 +14,9 @@ from ldm_jax.evaluation.image_sets import ImageSet, open_images
 from ldm_jax.evaluation.resuming import Saved, brought_up, is_there
 from ldm_jax.evaluation.scoring import measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
-from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.metrics.set_metrics import taps_with_rows
 from ldm_jax.reading import is_folder
 from ldm_jax.sampling.settings import first_difference
 from ldm_jax.store import as_path, local_copy
@@ -56,16 +56,16 @@ def read_reference(
     """Reads a file of statistics.
 
     Of guided-diffusion's file, which has moments of all images and some of the images,
-    the features of these images are computed where a distance needs them.
+    the features of these images are computed where a metric needs them.
 
     Args:
       place: Its path.
-      measurement: Of the distances that need a reference; it takes no images itself.
+      measurement: Of the metrics that need a reference; it takes no images itself.
       mesh: Mesh over the devices of all processes.
       outdir: Folder of the evaluation.
       every: Images after which the state is saved.
       batch_size: Global batch size.
-      most_rows: Of how many images features are compared, where distances need them.
+      most_rows: Of how many images features are compared, where metrics need them.
       cut: "preprocessing" of the images that are compared with it.
 
     Returns:
@@ -76,7 +76,7 @@ def read_reference(
         that were cut in another way.
     """
     path = local_copy(place)
-    needing = taps_with_rows(measurement.distances)
+    needing = taps_with_rows(measurement.metrics)
     reference = ReferenceStatistics.load(path, rows=needing)
     # Before features are computed.
     reference.check({"networks": measurement.record, "preprocessing": cut}, place)
@@ -109,26 +109,26 @@ def measure_reference(
 
     Args:
       images: The set.
-      measurement: Of the distances that need a reference; it takes no images itself.
+      measurement: Of the metrics that need a reference; it takes no images itself.
       path: Where the file is, or is to be; the state of a cut run lies beside it.
       every: Images after which the state is saved.
       most_rows: Of how many images features are kept, evenly spaced over the set,
-        where distances need them.
+        where metrics need them.
 
     Returns:
-      The statistics, of whatever the distances need.
+      The statistics, of whatever the metrics need.
 
     Raises:
       ConfigError: If the file is of other images or of other weights.
       DataError: If images cannot be read.
     """
     path = as_path(path)
-    needing = taps_with_rows(measurement.distances)
+    needing = taps_with_rows(measurement.metrics)
     record = {
         **images.record,
         "listed": images.count,
         "networks": measurement.record,
-        "distances": list(measurement.distances),
+        "distances": list(measurement.metrics),
     }
     if is_there(path):
         found = ReferenceStatistics.load(path, rows=needing)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
-from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.protocols import PROTOCOLS
+from ldm_jax.metrics.set_metrics import SET_METRICS, Result
 
 # Of what is measured image by image, which is better.
 _BETTER = {"psnr": "higher", "ssim": "higher", "lpips": "lower", "l1": "lower"}
@@ -49,7 +49,7 @@ def _known_better(name):
     """Says it of known results; None of what a kind of first stage says of itself."""
     # Also where it is called after random features.
     name = name.removeprefix("random-features distance (").removesuffix(")")
-    values = [row.values[name] for row in DISTANCES.values() if name in row.values]
+    values = [row.values[name] for row in SET_METRICS.values() if name in row.values]
     return values[0].better if values else _BETTER.get(name)
 
 

@@ -72,7 +72,7 @@ def measure(
     if measurement.count < 2:
         raise DataError(
             f"{measurement.count} of the {images.count:,} images of {images.name} can "
-            "be read: a distance between sets needs two or more"
+            "be read: a metric of sets needs two or more"
         )
     return left_out
 
@@ -194,5 +194,5 @@ def settings_of(
     return {
         "images": images.record,
         "networks": measurement.record,
-        "distances": list(measurement.distances),
+        "distances": list(measurement.metrics),
     } | dict(more or {})

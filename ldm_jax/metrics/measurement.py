@@ -1,4 +1,4 @@
-"""Distances of a set of images that comes batch by batch, on all devices."""
+"""Metrics of a set of images that comes batch by batch, on all devices."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -11,27 +11,27 @@ from ldm_jax import peers
 from ldm_jax.annotations import Array, Bool, Int, Shaped, UInt8
 from ldm_jax.config import choose
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.features import weights_of
 from ldm_jax.metrics.programs import FeatureProgram, require_finite
 from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.set_metrics import SET_METRICS, Result
 from ldm_jax.metrics.statistics import ALL, NONE, Moments, TapStatistics
 
 
 class Measurement:
-    """Measures a set of images by several distances, batch by batch.
+    """Measures a set of images by several metrics, batch by batch.
 
-    Each network computes the features of all its distances in one compiled program.
+    Each network computes the features of all its metrics in one compiled program.
     Every process calls all of it, and each of them has all results.
 
     Attributes:
-      distances: Names of the distances.
+      metrics: Names of the metrics.
       record: Name of each network -> its record, for reports.
     """
 
     def __init__(
         self,
-        distances: Sequence[str],
+        metrics: Sequence[str],
         mesh: Mesh,
         weights: Mapping[str, str | None] | None = None,
         reference: ReferenceStatistics | None = None,
@@ -41,21 +41,21 @@ class Measurement:
         """Loads the networks.
 
         Args:
-          distances: Rows of DISTANCES.
+          metrics: Rows of SET_METRICS.
           mesh: Mesh of the batches.
           weights: Name of a network -> its file of weights, or None for random ones.
           reference: What the images are compared with, if it is known already.
           seed: Of what is drawn at random, as the subsets of KID; torch-fidelity's
             unless given.
-          protocol: Number of images that is asked for; that of each distance if unset.
+          protocol: Number of images that is asked for; that of each metric if unset.
 
         Raises:
-          ConfigError: If a distance or its weights are wrong, or the reference is not
+          ConfigError: If a metric or its weights are wrong, or the reference is not
             of the same networks.
         """
-        self.distances = tuple(distances)
+        self.metrics = tuple(metrics)
         self._rows = {
-            name: choose(DISTANCES, name, "distances") for name in self.distances
+            name: choose(SET_METRICS, name, "metrics") for name in self.metrics
         }
         self._seed, self._protocol = seed, protocol
         networks = dict.fromkeys(row.network for row in self._rows.values())
@@ -80,14 +80,14 @@ class Measurement:
         self._pending = None
 
     def twin(
-        self, kept: Fraction = ALL, distances: Sequence[str] | None = None
+        self, kept: Fraction = ALL, metrics: Sequence[str] | None = None
     ) -> "Measurement":
-        """Makes an empty measurement of the same distances, for another set.
+        """Makes an empty measurement of the same metrics, for another set.
 
         Args:
           kept: Of which part of the images features are kept, see `Moments`, where
-            distances need them.
-          distances: Some of the distances, of which it is alone; all by default.
+            metrics need them.
+          metrics: Some of the metrics, of which it is alone; all by default.
 
         Returns:
           A measurement that shares networks and compiled programs with this one.
@@ -95,9 +95,9 @@ class Measurement:
         other = object.__new__(Measurement)
         vars(other).update(vars(self))
         other._kept = kept
-        if distances is not None:
-            other.distances = tuple(distances)
-            other._rows = {name: self._rows[name] for name in other.distances}
+        if metrics is not None:
+            other.metrics = tuple(metrics)
+            other._rows = {name: self._rows[name] for name in other.metrics}
             networks = dict.fromkeys(row.network for row in other._rows.values())
             programs = {name: self._programs[name] for name in networks}
             other._programs = {
@@ -204,7 +204,7 @@ class Measurement:
           distance (name)".
 
         Raises:
-          ConfigError: If there is no reference and a distance needs one.
+          ConfigError: If there is no reference and a metric needs one.
           DataError: If there were fewer than two images.
         """
         taps = None if self._reference is None else self._reference.taps
@@ -252,10 +252,10 @@ class Measurement:
         """Goes on from a state.
 
         Args:
-          state: Dict of arrays [...] as `state` gives it, of the same distances.
+          state: Dict of arrays [...] as `state` gives it, of the same metrics.
 
         Raises:
-          DataError: If it is of other distances.
+          DataError: If it is of other metrics.
         """
         self._pending = None
         for key, moments in self._moments.items():
@@ -264,19 +264,19 @@ class Measurement:
             if missing:
                 raise DataError(
                     f"the state of the evaluation has no {key}: it is of other "
-                    "distances; remove it and start again"
+                    "metrics; remove it and start again"
                 )
             moments.restore({name: state[f"{key}/{name}"] for name in names})
         self._seen = int(state["seen"])
 
     def compare_with(self, reference: ReferenceStatistics) -> None:
-        """Takes a reference, of which all that a distance needs is looked for.
+        """Takes a reference, of which all that a metric needs is looked for.
 
         Args:
           reference: What the images are compared with.
 
         Raises:
-          ConfigError: If it lacks what a distance needs, or is of other weights.
+          ConfigError: If it lacks what a metric needs, or is of other weights.
         """
         for name, row in self._rows.items():
             if row.needs_reference:
@@ -287,17 +287,17 @@ class Measurement:
 
 
 def _find(taps, key, name, row):
-    """The statistics of a reference that a distance needs."""
+    """The statistics of a reference that a metric needs."""
     if taps is None:
-        raise ConfigError(f"distance {name} compares with a reference: name one")
+        raise ConfigError(f"metric {name} compares with a reference: name one")
     if key not in taps:
         raise ConfigError(
-            f"distance {name} needs the features {key}, which the reference lacks (it "
+            f"metric {name} needs the features {key}, which the reference lacks (it "
             f"has {', '.join(sorted(taps)) or 'none'}); make it anew for {name}"
         )
     if row.needs_rows and taps[key].rows is None:
         raise ConfigError(
-            f"distance {name} needs the features of each image, and the reference has "
+            f"metric {name} needs the features of each image, and the reference has "
             f"the moments of {key} alone; make it anew for {name}"
         )
     return taps[key]

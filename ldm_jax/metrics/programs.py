@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 from ldm_jax import sharding
 from ldm_jax.annotations import Array, Bool, Float, Int, UInt8
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.metrics.distances.clip_score import COSINE, caption_cosine
 from ldm_jax.metrics.features import load_network
 from ldm_jax.metrics.features.clip_weights import EMBEDDING
+from ldm_jax.metrics.set_metrics.clip_score import COSINE, caption_cosine
 
 
 class FeatureProgram:
@@ -129,7 +129,7 @@ class FeatureProgram:
 def require_finite(
     rows: Float[np.ndarray, "images features"], network: str, tap: str
 ) -> None:
-    """Refuses features that are no numbers: no distance of them would be one.
+    """Refuses features that are no numbers: no metric of them would be one.
 
     Args:
       rows: Features of images that count, [N, D].

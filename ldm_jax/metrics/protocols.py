@@ -14,7 +14,7 @@ class Protocol(NamedTuple):
     Attributes:
       title: What it is, for reports.
       num_samples: Samples that it asks for.
-      distances: Rows of DISTANCES.
+      metrics: Rows of SET_METRICS.
       label_mode: Row of `eval_samples.LABEL_MODES`, how the classes of samples are
         chosen; None where their conditions are those of held-out examples, in order.
       image_size: Side of the images in pixels; None is that of the model.
@@ -28,7 +28,7 @@ class Protocol(NamedTuple):
 
     title: str
     num_samples: int
-    distances: Sequence[str]
+    metrics: Sequence[str]
     label_mode: str | None
     image_size: int | None
     reference: str
@@ -57,7 +57,7 @@ PROTOCOLS = {
     "paper": Protocol(
         title="latent diffusion",
         num_samples=50_000,
-        distances=("fid", "inception_score", "precision_recall"),
+        metrics=("fid", "inception_score", "precision_recall"),
         label_mode="random",
         image_size=None,
         reference="the whole training set, cropped at the centre, not mirrored",
@@ -68,7 +68,7 @@ PROTOCOLS = {
     "adm": Protocol(
         title="guided-diffusion",
         num_samples=50_000,
-        distances=("fid", "sfid", "inception_score", "precision_recall"),
+        metrics=("fid", "sfid", "inception_score", "precision_recall"),
         label_mode="random",
         image_size=None,
         reference="the npz of reference statistics that guided-diffusion publishes",
@@ -79,7 +79,7 @@ PROTOCOLS = {
     "coco30k": Protocol(
         title="COCO 30k",
         num_samples=30_000,
-        distances=("fid", "inception_score", "clip_score"),
+        metrics=("fid", "inception_score", "clip_score"),
         label_mode=None,
         image_size=256,
         reference="the 30,000 images of COCO 2014 validation that the captions are of",
@@ -90,7 +90,7 @@ PROTOCOLS = {
     "layout2048": Protocol(
         title="layouts, 2,048 images",
         num_samples=2_048,
-        distances=("fid",),
+        metrics=("fid",),
         label_mode=None,
         image_size=256,
         reference="the 2,048 held-out images that the layouts are of, cropped at the "

@@ -1,6 +1,6 @@
 """How close reconstructions are to their images.
 
-All distances are taken between images as files of them hold them, of any type and any
+All metrics are taken between images as files of them hold them, of any type and any
 channels, in units of 1/255 of the range; one number per image, and a data set's number
 is the mean over its images.
 """
@@ -113,5 +113,5 @@ def _window_means(values):
     return values
 
 
-# Distances of an image and its reconstruction, uint8 [B, H, W, C] each -> [B].
-METRICS = {"psnr": psnr, "ssim": ssim, "l1": l1}
+# Metrics of an image and its reconstruction, uint8 [B, H, W, C] each -> [B].
+RECONSTRUCTION_METRICS = {"psnr": psnr, "ssim": ssim, "l1": l1}

@@ -30,7 +30,7 @@ _RECORD = "record"
 # How a data set's images are cut where they are not augmented, in "preprocessing".
 CUT = {"crop": "center", "resize": "bicubic, antialiased"}
 
-# Of how many images of a reference features are kept, where distances need them: as
+# Of how many images of a reference features are kept, where metrics need them: as
 # many as there are samples by the protocols, 400 MB of FID's features.
 MOST_ROWS = 50_000
 

@@ -43,7 +43,7 @@ class TapStatistics(NamedTuple):
       mean: float64 [D].
       covariance: Unbiased covariance, float64 [D, D].
       rows: The features themselves, float32 [n, D] in the order of the images, of all
-        or of n that are evenly spaced; None where no distance needs them.
+        or of n that are evenly spaced; None where no metric needs them.
       half: Statistics of every second image, without rows, or None of a few images or
         a reference. What is biased by the count shows its bias between half and whole.
     """
@@ -180,7 +180,7 @@ class Moments:
         if rows.shape != expected:
             raise DataError(
                 f"the state of a set's statistics holds rows {rows.shape}, expected "
-                f"{expected}: it is of other distances; remove it and start again"
+                f"{expected}: it is of other metrics; remove it and start again"
             )
         self.count = count
         self._sums = np.array(state["sums"], np.float64)

@@ -21,11 +21,11 @@ from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.resuming import Saved
 from ldm_jax.metrics.adm_npz import write_arrays
-from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.set_metrics import SET_METRICS
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
 
@@ -48,7 +48,7 @@ def folders(tmp_path_factory):
 
 
 def how(outdir, **options):
-    options = {"distances": ["frechet"], "weights": {}, "batch_size": 4} | options
+    options = {"metrics": ["frechet"], "weights": {}, "batch_size": 4} | options
     return Comparison(outdir=pathlib.Path(outdir), **options)
 
 
@@ -266,15 +266,15 @@ def test_a_model_that_was_trained_anew_is_another_one():
 
 def test_features_of_the_images_in_a_file_of_statistics(folders, tmp_path, monkeypatch):
     one, other = folders
-    kid = DISTANCES["kid"]._replace(network="random", tap="pooled")
-    monkeypatch.setitem(DISTANCES, "kid", kid)
-    expected, _ = measure(one, tmp_path / "a", reference=str(other), distances=["kid"])
+    kid = SET_METRICS["kid"]._replace(network="random", tap="pooled")
+    monkeypatch.setitem(SET_METRICS, "kid", kid)
+    expected, _ = measure(one, tmp_path / "a", reference=str(other), metrics=["kid"])
     # As guided-diffusion's: moments, and images whose features are computed.
     found = ReferenceStatistics.load(tmp_path / "a" / "reference.npz")
     statistics = found.taps["random/pooled"]._replace(rows=None)
     path = tmp_path / "adm.npz"
     ReferenceStatistics({"random/pooled": statistics}, found.record).save(path)
-    options = {"reference": str(path), "distances": ["kid"]}
+    options = {"reference": str(path), "metrics": ["kid"]}
     with pytest.raises(ConfigError, match="kid needs the features of each image"):
         measure(one, tmp_path / "b", **options)
     with zipfile.ZipFile(path, "a") as archive:
@@ -286,11 +286,11 @@ def test_features_of_the_images_in_a_file_of_statistics(folders, tmp_path, monke
 
 def test_features_of_some_images_are_of_images_all_over(folders, tmp_path, monkeypatch):
     one, other = folders
-    kid = DISTANCES["kid"]._replace(network="random", tap="pooled")
-    monkeypatch.setitem(DISTANCES, "kid", kid)
+    kid = SET_METRICS["kid"]._replace(network="random", tap="pooled")
+    monkeypatch.setitem(SET_METRICS, "kid", kid)
     few = PROTOCOLS["paper"]._replace(reference_rows=5)
     monkeypatch.setitem(PROTOCOLS, "paper", few)
-    options = {"distances": ["kid"], "reference": str(other)}
+    options = {"metrics": ["kid"], "reference": str(other)}
     measure(one, tmp_path / "all", **options)
     few, _ = measure(one, tmp_path / "few", protocol="paper", **options)
     everything, found = (
@@ -380,8 +380,8 @@ def test_each_image_is_measured_by_its_own_caption(folders, tmp_path, monkeypatc
 
     images.tokens = tokens
     # The reference has no captions.
-    distances = ["clip_score", "frechet", "cmmd"]
-    options = {"distances": distances, "reference": str(other)}
+    metrics = ["clip_score", "frechet", "cmmd"]
+    options = {"metrics": metrics, "reference": str(other)}
     settings = how(tmp_path, weights={"clip": "file"}, **options)
     bare = open_images(one, mesh, 4)
     with pytest.raises(ConfigError, match="clip_score: .*have none: .*--prompts_file"):

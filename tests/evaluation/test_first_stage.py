@@ -19,7 +19,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import first_stage
 from ldm_jax.images import read_image, to_float, to_uint8
 from ldm_jax.metrics.measurement import Measurement
-from ldm_jax.metrics.reconstruction import METRICS
+from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
 from ldm_jax.trained import FirstStage
 from tests.runs import command, finish
 
@@ -86,7 +86,7 @@ def test_every_image_counts_once(kind, devices, size):
     assert {result.count for result in results.values()} == {10}
     found = {name: result.value for name, result in results.items()}
     decoded, codes = _expected(kind)
-    for name, metric in METRICS.items():
+    for name, metric in RECONSTRUCTION_METRICS.items():
         # Rounding may move a value across the edge between two bytes.
         each = np.asarray(metric(images, decoded))
         assert found[name] == pytest.approx(float(each.mean()), rel=1e-4), name
@@ -99,7 +99,7 @@ def test_every_image_counts_once(kind, devices, size):
         assert found["codebook_usage"] == len(codes) / 16
         entropy = -np.sum(shares * np.log(shares))
         assert found["codebook_perplexity"] == pytest.approx(np.exp(entropy))
-    order = np.argsort(METRICS["psnr"](images, decoded))
+    order = np.argsort(RECONSTRUCTION_METRICS["psnr"](images, decoded))
     for name, index in (
         ("reconstructions", 0),
         ("worst", order[0]),

@@ -14,8 +14,8 @@ from ldm_jax.evaluation.report import (
     markdown,
     sampling_reasons,
 )
-from ldm_jax.metrics.distances import DISTANCES, Result
 from ldm_jax.metrics.protocols import PROTOCOLS
+from ldm_jax.metrics.set_metrics import SET_METRICS, Result
 
 
 def test_rows_are_of_configs_with_their_options():
@@ -104,5 +104,5 @@ def test_what_a_number_of_samples_is_compared_with():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol(name):
     protocol = PROTOCOLS[name]
-    assert set(protocol.distances) <= DISTANCES.keys()
+    assert set(protocol.metrics) <= SET_METRICS.keys()
     assert protocol.label_mode in (*LABEL_MODES, None)

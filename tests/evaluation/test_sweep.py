@@ -16,7 +16,7 @@ from ldm_jax.evaluation.drawn import Drawing, Plan, draw_set
 from ldm_jax.evaluation.sweep import plot, tables
 from ldm_jax.evaluation.sweep.grid import combinations, name_of, title_of
 from ldm_jax.evaluation.sweep.rows import Row, measure_rows
-from ldm_jax.metrics.distances import Result
+from ldm_jax.metrics.set_metrics import Result
 from ldm_jax.sampling import complete
 from tests.sampling.common import make_trained, picture, write_image
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 def how(outdir, reference):
     return Comparison(
-        distances=["frechet"],
+        metrics=["frechet"],
         outdir=pathlib.Path(outdir),
         weights={},
         reference=str(reference),

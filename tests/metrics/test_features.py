@@ -56,7 +56,7 @@ def test_inception_gives_the_published_features(case, features_of, tmp_path):
 def test_inception_without_a_file_is_seeded_and_says_so(case, features_of):
     network = load_network("inception")
     assert network.is_random and network.record["weights"] == "random"
-    # A change of these numbers would change every distance measured with them.
+    # A change of these numbers would change every metric measured with them.
     assert network.record["checksum"] == "21bf223a6c3813c8"
     images = nhwc(case.arrays["x"])
     features = features_of(network.params, images, INCEPTION_TAPS)

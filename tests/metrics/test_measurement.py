@@ -6,10 +6,10 @@ import pytest
 
 from ldm_jax import sharding
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.metrics.distances import DISTANCES
 from ldm_jax.metrics.features import FEATURES, FeatureNetwork, Loaded
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import ReferenceStatistics
+from ldm_jax.metrics.set_metrics import SET_METRICS
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (22, 16, 16, 3), np.uint8)
 
@@ -21,8 +21,8 @@ CHEAP = ("frechet", "kid", "precision_recall")
 @pytest.fixture(autouse=True)
 def cheap_distances(monkeypatch):
     for name in CHEAP:
-        row = DISTANCES[name]._replace(network="random", tap="pooled")
-        monkeypatch.setitem(DISTANCES, name, row)
+        row = SET_METRICS[name]._replace(network="random", tap="pooled")
+        monkeypatch.setitem(SET_METRICS, name, row)
 
 
 def _measure(pictures, devices=1, size=8, names=("frechet",), **options):
@@ -105,7 +105,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(DataError, match="two images or more, got 1"):
         measured.results()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    with pytest.raises(ConfigError, match='distances="frechett" is unknown'):
+    with pytest.raises(ConfigError, match='metrics="frechett" is unknown'):
         Measurement(["frechett"], mesh)
     with pytest.raises(DataError, match="the state of the evaluation has no random/po"):
         measured.restore({})
@@ -125,8 +125,8 @@ def test_features_that_are_not_finite(monkeypatch):
         return {"embedding": 1 / (images[:, 0, 0].astype("float32") - 7)}
 
     monkeypatch.setitem(FEATURES, "bad", _network(apply))
-    row = DISTANCES["frechet"]._replace(network="bad", tap="embedding")
-    monkeypatch.setitem(DISTANCES, "frechet", row)
+    row = SET_METRICS["frechet"]._replace(network="bad", tap="embedding")
+    monkeypatch.setitem(SET_METRICS, "frechet", row)
     pictures = np.zeros((8, 4, 4, 3), np.uint8)
     assert _measure(pictures).count == 8
     # Rows that do not count may be anything.

@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 
 def measure(folder, names):
-    """Results of distances of the one folder to the other, by their names."""
+    """Results of metrics of the one folder to the other, by their names."""
     mesh = sharding.make_mesh()
     weights = {"inception": str(folder / "inception.pth")}
     measurement = Measurement(names, mesh, weights)

@@ -17,16 +17,18 @@ def pair():
     return x.astype(np.uint8), y.astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", reconstruction.METRICS)
+@pytest.mark.parametrize("name", reconstruction.RECONSTRUCTION_METRICS)
 def test_equal_images(name, pair):
-    found = reconstruction.METRICS[name](*map(jnp.asarray, (pair[0], pair[0])))
+    found = reconstruction.RECONSTRUCTION_METRICS[name](
+        *map(jnp.asarray, (pair[0], pair[0]))
+    )
     best = {"psnr": reconstruction.PSNR_LIMIT, "ssim": 1.0, "l1": 0.0}[name]
     np.testing.assert_allclose(found, [best, best], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", reconstruction.METRICS)
+@pytest.mark.parametrize("name", reconstruction.RECONSTRUCTION_METRICS)
 def test_each_image_has_a_number_of_its_own(name, pair):
-    metric = reconstruction.METRICS[name]
+    metric = reconstruction.RECONSTRUCTION_METRICS[name]
     both = metric(*map(jnp.asarray, pair))
     second = metric(*(jnp.asarray(images[1:]) for images in pair))
     assert both.shape == (2,) and both[0] != both[1]

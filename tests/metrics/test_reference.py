@@ -47,7 +47,7 @@ def test_a_file_holds_what_was_measured(tmp_path):
     assert found.record == record and found.taps.keys() == taps.keys()
     for tap in taps:
         assert_same(taps[tap], found.taps[tap])
-    # Features of each image are large: none are read that no distance needs.
+    # Features of each image are large: none are read that no metric needs.
     assert found.rows == {"inception/64": 3}
     found = ReferenceStatistics.load(path, rows=["random/pooled"])
     assert not found.rows and found.taps.keys() == taps.keys()

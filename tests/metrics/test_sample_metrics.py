@@ -1,11 +1,11 @@
-"""Distances of given features: what torch-fidelity and pytorch-fid make of them."""
+"""Metrics of given features: what torch-fidelity and pytorch-fid make of them."""
 
 import numpy as np
 import pytest
 
-from ldm_jax.metrics.distances import DISTANCES, blocks, kernel
-from ldm_jax.metrics.distances.clip_score import caption_cosine, clip_score
-from ldm_jax.metrics.distances.frechet import frechet
+from ldm_jax.metrics.set_metrics import SET_METRICS, blocks, kernel
+from ldm_jax.metrics.set_metrics.clip_score import caption_cosine, clip_score
+from ldm_jax.metrics.set_metrics.frechet import frechet
 from ldm_jax.metrics.statistics import ALL, Moments
 from tests.common import load_case
 
@@ -21,7 +21,7 @@ def statistics_of(rows):
 
 def measure(name, first, second=None, seed=2020):
     second = None if second is None else statistics_of(second)
-    return DISTANCES[name].measure(statistics_of(first), second, seed)
+    return SET_METRICS[name].measure(statistics_of(first), second, seed)
 
 
 # pytorch-fid's calculate_frechet_distance and torch-fidelity's agree to 13 digits.

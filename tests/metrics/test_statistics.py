@@ -66,7 +66,7 @@ def test_rows_are_of_all_classes_of_a_sorted_set(total, most):
 def test_what_cannot_be_summarised_or_restored():
     with pytest.raises(DataError, match="two images or more, got 1"):
         _collect(ROWS[:1], 1).statistics()
-    with pytest.raises(DataError, match="of other distances"):
+    with pytest.raises(DataError, match="of other metrics"):
         Moments(5).restore(_collect(ROWS[:9], 1).state())
     rows = len(ROWS)
     with pytest.raises(DataError, match=r"holds rows \(1324, 6\), expected \(314, 6\)"):

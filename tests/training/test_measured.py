@@ -1,4 +1,4 @@
-"""Distances of samples during training: they change nothing, and the best is kept."""
+"""Metrics of samples during training: they change nothing, and the best is kept."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from ldm_jax.training.held_out import made_images
 from ldm_jax.training.held_out.eval_options import EvalOptions, eval_options
 from ldm_jax.training.held_out.made_images import Made, _require_examples
 from ldm_jax.training.held_out.own_reference import own_reference
-from ldm_jax.training.held_out.set_distances import SetDistances
+from ldm_jax.training.held_out.run_metrics import RunMetrics
 from tests.runs import assert_same_bits, state_of, tiny_config, train, weights_of
 from tests.sampling.common import SIZE, make_trained
 
@@ -265,7 +265,7 @@ def test_images_that_are_not_finite_are_counted_and_not_measured(capsys):
         finite = [jnp.array([k not in bad for k in range(4)]) for bad in rows]
         taken = SimpleNamespace(count=0, results=dict)
         taken.add = lambda images, mask: setattr(taken, "count", taken.count + 3)
-        sets = object.__new__(SetDistances)
+        sets = object.__new__(RunMetrics)
         sets._measurement = SimpleNamespace(twin=lambda: taken)
         sets._images = lambda *_: (Made(None, mask, each) for each in finite)
         sets._run, sets._frozen = SimpleNamespace(console=Console(9, 0, True)), None

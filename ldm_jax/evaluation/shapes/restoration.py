@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm_jax.annotations import Array, Float, UInt8
 from ldm_jax.images import to_uint8
-from ldm_jax.metrics.reconstruction import METRICS
+from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
 
 
 def enlarge(
@@ -79,10 +79,11 @@ def distances(
       others: uint8 [N, S, S, 3].
 
     Returns:
-      Row of METRICS -> mean.
+      Row of RECONSTRUCTION_METRICS -> mean.
     """
     return {
-        name: float(np.mean(metric(images, others))) for name, metric in METRICS.items()
+        name: float(np.mean(metric(images, others)))
+        for name, metric in RECONSTRUCTION_METRICS.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Distances of samples over guidance scales, numbers of steps and samplers.
+"""Metrics of samples over guidance scales, numbers of steps and samplers.
 
 | module | what |
 | --- | --- |

@@ -85,8 +85,8 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     how = comparison_of(_DISTANCES.value or ["fid"])
-    check_used(how.distances, how.weights)
-    plan = _plan(how.distances)
+    check_used(how.metrics, how.weights)
+    plan = _plan(how.metrics)
     lists = (holder.value or [] for holder in (_SAMPLERS, _NUM_STEPS, _SCALES))
     given = combinations(*lists, _ETA.value)
     subjects.require_second_stage(_WORKDIR.value, _STEP.value)
@@ -102,13 +102,13 @@ def _main(argv: list[str]) -> None:
         _write(how.outdir, title, rows)
 
 
-def _plan(distances):
+def _plan(metrics):
     """Which samples are drawn."""
-    from ldm_jax.metrics.distances import DISTANCES
+    from ldm_jax.metrics.set_metrics import SET_METRICS
 
     plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
     plan = plan._replace(prompts_file=_PROMPTS_FILE.value)
-    if any(DISTANCES[name].needs_captions for name in distances):
+    if any(SET_METRICS[name].needs_captions for name in metrics):
         plan = plan._replace(tokenizer=_TOKENIZER.value)
     return plan
 

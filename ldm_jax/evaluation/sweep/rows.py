@@ -19,7 +19,7 @@ from ldm_jax.evaluation.resuming import Saved, agree, difference
 from ldm_jax.evaluation.scoring import measure, say, settings_of
 from ldm_jax.evaluation.sweep.grid import name_of, title_of, values_of
 from ldm_jax.files import write_json
-from ldm_jax.metrics.distances import Result
+from ldm_jax.metrics.set_metrics import Result
 from ldm_jax.reading import MAX_TEXT, read_file
 from ldm_jax.store import Place, exists, raise_if_silent
 

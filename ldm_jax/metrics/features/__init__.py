@@ -15,7 +15,7 @@ layers, its taps, in one compiled program on all devices.
 | `weight_files` | files of weights: read, and recognised by their numbers |
 
 Where there is no file of weights, `random` and `inception` are seeded random numbers.
-What is measured with them ranks models of one data set, but is no published distance,
+What is measured with them ranks models of one data set, but is no published metric,
 and no report calls it so.
 """
 
@@ -87,7 +87,7 @@ def load_network(name: str, path: str | None = None) -> Network:
         "network": name,
         "weights": file,
         "checksum": loaded.checksum,
-        # In bfloat16 distances are others by several per cent.
+        # In bfloat16 metrics are others by several per cent.
         "dtype": "float32",
     }
     row = row._replace(**loaded.changes)

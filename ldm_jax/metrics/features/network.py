@@ -90,7 +90,7 @@ class Network(NamedTuple):
       record: What a report says of it: "network", "weights" (name of the file, or
         "random"), "checksum" and "dtype".
       is_random: Whether its weights are random numbers: what is measured with it is no
-        published distance.
+        published metric.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Features of untrained convolutions, cheap and without a file of weights.
 
-A distance of them ranks models of one data set, but is not comparable to a published
+A metric of them ranks models of one data set, but is not comparable to a published
 number.
 """
 

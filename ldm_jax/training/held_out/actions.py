@@ -1,4 +1,4 @@
-"""When what is due with held-out images: evaluation, previews, measured distances."""
+"""When what is due with held-out images: evaluation, previews, metrics of sets."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ldm_jax.errors import DataError, ProcessLost
 from ldm_jax.seeds import make_key
 from ldm_jax.training.compiled import jit_shown
 from ldm_jax.training.held_out.noise_levels import LOSS_LEVEL
-from ldm_jax.training.held_out.set_distances import SetDistances
+from ldm_jax.training.held_out.run_metrics import RunMetrics
 from ldm_jax.training.held_out.shown_conditions import show_conditions
 from ldm_jax.training.start import Run
 from ldm_jax.training.writer import Writer, format_metrics
@@ -72,7 +72,7 @@ class HeldOut:
         stage, train = run.stage, run.config.train
         # Called with (state, frozen, batch, rng).
         self._eval_step = jit_shown(stage.eval_step, run.mesh)
-        self._sets = SetDistances(run, frozen)
+        self._sets = RunMetrics(run, frozen)
         self._actions = {}
         if run.data.has_held_out:
             self._actions["evaluation"] = _Action(
@@ -256,7 +256,7 @@ class HeldOut:
         return self._writer.has_scalars(step, lambda name: name.startswith(_SETS))
 
     def _measure(self, done, state):
-        """Writes the distances of what the stage makes; keeps the best checkpoint."""
+        """Writes the metrics of what the stage makes; keeps the best checkpoint."""
         numbers = self._sets.measure(state, self._goes_on)
         if numbers is None:
             return

@@ -9,7 +9,7 @@ from ldm_jax import ranges
 from ldm_jax.config import build, check_names, choose, suggest, to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.eval_samples import LABEL_MODES
-from ldm_jax.metrics.distances import DISTANCES
+from ldm_jax.metrics.set_metrics import SET_METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class EvalOptions:
       every: Steps between measurements; None or 0 makes none.
       num_samples: Number of samples; of a first stage of reconstructions.
       batch_size: How many are drawn at a time, over all devices.
-      distances: Rows of DISTANCES; of a first stage ("rfid",) where not given.
+      distances: Metrics of sets, rows of SET_METRICS; ("rfid",) of a first stage where
+        not given.
       weights: Name of a feature network -> its file of weights; None for random ones.
       reference: File of reference statistics; "" makes them of the run's own images.
       reference_images: How many of those; None for all.
@@ -63,7 +64,7 @@ def eval_options(config: ConfigDict) -> EvalOptions:
     ranges.check_section(weights, "eval.weights")
     options = build(EvalOptions, section | {"weights": weights}, "eval")
     for name in options.distances:
-        row = choose(DISTANCES, name, "eval.distances")
+        row = choose(SET_METRICS, name, "eval.distances")
         if row.needs_captions:
             raise ConfigError(
                 f"eval.distances: {name} compares images with their captions, which "
@@ -96,11 +97,11 @@ def better_of(options: EvalOptions) -> str:
       Which.
 
     Raises:
-      ConfigError: If no distance gives that result.
+      ConfigError: If no metric gives that result.
     """
     values = {}
     for name in options.distances:
-        values |= DISTANCES[name].values
+        values |= SET_METRICS[name].values
     if options.best not in values:
         raise ConfigError(
             f'eval.best="{options.best}" is no result of eval.distances='

@@ -8,9 +8,9 @@ import jax
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of
-from ldm_jax.metrics.distances import taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import CUT, MOST_ROWS, ReferenceStatistics, kept_of
+from ldm_jax.metrics.set_metrics import taps_with_rows
 from ldm_jax.store import exists
 from ldm_jax.training.held_out.eval_options import EvalOptions
 from ldm_jax.training.start import Run
@@ -31,7 +31,7 @@ def own_reference(
 
     Args:
       run: The run.
-      measurement: Of the distances that compare; it takes no images itself.
+      measurement: Of the metrics that compare; it takes no images itself.
       options: EvalOptions.
 
     Returns:

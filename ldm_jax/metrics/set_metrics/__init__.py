@@ -1,4 +1,4 @@
-"""Distances of sets of images by their features: one row of DISTANCES each.
+"""Metrics of sets of images by their features: one row of SET_METRICS each.
 
 | module | what |
 | --- | --- |
@@ -13,20 +13,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ldm_jax.metrics.distances.clip_score import COSINE, clip_score
-from ldm_jax.metrics.distances.frechet import frechet
-from ldm_jax.metrics.distances.inception_score import inception_score
-from ldm_jax.metrics.distances.kernel import cmmd, kid
-from ldm_jax.metrics.distances.neighbours import density_coverage, precision_recall
-from ldm_jax.metrics.distances.results import Result
 from ldm_jax.metrics.features.clip_weights import EMBEDDING
+from ldm_jax.metrics.set_metrics.clip_score import COSINE, clip_score
+from ldm_jax.metrics.set_metrics.frechet import frechet
+from ldm_jax.metrics.set_metrics.inception_score import inception_score
+from ldm_jax.metrics.set_metrics.kernel import cmmd, kid
+from ldm_jax.metrics.set_metrics.neighbours import density_coverage, precision_recall
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-__all__ = ["DISTANCES", "Distance", "Result", "Value", "taps_with_rows"]
+__all__ = ["SET_METRICS", "SetMetric", "Result", "Value", "taps_with_rows"]
 
 
 class Value(NamedTuple):
-    """A number that a distance gives.
+    """A number that a metric gives.
 
     Attributes:
       title: What it is called in reports.
@@ -37,8 +37,8 @@ class Value(NamedTuple):
     better: str = "lower"
 
 
-class Distance(NamedTuple):
-    """A row of DISTANCES.
+class SetMetric(NamedTuple):
+    """A row of SET_METRICS.
 
     Attributes:
       values: Name -> the numbers that it gives.
@@ -64,10 +64,10 @@ class Distance(NamedTuple):
     protocol: int = 50_000
 
 
-_FID = Distance({"fid": Value("FID")}, "inception", "2048", frechet)
+_FID = SetMetric({"fid": Value("FID")}, "inception", "2048", frechet)
 
-# Distances by name.
-DISTANCES = {
+# Metrics by name.
+SET_METRICS = {
     "fid": _FID,
     # Of features as pytorch-fid has them, which resizes in another way.
     "pytorch_fid": _FID._replace(
@@ -77,9 +77,9 @@ DISTANCES = {
     # Of reconstructions to their images.
     "rfid": _FID._replace(values={"rfid": Value("rFID")}),
     # Nash et al. 2021: of a part of the map of features, where things are.
-    "sfid": Distance({"sfid": Value("sFID")}, "inception", "spatial", frechet),
-    "kid": Distance({"kid": Value("KID")}, "inception", "2048", kid, needs_rows=True),
-    "inception_score": Distance(
+    "sfid": SetMetric({"sfid": Value("sFID")}, "inception", "spatial", frechet),
+    "kid": SetMetric({"kid": Value("KID")}, "inception", "2048", kid, needs_rows=True),
+    "inception_score": SetMetric(
         {"inception_score": Value("inception score", "higher")},
         network="inception",
         tap="logits",
@@ -88,7 +88,7 @@ DISTANCES = {
         needs_reference=False,
     ),
     # Of FID's features, as guided-diffusion measures them; the papers take VGG16's.
-    "precision_recall": Distance(
+    "precision_recall": SetMetric(
         {
             "precision": Value("precision", "higher"),
             "recall": Value("recall", "higher"),
@@ -98,7 +98,7 @@ DISTANCES = {
         measure=precision_recall,
         needs_rows=True,
     ),
-    "density_coverage": Distance(
+    "density_coverage": SetMetric(
         {
             "density": Value("density", "higher"),
             "coverage": Value("coverage", "higher"),
@@ -109,10 +109,10 @@ DISTANCES = {
         needs_rows=True,
     ),
     # Stein et al. 2023.
-    "fd_dinov2": Distance(
+    "fd_dinov2": SetMetric(
         {"fd_dinov2": Value("FD-DINOv2")}, "dinov2", "class_token", frechet
     ),
-    "cmmd": Distance(
+    "cmmd": SetMetric(
         {"cmmd": Value("CMMD")},
         network="clip",
         tap=EMBEDDING,
@@ -120,7 +120,7 @@ DISTANCES = {
         needs_rows=True,
         protocol=30_000,
     ),
-    "clip_score": Distance(
+    "clip_score": SetMetric(
         {"clip_score": Value("CLIP score", "higher")},
         network="clip",
         tap=COSINE,
@@ -130,21 +130,21 @@ DISTANCES = {
         needs_captions=True,
         protocol=30_000,
     ),
-    "frechet": Distance(
+    "frechet": SetMetric(
         {"frechet": Value("Fréchet distance")}, "random", "pooled", frechet
     ),
 }
 
 
 def taps_with_rows(names: Sequence[str]) -> list[str]:
-    """Lists where distances need the features of each image of a reference.
+    """Lists where metrics need the features of each image of a reference.
 
     Args:
-      names: Rows of DISTANCES.
+      names: Rows of SET_METRICS.
 
     Returns:
       Networks and taps, as "inception/2048", in order.
     """
-    rows = [DISTANCES[name] for name in names]
+    rows = [SET_METRICS[name] for name in names]
     rows = [row for row in rows if row.needs_rows and row.needs_reference]
     return sorted({f"{row.network}/{row.tap}" for row in rows})

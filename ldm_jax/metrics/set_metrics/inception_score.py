@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # Parts of the set; published numbers are of 10 of 5,000 images each.

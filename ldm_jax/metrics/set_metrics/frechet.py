@@ -3,7 +3,7 @@
 import numpy as np
 
 from ldm_jax.annotations import Float
-from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # Columns of a root that are found one by one before the rest is brought up to date.

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ldm_jax.annotations import Float
-from ldm_jax.metrics.distances.blocks import block_pairs
-from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.set_metrics.blocks import block_pairs
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # Neighbours, as the papers recommend.

@@ -1,4 +1,4 @@
-"""Distances of the images that a stage makes to those that it should make."""
+"""Metrics of the set of images that a stage makes, against those it should make."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ from ldm_jax.checkpoint import Best, TrainState
 from ldm_jax.config import to_dict
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of
-from ldm_jax.metrics.distances import DISTANCES, taps_with_rows
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
+from ldm_jax.metrics.set_metrics import SET_METRICS, taps_with_rows
 from ldm_jax.store import local_copy
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
 from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.start import Run
 
 
-class SetDistances:
+class RunMetrics:
     """Measures sets of images, as the section `eval` says.
 
     Attributes:
@@ -94,8 +94,8 @@ class SetDistances:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _compares(self):
-        """Whether a distance compares with a reference at all."""
-        return any(DISTANCES[name].needs_reference for name in self.options.distances)
+        """Whether a metric compares with a reference at all."""
+        return any(SET_METRICS[name].needs_reference for name in self.options.distances)
 
     def measure(
         self, state: TrainState, goes_on: Callable[[], bool]

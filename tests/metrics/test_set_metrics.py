@@ -1,12 +1,12 @@
-"""Distances of sets of images: their properties, on streams and on closed forms."""
+"""Metrics of sets of images: their properties, on streams and on closed forms."""
 
 import numpy as np
 import pytest
 
-from ldm_jax.metrics.distances import DISTANCES
-from ldm_jax.metrics.distances.frechet import frechet, pivoted_root
 from ldm_jax.metrics.features import FEATURES
 from ldm_jax.metrics.features.clip_weights import EMBEDDING
+from ldm_jax.metrics.set_metrics import SET_METRICS
+from ldm_jax.metrics.set_metrics.frechet import frechet, pivoted_root
 from ldm_jax.metrics.statistics import Moments
 
 
@@ -55,9 +55,9 @@ def test_the_root_of_a_covariance_has_its_rank(count):
     np.testing.assert_allclose(root @ root.T, covariance, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", SET_METRICS)
 def test_a_distance_is_of_a_network_and_its_tap(name):
-    row = DISTANCES[name]
+    row = SET_METRICS[name]
     tap = EMBEDDING if row.needs_captions else row.tap
     assert tap in FEATURES[row.network].widths
     assert all(value.better in ("lower", "higher") for value in row.values.values())

@@ -3,8 +3,8 @@
 import numpy as np
 
 from ldm_jax.annotations import Float
-from ldm_jax.metrics.distances.blocks import block_pairs
-from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.set_metrics.blocks import block_pairs
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # Subsets of KID and images in each, as torch-fidelity takes them.

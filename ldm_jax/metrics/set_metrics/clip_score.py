@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.metrics.distances.results import Result
+from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
 # What a measurement makes of the embeddings of an image and its caption; it stands
