@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax import checkpoint, ranges
 from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
-from ldm_jax.training.start import FREE_KEYS
+from ldm_jax.training.start.same_run import FREE_KEYS
 from tests.flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -27,7 +27,8 @@ from ldm_jax import sampling
 from ldm_jax.convert import workdir
 from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
-from ldm_jax.training import loop, start
+from ldm_jax.training import loop
+from ldm_jax.training.start.init_from import load_initial
 from tests.runs import BARE, assert_same_bits, tiny_config, train, weights_of
 from tests.sampling.common import run
 
@@ -120,7 +121,7 @@ def test_a_new_run_starts_from_the_weights(old):
     config = tiny_config("shapes_class", "", **DENOISER)
     config.train.init_from = str(old / "class")
     expected = weights_of(old / "class", True)
-    weights, _, record, notes = start.load_initial(config, expected)
+    weights, _, record, notes = load_initial(config, expected)
     assert NETWORK in weights
     assert_same_bits(weights, expected)
     assert record["step"] == 2 and len(notes) == 1, notes

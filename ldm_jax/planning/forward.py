@@ -24,7 +24,7 @@ from ldm_jax.models.lpips import LPIPS
 from ldm_jax.planning.abstract import Planned
 from ldm_jax.sharding import path_name
 from ldm_jax.training.freeze import freeze_paths, is_frozen
-from ldm_jax.training.start import frozen_paths
+from ldm_jax.training.start.pretrained_towers import frozen_paths
 
 
 @dataclasses.dataclass(frozen=True)

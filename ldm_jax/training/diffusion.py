@@ -29,7 +29,7 @@ from ldm_jax.training.latents import (
     open_first_stage,
 )
 from ldm_jax.training.optimizer import check_optimizer
-from ldm_jax.training.start import frozen_paths, initial_weights
+from ldm_jax.training.start.pretrained_towers import frozen_paths, initial_weights
 from ldm_jax.training.step import Stage, make_loss_steps
 
 

@@ -28,13 +28,8 @@ from ldm_jax.training.compiled import CompiledStep, jit_step
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.held_out import HeldOut, due
 from ldm_jax.training.preemption import Preemption
-from ldm_jax.training.start import (
-    Run,
-    check_config,
-    check_data,
-    check_same_data,
-    first_state,
-)
+from ldm_jax.training.start.first_state import Run, first_state
+from ldm_jax.training.start.same_run import check_config, check_data, check_same_data
 from ldm_jax.training.writer import (
     Writer,
     check_finite,

@@ -7,7 +7,7 @@ from ldm_jax import peers
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.data.prepared import TfdsSource
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.training.start import check_data, check_same_data
+from ldm_jax.training.start.same_run import check_data, check_same_data
 from tests.runs import train
 
 THEN = {

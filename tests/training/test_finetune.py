@@ -19,10 +19,11 @@ from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.trained import load_first_stage
-from ldm_jax.training import start
 from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
 from ldm_jax.training.latents import check_same_first_stage
-from ldm_jax.training.start import check_config, model_notes
+from ldm_jax.training.start.first_state import start_from
+from ldm_jax.training.start.init_from import load_initial, model_notes
+from ldm_jax.training.start.same_run import check_config
 from tests.runs import BARE, assert_same_bits, tiny_config, train
 from tests.sampling.common import run
 
@@ -123,7 +124,7 @@ def test_a_start_says_what_it_did_not_take(first_stage):
     config = tiny_config("shapes_autoencoder", "", **changes)
     _, params, _ = checkpoint.load_weights(first_stage, average=False)
     params["discriminator"]["conv_0"]["bias"] = np.zeros(4)
-    notes = "; ".join(start.load_initial(config, params)[3])
+    notes = "; ".join(load_initial(config, params)[3])
     assert "discriminator starts anew: discriminator/conv_0/bias is (8,)" in notes
     # What shapes do not show.
     assert "first_stage.norm_groups is 4, in train.init_from it was 8" in notes
@@ -233,7 +234,7 @@ def test_a_discriminator_brings_its_statistics(tmp_path, norm):
         console=SimpleNamespace(line=print),
         shardings=sharding.tree_shardings(state, mesh),
     )
-    assert_same_bits(start.start_from(run, state).stats, seen)
+    assert_same_bits(start_from(run, state).stats, seen)
 
 
 ORIGINAL = dict(

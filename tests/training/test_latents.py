@@ -24,7 +24,7 @@ from ldm_jax.training.latents import (
     given_statistics,
     measure_statistics,
 )
-from ldm_jax.training.start import check_config
+from ldm_jax.training.start.same_run import check_config
 from tests.runs import BARE, tiny_config, train
 
 MODEL = LatentDiffusion(

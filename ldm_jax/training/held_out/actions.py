@@ -15,7 +15,7 @@ from ldm_jax.training.compiled import jit_shown
 from ldm_jax.training.held_out.noise_levels import LOSS_LEVEL
 from ldm_jax.training.held_out.run_metrics import RunMetrics
 from ldm_jax.training.held_out.shown_conditions import show_conditions
-from ldm_jax.training.start import Run
+from ldm_jax.training.start.first_state import Run
 from ldm_jax.training.writer import Writer, format_metrics
 
 # How names of what is measured on held-out images begin, and on sets of images.

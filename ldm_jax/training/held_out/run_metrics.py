@@ -16,7 +16,7 @@ from ldm_jax.metrics.set_metrics import SET_METRICS, taps_with_rows
 from ldm_jax.store import local_copy
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
 from ldm_jax.training.held_out.own_reference import own_reference
-from ldm_jax.training.start import Run
+from ldm_jax.training.start.first_state import Run
 
 
 class RunMetrics:

@@ -1,0 +1,9 @@
+"""How a run begins.
+
+| module | what |
+| --- | --- |
+| `first_state` | the state that it starts from: restored or drawn |
+| `init_from` | the weights of the run that `train.init_from` names |
+| `pretrained_towers` | weights of towers that come from elsewhere |
+| `same_run` | whether config and data are still those of the checkpoint |
+"""

@@ -1,0 +1,147 @@
+"""The state that a run starts from: restored, drawn, or with the weights of another."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import sharding
+from ldm_jax.checkpoint import TrainState
+from ldm_jax.errors import ConfigError
+from ldm_jax.seeds import make_key
+from ldm_jax.training.compiled import jit_init
+from ldm_jax.training.start.init_from import load_initial
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run begins with.
+
+    Attributes:
+      config: ConfigDict.
+      mesh: Mesh of its devices.
+      data: Its `Data`.
+      stage: The Stage that it trains.
+      shardings: How its TrainState is split over the mesh.
+      checkpoints: Checkpoints of its workdir.
+      meta: What each checkpoint records; "init_from" is added here.
+      console: Where lines go.
+    """
+
+    config: Any
+    mesh: Any
+    data: Any
+    stage: Any
+    shardings: Any
+    checkpoints: Any
+    meta: dict
+    console: Any
+
+
+def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
+    """Restores the state, or draws it directly into its shardings.
+
+    Args:
+      run: Run.
+      abstract: State of shapes and dtypes.
+      start: Step of the checkpoint to go on from; 0 for a new run.
+
+    Returns:
+      State of global arrays.
+
+    Raises:
+      ConfigError: If weights are to stay as they are drawn, or those of
+        `train.init_from` are of another model.
+      CheckpointError: If a checkpoint cannot be read or holds other shapes.
+    """
+    _describe(run, abstract, start)
+    if start:
+        target = sharding.abstract_like(abstract, run.shardings)
+        return run.checkpoints.restore(start, target)
+    train = run.config.train
+    if train.freeze and not train.init_from:
+        raise ConfigError(
+            f"train.freeze={tuple(train.freeze)} would keep weights as they are drawn; "
+            "give train.init_from, the workdir of the run to start from"
+        )
+    init = jit_init(run.stage.init, run.shardings, run.mesh)
+    state = init(make_key(run.config.seed))
+    if train.init_from:
+        return start_from(run, state)
+    return _replace(run, state, run.stage.initial) if run.stage.initial else state
+
+
+def start_from(run: Any, state: TrainState) -> TrainState:
+    """Puts the weights of another run in place of those that were drawn.
+
+    A discriminator brings its batch statistics, which an activation norm is nothing
+    without; optimisers begin anew.
+
+    Args:
+      run: Run of the loop; where the weights came from is added to its `meta`.
+      state: State of a new run; its buffers are donated.
+
+    Returns:
+      State with the weights that `train.init_from` names.
+
+    Raises:
+      ConfigError: If they are of another model.
+      CheckpointError: If they cannot be read.
+    """
+    weights, stats, record, notes = load_initial(run.config, state.params)
+    run.meta["init_from"] = record
+    for note in notes:
+        run.console.line(note)
+    return _replace(run, state, weights, stats)
+
+
+def _replace(run, state, weights, stats=None):
+    """Puts weights, and statistics, in place of a part of those that were drawn."""
+    weights = _put(weights, run.shardings.params)
+    stats = _put(stats or {}, run.shardings.stats)
+
+    def replace(state, weights, stats):
+        # Copies: donated buffers must not be shared.
+        average = {k: v for k, v in weights.items() if k in state.ema_params}
+        return state.replace(
+            params=_merge(state.params, jax.tree.map(jnp.copy, weights)),
+            ema_params=_merge(state.ema_params, jax.tree.map(jnp.copy, average)),
+            stats=_merge(state.stats, jax.tree.map(jnp.copy, stats)),
+        )
+
+    replace = jax.jit(replace, donate_argnums=0, out_shardings=run.shardings)
+    return replace(state, weights, stats)
+
+
+def _put(tree, shardings):
+    """Places a part of a nested dict by the names in it."""
+    if not isinstance(tree, dict):
+        return sharding.put_tree(tree, shardings)
+    return {name: _put(part, shardings[name]) for name, part in tree.items()}
+
+
+def _merge(tree, part):
+    """Nested dict with the leaves of a part of it in place of its own."""
+    if not isinstance(part, dict):
+        return part
+    return tree | {name: _merge(tree[name], new) for name, new in part.items()}
+
+
+def _describe(run, abstract, start):
+    """Prints what is about to be trained, on what and from where."""
+    config, line = run.config, run.console.line
+    for name, params in abstract.params.items():
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        line(f"{name}: {size:,} parameters")
+    device = jax.devices()[0].device_kind
+    line(
+        f"{config.stage}: {run.data.num_examples:,} images, "
+        f"batch {config.train.batch_size}, {run.mesh.size} x {device} as "
+        f"{dict(run.mesh.shape)}"
+    )
+    for text in run.data.describe_order():
+        line(text)
+    total = config.train.num_steps
+    if 0 < start < total:
+        line(f"resuming at step {start} of {total}")
