@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.diffusion.sampler import Denoiser
+from ldm_jax.diffusion.sampling_method import Denoiser
 from ldm_jax.diffusion.schedule import SchedulePoint
 
 # Maps the denoiser of a sampler to a guided one.
