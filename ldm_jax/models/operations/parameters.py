@@ -1,5 +1,6 @@
 """Parameters: how they start, and flax's layers with them, quick to trace."""
 
+import contextlib
 import contextvars
 import functools
 from collections import defaultdict
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -38,8 +40,9 @@ def initialise(
 ) -> tuple[Any, dict[str, Any]]:
     """Draws the variables of a module, as `init_with_output` does; quick to compile.
 
-    Parameters of one shape that start alike are drawn in one loop, each from a key of
-    its own, so that there are some tens of draws to compile and not some hundreds.
+    A call of the module tells its parameters, but only their draws are computed. Those
+    of one shape that start alike are drawn in one loop, each from a key of its own, so
+    that there are some tens of draws to compile and not some hundreds.
 
     Args:
       module: Module, whose parameters are made by `param`; others are drawn by flax.
@@ -47,28 +50,55 @@ def initialise(
       *args: What it is called with; only shapes and types matter.
 
     Returns:
-      (what the call returned, of which only shapes and types mean anything; variables).
+      (ShapeDtypeStructs of what the call returns, variables).
     """
-    asked = {}
-    token = _asked.set(asked)
-    try:
-        output, variables = module.init_with_output(rng, *args)
-    finally:
-        _asked.reset(token)
-    if asked:
-        params = flatten_dict(variables["params"]) | _draw(rng, asked)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda *args: args, *args))
+    output, shapes, asked = _ask(module, tuple(leaves), tree)
+    params, variables = _draw(rng, asked), {}
+    if len(params) < len(flatten_dict(shapes)):
+        zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        with _asking({}):
+            variables = module.init(rng, *tree.unflatten(zeros))
+        params = flatten_dict(variables.get("params", {})) | params
+    if params:
         variables = {**variables, "params": unflatten_dict(params)}
     return output, variables
 
 
+@contextlib.contextmanager
+def _asking(asked):
+    """Has `param` write down what it is asked for, in place of drawing it."""
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
+
+
+@functools.lru_cache(maxsize=64)
+def _ask(module, leaves, tree):
+    """(shapes of a call's output, those of all variables, what parameters start as).
+
+    A run asks twice: for the shapes of its state, and to draw it.
+    """
+    init, key = module.init_with_output, jax.random.key(0)
+    with _asking({}) as asked:
+        output, shapes = jax.eval_shape(init, key, *tree.unflatten(leaves))
+    return output, shapes, asked
+
+
 def _draw(rng, asked):
     """Path -> value of the parameters that were asked for."""
-    alike, drawn = defaultdict(dict), {}
-    keys = jax.random.split(rng, len(asked))
-    for index, (path, start) in enumerate(asked.items()):
-        alike[start][path] = index
-    for start, indices in alike.items():
-        init, *rest = start
+    drawn = {
+        path: init(None, *rest)
+        for path, (init, *rest) in asked.items()
+        if init in _CONSTANT
+    }
+    random = [path for path in asked if path not in drawn]
+    keys, alike = jax.random.split(rng, len(random)), defaultdict(dict)
+    for index, path in enumerate(random):
+        alike[asked[path]][path] = index
+    for (init, *rest), indices in alike.items():
         # A loop compiles faster than one operation for all, and needs less memory.
         values = jax.lax.map(
             lambda key, init=init, rest=rest: init(key, *rest),
@@ -104,7 +134,7 @@ def param(
         value = module.get_variable("params", name)
         if getattr(value, "shape", None) == tuple(shape):
             return value
-    elif (asked := _asked.get()) is not None and init not in _CONSTANT:
+    elif (asked := _asked.get()) is not None:
         asked[*module.scope.path, name] = (init, tuple(shape), *rest)
         init = nn.initializers.zeros
     return nn.Module.param(module, name, init, shape, *rest)
