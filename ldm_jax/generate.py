@@ -22,7 +22,7 @@ from ldm_jax.diffusion import grids, guidance, samplers, solve
 from ldm_jax.diffusion.gradient_guidance import GradientGuidance
 from ldm_jax.diffusion.guidance import GuidanceOptions
 from ldm_jax.diffusion.sample_options import SampleOptions
-from ldm_jax.diffusion.sampler import Denoiser
+from ldm_jax.diffusion.sampling_method import Denoiser
 from ldm_jax.diffusion.schedule import add_noise, predict_noise, predict_x0
 from ldm_jax.latent_diffusion import (
     LatentDiffusion,
@@ -39,7 +39,7 @@ __all__ = [
     "Given",
     "GuidanceOptions",
     "SampleOptions",
-    "hold_cells",
+    "known_latents_mask",
     "invert_latents",
     "make_codec",
     "make_denoiser",
@@ -58,7 +58,7 @@ class Given(NamedTuple):
       known: Images [B, H, W, C] for `sample_images`, clean latents [B, h, w, c] for
         `sample_latents`, to start from (`SampleOptions.strength`) or to keep (`mask`).
       mask: 1 where the latents of `known` are kept, [B or 1, h, w, 1]; see
-        `hold_cells`.
+        `known_latents_mask`.
       noise: Noise to start from instead of that of the keys, [B, h, w, c]; for example
         that of `invert_latents`.
       negative: Dict of inputs that guidance pushes away from, in place of null ones.
@@ -133,6 +133,9 @@ def sample_latents(
         latents = add_noise(known, noise, level)
     else:
         latents = noise * grids.deviation(level)
+    replacement = None
+    if given.mask is not None:
+        replacement = solve.replace_known(known, given.mask)
     return solve.sample(
         _make_sampler(model, options),
         denoiser,
@@ -140,7 +143,7 @@ def sample_latents(
         points,
         step_rngs,
         start=start,
-        hold=None if given.mask is None else solve.hold_known(known, given.mask),
+        replacement=replacement,
         temperature=options.temperature,
     )
 
@@ -415,7 +418,7 @@ def invert_latents(
     return latents / grids.deviation(first)
 
 
-def hold_cells(
+def known_latents_mask(
     mask: Bool[Array, "batch height width 1"], factor: int
 ) -> Float[Array, "batch latent_height latent_width 1"]:
     """Finds the latents of which every pixel is known.
@@ -425,7 +428,7 @@ def hold_cells(
       factor: Downsampling factor f of the first stage.
 
     Returns:
-      float32 [B, H / f, W / f, 1]: 1 where the latents are held.
+      float32 [B, H / f, W / f, 1]: 1 where the latents are known.
     """
     size, height, width, _ = mask.shape
     cells = mask.reshape(size, height // factor, factor, width // factor, factor, 1)

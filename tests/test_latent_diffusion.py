@@ -15,8 +15,8 @@ from ldm_jax.conditioners import make_conditioner
 from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.diffusion.objective import Objective
-from ldm_jax.diffusion.sampler import Sampler
 from ldm_jax.diffusion.samplers import SAMPLERS
+from ldm_jax.diffusion.sampling_method import SamplingMethod
 from ldm_jax.diffusion.schedule import PREDICTION_TYPES, make_schedule
 from ldm_jax.diffusion.solve import normal
 from ldm_jax.generate import SampleOptions, invert_latents
@@ -506,7 +506,7 @@ def test_strength_starts_at_the_level_of_the_first_step_that_runs():
     def stay(predict, latents, state, now, next, noise):
         return latents, state
 
-    still = Sampler(init=lambda latents: (), step=stay, order=0)
+    still = SamplingMethod(init=lambda latents: (), step=stay, order=0)
     latents = draw(
         model, keys(2), {}, known=known, sampler=still, strength=0.3, num_steps=10
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.diffusion.sampler import Denoiser
+from ldm_jax.diffusion.sampling_method import Denoiser
 from ldm_jax.diffusion.schedule import SchedulePoint
 
 # Maps the denoiser of a sampler to a guided one.
@@ -75,6 +75,8 @@ def image_guidance(
     """
 
     def guide(predict):
+        """Moves the prediction of a denoiser along the gradient of the log-density."""
+
         def log_density(latents, point):
             x0, noise = predict(latents, point)
             return -0.5 * jnp.sum(distance(decode(x0))), (x0, noise)

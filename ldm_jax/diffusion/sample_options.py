@@ -9,7 +9,7 @@ import jax
 from ldm_jax import ranges
 from ldm_jax.diffusion import grids, samplers
 from ldm_jax.diffusion.guidance import GuidanceOptions
-from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.sampling_method import SamplingMethod
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +22,14 @@ class SampleOptions:
     configs and flags its fields have the names of NAMES, see `from_flat`.
 
     Attributes:
-      sampler: Row of SAMPLERS, or a Sampler.
+      sampler: Row of SAMPLERS, or a SamplingMethod.
       num_steps: Number of steps of the grid.
       spacing: Row of SPACINGS.
       final_level: Where the last step leads, see `grids.make_points`.
       shift: Factor on the noise levels, see there.
       eta: Fraction of the ancestral noise in [0, 1], for samplers that take it; None
-        for their default. None, too, with a Sampler, which was made with its own.
+        for their default. None, too, with a SamplingMethod, which was made with its
+        own.
       temperature: Factor on the noise of stochastic samplers.
       strength: Fraction of the steps to run on given images, in [0, 1]: 0 gives them
         back as they are, 1 starts from noise alone, as None does.
@@ -43,7 +44,7 @@ class SampleOptions:
       ValueError: If a choice is unknown or a number out of its range.
     """
 
-    sampler: str | Sampler = "ddim"
+    sampler: str | SamplingMethod = "ddim"
     num_steps: int = 50
     spacing: str = "uniform"
     final_level: str | None = None
@@ -67,7 +68,7 @@ class SampleOptions:
         elif self.eta is not None:
             raise ValueError(
                 f"eta={self.eta} is for a sampler by name: give it to the constructor "
-                "of the Sampler instead, as ddim(eta=...)"
+                "of the sampler instead, as ddim(eta=...)"
             )
         grids.check_choices(self.spacing, self.final_level, self.shift)
         if self.size is not None:

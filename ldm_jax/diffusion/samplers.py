@@ -1,4 +1,4 @@
-"""Samplers by name; see `sampler.Sampler` for what each of them is."""
+"""Samplers by name; see `sampling_method` for what each of them is."""
 
 import functools
 import inspect
@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax.annotations import Array, Float
 from ldm_jax.diffusion.posterior import posterior, posterior_variance
-from ldm_jax.diffusion.sampler import Sampler
+from ldm_jax.diffusion.sampling_method import SamplingMethod
 from ldm_jax.diffusion.schedule import SchedulePoint
 
 
@@ -53,14 +53,14 @@ def _move(
     return next.alpha * (x0 + time * (noise_pred - slope)) + next.sigma * slope
 
 
-def ddpm(v_posterior: float = 0.0) -> Sampler:
+def ddpm(v_posterior: float = 0.0) -> SamplingMethod:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), for any grid.
 
     Args:
       v_posterior: Variance of a step, from 0 (the posterior's) to 1 (beta).
 
     Returns:
-      A Sampler of order 1.
+      A SamplingMethod of order 1.
     """
 
     def step(predict, latents, state, now, next, noise):
@@ -72,17 +72,17 @@ def ddpm(v_posterior: float = 0.0) -> Sampler:
         mean = coefficients.x0_weight * x0 + coefficients.latents_weight * latents
         return mean + std * noise, state
 
-    return Sampler(init=_no_state, step=step, order=1, stochastic=True)
+    return SamplingMethod(init=_no_state, step=step, order=1, stochastic=True)
 
 
-def ddim(eta: float = 0.0) -> Sampler:
+def ddim(eta: float = 0.0) -> SamplingMethod:
     """Denoising diffusion implicit models (Song et al. 2021, Eq. 12 and 16).
 
     Args:
       eta: Fraction of the ancestral noise: 0 is deterministic, 1 is ancestral.
 
     Returns:
-      A Sampler of order 1.
+      A SamplingMethod of order 1.
     """
 
     def step(predict, latents, state, now, next, noise):
@@ -93,10 +93,10 @@ def ddim(eta: float = 0.0) -> Sampler:
         direction = _safe_sqrt(next.sigma**2 - std**2)
         return next.alpha * x0 + direction * noise_pred + std * noise, state
 
-    return Sampler(init=_no_state, step=step, order=1, stochastic=eta > 0)
+    return SamplingMethod(init=_no_state, step=step, order=1, stochastic=eta > 0)
 
 
-def euler() -> Sampler:
+def euler() -> SamplingMethod:
     """Euler's method on the probability flow ODE (Karras et al. 2022, Sec. 3).
 
     Its time is sigma / alpha and its slope the noise, which is DDIM's step. On the
@@ -104,12 +104,12 @@ def euler() -> Sampler:
     step with the velocity (Liu et al. 2023, Eq. 1).
 
     Returns:
-      A Sampler of order 1.
+      A SamplingMethod of order 1.
     """
     return ddim(eta=0.0)
 
 
-def euler_ancestral(eta: float = 1.0) -> Sampler:
+def euler_ancestral(eta: float = 1.0) -> SamplingMethod:
     """Euler's method down to a cleaner level, then noise up to the next one.
 
     Known from k-diffusion. Written in alpha and sigma it is DDIM with noise (Song et
@@ -119,12 +119,12 @@ def euler_ancestral(eta: float = 1.0) -> Sampler:
       eta: Fraction of the ancestral noise.
 
     Returns:
-      A Sampler of order 1.
+      A SamplingMethod of order 1.
     """
     return ddim(eta)
 
 
-def heun() -> Sampler:
+def heun() -> SamplingMethod:
     """Heun's method on the probability flow ODE (Karras et al. 2022, Algorithm 1).
 
     Every transition but the last is seen twice: once to predict, once to correct with
@@ -132,7 +132,7 @@ def heun() -> Sampler:
     clean data, where the noise is not defined.
 
     Returns:
-      A Sampler of order 2 with two evaluations in each step but the last.
+      A SamplingMethod of order 2 with two evaluations in each step but the last.
     """
 
     def init(latents):
@@ -160,7 +160,7 @@ def heun() -> Sampler:
     def evaluations(num_steps):
         return np.append(np.full(num_steps - 1, 2), 1)
 
-    return Sampler(init=init, step=step, order=2, evaluations=evaluations)
+    return SamplingMethod(init=init, step=step, order=2, evaluations=evaluations)
 
 
 # Weights of the noise predictions, newest first, by how many evaluations came before
@@ -178,14 +178,14 @@ _PLMS_WEIGHTS = np.array(
 )
 
 
-def plms() -> Sampler:
+def plms() -> SamplingMethod:
     """Pseudo linear multi-step sampling, deterministic (Liu et al. 2022, Eq. 12).
 
     Its first step takes two evaluations. It therefore sees its first transition twice:
     once to predict, once to correct. All steps share one evaluation in the program.
 
     Returns:
-      A Sampler of order 2 with one evaluation more than steps.
+      A SamplingMethod of order 2 with one evaluation more than steps.
     """
 
     def init(latents):
@@ -221,10 +221,10 @@ def plms() -> Sampler:
     def evaluations(num_steps):
         return np.append(2, np.ones(num_steps - 1, int))
 
-    return Sampler(init=init, step=step, order=2, evaluations=evaluations)
+    return SamplingMethod(init=init, step=step, order=2, evaluations=evaluations)
 
 
-def dpmpp_2m(eta: float = 0.0) -> Sampler:
+def dpmpp_2m(eta: float = 0.0) -> SamplingMethod:
     """DPM-Solver++(2M), in the prediction of clean latents (Lu et al. 2022, Alg. 2).
 
     The first step, one from pure noise and one to clean data are of first order.
@@ -235,7 +235,7 @@ def dpmpp_2m(eta: float = 0.0) -> Sampler:
         from.
 
     Returns:
-      A Sampler of order 2.
+      A SamplingMethod of order 2.
     """
 
     def init(latents):
@@ -252,29 +252,29 @@ def dpmpp_2m(eta: float = 0.0) -> Sampler:
             moved += next.sigma * _safe_sqrt(-jnp.expm1(-2 * eta * width)) * noise
         return moved, {"x0": x0, "width": width}
 
-    return Sampler(init=init, step=step, order=2, stochastic=eta > 0)
+    return SamplingMethod(init=init, step=step, order=2, stochastic=eta > 0)
 
 
-def dpmpp_2m_sde(eta: float = 1.0) -> Sampler:
+def dpmpp_2m_sde(eta: float = 1.0) -> SamplingMethod:
     """SDE-DPM-Solver++(2M), for the diffusion SDE (Lu et al. 2022); see `dpmpp_2m`.
 
     Args:
       eta: Fraction of the noise of the reverse diffusion.
 
     Returns:
-      A Sampler of order 2, in distribution.
+      A SamplingMethod of order 2, in distribution.
     """
     return dpmpp_2m(eta)
 
 
-def unipc() -> Sampler:
+def unipc() -> SamplingMethod:
     """UniPC-2 with B_2(h), predicting clean latents (Zhao et al. 2023, Alg. 1 and 2).
 
     Its predictor is DPM-Solver++(2M). The corrector comes one step later, when the
     network has seen the predicted latents, and costs no evaluation.
 
     Returns:
-      A Sampler of order 3.
+      A SamplingMethod of order 3.
     """
 
     def init(latents):
@@ -289,7 +289,7 @@ def unipc() -> Sampler:
 
     def step(predict, latents, state, now, next, noise):
         x0, _ = predict(latents, now)
-        # What is not as predicted is known and was held: it needs no correction.
+        # What is not as predicted is known and was replaced: it needs no correction.
         free = latents == state["latents"]
         latents = jnp.where(free, latents + _correction(x0, state, now), latents)
         width = _width(now, next)
@@ -304,7 +304,7 @@ def unipc() -> Sampler:
             "width": width,
         }
 
-    return Sampler(init=init, step=step, order=3)
+    return SamplingMethod(init=init, step=step, order=3)
 
 
 def _correction(x0, state, now):
@@ -365,7 +365,7 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(SAMPLERS[name]).parameters)
 
 
-def make_sampler(name: str, **options: Any) -> Sampler:
+def make_sampler(name: str, **options: Any) -> SamplingMethod:
     """Makes the sampler called `name`.
 
     Args:
@@ -373,7 +373,7 @@ def make_sampler(name: str, **options: Any) -> Sampler:
       **options: What that sampler takes, such as `eta`; None means its default.
 
     Returns:
-      A Sampler.
+      A SamplingMethod.
 
     Raises:
       ValueError: If the name is unknown, the sampler does not take an option, or one of
@@ -395,7 +395,8 @@ def make_sampler(name: str, **options: Any) -> Sampler:
 # Options that are fractions, of whichever sampler.
 FRACTIONS = ("eta", "v_posterior")
 
-# Constructors: (**options) -> Sampler. Euler's names are those that users look for.
+# Constructors: (**options) -> SamplingMethod. Euler's names are those that users look
+# for.
 SAMPLERS = {
     "ddpm": ddpm,
     "ddim": ddim,

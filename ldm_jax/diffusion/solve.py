@@ -1,7 +1,7 @@
 """Runs a sampler along a grid of noise levels: sampling, and inversion to noise.
 
-`sample` owns the loop, randomness, the start index, temperature and the hook that holds
-known pixels.
+`sample` owns the loop, randomness, the start index, temperature and the replacement of
+known latents, by which an unconditional model inpaints.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ import numpy as np
 
 from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Key
-from ldm_jax.diffusion.sampler import Denoiser, Sampler
+from ldm_jax.diffusion.sampling_method import Denoiser, SamplingMethod
 from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
 
 # (latents, point, noise) -> latents, all [B, h, w, c].
-Hold = Callable[[Array, SchedulePoint, Array], Array]
+Replacement = Callable[[Array, SchedulePoint, Array], Array]
 
 
 def normal(
@@ -38,14 +38,14 @@ def normal(
     return jax.vmap(lambda rng: draws.normal(rng, shape))(rngs)
 
 
-def hold_known(
+def replace_known(
     known: Float[Array, " batch *shape"], mask: Any, noise: Any = None
-) -> Hold:
-    """Makes the hook for `sample` that holds the known part of the latents.
+) -> Replacement:
+    """Makes the hook for `sample` that replaces the known part of the latents.
 
-    Before every step the known part is replaced by the known latents, noised to that
-    step's level (Song et al. 2021, Score-based, App. I.2). The last result is not
-    replaced.
+    The replacement method of inpainting (Song et al. 2021, Score-based, App. I.2, call
+    it imputation): before every step the known part becomes the known latents, noised
+    to that step's level. The last result is not replaced.
 
     Args:
       known: Clean latents [B, h, w, c].
@@ -57,22 +57,22 @@ def hold_known(
       (latents, point, noise) -> latents.
     """
 
-    def hold(latents, point, fresh_noise):
+    def replacement(latents, point, fresh_noise):
         noised = add_noise(known, fresh_noise if noise is None else noise, point)
         return noised * mask + (1.0 - mask) * latents
 
-    return hold
+    return replacement
 
 
 def sample(
-    sampler: Sampler,
+    sampler: SamplingMethod,
     predict: Denoiser,
     latents: Float[Array, " batch *shape"],
     points: SchedulePoint,
     rngs: Key[Array, " batch"],
     *,
     start: int = 0,
-    hold: Hold | None = None,
+    replacement: Replacement | None = None,
     temperature: Any = 1.0,
 ) -> Float[Array, " batch *shape"]:
     """Runs a sampler from noise to clean latents in one `lax.scan`.
@@ -81,14 +81,14 @@ def sample(
     `jax.jit` together with the network.
 
     Args:
-      sampler: Sampler.
+      sampler: SamplingMethod.
       predict: The denoiser, (latents, point) -> (x0, noise); point is scalar.
       latents: Latents at the level points[start], [B, h, w, c].
       points: SchedulePoint of arrays [S + 1], most noise first (`make_points`).
       rngs: Typed keys [B].
       start: Index of the first step to run; the S - start last steps run.
-      hold: Hook (latents, point, noise) -> latents applied before every step, with
-        noise fresh at every step; see `hold_known`.
+      replacement: Hook (latents, point, noise) -> latents applied before every step,
+        with noise fresh at every step; see `replace_known`.
       temperature: Factor on the noise of stochastic samplers.
 
     Returns:
@@ -114,11 +114,11 @@ def sample(
         now = jax.tree.map(lambda values: values[index], points)
         next = jax.tree.map(lambda values: values[index + 1], points)
         # What a sampler does not use, the compiler drops, with the drawing of it.
-        noise_rngs, hold_rngs = _step_rngs(rngs, index)
+        noise_rngs, hook_rngs = _step_rngs(rngs, index)
         noise = temperature * normal(noise_rngs, shape)
-        if hold is not None:
-            held = hold(latents, now, normal(hold_rngs, shape)).astype(dtype)
-            latents = jnp.where(fresh, held, latents)
+        if replacement is not None:
+            replaced = replacement(latents, now, normal(hook_rngs, shape))
+            latents = jnp.where(fresh, replaced.astype(dtype), latents)
         after = sampler.step(predict, latents, state, now, next, noise)
         return _in_the_types_of((latents, state), after), None
 
@@ -207,7 +207,7 @@ def _in_the_type_of(old, new):
 def _step_rngs(rngs, index):
     """Two keys for each sample, for the step's noise and the hook's."""
     # Of three, so that a seed gives what it has always given.
-    noise, _, hold = jax.vmap(
+    noise, _, hook = jax.vmap(
         lambda rng: jax.random.split(jax.random.fold_in(rng, index), 3), out_axes=1
     )(rngs)
-    return noise, hold
+    return noise, hook

@@ -15,7 +15,7 @@ from ldm_jax.annotations import Array, Bool, Int, Shaped
 from ldm_jax.diffusion import solve
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
-from ldm_jax.generate import Given, hold_cells, invert_latents, slerp
+from ldm_jax.generate import Given, invert_latents, known_latents_mask, slerp
 from ldm_jax.sampling.gradient_guidance import make_gradient_guidance
 from ldm_jax.sampling.task import Task
 from ldm_jax.seeds import fold_in
@@ -82,16 +82,17 @@ def make_draw(
     sample = generate.sample_latents_of_images if latents else generate.sample_images
 
     def draw(weights, batch, key, scale):
+        """Draws a batch of samples; see Returns above."""
         frozen, options = weights["frozen"], fixed
         if scale is not None:
             guidance = dataclasses.replace(options.guidance, scale=scale)
             options = dataclasses.replace(options, guidance=guidance)
         codec = generate.make_codec(model, frozen, options.decode_tile)
         given = Given(negative=batch.get("negative"))
-        if task.starts or task.holds:
+        if task.starts or task.inpaints:
             given = given._replace(known=batch["images"])
-        if task.holds:
-            given = given._replace(mask=hold_cells(batch["mask"], factor))
+        if task.inpaints:
+            given = given._replace(mask=known_latents_mask(batch["mask"], factor))
         if task.invert:
             noise = _inverted(model, weights, codec, batch.get("ends", batch), options)
             given = given._replace(noise=noise)

@@ -208,7 +208,7 @@ class Sampler:
         options, scale = without_scale(job.options)
         task, leaves = job.task, jax.tree_util.tree_flatten_with_path(batch)[0]
         shapes = tuple((str(path), v.shape, str(v.dtype)) for path, v in leaves)
-        kind = (task.size, task.holds, task.starts, task.invert, bool(task.path))
+        kind = (task.size, task.inpaints, task.starts, task.invert, bool(task.path))
         name = kind, tuple(sorted(task.scales.items())), options, job.latents, shapes
         if self._weights is None:
             self._weights = put_weights(self.trained, self._mesh)

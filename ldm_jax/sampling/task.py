@@ -35,7 +35,8 @@ class Task(NamedTuple):
         given.
       source: Held-out data that gives what the flags do not, or None.
       size: (height, width) of the images in pixels.
-      holds: Whether known pixels are held during sampling, as no condition holds them.
+      inpaints: Whether the known part of the latents is replaced before every step, for
+        a mask that is not a condition of the model.
       starts: Whether sampling starts from images or their noise.
       invert: Whether it starts from the noise that the images come from.
       path: (first, last, count): samples lie on the way from the noise of sample
@@ -50,7 +51,7 @@ class Task(NamedTuple):
     values: dict[str, FlagValues]
     source: Any
     size: tuple[int, int]
-    holds: bool
+    inpaints: bool
     starts: bool
     invert: bool
     path: tuple[int, int, int] | None
@@ -110,7 +111,7 @@ def make_task(
         values=values,
         source=source,
         size=size,
-        holds="mask" in values and not inputs_of(trained.inputs, "mask"),
+        inpaints="mask" in values and not inputs_of(trained.inputs, "mask"),
         starts=strength is not None or invert,
         invert=invert,
         path=path,
@@ -206,7 +207,7 @@ def _missing(key, choices, have):
 
 
 def _used_by_tasks(have, strength, invert):
-    """Modalities that start or hold an image; an error names those missing."""
+    """Modalities that start or inpaint an image; an error names those missing."""
     tasks = {
         f"--strength={strength}": strength is not None,
         "--invert": invert,

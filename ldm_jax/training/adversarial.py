@@ -33,7 +33,7 @@ from ldm_jax.training.first_stage_losses import (
     r1_penalty,
     update_lecam,
 )
-from ldm_jax.training.freeze import hold
+from ldm_jax.training.freeze import stop_frozen_gradients
 from ldm_jax.training.loss_options import LossOptions
 
 # Networks of which a moving average is kept: those that are used after training.
@@ -240,7 +240,7 @@ def _logits(setup, params, stats, images):
 def _autoencoder_loss(params, setup, state, frozen, images, rngs, factor, seen):
     """Loss of autoencoder and log-variance; `seen` are the critic's statistics."""
     options, model, row = setup.options, setup.model, setup.row
-    weights = hold(params["autoencoder"], setup.freeze)
+    weights = stop_frozen_gradients(params["autoencoder"], setup.freeze)
     decoded, regularised, features = model.apply(
         {"params": weights},
         images,

@@ -65,7 +65,7 @@ def is_frozen(path: str, freeze: Sequence[str]) -> bool:
     return any(not name or f"{path}/".startswith(f"{name}/") for name in frozen)
 
 
-def hold(params: Any, freeze: Sequence[str]) -> Any:
+def stop_frozen_gradients(params: Any, freeze: Sequence[str]) -> Any:
     """Stops the gradients of frozen parameters; call it inside of what is derived.
 
     Args:

@@ -18,7 +18,7 @@ from ldm_jax.annotations import Array, Float, Int, Key, Num
 from ldm_jax.checkpoint import TrainState
 from ldm_jax.config import to_dict
 from ldm_jax.seeds import make_key
-from ldm_jax.training.freeze import hold
+from ldm_jax.training.freeze import stop_frozen_gradients
 from ldm_jax.training.optimizer import make_optimizer, make_rate
 
 
@@ -142,6 +142,7 @@ def make_step(
     """
 
     def init(rng):
+        """The TrainState of step 0, its parameters drawn."""
         params, stats = draw(rng)
         average = {name: params[name] for name in averaged or params}
         return TrainState(
@@ -154,6 +155,7 @@ def make_step(
         )
 
     def train_step(state, frozen, batch):
+        """Moves the TrainState by one step; returns it and the step's metrics."""
         rngs = step_rngs(options.seed, state.step, rng_names)
 
         def micro_batch(rows, index, carry):
@@ -204,7 +206,8 @@ def make_loss_steps(
         del index
 
         def loss_of(params):
-            return loss(hold(params, freeze), frozen, rows, rngs["loss"])
+            params = stop_frozen_gradients(params, freeze)
+            return loss(params, frozen, rows, rngs["loss"])
 
         (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         return (grads, metrics), carry

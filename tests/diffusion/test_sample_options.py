@@ -58,7 +58,7 @@ def test_names_are_those_of_configs():
         (lambda: SampleOptions("ddimm"), "unknown sampler 'ddimm'"),
         (lambda: SampleOptions("heun", eta=0.5), "no option 'eta'"),
         (lambda: SampleOptions(eta=2.0), "eta must be in .0, 1."),
-        (lambda: SampleOptions(ddim(), eta=0.7), "to the constructor of the Sampler"),
+        (lambda: SampleOptions(ddim(), eta=0.7), "to the constructor of the sampler"),
         (lambda: SampleOptions(spacing="even"), "unknown spacing 'even'"),
         (lambda: SampleOptions(final_level="last"), "unknown final_level"),
         (lambda: SampleOptions(shift=0.0), "shift must be more than 0"),

@@ -10,15 +10,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.diffusion.grids import make_points
 from ldm_jax.diffusion.guidance import guide
-from ldm_jax.diffusion.sampler import Sampler
 from ldm_jax.diffusion.samplers import SAMPLERS, make_sampler, options_of
+from ldm_jax.diffusion.sampling_method import SamplingMethod
 from ldm_jax.diffusion.schedule import (
     SchedulePoint,
     add_noise,
     make_schedule,
     predict_x0,
 )
-from ldm_jax.diffusion.solve import hold_known, normal, sample
+from ldm_jax.diffusion.solve import normal, replace_known, sample
 from tests.common import assert_close, load_case, nhwc
 
 SCHEDULE = make_schedule()
@@ -71,11 +71,11 @@ def with_trajectory(sampler, num_steps):
     """The sampler, and what gives the latents after each step of its last run.
 
     Args:
-      sampler: Sampler.
+      sampler: SamplingMethod.
       num_steps: Number of steps of its runs.
 
     Returns:
-      (Sampler, () -> [num_steps, B, ...]).
+      (SamplingMethod, () -> [num_steps, B, ...]).
     """
     seen = []
 
@@ -198,18 +198,20 @@ def test_matches_compvis(case, name, sampler, num_steps, options):
     points = make_points(SCHEDULE, num_steps)
     if name == "ddpm1000":  # Its case counts noises by timestep, the others by step.
         noises = noises[points.timestep[:-1] % 300]
-    network, hold = tanh_noise(given["cond"]), None
+    network, replacement = tanh_noise(given["cond"]), None
     if options.pop("guided", False):
         network = guide(tanh_noise, [given["uncond"], given["cond"]], [3.0])
     if options.pop("masked", False):
-        hold = hold_known(given["x0"], given["mask"], given["mask_noise"])
+        replacement = replace_known(given["x0"], given["mask"], given["mask_noise"])
     sampler = make_sampler(sampler[0], **sampler[1])
 
     @jax.jit
     def run(latents, noises):
         noises *= options.get("temperature", 1.0)
         own = with_noises(sampler, noises) if sampler.stochastic else sampler
-        return sample(own, denoiser_of(network), latents, points, keys(2), hold=hold)
+        return sample(
+            own, denoiser_of(network), latents, points, keys(2), replacement=replacement
+        )
 
     assert_close(run(given["x_T"], noises), expected[name], 2e-4)
 
@@ -345,29 +347,34 @@ def test_known_pixels_reach_the_result(name):
     def trusting(latents, point):  # Takes what it sees for the truth.
         return latents / point.alpha, jnp.zeros_like(latents)
 
-    points, hold = make_points(SCHEDULE, 20), hold_known(known, mask)
+    points, replacement = make_points(SCHEDULE, 20), replace_known(known, mask)
     run = jax.jit(
         lambda latents: sample(
-            sampler_under_test(name), trusting, latents, points, keys(2, 2), hold=hold
+            sampler_under_test(name),
+            trusting,
+            latents,
+            points,
+            keys(2, 2),
+            replacement=replacement,
         )
     )
     error = np.abs(run(latents) - known).mean(axis=(0, 2, 3))
     assert error[:4].max() < 0.1 and error[4:].min() > 0.5
 
 
-def test_held_pixels_are_known_latents_at_the_level():
+def test_replaced_pixels_are_known_latents_at_the_level():
     known, latents, noise = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 1))
     mask = jnp.zeros((2, 4, 4, 1)).at[:, 1].set(1)
     point = SCHEDULE.at(jnp.int32(300))
-    held = hold_known(known, mask)(latents, point, noise)
-    np.testing.assert_allclose(held[:, 1], add_noise(known, noise, point)[:, 1])
-    np.testing.assert_array_equal(held[:, [0, 2, 3]], latents[:, [0, 2, 3]])
+    replaced = replace_known(known, mask)(latents, point, noise)
+    np.testing.assert_allclose(replaced[:, 1], add_noise(known, noise, point)[:, 1])
+    np.testing.assert_array_equal(replaced[:, [0, 2, 3]], latents[:, [0, 2, 3]])
 
 
 def run_step(step, num_steps, **options):
     """Runs a sampler that is just this step, from zero; returns the trajectory."""
     evaluations = options.pop("evaluations", np.ones_like)
-    sampler = Sampler(
+    sampler = SamplingMethod(
         lambda latents: (),
         step,
         order=0,
@@ -392,14 +399,14 @@ def test_the_state_keeps_its_types_and_must_keep_its_shapes():
     points, latents = make_points(SCHEDULE, 4), jnp.zeros((2, 4, 4, 1))
     run = functools.partial(sample, predict=gaussian_denoiser, latents=latents)
     run = functools.partial(run, points=points, rngs=keys(2))
-    moved = run(Sampler(init, step, order=1))
+    moved = run(SamplingMethod(init, step, order=1))
     np.testing.assert_array_equal(moved, np.full_like(moved, 0 + 1 + 2 + 3))
 
     def grow(predict, latents, state, now, next, noise):
         return latents, (*state, latents)
 
     with pytest.raises(ValueError, match="step must return .latents, state. shaped"):
-        run(Sampler(lambda latents: (latents,), grow, order=1))
+        run(SamplingMethod(lambda latents: (latents,), grow, order=1))
 
 
 def test_a_row_may_have_options_of_its_own(monkeypatch):
@@ -419,7 +426,7 @@ def test_every_step_of_every_sample_has_its_own_noise():
     assert np.abs(np.corrcoef(noises) - np.eye(8)).max() < 0.25
 
 
-def test_known_pixels_are_held_once_before_each_step():
+def test_known_pixels_are_replaced_once_before_each_step():
     def count(predict, latents, state, now, next, noise):
         return latents + 1, state
 
@@ -429,7 +436,8 @@ def test_known_pixels_are_held_once_before_each_step():
     def evaluations(steps):
         return steps + 1
 
-    counts = run_step(count, 3, evaluations=evaluations, hold=reset)[:, 0, 0, 0, 0]
+    counts = run_step(count, 3, evaluations=evaluations, replacement=reset)
+    counts = counts[:, 0, 0, 0, 0]
     np.testing.assert_array_equal(counts, [1, 2, 3])
 
 

@@ -1,4 +1,4 @@
-"""Tasks end to end on models of random weights: what is told, held, filled, shown."""
+"""Tasks end to end on models of random weights: conditions, inpainting, records."""
 
 import json
 
@@ -10,7 +10,7 @@ from ldm_jax.data.open_source import open_source
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import ConfigError
-from ldm_jax.generate import hold_cells, slerp
+from ldm_jax.generate import known_latents_mask, slerp
 from ldm_jax.images import decode_plane, read_image
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.sampling.conditions import make_batch
@@ -220,11 +220,11 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
         run(model, tmp_path / "wrong", guide_scale=2.0)
 
 
-def test_cells_are_held_where_every_pixel_is_known():
-    hole = np.zeros((1, 4, 6, 1), bool)
-    hole[0, 1, 2] = True
-    held = np.asarray(hold_cells(jax.numpy.asarray(hole), 2))[0, ..., 0]
-    assert held.tolist() == [[1, 0, 1], [1, 1, 1]]
+def test_latents_are_known_where_every_pixel_is():
+    mask = np.zeros((1, 4, 6, 1), bool)
+    mask[0, 1, 2] = True
+    known = np.asarray(known_latents_mask(jax.numpy.asarray(mask), 2))[0, ..., 0]
+    assert known.tolist() == [[1, 0, 1], [1, 1, 1]]
 
 
 def test_interpolated_noise_keeps_its_variance():

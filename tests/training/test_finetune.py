@@ -19,7 +19,12 @@ from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.trained import load_first_stage
-from ldm_jax.training.freeze import check_freeze, freeze_updates, hold, within
+from ldm_jax.training.freeze import (
+    check_freeze,
+    freeze_updates,
+    stop_frozen_gradients,
+    within,
+)
 from ldm_jax.training.latents import check_same_first_stage
 from ldm_jax.training.start.first_state import start_from
 from ldm_jax.training.start.init_from import load_initial, model_notes
@@ -300,10 +305,10 @@ def test_what_shapes_do_not_show_is_noted(changes, expected):
 PARAMS = {"a": {"w": jnp.ones(3), "v": jnp.ones(2)}, "ab": {"w": jnp.ones(4)}}
 
 
-def test_no_gradient_reaches_what_is_held():
+def test_no_gradient_reaches_what_is_frozen():
     def loss(params):
-        held = hold(params, ("a/w", "ab"))
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(held))
+        params = stop_frozen_gradients(params, ("a/w", "ab"))
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
     gradients = jax.grad(loss)(PARAMS)
     assert [float(leaf[0]) for leaf in jax.tree.leaves(gradients)] == [2.0, 0.0, 0.0]
@@ -313,8 +318,8 @@ def test_frozen_layers_cost_no_backward_pass():
     weights = {"first": jnp.ones((64, 64)), "second": jnp.ones((64, 64))}
 
     def loss(weights, x, freeze):
-        held = hold(weights, freeze)
-        return jnp.sum((x @ held["first"]) @ held["second"])
+        params = stop_frozen_gradients(weights, freeze)
+        return jnp.sum((x @ params["first"]) @ params["second"])
 
     def products(freeze):
         step = jax.jit(jax.grad(functools.partial(loss, freeze=freeze)))

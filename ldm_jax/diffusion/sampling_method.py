@@ -19,13 +19,13 @@ def _once(num_steps):
     return np.ones(num_steps, int)
 
 
-class Sampler(NamedTuple):
-    """One way to take latents from a noise level to the next.
+class SamplingMethod(NamedTuple):
+    """A sampler: one way to take latents from a noise level to the next.
 
     Its functions are pure. `predict(latents, point) -> (x0, noise)` is the denoiser,
     guidance included; `now` and `next` are scalar SchedulePoints. `solve.sample` owns
-    everything else: the loop, randomness, the start index, temperature and the hook
-    that holds known pixels.
+    everything else: the loop, randomness, the start index, temperature and the
+    replacement of known latents.
 
     A step must give finite latents from pure noise (alpha 0) and to clean data (sigma
     0), where log-SNR and half of the usual divisions are infinite. Latents and state
