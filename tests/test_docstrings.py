@@ -76,6 +76,23 @@ def _gives(function):
     return None
 
 
+def _raised(nodes):
+    """Names of the errors that nodes raise, but for those that a `try` may catch."""
+    for node in nodes:
+        if isinstance(node, (*FUNCTIONS, ast.Lambda, ast.ClassDef)):
+            continue
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            # A function or a variable that gives the error begins in lower case.
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            name = ast.unparse(error).split(".")[-1]
+            if name[0].isupper():
+                yield name
+        inner = ast.iter_child_nodes(node)
+        if isinstance(node, ast.Try):
+            inner = [*node.handlers, *node.orelse, *node.finalbody]
+        yield from _raised(inner)
+
+
 def _decorators(function):
     return {ast.unparse(node).split(".")[-1] for node in function.decorator_list}
 
@@ -126,6 +143,10 @@ def _check_function(function, method):
     is_property = _decorators(function) & {"property", "cached_property"}
     if gives and not is_property and not {gives, "Yields"} & sections.keys():
         yield f"no {gives}"
+    said = sections.get("Raises", "")
+    for name in sorted(set(_raised(function.body))):
+        if not re.search(rf"\b{name}\b", said):
+            yield f"Raises lacks: {name}"
     annotations = [a.annotation for a in parameters] + [function.returns]
     text = " ".join(ast.unparse(node) for node in annotations if node is not None)
     if SHAPED.search(text) and not SAYS_SHAPE.search(docstring):
@@ -162,6 +183,16 @@ def _check_class(node, documented, is_module):
             missing = [a.arg for a in parameters if a.arg not in explained]
             if missing:
                 yield f"Args lacks: {', '.join(missing)}"
+
+
+def _check_private_class(node):
+    """Yields (name, line, what is missing) of a private class and what it offers."""
+    if ast.get_docstring(node) is None:
+        yield node.name, node.lineno, "no docstring"
+    for inner in node.body:
+        if isinstance(inner, FUNCTIONS) and not inner.name.startswith("_"):
+            if ast.get_docstring(inner) is None:
+                yield f"{node.name}.{inner.name}", inner.lineno, "no docstring"
 
 
 def _definitions(body, prefix=""):
@@ -232,6 +263,11 @@ def violations():
                 wrong = _check_function(node, method)
             where = parts[0], str(path.relative_to(ROOT)), node.lineno, name
             found += [Violation(*where, what) for what in wrong]
+        where = parts[0], str(path.relative_to(ROOT))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name.startswith("_"):
+                for name, line, what in _check_private_class(node):
+                    found.append(Violation(*where, line, name, what))
     return found
 
 
@@ -265,6 +301,7 @@ def scale(x: Float[Array, "batch"], factor: float = 2.0) -> Float[Array, "batch"
         (' -> Float[Array, "batch"]', "", "the return is not annotated"),
         ('x: Float[Array, "batch"]', "x: Array", "an array without a shape: x"),
         ("[B]", "Numbers", "the docstring says no shape"),
+        ("return factor * x", "raise ValueError(x)", "Raises lacks: ValueError"),
         ("factor: float", "a, b, c, d, e, f, g, h", "9 parameters, more than 8"),
     ],
 )

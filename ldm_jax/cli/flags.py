@@ -21,6 +21,8 @@ _RENAMED: dict[str, "_Renamed"] = {}
 
 
 class _Renamed(NamedTuple):
+    """What stands for an old flag: its new name, what to write, and the value's map."""
+
     new: str
     use: str
     translate: Callable[[Any], Any] | None

@@ -224,9 +224,11 @@ class _ByName(flags.ArgumentParser):
     """Loads the config that a flag names."""
 
     def parse(self, name):
+        """The config of that name, locked; ConfigError where there is none."""
         return load_config(name).lock()
 
     def flag_type(self):
+        """What absl's help calls such values."""
         return "config object"
 
 
@@ -266,6 +268,7 @@ class _KeyFlag(flags.Flag):
         )
 
     def parse(self, argument):
+        """Sets the key to a value in words; ConfigError where it takes none such."""
         text = str(argument)
         set_key(self._config, self._key, text, self._given)
         self.value, self._given = text, True

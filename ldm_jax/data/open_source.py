@@ -42,6 +42,7 @@ def open_source(data: Section, split: str) -> Any:
 
     Raises:
       ConfigError: On an unknown key or a data set that cannot be opened.
+      DataError: If some of its examples cannot be read and `on_error` is "raise".
     """
     section = to_dict(data)
     check_sources(section)

@@ -75,6 +75,8 @@ def image_guidance(
     """
 
     def guide(predict):
+        """Moves the prediction of a denoiser along the gradient of the log-density."""
+
         def log_density(latents, point):
             x0, noise = predict(latents, point)
             return -0.5 * jnp.sum(distance(decode(x0))), (x0, noise)

@@ -174,7 +174,8 @@ class ShardFiles:
         Raises:
           ConfigError: If what is to be stored is no array of numbers, or examples are
             not alike.
-          DiskError: If it cannot be written.
+          DiskError: If it cannot be written; an OSError says so within, also where the
+            disk is full, of which array_record's writer says nothing.
         """
         from array_record.python import array_record_module
 
@@ -285,7 +286,10 @@ class _Part:
         self._format, self._sum, self._square = None, 0.0, 0.0
 
     def add(self, batch, row, key):
-        """Takes a row of a batch; returns its record."""
+        """Counts a row of a batch of arrays [B, ...]; returns its record, in bytes.
+
+        ConfigError if it is not like those before, or nothing that records hold.
+        """
         example = {name: np.asarray(values[row]) for name, values in batch.items()}
         moments = {k: example.pop(k) for k in (MEAN, STD) if k in example}
         example = moments | dict(sorted(example.items()))
@@ -305,9 +309,11 @@ class _Part:
         return record
 
     def skip(self, key, reason):
+        """Notes an example that could not be read, and why."""
         self._skipped.append([key, reason])
 
     def to_json(self):
+        """Counts, checksum and fields of the records; sums of latents per channel."""
         return {
             "records": self.records,
             "bytes": self.bytes,

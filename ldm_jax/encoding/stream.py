@@ -127,6 +127,7 @@ def encoded_batches(
             loaders.append(stack.enter_context(contextlib.closing(loader)))
 
         def begun():
+            """Yields batches whose moments [B, h, w, 2 c] are still being computed."""
             before = collections.Counter()
             for batches in zip(*loaders, strict=True):
                 skipped = loaders[0].skipped | loaders[-1].skipped

@@ -61,6 +61,7 @@ def make_states(
     split = sharding.batch_sharding(mesh)
 
     def of(tower):
+        """A program of one tower: token ids int [B, L] -> states [B, L, D]."""
         whole = sharding.tree_shardings(tower.params, mesh)
         params = sharding.put_tree(tower.params, whole)
 

@@ -66,6 +66,7 @@ def make_step(
     measures = row_of(model).measures
 
     def step(params, weights, batch):
+        """What is computed of a batch of images [B, H, W, C]; see Returns above."""
         images, mask = batch["image"], batch["mask"]
         apply = functools.partial(model.apply, {"params": params})
         posterior = apply(to_float(images), method="encode")
@@ -188,12 +189,14 @@ class _Mean:
         self.count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, values):
+        """Takes the values of some images, [N]."""
         values = values.astype(np.float64)
         self.count += len(values)
         self._sum += values.sum()
         self._squares += np.square(values).sum()
 
     def result(self, name):
+        """The Result: mean over all images, its standard error, and their number."""
         mean = self._sum / self.count
         # The standard error; of a single image there is none.
         spread = max(self._squares / self.count - mean**2, 0.0)

@@ -221,6 +221,7 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
     unit = -(-min(batch_size, max(total, 1)) // mesh.size) * mesh.size
 
     def batches(start):
+        """Yields (number of the images so far, batch of global arrays) from `start`."""
         mine = sharding.own_rows(mesh, unit)
         for block in stored.blocks(unit, start):
             block = block[: total - start]

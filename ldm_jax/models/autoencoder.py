@@ -120,6 +120,9 @@ class Autoencoder(nn.Module):
 
         Returns:
           A posterior, see `models.posteriors`.
+
+        Raises:
+          NotImplementedError: If a subclass does not say how.
         """
         raise NotImplementedError
 

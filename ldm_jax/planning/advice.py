@@ -68,12 +68,21 @@ def ways_to_fit(
 
 
 class _Trials(NamedTuple):
+    """Changes of a run that would take less memory, each computed.
+
+    Attributes:
+      config: ConfigDict of the run.
+      mesh: Its mesh.
+      limit: Bytes that a device may hold.
+    """
+
     config: ConfigDict
     mesh: AbstractMesh
     limit: float
 
     @property
     def can_accumulate(self):
+        """Whether a batch divides into more micro-batches than the config has."""
         return bool(self._parts())
 
     def _parts(self):
@@ -84,7 +93,11 @@ class _Trials(NamedTuple):
         return [n for n in range(least + 1, rows + 1) if rows % n == 0]
 
     def tries(self, memory: MemoryOf, flag: str) -> Iterator[Way]:
-        """The least number of micro-batches that fits, and the least `fsdp`."""
+        """Yields the Ways of the least number of micro-batches, and the least `fsdp`.
+
+        `memory` says what a mesh and a batch take, `flag` is set in each of them. Where
+        nothing fits, the last that was tried is given: `fits` says so.
+        """
         parts = self.config.train.accumulate_steps
         mesh = self.mesh
         yield from self._least(
@@ -96,7 +109,10 @@ class _Trials(NamedTuple):
         )(memory, flag)
 
     def together(self, memory: MemoryOf, flag: str) -> list[Way]:
-        """The least number of micro-batches that fits with the largest `fsdp`."""
+        """The Way of the least number of micro-batches with the largest `fsdp`, if any.
+
+        Arguments and what fits as in `tries`.
+        """
         mesh = next(reversed(list(self._meshes())), None)
         if mesh is None:
             return []
@@ -123,7 +139,11 @@ class _Trials(NamedTuple):
         return first
 
     def way(self, memory: MemoryOf, flags: str, mesh: AbstractMesh, parts: int) -> Way:
-        """What a change would take."""
+        """What a change would take, as a Way.
+
+        `memory` says what a mesh and a batch take, `flags` are what a user adds, `mesh`
+        and `parts` (micro-batches) what becomes of the run by them.
+        """
         found = memory.on(mesh, self.config.train.batch_size, parts)
         costs = []
         if "remat" in flags:

@@ -82,6 +82,7 @@ def make_draw(
     sample = generate.sample_latents_of_images if latents else generate.sample_images
 
     def draw(weights, batch, key, scale):
+        """Draws a batch of samples; see Returns above."""
         frozen, options = weights["frozen"], fixed
         if scale is not None:
             guidance = dataclasses.replace(options.guidance, scale=scale)

@@ -77,6 +77,7 @@ def tile_backbone(
         )
 
     def tiled(latents, timesteps, context=None, concat=None, vector=None):
+        """The backbone on overlapping tiles of latents [B, h, w, c]; the same shape."""
         if concat is not None:
             # What is the same everywhere may come as a map of one cell.
             shape = (*latents.shape[:3], concat.shape[-1])

@@ -169,6 +169,7 @@ def make_steps(
     )
 
     def eval_step(state, frozen, batch, rng):
+        """Means of the metrics over the images of a batch that its mask marks."""
         del rng
         images = to_float(batch["image"])
         params, posterior, decoded = _reconstruct(model, state, images)
@@ -180,6 +181,7 @@ def make_steps(
         return {name: average(values) for name, values in rows.items()}
 
     def preview(state, frozen, batch, rng):
+        """Images and their reconstructions, as they are shown, [B, H, W, 3]."""
         del frozen, rng
         images = to_float(batch["image"])
         *_, decoded = _reconstruct(model, state, images)

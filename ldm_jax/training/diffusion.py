@@ -115,6 +115,7 @@ def make_steps(
     """
 
     def draw(rng):
+        """The parameters of a model, drawn anew."""
         batch = jax.tree.map(jnp.zeros_like, example)
         try:
             return latent_diffusion.init(model, rng, batch)
@@ -131,6 +132,7 @@ def make_steps(
     bins = _level_bins(config, model)
 
     def eval_with_levels(state, frozen, batch, rng):
+        """The metrics of a batch, and its loss by noise level."""
         metrics = eval_step(state, frozen, batch, rng)
         if bins:
             params = state.ema_params or state.params
@@ -138,6 +140,11 @@ def make_steps(
         return metrics
 
     def preview(state, frozen, batch, rng):
+        """Images, their reconstructions and samples under their conditions.
+
+        Each [B, H, W, 3] as they are shown; where guidance acts, samples without and
+        with it stand side by side, from the same noise.
+        """
         latents = latent_diffusion.latents_of(model, frozen, batch)
         rngs = jax.vmap(functools.partial(jax.random.fold_in, rng))
         rngs = rngs(jnp.arange(len(latents)))

@@ -142,6 +142,7 @@ def make_step(
     """
 
     def init(rng):
+        """The TrainState of step 0, its parameters drawn."""
         params, stats = draw(rng)
         average = {name: params[name] for name in averaged or params}
         return TrainState(
@@ -154,6 +155,7 @@ def make_step(
         )
 
     def train_step(state, frozen, batch):
+        """Moves the TrainState by one step; returns it and the step's metrics."""
         rngs = step_rngs(options.seed, state.step, rng_names)
 
         def micro_batch(rows, index, carry):

@@ -345,10 +345,12 @@ class _Limited:
         self._file, self._left, self.tell = file, MAX_BYTES, file.tell
 
     def read(self, size):
+        """Bytes of the file, at most so many; PickleError beyond the limit."""
         self._take(size)
         return self._file.read(size)
 
     def readline(self):
+        """Bytes of a line; PickleError beyond the limit."""
         line = self._file.readline(self._left)
         self._take(len(line))
         return line

@@ -161,6 +161,7 @@ def _open_clip_layer(num_heads):
     }
 
     def layer(theirs, ours):
+        """Rows of one layer; its query, key and value are one matrix in theirs."""
         rows = norm_rows(f"{theirs}.ln_1", f"{ours}/norm_attention")
         for key, (leaf, transform) in split.items():
             names = ("query", "key", "value")

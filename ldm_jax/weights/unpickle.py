@@ -104,10 +104,13 @@ class _Storage:
         self.dtype, self.size, self.data, self._load = dtype, size, None, load
 
     def numbers(self):
+        """All of them, a flat array [size]; None until they have been found."""
         return self.data if self._load is None else self._load()
 
 
 class _StorageType(NamedTuple):
+    """A class of PyTorch's storages, as `FloatStorage`: the type of its numbers."""
+
     dtype: np.dtype
 
 
@@ -118,6 +121,7 @@ class _Scripted(Inert):
         self.attributes = {}
 
     def take(self, attributes):
+        """Takes the state that the pickle gives it; what is no dict is passed over."""
         if isinstance(attributes, dict):
             self.attributes = attributes
 

@@ -36,6 +36,7 @@ def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
     project = DENSE if linear_projection else POINTWISE_2D
 
     def attention(theirs, ours, level):
+        """Rows of an attention block or, where a level has some, of a transformer."""
         if not unet.depth_at(level):
             return _attention_rows(theirs, ours)
         rows = norm_rows(f"{theirs}.norm", f"{ours}/norm")
@@ -47,6 +48,7 @@ def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
         return rows
 
     def blocks(theirs, ours, level, count):
+        """Rows of `count` residual blocks of a level, each with its attention."""
         rows = []
         for i in range(count):
             rows += _res_block_rows(f"{theirs}.resnets.{i}", f"{ours}_res_{i}")

@@ -254,7 +254,9 @@ class _Held:
         self._data = data
 
     def size(self, path):
+        """Number of bytes; nothing is read of the path."""
         return len(self._data)
 
     def read(self, path, offset, size):
+        """Bytes from `offset` on, fewer at the end."""
         return self._data[offset : offset + size]

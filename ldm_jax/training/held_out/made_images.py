@@ -54,11 +54,13 @@ def sampled(
     """
 
     def make(options, mesh, data):
+        """Compiles the drawing; ConfigError if there are too few conditions."""
         draw = make_draw(model, sampling, mesh, seed, pixels)
         if needs_examples(model):
             _require_examples(options, data)
 
         def images(state, frozen):
+            """Yields a Made of each batch of samples, by the averaged weights."""
             params = state.ema_params or state.params
             examples = None
             with contextlib.ExitStack() as stack:
@@ -105,6 +107,7 @@ def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
     """
 
     def make(options, mesh, data):
+        """Compiles the reconstruction; ConfigError if no images are held out."""
         if not data.num_held_out:
             raise ConfigError(
                 "eval.every measures reconstructions of held-out images, and none are "
@@ -120,6 +123,7 @@ def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
         decode = jax.jit(sharding.on_mesh(decode, mesh), out_shardings=shardings)
 
         def images(state, frozen):
+            """Yields a Made of each batch of reconstructions."""
             del frozen
             batches = data.images_alone(
                 True, options.num_samples, batch_size=options.batch_size
