@@ -17,6 +17,7 @@ the model.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,35 +104,36 @@ def latent_shape_in(model: Any, batch: Mapping[str, Any]) -> tuple[int, int, int
 
 
 def init(
-    model: LatentDiffusion, rng: Key[Array, ""], batch: Mapping[str, Any]
+    model: LatentDiffusion, rng: Key[Array, ""] | None, batch: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Draws the parameters that the second stage trains.
 
     Args:
       model: LatentDiffusion.
-      rng: Typed key.
+      rng: Typed key; None draws nothing.
       batch: Dict with "image" [B, H, W, C], or the moments of latents, and the
         conditioner's keys; only shapes and types matter.
 
     Returns:
-      params.
+      params; of ShapeDtypeStructs without `rng`.
     """
-    backbone_rng, conditioner_rng = jax.random.split(rng)
+    rngs = (None, None) if rng is None else jax.random.split(rng)
 
     def zeros(images):
         return jnp.zeros((len(images), *shape_of_latents(model, images.shape[1:3])))
 
-    encoded = model.conditioner.encode(batch, zeros)
-    conditioning, conditioner = initialise(model.conditioner, conditioner_rng, encoded)
-    count = len(next(iter(batch.values())))
-    latents = jnp.zeros((count, *latent_shape_in(model, batch)))
-    timesteps = jnp.zeros(len(latents), jnp.int32)
+    encoded = jax.eval_shape(lambda b: model.conditioner.encode(b, zeros), batch)
+    conditioning, conditioner = initialise(model.conditioner, rngs[1], encoded)
+    count = next(iter(batch.values())).shape[0]
+    latents = jax.ShapeDtypeStruct((count, *latent_shape_in(model, batch)), jnp.float32)
+    timesteps = jax.ShapeDtypeStruct((count,), jnp.int32)
     inputs = latents, timesteps, *conditioning
-    _, backbone = initialise(model.backbone, backbone_rng, *inputs)
+    _, backbone = initialise(model.backbone, rngs[0], *inputs)
     # An unconditional model's conditioner has no parameters.
     parts = {"backbone": backbone, "conditioner": conditioner}
     params = {name: part.get("params", {}) for name, part in parts.items()}
-    return params | model.objective.init(model.schedule)
+    learned = functools.partial(model.objective.init, model.schedule)
+    return params | (jax.eval_shape(learned) if rng is None else learned())
 
 
 def encode(

@@ -21,6 +21,7 @@ from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import DEFAULT_KIND
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights.unpickle import Tensor
 
@@ -196,8 +197,7 @@ def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     module = make_first_stage(config["first_stage"])
     size = module.downsampling_factor
     images = jax.ShapeDtypeStruct((1, size, size, module.image_channels), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    return variables.get("params", {})
+    return variable_shapes(module, images).get("params", {})
 
 
 def discriminator_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -212,7 +212,7 @@ def discriminator_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     module = PatchDiscriminator(**config["discriminator"])
     channels = config["first_stage"].get("image_channels", 3)
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), images)
+    return variable_shapes(module, images)
 
 
 def make_diffusion(
@@ -288,11 +288,7 @@ def diffusion_shapes(
     size = config["data"]["image_size"]
     image_channels = model.first_stage.image_channels
     image = jax.ShapeDtypeStruct((1, size, size, image_channels), jnp.float32)
-    return jax.eval_shape(
-        lambda rng, batch: latent_diffusion.init(model, rng, batch),
-        jax.random.key(0),
-        {"image": image} | examples,
-    )
+    return latent_diffusion.init(model, None, {"image": image} | examples)
 
 
 def full_section(module: nn.Module) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ldm_jax.images import pixels_of, to_float
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.first_stages import row_of
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.planning.examples import as_latents, image_shapes, make_example
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
@@ -122,9 +123,8 @@ def _autoencoder(config, given):
     frozen = {}
     if weight:
         images = jnp.zeros((1, 64, 64, model.image_channels))
-        init = LPIPS(dtype=model.dtype).init
-        frozen["lpips"] = jax.eval_shape(init, jax.random.key(0), images, images)
-        frozen["lpips"] = frozen["lpips"]["params"]
+        lpips = LPIPS(dtype=model.dtype)
+        frozen["lpips"] = variable_shapes(lpips, images, images)["params"]
     stage = autoencoder.make_steps(config, model, options, frozen, examples[-1])
     return model, stage, examples
 
@@ -196,10 +196,8 @@ def _examples(config, module, given):
 def _on_latents(config, first, given, conditioner=None):
     """Examples of a stage on latents, and the frozen weights that it needs."""
     examples = _examples(config, first, given)
-    init = jax.eval_shape(
-        first.init, jax.random.key(0), to_float(examples[-1]["image"])
-    )
-    params = init.get("params", {})
+    image = to_float(examples[-1]["image"])
+    params = variable_shapes(first, image).get("params", {})
     if config.data.source == "latents":
         encodes = conditioner is not None and conditioner.encodes_images
         unused = () if encodes else row_of(first).encoder_parts

@@ -21,6 +21,7 @@ from ldm_jax.images import to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.layers import Upsample
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.planning.abstract import Planned
 from ldm_jax.sharding import path_name
 from ldm_jax.training.freeze import freeze_paths, is_frozen
@@ -77,7 +78,7 @@ def encoding_flops(planned: Planned) -> float:
     shape = latent_diffusion.latent_shape_in(planned.model, planned.examples[0])
     sides = (side * first.downsampling_factor for side in shape[:2])
     images = jax.ShapeDtypeStruct((1, *sides, first.image_channels), jnp.float32)
-    params = jax.eval_shape(first.init, jax.random.key(0), images).get("params", {})
+    params = variable_shapes(first, images).get("params", {})
     return _encode(first, params, images)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ldm_jax import cli
 from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE, SCALE, SHIFT
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.weights.files import read_weights, write_weights
 from ldm_jax.weights.state_dict import (
     CONV,
@@ -90,7 +91,7 @@ def convert_lpips(*state_dicts: StateDict) -> dict[str, Any]:
     rows = lpips_rows()
     known = {row.theirs for row in rows}
     images = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3), jnp.float32)
-    target = jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
+    target = variable_shapes(LPIPS(), images, images)["params"]
     return to_params(rows, {k: v for k, v in found.items() if k in known}, target)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ldm_jax.errors import ConversionError
 from ldm_jax.models.image_encoder import ImageEncoder
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.reading import answering
 from ldm_jax.store import exists, is_dir, is_file, local_copy
@@ -133,7 +134,7 @@ def _shapes(module):
     else:
         side = module.image_size
         example = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    return variable_shapes(module, example)["params"]
 
 
 def _check_config(path, module, part):

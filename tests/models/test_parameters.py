@@ -8,7 +8,11 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from ldm_jax.models.layers import conv, dense
-from ldm_jax.models.operations.parameters import initialise, kernel_init
+from ldm_jax.models.operations.parameters import (
+    initialise,
+    kernel_init,
+    variable_shapes,
+)
 
 KEY = jax.random.key(1)
 
@@ -36,7 +40,8 @@ class Network(nn.Module):
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_tree_is_that_of_flax(remat):
     network, x = Network(remat), jnp.zeros((1, 4, 4, 4))
-    output, _ = initialise(network, KEY, x)
+    output, shapes = initialise(network, None, x)
+    assert shapes == variable_shapes(network, x) == jax.eval_shape(network.init, KEY, x)
     ours = jax.jit(lambda key: initialise(network, key, x)[1])(KEY)
     theirs = network.init(KEY, x)
     kinds = [jax.tree.map(lambda a: (a.shape, a.dtype), t) for t in (ours, theirs)]
@@ -63,3 +68,28 @@ def test_a_fault_leaves_flax_as_it_was():
         initialise(Network(False), KEY, jnp.zeros(()))
     params = Block().init(KEY, jnp.zeros((1, 4, 4, 4)))["params"]
     assert params["conv"]["kernel"].any()
+
+
+class Stacked(nn.Module):
+    """One convolution for each number of channels."""
+
+    channels: list[int]
+
+    @nn.compact
+    def __call__(self, x):
+        for index, channels in enumerate(self.channels):
+            x = conv(channels, name=f"conv_{index}")(x)
+        return x
+
+
+def test_shapes_are_told_once_of_equal_modules(monkeypatch):
+    calls = []
+    call = Stacked.__call__
+    monkeypatch.setattr(Stacked, "__call__", lambda *a: calls.append(0) or call(*a))
+    x = jnp.zeros((1, 4, 4, 4))
+    found = variable_shapes(Stacked((3, 5)), x)
+    found["params"].clear()
+    again = variable_shapes(Stacked((3, 5)), x)
+    assert len(calls) == 1
+    assert again["params"]["conv_1"]["kernel"].shape == (3, 3, 3, 5)
+    assert again == variable_shapes(Stacked([3, 5]), x)

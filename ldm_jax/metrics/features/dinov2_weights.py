@@ -25,6 +25,7 @@ from ldm_jax.metrics.features.dinov2 import (
 )
 from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
 from ldm_jax.metrics.features.weight_files import checksum, read_tensors
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.models.resize import rescaling_matrix
 from ldm_jax.weights.state_dict import (
     CONV,
@@ -166,7 +167,7 @@ def make_params(tensors: StateDict, network: DinoV2) -> Params:
 
 def _shapes(network):
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return variable_shapes(network, image)["params"]
 
 
 def _rescale(positions):

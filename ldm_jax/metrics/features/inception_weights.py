@@ -16,6 +16,7 @@ from ldm_jax.metrics.features.inception import SIZE, WIDTHS, Inception
 from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, to_rgb
 from ldm_jax.metrics.features.tensorflow_resize import tensorflow_resize
 from ldm_jax.metrics.features.weight_files import check_tensors, checksum, read_tensors
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.weights.state_dict import Params, StateDict
 
 WHERE = (
@@ -37,7 +38,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
       Dict of key -> shape, without the counters of batches.
     """
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
+    params = variable_shapes(Inception(), image)["params"]
     found = {}
     for name, layer in params.items():
         kernel = layer["kernel"].shape

@@ -35,8 +35,21 @@ _CONSTANT = (nn.initializers.zeros, nn.initializers.ones)
 _asked = contextvars.ContextVar("asked", default=None)
 
 
+def variable_shapes(module: nn.Module, *args: Any) -> dict[str, Any]:
+    """Finds the shapes of a module's variables; nothing is drawn.
+
+    Args:
+      module: Module.
+      *args: What it is called with; only shapes and types matter.
+
+    Returns:
+      Variables, as `module.init` returns them, of ShapeDtypeStructs.
+    """
+    return initialise(module, None, *args)[1]
+
+
 def initialise(
-    module: nn.Module, rng: Key[Array, ""], *args: Any
+    module: nn.Module, rng: Key[Array, ""] | None, *args: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Draws the variables of a module, as `init_with_output` does; quick to compile.
 
@@ -46,14 +59,23 @@ def initialise(
 
     Args:
       module: Module, whose parameters are made by `param`; others are drawn by flax.
-      rng: Typed key.
+      rng: Typed key; None draws nothing.
       *args: What it is called with; only shapes and types matter.
 
     Returns:
-      (ShapeDtypeStructs of what the call returns, variables).
+      (what the call returns, of ShapeDtypeStructs; variables, likewise without `rng`).
     """
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda *args: args, *args))
-    output, shapes, asked = _ask(module, tuple(leaves), tree)
+    try:
+        hash(module)
+        ask = _ask
+    except TypeError:
+        # A field is a list, as JSON has it.
+        ask = _ask.__wrapped__
+    output, shapes, asked = ask(module, tuple(leaves), tree)
+    if rng is None:
+        # Copied, as whoever asks next is given the same.
+        return jax.tree.map(lambda leaf: leaf, (output, shapes))
     params, variables = _draw(rng, asked), {}
     if len(params) < len(flatten_dict(shapes)):
         zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -136,7 +158,9 @@ def param(
             return value
     elif (asked := _asked.get()) is not None:
         asked[*module.scope.path, name] = (init, tuple(shape), *rest)
-        init = nn.initializers.zeros
+        # A variable asks for no key, which flax computes anew for each parameter.
+        start = functools.partial(jax.lax.full, tuple(shape), 0.0, *rest)
+        return nn.Module.variable(module, "params", name, start).value
     return nn.Module.param(module, name, init, shape, *rest)
 
 
