@@ -5,10 +5,12 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ldm_jax.diffusion.sample_options import from_flat
 from ldm_jax.generate import Given
+from ldm_jax.models.operations.parameters import variable_shapes
 from tests.reference.reference_weights import reference_state_dict
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -43,6 +45,35 @@ def load_manifest(name):
     """Reads the shapes of a published checkpoint: dict of its keys -> list."""
     with gzip.open(REFERENCE / "manifests" / f"{name}.json.gz", "rt") as file:
         return json.load(file)
+
+
+def random_weights(shapes, scale=None, seed=0):
+    """Weights drawn in NumPy, so that nothing is compiled; no part stays silent.
+
+    Args:
+      shapes: Tree of ShapeDtypeStructs.
+      scale: Standard deviation of all; None for that of variance 1 / fan-in, and for
+        the scales of norms to lie about 1.
+      seed: Seed of the draws.
+
+    Returns:
+      The tree, of arrays.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        fan_in = max(np.prod(leaf.shape[:-1]), 1)
+        value = rng.normal(0, fan_in**-0.5 if scale is None else scale, leaf.shape)
+        if scale is None and path[-1].key == "scale":
+            value = 1 + 0.1 * value
+        return value.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_variables(module, *args, **options):
+    """Variables of a module that is called with `args`, by `random_weights`."""
+    return random_weights(variable_shapes(module, *args), **options)
 
 
 def nhwc(array):

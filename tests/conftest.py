@@ -101,7 +101,7 @@ def first_stage(shapes_dir, tmp_path_factory):
     from tests.runs import train
 
     def make(workdir):
-        train("shapes_autoencoder", shapes_dir, workdir)
+        train("shapes_autoencoder", shapes_dir, workdir, whole=True)
 
     return _made_once(tmp_path_factory, "autoencoder", make)
 
@@ -113,6 +113,6 @@ def second_stage(shapes_dir, first_stage, tmp_path_factory):
 
     def make(workdir):
         extra = {"first_stage__workdir": str(first_stage)}
-        train("shapes_class", shapes_dir, workdir, **extra)
+        train("shapes_class", shapes_dir, workdir, whole=True, **extra)
 
     return _made_once(tmp_path_factory, "diffusion", make)

@@ -45,7 +45,7 @@ VQ = {
     "loss__lecam_weight": 0.1,
 }
 
-# Without what a test does not look at, a run is a third as long.
+# What a run does without unless a test looks at it; so it is a third as long.
 BARE = {
     "train__preview_images": 0,
     "data__eval_split": "",
@@ -82,8 +82,21 @@ def tiny_config(name, data_dir, **overrides):
     return config
 
 
-def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overrides):
-    """Runs a tiny config on so many devices; returns the last metrics logged."""
+def train(
+    name,
+    data_dir,
+    workdir,
+    devices=1,
+    allow_config_change=False,
+    whole=False,
+    **overrides,
+):
+    """Runs a tiny config on so many devices; returns the last metrics logged.
+
+    Evaluations, previews and the checkpoint halfway are left out, see BARE, unless the
+    run is to be whole.
+    """
+    overrides = overrides if whole else BARE | overrides
     config = tiny_config(name, data_dir, **overrides)
     chosen = mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices])
     stages = {name: _traced_once(make) for name, make in opening.STAGES.items()}

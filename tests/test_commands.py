@@ -1,14 +1,17 @@
 """What an installation gives: the commands, the configs by name, and help in groups."""
 
+import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import types
 
 import pytest
 
-from ldm_jax import cli
+from ldm_jax import cli, commands
 from ldm_jax.errors import ConfigError
 from tests.flags import xla_flags
 from tests.published import NAMES, load
@@ -202,6 +205,17 @@ def test_missing_flags_are_named(run):
         2,
         "error: --outdir is missing; --help explains the flags\n",
     )
+
+
+def test_nothing_loaded_is_looked_through_for_garbage(monkeypatch):
+    room, seen = types.ModuleType("room"), []
+    room.main = lambda: seen.append((gc.isenabled(), gc.get_freeze_count()))
+    monkeypatch.setitem(sys.modules, "ldm_jax.training.__main__", room)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    gc.unfreeze()
+    commands.train()
+    ((enabled, frozen),) = seen
+    assert enabled and frozen > 10_000
 
 
 def test_configs_are_found_by_name_and_path(tmp_path, monkeypatch):

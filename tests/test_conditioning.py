@@ -12,6 +12,7 @@ from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
+from tests.common import random_variables, random_weights
 
 BATCH, SIZE = 2, 8
 CONDITIONS = dict(
@@ -91,21 +92,9 @@ def draw_batch(seed):
 def weights():
     """Random parameters, no zeros among them, and a random first stage."""
     images = jnp.zeros((1, SIZE, SIZE, 3))
-    shapes = jax.eval_shape(
-        lambda: (
-            latent_diffusion.init(MODEL, jax.random.key(0), draw_batch(0)),
-            MODEL.first_stage.init(jax.random.key(0), images)["params"],
-        )
-    )
-    random = np.random.default_rng(0)
-
-    def draw(leaf):
-        fan_in = max(np.prod(leaf.shape[:-1]), 1)
-        return random.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
-
-    params, first_stage = jax.tree.map(draw, shapes)
+    params = random_weights(latent_diffusion.init(MODEL, None, draw_batch(0)))
     return params, {
-        "first_stage": first_stage,
+        "first_stage": random_variables(MODEL.first_stage, images)["params"],
         "statistics": LatentStatistics(scale=0.5).arrays(),
     }
 

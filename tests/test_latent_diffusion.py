@@ -23,7 +23,7 @@ from ldm_jax.generate import SampleOptions, invert_latents
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
-from tests.common import options_and_given
+from tests.common import options_and_given, random_variables, random_weights
 
 BATCH, SIZE = 4, 16
 SCHEDULE = make_schedule()
@@ -64,23 +64,10 @@ def batch():
     return {"image": images, "label": np.arange(BATCH, dtype=np.int32) % 3}
 
 
-def random_weights(init):
-    """Weights that leave no part silent, as zero convolutions would, drawn in NumPy."""
-    random = np.random.RandomState(1)
-
-    def draw(path, leaf):
-        if path[-1].key == "scale":
-            return 1 + 0.1 * random.randn(*leaf.shape).astype(leaf.dtype)
-        fan_in = max(1, np.prod(leaf.shape[:-1]))
-        return (random.randn(*leaf.shape) / fan_in**0.5).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
-
-
 @pytest.fixture(scope="module")
 def frozen():
     images = jnp.zeros((1, SIZE, SIZE, 3))
-    variables = random_weights(lambda: AUTOENCODER.init(jax.random.key(0), images))
+    variables = random_variables(AUTOENCODER, images)
     return {
         "first_stage": variables["params"],
         "statistics": LatentStatistics(scale=0.7).arrays(),
@@ -90,9 +77,7 @@ def frozen():
 @functools.cache
 def draw_params(model):
     batch = {"image": np.zeros((1, SIZE, SIZE, 3)), "label": np.zeros(1, int)}
-    return random_weights(
-        lambda: latent_diffusion.init(model, jax.random.key(0), batch)
-    )
+    return random_weights(latent_diffusion.init(model, None, batch))
 
 
 def test_init_makes_what_is_trained(batch):

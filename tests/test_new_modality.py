@@ -108,6 +108,7 @@ def test_it_is_trained_on_previewed_sampled_and_shown(
         "shapes_class",
         None,
         workdir,
+        whole=True,
         data__source="folder",
         data__name=str(folder),
         data__validation_fraction=0.5,

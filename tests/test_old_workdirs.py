@@ -29,7 +29,7 @@ from ldm_jax.convert.formats import convert
 from ldm_jax.sharding import path_name
 from ldm_jax.training import loop
 from ldm_jax.training.start.init_from import load_initial
-from tests.runs import BARE, assert_same_bits, tiny_config, train, weights_of
+from tests.runs import assert_same_bits, tiny_config, train, weights_of
 from tests.sampling.common import run
 
 ARCHIVE = pathlib.Path(__file__).parent / "old_workdirs.tar.xz"
@@ -92,7 +92,7 @@ def test_samples_the_same_images(old, tmp_path, one_device):
 def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
     workdir = shutil.copytree(old / "class", tmp_path / "class")
     place = {"first_stage__workdir": str(old / "autoencoder")}
-    train("shapes_class", shapes_dir, workdir, **place, **BARE, **DENOISER)
+    train("shapes_class", shapes_dir, workdir, **place, **DENOISER)
     for average, name in ((False, "resumed.npz"), (True, "resumed_ema.npz")):
         expected = {today(key): value for key, value in arrays(old / name).items()}
         leaves = jax.tree.leaves_with_path(weights_of(workdir, average))
@@ -107,7 +107,7 @@ def test_resumes_to_the_same_weights(old, shapes_dir, tmp_path):
 def test_a_config_of_before_goes_on_with_a_note(old, shapes_dir, tmp_path, capsys):
     workdir = shutil.copytree(old / "class", tmp_path / "class")
     place = {"first_stage__workdir": str(old / "autoencoder")}
-    options = place | BARE | DENOISER | {"train__num_steps": 2}
+    options = place | DENOISER | {"train__num_steps": 2}
     config = tiny_config("shapes_class", shapes_dir, **options)
     config.unet = config.backbone.to_dict()
     del config.backbone, config.unet["kind"]

@@ -17,7 +17,7 @@ from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.first_stages import FIRST_STAGES
 from ldm_jax.models.unet import UNet
 from ldm_jax.tiling.cuts import cut_axis, spans, weights
-from tests.common import assert_close
+from tests.common import assert_close, random_variables
 
 
 class _Local(nn.Module):
@@ -104,7 +104,7 @@ def test_a_random_autoencoder_leaves_no_seam():
     # A bright corner, so that statistics of tiles differ from those of the whole.
     images = 0.3 * _images(96, 96)
     images[:, :40, :40] += 0.7
-    params = jax.jit(model.init)(jax.random.key(1), images[:, :32, :32])
+    params = random_variables(model, images[:, :32, :32])
 
     @jax.jit
     def encode(part):

@@ -15,7 +15,7 @@ from ldm_jax.errors import CheckpointError
 from ldm_jax.weights.files import read_weights
 from tests.common import load_case
 from tests.convert.published_files import assert_same, write_compvis
-from tests.runs import BARE, ROOT, train
+from tests.runs import ROOT, train
 
 
 def command(*arguments):
@@ -65,7 +65,7 @@ def test_training_starts_from_converted_weights(
     convert(second_stage, theirs, log=print)
     convert(theirs, ours, log=print)
     _, before, _ = checkpoint.load_weights(second_stage)
-    options = BARE | dict(train__num_steps=1, train__learning_rate=1e-12)
+    options = dict(train__num_steps=1, train__learning_rate=1e-12)
     where = dict(first_stage__workdir=str(ours / "first_stage"))
     start = dict(train__init_from=str(ours))
     train("shapes_class", shapes_dir, tmp_path / "run", **options, **where, **start)

@@ -21,6 +21,7 @@ from ldm_jax.images import read_image, to_float, to_uint8
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
 from ldm_jax.trained import FirstStage
+from tests.common import random_variables
 from tests.runs import command, finish
 
 TINY = dict(
@@ -43,8 +44,7 @@ def _pictures(count, side=16):
 @functools.cache
 def _first(kind):
     module = make_first_stage(KINDS[kind] | {"kind": kind})
-    params = jax.jit(module.init)(jax.random.key(0), to_float(_pictures(1)))["params"]
-    params = jax.tree.map(np.array, params)
+    params = random_variables(module, to_float(_pictures(1)), seed=1)["params"]
     if kind == "vq":
         # Spread over the latents, so that several codes are used.
         rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from ldm_jax.build import make_backbone
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.layers import timestep_embedding
-from tests.runs import BARE, train
+from tests.runs import train
 from tests.sampling.common import run
 
 CHANNELS, TOKENS = 4, 5
@@ -249,7 +249,7 @@ def test_heads_are_part_of_the_identity_of_a_unet():
 
 
 def test_another_kind_is_one_row(shapes_dir, first_stage, tmp_path):
-    options = BARE | dict(
+    options = dict(
         backbone=ConfigDict({"kind": "mixer", "tiny": True}),
         first_stage__workdir=str(first_stage),
         conditions__label__slot="vector",

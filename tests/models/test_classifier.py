@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax.models.classifier import POOLS, Classifier, log_prob
 from ldm_jax.weights.state_dict import to_params, to_state_dict
-from tests.common import assert_close, load_case, nhwc
+from tests.common import assert_close, load_case, nhwc, random_variables
 from tests.convert import networks
 
 TINY = dict(
@@ -27,15 +27,7 @@ TIMESTEPS = jnp.array([3, 977])
 @functools.cache
 def random_params(pool):
     """Parameters with nothing at zero, so that every path shows."""
-    model = Classifier(**TINY, pool=pool)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), LATENTS, TIMESTEPS)
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        fan_in = max(np.prod(leaf.shape[:-1]), 1)
-        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
-
-    return jax.tree.map(draw, shapes)
+    return random_variables(Classifier(**TINY, pool=pool), LATENTS, TIMESTEPS)
 
 
 @functools.cache

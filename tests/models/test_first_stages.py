@@ -12,6 +12,7 @@ from ldm_jax.build import make_first_stage
 from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES, name_of, row_of
 from ldm_jax.training.first_stage_losses import REDUCTIONS
 from ldm_jax.training.loss_options import LossOptions
+from tests.common import random_variables
 
 CODER = dict(
     channels=8,
@@ -35,7 +36,7 @@ trained_kinds = pytest.mark.parametrize("kind", TRAINED)
 def made(kind):
     """(module, parameters) of a small first stage."""
     module = make_first_stage(OPTIONS[kind] | {"kind": kind})
-    return module, jax.jit(module.init)(jax.random.key(0), IMAGES).get("params", {})
+    return module, random_variables(module, IMAGES).get("params", {})
 
 
 def applied(kind, method, *arguments, **options):

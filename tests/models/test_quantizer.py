@@ -17,7 +17,7 @@ from ldm_jax.models.quantizer import (
     VectorQuantizer,
 )
 from ldm_jax.weights.state_dict import to_params
-from tests.common import assert_close, load_case, nhwc
+from tests.common import assert_close, load_case, nhwc, random_variables
 from tests.convert.networks import autoencoder_shapes
 
 LATENTS = jax.random.normal(jax.random.key(0), (4, 8, 6, 3))
@@ -146,7 +146,7 @@ def test_cosine_codes_are_directions():
 @functools.cache
 def gumbel():
     model = GumbelQuantizer(num_codes=16, features=3)
-    return model, jax.jit(model.init)(jax.random.key(2), LATENTS)
+    return model, random_variables(model, LATENTS, seed=2)
 
 
 def test_gumbel_draws_codes_by_their_logits():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models.text_encoder import TextEncoder
+from tests.common import random_variables
 
 ENCODER = TextEncoder(
     vocab_size=11, features=16, num_layers=2, max_length=6, num_heads=2, head_channels=4
@@ -18,7 +19,7 @@ IDS = jnp.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(ENCODER.init)(jax.random.key(0), IDS)
+    return random_variables(ENCODER, IDS)
 
 
 @functools.cache

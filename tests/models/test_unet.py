@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from ldm_jax.models import unet
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.unet import UNet
-from tests.common import assert_close
+from tests.common import assert_close, random_variables
 
 TINY = dict(
     out_channels=4,
@@ -40,16 +40,7 @@ def inputs(height=8, width=8):
 @functools.cache
 def random_params():
     """Parameters of TINY with nothing at zero, so that every path shows."""
-    shapes = jax.eval_shape(
-        lambda x: UNet(**TINY).init(jax.random.key(0), **x), inputs()
-    )
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        fan_in = max(np.prod(leaf.shape[:-1]), 1)
-        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
-
-    return jax.tree.map(draw, shapes)
+    return random_variables(UNet(**TINY), *inputs().values())
 
 
 @functools.cache

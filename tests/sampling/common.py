@@ -18,6 +18,7 @@ from ldm_jax.data.transforms import transform
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.sampling import RunOptions, Trained, complete
 from ldm_jax.trained import load_first_stage
+from tests.common import random_variables, random_weights
 
 SIZE = 16
 
@@ -109,8 +110,8 @@ def with_small_backbone(trained):
     vector = jnp.zeros((1, 64)) if trained.model.conditioner.entries else None
     latents, backbone = jnp.zeros((1, SIZE, SIZE, 3)), _SmallBackbone()
     arguments = latents, jnp.zeros(1), None, None, vector
-    shapes = jax.eval_shape(backbone.init, jax.random.key(0), *arguments)["params"]
-    params = trained.params | {"backbone": random_weights(shapes, 0.2)}
+    drawn = random_variables(backbone, *arguments, scale=0.2)["params"]
+    params = trained.params | {"backbone": drawn}
     model = dataclasses.replace(trained.model, backbone=backbone)
     return trained._replace(model=model, params=params)
 
@@ -120,10 +121,7 @@ def _random_params(model, inputs, scale):
     rng = np.random.default_rng(0)
     batch = apply_inputs(inputs, transform(scene, SIZE), rng)
     batch = jax.tree.map(lambda x: np.asarray(x)[None], batch)
-    shapes = jax.eval_shape(
-        lambda rng: latent_diffusion.init(model, rng, batch), jax.random.key(0)
-    )
-    return random_weights(shapes, scale)
+    return random_weights(latent_diffusion.init(model, None, batch), scale)
 
 
 def options_of(trained, size=(None, None), **options):
@@ -137,14 +135,6 @@ def options_of(trained, size=(None, None), **options):
 def run(trained, outdir, given=None, **options):
     """`sampling.run` with the options by their names."""
     return sampling.run(trained, outdir, given, *options_of(trained, **options))
-
-
-def random_weights(shapes, scale):
-    """Weights drawn on the host, so that nothing is compiled."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: rng.normal(0, scale, leaf.shape).astype(leaf.dtype), shapes
-    )
 
 
 def write_image(path, array):

@@ -17,12 +17,12 @@ from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import TrainedClassifier
 from ldm_jax.training.held_out.shown_conditions import show_conditions
+from tests.common import random_variables
 from tests.sampling.common import (
     SIZE,
     make_trained,
     options_of,
     picture,
-    random_weights,
     run,
     write_image,
 )
@@ -197,12 +197,9 @@ def test_a_guide_and_a_classifier_steer(tmp_path):
         num_heads=1,
         pool="adaptive",
     )
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3)), np.zeros(1)
-    )
-    classifier = TrainedClassifier(
-        network, random_weights(shapes["params"], 0.02), list(CLASS_NAMES), "random"
-    )
+    inputs = np.zeros((1, SIZE, SIZE, 3)), np.zeros(1)
+    weights = random_variables(network, *inputs, scale=0.02)["params"]
+    classifier = TrainedClassifier(network, weights, list(CLASS_NAMES), "random")
     steered = model._replace(classifier=classifier)
     options = dict(num_samples=2, num_steps=8)
     run(model, tmp_path / "plain", **options)

@@ -71,7 +71,7 @@ def workdir(shapes_dir, first_stage, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
     for steps in (2, 4):
         options = {"first_stage__workdir": str(first_stage), "train__num_steps": steps}
-        train("shapes_classifier", shapes_dir, folder, **options)
+        train("shapes_classifier", shapes_dir, folder, whole=True, **options)
     return folder
 
 

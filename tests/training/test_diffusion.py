@@ -19,7 +19,7 @@ from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import to_state_dict
 from ldm_jax.weights.tower_names import clip_image_rows
 from tests.common import load_case
-from tests.runs import BARE, tiny_config, train, weights_of
+from tests.runs import tiny_config, train, weights_of
 
 VOCABULARY = 23  # a size that no other parameter has
 CAPTION = {
@@ -122,7 +122,6 @@ def test_a_new_run_begins_with_the_weights_that_a_condition_names(
         backbone__head_channels=8,
         backbone__norm_groups=2,
         train__num_steps=3,  # A U-Net starts at zero: its inputs learn two steps later.
-        **BARE,
     )
     train("shapes_class", shapes_dir, tmp_path / "run", **run)
     for average in (False, True):

@@ -31,7 +31,7 @@ MEASURED = PLAIN | {
 def test_two_processes_train_as_one(options, shapes_dir, first_stage, tmp_path):
     overrides = {key.replace(".", "__"): value for key, value in options.items()}
     overrides["first_stage__workdir"] = str(first_stage)
-    train("shapes_class", shapes_dir, tmp_path / "one", **overrides)
+    train("shapes_class", shapes_dir, tmp_path / "one", whole=True, **overrides)
     flags = []
     for key, value in options.items():
         value = ",".join(value) if isinstance(value, tuple) else value

@@ -29,7 +29,7 @@ from ldm_jax.training.latents import check_same_first_stage
 from ldm_jax.training.start.first_state import start_from
 from ldm_jax.training.start.init_from import load_initial, model_notes
 from ldm_jax.training.start.same_run import check_config
-from tests.runs import BARE, assert_same_bits, tiny_config, train
+from tests.runs import assert_same_bits, tiny_config, train
 from tests.sampling.common import run
 
 ENCODER = ("autoencoder/encoder", "autoencoder/to_moments")
@@ -43,7 +43,7 @@ def _tune(data_dir, workdir, source, steps=2, **overrides):
         "train__checkpoint_every": 1,
         "train__freeze": ENCODER,
     } | overrides
-    train("shapes_autoencoder", data_dir, workdir, **BARE | overrides)
+    train("shapes_autoencoder", data_dir, workdir, **overrides)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_second_stage_goes_on_from_another(
         "train__freeze": ("conditioner", "backbone/conv_in"),
         "train__num_steps": 1,
     }
-    train("shapes_class", shapes_dir, tmp_path, **BARE | overrides)
+    train("shapes_class", shapes_dir, tmp_path, **overrides)
     _, before, first_meta = checkpoint.load_weights(second_stage)
     _, after, meta = checkpoint.load_weights(tmp_path, average=False)
     assert meta["scaling_factor"] == first_meta["scaling_factor"]
@@ -174,7 +174,7 @@ def test_a_second_stage_goes_on_from_another(
     assert moved.any()
     with pytest.raises(ConfigError, match="holds a run of the stage 'autoencoder'"):
         overrides |= {"train__init_from": str(first_stage)}
-        train("shapes_class", shapes_dir, tmp_path / "wrong", **BARE | overrides)
+        train("shapes_class", shapes_dir, tmp_path / "wrong", **overrides)
 
 
 def test_a_tuned_decoder_takes_the_place_of_the_old(

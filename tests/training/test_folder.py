@@ -34,7 +34,7 @@ def test_trains_and_samples_without_classes(folder, first_stage, tmp_path):
         "conditions__label__kind": "none",
         "first_stage__workdir": str(first_stage),
     }
-    metrics = train("shapes_class", None, tmp_path / "run", **overrides)
+    metrics = train("shapes_class", None, tmp_path / "run", whole=True, **overrides)
     assert np.isfinite(metrics["loss"])
     assert list((tmp_path / "run" / "previews").glob("samples_*.png"))
     trained = sampling.load_model(tmp_path / "run")
@@ -67,8 +67,8 @@ def test_damaged_held_out_images_end_no_training(folder, first_stage, tmp_path, 
         (tmp_path / split / path.name).write_bytes(path.read_bytes())
     overrides = {"data__source": "folder", "data__name": str(tmp_path)}
     overrides["train__preview_images"] = 0
-    train("shapes_autoencoder", None, tmp_path / "run", **overrides)
+    train("shapes_autoencoder", None, tmp_path / "run", whole=True, **overrides)
     assert "warning: no evaluation at step 4" in capsys.readouterr().out
     with pytest.raises(DataError, match="broken.png"):
         overrides |= {"data__on_error": "raise"}
-        train("shapes_autoencoder", None, tmp_path / "strict", **overrides)
+        train("shapes_autoencoder", None, tmp_path / "strict", whole=True, **overrides)

@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax import checkpoint
 from ldm_jax.errors import CheckpointError, Stopped
-from tests.runs import BARE, assert_same_bits, command, finish, train, weights_of
+from tests.runs import assert_same_bits, command, finish, train, weights_of
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
@@ -23,7 +23,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     try:
         with pytest.raises(Stopped) as stopped:
             # Long enough that the signals find it at work.
-            train("shapes_autoencoder", shapes_dir, cut, train__num_steps=4000, **BARE)
+            train("shapes_autoencoder", shapes_dir, cut, train__num_steps=4000)
     finally:
         asking.join()
         signal.signal(signal.SIGTERM, previous)
@@ -38,7 +38,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
             workdir,
             train__num_steps=step + 1,
             allow_config_change=True,
-            **BARE | {"train__checkpoint_every": 1000},
+            train__checkpoint_every=1000,
         )
     assert f"resuming at step {step} of {step + 1}" in capfd.readouterr().out
     assert_same_bits(weights_of(whole), weights_of(cut))

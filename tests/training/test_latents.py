@@ -25,7 +25,7 @@ from ldm_jax.training.latents import (
     measure_statistics,
 )
 from ldm_jax.training.start.same_run import check_config
-from tests.runs import BARE, tiny_config, train
+from tests.runs import tiny_config, train
 
 MODEL = LatentDiffusion(
     UNet(3, channels=8, channel_mult=(1,)),
@@ -228,7 +228,6 @@ def test_a_run_keeps_the_statistics_of_its_channels(shapes_dir, first_stage, tmp
     options = {
         "first_stage__workdir": str(first_stage),
         "first_stage__latent_statistics": "per_channel",
-        **BARE,
     }
     for steps in (1, 2):
         train("shapes_class", shapes_dir, tmp_path, train__num_steps=steps, **options)

@@ -17,7 +17,6 @@ from ldm_jax.errors import (
 )
 from ldm_jax.training import loop
 from tests.runs import (
-    BARE,
     STAGES,
     VQ,
     assert_same_bits,
@@ -41,7 +40,7 @@ from tests.runs import (
 def test_four_steps_equal_two_and_two_more(
     name, changes, shapes_dir, first_stage, tmp_path
 ):
-    extra = BARE | stage_overrides(name, first_stage) | changes
+    extra = stage_overrides(name, first_stage) | changes
     train(name, shapes_dir, tmp_path / "whole", **extra)
     train(name, shapes_dir, tmp_path / "cut", train__num_steps=2, **extra)
     assert checkpoint.checkpoint_folder(tmp_path / "cut").name == "2"
@@ -98,7 +97,7 @@ def test_a_finished_run_says_so_and_does_nothing(
 def test_another_config_is_an_error_unless_allowed(shapes_dir, first_stage, tmp_path):
     """And a run whose loss is not finite stops: the change is that of its rate."""
     run = shutil.copytree(first_stage, tmp_path / "run")
-    changed = BARE | {"train__num_steps": 8, "train__learning_rate": 1e30}
+    changed = {"train__num_steps": 8, "train__learning_rate": 1e30}
     with pytest.raises(CheckpointError, match="learning_rate: .* there, 1e[+]30 here"):
         train("shapes_autoencoder", shapes_dir, run, **changed)
     changed |= {"allow_config_change": True}
@@ -107,7 +106,7 @@ def test_another_config_is_an_error_unless_allowed(shapes_dir, first_stage, tmp_
         train("shapes_autoencoder", shapes_dir, run, **changed)
     assert checkpoint.checkpoint_folder(run).name == "4"
     # With the rate of before it goes on from there.
-    changed = BARE | {"train__num_steps": 5, "allow_config_change": True}
+    changed = {"train__num_steps": 5, "allow_config_change": True}
     train("shapes_autoencoder", shapes_dir, run, **changed)
     assert checkpoint.checkpoint_folder(run).name == "5"
 
@@ -194,5 +193,5 @@ def test_the_last_save_is_waited_for_until_it_is_closed(tmp_path, monkeypatch):
         checkpoint.Checkpoints, "close", lambda self: left.append("closed")
     )
     with pytest.raises((ConfigError, DataError)):
-        train("shapes_autoencoder", "nowhere", tmp_path, **BARE)
+        train("shapes_autoencoder", "nowhere", tmp_path)
     assert left == ["closed", "saving"]

@@ -16,7 +16,7 @@ from ldm_jax.training import first_stage_losses
 from ldm_jax.training.first_stage_losses import Adversary, Likelihood
 from ldm_jax.weights.lpips import convert_lpips
 from ldm_jax.weights.state_dict import select
-from tests.common import assert_close, load_case, nhwc
+from tests.common import assert_close, load_case, nhwc, random_variables
 from tests.convert.networks import convert_discriminator
 
 
@@ -122,7 +122,7 @@ def _tiny():
         mid_attention=False,
     )
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
-    params = jax.jit(model.init)(jax.random.key(1), images)["params"]
+    params = random_variables(model, images)["params"]
     disc = PatchDiscriminator(channels=8, num_layers=1)
     variables = jax.jit(disc.init)(jax.random.key(2), images)
     return model, params, images, lambda x: (disc.apply(variables, x, train=True), ())

@@ -49,7 +49,7 @@ def _measured(workdir):
 
 def _train(workdir, shapes_dir, first_stage, **more):
     more = MEASURED | {"first_stage__workdir": str(first_stage)} | more
-    train("shapes_class", shapes_dir, workdir, **more)
+    train("shapes_class", shapes_dir, workdir, whole=True, **more)
 
 
 def test_a_run_that_is_measured_ends_in_the_same_state(

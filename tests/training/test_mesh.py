@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from tests.runs import (
-    BARE,
     STAGES,
     VQ,
     stage_overrides,
@@ -28,7 +27,7 @@ def test_a_mesh_changes_nothing_but_rounding(
 ):
     # Small enough that the tiny networks' kernels are split.
     monkeypatch.setattr("ldm_jax.sharding.MIN_SHARDED_ELEMENTS", 1024)
-    extra = BARE | stage_overrides(name, first_stage) | changes
+    extra = stage_overrides(name, first_stage) | changes
     extra |= {"train__num_steps": 2}
     runs = []
     for data, fsdp in ((1, 1), mesh):

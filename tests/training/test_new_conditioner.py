@@ -14,7 +14,7 @@ from ldm_jax.conditioners import CONDITIONERS
 from ldm_jax.conditioners.checks import check_images
 from ldm_jax.images import read_image
 from ldm_jax.models.layers import dense
-from tests.runs import BARE, train
+from tests.runs import train
 from tests.sampling.common import run
 
 
@@ -52,7 +52,6 @@ def test_a_module_and_a_row_are_enough(monkeypatch, shapes_dir, tmp_path):
         data__inputs=ConfigDict({"palette": {"kind": "image"}}),
         conditions=ConfigDict({"palette": {"kind": "palette", "dropout": 0.1}}),
         train__num_steps=2,
-        **BARE,
     )
     assert np.isfinite(metrics["loss"])
     trained = sampling.load_model(tmp_path / "run")

@@ -38,6 +38,7 @@ from ldm_jax.trained import (
 from ldm_jax.weights.files import write_weights
 from ldm_jax.weights.state_dict import to_state_dict
 from ldm_jax.weights.tower_names import clip_rows
+from tests.common import random_variables
 from tests.runs import BARE, tiny_config, train
 
 SIZE = dict(features=16, num_layers=1, num_heads=2, head_channels=8)
@@ -46,7 +47,7 @@ SIZE = dict(features=16, num_layers=1, num_heads=2, head_channels=8)
 def write_tower(path, entry, seed=0):
     module = ClipText(**{k: v for k, v in entry.items() if k != "kind"})
     ids = jnp.zeros((1, entry["max_length"]), jnp.int32)
-    params = jax.jit(module.init)(jax.random.key(seed), ids)["params"]
+    params = random_variables(module, ids, seed=seed)["params"]
     write_weights(path, to_state_dict(clip_rows(module), params))
     return str(path)
 
@@ -199,7 +200,7 @@ def test_a_workdir_keeps_its_tower(config, tmp_path):
 def test_a_run_on_states_is_sampled_by_prompts(config, shapes_dir, tmp_path):
     changes = {"conditions": config.conditions, "data": config.data}
     config.data.text_states = True
-    place = {"first_stage__workdir": config.first_stage.workdir, **BARE}
+    place = {"first_stage__workdir": config.first_stage.workdir}
     train("shapes_text", shapes_dir, tmp_path / "run", **place, **changes)
     # All that it needs is in it.
     for place in (config.conditions.caption.weights, config.first_stage.workdir):

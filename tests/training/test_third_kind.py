@@ -24,7 +24,7 @@ from ldm_jax.models.first_stages import (
 )
 from ldm_jax.models.posteriors import PointPosterior
 from ldm_jax.trained import load_first_stage
-from tests.runs import BARE, assert_same_bits, train, weights_of
+from tests.runs import assert_same_bits, train, weights_of
 from tests.sampling.common import run
 
 
@@ -96,8 +96,8 @@ def _train(data_dir, workdir, **overrides):
 def workdir(row, shapes_dir, tmp_path_factory):
     """Workdir of the third kind, trained in two parts."""
     folder = tmp_path_factory.mktemp("plain")
-    _train(shapes_dir, folder, train__num_steps=2)
-    _train(shapes_dir, folder)
+    _train(shapes_dir, folder, whole=True, train__num_steps=2)
+    _train(shapes_dir, folder, whole=True)
     return folder
 
 
@@ -105,13 +105,13 @@ def workdir(row, shapes_dir, tmp_path_factory):
 def second(workdir, shapes_dir, tmp_path_factory):
     """Workdir of a second stage on its latents."""
     folder = tmp_path_factory.mktemp("diffusion")
-    options = BARE | {"first_stage__workdir": str(workdir)}
+    options = {"first_stage__workdir": str(workdir)}
     train("shapes_class", shapes_dir, folder, **options)
     return folder
 
 
 def test_it_trains_and_resumes_bit_for_bit(workdir, shapes_dir, tmp_path):
-    _train(shapes_dir, tmp_path, **BARE)
+    _train(shapes_dir, tmp_path)
     assert_same_bits(weights_of(workdir), weights_of(tmp_path))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -167,7 +167,7 @@ def test_formats_without_it_say_so(workdir, second, tmp_path):
 
 def test_its_decoder_is_trained_alone(workdir, second, shapes_dir, tmp_path):
     tuned, whole = tmp_path / "tuned", tmp_path / "whole"
-    start = BARE | {"train__init_from": str(workdir)}
+    start = {"train__init_from": str(workdir)}
     _train(shapes_dir, tuned, train__freeze=("latents",), **start)
     before, after = (load_first_stage(folder).params for folder in (workdir, tuned))
     assert_same_bits(before["squeeze"], after["squeeze"])
