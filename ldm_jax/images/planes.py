@@ -213,7 +213,7 @@ def _read_tiff(data):
 
 
 def _turned(array, orientation):
-    """Turns pixels [H, W, C] by their Exif orientation, as Pillow does it for others."""
+    """Turns pixels [H, W, C] by their Exif orientation, as Pillow does for others."""
     turns = {
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],

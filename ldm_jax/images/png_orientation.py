@@ -13,8 +13,8 @@ from ldm_jax.reading import Read
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# What the orientation may be said in: Exif data, or text with one of the keywords of XMP and
-# of Exif data as ImageMagick writes them.
+# Where it may stand: in Exif data, or in text with one of the keywords of XMP and of
+# Exif data as ImageMagick writes them.
 _TEXT = (b"iTXt", b"tEXt", b"zTXt")
 _KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
@@ -35,7 +35,7 @@ class _Chunk(NamedTuple):
 
 
 def orientation_of_png(read: Read, length: int) -> int | None:
-    """Reads the orientation of a PNG, as `orientation_of` does; damaged data turn nothing.
+    """Reads the orientation of a PNG, as `orientation_of` does; 1 of damaged data.
 
     Args:
       read: (first byte, number of bytes) -> bytes of the file, fewer at the end.
