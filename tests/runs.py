@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax import checkpoint, ranges
 from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
+from ldm_jax.training.start import opening
 from ldm_jax.training.start.same_run import FREE_KEYS
 from tests.flags import xla_flags
 
@@ -85,8 +86,8 @@ def train(name, data_dir, workdir, devices=1, allow_config_change=False, **overr
     """Runs a tiny config on so many devices; returns the last metrics logged."""
     config = tiny_config(name, data_dir, **overrides)
     chosen = mock.patch.object(jax, "devices", lambda: jax.local_devices()[:devices])
-    stages = {name: _traced_once(make) for name, make in loop.STAGES.items()}
-    with chosen, mock.patch.object(loop, "STAGES", stages):
+    stages = {name: _traced_once(make) for name, make in opening.STAGES.items()}
+    with chosen, mock.patch.object(opening, "STAGES", stages):
         return loop.run(config, workdir, allow_config_change)
 
 

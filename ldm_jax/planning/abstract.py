@@ -34,8 +34,8 @@ from ldm_jax.planning.examples import as_latents, image_shapes, make_example
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.latents import given_statistics
-from ldm_jax.training.loop import CHECKS
 from ldm_jax.training.loss_options import LossOptions
+from ldm_jax.training.start.opening import CHECKS
 from ldm_jax.training.step import Stage
 
 

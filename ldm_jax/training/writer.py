@@ -1,29 +1,18 @@
-"""Where a run's numbers and images go, and what it says of them.
-
-Numbers go to `metrics.jsonl`, TensorBoard and wandb; lines say how the run goes, and in
-words when it does not learn or has diverged.
-"""
+"""Where a run's numbers and images go: `metrics.jsonl`, TensorBoard, wandb and PNG."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.checkpoint import move_away
-from ldm_jax.errors import ConfigError, TrainingDiverged
+from ldm_jax.errors import ConfigError
 from ldm_jax.files import move, open_log, write_bytes, writing
 from ldm_jax.images import make_grid, to_uint8, write_png
-from ldm_jax.store import Place, as_path, exists, is_remote
-
-# Fraction of the zero predictor's loss above which nothing has been learnt, and the
-# number of steps before which that is normal.
-PLATEAU_RATIO = 0.97
-PLATEAU_STEPS = 300
+from ldm_jax.store import as_path, exists, is_remote
 
 # Bytes after which TensorBoard's file goes on in another one, in an object store.
 _PART = 2**22
@@ -261,105 +250,3 @@ def _drop_lines_after(path, step):
             os.truncate(path, len(kept))
     elif data != kept:
         write_bytes(path, kept)
-
-
-def format_metrics(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    """Formats a log line: `step 100/2000  loss 0.123  images_per_s 55.1  ...`.
-
-    Args:
-      step: Number of steps done.
-      total: Number of steps of the run.
-      metrics: Dict of name -> number.
-
-    Returns:
-      The line.
-    """
-    # That nothing was skipped needs no words.
-    shown = [n for n in metrics if metrics[n] or not n.startswith("data/")]
-    names = sorted(shown, key=lambda name: name != "loss")
-    numbers = "  ".join(f"{name} {_short(metrics[name])}" for name in names)
-    return f"step {step}/{total}  {numbers}"
-
-
-def _short(value):
-    value = float(value)
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}"
-    return f"{value:.2e}"
-
-
-def check_finite(
-    first_step: int,
-    window: Sequence[Mapping[str, Any]],
-    saved: Callable[[], Sequence[Place]],
-) -> None:
-    """Checks that the loss and the gradient norm of each step are finite.
-
-    Args:
-      first_step: Number of updates done after the window's first step.
-      window: List of dicts of name -> number, one per step.
-      saved: Function that waits for what is being saved and returns the folders of the
-        checkpoints, the oldest first.
-
-    Raises:
-      TrainingDiverged: Naming the step, the metrics, the checkpoint to go back to, the
-        command and remedies.
-    """
-    for step, metrics in enumerate(window, start=first_step):
-        bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
-        if bad:
-            raise TrainingDiverged(
-                f"step {step}: {', '.join(bad)} is not finite; the run stops. "
-                f"{_way_back(step, saved())} a lower --config.train.learning_rate (it "
-                f"was {metrics['learning_rate']:.3g}), a longer "
-                "--config.train.warmup_steps or --config.train.grad_clip=1.0"
-            )
-
-
-def _way_back(step, folders):
-    """Where to go on from after a step that was not finite, and how."""
-    if not folders:
-        return "No checkpoint had been saved yet: run the same command with"
-    # What the step before saved may hold the harm: weights are used a step later.
-    sound = [folder for folder in folders if int(folder.name) < step - 1]
-    if not sound:
-        return (
-            f"No checkpoint is surely sound, that of step {folders[-1].name} may hold "
-            "the harm already: if the run diverges at once again, begin anew in "
-            "another --workdir. Run the same command with --allow_config_change and"
-        )
-    chosen = sound[-1]
-    later = folders[folders.index(chosen) + 1 :]
-    move = f"{move_away(later, f'diverged_at_{step}')}, and " if later else ""
-    return (
-        f"The checkpoint of step {chosen.name} is whole and kept; to go on from it: "
-        f"{move}run the same command with --allow_config_change and"
-    )
-
-
-def plateau_warning(
-    step: int,
-    metrics: Mapping[str, float],
-    warmup_steps: int,
-    learning_rate: float,
-) -> str | None:
-    """Returns a warning where the loss is that of a network which outputs zeros.
-
-    Args:
-      step: Number of updates done.
-      metrics: Averaged metrics; `loss_vs_zeros` is the loss over the zero predictor's.
-      warmup_steps: Length of the warm-up, over which nothing is said.
-      learning_rate: The current one, for the message.
-
-    Returns:
-      A sentence, or None.
-    """
-    ratio = metrics.get("loss_vs_zeros")
-    if ratio is None or step < PLATEAU_STEPS + warmup_steps or ratio < PLATEAU_RATIO:
-        return None
-    return (
-        f"warning: after {step} steps the loss is {ratio:.2f} of what a network that "
-        "outputs only zeros gets: nothing has been learnt. Usual causes: a learning "
-        f"rate far too low or too high (now {learning_rate:.2e}), images that do not "
-        "vary, or latents that are not of unit variance (check scaling_factor)"
-    )

@@ -23,7 +23,7 @@ def _accept(*args, **kwargs):
 
 # Command -> (its module, what begins its work: module and name).
 COMMANDS = {
-    "train": ("ldm_jax.training.__main__", ["ldm_jax.training.loop:hold"]),
+    "train": ("ldm_jax.training.__main__", ["ldm_jax.training.start.opening:hold"]),
     "sample": ("ldm_jax.sampling.__main__", ["ldm_jax.sampling.run:_draw"]),
     "convert": ("ldm_jax.convert.__main__", ["ldm_jax.convert.formats:convert"]),
     "encode": (

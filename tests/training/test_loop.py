@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, peers
 from ldm_jax.data.loader import DataError
 from ldm_jax.errors import (
     CheckpointError,
@@ -189,8 +189,10 @@ def test_the_last_save_is_waited_for_until_it_is_closed(tmp_path, monkeypatch):
         finally:
             left.append("saving")
 
-    monkeypatch.setattr(loop.peers, "saving", saving)
-    monkeypatch.setattr(loop.Checkpoints, "close", lambda self: left.append("closed"))
+    monkeypatch.setattr(peers, "saving", saving)
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "close", lambda self: left.append("closed")
+    )
     with pytest.raises((ConfigError, DataError)):
         train("shapes_autoencoder", "nowhere", tmp_path, **BARE)
     assert left == ["closed", "saving"]

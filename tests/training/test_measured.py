@@ -268,7 +268,7 @@ def test_images_that_are_not_finite_are_counted_and_not_measured(capsys):
         sets = object.__new__(RunMetrics)
         sets._measurement = SimpleNamespace(twin=lambda: taken)
         sets._images = lambda *_: (Made(None, mask, each) for each in finite)
-        sets._run, sets._frozen = SimpleNamespace(console=Console(9, 0, True)), None
+        sets._run = SimpleNamespace(console=Console(9, 0, True), frozen=None)
         return sets.measure(SimpleNamespace(step=7), lambda: True)
 
     mesh = sharding.make_mesh(devices=jax.devices()[:2])

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ldm_jax import sharding
 from ldm_jax.errors import DataError, ProcessLost, TrainingDiverged
 from ldm_jax.training.held_out import HeldOut
-from ldm_jax.training.writer import Writer, check_finite
+from ldm_jax.training.step_log import check_finite
+from ldm_jax.training.writer import Writer
 
 STATE = SimpleNamespace(ema_params={})
 
@@ -66,8 +67,10 @@ def resume(tmp_path):
             data=data,
             stage=stage,
             console=Console(),
+            writer=writer,
+            frozen={},
         )
-        held_out = HeldOut(run, {}, writer, stopping)
+        held_out = HeldOut(run, stopping)
         # Without a compiler.
         held_out._eval_step, held_out._draw = evaluate, preview
         return held_out, counts, writer

@@ -1,7 +1,7 @@
 """When what is due with held-out images: evaluation, previews, metrics of sets."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,8 @@ from ldm_jax.training.compiled import jit_shown
 from ldm_jax.training.held_out.noise_levels import LOSS_LEVEL
 from ldm_jax.training.held_out.run_metrics import RunMetrics
 from ldm_jax.training.held_out.shown_conditions import show_conditions
-from ldm_jax.training.start.first_state import Run
-from ldm_jax.training.writer import Writer, format_metrics
+from ldm_jax.training.start.opened import Run
+from ldm_jax.training.step_log import format_metrics
 
 # How names of what is measured on held-out images begin, and on sets of images.
 _PREFIX, _SETS = "eval/", "eval/distances/"
@@ -49,30 +49,22 @@ class HeldOut:
       cut: Whether something due was left out, as the run is asked to stop.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        frozen: Any,
-        writer: Writer,
-        stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, run: Run, stopping: Callable[[], bool] = lambda: False) -> None:
         """Takes what is needed; nothing is computed.
 
         Args:
           run: The run.
-          frozen: Frozen weights of its stage, on the devices of the mesh.
-          writer: Where numbers and images go.
           stopping: Says whether the run is asked to stop; then what is begun is left
             without a record.
         """
         self.cut = False
-        self._run, self._frozen, self._writer = run, frozen, writer
-        self._stopping = stopping
+        self._run, self._stopping = run, stopping
         self._config, self._console = run.config, run.console
+        self._writer = run.writer
         stage, train = run.stage, run.config.train
         # Called with (state, frozen, batch, rng).
         self._eval_step = jit_shown(stage.eval_step, run.mesh)
-        self._sets = RunMetrics(run, frozen)
+        self._sets = RunMetrics(run)
         self._actions = {}
         if run.data.has_held_out:
             self._actions["evaluation"] = _Action(
@@ -81,7 +73,7 @@ class HeldOut:
         if stage.preview is not None and train.preview_images:
             self._draw = jit_shown(stage.preview, run.mesh)
             self._actions["preview"] = _Action(
-                train.preview_every, self._preview, writer.has_images
+                train.preview_every, self._preview, run.writer.has_images
             )
         if stage.make_images is not None:
             self._actions["measurement"] = _Action(
@@ -204,7 +196,7 @@ class HeldOut:
             if not self._goes_on():
                 return
             key = jax.random.fold_in(rng, index)
-            metrics = self._eval_step(state, self._frozen, batch, key)
+            metrics = self._eval_step(state, self._run.frozen, batch, key)
             rows.append((batch["mask"].sum(), metrics))
         # The mean over no image at all is not a number.
         rows = [row for row in jax.device_get(rows) if row[0]]
@@ -248,7 +240,7 @@ class HeldOut:
             section, names = self._config.data, self._run.data.class_names
             shown = show_conditions(section, self._preview_batch, count, names)
         rng = make_key(self._config.seed)
-        images = self._draw(state, self._frozen, self._preview_batch, rng)
+        images = self._draw(state, self._run.frozen, self._preview_batch, rng)
         images = {name: np.asarray(image)[:count] for name, image in images.items()}
         self._writer.images(done, shown | images)
 

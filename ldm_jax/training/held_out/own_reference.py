@@ -13,7 +13,7 @@ from ldm_jax.metrics.reference import CUT, MOST_ROWS, ReferenceStatistics, kept_
 from ldm_jax.metrics.set_metrics import taps_with_rows
 from ldm_jax.store import exists
 from ldm_jax.training.held_out.eval_options import EvalOptions
-from ldm_jax.training.start.first_state import Run
+from ldm_jax.training.start.opened import Run
 
 _FILE = "eval_reference.npz"
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
 
 from ldm_jax import peers, tiling
 from ldm_jax.checkpoint import Best, TrainState
@@ -16,7 +15,7 @@ from ldm_jax.metrics.set_metrics import SET_METRICS, taps_with_rows
 from ldm_jax.store import local_copy
 from ldm_jax.training.held_out.eval_options import better_of, eval_options
 from ldm_jax.training.held_out.own_reference import own_reference
-from ldm_jax.training.start.first_state import Run
+from ldm_jax.training.start.opened import Run
 
 
 class RunMetrics:
@@ -26,18 +25,17 @@ class RunMetrics:
       options: EvalOptions.
     """
 
-    def __init__(self, run: Run, frozen: Any) -> None:
+    def __init__(self, run: Run) -> None:
         """Reads the section; nothing is computed.
 
         Args:
           run: The run.
-          frozen: Frozen weights of its stage, on the devices of the mesh.
 
         Raises:
           ConfigError: If the section is wrong.
         """
         self.options = eval_options(run.config)
-        self._run, self._frozen = run, frozen
+        self._run = run
         self._measurement = self._images = None
         self._noted = set()
 
@@ -114,7 +112,7 @@ class RunMetrics:
           DataError: If they are too few.
         """
         measurement = self._measurement.twin()
-        made = self._images(state, self._frozen)
+        made = self._images(state, self._run.frozen)
         # The next batch is drawn while the features of one are added up.
         for batch in tiling.one_behind(made):
             if not goes_on():

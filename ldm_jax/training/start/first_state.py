@@ -1,6 +1,5 @@
 """The state that a run starts from: restored, drawn, or with the weights of another."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,40 +11,14 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.seeds import make_key
 from ldm_jax.training.compiled import jit_init
 from ldm_jax.training.start.init_from import load_initial
+from ldm_jax.training.start.opened import Run
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run begins with.
-
-    Attributes:
-      config: ConfigDict.
-      mesh: Mesh of its devices.
-      data: Its `Data`.
-      stage: The Stage that it trains.
-      shardings: How its TrainState is split over the mesh.
-      checkpoints: Checkpoints of its workdir.
-      meta: What each checkpoint records; "init_from" is added here.
-      console: Where lines go.
-    """
-
-    config: Any
-    mesh: Any
-    data: Any
-    stage: Any
-    shardings: Any
-    checkpoints: Any
-    meta: dict
-    console: Any
-
-
-def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
+def first_state(run: Run) -> TrainState:
     """Restores the state, or draws it directly into its shardings.
 
     Args:
-      run: Run.
-      abstract: State of shapes and dtypes.
-      start: Step of the checkpoint to go on from; 0 for a new run.
+      run: The run; where weights came from is added to its `meta`.
 
     Returns:
       State of global arrays.
@@ -55,10 +28,10 @@ def first_state(run: Run, abstract: TrainState, start: int) -> TrainState:
         `train.init_from` are of another model.
       CheckpointError: If a checkpoint cannot be read or holds other shapes.
     """
-    _describe(run, abstract, start)
-    if start:
-        target = sharding.abstract_like(abstract, run.shardings)
-        return run.checkpoints.restore(start, target)
+    _describe(run)
+    if run.start:
+        target = sharding.abstract_like(run.abstract, run.shardings)
+        return run.checkpoints.restore(run.start, target)
     train = run.config.train
     if train.freeze and not train.init_from:
         raise ConfigError(
@@ -79,7 +52,7 @@ def start_from(run: Any, state: TrainState) -> TrainState:
     without; optimisers begin anew.
 
     Args:
-      run: Run of the loop; where the weights came from is added to its `meta`.
+      run: The run; where the weights came from is added to its `meta`.
       state: State of a new run; its buffers are donated.
 
     Returns:
@@ -128,10 +101,10 @@ def _merge(tree, part):
     return tree | {name: _merge(tree[name], new) for name, new in part.items()}
 
 
-def _describe(run, abstract, start):
+def _describe(run):
     """Prints what is about to be trained, on what and from where."""
     config, line = run.config, run.console.line
-    for name, params in abstract.params.items():
+    for name, params in run.abstract.params.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         line(f"{name}: {size:,} parameters")
     device = jax.devices()[0].device_kind
@@ -143,5 +116,5 @@ def _describe(run, abstract, start):
     for text in run.data.describe_order():
         line(text)
     total = config.train.num_steps
-    if 0 < start < total:
-        line(f"resuming at step {start} of {total}")
+    if 0 < run.start < total:
+        line(f"resuming at step {run.start} of {total}")
