@@ -14,7 +14,7 @@ from ldm_jax.conditioners import CONDITIONERS, make_conditioner
 from ldm_jax.convert.formats import FORMATS, Options, convert
 from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.inputs import INPUTS, make_inputs
-from ldm_jax.data.masks import STYLES, draw_mask
+from ldm_jax.data.masks import STYLES, random_mask
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import SOURCES
@@ -284,7 +284,7 @@ def test_losses_of_a_first_stage_an_optimiser_and_a_decay():
 def test_a_degradation_and_a_style_of_masks():
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     np.testing.assert_array_equal(degrade(image, 2, "every_second"), image[::2, ::2])
-    mask = draw_mask(4, 6, np.random.default_rng(0), style="half")
+    mask = random_mask(4, 6, np.random.default_rng(0), style="half")
     assert mask.shape == (4, 6) and mask.mean() == 0.5
 
 

@@ -12,7 +12,7 @@ from ldm_jax import reading, sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.data.sources import Chosen, part, require_images
+from ldm_jax.data.sources import Subset, part, require_images
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import pixels_of
 from ldm_jax.store import is_remote, raise_if_silent
@@ -68,7 +68,7 @@ def _advising_flags():
         raise DataError(str(error).replace(key, flag)) from error
 
 
-class _Watched(Chosen):
+class _Watched(Subset):
     """A source whose images are looked at before they are decoded."""
 
     def __init__(self, source, look):

@@ -13,7 +13,7 @@ from ldm_jax.annotations import Bool
 TRIES = 20
 
 
-def draw_mask(
+def random_mask(
     height: int,
     width: int,
     rng: np.random.Generator,
@@ -41,7 +41,7 @@ def draw_mask(
     return _band(height, width, rng, min_fraction, max_fraction)
 
 
-def draw_boxes(
+def random_boxes(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Draws one to four boxes, their sides 0.12 to 0.6 of the image's shorter one.
@@ -62,7 +62,7 @@ def draw_boxes(
     return mask
 
 
-def draw_strokes(
+def random_strokes(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Draws one to four broken lines, as of a broad brush with a round tip.
@@ -92,7 +92,7 @@ def draw_strokes(
     return np.array(image)
 
 
-def draw_outside(
+def random_outside(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Draws all but a window: one to four sides are missing, up to half each.
@@ -115,7 +115,7 @@ def draw_outside(
     return mask
 
 
-def draw_mixed(
+def random_mixed(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Draws one of the others; strokes most often, sides least.
@@ -128,7 +128,9 @@ def draw_mixed(
     Returns:
       bool [H, W]; True is to be filled.
     """
-    draw = rng.choice([draw_strokes, draw_boxes, draw_outside], p=[0.5, 0.35, 0.15])
+    draw = rng.choice(
+        [random_strokes, random_boxes, random_outside], p=[0.5, 0.35, 0.15]
+    )
     return draw(height, width, rng)
 
 
@@ -144,8 +146,8 @@ def _band(height, width, rng, least, most):
 
 # How masks look, by the name of the option `style`.
 STYLES = {
-    "box": draw_boxes,
-    "strokes": draw_strokes,
-    "outpaint": draw_outside,
-    "mixed": draw_mixed,
+    "box": random_boxes,
+    "strokes": random_strokes,
+    "outpaint": random_outside,
+    "mixed": random_mixed,
 }

@@ -34,7 +34,7 @@ What more a source may have, and what follows where it has not:
   of a batch at once, as arrays [B, ...], the same that `draw` gives; without flip there
   may be no generators.
 
-What wraps a source (`Chosen`) hands all of these on, except the order.
+What wraps a source (`Subset`) hands all of these on, except the order.
 """
 
 import functools
@@ -169,8 +169,8 @@ def _shapes(now, then):
     return changes
 
 
-class Chosen:
-    """Some examples of a source; a source itself, which has what the other one has.
+class Subset:
+    """Some examples of a source; a source itself, with what the other one has.
 
     An order of the source's own goes, as it is one of all examples.
     """
@@ -233,7 +233,7 @@ class Chosen:
         return lambda indices, rngs, flip: draw(chosen[indices], rngs, flip)
 
 
-class Reclassed(Chosen):
+class Reclassed(Subset):
     """A source whose classes are those of another; a source itself.
 
     Attributes:
@@ -296,7 +296,7 @@ _CHOOSE = {
 }
 
 
-def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
+def keep(source: Any, condition: str, key: str = "data.filter") -> Subset:
     """Keeps the examples that fit a condition on their metadata.
 
     Args:
@@ -331,7 +331,7 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Chosen:
     logging.warning("%s keeps %d of %d examples", name, len(kept), len(source))
     if not len(kept):
         raise ConfigError(f"{name} keeps none of {len(source):,} examples")
-    return Chosen(source, kept.astype(np.min_scalar_type(len(source))))
+    return Subset(source, kept.astype(np.min_scalar_type(len(source))))
 
 
 def _columns_of(source):
@@ -357,7 +357,7 @@ def require_images(source: Any, advice: str) -> None:
         raise ConfigError(f"data.source=latents has latents and no images: {advice}")
 
 
-def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
+def part(source: Any, start: int = 0, count: int | None = None) -> Subset:
     """Takes examples of a source, one after the other.
 
     Args:
@@ -369,10 +369,10 @@ def part(source: Any, start: int = 0, count: int | None = None) -> Chosen:
       A source.
     """
     indices = range(start, len(source))
-    return Chosen(source, indices if count is None else indices[:count])
+    return Subset(source, indices if count is None else indices[:count])
 
 
-def spread(source: Any, count: int | None) -> Chosen:
+def spread(source: Any, count: int | None) -> Subset:
     """Takes examples evenly spaced over a source, as it may be sorted by class.
 
     Args:
@@ -384,7 +384,7 @@ def spread(source: Any, count: int | None) -> Chosen:
     """
     size = len(source)
     count = size if count is None else min(count, size)
-    return Chosen(source, np.arange(count) * size // count)
+    return Subset(source, np.arange(count) * size // count)
 
 
 SOURCES = {

@@ -20,7 +20,7 @@ from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.data.inputs import held_out_inputs, make_inputs
 from ldm_jax.data.load_batch import LOADER_OPTIONS, LoaderOptions
 from ldm_jax.data.loader import Loader
-from ldm_jax.data.sources import Chosen
+from ldm_jax.data.sources import Subset
 from ldm_jax.encoding.text_states import make_states
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import to_float
@@ -158,7 +158,7 @@ def _loader(source, section, indices, flip, options):
     inputs = held_out_inputs(make_inputs(section.get("inputs")))
     try:
         return Loader(
-            Chosen(source, indices),
+            Subset(source, indices),
             cut,
             inputs,
             batch_size=size,

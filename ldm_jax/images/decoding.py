@@ -46,8 +46,8 @@ SIXTEEN = ("PNG", "PPM")
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
-# Value of the EXIF tag -> how to turn the image.
-_TURNS = {
+# Exif orientation -> how to turn the image.
+_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -202,7 +202,7 @@ def _read_size(data):
             needed = bytes_to_load(image, image.size)
             require_memory(needed, f"{image.width} x {image.height} pixels")
         # Pillow turns TIFF itself and says so before it does.
-        turned = image.format != "TIFF" and turn_of(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and orientation_of(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
@@ -232,14 +232,14 @@ def _factor(size, least_side):
     return max(1, min(size) // (2 * least_side))
 
 
-def turn_of(image: Image.Image) -> int:
-    """Reads how an image is to be turned; damaged Exif data do not spoil it.
+def orientation_of(image: Image.Image) -> int:
+    """Reads the Exif orientation of an image; 1 of damaged Exif data.
 
     Args:
       image: Opened image.
 
     Returns:
-      Value of the Exif tag.
+      Value of the Exif tag Orientation, 1 to 8: how the image is to be turned.
     """
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -248,7 +248,7 @@ def turn_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, result: Image.Image) -> Image.Image:
-    """Turns what was made of an image as the image says of itself.
+    """Turns what was made of an image by the image's Exif orientation.
 
     Args:
       image: The image.
@@ -257,7 +257,7 @@ def upright(image: Image.Image, result: Image.Image) -> Image.Image:
     Returns:
       PIL image.
     """
-    turn = _TURNS.get(turn_of(image))
+    turn = _BY_ORIENTATION.get(orientation_of(image))
     return result if turn is None else result.transpose(turn)
 
 

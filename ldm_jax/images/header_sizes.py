@@ -1,6 +1,6 @@
 """Sizes of images from their headers: nothing is decoded, little is read.
 
-They are those of the image as `decode` gives it, turned as its Exif data say.
+They are those of the image as `decode` gives it, turned by its Exif orientation.
 """
 
 import io
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import size_of
-from ldm_jax.images.png_turns import SIGNATURE, turn_of_png
+from ldm_jax.images.png_orientation import SIGNATURE, orientation_of_png
 from ldm_jax.reading import Read
 
 # How many bytes are read at first, and where these do not tell. Pillow is asked last;
@@ -148,10 +148,11 @@ def _jpeg(data):
 
 
 def _png(read, length):
-    size, turn = struct.unpack(">II", read(16, 8)), turn_of_png(read, length)
-    if turn is None:
+    size = struct.unpack(">II", read(16, 8))
+    orientation = orientation_of_png(read, length)
+    if orientation is None:
         return None
-    return size[::-1] if turn in _SIDEWAYS else size
+    return size[::-1] if orientation in _SIDEWAYS else size
 
 
 def _webp(data):

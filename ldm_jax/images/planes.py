@@ -23,8 +23,8 @@ from ldm_jax.images.decoding import (
 )
 from ldm_jax.images.memory import require_memory
 from ldm_jax.images.pixels import KINDS, RGB, Pixels
-from ldm_jax.images.png_turns import SIGNATURE as PNG
-from ldm_jax.images.png_turns import turn_of_png
+from ldm_jax.images.png_orientation import SIGNATURE as PNG
+from ldm_jax.images.png_orientation import orientation_of_png
 from ldm_jax.reading import parse_array, read_file
 
 NPY = b"\x93NUMPY"
@@ -194,7 +194,9 @@ def _read_deep_png(data):
     bands = {2: 3, 4: 2, 6: 4}[data[25]]
     require_memory(4 * width * height * bands, f"{width} x {height} pixels of 16 bits")
     array = _with_channels(_extra("imagecodecs").png_decode(data))
-    return _turned(array, turn_of_png(lambda at, n: data[at : at + n], len(data)))
+    return _turned(
+        array, orientation_of_png(lambda at, n: data[at : at + n], len(data))
+    )
 
 
 def _read_tiff(data):
@@ -203,15 +205,15 @@ def _read_tiff(data):
         series = file.series[0]
         require_memory(series.nbytes, f"{series.shape} of {series.dtype}")
         array, axes = series.asarray(), series.axes
-        turn = file.pages.first.tags.valueof(ExifTags.Base.Orientation, 1)
+        orientation = file.pages.first.tags.valueof(ExifTags.Base.Orientation, 1)
     if array.ndim == 3 and axes[-2:] == "YX":
         # Pages, or channels one after the other.
         array = np.moveaxis(array, 0, -1)
-    return _turned(_with_channels(array), turn)
+    return _turned(_with_channels(array), orientation)
 
 
-def _turned(array, turn):
-    """Turns pixels [H, W, C] as the file says, as Pillow does it for others."""
+def _turned(array, orientation):
+    """Turns pixels [H, W, C] by their Exif orientation, as Pillow does for others."""
     turns = {
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -221,7 +223,9 @@ def _turned(array, turn):
         7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
         8: np.rot90,
     }
-    return np.ascontiguousarray(turns[turn](array)) if turn in turns else array
+    if orientation not in turns:
+        return array
+    return np.ascontiguousarray(turns[orientation](array))
 
 
 def _check_count(count, pixels):

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.masks import STYLES, draw_mask
+from ldm_jax.data.masks import STYLES, random_mask
 
 BOUNDS = dict(min_fraction=0.1, max_fraction=0.4)
 
 
 def draw(count, style="mixed", shape=(24, 36), seed=0, **options):
     rng = np.random.default_rng(seed)
-    return [draw_mask(*shape, rng, style, **options) for _ in range(count)]
+    return [random_mask(*shape, rng, style, **options) for _ in range(count)]
 
 
 @pytest.mark.parametrize("style", STYLES)

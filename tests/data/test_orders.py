@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from ldm_jax.data.orders.apportionment import apportion
 from ldm_jax.data.orders.bucket_order import BucketOrder
 from ldm_jax.data.orders.buckets import (
     BucketOptions,
@@ -16,8 +17,7 @@ from ldm_jax.data.orders.describe import table
 from ldm_jax.data.orders.mixture import MixtureSource, Part
 from ldm_jax.data.orders.order import Shuffled
 from ldm_jax.data.orders.part_counts import PartCounts
-from ldm_jax.data.orders.shares import share
-from ldm_jax.data.sources import Chosen
+from ldm_jax.data.sources import Subset
 
 
 def draw_sizes(rng, count, least=40, most=900):
@@ -54,17 +54,17 @@ def test_shares_grow_and_stay_near_what_weights_ask_for():
     rng = np.random.default_rng(0)
     for _ in range(30):
         weights = rng.uniform(0.01, 1, rng.integers(1, 6))
-        counts = np.array([share(weights, n) for n in range(150)])
+        counts = np.array([apportion(weights, n) for n in range(150)])
         assert (counts.sum(axis=1) == np.arange(150)).all()
         assert (np.diff(counts, axis=0) >= 0).all()
         exact = np.arange(150)[:, None] * weights / weights.sum()
         assert abs(counts - exact).max() < 1.5
 
 
-def test_shares_of_equal_weights_and_of_lengths_are_exact():
-    assert share([1, 1, 1], 300) == [100, 100, 100]
-    assert share([0.7, 0.3], 10**12) == [7 * 10**11, 3 * 10**11]
-    assert share([13, 7], 20 * 9) == [13 * 9, 7 * 9]
+def test_counts_of_equal_weights_and_of_lengths_are_exact():
+    assert apportion([1, 1, 1], 300) == [100, 100, 100]
+    assert apportion([0.7, 0.3], 10**12) == [7 * 10**11, 3 * 10**11]
+    assert apportion([13, 7], 20 * 9) == [13 * 9, 7 * 9]
 
 
 # ---- Shapes.
@@ -311,10 +311,10 @@ def test_what_a_mixture_cannot_join_is_refused():
 
 def test_chosen_examples_keep_what_the_source_knows():
     source = mix(shape=(3, 5))
-    chosen = Chosen(source, [19, 2])
+    chosen = Subset(source, [19, 2])
     assert chosen.sizes().tolist() == [[3, 5]] * 2 and chosen.skipped == source.skipped
     assert chosen.columns(["part"])["part"].tolist() == ["b", "a"]
-    assert chosen.fingerprint() != Chosen(source, [2, 19]).fingerprint()
-    bare = pickle.loads(pickle.dumps(Chosen([1, 2], [0])))
+    assert chosen.fingerprint() != Subset(source, [2, 19]).fingerprint()
+    bare = pickle.loads(pickle.dumps(Subset([1, 2], [0])))
     names = "sizes", "columns", "draw", "fingerprint", "column_names", "encoded"
     assert not any(hasattr(bare, name) for name in names)

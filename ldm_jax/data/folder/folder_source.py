@@ -13,13 +13,6 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.annotations import Int, Shaped
-from ldm_jax.data.division import (
-    check_division,
-    divide,
-    place_of,
-    serving,
-    split_of,
-)
 from ldm_jax.data.filters.surveys import survey, survey_sizes
 from ldm_jax.data.filters.tables import MOST_COLUMNS, make_table, with_sizes
 from ldm_jax.data.folder.listing import find_parts, list_images
@@ -29,6 +22,13 @@ from ldm_jax.data.sidecars import (
     MissingFile,
     find_sidecars,
     read_sidecar,
+)
+from ldm_jax.data.splits import (
+    check_split,
+    in_split,
+    place_of,
+    serving,
+    split_of,
 )
 from ldm_jax.errors import Unreachable
 from ldm_jax.images import find_size, require_memory
@@ -54,7 +54,7 @@ class FolderSource:
     In a folder without images arrays in `.npy` are such, as of many channels.
 
     A folder that has sub-folders for training and for validation or test (SPLIT_NAMES
-    in `division.py`) is split that way; several of one split are taken together. Any
+    in `splits.py`) is split that way; several of one split are taken together. Any
     other is split by a hash of each file's path: "validation" (and "test") gets
     `validation_fraction` of the files, at least one, "train" the others, and "all" is
     everything. A file keeps its side when others come or go.
@@ -270,7 +270,7 @@ class FolderSource:
 
 
 def _check(split, label_key, validation_fraction):
-    check_division(split, validation_fraction, "a folder")
+    check_split(split, validation_fraction, "a folder")
     if label_key:
         raise ValueError(
             f'label_key="{label_key}": the labels of a folder are its sub-folders; '
@@ -331,7 +331,7 @@ def _find_labels(root, part, files, names):
 
 
 def _one_side(files, split, fraction):
-    """The files on one side of the division by hash."""
+    """The files of one side of the split by hash."""
     names = (os.fsencode(file.replace(os.sep, "/")) for file in files)
     places = np.fromiter(map(place_of, names), np.uint64, len(files))
-    return list(itertools.compress(files, divide(places, split, fraction)))
+    return list(itertools.compress(files, in_split(places, split, fraction)))

@@ -4,8 +4,8 @@ import os
 
 from absl import logging
 
-from ldm_jax.data.division import split_of
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
+from ldm_jax.data.splits import split_of
 from ldm_jax.reading import folders_below, is_kept, may_be_folder
 from ldm_jax.store import raise_if_silent
 

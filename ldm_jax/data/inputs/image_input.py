@@ -8,7 +8,7 @@ from ldm_jax.data.crops import choose_crop, resize_image
 from ldm_jax.data.degradation import DEGRADATIONS, degrade
 from ldm_jax.data.draw import draw_masked
 from ldm_jax.data.inputs.kind import Input, require
-from ldm_jax.data.masks import STYLES, draw_mask
+from ldm_jax.data.masks import STYLES, random_mask
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.images import Pixels, decode, to_float, to_uint8
 
@@ -103,7 +103,7 @@ class MaskedImage(Input):
     def _make(self, example, rng):
         image, mask = example["image"], example.get("mask")
         if mask is None:
-            mask = draw_mask(*image.shape[:2], rng, self._style, *self._fractions)
+            mask = random_mask(*image.shape[:2], rng, self._style, *self._fractions)
         mask = np.asarray(mask)
         require(
             mask.shape in (image.shape[:2], (*image.shape[:2], 1)),

@@ -30,8 +30,8 @@ def describe_order(source: Any, data: Section, seed: int, batch_size: int) -> li
     """
     lines = []
     if hasattr(source, "part_of"):
-        shares = zip(source.names, source.totals(1), strict=True)
-        listed = ", ".join(f"{name} {count:,}" for name, count in shares)
+        counts = zip(source.names, source.totals(1), strict=True)
+        listed = ", ".join(f"{name} {count:,}" for name, count in counts)
         lines.append(f"images of an epoch by part: {listed}")
     options = make_buckets(data)
     if options is None or not hasattr(source, "sizes"):

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
+from ldm_jax.data.orders.apportionment import apportion
 from ldm_jax.data.orders.order import Order, Shuffled, shuffle
-from ldm_jax.data.orders.shares import share
 
 
 class Part(NamedTuple):
@@ -161,7 +161,7 @@ class MixtureSource:
         Returns:
           How many there are of each in so many epochs.
         """
-        return share(self._weights, epochs * len(self))
+        return apportion(self._weights, epochs * len(self))
 
     def fingerprint(self) -> str:
         """Tells this mixture from others.
@@ -275,7 +275,7 @@ class MixtureOrder(Order):
 
     def _make(self, number):
         before, after = (
-            share(self._weights, epochs * self.length)
+            apportion(self._weights, epochs * self.length)
             for epochs in (number, number + 1)
         )
         taken = [

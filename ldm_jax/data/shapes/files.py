@@ -16,7 +16,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.data.degradation import degrade
-from ldm_jax.data.masks import draw_mask
+from ldm_jax.data.masks import random_mask
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.shapes import examples, scenes
 from ldm_jax.errors import ConfigError
@@ -76,7 +76,7 @@ def _maps(example, factor, rng):
     return {
         "segmentation": example["segmentation"],
         "depth": example["depth"],
-        "mask": np.uint8(255) * draw_mask(*image.shape[:2], rng),
+        "mask": np.uint8(255) * random_mask(*image.shape[:2], rng),
         "low_res": degrade(image, factor, "bicubic", rng),
     }
 

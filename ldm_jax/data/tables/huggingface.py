@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from ldm_jax.data.division import SPLIT_NAMES, check_division, serving, split_of
+from ldm_jax.data.splits import SPLIT_NAMES, check_split, serving, split_of
 from ldm_jax.data.tables.arrow_files import ArrowTable
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.table_source import TableSource, find_classes, leave_out
@@ -77,7 +77,7 @@ class HuggingFaceSource(TableSource):
             parts = _parts_on_hub(self.name, self.subset, self.revision)
         chosen, training, divided = _choose(parts, self.split, self.name)
         if divided:
-            check_division(
+            check_split(
                 self.split, self.validation_fraction, f"{self.name} without splits"
             )
         chosen, skipped = _readable(chosen, self.on_error)

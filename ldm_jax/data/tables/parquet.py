@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from ldm_jax.data.division import check_division, serving, split_of
+from ldm_jax.data.splits import check_split, serving, split_of
 from ldm_jax.data.tables.fields import find_fields
 from ldm_jax.data.tables.footers import open_files
 from ldm_jax.data.tables.kinds import are_alike
@@ -67,7 +67,7 @@ class ParquetSource(TableSource):
     on_error: str = "skip"
 
     def __post_init__(self):
-        check_division(self.split, self.validation_fraction, "a set of Parquet files")
+        check_split(self.split, self.validation_fraction, "a set of Parquet files")
         shards = find_shards(_below(self.name, self.data_dir), self.data_dir, SUFFIX)
         self.remote = any(is_remote(shard.path) for shard in shards)
         files, skipped = _usable(open_files(shards), shards, self.on_error)

@@ -1,4 +1,4 @@
-"""What sources of tables share: rows to examples, classes, division, columns, sizes."""
+"""What sources of tables share: rows to examples, classes, splits, columns, sizes."""
 
 import hashlib
 import itertools
@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.annotations import Int, Shaped
-from ldm_jax.data.division import divide, place_of
 from ldm_jax.data.filters.tables import tidy
+from ldm_jax.data.splits import in_split, place_of
 from ldm_jax.data.tables.fields import (
     Fields,
     image_bytes,
@@ -47,7 +47,7 @@ class TableSource:
         table: Any,
         fields: Fields,
         classes: tuple[tuple[str, ...] | None, int | None],
-        division: tuple[str, float] = ("all", 0.5),
+        split: tuple[str, float] = ("all", 0.5),
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Takes a table.
@@ -56,7 +56,7 @@ class TableSource:
           table: Its rows, a ParquetTable or ArrowTable.
           fields: Which columns make an example.
           classes: What `find_classes` gives.
-          division: (split, fraction that is held out); see `division.py`.
+          split: (its name, fraction that is held out); see `splits.py`.
           skipped: See above.
 
         Raises:
@@ -64,13 +64,13 @@ class TableSource:
         """
         self._table, self._fields, self.skipped = table, fields, list(skipped)
         self.class_names, self.num_classes = classes
-        split, fraction = division
+        name, fraction = split
         self._kept = None
-        if split != "all":
-            kept = np.flatnonzero(divide(_places(table.parts()), split, fraction))
+        if name != "all":
+            kept = np.flatnonzero(in_split(_places(table.parts()), name, fraction))
             self._kept = kept.astype(np.uint32 if len(table) < 2**32 else np.uint64)
         if not len(self):
-            raise ValueError(f'no examples for split "{split}"')
+            raise ValueError(f'no examples for split "{name}"')
 
     def __len__(self) -> int:
         return len(self._table) if self._kept is None else len(self._kept)

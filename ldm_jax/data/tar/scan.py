@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.data.division import place_of
 from ldm_jax.data.filters.tables import MOST_COLUMNS, Table
 from ldm_jax.data.modalities import MODALITIES
 from ldm_jax.data.sidecars import ARRAY_SUFFIX, IMAGE_SUFFIXES
+from ldm_jax.data.splits import place_of
 from ldm_jax.data.tar.index_file import MEMBER
 from ldm_jax.data.tar.members import (
     FOLDER,
@@ -59,7 +59,7 @@ def scan(
       a field of `.json` -> in how many examples it is; "columns", see `pack_column`;
       "digest", a hash of keys, suffixes and sizes.
       Arrays are "starts" [N + 1], where the rows of an example begin in "members";
-      "places" [N], see `division.place_of`; "key_starts" [N + 1] and "keys", bytes of
+      "places" [N], see `splits.place_of`; "key_starts" [N + 1] and "keys", bytes of
       UTF-8; and the columns' own.
     """
     shard = _Shard(read)

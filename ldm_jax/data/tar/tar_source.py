@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.annotations import Int, Shaped
-from ldm_jax.data.division import check_division, divide
 from ldm_jax.data.filters.tables import join, with_sizes
 from ldm_jax.data.sidecars import parse_sidecar
+from ldm_jax.data.splits import check_split, in_split
 from ldm_jax.data.tar.byte_ranges import Files
 from ldm_jax.data.tar.index_store import open_indexes
 from ldm_jax.data.tar.metadata import (
@@ -96,7 +96,7 @@ class TarSource:
     workers: int = 0
 
     def __post_init__(self):
-        check_division(self.split, self.validation_fraction, "a set of tar files")
+        check_split(self.split, self.validation_fraction, "a set of tar files")
         self._files = Files()
         self._shards = find_shards(self.name, self.data_dir)
         self.remote = any(is_remote(shard.path) for shard in self._shards)
@@ -169,7 +169,7 @@ class TarSource:
         if self.split == "all":
             return kept
         places = np.concatenate(places)
-        return kept[divide(places, self.split, self.validation_fraction)]
+        return kept[in_split(places, self.split, self.validation_fraction)]
 
     def _find_strays(self, index):
         """Yields (what is wrong, the examples of a shard) of labels that are none."""

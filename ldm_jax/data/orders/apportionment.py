@@ -1,17 +1,18 @@
-"""How many of the first examples of a mixture are those of each part."""
+"""Apportionment: how many of the first examples of a mixture each part gives."""
 
 from collections.abc import Sequence
 from fractions import Fraction
 
-# A weight is a float, which is a fraction; so shares are exact however long a run is.
+# A weight is a float, which is a fraction; so counts are exact however long a run is.
 
 
-def share(weights: Sequence[float], count: int) -> list[int]:
+def apportion(weights: Sequence[float], count: int) -> list[int]:
     """Divides a number of examples over parts by their weights (Webster's method).
 
     The method has what an endless stream needs: a part never has less of more examples
     (Balinski & Young 1982, "Fair Representation": divisor methods are house-monotone),
-    and differs from its exact share by about one example, after any number of epochs.
+    and differs from its exact fraction by about one example, after any number of
+    epochs.
 
     Args:
       weights: Weight of each part, > 0.

@@ -1,4 +1,4 @@
-"""How a PNG is to be turned, without its pixels.
+"""The Exif orientation of a PNG, without its pixels.
 
 The chunks that say so may stand behind these, so that Pillow decodes all of them first.
 Here only the heads of chunks are looked at.
@@ -8,13 +8,13 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from ldm_jax.images.decoding import open_image, turn_of
+from ldm_jax.images.decoding import open_image, orientation_of
 from ldm_jax.reading import Read
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# What the turn may be said in: Exif data, or text with one of the keywords of XMP and
-# of Exif data as ImageMagick writes them.
+# Where it may stand: in Exif data, or in text with one of the keywords of XMP and of
+# Exif data as ImageMagick writes them.
 _TEXT = (b"iTXt", b"tEXt", b"zTXt")
 _KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
@@ -34,15 +34,15 @@ class _Chunk(NamedTuple):
     beginning: bytes
 
 
-def turn_of_png(read: Read, length: int) -> int | None:
-    """Reads how a PNG is to be turned, as `turn_of` does; damaged data turn nothing.
+def orientation_of_png(read: Read, length: int) -> int | None:
+    """Reads the orientation of a PNG, as `orientation_of` does; 1 of damaged data.
 
     Args:
       read: (first byte, number of bytes) -> bytes of the file, fewer at the end.
       length: Number of bytes that there are.
 
     Returns:
-      Value of the Exif tag; None where there are no pixels.
+      Value of the Exif tag Orientation; None where there are no pixels.
     """
     before, after, animated, left = [], None, False, _MOST_BYTES
     for chunk in _chunks(read, length):
@@ -59,7 +59,7 @@ def turn_of_png(read: Read, length: int) -> int | None:
             found.append(read(chunk.at, 12 + chunk.length))
     if after is None:
         return None
-    return _turn_in(before, after) if before or after else 1
+    return _orientation_in(before, after) if before or after else 1
 
 
 def _says(chunk):
@@ -89,14 +89,14 @@ def _chunks(read, length):
                 at = last
 
 
-def _turn_in(before, after):
+def _orientation_in(before, after):
     """What Pillow makes of these chunks, with one grey pixel in place of all."""
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     pixel = _chunk(b"IDAT", zlib.compress(b"\0\0"))
     small = [SIGNATURE, head, *before, pixel, *after, _chunk(b"IEND", b"")]
     try:
         with open_image(b"".join(small)) as image:
-            return turn_of(image)
+            return orientation_of(image)
     except Exception:
         return 1
 

@@ -1,4 +1,4 @@
-"""Divides a data set into held out and trained on, by names or by a hash of them.
+"""Splits of a data set, trained on and held out, by names or by a hash of them.
 
 By the hash an example keeps its side when others come or go.
 """
@@ -65,7 +65,7 @@ def place_of(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
 
 
-def divide(
+def in_split(
     places: Shaped[np.ndarray, " N"], split: str, fraction: float | None
 ) -> Bool[np.ndarray, " N"]:
     """Finds the examples on one side.
@@ -89,12 +89,12 @@ def divide(
     return (places <= limit) == (split != "train")
 
 
-def check_division(split: str, fraction: float | None, what: str) -> None:
-    """Checks the options of a division.
+def check_split(split: str, fraction: float | None, what: str) -> None:
+    """Checks the options of a split by hash.
 
     Args:
-      split: See `divide`.
-      fraction: See `divide`.
+      split: See `in_split`.
+      fraction: See `in_split`.
       what: What is divided, for the message, as "a folder".
 
     Raises:

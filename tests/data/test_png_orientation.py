@@ -11,9 +11,9 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.images import decode, find_size
-from ldm_jax.images.decoding import turn_of
+from ldm_jax.images.decoding import orientation_of
 from ldm_jax.images.header_sizes import size_in
-from ldm_jax.images.png_turns import turn_of_png
+from ldm_jax.images.png_orientation import orientation_of_png
 
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation>'
 
@@ -50,7 +50,7 @@ def test_how_a_png_is_turned_is_read_without_its_pixels(said, behind, monkeypatc
     data = data[:8] + b"".join(order)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            expected = turn_of(image)
+            expected = orientation_of(image)
     except Exception:
         expected = 1
     assert expected == (1 if said in ("nothing", "damaged") else 6)
@@ -61,7 +61,7 @@ def test_how_a_png_is_turned_is_read_without_its_pixels(said, behind, monkeypatc
         return load(image)
 
     monkeypatch.setattr(PngImageFile, "load", watched)
-    assert turn_of_png(part_of(data), len(data)) == expected
+    assert orientation_of_png(part_of(data), len(data)) == expected
     size = (64, 32) if expected == 6 else (32, 64)
     assert find_size(part_of(data), len(data)) == size_in(data) == size
     assert set(sizes) <= {(1, 1)}
