@@ -81,7 +81,7 @@ def test_vq_latents_are_those_before_quantisation():
 
 def test_gradients_pass_the_quantiser():
     model = make_first_stage(TINY | dict(kind="vq", num_codes=8))
-    variables = random_variables(model, IMAGES)
+    variables = jax.tree.map(jnp.asarray, random_variables(model, IMAGES))
 
     def total(latents, quantize):
         method = functools.partial(model.apply, variables, method="decode")
