@@ -16,7 +16,7 @@ from ldm_jax.errors import ConversionError
 
 # Above so many weights reading them all takes a while.
 SMALL = 100_000_000
-# Share of the largest number by which outputs may differ.
+# Fraction of the largest number by which outputs may differ.
 _TOLERANCE = 1e-4
 _NETWORKS = ("backbone", "conditioner", "autoencoder")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import ALWAYS, CROPS
-from ldm_jax.data.inputs import Input, SizeAndCrop, apply_inputs, count_cut
+from ldm_jax.data.inputs import Input, SizeAndCrop, apply_inputs, truncated_inputs
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
@@ -294,7 +294,9 @@ class LoadBatch:
         if self.inputs:
             made = apply_inputs(self.inputs, example, rng)
             # What needs no name is counted.
-            notes += [(None, key) for key in count_cut(self.inputs, example, made)]
+            notes += [
+                (None, key) for key in truncated_inputs(self.inputs, example, made)
+            ]
             example = made
         return example, notes
 

@@ -47,7 +47,7 @@ with cli.group("on what"):
     )
     _CHIP = flags.DEFINE_string("chip", "H100", f"One of {', '.join(CHIPS)}.")
     _MFU = flags.DEFINE_float(
-        "mfu", 0.35, "Share of the chips' peak in bfloat16 that the run reaches."
+        "mfu", 0.35, "Fraction of the chips' peak in bfloat16 that the run reaches."
     )
     _PRICE = flags.DEFINE_float(
         "price", None, "Price of an hour of one chip, in any currency."

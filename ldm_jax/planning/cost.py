@@ -43,7 +43,7 @@ def cost_of_run(
       num_steps: Steps of the run.
       chip: Chip.
       chips: Number of chips.
-      mfu: Share of their peak that the run reaches, as 0.35.
+      mfu: Fraction of their peak that the run reaches, as 0.35.
       price: Of an hour of one chip, in any currency.
 
     Returns:

@@ -31,7 +31,7 @@ class Options:
       chip: Chip.
       chip_name: Its name.
       mesh: Mesh with the axes `data` and `fsdp`.
-      mfu: Share of the chips' peak that the run reaches.
+      mfu: Fraction of the chips' peak that the run reaches.
       price: Of an hour of one chip; None where it is not asked for.
     """
 

@@ -317,7 +317,7 @@ def _origin(trained, task, k):
     return f" ({', '.join(found)})" if found else ""
 
 
-def warn_of_cuts(trained: Trained, task: Task) -> None:
+def warn_of_crops(trained: Trained, task: Task) -> None:
     """Prints a line if the first small image loses pixels: they are hard to come by.
 
     Args:

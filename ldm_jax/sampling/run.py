@@ -23,7 +23,7 @@ from ldm_jax.files import check_outdir
 from ldm_jax.images import suffix_of, write_image
 from ldm_jax.sampling import output, settings
 from ldm_jax.sampling.array import write_array
-from ldm_jax.sampling.conditions import warn_of_cuts
+from ldm_jax.sampling.conditions import warn_of_crops
 from ldm_jax.sampling.options import RunOptions, check, complete, record_of
 from ldm_jax.sampling.output import write_contact_sheet
 from ldm_jax.sampling.program import fetch
@@ -75,7 +75,7 @@ def run(
     outdir = as_path(outdir)
     check_outdir(outdir / "samples")
     task = make_task(trained, flag_values or {}, run_options, options)
-    warn_of_cuts(trained, task)
+    warn_of_crops(trained, task)
     make = choose(OUTPUTS, run_options.output, "--output")
     store = make(outdir, trained, task, run_options.shard_size)
     todo = _Run(

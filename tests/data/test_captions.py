@@ -6,11 +6,11 @@ import pytest
 from ldm_jax.data.folder import FolderSource
 from ldm_jax.data.inputs import (
     apply_inputs,
-    count_cut,
     held_out_inputs,
     make_inputs,
     needed_keys,
     optional_keys,
+    truncated_inputs,
 )
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
@@ -119,12 +119,12 @@ def test_captions_that_are_too_long_are_counted():
     for caption, cut in (("a red star", []), (long, ["it"])):
         example = {"caption": caption}
         result = apply_inputs(made, example, None)
-        assert count_cut(made, example, result) == cut
+        assert truncated_inputs(made, example, result) == cut
     # The one that was drawn counts.
     example = {"caption": [long, "a red star"]}
     rngs = map(np.random.default_rng, range(20))
     found = [
-        (r["it"], count_cut(made, example, r))
+        (r["it"], truncated_inputs(made, example, r))
         for r in (apply_inputs(made, example, g) for g in rngs)
     ]
     assert all(bool(cut) == (value.tobytes() == ids(long)) for value, cut in found)

@@ -149,7 +149,7 @@ def apply_inputs(
     return result
 
 
-def count_cut(
+def truncated_inputs(
     inputs: Mapping[str, Input], example: Mapping[str, Any], made: Mapping[str, Any]
 ) -> list[str]:
     """Says of which inputs the example held more than they keep.
@@ -162,7 +162,9 @@ def count_cut(
     Returns:
       Their batch keys.
     """
-    return [key for key, make in inputs.items() if make.is_cut(example, made[key])]
+    return [
+        key for key, make in inputs.items() if make.is_truncated(example, made[key])
+    ]
 
 
 # What is made of an example, by the name that configs use.

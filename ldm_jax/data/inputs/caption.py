@@ -101,7 +101,7 @@ class Caption(Input):
         text = texts[0] if len(texts) == 1 else texts[rng.integers(len(texts))]
         return self.tokenizer([text])[0]
 
-    def _is_cut(self, example, value):
+    def _is_truncated(self, example, value):
         texts = sum(self._captions(example).values(), [])
         return any(
             self.tokenizer.is_too_long(text)

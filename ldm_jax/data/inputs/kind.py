@@ -97,7 +97,7 @@ class Input:
         """
         return self._held_out()
 
-    def is_cut(self, example: Mapping[str, Any], value: Any) -> bool:
+    def is_truncated(self, example: Mapping[str, Any], value: Any) -> bool:
         """Says whether the example held more than was kept.
 
         Args:
@@ -107,7 +107,7 @@ class Input:
         Returns:
           Whether the rest was cut off.
         """
-        return self._is_cut(example, value)
+        return self._is_truncated(example, value)
 
     def place(self, modality: str, value: Any) -> dict[str, Any]:
         """Puts a value where the input looks for it.
@@ -187,7 +187,7 @@ class Input:
     def _drop(self, value, rng, nothing):
         return value
 
-    def _is_cut(self, example, value):
+    def _is_truncated(self, example, value):
         return False
 
     def _make(self, example, rng):

@@ -58,12 +58,12 @@ def measure(
     if not trained.model.conditioner.entries:
         raise ConfigError("this model has no conditions: there is nothing to adhere to")
     options = complete(trained) if options is None else options
-    request = _request(trained, num_samples, options)
-    examples = [make_example(trained, request, k) for k in range(request.count)]
+    task = _make_task(trained, num_samples, options)
+    examples = [make_example(trained, task, k) for k in range(task.count)]
     true = stack([truth(example) for example in examples])
-    rows = [make_row(trained, request, seed, k, e) for k, e in enumerate(examples)]
+    rows = [make_row(trained, task, seed, k, e) for k, e in enumerate(examples)]
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-    batch["index"] = np.arange(request.count, dtype=np.int32)
+    batch["index"] = np.arange(task.count, dtype=np.int32)
 
     images = batch["images"]
     model, params = trained.model, trained.frozen["first_stage"]
@@ -76,12 +76,12 @@ def measure(
     sampler = Sampler(trained)
     for name, guidance in (("samples", options.guidance), ("unconditional", off)):
         guided = dataclasses.replace(options, guidance=guidance)
-        columns[name] = _draw(sampler, request, batch, seed, batch_size, guided)
+        columns[name] = _draw(sampler, task, batch, seed, batch_size, guided)
     seen = {name: probe(array) for name, array in columns.items()}
     adherences = {name: adherence(true, found) for name, found in seen.items()}
     record = {
         "data": f"{trained.config.data.name}, {trained.config.data.eval_split}",
-        "num_samples": request.count,
+        "num_samples": task.count,
         "seed": seed,
         "options": record_of(options, model),
         "adherence": adherences | {"chance": chance(true, seen["samples"])},
@@ -92,29 +92,29 @@ def measure(
     return record, _grid(columns, restored)
 
 
-def _request(trained, num_samples, options):
-    """A request for samples conditioned on held-out scenes, with all their labels."""
+def _make_task(trained, num_samples, options):
+    """The task of samples conditioned on held-out scenes, with all their labels."""
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         # Not as an attribute: that is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
     run_options = RunOptions(num_samples=num_samples, from_data=True)
-    request = make_task(trained, {}, run_options, options)
-    return request._replace(count=min(num_samples, len(request.source)))
+    task = make_task(trained, {}, run_options, options)
+    return task._replace(count=min(num_samples, len(task.source)))
 
 
-def _draw(sampler, request, batch, seed, batch_size, options):
+def _draw(sampler, task, batch, seed, batch_size, options):
     """Draws all samples, batch by batch: uint8 [N, S, S, 3]."""
-    job = Job(request, seed, options)
-    size, parts = sampler.round_up(min(batch_size, request.count)), []
-    for start in range(0, request.count, size):
+    job = Job(task, seed, options)
+    size, parts = sampler.round_up(min(batch_size, task.count)), []
+    for start in range(0, task.count, size):
         # The last batch is filled up, so that one program serves all.
-        index = np.arange(start, start + size) % request.count
+        index = np.arange(start, start + size) % task.count
         part = jax.tree.map(lambda array, rows=index: array[rows], batch)
         parts.append(fetch(sampler.lower(job, part)()(part), index))
         peers.progress()
-    return np.concatenate(parts)[: request.count]
+    return np.concatenate(parts)[: task.count]
 
 
 def _restoration(batch, columns, restored):
