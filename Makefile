@@ -11,14 +11,15 @@ PYTEST_FLAGS ?=
 .PHONY: demo test lint clean
 
 # Each command below is one that you would type; a second `make demo` finds what is done.
-# Keeping freed memory makes training on a CPU a little faster (glibc only), and the
-# denoiser's batch split over two simulated devices 1.3 times (docs/training.md).
+# Keeping freed memory makes training on a CPU a little faster (glibc only), and XLA's flags
+# both stages 1.3 times (docs/training.md, "On a CPU").
 demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 demo: export MALLOC_TOP_PAD_ = 67108864
 demo: $(INSTALLED)
 	$(BIN)/python -m ldm_jax.data.shapes --data_dir=$(DEMO)/data --image_size=32 --max_shapes=1 \
 	    --num_train=20000 --num_validation=256
+	XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-individual_convolution \
 	$(BIN)/python train.py --config=configs/shapes_autoencoder.py \
 	    --config.data.data_dir=$(DEMO)/data --workdir=$(DEMO)/autoencoder
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 \
@@ -39,10 +40,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 
+# Python compiles a module when it is first imported: a few of all that are installed.
 $(INSTALLED): setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; give PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
 	@touch $@
 
 clean:
