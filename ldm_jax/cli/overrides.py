@@ -150,7 +150,8 @@ def _spellings(name, known):
 
 def _parse(kind, text, flag):
     """A value of the type of the one that it replaces; of what is new, as it looks."""
-    if text.strip() in ("None", "none", "null") and kind is not str:
+    # In lower case they are words where words are asked for: `norm="none"`.
+    if text.strip() == "None" or text.strip() in ("none", "null") and kind is not str:
         return None
     if kind is None or kind not in _PARSERS:
         return _literal(text)

@@ -139,6 +139,7 @@ BAD = {
         *_each("--config.conditions.label.", "features num_classes", "0 -1 1.5 x"),
         *_each("--config.conditions.label.", "slot kind", "vectorr 3"),
         # Data.
+        *_each("--config.data.", "name split", "None"),
         *_each("--config.data.", "image_size", "0 -32 1.5 x 1000000"),
         "--config.backbone.channel_mult=1,2 --config.data.image_size=31",
         *_each("--config.data.", "workers", "-1 1.5 x 1000000"),
@@ -484,7 +485,7 @@ GOOD = {
         "--config.data.flip=yes",
         "--config.data.eval_split=",
         "--config.data.data_dir=1",
-        "--config.data.name=None",
+        "--config.eval.best=None",
         "--config.conditions.label.kind=none",
         "--config.conditions.label.null_class=False --config.sample.guidance_scale=1",
         "--config.loss.simple_weight=0.5",

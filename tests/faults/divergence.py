@@ -29,7 +29,8 @@ def trial(folder, data_dir, number):
     """
     workdir, cache = folder / f"trial_{number}", folder / "cache"
     values = {"train.num_steps": 4, "train.checkpoint_every": 1, "train.keep_last": 3}
-    values |= {"train.preview_images": 0, "data.eval_split": "", "train.log_every": 1}
+    values |= {"train.preview_images": 0, "train.log_every": 1}
+    values |= {"data.eval_split": "", "eval.every": 0, "eval.best": None}
     Job(FIRST, workdir, data_dir, cache, **values).run()
     more = {"train.num_steps": 12, "train.learning_rate": RATES[number % 3]}
     more |= {"train.log_every": 1 + number % 4, "train.checkpoint_every": 1}
