@@ -151,7 +151,8 @@ def _spellings(name, known):
 def _parse(kind, text, flag):
     """A value of the type of the one that it replaces; of what is new, as it looks."""
     # In lower case they are words where words are asked for: `norm="none"`.
-    if text.strip() == "None" or text.strip() in ("none", "null") and kind is not str:
+    unset = ("None",) if kind is str else ("None", "none", "null")
+    if text.strip() in unset:
         return None
     if kind is None or kind not in _PARSERS:
         return _literal(text)
