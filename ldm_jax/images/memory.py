@@ -123,6 +123,10 @@ def bytes_per_pixel(mode: str) -> int:
     return 2 if mode.startswith("I;16") else 4
 
 
+# What stands for no limit while images are read: another value was set by the program,
+# and one that it saved and put back is known again.
+_LIFTED = float("inf")
+
 _lock, _depth, _saved = threading.Lock(), 0, None
 
 
@@ -130,19 +134,26 @@ _lock, _depth, _saved = threading.Lock(), 0, None
 def without_pillows_limit() -> Iterator[None]:
     """Lifts Pillow's own limit, a global of its module, while an image is read.
 
+    Other threads may read at the same time, and the program may set a limit or put one
+    back meanwhile: what it set last is in force when none reads any more.
+
     Yields:
       Nothing.
     """
     global _depth, _saved
     with _lock:
-        # Another thread may read already, and someone may have set a limit since.
-        if not _depth or Image.MAX_IMAGE_PIXELS is not None:
-            _saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        found, others_read = Image.MAX_IMAGE_PIXELS, _depth > 0
+        if found is not _LIFTED and not others_read:
+            _saved = found
+        Image.MAX_IMAGE_PIXELS = _LIFTED
         _depth += 1
     try:
         yield
     finally:
         with _lock:
             _depth -= 1
-            if not _depth:
-                Image.MAX_IMAGE_PIXELS = _saved
+            if Image.MAX_IMAGE_PIXELS is _LIFTED:
+                if found is not _LIFTED and others_read:
+                    Image.MAX_IMAGE_PIXELS = found
+                elif not _depth:
+                    Image.MAX_IMAGE_PIXELS = _saved

@@ -1,5 +1,6 @@
 """Images of any size that fit the limit are read; others are refused before that."""
 
+import contextlib
 import io
 import struct
 import time
@@ -102,6 +103,24 @@ def test_pillows_own_limit_does_not_count_and_stays(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
         np.testing.assert_array_equal(read_image(data), np.asarray(PICTURE))
     assert Image.MAX_IMAGE_PIXELS == 90
+
+
+@pytest.mark.parametrize("ends_first", ["reading", "setting"])
+def test_a_limit_set_and_put_back_while_another_thread_reads(monkeypatch, ends_first):
+    """Neither the one of that time nor none is left behind."""
+    before, data = Image.MAX_IMAGE_PIXELS, encode(PICTURE)
+    reading = contextlib.ExitStack()
+    reading.enter_context(without_pillows_limit())
+    with monkeypatch.context() as setting:
+        setting.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+        np.testing.assert_array_equal(read_image(data), np.asarray(PICTURE))
+        assert Image.MAX_IMAGE_PIXELS == 8
+        if ends_first == "reading":
+            reading.close()
+    reading.close()
+    # What was put back was none, where the reading had ended: known at the next image.
+    np.testing.assert_array_equal(read_image(data), np.asarray(PICTURE))
+    assert Image.MAX_IMAGE_PIXELS == before
 
 
 def test_a_jpeg_counts_at_the_fraction_at_which_it_is_read():
