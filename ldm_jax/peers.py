@@ -3,7 +3,9 @@
 A thread of each process talks to the key-value store of JAX's coordination service,
 which lives in process 0. There each gives signs of life and says how far it has come;
 process 0 looks whether all do. Who fails says why before it ends; the others read that
-while they wait in a collective, print it and end with the same status.
+while they wait in a collective, print it and end with the same status. Where the
+network is gone, what is asked of the service waits without an end: another thread
+counts for how long it has not answered.
 
 Without a job of several processes, all of this does nothing.
 """
@@ -67,8 +69,13 @@ class Peers:
         # By process: the last sign of life and when it came; the same of progress.
         self._signs, self._progress = {}, (None, time.monotonic())
         self._answered, self._ended = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._talk, daemon=True)
-        self._thread.start()
+        self._ending = threading.Lock()
+        self._threads = [threading.Thread(target=self._talk, daemon=True)]
+        if index:
+            watch = threading.Thread(target=self._watch_service, daemon=True)
+            self._threads.append(watch)
+        for thread in self._threads:
+            thread.start()
 
     def progress(self, step: int | None) -> None:
         """Notes that this process goes on.
@@ -106,7 +113,8 @@ class Peers:
         if _LOST.search(text):
             self._ended.wait(SILENT + 3 * BEAT)
         if self._ended.is_set():
-            self._thread.join()
+            for thread in self._threads:
+                thread.join()
 
     def fail(self, text: str, status: int) -> None:
         """Tells the others why this process ends, and ends it.
@@ -117,7 +125,7 @@ class Peers:
         """
         # Before it is said, or the thread would hear it, too.
         self._ended.set()
-        self._report(self._index, text, status)
+        _within(_READ, self._report, self._index, text, status)
         self._let_others_read(self._index)
         self._leave(status)
 
@@ -132,9 +140,9 @@ class Peers:
         """Stops to watch; a thread must not outlive the interpreter."""
         self._ended.set()
         # Wakes up the threads, of all processes: nothing fails any more.
-        with contextlib.suppress(Exception):
-            self._set(_FAILED, None)
-        self._thread.join(2 * BEAT)
+        _within(_READ, self._set, _FAILED, None)
+        for thread in self._threads:
+            thread.join(2 * BEAT)
 
     def _talk(self):
         while not self._ended.is_set():
@@ -144,13 +152,14 @@ class Peers:
                     self._judge()
                 found = self._client.blocking_key_value_get(_FAILED, int(BEAT * 1000))
             except Exception as error:  # JAX raises one kind for all that may be.
-                self._judge_silence(error)
+                # That nothing has failed yet is what it says after waiting.
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    self._ended.wait(BEAT)
                 continue
             failure = json.loads(found)
             if failure is None:
                 return
-            if not self._ended.is_set():
-                self._end_for(failure)
+            self._end_for(failure)
 
     def _give_sign(self):
         self._beats += 1
@@ -161,20 +170,18 @@ class Peers:
     def _set(self, key, value, allow_overwrite=False):
         self._client.key_value_set(key, json.dumps(value), allow_overwrite)
 
-    def _judge_silence(self, error):
-        """An error of the service: nothing is there yet, or process 0 is gone."""
-        if "DEADLINE_EXCEEDED" in str(error) or self._ended.is_set():
-            return
-        if time.monotonic() - self._answered > SILENT:
-            self._end_for(
-                {
-                    "process": 0,
-                    "host": "",
-                    "text": f"it has not answered for {SILENT:.0f} s",
-                    "status": ProcessLost.exit_code,
-                }
-            )
-        self._ended.wait(BEAT)
+    def _watch_service(self):
+        """Ends this process where process 0 or the way to it is gone."""
+        while not self._ended.wait(BEAT):
+            if time.monotonic() - self._answered > SILENT:
+                self._end_for(
+                    {
+                        "process": 0,
+                        "host": "",
+                        "text": f"it has not answered for {SILENT:.0f} s",
+                        "status": ProcessLost.exit_code,
+                    }
+                )
 
     def _judge(self):
         """Process 0 looks who gives no sign of life, and whether anyone goes on."""
@@ -217,8 +224,11 @@ class Peers:
             self._set(_FAILED, failure)
 
     def _end_for(self, failure):
-        """Ends this process, as another has failed."""
-        self._ended.set()
+        """Ends this process, as another has failed; the first cause is the one said."""
+        with self._ending:
+            if self._ended.is_set():
+                return
+            self._ended.set()
         host = f" on {failure['host']}" if failure["host"] else ""
         who = f"process {failure['process']} of {self._count}{host} failed: "
         if failure["process"] is None:
@@ -226,11 +236,8 @@ class Peers:
         _say(f"error: {who}{failure['text']}")
         # Without process 0 no checkpoint becomes whole, and the service goes with it.
         if self._saving is not None and failure["process"] != 0:
-            saving = threading.Thread(target=_quietly, args=[self._saving], daemon=True)
-            saving.start()
-            saving.join(_SAVE)
-        with contextlib.suppress(Exception):
-            self._set(f"{_SEEN}{self._index}", True, allow_overwrite=True)
+            _within(_SAVE, self._saving)
+        _within(_READ, self._set, f"{_SEEN}{self._index}", True, True)
         self._let_others_read(failure["process"])
         self._leave(failure["status"])
 
@@ -245,9 +252,16 @@ class Peers:
             time.sleep(0.05)
 
 
-def _quietly(function):
-    with contextlib.suppress(Exception):
-        function()
+def _within(seconds, function, *arguments):
+    """Calls a function that may fail; one that takes longer is left behind."""
+
+    def call():
+        with contextlib.suppress(Exception):
+            function(*arguments)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _say(line):

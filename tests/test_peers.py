@@ -43,6 +43,8 @@ class Store:
         self.at_end.wait(milliseconds / 1000)
 
     def _check(self):
+        if self.answers == "never":
+            time.sleep(60)
         if not self.answers:
             raise RuntimeError("UNAVAILABLE: socket closed")
 
@@ -131,12 +133,24 @@ def test_without_a_cause_such_an_error_counts_itself(start):
     assert job.wait([0, 1]) == {0: 1, 1: 1}
 
 
-def test_process_0_does_not_answer(start, capsys):
+@pytest.mark.parametrize("answers", [False, "never"])
+def test_process_0_does_not_answer(start, capsys, monkeypatch, answers):
+    """It refuses, or a network that is gone lets all that is asked wait."""
+    monkeypatch.setattr(peers, "_READ", 0.1)
     job = start(2)
     job.kill(0)
-    job.store.answers = False
+    job.store.answers = answers
     assert job.wait([1]) == {1: ProcessLost.exit_code}
-    assert "process 0 of 2 failed: it has not answered" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err == "error: process 0 of 2 failed: it has not answered for 1 s\n"
+
+
+def test_a_fault_ends_a_process_that_cannot_tell_the_others(start, monkeypatch):
+    monkeypatch.setattr(peers, "_READ", 0.1)
+    job = start(2)
+    job.store.answers = "never"
+    job.processes[1].fail("cannot read x.png", 3)
+    assert job.ends == {1: 3}
 
 
 def test_a_hang_says_how_far_each_has_come(start, capsys):
