@@ -12,7 +12,7 @@ import pytest
 
 from ldm_jax import lock
 from ldm_jax.errors import WorkdirInUse
-from ldm_jax.lock import FILE, Holder, hold
+from ldm_jax.lock import FILE, Holder, hold, require_held
 
 
 @pytest.fixture
@@ -118,6 +118,28 @@ def test_a_holder_touches_its_file(tmp_path, quick):
         while os.stat(tmp_path / FILE).st_mtime < 2 and time.monotonic() < end:
             time.sleep(0.01)
         assert os.stat(tmp_path / FILE).st_mtime > 2
+
+
+def test_a_holder_that_stood_still_looks_before_it_writes(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(lock, "BEAT", 60.0)
+    monkeypatch.setattr(lock, "DEAD", 0.5)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with hold(tmp_path):
+        require_held()
+        time.sleep(0.3)
+        # Nobody else has it, and that was a sign of life.
+        require_held()
+        write(tmp_path, host="far", machine="far boot")
+        require_held()
+        time.sleep(0.3)
+        with pytest.raises(SystemExit) as error:
+            require_held()
+    assert error.value.code == WorkdirInUse.exit_code
+    assert f"{tmp_path} was taken by process" in capsys.readouterr().err
+    # It is the other's still.
+    assert json.loads((tmp_path / FILE).read_text())["host"] == "far"
 
 
 def test_one_of_many_that_start_at_once_wins(tmp_path):

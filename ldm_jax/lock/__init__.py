@@ -3,7 +3,8 @@
 A run that was killed leaves the file behind. On the same host, in the same container,
 the holder's process is looked for: its number and the time at which it began, since
 numbers are given anew. From elsewhere only signs of life are seen: the holder touches
-the file every few seconds, and one that has not for a minute is taken for dead. In an
+the file every few seconds, and one that has not for a minute is taken for dead. One
+that only stood still, as on a host that was paused, looks before it writes on. In an
 object store the file is made and renewed as `store.claim` says.
 """
 
@@ -47,14 +48,23 @@ def hold(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
     held = (_InStore if is_remote(path) else _OnDisk)(path, Holder.here())
     with writing(path):
         _take(held, path.parent, override)
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(held, path.parent, ended), daemon=True)
-    beat.start()
+    keeper = _Keeper(held, path.parent)
+    _keepers.append(keeper)
     try:
         yield
     finally:
-        ended.set()
-        held.release()
+        _keepers.remove(keeper)
+        keeper.release()
+
+
+def require_held() -> None:
+    """Ends this process if another has taken a folder from it meanwhile.
+
+    To be called before something is written. It looks only where this process has given
+    no sign of life for so long that another may have taken it for dead.
+    """
+    for keeper in _keepers:
+        keeper.require()
 
 
 def _take(held, folder, override):
@@ -98,21 +108,47 @@ def _lives(holder, silence, override):
     return lives
 
 
-def _beat(held, folder, ended):
-    """Gives signs of life; ends the process where another has taken the folder."""
-    while not ended.wait(BEAT):
+class _Keeper:
+    """Gives signs of life for a folder that is held."""
+
+    def __init__(self, held, folder):
+        self._held, self._folder = held, folder
+        self._ended, self._looked = threading.Event(), time.time()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def require(self):
+        """Looks, if the last sign of life was long ago by the clock on the wall."""
+        if abs(time.time() - self._looked) > DEAD / 2:
+            self._look()
+
+    def release(self):
+        """Gives the folder back."""
+        self._ended.set()
+        self._held.release()
+
+    def _beat(self):
+        while not self._ended.wait(BEAT):
+            self._look()
+
+    def _look(self):
+        """Gives a sign of life; ends the process where another has the folder."""
         # What a disk or a store refuses now it may not the next time.
         with contextlib.suppress(Exception):
-            holder = held.beat()
-            if holder is not None and not ended.is_set():
+            holder = self._held.beat()
+            self._looked = time.time()
+            if holder is not None and not self._ended.is_set():
                 sys.stdout.flush()
                 print(
-                    f"error: {folder} was taken by {holder}; this process ends, so "
-                    "that no two write to it",
+                    f"error: {self._folder} was taken by {holder}; this process ends, "
+                    "so that no two write to it",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(WorkdirInUse.exit_code)
+
+
+# Those of the folders that this process holds.
+_keepers: list[_Keeper] = []
 
 
 def _parse(record):

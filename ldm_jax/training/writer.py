@@ -12,6 +12,7 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import move, open_log, write_bytes, writing
 from ldm_jax.images import make_grid, to_uint8, write_png
+from ldm_jax.lock import require_held
 from ldm_jax.store import as_path, exists, is_remote
 
 # Bytes after which TensorBoard's file goes on in another one, in an object store.
@@ -22,7 +23,10 @@ _UNFINISHED = ".unfinished"
 
 
 class Writer:
-    """Writes one run's metrics and previews; only process 0 has one that writes."""
+    """Writes one run's metrics and previews; only process 0 has one that writes.
+
+    Where another run has taken the workdir meanwhile, nothing more is written.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Writer:
         """
         if not self._active:
             return
+        require_held()
         metrics = {name: float(value) for name, value in metrics.items()}
         self._metrics.write((json.dumps({"step": step} | metrics) + "\n").encode())
         self._metrics.flush()
@@ -91,6 +96,7 @@ class Writer:
         """
         if not self._active:
             return
+        require_held()
         grids = {
             name: make_grid(to_uint8(np.asarray(i))) for name, i in previews.items()
         }
@@ -167,6 +173,7 @@ class Writer:
         of the steps before it again.
         """
         if self._active:
+            require_held()
             self._metrics.flush(now=True)
 
     def close(self) -> None:
