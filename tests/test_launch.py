@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -78,6 +79,22 @@ def test_a_jobset_starts_again_what_may_go_on(path):
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert spec["completions"] == spec["parallelism"]
     assert spec["backoffLimit"] == 0
+
+
+def test_all_start_again_after_the_same_statuses():
+    """Those of `docs/pods.md`: killed by the machine or by JAX, asked to stop, lost."""
+    again = {errors.ProcessLost.exit_code, errors.Unreachable.exit_code}
+    again |= {128 + signal.SIGABRT, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
+    pods = (ROOT / "docs" / "pods.md").read_text()
+    (xpk,) = re.findall(r"--restart-on-exit-codes=([\d,]+)", pods)
+    assert set(map(int, xpk.split(","))) == again
+    (said,) = re.findall(r"^So (.*) mean \"start the same command", pods, re.MULTILINE)
+    assert set(map(int, re.findall(r"\d+", said))) == again
+    (case,) = re.findall(r"^ *([\d| ]+)\)", (FOLDER / "slurm.sh").read_text(), re.M)
+    assert set(map(int, case.split("|"))) == again
+    sky = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+    recovery = sky["resources"]["job_recovery"]
+    assert recovery == {"recover_on_exit_codes": sorted(again)}
 
 
 def test_the_script_of_slurm_is_sound():
