@@ -1,5 +1,6 @@
 """The first stage: autoencoder and patch discriminator, updated in one program."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from ldm_jax.checkpoint import Folder, tree_checksum
 from ldm_jax.config import build, choose, to_dict
 from ldm_jax.data.orders.buckets import check_step
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.images import pixels_of, to_float
+from ldm_jax.images import Pixels, pixels_of, to_float
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.first_stages import DEFAULT_KIND, FIRST_STAGES, row_of
 from ldm_jax.models.lpips import LPIPS
@@ -144,11 +145,11 @@ def make_steps(
     Raises:
       ConfigError: If the config cannot work.
     """
-    row, freeze, steps = row_of(model), freeze_paths(config), step_options(config)
+    freeze, steps = freeze_paths(config), step_options(config)
     pixels = pixels_of(config.data)
     setup = Setup(
         model=model,
-        row=row,
+        row=row_of(model),
         critic=build(PatchDiscriminator, config.discriminator, "discriminator"),
         perceptual=functools.partial(_perceptual, LPIPS(dtype=model.dtype), pixels),
         options=options,
@@ -167,39 +168,54 @@ def make_steps(
         begin=functools.partial(adversarial.begin, setup),
         finish=functools.partial(adversarial.finish, setup),
     )
+    held_out = _HeldOutSteps(setup, pixels)
+    return Stage(
+        init,
+        train_step,
+        held_out.eval_step,
+        held_out.preview,
+        frozen,
+        make_images=reconstructed(held_out.reconstruct, pixels),
+        summarize=setup.row.measures.summarize,
+    )
 
-    def eval_step(state, frozen, batch, rng):
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOutSteps:
+    """What the stage computes of held-out images: metrics, and images to look at.
+
+    Attributes:
+      setup: Setup.
+      pixels: What images are.
+    """
+
+    setup: Setup
+    pixels: Pixels
+
+    def eval_step(self, state, frozen, batch, rng):
         """Means of the metrics over the images of a batch that its mask marks."""
         del rng
+        model, measures = self.setup.model, self.setup.row.measures
         images = to_float(batch["image"])
         params, posterior, decoded = _reconstruct(model, state, images)
-        rows = _distances(images, jnp.clip(decoded, -1, 1), setup.perceptual, frozen)
-        rows |= row.measures.rows(model, params, posterior)
+        shown = jnp.clip(decoded, -1, 1)
+        rows = _distances(images, shown, self.setup.perceptual, frozen)
+        rows |= measures.rows(model, params, posterior)
         average = functools.partial(
             jnp.average, axis=0, weights=batch["mask"].astype(jnp.float32)
         )
         return {name: average(values) for name, values in rows.items()}
 
-    def preview(state, frozen, batch, rng):
+    def preview(self, state, frozen, batch, rng):
         """Images and their reconstructions, as they are shown, [B, H, W, 3]."""
         del frozen, rng
         images = to_float(batch["image"])
-        *_, decoded = _reconstruct(model, state, images)
-        shown = {"inputs": images, "reconstructions": decoded}
-        return {name: pixels.to_rgb(values) for name, values in shown.items()}
+        shown = {"inputs": images, "reconstructions": self.reconstruct(state, images)}
+        return {name: self.pixels.to_rgb(values) for name, values in shown.items()}
 
-    def reconstruct(state, images):
-        return _reconstruct(model, state, images)[-1]
-
-    return Stage(
-        init,
-        train_step,
-        eval_step,
-        preview,
-        frozen,
-        make_images=reconstructed(reconstruct, pixels),
-        summarize=row.measures.summarize,
-    )
+    def reconstruct(self, state, images):
+        """Reconstructions of images, [B, H, W, C] like them."""
+        return _reconstruct(self.setup.model, state, images)[-1]
 
 
 def _codebook_options(model, options, freeze):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from ldm_jax import generate, latent_diffusion
 from ldm_jax.annotations import Shaped
 from ldm_jax.build import check_ids, check_model, make_model, sample_options
 from ldm_jax.checkpoint import Folder
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
-from ldm_jax.images import pixels_of, to_float
+from ldm_jax.images import Pixels, pixels_of, to_float
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import stored_text_states
 from ldm_jax.training.freeze import freeze_paths
@@ -113,72 +114,102 @@ def make_steps(
     Raises:
       ConfigError: If the config cannot work.
     """
-
-    def draw(rng):
-        """The parameters of a model, drawn anew."""
-        batch = jax.tree.map(jnp.zeros_like, example)
-        try:
-            return latent_diffusion.init(model, rng, batch)
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError(f"backbone and conditions do not fit: {error}") from error
-
+    draw = functools.partial(_draw, model, example)
     loss = functools.partial(latent_diffusion.loss, model)
     without = frozen.get("null_states", ())
     freeze = (*freeze_paths(config), *frozen_paths(model.conditioner, without))
-    init, train_step, eval_step = make_loss_steps(config, freeze, draw, loss)
+    init, train_step, measure = make_loss_steps(config, freeze, draw, loss)
     options, pixels = sample_options(config, model), pixels_of(config.data)
     bins = _level_bins(config, model)
+    held_out = _HeldOutSteps(model, measure, options, pixels, config.seed, bins)
+    return Stage(
+        init,
+        train_step,
+        held_out.eval_step,
+        held_out.preview,
+        frozen,
+        make_images=sampled(model, options, config.seed, pixels),
+        summarize=by_level,
+    )
 
-    def eval_with_levels(state, frozen, batch, rng):
+
+def _draw(model, example, rng):
+    """The parameters of a model, drawn anew."""
+    batch = jax.tree.map(jnp.zeros_like, example)
+    try:
+        return latent_diffusion.init(model, rng, batch)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"backbone and conditions do not fit: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOutSteps:
+    """What the stage computes of held-out examples: metrics, and images to look at.
+
+    Attributes:
+      model: LatentDiffusion.
+      measure: `eval_step` of the loss, see `make_loss_steps`.
+      options: How samples are drawn.
+      pixels: What images are.
+      seed: Seed of the run.
+      bins: Number of bins of noise levels, 0 for none.
+    """
+
+    model: LatentDiffusion
+    measure: Callable
+    options: SampleOptions
+    pixels: Pixels
+    seed: int
+    bins: int
+
+    def eval_step(self, state, frozen, batch, rng):
         """The metrics of a batch, and its loss by noise level."""
-        metrics = eval_step(state, frozen, batch, rng)
-        if bins:
+        metrics = self.measure(state, frozen, batch, rng)
+        if self.bins:
             params = state.ema_params or state.params
-            metrics |= level_losses(model, params, frozen, batch, config.seed, bins)
+            metrics |= level_losses(
+                self.model, params, frozen, batch, self.seed, self.bins
+            )
         return metrics
 
-    def preview(state, frozen, batch, rng):
+    def preview(self, state, frozen, batch, rng):
         """Images, their reconstructions and samples under their conditions.
 
         Each [B, H, W, 3] as they are shown; where guidance acts, samples without and
         with it stand side by side, from the same noise.
         """
+        model = self.model
         latents = latent_diffusion.latents_of(model, frozen, batch)
         rngs = jax.vmap(functools.partial(jax.random.fold_in, rng))
         rngs = rngs(jnp.arange(len(latents)))
         params = state.ema_params or state.params
-
-        def draw(guidance):
-            options_ = dataclasses.replace(options, guidance=guidance)
-            return generate.sample_images(model, params, frozen, batch, rngs, options_)
-
-        if options.guidance.acts:
-            # In turn by one program: what is compiled and held stays as large.
-            samples = jax.lax.map(
-                lambda fraction: draw(options.guidance.at(fraction)), jnp.arange(2.0)
-            )
-            samples = jnp.concatenate(list(samples), axis=2)
-        else:
-            samples = draw(options.guidance)
+        draw = functools.partial(
+            generate.sample_images, model, params, frozen, batch, rngs
+        )
+        samples = _without_and_with_guidance(draw, self.options)
         # Of latents that were encoded before there are no images.
         inputs = {"inputs": to_float(batch["image"])} if "image" in batch else {}
         shown = inputs | {
             "reconstructions": latent_diffusion.decode(model, frozen, latents),
             "samples": samples,
         }
-        return {name: pixels.to_rgb(values) for name, values in shown.items()}
+        return {name: self.pixels.to_rgb(values) for name, values in shown.items()}
 
-    return Stage(
-        init,
-        train_step,
-        eval_with_levels,
-        preview,
-        frozen,
-        make_images=sampled(model, options, config.seed, pixels),
-        summarize=by_level,
-    )
+
+def _without_and_with_guidance(draw, options):
+    """Samples of `draw`, a function of options: side by side where guidance acts."""
+    guidance = options.guidance
+    if not guidance.acts:
+        return draw(options)
+
+    def draw_at(fraction):
+        return draw(dataclasses.replace(options, guidance=guidance.at(fraction)))
+
+    # In turn by one program: what is compiled and held stays as large.
+    samples = jax.lax.map(draw_at, jnp.arange(2.0))
+    return jnp.concatenate(list(samples), axis=2)
 
 
 def _level_bins(config, model):
