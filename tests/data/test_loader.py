@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import ldm_jax
-from ldm_jax.data import loader
+from ldm_jax.data import workers
 from ldm_jax.data.load_batch import LoaderOptions
 from ldm_jax.data.loader import DataError, Loader, make_loader
 from ldm_jax.data.open_source import open_source
@@ -272,25 +272,26 @@ def test_workers_change_nothing(workers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "remote", "threads"),
+    ("num_workers", "remote", "threads"),
     [(0, False, 4), (1, False, 4), (3, False, 3), (8, False, 1), (8, True, 4)],
 )
 def test_workers_have_as_many_threads_as_there_are_cores(
-    workers, remote, threads, monkeypatch
+    num_workers, remote, threads, monkeypatch
 ):
     started = []
-    monkeypatch.setattr(loader, "_cores", lambda: 8)
-    monkeypatch.setattr(loader, "_start", lambda *_, **options: started.append(options))
+    monkeypatch.setattr(workers, "_cores", lambda: 8)
+    # Nothing runs that would have to be closed.
+    monkeypatch.setattr(
+        workers, "_start", lambda *_, **options: started.append(options)
+    )
     source = Images(9)
     source.remote = remote
-    # Nothing runs that would have to be closed.
-    monkeypatch.setattr(loader, "_close", lambda *_: None)
-    Loader(source, LoaderOptions(8, workers=workers), batch_size=4)
+    Loader(source, LoaderOptions(8, workers=num_workers), batch_size=4)
     assert [options["threads"] for options in started] == [threads]
 
 
 def test_workers_do_without_shared_memory(monkeypatch):
-    monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: 1000)
     expected, _ = load(Images(9), 2, batch_size=4)
     found, _ = load(Images(9), 2, batch_size=4, workers=1)
     assert_same(expected, found)
@@ -350,7 +351,7 @@ def _kill_workers():
     ],
 )
 def test_how_a_worker_ended_is_said(code, words):
-    assert loader._cause(code).startswith(words)
+    assert workers._cause(code).startswith(words)
 
 
 SCRIPT = """
