@@ -16,7 +16,7 @@ FLOORS = (
     ("draws", "files", "peers", "ranges", "reading", "seeds"),
     ("config", "cli", "lock", "images", "sharding", "models", "diffusion", "tiling"),
     ("data", "checkpoint", "weights", "conditioners"),
-    ("batches", "latent_diffusion", "metrics"),
+    ("batches", "latent_diffusion", "metrics", "sections"),
     ("build", "generate", "latent_classifier"),
     ("trained", "eval_samples"),
     ("training", "sampling", "convert"),
