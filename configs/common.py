@@ -23,7 +23,24 @@ from ml_collections.config_dict import placeholder
 
 
 def data(**changes) -> dict:
-    """The `data` section: where images come from and how they are cut.
+    """The `data` section, whose keys these explain.
+
+    `_source`: Where examples come from.
+    `_examples`: Which of them are taken, and what comes with their images.
+    `_images`: What images are, and how they are cut.
+    `_loading`: How they are loaded.
+
+    Args:
+      **changes: Keys of the section and their values.
+
+    Returns:
+      Dict.
+    """
+    return _source() | _examples() | _images() | _loading() | changes
+
+
+def _source():
+    """Where examples come from.
 
     source: "tfds" (a prepared TensorFlow data set), "folder" (image files), "tar"
       (shards in the layout of WebDataset), "parquet" (Parquet files), "huggingface"
@@ -37,16 +54,69 @@ def data(**changes) -> dict:
       is trained on with split="all".
     eval_name: Where the held-out data are, if not in name: all of it is held out, and
       nothing of name. Of the sources "folder", "tar", "parquet" and "huggingface".
+    validation_fraction: Fraction of a folder's files, of a tar's examples or of a
+      table's rows that is held out.
+    image_key, label_key: Features of a TensorFlow data set or columns of a table, where
+      not the usual ones.
+    caption_field: Field of `.json` that holds the captions of tar shards, where they
+      are not in `.txt`.
+    index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
+    subset, revision: Configuration and commit of a set on the Hugging Face hub.
+    parts: Sources of a "mixture" by name: each has the keys above of its own, takes
+      from this section what it does not say, and may have a weight (by default the
+      number of its examples); as parts.photos.weight=0.3.
+    """
+    return dict(
+        source="tfds",
+        name="",
+        data_dir=placeholder(str),
+        split="train",
+        eval_split="validation",
+        eval_name=placeholder(str),
+        validation_fraction=0.05,
+        image_key=placeholder(str),
+        label_key=placeholder(str),
+        caption_field=placeholder(str),
+        index_dir=placeholder(str),
+        subset=placeholder(str),
+        revision=placeholder(str),
+        parts=dict(),
+    )
+
+
+def _examples():
+    """Which examples are taken, and what comes with their images.
+
+    inputs: What is made of each example for the conditions, by batch key; the kinds and
+      their options stand in `ldm_jax/data/inputs/`.
+    keys: What examples shall hold besides what the inputs need.
+    optional: What of it they may lack.
+    box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
+    filter: Which examples to take, by what is known of them without reading the images,
+      as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
+    text_states: Whether latents come with what frozen text towers made of captions, as
+      ldm-encode --text_states stores it, in place of token ids.
+    """
+    return dict(
+        inputs=dict(),
+        keys=(),
+        optional=(),
+        box_names=(),
+        filter=placeholder(str),
+        text_states=False,
+    )
+
+
+def _images():
+    """What images are, and how they are cut.
+
     image_size: Height and width in pixels that images are cut and resized to.
     crop: "center" or "random", of the largest square.
     min_crop: A random crop has a random fraction from min_crop to 1 of its side.
     flip: Whether every second training image, at random, is mirrored.
-    workers: Processes that load; 0 loads in threads, as latents always are.
-    restart_workers: How often they are started anew, on the same batches, where one of
-      them was killed; 0 saves and ends the run.
-    on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
-      the model does not take.
-    max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+    buckets: Shapes of training batches beside squares of image_size: step, what sides
+      are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
+      pixels squared (image_size alone); empty for squares.
     channels: "grey", "rgb" or "rgba", to which images are converted, or a number of
       channels of any meaning, as of `.npy` and pages of TIFF; "rgb" where unset. The
       first stage's `image_channels` follow.
@@ -56,74 +126,38 @@ def data(**changes) -> dict:
       their integers where unset, and floats need it.
     rgb_channels: Which of many channels are shown, compared by LPIPS and measured as
       RGB: three numbers from 0 on, or one, or "mean"; the first three by default.
-    image_key, label_key: Features of a TensorFlow data set or columns of a table, where
-      not the usual ones.
-    validation_fraction: Fraction of a folder's files, of a tar's examples or of a
-      table's rows that is held out.
-    inputs: What is made of each example for the conditions, by batch key; the kinds and
-      their options stand in `ldm_jax/data/inputs/`.
-    parts: Sources of a "mixture" by name: each has the keys above of its own, takes
-      from this section what it does not say, and may have a weight (by default the
-      number of its examples); as parts.photos.weight=0.3.
-    buckets: Shapes of training batches beside squares of image_size: step, what sides
-      are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
-      pixels squared (image_size alone); empty for squares.
-    keys: What examples shall hold besides what the inputs need.
-    optional: What of it they may lack.
-    box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
-    filter: Which examples to take, by what is known of them without reading the images,
-      as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
-    caption_field: Field of `.json` that holds the captions of tar shards, where they
-      are not in `.txt`.
-    index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
-    cache_gb: Memory for row groups of Parquet files in each process, in 10^9 bytes.
-    subset, revision: Configuration and commit of a set on the Hugging Face hub.
-    text_states: Whether latents come with what frozen text towers made of captions, as
-      ldm-encode --text_states stores it, in place of token ids.
-
-    Args:
-      **changes: Keys of the section and their values.
-
-    Returns:
-      Dict.
     """
-    section = dict(
-        source="tfds",
-        name="",
-        eval_name=placeholder(str),
-        data_dir=placeholder(str),
-        split="train",
-        eval_split="validation",
+    return dict(
         image_size=64,
         crop="center",
         min_crop=1.0,
         flip=False,
-        workers=0,
-        restart_workers=0,
-        on_error="skip",
-        max_image_gb=1.0,
+        buckets=dict(),
         channels=placeholder(str),
         pixel_type=placeholder(str),
         value_range=placeholder(tuple),
         rgb_channels=(),
-        image_key=placeholder(str),
-        label_key=placeholder(str),
-        validation_fraction=0.05,
-        inputs=dict(),
-        parts=dict(),
-        buckets=dict(),
-        keys=(),
-        optional=(),
-        box_names=(),
-        filter=placeholder(str),
-        caption_field=placeholder(str),
-        index_dir=placeholder(str),
-        cache_gb=1.0,
-        subset=placeholder(str),
-        revision=placeholder(str),
-        text_states=False,
     )
-    return section | changes
+
+
+def _loading():
+    """How examples are loaded.
+
+    workers: Processes that load; 0 loads in threads, as latents always are.
+    restart_workers: How often they are started anew, on the same batches, where one of
+      them was killed; 0 saves and ends the run.
+    on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
+      the model does not take.
+    max_image_gb: Memory that reading one image may take, in 10^9 bytes.
+    cache_gb: Memory for row groups of Parquet files in each process, in 10^9 bytes.
+    """
+    return dict(
+        workers=0,
+        restart_workers=0,
+        on_error="skip",
+        max_image_gb=1.0,
+        cache_gb=1.0,
+    )
 
 
 def train(**changes) -> dict:

@@ -20,9 +20,15 @@ SECTIONS = {
 }
 
 
+def _parts(docstring):
+    """The functions of parts of a section, which its docstring names."""
+    return re.findall(r"`(_\w+)`", docstring)
+
+
 def _texts(docstring):
-    """A docstring, and those of what it names as `Name in `file.py``."""
+    """A docstring, and those of what it names as `Name in `file.py`` or as `_part`."""
     yield docstring
+    yield from (getattr(common, name).__doc__ for name in _parts(docstring))
     named = re.findall(r"(\w+)\s+in\s+`([\w/]+)\.py`", docstring)
     for name, file in named:
         module = importlib.import_module(f"ldm_jax.{file.replace('/', '.')}")
@@ -42,6 +48,12 @@ def _explained(docstring):
 def test_every_key_of_a_section_is_explained(section):
     make = SECTIONS[section]
     assert make().keys() - _explained(make.__doc__) == set()
+
+
+def test_the_parts_of_a_section_are_the_whole_of_it():
+    parts = [getattr(common, name)() for name in _parts(common.data.__doc__)]
+    keys = [key for part in parts for key in part]
+    assert sorted(keys) == sorted(common.data())
 
 
 @pytest.mark.parametrize(
