@@ -64,6 +64,7 @@ def ddpm(v_posterior: float = 0.0) -> SamplingMethod:
     """
 
     def step(predict, latents, state, now, next, noise):
+        """Draws x0_weight x0 + latents_weight latents + std noise (Eq. 6 and 7)."""
         x0, _ = predict(latents, now)
         coefficients = posterior(now, next)
         variance = posterior_variance(coefficients, v_posterior)
@@ -86,6 +87,7 @@ def ddim(eta: float = 0.0) -> SamplingMethod:
     """
 
     def step(predict, latents, state, now, next, noise):
+        """Moves to alpha x0 + sqrt(sigma^2 - std^2) noise_pred + std noise (Eq. 12)."""
         x0, noise_pred = predict(latents, now)
         if not eta:
             return next.alpha * x0 + next.sigma * noise_pred, state
@@ -143,6 +145,8 @@ def heun() -> SamplingMethod:
         }
 
     def step(predict, latents, state, now, next, noise):
+        """Moves by the first slope, then anew by the mean of both (lines 5 and 8)."""
+
         def first_or(saved, current):
             return jnp.where(state["correcting"], saved, current)
 
@@ -196,6 +200,7 @@ def plms() -> SamplingMethod:
         }
 
     def step(predict, latents, state, now, next, noise):
+        """Moves along a weighted sum of the latest noise predictions (Eq. 12)."""
         count, history = state["count"], state["history"]
         # Clean data holds no noise to correct with: the first step stays as predicted.
         correcting, correctable = count == 1, next.sigma > 0
@@ -242,6 +247,10 @@ def dpmpp_2m(eta: float = 0.0) -> SamplingMethod:
         return {"x0": jnp.zeros_like(latents), "width": jnp.array(jnp.inf)}
 
     def step(predict, latents, state, now, next, noise):
+        """Moves to sigma / sigma_now latents - alpha (exp(-h) - 1) D (Alg. 2).
+
+        D is x0 + change / 2 and h the width; `eta` makes it that of the SDE.
+        """
         x0, _ = predict(latents, now)
         width = _width(now, next)
         change = _change(x0, state["x0"], state["width"], width)
@@ -288,6 +297,7 @@ def unipc() -> SamplingMethod:
         }
 
     def step(predict, latents, state, now, next, noise):
+        """Corrects latents (UniC, Alg. 1), then predicts the next (UniP, Alg. 2)."""
         x0, _ = predict(latents, now)
         # What is not as predicted is known and was replaced: it needs no correction.
         free = latents == state["latents"]
