@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.annotations import Float, Shaped
 from ldm_jax.data import draw
 from ldm_jax.data.crops import (
     MAX_BOXES,
@@ -35,8 +34,8 @@ from ldm_jax.data.crops import (
     resize_mask,
 )
 from ldm_jax.data.layout import check_boxes, parse_layout, without_area
-from ldm_jax.errors import DecodeError
-from ldm_jax.images import decode, decode_grey, decode_plane
+from ldm_jax.images import decode, decode_grey
+from ldm_jax.images.map_decoding import decode_depth, decode_labels
 from ldm_jax.reading import parse_json
 
 
@@ -54,10 +53,6 @@ class Flag(NamedTuple):
     name: str
     help: str
     form: str = "images"
-
-
-# The largest number of 32 bits.
-_MOST = np.iinfo(np.int32).max
 
 
 def _as_it_is(data: bytes, names: Sequence[str] | None) -> bytes:
@@ -187,86 +182,6 @@ def as_text(data: Any) -> Any:
         return data.decode() if isinstance(data, bytes) else data
     except UnicodeDecodeError:
         return data
-
-
-def decode_labels(
-    data: Any, least_side: int | None = None
-) -> Shaped[np.ndarray, "height width"]:
-    """Decodes a map of one channel as it is; for a row's `decode`.
-
-    Args:
-      data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
-      least_side: Not used.
-
-    Returns:
-      Array [H, W] of the file's own numbers.
-
-    Raises:
-      DecodeError: If it cannot be read, has several channels, or holds anything but
-        whole numbers of 32 bits.
-    """
-    del least_side
-    plane = decode_plane(data)
-    if plane.dtype.kind == "b" or plane.dtype in (np.uint8, np.int16, np.uint16):
-        return plane
-    # Not a number is not equal to itself.
-    wrong = plane[(plane != np.rint(plane)) | (abs(plane) > _MOST)]
-    if wrong.size:
-        raise DecodeError(
-            f"a map of classes holds {wrong[0]}: labels are whole numbers of 32 bits"
-        )
-    return plane
-
-
-def decode_depth(
-    data: Any, least_side: int | None = None
-) -> Float[np.ndarray, "height width 1"]:
-    """Decodes a map of one channel to floats; for a row's `decode`.
-
-    Args:
-      data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
-      least_side: Not used.
-
-    Returns:
-      float32 [H, W, 1]; integers are divided by the largest number of their type.
-
-    Raises:
-      DecodeError: If it cannot be read, has several channels, is not finite, or holds
-        integers of more than 16 bits, of which none says how far they reach.
-    """
-    plane = decode_plane(data)
-    if plane.dtype.kind in "iu" and plane.dtype.itemsize > 2:
-        raise DecodeError(
-            f"a depth map holds {8 * plane.dtype.itemsize}-bit integers, whose range "
-            "is not known: make it 8 or 16 bits, or floats"
-        )
-    top = np.iinfo(plane.dtype).max if plane.dtype.kind in "iu" else 1
-    depth = plane.astype(np.float32)
-    depth /= np.float32(top)
-    if not np.isfinite(depth).all():
-        raise DecodeError("a depth map holds numbers that are not finite")
-    return depth[..., None]
-
-
-def decode_vectors(
-    data: Any, least_side: int | None = None
-) -> Float[np.ndarray, "height width channels"]:
-    """Decodes a map of several channels, such as surface normals, to floats.
-
-    Args:
-      data: Encoded bytes or a path of an image in colour, whose bytes stand for
-        [-1, 1]; or an array, uint8 likewise, floats [H, W, C] as they are.
-      least_side: See `images.decode`.
-
-    Returns:
-      float32 [H, W, C].
-
-    Raises:
-      DecodeError: If it cannot be read.
-    """
-    if isinstance(data, np.ndarray) and data.dtype.kind == "f":
-        return data.astype(np.float32)
-    return np.asarray(decode(data, least_side), np.float32) / np.float32(127.5) - 1
 
 
 def _decode_mask(data: Any, least_side: int | None = None) -> np.ndarray:

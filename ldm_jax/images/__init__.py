@@ -2,7 +2,8 @@
 
 `pixels.py` says of which channels, type and range images are. `decoding.py` reads files
 of any format and mode to 8 bits, within the memory of `memory.py`, and `planes.py` what
-has more bits or channels; `header_sizes.py` reads sizes alone. `image_files.py` writes.
+has more bits or channels; `map_decoding.py` reads maps of classes, depth and vectors.
+`header_sizes.py` reads sizes alone. `image_files.py` writes.
 """
 
 import math

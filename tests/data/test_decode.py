@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ldm_jax.data.modalities import decode_depth
 from ldm_jax.errors import DecodeError
 from ldm_jax.images import BACKGROUND, decode, decode_plane
+from ldm_jax.images.map_decoding import decode_depth
 from tests.data.common import encode, make_image
 
 PICTURE = make_image(40, 24)

@@ -139,7 +139,7 @@ def test_examples_out_of_range_are_named_and_not_taken(tmp_path, train):
     ],
 )
 def test_labels_that_are_none(values, message):
-    from ldm_jax.data.modalities import decode_labels
+    from ldm_jax.images.map_decoding import decode_labels
 
     with pytest.raises(ValueError, match=message):
         decode_labels(values)
