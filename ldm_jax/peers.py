@@ -68,7 +68,7 @@ class Peers:
         self._saving: Callable[[], None] | None = None
         # By process: the last sign of life and when it came; the same of progress.
         self._signs, self._progress = {}, (None, time.monotonic())
-        self._answered, self._ended = time.monotonic(), threading.Event()
+        self._answers, self._ended = 0, threading.Event()
         self._ending = threading.Lock()
         self._threads = [threading.Thread(target=self._talk, daemon=True)]
         if index:
@@ -165,15 +165,19 @@ class Peers:
         self._beats += 1
         sign = [self._beats, self._moves, self._step, socket.gethostname()]
         self._set(f"{_ALIVE}{self._index}", sign, allow_overwrite=True)
-        self._answered = time.monotonic()
+        self._answers += 1
 
     def _set(self, key, value, allow_overwrite=False):
         self._client.key_value_set(key, json.dumps(value), allow_overwrite)
 
     def _watch_service(self):
         """Ends this process where process 0 or the way to it is gone."""
+        seen, silent = self._answers, 0.0
         while not self._ended.wait(BEAT):
-            if time.monotonic() - self._answered > SILENT:
+            # Where this process itself stood still, the time of that does not count.
+            silent = silent + BEAT if self._answers == seen else 0.0
+            seen = self._answers
+            if silent > SILENT:
                 self._end_for(
                     {
                         "process": 0,
