@@ -53,7 +53,7 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     train: bool = True,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> "Loader":
     """Makes the loader that the config section `data` describes.
@@ -122,7 +122,7 @@ class Loader:
         seed: int = 0,
         start_step: int = 0,
         train: bool = True,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         """Starts to load.
 

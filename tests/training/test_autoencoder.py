@@ -63,7 +63,7 @@ def _stage(first_stage=VQ, train=(), discriminator=(), image_size=16, **loss):
     config.train.update(dict(train) | {"learning_rate": 1e-2})
     data = Images({"image": BATCH["image"][:1]})
     check(config)
-    return make_stage(config, None, data, {}, None)[0]
+    return make_stage(config, None, data, {}, "unused")[0]
 
 
 def _metrics(stage):
