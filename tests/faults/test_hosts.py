@@ -10,10 +10,7 @@ from ldm_jax.errors import ProcessLost, WorkdirInUse
 from tests.faults import hosts
 from tests.faults.jobs import differences
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hosts.possible(), reason="needs Linux, root and `ip`"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hosts")]
 
 
 @pytest.fixture

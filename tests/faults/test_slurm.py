@@ -12,7 +12,7 @@ from tests.faults.templates import environment, slurm_script
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hosts.possible(), reason="needs Linux, root and `ip`"),
+    pytest.mark.usefixtures("needs_hosts"),
     pytest.mark.skipif(not slurm.possible(), reason="needs Slurm and munge"),
 ]
 

@@ -8,10 +8,7 @@ from tests.faults import hosts
 from tests.faults.jobs import ROOT, differences
 from tests.faults.templates import environment, gpu_jobset_command, skypilot_line
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hosts.possible(), reason="needs Linux, root and `ip`"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hosts")]
 
 
 def _run_all(job, names, command_of, **variables):
