@@ -158,6 +158,8 @@ class Peers:
                 continue
             failure = json.loads(found)
             if failure is None:
+                # All are through; that nothing is heard of process 0 is no fault now.
+                self._ended.set()
                 return
             self._end_for(failure)
 

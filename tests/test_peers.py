@@ -133,6 +133,15 @@ def test_without_a_cause_such_an_error_counts_itself(start):
     assert job.wait([0, 1]) == {0: 1, 1: 1}
 
 
+def test_silence_after_the_end_is_no_fault(start):
+    job = start(2)
+    job.processes[0].stop()
+    time.sleep(0.1)
+    job.store.answers = False
+    time.sleep(1.5)
+    assert not job.ends
+
+
 @pytest.mark.parametrize("answers", [False, "never"])
 def test_process_0_does_not_answer(start, capsys, monkeypatch, answers):
     """It refuses, or a network that is gone lets all that is asked wait."""
