@@ -237,11 +237,15 @@ class Lifetimes:
     def _inside(self, step):
         """Lifetimes in the body of a loop, and what it carries."""
         how = self._rows, self._split, self._sums_last
-        bodies = [Lifetimes(jaxpr, *how) for jaxpr in inner_jaxprs(step.eqn)]
+        jaxprs = list(inner_jaxprs(step.eqn))
+        bodies = [Lifetimes(jaxpr, *how) for jaxpr in jaxprs]
         body = max(bodies, key=lambda body: body.peak(self._rows).total)
         if step.name != "scan":
             return body, []
-        return body, list(step.outputs[: step.eqn.params["num_carry"]])
+        # Values of each round are stacked, and have a dimension more than in the body.
+        inner = getattr(jaxprs[0], "jaxpr", jaxprs[0]).outvars
+        pairs = zip(step.outputs, step.eqn.outvars, inner, strict=True)
+        return body, [out for out, a, b in pairs if a.aval.shape == b.aval.shape]
 
     def _base_of(self, value):
         return self._base.get(value, value)
