@@ -1,7 +1,9 @@
 """configs/common.py explains every key of a config, or says what does."""
 
 import importlib
+import inspect
 import re
+import textwrap
 
 import pytest
 from ml_collections import ConfigDict
@@ -20,6 +22,11 @@ SECTIONS = {
 }
 
 
+def _doc(function):
+    """A docstring as it stands in the file: Python 3.13 takes its indentation away."""
+    return textwrap.indent(inspect.getdoc(function), "    ")
+
+
 def _parts(docstring):
     """The functions of parts of a section, which its docstring names."""
     return re.findall(r"`(_\w+)`", docstring)
@@ -28,13 +35,13 @@ def _parts(docstring):
 def _texts(docstring):
     """A docstring, and those of what it names as `Name in `file.py`` or as `_part`."""
     yield docstring
-    yield from (getattr(common, name).__doc__ for name in _parts(docstring))
+    yield from (_doc(getattr(common, name)) for name in _parts(docstring))
     named = re.findall(r"(\w+)\s+in\s+`([\w/]+)\.py`", docstring)
     for name, file in named:
         module = importlib.import_module(f"ldm_jax.{file.replace('/', '.')}")
         found = getattr(module, name)
         # A table explains nothing but has its rows by name.
-        yield found.__doc__ if callable(found) else ""
+        yield _doc(found) if callable(found) else ""
 
 
 def _explained(docstring):
@@ -47,11 +54,11 @@ def _explained(docstring):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_of_a_section_is_explained(section):
     make = SECTIONS[section]
-    assert make().keys() - _explained(make.__doc__) == set()
+    assert make().keys() - _explained(_doc(make)) == set()
 
 
 def test_the_parts_of_a_section_are_the_whole_of_it():
-    parts = [getattr(common, name)() for name in _parts(common.data.__doc__)]
+    parts = [getattr(common, name)() for name in _parts(_doc(common.data))]
     keys = [key for part in parts for key in part]
     assert sorted(keys) == sorted(common.data())
 
@@ -65,7 +72,7 @@ def test_the_parts_of_a_section_are_the_whole_of_it():
     ],
 )
 def test_every_key_of_a_section_in_a_section_is_named(make, inner):
-    text = re.search(rf"(?ms)^    {inner}: (.*?)^    \w", make.__doc__)[1]
+    text = re.search(rf"(?ms)^    {inner}: (.*?)^    \w", _doc(make))[1]
     for key in make()[inner]:
         assert re.search(rf"\b{key}\b", text), key
 
