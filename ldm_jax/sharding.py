@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.annotations import Array, Int, Shaped
@@ -27,14 +27,15 @@ MIN_SHARDED_ELEMENTS = 2**18
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """Builds the `data` x `fsdp` mesh over all devices.
 
     Args:
       data: Devices along `data`; -1 takes what `fsdp` leaves.
       fsdp: Devices along `fsdp`, over which large parameters are split.
-      devices: Devices to use; all devices of all processes by default.
+      devices: `jax.Device`s to use, or what has their attributes; all devices of all
+        processes by default.
 
     Returns:
       A `jax.sharding.Mesh` with the axes `data` and `fsdp`.
@@ -128,7 +129,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 # JAX finds what it has traced by the function, so the same one must come back.
 @functools.lru_cache(maxsize=16)
-def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+def on_mesh(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
     """Has a function traced with the mesh in sight, for kernels that XLA cannot split.
 
     Args:
@@ -217,7 +218,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def tree_shardings(
     tree: Any,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     overrides: Sequence[tuple[str, int | None]] = (),
     min_elements: int = MIN_SHARDED_ELEMENTS,
 ) -> Any:
@@ -225,7 +226,7 @@ def tree_shardings(
 
     Args:
       tree: Pytree of arrays or `ShapeDtypeStruct`.
-      mesh: Mesh with the axes `data` and `fsdp`.
+      mesh: Mesh with the axes `data` and `fsdp`, of devices or abstract.
       overrides: Pairs of (regular expression over the path, axis to split or None to
         replicate); the first that matches wins.
       min_elements: See `parameter_spec`.
@@ -332,13 +333,16 @@ def gathered(array: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
 
 
 def check_batch_size(
-    batch_size: int, mesh: Mesh, name: str = "train.batch_size", parts: int = 1
+    batch_size: int,
+    mesh: Mesh | AbstractMesh,
+    name: str = "train.batch_size",
+    parts: int = 1,
 ) -> None:
     """Checks that a global batch splits evenly over the devices.
 
     Args:
       batch_size: Global batch size.
-      mesh: Mesh over the devices of all processes.
+      mesh: Mesh over the devices of all processes, or an abstract one.
       name: The config key, for the message.
       parts: Number of micro-batches the batch is cut into first.
 

@@ -265,7 +265,7 @@ class MaskedLatents(Encoded):
         self,
         inputs: Float[Array, "batch height width channels"],
         encode_images: Callable[[Any], Any],
-    ) -> Float[Array, "batch new_height new_width channels"]:
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
         """Encodes the inputs of a batch.
 
         Args:

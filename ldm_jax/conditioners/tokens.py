@@ -83,7 +83,8 @@ class Text(Tokens):
     tower_name = ""  # The conditioner is its tower.
 
     def __call__(
-        self, ids: Int[Array, "batch length"] | Num[Array, "batch length width"]
+        self,
+        ids: Int[Array, "batch length"] | Num[Array, "batch length width"] | States,
     ) -> Float[Array, "batch length {self.features}"]:
         """Encodes tokens, or passes on what the tower made of them before.
 
@@ -140,11 +141,14 @@ class Text(Tokens):
         return self
 
     @nn.nowrap
-    def null(self, ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+    def null(
+        self,
+        ids: Int[Array, "batch length"] | Num[Array, "batch length width"] | States,
+    ) -> Int[Array, "batch length"] | States:
         """The empty caption.
 
         Args:
-          ids: Integers [B, L], or States.
+          ids: Integers [B, L], or States; states alone, [B, L, D], are refused.
 
         Returns:
           Integers [B, L], as `ids` in type; of States their null.

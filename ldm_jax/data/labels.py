@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
     """Finds the class that is meant.
@@ -30,7 +32,7 @@ def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
     return int(text) if not names or int(text) < len(names) else None
 
 
-def name_of_class(label: int, names: Sequence[str] = ()) -> str:
+def name_of_class(label: int | np.integer, names: Sequence[str] = ()) -> str:
     """Says which class it is.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.annotations import Int
 from ldm_jax.config import suggest
 from ldm_jax.data.crops import ALWAYS, CROPS
 from ldm_jax.data.inputs import Input, SizeAndCrop, apply_inputs, truncated_inputs
@@ -65,10 +66,10 @@ class LoaderOptions:
     max_image_gb: float = DEFAULT_GB
     channels: str | int | None = None
     pixel_type: str | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: Sequence[float] | None = None
     buckets: BucketOptions | None = None
     check: Callable[[Mapping[str, Any]], None] | None = None
-    places: Sequence[int] | None = None
+    places: Sequence[int] | Int[np.ndarray, " positions"] | None = None
 
     def __post_init__(self):
         require_whole("image_size", self.image_size, 1)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from ldm_jax.annotations import Shaped
+from ldm_jax.annotations import Int, Shaped
 from ldm_jax.config import build, to_dict
 from ldm_jax.data.inputs import (
     Input,
@@ -53,7 +53,7 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     train: bool = True,
-    rows: Sequence[int] | np.ndarray | None = None,
+    rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> "Loader":
     """Makes the loader that the config section `data` describes.
@@ -66,7 +66,7 @@ def make_loader(
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
       train: Training, or one pass in order.
-      rows: Rows of each global batch that this process loads; None for all.
+      rows: Rows of each global batch that this process loads, [n]; None for all.
       check: See LoaderOptions.
 
     Returns:
@@ -122,7 +122,7 @@ class Loader:
         seed: int = 0,
         start_step: int = 0,
         train: bool = True,
-        rows: Sequence[int] | np.ndarray | None = None,
+        rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
     ) -> None:
         """Starts to load.
 

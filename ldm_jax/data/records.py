@@ -17,7 +17,9 @@ class NamedRecords:
     """Records of several files, whose errors name the file that is read."""
 
     def __init__(
-        self, records: Sequence[bytes], parts: Sequence[tuple[str, int, int]]
+        self,
+        records: "Sequence[bytes] | TFRecords",
+        parts: Sequence[tuple[str | os.PathLike, int, int]],
     ) -> None:
         """Finds out which records lie in which file.
 

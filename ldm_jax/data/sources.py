@@ -45,7 +45,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from ldm_jax.annotations import Shaped
+from ldm_jax.annotations import Integer, Shaped
 from ldm_jax.config import suggest
 from ldm_jax.data.encoded import LatentSource
 from ldm_jax.data.filters import Filter
@@ -175,7 +175,9 @@ class Subset:
     An order of the source's own goes, as it is one of all examples.
     """
 
-    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+    def __init__(
+        self, source: Any, indices: Sequence[int] | Integer[np.ndarray, " count"]
+    ) -> None:
         """Takes them.
 
         Args:

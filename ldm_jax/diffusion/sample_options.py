@@ -1,7 +1,7 @@
 """What a user chooses about sampling: one struct for code, configs and flags."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ class SampleOptions:
     eta: float | None = None
     temperature: Any = 1.0
     strength: float | None = None
-    size: tuple[int, int] | None = None
+    size: Sequence[int] | None = None
     tile: int | None = None
     decode_tile: int | None = None
     guidance: GuidanceOptions = GuidanceOptions()

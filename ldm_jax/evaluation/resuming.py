@@ -201,13 +201,15 @@ class Saved:
         return position - self._saved_at >= self._every
 
     def save(
-        self, position: int, state: Mapping[str, Shaped[np.ndarray, "..."]]
+        self,
+        position: int,
+        state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64 | bool],
     ) -> None:
         """Writes the file in one move.
 
         Args:
           position: Number of images that were taken.
-          state: What `Measurement.state` gives, arrays [...] by name.
+          state: What `Measurement.state` gives and more: arrays [...] by name.
 
         Raises:
           DiskError: If it cannot be written.

@@ -234,7 +234,7 @@ class Measurement:
         note = "; ".join(notes)
         return value, result._replace(label=label, count=count, note=note)
 
-    def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+    def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
         """Tells all that is needed to go on to the same digits.
 
         Returns:
@@ -248,7 +248,9 @@ class Measurement:
         }
         return arrays | {"seen": np.int64(self._seen)}
 
-    def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+    def restore(
+        self, state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64]
+    ) -> None:
         """Goes on from a state.
 
         Args:

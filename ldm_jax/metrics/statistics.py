@@ -150,7 +150,7 @@ class Moments:
         self._blocks = [whole[: len(whole) - len(last)]]
         return whole
 
-    def state(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+    def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
         """Tells all that is needed to go on from here to the same digits.
 
         Returns:
@@ -164,7 +164,9 @@ class Moments:
             "rows": self._joined(self._open[: self.count % BLOCK]),
         }
 
-    def restore(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+    def restore(
+        self, state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64]
+    ) -> None:
         """Goes on from a state.
 
         Args:

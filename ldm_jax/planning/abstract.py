@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
@@ -234,7 +235,7 @@ def moments_of(module: nn.Module, params: Any, images: Any) -> tuple[Any, Any]:
     return jax.eval_shape(moments, params, images)
 
 
-def shardings_of(planned: Planned, mesh: Any) -> tuple[Any, Any]:
+def shardings_of(planned: Planned, mesh: Mesh | AbstractMesh) -> tuple[Any, Any]:
     """How the arrays of a run are split.
 
     Args:

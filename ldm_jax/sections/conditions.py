@@ -13,7 +13,7 @@ from ldm_jax.errors import ConfigError
 
 
 def fill_conditions(
-    config: Any, backbone: nn.Module, num_classes: int | None
+    config: Any, backbone: nn.Module | None, num_classes: int | None
 ) -> dict[str, dict[str, Any]]:
     """Completes what entries leave open.
 
@@ -22,7 +22,7 @@ def fill_conditions(
 
     Args:
       config: ConfigDict with `conditions` and `data`.
-      backbone: Backbone module.
+      backbone: Backbone module; None where no condition takes anything from it.
       num_classes: Number of classes of the data set; None where there are none.
 
     Returns:

@@ -9,7 +9,8 @@ else is an `Inert`. Whatever would take more than the limits below is refused be
 import collections
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 # A checkpoint of a whole training run has about 300,000 opcodes in a megabyte. Within
 # these limits the worst takes less than a gigabyte and ten seconds.
@@ -67,7 +68,7 @@ def describe(value: Any) -> str:
 
 
 def load(
-    file: BinaryIO,
+    file: BufferedIOBase,
     find_name: Callable[[str, str], Any],
     find_storage: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -109,7 +110,7 @@ class Machine:
         self._memo: dict[int, Any] = {}
         self._steps = self._numbers = 0
 
-    def run(self, file: BinaryIO) -> Any:
+    def run(self, file: BufferedIOBase) -> Any:
         """Reads one pickle; see `load`.
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.annotations import Float
+from ldm_jax.annotations import Shaped
 from ldm_jax.convert.compvis.buffers import same_numbers
 from ldm_jax.convert.compvis.conditions import deduce_cond_stage
 from ldm_jax.convert.compvis.names import COND_STAGE, FIRST_STAGE, UNET
@@ -294,11 +294,12 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 # The noise schedule.
 
 
-def schedule_section(betas: Float[Any, " steps"]) -> dict[str, Any] | None:
+def schedule_section(betas: Shaped[Any, "..."]) -> dict[str, Any] | None:
     """Finds the schedule that betas were made by, the nearest of those that fit.
 
     Args:
-      betas: Of any floating type, [T], compared as precisely as the type allows.
+      betas: Of any floating type, [T], compared as precisely as the type allows; an
+        array [...] of other shapes or types is of no schedule.
 
     Returns:
       Config section `schedule` without the prediction type; None if no row of BETAS

@@ -238,14 +238,15 @@ SIZES = ("height", "width")
 
 def with_sizes(
     sizes: Callable[[], Int[np.ndarray, "N 2"]],
-    other: Callable[[str], Shaped[np.ndarray, " N"]],
+    other: Callable[[str], Shaped[np.ndarray, " N"]] | None,
     names: Iterable[str],
 ) -> dict[str, Shaped[np.ndarray, " N"]]:
     """Gives columns, among them "width" and "height", and reads what is asked for.
 
     Args:
       sizes: Function that gives (height, width) of all images, integers [N, 2].
-      other: Function of a name that gives another column [N].
+      other: Function of a name that gives another column [N]; None where there are no
+        others.
       names: Which columns.
 
     Returns:

@@ -74,7 +74,7 @@ class FolderSource:
         split: str,
         data_dir: str | os.PathLike | None = None,
         label_key: str | None = None,
-        validation_fraction: float = 0.05,
+        validation_fraction: float | None = 0.05,
         keys: Sequence[str] = (),
         box_names: Sequence[str] = (),
         optional: Sequence[str] = (),
@@ -86,7 +86,8 @@ class FolderSource:
           split: "train", "validation", "test" or "all".
           data_dir: Folder that a relative `name` starts from; None is the current one.
           label_key: "" ignores the classes; there is no other label to choose.
-          validation_fraction: Fraction of the files that is held out, in (0, 1).
+          validation_fraction: Fraction of the files that is held out, in (0, 1); None
+            holds none out.
           keys: What examples should have besides image and label; see `sidecars.py`.
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.

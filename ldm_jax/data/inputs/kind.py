@@ -206,7 +206,7 @@ class Input:
         return None
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: bool | np.bool_, message: str) -> None:
     """Checks what an input is given.
 
     Args:

@@ -39,7 +39,7 @@ class HuggingFaceSource(TableSource):
       label_key: Column of the classes; None takes "label" if there is one, ""
         takes none.
       validation_fraction: Fraction that is held out, in (0, 1), where the set has
-        no splits.
+        no splits; None holds none out.
       keys: See `ParquetSource`.
       subset: Configuration of a set on the hub; None is its own choice.
       revision: Commit, tag or branch of a set on the hub; None is the newest.
@@ -55,7 +55,7 @@ class HuggingFaceSource(TableSource):
     data_dir: str | None = None
     image_key: str | None = None
     label_key: str | None = None
-    validation_fraction: float = 0.05
+    validation_fraction: float | None = 0.05
     keys: Sequence[str] = ()
     subset: str | None = None
     revision: str | None = None

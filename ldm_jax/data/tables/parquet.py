@@ -44,7 +44,7 @@ class ParquetSource(TableSource):
       label_key: Column of the classes; None takes "label" if there is one, ""
         takes none.
       validation_fraction: Fraction that is held out, in (0, 1), where the files do
-        not say what is.
+        not say what is; None holds none out.
       keys: Further columns that examples should have; dots lead into structs
         ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
       cache_gb: Memory for row groups in each process, in 10^9 bytes.
@@ -61,7 +61,7 @@ class ParquetSource(TableSource):
     data_dir: str | None = None
     image_key: str | None = None
     label_key: str | None = None
-    validation_fraction: float = 0.05
+    validation_fraction: float | None = 0.05
     keys: Sequence[str] = ()
     cache_gb: float = 1.0
     on_error: str = "skip"

@@ -67,7 +67,8 @@ class TarSource:
       image_key: Suffix of the images, where not the usual ones.
       label_key: "cls", or the field of `.json` that holds the class; None takes `.cls`
         where there is one, "" takes none.
-      validation_fraction: Fraction of the examples that is held out, in (0, 1).
+      validation_fraction: Fraction of the examples that is held out, in (0, 1); None
+        holds none out.
       keys: What examples should have besides image and label; of a key that no member
         holds, the field of `.json` of that name is taken.
       box_names: Names of the classes of boxes in the order of their numbers.
@@ -87,7 +88,7 @@ class TarSource:
     data_dir: str | None = None
     image_key: str | None = None
     label_key: str | None = None
-    validation_fraction: float = 0.05
+    validation_fraction: float | None = 0.05
     keys: Sequence[str] = ()
     box_names: Sequence[str] = ()
     optional: Sequence[str] = ()

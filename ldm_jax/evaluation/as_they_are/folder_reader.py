@@ -116,7 +116,7 @@ class FolderReader:
         mine = sharding.own_rows(mesh, unit)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for first in range(start, self._count, unit):
-                rows = [row for row in first + mine if row < self._count]
+                rows = [row for row in (first + mine).tolist() if row < self._count]
                 found = list(pool.map(self._read, rows))
                 blank = np.zeros((*self.size, 3), np.uint8)
                 images = [blank if image is None else image for image in found]

@@ -72,7 +72,7 @@ class DinoV2(nn.Module):
 
 def prepare(
     images: UInt8[Array, "batch height width channels"],
-) -> Float[Array, "batch {SIZE} {SIZE} 3"]:
+) -> Float[Array, f"batch {SIZE} {SIZE} 3"]:
     """Brings images to the size and the range that the network was trained on.
 
     Bicubic with antialiasing, as in EDM2 (Karras et al. 2024), which is close to what

@@ -43,7 +43,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch {SIZE} {SIZE} 3"]
+        self, images: Float[Array, f"batch {SIZE} {SIZE} 3"]
     ) -> Mapping[str, Float[Array, "batch _features"]]:
         """Computes the features of all taps.
 

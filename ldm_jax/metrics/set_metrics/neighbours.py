@@ -115,8 +115,11 @@ def squared_radii(
 
 
 def _blocks(
-    first: Rows, second: Rows, center: Rows, upper: bool = False
-) -> Iterator[tuple[slice, slice, Rows]]:
+    first: Rows,
+    second: Float[np.ndarray, "others features"],
+    center: Float[np.ndarray, " features"],
+    upper: bool = False,
+) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
     """Yields (rows of the first, of the second, squared distances [n, m]) of pairs."""
     for i, j in block_pairs(len(first), len(second), upper):
         # About their middle: the distances are differences of squares.
