@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 
 from tests.flags import xla_flags
@@ -44,18 +45,24 @@ if not flags.FLAGS.is_parsed():
 import pytest  # noqa: E402
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser, pluginmanager):
     parser.addoption(
         "--check_shapes",
         action="store_true",
         help="check the annotated shapes of arrays in every call",
     )
+    # Here, as the conftest.py of a folder that is named is imported before the options
+    # are read; workers have those of the process that starts them.
+    config = pluginmanager.get_plugin("pytestconfig")
+    given = "--check_shapes" in config.invocation_params.args
+    if given or vars(config.option).get("check_shapes"):
+        importlib.import_module("tests.typechecker")
+        jaxtyping.install_import_hook("ldm_jax", "tests.typechecker.check")
 
 
 def pytest_configure(config):
-    if config.getoption("--check_shapes"):
-        importlib.import_module("tests.typechecker")
-        jaxtyping.install_import_hook("ldm_jax", "tests.typechecker.check")
+    if config.getoption("--check_shapes") and "tests.typechecker" not in sys.modules:
+        raise pytest.UsageError("give --check_shapes on the command line")
 
 
 def pytest_collection_modifyitems(items):
