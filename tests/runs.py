@@ -1,5 +1,6 @@
 """Tiny data and tiny runs of both stages for the tests of the loop and of sampling."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from ldm_jax import checkpoint, ranges
 from ldm_jax.data.shapes import prepare
 from ldm_jax.training import loop
 from ldm_jax.training.start import opening
+from ldm_jax.training.start.opened import Run
 from ldm_jax.training.start.same_run import FREE_KEYS
 from tests.flags import xla_flags
 
@@ -154,6 +156,12 @@ def command(script, *arguments, devices=1):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def bare_run(**parts):
+    """Makes a Run of nothing but the parts that a test is about."""
+    names = (field.name for field in dataclasses.fields(Run))
+    return Run(**dict.fromkeys(names) | {"start": 0, "meta": {}} | parts)
 
 
 def finish(process, timeout=240):

@@ -111,7 +111,7 @@ CASES = {
         "^that$",
     ),
     "unexpected": (
-        lambda: _raised(config.choose, None, "x", "y"),
+        lambda: _raised(config.upgrade, {"unet": {}, "train": {"freeze": 1}}),
         1,
         r"^unexpected TypeError: .* \(in ldm_jax/config.py, line \d+\); --traceback",
     ),

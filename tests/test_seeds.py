@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax import ranges
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling import RunOptions
 from ldm_jax.seeds import make_key, to_32_bits
@@ -31,7 +32,12 @@ def test_large_seeds_keep_all_their_bits():
     assert len({to_32_bits(seed) for seed in (0, 1, *LARGE)}) == 6
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
+@pytest.mark.parametrize("seed", [-1, 2**64])
 def test_others_are_refused(seed):
     with pytest.raises(ConfigError, match="seed must be from 0 to"):
         RunOptions(seed=seed)
+
+
+def test_a_fraction_is_refused():
+    with pytest.raises(ConfigError, match="seed must be from 0 to"):
+        ranges.check_value(ranges.FLAGS["seed"], 1.5, "seed")

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from ldm_jax.errors import ConversionError, Unreachable
 from ldm_jax.files import write_json
+from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.weights.files import is_weights, read_weights, write_weights
 from ldm_jax.weights.towers import load_tower
 from tests.convert.pickled import (
@@ -213,4 +214,4 @@ def test_weights_on_a_disk_that_does_not_answer_are_not_damaged(tmp_path, monkey
             read(path)
     monkeypatch.setattr(os, "stat", lambda *_, **__: fail())
     with pytest.raises(Unreachable, match="a.safetensors: .* does not answer"):
-        load_tower(path, None)
+        load_tower(path, TextEncoder(100, 16, 1))

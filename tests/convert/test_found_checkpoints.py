@@ -144,9 +144,9 @@ def test_counters_come_back_as_they_were():
     case = load_case("checkpoint_class_vq")
     params = compvis_yaml(case.meta["config"])["model"]["params"]
     counters = {
-        "model_ema.num_updates": np.float16(np.inf),
+        "model_ema.num_updates": np.array(np.inf, np.float16),
         # Rounded to 1, the average would never move again.
-        "model_ema.decay": np.float16(0.9999),
+        "model_ema.decay": np.array(0.9999, np.float16),
     }
     tensors = case.state_dict | counters
     model, _ = read(tensors, params, num_heads=None)

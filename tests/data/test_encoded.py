@@ -119,7 +119,7 @@ def test_the_source_reads_any_example_from_threads_and_copies(tmp_path):
     wrong = []
 
     def read():
-        for number in np.random.default_rng().integers(5, size=50):
+        for number in np.random.default_rng().integers(5, size=50).tolist():
             found = copy[number]
             same = plain(found["latent_mean"]) == plain(example(number)["latent_mean"])
             if not same.all() or "seen" in found:

@@ -54,7 +54,7 @@ def test_shares_grow_and_stay_near_what_weights_ask_for():
     rng = np.random.default_rng(0)
     for _ in range(30):
         weights = rng.uniform(0.01, 1, rng.integers(1, 6))
-        counts = np.array([apportion(weights, n) for n in range(150)])
+        counts = np.array([apportion(weights.tolist(), n) for n in range(150)])
         assert (counts.sum(axis=1) == np.arange(150)).all()
         assert (np.diff(counts, axis=0) >= 0).all()
         exact = np.arange(150)[:, None] * weights / weights.sum()
@@ -170,7 +170,7 @@ def test_twenty_thousand_odd_images():
     stream = order.take(0, 60_000)
     for epoch in stream.reshape(3, 20_000):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(20_000))
-    starts = np.arange(0, 60_000 - 63, 64)
+    starts = range(0, 60_000 - 63, 64)
     shapes = np.array([order.shape_at(start) for start in starts])
     rows = stream[: 64 * len(starts)].reshape(-1, 64)
     same = (buckets.shapes[buckets.of[rows]] == shapes[:, None]).all(axis=-1)
@@ -284,7 +284,7 @@ def test_mixtures_within_mixtures():
         "train", {"both": Part(mix((0.5, 0.5)), 3), "c": Part(Numbers("c", 5), 1)}
     )
     order = outer.make_order(0)
-    taken = [outer.describe(index)[0] for index in order.take(0, 400)]
+    taken = [outer.describe(index)[0] for index in order.take(0, 400).tolist()]
     assert [taken.count(name) for name in "abc"] == [150, 150, 100]
     assert (
         pickle.loads(pickle.dumps(order)).epoch(3).tolist() == order.epoch(3).tolist()

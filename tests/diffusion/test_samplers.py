@@ -410,9 +410,12 @@ def test_the_state_keeps_its_types_and_must_keep_its_shapes():
 
 
 def test_a_row_may_have_options_of_its_own(monkeypatch):
-    monkeypatch.setitem(SAMPLERS, "of_order", lambda order=2: ("made", order))
+    def of_order(order=2):
+        return SamplingMethod(tuple, min, order)
+
+    monkeypatch.setitem(SAMPLERS, "of_order", of_order)
     assert options_of("of_order") == ("order",)
-    assert make_sampler("of_order", order=3) == ("made", 3)
+    assert make_sampler("of_order", order=3) == SamplingMethod(tuple, min, 3)
     with pytest.raises(ValueError, match="no option 'eta': it takes order"):
         make_sampler("of_order", eta=0.5)
 

@@ -249,7 +249,7 @@ def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(tmp_path):
     for name, reason in (("pipe", "is a pipe"), ("absent", "No such file")):
         with pytest.raises(ConfigError, match=f"--image: cannot read .*{reason}"):
             first_stage.reconstruct_file(
-                None, 4, tmp_path / name, tmp_path / "x.png", 64, 8
+                (np.asarray,) * 2, 4, tmp_path / name, tmp_path / "x.png", 64, 8
             )
 
 

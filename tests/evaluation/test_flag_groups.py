@@ -4,12 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from ldm_jax.conditioners import Conditioner
+from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import flag_groups
 from ldm_jax.evaluation.compare import Comparison, open_measurement
 from ldm_jax.evaluation.flag_groups import check_used
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.summary import summarise
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models.autoencoder import IdentityAutoencoder
+from ldm_jax.models.unet import UNet
+from ldm_jax.sharding import make_mesh
 
 
 def test_files_of_weights_that_nothing_uses():
@@ -34,7 +40,9 @@ def test_files_of_weights_that_nothing_uses():
     ],
 )
 def test_conditions_that_no_sample_gets(entries, refused, takes, monkeypatch):
-    model = SimpleNamespace(conditioner=SimpleNamespace(entries=entries))
+    model = LatentDiffusion(
+        UNet(3, 32), Conditioner(entries), make_schedule(), IdentityAutoencoder()
+    )
     for name in ("label_mode", "split"):
         given = {
             each: SimpleNamespace(present=each == name)
@@ -50,14 +58,14 @@ def test_conditions_that_no_sample_gets(entries, refused, takes, monkeypatch):
 
 
 def test_a_size_that_no_image_is_brought_to(tmp_path):
-    images = ImageSet("drawn", 4, (16, 16), None, {"sample": {}})
+    images = ImageSet("drawn", 4, (16, 16), lambda start: iter(()), {"sample": {}})
     for distance, reason in (
         ("frechet", "the training images, has a size of its own"),
         ("inception_score", "--distances=inception_score compare with no images"),
     ):
         how = Comparison([distance], tmp_path, {}, training={}, image_size=16)
         with pytest.raises(ConfigError, match=f"--image_size=16: .*{reason}; leave"):
-            open_measurement(images, how, None)
+            open_measurement(images, how, make_mesh())
 
 
 @pytest.mark.parametrize("last", ["", '{"step": 3, "lo', "[1]"])

@@ -112,17 +112,22 @@ def test_copies_are_found_and_shown(folders):
 
 
 def test_features_that_are_no_numbers_are_refused(folders):
-    def program(batch, mask, captions):
-        # From the second batch on.
-        value = np.nan if np.asarray(batch).max() < 1 else 0.0
-        return {"pooled": np.full((len(batch), 2), value)}, mask
+    class Program(FeatureProgram):
+        network = SimpleNamespace(name="random")
 
-    program.network = SimpleNamespace(name="random")
+        def __init__(self):
+            pass
+
+        def __call__(self, batch, mask, captions):
+            # From the second batch on.
+            value = np.nan if np.asarray(batch).max() < 1 else 0.0
+            return {"pooled": np.full((len(batch), 2), value)}, mask
+
     images = open_images(
         folders / "samples", sharding.make_mesh(devices=jax.devices()[:1]), 1
     )
     with pytest.raises(DataError, match="1 of 1 images are not finite"):
-        list(streams.rows_of(images, program))
+        list(streams.rows_of(images, Program()))
 
 
 def test_the_command(folders, tmp_path, capsys, monkeypatch):

@@ -1,11 +1,13 @@
 """Programs that are compiled ahead of a run are the run's own."""
 
+import json
+
 import jax
 import pytest
-from ml_collections import ConfigDict
 
 from ldm_jax import checkpoint, sharding
 from ldm_jax.chips import CHIPS
+from ldm_jax.config import from_json
 from ldm_jax.planning import ahead
 from ldm_jax.planning.abstract import Given
 from ldm_jax.planning.page import programs_page
@@ -18,7 +20,9 @@ def plan(second_stage):
     meta = checkpoint.read_meta(checkpoint.checkpoint_folder(second_stage))
     options = Options(CHIPS["H100"], "H100", make_mesh(1, 1), mfu=0.4)
     return make_plan(
-        ConfigDict(meta["config"]), Given(None, meta["num_classes"]), options
+        from_json(json.dumps(meta["config"])),
+        Given(None, meta["num_classes"]),
+        options,
     )
 
 

@@ -14,7 +14,7 @@ from ldm_jax.planning.abstract import Given, make_planned
 from ldm_jax.planning.advice import ways_to_fit
 from ldm_jax.planning.examples import read_features
 from ldm_jax.planning.forward import encoding_flops, networks
-from ldm_jax.planning.memory import Memory
+from ldm_jax.planning.memory import Memory, MemoryOf
 from ldm_jax.planning.page import page
 from ldm_jax.planning.plan import Options, make_mesh, make_plan
 
@@ -124,7 +124,7 @@ def test_chips_go_by_name():
     assert chip_of("cpu") is None
 
 
-class _MemoryOf:
+class _MemoryOf(MemoryOf):
     """Memory in round numbers: what `fsdp` splits, and what grows with the batch."""
 
     def __init__(self, per_row):

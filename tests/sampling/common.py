@@ -1,11 +1,13 @@
 """Models of random weights, on pixels: for tests of sampling, without training."""
 
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
@@ -16,7 +18,9 @@ from ldm_jax.data.shapes.examples import draw_example
 from ldm_jax.data.shapes.scenes import CLASS_NAMES
 from ldm_jax.data.transforms import transform
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
+from ldm_jax.images import RGB
 from ldm_jax.sampling import RunOptions, Trained, complete
+from ldm_jax.sampling.task import Task
 from ldm_jax.trained import load_first_stage
 from tests.common import random_variables, random_weights
 
@@ -54,6 +58,16 @@ PARTS = {
     "micro": (dict(kind="size_and_crop"), dict(kind="size_and_crop", width=8)),
     "embedding": (dict(kind="feature"), dict(kind="raw", slot="vector", features=64)),
 }
+
+
+def make_bare(count, pixels=RGB):
+    """A Trained without a model and a Task: what images are, and how many there are."""
+    first_stage = types.SimpleNamespace(image_channels=pixels.count)
+    model = types.SimpleNamespace(first_stage=first_stage)
+    config = ConfigDict({"data": pixels.record()})
+    trained = Trained(model, None, None, config, {}, [], "", "params", "")
+    task = Task(count, {}, None, (SIZE, SIZE), False, False, False, None, {}, {})
+    return trained, task
 
 
 def make_trained(*keys, scale=0.2, data_dir=None):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import types
 
 import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError, DecodeError, DiskError
 from ldm_jax.files import check_outdir
-from ldm_jax.images import RGB, Pixels, write_image, write_png
+from ldm_jax.images import Pixels, write_image, write_png
 from ldm_jax.sampling.output import (
     Entry,
     make_contact_sheet,
@@ -17,6 +16,7 @@ from ldm_jax.sampling.output import (
 )
 from ldm_jax.sampling.sample_files import Files
 from ldm_jax.sampling.settings import claim
+from tests.sampling.common import make_bare
 
 
 def test_a_contact_sheet_holds_every_image_and_writes_below():
@@ -75,8 +75,7 @@ def test_what_follows_from_the_rest_is_added_to_older_settings(tmp_path):
 def test_samples_are_not_gone_on_with_in_files_of_another_kind(tmp_path):
     """Of narrow ranges older versions wrote PNG."""
     pixels = Pixels("grey", value_range=(0, 1))
-    trained, task = types.SimpleNamespace(pixels=pixels), types.SimpleNamespace(count=3)
-    store = Files(tmp_path, trained, task, 1)
+    store = Files(tmp_path, *make_bare(3, pixels), 1)
     write_image(store.path_of(0), np.zeros((8, 8, 1), np.uint8), pixels)
     # No samples, whoever has put them there.
     for name in ("preview.png", "clip_features.png", "1.png"):
@@ -97,8 +96,7 @@ def test_settings_that_cannot_be_read_are_an_error(tmp_path, content):
 
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_sample_that_is_of_no_use_is_named(tmp_path, damaged):
-    trained, task = types.SimpleNamespace(pixels=RGB), types.SimpleNamespace(count=3)
-    store = Files(tmp_path, trained, task, 1)
+    store = Files(tmp_path, *make_bare(3), 1)
     for k, side in enumerate((8, 8, 9)):
         write_png(store.path_of(k), np.zeros((side, side, 3), np.uint8))
     if damaged:

@@ -14,7 +14,12 @@ from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.images import decode, read_image
 from ldm_jax.sampling.sample_files import NpzShards
 from ldm_jax.sampling.sampler import Sampler
-from tests.sampling.common import make_trained, options_of, with_small_backbone
+from tests.sampling.common import (
+    make_bare,
+    make_trained,
+    options_of,
+    with_small_backbone,
+)
 
 # Seven samples in shards of three, in batches of two: each ends with a part.
 GIVEN = {"labels": ["star", "1", "heart"], "prompt": ["a star", "a blue ring"]}
@@ -126,7 +131,7 @@ def test_processes_write_the_bytes_of_one(whole, sampler, tmp_path, monkeypatch)
 
 
 def test_a_damaged_shard_is_named(whole, sampler, tmp_path):
-    store = NpzShards(tmp_path, None, type("Task", (), {"count": 3}), 3)
+    store = NpzShards(tmp_path, *make_bare(3), 3)
     data = bytearray(files_in(whole["npz"])["000000-000002.npz"])
     data[400] ^= 1
     store.folder.mkdir()

@@ -9,6 +9,7 @@ import pytest
 from ldm_jax.checkpoint import checksums
 from ldm_jax.checkpoint.best import read_best
 from ldm_jax.errors import DataError, Unreachable
+from ldm_jax.models.text_encoder import TextEncoder
 from ldm_jax.reading import names_in
 from ldm_jax.store import exists, is_dir, is_file, is_of_one_file, raise_if_silent
 from ldm_jax.weights.files import is_weights, read_weights
@@ -80,7 +81,7 @@ def test_one_error_of_a_large_file_of_a_checkpoint_is_no_damage(large, monkeypat
         lambda folder: checksums.find_damage(folder),
         lambda folder: read_weights(folder / "a.safetensors"),
         lambda folder: is_weights(folder / "a.safetensors"),
-        lambda folder: load_tower(folder, None),
+        lambda folder: load_tower(folder, TextEncoder(100, 16, 1)),
     ],
 )
 def test_what_cannot_be_seen_is_not_taken_for_missing(ask, tmp_path, monkeypatch):

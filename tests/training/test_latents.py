@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models.autoencoder import IdentityAutoencoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import make_mesh, put_batch
+from ldm_jax.trained import FirstStage
 from ldm_jax.training import latents
 from ldm_jax.training.latents import (
     find_statistics,
@@ -180,7 +180,7 @@ def test_weights_bring_the_statistics_they_were_trained_on(
     config.first_stage.update(given)
 
     def find(checksum):
-        first = types.SimpleNamespace(record={"checksum": checksum}, params={})
+        first = FirstStage(MODEL.first_stage, {}, None, {"checksum": checksum})
         return find_statistics(config, MODEL, first, None, None, {})
 
     if message is None:
@@ -208,7 +208,7 @@ def test_all_processes_take_the_first_stage_that_process_0_finds(
     def load(workdir, step, image_channels=None):
         del image_channels
         record = {"workdir": workdir, "step": step, "checksum": 7}
-        return types.SimpleNamespace(record=record, check_pixels=lambda data: None)
+        return FirstStage(MODEL.first_stage, {}, None, record)
 
     monkeypatch.setattr(peers, "gather", gather)
     monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -15,6 +15,7 @@ from ldm_jax.batches import Data
 from ldm_jax.checkpoint import Best, Checkpoints, TrainState
 from ldm_jax.checkpoint.best import KeepBest, read_best, write_best
 from ldm_jax.console import Console
+from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.training import autoencoder, classifier, diffusion
@@ -23,7 +24,14 @@ from ldm_jax.training.held_out.eval_options import EvalOptions, eval_options
 from ldm_jax.training.held_out.made_images import Made, _require_examples
 from ldm_jax.training.held_out.own_reference import own_reference
 from ldm_jax.training.held_out.run_metrics import RunMetrics
-from tests.runs import assert_same_bits, state_of, tiny_config, train, weights_of
+from tests.runs import (
+    assert_same_bits,
+    bare_run,
+    state_of,
+    tiny_config,
+    train,
+    weights_of,
+)
 from tests.sampling.common import SIZE, make_trained
 
 MEASURED = {
@@ -151,7 +159,7 @@ def test_a_best_that_is_not_there_is_named(tmp_path):
 def test_the_reference_of_a_run_is_made_once(shapes_dir, tmp_path):
     mesh, lines = sharding.make_mesh(devices=jax.devices()[:1]), []
     config = tiny_config("shapes_class", shapes_dir)
-    run = SimpleNamespace(
+    run = bare_run(
         config=config,
         data=Data(config.data, 0, 8, mesh),
         console=SimpleNamespace(line=lines.append),
@@ -188,7 +196,9 @@ def test_an_example_that_cannot_be_read_is_a_sample_less(monkeypatch):
 
     data = SimpleNamespace(num_held_out=3, held_out_batches=held_out_batches)
     state = SimpleNamespace(ema_params={}, params={})
-    make = made_images.sampled(make_trained("segmentation", scale=0).model, None, 0)
+    make = made_images.sampled(
+        make_trained("segmentation", scale=0).model, SampleOptions(), 0
+    )
     images = make(EvalOptions(num_samples=3), mesh, data)
     (made,) = images(state, {})
     assert np.asarray(made.mask).tolist() == [True, False, True]
@@ -269,7 +279,7 @@ def test_images_that_are_not_finite_are_counted_and_not_measured(capsys):
         sets._measurement = SimpleNamespace(twin=lambda: taken)
         sets._images = lambda *_: (Made(None, mask, each) for each in finite)
         sets._run = SimpleNamespace(console=Console(9, 0, True), frozen=None)
-        return sets.measure(SimpleNamespace(step=7), lambda: True)
+        return sets.measure(TrainState(7, {}, {}, {}, {}), lambda: True)
 
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
     assert measure({3}, {3}) == {"num_images": 6}

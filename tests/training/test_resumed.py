@@ -10,12 +10,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax import sharding
+from ldm_jax.checkpoint import TrainState
 from ldm_jax.errors import DataError, ProcessLost, TrainingDiverged
 from ldm_jax.training.held_out import HeldOut
 from ldm_jax.training.step_log import check_finite
 from ldm_jax.training.writer import Writer
+from tests.runs import bare_run
 
-STATE = SimpleNamespace(ema_params={})
+STATE = TrainState(step=0, params={}, ema_params={}, opt_state={}, stats={})
 
 
 class Console:
@@ -61,7 +63,7 @@ def resume(tmp_path):
         )
         writer = Writer(tmp_path, {}, start)
         writers.append(writer)
-        run = SimpleNamespace(
+        run = bare_run(
             config=ConfigDict(config),
             mesh=sharding.make_mesh(),
             data=data,

@@ -5,7 +5,6 @@ import errno
 import itertools
 import json
 import pathlib
-import types
 from unittest import mock
 
 import jax
@@ -16,7 +15,7 @@ import pytest
 from ldm_jax import latent_diffusion
 from ldm_jax.batches import Data
 from ldm_jax.build import make_model
-from ldm_jax.conditioners import ClipText
+from ldm_jax.conditioners import ClipText, Conditioner
 from ldm_jax.config import to_dict
 from ldm_jax.convert.formats import convert
 from ldm_jax.data.encoded import Header
@@ -123,7 +122,7 @@ def test_says_what_does_not_go_with_stored_states(config, shapes_dir, tmp_path):
     text = (place / FILE).read_text()
     entry = to_dict(config.conditions.caption)
     changed = config.copy_and_resolve_references()
-    made = types.SimpleNamespace(entries={"caption": entry})
+    made = Conditioner({"caption": entry})
     options = {k: v for k, v in entry.items() if k not in ("weights", "dropout")}
     other = write_tower(tmp_path / "other.safetensors", options, seed=1)
     changed.conditions.caption.weights = other
@@ -153,7 +152,7 @@ def test_says_what_does_not_go_with_stored_states(config, shapes_dir, tmp_path):
 def test_a_workdir_keeps_its_tower(config, tmp_path):
     """It needs nothing beside it, and takes no other tower."""
     data, _ = batches_of(config, True)
-    made = types.SimpleNamespace(entries={"caption": config.conditions.caption})
+    made = Conditioner({"caption": to_dict(config.conditions.caption)})
     options = config, made, data, tmp_path / "run"
     stored = stored_text_states(*options)
     moved = config.copy_and_resolve_references()
