@@ -47,7 +47,7 @@ class TableSource:
         table: Any,
         fields: Fields,
         classes: tuple[tuple[str, ...] | None, int | None],
-        split: tuple[str, float] = ("all", 0.5),
+        split: tuple[str, float | None] = ("all", 0.5),
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Takes a table.
