@@ -1,5 +1,6 @@
 """`pytest --check_shapes` works with the JAX and the flax that are installed."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import jaxtyping
 import pytest
 
 from ldm_jax.models.unet import UNet
-from tests.runs import ROOT
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_shapes_are_checked_in_every_call(pytestconfig):
