@@ -1,6 +1,6 @@
 """A disk that refuses a checkpoint which Orbax, at a barrier, says nothing of."""
 
-import pathlib
+import tempfile
 import threading
 
 import pytest
@@ -45,15 +45,16 @@ def refuse(monkeypatch):
     """Makes a disk refuse some of the trials; returns how many there were."""
 
     def make(refuses, after=lambda trials: None):
-        trials = []
+        trials, open_file = [], tempfile.TemporaryFile
 
-        def write_bytes(self, data):
-            trials.append(self)
+        def temporary_file(**options):
+            trials.append(options)
             after(len(trials))
             if refuses(len(trials)):
                 raise OSError(28, "No space left on device")
+            return open_file(**options)
 
-        monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+        monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
         return trials
 
     return make

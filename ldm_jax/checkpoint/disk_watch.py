@@ -4,12 +4,10 @@ Orbax holds a process whose disk is full at a barrier, beside those that wait th
 its part of the checkpoint: for twenty minutes nobody would say why nothing goes on.
 """
 
-import contextlib
 import os
+import tempfile
 import time
 from typing import Any
-
-import jax
 
 from ldm_jax import peers
 from ldm_jax.errors import DiskError
@@ -54,16 +52,17 @@ def await_saved(saving: Any, folder: Place, kept: str, every: float = 3.0) -> No
 
 
 def _refusal(folder, kept):
-    """Writes a file, and takes it away again; returns the error if that fails."""
-    # Where the checkpoints are, which a link may have put on another disk. Orbax passes
-    # over what is no folder; what a kill leaves is written anew by the next trial.
-    trial = folder / f".disk_trial.{jax.process_index()}.tmp"
+    """Writes a file of no name, of which nothing stays; returns the error if it fails.
+
+    Where the checkpoints are, which a link may have put on another disk.
+    """
     try:
-        with writing(f"a checkpoint in {folder}", kept):
-            trial.write_bytes(os.urandom(_TRIAL_BYTES))
+        with (
+            writing(f"a checkpoint in {folder}", kept),
+            tempfile.TemporaryFile(dir=folder) as trial,
+        ):
+            trial.write(os.urandom(_TRIAL_BYTES))
+            trial.flush()
     except DiskError as error:
         return error
-    finally:
-        with contextlib.suppress(OSError):
-            trial.unlink()
     return None

@@ -229,8 +229,6 @@ def differences(one, other, kills=1):
     # killed right after a save has not yet deleted the oldest; the next save does.
     # The best one stays beside them.
     names = sorted(path.name for path in folders[1].parent.iterdir())
-    # Left by a trial of the disk that was cut, as by a kill; the next one is rid of it.
-    names = [name for name in names if not name.startswith(".disk_trial")]
     most = COMMON["train.keep_last"] + 1 + max(kills, 1)
     if len(names) > most or not all(map(str.isdigit, names)):
         found.append(f"what is kept as checkpoints: {names}")
