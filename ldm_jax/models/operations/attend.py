@@ -61,8 +61,7 @@ def attend(
 ) -> Float[Array, "batch heads length channels"]:
     """Attention (Vaswani et al. 2017, Eq. 1) of queries that are scaled already.
 
-    The softmax is divided by its sum after the product with the values, where there are
-    fewer numbers. Derivatives of any order are there in reverse mode alone.
+    Derivatives of any order are there in reverse mode alone.
 
     Args:
       query: [B, heads, T, d], times d^-1/2.
@@ -80,39 +79,36 @@ def attend(
 # Jitted, they are traced and lowered once for all attentions of one shape.
 @jax.jit
 def _forward(query, key, value, mask):
-    scores = _product("bhtd,bhsd->bhts", query, key)
+    scores = _product("bhtd,bhsd->bhts", query, key, jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights.astype(value.dtype)
-    out = jnp.einsum("bhts,bhsd->bhtd", weights, value)
-    out = (out / total).astype(query.dtype)
-    return out, (query, key, value, weights, total, out)
+    # On a GPU one kernel. Divided after the product, where there are fewer numbers, it
+    # would be two, each of which reads the scores.
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = _product("bhts,bhsd->bhtd", weights, value, query.dtype)
+    return out, (query, key, value, weights, out)
 
 
 @jax.jit
 def _backward(kept, gradient):
-    query, key, value, weights, total, out = kept
+    query, key, value, weights, out = kept
     # Without the barrier compilers skip the rounding of the weights, and keep scores in
     # float32 to make them anew.
     weights = jax.lax.optimization_barrier(weights)
     # Masked weights are zero, and with them all that follows.
-    share = gradient.astype(jnp.float32) / total
-    mean = jnp.sum(share * out.astype(jnp.float32), axis=-1, keepdims=True)
-    share = share.astype(value.dtype)
-    by_value = _product("bhts,bhtd->bhsd", weights, share)
-    by_weights = _product("bhtd,bhsd->bhts", share, value)
+    share = gradient.astype(jnp.float32) * out.astype(jnp.float32)
+    mean = jnp.sum(share, axis=-1, keepdims=True)
+    by_value = _product("bhts,bhtd->bhsd", weights, gradient, value.dtype)
+    by_weights = _product("bhtd,bhsd->bhts", gradient, value, jnp.float32)
     by_scores = (weights.astype(jnp.float32) * (by_weights - mean)).astype(query.dtype)
-    by_query = _product("bhts,bhsd->bhtd", by_scores, key)
-    by_key = _product("bhts,bhtd->bhsd", by_scores, query)
-    results = zip((by_query, by_key, by_value), (query, key, value), strict=True)
-    return *(result.astype(like.dtype) for result, like in results), None
+    by_query = _product("bhts,bhsd->bhtd", by_scores, key, query.dtype)
+    by_key = _product("bhts,bhtd->bhsd", by_scores, query, key.dtype)
+    return by_query, by_key, by_value, None
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _product(axes, a, b):
-    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+def _product(axes, a, b, dtype):
+    """A product in `dtype`; sums within it are float32 on accelerators."""
+    return jnp.einsum(axes, a, b, preferred_element_type=dtype)
