@@ -6,13 +6,13 @@ are head-major, [heads * head_channels].
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.annotations import Array, Bool, Float
 from ldm_jax.models.layers import GroupNorm, LayerNorm, dense
 from ldm_jax.models.operations.dot_product import dot_product_attention
+from ldm_jax.models.operations.geglu import geglu
 from ldm_jax.models.operations.kernels import AUTO
 from ldm_jax.models.operations.parameters import Initializer, kernel_init
 
@@ -63,19 +63,28 @@ class Attention(nn.Module):
         """
         context = x if context is None else context.astype(self.dtype)
         inner = self.num_heads * self.head_channels
+        width = self.out_channels or x.shape[-1]
         made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
 
-        def heads(name, inputs):
-            y = dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
-            y = y.reshape(*y.shape[:2], self.num_heads, self.head_channels)
-            return y.swapaxes(1, 2)
+        def project(name, inputs):
+            return dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
 
-        query = heads("query", x)
-        key, value = heads("key", context), heads("value", context)
-        out = dot_product_attention(query, key, value, mask, self.attention_kernel)
-        out = out.swapaxes(1, 2).reshape(*x.shape[:2], inner)
-        width = self.out_channels or x.shape[-1]
-        return dense(width, zero=self.zero_init, **made, name="out")(out)
+        # The softmax of one score is one, whatever queries and keys are: they are made
+        # for their weights' sake alone.
+        scored = context.shape[1] > 1 or self.is_initializing()
+        if scored:
+            query, key = project("query", x), project("key", context)
+        value = project("value", context)
+        out = dense(width, zero=self.zero_init, **made, name="out")
+        if not scored:
+            return jnp.broadcast_to(out(value), (*x.shape[:2], width))
+        heads = (self._heads(y) for y in (query, key, value))
+        y = dot_product_attention(*heads, mask, self.attention_kernel)
+        return out(y.swapaxes(1, 2).reshape(*x.shape[:2], inner))
+
+    def _heads(self, y):
+        y = y.reshape(*y.shape[:2], self.num_heads, self.head_channels)
+        return y.swapaxes(1, 2)
 
 
 class AttentionBlock(nn.Module):
@@ -157,15 +166,8 @@ class FeedForward(nn.Module):
         """
         c = x.shape[-1]
         made = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-        y = dense(8 * c, **made, name="proj_in")(x)
-        y = _gated(y)
+        y = geglu(dense(8 * c, **made, name="proj_in")(x))
         return dense(c, **made, name="proj_out")(y)
-
-
-@jax.checkpoint  # Its steps would be kept beside its input, which is as large as three.
-def _gated(x):
-    x, gate = jnp.split(x, 2, axis=-1)
-    return x * nn.gelu(gate, approximate=False)
 
 
 class TransformerBlock(nn.Module):

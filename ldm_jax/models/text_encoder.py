@@ -19,6 +19,7 @@ from flax import linen as nn
 from ldm_jax.annotations import Array, Bool, Float, Int
 from ldm_jax.models.attention import Attention
 from ldm_jax.models.layers import LayerNorm, dense
+from ldm_jax.models.operations.geglu import gelu
 from ldm_jax.models.operations.parameters import Embed, param
 
 embedding_init = nn.initializers.normal(0.02)
@@ -182,6 +183,6 @@ class EncoderBlock(nn.Module):
 # "gelu" is exact (Hendrycks & Gimpel 2016); "quick_gelu" is an approximation of the
 # same paper, which OpenAI's CLIP weights were trained with.
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }

@@ -1,5 +1,7 @@
 """Attention against JAX's own, in one piece and in blocks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,28 @@ def test_zero_initialised_blocks_are_the_identity(module):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     y, _ = jax.jit(module.init_with_output)(jax.random.key(1), x)
     np.testing.assert_array_equal(y, x)
+
+
+def test_one_token_is_attended_to_without_queries_and_keys():
+    module, x = Attention(2, 4), jax.random.normal(jax.random.key(0), (2, 5, 8))
+    context = jax.random.normal(jax.random.key(1), (2, 1, 3))
+    variables = module.init(jax.random.key(2), x, context)
+
+    def loss(variables, x, context):
+        return jnp.sum(jnp.square(module.apply(variables, x, context)))
+
+    one = jax.grad(loss, (0, 1, 2))(variables, x, context)
+    # Of two equal tokens each gets half of the attention, so that it is the same.
+    twice = jnp.repeat(context, 2, axis=1)
+    two = jax.grad(loss, (0, 1, 2))(variables, x, twice)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, one[0], two[0])
+    assert_close(one[2][:, 0], two[2].sum(axis=1), 1e-5)
+    for name in ("query", "key"):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(one[0]["params"][name]))
+    assert not one[1].any()
+    text = jax.jit(module.apply).lower(variables, x, context).compile().as_text()
+    assert "exponential" not in text
 
 
 # AdaLN-Zero (Peebles & Xie 2023).
