@@ -17,11 +17,11 @@ import collections
 import time
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax._src.ad_checkpoint import saved_residuals
 
 from configs import imagenet_class, text_to_image
+from ldm_jax.flops import inner_jaxprs
 from ldm_jax.models.unet import UNet
 
 # Fields of the U-Net, size and channels of its latents, and shape of the context.
@@ -85,9 +85,9 @@ def kept(loss, arguments):
 def equations(jaxpr):
     """All equations of a jaxpr, those inside of others included."""
     for equation in jaxpr.eqns:
-        inner = list(jex.jaxprs_in_params(equation.params))
+        inner = inner_jaxprs(equation)
         for other in inner:
-            yield from equations(other)
+            yield from equations(getattr(other, "jaxpr", other))
         if not inner:
             yield equation
 

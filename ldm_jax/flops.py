@@ -11,6 +11,9 @@ from typing import Any
 
 from jax.extend import core
 
+# Of what each platform does in its own way, this one's is counted.
+PLATFORM = "cuda"
+
 
 def count_flops(jaxpr: Any) -> float:
     """Counts what a program does once.
@@ -39,8 +42,13 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
       eqn: Equation of a jaxpr.
 
     Returns:
-      Jaxprs and ClosedJaxprs.
+      Jaxprs and ClosedJaxprs; where each platform has its own, PLATFORM's alone.
     """
+    platforms = eqn.params.get("branches_platforms")
+    if platforms:
+        # The way of all others has no names, and is the last.
+        ours = [names is None or PLATFORM in names for names in platforms]
+        return [eqn.params["branches"][ours.index(True)]]
     found = []
     for value in eqn.params.values():
         values = value if isinstance(value, tuple | list) else (value,)
@@ -69,7 +77,7 @@ def _scan(eqn):
 
 
 def _cond(eqn):
-    return max(map(count_flops, eqn.params["branches"]))
+    return max(map(count_flops, inner_jaxprs(eqn)))
 
 
 def _pallas_call(eqn):

@@ -71,9 +71,9 @@ def _inline(jaxpr, names, new, steps):
         return None if isinstance(atom, core.Literal) else names[atom]
 
     for eqn in jaxpr.eqns:
-        inputs, inner = [number(atom) for atom in eqn.invars], inner_jaxprs(eqn)
-        body = getattr(inner[0], "jaxpr", inner[0]) if inner else None
-        if body is None or eqn.primitive.name in CONTROL or not _is_call(eqn, body):
+        inputs = [number(atom) for atom in eqn.invars]
+        body = _called(eqn)
+        if body is None:
             names |= {var: new(var) for var in eqn.outvars}
             read = tuple(i for i in inputs if i is not None)
             made = tuple(names[var] for var in eqn.outvars)
@@ -81,7 +81,9 @@ def _inline(jaxpr, names, new, steps):
             continue
         # A call; constants of its body are arguments that nobody made before.
         own = {var: new(var) for var in body.constvars}
-        for var, value in zip(body.invars, inputs, strict=True):
+        # The first argument of a choice is its number.
+        given = inputs[1:] if _by_platform(eqn) else inputs
+        for var, value in zip(body.invars, given, strict=True):
             own[var] = new(var) if value is None else value
         made = _inline(body, own, new, steps)
         for var, value in zip(eqn.outvars, made, strict=True):
@@ -89,9 +91,19 @@ def _inline(jaxpr, names, new, steps):
     return [number(atom) for atom in jaxpr.outvars]
 
 
-def _is_call(eqn, body):
-    same = len(body.invars) == len(eqn.invars) and len(body.outvars) == len(eqn.outvars)
-    return same and not eqn.primitive.name.startswith("reduce")
+def _called(eqn):
+    """The jaxpr that takes an equation's place, or None where it is a step."""
+    inner = inner_jaxprs(eqn)
+    if not inner or (eqn.primitive.name in CONTROL and not _by_platform(eqn)):
+        return None
+    body = getattr(inner[0], "jaxpr", inner[0])
+    given = len(eqn.invars) - _by_platform(eqn)
+    same = len(body.invars) == given and len(body.outvars) == len(eqn.outvars)
+    return body if same and not eqn.primitive.name.startswith("reduce") else None
+
+
+def _by_platform(eqn):
+    return bool(eqn.params.get("branches_platforms"))
 
 
 def _without_unused(program: Program) -> Program:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from ldm_jax.models.operations.attend import attend
-from ldm_jax.models.operations.group_norm import group_norm, sum_as_one, sum_both
+from ldm_jax.models.operations.geglu import geglu, gelu
+from ldm_jax.models.operations.group_norm import group_norm
 from ldm_jax.models.operations.join import join
+from ldm_jax.models.operations.layer_norm import layer_norm
+from ldm_jax.models.operations.sums import CUDA, DEFAULT
 from tests.common import assert_close
 
 
@@ -68,17 +71,23 @@ def test_group_norm_differentiates_twice_in_batches_and_recomputed():
     assert_close(ours, expected, 1e-4)
 
 
-def test_group_norm_of_a_split_batch_sends_sums_for_its_parameters_alone():
+def group_norm_loss(x, scale, bias, vector):
+    modulation = vector, vector
+    return group_norm(x, scale, bias, modulation, 4, 1e-5, True, "float32").sum()
+
+
+def layer_norm_loss(x, scale, bias, vector):
+    return jnp.sum(layer_norm(x, scale, bias, 1e-5, "float32") * vector[:, None, None])
+
+
+@pytest.mark.parametrize("loss", [group_norm_loss, layer_norm_loss])
+def test_norms_of_a_split_batch_send_sums_for_their_parameters_alone(loss):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), "data")
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-
-    def loss(x, scale, bias, modulation):
-        return group_norm(x, scale, bias, modulation, 4, 1e-5, True, "float32").sum()
-
     shapes = jax.ShapeDtypeStruct((4, 3, 3, 8), jnp.float32, sharding=rows)
     vector = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=rows)
     whole = jax.ShapeDtypeStruct((8,), jnp.float32)
-    arguments = shapes, whole, whole, (vector, vector)
+    arguments = shapes, whole, whole, vector
     program = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
     text = program.as_text()
     assert "all-reduce" in text
@@ -102,8 +111,11 @@ def test_group_norm_keeps_its_input_and_nothing_of_its_size():
 
 def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
     pair = normal(0, 2, 5, 3, 8), normal(1, 2, 5, 3, 8)
-    for one, both in zip(sum_as_one(*pair), sum_both(*pair), strict=True):
-        assert_close(one, both, 1e-5)
+    one, both = (sums.parts(sums.both(*pair, (1, 2))) for sums in (CUDA, DEFAULT))
+    for a, b in zip(one, both, strict=True):
+        assert_close(a, b, 1e-5)
+    values = normal(2, 2, 3, 12)
+    assert_close(CUDA.fold(values, 4), DEFAULT.fold(values, 4), 1e-6)
     x = jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16)
     row = jax.ShapeDtypeStruct((8,), jnp.float32)
 
@@ -126,6 +138,46 @@ def test_maps_are_joined_once_and_their_gradients_are_parts():
     # One barrier: the gradient has none.
     both = jax.jit(lambda *x: jax.vjp(join, *x)[1](join(*x)))
     assert both.lower(x, skip).as_text().count("optimization_barrier") == 1
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_geglu_has_the_gradients_of_the_plain_form(dtype, tolerance):
+    x, outer = 3 * normal(0, 2, 5, 16), normal(1, 2, 5, 8)
+
+    def plain(x):
+        value, gate = jnp.split(x, 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+    @jax.jit
+    def run(x):
+        ours, pull = jax.vjp(geglu, x.astype(dtype))
+        theirs, pull_plain = jax.vjp(plain, x.astype(dtype).astype(jnp.float32))
+        pulled = pull(outer.astype(dtype)), pull_plain(outer)
+        assert ours.dtype == pulled[0][0].dtype == dtype
+        return (ours, theirs), (pulled[0][0], pulled[1][0])
+
+    for found, expected in run(x):
+        assert_close(found.astype(jnp.float32), expected, tolerance)
+    # Far out, too, where one form of it would divide zeros.
+    far = jnp.asarray([-1e4, -30.0, 30.0, 1e4])
+    np.testing.assert_array_equal(gelu(far), [0, 0, 30, 1e4])
+    slopes = jax.vjp(geglu, jnp.concatenate([jnp.ones(4), far]))[1](jnp.ones(4))[0]
+    np.testing.assert_array_equal(slopes, [0, 0, 30, 1e4, 0, 0, 1, 1])
+
+
+def test_geglu_keeps_its_input_and_differentiates_twice():
+    x = normal(0, 3, 8)
+    _, pull = jax.vjp(geglu, x)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+    assert [leaf.shape for leaf in kept] == [x.shape]
+
+    def curved(x):
+        return jnp.sum(jnp.square(jax.grad(lambda x: jnp.sum(geglu(x)))(x)))
+
+    slope, along = jax.grad(curved)(x), normal(1, 3, 8)
+    step = 1e-2 * along
+    expected = (curved(x + step) - curved(x - step)) / 2e-2
+    assert_close(jnp.sum(slope * along), expected, 1e-3)
 
 
 def plain_attend(query, key, value, mask):

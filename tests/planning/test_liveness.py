@@ -36,6 +36,17 @@ def test_a_product_reads_arrays():
     assert _peak(network, (ROWS, 8), (8, 8), rows=3).total == 2 * 4 * 3 * 8
 
 
+def test_of_what_platforms_do_in_their_ways_gpus_are_planned():
+    def network(x, w):
+        two = dict(cuda=lambda y: jnp.sin(y), default=lambda y: jnp.sin(y @ w) @ w)
+        return jax.lax.platform_dependent(x @ w, **two).sum()
+
+    jaxpr = _trace(network, (ROWS, 8), (8, 8))
+    assert "cond" in {eqn.primitive.name for eqn in jaxpr.eqns}
+    names = [step.name for step in flatten(jaxpr).steps]
+    assert "cond" not in names and names.count("dot_general") == 1
+
+
 def test_what_the_backward_pass_reads_is_kept():
     def network(w, x):
         for _ in range(5):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.models.operations.sums import on_platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -57,7 +57,7 @@ def group_norm(
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
     wide = x.astype(jnp.float32)
-    mean, variance = _moments(wide, groups)
+    mean, variance = on_platform(functools.partial(_moments, groups), wide)
     rate = jax.lax.rsqrt(variance + epsilon)
     weight, offset = _affine(scale, bias, modulation, rate)
     y = (wide - _pixel(mean)) * _pixel(weight) + _pixel(offset)
@@ -68,6 +68,14 @@ def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _backward(groups, epsilon, silu, dtype, kept, gradient):
     del epsilon, dtype
+    return on_platform(functools.partial(_pull, groups, silu), kept, gradient)
+
+
+group_norm.defvjp(_forward, _backward)
+
+
+def _pull(groups, silu, sums, kept, gradient):
+    """Gradients of what `group_norm` takes."""
     x, scale, bias, modulation, mean, rate = kept
     (weight, offset), pull = jax.vjp(_affine, scale, bias, modulation, rate)
 
@@ -81,64 +89,21 @@ def _backward(groups, epsilon, silu, dtype, kept, gradient):
             gradient = gradient * (gate * (1 + y * (1 - gate)))
         return centred, gradient
 
-    def sums(add, x, gradient):
-        centred, gradient = recompute(x, gradient)
-        return add(gradient, gradient * centred)
-
     # Without the barriers compilers find again what was made of x before, in the
     # forward pass or in the first sweep, and keep that in float32.
     inputs = jax.lax.optimization_barrier((x, gradient))
-    cuda, default = (functools.partial(sums, add) for add in (sum_as_one, sum_both))
-    found = jax.lax.platform_dependent(*inputs, cuda=cuda, default=default)
+    centred, gradient = recompute(*inputs)
+    found = sums.both(gradient, gradient * centred, (1, 2))
     inputs, found = jax.lax.optimization_barrier((inputs, found))
-    by_offset, by_weight = found
+    by_offset, by_weight = sums.parts(found)
     *by_parameters, by_rate = pull((by_weight, by_offset))
     # By the mean, and by the variance: that moves with an element by 2 / n of its
     # distance from the mean, and the rate with it by -rate^3 / 2.
     both = jnp.stack([by_offset * weight, by_rate * rate**3])
-    shift, slope = -_fold(both, groups) / (x.shape[1] * x.shape[2])
+    shift, slope = -sums.fold(both, groups) / (x.shape[1] * x.shape[2])
     centred, gradient = recompute(*inputs)
     result = gradient * _pixel(weight) + centred * _pixel(slope) + _pixel(shift)
     return result.astype(x.dtype), *by_parameters
-
-
-group_norm.defvjp(_forward, _backward)
-
-
-def sum_both(
-    a: Float[Array, "batch height width channels"],
-    b: Float[Array, "batch height width channels"],
-) -> tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]:
-    """Sums over height and width.
-
-    Args:
-      a: float32 [B, h, w, c].
-      b: float32 [B, h, w, c].
-
-    Returns:
-      Two [B, c].
-    """
-    return jnp.sum(a, axis=(1, 2)), jnp.sum(b, axis=(1, 2))
-
-
-def sum_as_one(
-    a: Float[Array, "batch height width channels"],
-    b: Float[Array, "batch height width channels"],
-) -> tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]:
-    """Sums over height and width, of both at once as of complex numbers.
-
-    For two sums XLA for GPUs writes what they have in common to memory in float32 and
-    reads it for each; into one sum it takes up all that leads there.
-
-    Args:
-      a: float32 [B, h, w, c].
-      b: float32 [B, h, w, c].
-
-    Returns:
-      Two [B, c].
-    """
-    both = jnp.sum(jax.lax.complex(a, b), axis=(1, 2))
-    return both.real, both.imag
 
 
 def _affine(scale, bias, modulation, rate):
@@ -150,26 +115,13 @@ def _affine(scale, bias, modulation, rate):
     return weight * (1 + scale), bias[None] * (1 + scale) + shift
 
 
-def _moments(x, groups):
+def _moments(groups, sums, x):
     """Mean and variance of every group, repeated for its channels: two [B, c]."""
-    shift = _fold(jnp.mean(x[:, 0], axis=1)[None], groups)[0]
+    shift = sums.fold(jnp.mean(x[:, 0], axis=1)[None], groups)[0]
     centred = x - _pixel(shift)
-    means = jnp.mean(centred, axis=(1, 2)), jnp.mean(jnp.square(centred), axis=(1, 2))
-    mean, square = _fold(jnp.stack(means), groups)
+    found = jnp.stack(sums.parts(sums.both(centred, jnp.square(centred), (1, 2))))
+    mean, square = sums.fold(found / (x.shape[1] * x.shape[2]), groups)
     return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
-
-
-def _fold(values, groups):
-    """Means over the channels of a group, repeated for each of them: [k, B, c] as is.
-
-    By products with a small matrix: XLA on the CPU would take up sums and repetitions
-    into the loop over all pixels, and do them anew for each. Axes are not joined: rows
-    of a batch that is split over devices would travel between them.
-    """
-    channels = values.shape[-1]
-    member = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
-    means = jnp.matmul(values, member, precision="highest") / (channels // groups)
-    return jnp.matmul(means, member.T, precision="highest")
 
 
 def _pixel(values):

@@ -1,4 +1,4 @@
-"""Layer normalisation that keeps its input alone."""
+"""Layer normalisation that keeps its input, and two numbers for each row of it."""
 
 import functools
 
@@ -7,12 +7,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.models.operations.sums import on_platform
 
 
-# Jitted, it is traced and lowered once for all norms of one shape. What it makes of its
-# input in float32 is made anew in the backward pass.
-@functools.partial(jax.jit, static_argnums=(3, 4))
-@functools.partial(jax.checkpoint, static_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(
     x: Float[Array, "... channels"],
     scale: Float[Array, " channels"] | None,
@@ -21,6 +19,8 @@ def layer_norm(
     dtype: DTypeLike,
 ) -> Float[Array, "... channels"]:
     """Normalises over channels (Ba et al. 2016); statistics are exact, in float32.
+
+    Derivatives of any order are there in reverse mode alone.
 
     Args:
       x: [..., c].
@@ -32,10 +32,57 @@ def layer_norm(
     Returns:
       [..., c] in `dtype`.
     """
-    along = (1,) * (x.ndim - 1) + (-1,)
-    centred = x.astype(jnp.float32)
-    centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return _forward(x, scale, bias, epsilon, dtype)[0]
+
+
+# Jitted, they are traced and lowered once for all norms of one shape.
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _forward(x, scale, bias, epsilon, dtype):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
     rate = jax.lax.rsqrt(variance + epsilon)
-    y = centred * (rate if scale is None else rate * scale.reshape(along))
-    return (y if bias is None else y + bias.reshape(along)).astype(dtype)
+    y = (wide - mean) * (rate if scale is None else rate * _row(scale, x))
+    y = y if bias is None else y + _row(bias, x)
+    return y.astype(dtype), (x, scale, bias, mean, rate)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _backward(epsilon, dtype, kept, gradient):
+    del epsilon, dtype
+    return on_platform(_pull, kept, gradient)
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+def _pull(sums, kept, gradient):
+    """Gradients of what `layer_norm` takes."""
+    x, scale, bias, mean, rate = kept
+
+    def recompute(x, gradient):
+        """The normalised rows, and the gradient by the output, in float32."""
+        return (x.astype(jnp.float32) - mean) * rate, gradient.astype(jnp.float32)
+
+    # As in group_norm.py: else what is made of x is kept in float32.
+    inputs = jax.lax.optimization_barrier((x, gradient))
+    by_scale = by_bias = None
+    if scale is not None or bias is not None:
+        rows, outer = recompute(*inputs)
+        # Of each example, as devices that share a batch would else wait here for
+        # each other's.
+        tokens = tuple(range(1, x.ndim - 1))
+        found = sums.both(outer * rows, outer, tokens)
+        inputs, found = jax.lax.optimization_barrier((inputs, found))
+        by_scale, by_bias = (jnp.sum(part, axis=0) for part in sums.parts(found))
+    rows, outer = recompute(*inputs)
+    outer = outer if scale is None else outer * _row(scale, x)
+    along = jnp.mean(outer * rows, axis=-1, keepdims=True)
+    result = rate * (outer - jnp.mean(outer, axis=-1, keepdims=True) - rows * along)
+    given = (None if scale is None else by_scale), (None if bias is None else by_bias)
+    return result.astype(x.dtype), *given
+
+
+def _row(values, x):
+    """[c] with the axes of x."""
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
