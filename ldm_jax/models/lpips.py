@@ -76,11 +76,29 @@ class LPIPS(nn.Module):
         features = []
         for block, (_, count) in enumerate(BLOCKS, start=1):
             if block > 1:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = _max_pool(x)
             for i in range(1, count + 1):
                 x = jax.nn.relu(getattr(self, f"conv{block}_{i}")(x))
             features.append(x)
         return features
+
+
+def _max_pool(x):
+    """The largest of each 2 x 2 pixels; an odd last row or column is left out.
+
+    The gradient goes to the first of them, as in PyTorch; that of `max_pool` scatters,
+    on a CPU in twenty times the time.
+    """
+    height, width = (size // 2 * 2 for size in x.shape[1:3])
+    upper, lower = (
+        _larger(x[:, row:height:2, 0:width:2], x[:, row:height:2, 1:width:2])
+        for row in (0, 1)
+    )
+    return _larger(upper, lower)
+
+
+def _larger(a, b):
+    return jnp.where(a >= b, a, b)
 
 
 def _unit(x):

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import linen as nn
 
 from ldm_jax.models import lpips
 
@@ -31,3 +33,14 @@ def test_features_have_the_sizes_of_vgg16():
     kernels = [v for k, v in variables["params"].items() if k.startswith("conv")]
     # The convolutions of torchvision's VGG16, without its classifier.
     assert sum(leaf.size for leaf in jax.tree.leaves(kernels)) == 14_714_688
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 5)])
+def test_pooling_and_its_gradient_are_those_of_a_window(size):
+    """Equal numbers, too, of which the first in a window has the gradient."""
+    x = jax.random.randint(jax.random.key(0), (2, *size, 3), -2, 3).astype(jnp.float32)
+    pooled, pull = jax.vjp(lpips._max_pool, x)
+    expected, pull_window = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    np.testing.assert_array_equal(pooled, expected)
+    outer = jax.random.normal(jax.random.key(1), pooled.shape)
+    np.testing.assert_array_equal(pull(outer)[0], pull_window(outer)[0])
