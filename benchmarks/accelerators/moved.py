@@ -1,0 +1,155 @@
+"""Kernels of a compiled program, and the bytes that they move, from its text."""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+# Bytes of a number by the name of its type; workspaces, s8 in results, are not moved.
+_BYTES = dict(pred=1, u8=1, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8)
+_BYTES["c64"] = 8
+# What is no kernel.
+_FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all"}
+_LINE = re.compile(
+    r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = "
+    r"(?P<type>\((?:[^()]|\([^()]*\))*\)|\S+) (?P<operation>[\w\-]+)\((?P<rest>.*)"
+)
+# The first whose pattern is in the name of what a kernel was traced from holds.
+PARTS = {
+    "group norms": r"norm(_in|_out)?/jit\(_(forward|backward)",
+    "layer norms": r"/norm_",
+    "feed-forward": "feed_forward",
+    "attention": "attention",
+    "convolutions": "conv|shortcut|resample",
+    "rest of the network": "UNet",
+}
+
+
+class Kernel(NamedTuple):
+    """A kernel of a compiled program.
+
+    Attributes:
+      name: Its name.
+      read: Bytes of its operands; of one that is sliced, of the slice.
+      written: Bytes of its results.
+      source: Name of the operation that it was traced from, or "".
+      body: What it computes, with names in the order that they come in.
+    """
+
+    name: str
+    read: int
+    written: int
+    source: str
+    body: str
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
+    @property
+    def part(self) -> str:
+        """Key of PARTS, or "optimiser and others"."""
+        found = (part for part, words in PARTS.items() if re.search(words, self.source))
+        return next(found, "optimiser and others")
+
+
+def read_kernels(text: str) -> list[Kernel]:
+    """Lists the kernels of a program.
+
+    Args:
+      text: Text of a compiled program, `compiled.as_text()`.
+
+    Returns:
+      Kernels of its entry computation, in their order.
+    """
+    computations = r"\n%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}"
+    bodies = dict(re.findall(computations, text, re.DOTALL))
+    entry = text[text.index("\nENTRY ") :]
+    types, found = {}, []
+    for line in map(_LINE.match, entry[: entry.index("\n}")].splitlines()):
+        if line is None:
+            continue
+        types[line["name"]] = line["type"]
+        if line["operation"] in _FREE:
+            continue
+        operands = re.findall(r"%([\w.\-]+)", line["rest"].split("), ")[0])
+        called = re.search(r"calls=%([\w.\-]+)", line["rest"])
+        body = bodies.get(called[1], "") if called else line["rest"].split("), ")[0]
+        source = re.search(r'op_name="([^"]*)"', line["rest"])
+        found.append(
+            Kernel(
+                name=line["name"],
+                read=sum(_read(body, i, types[o]) for i, o in enumerate(operands)),
+                written=_size(line["type"]),
+                source=source[1] if source else "",
+                body=_renamed(body),
+            )
+        )
+    return found
+
+
+def _arrays(type_text):
+    """(name of the type, numbers) of each array of a type or of a tuple of them."""
+    for name, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type_text):
+        yield name, math.prod(map(int, filter(None, sizes.split(","))))
+
+
+def _size(type_text):
+    return sum(count * _BYTES.get(name, 0) for name, count in _arrays(type_text))
+
+
+def _read(body, index, type_text):
+    """Bytes that a fusion reads of an operand: of all, or of its slices alone."""
+    own = re.search(rf"%?([\w.\-]+) = .* parameter\({index}\)", body)
+    uses = list(_uses(body, own[1])) if own else []
+    if not all(use["operation"].endswith("slice") for use in uses):
+        return _size(type_text)
+    # What several of them read comes from memory once.
+    slices = sum(count for use in uses for _, count in _arrays(use["type"]))
+    whole = sum(count for _, count in _arrays(type_text))
+    share = min(1, slices / whole) if uses else 1
+    return round(share * _size(type_text))
+
+
+def _uses(body, name) -> Iterator[re.Match]:
+    """Lines of a body that read a value, through bitcasts and conversions."""
+    for line in map(_LINE.match, body.splitlines()):
+        if line and re.search(rf"%{re.escape(name)}\b(?![.\-])", line["rest"]):
+            if line["operation"] in ("bitcast", "convert"):
+                yield from _uses(body, line["name"])
+            else:
+                yield line
+
+
+def _renamed(body):
+    numbers = {}
+    body = re.sub(r", metadata=\{[^}]*\}", "", body)
+    return re.sub(
+        r"%[\w.\-]+", lambda m: numbers.setdefault(m[0], f"%{len(numbers)}"), body
+    )
+
+
+def summarise(found: list[Kernel]) -> dict[str, Any]:
+    """Sums what kernels move.
+
+    Args:
+      found: Kernels.
+
+    Returns:
+      Row: GB moved, kernels, how many differ, and (GB, kernels) of each part.
+    """
+    moved, count = collections.Counter(), collections.Counter()
+    for kernel in found:
+        moved[kernel.part] += kernel.moved
+        count[kernel.part] += 1
+    return {
+        "moved_gb": round(sum(moved.values()) / 1e9, 2),
+        "kernels": len(found),
+        "different": len({kernel.body for kernel in found}),
+        "parts": {
+            part: (round(size / 1e9, 2), count[part])
+            for part, size in moved.most_common()
+        },
+    }

@@ -1,0 +1,52 @@
+"""Bytes of the kernels of a compiled program."""
+
+from benchmarks.accelerators.moved import read_kernels, summarise
+
+TEXT = """HloModule jit_step
+
+%fused_slice (param_0: bf16[8,128], param_1: f32[128]) -> f32[4,128] {
+  %param_0 = bf16[8,128]{1,0} parameter(0)
+  %convert = f32[8,128]{1,0} convert(%param_0)
+  %slice = f32[4,128]{1,0} slice(%convert), slice={[0:4], [0:128]}
+  %param_1 = f32[128]{0} parameter(1)
+  %broadcast = f32[4,128]{1,0} broadcast(%param_1), dimensions={1}
+  ROOT %add = f32[4,128]{1,0} add(%slice, %broadcast)
+}
+
+%fused_slice.1 (param_0.1: bf16[8,128], param_1.1: f32[128]) -> f32[4,128] {
+  %param_0.1 = bf16[8,128]{1,0} parameter(0)
+  %convert.1 = f32[8,128]{1,0} convert(%param_0.1)
+  %slice.1 = f32[4,128]{1,0} slice(%convert.1), slice={[0:4], [0:128]}
+  %param_1.1 = f32[128]{0} parameter(1)
+  %broadcast.1 = f32[4,128]{1,0} broadcast(%param_1.1), dimensions={1}
+  ROOT %add.1 = f32[4,128]{1,0} add(%slice.1, %broadcast.1)
+}
+
+ENTRY %main (x.1: bf16[8,128], b.1: f32[128]) -> (f32[4,128], f32[4,128]) {
+  %x.1 = bf16[8,128]{1,0} parameter(0)
+  %b.1 = f32[128]{0} parameter(1)
+  %first = f32[4,128]{1,0} fusion(%x.1, %b.1), kind=kLoop, calls=%fused_slice, \
+metadata={op_name="jit(step)/UNet/norm_in/jit(_forward)/add"}
+  %second = f32[4,128]{1,0} fusion(%x.1, %b.1), kind=kLoop, calls=%fused_slice.1, \
+metadata={op_name="jit(step)/UNet/up_1/feed_forward/add"}
+  %gemm = (f32[4,4]{1,0}, s8[4096]{0}) custom-call(%first, %second), \
+custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(step)/dot_general"}
+  %get-tuple-element.1 = f32[4,4]{1,0} get-tuple-element(%gemm), index=0
+  ROOT %tuple = (f32[4,128]{1,0}, f32[4,4]{1,0}) tuple(%first, %get-tuple-element.1)
+}
+"""
+
+
+def test_kernels_move_operands_slices_and_results_but_no_workspace():
+    first, second, product = read_kernels(TEXT)
+    half, bias, result = 4 * 128 * 2, 128 * 4, 4 * 128 * 4
+    assert (first.read, first.written) == (half + bias, result)
+    assert first.moved == second.moved and first.body == second.body
+    assert (product.read, product.written) == (2 * result, 4 * 4 * 4)
+
+
+def test_a_program_is_summed_by_parts():
+    found = summarise(read_kernels(TEXT))
+    assert (found["kernels"], found["different"]) == (3, 2)
+    counts = {part: count for part, (_, count) in found["parts"].items()}
+    assert counts == {"group norms": 1, "feed-forward": 1, "optimiser and others": 1}
