@@ -21,6 +21,8 @@ import time
 
 # Before jax is imported, as in planner.py.
 os.environ["JAX_PLATFORMS"] = "cpu"
+_FLAGS = "--xla_gpu_enable_triton_gemm=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 from jax._src.cudnn import fused_attention_stablehlo as cudnn  # noqa: E402
 

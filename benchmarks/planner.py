@@ -15,12 +15,15 @@ import json
 import os
 import sys
 import time
+from importlib.metadata import version
 from typing import Any
 
 # Before jax is imported: this process has a CPU, and compiles for another device.
 os.environ["JAX_PLATFORMS"] = "cpu"
+_FLAGS = "--xla_gpu_autotune_level=0"
 # Without trials the compiler of jax 0.11 and later has no way to choose Triton's tiles.
-_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+if not version("jax").startswith("0.10."):
+    _FLAGS += " --xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 from jax.experimental import topologies  # noqa: E402

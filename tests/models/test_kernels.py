@@ -163,7 +163,7 @@ def test_what_cudnn_cannot_compile_another_kernel_computes(monkeypatch):
 
     jax.grad(lambda x: jax.jit(on_mesh(traced, make_mesh()))(x).sum())(jnp.ones(8))
     assert chosen == ["einsum"]
-    with pytest.raises(ConfigError, match="cuDNN cannot .cuDNN is not detected"):
+    with pytest.raises(ConfigError, match=r"cuDNN cannot \(cuDNN"):
         choose(sd1, "cudnn", H100)
 
 
