@@ -19,7 +19,7 @@ import pathlib
 import sys
 import time
 
-# Before jax is imported, as in planner.py.
+# Before jax is imported, as in planner.py, which sets the flag for jax 0.11 and later.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = "--xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()

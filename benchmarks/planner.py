@@ -22,7 +22,7 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = "--xla_gpu_autotune_level=0"
 # Without trials the compiler of jax 0.11 and later has no way to choose Triton's tiles.
-if not version("jax").startswith("0.10."):
+if tuple(map(int, version("jax").split(".")[:2])) >= (0, 11):
     _FLAGS += " --xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 

@@ -46,7 +46,7 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
     """
     platforms = eqn.params.get("branches_platforms")
     if platforms:
-        # The way of all others has no names, and is the last.
+        # The default branch names no platforms, and is the last.
         ours = [names is None or PLATFORM in names for names in platforms]
         return [eqn.params["branches"][ours.index(True)]]
     found = []

@@ -58,6 +58,9 @@ class Kernel(NamedTuple):
 def read_kernels(text: str) -> list[Kernel]:
     """Lists the kernels of a program.
 
+    A loop counts as one kernel that moves what it carries once, and an asynchronous
+    operation at its start and at its end.
+
     Args:
       text: Text of a compiled program, `compiled.as_text()`.
 

@@ -55,8 +55,8 @@ class Attention(nn.Module):
         Args:
           x: [B, T, c], what attends.
           context: [B, S, d], what is attended to; None for `x` itself.
-          mask: Bool [T, S], whether a token of `x` attends to one of the context; None
-            where each attends to all.
+          mask: Bool [T, S], whether a token of `x` attends to one of the context, of
+            which each attends to one at least; None where each attends to all.
 
         Returns:
           [B, T, out_channels or c].
@@ -69,8 +69,8 @@ class Attention(nn.Module):
         def project(name, inputs):
             return dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
 
-        # The softmax of one score is one, whatever queries and keys are: they are made
-        # for their weights' sake alone.
+        # The softmax of one score is one, whatever queries and keys are: only where
+        # parameters are drawn they are made, for those of theirs.
         scored = context.shape[1] > 1 or self.is_initializing()
         if scored:
             query, key = project("query", x), project("key", context)

@@ -98,7 +98,7 @@ def _max_pool(x):
 
 
 def _larger(a, b):
-    return jnp.where(a >= b, a, b)
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _unit(x):

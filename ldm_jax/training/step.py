@@ -186,8 +186,12 @@ def _as_parameters_lie(grads):
     """Gradients with their axes in memory in the order of those of parameters.
 
     NVIDIA's convolutions make them with output channels first. XLA would compute the
-    whole optimiser in that order, and turn its moments there and back at each step.
+    whole optimiser in that order, and turn its moments there and back at each step. It
+    cannot split the constraint, and where parameters are split it would gather all
+    gradients for it: there they stay as they are.
     """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1:
+        return grads
 
     def in_order(leaf):
         return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))

@@ -44,3 +44,6 @@ def test_pooling_and_its_gradient_are_those_of_a_window(size):
     np.testing.assert_array_equal(pooled, expected)
     outer = jax.random.normal(jax.random.key(1), pooled.shape)
     np.testing.assert_array_equal(pull(outer)[0], pull_window(outer)[0])
+    for row, column in np.ndindex(2, 2):
+        lost = lpips._max_pool(x.at[0, row, column, 0].set(jnp.nan))
+        assert np.isnan(lost[0, 0, 0, 0]) and np.isnan(lost).sum() == 1

@@ -129,6 +129,53 @@ def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
         assert ("complex<f32>" in text) == (platform == "cuda"), platform
 
 
+def plain_layer_norm(x, scale, bias, epsilon, dtype):
+    row = lambda values: values.reshape((1,) * (x.ndim - 1) + (-1,))  # noqa: E731
+    mean, variance = (f(x, axis=-1, keepdims=True) for f in (jnp.mean, jnp.var))
+    y = (x - mean) / jnp.sqrt(variance + epsilon)
+    y = y if scale is None else y * row(scale)
+    return (y if bias is None else y + row(bias)).astype(dtype)
+
+
+@pytest.mark.parametrize("sums", [CUDA, DEFAULT], ids=["cuda", "default"])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 2, 2, 3, 8)])
+@pytest.mark.parametrize("scaled, moved", [(True, True), (False, True), (True, False)])
+def test_layer_norm_has_the_gradients_of_the_plain_form(
+    sums, shape, scaled, moved, monkeypatch
+):
+    here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
+    monkeypatch.setattr("ldm_jax.models.operations.layer_norm.on_platform", here)
+    scale, bias = normal(1, 8) if scaled else None, normal(2, 8) if moved else None
+    x, outer = 3 + normal(0, *shape), normal(3, *shape)
+
+    def run(function):
+        def loss(x, scale, bias):
+            return jnp.sum(outer * function(x, scale, bias, 1e-5, jnp.float32))
+
+        return jax.grad(loss, (0, 1, 2))(x, scale, bias)
+
+    # What is jitted may be in memory with other sums.
+    with jax.disable_jit():
+        found, expected = run(layer_norm), run(plain_layer_norm)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), found, expected)
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_group_norm_is_the_same_by_the_sums_of_gpus(modulated, monkeypatch):
+    x, scale, bias = 2 + normal(0, 2, 4, 3, 8), normal(1, 8), normal(2, 8)
+    modulation = (normal(3, 2, 8), normal(4, 2, 8)) if modulated else None
+
+    def run(sums):
+        here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
+        monkeypatch.setattr("ldm_jax.models.operations.group_norm.on_platform", here)
+        call = lambda *a: group_norm(*a, 4, 1e-5, True, jnp.float32)  # noqa: E731
+        with jax.disable_jit():
+            y, pull = jax.vjp(call, x, scale, bias, modulation)
+            return y, pull(jnp.cos(y))
+
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), run(CUDA), run(DEFAULT))
+
+
 def test_maps_are_joined_once_and_their_gradients_are_parts():
     x, skip = normal(0, 2, 3, 3, 4), normal(1, 2, 3, 3, 2)
     joined, pull = jax.vjp(join, x, skip)
@@ -163,6 +210,14 @@ def test_geglu_has_the_gradients_of_the_plain_form(dtype, tolerance):
     np.testing.assert_array_equal(gelu(far), [0, 0, 30, 1e4])
     slopes = jax.vjp(geglu, jnp.concatenate([jnp.ones(4), far]))[1](jnp.ones(4))[0]
     np.testing.assert_array_equal(slopes, [0, 0, 30, 1e4, 0, 0, 1, 1])
+
+
+def test_gelu_rounds_once():
+    x = jnp.linspace(-6, 6, 500).astype(jnp.bfloat16)
+    exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    np.testing.assert_allclose(
+        gelu(x).astype(jnp.float32), exact, rtol=2**-8, atol=1e-6
+    )
 
 
 def test_geglu_keeps_its_input_and_differentiates_twice():

@@ -46,7 +46,9 @@ def test_a_step_says_its_attentions_and_its_operations(parts):
     assert flops == 2 * 2 * 2 * 16 * 16 * 8
 
 
-def test_gradients_lie_as_parameters_do_on_gpus_alone():
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_gradients_lie_as_parameters_do_on_gpus_that_hold_all(fsdp):
+    """XLA gathers what is split for the constraint."""
     options = StepOptions(0, lambda step: 1.0)
 
     def gradients(state, frozen, rows, rngs, index, carry):
@@ -60,10 +62,12 @@ def test_gradients_lie_as_parameters_do_on_gpus_alone():
     init, step = make_step(options, optax.sgd(1.0), draw, gradients)
     state = jax.eval_shape(init, make_key(0))
     batch = {"x": jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)}
-    traced = jax.jit(step).trace(state, {}, batch)
+    mesh = sharding.make_mesh(2 // fsdp, fsdp, jax.devices()[:2])
+    traced = jax.jit(sharding.on_mesh(step, mesh)).trace(state, {}, batch)
     for platform in ("cuda", "cpu", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert ("LayoutConstraint" in text) == (platform == "cuda"), platform
+        constrained = "LayoutConstraint" in text
+        assert constrained == (platform == "cuda" and fsdp == 1), platform
 
 
 def test_a_second_run_of_a_stage_traces_nothing():

@@ -11,16 +11,18 @@ from ldm_jax.annotations import Array, Float
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact GELU (Hendrycks & Gimpel 2016), x times the normal distribution.
 
-    As x (1 + erf(x / sqrt(2))) / 2, PyTorch's form, which is a fraction of the work of
-    one with erfc; far below zero its absolute error is float32's of 1, times x.
+    Arithmetic is float32, of x (1 + erf(x / sqrt(2))) / 2, PyTorch's form, which is a
+    fraction of the work of one with erfc; far below zero its absolute error is
+    float32's of 1, times x.
 
     Args:
       x: [...].
 
     Returns:
-      [...].
+      [...] in the type of `x`.
     """
-    return x * _distribution(x)
+    wide = x.astype(jnp.float32)
+    return (wide * _distribution(wide)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -47,8 +49,8 @@ def _backward(x, gradient):
     gradient = gradient.astype(jnp.float32)
     value, gate = _halves(x)
     density = jnp.exp(-jnp.square(gate) / 2) / math.sqrt(2 * math.pi)
-    # From the other side, to the same bits: what both halves have in common compilers
-    # would write to memory, and nothing tells them that erf is odd.
+    # As `gelu` has it, to the same bits, and from the other side: compilers would write
+    # to memory what both halves have in common, and do not know that erf is odd.
     distribution = (1 - jax.lax.erf(gate / -math.sqrt(2))) / 2
     by_gate = gradient * value * (distribution + gate * density)
     halves = [gradient * gelu(gate), by_gate]

@@ -74,7 +74,10 @@ def _pull(sums, kept, gradient):
         tokens = tuple(range(1, x.ndim - 1))
         found = sums.both(outer * rows, outer, tokens)
         inputs, found = jax.lax.optimization_barrier((inputs, found))
-        by_scale, by_bias = (jnp.sum(part, axis=0) for part in sums.parts(found))
+        by_scale, by_bias = (
+            jnp.sum(part, axis=tuple(range(part.ndim - 1)))
+            for part in sums.parts(found)
+        )
     rows, outer = recompute(*inputs)
     outer = outer if scale is None else outer * _row(scale, x)
     along = jnp.mean(outer * rows, axis=-1, keepdims=True)
