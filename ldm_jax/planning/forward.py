@@ -18,6 +18,7 @@ from ldm_jax import latent_diffusion
 from ldm_jax.config import build
 from ldm_jax.flops import count_flops
 from ldm_jax.images import to_float
+from ldm_jax.models.attention import Attention
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.layers import Upsample
 from ldm_jax.models.lpips import LPIPS
@@ -83,7 +84,10 @@ def encoding_flops(planned: Planned) -> float:
 
 
 def nominal_flops(function: Callable, *arguments: Any) -> float:
-    """Counts a pass, with convolutions of enlarged maps as they are published.
+    """Counts a pass with all that the published networks compute, also what ours spare.
+
+    These are convolutions of enlarged maps, and queries, keys and scores where there is
+    one token to attend to.
 
     Args:
       function: Pure function, whose modules are applied once.
@@ -95,17 +99,38 @@ def nominal_flops(function: Callable, *arguments: Any) -> float:
     spared = []
 
     def note(apply, args, kwargs, context):
-        module = context.module
-        if context.method_name == "__call__" and isinstance(module, Upsample):
-            batch, height, width, channels = args[0].shape
-            # Of 9 products per channel of each of the four pixels, 4 are left.
-            pixels = 4 * batch * height * width
-            spared.append(module.with_conv * 2 * pixels * channels**2 * (9 - 4))
+        if context.method_name == "__call__":
+            count = _SPARED.get(type(context.module), lambda *_: 0)
+            spared.append(count(context.module, *args))
         return apply(*args, **kwargs)
 
     with nn.intercept_methods(note):
         jaxpr = jax.make_jaxpr(function)(*arguments)
     return count_flops(jaxpr) + sum(spared)
+
+
+def _of_upsample(module, x):
+    batch, height, width, channels = x.shape
+    # Of 9 products per channel of each of the four pixels, 4 are left.
+    pixels = 4 * batch * height * width
+    return module.with_conv * 2 * pixels * channels**2 * (9 - 4)
+
+
+def _of_attention(module, x, context=None, mask=None):
+    del mask
+    context = x if context is None else context
+    if context.shape[1] > 1:
+        return 0
+    batch, length, channels = x.shape
+    inner = module.num_heads * module.head_channels
+    width = module.out_channels or channels
+    # Of each token that attends: its query, a score, its share, and the projection of
+    # that, which is done for one. And the key.
+    rows = length * (channels + 2) * inner + (length - 1) * inner * width
+    return 2 * batch * (rows + context.shape[2] * inner)
+
+
+_SPARED = {Upsample: _of_upsample, Attention: _of_attention}
 
 
 def _encode(module, params, images):

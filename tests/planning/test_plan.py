@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
@@ -10,10 +12,11 @@ from ldm_jax.chips import CHIPS, chip_named, chip_of
 from ldm_jax.cli import load_config
 from ldm_jax.config import check_values
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.attention import Attention
 from ldm_jax.planning.abstract import Given, make_planned
 from ldm_jax.planning.advice import ways_to_fit
 from ldm_jax.planning.examples import read_features
-from ldm_jax.planning.forward import encoding_flops, networks
+from ldm_jax.planning.forward import encoding_flops, networks, nominal_flops
 from ldm_jax.planning.memory import Memory, MemoryOf
 from ldm_jax.planning.page import page
 from ldm_jax.planning.plan import Options, make_mesh, make_plan
@@ -185,6 +188,15 @@ def test_what_does_not_fit_is_changed_until_it_does(limit, flags):
     assert len(found) == len(flags) and not config.backbone.get("remat")
     for (given, *rest), (end, *expected) in zip(found, flags, strict=True):
         assert given.endswith(end) and rest == expected
+
+
+def test_attention_to_one_token_counts_as_it_is_published():
+    module = Attention(2, 4, out_channels=6)
+    x, context = jnp.zeros((3, 5, 10)), jnp.zeros((3, 1, 7))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, context)
+    # Queries, keys and values, scores and their products with values, projection.
+    terms = 5 * 10 * 8 + 2 * 7 * 8 + 2 * 5 * 8 + 5 * 8 * 6
+    assert nominal_flops(module.apply, variables, x, context) == 2 * 3 * terms
 
 
 # GMAC of a pass, as facts of the networks' papers and releases have them.
