@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import pathlib
-import sys
 import time
 
 # Before jax is imported, as in planner.py, which sets the flag for jax 0.11 and later.
@@ -26,18 +25,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 from jax._src.cudnn import fused_attention_stablehlo as cudnn  # noqa: E402
 
-from benchmarks.accelerators.jax_side import load  # noqa: E402
 from benchmarks.accelerators.moved import read_kernels, summarise  # noqa: E402
-from benchmarks.accelerators.parts import FEATURES  # noqa: E402
-from benchmarks.planner import CASES, h100_mesh  # noqa: E402
-from ldm_jax import sharding  # noqa: E402
+from benchmarks.planner import CASES, check_cases, h100_mesh, plan_case  # noqa: E402
 from ldm_jax.models.operations import kernels  # noqa: E402
-from ldm_jax.planning.abstract import (  # noqa: E402
-    Given,
-    make_planned,
-    shardings_of,
-)
-from ldm_jax.training.compiled import jit_step  # noqa: E402
+from ldm_jax.planning.ahead import lower_step  # noqa: E402
 
 
 def compile_text(name: str, full: bool) -> tuple[str, float, int]:
@@ -53,21 +44,8 @@ def compile_text(name: str, full: bool) -> tuple[str, float, int]:
     # As on the device, which is not there to be asked.
     kernels.this_device = lambda: kernels.Device("cuda", (9, 0))
     cudnn.check_cudnn_version = lambda: 91000
-    part, small = CASES[name]
-    if not full:
-        part = part._replace(changes=part.changes | small)
-    planned = make_planned(
-        load(part, tiny=False), Given(part.first_stage, None, FEATURES)
-    )
-    mesh = h100_mesh()
-    state, frozen = shardings_of(planned, mesh)
-    batch = planned.batch(part.batch_size)
-    split = dict.fromkeys(batch, sharding.batch_sharding(mesh))
-    lowered = jit_step(planned.stage.train_step, state, mesh).lower(
-        sharding.abstract_like(planned.state, state),
-        sharding.abstract_like(planned.stage.frozen, frozen),
-        sharding.abstract_like(batch, split),
-    )
+    part, planned = plan_case(name, full)
+    lowered = lower_step(planned, h100_mesh(), part.batch_size)
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
@@ -85,9 +63,7 @@ def main() -> None:
     parser.add_argument("--save", help="File for the text of the last program.")
     parser.add_argument("--text", help="Such a file, in place of compiling.")
     options = parser.parse_args()
-    unknown = set(options.names) - set(CASES)
-    if unknown:
-        sys.exit(f"unknown: {', '.join(unknown)}; choose of {', '.join(CASES)}")
+    check_cases(options.names)
     for name in [options.text] if options.text else options.names or CASES:
         row = {"name": name}
         if options.text:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,7 +33,7 @@ from jax.sharding import Mesh  # noqa: E402
 from benchmarks.accelerators.jax_side import load  # noqa: E402
 from benchmarks.accelerators.parts import FEATURES, PARTS, Part  # noqa: E402
 from ldm_jax import sharding  # noqa: E402
-from ldm_jax.planning.abstract import Given, make_planned  # noqa: E402
+from ldm_jax.planning.abstract import Given, Planned, make_planned  # noqa: E402
 from ldm_jax.planning.ahead import compile_step  # noqa: E402
 from ldm_jax.planning.memory import MemoryOf  # noqa: E402
 
@@ -109,6 +110,34 @@ def h100_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
     return sharding.make_mesh(data, fsdp, topology.devices)
 
 
+def plan_case(name: str, full: bool) -> tuple[Part, Planned]:
+    """Plans a case.
+
+    Args:
+      name: Key of CASES.
+      full: Whether the network is the published one.
+
+    Returns:
+      (Part, Planned).
+    """
+    part, small = CASES[name]
+    if not full:
+        part = part._replace(changes=part.changes | small)
+    config = load(part, tiny=False)
+    return part, make_planned(config, Given(part.first_stage, None, FEATURES))
+
+
+def check_cases(names: Sequence[str]) -> None:
+    """Ends the program where there is no case of a name.
+
+    Args:
+      names: Of the command line.
+    """
+    unknown = set(names) - set(CASES)
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; choose of {', '.join(CASES)}")
+
+
 def compare(name: str, full: bool, data: int = 1, fsdp: int = 1) -> dict[str, Any]:
     """Counts a step's bytes and compiles it.
 
@@ -123,13 +152,11 @@ def compare(name: str, full: bool, data: int = 1, fsdp: int = 1) -> dict[str, An
       the step does not read, as a decoder, is in neither: the compiler leaves it out,
       although a run holds it.
     """
-    part, small = CASES[name]
-    if not full:
-        part = part._replace(changes=part.changes | small)
-    config = load(part, tiny=False)
-    planned = make_planned(config, Given(part.first_stage, None, FEATURES))
+    part, planned = plan_case(name, full)
     mesh, start = h100_mesh(data, fsdp), time.perf_counter()
-    memory = MemoryOf(planned).on(mesh, part.batch_size, config.train.accumulate_steps)
+    memory = MemoryOf(planned).on(
+        mesh, part.batch_size, planned.config.train.accumulate_steps
+    )
     counting = time.perf_counter() - start
     program = compile_step(planned, mesh, part.batch_size)
     unread = memory.arguments - program.arguments
@@ -159,9 +186,7 @@ def main() -> None:
     parser.add_argument("--data", type=int, default=1)
     parser.add_argument("--fsdp", type=int, default=1)
     options = parser.parse_args()
-    unknown = set(options.names) - set(CASES)
-    if unknown:
-        sys.exit(f"unknown: {', '.join(unknown)}; choose of {', '.join(CASES)}")
+    check_cases(options.names)
     for name in options.names or CASES:
         row = compare(name, options.full, options.data, options.fsdp)
         print(json.dumps(row), flush=True)

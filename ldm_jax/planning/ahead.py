@@ -6,10 +6,10 @@ cache has them when the run asks for them.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from jax import monitoring
@@ -85,7 +85,8 @@ def compile_ahead(planned: Planned, mesh: Mesh, batch_size: int) -> list[Program
     state, _ = shardings_of(planned, mesh)
     key = jax.eval_shape(lambda: make_key(planned.config.seed))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-    init = _compile("init", jit_init(planned.stage.init, state, mesh), key)
+    drawn = jit_init(planned.stage.init, state, mesh)
+    init = _compile("init", lambda: drawn.lower(key))
     shapes = range(len(planned.examples))
     return [init, *(compile_step(planned, mesh, batch_size, i) for i in shapes)]
 
@@ -104,24 +105,40 @@ def compile_step(
     Returns:
       Program.
     """
+    shape = image_shape(planned.batch(batch_size, index))
+    lower = functools.partial(lower_step, planned, mesh, batch_size, index)
+    return _compile(f"step of {shape}", lower)
+
+
+def lower_step(
+    planned: Planned, mesh: Mesh, batch_size: int, index: int = 0
+) -> jax.stages.Lowered:
+    """Traces the step for a shape of a batch.
+
+    Args:
+      planned: Planned.
+      mesh: Mesh of devices, over all that the run has.
+      batch_size: Images per step, over all devices.
+      index: Which of the shapes of images.
+
+    Returns:
+      The step, to be compiled.
+    """
     state, frozen = shardings_of(planned, mesh)
-    step = jit_step(planned.stage.train_step, state, mesh)
     batch = planned.batch(batch_size, index)
     split = dict.fromkeys(batch, sharding.batch_sharding(mesh))
-    return _compile(
-        f"step of {image_shape(batch)}",
-        step,
+    return jit_step(planned.stage.train_step, state, mesh).lower(
         sharding.abstract_like(planned.state, state),
         sharding.abstract_like(planned.stage.frozen, frozen),
         sharding.abstract_like(batch, split),
     )
 
 
-def _compile(name: str, function: Callable, *arguments: Any) -> Program:
+def _compile(name: str, lower: Callable[[], jax.stages.Lowered]) -> Program:
     start = time.perf_counter()
     peers.progress()
     with _watched() as found:
-        program = function.lower(*arguments).compile()
+        program = lower().compile()
     peers.progress()
     seconds = time.perf_counter() - start
     sizes = program.memory_analysis()
