@@ -77,9 +77,10 @@ def read_kernels(text: str) -> list[Kernel]:
         types[line["name"]] = line["type"]
         if line["operation"] in _FREE:
             continue
-        operands = re.findall(r"%([\w.\-]+)", line["rest"].split("), ")[0])
+        arguments = line["rest"].split("), ")[0]
+        operands = re.findall(r"%([\w.\-]+)", arguments)
         called = re.search(r"calls=%([\w.\-]+)", line["rest"])
-        body = bodies.get(called[1], "") if called else line["rest"].split("), ")[0]
+        body = bodies.get(called[1], "") if called else arguments
         source = re.search(r'op_name="([^"]*)"', line["rest"])
         found.append(
             Kernel(
@@ -107,13 +108,12 @@ def _read(body, index, type_text):
     """Bytes that a fusion reads of an operand: of all, or of its slices alone."""
     own = re.search(rf"%?([\w.\-]+) = .* parameter\({index}\)", body)
     uses = list(_uses(body, own[1])) if own else []
-    if not all(use["operation"].endswith("slice") for use in uses):
+    if not uses or not all(use["operation"].endswith("slice") for use in uses):
         return _size(type_text)
     # What several of them read comes from memory once.
     slices = sum(count for use in uses for _, count in _arrays(use["type"]))
     whole = sum(count for _, count in _arrays(type_text))
-    share = min(1, slices / whole) if uses else 1
-    return round(share * _size(type_text))
+    return round(min(1, slices / whole) * _size(type_text))
 
 
 def _uses(body, name) -> Iterator[re.Match]:

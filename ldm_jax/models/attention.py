@@ -69,8 +69,8 @@ class Attention(nn.Module):
         def project(name, inputs):
             return dense(inner, use_bias=self.use_bias, **made, name=name)(inputs)
 
-        # The softmax of one score is one, whatever queries and keys are: only where
-        # parameters are drawn they are made, for those of theirs.
+        # The softmax of one score is one, whatever queries and keys are: they are only
+        # computed to initialise their parameters.
         scored = context.shape[1] > 1 or self.is_initializing()
         if scored:
             query, key = project("query", x), project("key", context)

@@ -124,8 +124,8 @@ def _of_attention(module, x, context=None, mask=None):
     batch, length, channels = x.shape
     inner = module.num_heads * module.head_channels
     width = module.out_channels or channels
-    # Of each token that attends: its query, a score, its share, and the projection of
-    # that, which is done for one. And the key.
+    # Of each token that attends: its query, its score, the value times its weight, and
+    # the output projection, which ours computes for one of them. And the key.
     rows = length * (channels + 2) * inner + (length - 1) * inner * width
     return 2 * batch * (rows + context.shape[2] * inner)
 

@@ -96,8 +96,8 @@ def _backward(kept, gradient):
     # float32 to make them anew.
     weights = jax.lax.optimization_barrier(weights)
     # Masked weights are zero, and with them all that follows.
-    share = gradient.astype(jnp.float32) * out.astype(jnp.float32)
-    mean = jnp.sum(share, axis=-1, keepdims=True)
+    products = gradient.astype(jnp.float32) * out.astype(jnp.float32)
+    mean = jnp.sum(products, axis=-1, keepdims=True)
     by_value = _product("bhts,bhtd->bhsd", weights, gradient, value.dtype)
     by_weights = _product("bhtd,bhsd->bhts", gradient, value, jnp.float32)
     by_scores = (weights.astype(jnp.float32) * (by_weights - mean)).astype(query.dtype)
