@@ -31,9 +31,8 @@ def variables():
     return {"params": {"embedding": codes}}
 
 
-@jax.jit
 def quantize(latents):
-    return MODEL.apply(variables(), latents)
+    return jax.jit(MODEL.apply)(variables(), latents)
 
 
 @pytest.mark.parametrize("name", ["autoencoder_vq_f2", "autoencoder_vq_f4_noattn"])
