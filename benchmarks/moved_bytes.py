@@ -44,6 +44,7 @@ def compile_text(name: str, full: bool) -> tuple[str, float, int]:
     # As on the device, which is not there to be asked.
     kernels.this_device = lambda: kernels.Device("cuda", (9, 0))
     cudnn.check_cudnn_version = lambda: 91000
+    cudnn.check_compute_capability = lambda capability: capability == "9.0"
     part, planned = plan_case(name, full)
     lowered = lower_step(planned, h100_mesh(), part.batch_size)
     start = time.perf_counter()

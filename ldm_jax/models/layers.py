@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Num
+from ldm_jax.models.operations.convolution import conv_general_dilated
 from ldm_jax.models.operations.group_norm import group_norm
 from ldm_jax.models.operations.layer_norm import layer_norm
 from ldm_jax.models.operations.parameters import (
@@ -159,6 +160,7 @@ class GroupNorm(nn.Module):
         self,
         x: Float[Array, "batch height width channels"],
         modulation: Sequence[Float[Array, "batch channels"]] | None = None,
+        added: Float[Array, "batch channels"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Normalises over height, width and the channels of a group.
 
@@ -166,6 +168,7 @@ class GroupNorm(nn.Module):
           x: [B, h, w, c].
           modulation: None or (scale, shift), each [B, c]: the result times (1 + scale)
             plus shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
+          added: None, or float32 that is added to all pixels of `x` before.
 
         Returns:
           [B, h, w, c] in `dtype`.
@@ -182,7 +185,7 @@ class GroupNorm(nn.Module):
         scale = param(self, "scale", nn.initializers.ones, (channels,))
         bias = param(self, "bias", nn.initializers.zeros, (channels,))
         options = (groups, self.epsilon, self.silu, self.dtype)
-        return group_norm(x, scale, bias, modulation, *options)
+        return group_norm(x, scale, bias, modulation, added, *options)
 
 
 def timestep_embedding(
@@ -341,12 +344,50 @@ def upsample_conv(
         small = taps(kernel, row).swapaxes(0, 1)
         small = taps(small, column).swapaxes(0, 1).astype(x.dtype)
         padding = ((1 - row, row), (1 - column, column))
-        return jax.lax.conv_general_dilated(
+        return conv_general_dilated(
             x, small, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     rows = [jnp.stack([convolve(i, 0), convolve(i, 1)], axis=3) for i in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+
+
+class ConvBeforeNorm(nn.Module):
+    """A 3x3 convolution that leaves its bias to the norm after it, see `GroupNorm`.
+
+    Attributes:
+      features: Output channels.
+      kernel_init: How the weights start.
+      dtype: Compute type.
+    """
+
+    features: int
+    kernel_init: Initializer = kernel_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> tuple[
+        Float[Array, "batch height width {self.features}"],
+        Float[Array, " {self.features}"],
+    ]:
+        """Convolves, with one zero of padding.
+
+        Args:
+          x: [B, h, w, c].
+
+        Returns:
+          (convolved, without the bias [B, h, w, features]; bias [features]).
+        """
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = param(self, "kernel", self.kernel_init, shape)
+        bias = param(self, "bias", nn.initializers.zeros, shape[-1:])
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        names = ("NHWC", "HWIO", "NHWC")
+        pad = ((1, 1), (1, 1))
+        y = conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=names)
+        return y, bias
 
 
 class Dropout(nn.Dropout):
@@ -424,16 +465,16 @@ class ResBlock(nn.Module):
         if self.resample:
             change = {"up": upsample_nearest, "down": average_pool}[self.resample]
             h, x = change(h), change(x)
-        h = conv(features, **made, name="conv_in")(h)
-        modulation = None
+        h, bias = ConvBeforeNorm(features, **made, name="conv_in")(h)
+        added, modulation = jnp.broadcast_to(bias, (len(h), features)), None
         if embedding is not None:
             width = features * (2 if self.scale_shift_norm else 1)
             embedding = dense(width, **made, name="embedding")(nn.silu(embedding))
             if self.scale_shift_norm:
                 modulation = jnp.split(embedding, 2, axis=-1)
             else:
-                h = h + embedding[:, None, None]
-        h = norm("norm_out")(h, modulation)
+                added = added + embedding.astype(jnp.float32)
+        h = norm("norm_out")(h, modulation, added)
         h = Dropout(self.dropout, deterministic=not train)(h)
         h = conv(features, zero=self.zero_init, **made, name="conv_out")(h)
         if x.shape[-1] != features:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.layout import Layout, with_layout_constraint
 from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Array, Float, Int, Key, Num
@@ -166,7 +165,6 @@ def make_step(
         (grads, metrics), carry = accumulate(
             micro_batch, batch, begin(state), options.accumulate_steps
         )
-        grads = _as_parameters_lie(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
@@ -180,24 +178,6 @@ def make_step(
         return finish(state, after, grads, metrics, carry)
 
     return init, train_step
-
-
-def _as_parameters_lie(grads):
-    """Gradients with their axes in memory in the order of those of parameters.
-
-    NVIDIA's convolutions make them with output channels first. XLA would compute the
-    whole optimiser in that order, and turn its moments there and back at each step. It
-    cannot split the constraint, and where parameters are split it would gather all
-    gradients for it: there they stay as they are.
-    """
-    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1:
-        return grads
-
-    def in_order(leaf):
-        return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
-
-    cuda = lambda grads: jax.tree.map(in_order, grads)  # noqa: E731
-    return jax.lax.platform_dependent(grads, cuda=cuda, default=lambda grads: grads)
 
 
 def make_loss_steps(

@@ -33,13 +33,20 @@ def shape(length, source, width, heads=8, dtype="bfloat16", masked=False):
     return Shape(4, heads, length, source, width, dtype, masked)
 
 
-def test_long_sequences_of_narrow_heads_go_to_cudnn_on_gpus():
+def test_narrow_heads_of_many_tokens_go_to_cudnn_on_gpus():
     """The attentions of SD-1 and of LDM-4's U-Net, and what cuDNN does not take."""
     sd1 = shape(4096, 4096, 40)
     assert choose(sd1, device=H100) == choose(sd1, device=A100) == "cudnn"
     assert choose(shape(1024, 1024, 80), device=H100) == "cudnn"
-    short = shape(4096, 77, 40), shape(256, 256, 160), shape(1024, 1024, 384, heads=1)
-    for other in (*short, shape(4095, 4095, 40), shape(4096, 4096, 44)):
+    for length, source, width in ((4096, 77, 40), (81, 81, 40), (256, 77, 128)):
+        given = shape(length, source, width)
+        assert choose(given, device=H100) == choose(given, device=A100) == "cudnn"
+    wide = shape(256, 256, 160)
+    assert (
+        choose(wide, device=H100) == "cudnn" and choose(wide, device=A100) == "einsum"
+    )
+    wider = shape(1024, 1024, 384, heads=1)
+    for other in (wider, shape(4096, 4096, 44), shape(4096, 5, 40), shape(49, 77, 40)):
         assert choose(other, device=H100) == "einsum", other
     for changed in (sd1._replace(dtype="float32"), sd1._replace(masked=True)):
         assert choose(changed, device=H100) == "einsum", changed
@@ -84,7 +91,7 @@ def test_unknown_kernels_are_refused_where_a_network_is_made():
 
 
 def test_rows_of_the_table_are_kernels_that_can_compute_what_they_are_for():
-    devices = {"cuda": A100, "tpu": TPU}
+    devices = {"cuda": H100, "tpu": TPU}
     for row in TABLE:
         given = shape(row.tokens, row.tokens, row.width)
         assert not KERNELS[row.kernel].refuses(given, devices[row.platform]), row
@@ -167,18 +174,27 @@ def test_what_cudnn_cannot_compile_another_kernel_computes(monkeypatch):
         choose(sd1, "cudnn", H100)
 
 
-def test_cudnn_is_called_with_its_axes_and_scale(monkeypatch):
+@pytest.mark.parametrize("length, source", [(6, 8), (6, 5), (7, 7)])
+def test_cudnn_is_called_with_its_axes_and_scale(length, source, monkeypatch):
     """Its arguments, by JAX's own function with the implementation for all devices."""
     theirs = jax.nn.dot_product_attention
 
-    def run(*arguments, implementation):
+    def run(*rows, implementation, **named):
         assert implementation == "cudnn"
-        return theirs(*arguments, implementation="xla")
+        # JAX has no gradient by cuDNN for others.
+        assert all(x.shape[1] % 2 == 0 for x in rows)
+        return theirs(*rows, implementation="xla", **named)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", run)
-    inputs = draw(6, 5, 8)[:3]
-    out = KERNELS["cudnn"].run(*inputs, None)
-    assert_close(out, attend_in_blocks(*inputs), 1e-5)
+    *inputs, cotangent = draw(length, source, 8)
+
+    def gradients(function):
+        out, pull = jax.vjp(lambda *x: function(*x, None), *inputs)
+        return out, *pull(cotangent)
+
+    ours, plain = map(gradients, (KERNELS["cudnn"].run, attend_in_blocks))
+    for a, b in zip(ours, plain, strict=True):
+        assert_close(a, b, 1e-5)
 
 
 def test_attentions_are_noted_in_one_line():

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ldm_jax.models.operations.attend import attend
+from ldm_jax.models.operations.convolution import conv_general_dilated
 from ldm_jax.models.operations.geglu import geglu, gelu
 from ldm_jax.models.operations.group_norm import group_norm
 from ldm_jax.models.operations.join import join
 from ldm_jax.models.operations.layer_norm import layer_norm
 from ldm_jax.models.operations.sums import CUDA, DEFAULT
+from ldm_jax.sharding import make_mesh, on_mesh
 from tests.common import assert_close
 
 
@@ -18,8 +20,10 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def plain_group_norm(x, scale, bias, modulation, groups, epsilon, silu, dtype):
-    parts = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+def plain_group_norm(x, scale, bias, modulation, added, groups, epsilon, silu, dtype):
+    x = x.astype(jnp.float32)
+    x = x if added is None else x + added[:, None, None]
+    parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
     mean = jnp.mean(parts, axis=(1, 3), keepdims=True)
     variance = jnp.var(parts, axis=(1, 3), keepdims=True)
     y = ((parts - mean) / jnp.sqrt(variance + epsilon)).reshape(x.shape)
@@ -31,12 +35,16 @@ def plain_group_norm(x, scale, bias, modulation, groups, epsilon, silu, dtype):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.02)])
-@pytest.mark.parametrize("modulated, silu", [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    "modulated, added, silu", [(True, False, True), (False, True, False), (1, 1, True)]
+)
 def test_group_norm_has_the_gradients_of_the_plain_form(
-    dtype, tolerance, modulated, silu
+    dtype, tolerance, modulated, added, silu
 ):
     modulation = (normal(3, 2, 12), normal(4, 2, 12)) if modulated else None
-    inputs = (2 + normal(0, 2, 5, 3, 12), normal(1, 12), normal(2, 12), modulation)
+    added = 3 * normal(6, 2, 12) if added else None
+    parameters = normal(1, 12), normal(2, 12)
+    inputs = 2 + normal(0, 2, 5, 3, 12), *parameters, modulation, added
     cotangent = normal(5, 2, 5, 3, 12).astype(dtype)
 
     @jax.jit
@@ -58,9 +66,11 @@ def test_group_norm_has_the_gradients_of_the_plain_form(
 def test_group_norm_differentiates_twice_in_batches_and_recomputed():
     x, scale, bias = normal(0, 3, 4, 2, 8), 1 + normal(1, 8), normal(2, 8)
 
+    options = None, normal(3, 1, 8), 2, 1e-5, True, "f4"
+
     def penalty(function):
         def total(x):
-            return jnp.sum(jnp.sin(function(x, scale, bias, None, 2, 1e-5, True, "f4")))
+            return jnp.sum(jnp.sin(function(x, scale, bias, *options)))
 
         return jax.grad(lambda x: jnp.sum(jnp.square(jax.grad(total)(x))))
 
@@ -72,8 +82,8 @@ def test_group_norm_differentiates_twice_in_batches_and_recomputed():
 
 
 def group_norm_loss(x, scale, bias, vector):
-    modulation = vector, vector
-    return group_norm(x, scale, bias, modulation, 4, 1e-5, True, "float32").sum()
+    others = (vector, vector), vector, 4, 1e-5, True, "float32"
+    return group_norm(x, scale, bias, *others).sum()
 
 
 def layer_norm_loss(x, scale, bias, vector):
@@ -100,7 +110,7 @@ def test_group_norm_keeps_its_input_and_nothing_of_its_size():
     row = jax.ShapeDtypeStruct((32,), jnp.float32)
 
     def kept(x, scale, bias):
-        options = (None, 8, 1e-5, True, jnp.bfloat16)
+        options = (None, None, 8, 1e-5, True, jnp.bfloat16)
         _, pull = jax.vjp(lambda *a: group_norm(*a, *options), x, scale, bias)
         return [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "dtype")]
 
@@ -120,7 +130,7 @@ def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
     row = jax.ShapeDtypeStruct((8,), jnp.float32)
 
     def loss(x, scale, bias):
-        options = (None, 4, 1e-5, True, jnp.bfloat16)
+        options = (None, None, 4, 1e-5, True, jnp.bfloat16)
         return group_norm(x, scale, bias, *options).astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(loss)).trace(x, row, row)
@@ -164,16 +174,52 @@ def test_layer_norm_has_the_gradients_of_the_plain_form(
 def test_group_norm_is_the_same_by_the_sums_of_gpus(modulated, monkeypatch):
     x, scale, bias = 2 + normal(0, 2, 4, 3, 8), normal(1, 8), normal(2, 8)
     modulation = (normal(3, 2, 8), normal(4, 2, 8)) if modulated else None
+    added = None if modulated else normal(5, 2, 8)
 
     def run(sums):
         here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
         monkeypatch.setattr("ldm_jax.models.operations.group_norm.on_platform", here)
         call = lambda *a: group_norm(*a, 4, 1e-5, True, jnp.float32)  # noqa: E731
         with jax.disable_jit():
-            y, pull = jax.vjp(call, x, scale, bias, modulation)
+            y, pull = jax.vjp(call, x, scale, bias, modulation, added)
             return y, pull(jnp.cos(y))
 
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), run(CUDA), run(DEFAULT))
+
+
+def test_what_is_added_before_a_norm_is_swept_over_in_no_pass():
+    """As much is summed as without it, forward and backward."""
+    x, row = jnp.zeros((2, 8, 8, 32)), jnp.zeros(32)
+
+    def sweeps(added):
+        def loss(x, added):
+            return group_norm(x, row, row, None, added, 8, 1e-5, True, "f4").sum()
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, added)
+        return str(jaxpr).count("axes=(1, 2)")
+
+    assert sweeps(jnp.zeros((2, 32))) == sweeps(None) > 0
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_gradients_of_kernels_lie_as_they_do_on_gpus_that_hold_all(fsdp):
+    """XLA gathers what is split for the constraint."""
+    x, kernel = normal(0, 2, 5, 4, 3), normal(1, 3, 3, 3, 6)
+    options = (1, 1), "SAME"
+    names = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def gradients(convolve, *inputs):
+        y, pull = jax.vjp(lambda *a: convolve(*a, *options, **names), *inputs)
+        return y, pull(jnp.cos(y))
+
+    mesh = make_mesh(2 // fsdp, fsdp, jax.devices()[:2])
+    ours = jax.jit(on_mesh(lambda *a: gradients(conv_general_dilated, *a), mesh))
+    plain = jax.jit(lambda *a: gradients(jax.lax.conv_general_dilated, *a))
+    jax.tree.map(np.testing.assert_array_equal, ours(x, kernel), plain(x, kernel))
+    for platform in ("cuda", "cpu", "tpu"):
+        traced = ours.trace(x, kernel).lower(lowering_platforms=(platform,))
+        constrained = "LayoutConstraint" in traced.as_text()
+        assert constrained == (platform == "cuda" and fsdp == 1), platform
 
 
 def test_maps_are_joined_once_and_their_gradients_are_parts():

@@ -2,15 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 from ldm_jax import sharding
 from ldm_jax.console import Console
 from ldm_jax.models.operations.dot_product import dot_product_attention
-from ldm_jax.seeds import make_key
 from ldm_jax.training.compiled import CompiledStep, jit_step
-from ldm_jax.training.step import StepOptions, accumulate, make_step
+from ldm_jax.training.step import accumulate
 
 
 class Lines(Console):
@@ -44,30 +42,6 @@ def test_a_step_says_its_attentions_and_its_operations(parts):
     assert lines.kept[1].startswith("compiled the training step for 4 x 4 in ")
     (_, flops), *_ = compiled._programs.values()
     assert flops == 2 * 2 * 2 * 16 * 16 * 8
-
-
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_gradients_lie_as_parameters_do_on_gpus_that_hold_all(fsdp):
-    """XLA gathers what is split for the constraint."""
-    options = StepOptions(0, lambda step: 1.0)
-
-    def gradients(state, frozen, rows, rngs, index, carry):
-        del frozen, rngs, index
-        loss = lambda params: jnp.sum(rows["x"] * params["kernel"])  # noqa: E731
-        return (jax.grad(loss)(state.params), {}), carry
-
-    def draw(rng):
-        return {"kernel": jax.random.normal(rng, (3, 3, 4, 4))}, {}
-
-    init, step = make_step(options, optax.sgd(1.0), draw, gradients)
-    state = jax.eval_shape(init, make_key(0))
-    batch = {"x": jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)}
-    mesh = sharding.make_mesh(2 // fsdp, fsdp, jax.devices()[:2])
-    traced = jax.jit(sharding.on_mesh(step, mesh)).trace(state, {}, batch)
-    for platform in ("cuda", "cpu", "tpu"):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        constrained = "LayoutConstraint" in text
-        assert constrained == (platform == "cuda" and fsdp == 1), platform
 
 
 def test_a_second_run_of_a_stage_traces_nothing():

@@ -17,12 +17,13 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.models.operations.sums import on_platform
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
 def group_norm(
     x: Float[Array, "batch height width channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
     modulation: Sequence[Float[Array, "batch channels"]] | None,
+    added: Float[Array, "batch channels"] | None,
     groups: int,
     epsilon: float,
     silu: bool,
@@ -42,6 +43,8 @@ def group_norm(
       bias: [c].
       modulation: None or (scale, shift), each [B, c]: the result times (1 + scale) plus
         shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
+      added: None, or float32 that is added to all pixels of `x` before. Its gradient
+        follows from sums that are there: no sweep, as an addition before would take.
       groups: Groups, which divide c.
       epsilon: Added to the variance.
       silu: Whether SiLU follows.
@@ -50,19 +53,22 @@ def group_norm(
     Returns:
       [B, h, w, c] in `dtype`.
     """
-    return _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype)[0]
+    options = groups, epsilon, silu, dtype
+    return _forward(x, scale, bias, modulation, added, *options)[0]
 
 
 # Jitted, they are traced and lowered once for all norms of one shape.
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _forward(x, scale, bias, modulation, groups, epsilon, silu, dtype):
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
+def _forward(x, scale, bias, modulation, added, groups, epsilon, silu, dtype):
     wide = x.astype(jnp.float32)
-    mean, variance = on_platform(functools.partial(_moments, groups), wide)
+    moments = functools.partial(_moments, groups)
+    mean, variance, distance = on_platform(moments, wide, added)
     rate = jax.lax.rsqrt(variance + epsilon)
     weight, offset = _affine(scale, bias, modulation, rate)
     y = (wide - _pixel(mean)) * _pixel(weight) + _pixel(offset)
     y = (y * jax.nn.sigmoid(y) if silu else y).astype(dtype)
-    return y, (x, scale, bias, modulation, mean, rate)
+    distance = None if added is None else distance
+    return y, (x, scale, bias, modulation, mean, rate, distance)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -76,7 +82,7 @@ group_norm.defvjp(_forward, _backward)
 
 def _pull(groups, silu, sums, kept, gradient):
     """Gradients of what `group_norm` takes."""
-    x, scale, bias, modulation, mean, rate = kept
+    x, scale, bias, modulation, mean, rate, distance = kept
     (weight, offset), pull = jax.vjp(_affine, scale, bias, modulation, rate)
 
     def recompute(x, gradient):
@@ -103,7 +109,12 @@ def _pull(groups, silu, sums, kept, gradient):
     shift, slope = -sums.fold(both, groups) / (x.shape[1] * x.shape[2])
     centred, gradient = recompute(*inputs)
     result = gradient * _pixel(weight) + centred * _pixel(slope) + _pixel(shift)
-    return result.astype(x.dtype), *by_parameters
+    by_added = None
+    if distance is not None:
+        # The sum of the result over the pixels.
+        pixels = x.shape[1] * x.shape[2]
+        by_added = by_offset * weight + pixels * (distance * slope + shift)
+    return result.astype(x.dtype), *by_parameters, by_added
 
 
 def _affine(scale, bias, modulation, rate):
@@ -115,13 +126,21 @@ def _affine(scale, bias, modulation, rate):
     return weight * (1 + scale), bias[None] * (1 + scale) + shift
 
 
-def _moments(groups, sums, x):
-    """Mean and variance of every group, repeated for its channels: two [B, c]."""
-    shift = sums.fold(jnp.mean(x[:, 0], axis=1)[None], groups)[0]
+def _moments(groups, sums, x, added):
+    """Moments of every group, repeated for its channels: three [B, c].
+
+    Returns:
+      (mean, less what is added to the channel; variance; by how much the mean of the
+      channel lies above that of the group).
+    """
+    added = 0.0 if added is None else added
+    shift = sums.fold((jnp.mean(x[:, 0], axis=1) + added)[None], groups)[0] - added
     centred = x - _pixel(shift)
     found = jnp.stack(sums.parts(sums.both(centred, jnp.square(centred), (1, 2))))
-    mean, square = sums.fold(found / (x.shape[1] * x.shape[2]), groups)
-    return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
+    found = found / (x.shape[1] * x.shape[2])
+    mean, square = sums.fold(found, groups)
+    variance = jnp.maximum(square - jnp.square(mean), 0.0)
+    return mean + shift, variance, found[0] - mean
 
 
 def _pixel(values):

@@ -77,15 +77,13 @@ class Row(NamedTuple):
     Attributes:
       platform: Of the device.
       kernel: Row of KERNELS.
-      tokens: On both sides at least, a multiple of `multiple`.
-      multiple: See `tokens`.
+      tokens: Fewest on either side.
       width: Most channels of a head.
     """
 
     platform: str
     kernel: str
     tokens: int
-    multiple: int
     width: int
 
 
@@ -151,10 +149,9 @@ def check_kernel(name: str) -> None:
 
 
 def _takes(row, shape, device):
-    sides = shape.length, shape.source
     return (
         row.platform == device.platform
-        and all(n >= row.tokens and n % row.multiple == 0 for n in sides)
+        and min(shape.length, shape.source) >= row.tokens
         and shape.width <= row.width
         and not KERNELS[row.kernel].refuses(shape, device)
     )
@@ -216,8 +213,21 @@ def _flash_refuses(shape, device):
 
 def _cudnn(query, key, value, mask):
     del mask
-    rows = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*rows, implementation="cudnn").swapaxes(1, 2)
+    batch, _, length, _ = query.shape
+    source = key.shape[2]
+    # JAX refuses gradients where a number of tokens is odd, as that of a caption.
+    lengths = jnp.full((batch,), source, jnp.int32) if source % 2 else None
+    out = jax.nn.dot_product_attention(
+        *(_even(x.swapaxes(1, 2)) for x in (query, key, value)),
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return out[:, :length].swapaxes(1, 2)
+
+
+def _even(rows):
+    """[B, tokens, ...] with a token of zeros more where their number is odd."""
+    return jnp.pad(rows, ((0, 0), (0, rows.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _flash(query, key, value, mask):
@@ -234,7 +244,7 @@ KERNELS = {
     "flash": Kernel(_flash, _flash_refuses),
 }
 
-# The first row that fits. None has been timed on a device yet: they are where what
-# einsum writes to memory, some 50 bytes for each pair of tokens and head in a training
-# step, was counted to take longer than all else (benchmarks/RESULTS.md).
-TABLE = (Row("cuda", "cudnn", tokens=1024, multiple=64, width=128),)
+# The first row that fits. None has been timed on a device yet: cuDNN's is where it was
+# counted to move less than einsum (benchmarks/RESULTS.md), which in a training step
+# writes and reads some 45 bytes for each pair of tokens and head.
+TABLE = (Row("cuda", "cudnn", tokens=64, width=256),)

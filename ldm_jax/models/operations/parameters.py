@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Key
+from ldm_jax.models.operations.convolution import conv_general_dilated
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -171,8 +172,9 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Conv):
-    """nn.Conv, traced quickly."""
+    """nn.Conv, traced quickly, by our convolution."""
 
+    conv_general_dilated: Callable = conv_general_dilated
     param = param
 
 
