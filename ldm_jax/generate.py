@@ -356,8 +356,6 @@ def make_denoiser(
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
 
-    # Keys and values of the context do not change over a sampler's loop: the compiler
-    # computes them once before it (benchmarks/RESULTS.md).
     def backbone(latents, timesteps, *slots):
         slots = Conditioning(*slots)
         return apply_backbone(model, params, latents, timesteps, slots)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ldm_jax import ranges
 from ldm_jax.annotations import Array, Float
+from ldm_jax.diffusion.invariants import hoist_invariants
 from ldm_jax.diffusion.schedule import NoiseSchedule, SchedulePoint
 
 # A guidance scale, or one for each of several conditions: as a dict of batch key ->
@@ -276,7 +277,9 @@ def guide(
     def sometimes(latents, point):
         # Outside of the interval, one evaluation instead of `count`.
         inside = (low <= point.timestep) & (point.timestep <= high)
-        return jax.lax.cond(inside, guided, plain, latents, point)
+        given = latents, point
+        branches = (hoist_invariants(branch, *given) for branch in (guided, plain))
+        return jax.lax.cond(inside, *branches, *given)
 
     return sometimes
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Key
+from ldm_jax.diffusion.invariants import hoist_invariants
 from ldm_jax.diffusion.sampling_method import Denoiser, SamplingMethod
 from ldm_jax.diffusion.schedule import SchedulePoint, add_noise
 
@@ -123,8 +124,15 @@ def sample(
         return _in_the_types_of((latents, state), after), None
 
     carry = (latents, jax.tree.map(jnp.asarray, sampler.init(latents)))
-    (latents, _), _ = jax.lax.scan(body, carry, (indices, fresh))
+    inputs = jnp.asarray(indices), jnp.asarray(fresh)
+    (latents, _), _ = _scan(body, carry, inputs)
     return latents
+
+
+def _scan(body, carry, inputs):
+    """`jax.lax.scan`, with what no step changes computed before."""
+    first = jax.tree.map(lambda values: values[0], inputs)
+    return jax.lax.scan(hoist_invariants(body, carry, first), carry, inputs)
 
 
 def invert(
@@ -175,10 +183,11 @@ def invert(
             noisier = jnp.where(pure, scale * (latents - next.alpha * x0), noisier)
             return noisier.astype(dtype)
 
-        return jax.lax.fori_loop(0, iterations, solve, latents), None
+        hoisted = hoist_invariants(solve, 0, latents)
+        return jax.lax.fori_loop(0, iterations, hoisted, latents), None
 
     indices = np.arange(start, num_steps, dtype=np.int32)[::-1]
-    latents, _ = jax.lax.scan(body, latents, indices)
+    latents, _ = _scan(body, latents, jnp.asarray(indices))
     return latents
 
 
