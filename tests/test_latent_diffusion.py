@@ -43,6 +43,7 @@ UNET = UNet(
     num_res_blocks=1,
     num_heads=2,
     transformer_depth=1,
+    norm_groups=16,
 )
 CONTEXT = {"kind": "class_label", "num_classes": 3, "features": 8}
 VECTOR = {"kind": "class_label", "num_classes": 3, "features": 128, "slot": "vector"}

@@ -7,7 +7,6 @@ float32. Biases start at zero, and how weights start is one argument everywhere.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -16,7 +15,7 @@ from jax.typing import DTypeLike
 from ldm_jax import draws
 from ldm_jax.annotations import Array, Float, Num
 from ldm_jax.models.operations.convolution import conv_general_dilated
-from ldm_jax.models.operations.group_norm import group_norm
+from ldm_jax.models.operations.group_norm import GroupNormOptions, group_norm
 from ldm_jax.models.operations.layer_norm import layer_norm
 from ldm_jax.models.operations.parameters import (
     Conv,
@@ -184,8 +183,8 @@ class GroupNorm(nn.Module):
             )
         scale = param(self, "scale", nn.initializers.ones, (channels,))
         bias = param(self, "bias", nn.initializers.zeros, (channels,))
-        options = (groups, self.epsilon, self.silu, self.dtype)
-        return group_norm(x, scale, bias, modulation, added, *options)
+        options = GroupNormOptions(groups, self.epsilon, self.silu, self.dtype)
+        return group_norm(x, scale, bias, modulation, added, options)
 
 
 def timestep_embedding(

@@ -8,7 +8,7 @@ import pytest
 from ldm_jax.models.operations.attend import attend
 from ldm_jax.models.operations.convolution import conv_general_dilated
 from ldm_jax.models.operations.geglu import geglu, gelu
-from ldm_jax.models.operations.group_norm import group_norm
+from ldm_jax.models.operations.group_norm import GroupNormOptions, group_norm
 from ldm_jax.models.operations.join import join
 from ldm_jax.models.operations.layer_norm import layer_norm
 from ldm_jax.models.operations.sums import CUDA, DEFAULT
@@ -20,7 +20,8 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def plain_group_norm(x, scale, bias, modulation, added, groups, epsilon, silu, dtype):
+def plain_group_norm(x, scale, bias, modulation, added, options):
+    groups, epsilon, silu, dtype = options
     x = x.astype(jnp.float32)
     x = x if added is None else x + added[:, None, None]
     parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
@@ -50,8 +51,8 @@ def test_group_norm_has_the_gradients_of_the_plain_form(
     @jax.jit
     def run(x, *others):
         def values(function):
-            options = (4, 1e-5, silu, dtype)
-            call = lambda *inputs: function(*inputs, *options)  # noqa: E731
+            options = GroupNormOptions(4, 1e-5, silu, dtype)
+            call = lambda *inputs: function(*inputs, options)  # noqa: E731
             y, pull = jax.vjp(call, x.astype(dtype), *others)
             return y, *pull(cotangent)
 
@@ -66,7 +67,7 @@ def test_group_norm_has_the_gradients_of_the_plain_form(
 def test_group_norm_differentiates_twice_in_batches_and_recomputed():
     x, scale, bias = normal(0, 3, 4, 2, 8), 1 + normal(1, 8), normal(2, 8)
 
-    options = None, normal(3, 1, 8), 2, 1e-5, True, "f4"
+    options = None, normal(3, 1, 8), GroupNormOptions(2, 1e-5, True, "f4")
 
     def penalty(function):
         def total(x):
@@ -82,8 +83,8 @@ def test_group_norm_differentiates_twice_in_batches_and_recomputed():
 
 
 def group_norm_loss(x, scale, bias, vector):
-    others = (vector, vector), vector, 4, 1e-5, True, "float32"
-    return group_norm(x, scale, bias, *others).sum()
+    options = GroupNormOptions(4, 1e-5, True, "float32")
+    return group_norm(x, scale, bias, (vector, vector), vector, options).sum()
 
 
 def layer_norm_loss(x, scale, bias, vector):
@@ -110,7 +111,7 @@ def test_group_norm_keeps_its_input_and_nothing_of_its_size():
     row = jax.ShapeDtypeStruct((32,), jnp.float32)
 
     def kept(x, scale, bias):
-        options = (None, None, 8, 1e-5, True, jnp.bfloat16)
+        options = None, None, GroupNormOptions(8, 1e-5, True, jnp.bfloat16)
         _, pull = jax.vjp(lambda *a: group_norm(*a, *options), x, scale, bias)
         return [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "dtype")]
 
@@ -130,7 +131,7 @@ def test_sums_of_the_backward_pass_are_one_on_gpus_and_the_same():
     row = jax.ShapeDtypeStruct((8,), jnp.float32)
 
     def loss(x, scale, bias):
-        options = (None, None, 4, 1e-5, True, jnp.bfloat16)
+        options = None, None, GroupNormOptions(4, 1e-5, True, jnp.bfloat16)
         return group_norm(x, scale, bias, *options).astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(loss)).trace(x, row, row)
@@ -179,7 +180,8 @@ def test_group_norm_is_the_same_by_the_sums_of_gpus(modulated, monkeypatch):
     def run(sums):
         here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
         monkeypatch.setattr("ldm_jax.models.operations.group_norm.on_platform", here)
-        call = lambda *a: group_norm(*a, 4, 1e-5, True, jnp.float32)  # noqa: E731
+        options = GroupNormOptions(4, 1e-5, True, jnp.float32)
+        call = lambda *a: group_norm(*a, options)  # noqa: E731
         with jax.disable_jit():
             y, pull = jax.vjp(call, x, scale, bias, modulation, added)
             return y, pull(jnp.cos(y))
@@ -193,7 +195,8 @@ def test_what_is_added_before_a_norm_is_swept_over_in_no_pass():
 
     def sweeps(added):
         def loss(x, added):
-            return group_norm(x, row, row, None, added, 8, 1e-5, True, "f4").sum()
+            options = GroupNormOptions(8, 1e-5, True, "f4")
+            return group_norm(x, row, row, None, added, options).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, added)
         return str(jaxpr).count("axes=(1, 2)")

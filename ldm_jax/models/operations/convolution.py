@@ -1,6 +1,5 @@
 """Convolutions whose kernels get gradients that lie in memory as they do."""
 
-import functools
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ def conv_general_dilated(
 ) -> Float[Array, "batch *new_space features"]:
     """`jax.lax.conv_general_dilated`, differentiable in reverse mode alone.
 
-    NVIDIA's convolutions make gradients of kernels with output channels first. XLA would
-    compute the optimiser in that order, and turn its moments there and back at each
-    step, in float32; here the gradient is turned alone, in its own type.
+    NVIDIA's convolutions make gradients of kernels with output channels first. XLA
+    would compute the optimiser in that order, and turn its moments there and back at
+    each step, in float32; here the gradient alone is turned, in its own type.
 
     Args:
       x: [B, ..., c].

@@ -8,6 +8,7 @@ result.
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,30 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.models.operations.sums import on_platform
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+class GroupNormOptions(NamedTuple):
+    """How to normalise.
+
+    Attributes:
+      groups: Groups, which divide the channels.
+      epsilon: Added to the variance.
+      silu: Whether SiLU follows.
+      dtype: Type of the output.
+    """
+
+    groups: int
+    epsilon: float
+    silu: bool
+    dtype: DTypeLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def group_norm(
     x: Float[Array, "batch height width channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
     modulation: Sequence[Float[Array, "batch channels"]] | None,
     added: Float[Array, "batch channels"] | None,
-    groups: int,
-    epsilon: float,
-    silu: bool,
-    dtype: DTypeLike,
+    options: GroupNormOptions,
 ) -> Float[Array, "batch height width channels"]:
     """Normalises over height, width and the channels of a group (Wu & He 2018).
 
@@ -45,21 +59,18 @@ def group_norm(
         shift, before SiLU (AdaGN, Dhariwal & Nichol 2021, Sec. 3).
       added: None, or float32 that is added to all pixels of `x` before. Its gradient
         follows from sums that are there: no sweep, as an addition before would take.
-      groups: Groups, which divide c.
-      epsilon: Added to the variance.
-      silu: Whether SiLU follows.
-      dtype: Type of the output.
+      options: GroupNormOptions.
 
     Returns:
-      [B, h, w, c] in `dtype`.
+      [B, h, w, c] in `options.dtype`.
     """
-    options = groups, epsilon, silu, dtype
-    return _forward(x, scale, bias, modulation, added, *options)[0]
+    return _forward(x, scale, bias, modulation, added, options)[0]
 
 
 # Jitted, they are traced and lowered once for all norms of one shape.
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _forward(x, scale, bias, modulation, added, groups, epsilon, silu, dtype):
+@functools.partial(jax.jit, static_argnums=5)
+def _forward(x, scale, bias, modulation, added, options):
+    groups, epsilon, silu, dtype = options
     wide = x.astype(jnp.float32)
     moments = functools.partial(_moments, groups)
     mean, variance, distance = on_platform(moments, wide, added)
@@ -71,10 +82,10 @@ def _forward(x, scale, bias, modulation, added, groups, epsilon, silu, dtype):
     return y, (x, scale, bias, modulation, mean, rate, distance)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _backward(groups, epsilon, silu, dtype, kept, gradient):
-    del epsilon, dtype
-    return on_platform(functools.partial(_pull, groups, silu), kept, gradient)
+@functools.partial(jax.jit, static_argnums=0)
+def _backward(options, kept, gradient):
+    pull = functools.partial(_pull, options.groups, options.silu)
+    return on_platform(pull, kept, gradient)
 
 
 group_norm.defvjp(_forward, _backward)
