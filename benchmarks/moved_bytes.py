@@ -1,8 +1,9 @@
-"""What the kernels of a training step move on an H100; no GPU is needed.
+"""What the kernels of a step move on an H100, training or sampling; no GPU is needed.
 
-The step is compiled by XLA's compiler for that device, as in `planner.py`, whose head
-has the packages.  Counted are the bytes that each kernel reads and writes, by the part
-of the network that it is of, how many kernels there are, and how many differ:
+It is compiled by XLA's compiler for that device, as in `planner.py`, whose head has the
+packages.  Counted are the bytes that each kernel reads and writes, by the part of the
+network that it is of, how many kernels there are, and how many differ; of sampling
+those of one of the sampler's steps:
 
     python -m benchmarks.moved_bytes [--full] [--largest=20] [--save=FILE] [NAME ...]
     python -m benchmarks.moved_bytes --text=FILE
@@ -23,19 +24,29 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = "--xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
+import jax  # noqa: E402
 from jax._src.cudnn import fused_attention_stablehlo as cudnn  # noqa: E402
 
-from benchmarks.accelerators.moved import read_kernels, summarise  # noqa: E402
+from benchmarks.accelerators.jax_side import plan_sampling  # noqa: E402
+from benchmarks.accelerators.moved import (  # noqa: E402
+    body_of_loop,
+    read_kernels,
+    summarise,
+)
+from benchmarks.accelerators.parts import PARTS  # noqa: E402
 from benchmarks.planner import CASES, check_cases, h100_mesh, plan_case  # noqa: E402
+from ldm_jax import sharding  # noqa: E402
 from ldm_jax.models.operations import kernels  # noqa: E402
 from ldm_jax.planning.ahead import lower_step  # noqa: E402
 
+SAMPLING = {name: part for name, part in PARTS.items() if part.task == "sample"}
+
 
 def compile_text(name: str, full: bool) -> tuple[str, float, int]:
-    """Compiles a training step for an H100.
+    """Compiles a training step, or sampling, for an H100.
 
     Args:
-      name: Key of `planner.CASES`.
+      name: Key of `planner.CASES`, or of SAMPLING.
       full: Whether the network is the published one.
 
     Returns:
@@ -45,12 +56,21 @@ def compile_text(name: str, full: bool) -> tuple[str, float, int]:
     kernels.this_device = lambda: kernels.Device("cuda", (9, 0))
     cudnn.check_cudnn_version = lambda: 91000
     cudnn.check_compute_capability = lambda capability: capability == "9.0"
-    part, planned = plan_case(name, full)
-    lowered = lower_step(planned, h100_mesh(), part.batch_size)
+    mesh = h100_mesh()
+    if name in SAMPLING:
+        draw, shapes = plan_sampling(SAMPLING[name], not full)
+        whole = jax.tree.map(lambda leaf: sharding.replicated(mesh), shapes)
+        lowered = jax.jit(draw).lower(*sharding.abstract_like(shapes, whole))
+    else:
+        part, planned = plan_case(name, full)
+        lowered = lower_step(planned, mesh, part.batch_size)
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    return program.as_text(), seconds, program.memory_analysis().temp_size_in_bytes
+    text = program.as_text()
+    if name in SAMPLING:
+        text = body_of_loop(text)
+    return text, seconds, program.memory_analysis().temp_size_in_bytes
 
 
 def main() -> None:
@@ -58,14 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES))
+    known = CASES | SAMPLING
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--full", action="store_true", help="The published networks.")
     parser.add_argument("--largest", type=int, default=0, help="Kernels to list.")
     parser.add_argument("--save", help="File for the text of the last program.")
     parser.add_argument("--text", help="Such a file, in place of compiling.")
     options = parser.parse_args()
-    check_cases(options.names)
-    for name in [options.text] if options.text else options.names or CASES:
+    check_cases(options.names, known)
+    for name in [options.text] if options.text else options.names or known:
         row = {"name": name}
         if options.text:
             text = pathlib.Path(name).read_text()

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -127,15 +127,16 @@ def plan_case(name: str, full: bool) -> tuple[Part, Planned]:
     return part, make_planned(config, Given(part.first_stage, None, FEATURES))
 
 
-def check_cases(names: Sequence[str]) -> None:
+def check_cases(names: Sequence[str], known: Iterable[str] = CASES) -> None:
     """Ends the program where there is no case of a name.
 
     Args:
       names: Of the command line.
+      known: Names that there are.
     """
-    unknown = set(names) - set(CASES)
+    unknown = set(names) - set(known)
     if unknown:
-        sys.exit(f"unknown: {', '.join(unknown)}; choose of {', '.join(CASES)}")
+        sys.exit(f"unknown: {', '.join(unknown)}; choose of {', '.join(known)}")
 
 
 def compare(name: str, full: bool, data: int = 1, fsdp: int = 1) -> dict[str, Any]:

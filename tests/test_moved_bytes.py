@@ -1,6 +1,8 @@
 """Bytes of the kernels of a compiled program."""
 
-from benchmarks.accelerators.moved import read_kernels, summarise
+import pytest
+
+from benchmarks.accelerators.moved import body_of_loop, read_kernels, summarise
 
 TEXT = """HloModule jit_step
 
@@ -50,3 +52,24 @@ def test_a_program_is_summed_by_parts():
     assert (found["kernels"], found["different"]) == (3, 2)
     counts = {part: count for part, (_, count) in found["parts"].items()}
     assert counts == {"group norms": 1, "feed-forward": 1, "optimiser and others": 1}
+
+
+def test_the_body_of_the_longest_loop_is_a_program():
+    """As of a sampler, whose step is inside of it."""
+    text = TEXT.replace("ENTRY %main", "%region_1.2")
+    text += """
+%short (x.2: f32[4]) -> f32[4] {
+  %x.2 = f32[4]{0} parameter(0)
+  ROOT %copy = f32[4]{0} copy(%x.2)
+}
+
+ENTRY %main (x.3: bf16[8,128]) -> f32[4] {
+  %x.3 = bf16[8,128]{1,0} parameter(0)
+  %once = f32[4]{0} while(%x.3), condition=%less, body=%short
+  ROOT %steps = f32[4]{0} while(%once), condition=%less, body=%region_1.2
+}
+"""
+    assert read_kernels(body_of_loop(text)) == read_kernels(TEXT)
+    assert [kernel.name for kernel in read_kernels(text)] == ["once", "steps"]
+    with pytest.raises(ValueError, match="no loop"):
+        body_of_loop(TEXT)

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -135,35 +136,50 @@ def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
     Returns:
       Row.
     """
-    planned = _plan(part, tiny)
-    model = planned.model
-    params = _draw(planned.state.ema_params)
-    frozen = _draw(planned.stage.frozen)
-    example = planned.batch(part.batch_size)
-    inputs = {k: v for k, v in _draw(example).items() if k in model.conditioner.entries}
-    side = planned.config.data.image_size
-    options = generate.SampleOptions(
-        num_steps=NUM_STEPS,
-        size=(side, side),
-        guidance=generate.GuidanceOptions(scale=GUIDANCE_SCALE),
-    )
-    keys = jax.random.split(jax.random.key(0), part.batch_size)
-
-    def draw(params, frozen, inputs, keys):
-        return generate.sample_images(model, params, frozen, inputs, keys, options)
-
-    flops = count_flops(jax.make_jaxpr(draw)(params, frozen, inputs, keys).jaxpr)
-    program, compiled = _compile(jax.jit(draw), params, frozen, inputs, keys)
+    draw, shapes = plan_sampling(part, tiny)
+    *given, keys = shapes
+    keys = jax.random.split(jax.random.key(0), len(keys))
+    arguments = *map(_draw, given), keys
+    flops = count_flops(jax.make_jaxpr(draw)(*arguments).jaxpr)
+    program, compiled = _compile(jax.jit(draw), *arguments)
     made = []
 
     def call():
-        made[:] = [program(params, frozen, inputs, keys)]
+        made[:] = [program(*arguments)]
 
     def wait():
         jax.block_until_ready(made)
 
     timed = measure(call, wait, turn)
     return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
+
+
+def plan_sampling(part: Part, tiny: bool) -> tuple[Callable, tuple]:
+    """Plans guided sampling, decoding included; nothing is drawn.
+
+    Args:
+      part: Part.
+      tiny: Whether all is a toy.
+
+    Returns:
+      (function of weights, frozen weights, inputs and keys; their shapes).
+    """
+    planned = _plan(part, tiny)
+    model, side = planned.model, planned.config.data.image_size
+    entries = model.conditioner.entries
+    inputs = {k: v for k, v in planned.batch(part.batch_size).items() if k in entries}
+    options = generate.SampleOptions(
+        num_steps=NUM_STEPS,
+        size=(side, side),
+        guidance=generate.GuidanceOptions(scale=GUIDANCE_SCALE),
+    )
+    key = jax.random.key(0)
+    keys = jax.eval_shape(lambda: jax.random.split(key, part.batch_size))
+
+    def draw(params, frozen, inputs, keys):
+        return generate.sample_images(model, params, frozen, inputs, keys, options)
+
+    return draw, (planned.state.ema_params, planned.stage.frozen, inputs, keys)
 
 
 def _row(timed, compiled, flops, part, profile):

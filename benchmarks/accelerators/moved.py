@@ -94,6 +94,29 @@ def read_kernels(text: str) -> list[Kernel]:
     return found
 
 
+def body_of_loop(text: str) -> str:
+    """Takes the longest loop out of a program, as that of a sampler is.
+
+    Args:
+      text: Text of a compiled program.
+
+    Returns:
+      Text of a program that is the loop's body, for `read_kernels`.
+
+    Raises:
+      ValueError: If there is no loop.
+    """
+    bodies = [
+        re.search(rf"\n%?{re.escape(name)} \([^\n]*\{{\n.*?\n\}}", text, re.DOTALL)[0]
+        for name in re.findall(r" while\(.*body=%([\w.\-]+)", text)
+    ]
+    if not bodies:
+        raise ValueError("the program has no loop")
+    body = max(bodies, key=len)
+    start = text.index("\nENTRY ")
+    return text[:start].replace(body, "") + "\nENTRY " + body.lstrip("\n%")
+
+
 def _arrays(type_text):
     """(name of the type, numbers) of each array of a type or of a tuple of them."""
     for name, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type_text):

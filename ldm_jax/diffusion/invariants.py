@@ -7,17 +7,19 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# What is worth its memory whatever its size.
+# What is worth its memory whatever its size; and how much larger than what it is
+# computed from the rest may be, as a context is when it is padded.
 _HEAVY = ("dot_general", "conv_general_dilated")
+_GROWTH = 1.25
 
 
 def hoist_invariants(body: Callable, *examples: Any) -> Callable:
     """Computes now what a loop's body would compute anew in each step.
 
     Compilers for GPUs leave it in the loop: the casts of all weights, and keys and
-    values of a context. Of what costs no product only that is taken out which is not
-    larger than what it is computed from; nothing is that the body does in a loop or a
-    branch of its own.
+    values of a context. What costs no product is taken out only if it is not much
+    larger than what it is computed from, and nothing is that the body does in a loop
+    or a branch of its own.
 
     Args:
       body: Pure function; what it closes over does not change.
@@ -56,7 +58,7 @@ def _worthwhile(eqn):
     if eqn.effects or not _variables(eqn.invars):
         return False
     read, made = (sum(map(_bytes, ends)) for ends in (eqn.invars, eqn.outvars))
-    return eqn.primitive.name in _HEAVY or made <= read
+    return eqn.primitive.name in _HEAVY or made <= _GROWTH * read
 
 
 def _bytes(atom):

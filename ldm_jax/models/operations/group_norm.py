@@ -45,10 +45,11 @@ def group_norm(
 ) -> Float[Array, "batch height width channels"]:
     """Normalises over height, width and the channels of a group (Wu & He 2018).
 
-    Statistics and arithmetic are float32. Squares are taken about the mean of the
-    first row, so the variance's relative error stays below about 1e-7 times the height
-    however large the mean is: the spread within the tensor bounds how far the row's
-    mean can lie from the tensor's. Derivatives of any order are there in reverse mode
+    Statistics and arithmetic are float32. Squares are taken about the mean of the first
+    row of each channel, and its mean about that of a channel of the group, so the
+    variance's relative error stays below about 1e-7 times the height and the channels
+    of a group however large the mean is: the spread within the tensor bounds how far
+    these can lie from the tensor's. Derivatives of any order are there in reverse mode
     alone.
 
     Args:
@@ -145,13 +146,19 @@ def _moments(groups, sums, x, added):
       channel lies above that of the group).
     """
     added = 0.0 if added is None else added
-    shift = sums.fold((jnp.mean(x[:, 0], axis=1) + added)[None], groups)[0] - added
-    centred = x - _pixel(shift)
-    found = jnp.stack(sums.parts(sums.both(centred, jnp.square(centred), (1, 2))))
-    found = found / (x.shape[1] * x.shape[2])
-    mean, square = sums.fold(found, groups)
+    # Divided before the sum: after it that would be a kernel of its own.
+    row = jnp.sum(x[:, 0] / x.shape[2], axis=1)
+    centred = x - _pixel(row)
+    found = sums.parts(sums.both(centred, jnp.square(centred), (1, 2)))
+    distance, square = (part / (x.shape[1] * x.shape[2]) for part in found)
+    within = square - jnp.square(distance)
+    # Channels are compared about a mean of one or all of them, whichever is at hand.
+    level = sums.level(row + added, groups)
+    distance += row + added - level
+    both = jnp.stack([distance, within + jnp.square(distance)])
+    mean, square = sums.fold(both, groups)
     variance = jnp.maximum(square - jnp.square(mean), 0.0)
-    return mean + shift, variance, found[0] - mean
+    return level + mean - added, variance, distance - mean
 
 
 def _pixel(values):

@@ -19,11 +19,14 @@ class Sums(NamedTuple):
       parts: That value -> the two sums.
       fold: (values [k, B, c], groups) -> their means over the channels of a group,
         repeated for each of them.
+      level: (values [B, c], groups) -> of each group a value among or between those of
+        its channels, repeated for each of them.
     """
 
     both: Callable[[Array, Array, Sequence[int]], Any]
     parts: Callable[[Any], Sequence[Array]]
     fold: Callable[[Array, int], Array]
+    level: Callable[[Array, int], Array]
 
 
 def on_platform(function: Callable, *arguments: Any) -> Any:
@@ -77,5 +80,27 @@ def _fold_by_axes(
     return jnp.broadcast_to(means, apart.shape).reshape(values.shape)
 
 
-CUDA = Sums(_one_of_complex_numbers, lambda both: (both.real, both.imag), _fold_by_axes)
-DEFAULT = Sums(_two, lambda both: both, _fold_by_products)
+def _first_of_group(
+    values: Float[Array, "batch channels"], groups: int
+) -> Float[Array, "batch channels"]:
+    """In no kernel of its own, as a mean would be."""
+    apart = values.reshape(len(values), groups, -1)
+    return jnp.broadcast_to(apart[..., :1], apart.shape).reshape(values.shape)
+
+
+def _mean_of_group(
+    values: Float[Array, "batch channels"], groups: int
+) -> Float[Array, "batch channels"]:
+    """XLA on the CPU would take up the first of the group in the loop over pixels."""
+    return _fold_by_products(values[None], groups)[0]
+
+
+CUDA = Sums(
+    both=_one_of_complex_numbers,
+    parts=lambda both: (both.real, both.imag),
+    fold=_fold_by_axes,
+    level=_first_of_group,
+)
+DEFAULT = Sums(
+    both=_two, parts=lambda both: both, fold=_fold_by_products, level=_mean_of_group
+)
