@@ -83,7 +83,7 @@ def _start(name, side, folder, options):
         _write_spec(name, size, folder / "spec.json")
         module, words = "torch_side", [side, folder / "spec.json", turn, target]
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": _search_path(),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "BENCHMARK_SECONDS": str(options.seconds),
     }
@@ -103,13 +103,18 @@ def _write_spec(name, size, path):
     if not path.exists():
         words = [name, size, str(path)]
         module = "benchmarks.accelerators.spec"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        paths = {"PYTHONPATH": _search_path(), "JAX_PLATFORMS": "cpu"}
         subprocess.run(
             [sys.executable, "-m", module, *words],
             check=True,
             cwd=ROOT,
-            env=environment,
+            env=os.environ | paths,
         )
+
+
+def _search_path():
+    """This repository, and what was given, where a machine's packages are not all."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _read(folder, side, status):
@@ -132,7 +137,10 @@ def _say(row):
         text += f" after compiling {row['compile_s']:.0f} s"
     kernels = row.get("kernels") or {}
     shares = ", ".join(f"{kind} {part:.0%}" for kind, part in kernels.items())
-    return f"{text}\n{'':27}{shares}" if shares else text
+    if not shares:
+        return text
+    busy = f"{row['launches']} kernels, {row['busy_ms']:.1f} ms in all"
+    return f"{text}\n{'':27}{busy}: {shares}"
 
 
 def _commit():

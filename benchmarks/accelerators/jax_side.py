@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.accelerators.kernels import by_kind
+from benchmarks.accelerators.kernels import profile
 from benchmarks.accelerators.parts import (
     FEATURES,
     GUIDANCE_SCALE,
@@ -122,7 +122,7 @@ def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
         jax.block_until_ready(made)
 
     timed = measure(call, wait, turn)
-    return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
+    return _row(timed, compiled, flops, part, lambda: profile(call, wait))
 
 
 def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
         jax.block_until_ready(made)
 
     timed = measure(call, wait, turn)
-    return _row(timed, compiled, flops, part, lambda: by_kind(call, wait))
+    return _row(timed, compiled, flops, part, lambda: profile(call, wait))
 
 
 def plan_sampling(part: Part, tiny: bool) -> tuple[Callable, tuple]:
@@ -182,7 +182,7 @@ def plan_sampling(part: Part, tiny: bool) -> tuple[Callable, tuple]:
     return draw, (planned.state.ema_params, planned.stage.frozen, inputs, keys)
 
 
-def _row(timed, compiled, flops, part, profile):
+def _row(timed, compiled, flops, part, profiled):
     device = jax.devices()[0]
     chip, stats = chip_of(device.device_kind), device.memory_stats() or {}
     tflops = flops / timed.seconds / 1e12
@@ -196,7 +196,7 @@ def _row(timed, compiled, flops, part, profile):
         "compile_s": compiled,
         "first_call_s": timed.first,
         "tflop": flops / 1e12,
-        "kernels": profile(),
+        **profiled(),
         "device": device.device_kind,
         "versions": f"jax {jax.__version__}",
     }

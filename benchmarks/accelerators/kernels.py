@@ -21,31 +21,51 @@ KINDS = {
 }
 
 
-def by_kind(call: Callable[[], Any], wait: Callable[[], Any]) -> dict[str, float]:
-    """Profiles three calls.
+# Calls that are profiled, and kernels that are listed.
+_CALLS, _SLOWEST = 3, 200
+
+
+def profile(call: Callable[[], Any], wait: Callable[[], Any]) -> dict[str, Any]:
+    """Profiles some calls.
 
     Args:
       call: Does a step.
       wait: Waits for all steps.
 
     Returns:
-      Kind -> fraction of the time of all kernels, largest first; empty where the
-      profiler sees no device, as on a CPU.
+      "kernels", kind -> fraction of the time of all kernels, largest first; "busy_ms",
+      that time, and "launches", their number, of one call; "slowest", the kernels that
+      take most of it: (name, milliseconds, launches). Empty where the profiler sees no
+      device, as on a CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            for _ in range(3):
+            for _ in range(_CALLS):
                 call()
             wait()
-        times = collections.Counter()
+        times, launches = collections.Counter(), collections.Counter()
         for path in pathlib.Path(folder).rglob("*.xplane.pb"):
-            times += _read(path)
-    total = sum(times.values())
-    return {kind: time / total for kind, time in times.most_common()}
+            for name, nanoseconds in _events(path):
+                times[name] += nanoseconds / 1e6 / _CALLS
+                launches[name] += 1 / _CALLS
+    busy, kinds = sum(times.values()), collections.Counter()
+    if not busy:
+        return {}
+    for name, milliseconds in times.items():
+        kinds[kind_of(name)] += milliseconds / busy
+    return {
+        "kernels": dict(kinds.most_common()),
+        "busy_ms": busy,
+        "launches": round(sum(launches.values())),
+        "slowest": [
+            (name[:200], round(milliseconds, 4), round(launches[name], 1))
+            for name, milliseconds in times.most_common(_SLOWEST)
+        ],
+    }
 
 
-def _read(path):
-    times = collections.Counter()
+def _events(path):
+    """(name, nanoseconds) of all kernels."""
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         if not re.search(r"/device:(GPU|TPU)", plane.name):
             continue
@@ -53,8 +73,7 @@ def _read(path):
             # Those of GPUs are streams; a TPU has one line of operations.
             if re.search(r"Stream|XLA Ops", line.name):
                 for event in line.events:
-                    times[kind_of(event.name)] += event.duration_ns
-    return times
+                    yield event.name, event.duration_ns
 
 
 def kind_of(name: str) -> str:
