@@ -8,6 +8,7 @@ of one that is kept (inpainting with any model: Song et al. 2021, App. I.2).
     images = sample_images(model, params, frozen, inputs, rngs, options)
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -355,6 +356,9 @@ def make_denoiser(
     Returns:
       (latents, point) -> (x0, noise), all [B, h, w, c]; point is scalar.
     """
+    if gradient_guidance is None and getattr(model.backbone, "remat", False):
+        # Only gradients need it, and nothing leaves a sampler's loop through it.
+        model = dataclasses.replace(model, backbone=model.backbone.clone(remat=False))
 
     def backbone(latents, timesteps, *slots):
         slots = Conditioning(*slots)

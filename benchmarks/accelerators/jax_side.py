@@ -20,7 +20,7 @@ from benchmarks.accelerators.parts import (
     Part,
     part_of,
 )
-from benchmarks.accelerators.timing import measure
+from benchmarks.accelerators.timing import Turn, measure
 from ldm_jax import generate, sharding
 from ldm_jax.chips import chip_of
 from ldm_jax.cli import load_config
@@ -74,28 +74,36 @@ def _compile(function, *arguments):
     return program, time.perf_counter() - start
 
 
+# Numbers that weights and inputs are made of, over and over.
+_POOL = 2**22
+
+
 def _draw(shapes):
-    """Arrays on the device of these shapes: numbers about one, whole ones small."""
+    """Arrays on the device of these shapes: numbers about one, whole ones small.
+
+    Made on the host: a program that drew each takes minutes to compile.
+    """
+    pool = np.random.default_rng(0).standard_normal(_POOL, np.float32)
 
     def make(path, leaf):
-        # The same numbers in every process, as `hash` would not give.
-        key = jax.random.key(zlib.crc32(str(path).encode()))
+        # Another place in the pool for each, the same in every process.
+        start = zlib.crc32(str(path).encode()) % (_POOL // 2)
+        drawn = np.resize(pool[start:], leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return jax.random.randint(key, leaf.shape, 0, 8).astype(leaf.dtype)
+            return jnp.asarray(np.abs(4 * drawn) % 8, leaf.dtype)
         scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1.0
-        drawn = jax.random.normal(key, leaf.shape, jnp.float32)
-        return (abs(drawn) if leaf.ndim < 2 else scale * drawn).astype(leaf.dtype)
+        return jnp.asarray(abs(drawn) if leaf.ndim < 2 else scale * drawn, leaf.dtype)
 
-    return jax.jit(lambda: jax.tree_util.tree_map_with_path(make, shapes))()
+    return jax.tree_util.tree_map_with_path(make, shapes)
 
 
-def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
+def train(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
     """Measures a training step.
 
     Args:
       part: Part.
       tiny: Whether all is a toy.
-      turn: See `timing.measure`.
+      turn: Turn.
 
     Returns:
       Row.
@@ -125,13 +133,13 @@ def train(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
     return _row(timed, compiled, flops, part, lambda: profile(call, wait))
 
 
-def sample(part: Part, tiny: bool, turn: str) -> dict[str, Any]:
+def sample(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
     """Measures guided sampling, decoding included.
 
     Args:
       part: Part.
       tiny: Whether all is a toy.
-      turn: See `timing.measure`.
+      turn: Turn.
 
     Returns:
       Row.
@@ -205,8 +213,8 @@ def _row(timed, compiled, flops, part, profiled):
 def main() -> None:
     """Measures one part: name, "tiny" or "full", file to lock, file for the row."""
     name, size, turn, target = sys.argv[1:]
-    part = part_of(name, size == "tiny")
-    row = {"train": train, "sample": sample}[part.task](part, size == "tiny", turn)
+    part, tiny = part_of(name, size == "tiny"), size == "tiny"
+    row = {"train": train, "sample": sample}[part.task](part, tiny, Turn(turn))
     pathlib.Path(target).write_text(json.dumps(row))
 
 

@@ -24,15 +24,34 @@ class Timed(NamedTuple):
     first: float
 
 
-def measure(call: Callable[[], Any], wait: Callable[[], Any], turn: str) -> Timed:
-    """Times a call that returns before the device is done.
+class Turn:
+    """A device that several processes compile for at once, and measure one by one.
 
-    Compiling goes on beside the other side; what is timed has the device alone.
+    Whoever measures has waited for all to have compiled: compilers try out kernels on
+    the device, which would be in what is measured.
+    """
+
+    def __init__(self, path: str):
+        """Begins to compile.
+
+        Args:
+          path: File that the processes have in common.
+        """
+        self._file = open(path, "a")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def take(self):
+        """Waits until no other process compiles or measures; until this one ends."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+
+def measure(call: Callable[[], Any], wait: Callable[[], Any], turn: Turn) -> Timed:
+    """Times a call that returns before the device is done.
 
     Args:
       call: Does a step.
       wait: Waits for all steps.
-      turn: File that is locked by who measures.
+      turn: Turn, taken after the first call.
 
     Returns:
       Timed.
@@ -41,12 +60,11 @@ def measure(call: Callable[[], Any], wait: Callable[[], Any], turn: str) -> Time
     call()
     wait()
     first = time.perf_counter() - start
-    with open(turn, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        one = _lap(call, wait, 2)
-        budget = float(os.environ.get("BENCHMARK_SECONDS", "12"))
-        each = max(1, min(20, int(budget / 5 / one)))
-        laps = [_lap(call, wait, each) for _ in range(5)]
+    turn.take()
+    one = _lap(call, wait, 2)
+    budget = float(os.environ.get("BENCHMARK_SECONDS", "12"))
+    each = max(1, min(20, int(budget / 5 / one)))
+    laps = [_lap(call, wait, each) for _ in range(5)]
     median = statistics.median(laps)
     return Timed(median, (max(laps) - min(laps)) / median, 5 * each, first)
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch.nn import functional as F
 
 from benchmarks.accelerators.parts import GUIDANCE_SCALE, NUM_STEPS
-from benchmarks.accelerators.timing import measure
+from benchmarks.accelerators.timing import Turn, measure
 
 CLASSES = {
     "UNet2DConditionModel": UNet2DConditionModel,
@@ -258,7 +258,7 @@ MAKE = {"denoiser": train_denoiser, "first_stage": train_first_stage, "sample": 
 def main():
     """Measures one part: eager or compiled, spec, file to lock, file for the row."""
     how, spec, turn, target = sys.argv[1:]
-    spec = json.loads(pathlib.Path(spec).read_text())
+    spec, turn = json.loads(pathlib.Path(spec).read_text()), Turn(turn)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     call = MAKE[spec["kind"]](spec, how == "compiled")

@@ -39,6 +39,8 @@ def test_casts_and_products_leave_a_loop_and_what_only_grows_stays():
         def body(carry, index):
             values = context.astype(jnp.bfloat16) @ weights.astype(jnp.bfloat16)
             wide = jnp.broadcast_to(weights[:1], (3, 6))
+            # A token of zeros more, as cuDNN has it of a caption.
+            wide += jnp.pad(context, ((0, 1), (0, 0)))[4:]
             x = jnp.sin(carry["x"] @ values.astype(jnp.float32)) + wide * index
             x += jax.random.normal(jax.random.fold_in(carry["rng"], index), (3, 6))
             return carry | {"x": x, "count": carry["count"] + 1}, {"a": 2, "b": index}
@@ -63,6 +65,9 @@ def test_casts_and_products_leave_a_loop_and_what_only_grows_stays():
     assert ("dot_general", (6, 6), 1) not in after
     assert ("dot_general", (3, 6), 1) in after
     assert ("broadcast_in_dim", (3, 6), 1) in after
+    assert ("pad", (7, 6), 1) in before and ("pad", (7, 6), 0) in after
+    with jax.disable_jit():
+        assert hoist_invariants(run, 1.0) is run
 
 
 @pytest.mark.parametrize("inverted", [False, True])

@@ -197,6 +197,27 @@ def test_cudnn_is_called_with_its_axes_and_scale(length, source, monkeypatch):
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.parametrize("batch, split", [(4, True), (3, False)])
+def test_each_device_tells_cudnn_the_lengths_of_its_rows(batch, split, monkeypatch):
+    """Both lengths lie as the batch does, where that divides."""
+    theirs = jax.nn.dot_product_attention
+
+    def run(*rows, implementation, **lengths):
+        return theirs(*rows, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", run)
+    inputs = draw(6, 5, 8, batch=batch)[:3]
+    mesh = make_mesh(2, 2, jax.devices()[:4])
+    call = on_mesh(lambda *x: KERNELS["cudnn"].run(*x, None), mesh)
+    assert_close(jax.jit(call)(*inputs), attend_in_blocks(*inputs), 1e-5)
+    constraints = [
+        eqn.params["sharding"].spec
+        for eqn in jax.make_jaxpr(call)(*inputs).eqns
+        if eqn.primitive.name == "sharding_constraint"
+    ]
+    assert constraints == [P(("data", "fsdp"))] * 2 * split
+
+
 def test_attentions_are_noted_in_one_line():
     x, context = jnp.zeros((3, 6, 8)), jnp.zeros((3, 5, 8))
     module = Attention(2, 4)

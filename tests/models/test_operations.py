@@ -1,5 +1,7 @@
 """Operations with gradients of their own, against differentiation of plain forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from ldm_jax.models.operations.geglu import geglu, gelu
 from ldm_jax.models.operations.group_norm import GroupNormOptions, group_norm
 from ldm_jax.models.operations.join import join
 from ldm_jax.models.operations.layer_norm import layer_norm
+from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.models.operations.sums import CUDA, DEFAULT
+from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import make_mesh, on_mesh
 from tests.common import assert_close
 
@@ -223,6 +227,24 @@ def test_gradients_of_kernels_lie_as_they_do_on_gpus_that_hold_all(fsdp):
         traced = ours.trace(x, kernel).lower(lowering_platforms=(platform,))
         constrained = "LayoutConstraint" in traced.as_text()
         assert constrained == (platform == "cuda" and fsdp == 1), platform
+
+
+def test_kernels_of_networks_get_gradients_that_lie_as_they_do():
+    options = dict(channel_mult=(1, 2), num_res_blocks=1, num_heads=1)
+    network = UNet(3, 32, **options)
+    latents, time = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1)
+    variables = variable_shapes(network, latents, time)
+
+    def loss(variables):
+        return network.apply(variables, latents, time).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(variables)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    turned = re.findall(r"@LayoutConstraint\(.*-> tensor<([\dx]+)xf32>", text)
+    kernels = {leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 4}
+    # The one behind an enlargement is computed as four of 2 x 2.
+    kernels = kernels | {(2, 2, 64, 64)}
+    assert {tuple(map(int, shape.split("x"))) for shape in turned} == kernels
 
 
 def test_maps_are_joined_once_and_their_gradients_are_parts():

@@ -11,9 +11,9 @@ from jax.experimental.pallas.ops.tpu.flash_attention import (
     SegmentIds,
     flash_attention,
 )
-from jax.sharding import PartitionSpec as P
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.models.operations.rows import spec_of_rows
 
 # Channels and tokens of a tile.
 TILE = 128
@@ -43,7 +43,7 @@ def flash(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _kernel(query, key, value)
-    rows = P() if query.shape[0] % mesh.size else P(mesh.axis_names)
+    rows = spec_of_rows(query.shape[0])
     split = jax.shard_map(
         _kernel, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
     )

@@ -54,7 +54,10 @@ def _backward(x, gradient):
     distribution = (1 - jax.lax.erf(gate / -math.sqrt(2))) / 2
     by_gate = gradient * value * (distribution + gate * density)
     halves = [gradient * gelu(gate), by_gate]
-    return (jnp.concatenate(halves, axis=-1).astype(x.dtype),)
+    both = jnp.concatenate(halves, axis=-1).astype(x.dtype)
+    # XLA for GPUs takes the concatenation up into each of the two products that read
+    # it, and where they turn out to be cuBLAS's it copies the halves for either.
+    return (jax.lax.optimization_barrier(both),)
 
 
 geglu.defvjp(_forward, _backward)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.operations.attend import attend_in_blocks
+from ldm_jax.models.operations.rows import spec_of_rows
 
 AUTO = "auto"
 
@@ -213,16 +214,25 @@ def _flash_refuses(shape, device):
 
 def _cudnn(query, key, value, mask):
     del mask
-    batch, _, length, _ = query.shape
-    source = key.shape[2]
+    length, source = query.shape[2], key.shape[2]
     # JAX refuses gradients where a number of tokens is odd, as that of a caption.
-    lengths = jnp.full((batch,), source, jnp.int32) if source % 2 else None
+    query, key, value = (_even(x.swapaxes(1, 2)) for x in (query, key, value))
+    lengths = {}
+    if source % 2:
+        lengths = {
+            "query_seq_lengths": _lengths(len(query), query.shape[1]),
+            "key_value_seq_lengths": _lengths(len(key), source),
+        }
     out = jax.nn.dot_product_attention(
-        *(_even(x.swapaxes(1, 2)) for x in (query, key, value)),
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
+        query, key, value, **lengths, implementation="cudnn"
     )
     return out[:, :length].swapaxes(1, 2)
+
+
+def _lengths(batch, tokens):
+    """[B], split as rows are: each device's call wants those of its own."""
+    lengths, rows = jnp.full((batch,), tokens, jnp.int32), spec_of_rows(batch)
+    return jax.lax.with_sharding_constraint(lengths, rows) if any(rows) else lengths
 
 
 def _even(rows):
@@ -244,7 +254,7 @@ KERNELS = {
     "flash": Kernel(_flash, _flash_refuses),
 }
 
-# The first row that fits. None has been timed on a device yet: cuDNN's is where it was
-# counted to move less than einsum (benchmarks/RESULTS.md), which in a training step
+# The first row that fits. Einsum has not been timed beside it: cuDNN's is where it was
+# counted to move less (benchmarks/RESULTS.md) than einsum, which in a training step
 # writes and reads some 45 bytes for each pair of tokens and head.
 TABLE = (Row("cuda", "cudnn", tokens=64, width=256),)
