@@ -90,6 +90,18 @@ def assert_close(actual, expected, tolerance=2e-5):
     assert difference <= limit, f"max difference {difference:.3g} > {limit:.3g}"
 
 
+def use_sums(monkeypatch, norm, sums):
+    """Has a norm, by the name of its file, sum as a platform does.
+
+    Call it under `jax.disable_jit`: what is jitted may be in memory with other sums.
+    """
+
+    def here(function, *arguments):
+        return function(sums, *arguments)
+
+    monkeypatch.setattr(f"ldm_jax.models.operations.{norm}.on_platform", here)
+
+
 def options_and_given(**options):
     """SampleOptions and Given from the names of both, as in a config."""
     given = {key: options.pop(key) for key in Given._fields if key in options}

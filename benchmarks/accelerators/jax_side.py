@@ -213,7 +213,8 @@ def _row(timed, compiled, flops, part, profiled):
 def main() -> None:
     """Measures one part: name, "tiny" or "full", file to lock, file for the row."""
     name, size, turn, target = sys.argv[1:]
-    part, tiny = part_of(name, size == "tiny"), size == "tiny"
+    tiny = size == "tiny"
+    part = part_of(name, tiny)
     row = {"train": train, "sample": sample}[part.task](part, tiny, Turn(turn))
     pathlib.Path(target).write_text(json.dumps(row))
 

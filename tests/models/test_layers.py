@@ -21,7 +21,7 @@ from ldm_jax.models.layers import (
     upsample_nearest,
 )
 from ldm_jax.models.operations.sums import CUDA, DEFAULT
-from tests.common import assert_close, load_case
+from tests.common import assert_close, load_case, use_sums
 
 
 def normal(seed, *shape):
@@ -51,16 +51,20 @@ def outlier_row(x):
     ],
     ids=["standard", "mean 1000", "row an outlier", "outliers", "apart", "constant"],
 )
-@pytest.mark.parametrize("sums", [CUDA, DEFAULT], ids=["cuda", "default"])
-def test_group_norm_is_exact_however_large_the_mean(make, tolerance, sums, monkeypatch):
-    here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
-    monkeypatch.setattr("ldm_jax.models.operations.group_norm.on_platform", here)
+@pytest.mark.parametrize("groups", [8, 32])
+@pytest.mark.parametrize("sums", [None, CUDA, DEFAULT], ids=["jitted", "cuda", "cpu"])
+def test_group_norm_is_exact_however_large_the_mean(
+    make, tolerance, groups, sums, monkeypatch
+):
     x = make(normal(0, 2, 16, 8, 64))
-    norm = GroupNorm(num_groups=8, epsilon=1e-6)
+    norm = GroupNorm(num_groups=groups, epsilon=1e-6)
     variables = norm.init(jax.random.key(0), x)
-    with jax.disable_jit():
+    if sums:
+        use_sums(monkeypatch, "group_norm", sums)
+    with jax.disable_jit(sums is not None):
         y = norm.apply(variables, x)
-    np.testing.assert_allclose(y, exact_group_norm(x, 8, 1e-6), atol=tolerance * 4)
+    expected = exact_group_norm(x, groups, 1e-6)
+    np.testing.assert_allclose(y, expected, atol=tolerance * 4)
 
 
 def test_group_norm_gradient_is_that_of_flax():

@@ -17,7 +17,7 @@ from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.models.operations.sums import CUDA, DEFAULT
 from ldm_jax.models.unet import UNet
 from ldm_jax.sharding import make_mesh, on_mesh
-from tests.common import assert_close
+from tests.common import assert_close, use_sums
 
 
 def normal(seed, *shape):
@@ -70,7 +70,6 @@ def test_group_norm_has_the_gradients_of_the_plain_form(
 
 def test_group_norm_differentiates_twice_in_batches_and_recomputed():
     x, scale, bias = normal(0, 3, 4, 2, 8), 1 + normal(1, 8), normal(2, 8)
-
     options = None, normal(3, 1, 8), GroupNormOptions(2, 1e-5, True, "f4")
 
     def penalty(function):
@@ -158,8 +157,7 @@ def plain_layer_norm(x, scale, bias, epsilon, dtype):
 def test_layer_norm_has_the_gradients_of_the_plain_form(
     sums, shape, scaled, moved, monkeypatch
 ):
-    here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
-    monkeypatch.setattr("ldm_jax.models.operations.layer_norm.on_platform", here)
+    use_sums(monkeypatch, "layer_norm", sums)
     scale, bias = normal(1, 8) if scaled else None, normal(2, 8) if moved else None
     x, outer = 3 + normal(0, *shape), normal(3, *shape)
 
@@ -169,7 +167,6 @@ def test_layer_norm_has_the_gradients_of_the_plain_form(
 
         return jax.grad(loss, (0, 1, 2))(x, scale, bias)
 
-    # What is jitted may be in memory with other sums.
     with jax.disable_jit():
         found, expected = run(layer_norm), run(plain_layer_norm)
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), found, expected)
@@ -182,8 +179,7 @@ def test_group_norm_is_the_same_by_the_sums_of_gpus(modulated, monkeypatch):
     added = None if modulated else normal(5, 2, 8)
 
     def run(sums):
-        here = lambda function, *arguments: function(sums, *arguments)  # noqa: E731
-        monkeypatch.setattr("ldm_jax.models.operations.group_norm.on_platform", here)
+        use_sums(monkeypatch, "group_norm", sums)
         options = GroupNormOptions(4, 1e-5, True, jnp.float32)
         call = lambda *a: group_norm(*a, options)  # noqa: E731
         with jax.disable_jit():
