@@ -10,6 +10,9 @@ from absl import flags
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError, ProcessLost
 
+# Where gRPC finds a proxy.
+_PROXIES = "grpc_proxy", "https_proxy", "http_proxy"
+
 
 def define_cluster_flags() -> None:
     """Defines the flags that describe a job of several processes."""
@@ -49,6 +52,11 @@ def join_cluster() -> None:
         return
     import jax
 
+    known = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if known:
+        bypass_proxies(known)
+        # JAX would warn of what is bypassed.
+        jax.config.update("jax_check_proxy_envs", False)
     seconds = values.start_timeout
     # JAX itself would end in a dump.
     timer = threading.Timer(seconds, _give_up, (address, values.process_id, seconds))
@@ -68,6 +76,20 @@ def join_cluster() -> None:
     finally:
         timer.cancel()
     peers.watch(values.hang_timeout)
+
+
+def bypass_proxies(address: str) -> None:
+    """Has gRPC reach process 0 without a proxy, behind which JAX ends in a dump.
+
+    Args:
+      address: host:port of process 0.
+    """
+    if not any(map(os.environ.get, _PROXIES)):
+        return
+    given = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+    hosts = [given] if given else []
+    host = address.rpartition(":")[0].strip("[]")
+    os.environ["no_grpc_proxy"] = ",".join([*hosts, host])
 
 
 def check(

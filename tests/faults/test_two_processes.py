@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import os, signal, sys, time
 
-fault = sys.argv.pop(1)
+fault, victim = sys.argv.pop(1), int(sys.argv.pop(1))
 
 def main(argv):
     import jax
@@ -28,7 +28,7 @@ def main(argv):
 
     multihost_utils.sync_global_devices("start")
     peers.progress(1)
-    if jax.process_index() == 1:
+    if jax.process_index() == victim:
         if fault == "raise":
             raise DataError("cannot read x.png")
         if fault == "kill":
@@ -42,7 +42,7 @@ cli.run(main, "doc")
 """
 
 
-def _start(folder, fault, index, port, *arguments):
+def _start(folder, fault, victim, index, port, *arguments):
     script = folder / "job.py"
     script.write_text(SCRIPT)
     root = str(pathlib.Path(ldm_jax.__file__).parents[1])
@@ -51,6 +51,7 @@ def _start(folder, fault, index, port, *arguments):
             sys.executable,
             str(script),
             fault,
+            str(victim),
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",
             f"--process_id={index}",
@@ -59,13 +60,18 @@ def _start(folder, fault, index, port, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+        # Nobody answers there: it must not stand between the two.
+        env=os.environ
+        | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+        | {"http_proxy": "http://127.0.0.1:9"},
     )
 
 
-def _run(folder, fault, *arguments):
+def _run(folder, fault, *arguments, victim=1):
     port = free_port()
-    jobs = [_start(folder, fault, index, port, *arguments) for index in range(2)]
+    jobs = [
+        _start(folder, fault, victim, index, port, *arguments) for index in range(2)
+    ]
     try:
         outputs = [job.communicate(timeout=120)[0] for job in jobs]
     finally:
@@ -105,6 +111,14 @@ def test_a_killed_process_is_missed(tmp_path):
     assert time.monotonic() - start < 60
 
 
+def test_process_0_is_killed(tmp_path):
+    """JAX ends the other, in its own words: its service has gone."""
+    start = time.monotonic()
+    statuses, _ = _run(tmp_path, "kill", victim=0)
+    assert statuses == [-signal.SIGKILL, -signal.SIGABRT]
+    assert time.monotonic() - start < 40
+
+
 def test_a_hang_is_given_up(tmp_path):
     statuses, lines = _run(tmp_path, "hang", "--hang_timeout=5")
     assert statuses == [ProcessLost.exit_code] * 2
@@ -113,7 +127,7 @@ def test_a_hang_is_given_up(tmp_path):
 
 @pytest.mark.parametrize(("index", "words"), [(0, "not all"), (1, "nothing answers")])
 def test_a_process_that_never_comes(tmp_path, index, words):
-    job = _start(tmp_path, "none", index, free_port(), "--start_timeout=5")
+    job = _start(tmp_path, "none", 1, index, free_port(), "--start_timeout=5")
     output, _ = job.communicate(timeout=90)
     assert job.returncode == ProcessLost.exit_code
     assert _last_line(output).startswith(f"error: {words}")
