@@ -165,20 +165,17 @@ def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     return np.sort(np.concatenate(rows))
 
 
-def parameter_spec(
-    shape: Sequence[int], fsdp: int, min_elements: int = MIN_SHARDED_ELEMENTS
-) -> P:
+def parameter_spec(shape: Sequence[int], fsdp: int) -> P:
     """Splits the largest dimension that `fsdp` divides, if the array is large enough.
 
     Args:
       shape: Shape of the array.
       fsdp: Size of the mesh axis `fsdp`.
-      min_elements: Arrays with fewer elements are replicated.
 
     Returns:
       A `PartitionSpec`.
     """
-    if fsdp == 1 or np.prod(shape, dtype=np.int64) < min_elements:
+    if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_ELEMENTS:
         return P()
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if not divisible:
@@ -220,7 +217,6 @@ def tree_shardings(
     tree: Any,
     mesh: Mesh | AbstractMesh,
     overrides: Sequence[tuple[str, int | None]] = (),
-    min_elements: int = MIN_SHARDED_ELEMENTS,
 ) -> Any:
     """Gives every array of a (possibly abstract) pytree its sharding.
 
@@ -229,7 +225,6 @@ def tree_shardings(
       mesh: Mesh with the axes `data` and `fsdp`, of devices or abstract.
       overrides: Pairs of (regular expression over the path, axis to split or None to
         replicate); the first that matches wins.
-      min_elements: See `parameter_spec`.
 
     Returns:
       A pytree of `NamedSharding` of the same structure.
@@ -244,7 +239,7 @@ def tree_shardings(
         for pattern, axis in overrides:
             if re.search(pattern, name):
                 return _override_spec(name, leaf.shape, axis, fsdp)
-        return parameter_spec(leaf.shape, fsdp, min_elements)
+        return parameter_spec(leaf.shape, fsdp)
 
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec(path, leaf)), tree

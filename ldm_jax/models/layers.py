@@ -24,6 +24,7 @@ from ldm_jax.models.operations.parameters import (
     kernel_init,
     param,
 )
+from ldm_jax.models.operations.rows import gather
 
 
 def dense(
@@ -67,7 +68,8 @@ def _rows_dot_general(x, kernel, dimensions, precision=None):
     times as long. Elsewhere the two compile to the same.
     """
     del dimensions  # The last axis of x, the first of the kernel.
-    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+    rows, kernel = x.reshape(-1, x.shape[-1]), gather(kernel)
+    y = jnp.matmul(rows, kernel, precision=precision)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

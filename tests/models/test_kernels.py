@@ -198,8 +198,8 @@ def test_cudnn_is_called_with_its_axes_and_scale(length, source, monkeypatch):
 
 
 @pytest.mark.parametrize("batch, split", [(4, True), (3, False)])
-def test_each_device_tells_cudnn_the_lengths_of_its_rows(batch, split, monkeypatch):
-    """Both lengths lie as the batch does, where that divides."""
+def test_all_that_cudnn_takes_and_gives_is_split_alike(batch, split, monkeypatch):
+    """As its call wants it: over rows, where their number divides, or not at all."""
     theirs = jax.nn.dot_product_attention
 
     def run(*rows, implementation, **lengths):
@@ -215,7 +215,8 @@ def test_each_device_tells_cudnn_the_lengths_of_its_rows(batch, split, monkeypat
         for eqn in jax.make_jaxpr(call)(*inputs).eqns
         if eqn.primitive.name == "sharding_constraint"
     ]
-    assert constraints == [P(("data", "fsdp"))] * 2 * split
+    # Queries, keys and values, both lengths, and what comes out.
+    assert constraints == [P(("data", "fsdp")) if split else P()] * 6
 
 
 def test_attentions_are_noted_in_one_line():

@@ -22,6 +22,13 @@ MEASURED = PLAIN | {
     "eval.levels": 2,
 }
 
+# Kernels of tiny networks, over the devices of both.
+SPLIT = (
+    "--config.train.mesh.fsdp=4",
+    "--config.train.sharding_overrides="
+    "(('conv_(in|out)/kernel', 3), ('(embedding|attention.*)/kernel', 1))",
+)
+
 
 @pytest.mark.parametrize(
     "options",
@@ -44,6 +51,7 @@ def test_two_processes_train_as_one(options, shapes_dir, first_stage, tmp_path):
             f"--config.data.data_dir={shapes_dir}",
             f"--config.first_stage.workdir={first_stage}",
             *flags,
+            *SPLIT,
             f"--workdir={tmp_path / 'two'}",
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",

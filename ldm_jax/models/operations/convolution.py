@@ -6,6 +6,7 @@ import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.models.operations.rows import gather, kernels_are_split
 
 
 def conv_general_dilated(
@@ -29,7 +30,8 @@ def conv_general_dilated(
     Returns:
       [B, ..., f].
     """
-    return jax.lax.conv_general_dilated(x, _in_order(kernel), *arguments, **named)
+    kernel = _in_order(gather(kernel))
+    return jax.lax.conv_general_dilated(x, kernel, *arguments, **named)
 
 
 @jax.custom_vjp
@@ -44,7 +46,7 @@ def _backward(kept, gradient):
     del kept
     # XLA cannot split the constraint: where parameters are split it would gather all
     # gradients for it.
-    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1:
+    if kernels_are_split():
         return (gradient,)
     turned = jax.lax.platform_dependent(gradient, cuda=_turn, default=lambda g: g)
     return (turned,)

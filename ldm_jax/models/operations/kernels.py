@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.operations.attend import attend_in_blocks
-from ldm_jax.models.operations.rows import spec_of_rows
+from ldm_jax.models.operations.rows import split_rows
 
 AUTO = "auto"
 
@@ -216,7 +216,11 @@ def _cudnn(query, key, value, mask):
     del mask
     length, source = query.shape[2], key.shape[2]
     # JAX refuses gradients where a number of tokens is odd, as that of a caption.
-    query, key, value = (_even(x.swapaxes(1, 2)) for x in (query, key, value))
+    # Its call wants all of them split alike, which where parameters are split they are
+    # not of themselves.
+    query, key, value = (
+        split_rows(_even(x.swapaxes(1, 2))) for x in (query, key, value)
+    )
     lengths = {}
     if source % 2:
         lengths = {
@@ -226,13 +230,12 @@ def _cudnn(query, key, value, mask):
     out = jax.nn.dot_product_attention(
         query, key, value, **lengths, implementation="cudnn"
     )
-    return out[:, :length].swapaxes(1, 2)
+    return split_rows(out)[:, :length].swapaxes(1, 2)
 
 
 def _lengths(batch, tokens):
     """[B], split as rows are: each device's call wants those of its own."""
-    lengths, rows = jnp.full((batch,), tokens, jnp.int32), spec_of_rows(batch)
-    return jax.lax.with_sharding_constraint(lengths, rows) if any(rows) else lengths
+    return split_rows(jnp.full((batch,), tokens, jnp.int32))
 
 
 def _even(rows):

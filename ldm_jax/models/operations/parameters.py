@@ -14,8 +14,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ldm_jax import draws
-from ldm_jax.annotations import Array, Float, Key
+from ldm_jax.annotations import Array, Float, Int, Key
 from ldm_jax.models.operations.convolution import conv_general_dilated
+from ldm_jax.models.operations.rows import split_rows
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -179,6 +180,18 @@ class Conv(nn.Conv):
 
 
 class Embed(nn.Embed):
-    """nn.Embed, traced quickly."""
+    """nn.Embed, traced quickly, of rows that stay on their devices."""
 
     param = param
+
+    def __call__(self, inputs: Int[Array, "batch ..."]) -> Float[Array, "batch ... c"]:
+        """Looks up.
+
+        Args:
+          inputs: [B, ...], rows of the table.
+
+        Returns:
+          [B, ..., c].
+        """
+        # A table that is split by channels would pass that on to what comes of it.
+        return split_rows(super().__call__(inputs))

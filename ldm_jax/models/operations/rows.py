@@ -1,7 +1,14 @@
-"""How a batch lies on the devices of the mesh that a program is traced with."""
+"""How arrays lie on the devices of the mesh that a program is traced with.
+
+Rows are split over all of them. Kernels, which `fsdp` splits, are gathered for their
+products (ZeRO's third stage, Rajbhandari et al. 2020). Left to itself XLA splits some
+products by the channels of their kernels instead, and sends activations to and fro.
+"""
 
 import jax
 from jax.sharding import PartitionSpec as P
+
+from ldm_jax.annotations import Array, Float, Num
 
 
 def spec_of_rows(batch: int) -> P:
@@ -17,3 +24,51 @@ def spec_of_rows(batch: int) -> P:
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1 or batch % mesh.size
     return P() if alone else P(mesh.axis_names)
+
+
+def split_rows(array: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
+    """Has rows, and nothing else, split over devices.
+
+    Args:
+      array: [B, ...].
+
+    Returns:
+      The same, as `spec_of_rows` says; as XLA finds best where no mesh of several
+      devices is in sight.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return array
+    return jax.lax.with_sharding_constraint(array, spec_of_rows(len(array)))
+
+
+def kernels_are_split() -> bool:
+    """Says whether the mesh in sight splits kernels.
+
+    Returns:
+      Whether it does.
+    """
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
+def gather(kernel: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Has a kernel whole on each device, and its gradient split as XLA finds best.
+
+    Args:
+      kernel: [...] in the compute type, in which it travels.
+
+    Returns:
+      The same.
+    """
+    return _whole(kernel) if kernels_are_split() else kernel
+
+
+@jax.custom_vjp
+def _whole(kernel):
+    # What the constraint is put on is whole: else the parameter itself, in float32.
+    kernel = jax.lax.optimization_barrier(kernel)
+    return jax.lax.with_sharding_constraint(kernel, P())
+
+
+# The constraint's own gradient would have the sums on each device, too, and whole.
+_whole.defvjp(lambda kernel: (_whole(kernel), None), lambda kept, gradient: (gradient,))
