@@ -3,9 +3,10 @@
 It is compiled by XLA's compiler for that device, as in `planner.py`, whose head has the
 packages.  Counted are the bytes that each kernel reads and writes, by the part of the
 network that it is of, how many kernels there are, and how many differ; of sampling
-those of one of the sampler's steps:
+those of one of the sampler's steps; and of several devices what one sends to others:
 
     python -m benchmarks.moved_bytes [--full] [--largest=20] [--save=FILE] [NAME ...]
+    python -m benchmarks.moved_bytes --data=2 --fsdp=4 [--full] [NAME ...]
     python -m benchmarks.moved_bytes --text=FILE
 
 Nothing is timed: at 3,350 GB/s the bytes say what a step takes at least beside its
@@ -42,12 +43,16 @@ from ldm_jax.planning.ahead import lower_step  # noqa: E402
 SAMPLING = {name: part for name, part in PARTS.items() if part.task == "sample"}
 
 
-def compile_text(name: str, full: bool) -> tuple[str, float, int]:
-    """Compiles a training step, or sampling, for an H100.
+def compile_text(
+    name: str, full: bool, data: int = 1, fsdp: int = 1
+) -> tuple[str, float, int]:
+    """Compiles a training step, or sampling, for H100s.
 
     Args:
       name: Key of `planner.CASES`, or of SAMPLING.
       full: Whether the network is the published one.
+      data: Devices along `data`.
+      fsdp: Devices along `fsdp`.
 
     Returns:
       (text of the program, seconds of compiling, bytes of its temporaries).
@@ -56,7 +61,7 @@ def compile_text(name: str, full: bool) -> tuple[str, float, int]:
     kernels.this_device = lambda: kernels.Device("cuda", (9, 0))
     cudnn.check_cudnn_version = lambda: 91000
     cudnn.check_compute_capability = lambda capability: capability == "9.0"
-    mesh = h100_mesh()
+    mesh = h100_mesh(data, fsdp)
     if name in SAMPLING:
         draw, shapes = plan_sampling(SAMPLING[name], not full)
         whole = jax.tree.map(lambda leaf: sharding.replicated(mesh), shapes)
@@ -81,6 +86,8 @@ def main() -> None:
     known = CASES | SAMPLING
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--full", action="store_true", help="The published networks.")
+    parser.add_argument("--data", type=int, default=1, help="Devices along data.")
+    parser.add_argument("--fsdp", type=int, default=1, help="Devices along fsdp.")
     parser.add_argument("--largest", type=int, default=0, help="Kernels to list.")
     parser.add_argument("--save", help="File for the text of the last program.")
     parser.add_argument("--text", help="Such a file, in place of compiling.")
@@ -91,7 +98,8 @@ def main() -> None:
         if options.text:
             text = pathlib.Path(name).read_text()
         else:
-            text, seconds, temporary = compile_text(name, options.full)
+            mesh = options.data, options.fsdp
+            text, seconds, temporary = compile_text(name, options.full, *mesh)
             row |= {"full": options.full, "seconds_compiling": round(seconds, 1)}
             row["temporary_gb"] = round(temporary / 1e9, 2)
         if options.save:

@@ -54,6 +54,26 @@ def test_a_program_is_summed_by_parts():
     assert counts == {"group norms": 1, "feed-forward": 1, "optimiser and others": 1}
 
 
+def test_what_devices_send_is_summed_by_collective():
+    """Once where it begins and ends apart, and of operands and results the larger."""
+    text = """
+ENTRY %main (x: bf16[8,64]) -> bf16[4,64] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %all-gather-start.1 = (bf16[8,64]{1,0}, bf16[16,64]{1,0}) all-gather-start(%x)
+  %all-gather-done.1 = bf16[16,64]{1,0} all-gather-done(%all-gather-start.1)
+  %all-reduce-start = ((bf16[8,64]{1,0}), bf16[8,64]{1,0}) all-reduce-start(%x)
+  %all-reduce-done = bf16[8,64]{1,0} all-reduce-done(%all-reduce-start)
+  ROOT %reduce-scatter.2 = bf16[4,64]{1,0} reduce-scatter(%all-reduce-done)
+}
+"""
+    found = read_kernels(text)
+    sent = [kernel.sent for kernel in found if kernel.sent]
+    sizes = {"all-gather": 2048, "all-reduce": 1024, "reduce-scatter": 1024}
+    assert sent == list(sizes.items())
+    assert summarise(found)["sent"] == {name: (0.0, 1) for name in sizes}
+    assert "sent" not in summarise(read_kernels(TEXT))
+
+
 def test_the_body_of_the_longest_loop_is_a_program():
     """As of a sampler, whose step is inside of it."""
     text = TEXT.replace("ENTRY %main", "%region_1.2")

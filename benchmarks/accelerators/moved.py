@@ -24,6 +24,15 @@ PARTS = {
     "convolutions": "conv|shortcut|resample",
     "rest of the network": "UNet",
 }
+# What devices send to each other.
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
+_COLLECTIVE = re.compile(rf"({'|'.join(COLLECTIVES)})(-start)?(?:\.\d+)?$")
 
 
 class Kernel(NamedTuple):
@@ -53,6 +62,19 @@ class Kernel(NamedTuple):
         """Key of PARTS, or "optimiser and others"."""
         found = (part for part, words in PARTS.items() if re.search(words, self.source))
         return next(found, "optimiser and others")
+
+    @property
+    def sent(self) -> tuple[str, int] | None:
+        """(row of COLLECTIVES, bytes of its operands or results, whichever are more).
+
+        None for what sends nothing, as the end of what began before.
+        """
+        found = _COLLECTIVE.match(self.name)
+        if found is None:
+            return None
+        # What begins has its operands among its results.
+        results = self.written - self.read if found[2] else self.written
+        return found[1], max(self.read, results)
 
 
 def read_kernels(text: str) -> list[Kernel]:
@@ -164,13 +186,19 @@ def summarise(found: list[Kernel]) -> dict[str, Any]:
       found: Kernels.
 
     Returns:
-      Row: GB moved, kernels, how many differ, and (GB, kernels) of each part.
+      Row: GB moved, kernels, how many differ, (GB, kernels) of each part, and the same
+      of what one device sends to others, if it does.
     """
     moved, count = collections.Counter(), collections.Counter()
+    sent, times = collections.Counter(), collections.Counter()
     for kernel in found:
         moved[kernel.part] += kernel.moved
         count[kernel.part] += 1
-    return {
+        if kernel.sent:
+            name, size = kernel.sent
+            sent[name] += size
+            times[name] += 1
+    row = {
         "moved_gb": round(sum(moved.values()) / 1e9, 2),
         "kernels": len(found),
         "different": len({kernel.body for kernel in found}),
@@ -179,3 +207,9 @@ def summarise(found: list[Kernel]) -> dict[str, Any]:
             for part, size in moved.most_common()
         },
     }
+    if sent:
+        row["sent"] = {
+            name: (round(size / 1e9, 2), times[name])
+            for name, size in sent.most_common()
+        }
+    return row
