@@ -189,27 +189,22 @@ def summarise(found: list[Kernel]) -> dict[str, Any]:
       Row: GB moved, kernels, how many differ, (GB, kernels) of each part, and the same
       of what one device sends to others, if it does.
     """
-    moved, count = collections.Counter(), collections.Counter()
-    sent, times = collections.Counter(), collections.Counter()
-    for kernel in found:
-        moved[kernel.part] += kernel.moved
-        count[kernel.part] += 1
-        if kernel.sent:
-            name, size = kernel.sent
-            sent[name] += size
-            times[name] += 1
     row = {
-        "moved_gb": round(sum(moved.values()) / 1e9, 2),
+        "moved_gb": round(sum(kernel.moved for kernel in found) / 1e9, 2),
         "kernels": len(found),
         "different": len({kernel.body for kernel in found}),
-        "parts": {
-            part: (round(size / 1e9, 2), count[part])
-            for part, size in moved.most_common()
-        },
+        "parts": _sums((kernel.part, kernel.moved) for kernel in found),
     }
-    if sent:
-        row["sent"] = {
-            name: (round(size / 1e9, 2), times[name])
-            for name, size in sent.most_common()
-        }
-    return row
+    sent = _sums(kernel.sent for kernel in found if kernel.sent)
+    return row | {"sent": sent} if sent else row
+
+
+def _sums(pairs):
+    """Name -> (GB, how many) of (name, bytes), the largest first."""
+    sizes, count = collections.Counter(), collections.Counter()
+    for name, size in pairs:
+        sizes[name] += size
+        count[name] += 1
+    return {
+        name: (round(size / 1e9, 2), count[name]) for name, size in sizes.most_common()
+    }

@@ -31,7 +31,7 @@ class Turn:
     the device, which would be in what is measured.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         """Begins to compile.
 
         Args:
@@ -40,7 +40,7 @@ class Turn:
         self._file = open(path, "a")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
-    def take(self):
+    def take(self) -> None:
         """Waits until no other process compiles or measures; until this one ends."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
 

@@ -87,9 +87,8 @@ def bypass_proxies(address: str) -> None:
     if not any(map(os.environ.get, _PROXIES)):
         return
     given = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
-    hosts = [given] if given else []
     host = address.rpartition(":")[0].strip("[]")
-    os.environ["no_grpc_proxy"] = ",".join([*hosts, host])
+    os.environ["no_grpc_proxy"] = f"{given},{host}" if given else host
 
 
 def check(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.accelerators.moved import COLLECTIVES
 from ldm_jax.cli import load_config
 from ldm_jax.planning.abstract import Given, make_planned
 from ldm_jax.planning.ahead import lower_step
@@ -17,15 +18,6 @@ from tests.runs import (
     tiny_config,
     train,
     weights_of,
-)
-
-# What devices send to each other.
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "reduce-scatter",
 )
 
 

@@ -30,7 +30,9 @@ def conv_general_dilated(
     Returns:
       [B, ..., f].
     """
-    kernel = _in_order(gather(kernel))
+    # XLA cannot split the constraint: where parameters are split it would gather all
+    # gradients for it.
+    kernel = gather(kernel) if kernels_are_split() else _in_order(kernel)
     return jax.lax.conv_general_dilated(x, kernel, *arguments, **named)
 
 
@@ -44,10 +46,6 @@ def _in_order(kernel):
 @jax.jit
 def _backward(kept, gradient):
     del kept
-    # XLA cannot split the constraint: where parameters are split it would gather all
-    # gradients for it.
-    if kernels_are_split():
-        return (gradient,)
     turned = jax.lax.platform_dependent(gradient, cuda=_turn, default=lambda g: g)
     return (turned,)
 

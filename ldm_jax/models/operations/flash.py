@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.flash_attention import (
 )
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.models.operations.rows import spec_of_rows
+from ldm_jax.models.operations.rows import mesh_in_sight, spec_of_rows
 
 # Channels and tokens of a tile.
 TILE = 128
@@ -40,8 +40,8 @@ def flash(
     Returns:
       [B, heads, T, d] in the type of `query`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_sight()
+    if mesh is None:
         return _kernel(query, key, value)
     rows = spec_of_rows(query.shape[0])
     split = jax.shard_map(

@@ -6,13 +6,24 @@ products by the channels of their kernels instead, and sends activations to and 
 """
 
 import jax
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.annotations import Array, Float, Num
 
 
+def mesh_in_sight() -> AbstractMesh | None:
+    """The mesh that a program is traced with, see `sharding.on_mesh`.
+
+    Returns:
+      It; None where there is none, or one of a single device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
 def spec_of_rows(batch: int) -> P:
-    """Says how rows are split, see `sharding.on_mesh`.
+    """Says how rows are split.
 
     Args:
       batch: Their number.
@@ -21,9 +32,8 @@ def spec_of_rows(batch: int) -> P:
       Over all axes of the mesh; not at all without one of several devices in sight, or
       if their number does not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1 or batch % mesh.size
-    return P() if alone else P(mesh.axis_names)
+    mesh = mesh_in_sight()
+    return P() if mesh is None or batch % mesh.size else P(mesh.axis_names)
 
 
 def split_rows(array: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
@@ -36,8 +46,7 @@ def split_rows(array: Num[Array, "batch ..."]) -> Num[Array, "batch ..."]:
       The same, as `spec_of_rows` says; as XLA finds best where no mesh of several
       devices is in sight.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh_in_sight() is None:
         return array
     return jax.lax.with_sharding_constraint(array, spec_of_rows(len(array)))
 
@@ -48,7 +57,8 @@ def kernels_are_split() -> bool:
     Returns:
       Whether it does.
     """
-    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+    mesh = mesh_in_sight()
+    return mesh is not None and mesh.shape.get("fsdp", 1) > 1
 
 
 def gather(kernel: Float[Array, "..."]) -> Float[Array, "..."]:
