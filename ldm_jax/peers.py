@@ -12,9 +12,11 @@ Without a job of several processes, all of this does nothing.
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -66,6 +68,8 @@ class Peers:
         self._hang_timeout, self._leave = hang_timeout, leave
         self._step, self._moves, self._beats = None, 0, 0
         self._saving: Callable[[], None] | None = None
+        # The status with which this process is about to end.
+        self._status: int | None = None
         # By process: the last sign of life and when it came; the same of progress.
         self._signs, self._progress = {}, (None, time.monotonic())
         self._answers, self._ended = 0, threading.Event()
@@ -125,9 +129,21 @@ class Peers:
         """
         # Before it is said, or the thread would hear it, too.
         self._ended.set()
+        self._status = status
         _within(_READ, self._report, self._index, text, status)
         self._let_others_read(self._index)
         self._leave(status)
+
+    def abort(self) -> None:
+        """Ends this process where JAX aborts it, as it does if process 0 has gone."""
+        if self._status is None:
+            _say(
+                "error: JAX has ended this process (see above), as a rule because "
+                "process 0 of the job or the way to it has gone; the same command goes "
+                "on from the newest checkpoint"
+            )
+            self._status = ProcessLost.exit_code
+        self._leave(self._status)
 
     def finish(self) -> None:
         """Waits for the others to be done, too, then stops to watch."""
@@ -235,6 +251,7 @@ class Peers:
             if self._ended.is_set():
                 return
             self._ended.set()
+            self._status = failure["status"]
         host = f" on {failure['host']}" if failure["host"] else ""
         who = f"process {failure['process']} of {self._count}{host} failed: "
         if failure["process"] is None:
@@ -281,6 +298,15 @@ def _say(line):
 _peers: Peers | None = None
 
 
+# JAX aborts where process 0 has gone: its client can call nothing of Python's for that.
+# A handler of the module signal would run too late, when abort() has ended the process;
+# this one is C's. The thread that aborts is one of JAX's, with no lock of Python's.
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number):
+    if _peers is not None:
+        _peers.abort()
+
+
 def watch(hang_timeout: float) -> None:
     """Begins to watch the other processes, after `jax.distributed.initialize`.
 
@@ -297,6 +323,7 @@ def watch(hang_timeout: float) -> None:
             global_state.num_processes,
             hang_timeout,
         )
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
         # However the program ends, and before JAX leaves the service.
         atexit.register(_peers.stop)
 

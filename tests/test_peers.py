@@ -163,6 +163,24 @@ def test_a_fault_ends_a_process_that_cannot_tell_the_others(start, monkeypatch):
     assert job.ends == {1: 3}
 
 
+def test_an_abort_of_jax_is_a_line_and_a_status(start, capsys):
+    job = start(2)
+    job.processes[1].abort()
+    assert job.ends == {1: ProcessLost.exit_code}
+    assert capsys.readouterr().err.startswith("error: JAX has ended this process")
+
+
+def test_an_abort_does_not_hide_what_came_before(start, capsys, monkeypatch):
+    """Process 0 leaves soon after it has said why, and its service with it."""
+    monkeypatch.setattr(peers, "_READ", 0.1)
+    job = start(2)
+    job.store.answers = "never"
+    job.processes[1].fail("cannot read x.png", 3)
+    job.processes[1].abort()
+    assert job.ends == {1: 3}
+    assert not capsys.readouterr().err
+
+
 def test_a_hang_says_how_far_each_has_come(start, capsys):
     job = start(2, 0.3)
     for index, process in enumerate(job.processes):

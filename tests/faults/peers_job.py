@@ -14,11 +14,10 @@ from tests.processes import free_port
 DEVICES = 2
 
 # What a job's processes may end with, by the signals that came. When one was killed the
-# others are told so, or, without process 0 in which the coordination service lives,
-# ended by JAX itself. Asked to stop all save the same step and end alike, or the
+# others end for it. Asked to stop all save the same step and end alike, or the
 # machine's own way before there is anything to save. Or all were through.
 _ENDS = {
-    signal.SIGKILL: {ProcessLost.exit_code, -signal.SIGABRT, 0},
+    signal.SIGKILL: {ProcessLost.exit_code, 0},
     signal.SIGTERM: {143, -signal.SIGTERM, ProcessLost.exit_code, 0},
     signal.SIGINT: {130, -signal.SIGINT, ProcessLost.exit_code, 0},
 }

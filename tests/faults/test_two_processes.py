@@ -112,10 +112,11 @@ def test_a_killed_process_is_missed(tmp_path):
 
 
 def test_process_0_is_killed(tmp_path):
-    """JAX ends the other, in its own words: its service has gone."""
+    """JAX aborts the other, as its service has gone: that ends in a line, too."""
     start = time.monotonic()
-    statuses, _ = _run(tmp_path, "kill", victim=0)
-    assert statuses == [-signal.SIGKILL, -signal.SIGABRT]
+    statuses, lines = _run(tmp_path, "kill", victim=0)
+    assert statuses == [-signal.SIGKILL, ProcessLost.exit_code]
+    assert lines[1].startswith("error: JAX has ended this process")
     assert time.monotonic() - start < 40
 
 
