@@ -1,6 +1,5 @@
 """One process of several fails, is killed, hangs or never comes: what the others do."""
 
-import os
 import socket
 import threading
 import time
@@ -270,22 +269,6 @@ def test_without_a_job_nothing_happens():
 def test_flags_of_a_job_that_contradict_each_other(flags, message):
     with pytest.raises(ConfigError, match=message):
         cluster.check(*flags)
-
-
-@pytest.mark.parametrize(
-    ("given", "left_out"),
-    [
-        ({}, None),
-        ({"no_proxy": "a"}, None),
-        ({"http_proxy": "x"}, "::1"),
-        ({"https_proxy": "x", "no_proxy": "a,b"}, "a,b,::1"),
-        ({"grpc_proxy": "x", "no_proxy": "a", "no_grpc_proxy": "c"}, "c,::1"),
-    ],
-)
-def test_no_proxy_stands_between_the_processes(monkeypatch, given, left_out):
-    monkeypatch.setattr(os, "environ", given)
-    cluster.bypass_proxies("[::1]:80")
-    assert given.get("no_grpc_proxy") == left_out
 
 
 def test_who_is_missing_at_the_start_is_said():

@@ -10,9 +10,6 @@ from absl import flags
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError, ProcessLost
 
-# Where gRPC finds a proxy.
-_PROXIES = "grpc_proxy", "https_proxy", "http_proxy"
-
 
 def define_cluster_flags() -> None:
     """Defines the flags that describe a job of several processes."""
@@ -52,11 +49,10 @@ def join_cluster() -> None:
         return
     import jax
 
-    known = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if known:
-        bypass_proxies(known)
-        # JAX would warn of what is bypassed.
-        jax.config.update("jax_check_proxy_envs", False)
+    # Processes of a job reach each other directly: with an empty proxy of its own gRPC
+    # does not ask that of http_proxy, of which JAX would warn, and with which it fails.
+    os.environ.setdefault("grpc_proxy", "")
+    jax.config.update("jax_check_proxy_envs", False)
     seconds = values.start_timeout
     # JAX itself would end in a dump.
     timer = threading.Timer(seconds, _give_up, (address, values.process_id, seconds))
@@ -76,19 +72,6 @@ def join_cluster() -> None:
     finally:
         timer.cancel()
     peers.watch(values.hang_timeout)
-
-
-def bypass_proxies(address: str) -> None:
-    """Has gRPC reach process 0 without a proxy, behind which JAX ends in a dump.
-
-    Args:
-      address: host:port of process 0.
-    """
-    if not any(map(os.environ.get, _PROXIES)):
-        return
-    given = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
-    host = address.rpartition(":")[0].strip("[]")
-    os.environ["no_grpc_proxy"] = f"{given},{host}" if given else host
 
 
 def check(

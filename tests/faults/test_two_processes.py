@@ -42,7 +42,7 @@ cli.run(main, "doc")
 """
 
 
-def _start(folder, fault, victim, index, port, *arguments):
+def _start(folder, fault, victim, *arguments, **environment):
     script = folder / "job.py"
     script.write_text(SCRIPT)
     root = str(pathlib.Path(ldm_jax.__file__).parents[1])
@@ -52,9 +52,6 @@ def _start(folder, fault, victim, index, port, *arguments):
             str(script),
             fault,
             str(victim),
-            f"--coordinator=127.0.0.1:{port}",
-            "--num_processes=2",
-            f"--process_id={index}",
             *arguments,
         ],
         stdout=subprocess.PIPE,
@@ -63,15 +60,28 @@ def _start(folder, fault, victim, index, port, *arguments):
         # Nobody answers there: it must not stand between the two.
         env=os.environ
         | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-        | {"http_proxy": "http://127.0.0.1:9"},
+        | {"http_proxy": "http://127.0.0.1:9"}
+        | environment,
     )
+
+
+def _joins(index, port):
+    """Flags of one of two processes."""
+    coordinator = f"--coordinator=127.0.0.1:{port}"
+    return coordinator, "--num_processes=2", f"--process_id={index}"
 
 
 def _run(folder, fault, *arguments, victim=1):
     port = free_port()
     jobs = [
-        _start(folder, fault, victim, index, port, *arguments) for index in range(2)
+        _start(folder, fault, victim, *_joins(index, port), *arguments)
+        for index in range(2)
     ]
+    return _ends(jobs)
+
+
+def _ends(jobs):
+    """Exit statuses and last lines."""
     try:
         outputs = [job.communicate(timeout=120)[0] for job in jobs]
     finally:
@@ -91,6 +101,22 @@ def _last_line(output):
 
 def test_all_goes_well(tmp_path):
     statuses, _ = _run(tmp_path, "none")
+    assert statuses == [0, 0]
+
+
+def test_slurm_says_where_the_others_are(tmp_path):
+    # JAX makes a port of the number; of its processes each has a device of its own.
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_NTASKS": "2"}
+    job |= {"SLURM_STEP_NODELIST": "localhost"}
+    jobs = [
+        _start(
+            tmp_path,
+            *("none", 1, "--distributed"),
+            **job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)},
+        )
+        for index in range(2)
+    ]
+    statuses, _ = _ends(jobs)
     assert statuses == [0, 0]
 
 
@@ -128,7 +154,8 @@ def test_a_hang_is_given_up(tmp_path):
 
 @pytest.mark.parametrize(("index", "words"), [(0, "not all"), (1, "nothing answers")])
 def test_a_process_that_never_comes(tmp_path, index, words):
-    job = _start(tmp_path, "none", 1, index, free_port(), "--start_timeout=5")
+    joins = _joins(index, free_port())
+    job = _start(tmp_path, "none", 1, *joins, "--start_timeout=5")
     output, _ = job.communicate(timeout=90)
     assert job.returncode == ProcessLost.exit_code
     assert _last_line(output).startswith(f"error: {words}")
