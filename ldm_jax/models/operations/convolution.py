@@ -1,31 +1,46 @@
-"""Convolutions whose kernels get gradients that lie in memory as they do."""
+"""Convolutions whose kernels get their gradients as each platform makes them best."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.models.operations.rows import gather, kernels_are_split
+from ldm_jax.models.operations.kernel_gradient import by_products
+from ldm_jax.models.operations.rows import gather, is_alone, kernels_are_split
+
+# As ours are, NHWC with HWIO.
+_NAMES = "NHWC", "HWIO", "NHWC"
+
+# Fewest channels of an input with which products are quicker on a CPU.
+_CHANNELS = 16
 
 
 def conv_general_dilated(
     x: Float[Array, "batch *space channels"],
     kernel: Float[Array, "*window channels_of_group features"],
-    *arguments: Any,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
     **named: Any,
 ) -> Float[Array, "batch *new_space features"]:
     """`jax.lax.conv_general_dilated`, differentiable in reverse mode alone.
 
     NVIDIA's convolutions make gradients of kernels with output channels first. XLA
     would compute the optimiser in that order, and turn its moments there and back at
-    each step, in float32; here the gradient alone is turned, in its own type.
+    each step, in float32; here the gradient alone is turned, in its own type. On a CPU
+    gradients of kernels of stride 1 are products of matrices, see `kernel_gradient`; of
+    a batch that is split over devices XLA's own.
 
     Args:
       x: [B, ..., c].
       kernel: [..., c, f] in the type of `x`.
-      *arguments: What else `jax.lax.conv_general_dilated` takes.
-      **named: Likewise.
+      strides: Of the window.
+      padding: Zeros before and after each axis of space, or a name for them.
+      **named: What else `jax.lax.conv_general_dilated` takes.
 
     Returns:
       [B, ..., f].
@@ -33,7 +48,92 @@ def conv_general_dilated(
     # XLA cannot split the constraint: where parameters are split it would gather all
     # gradients for it.
     kernel = gather(kernel) if kernels_are_split() else _in_order(kernel)
-    return jax.lax.conv_general_dilated(x, kernel, *arguments, **named)
+    if _has_products(x, kernel, strides, named):
+        if isinstance(padding, str):
+            padding = jax.lax.padtype_to_pads(
+                x.shape[1:3], kernel.shape[:2], strides, padding
+            )
+        return _convolve(x, kernel, tuple(map(tuple, padding)))
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **named)
+
+
+def _has_products(x, kernel, strides, named):
+    """Whether the gradient by the kernel is one of `by_products` on a CPU."""
+    if x.ndim != 4 or x.dtype != jnp.float32 or 0 in x.shape or not is_alone():
+        return False
+    window, channels = kernel.shape[:2], kernel.shape[2]
+    if set(strides) != {1} or window == (1, 1) or channels < _CHANNELS:
+        return False
+    # Of a context, which is gone where gradients are traced.
+    if jax.config.jax_default_matmul_precision is not None:
+        return False
+    others = dict(named)
+    given = others.pop("dimension_numbers", None)
+    given, ours = (
+        jax.lax.conv_dimension_numbers(x.shape, kernel.shape, names)
+        for names in (given, _NAMES)
+    )
+    # All others as they are where they are not given.
+    return given == ours and all(o in (None, 1, (1, 1)) for o in others.values())
+
+
+def _plain(x, kernel, padding):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_NAMES
+    )
+
+
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+
+
+def _keep(x, kernel, padding):
+    # What is frozen has no gradient, which would else be traced, and counted.
+    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return _convolve(x.value, kernel.value, padding), kept
+
+
+def _gradients(padding, kept, gradient):
+    if isinstance(gradient, SymbolicZero):
+        return None, None
+    x, kernel = kept
+    of_input = None if kernel is None else _of_input(padding, kernel, gradient)
+    of_kernel = None if x is None else _of_kernel(padding, x, gradient)
+    return of_input, of_kernel
+
+
+_convolve.defvjp(_keep, _gradients, symbolic_zeros=True)
+
+
+# Jitted, as below.
+@functools.partial(jax.jit, static_argnums=0)
+def _of_input(padding, kernel, gradient):
+    size = (
+        n + window - 1 - sum(zeros)
+        for n, window, zeros in zip(
+            gradient.shape[1:3], kernel.shape[:2], padding, strict=True
+        )
+    )
+    x = jax.ShapeDtypeStruct((len(gradient), *size, kernel.shape[2]), kernel.dtype)
+    convolve = functools.partial(_plain, kernel=kernel, padding=padding)
+    return jax.linear_transpose(convolve, x)(gradient)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_kernel(padding, x, gradient):
+    def by_convolution(x, gradient):
+        window = (
+            n + sum(zeros) - new + 1
+            for n, new, zeros in zip(
+                x.shape[1:3], gradient.shape[1:3], padding, strict=True
+            )
+        )
+        shape = *window, x.shape[3], gradient.shape[3]
+        kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+        convolve = functools.partial(_plain, x, padding=padding)
+        return jax.linear_transpose(convolve, kernel)(gradient)[0]
+
+    ours = functools.partial(by_products, padding=padding)
+    return jax.lax.platform_dependent(x, gradient, cpu=ours, default=by_convolution)
 
 
 @jax.custom_vjp

@@ -22,6 +22,18 @@ def mesh_in_sight() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def is_alone() -> bool:
+    """Says whether a program is traced for one device, so that no batch is split.
+
+    Returns:
+      Whether it is: the mesh in sight has one, or there is none and JAX has one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1
+    return mesh.size == 1 and not mesh.manual_axes
+
+
 def spec_of_rows(batch: int) -> P:
     """Says how rows are split.
 

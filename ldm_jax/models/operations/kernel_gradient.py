@@ -1,0 +1,93 @@
+"""Gradients of convolutions by their kernels on a CPU, as products of matrices.
+
+XLA's own takes up to seven times as long there as PyTorch's (benchmarks/RESULTS.md).
+Of a kernel of three rows and three columns it is one product: three shifts of the input
+by a column, beside each other, with three shifts of the outer gradient by a row. Block
+by block, so that the shifted copies stay in the cache and take little memory.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.annotations import Array, Float
+
+# Pixels of a block: 1,024 x 3 x 128 channels in float32 are 1.5 MB.
+_PIXELS = 1024
+
+Padding = Sequence[tuple[int, int]]
+
+
+def by_products(
+    x: Float[Array, "batch height width channels"],
+    gradient: Float[Array, "batch new_height new_width features"],
+    padding: Padding,
+) -> Float[Array, "rows columns channels features"]:
+    """Computes the gradient of a convolution of stride 1 by its kernel.
+
+    Args:
+      x: [B, h, w, c], what is convolved.
+      gradient: [B, H, W, f], by what comes out.
+      padding: Zeros before and after, of height and of width.
+
+    Returns:
+      [k, l, c, f], where k = h + zeros - H + 1, and l likewise.
+    """
+    batch, height, _, channels = x.shape
+    _, new_height, width, features = gradient.shape
+    (above, below), (left, right) = padding
+    rows = height + above + below - new_height + 1
+    columns = x.shape[2] + left + right - width + 1
+    # Zeros, or where there are more than a window reaches fewer lines.
+    x = _pad(x, (0, 0), (left, right))
+    gradient = _pad(gradient, (rows - 1 - above, rows - 1 - below), (0, 0))
+    images, lines = _block(batch, height, width)
+
+    def product(image, line):
+        part = functools.partial(_cut, images=images, start=(image, line))
+        inputs, outer = part(x, lines), part(gradient, lines + rows - 1)
+        inputs = [inputs[:, :, j : j + width] for j in range(columns)]
+        outer = [outer[:, i : i + lines] for i in reversed(range(rows))]
+        inputs, outer = (jnp.concatenate(all_, -1) for all_ in (inputs, outer))
+        return jax.lax.dot_general(
+            inputs.reshape(-1, columns * channels),
+            outer.reshape(-1, rows * features),
+            (((0,), (0,)), ((), ())),
+        )
+
+    if images == batch and lines == height:
+        total = product(0, 0)
+    else:
+        down = height // lines
+
+        def add(index, total):
+            image, line = index // down * images, index % down * lines
+            return total + product(image, line)
+
+        start = jnp.zeros((columns * channels, rows * features), x.dtype)
+        total = jax.lax.fori_loop(0, batch // images * down, add, start)
+    return total.reshape(columns, channels, rows, features).transpose(2, 0, 1, 3)
+
+
+def _block(batch, height, width):
+    """Images and lines of a block: lines of one image, or several whole images."""
+    lines = _divisor(height, _PIXELS // max(width, 1))
+    return _divisor(batch, _PIXELS // max(height * width, 1)), lines
+
+
+def _divisor(number, most):
+    """The largest divisor of a number that is not above another, 1 at least."""
+    return max(n for n in range(1, max(1, min(number, most)) + 1) if number % n == 0)
+
+
+def _pad(array, height, width):
+    sides = (0, 0), height, width, (0, 0)
+    zero = jnp.zeros((), array.dtype)
+    return jax.lax.pad(array, zero, [(*side, 0) for side in sides])
+
+
+def _cut(array, lines, images, start):
+    sizes = images, lines, *array.shape[2:]
+    return jax.lax.dynamic_slice(array, (*start, 0, 0), sizes)
