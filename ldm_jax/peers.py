@@ -13,6 +13,7 @@ Without a job of several processes, all of this does nothing.
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import re
@@ -298,13 +299,24 @@ def _say(line):
 _peers: Peers | None = None
 
 
+_libc = ctypes.CDLL(None)
+
+
 # JAX aborts where process 0 has gone: its client can call nothing of Python's for that.
 # A handler of the module signal would run too late, when abort() has ended the process;
-# this one is C's. The thread that aborts is one of JAX's, with no lock of Python's.
+# this one is C's, and waits until the interpreter is free.
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number):
-    if _peers is not None:
+    here = threading.get_ident()
+    if all(thread.ident != here for thread in threading.enumerate()):
+        # A thread of JAX's, as its client's.
         _peers.abort()
+        return
+    # Of one of Python's it is a fault of another kind; absl's handler, whose place this
+    # one has, would say as much.
+    faulthandler.dump_traceback()
+    _libc.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def watch(hang_timeout: float) -> None:
@@ -323,7 +335,8 @@ def watch(hang_timeout: float) -> None:
             global_state.num_processes,
             hang_timeout,
         )
-        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+        if global_state.process_id:
+            _libc.signal(signal.SIGABRT, _aborted)
         # However the program ends, and before JAX leaves the service.
         atexit.register(_peers.stop)
 

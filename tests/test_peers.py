@@ -1,6 +1,10 @@
 """One process of several fails, is killed, hangs or never comes: what the others do."""
 
+import pathlib
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +14,8 @@ from ldm_jax import peers
 from ldm_jax.cli import cluster
 from ldm_jax.errors import ConfigError, ProcessLost
 from ldm_jax.peers import Peers
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Store:
@@ -167,6 +173,19 @@ def test_an_abort_of_jax_is_a_line_and_a_status(start, capsys):
     job.processes[1].abort()
     assert job.ends == {1: ProcessLost.exit_code}
     assert capsys.readouterr().err.startswith("error: JAX has ended this process")
+
+
+@pytest.mark.parametrize("abort", ["_libc.abort()", "os.kill(os.getpid(), 6)"])
+def test_an_abort_of_another_kind_is_one(abort):
+    """Of a thread of Python's, as where XLA's own checks fail."""
+    text = (
+        "import os, signal\nfrom ldm_jax.peers import _aborted, _libc\n"
+        f"_libc.signal(signal.SIGABRT, _aborted)\n{abort}\nprint('goes on')"
+    )
+    command = [sys.executable, "-c", text]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == -signal.SIGABRT
+    assert not found.stdout and "File" in found.stderr
 
 
 def test_an_abort_does_not_hide_what_came_before(start, capsys, monkeypatch):

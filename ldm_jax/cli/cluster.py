@@ -51,8 +51,8 @@ def join_cluster() -> None:
 
     # Processes of a job reach each other directly: with an empty proxy of its own gRPC
     # does not ask that of http_proxy, of which JAX would warn, and with which it fails.
-    os.environ.setdefault("grpc_proxy", "")
-    jax.config.update("jax_check_proxy_envs", False)
+    if not os.environ.setdefault("grpc_proxy", ""):
+        jax.config.update("jax_check_proxy_envs", False)
     seconds = values.start_timeout
     # JAX itself would end in a dump.
     timer = threading.Timer(seconds, _give_up, (address, values.process_id, seconds))
