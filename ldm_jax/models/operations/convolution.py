@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldm_jax.annotations import Array, Float
-from ldm_jax.models.operations.kernel_gradient import by_products
+from ldm_jax.models.operations.kernel_gradient import by_products, window_of
 from ldm_jax.models.operations.rows import gather, is_alone, kernels_are_split
 
 # As ours are, NHWC with HWIO.
@@ -121,12 +121,8 @@ def _of_input(padding, kernel, gradient):
 @functools.partial(jax.jit, static_argnums=0)
 def _of_kernel(padding, x, gradient):
     def by_convolution(x, gradient):
-        window = (
-            n + sum(zeros) - new + 1
-            for n, new, zeros in zip(
-                x.shape[1:3], gradient.shape[1:3], padding, strict=True
-            )
-        )
+        """By XLA's own convolution."""
+        window = window_of(x.shape[1:3], gradient.shape[1:3], padding)
         shape = *window, x.shape[3], gradient.shape[3]
         kernel = jax.ShapeDtypeStruct(shape, x.dtype)
         convolve = functools.partial(_plain, x, padding=padding)

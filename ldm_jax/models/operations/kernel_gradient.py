@@ -36,16 +36,16 @@ def by_products(
       [k, l, c, f], where k = h + zeros - H + 1, and l likewise.
     """
     batch, height, _, channels = x.shape
-    _, new_height, width, features = gradient.shape
+    *_, width, features = gradient.shape
     (above, below), (left, right) = padding
-    rows = height + above + below - new_height + 1
-    columns = x.shape[2] + left + right - width + 1
+    rows, columns = window_of(x.shape[1:3], gradient.shape[1:3], padding)
     # Zeros, or where there are more than a window reaches fewer lines.
     x = _pad(x, (0, 0), (left, right))
     gradient = _pad(gradient, (rows - 1 - above, rows - 1 - below), (0, 0))
     images, lines = _block(batch, height, width)
 
     def product(image, line):
+        """Of the block that begins there: [columns x channels, rows x features]."""
         part = functools.partial(_cut, images=images, start=(image, line))
         inputs, outer = part(x, lines), part(gradient, lines + rows - 1)
         inputs = [inputs[:, :, j : j + width] for j in range(columns)]
@@ -69,6 +69,23 @@ def by_products(
         start = jnp.zeros((columns * channels, rows * features), x.dtype)
         total = jax.lax.fori_loop(0, batch // images * down, add, start)
     return total.reshape(columns, channels, rows, features).transpose(2, 0, 1, 3)
+
+
+def window_of(
+    size: Sequence[int], new_size: Sequence[int], padding: Padding
+) -> tuple[int, ...]:
+    """Finds the window of a convolution of stride 1.
+
+    Args:
+      size: Of what is convolved, by axis.
+      new_size: Of what comes out.
+      padding: Zeros before and after.
+
+    Returns:
+      Its size by axis.
+    """
+    both = zip(size, new_size, padding, strict=True)
+    return tuple(n + sum(zeros) - new + 1 for n, new, zeros in both)
 
 
 def _block(batch, height, width):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.operations.attend import attend_in_blocks
-from ldm_jax.models.operations.rows import split_rows
+from ldm_jax.models.operations.rows import is_scattered, split_rows
 
 AUTO = "auto"
 
@@ -95,7 +95,7 @@ def this_device() -> Device:
       Device of JAX's default backend.
     """
     device = jax.devices()[0]
-    scattered = jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty
+    scattered = is_scattered()
     found = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))
     if found:
         return Device("cuda", (int(found[1]), int(found[2])), scattered)

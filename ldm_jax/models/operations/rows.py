@@ -22,16 +22,23 @@ def mesh_in_sight() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def is_scattered() -> bool:
+    """Says whether a batch may be split over devices of which no mesh is in sight.
+
+    Returns:
+      Whether it may: JAX has several, and the program is traced without a mesh.
+    """
+    return jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty
+
+
 def is_alone() -> bool:
     """Says whether a program is traced for one device, so that no batch is split.
 
     Returns:
-      Whether it is: the mesh in sight has one, or there is none and JAX has one.
+      Whether it is, and not inside of `shard_map`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.device_count() == 1
-    return mesh.size == 1 and not mesh.manual_axes
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return mesh_in_sight() is None and not manual and not is_scattered()
 
 
 def spec_of_rows(batch: int) -> P:
