@@ -1,4 +1,4 @@
-"""Gradients of convolutions by their kernels, on a CPU products of matrices."""
+"""Convolutions and their gradients, on a CPU products of matrices."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import flops, sharding
-from ldm_jax.models.operations import convolution, kernel_gradient
+from ldm_jax.models.operations import convolution, im2col, kernel_gradient
 from ldm_jax.models.operations.convolution import conv_general_dilated
 
 NAMES = ("NHWC", "HWIO", "NHWC")
@@ -44,8 +44,7 @@ def _has_products(x, kernel, on=_alone, **named):
     return "branches_platforms=(('cpu',), None)" in str(traced)
 
 
-@pytest.mark.parametrize("pixels", [16, 64, 1024])
-@pytest.mark.parametrize(
+any_window = pytest.mark.parametrize(
     ("size", "window", "padding"),
     [
         ((8, 8), (3, 3), SAME),
@@ -59,6 +58,10 @@ def _has_products(x, kernel, on=_alone, **named):
         ((4, 4), (3, 3), ((0, 0), (-1, 0))),
     ],
 )
+
+
+@any_window
+@pytest.mark.parametrize("pixels", [16, 64, 1024])
 def test_products_are_the_gradient(monkeypatch, size, window, padding, pixels):
     """Whatever the blocks: lines of an image, several images, or all at once."""
     monkeypatch.setattr(kernel_gradient, "_PIXELS", pixels)
@@ -67,6 +70,64 @@ def test_products_are_the_gradient(monkeypatch, size, window, padding, pixels):
     (expected,) = pull(jnp.sin(y))
     found = kernel_gradient.by_products(x, jnp.sin(y), padding)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@any_window
+def test_few_pixels_are_convolved_alike(size, window, padding):
+    x, kernel = _arrays(size, window)
+    expected, pull = jax.vjp(lambda x: XLA(x, kernel, padding=padding), x)
+    found = im2col.convolve(x, kernel, padding)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    gradient = jnp.sin(expected)
+    found = im2col.gradient_by_input(kernel, gradient, padding)
+    np.testing.assert_allclose(found, pull(gradient)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_taps_are_rounded_once():
+    x, kernel = (array.astype(jnp.bfloat16) for array in _arrays())
+    gradient = jnp.sin(XLA(x, kernel, padding=SAME))
+    found = im2col.gradient_by_input(kernel, gradient, SAME)
+    wide = (array.astype(jnp.float32) for array in (kernel, gradient))
+    expected = im2col.gradient_by_input(*wide, SAME)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_few_pixels_with_a_wide_kernel_are_one_product(monkeypatch, dtype):
+    """Forward and by the input, where pixels are few; others are left to XLA."""
+    monkeypatch.setattr(im2col, "_WEIGHTS", 16 * 8)
+    of_input = lambda x, kernel: _gradient(_ours, of=0)(x, kernel)  # noqa: E731
+    few, kernel = (array.astype(dtype) for array in _arrays((1, 2)))
+    for size, function, left in (
+        ((1, 2), _ours, 0),
+        ((1, 3), _ours, 1),
+        ((1, 2), of_input, 0),
+        # The forward pass of twelve pixels, whose gradient has products.
+        ((1, 3), of_input, 1 + (dtype == jnp.bfloat16)),
+        ((3, 3), of_input, 2),
+    ):
+        x = _arrays(size)[0].astype(dtype)
+        text = jax.jit(_alone(function)).lower(x, kernel).as_text()
+        assert text.count("stablehlo.convolution") == left, (size, function)
+    expected = XLA(few, kernel, padding=SAME)
+    tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-5
+    np.testing.assert_allclose(
+        _alone(_ours)(few, kernel).astype(jnp.float32),
+        expected.astype(jnp.float32),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+def test_accelerators_keep_their_convolutions(monkeypatch):
+    monkeypatch.setattr(im2col, "_WEIGHTS", 16 * 8)
+    both = jax.jit(_alone(jax.value_and_grad(lambda *xs: _ours(*xs).sum(), (0, 1))))
+    traced = both.trace(*_arrays((1, 2)))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert "stablehlo.dot_general" not in text
+    assert "stablehlo.convolution" not in traced.lower().as_text()
 
 
 @pytest.mark.parametrize("padding", [SAME, "SAME", "VALID", ((2, 1), (0, 3))])

@@ -1,6 +1,7 @@
-"""Convolutions whose kernels get their gradients as each platform makes them best."""
+"""Convolutions and their gradients, as each platform makes them best."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ from jax.custom_derivatives import SymbolicZero
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldm_jax.annotations import Array, Float
+from ldm_jax.models.operations import im2col
 from ldm_jax.models.operations.kernel_gradient import by_products, window_of
 from ldm_jax.models.operations.rows import gather, is_alone, kernels_are_split
 
 # As ours are, NHWC with HWIO.
 _NAMES = "NHWC", "HWIO", "NHWC"
 
-# Fewest channels of an input with which products are quicker on a CPU.
+# Fewest channels of an input with which `by_products` is quicker on a CPU.
 _CHANNELS = 16
 
 
@@ -32,8 +34,9 @@ def conv_general_dilated(
     NVIDIA's convolutions make gradients of kernels with output channels first. XLA
     would compute the optimiser in that order, and turn its moments there and back at
     each step, in float32; here the gradient alone is turned, in its own type. On a CPU
-    gradients of kernels of stride 1 are products of matrices, see `kernel_gradient`; of
-    a batch that is split over devices XLA's own.
+    gradients of kernels of stride 1 are products of matrices, see `kernel_gradient`,
+    and so are convolutions of few pixels with wide kernels, see `im2col`; of a batch
+    that is split over devices they are XLA's own.
 
     Args:
       x: [B, ..., c].
@@ -58,11 +61,12 @@ def conv_general_dilated(
 
 
 def _has_products(x, kernel, strides, named):
-    """Whether the gradient by the kernel is one of `by_products` on a CPU."""
-    if x.ndim != 4 or x.dtype != jnp.float32 or 0 in x.shape or not is_alone():
+    """Whether it, or one of its gradients, is made of products on a CPU."""
+    if x.ndim != 4 or 0 in x.shape or not is_alone():
         return False
-    window, channels = kernel.shape[:2], kernel.shape[2]
-    if set(strides) != {1} or window == (1, 1) or channels < _CHANNELS:
+    if set(strides) != {1} or kernel.shape[:2] == (1, 1):
+        return False
+    if not _kernel_has_products(x) and not _has_few_pixels(x, kernel):
         return False
     # Of a context, which is gone where gradients are traced.
     if jax.config.jax_default_matmul_precision is not None:
@@ -77,13 +81,35 @@ def _has_products(x, kernel, strides, named):
     return given == ours and all(o in (None, 1, (1, 1)) for o in others.values())
 
 
-def _plain(x, kernel, padding):
+def _kernel_has_products(x):
+    return x.dtype == jnp.float32 and x.shape[3] >= _CHANNELS
+
+
+def _has_few_pixels(x, kernel):
+    pixels = math.prod(x.shape[:3])
+    typed = x.dtype in (jnp.float32, jnp.bfloat16)
+    return typed and im2col.is_quicker(pixels, *kernel.shape[2:])
+
+
+def _forward(x, kernel, padding):
+    convolve = functools.partial(_by_xla, padding=padding)
+    if not _has_few_pixels(x, kernel):
+        return convolve(x, kernel)
+    return _on_cpu(im2col.convolve, convolve, padding)(x, kernel)
+
+
+def _by_xla(x, kernel, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=_NAMES
     )
 
 
-_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+def _on_cpu(ours, xla, padding):
+    ours = functools.partial(ours, padding=padding)
+    return functools.partial(jax.lax.platform_dependent, cpu=ours, default=xla)
+
+
+_convolve = jax.custom_vjp(_forward, nondiff_argnums=(2,))
 
 
 def _keep(x, kernel, padding):
@@ -107,15 +133,18 @@ _convolve.defvjp(_keep, _gradients, symbolic_zeros=True)
 # Jitted, as below.
 @functools.partial(jax.jit, static_argnums=0)
 def _of_input(padding, kernel, gradient):
-    size = (
-        n + window - 1 - sum(zeros)
-        for n, window, zeros in zip(
-            gradient.shape[1:3], kernel.shape[:2], padding, strict=True
-        )
-    )
-    x = jax.ShapeDtypeStruct((len(gradient), *size, kernel.shape[2]), kernel.dtype)
-    convolve = functools.partial(_plain, kernel=kernel, padding=padding)
-    return jax.linear_transpose(convolve, x)(gradient)[0]
+    def by_convolution(kernel, gradient):
+        """By XLA's own convolution."""
+        windows = zip(gradient.shape[1:3], kernel.shape[:2], padding, strict=True)
+        size = (n + window - 1 - sum(zeros) for n, window, zeros in windows)
+        x = jax.ShapeDtypeStruct((len(gradient), *size, kernel.shape[2]), kernel.dtype)
+        convolve = functools.partial(_by_xla, kernel=kernel, padding=padding)
+        return jax.linear_transpose(convolve, x)(gradient)[0]
+
+    pixels = math.prod(gradient.shape[:3])
+    if not im2col.is_gradient_quicker(pixels, *kernel.shape[2:]):
+        return by_convolution(kernel, gradient)
+    return _on_cpu(im2col.gradient_by_input, by_convolution, padding)(kernel, gradient)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,11 +154,12 @@ def _of_kernel(padding, x, gradient):
         window = window_of(x.shape[1:3], gradient.shape[1:3], padding)
         shape = *window, x.shape[3], gradient.shape[3]
         kernel = jax.ShapeDtypeStruct(shape, x.dtype)
-        convolve = functools.partial(_plain, x, padding=padding)
+        convolve = functools.partial(_by_xla, x, padding=padding)
         return jax.linear_transpose(convolve, kernel)(gradient)[0]
 
-    ours = functools.partial(by_products, padding=padding)
-    return jax.lax.platform_dependent(x, gradient, cpu=ours, default=by_convolution)
+    if not _kernel_has_products(x):
+        return by_convolution(x, gradient)
+    return _on_cpu(by_products, by_convolution, padding)(x, gradient)
 
 
 @jax.custom_vjp

@@ -40,8 +40,8 @@ def by_products(
     (above, below), (left, right) = padding
     rows, columns = window_of(x.shape[1:3], gradient.shape[1:3], padding)
     # Zeros, or where there are more than a window reaches fewer lines.
-    x = _pad(x, (0, 0), (left, right))
-    gradient = _pad(gradient, (rows - 1 - above, rows - 1 - below), (0, 0))
+    x = pad(x, (0, 0), (left, right))
+    gradient = pad(gradient, (rows - 1 - above, rows - 1 - below), (0, 0))
     images, lines = _block(batch, height, width)
 
     def product(image, line):
@@ -88,6 +88,26 @@ def window_of(
     return tuple(n + sum(zeros) - new + 1 for n, new, zeros in both)
 
 
+def pad(
+    array: Float[Array, "batch height width channels"],
+    height: tuple[int, int],
+    width: tuple[int, int],
+) -> Float[Array, "batch new_height new_width channels"]:
+    """Puts lines of zeros around an image, or takes lines away.
+
+    Args:
+      array: [B, h, w, c].
+      height: Lines before and after; below zero they are taken away.
+      width: Columns likewise.
+
+    Returns:
+      [B, h + lines, w + columns, c].
+    """
+    sides = (0, 0), height, width, (0, 0)
+    zero = jnp.zeros((), array.dtype)
+    return jax.lax.pad(array, zero, [(*side, 0) for side in sides])
+
+
 def _block(batch, height, width):
     """Images and lines of a block: lines of one image, or several whole images."""
     lines = _divisor(height, _PIXELS // max(width, 1))
@@ -97,12 +117,6 @@ def _block(batch, height, width):
 def _divisor(number, most):
     """The largest divisor of a number that is not above another, 1 at least."""
     return max(n for n in range(1, max(1, min(number, most)) + 1) if number % n == 0)
-
-
-def _pad(array, height, width):
-    sides = (0, 0), height, width, (0, 0)
-    zero = jnp.zeros((), array.dtype)
-    return jax.lax.pad(array, zero, [(*side, 0) for side in sides])
 
 
 def _cut(array, lines, images, start):
