@@ -1,7 +1,6 @@
 """Convolutions and their gradients, as each platform makes them best."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,9 +85,8 @@ def _kernel_has_products(x):
 
 
 def _has_few_pixels(x, kernel):
-    pixels = math.prod(x.shape[:3])
     typed = x.dtype in (jnp.float32, jnp.bfloat16)
-    return typed and im2col.is_quicker(pixels, *kernel.shape[2:])
+    return typed and im2col.is_quicker(x, kernel)
 
 
 def _forward(x, kernel, padding):
@@ -141,8 +139,7 @@ def _of_input(padding, kernel, gradient):
         convolve = functools.partial(_by_xla, kernel=kernel, padding=padding)
         return jax.linear_transpose(convolve, x)(gradient)[0]
 
-    pixels = math.prod(gradient.shape[:3])
-    if not im2col.is_gradient_quicker(pixels, *kernel.shape[2:]):
+    if not im2col.is_quicker(gradient, kernel, gradient=True):
         return by_convolution(kernel, gradient)
     return _on_cpu(im2col.gradient_by_input, by_convolution, padding)(kernel, gradient)
 

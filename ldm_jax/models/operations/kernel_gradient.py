@@ -74,11 +74,11 @@ def by_products(
 def window_of(
     size: Sequence[int], new_size: Sequence[int], padding: Padding
 ) -> tuple[int, ...]:
-    """Finds the window of a convolution of stride 1.
+    """Finds the window of a convolution of stride 1, or what comes out of it.
 
     Args:
       size: Of what is convolved, by axis.
-      new_size: Of what comes out.
+      new_size: Of what comes out; or of the window, for the size of what comes out.
       padding: Zeros before and after.
 
     Returns:
