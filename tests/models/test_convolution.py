@@ -140,6 +140,17 @@ def test_both_gradients_are_those_of_xla(padding):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", [1, im2col._WEIGHTS])
+def test_nothing_comes_out_of_images_smaller_than_the_window(monkeypatch, weights):
+    monkeypatch.setattr(im2col, "_WEIGHTS", weights)
+    x, kernel = _arrays((1, 5))
+    assert _alone(_ours)(x, kernel, padding="VALID").shape == (4, 0, 3, 8)
+    for found, like in zip(
+        _alone(_gradient(_ours, padding="VALID"))(x, kernel), (x, kernel), strict=True
+    ):
+        np.testing.assert_array_equal(found, np.zeros_like(like))
+
+
 def test_a_compiled_gradient_has_no_convolution_for_the_kernel():
     x, kernel = _arrays((64, 64))
     compiled = jax.jit(_alone(_gradient(_ours, of=1))).lower(x, kernel).compile()

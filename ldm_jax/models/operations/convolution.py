@@ -55,7 +55,9 @@ def conv_general_dilated(
             padding = jax.lax.padtype_to_pads(
                 x.shape[1:3], kernel.shape[:2], strides, padding
             )
-        return _convolve(x, kernel, tuple(map(tuple, padding)))
+        # Nothing comes out of images that are smaller than the window.
+        if min(window_of(x.shape[1:3], kernel.shape[:2], padding)) > 0:
+            return _convolve(x, kernel, tuple(map(tuple, padding)))
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **named)
 
 
