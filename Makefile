@@ -11,15 +11,14 @@ PYTEST_FLAGS ?=
 .PHONY: demo test lint clean
 
 # Each command below is one that you would type; a second `make demo` finds what is done.
-# Keeping freed memory makes training on a CPU a little faster (glibc only), and XLA's flags
-# both stages 1.3 times (docs/training.md, "On a CPU").
+# Keeping freed memory makes training on a CPU a little faster (glibc only), and two devices
+# the second stage 1.3 times (docs/training.md, "On a CPU").
 demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 demo: export MALLOC_TOP_PAD_ = 67108864
 demo: $(INSTALLED)
 	$(BIN)/python -m ldm_jax.data.shapes --data_dir=$(DEMO)/data --image_size=32 --max_shapes=1 \
 	    --num_train=20000 --num_validation=256
-	XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-individual_convolution \
 	$(BIN)/python train.py --config=configs/shapes_autoencoder.py \
 	    --config.data.data_dir=$(DEMO)/data --workdir=$(DEMO)/autoencoder
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 \

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from configs import shapes_class
-from ldm_jax import generate, sampling
+from ldm_jax import generate, sampling, sharding
 from ldm_jax.evaluation.shapes.probe import load_probe
 from ldm_jax.images import to_uint8
 from ldm_jax.trained import load_first_stage
@@ -109,7 +109,7 @@ def draw(trained, labels, guidance_scale, batch_size=64):
         guidance=generate.GuidanceOptions(scale=guidance_scale),
     )
 
-    @jax.jit
+    @sharding.jit
     def draw(params, frozen, labels, indices):
         rngs = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))
         inputs = {"label": labels}

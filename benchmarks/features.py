@@ -18,6 +18,7 @@ import torch
 from peers import compare, measure, peak_memory, set_up
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ldm_jax import sharding
 from ldm_jax.metrics.features import load_network
 from ldm_jax.metrics.features.inception_weights import draw_inception
 
@@ -40,7 +41,7 @@ def their_network():
 def sides(images):
     """Two functions () -> features of the images."""
     network, theirs = load_network("inception"), their_network()
-    apply = jax.jit(network.row.apply, static_argnums=2)
+    apply = sharding.jit(network.row.apply, static_argnums=2)
     params, taps = jax.device_put(network.params), tuple(TAPS)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 

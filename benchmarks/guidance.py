@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ldm_jax import generate, sampling
+from ldm_jax import generate, sampling, sharding
 from ldm_jax.images import make_grid, to_uint8, write_png
 
 SCALES = "1,1.5,2,3,4"
@@ -88,7 +88,7 @@ def make_draw(trained):
     """Makes the function (labels, indices, scale) -> uint8 images."""
     size, section = trained.config.data.image_size, trained.config.sample
 
-    @jax.jit
+    @sharding.jit
     def draw(params, frozen, labels, indices, scale):
         options = generate.SampleOptions(
             sampler=section.sampler,

@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from ldm_jax import latent_diffusion
+from ldm_jax import latent_diffusion, sharding
 from ldm_jax.build import make_model
 from ldm_jax.cli.configs import load_config
 from ldm_jax.data.loader import make_loader
@@ -134,7 +134,7 @@ def encode_split(config, first, split):
     source = open_source(config.data, split)
     loader = make_loader(source, config.data, batch_size=128, seed=0, train=False)
 
-    @jax.jit
+    @sharding.jit
     def encode(images, rng):
         images = images.astype(np.float32) / 127.5 - 1
         variables = {"params": first.params}
@@ -201,9 +201,9 @@ class Trainer:
             return latent_diffusion.loss(model, *args, **kwargs)
 
         self.init, step, evaluate = make_loss_steps(config, (), draw, loss)
-        self.init = jax.jit(self.init)
-        self.step = jax.jit(step, donate_argnums=0)
-        self.eval_step = jax.jit(evaluate)
+        self.init = sharding.jit(self.init)
+        self.step = sharding.jit(step, donate_argnums=0)
+        self.eval_step = sharding.jit(evaluate)
 
     def run(self, rules, seed, marks):
         """Trains once.

@@ -65,7 +65,7 @@ def compile_text(
     if name in SAMPLING:
         draw, shapes = plan_sampling(SAMPLING[name], not full)
         whole = jax.tree.map(lambda leaf: sharding.replicated(mesh), shapes)
-        lowered = jax.jit(draw).lower(*sharding.abstract_like(shapes, whole))
+        lowered = sharding.jit(draw, mesh).lower(*sharding.abstract_like(shapes, whole))
     else:
         part, planned = plan_case(name, full)
         lowered = lower_step(planned, mesh, part.batch_size)

@@ -25,6 +25,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ldm_jax import sharding
 from ldm_jax.convert.diffusers import names as layout
 from ldm_jax.models.autoencoder import KLAutoencoder
 from ldm_jax.models.unet import UNet
@@ -88,7 +89,7 @@ def load(module, rows, params):
 def trainers(loss, params, optimizer, torch_loss, torch_optimizer):
     """One step of training on either side: two functions () -> loss."""
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(sharding.jit, donate_argnums=(0, 1))
     def step(params, state):
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state, params)
@@ -193,7 +194,7 @@ def unet_pair(size):
     params = random_params(unet, *inputs)
     load(peer, layout.unet_rows(unet), params)
     torch_inputs = [to_torch(x) for x in inputs]
-    forward = jax.jit(lambda params: unet.apply({"params": params}, *inputs))
+    forward = sharding.jit(lambda params: unet.apply({"params": params}, *inputs))
     on_device = jax.tree.map(jnp.asarray, params)
 
     def torch_forward():
@@ -224,8 +225,12 @@ def autoencoder_pair(size):
     load(peer, layout.autoencoder_rows(model), params)
     on_device = jax.tree.map(jnp.asarray, params)
     x, z = to_torch(images), to_torch(noise)
-    encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode").mode())
-    decode = jax.jit(lambda p, z: model.apply({"params": p}, z, method="decode"))
+
+    def apply(params, given, method):
+        return model.apply({"params": params}, given, method=method)
+
+    encode = sharding.jit(lambda params, x: apply(params, x, "encode").mode())
+    decode = sharding.jit(lambda params, z: apply(params, z, "decode"))
 
     def without_gradient(function):
         def run():

@@ -38,7 +38,7 @@ from peers import (
     unet_modules,
 )
 
-from ldm_jax import generate
+from ldm_jax import generate, sharding
 from ldm_jax.conditioners import make_conditioner
 from ldm_jax.convert.diffusers import names as layout
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
@@ -113,7 +113,7 @@ def make_models(size):
             options,
         )
 
-    draw = jax.jit(draw, static_argnums=0)
+    draw = sharding.jit(draw, static_argnums=0)
     models = model, dataclasses.replace(model, backbone=EveryStep(unet))
     ours = [partial(draw, model, weights) for model in models]
     return ours, torch_unet, partial(torch_first.decode, return_dict=False)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax._src.ad_checkpoint import saved_residuals
 
 from configs import imagenet_class, text_to_image
+from ldm_jax import sharding
 from ldm_jax.flops import inner_jaxprs
 from ldm_jax.models.unet import UNet
 
@@ -124,7 +125,7 @@ def main():
     print(f"kept: {sum(kinds.values()) / 1e9:.3f} GB")
     for kind, size in kinds.most_common(6):
         print(f"  {kind}: {size / 1e9:.3f}")
-    gradient = jax.jit(jax.grad(loss))
+    gradient = sharding.jit(jax.grad(loss))
     traced = gradient.trace(*arguments)
     print(f"operations: {sum(1 for _ in equations(traced.jaxpr.jaxpr))}")
     for name, (count, distinct) in kernels(traced.jaxpr.jaxpr).items():

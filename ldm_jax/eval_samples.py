@@ -146,7 +146,7 @@ def make_draw(
         return shown, jnp.isfinite(images).all(axis=(1, 2, 3))
 
     shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    return jax.jit(sharding.on_mesh(draw, mesh), out_shardings=shardings)
+    return sharding.jit(draw, mesh, out_shardings=shardings)
 
 
 def condition_batches(

@@ -82,8 +82,8 @@ def sample_latents(
 ) -> Float[Array, "batch height width channels"]:
     """Draws latents: from noise, from given ones (img2img), or around them (inpaint).
 
-    Sample k depends on its own inputs and rngs[k] alone. Wrap it in `jax.jit`; model
-    and options are static.
+    Sample k depends on its own inputs and rngs[k] alone. Wrap it in `sharding.jit`;
+    model and options are static.
 
     Args:
       model: LatentDiffusion.

@@ -8,11 +8,14 @@ case of the same code.
 """
 
 import functools
+import os
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils, multihost_utils
@@ -24,6 +27,13 @@ from ldm_jax.errors import ConfigError
 
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 MIN_SHARDED_ELEMENTS = 2**18
+
+# On a CPU XLA hands products, convolutions and sums to YNNPACK, where its own
+# convolutions, by Eigen, are quicker (measured: see benchmarks/RESULTS.md).
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_ALL_BUT_CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# Versions of jaxlib that know these names.
+_WITH_LIBRARY = (0, 10), (0, 13)
 
 
 def make_mesh(
@@ -127,8 +137,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-# JAX finds what it has traced by the function, so the same one must come back.
-@functools.lru_cache(maxsize=16)
 def on_mesh(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
     """Has a function traced with the mesh in sight, for kernels that XLA cannot split.
 
@@ -140,12 +148,51 @@ def on_mesh(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
       The same function; nothing else in it changes.
     """
 
-    @functools.wraps(function)
+    @functools.wraps(function, updated=())
     def traced(*arguments, **named):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*arguments, **named)
 
-    return traced
+    # JAX finds what it has traced by the function, so the same one must come back. The
+    # function itself keeps it, as no cache could let go of what a function holds; with
+    # it, both go when Python looks for cycles.
+    if not isinstance(function, types.FunctionType):
+        return traced
+    kept = vars(function).setdefault("_on_mesh", {})
+    # Functions that wrap this one have the same dict.
+    return kept.setdefault((function, mesh), traced)
+
+
+def jit(function: Callable, mesh: Mesh | None = None, **options: Any) -> Callable:
+    """`jax.jit` of what computes a network on the devices of a mesh.
+
+    It is traced with the mesh in sight, see `on_mesh`. For a CPU alone it is compiled
+    with XLA's own convolutions, unless `XLA_FLAGS` says which are to be taken.
+
+    Args:
+      function: What is to be jitted. It had better not hold weights, which it would
+        keep until Python looks for cycles, and JAX as constants.
+      mesh: Mesh of the devices on which the arguments lie; None for one device of this
+        process.
+      **options: What else `jax.jit` takes.
+
+    Returns:
+      The jitted function, to be called as it is: JAX refuses options of the compiler
+      inside of another jitted function, and of `jax.grad`.
+    """
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    function = on_mesh(function, mesh)
+    return jax.jit(function, compiler_options=_compiler_options(mesh), **options)
+
+
+def _compiler_options(mesh):
+    """Those that make programs of a mesh quick; None where XLA's own do."""
+    is_one_cpu = [each.platform for each in mesh.devices.flat] == ["cpu"]
+    oldest, newest = _WITH_LIBRARY
+    is_known = oldest <= jaxlib.version.__version_info__[:2] < newest
+    if not is_one_cpu or not is_known or _LIBRARY in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {_LIBRARY: _ALL_BUT_CONVOLUTIONS}
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:

@@ -1,12 +1,23 @@
 """The mesh, the parameter rule, and batches that do not divide."""
 
+import functools
+import gc
+import pathlib
+import re
+import types
+import weakref
+
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import sharding
+from ldm_jax.evaluation.shapes import probe
+from ldm_jax.models.autoencoder import KLAutoencoder
+from ldm_jax.models.operations.parameters import initialise
 from tests.processes import run_pair
 
 
@@ -158,3 +169,86 @@ def test_rows_of_processes_that_alternate():
     whole = [0, 1, 2, 3, 4, 5, 6, 7]
     said = run_pair(JOB, devices=2)
     assert said == [f"[0, 1, 4, 5] {whole}", f"[2, 3, 6, 7] {whole}"]
+
+
+def network(images, kernel):
+    names = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", None, None, names)
+    return y @ kernel[0, 0]
+
+
+def test_one_cpu_has_xlas_own_convolutions(monkeypatch):
+    """What XLA leaves to its library, YNNPACK, is a computation by itself."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    shapes = (8, 16, 16, 64), (3, 3, 64, 64)
+    like = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    text = sharding.jit(network).lower(*like).compile().as_text()
+    others, whole = text.split("ENTRY")
+    assert " convolution(" in whole and " convolution(" not in others
+    assert " dot(" in others and " dot(" not in whole
+
+
+def test_a_first_stage_runs_with_the_options_of_one_cpu(monkeypatch):
+    """Without the flags of the other tests, which name the library."""
+    monkeypatch.delenv("XLA_FLAGS")
+    module = KLAutoencoder(
+        channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, embed_dim=4
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    _, variables = initialise(module, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    reconstruct = functools.partial(
+        probe.reconstruct, module, variables["params"], images, batch_size=2
+    )
+    found = reconstruct().astype(int)
+    monkeypatch.setattr(sharding, "_compiler_options", lambda mesh: None)
+    assert np.abs(found - reconstruct()).max() <= 1
+
+
+def test_no_network_is_jitted_without_its_mesh():
+    """Operations are jitted inside of programs; the others here call no network."""
+    root = pathlib.Path(sharding.__file__).parent
+    operations = root / "models" / "operations"
+    others = (p for p in root.rglob("*.py") if operations not in p.parents)
+    jits = (p for p in others if re.search(r"jax\.jit\b[^`]", p.read_text()))
+    found = {str(path.relative_to(root)) for path in jits}
+    assert found == {
+        "batches/images_in_order.py",
+        "sharding.py",
+        "training/held_out/own_reference.py",
+        "training/start/first_state.py",
+    }
+
+
+def mesh_of(*platforms):
+    devices = [types.SimpleNamespace(platform=platform) for platform in platforms]
+    return types.SimpleNamespace(devices=np.array([devices], object))
+
+
+def test_options_of_the_compiler_are_for_one_cpu_and_versions_that_know_them(
+    monkeypatch,
+):
+    chosen = sharding._compiler_options
+    flags = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert chosen(mesh_of("cpu")) is None
+    monkeypatch.delenv("XLA_FLAGS")
+    assert list(chosen(mesh_of("cpu"))) == ["xla_cpu_experimental_ynn_fusion_type"]
+    assert chosen(mesh_of("gpu")) is chosen(mesh_of("cpu", "cpu")) is None
+    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 13, 0))
+    assert chosen(mesh_of("cpu")) is None
+
+
+def test_what_a_program_holds_goes_with_it():
+
+    def make(weights):
+        return (lambda x: x + weights.sum()), weakref.ref(weights)
+
+    program, gone = make(np.ones(1000))
+    jitted, mesh = sharding.jit(program), sharding.make_mesh()
+    assert jitted(jnp.ones(())) == 1001
+    assert sharding.on_mesh(program, mesh) is sharding.on_mesh(program, mesh)
+    wrapper = functools.wraps(program)(lambda x: x)
+    assert sharding.on_mesh(wrapper, mesh)(1) == 1
+    del jitted, program, wrapper
+    gc.collect()
+    assert gone() is None

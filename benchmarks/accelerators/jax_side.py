@@ -149,7 +149,7 @@ def sample(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), len(keys))
     arguments = *map(_draw, given), keys
     flops = count_flops(jax.make_jaxpr(draw)(*arguments).jaxpr)
-    program, compiled = _compile(jax.jit(draw), *arguments)
+    program, compiled = _compile(sharding.jit(draw), *arguments)
     made = []
 
     def call():

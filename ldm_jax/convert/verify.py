@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from ldm_jax import sharding
 from ldm_jax.build import identity_of_config, make_first_stage
 from ldm_jax.config import from_json, to_json
 from ldm_jax.convert.model import Model, make_unet
@@ -120,7 +121,7 @@ def _unlike_outputs(model, again, raw):
     weights = _used(model, raw)[name]
     inputs = _inputs(modules[0], weights)
     first, second = (
-        np.asarray(jax.jit(_apply, static_argnums=0)(module, weights, inputs))
+        np.asarray(sharding.jit(_apply, static_argnums=0)(module, weights, inputs))
         for module in modules
     )
     limit = _TOLERANCE * np.max(np.abs(first))

@@ -79,17 +79,15 @@ def make_encoder(first: FirstStage, mesh: Mesh, dtype: str) -> Callable[[Any], A
       where the posterior has one, STD [B, h, w, c].
     """
     whole = sharding.tree_shardings(first.params, mesh)
-    params = sharding.put_tree(first.params, whole)
+    params, module = sharding.put_tree(first.params, whole), first.module
 
     def encode(params, images):
-        posterior = first.module.apply(
-            {"params": params}, to_float(images), method="encode"
-        )
+        posterior = module.apply({"params": params}, to_float(images), method="encode")
         mean, std = posterior.moments()
         moments = {MEAN: mean} if std is None else {MEAN: mean, STD: std}
         return {name: value.astype(jnp.dtype(dtype)) for name, value in moments.items()}
 
-    encode = jax.jit(encode, out_shardings=sharding.batch_sharding(mesh))
+    encode = sharding.jit(encode, mesh, out_shardings=sharding.batch_sharding(mesh))
     return lambda images: encode(params, images)
 
 

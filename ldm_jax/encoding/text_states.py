@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -63,13 +62,13 @@ def make_states(
     def of(tower):
         """A program of one tower: token ids int [B, L] -> states [B, L, D]."""
         whole = sharding.tree_shardings(tower.params, mesh)
-        params = sharding.put_tree(tower.params, whole)
+        params, module = sharding.put_tree(tower.params, whole), tower.module
 
         def encode(params, ids):
-            states = tower.module.apply({"params": params}, ids)
+            states = module.apply({"params": params}, ids)
             return states.astype(jnp.dtype(dtype))
 
-        encode = jax.jit(encode, out_shardings=split)
+        encode = sharding.jit(encode, mesh, out_shardings=split)
         return lambda ids: encode(params, ids)
 
     made = {key: of(tower) for key, tower in towers.items()}
@@ -110,5 +109,5 @@ def write_empty(
 
 def _as_stored(tower, ids, dtype):
     """States as the records hold them; npz has no bfloat16, float32 holds it."""
-    states = jax.jit(tower.module.apply)({"params": tower.params}, ids)
+    states = sharding.jit(tower.module.apply)({"params": tower.params}, ids)
     return np.asarray(states.astype(jnp.dtype(dtype)).astype(jnp.float32))

@@ -86,7 +86,8 @@ def make_step(
         return rows, sums, pixels.shown(images), pixels.shown(decoded)
 
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(step, out_shardings=(everywhere, everywhere, split, split))
+    shardings = everywhere, everywhere, split, split
+    return sharding.jit(step, mesh, out_shardings=shardings)
 
 
 def _sum_over(mask, values):
@@ -319,14 +320,13 @@ def compile_codec(first: FirstStage) -> tuple[Callable, Callable]:
     Returns:
       (encode, decode): functions of images [B, H, W, C] in [-1, 1] and of latents.
     """
-    params = jax.device_put(first.params)
+    params, module = jax.device_put(first.params), first.module
 
-    @jax.jit
     def encode(params, images):
-        return first.module.apply({"params": params}, images, method="encode").mode()
+        return module.apply({"params": params}, images, method="encode").mode()
 
-    @jax.jit
     def decode(params, latents):
-        return first.module.apply({"params": params}, latents, method="decode")
+        return module.apply({"params": params}, latents, method="decode")
 
-    return functools.partial(encode, params), functools.partial(decode, params)
+    programs = map(sharding.jit, (encode, decode))
+    return tuple(functools.partial(program, params) for program in programs)

@@ -1,6 +1,5 @@
 """A network of features on the devices, as one compiled program."""
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -82,7 +81,7 @@ class FeatureProgram:
             return {tap: found[tap] for tap in taps}, mask
 
         shardings = sharding.replicated(self._mesh)
-        self._features = jax.jit(features, out_shardings=shardings)
+        self._features = sharding.jit(features, self._mesh, out_shardings=shardings)
 
     def __call__(
         self,

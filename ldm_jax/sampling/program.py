@@ -5,7 +5,6 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -60,7 +59,11 @@ def without_scale(options: SampleOptions) -> tuple[SampleOptions, float | None]:
 
 
 def make_draw(
-    trained: Trained, task: Task, options: SampleOptions, latents: bool = False
+    trained: Trained,
+    task: Task,
+    options: SampleOptions,
+    mesh: Mesh,
+    latents: bool = False,
 ) -> Callable:
     """Makes the function that draws samples; see `conditions.make_batch` for batches.
 
@@ -68,6 +71,7 @@ def make_draw(
       trained: A Trained.
       task: A Task.
       options: SampleOptions.
+      mesh: Mesh that batches are split over.
       latents: Whether to draw latents and not to decode them.
 
     Returns:
@@ -76,6 +80,8 @@ def make_draw(
       (images [B, H, W, C] in the type of a batch, or latents, float32 [B, h, w, c]; and
       whether they were finite, bool [B]), for `fetch`.
     """
+    # A program is given its weights; it keeps none.
+    trained = trained._replace(params=None, frozen=None)
     model = trained.model
     factor = model.first_stage.downsampling_factor
     fixed = dataclasses.replace(options, size=task.size)
@@ -121,7 +127,7 @@ def make_draw(
             images = jnp.where(batch["mask"], images, batch["images"])
         return images, finite
 
-    return jax.jit(draw)
+    return sharding.jit(draw, mesh)
 
 
 def fetch(

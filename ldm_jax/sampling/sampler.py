@@ -215,7 +215,7 @@ class Sampler:
         others = make_key(job.seed), None if scale is None else np.float32(scale)
         lowered = None
         if name not in self._programs:
-            draw = make_draw(self.trained, task, options, job.latents)
+            draw = make_draw(self.trained, task, options, self._mesh, job.latents)
             try:
                 with noted() as self.attentions:
                     lowered = draw.lower(self._weights, self._put(batch), *others)

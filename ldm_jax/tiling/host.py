@@ -1,7 +1,7 @@
 """Encodes and decodes images larger than memory, in overlapping tiles.
 
-    encode = jax.jit(functools.partial(latent_diffusion.encode, model))
-    decode = jax.jit(functools.partial(latent_diffusion.decode, model))
+    encode = sharding.jit(functools.partial(latent_diffusion.encode, model))
+    decode = sharding.jit(functools.partial(latent_diffusion.decode, model))
     factor = model.first_stage.downsampling_factor
     latents = encode_tiled(lambda tile: encode(frozen, tile), images, factor)
     images = decode_tiled(lambda tile: decode(frozen, tile), latents, factor)

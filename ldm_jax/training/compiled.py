@@ -29,7 +29,7 @@ def jit_init(init: Callable, shardings: Any, mesh: Mesh) -> Callable:
     Returns:
       Jitted function of a typed key.
     """
-    return jax.jit(sharding.on_mesh(init, mesh), out_shardings=shardings)
+    return sharding.jit(init, mesh, out_shardings=shardings)
 
 
 def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
@@ -44,8 +44,7 @@ def jit_step(train_step: Callable, shardings: Any, mesh: Mesh) -> Callable:
       Jitted function of (state, frozen, batch).
     """
     outputs = shardings, sharding.replicated(mesh)
-    train_step = sharding.on_mesh(train_step, mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
+    return sharding.jit(train_step, mesh, donate_argnums=0, out_shardings=outputs)
 
 
 def jit_shown(function: Callable, mesh: Mesh) -> Callable:
@@ -58,8 +57,7 @@ def jit_shown(function: Callable, mesh: Mesh) -> Callable:
     Returns:
       Jitted function of (state, frozen, batch, typed key).
     """
-    function = sharding.on_mesh(function, mesh)
-    return jax.jit(function, out_shardings=sharding.replicated(mesh))
+    return sharding.jit(function, mesh, out_shardings=sharding.replicated(mesh))
 
 
 class CompiledStep:

@@ -68,7 +68,7 @@ def measure_statistics(
         latents = latent_diffusion.latents_of(model, frozen, batch, rng)
         return jnp.mean(latents, axes), jnp.mean(jnp.square(latents), axes)
 
-    moments = jax.jit(moments, out_shardings=sharding.replicated(mesh))
+    moments = sharding.jit(moments, mesh, out_shardings=sharding.replicated(mesh))
 
     def measure(shift, index, batch):
         statistics = LatentStatistics(shift).arrays()

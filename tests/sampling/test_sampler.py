@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax import generate
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.latent_diffusion import decode
+from ldm_jax.models.operations.kernels import this_device
 from ldm_jax.sampling.sampler import Sampler
 from tests.sampling.common import make_trained, run, with_small_backbone
 
@@ -47,6 +49,19 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(sampler, monkeypatch)
         assert (other != first).any()
     assert call(size=(16, 32)).shape == (2, 16, 32, 3)
     assert len(sampler._programs) == before + 1 and compiled == [1]
+
+
+def test_programs_are_traced_with_the_mesh(sampler, monkeypatch):
+    """Else no kernel may compute attention that XLA cannot split."""
+    seen, real = [], generate.sample_images
+
+    def sample_images(*arguments):
+        seen.append((jax.sharding.get_abstract_mesh().size, this_device().scattered))
+        return real(*arguments)
+
+    monkeypatch.setattr(generate, "sample_images", sample_images)
+    sampler(labels=["star"], num_steps=3)
+    assert seen == [(jax.local_device_count(), False)]
 
 
 def test_gives_latents_that_decode_to_the_images(sampler):

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ldm_jax import peers
+from ldm_jax import peers, sharding
 from ldm_jax.annotations import Array, Float, Shaped, UInt8
 from ldm_jax.checkpoint import tree_checksum
 from ldm_jax.data.shapes import examples
@@ -115,11 +115,12 @@ def make_probe(
       `labels.truth`; the colours are those of shapes, wherever there is one.
     """
 
-    @jax.jit
-    def apply(images):
+    @sharding.jit
+    def apply(params, images):
         logits = module.apply({"params": params}, to_float(images))
         return {name: scores.argmax(-1) for name, scores in logits.items()}
 
+    apply = functools.partial(apply, params)
     return lambda images: in_batches(apply, images, batch_size=128)
 
 
@@ -212,7 +213,7 @@ def reconstruct(
       uint8 [N, S, S, 3].
     """
 
-    @jax.jit
+    @sharding.jit
     def apply(params, batch):
         call = functools.partial(first_stage.apply, {"params": params})
         latents = call(to_float(batch), method="encode").mode()
@@ -273,7 +274,7 @@ def train(
     def objective(params, batch):
         return loss(module.apply({"params": params}, batch["image"]), batch)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(sharding.jit, donate_argnums=(0, 1))
     def step(params, state, batch):
         grads = jax.grad(objective)(params, batch)
         updates, state = optimizer.update(grads, state)
@@ -281,7 +282,7 @@ def train(
 
     key = make_key(seed)
     example = to_float(scenes["image"][:1])
-    params = jax.jit(module.init)(key, example)["params"]
+    params = sharding.jit(module.init)(key, example)["params"]
     state = optimizer.init(params)
     rng, count = np.random.default_rng(seed), len(again)
     for _ in range(num_steps):

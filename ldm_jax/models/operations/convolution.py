@@ -34,8 +34,9 @@ def conv_general_dilated(
     would compute the optimiser in that order, and turn its moments there and back at
     each step, in float32; here the gradient alone is turned, in its own type. On a CPU
     gradients of kernels of stride 1 are products of matrices, see `kernel_gradient`,
-    and so are convolutions of few pixels with wide kernels, see `im2col`; of a batch
-    that is split over devices they are XLA's own.
+    and so are gradients by the input of few pixels with wide kernels, and in bfloat16
+    their forward passes, see `im2col`; of a batch that is split over devices they are
+    XLA's own.
 
     Args:
       x: [B, ..., c].
@@ -67,7 +68,7 @@ def _has_products(x, kernel, strides, named):
         return False
     if set(strides) != {1} or kernel.shape[:2] == (1, 1):
         return False
-    if not _kernel_has_products(x) and not _has_few_pixels(x, kernel):
+    if not _kernel_has_products(x) and not im2col.is_quicker(x, kernel):
         return False
     # Of a context, which is gone where gradients are traced.
     if jax.config.jax_default_matmul_precision is not None:
@@ -86,14 +87,9 @@ def _kernel_has_products(x):
     return x.dtype == jnp.float32 and x.shape[3] >= _CHANNELS
 
 
-def _has_few_pixels(x, kernel):
-    typed = x.dtype in (jnp.float32, jnp.bfloat16)
-    return typed and im2col.is_quicker(x, kernel)
-
-
 def _forward(x, kernel, padding):
     convolve = functools.partial(_by_xla, padding=padding)
-    if not _has_few_pixels(x, kernel):
+    if not im2col.is_quicker(x, kernel):
         return convolve(x, kernel)
     return _on_cpu(im2col.convolve, convolve, padding)(x, kernel)
 

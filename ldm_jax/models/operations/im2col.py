@@ -1,9 +1,10 @@
 """Convolutions of few pixels with wide kernels on a CPU, as one product of matrices.
 
-XLA's own copies the kernel into another order at each call, which takes longer than the
-convolution itself where pixels are few: at the deep levels of a U-Net, most of all when
-it samples one image. What is copied here are the pixels (im2col), or what comes out
-(col2im); the kernel is a matrix as it lies in memory (benchmarks/RESULTS.md).
+XLA's gradient by the input copies the kernel into another order at each call, which
+takes longer than the convolution itself where pixels are few: at the deep levels of a
+U-Net. Here what comes out is copied (col2im), and the kernel is a matrix as it lies in
+memory. In bfloat16, in which XLA's convolutions are slow, pixels are copied (im2col)
+for the forward pass, too; in float32 XLA's own is quicker (benchmarks/RESULTS.md).
 """
 
 import functools
@@ -27,6 +28,8 @@ def is_quicker(
 ) -> bool:
     """Says whether one product is quicker than XLA's convolution on a CPU.
 
+    Forward it never is in float32.
+
     Args:
       array: [B, h, w, c] or [B, H, W, f], what is multiplied with the kernel: what is
         convolved, or the gradient by what comes out.
@@ -37,7 +40,9 @@ def is_quicker(
       Whether it is.
     """
     channels, features = kernel.shape[2:]
-    most = 2 * channels if gradient else features
+    if not gradient and array.dtype != jnp.bfloat16:
+        return False
+    most = channels if gradient else features
     return channels * features >= _WEIGHTS and math.prod(array.shape[:3]) <= most
 
 
@@ -73,8 +78,15 @@ def convolve(
     pixels = jnp.concatenate([first, others], -1)
     # A loop, as nine slices beside each other take half as long again to compile.
     pixels = jax.lax.fori_loop(1, taps, copy, pixels)
-    y = pixels.reshape(-1, taps * channels) @ kernel.reshape(-1, features)
-    return y.reshape(*size, features)
+    y = _multiply(pixels.reshape(-1, taps * channels), kernel.reshape(-1, features), 0)
+    return y.reshape(*size, features).astype(x.dtype)
+
+
+def _multiply(rows, matrix, axis):
+    """Rows times a matrix, in float32: XLA's CPU products to bfloat16 are slow."""
+    return jax.lax.dot_general(
+        rows, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def gradient_by_input(
@@ -95,12 +107,8 @@ def gradient_by_input(
     rows, columns, channels, features = kernel.shape
     (above, below), (left, right) = padding
     # Of each pixel that comes out, by what it was made of; summed in float32.
-    taps = jax.lax.dot_general(
-        gradient.reshape(-1, features),
-        kernel.reshape(-1, features),
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    ).reshape(*gradient.shape[:3], rows * columns, channels)
+    taps = _multiply(gradient.reshape(-1, features), kernel.reshape(-1, features), 1)
+    taps = taps.reshape(*gradient.shape[:3], rows * columns, channels)
     moved = (
         pad(
             taps[:, :, :, tap],

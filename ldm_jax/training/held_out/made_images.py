@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ldm_jax import sharding
@@ -120,7 +119,7 @@ def reconstructed(reconstruct: Callable, pixels: Pixels = RGB) -> Callable:
             return shown, jnp.isfinite(decoded).all(axis=(1, 2, 3))
 
         shardings = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        decode = jax.jit(sharding.on_mesh(decode, mesh), out_shardings=shardings)
+        decode = sharding.jit(decode, mesh, out_shardings=shardings)
 
         def images(state, frozen):
             """Yields a Made of each batch of reconstructions."""
