@@ -293,7 +293,7 @@ def test_a_first_stage_is_measured_by_its_reconstructions(
     first_stage, shapes_dir, tmp_path
 ):
     more = {"eval__every": 4, "eval__distances": ("frechet",)}
-    train("shapes_autoencoder", shapes_dir, tmp_path, **more)
+    train("shapes_autoencoder", shapes_dir, tmp_path, whole=True, **more)
     assert_same_bits(weights_of(first_stage), weights_of(tmp_path))
     (row,) = (row for row in _rows(tmp_path) if NAME in row)
     assert row["step"] == 4 and row[NAME] > 0
