@@ -195,6 +195,12 @@ SHARED = {
     "num_steps": Shared(
         flags.DEFINE_integer, None, "Sampling steps; the config's if unset."
     ),
+    "eta": Shared(
+        flags.DEFINE_float,
+        None,
+        "Fraction of fresh noise in each step, 0 to 1, for samplers that take it; 0 if "
+        "unset for ddim and dpmpp_2m, 1 for euler_ancestral and dpmpp_2m_sde.",
+    ),
     "guidance_scale": Shared(
         flags.DEFINE_string,
         None,

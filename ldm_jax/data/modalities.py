@@ -36,7 +36,7 @@ from ldm_jax.data.crops import (
 from ldm_jax.data.layout import check_boxes, parse_layout, without_area
 from ldm_jax.images import decode, decode_grey
 from ldm_jax.images.map_decoding import decode_depth, decode_labels
-from ldm_jax.reading import parse_json
+from ldm_jax.reading import parse_json, split_lines
 
 
 class Flag(NamedTuple):
@@ -189,8 +189,7 @@ def _decode_mask(data: Any, least_side: int | None = None) -> np.ndarray:
 
 
 def _captions(data, names):
-    lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    lines = [line for line in lines if line] or [""]
+    lines = [line for line in split_lines(data) if line] or [""]
     return lines[0] if len(lines) == 1 else lines
 
 

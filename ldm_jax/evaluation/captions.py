@@ -14,7 +14,7 @@ from ldm_jax.data.inputs.caption import captions_of
 from ldm_jax.data.tokenizers import load_tokenizer
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.image_sets import ImageSet
-from ldm_jax.reading import MAX_TEXT, read_file
+from ldm_jax.reading import read_lines
 from ldm_jax.store import raise_if_silent
 
 # Length of the token sequences of all published towers.
@@ -182,18 +182,17 @@ def read_captions(path: str | os.PathLike) -> list[str]:
       path: Path of a text file in UTF-8.
 
     Returns:
-      The captions.
+      The captions, see `reading.split_lines`.
 
     Raises:
       ConfigError: If it cannot be read.
     """
     try:
-        text = read_file(path, MAX_TEXT).decode("utf-8-sig")
+        return read_lines(path)
     except (OSError, ValueError) as error:
         raise_if_silent(path, error)
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--prompts_file: cannot read {path}: {reason}") from error
-    return text.splitlines()
 
 
 def add_captions(

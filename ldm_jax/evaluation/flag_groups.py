@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from ldm_jax import cli
 from ldm_jax.errors import ConfigError
 from ldm_jax.store import as_path
 
@@ -76,9 +77,7 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
             "Classes of the samples: random, each drawn alone, or balanced, each "
             "equally often; the protocol's, or random, if unset.",
         ),
-        flags.DEFINE_float(
-            "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
-        ),
+        cli.shared("eta"),
     )
 
 

@@ -3,6 +3,7 @@
 | module | what |
 | --- | --- |
 | `faults` | what goes wrong, in one line that names the file |
+| `lines` | the lines of text files |
 | `folder_names` | what is at a path and in a folder, also where a disk is silent |
 | `ordinary_files` | files opened, read whole, or in parts |
 | `parsing` | the arrays and the JSON in them |
@@ -18,6 +19,7 @@ from ldm_jax.reading.folder_names import (
     state_of,
     warn_if_lost,
 )
+from ldm_jax.reading.lines import read_lines, split_lines
 from ldm_jax.reading.ordinary_files import (
     MAX_TEXT,
     Limit,
@@ -45,6 +47,8 @@ __all__ = [
     "parts_of",
     "read_array",
     "read_file",
+    "read_lines",
+    "split_lines",
     "state_of",
     "warn_if_lost",
 ]

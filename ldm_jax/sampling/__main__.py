@@ -128,9 +128,7 @@ with cli.group("sampler"):
         "Factor on the noise levels; more than 1 spends more steps at high noise, for "
         "sizes beyond training. The config's if unset.",
     )
-    flags.DEFINE_float(
-        "eta", None, "Fraction of fresh noise in each step of DDIM, 0 to 1."
-    )
+    cli.shared("eta")
     flags.DEFINE_float(
         "temperature", None, "Factor on the noise of stochastic samplers; 1 if unset."
     )

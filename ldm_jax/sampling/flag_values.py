@@ -16,7 +16,14 @@ from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
-from ldm_jax.reading import MAX_TEXT, open_file, parse_json, read_array, read_file
+from ldm_jax.reading import (
+    MAX_TEXT,
+    open_file,
+    parse_json,
+    read_array,
+    read_file,
+    read_lines,
+)
 from ldm_jax.store import as_path, exists, is_dir, raise_if_silent
 
 # Largest number of rows in a NumPy file, of which each is one sample's.
@@ -175,39 +182,38 @@ def _texts(name, flag, texts, names):
 
 def _lines(name, flag, texts, names):
     """One text per line of files, or of the `.txt` files of folders."""
-    lines = _read_lines(name, flag, texts)
-    if not lines:
-        raise ConfigError(
-            f"--{flag}={','.join(texts)} holds no prompt: write one per line"
-        )
+    lines = [line for _, line in _read_lines(name, flag, texts, "prompt")]
     return FlagValues(tuple(lines), lines)
 
 
-def _read_lines(name, flag, texts):
+def _read_lines(name, flag, texts, what):
+    """Where each line is, and the line; of a file that is empty one that is blank."""
     lines = []
     for path in _find(name, flag, texts, (".txt",)):
-        text = _read(flag, path).decode("utf-8-sig", errors="replace")
-        lines += [line.strip() for line in text.splitlines() if line.strip()]
+        with _reading(flag, path):
+            read = read_lines(path) or [""]
+        lines += [(f"{path}, line {k}", line) for k, line in enumerate(read, 1)]
+    if not any(line for _, line in lines):
+        raise ConfigError(
+            f"--{flag}={','.join(texts)} holds no {what}: write one per line"
+        )
     return lines
 
 
 def _labels(name, flag, texts, names):
     """Class numbers; their range is checked where the number of classes is known."""
-    numbers = tuple(_label(flag, str(text), names) for text in texts)
-    return FlagValues(numbers, list(numbers))
+    numbers = [_label(f"--{flag}", str(text), names) for text in texts]
+    return FlagValues(tuple(numbers), numbers)
 
 
 def _label_lines(name, flag, texts, names):
     """One class per line of files."""
-    lines = _read_lines(name, flag, texts)
-    if not lines:
-        raise ConfigError(
-            f"--{flag}={','.join(texts)} holds no class: write one per line"
-        )
-    return _labels(name, flag, lines, names)
+    lines = _read_lines(name, flag, texts, "class")
+    numbers = [_label(f"--{flag}: {where}", line, names) for where, line in lines]
+    return FlagValues(tuple(numbers), numbers)
 
 
-def _label(flag, label, names):
+def _label(where, label, names):
     found = find_class(label, names.classes)
     if found is not None:
         return found
@@ -216,7 +222,7 @@ def _label(flag, label, names):
     known = "give its number"
     if names.classes:
         known = suggest(label, list(names.classes))
-    raise ConfigError(f"--{flag}: there is no class '{label}'; {known}")
+    raise ConfigError(f"{where}: there is no class '{label}'; {known}")
 
 
 def _sizes(name, flag, texts, names):
@@ -343,6 +349,9 @@ def _reading(flag, path):
     except ValueError as error:
         raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
 
+
+# Forms of files that hold a value in each line.
+LINES = ("lines", "label_lines")
 
 # How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->
 # FlagValues.

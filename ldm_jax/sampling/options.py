@@ -14,6 +14,20 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import Trained
 
 
+def _pair(what, check):
+    values = ranges.several(check, 2)
+    return ranges.Check(what, lambda pair: values.accepts(pair) and len(pair) == 2)
+
+
+_ENDS = _pair(
+    "(first, last), the numbers of two samples from 0", ranges.whole(0, 2**31 - 1)
+)
+_SIZE = _pair(
+    "(height, width) in pixels",
+    ranges.whole(0, none="as in training"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """What a run draws, beside how it samples (SampleOptions).
@@ -60,6 +74,8 @@ class RunOptions:
             check, value = ranges.FLAGS.get(field.name), getattr(self, field.name)
             if check is not None and value is not None:
                 ranges.check_value(check, value, field.name)
+        if self.interpolate is not None:
+            ranges.check_value(_ENDS, self.interpolate, "interpolate")
 
 
 def check_given(given: Mapping[str, Any]) -> None:
@@ -103,13 +119,33 @@ def complete(
       The options.
 
     Raises:
-      ConfigError: See `check`; also on an unknown name.
+      ConfigError: See `check`; also on an unknown name, and if what is given has no
+        effect with the others.
     """
+    ranges.check_value(_SIZE, size, "size")
     options = sample_options(trained.config, trained.model, given, size)
     if invert and (given or {}).get("eta") is None:
         options = dataclasses.replace(options, eta=None)
     _check_run(trained, options, invert)
+    _refuse_idle(options, given or {})
     return options
+
+
+def _refuse_idle(options, given):
+    """Refuses what is given and changes no sample."""
+    idle = {}
+    if not options.guidance.acts:
+        reason = "these samples are not guided: give --guidance_scale"
+        idle |= dict.fromkeys(("guidance_interval", "guidance_rescale"), reason)
+    if not samplers.make_sampler(options.sampler, eta=options.eta).stochastic:
+        reason = f"{options.sampler} draws no noise: give one that does, or ddim --eta"
+        idle["temperature"] = reason
+    usual, chosen = to_flat(SampleOptions()), to_flat(options)
+    for name, reason in idle.items():
+        if given.get(name) is not None and chosen[name] != usual[name]:
+            raise ConfigError(
+                f"--{name}={given[name]} has no effect, as {reason}, or leave it out"
+            )
 
 
 def check(trained: Trained, options: SampleOptions, invert: bool = False) -> None:
@@ -252,7 +288,9 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    known = len(parts) == 2 and all(part.isdecimal() for part in parts)
+    known = len(parts) == 2 and all(
+        part.isascii() and part.isdecimal() for part in parts
+    )
     if not known or max(map(int, parts)) >= 2**31:
         raise ConfigError(
             f"--interpolate={text}: give the numbers of the two samples at the ends, "

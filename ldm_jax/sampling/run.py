@@ -1,11 +1,14 @@
 """A sampling run: from flags to files of images, resumable, the same on any devices.
 
 Sample k is a function of the weights, the settings, the seed and k.  Every process of a
-job draws its own part on its own devices; nothing is communicated.
+job draws its own part on its own devices; they tell each other what they are to draw,
+and nothing else.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -81,6 +84,7 @@ def run(
     todo = _Run(
         sampler, outdir, store, run_options, Job(task, run_options.seed, options)
     )
+    _compare_processes(todo)
     count, parts = store.missing(jax.process_index(), jax.process_count())
     if parts:
         _draw(todo, parts, count)
@@ -107,6 +111,25 @@ class _Run(NamedTuple):
 def _claim(run):
     """Records the settings, or compares them with those of samples that are there."""
     settings.claim(run.outdir, _settings(run), follows=(PIXELS,))
+
+
+def _compare_processes(run):
+    """Refuses processes that were told to draw other samples than the first."""
+    record = json.dumps(_settings(run), sort_keys=True).encode()
+    told = {
+        "num_samples": run.job.task.count,
+        "seed": run.run_options.seed,
+        "settings": hashlib.sha256(record).hexdigest()[:16],
+    }
+    first, *others = map(json.loads, peers.gather(json.dumps(told)))
+    for process, other in enumerate(others, 1):
+        difference = settings.first_difference(first, other)
+        if difference is not None:
+            key, here, there = difference
+            raise ConfigError(
+                f"process {process} is to draw other samples than process 0 ({key}: "
+                f"{there}, and {here}): give all of them the same flags"
+            )
 
 
 def _settings(run):

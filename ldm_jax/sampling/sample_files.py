@@ -29,7 +29,7 @@ from ldm_jax.images import (
 from ldm_jax.metrics.adm_npz import IMAGES, LABELS, write_arrays, write_stream
 from ldm_jax.sampling.conditions import conditions_from, make_example
 from ldm_jax.sampling.task import Task
-from ldm_jax.store import Place, for_each, is_dir, local_copy, raise_if_silent
+from ldm_jax.store import Place, exists, for_each, is_dir, local_copy, raise_if_silent
 from ldm_jax.trained import Trained
 
 _ANEW = "take it away, and the same command draws it anew"
@@ -220,7 +220,7 @@ class Files(SampleFiles):
             try:
                 return path, read_image(path, self._trained.pixels)
             except DecodeError as error:
-                raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
+                raise _fault(path, error) from error
 
         yield from for_each(read, range(count), self.folder)
 
@@ -301,9 +301,16 @@ class _Shards(SampleFiles):
             except Exception as error:
                 raise_if_silent(path, error)
                 others = isinstance(error, UserError | OSError)
-                if others and not isinstance(error, DecodeError):
+                if others and not isinstance(error, DecodeError | FileNotFoundError):
                     raise
-                raise DecodeError(f"{path} is damaged ({error}): {_ANEW}") from error
+                raise _fault(path, error) from error
+
+
+def _fault(path, error):
+    """What is wrong with a file of samples."""
+    if not exists(path):
+        return DecodeError(f"{path} is gone: the same command draws it anew")
+    return DecodeError(f"{path} is damaged ({error}): {_ANEW}")
 
 
 class NpzShards(_Shards):

@@ -22,7 +22,14 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.models.operations.dot_product import Notes, noted
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.flag_values import flag_rows
-from ldm_jax.sampling.options import RunOptions, check_given, complete
+from ldm_jax.sampling.options import (
+    RunOptions,
+    check_given,
+    complete,
+    parse_interval,
+    parse_pair,
+    parse_scale,
+)
 from ldm_jax.sampling.program import fetch, make_draw, put_weights, without_scale
 from ldm_jax.sampling.task import Task, make_task
 from ldm_jax.seeds import make_key
@@ -102,7 +109,8 @@ class Sampler:
 
         Args:
           seed: Seed of the samples.
-          num_samples: How many; as many as there are conditions if unset, else 16.
+          num_samples: How many; as many as there are conditions if unset, else 16, as
+            on a path (`interpolate`).
           batch_size: Samples at a time over all devices of this process.
           size: (height, width) in pixels; None is the size of training.
           latents: Whether to give latents of unit variance in place of images.
@@ -115,7 +123,7 @@ class Sampler:
           float32 [N, h, w, c].
 
         Raises:
-          ConfigError: If something is unknown, missing or wrong, or not finite.
+          ConfigError: If something is unknown, missing, empty or wrong, or not finite.
         """
         conditions, sampling, asked = _sorted(given)
         check_given(sampling)
@@ -124,7 +132,7 @@ class Sampler:
         )
         options = complete(self.trained, sampling, size, run_options.invert)
         task = make_task(self.trained, conditions, run_options, options)
-        if num_samples is None and conditions:
+        if num_samples is None and conditions and task.path is None:
             longest = max(len(values.values) for values in task.values.values())
             task = task._replace(count=longest)
         job = Job(task, seed, options, latents)
@@ -243,16 +251,35 @@ def _sorted(given):
         if name not in {*flags, *NAMES, *fields}:
             raise ConfigError(f"{name}: {suggest(name, {*flags, *NAMES, *fields})}")
     conditions = {
-        name: _texts(value)
+        name: _texts(name, value)
         for name, value in given.items()
         if name in flags and value is not None
     }
+    # As on the command line.
+    for name, parse in _PARSERS.items():
+        if isinstance(given.get(name), str):
+            given = given | {name: parse(given[name])}
     sampling = {name: value for name, value in given.items() if name in NAMES}
     asked = {name: value for name, value in given.items() if name in fields}
     return conditions, sampling, asked
 
 
-def _texts(value):
+_PARSERS = {
+    "guidance_scale": parse_scale,
+    "guidance_interval": parse_interval,
+    "interpolate": parse_pair,
+}
+
+
+def _texts(name, value):
     """A value or several, as the flag has them."""
-    one = isinstance(value, str) or np.ndim(value) == 0
-    return [str(each) for each in ([value] if one else value)]
+    if isinstance(value, str) or np.ndim(value) == 0:
+        value = [value]
+    if not len(value):
+        raise ConfigError(f"{name} is empty: give a value, or leave it out")
+    if any(np.ndim(each) for each in value):
+        raise ConfigError(
+            f"{name} is an array of shape {np.shape(value)}: give text or a number, of "
+            "arrays and images the paths of files"
+        )
+    return [str(each) for each in value]

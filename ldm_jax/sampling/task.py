@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from ldm_jax.data.inputs import inputs_of
 from ldm_jax.data.open_source import open_source
 from ldm_jax.data.sources import require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.flag_values import (
+    LINES,
     FlagValues,
     Names,
     dashed,
@@ -106,6 +109,8 @@ def make_task(
             raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
         path = (*interpolate, count)
         record["interpolate"] = list(path)
+    else:
+        _warn_of_turns(given, values, count)
     return Task(
         count=count,
         values=values,
@@ -118,6 +123,23 @@ def make_task(
         scales=scales,
         record=record,
     )
+
+
+def _warn_of_turns(given, values, count):
+    """Names files of lines of which some are of more samples than others, or of none.
+
+    They may have been cut.
+    """
+    for name, flags_of_row in flag_rows().items():
+        files = [flag.name for flag in flags_of_row if flag.form in LINES]
+        files = [f"--{flag}" for flag in files if given.get(flag)]
+        lines = len(values[name].values) if files else 1
+        effect = ", which take them in turn: those at the end once less"
+        if lines > count:
+            effect = f": those after the first {count} are of none"
+        if count % lines:
+            many = f"{lines} lines for {count} samples"
+            logging.warning("%s: %s%s", files[0], many, effect)
 
 
 def _record(values):

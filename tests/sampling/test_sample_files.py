@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from ldm_jax import sampling
+from ldm_jax import peers, sampling
 from ldm_jax.data.open_source import open_source
 from ldm_jax.errors import ConfigError, DecodeError
 from ldm_jax.images import decode, read_image
-from ldm_jax.sampling.sample_files import NpzShards
+from ldm_jax.sampling.sample_files import OUTPUTS, NpzShards
 from ldm_jax.sampling.sampler import Sampler
 from tests.sampling.common import (
     make_bare,
@@ -124,10 +124,38 @@ def test_a_killed_run_ends_in_the_same_bytes(form, whole, sampler, tmp_path, cap
 def test_processes_write_the_bytes_of_one(whole, sampler, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda _: None)
+    monkeypatch.setattr(peers, "gather", lambda text: [text, text])
     for process in 1, 0:
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         run(sampler, tmp_path, output="npz", **OPTIONS)
     assert files_in(tmp_path) == files_in(whole["npz"])
+
+
+def test_processes_with_other_flags_are_refused_before_they_draw(
+    sampler, tmp_path, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(peers, "gather", lambda text: told.append(text) or [*told])
+    monkeypatch.setattr(sampler, "batches", lambda *_: pytest.fail("it draws"))
+    for changes, message in (
+        ({"num_samples": 8}, r"num_samples: 8, and 7\)"),
+        ({"seed": 1}, r"seed: 1, and 0\)"),
+        ({"num_steps": 3}, "settings: "),
+    ):
+        told.clear()
+        with pytest.raises(pytest.fail.Exception):
+            run(sampler, tmp_path / "first", **OPTIONS)
+        with pytest.raises(ConfigError, match=f"process 1 is to draw.*{message}"):
+            run(sampler, tmp_path / "second", **OPTIONS | changes)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("form", OUTPUTS)
+def test_a_file_that_was_taken_away_is_gone_and_not_damaged(form, tmp_path):
+    store = OUTPUTS[form](tmp_path, *make_bare(3), 3)
+    store.folder.mkdir()
+    with pytest.raises(DecodeError, match=f"000000.*{form} is gone: the same command"):
+        list(store.images(3))
 
 
 def test_a_damaged_shard_is_named(whole, sampler, tmp_path):

@@ -12,6 +12,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.latent_diffusion import decode
 from ldm_jax.models.operations.kernels import this_device
+from ldm_jax.sampling.options import complete
 from ldm_jax.sampling.sampler import Sampler
 from tests.sampling.common import make_trained, run, with_small_backbone
 
@@ -29,6 +30,50 @@ def test_draws_what_the_command_draws(sampler, tmp_path):
     for k, image in enumerate(images):
         path = tmp_path / "samples" / f"{k:06d}.png"
         np.testing.assert_array_equal(image, read_image(path))
+
+
+def test_a_path_has_the_samples_of_the_command(sampler):
+    path = sampler(labels=["star"], interpolate="0,4", num_steps=1, batch_size=16)
+    assert len(path) == 16
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(labels=[]), "labels is empty: give a value, or leave it out"),
+        (dict(labels=[[1, 2], [3, 4]]), r"labels is an array of shape \(2, 2\): give"),
+        (dict(size=32), r"size must be \(height, width\) in pixels, got 32"),
+        (dict(size=(32,)), r"size must be \(height, width\) in pixels, got \(32,\)"),
+        (dict(interpolate=(0, 1, 2)), r"interpolate must be \(first, last\)"),
+        (dict(interpolate=(0, -1)), r"interpolate must be \(first, last\)"),
+        (dict(interpolate="0"), "--interpolate=0: give the numbers of the two"),
+        (dict(guidance_interval="0.8,0.2"), "--guidance_interval=0.8,0.2: give"),
+        (dict(guidance_scale="a"), "--guidance_scale=a: give a number"),
+    ],
+)
+def test_what_is_nearly_right_is_said_to_be_wrong(sampler, given, message):
+    with pytest.raises(ConfigError, match=message):
+        sampler(**dict(labels=[1], num_samples=2) | given)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        dict(guidance_interval=(0.2, 0.8)),
+        dict(guidance_rescale=0.7),
+        dict(temperature=0.5),
+        dict(temperature=0.5, sampler="dpmpp_2m"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(sampler, idle):
+    name = next(iter(idle))
+    with pytest.raises(ConfigError, match=f"--{name}=.* has no effect, as "):
+        complete(sampler.trained, dict(guidance_scale=1.0) | idle)
+    acting = dict(guidance_scale=2.0, sampler="ddim", eta=1.0)
+    complete(sampler.trained, idle | acting)
+    # Or as it is anyway.
+    usual = dict(guidance_rescale=0.0, guidance_interval=[0, 1], temperature=1.0)
+    complete(sampler.trained, dict(guidance_scale=1.0) | usual)
 
 
 def test_a_second_call_of_the_same_shapes_compiles_nothing(sampler, monkeypatch):

@@ -172,7 +172,7 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
     for k in (2, 0, 1):
         write_image(tmp_path / "pictures" / f"{k}.png", picture(k))
     lines = tmp_path / "prompts.txt"
-    lines.write_text("a blue ring\n\na huge heart\n")
+    lines.write_text("a blue ring\r\na huge\u2028heart\x85\n\n")
     given = {
         "prompt": ["a red star"],
         "prompts_file": [str(lines)],
@@ -215,7 +215,7 @@ def test_classes_come_one_per_line_and_a_long_list_is_recorded_by_its_hash(
     models, tmp_path
 ):
     path, model = tmp_path / "labels.txt", models["class"]
-    path.write_text("star\n\n 1 \n")
+    path.write_text("star\n 1 \n\n")
     given = {"labels": ["heart"], "labels_file": [str(path)]}
     task = make_task(model, given, *options_of(model))
     names = model.class_names
@@ -224,10 +224,44 @@ def test_classes_come_one_per_line_and_a_long_list_is_recorded_by_its_hash(
     path.write_text("star\n" * 5000)
     task = make_task(model, {"labels_file": [str(path)]}, *options_of(model))
     assert task.count == task.record["labels"]["values"] == 5000
-    for text, message in ("\n", "holds no class"), ("hart\n", "no class 'hart'"):
+    for text, message in (
+        ("\n", "holds no class"),
+        ("1\n\nhart\n", "labels.txt, line 2: there is no class ''"),
+        ("1\n2\nhart\n", "labels.txt, line 3: there is no class 'hart'"),
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=f"--labels_file.*{message}"):
             make_task(model, {"labels_file": [str(path)]}, *options_of(model))
+
+
+@pytest.mark.parametrize(
+    "count, said",
+    [
+        (None, ""),
+        (6, ""),
+        (10, "labels_file: 3 lines for 10 samples, which take them in turn"),
+        (2, "labels_file: 3 lines for 2 samples: those after the first 2 are of none"),
+    ],
+)
+def test_a_file_of_other_lines_than_samples_is_named(
+    models, tmp_path, caplog, count, said
+):
+    """It may have been cut."""
+    path, model = tmp_path / "labels.txt", models["class"]
+    path.write_text("star\n1\n2\n")
+    given = {"labels_file": [str(path)]}
+    make_task(model, given, *options_of(model, num_samples=count or 3))
+    make_task(model, {"labels": ["1", "2", "3"]}, *options_of(model, num_samples=10))
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_blank_line_is_an_empty_prompt(tmp_path):
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    for name, text in (("0", "a star\n\na ring"), ("1", ""), ("2", "a heart\n\n\n")):
+        (folder / f"{name}.txt").write_text(text)
+    found = read_flags({"prompts_file": str(folder)})["caption"]
+    assert found.values == ("a star", "", "a ring", "", "a heart")
 
 
 def test_settings_know_contents_not_names(models, tmp_path):
@@ -252,6 +286,7 @@ def test_settings_know_contents_not_names(models, tmp_path):
         ("layout", b'[{"label": "cat", "box": [0, 0, 1, 1]}]', "choose from circle"),
         ("features", b"none", "is not a NumPy array"),
         ("prompts_file", b"\n", "holds no prompt"),
+        ("prompts_file", b"a\n\na caf\xe9\n", "line 3 is not UTF-8"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(

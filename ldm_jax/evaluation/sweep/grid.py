@@ -25,7 +25,7 @@ def combinations(
       samplers: Rows of SAMPLERS; nothing for the config's.
       num_steps: Numbers of steps, as the command line has them; nothing likewise.
       scales: Guidance scales, likewise.
-      eta: Fraction of fresh noise of DDIM in all of them; None for the config's.
+      eta: Fraction of fresh noise in all of them; None for the config's.
 
     Returns:
       Dicts for `sampling.options.complete`; None is the config's.
