@@ -138,7 +138,7 @@ def _refuse_idle(options, given):
         reason = "these samples are not guided: give --guidance_scale"
         idle |= dict.fromkeys(("guidance_interval", "guidance_rescale"), reason)
     if not samplers.make_sampler(options.sampler, eta=options.eta).stochastic:
-        reason = f"{options.sampler} draws no noise: give one that does, or ddim --eta"
+        reason = f"{options.sampler} draws no noise: give one that does, as ddpm"
         idle["temperature"] = reason
     usual, chosen = to_flat(SampleOptions()), to_flat(options)
     for name, reason in idle.items():
