@@ -11,7 +11,7 @@ they were from what compilers and devices said.
 With --compile the programs of the run are compiled for the devices of this machine and
 stored, so that train.py with the same config starts without that:
 
-    ldm-plan --config=shapes_class --first_stage=shapes_autoencoder --num_classes=9 \
+    ldm-plan --config=shapes_class --first_stage=shapes_autoencoder --num_classes=8 \
         --compile
 """
 
