@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax import checkpoint, sharding
 from ldm_jax.checkpoint import Checkpoints, TrainState
+from ldm_jax.checkpoint.folder import saved_steps
 from ldm_jax.errors import CheckpointError
 
 META = {
@@ -82,6 +83,11 @@ def test_what_a_kill_leaves_of_a_trial_of_the_disk_is_no_checkpoint(workdir):
     checkpoints.close()
     left.unlink()
     assert _kept(workdir) == ["10", "13", "14"]
+
+
+def test_a_folder_with_a_raised_digit_is_no_checkpoint(workdir):
+    (workdir / "checkpoints" / "²").mkdir()
+    assert saved_steps(workdir / "checkpoints") == [10, 12, 13]
 
 
 def test_weights_for_use_are_the_average(workdir):

@@ -279,6 +279,7 @@ def test_without_a_job_nothing_happens():
         (("host", 2, 0, False), "--coordinator=host is not host:port"),
         (("host:x", 2, 0, False), "--coordinator=host:x is not host:port"),
         ((":80", 2, 0, False), "--coordinator=:80 is not host:port"),
+        (("host:²", 2, 0, False), "--coordinator=host:² is not host:port"),
         (("host:99999", 2, 0, True), "is not host:port"),
         (("host:80", 2, 2, False), "--process_id=2 must be less than --num_proc"),
         ((None, 2, 0, False), "--num_processes=2 needs --coordinator"),

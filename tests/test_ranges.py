@@ -53,6 +53,14 @@ def test_checks_accept_what_they_say(check, good, bad):
         ranges.check_value(check, bad[0], "key")
 
 
+def test_whole_numbers_are_read_in_plain_digits_alone():
+    assert [ranges.read_whole(text) for text in ("0", "12", "007")] == [0, 12, 7]
+    for text in ("", "-1", "+1", "1.5", " 1", "1_0", "²", "٣", "x", "9" * 5000):
+        assert ranges.read_whole(text) is None, text
+    within = [ranges.read_whole(text, 1, 3) for text in "0134"]
+    assert within == [None, 1, 3, None]
+
+
 def test_types_go_by_the_names_that_people_use():
     for name in ("bf16", "BF16", "bfloat16", "torch.bfloat16"):
         assert ranges.dtype_name(name) == "bfloat16"

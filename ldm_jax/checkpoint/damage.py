@@ -3,6 +3,7 @@
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
 from ldm_jax.errors import CheckpointError, Unreachable
+from ldm_jax.ranges import read_whole
 from ldm_jax.store import Place, is_dir
 
 
@@ -44,7 +45,8 @@ def _way_back(folder):
 
 
 def _precedes(step, folder):
-    return folder.name.isdigit() and step < int(folder.name)
+    found = read_whole(folder.name)
+    return found is not None and step < found
 
 
 def _is_whole(folder):

@@ -19,6 +19,7 @@ from ldm_jax.checkpoint.checksums import (
 from ldm_jax.config import Section, to_json
 from ldm_jax.errors import CheckpointError
 from ldm_jax.files import write_bytes
+from ldm_jax.ranges import read_whole
 from ldm_jax.store import (
     Place,
     as_path,
@@ -64,7 +65,7 @@ def saved_steps(folder: Place) -> list[int]:
       Steps, the smallest first.
     """
     paths = folder.iterdir() if is_dir(folder) else ()
-    paths = [path for path in paths if path.name.isdigit()]
+    paths = [path for path in paths if read_whole(path.name) is not None]
     if is_remote(folder):
         # Where nothing can be renamed, a whole one bears a mark.
         marked = for_each(lambda path: is_file(path / MARK), paths, folder)
@@ -87,7 +88,7 @@ def refuse_unmarked(folder: Place) -> None:
     if not is_remote(folder) or not is_dir(folder):
         return
     for path in folder.iterdir():
-        whole = path.name.isdigit() and has_checksums(path)
+        whole = read_whole(path.name) is not None and has_checksums(path)
         if whole and not is_file(path / MARK):
             raise CheckpointError(
                 f"{path} is of an older version's run on a disk, and lacks its "

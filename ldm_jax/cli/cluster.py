@@ -9,6 +9,7 @@ from absl import flags
 
 from ldm_jax import peers
 from ldm_jax.errors import ConfigError, ProcessLost
+from ldm_jax.ranges import read_whole
 
 
 def define_cluster_flags() -> None:
@@ -96,7 +97,7 @@ def check(
                 )
     if address is not None:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or read_whole(port, 1, 65535) is None:
             raise ConfigError(f"--coordinator={address} is not host:port")
     if count is not None and index is not None and index >= count:
         raise ConfigError(

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from ldm_jax import cli
 from ldm_jax.chips import CHIPS, chip_named
 from ldm_jax.errors import ConfigError
+from ldm_jax.ranges import read_whole
 
 with cli.group("what to plan"):
     _CONFIG = cli.config_flag("Config of the run, as for train.py.")
@@ -68,12 +69,13 @@ def _read_mesh(text: str, train: ConfigDict) -> None:
     axes = {"data", "fsdp"}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in axes or not size.isdigit() or not int(size):
+        count = read_whole(size, 1)
+        if axis not in axes or count is None:
             raise ConfigError(
                 f"--mesh={text} must give the sizes of its axes, as data=8,fsdp=4"
             )
         axes.remove(axis)
-        train.mesh[axis] = int(size)
+        train.mesh[axis] = count
 
 
 def _main(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.data.inputs import make_inputs
 from ldm_jax.data.orders.buckets import bucket_shapes, make_buckets
 from ldm_jax.errors import ConfigError
+from ldm_jax.ranges import read_whole
 
 # Channels of what a data set gives beside images, by its key.
 _MAPS = {"segmentation": ((), np.int32), "depth": ((1,), np.float32)}
@@ -128,10 +129,10 @@ def read_features(texts: list[str]) -> dict[str, tuple[int, ...]]:
     found: dict[str, Any] = {}
     for text in texts:
         key, _, shape = text.partition("=")
-        sides = shape.lower().split("x")
-        if not key or not all(side.isdigit() and int(side) for side in sides):
+        sides = tuple(read_whole(side, 1) for side in shape.lower().split("x"))
+        if not key or None in sides:
             raise ConfigError(
                 f"--feature={text} must be KEY=SHAPE, as embedding=20x768"
             )
-        found[key] = tuple(map(int, sides))
+        found[key] = sides
     return found

@@ -11,6 +11,9 @@ from ldm_jax.errors import ConfigError
 # The longest tuple.
 _MOST = 2**16
 
+# More are no number of anything.
+_MOST_DIGITS = 20
+
 
 class Check(NamedTuple):
     """What a value must be.
@@ -215,6 +218,25 @@ def is_whole(value: Any) -> bool:
       Whether it is; True and False are none.
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def read_whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
+    """Reads a whole number, written in the digits 0 to 9 alone.
+
+    `str.isdigit` is true of digits that `int` does not read, as of a raised 2, and
+    `int` refuses more than 4,300 of them.
+
+    Args:
+      text: Any text.
+      least: The least, 0 or more.
+      most: The largest.
+
+    Returns:
+      The number; None if the text is none, or none in these limits.
+    """
+    if not (text.isascii() and text.isdecimal()) or len(text) > _MOST_DIGITS:
+        return None
+    return int(text) if least <= int(text) <= most else None
 
 
 def is_real(value: Any) -> bool:

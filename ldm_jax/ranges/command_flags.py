@@ -1,6 +1,6 @@
 """Flags of the commands."""
 
-from ldm_jax.ranges.checks import Check, is_whole, place, real, whole
+from ldm_jax.ranges.checks import Check, is_whole, place, read_whole, real, whole
 from ldm_jax.ranges.sample_section import SAMPLE
 from ldm_jax.ranges.shared import GIGABYTES, SEED, SIDE, STEPS, WIDTH
 
@@ -8,8 +8,7 @@ from ldm_jax.ranges.shared import GIGABYTES, SEED, SIDE, STEPS, WIDTH
 def _is_step(value):
     if value == "best" or is_whole(value):
         return value == "best" or 0 <= value <= STEPS
-    digits = isinstance(value, str) and value.isdecimal() and len(value) <= 10
-    return digits and int(value) <= STEPS
+    return isinstance(value, str) and read_whole(value, 0, STEPS) is not None
 
 
 # Flag of any command -> check; strings may not be empty. None is an unset flag.

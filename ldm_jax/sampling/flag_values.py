@@ -16,6 +16,7 @@ from ldm_jax.data.layout import parse_layout
 from ldm_jax.data.modalities import MODALITIES, Flag
 from ldm_jax.data.sidecars import IMAGE_SUFFIXES, drop_sidecars
 from ldm_jax.errors import ConfigError
+from ldm_jax.ranges import read_whole
 from ldm_jax.reading import (
     MAX_TEXT,
     open_file,
@@ -238,13 +239,11 @@ def _corners(name, flag, texts, names):
 def _pairs(flag, texts, between, least, what):
     pairs = []
     for text in texts:
-        numbers = [part.strip() for part in text.split(between)]
-        if len(numbers) != 2 or not all(
-            number.isascii() and number.isdecimal() and least <= int(number) <= _MOST
-            for number in numbers
-        ):
+        parts = text.split(between)
+        numbers = tuple(read_whole(part.strip(), least, _MOST) for part in parts)
+        if len(numbers) != 2 or None in numbers:
             raise ConfigError(f"--{flag}={text}: give {what}")
-        pairs.append(tuple(int(number) for number in numbers))
+        pairs.append(numbers)
     return FlagValues(tuple(pairs), [list(pair) for pair in pairs])
 
 

@@ -287,16 +287,14 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
-    known = len(parts) == 2 and all(
-        part.isascii() and part.isdecimal() for part in parts
-    )
-    if not known or max(map(int, parts)) >= 2**31:
+    parts = text.split(",")
+    numbers = tuple(ranges.read_whole(part.strip(), 0, 2**31 - 1) for part in parts)
+    if len(numbers) != 2 or None in numbers:
         raise ConfigError(
             f"--interpolate={text}: give the numbers of the two samples at the ends, "
             "as 0,7"
         )
-    return int(parts[0]), int(parts[1])
+    return numbers
 
 
 def _number(text):

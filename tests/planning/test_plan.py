@@ -107,7 +107,7 @@ def test_what_is_left_open_is_asked_for(given, words):
 
 def test_features_have_a_shape():
     assert read_features(["embedding=20x768"]) == {"embedding": (20, 768)}
-    for text in ("embedding", "=3", "a=", "a=3x", "a=0"):
+    for text in ("embedding", "=3", "a=", "a=3x", "a=0", "a=²x4"):
         with pytest.raises(ConfigError, match="KEY=SHAPE"):
             read_features([text])
 
