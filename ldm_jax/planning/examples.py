@@ -8,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.annotations import Shaped
-from ldm_jax.config import entries_of
+from ldm_jax.config import entries_of, suggest
 from ldm_jax.data.encoded import MEAN, STD
 from ldm_jax.data.inputs import make_inputs
+from ldm_jax.data.inputs.caption import MAX_LENGTH
 from ldm_jax.data.orders.buckets import bucket_shapes, make_buckets
 from ldm_jax.errors import ConfigError
 from ldm_jax.ranges import read_whole
@@ -50,14 +51,14 @@ def make_example(
       config: ConfigDict of any stage.
       size: (height, width) of its image in pixels.
       channels: Channels of the images.
-      features: Batch key of an input of kind "feature" -> shape, which only the data
-        know.
+      features: Batch key of an input -> shape, of those that only the data know.
 
     Returns:
       Batch of one: dict of arrays [1, ...] with "image", "label" and the inputs.
 
     Raises:
-      ConfigError: If an input's shape follows from the data alone and is not given.
+      ConfigError: If an input's shape follows from the data alone and is not given, or
+        one is given that is not asked for.
     """
     example = {"image": np.zeros((*size, channels), np.uint8), "label": np.int32(0)}
     example |= {"boxes": np.zeros((1, 4), np.float32)}
@@ -65,30 +66,57 @@ def make_example(
     for key, (tail, dtype) in _MAPS.items():
         example[key] = np.zeros((*size, *tail), dtype)
     made = {key: example[key] for key in ("image", "label")}
-    for key, entry in entries_of(config.data.get("inputs")).items():
-        made[key] = _make_input(key, entry, example, features)
+    entries = entries_of(config.data.get("inputs"))
+    lacking = {key: _lacks(key, entry, example) for key, entry in entries.items()}
+    _refuse_others(features, [key for key in entries if lacking[key] is not None])
+    for key, entry in entries.items():
+        if lacking[key] is None:
+            made[key] = _make_input(key, entry, example)
+        else:
+            made[key] = _make_feature(key, entry, lacking[key], features)
     return {key: np.asarray(value)[None] for key, value in made.items()}
 
 
-def _make_input(key, entry, example, features):
-    """What an input makes; a tokenizer, which may be far away, is not asked."""
-    if entry["kind"] == "caption" and "max_length" in entry:
-        return np.zeros(entry["max_length"], np.int32)
+def _lacks(key, entry, example):
+    """What the data alone have, of which an input is made; None if there is nothing."""
+    if entry["kind"] == "caption":
+        return None
     if entry["kind"] == "feature":
-        if key not in features:
-            raise ConfigError(
-                f"data.inputs.{key} is a feature, whose shape the data alone have: "
-                f"give it, as --feature={key}=20x768"
-            )
-        return np.zeros(features[key], np.float32)
-    make = make_inputs({key: entry})[key]
-    missing = make.missing(example)
-    if missing is not None:
+        return entry.get("feature") or key
+    return make_inputs({key: entry})[key].missing(example)
+
+
+def _refuse_others(features, known):
+    """Refuses shapes of inputs that the config has not, or that follow from it."""
+    for key, shape in features.items():
+        if key in known:
+            continue
+        which = suggest(key, known) if known else "leave it out"
         raise ConfigError(
-            f"data.inputs.{key} is made of {missing!r}, whose shape the data alone "
-            f"have: give that of the input, as --feature={key}=256x256x1"
+            f"--feature={key}={'x'.join(map(str, shape))}: the config has no input "
+            f"{key} whose shape the data alone have; {which}"
         )
-    return make(example, np.random.default_rng(0))
+
+
+def _make_input(key, entry, example):
+    """What an input makes; a tokenizer, which may be far away, is not asked."""
+    if entry["kind"] == "caption":
+        return np.zeros(entry.get("max_length", MAX_LENGTH), np.int32)
+    return make_inputs({key: entry})[key](example, np.random.default_rng(0))
+
+
+def _make_feature(key, entry, lacking, features):
+    """What an input makes of what the data alone have, in the shape that is given."""
+    is_map = entry["kind"] == "map"
+    if key not in features:
+        raise ConfigError(
+            f"data.inputs.{key} is made of {lacking!r}, whose shape the data alone "
+            "have: give that of the input, as "
+            f"--feature={key}={'256x256x1' if is_map else '20x768'}"
+        )
+    # A map without channels is one of classes.
+    classes = is_map and len(features[key]) == 2 and not entry.get("stretch")
+    return np.zeros(features[key], np.int32 if classes else np.float32)
 
 
 def as_latents(

@@ -11,11 +11,12 @@ from jax.sharding import AbstractMesh
 from ldm_jax.chips import CHIPS, chip_named, chip_of
 from ldm_jax.cli import load_config
 from ldm_jax.config import check_values
+from ldm_jax.data.modalities import MODALITIES, Modality
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.attention import Attention
 from ldm_jax.planning.abstract import Given, make_planned
 from ldm_jax.planning.advice import ways_to_fit
-from ldm_jax.planning.examples import read_features
+from ldm_jax.planning.examples import make_example, read_features
 from ldm_jax.planning.forward import encoding_flops, networks, nominal_flops
 from ldm_jax.planning.memory import Memory, MemoryOf
 from ldm_jax.planning.page import page
@@ -110,6 +111,50 @@ def test_features_have_a_shape():
     for text in ("embedding", "=3", "a=", "a=3x", "a=0", "a=²x4"):
         with pytest.raises(ConfigError, match="KEY=SHAPE"):
             read_features([text])
+
+
+@pytest.mark.parametrize(
+    "name, features, words",
+    [
+        ("retrieval:tiny", {}, r"made of 'boxes'.*--feature=embedding=20x768"),
+        ("retrieval:tiny", {"embeding": (4, 32)}, 'did you mean "embedding"'),
+        ("retrieval:tiny", {"embedding": (4, 32), "foo": (4,)}, "from embedding"),
+        ("shapes_text:tiny", {"caption": (4, 4)}, "no input caption .* leave it out"),
+        ("shapes_class:tiny", {"foo": (4, 4)}, "=foo=4x4: .* leave it out"),
+        ("shapes_autoencoder:tiny", {"foo": (4, 4)}, "=foo=4x4: .* leave it out"),
+    ],
+)
+def test_shapes_are_given_of_inputs_that_need_them_alone(name, features, words):
+    with pytest.raises(ConfigError, match=words):
+        make_planned(_config(name), Given("shapes_autoencoder:tiny", 8, features))
+
+
+def test_an_example_has_features_and_maps_in_the_shape_that_is_given(monkeypatch):
+    for name in ("normals", "surfaces"):
+        monkeypatch.setitem(MODALITIES, name, Modality(prepared={name: (name,)}))
+    config = load_config("shapes_class:tiny")
+    with config.unlocked():
+        config.data.inputs = dict(
+            embedding=dict(kind="feature", feature="neighbours"),
+            normals=dict(kind="map"),
+            classes=dict(kind="map", modality="surfaces"),
+        )
+    shapes = dict(embedding=(4, 32), normals=(16, 16, 3))
+    with pytest.raises(ConfigError, match="--feature=classes=256x256x1"):
+        make_example(config, (16, 16), 3, shapes)
+    found = make_example(config, (16, 16), 3, shapes | {"classes": (16, 16)})
+    made = {key: (value.shape, value.dtype.name) for key, value in found.items()}
+    assert made["embedding"] == ((1, 4, 32), "float32")
+    assert made["normals"] == ((1, 16, 16, 3), "float32")
+    assert made["classes"] == ((1, 16, 16), "int32")
+
+
+def test_captions_have_a_length_where_the_config_says_none():
+    config = load_config("shapes_text:tiny")
+    with config.unlocked():
+        config.data.inputs.caption = dict(kind="caption", tokenizer="far/away")
+    found = make_example(config, (16, 16), 3, {})
+    assert found["caption"].shape == (1, 77)
 
 
 def test_chips_go_by_name():

@@ -9,6 +9,9 @@ import numpy as np
 from ldm_jax.data.inputs.kind import Input, require
 from ldm_jax.data.tokenizers import load_tokenizer
 
+# Tokens, where a config does not say how many: CLIP's.
+MAX_LENGTH = 77
+
 
 class Caption(Input):
     """Token ids of a caption, int32 [max_length].
@@ -27,7 +30,7 @@ class Caption(Input):
     def __init__(
         self,
         tokenizer: str,
-        max_length: int = 77,
+        max_length: int = MAX_LENGTH,
         pad_id: int | None = None,
         keys: Sequence[str] = ("caption",),
         weights: Sequence[float] = (),
