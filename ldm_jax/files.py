@@ -51,13 +51,39 @@ def check_outdir(path: Path) -> None:
         if place.is_file():
             raise ConfigError(f"--outdir={path} is an object: give another one")
         return
+    _check_folder(place, f"--outdir={path}")
+
+
+def check_outfile(path: Path, flag: str) -> None:
+    """Finds out, without making anything, whether a file may be written.
+
+    Args:
+      path: Where it is to be; it need not be there, nor its folder.
+      flag: Flag that gives it, for the message.
+
+    Raises:
+      ConfigError: If there is something else in its place, or a file on the way to it.
+      DiskError: If nothing may be written there.
+    """
+    place = as_path(path)
+    # What may be written to a store shows at the first file.
+    if is_remote(place):
+        return
+    if place.exists() and not place.is_file():
+        what = "a folder" if place.is_dir() else "no ordinary file"
+        raise ConfigError(f"--{flag}={path} is {what}: give the name of a file")
+    _check_folder(place.parent, f"--{flag}={path}")
+
+
+def _check_folder(place, given):
+    """Refuses a folder that cannot be made, or in which nothing may be written."""
     # What a link leads to need not be there, but the link is in the way.
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise ConfigError(f"--outdir={path}: {place} is no folder: give another one")
+        raise ConfigError(f"{given}: {place} is no folder: give another one")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise DiskError(f"--outdir={path}: {place} may not be written to: give another")
+        raise DiskError(f"{given}: {place} may not be written to: give another")
 
 
 @contextlib.contextmanager

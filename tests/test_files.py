@@ -9,9 +9,10 @@ import pytest
 from ldm_jax import files
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.data.shapes import prepare
-from ldm_jax.errors import DiskError
+from ldm_jax.errors import ConfigError, DiskError
 from ldm_jax.files import (
     LogFile,
+    check_outfile,
     drafted,
     replacing,
     write_bytes,
@@ -60,6 +61,25 @@ def test_a_place_that_is_no_folder(write, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="cannot write .*x.ckpt.*give another place"):
         write(tmp_path / "file" / "x.ckpt")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for name in ("file", "nowhere", "new.json", "new/plan.json"):
+        check_outfile(tmp_path / name, "json")
+    names = {".": "a folder", "file/plan.json": "no folder", "nowhere/a": "no folder"}
+    for name, words in names.items():
+        with pytest.raises(ConfigError, match=f"^--json=.* is {words}"):
+            check_outfile(tmp_path / name, "json")
+    with pytest.raises(ConfigError, match="is no ordinary file"):
+        check_outfile("/dev/null", "json")
+    # For whom everything may be written, as root, the system never says no.
+    monkeypatch.setattr(files.os, "access", lambda *arguments: False)
+    with pytest.raises(DiskError, match="^--json=.* may not be written to"):
+        check_outfile(tmp_path / "file", "json")
 
 
 def test_what_fails_for_other_reasons_leaves_nothing_behind(tmp_path):

@@ -87,13 +87,16 @@ def _main(argv: list[str]) -> None:
         # Nothing is computed: a device shall not be taken for it.
         jax.config.update("jax_platforms", "cpu")
     from ldm_jax.config import check_values, upgrade_config
-    from ldm_jax.files import write_json
+    from ldm_jax.files import check_outfile, write_json
     from ldm_jax.planning.abstract import Given, make_planned
     from ldm_jax.planning.ahead import compile_ahead, find_mesh
     from ldm_jax.planning.examples import read_features
     from ldm_jax.planning.page import page, programs_page
     from ldm_jax.planning.plan import Options, make_mesh, make_plan
 
+    # Before the plan, and before what is compiled: it shall not be lost.
+    if _JSON.value is not None:
+        check_outfile(_JSON.value, "json")
     config = check_values(upgrade_config(_CONFIG.value)[0])
     chip = chip_named(_CHIP.value)
     if _MESH.value is not None:

@@ -45,7 +45,7 @@ FLAGS: dict[str, Check] = {
     **dict.fromkeys(
         (
             *("workdir", "outdir", "first_stage", "decoder", "classifier", "probe"),
-            *("images", "reference"),
+            *("images", "reference", "json"),
         ),
         place(),
     ),

@@ -393,6 +393,7 @@ BAD = {
         *_each("--", "chip", "H1000 x ''"),
         *_each("--", "mesh", "8 data=0 data=x data=² fsdp=-1 model=2 data=8,, ''"),
         "--mesh=data=1,data=2",
+        *_each("--", "json", "'' . tests README.md/plan.json /dev/null s3://plan.json"),
         *_each("--config.train.mesh.", "data fsdp", "0 -2 x"),
         *_each("--", "mfu", "0 -1 1.5 nan x"),
         *_each("--", "price", "-1 nan x"),
