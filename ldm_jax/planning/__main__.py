@@ -71,8 +71,10 @@ def _read_mesh(text: str, train: ConfigDict) -> None:
         axis, _, size = part.partition("=")
         count = read_whole(size, 1)
         if axis not in axes or count is None:
+            rest = "; a plan counts no devices, of which -1 is the rest"
             raise ConfigError(
-                f"--mesh={text} must give the sizes of its axes, as data=8,fsdp=4"
+                f"--mesh={text} must give the numbers of devices along its axes, as "
+                f"data=8,fsdp=4{rest if size == '-1' else ''}"
             )
         axes.remove(axis)
         train.mesh[axis] = count

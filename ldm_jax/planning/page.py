@@ -96,21 +96,20 @@ def _networks(plan: Plan) -> Iterator[str]:
     for name, network in plan.networks.items():
         yield (
             f"{name:<24}{network.parameters:>16,}{network.trained:>16,}"
-            f"{network.forward / 1e12:>10.4f}{network.training / 1e12:>10.4f}"
+            f"{_tera(network.forward):>10}{_tera(network.training):>10}"
         )
-    yield f"{'TFLOP per image':<56}{'':>10}{plan.training_flops / 1e12:>10.4f}"
+    yield f"{'TFLOP per image':<56}{'':>10}{_tera(plan.training_flops):>10}"
 
 
 def _arithmetic(plan: Plan) -> Iterator[str]:
     twice = plan.executed / plan.training_flops
-    yield f"as it is computed: {plan.executed / 1e12:.4f} ({100 * twice:.0f} %)"
+    yield f"as it is computed: {_tera(plan.executed)} ({100 * twice:.0f} %)"
     if plan.encoding:
-        encoding = plan.encoding / 1e12
         inline = "image" in plan.planned.examples[0]
-        rest = plan.training_flops / 1e12 - (encoding if inline else 0)
+        rest = plan.training_flops - (plan.encoding if inline else 0)
         yield (
-            f"of images {rest + encoding:.4f}, of latents that ldm-encode has written "
-            f"{rest:.4f}: encoding adds {100 * encoding / rest:.0f} %"
+            f"of images {_tera(rest + plan.encoding)}, of latents that ldm-encode has "
+            f"written {_tera(rest)}: encoding adds {100 * plan.encoding / rest:.0f} %"
         )
 
 
@@ -142,7 +141,7 @@ def _rows(memory: Memory) -> list[tuple[str, int]]:
 def _verdict(plan: Plan) -> Iterator[str]:
     chip, name = plan.options.chip, plan.options.chip_name
     fraction = plan.memory.peak / chip.memory
-    size = f"{plan.memory.peak / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
+    size = f"{_digits(plan.memory.peak / 1e9)} of {chip.memory / 1e9:.1f} GB"
     if not plan.fits:
         yield (
             f"does not fit {name}: {size}, of which {100 * PLANNED_FRACTION:.0f} % are "
@@ -155,7 +154,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
         if not any(way.fits for way in plan.ways):
             yield "  nothing fits: take more chips or a smaller train.batch_size"
         return
-    yield f"fits {name}: {size}, {100 * fraction:.0f} %"
+    yield f"fits {name}: {size}, {_digits(100 * fraction)} %"
     if fraction > _GPU_FRACTION and chip.kinds[0].startswith("NVIDIA"):
         yield (
             "  jax takes 75 % of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION="
@@ -168,15 +167,34 @@ def _run(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         f"at {100 * options.mfu:g} % of {options.chip.tflops:g} TFLOP/s per chip: "
-        f"{cost.images_per_s:,.0f} images/s, {1000 * cost.step_s:.0f} ms per step"
+        f"{_digits(cost.images_per_s)} images/s, "
+        f"{_in_units(cost.step_s, _TIMES)} per step"
     )
-    price = "" if cost.price is None else f", {cost.price:,.0f} in all"
+    price = "" if cost.price is None else f", {_digits(cost.price)} in all"
     yield (
         f"{train.num_steps:,} steps, {train.num_steps * train.batch_size:,} images, "
-        f"{cost.exaflop:,.1f} EFLOP: {_time(cost.hours)}, "
-        f"{cost.chip_hours:,.0f} chip-hours{price}"
+        f"{_in_units(1e18 * cost.exaflop, _OPERATIONS)}: "
+        f"{_in_units(3600 * cost.hours, _TIMES)}, "
+        f"{_digits(cost.chip_hours)} chip-hours{price}"
     )
 
 
-def _time(hours):
-    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
+# Units, the largest first.
+_TIMES = {"days": 86400, "hours": 3600, "minutes": 60, "s": 1, "ms": 1e-3}
+_OPERATIONS = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9}
+
+
+def _in_units(value, units):
+    """A value in the largest unit of which it has two, or else in the smallest."""
+    *_, smallest = units
+    name = next((name for name in units if value >= 2 * units[name]), smallest)
+    return f"{_digits(value / units[name])} {name}"
+
+
+def _tera(operations):
+    return _digits(operations / 1e12)
+
+
+def _digits(value):
+    """Three significant digits, and of thousands all before the point."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

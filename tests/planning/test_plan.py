@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.models.attention import Attention
 from ldm_jax.planning.abstract import Given, make_planned
 from ldm_jax.planning.advice import ways_to_fit
+from ldm_jax.planning.cost import cost_of_run
 from ldm_jax.planning.examples import make_example, read_features
 from ldm_jax.planning.forward import encoding_flops, networks, nominal_flops
 from ldm_jax.planning.memory import Memory, MemoryOf
@@ -84,6 +86,43 @@ def test_a_plan_is_a_page_and_a_file(plan):
     assert run["price"] == pytest.approx(2 * run["chip_hours"])
     flops = found["flops_per_image"]["training"] * 8 * 4
     assert run["hours"] * 3600 * 2 * 989e12 * 0.4 == pytest.approx(flops)
+
+
+@pytest.mark.parametrize(
+    "flops, steps, run",
+    [
+        (
+            3e8,
+            4,
+            "1,318,667 images/s, 0.00607 ms per step; 4 steps, 32 images, 9.6 GFLOP: "
+            "0.0243 ms, 6.74e-09 chip-hours, 1.69e-08 in all",
+        ),
+        (
+            78e12,
+            500_000,
+            "5.07 images/s, 1,577 ms per step; 500,000 steps, 4,000,000 images, "
+            "312 EFLOP: 9.13 days, 219 chip-hours, 548 in all",
+        ),
+        (
+            2e12,
+            1000,
+            "198 images/s, 40.4 ms per step; 1,000 steps, 8,000 images, 16 PFLOP: "
+            "40.4 s, 0.0112 chip-hours, 0.0281 in all",
+        ),
+    ],
+)
+def test_small_runs_and_large_ones_have_three_digits(plan, flops, steps, run):
+    cost = cost_of_run(flops, 8, steps, CHIPS["H100"], 1, 0.4, 2.5)
+    config = plan.planned.config.copy_and_resolve_references()
+    config.train.num_steps = steps
+    planned = plan.planned._replace(config=config)
+    lines = page(dataclasses.replace(plan, planned=planned, cost=cost)).split("\n")
+    assert "; ".join(lines[-2:]).endswith(f": {run}")
+
+
+def test_a_page_has_no_zeros_for_what_is_small(plan):
+    text = page(plan)
+    assert not re.search(r" 0(\.0*)? (ms|EFLOP|hours|GB|of)", text), text
 
 
 def test_a_batch_that_does_not_split_is_refused():
