@@ -243,10 +243,25 @@ def suggest(key: Any, known: Iterable[Any]) -> str:
     Returns:
       `did you mean "x"?`, or the list of those that exist.
     """
-    close = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
-    if close:
-        return f'did you mean "{close[0]}"?'
+    known = list(known)
+    meant = near_miss(key, known)
+    if meant is not None:
+        return f'did you mean "{meant}"?'
     return "choose from " + ", ".join(sorted(str(k) for k in known))
+
+
+def near_miss(key: Any, known: Iterable[Any]) -> str | None:
+    """Finds what may have been meant by a key that does not exist.
+
+    Args:
+      key: The key.
+      known: Keys that exist.
+
+    Returns:
+      The key that is most like it; None if none is.
+    """
+    close = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+    return close[0] if close else None
 
 
 def to_json(config: Section) -> str:

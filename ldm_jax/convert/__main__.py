@@ -5,7 +5,8 @@
     python -m ldm_jax.convert runs/model model_diffusers --to=diffusers
 
 The source's format is recognised; the target's follows from its name: a file of weights
-is CompVis's, a folder is a workdir, or diffusers' if the source is a workdir.
+is CompVis's, a folder is a workdir, or diffusers' if the source is a workdir. Any other
+file's name, as out.txt, is refused without --to.
 """
 
 from absl import flags

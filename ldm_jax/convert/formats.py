@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ldm_jax.config import near_miss, suggest
 from ldm_jax.convert import workdir
 from ldm_jax.convert.compvis import read as compvis_read
 from ldm_jax.convert.compvis import read_yaml, write_yaml
@@ -63,8 +64,8 @@ def convert(
       What of the source is in the target in no way -> whether images differ for it.
 
     Raises:
-      ConversionError: If the source cannot be read or the target cannot be written, or
-        does not read as the same model.
+      ConversionError: If the source cannot be read or the target cannot be written,
+        does not read as the same model, or is named like a file of no known format.
     """
     options, source, target = options or Options(), *map(as_path, (source, target))
     if not exists(source):
@@ -143,9 +144,28 @@ def _read(name, source, options, log):
 
 
 def _target_format(source, target):
+    """The format that is meant by the name of a target."""
     if target.suffix in _SUFFIXES:
         return "compvis"
-    return "diffusers" if source == "ldm_jax" else "ldm_jax"
+    folder = "diffusers" if source == "ldm_jax" else "ldm_jax"
+    if not is_dir(target):
+        _refuse_file_names(target, folder)
+    return folder
+
+
+def _refuse_file_names(target, folder):
+    """Refuses what looks like the name of a file, as a folder would be written there.
+
+    A folder's name may have a point, as sd-1.5 or my.model.v2.
+    """
+    suffix = target.suffix.lower()
+    meant = near_miss(suffix, _SUFFIXES)
+    if meant is not None or suffix in _OTHER_SUFFIXES:
+        raise ConversionError(
+            f"{target} is named like a file, but {target.suffix} is no suffix of a "
+            f"file of weights; {suggest(suffix, _SUFFIXES)}; for a folder of that name "
+            f"give --to={folder}"
+        )
 
 
 def _describe(model, log):
@@ -210,6 +230,12 @@ def _write_workdir(model, path, options, log):
 
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+# What files are called that are none of CompVis's; a folder is so by mistake alone.
+_OTHER_SUFFIXES = (
+    *(".gz", ".json", ".png", ".tar", ".txt", ".yaml", ".yml", ".zip"),
+    *(".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".sft"),
+)
 
 FORMATS = {
     "ldm_jax": Format(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pathlib
 
 import jax
 import numpy as np
@@ -11,10 +12,10 @@ from ldm_jax import checkpoint, latent_diffusion, sampling
 from ldm_jax.convert import workdir as workdirs
 from ldm_jax.convert.compvis import write
 from ldm_jax.convert.compvis.buffers import schedule_buffers
-from ldm_jax.convert.formats import Options, convert
+from ldm_jax.convert.formats import Options, _target_format, convert
 from ldm_jax.diffusion import grids, samplers, solve
 from ldm_jax.diffusion.schedule import make_schedule
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.generate import make_denoiser
 from ldm_jax.trained import load_first_stage
 from ldm_jax.weights.files import read_weights, write_weights
@@ -284,6 +285,36 @@ def test_names_that_cannot_be_are_named(class_model, tmp_path):
         convert(tmp_path / "text.txt", tmp_path / "x")
     with pytest.raises(ConfigError, match="end its name in"):
         convert(class_model.workdir, tmp_path / "x", to="compvis")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("out.safetensor", 'did you mean ".safetensors".*--to=diffusers'),
+        ("out.SAFETENSORS", 'did you mean ".safetensors"'),
+        ("out.ckp", 'did you mean ".ckpt"'),
+        ("out.txt", "choose from .bin, .ckpt.*--to=diffusers"),
+        ("out.v1.npz", "out.v1.npz is named like a file, but .npz is no suffix"),
+    ],
+)
+def test_a_folder_is_not_written_under_the_name_of_a_file(
+    class_model, tmp_path, name, words
+):
+    with pytest.raises(ConversionError, match=words):
+        convert(class_model.workdir, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConversionError, match="--to=ldm_jax"):
+        convert(class_model.file, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["sd-1.5", "my.model.v1", "model.fp16", "x.best"])
+def test_a_folder_may_have_a_point_in_its_name(name):
+    assert _target_format("ldm_jax", pathlib.Path("/nowhere") / name) == "diffusers"
+
+
+def test_a_folder_that_is_there_may_have_any_name(tmp_path):
+    (tmp_path / "out.txt").mkdir()
+    assert _target_format("ldm_jax", tmp_path / "out.txt") == "diffusers"
 
 
 @pytest.mark.parametrize(
