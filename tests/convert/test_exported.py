@@ -20,6 +20,7 @@ from ldm_jax.convert.compvis import write as compvis_write
 from ldm_jax.convert.compvis.conditions import conditions_yaml, with_defaults
 from ldm_jax.convert.compvis.strict import strict_loading
 from ldm_jax.convert.compvis.write_yaml import unet_yaml
+from ldm_jax.convert.diffusers import read as diffusers_read
 from ldm_jax.convert.diffusers import write as diffusers_write
 from ldm_jax.convert.diffusers.fields import FIELDS, complete
 from ldm_jax.convert.diffusers.pipelines import NO_CLASS, parts_of, pipeline_class
@@ -37,6 +38,7 @@ from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.convert.verify import verify
 from ldm_jax.diffusion import solve
 from ldm_jax.errors import ConversionError
+from ldm_jax.files import write_json
 from ldm_jax.images import Pixels, pixels_of, read_image, write_png
 from ldm_jax.weights.files import read_json
 from tests.common import REFERENCE, assert_close
@@ -523,3 +525,17 @@ def test_a_first_stage_that_says_no_factor_keeps_saying_none():
     read = Model(model.config, model.params)
     read.origin = dict(format="diffusers", configs=configs)
     assert "scaling_factor" not in diffusers_write.state(read)[0]["vae"]
+
+
+def test_a_first_stage_without_statistics_is_measured_by_its_second_stage(tmp_path):
+    model, lines = exported.make_model("unconditional").first_stage, []
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        diffusers_write.write(model, folder, formats.Options(), log=silent)
+        model = diffusers_read.read(folder, formats.Options(), lines.append)
+    measured = "vae: its scaling_factor of 1 stands for none; a second stage measures"
+    assert [line.startswith(measured) for line in lines] == [True, True]
+    # Another number that was written there is one that was measured.
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"scaling_factor": 0.605})
+    diffusers_read.read(folder, formats.Options(), lines.append)
+    assert "--config.first_stage.scaling_factor=0.605 for a second" in lines[-1]

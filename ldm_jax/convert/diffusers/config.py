@@ -13,6 +13,7 @@ from ldm_jax.convert.diffusers.values import (
     whole,
     whole_widths,
 )
+from ldm_jax.convert.hints import SECTION
 from ldm_jax.convert.model import first_stage_row, require_nearest
 from ldm_jax.diffusion.latent_statistics import LatentStatistics
 from ldm_jax.errors import ConversionError
@@ -145,6 +146,33 @@ def statistics_config(statistics: LatentStatistics, kind: str) -> dict[str, Any]
     }
 
 
+def no_statistics() -> dict[str, Any]:
+    """Writes that the latents of a first stage have not been measured.
+
+    Returns:
+      "scaling_factor", the 1 by which diffusers leaves latents as they are (left out it
+      would be 0.18215), and our own section, which says that it is no statistic.
+    """
+    return {"scaling_factor": _FILLER, f"_{SECTION}": {"scaling_factor": None}}
+
+
+def says_no_statistics(config: Mapping[str, Any]) -> bool:
+    """Recognises what `no_statistics` writes.
+
+    Args:
+      config: The config.json, a file that may have anything in it.
+
+    Returns:
+      Whether its scaling_factor stands for none; False once it is another number.
+    """
+    hints = config.get(f"_{SECTION}")
+    return (
+        isinstance(hints, Mapping)
+        and hints.get("scaling_factor", _FILLER) is None
+        and config.get("scaling_factor") == _FILLER
+    )
+
+
 def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the config.json of a first stage; the inverse of `first_stage_section`.
 
@@ -212,6 +240,8 @@ def _refuse(section):
             )
 
 
+# Leaves latents as they are.
+_FILLER = 1.0
 _FIRST_STAGES = {"AutoencoderKL": "kl", "VQModel": "vq"}
 # Whole numbers: our field -> theirs.
 _NUMBERS = dict(

@@ -212,7 +212,12 @@ def _read_first_stage(tensors, configs, origin, options, log):
     config = configs[name]
     model = _first_stage(config, options.image_size)
     take_hints(model, config.get(f"_{SECTION}"))
-    if any(config.get(key) is not None for key in diffusers_config.STATISTICS):
+    if diffusers_config.says_no_statistics(config):
+        log(
+            f"{name}: its scaling_factor of {config['scaling_factor']:g} stands for "
+            "none; a second stage measures its latents"
+        )
+    elif any(config.get(key) is not None for key in diffusers_config.STATISTICS):
         log(_statistics_as_flags(config))
     target = {"params": {"autoencoder": first_stage_shapes(model.config)}}
     tree = to_params(first_stage_rows(model.config, name, ""), tensors, target)

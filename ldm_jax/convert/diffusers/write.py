@@ -139,11 +139,10 @@ def state(
     if model.config["stage"] == "autoencoder":
         name = next(iter(kept), "vae")
         configs = {name: diffusers_config.first_stage_config(model.config)}
+        if not kept or diffusers_config.says_no_statistics(kept[name]):
+            configs[name] |= diffusers_config.no_statistics()
         if hints := hints_of(model):
-            configs[name][f"_{SECTION}"] = hints
-        if not kept:
-            # Left out it would be 0.18215.
-            configs[name]["scaling_factor"] = 1.0
+            configs[name][f"_{SECTION}"] = configs[name].get(f"_{SECTION}", {}) | hints
         tree = {"params": {"autoencoder": params["autoencoder"]}}
         rows = first_stage_rows(model.config, name, "")
     else:
