@@ -1,4 +1,7 @@
-"""A run does not go on with other data than it began with, unless it is told to."""
+"""A run does not go on with another config or data than its own, unless told to."""
+
+import copy
+import functools
 
 import pytest
 from ml_collections import ConfigDict
@@ -7,8 +10,8 @@ from ldm_jax import peers
 from ldm_jax.checkpoint import Checkpoints
 from ldm_jax.data.prepared import TfdsSource
 from ldm_jax.errors import CheckpointError, ConfigError
-from ldm_jax.training.start.same_run import check_data, check_same_data
-from tests.runs import train
+from ldm_jax.training.start.same_run import check_config, check_data, check_same_data
+from tests.runs import tiny_config, train
 
 THEN = {
     "num_examples": 100,
@@ -82,3 +85,45 @@ def test_all_processes_have_the_same_data(count, same, monkeypatch):
     else:
         with pytest.raises(ConfigError, match="process 1: num_examples 19"):
             check_same_data(record)
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("class", dict(backbone__channels=64), "channels is 32 .* and 64 .*anew$"),
+        ("class", dict(conditions={}), "conditions.* fit those conditions.*anew$"),
+        ("autoencoder", dict(first_stage__z_channels=2), "z_channels .*anew$"),
+        ("autoencoder", dict(discriminator__channels=4), "channels .*init_from$"),
+        ("class", dict(train__ema_decay=None), "is 0.995 .* average .*init_from$"),
+        ("class", dict(train__optimizer={"kind": "adam"}), "states .*init_from$"),
+        ("class", dict(train__grad_clip=0.0), "states .*init_from$"),
+        ("autoencoder", dict(loss__disc_grad_clip=1.0), "states .*init_from$"),
+        ("class", dict(train__freeze=("backbone/conv_in",)), "states .*init_from$"),
+    ],
+)
+def test_what_alters_the_arrays_of_a_run_is_never_allowed(name, changes, message):
+    recorded = {"config": tiny_config(f"shapes_{name}", "").to_dict()}
+    config = tiny_config(f"shapes_{name}", "", **changes)
+    for allow in (False, True):
+        with pytest.raises(CheckpointError, match=message):
+            check_config(config, recorded, allow)
+
+
+def test_what_leaves_them_as_they_are_may_be_allowed():
+    recorded = tiny_config("shapes_class", "").to_dict()
+    for key, value in (
+        ("backbone.dropout", 0.3),
+        ("backbone.remat", True),
+        # The same depth, in other words.
+        ("backbone.num_res_blocks", (1,)),
+        ("conditions.label.dropout", 0.5),
+        ("train.ema_decay", 0.9),
+        ("train.learning_rate", 0.1),
+        ("train.optimizer.weight_decay", 0.0),
+    ):
+        changed = copy.deepcopy(recorded)
+        *path, last = key.split(".")
+        functools.reduce(dict.get, path, changed)[last] = value
+        with pytest.raises(CheckpointError, match=f"{key}: .*or --allow_config_change"):
+            check_config(ConfigDict(changed), {"config": recorded}, False)
+        assert check_config(ConfigDict(changed), {"config": recorded}, True)

@@ -11,6 +11,7 @@ from ldm_jax.config import NETWORKS, differences
 from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.start.same_state import check_same_state
 
 # Keys that may change between two runs of one workdir: they do not alter what a step
 # computes, or say how it began (train.init_from) and how long it goes on.
@@ -86,6 +87,8 @@ def check_config(
                 "was trained on those latents; use another --workdir, and this one as "
                 "--config.train.init_from"
             )
+    if config.stage == recorded.stage:
+        check_same_state(config, recorded, rows)
     if not rows or allow_change:
         return _notes(config.train, recorded.train, rows)
     changes = (f"{key}: {theirs} there, {ours} here" for key, ours, theirs in rows)

@@ -1,0 +1,159 @@
+"""Whether the state of a checkpoint fits into what a config that has changed makes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ldm_jax.build import make_backbone, make_classifier, make_first_stage
+from ldm_jax.config import NETWORKS, build, entries_of, to_dict
+from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.identity import FREE_FIELDS
+from ldm_jax.models.operations.parameters import variable_shapes
+from ldm_jax.sharding import named_leaves
+from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.optimizer import make_optimizer, make_rate
+
+Rows = Sequence[tuple[str, Any, Any]]
+
+
+class _Part(NamedTuple):
+    """A part of the state.
+
+    Attributes:
+      keys: Keys or sections of a config that may change which arrays it has.
+      arrays: Config -> what says which arrays it has, to be compared.
+      reason: Why no run goes on where that differs.
+      advice: What can be done.
+    """
+
+    keys: tuple[str, ...]
+    arrays: Callable[[ConfigDict], Any]
+    reason: str
+    advice: str
+
+
+def check_same_state(config: ConfigDict, recorded: ConfigDict, rows: Rows) -> None:
+    """Refuses changes after which a checkpoint has other arrays than the run.
+
+    Only what has changed is looked at, and networks on shapes alone.
+
+    Args:
+      config: ConfigDict of this run.
+      recorded: ConfigDict of the checkpoint, of the same stage.
+      rows: (dotted key, our value, their value) of every key that has changed.
+
+    Raises:
+      CheckpointError: If the run cannot go on from it, with what can be done.
+    """
+    for part in (_Part((NETWORKS[config.stage],), _network, _WEIGHTS, _ANEW), *_PARTS):
+        changed = [row for row in rows if _alters(row[0], part.keys)]
+        if changed and _differ(part.arrays, config, recorded):
+            shown = "; ".join(
+                f"{key} is {theirs} in this workdir and {ours} here"
+                for key, ours, theirs in changed
+            )
+            raise CheckpointError(f"{shown}, but {part.reason}; {part.advice}")
+
+
+def _alters(key, keys):
+    """Whether a key is, or lies in, one of some, and may alter arrays at all."""
+    inside = any(key == each or key.startswith(f"{each}.") for each in keys)
+    return inside and key.rpartition(".")[2] not in FREE_FIELDS
+
+
+def _differ(arrays_of: Callable, config: ConfigDict, recorded: ConfigDict) -> bool:
+    try:
+        return arrays_of(config) != arrays_of(recorded)
+    except (ConfigError, ValueError):
+        # A backbone of other inputs, or of another version: restoring will tell.
+        return False
+
+
+def _network(config):
+    """Path -> shape of the weights, but for what data and conditions add."""
+    if config.stage == "autoencoder":
+        module = make_first_stage(config.first_stage)
+        return _shapes(module, module.downsampling_factor, module.image_channels)
+    if config.stage == "classifier":
+        module = make_classifier(config, num_classes=1)
+        return _shapes(module, module.size_multiple, 1, _numbers(1))
+    module = make_backbone(config.backbone, out_channels=1)
+    side = module.size_multiple
+    try:
+        return _shapes(module, side, 1, _numbers(1), _numbers(1, 1, 1))
+    except ValueError:
+        # It takes no context.
+        return _shapes(module, side, 1, _numbers(1))
+
+
+def _discriminator(config):
+    module = build(PatchDiscriminator, config.discriminator, "discriminator")
+    return _shapes(module, 2**8, 1)
+
+
+def _shapes(module, side, channels, *inputs):
+    found = variable_shapes(module, _numbers(1, side, side, channels), *inputs)
+    return {name: leaf.shape for name, leaf in named_leaves(found).items()}
+
+
+def _numbers(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _kinds(config):
+    return {k: entry.get("kind") for k, entry in entries_of(config.conditions).items()}
+
+
+def _optimizer(config):
+    """What is frozen, shapes of the state of one weight, what clips in between."""
+    train = config.train
+    made = make_optimizer(to_dict(train.optimizer), make_rate(train), train.grad_clip)
+    state = jax.eval_shape(made.init, {"weight": _numbers(1)})
+    shapes = {name: leaf.shape for name, leaf in named_leaves(state).items()}
+    critic_clips = bool(config.get("loss", {}).get("disc_grad_clip"))
+    return frozenset(freeze_paths(config)), shapes, critic_clips
+
+
+def _average(config):
+    return bool(config.train.ema_decay)
+
+
+def _logvar(config):
+    return bool(config.loss.get("learn_logvar"))
+
+
+_WEIGHTS = "the weights do not fit into that network"
+_ANEW = "go back to that, or use another --workdir, where training begins anew"
+# What `load_initial` takes, whatever else a checkpoint has.
+_FROM_WEIGHTS = "use another --workdir, and this one as --config.train.init_from"
+
+# Beside the network that a stage is named after.
+_PARTS = (
+    _Part(("conditions",), _kinds, "the weights do not fit those conditions", _ANEW),
+    _Part(("discriminator",), _discriminator, _WEIGHTS, _FROM_WEIGHTS),
+    _Part(
+        ("train.ema_decay",),
+        _average,
+        "a moving average is kept from the first step on or not at all",
+        _FROM_WEIGHTS,
+    ),
+    _Part(
+        (
+            *("train.optimizer", "train.grad_clip", "train.freeze"),
+            "loss.disc_grad_clip",
+        ),
+        _optimizer,
+        "the optimiser's states do not fit",
+        _FROM_WEIGHTS,
+    ),
+    _Part(
+        ("loss.learn_logvar",),
+        _logvar,
+        "the checkpoint holds that weight or lacks it for good",
+        _FROM_WEIGHTS,
+    ),
+)
