@@ -82,6 +82,17 @@ class _End(NamedTuple):
     stopped: bool = False
 
 
+def _finished(start, num_steps, made):
+    """What is said of a run that has no steps left, made being what was still due."""
+    nothing = "" if made else ", nothing to do"
+    if start == num_steps:
+        return f"step {start} of {num_steps}: already trained{nothing}"
+    return (
+        f"step {start}: this workdir has gone further than train.num_steps={num_steps}"
+        f"{nothing}; to go on, raise train.num_steps above {start}"
+    )
+
+
 def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _End:
     """Takes the steps that are left."""
     train, start, console = run.config.train, run.start, run.console
@@ -91,8 +102,7 @@ def _train(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> _En
     held_out = HeldOut(run, preemption.asked)
     made = held_out.begin(start, state)
     if start >= train.num_steps:
-        nothing = "" if made else ", nothing to do"
-        console.line(f"step {start} of {train.num_steps}: already trained{nothing}")
+        console.line(_finished(start, train.num_steps, bool(made)))
         return _End(start, {})
 
     # The step, compiled once for each shape of a batch.

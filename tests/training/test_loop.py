@@ -94,6 +94,14 @@ def test_a_finished_run_says_so_and_does_nothing(
     assert _lines(second_stage) == before
 
 
+def test_a_run_that_has_gone_further_than_is_asked_for_says_so():
+    assert loop._finished(4, 4, False) == "step 4 of 4: already trained, nothing to do"
+    found = loop._finished(4, 2, made=True)
+    assert found.startswith("step 4: this workdir has gone further than ")
+    assert found.endswith("num_steps=2; to go on, raise train.num_steps above 4")
+    assert "num_steps=2, nothing to do; to go on" in loop._finished(4, 2, False)
+
+
 def test_another_config_is_an_error_unless_allowed(shapes_dir, first_stage, tmp_path):
     """And a run whose loss is not finite stops: the change is that of its rate."""
     run = shutil.copytree(first_stage, tmp_path / "run")
