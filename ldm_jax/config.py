@@ -155,10 +155,10 @@ def check_values(config: ConfigDict) -> ConfigDict:
         range.
     """
     found = to_dict(config)
-    stage = choose(_KEYS, found.get("stage"), "stage")
-    sections = stage.split()
+    sections = choose(_KEYS, found.get("stage"), "stage").split()
     known = ["stage", "seed", *sections, *_OPTIONAL_SECTIONS]
-    check_names(found, known, "config")
+    of = f' of the stage "{found["stage"]}" (config.stage)'
+    check_names(found, known, "config", of)
     sections += [name for name in _OPTIONAL_SECTIONS if name in found]
     for name in ("seed", *sections):
         if name not in found:

@@ -109,6 +109,10 @@ def test_a_class_says_what_its_fields_may_be():
         (lambda c: c.__delitem__("train"), "train is missing"),
         (lambda c: c.train.__delitem__("decay"), "train.decay is missing"),
         (lambda c: c.update(sampl={}), 'config.sampl is not.* did you mean "sample"'),
+        (
+            lambda c: c.update(stage="autoencoder"),
+            r'config\.\w+ is not an option of the stage "autoencoder" .config.stage.; ',
+        ),
         (lambda c: c.__delitem__("stage"), "stage=.None. is unknown"),
         (lambda c: c.train.update(evl_every=1), "train.evl_every is not an option"),
     ],
