@@ -7,6 +7,7 @@ the batch, and so reaches the main process from any worker.
 
 import contextlib
 import dataclasses
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from ldm_jax.data.inputs import Input, SizeAndCrop, apply_inputs, truncated_inpu
 from ldm_jax.data.modalities import notes_of
 from ldm_jax.data.orders.buckets import BucketOptions
 from ldm_jax.data.orders.order import Order
+from ldm_jax.data.sidecars import MissingFile
 from ldm_jax.data.transforms import transform
 from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
@@ -251,7 +253,7 @@ class LoadBatch:
 
     def _load(self, place, index, size):
         """Loads an example or its replacement; lists what failed and was left out."""
-        failures = []
+        failures, needed = [], ""
         while len(failures) < MAX_FAILURES:
             try:
                 example, notes = self._example(index, size, self._generator(place))
@@ -265,17 +267,32 @@ class LoadBatch:
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)
                 raise_if_silent(where, error)
+                # Said of the first alone, which is the one that a message names.
+                needed = needed if failures else self._needed(where, error)
             if self.on_error == "raise":
                 raise DataError(
                     f"cannot read {where}: {reason}; mend or remove it, or set "
-                    'data.on_error="skip"'
+                    f'data.on_error="skip"{needed}'
                 )
             failures.append((where, reason))
             index = _replacement(index, len(failures), len(self.source))
         names = len({where for where, _ in failures})
         raise DataError(
             f"{MAX_FAILURES} attempts in a row to read an example failed, at {names} "
-            f"different ones; the first: {failures[0][0]}: {failures[0][1]}"
+            f"different ones; the first: {failures[0][0]}: {failures[0][1]}{needed}"
+        )
+
+    def _needed(self, where, error):
+        """What wants the file that is missing beside an image, and how it is called."""
+        if not isinstance(error, MissingFile):
+            return ""
+        suffix, keys, modality = error.sidecar
+        made = (self.inputs or {}).items()
+        wanted = [f"the input `{key}`" for key, make in made if {*make.needs} & {*keys}]
+        text = "" if modality else f" (captions from x.{keys[0]}.txt)"
+        return (
+            f"; {' and '.join(wanted) or 'data.keys'} must be read from "
+            f"x{suffix}{text} beside x{os.path.splitext(where)[1]} (docs/data.md)"
         )
 
     def _example(self, index, size, rng):

@@ -23,10 +23,6 @@ IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".s
 ARRAY_SUFFIX = ".npy"
 
 
-class MissingFile(ValueError):
-    """There is no such file beside an image."""
-
-
 class Sidecar(NamedTuple):
     """A kind of file beside an image.
 
@@ -39,6 +35,24 @@ class Sidecar(NamedTuple):
     suffix: str
     keys: tuple[str, ...]
     modality: str | None
+
+
+class MissingFile(ValueError):
+    """There is no such file beside an image.
+
+    Attributes:
+      sidecar: Which file.
+    """
+
+    def __init__(self, name: str, sidecar: Sidecar) -> None:
+        """Says which file is missing.
+
+        Args:
+          name: Name of the file.
+          sidecar: Which file of an image it is.
+        """
+        super().__init__(f"{name} is missing")
+        self.sidecar = sidecar
 
 
 def find_sidecars(keys: Iterable[str]) -> list[Sidecar]:
@@ -92,7 +106,7 @@ def read_sidecar(
         is_text = MODALITIES[sidecar.modality].decode is None
         data = read_file(path, MAX_TEXT if is_text else require_memory)
     except FileNotFoundError as error:
-        raise MissingFile(f"{os.path.basename(path)} is missing") from error
+        raise MissingFile(os.path.basename(path), sidecar) from error
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
     return parse_sidecar(data, sidecar, names, os.path.basename(path))

@@ -142,6 +142,25 @@ def test_a_missing_sidecar_is_counted_and_skipped(folder):
 
 
 @pytest.mark.parametrize(
+    "entry, file",
+    [
+        (dict(kind="layout", vocab_size=100), ".json"),
+        (dict(kind="caption", tokenizer="shapes", max_length=8), ".txt"),
+        (dict(kind="depth"), ".depth.png"),
+        (dict(kind="feature", feature="clip"), ".clip.npy .captions from x.clip.txt."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["kind"],
+)
+def test_what_wants_a_file_that_no_image_has_is_named(entry, file, tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    message = f"; the input `it` must be read from x{file} beside x.png .docs/data.md"
+    with pytest.raises(DataError, match=f"100 attempts .* is missing{message}"):
+        load(section(tmp_path, dict(it=entry)))
+    with pytest.raises(DataError, match=f'data.on_error="skip"{message}'):
+        load(section(tmp_path, dict(it=entry), on_error="raise"))
+
+
+@pytest.mark.parametrize(
     ("key", "suffix", "content", "message"),
     [
         ("boxes", ".json", "[", "a.json: Expecting value"),
