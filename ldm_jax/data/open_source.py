@@ -1,6 +1,7 @@
 """Opens what the config section `data` describes: a source, a filter, a mixture."""
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,6 +122,45 @@ def _check_parts(section, name):
                     f"{where}.{key} is one for the whole mixture: set data.{key}"
                 )
         check_sources(shared | entry, where)
+
+
+def held_out_notes(section: Section, name: str = "data") -> list[str]:
+    """Says where what is held out is trained on, too, as the names of splits show.
+
+    Args:
+      section: Config section `data`, or that of a part of a mixture.
+      name: What it is called.
+
+    Returns:
+      A sentence for each source of which that is so; [] where it is as it should be.
+    """
+    section = to_dict(section)
+    if section["source"] == "mixture":
+        shared, parts = _shared(section), sorted(section["parts"].items())
+        found = (
+            held_out_notes(shared | to_dict(entry), f"{name}.parts.{part}")
+            for part, entry in parts
+        )
+        return list(itertools.chain.from_iterable(found))
+    split, held_out = section.get("split"), section.get("eval_split")
+    if not held_out or section.get("eval_name") or not _share(split, held_out):
+        return []
+    return [
+        f"warning: {name}.split={split} trains on images of {name}.eval_split="
+        f"{held_out}, so evaluation says nothing of others: name splits that have none "
+        f"in common, or none to hold out ({name}.eval_split=)"
+    ]
+
+
+def _share(split, other):
+    """Whether two splits have examples in common; slices of one are not compared."""
+    ours, theirs = ([*names.split("+")] for names in (split, other))
+    sides = (ours, theirs), (theirs, ours)
+    return "all" in ours + theirs or any(
+        name in wholes or name.partition("[")[0] in wholes
+        for names, wholes in sides
+        for name in names
+    )
 
 
 def _shared(section):

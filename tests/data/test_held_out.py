@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ldm_jax.data.open_source import open_source
+from ldm_jax.data.open_source import held_out_notes, open_source
 from ldm_jax.errors import ConfigError
 from tests.data.common import write_images
 from tests.data.tables import make_rows, save_to_disk, write_parquet
@@ -122,3 +122,29 @@ def test_parts_have_held_out_data_of_their_own(tmp_path):
 def test_wrong_held_out_data_are_one_line(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         open_source(section_of("tar", tmp_path, **changes), "validation")
+
+
+@pytest.mark.parametrize(
+    "split, eval_split, shared",
+    [
+        ("all", "validation", True),
+        ("train", "train", True),
+        ("train+validation", "validation", True),
+        ("train", "train[:5%]", True),
+        ("train[5%:]", "train", True),
+        ("train", "validation", False),
+        ("train[5%:]", "train[:5%]", False),
+        ("all", "", False),
+    ],
+)
+def test_what_is_held_out_and_trained_on_is_warned_of(split, eval_split, shared):
+    section = dict(source="tfds", name="x", split=split, eval_split=eval_split)
+    notes = held_out_notes(section)
+    assert len(notes) == shared
+    if shared:
+        message = f"data.split={split} trains on images of data.eval_split={eval_split}"
+        assert message in notes[0]
+    assert held_out_notes(section | dict(eval_name="elsewhere")) == []
+    parts = {"a": dict(source="tfds"), "b": dict(source="folder", eval_split="")}
+    found = held_out_notes(section | dict(source="mixture", parts=parts))
+    assert [note.count("data.parts.a.eval_split") for note in found] == [2] * shared

@@ -14,7 +14,7 @@ from ldm_jax.build import with_image_channels
 from ldm_jax.checkpoint import Checkpoints, Folder, write_config
 from ldm_jax.config import build, check_values, choose, to_dict, upgrade_config
 from ldm_jax.console import Console
-from ldm_jax.data.open_source import check_sources
+from ldm_jax.data.open_source import check_sources, held_out_notes
 from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
@@ -31,7 +31,8 @@ def read_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
       config: ConfigDict of any stage.
 
     Returns:
-      (config, notes): sentences on keys that were renamed.
+      (config, notes): sentences on keys that were renamed, and on what is held out but
+      trained on.
 
     Raises:
       ConfigError: If it cannot work.
@@ -40,7 +41,7 @@ def read_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     config = with_image_channels(check_values(config))
     choose(CHECKS, config.stage, "stage")(config)
     check_sources(config.data)
-    return config, notes
+    return config, notes + held_out_notes(config.data)
 
 
 def open_run(
