@@ -98,6 +98,8 @@ def test_all_processes_have_the_same_data(count, same, monkeypatch):
         ("class", dict(train__optimizer={"kind": "adam"}), "states .*init_from$"),
         ("class", dict(train__grad_clip=0.0), "states .*init_from$"),
         ("autoencoder", dict(loss__disc_grad_clip=1.0), "states .*init_from$"),
+        ("autoencoder", dict(loss__lecam_weight=0.1), "kept .*init_from$"),
+        ("class", dict(loss__learn_logvar=True), "kept .*init_from$"),
         ("class", dict(train__freeze=("backbone/conv_in",)), "states .*init_from$"),
     ],
 )

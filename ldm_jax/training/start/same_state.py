@@ -109,27 +109,33 @@ def _kinds(config):
 
 
 def _optimizer(config):
-    """What is frozen, shapes of the state of one weight, what clips in between."""
+    """What is frozen, shapes of the state of one weight, whether the critic clips."""
     train = config.train
     made = make_optimizer(to_dict(train.optimizer), make_rate(train), train.grad_clip)
     state = jax.eval_shape(made.init, {"weight": _numbers(1)})
     shapes = {name: leaf.shape for name, leaf in named_leaves(state).items()}
-    critic_clips = bool(config.get("loss", {}).get("disc_grad_clip"))
-    return frozenset(freeze_paths(config)), shapes, critic_clips
+    critic_clip = config.get("loss", {}).get("disc_grad_clip")
+    critic_clip = train.grad_clip if critic_clip is None else critic_clip
+    return frozenset(freeze_paths(config)), shapes, bool(critic_clip)
 
 
 def _average(config):
     return bool(config.train.ema_decay)
 
 
-def _logvar(config):
-    return bool(config.loss.get("learn_logvar"))
+def _loss(config):
+    return [bool(config.loss.get(key)) for key in _SWITCHES]
 
 
 _WEIGHTS = "the weights do not fit into that network"
 _ANEW = "go back to that, or use another --workdir, where training begins anew"
 # What `load_initial` takes, whatever else a checkpoint has.
 _FROM_WEIGHTS = "use another --workdir, and this one as --config.train.init_from"
+
+# Options of losses that have arrays of their own in the state, once they are on.
+_SWITCHES = (
+    *("learn_logvar", "lecam_weight", "codebook_ema_decay", "restart_threshold"),
+)
 
 # Beside the network that a stage is named after.
 _PARTS = (
@@ -151,9 +157,9 @@ _PARTS = (
         _FROM_WEIGHTS,
     ),
     _Part(
-        ("loss.learn_logvar",),
-        _logvar,
-        "the checkpoint holds that weight or lacks it for good",
+        tuple(f"loss.{key}" for key in _SWITCHES),
+        _loss,
+        "what it goes with is kept from the first step on or not at all",
         _FROM_WEIGHTS,
     ),
 )
