@@ -250,17 +250,19 @@ def suggest(key: Any, known: Iterable[Any]) -> str:
     return "choose from " + ", ".join(sorted(str(k) for k in known))
 
 
-def near_miss(key: Any, known: Iterable[Any]) -> str | None:
+def near_miss(key: Any, known: Iterable[Any], likeness: float = 0.6) -> str | None:
     """Finds what may have been meant by a key that does not exist.
 
     Args:
       key: The key.
       known: Keys that exist.
+      likeness: How like it must be at least, 0 to 1.
 
     Returns:
       The key that is most like it; None if none is.
     """
-    close = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(key), known, n=1, cutoff=likeness)
     return close[0] if close else None
 
 

@@ -355,7 +355,7 @@ def gather(text: str) -> list[str]:
     """Tells all processes what each of them says; every one must call it.
 
     Args:
-      text: What this one says; of several processes, no more than 256 bytes of it.
+      text: What this one says; of several processes, no more than 1,024 bytes of it.
 
     Returns:
       The texts by process.
@@ -366,7 +366,7 @@ def gather(text: str) -> list[str]:
 
     if jax.process_count() == 1:
         return [text]
-    data = np.frombuffer(text.encode()[:256].ljust(256), np.uint8)
+    data = np.frombuffer(text.encode()[:1024].ljust(1024), np.uint8)
     rows = multihost_utils.process_allgather(data)
     return [bytes(row).decode(errors="replace").strip() for row in rows]
 

@@ -159,7 +159,8 @@ def _refuse_file_names(target, folder):
     A folder's name may have a point, as sd-1.5 or my.model.v2.
     """
     suffix = target.suffix.lower()
-    meant = near_miss(suffix, _SUFFIXES)
+    # Of so few letters: .final, .main and .int8 are folders'.
+    meant = near_miss(suffix, _SUFFIXES, likeness=0.85)
     if meant is not None or suffix in _OTHER_SUFFIXES:
         raise ConversionError(
             f"{target} is named like a file, but {target.suffix} is no suffix of a "
@@ -234,7 +235,8 @@ _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # What files are called that are none of CompVis's; a folder is so by mistake alone.
 _OTHER_SUFFIXES = (
     *(".gz", ".json", ".png", ".tar", ".txt", ".yaml", ".yml", ".zip"),
-    *(".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".sft"),
+    *(".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl"),
+    *(".cpkt", ".cpt", ".sft"),
 )
 
 FORMATS = {

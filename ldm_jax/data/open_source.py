@@ -143,7 +143,8 @@ def held_out_notes(section: Section, name: str = "data") -> list[str]:
         )
         return list(itertools.chain.from_iterable(found))
     split, held_out = section.get("split"), section.get("eval_split")
-    if not held_out or section.get("eval_name") or not _share(split, held_out):
+    is_known = isinstance(split, str) and isinstance(held_out, str) and held_out
+    if not is_known or section.get("eval_name") or not _share(split, held_out):
         return []
     return [
         f"warning: {name}.split={split} trains on images of {name}.eval_split="
@@ -154,13 +155,20 @@ def held_out_notes(section: Section, name: str = "data") -> list[str]:
 
 def _share(split, other):
     """Whether two splits have examples in common; slices of one are not compared."""
-    ours, theirs = ([*names.split("+")] for names in (split, other))
+    ours, theirs = (
+        [name.strip() for name in names.split("+")] for names in (split, other)
+    )
     sides = (ours, theirs), (theirs, ours)
-    return "all" in ours + theirs or any(
-        name in wholes or name.partition("[")[0] in wholes
+    return any(
+        name in wholes or _whole(name) in (*wholes, "all")
         for names, wholes in sides
         for name in names
     )
+
+
+def _whole(name):
+    """The split of which a name gives all or a slice."""
+    return name.partition("[")[0]
 
 
 def _shared(section):

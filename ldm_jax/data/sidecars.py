@@ -51,8 +51,11 @@ class MissingFile(ValueError):
           name: Name of the file.
           sidecar: Which file of an image it is.
         """
-        super().__init__(f"{name} is missing")
+        super().__init__(name, sidecar)
         self.sidecar = sidecar
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is missing"
 
 
 def find_sidecars(keys: Iterable[str]) -> list[Sidecar]:

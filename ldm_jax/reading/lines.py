@@ -16,8 +16,8 @@ def split_lines(data: bytes) -> list[str]:
       data: Bytes of UTF-8, with its mark or without.
 
     Returns:
-      The lines, without the blanks around them; blank ones at the end are left out, so
-      that line k stays line k.
+      The lines, without the blanks around them; what is behind the last end of a line
+      is one if there is something.
 
     Raises:
       ValueError: If they are not UTF-8; it says in which line.
@@ -29,7 +29,8 @@ def split_lines(data: bytes) -> list[str]:
         raise ValueError(
             f"line {line} is not UTF-8 ({error.reason}): save the file as UTF-8"
         ) from error
-    return [line.strip() for line in _END.split(text.rstrip())] if text.strip() else []
+    lines = [line.strip() for line in _END.split(text)]
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

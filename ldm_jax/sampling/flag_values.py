@@ -41,10 +41,12 @@ class FlagValues(NamedTuple):
     Attributes:
       values: Tuple of strings, numbers, paths, arrays or layouts, one at least.
       record: What stands for them in `settings.json`: contents, not names of files.
+      file: Flag of a file that had some of them, one in a line; or empty.
     """
 
     values: tuple
     record: Any
+    file: str = ""
 
     def __getitem__(self, k: int) -> Any:
         """Returns the value of sample k."""
@@ -174,7 +176,8 @@ def read_flags(
 def _joined(first, second):
     if first is None:
         return second
-    return FlagValues(first.values + second.values, first.record + second.record)
+    file = first.file or second.file
+    return FlagValues(first.values + second.values, first.record + second.record, file)
 
 
 def _texts(name, flag, texts, names):
@@ -184,15 +187,20 @@ def _texts(name, flag, texts, names):
 def _lines(name, flag, texts, names):
     """One text per line of files, or of the `.txt` files of folders."""
     lines = [line for _, line in _read_lines(name, flag, texts, "prompt")]
-    return FlagValues(tuple(lines), lines)
+    return FlagValues(tuple(lines), lines, f"--{flag}")
 
 
 def _read_lines(name, flag, texts, what):
-    """Where each line is, and the line; of a file that is empty one that is blank."""
+    """Where each line is, and the line.
+
+    In a folder a file has the captions of an image, and blank lines are none.
+    """
     lines = []
     for path in _find(name, flag, texts, (".txt",)):
         with _reading(flag, path):
-            read = read_lines(path) or [""]
+            read = read_lines(path)
+        if path not in texts:
+            read = [line for line in read if line] or [""]
         lines += [(f"{path}, line {k}", line) for k, line in enumerate(read, 1)]
     if not any(line for _, line in lines):
         raise ConfigError(
@@ -210,8 +218,10 @@ def _labels(name, flag, texts, names):
 def _label_lines(name, flag, texts, names):
     """One class per line of files."""
     lines = _read_lines(name, flag, texts, "class")
+    while not lines[-1][1]:
+        lines.pop()
     numbers = [_label(f"--{flag}: {where}", line, names) for where, line in lines]
-    return FlagValues(tuple(numbers), numbers)
+    return FlagValues(tuple(numbers), numbers, f"--{flag}")
 
 
 def _label(where, label, names):
@@ -348,9 +358,6 @@ def _reading(flag, path):
     except ValueError as error:
         raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
 
-
-# Forms of files that hold a value in each line.
-LINES = ("lines", "label_lines")
 
 # How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->
 # FlagValues.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ldm_jax import ranges
 from ldm_jax.build import check_sampling, sample_options
+from ldm_jax.console import warn_once
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.sample_options import SampleOptions, from_flat, to_flat
 from ldm_jax.errors import ConfigError
@@ -119,33 +120,30 @@ def complete(
       The options.
 
     Raises:
-      ConfigError: See `check`; also on an unknown name, and if what is given has no
-        effect with the others.
+      ConfigError: See `check`; also on an unknown name.
     """
     ranges.check_value(_SIZE, size, "size")
     options = sample_options(trained.config, trained.model, given, size)
     if invert and (given or {}).get("eta") is None:
         options = dataclasses.replace(options, eta=None)
     _check_run(trained, options, invert)
-    _refuse_idle(options, given or {})
+    _warn_of_idle(options, given or {})
     return options
 
 
-def _refuse_idle(options, given):
-    """Refuses what is given and changes no sample."""
+def _warn_of_idle(options, given):
+    """Names what is given and changes no sample."""
     idle = {}
     if not options.guidance.acts:
-        reason = "these samples are not guided: give --guidance_scale"
+        reason = "these samples are not guided: --guidance_scale=1 is off"
         idle |= dict.fromkeys(("guidance_interval", "guidance_rescale"), reason)
     if not samplers.make_sampler(options.sampler, eta=options.eta).stochastic:
-        reason = f"{options.sampler} draws no noise: give one that does, as ddpm"
+        reason = f"{options.sampler} draws no noise, as ddpm does"
         idle["temperature"] = reason
     usual, chosen = to_flat(SampleOptions()), to_flat(options)
     for name, reason in idle.items():
         if given.get(name) is not None and chosen[name] != usual[name]:
-            raise ConfigError(
-                f"--{name}={given[name]} has no effect, as {reason}, or leave it out"
-            )
+            warn_once(f"--{name}={given[name]} has no effect: {reason}")
 
 
 def check(trained: Trained, options: SampleOptions, invert: bool = False) -> None:

@@ -6,7 +6,6 @@ and nothing else.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import time
@@ -33,7 +32,7 @@ from ldm_jax.sampling.program import fetch
 from ldm_jax.sampling.sample_files import OUTPUTS
 from ldm_jax.sampling.sample_pixels import PIXELS, settings_of
 from ldm_jax.sampling.sampler import Job, Sampler
-from ldm_jax.sampling.task import class_names, make_task
+from ldm_jax.sampling.task import class_names, make_task, warn_of_turns
 from ldm_jax.store import Place, as_path, exists, for_each
 from ldm_jax.trained import Trained
 
@@ -79,6 +78,7 @@ def run(
     check_outdir(outdir / "samples")
     task = make_task(trained, flag_values or {}, run_options, options)
     warn_of_crops(trained, task)
+    warn_of_turns(task)
     make = choose(OUTPUTS, run_options.output, "--output")
     store = make(outdir, trained, task, run_options.shard_size)
     todo = _Run(
@@ -115,20 +115,17 @@ def _claim(run):
 
 def _compare_processes(run):
     """Refuses processes that were told to draw other samples than the first."""
-    record = json.dumps(_settings(run), sort_keys=True).encode()
-    told = {
-        "num_samples": run.job.task.count,
-        "seed": run.run_options.seed,
-        "settings": hashlib.sha256(record).hexdigest()[:16],
-    }
+    told = {"num_samples": run.job.task.count} | _settings(run)
+    # Short, as that is what can be told.
+    told = {key: settings.digest_json(value)[:8] for key, value in told.items()}
     first, *others = map(json.loads, peers.gather(json.dumps(told)))
     for process, other in enumerate(others, 1):
         difference = settings.first_difference(first, other)
         if difference is not None:
-            key, here, there = difference
             raise ConfigError(
-                f"process {process} is to draw other samples than process 0 ({key}: "
-                f"{there}, and {here}): give all of them the same flags"
+                f"process {process} is to draw other samples than process 0: they do "
+                f"not agree in {difference[0]}; give all of them the same flags and "
+                "files"
             )
 
 

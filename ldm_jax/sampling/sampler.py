@@ -7,7 +7,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from ldm_jax.sampling.options import (
     parse_scale,
 )
 from ldm_jax.sampling.program import fetch, make_draw, put_weights, without_scale
-from ldm_jax.sampling.task import Task, make_task
+from ldm_jax.sampling.task import Task, make_task, warn_of_turns
 from ldm_jax.seeds import make_key
 from ldm_jax.tiling import one_behind
 from ldm_jax.trained import Trained, load_model
@@ -130,11 +130,12 @@ class Sampler:
         run_options = RunOptions(
             num_samples=num_samples, seed=seed, batch_size=batch_size, **asked
         )
-        options = complete(self.trained, sampling, size, run_options.invert)
+        options = complete(self.trained, sampling, _plain(size), run_options.invert)
         task = make_task(self.trained, conditions, run_options, options)
         if num_samples is None and conditions and task.path is None:
             longest = max(len(values.values) for values in task.values.values())
             task = task._replace(count=longest)
+        warn_of_turns(task)
         job = Job(task, seed, options, latents)
         drawn = self.draw(job, [range(task.count)], min(batch_size, task.count))
         return np.concatenate([images for _, _, images in drawn])
@@ -255,10 +256,11 @@ def _sorted(given):
         for name, value in given.items()
         if name in flags and value is not None
     }
+    given = {name: _plain(value) for name, value in given.items()}
     # As on the command line.
     for name, parse in _PARSERS.items():
         if isinstance(given.get(name), str):
-            given = given | {name: parse(given[name])}
+            given[name] = parse(given[name])
     sampling = {name: value for name, value in given.items() if name in NAMES}
     asked = {name: value for name, value in given.items() if name in fields}
     return conditions, sampling, asked
@@ -273,13 +275,22 @@ _PARSERS = {
 
 def _texts(name, value):
     """A value or several, as the flag has them."""
-    if isinstance(value, str) or np.ndim(value) == 0:
-        value = [value]
-    if not len(value):
+    value = [value] if _is_one(value) else list(value)
+    if not value:
         raise ConfigError(f"{name} is empty: give a value, or leave it out")
-    if any(np.ndim(each) for each in value):
+    if not all(map(_is_one, value)):
         raise ConfigError(
-            f"{name} is an array of shape {np.shape(value)}: give text or a number, of "
-            "arrays and images the paths of files"
+            f"{name} must be text or a number, or a list of those, and of arrays and "
+            f"images the paths of files; got values of type {type(value[0]).__name__}"
         )
     return [str(each) for each in value]
+
+
+def _is_one(value):
+    return isinstance(value, str) or not isinstance(value, Iterable)
+
+
+def _plain(value):
+    """An array of one axis or none as a list or a number."""
+    is_array = isinstance(value, np.ndarray | jax.Array)
+    return value.tolist() if is_array and value.ndim < 2 else value

@@ -95,6 +95,19 @@ def _flat(settings, before=""):
     return flat
 
 
+def digest_json(value: Any) -> str:
+    """Hashes a value, to compare it with that of another process.
+
+    Args:
+      value: What JSON can hold.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def digest(tree: Any) -> str:
     """Hashes a tree of arrays, to record which weights were used.
 

@@ -1,8 +1,6 @@
 """What is asked of a model: which flags give its conditions, and which task it is."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +12,6 @@ from ldm_jax.data.sources import require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.flag_values import (
-    LINES,
     FlagValues,
     Names,
     dashed,
@@ -23,6 +20,7 @@ from ldm_jax.sampling.flag_values import (
 )
 from ldm_jax.sampling.gradient_guidance import gradient_guidance_scales
 from ldm_jax.sampling.options import RunOptions
+from ldm_jax.sampling.settings import digest_json
 from ldm_jax.trained import Trained
 
 # Values of a flag that are recorded one by one.
@@ -109,8 +107,6 @@ def make_task(
             raise ConfigError("--interpolate needs both ends: --num_samples=2 or more")
         path = (*interpolate, count)
         record["interpolate"] = list(path)
-    else:
-        _warn_of_turns(given, values, count)
     return Task(
         count=count,
         values=values,
@@ -125,21 +121,24 @@ def make_task(
     )
 
 
-def _warn_of_turns(given, values, count):
+def warn_of_turns(task: Task) -> None:
     """Names files of lines of which some are of more samples than others, or of none.
 
     They may have been cut.
+
+    Args:
+      task: A Task.
     """
-    for name, flags_of_row in flag_rows().items():
-        files = [flag.name for flag in flags_of_row if flag.form in LINES]
-        files = [f"--{flag}" for flag in files if given.get(flag)]
-        lines = len(values[name].values) if files else 1
-        effect = ", which take them in turn: those at the end once less"
-        if lines > count:
-            effect = f": those after the first {count} are of none"
-        if count % lines:
-            many = f"{lines} lines for {count} samples"
-            logging.warning("%s: %s%s", files[0], many, effect)
+    if task.path:
+        return
+    for values in task.values.values():
+        number, effect = len(values.values), ", which take them in turn"
+        if number > task.count:
+            effect = f": those after the first {task.count} are of none"
+        if values.file and task.count % number:
+            logging.warning(
+                f"{values.file}: {number} conditions for {task.count} samples{effect}"
+            )
 
 
 def _record(values):
@@ -153,8 +152,7 @@ def _short(record):
     """A long list by its hash: `settings.json` is to be read, and has its limit."""
     if not isinstance(record, list) or len(record) <= _MOST_RECORDED:
         return record
-    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
-    return {"values": len(record), "sha256": digest[:16]}
+    return {"values": len(record), "sha256": digest_json(record)}
 
 
 def _open(trained):

@@ -307,7 +307,9 @@ def test_a_folder_is_not_written_under_the_name_of_a_file(
         convert(class_model.file, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["sd-1.5", "my.model.v1", "model.fp16", "x.best"])
+@pytest.mark.parametrize(
+    "name", "sd-1.5 my.model.v1 m.fp16 x.best m.final exp.main m.int8 a.part1".split()
+)
 def test_a_folder_may_have_a_point_in_its_name(name):
     assert _target_format("ldm_jax", pathlib.Path("/nowhere") / name) == "diffusers"
 

@@ -128,6 +128,9 @@ def test_wrong_held_out_data_are_one_line(tmp_path, changes, message):
     "split, eval_split, shared",
     [
         ("all", "validation", True),
+        ("train", "all[:5%]", True),
+        ("train + validation", "validation", True),
+        (None, "validation", False),
         ("train", "train", True),
         ("train+validation", "validation", True),
         ("train", "train[:5%]", True),

@@ -137,15 +137,15 @@ def test_processes_with_other_flags_are_refused_before_they_draw(
     told = []
     monkeypatch.setattr(peers, "gather", lambda text: told.append(text) or [*told])
     monkeypatch.setattr(sampler, "batches", lambda *_: pytest.fail("it draws"))
-    for changes, message in (
-        ({"num_samples": 8}, r"num_samples: 8, and 7\)"),
-        ({"seed": 1}, r"seed: 1, and 0\)"),
-        ({"num_steps": 3}, "settings: "),
+    for changes, key in (
+        ({"num_samples": 8}, "num_samples"),
+        ({"seed": 1}, "seed"),
+        ({"num_steps": 3}, "options"),
     ):
         told.clear()
         with pytest.raises(pytest.fail.Exception):
             run(sampler, tmp_path / "first", **OPTIONS)
-        with pytest.raises(ConfigError, match=f"process 1 is to draw.*{message}"):
+        with pytest.raises(ConfigError, match=f"process 1 is to draw.* in {key}; give"):
             run(sampler, tmp_path / "second", **OPTIONS | changes)
     assert not (tmp_path / "second").exists()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import generate
+from ldm_jax.console import warn_once
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import read_image
 from ldm_jax.latent_diffusion import decode
@@ -41,7 +42,8 @@ def test_a_path_has_the_samples_of_the_command(sampler):
     "given, message",
     [
         (dict(labels=[]), "labels is empty: give a value, or leave it out"),
-        (dict(labels=[[1, 2], [3, 4]]), r"labels is an array of shape \(2, 2\): give"),
+        (dict(labels=[[1, 2], [3]]), "labels must be text or a number, .* type list"),
+        (dict(labels=np.zeros((2, 2))), "labels must be text .* of type ndarray"),
         (dict(size=32), r"size must be \(height, width\) in pixels, got 32"),
         (dict(size=(32,)), r"size must be \(height, width\) in pixels, got \(32,\)"),
         (dict(interpolate=(0, 1, 2)), r"interpolate must be \(first, last\)"),
@@ -65,15 +67,30 @@ def test_what_is_nearly_right_is_said_to_be_wrong(sampler, given, message):
         dict(temperature=0.5, sampler="dpmpp_2m"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(sampler, idle):
+def test_what_has_no_effect_is_named(sampler, caplog, idle):
+    warn_once.cache_clear()
     name = next(iter(idle))
-    with pytest.raises(ConfigError, match=f"--{name}=.* has no effect, as "):
-        complete(sampler.trained, dict(guidance_scale=1.0) | idle)
+    complete(sampler.trained, dict(guidance_scale=1.0) | idle)
+    assert f"--{name}={idle[name]} has no effect: " in caplog.text
+    caplog.clear()
     acting = dict(guidance_scale=2.0, sampler="ddim", eta=1.0)
     complete(sampler.trained, idle | acting)
     # Or as it is anyway.
     usual = dict(guidance_rescale=0.0, guidance_interval=[0, 1], temperature=1.0)
     complete(sampler.trained, dict(guidance_scale=1.0) | usual)
+    assert not caplog.text
+
+
+def test_takes_arrays_of_numbers_and_files_of_lines(sampler, tmp_path, caplog):
+    path = tmp_path / "labels.txt"
+    path.write_text("star\n1\n2\n")
+    given = dict(num_steps=1, batch_size=2, size=np.array([16, 16]))
+    images = sampler(labels_file=str(path), **given)
+    # No file of 3 lines for 16 samples.
+    assert len(images) == 3 and not caplog.text
+    label = sampler.trained.class_names.index("star")
+    again = sampler(labels=np.array([label, 1, 2]), **given)
+    np.testing.assert_array_equal(again, images)
 
 
 def test_a_second_call_of_the_same_shapes_compiles_nothing(sampler, monkeypatch):

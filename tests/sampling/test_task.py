@@ -12,7 +12,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.conditions import make_batch
 from ldm_jax.sampling.flag_values import read_flags
 from ldm_jax.sampling.options import complete, parse_interval, parse_pair, parse_scale
-from ldm_jax.sampling.task import make_task
+from ldm_jax.sampling.task import make_task, warn_of_turns
 from tests.sampling.common import make_trained, options_of, picture, write_image
 
 MODELS = {
@@ -172,7 +172,7 @@ def test_sample_k_takes_input_k_in_turn(models, tmp_path):
     for k in (2, 0, 1):
         write_image(tmp_path / "pictures" / f"{k}.png", picture(k))
     lines = tmp_path / "prompts.txt"
-    lines.write_text("a blue ring\r\na huge\u2028heart\x85\n\n")
+    lines.write_text("a blue ring\r\na huge\u2028heart\x85\n")
     given = {
         "prompt": ["a red star"],
         "prompts_file": [str(lines)],
@@ -226,7 +226,7 @@ def test_classes_come_one_per_line_and_a_long_list_is_recorded_by_its_hash(
     assert task.count == task.record["labels"]["values"] == 5000
     for text, message in (
         ("\n", "holds no class"),
-        ("1\n\nhart\n", "labels.txt, line 2: there is no class ''"),
+        ("1\n\nhart\n\n", "labels.txt, line 2: there is no class ''"),
         ("1\n2\nhart\n", "labels.txt, line 3: there is no class 'hart'"),
     ):
         path.write_text(text)
@@ -239,8 +239,8 @@ def test_classes_come_one_per_line_and_a_long_list_is_recorded_by_its_hash(
     [
         (None, ""),
         (6, ""),
-        (10, "labels_file: 3 lines for 10 samples, which take them in turn"),
-        (2, "labels_file: 3 lines for 2 samples: those after the first 2 are of none"),
+        (10, "labels_file: 3 conditions for 10 samples, which take them in turn"),
+        (2, "labels_file: 3 conditions for 2 samples: those after the first 2 are"),
     ],
 )
 def test_a_file_of_other_lines_than_samples_is_named(
@@ -250,8 +250,9 @@ def test_a_file_of_other_lines_than_samples_is_named(
     path, model = tmp_path / "labels.txt", models["class"]
     path.write_text("star\n1\n2\n")
     given = {"labels_file": [str(path)]}
-    make_task(model, given, *options_of(model, num_samples=count or 3))
-    make_task(model, {"labels": ["1", "2", "3"]}, *options_of(model, num_samples=10))
+    warn_of_turns(make_task(model, given, *options_of(model, num_samples=count or 3)))
+    given = {"labels": ["1", "2", "3"]}
+    warn_of_turns(make_task(model, given, *options_of(model, num_samples=10)))
     assert said in caplog.text and bool(said) == bool(caplog.text)
 
 
@@ -261,7 +262,12 @@ def test_a_blank_line_is_an_empty_prompt(tmp_path):
     for name, text in (("0", "a star\n\na ring"), ("1", ""), ("2", "a heart\n\n\n")):
         (folder / f"{name}.txt").write_text(text)
     found = read_flags({"prompts_file": str(folder)})["caption"]
-    assert found.values == ("a star", "", "a ring", "", "a heart")
+    # In a folder captions of an image, of which blank ones are none.
+    assert found.values == ("a star", "a ring", "", "a heart")
+    path = folder / "0.txt"
+    path.write_text("a star\n\na ring\n\n\n")
+    found = read_flags({"prompts_file": str(path)})["caption"]
+    assert found.values == ("a star", "", "a ring", "", "")
 
 
 def test_settings_know_contents_not_names(models, tmp_path):

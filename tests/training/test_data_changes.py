@@ -111,6 +111,34 @@ def test_what_alters_the_arrays_of_a_run_is_never_allowed(name, changes, message
             check_config(config, recorded, allow)
 
 
+@pytest.mark.parametrize(
+    "changes, others",
+    [
+        (
+            dict(loss__codebook_ema_decay=0.99),
+            dict(loss__codebook_ema_decay=0.99, loss__restart_threshold=0.1),
+        ),
+        (
+            dict(train__freeze=("autoencoder/encoder",)),
+            dict(train__freeze=("autoencoder/encoder/", "autoencoder/encoder/conv_in")),
+        ),
+    ],
+)
+def test_the_same_arrays_in_other_words_may_be_allowed(changes, others):
+    recorded, config = (
+        tiny_config("shapes_autoencoder", "", **each) for each in (changes, others)
+    )
+    assert check_config(config, {"config": recorded.to_dict()}, True)
+
+
+def test_a_record_without_a_key_that_came_later_is_compared():
+    config = tiny_config("shapes_class", "")
+    recorded = config.to_dict()
+    del recorded["train"]["ema_decay"]
+    with pytest.raises(CheckpointError, match="train.ema_decay: None there"):
+        check_config(config, {"config": recorded}, False)
+
+
 def test_what_leaves_them_as_they_are_may_be_allowed():
     recorded = tiny_config("shapes_class", "").to_dict()
     for key, value in (

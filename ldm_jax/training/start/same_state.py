@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from ldm_jax.build import make_backbone, make_classifier, make_first_stage
 from ldm_jax.config import NETWORKS, build, entries_of, to_dict
-from ldm_jax.errors import CheckpointError, ConfigError
+from ldm_jax.errors import CheckpointError
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.identity import FREE_FIELDS
 from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.sharding import named_leaves
-from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.freeze import freeze_paths, is_frozen
 from ldm_jax.training.optimizer import make_optimizer, make_rate
 
 Rows = Sequence[tuple[str, Any, Any]]
@@ -68,8 +68,8 @@ def _alters(key, keys):
 def _differ(arrays_of: Callable, config: ConfigDict, recorded: ConfigDict) -> bool:
     try:
         return arrays_of(config) != arrays_of(recorded)
-    except (ConfigError, ValueError):
-        # A backbone of other inputs, or of another version: restoring will tell.
+    except (AttributeError, KeyError, ValueError):
+        # A backbone of other inputs, or a key that came later: restoring will tell.
         return False
 
 
@@ -108,6 +108,12 @@ def _kinds(config):
     return {k: entry.get("kind") for k, entry in entries_of(config.conditions).items()}
 
 
+def _frozen(config):
+    """The paths of which none lies below another."""
+    paths = {path.strip("/") for path in freeze_paths(config)}
+    return {path for path in paths if not is_frozen(path, paths - {path})}
+
+
 def _optimizer(config):
     """What is frozen, shapes of the state of one weight, whether the critic clips."""
     train = config.train
@@ -116,7 +122,7 @@ def _optimizer(config):
     shapes = {name: leaf.shape for name, leaf in named_leaves(state).items()}
     critic_clip = config.get("loss", {}).get("disc_grad_clip")
     critic_clip = train.grad_clip if critic_clip is None else critic_clip
-    return frozenset(freeze_paths(config)), shapes, bool(critic_clip)
+    return _frozen(config), shapes, bool(critic_clip)
 
 
 def _average(config):
@@ -124,7 +130,9 @@ def _average(config):
 
 
 def _loss(config):
-    return [bool(config.loss.get(key)) for key in _SWITCHES]
+    """Which arrays losses keep; how often codes are used for either of two reasons."""
+    variance, lecam, codes, restarts = map(config.loss.get, _SWITCHES)
+    return [bool(kept) for kept in (variance, lecam, codes, codes or restarts)]
 
 
 _WEIGHTS = "the weights do not fit into that network"
@@ -159,7 +167,7 @@ _PARTS = (
     _Part(
         tuple(f"loss.{key}" for key in _SWITCHES),
         _loss,
-        "what it goes with is kept from the first step on or not at all",
+        "the arrays that this needs are kept from the first step on or not at all",
         _FROM_WEIGHTS,
     ),
 )
