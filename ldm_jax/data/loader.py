@@ -178,9 +178,12 @@ class Loader:
         )
         self.order, self.skipped, self.shortened = order, {}, {}
         self.cut = collections.Counter()
+        # What fills a batch up is there twice.
+        places = options.places
+        examples = count if places is None else len(np.unique(places))
         # It also runs at exit.
         self._closer = weakref.finalize(
-            self, _close, self._batches, self.skipped, count
+            self, _close, self._batches, self.skipped, examples
         )
 
     def __iter__(self) -> "Loader":

@@ -69,6 +69,11 @@ class ShardFiles:
           DiskError: If it cannot be written.
         """
         path = self.folder / _SETTINGS
+        if exists(self.folder / FILE) and not exists(path):
+            raise ConfigError(
+                f"{self.folder} holds a set of latents, but no {_SETTINGS}, which says "
+                "of which settings it is: use another --outdir, or take it away"
+            )
         if exists(path):
             self._compare(_read_json(path))
             if self._is_finished():
@@ -268,7 +273,10 @@ def writer_is_whole(path: Place, records: int) -> bool:
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        return found
     except (OSError, ValueError) as error:
         raise_if_silent(path, error)
         raise DataError(

@@ -236,6 +236,13 @@ def test_says_what_a_set_does_not_hold(tmp_path, split, changes, message):
         open_source(section(tmp_path, **changes), split)
 
 
+def test_one_split_is_not_taken_for_a_set(tmp_path):
+    place = write_set(tmp_path) / "train"
+    message = f"is one split of a set of latents: set data.name to .*{tmp_path}, and"
+    with pytest.raises(ConfigError, match=message):
+        open_source(section(tmp_path, name=str(place)), "train")
+
+
 def test_says_what_is_wrong_with_files(tmp_path):
     place = write_set(tmp_path) / "train"
     text = (place / FILE).read_text()

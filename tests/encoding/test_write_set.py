@@ -122,6 +122,14 @@ def test_goes_on_after_any_shard_to_the_same_bytes(
     # Once more: nothing is done.
     monkeypatch.setattr(module.ShardFiles, "write", None)
     write(tmp_path / "cut", "train")
+    settings = tmp_path / "cut" / "settings.json"
+    settings.write_text("[]")
+    with pytest.raises(DataError, match="settings.json, .* read .it holds a list"):
+        write(tmp_path / "cut", "train")
+    settings.unlink()
+    with pytest.raises(ConfigError, match="holds a set of latents, but no settings"):
+        write(tmp_path / "cut", "train")
+    assert (tmp_path / "cut" / "latents.json").exists()
 
 
 class Captioned:
@@ -284,7 +292,7 @@ class Damaged:
 
 
 def test_what_cannot_be_read_is_named_and_left_out(
-    first, section, tmp_path, monkeypatch, capsys
+    first, section, tmp_path, monkeypatch, capsys, caplog
 ):
     images = open_source(section, "train")
     options = OPTIONS._replace(batch_size=8, shard_size=16)
@@ -297,6 +305,8 @@ def test_what_cannot_be_read_is_named_and_left_out(
     assert [row[0] for row in header.skipped["examples"]] == ["image 3", "image 17"]
     assert all(row[1] for row in header.skipped["examples"])
     assert "left out 2 images" in capsys.readouterr().out
+    # Of 24 places of batches.
+    assert "skipped 2 of 20 examples" in caplog.text
     source = LatentSource(tmp_path, "train")
     names = [source.describe(k).rpartition("(")[2] for k in range(18)]
     assert names == [f"image {k})" for k in range(20) if k not in (3, 17)]

@@ -304,6 +304,11 @@ def _require_set(folder, name):
             f"{name} holds the sets {', '.join(there)}, but no {folder.name}: set "
             f"data.split and data.eval_split to those, or data.eval_split= for none"
         )
+    if is_file(parent / FILE):
+        raise ValueError(
+            f"{name} is one split of a set of latents: set data.name to the folder "
+            f"that holds it, {parent.absolute().parent}, and the split to {parent.name}"
+        )
     if is_dir(folder):
         raise ValueError(
             f"{folder} holds no finished set of latents, as it has no {FILE}: give "
