@@ -103,7 +103,7 @@ def check_given(given: Mapping[str, Any]) -> None:
 def complete(
     trained: Trained,
     given: Mapping[str, Any] | None = None,
-    size: tuple[int | None, int | None] = (None, None),
+    size: Any = (None, None),
     invert: bool = False,
 ) -> SampleOptions:
     """Completes the options from the config, and checks them.
@@ -123,7 +123,7 @@ def complete(
       ConfigError: See `check`; also on an unknown name.
     """
     ranges.check_value(_SIZE, size, "size")
-    options = sample_options(trained.config, trained.model, given, size)
+    options = sample_options(trained.config, trained.model, given, tuple(size))
     if invert and (given or {}).get("eta") is None:
         options = dataclasses.replace(options, eta=None)
     _check_run(trained, options, invert)

@@ -101,7 +101,7 @@ class Sampler:
         seed: int = 0,
         num_samples: int | None = None,
         batch_size: int = 16,
-        size: tuple[int | None, int | None] = (None, None),
+        size: Any = (None, None),
         latents: bool = False,
         **given: Any,
     ) -> Shaped[np.ndarray, "count height width channels"]:

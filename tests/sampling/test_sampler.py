@@ -46,7 +46,6 @@ def test_a_path_has_the_samples_of_the_command(sampler):
         (dict(labels=np.zeros((2, 2))), "labels must be text .* of type ndarray"),
         (dict(size=32), r"size must be \(height, width\) in pixels, got 32"),
         (dict(size=(32,)), r"size must be \(height, width\) in pixels, got \(32,\)"),
-        (dict(interpolate=(0, 1, 2)), r"interpolate must be \(first, last\)"),
         (dict(interpolate=(0, -1)), r"interpolate must be \(first, last\)"),
         (dict(interpolate="0"), "--interpolate=0: give the numbers of the two"),
         (dict(guidance_interval="0.8,0.2"), "--guidance_interval=0.8,0.2: give"),

@@ -111,7 +111,7 @@ def _kinds(config):
 def _frozen(config):
     """The paths of which none lies below another."""
     paths = {path.strip("/") for path in freeze_paths(config)}
-    return {path for path in paths if not is_frozen(path, paths - {path})}
+    return {path for path in paths if not is_frozen(path, [*(paths - {path})])}
 
 
 def _optimizer(config):
