@@ -1,6 +1,7 @@
 """The nearest training images of samples: exact, streamed, in a file and a picture."""
 
 import json
+import tarfile
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import sharding
-from ldm_jax.errors import DataError
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.evaluation.image_sets import open_images
 from ldm_jax.evaluation.nearest import findings, streams
 from ldm_jax.evaluation.nearest.search import Nearest
@@ -146,3 +147,21 @@ def test_the_command(folders, tmp_path, capsys, monkeypatch):
     assert record["network"]["weights"] == "random"
     assert [len(each["neighbours"]) for each in record["samples"]] == [2, 2, 2]
     assert read_image(tmp_path / "neighbours.png").shape == (52, 58, 3)
+
+
+def test_shards_of_samples_are_read_at_a_size(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "nearest", (COMMANDS["nearest"][0], ()))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for path in sorted((folders / "samples").iterdir()):
+            archive.add(path, path.name)
+    words = [f"--images={tmp_path}/shards", f"--reference={folders}/training"]
+    words += ["--network=random", f"--outdir={tmp_path}/out", "--skip_unreadable"]
+    with command("nearest") as run:
+        with pytest.raises(ConfigError, match="as 0.tar: give --image_size"):
+            run(*words)
+        run(*words, "--image_size=16", "--batch_size=8")
+    record = json.loads((tmp_path / "out" / "neighbours.json").read_text())
+    assert record["samples_of"]["preprocessing"]["size"] == [16, 16]
+    nearest = [each["neighbours"][0]["name"] for each in record["samples"]]
+    assert nearest[0].endswith("17.png") and nearest[2].endswith("05.png")

@@ -166,6 +166,7 @@ def _samples(mesh, plan, given):
             _IMAGES.value,
             mesh,
             _BATCH_SIZE.value,
+            image_size=_IMAGE_SIZE.value,
             count=_NUM_SAMPLES.value,
             skip_unreadable=_SKIP.value,
         )
