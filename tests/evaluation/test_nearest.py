@@ -165,3 +165,18 @@ def test_shards_of_samples_are_read_at_a_size(folders, tmp_path, monkeypatch):
     assert record["samples_of"]["preprocessing"]["size"] == [16, 16]
     nearest = [each["neighbours"][0]["name"] for each in record["samples"]]
     assert nearest[0].endswith("17.png") and nearest[2].endswith("05.png")
+
+
+def test_all_images_are_taken_unless_a_number_is_given(folders, tmp_path, monkeypatch):
+    """Folders are in the order of their classes: the first ones are not all of them."""
+    monkeypatch.setitem(COMMANDS, "nearest", (COMMANDS["nearest"][0], ()))
+    np.savez(tmp_path / "a.npz", arr_0=np.stack([picture(k) for k in range(70)]))
+    words = [f"--images={tmp_path}/a.npz", f"--reference={folders}/training"]
+    words += ["--network=random", f"--outdir={tmp_path}/out", "--skip_unreadable"]
+    counts = []
+    with command("nearest") as run:
+        for flags in ([], ["--num_samples=5"]):
+            run(*words, *flags, "--batch_size=8")
+            record = json.loads((tmp_path / "out" / "neighbours.json").read_text())
+            counts.append(len(record["samples"]))
+    assert counts == [70, 5]

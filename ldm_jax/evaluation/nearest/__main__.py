@@ -38,7 +38,12 @@ with cli.group("which samples", num_samples=ranges.whole(2, 10**5)):
         None,
         "Samples that are there, a folder or an npz with arr_0; drawn if unset.",
     )
-    _NUM_SAMPLES = cli.shared("num_samples", default=64)
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Number of samples, of --images the first ones; 64 are drawn, and all of "
+        "--images taken, if unset.",
+    )
     _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
     cli.shared("num_steps")
@@ -71,6 +76,9 @@ with cli.group("output"):
         "num_shown", 8, "Samples in the image grid, those nearest to a training image."
     )
 
+# As many are drawn, if no flag says how many.
+_NUM_DRAWN = 64
+
 _DRAWN = ("label_mode", "eta", "sampler", "num_steps", "guidance_scale", "seed")
 
 
@@ -88,7 +96,7 @@ def _main(argv: list[str]) -> None:
     # Before the model: what is misspelt shall not wait for it.
     check_outdir(_OUTDIR.value)
     path, given = _weights(), sampling_of()
-    plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)
+    plan = plan_of(_NUM_SAMPLES.value or _NUM_DRAWN, _LABEL_MODE.value)
     _check_places()
     mesh, network = sharding.make_mesh(), _NETWORK.value
     training = _training(mesh)
