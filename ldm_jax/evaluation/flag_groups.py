@@ -222,15 +222,15 @@ def refuse(names: Iterable[str], why: str) -> None:
 
 
 def check_used(metrics: Sequence[str], weights: Mapping[str, str]) -> None:
-    """Refuses files of weights, and captions' flags, that no metric would use.
+    """Refuses files of weights, a reference and captions that no metric would use.
 
     Args:
       metrics: Rows of SET_METRICS.
       weights: Row of FEATURES -> path of its file.
 
     Raises:
-      ConfigError: If there is one, or --tokenizer is given and nothing is compared
-        with captions.
+      ConfigError: If there is one, or --reference or --tokenizer is given and nothing
+        is compared with a reference, or with captions.
     """
     from ldm_jax.metrics.features import FEATURES
     from ldm_jax.metrics.set_metrics import SET_METRICS
@@ -246,9 +246,12 @@ def check_used(metrics: Sequence[str], weights: Mapping[str, str]) -> None:
             f"nothing would be measured with {name}; leave it out, or ask for a "
             "metric that needs it"
         )
-    tokenizer = "tokenizer" in flags.FLAGS and flags.FLAGS["tokenizer"].present
-    if tokenizer and not any(row.needs_captions for row in rows):
-        refuse(("tokenizer",), f"no metric of --distances={words} is of captions")
+    for flag, need, what in (
+        ("reference", "needs_reference", "compares with one"),
+        ("tokenizer", "needs_captions", "is of captions"),
+    ):
+        if flag in flags.FLAGS and not any(getattr(row, need) for row in rows):
+            refuse((flag,), f"no metric of --distances={words} {what}")
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -356,6 +356,7 @@ BAD = {
         "--images=",
         "--feature_weights=clip=w",
         "--tokenizer=shapes",
+        "--distances=inception_score --reference=there",
         "--image_size=8",
     ],
     "evaluating": ["", "--outdir=out", "--workdir=there", "--images=there"],
@@ -413,6 +414,7 @@ BAD = {
         *_each("--", "feature_weights", "x =w"),
         *_each("--", "eta", "2 x"),
         "--sampler=ddim,plms --eta=0.5",
+        "--distances=inception_score --reference=there",
         "rows",
     ],
     "adherence": [
@@ -532,7 +534,12 @@ GOOD = {
         "--num_samples=64 --label_mode=balanced --npz --num_steps=5 --eta=0",
         "--published=imagenet_class:f4",
     ],
-    "images": ["", "--distances=frechet --reference=there --image_size=64"],
+    "images": [
+        "",
+        "--distances=frechet --reference=there --image_size=64",
+        "--distances=inception_score,frechet --reference=there",
+        "--distances=inception_score",
+    ],
     "reference": [
         "--distances=frechet --num_images=9",
         "--distances=frechet --skip_unreadable",
