@@ -41,7 +41,7 @@ with cli.group("how to measure"):
     _DISTANCES = flags.DEFINE_list(
         "distances",
         ["fid", "sfid", "precision_recall"],
-        "Rows of SET_METRICS that the file is to serve.",
+        "Rows of SET_METRICS that the file is to serve, those with a reference.",
     )
     _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
 
@@ -70,8 +70,13 @@ def _main(argv: list[str]) -> None:
             f"got {' and '.join(f'--{name}' for name in given) or 'none of them'}"
         )
     weights = feature_weights(_WEIGHTS.value)
-    for name in _DISTANCES.value:
-        choose(SET_METRICS, name, "--distances")
+    rows = {name: choose(SET_METRICS, name, "--distances") for name in _DISTANCES.value}
+    idle = [name for name, row in rows.items() if not row.needs_reference]
+    if idle:
+        raise ConfigError(
+            f"--distances={','.join(idle)} needs no reference and would read nothing "
+            "of the file: leave it out"
+        )
     check_used(_DISTANCES.value, weights)
     if _IMAGES.value is not None:
         refuse(("split", "data_dir"), "--images are taken as they are")

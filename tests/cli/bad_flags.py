@@ -363,7 +363,7 @@ BAD = {
     "reference": [
         *_each("--", "num_images batch_size save_every", "0 -1 x"),
         *_each("--", "image_size", "0 8 x"),
-        *_each("--", "distances", "fidd x"),
+        *_each("--", "distances", "fidd x inception_score fid,clip_score"),
         *_each("--", "feature_weights", "x =w"),
         *_each("--", "split data_dir images", "''"),
         "--workdir=there",
