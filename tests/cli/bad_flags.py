@@ -380,7 +380,7 @@ BAD = {
     "nearest": [
         *_each("--", "num_samples", "1 0 -1 x 100001"),
         *_each("--", "num_neighbours num_shown batch_size", "0 -1 1.5 x 100000"),
-        *_each("--", "network", "resnet x ''"),
+        *_each("--", "network", "resnet x '' dinov2 clip"),
         *_each("--", "feature_weights", "x inception=w"),
         *_each("--", "images reference", "''"),
         *_each("--", "sampler", "ddimm"),
@@ -545,9 +545,10 @@ GOOD = {
         "--distances=frechet --skip_unreadable",
     ],
     "nearest": [
-        "",
+        *_each("--", "network", "random inception inception_pytorch_fid"),
+        "--feature_weights=dinov2=w",
         "--network=random --num_neighbours=3 --num_shown=2",
-        "--images=there --reference=here",
+        "--images=there --reference=here --network=random",
         "--network=inception --feature_weights=inception=w",
     ],
     "sweep": [

@@ -105,7 +105,7 @@ def test_dinov2_gives_the_published_features(tmp_path):
 
 
 def test_dinov2_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="needs its file.*dinov2_vitl14"):
+    with pytest.raises(ConfigError, match="=dinov2=FILE .*dinov2_vitl14"):
         load_network("dinov2")
     weights = dict(load_case("dinov2").state_dict)
     path = str(tmp_path / "model.safetensors")
@@ -202,7 +202,7 @@ def test_the_network_of_pytorch_fid_has_the_file_of_inception():
 
 
 def test_clip_of_another_kind_is_refused(clip_case, tmp_path):
-    with pytest.raises(ConfigError, match=r"needs its file.*ViT-L-14\.pt"):
+    with pytest.raises(ConfigError, match=r"=clip=FILE .*ViT-L-14\.pt"):
         load_network("clip")
     path = str(tmp_path / "model.safetensors")
     weights = {k: np.asarray(v) for k, v in clip_case.state_dict.items()}

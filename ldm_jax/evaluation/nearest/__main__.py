@@ -98,6 +98,7 @@ def _main(argv: list[str]) -> None:
     path, given = _weights(), sampling_of()
     plan = plan_of(_NUM_SAMPLES.value or _NUM_DRAWN, _LABEL_MODE.value)
     _check_places()
+    _check_file(path)
     mesh, network = sharding.make_mesh(), _NETWORK.value
     training = _training(mesh)
     # What is missing shall not wait for the samples.
@@ -115,14 +116,29 @@ def _weights():
     from ldm_jax.config import choose
     from ldm_jax.evaluation.nearest.streams import TAPS
 
-    choose(TAPS, _NETWORK.value, "--network")
+    network = _NETWORK.value
+    choose(TAPS, network, "--network")
     weights = feature_weights(_WEIGHTS.value)
-    for name in weights.keys() - {_NETWORK.value}:
+    for name in weights.keys() - {network}:
         raise ConfigError(
-            f"--feature_weights={name}=...: the network is {_NETWORK.value}; give "
+            f"--feature_weights={name}=...: the network is {network}; give "
             f"--network={name}, or its own weights"
         )
-    return weights.get(_NETWORK.value)
+    return weights.get(network)
+
+
+def _check_file(path):
+    """Checks that there are weights, where the network cannot do without."""
+    from ldm_jax.evaluation.nearest.streams import TAPS
+    from ldm_jax.metrics.features import FEATURES, missing_file
+
+    row = FEATURES[_NETWORK.value]
+    if path is None and row.needs_file:
+        others = [name for name in TAPS if not FEATURES[name].needs_file]
+        raise ConfigError(
+            f"{missing_file(_NETWORK.value, row.where)}; none is needed with --network="
+            f"{' or '.join(others)}"
+        )
 
 
 def _check_places():

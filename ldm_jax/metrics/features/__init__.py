@@ -22,13 +22,19 @@ and no report calls it so.
 from collections.abc import Mapping
 
 from ldm_jax.config import choose
+from ldm_jax.errors import ConfigError
 from ldm_jax.metrics.features.clip_weights import CLIP
 from ldm_jax.metrics.features.dinov2_weights import DINOV2
 from ldm_jax.metrics.features.inception_weights import (
     INCEPTION,
     INCEPTION_PYTORCH_FID,
 )
-from ldm_jax.metrics.features.network import FeatureNetwork, Loaded, Network
+from ldm_jax.metrics.features.network import (
+    FeatureNetwork,
+    Loaded,
+    Network,
+    missing_file,
+)
 from ldm_jax.metrics.features.random_features import RANDOM
 from ldm_jax.store import as_path
 
@@ -38,6 +44,7 @@ __all__ = [
     "Loaded",
     "Network",
     "load_network",
+    "missing_file",
     "weights_of",
 ]
 
@@ -81,6 +88,8 @@ def load_network(name: str, path: str | None = None) -> Network:
       ConversionError: If the file is missing, unreadable or of another network.
     """
     row = choose(FEATURES, name, "feature network")
+    if path is None and row.needs_file:
+        raise ConfigError(missing_file(name, row.where))
     loaded = row.load(path)
     file = "random" if path is None else as_path(path).name
     record = {

@@ -13,7 +13,11 @@ from flax.traverse_util import flatten_dict
 
 from ldm_jax.errors import ConfigError, ConversionError
 from ldm_jax.metrics.features.clip_features import Clip
-from ldm_jax.metrics.features.network import FeatureNetwork, Loaded
+from ldm_jax.metrics.features.network import (
+    FeatureNetwork,
+    Loaded,
+    missing_file,
+)
 from ldm_jax.metrics.features.weight_files import checksum, read_tensors
 from ldm_jax.models.image_encoder import ImageEncoder
 from ldm_jax.models.text_encoder import ACTIVATIONS, TextEncoder
@@ -224,8 +228,6 @@ def convert_clip(path: str) -> StateDict:
 
 
 def _load(path):
-    if path is None:
-        raise ConfigError(f"clip needs its file of weights: {WHERE}")
     towers, params = read_clip(path)
     # The activation is no parameter, but no less of the network.
     quick = np.array(towers.image.activation == "quick_gelu", np.float32)
@@ -240,9 +242,16 @@ def _load(path):
 
 
 def _needs_file(*_):
-    raise ConfigError(f"clip needs its file of weights: {WHERE}")
+    raise ConfigError(missing_file("clip", WHERE))
 
 
 CLIP = FeatureNetwork(
-    "CLIP", WHERE, {EMBEDDING: 768}, _load, _needs_file, _needs_file, convert_clip
+    "CLIP",
+    WHERE,
+    {EMBEDDING: 768},
+    _load,
+    _needs_file,
+    _needs_file,
+    convert_clip,
+    needs_file=True,
 )

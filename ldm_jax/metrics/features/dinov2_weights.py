@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ldm_jax.errors import ConfigError, ConversionError
+from ldm_jax.errors import ConversionError
 from ldm_jax.metrics.features.dinov2 import (
     HEAD_CHANNELS,
     PATCH_SIZE,
@@ -183,8 +183,6 @@ def _rescale(positions):
 
 
 def _load(path):
-    if path is None:
-        raise ConfigError(f"dinov2 needs its file of weights: {WHERE}")
     tensors = read_dinov2(path)
     blocks = len({k.split(".")[1] for k in tensors if k.startswith("blocks.")})
     found, expected = (
@@ -230,5 +228,11 @@ _NAMES = (
 )
 
 DINOV2 = FeatureNetwork(
-    "DINOv2 ViT-L/14", WHERE, {TAP: DinoV2.width}, _load, _apply, convert=read_dinov2
+    "DINOv2 ViT-L/14",
+    WHERE,
+    {TAP: DinoV2.width},
+    _load,
+    _apply,
+    convert=read_dinov2,
+    needs_file=True,
 )

@@ -61,6 +61,7 @@ class FeatureNetwork(NamedTuple):
       convert: None, or path of a file of weights -> the same numbers under the names
         that they are published with, for a safetensors file.
       weights_of: None, or row whose file of weights is the one of this row, too.
+      needs_file: Whether it has no random weights, for want of a file.
     """
 
     title: str
@@ -78,6 +79,7 @@ class FeatureNetwork(NamedTuple):
     convert: Callable[[str], Mapping[str, Any]] | None = None
     vocab_size: int | None = None
     weights_of: str | None = None
+    needs_file: bool = False
 
 
 class Network(NamedTuple):
@@ -98,3 +100,19 @@ class Network(NamedTuple):
     params: Any
     record: dict[str, Any]
     is_random: bool
+
+
+def missing_file(name: str, where: str) -> str:
+    """Says that a network needs a file of weights, and how it is given.
+
+    Args:
+      name: Row of FEATURES.
+      where: `FeatureNetwork.where` of the row.
+
+    Returns:
+      A message for the user.
+    """
+    return (
+        f"{name} needs its file of weights: give it with --feature_weights={name}=FILE "
+        f"(in training eval.weights); {where}"
+    )
