@@ -88,7 +88,7 @@ def _find_image(schema, image_key):
 
 def _whole_column(schema, name, option):
     """Type of a column that is no part of another."""
-    kind = _type_of(schema, name)
+    kind = _type_of(schema, name, f'{option}="{name}": ')
     if name not in schema.names:
         raise ValueError(
             f'{option}="{name}" lies in a struct: give a column of its own'
@@ -125,8 +125,8 @@ def _find_path(schema, key):
     return path
 
 
-def _type_of(schema, path):
-    """Type at a dotted path."""
+def _type_of(schema, path, asked=""):
+    """Type at a dotted path; `asked` says what asks for it, before what is wrong."""
     import pyarrow.types as is_
 
     if path in schema.names:
@@ -134,8 +134,7 @@ def _type_of(schema, path):
     name, *parts = path.split(".")
     if name not in schema.names:
         raise ValueError(
-            f'there is no column "{path}"; {suggest(name, schema.names)}: '
-            f"{', '.join(schema.names)}"
+            f'{asked}there is no column "{path}"; {suggest(name, schema.names)}'
         )
     kind = schema.field(name).type
     for part in parts:
@@ -143,7 +142,9 @@ def _type_of(schema, path):
             kind = kind.value_type
         index = kind.get_field_index(part) if is_.is_struct(kind) else -1
         if index < 0:
-            raise ValueError(f'there is no "{part}" in column {name}, for "{path}"')
+            raise ValueError(
+                f'{asked}there is no "{part}" in column {name}, for "{path}"'
+            )
         kind = kind.field(index).type
     return kind
 

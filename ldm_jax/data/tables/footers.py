@@ -78,7 +78,10 @@ def _read_footer(shard, files):
     size = min(_TAIL, shard.size)
     tail = files.read(shard.path, shard.size - size, size)
     if tail[-4:] != _MAGIC or size < 8:
-        raise ValueError(f"it does not end in {_MAGIC.decode()}: cut short, or another")
+        raise ValueError(
+            f"it does not end in {_MAGIC.decode()}, as every Parquet file does; it was "
+            "cut short or is of another format: copy it anew"
+        )
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > shard.size:
         raise ValueError(f"its footer is said to have {length:,} bytes")
