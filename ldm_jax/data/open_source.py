@@ -236,6 +236,14 @@ def _open_parts(section, split, name):
         if own:
             opened = _open(_shared(section) | entry, own, f"{name}.parts.{part}")
             parts[part] = Part(opened, weight)
+    if not parts:
+        # The ranges let no part do without a split to train on.
+        names = sorted(section["parts"])
+        raise ConfigError(
+            f'{name}.eval_split="{split}" holds data out, and no part of the mixture '
+            f'does (eval_split is "" in {", ".join(names)}): set {name}.parts.'
+            f"{names[0]}.eval_split, or {name}.eval_split= to hold nothing out"
+        )
     return parts
 
 

@@ -110,6 +110,15 @@ def test_parts_have_held_out_data_of_their_own(tmp_path):
         open_source(section | {"eval_name": "x"}, "validation")
 
 
+def test_a_mixture_whose_parts_hold_nothing_out(tmp_path):
+    parts = {name: dict(source="folder", eval_split="") for name in "ab"}
+    section = dict(source="mixture", parts=parts, name=str(tmp_path), image_size=8)
+    section |= dict(split="train", eval_split="validation")
+    message = r"no part .* in a, b\): set data.parts.a.eval_split, or data.eval_split= "
+    with pytest.raises(ConfigError, match=message):
+        open_source(section, "validation")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
