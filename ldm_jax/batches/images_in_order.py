@@ -12,7 +12,7 @@ from ldm_jax import reading, sharding
 from ldm_jax.config import Section, to_dict
 from ldm_jax.data.loader import Loader, make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.data.sources import Subset, part, require_images
+from ldm_jax.data.sources import Subset, left_out, part, require_images
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import pixels_of
 from ldm_jax.store import is_remote, raise_if_silent
@@ -92,6 +92,7 @@ class Images:
     Attributes:
       image_size: Their side in pixels.
       count: Their number.
+      left_out: What opening them left out, see `sources.left_out`; not in `count`.
       batch_size: Global batch size, a multiple of the number of devices.
       fingerprint: Hash of the list that they are the first ones of, or None.
       record: Dict that says what they are.
@@ -163,6 +164,7 @@ class Images:
         require_images(source, "name images (--data or --reference)")
         fingerprint = getattr(source, "fingerprint", None)
         self.fingerprint = None if fingerprint is None else fingerprint()
+        self.left_out = left_out(source)
         self._source = part(source, 0, num_images)
         self.count = len(self._source)
         size = min(batch_size, len(self._source))

@@ -359,6 +359,19 @@ def require_images(source: Any, advice: str) -> None:
         raise ConfigError(f"data.source=latents has latents and no images: {advice}")
 
 
+def left_out(source: Any) -> list[str]:
+    """Names what opening a source left out.
+
+    Args:
+      source: Opened source.
+
+    Returns:
+      "WHERE: WHY" each, such as a damaged shard or a folder that cannot be listed; how
+      many examples there were is not known.
+    """
+    return [f"{where}: {why}" for where, why in getattr(source, "skipped", ())]
+
+
 def part(source: Any, start: int = 0, count: int | None = None) -> Subset:
     """Takes examples of a source, one after the other.
 

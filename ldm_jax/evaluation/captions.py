@@ -25,6 +25,9 @@ class OneCaption:
     """A source whose examples have one caption each, the first of theirs.
 
     So a sample is measured by the caption that it was drawn from.
+
+    Attributes:
+      skipped: That of the source, see `data.sources`.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class OneCaption:
         """
         self._source, self._keys = source, tuple(keys)
         self._fallback, self._captions = fallback, {}
+        self.skipped = getattr(source, "skipped", ())
 
     def __len__(self) -> int:
         return len(self._source)

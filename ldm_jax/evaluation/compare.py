@@ -106,7 +106,8 @@ def compare(
     if results is None:
         left_out = measure(images, measurement, saved, keep)
         results, more = measurement.results(), {"samples": None}
-        more["unreadable"] = [images.describe(number) for number in left_out]
+        unreadable = [images.describe(number) for number in left_out]
+        more["unreadable"] = [*images.left_out, *unreadable]
         if keep is not None and not jax.process_index():
             others = {} if labels is None else {LABELS: np.asarray(labels)}
             keep.finish(measurement.count, **others)

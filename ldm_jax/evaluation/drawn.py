@@ -18,7 +18,7 @@ from ldm_jax.config import choose, to_dict
 from ldm_jax.data.inputs import inputs_of, needed_keys
 from ldm_jax.data.loader import make_loader
 from ldm_jax.data.open_source import open_source
-from ldm_jax.data.sources import require_images
+from ldm_jax.data.sources import left_out, require_images
 from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.eval_samples import (
@@ -158,7 +158,7 @@ def draw_set(
     images = ImageSet(name, count, options.size, batches, record)
     images.describe = "sample {}".format
     if source is not None:
-        images.end = len(source)
+        images.end, images.left_out = len(source), left_out(source)
         images.describe = lambda k: f"sample {k} ({source.describe(k)})"
     if plan.tokenizer is not None and inputs_of(trained.inputs, "caption"):
         add_captions(images, source, plan.tokenizer, mesh)

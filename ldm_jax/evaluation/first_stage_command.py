@@ -24,6 +24,7 @@ from ldm_jax.evaluation.report import (
     record_of_results,
     sampling_reasons,
 )
+from ldm_jax.evaluation.scoring import count_unreadable
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.images import memory_limit, suffix_of, write_png
 from ldm_jax.metrics.measurement import Measurement
@@ -118,7 +119,7 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         return
     record = first.record | images.record | {"images": images.fingerprint}
     count = results["psnr"].count
-    record |= {"num_images": count, "unreadable": images.count - count}
+    record |= {"num_images": count, **count_unreadable(images, count)}
     record |= {"networks": measurement.record}
     record |= record_of_results(results)
     verdicts = []
@@ -131,11 +132,15 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
     write_json(outdir / "metrics.json", record)
     units = _UNITS | row_of(first.module).measures.units
     print_table(_title(record), results, units)
-    if record["unreadable"]:
+    if count < images.count:
         print(
-            f"{record['unreadable']} of {images.count} images could not be read and "
+            f"{images.count - count} of {images.count} images could not be read and "
             "are left out; the log names them"
         )
+    if images.left_out:
+        first, more = images.left_out[0], len(images.left_out) - 1
+        others = f", and {more} more, which metrics.json names" if more else ""
+        print(f"left out when the data were opened: {first}{others}")
     if published is not None:
         title = how.published
         text = markdown(title, results, verdicts, TOLERANCE, published.source)

@@ -16,6 +16,7 @@ from ldm_jax import sharding
 from ldm_jax.batches import Batch, Images
 from ldm_jax.config import Section
 from ldm_jax.data.folder import FolderSource
+from ldm_jax.data.sources import left_out
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.as_they_are.contents import contents_of
 from ldm_jax.evaluation.as_they_are.first_image import look_at_first
@@ -41,6 +42,7 @@ class ImageSet:
       count: Number of images; of samples, fewer are drawn where conditions of examples
         cannot be read and these are to be left out.
       end: Above the numbers of all images: `count`, or the number of the examples.
+      left_out: What opening it left out, see `sources.left_out`; it is not in `count`.
       size: (height, width) in pixels.
       batches: Function of a position, the number of images that were taken before: 0 or
         one that it gave -> iterator over the rest in order, which every process goes
@@ -86,7 +88,7 @@ class ImageSet:
                 "sets needs two or more"
             )
         self.name, self.count, self.end, self.size = name, count, count, size
-        self.batches, self.tokens = batches, None
+        self.batches, self.tokens, self.left_out = batches, None, []
         self.describe = "image {}".format
         cut = {"size": list(size)} | record.get("preprocessing", AS_THEY_ARE)
         self.record = {"name": name, "count": count, **record, "preprocessing": cut}
@@ -205,7 +207,7 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
             yield start, batch
 
     found = ImageSet(name, images.count, (side, side), batches, record)
-    found.describe = images.describe
+    found.describe, found.left_out = images.describe, images.left_out
     return found
 
 
@@ -250,7 +252,7 @@ def _open_folder(
         lambda start: ahead(reader.batches(unit, mesh, start)),
         {"images": source.fingerprint(), "preprocessing": cut},
     )
-    images.describe = source.describe
+    images.describe, images.left_out = source.describe, left_out(source)
     return images
 
 

@@ -12,7 +12,7 @@ from ldm_jax import peers
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.image_sets import ImageSet, open_images
 from ldm_jax.evaluation.resuming import Saved, brought_up, is_there
-from ldm_jax.evaluation.scoring import measure, settings_of
+from ldm_jax.evaluation.scoring import count_unreadable, measure, settings_of
 from ldm_jax.metrics.adm_npz import IMAGES, keys_of
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics, kept_of
@@ -141,7 +141,7 @@ def measure_reference(
     saved = Saved(path.with_name(f"{path.stem}.partial.npz"), settings, every)
     measure(images, measurement, saved)
     count = measurement.count
-    record |= {"count": count, "unreadable": images.count - count}
+    record |= {"count": count, **count_unreadable(images, count)}
     reference = ReferenceStatistics(measurement.statistics(), record).thinned(most_rows)
     if not jax.process_index():
         reference.save(path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ldm_jax import peers, sharding
 from ldm_jax.annotations import Int
-from ldm_jax.batches import Batch
+from ldm_jax.batches import Batch, Images
 from ldm_jax.console import Console
 from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
@@ -126,6 +126,22 @@ def _keep(keep, position, images, real):
     images = sharding.gathered(images)
     if not jax.process_index():
         keep.write(position, images[real])
+
+
+def count_unreadable(images: ImageSet | Images, count: int) -> dict[str, Any]:
+    """Counts what could not be read of a set, for its record.
+
+    Args:
+      images: The set, or opened data.
+      count: How many of its images were read.
+
+    Returns:
+      JSON-like dict: "unreadable", how many images, and places that opening left out,
+      and "left_out", the names of these places, if there are any.
+    """
+    record = {"unreadable": images.count - count + len(images.left_out)}
+    # A set that was opened whole has the record that older versions gave it.
+    return record | ({"left_out": images.left_out} if images.left_out else {})
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import zipfile
@@ -27,6 +28,7 @@ from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import ReferenceStatistics
 from ldm_jax.metrics.set_metrics import SET_METRICS
 from ldm_jax.sampling import complete
+from tests.data.tar_shards import write_shard
 from tests.sampling.common import make_trained, picture, write_image
 
 NAME = "random-features distance (frechet)"
@@ -217,6 +219,28 @@ def test_what_could_not_be_read_is_listed_also_after_a_cut(folders, tmp_path):
         record = json.loads((outdir / "metrics.json").read_text())
         names = [path.rpartition("/")[2] for path in record["unreadable"]]
         assert names == ["02.png", "05.png", "21.png"]
+
+
+def test_damaged_shards_are_listed_and_counted(tmp_path):
+    (tmp_path / "tars").mkdir()
+    for part, numbers in enumerate((range(4), range(4, 10))):
+        write_shard(str(tmp_path / "tars" / f"{part}.tar"), numbers)
+    damaged = tmp_path / "tars" / "1.tar"
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    options = {"image_size": 16, "skip_unreadable": True}
+    images = open_images(tmp_path / "tars", mesh_of(1), 4, **options)
+    assert 4 < images.count < 10
+    reference = str(tmp_path / "tars")
+    settings = how(tmp_path / "out", reference=reference, **options)
+    compare(images, settings, mesh_of(1))
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["unreadable"] == images.left_out
+    for place in record["unreadable"]:
+        assert place.startswith(str(damaged)) and "cut short" in place
+    reference = record["reference"]
+    assert reference["listed"] == reference["count"] == images.count
+    assert reference["unreadable"] == len(reference["left_out"])
+    assert reference["left_out"] == images.left_out
 
 
 def test_where_images_lie_is_no_setting(folders, tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ def drawing(shapes_dir, monkeypatch):
     trained = make_trained("depth", scale=0, data_dir=shapes_dir)
     trained.config.data.image_size = 16
     source = Damaged(open_source(trained.config.data, "validation"), [2, 5, 11])
+    source.skipped = [("1.tar", "cut short")]
     monkeypatch.setattr(drawn, "open_source", lambda *_: source)
     made = Drawing(trained, mesh)
 
@@ -84,7 +85,8 @@ def test_what_cannot_be_read_is_left_out_and_named(drawing, tmp_path, count):
     kept = np.load(tmp_path / "samples.npz")["arr_0"]
     assert kept[:, 0, 0, 0].tolist() == [10 * number for number in numbers]
     left_out = [2, 5] if count == 8 else [2, 5, 11]
-    names = [f"validation example {number}" for number in left_out]
+    names = ["1.tar: cut short"]
+    names += [f"validation example {number}" for number in left_out]
     assert len(record["unreadable"]) == len(names)
     for name, said in zip(names, record["unreadable"], strict=True):
         assert name in said

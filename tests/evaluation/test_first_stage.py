@@ -7,6 +7,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from ldm_jax import sharding
@@ -17,11 +18,13 @@ from ldm_jax.convert.model import Model, autoencoder_config
 from ldm_jax.data.loader import DataError
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import first_stage
+from ldm_jax.evaluation.first_stage_command import OnImages, measure_first_stage
 from ldm_jax.images import read_image, to_float, to_uint8
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.reconstruction import RECONSTRUCTION_METRICS
 from ldm_jax.trained import FirstStage
 from tests.common import random_variables
+from tests.data.tar_shards import write_shards
 from tests.runs import command, finish
 
 TINY = dict(
@@ -251,6 +254,28 @@ def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(tmp_path):
             first_stage.reconstruct_file(
                 (np.asarray,) * 2, 4, tmp_path / name, tmp_path / "x.png", 64, 8
             )
+
+
+def _measure(outdir, data, **record):
+    """Measures a first stage on images, and gives what the file says."""
+    config = ConfigDict(autoencoder_config(TINY | {"kind": "kl"}, 16))
+    record = {"workdir": "one", "step": 1, "weights": "params"} | record
+    first = _first("kl")._replace(config=config, record=record)
+    how = OnImages({"name": str(data)}, 8, None, [], {}, None)
+    measure_first_stage(first, outdir, how)
+    return json.loads((outdir / "metrics.json").read_text())
+
+
+def test_damaged_shards_are_counted_and_named(tmp_path, capsys):
+    place = write_shards(tmp_path / "tars", 2, 4)
+    damaged = os.path.join(place, "00001.tar")
+    os.truncate(damaged, os.path.getsize(damaged) // 2)
+    record = _measure(tmp_path, place)
+    assert 4 < record["num_images"] < 8
+    assert record["unreadable"] == len(record["left_out"]) > 0
+    assert record["left_out"][0].startswith(damaged)
+    said = f"left out when the data were opened: {record['left_out'][0]}"
+    assert said in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -189,6 +189,8 @@ def test_folders_that_cannot_be_listed_are_no_silent_loss(
     found = open_images(tmp_path, mesh_of(1), 4, **options)
     assert found.count == 3
     assert "cannot be listed: Permission denied" in caplog.text
+    (place,) = found.left_out
+    assert "/1: cannot be listed: Permission denied" in place.replace("/1::", "/1:")
 
 
 @pytest.mark.parametrize("size", [None, 16])
