@@ -26,8 +26,8 @@ from ldm_jax.evaluation.report import (
     published_record,
     record_of_results,
 )
-from ldm_jax.evaluation.resuming import Saved, agree, difference
-from ldm_jax.evaluation.scoring import measure, say, settings_of
+from ldm_jax.evaluation.resuming import Saved, agree
+from ldm_jax.evaluation.scoring import measure, read_finished, say, settings_of
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.metrics.adm_npz import LABELS, ImageFile, StoredImages
 from ldm_jax.metrics.features import FEATURES
@@ -35,7 +35,6 @@ from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.reference import MOST_ROWS, ReferenceStatistics
 from ldm_jax.metrics.set_metrics import SET_METRICS, Result
-from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import Place, raise_if_silent
 
 
@@ -163,34 +162,11 @@ def open_measurement(
 def _finished(how, settings):
     """(results, what else was recorded) of an earlier run, or (None, None)."""
     path = how.outdir / "metrics.json"
-    found = _recorded(path, settings)
+    found = read_finished(path, settings, ("unreadable", "samples"))
     if found is not None and how.npz and not _has_samples(how, found[1]["samples"]):
         found = None
     agree(path, "finished" if found is not None else "not finished")
     return found or (None, None)
-
-
-def _recorded(path, settings):
-    try:
-        record = parse_json(read_file(path, MAX_TEXT))
-        there = {key: record.get(key) for key in settings}
-        found = {k: Result(**v) for k, v in record["details"].items()}
-        more = {key: record[key] for key in ("unreadable", "samples")}
-    # What is no record of a finished run is replaced by one.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise_if_silent(path, error)
-        if not isinstance(error, FileNotFoundError):
-            say(f"{path} is no record of an evaluation that is through: it is replaced")
-        return None
-    other = difference(there, settings)
-    if other is not None:
-        key, was, is_now = other
-        say(
-            f"{path} is of other settings ({key}: {was} there, {is_now} here): it is "
-            "replaced"
-        )
-        return None
-    return found, more
 
 
 def _has_samples(how, fingerprint):

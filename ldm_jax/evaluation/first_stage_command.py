@@ -24,7 +24,7 @@ from ldm_jax.evaluation.report import (
     record_of_results,
     sampling_reasons,
 )
-from ldm_jax.evaluation.scoring import count_unreadable
+from ldm_jax.evaluation.scoring import count_unreadable, read_finished
 from ldm_jax.files import write_bytes, write_json
 from ldm_jax.images import memory_limit, suffix_of, write_png
 from ldm_jax.metrics.measurement import Measurement
@@ -113,22 +113,28 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         print(
             f"metrics of sets, LPIPS and image grids are of {first.pixels.describe()}"
         )
+    record = first.record | images.record | {"images": images.fingerprint}
+    record |= {"networks": measurement.record}
+    # Whoever wants to keep what is there learns of it before it is gone.
+    read_finished(outdir / "metrics.json", record)
     batches = images.batches()
     results, grids = evaluate(first, batches, mesh, perceptual, measurement)
     if jax.process_index():
         return
-    record = first.record | images.record | {"images": images.fingerprint}
     count = results["psnr"].count
     record |= {"num_images": count, **count_unreadable(images, count)}
-    record |= {"networks": measurement.record}
     record |= record_of_results(results)
-    verdicts = []
+    verdicts, source = [], ""
     if published is not None:
         here = {"image_size": side, "num_images": results["psnr"].count}
         reasons = sampling_reasons(published, here, None)
         verdicts = compare_published(results, published, TOLERANCE, reasons)
         source = published.source
         record["published"] = published_record(how.published, verdicts, source)
+    text = markdown(
+        how.published or _title(record), results, verdicts, TOLERANCE, source
+    )
+    write_bytes(outdir / "metrics.md", text.encode())
     write_json(outdir / "metrics.json", record)
     units = _UNITS | row_of(first.module).measures.units
     print_table(_title(record), results, units)
@@ -142,9 +148,6 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         others = f", and {more} more, which metrics.json names" if more else ""
         print(f"left out when the data were opened: {first}{others}")
     if published is not None:
-        title = how.published
-        text = markdown(title, results, verdicts, TOLERANCE, published.source)
-        write_bytes(outdir / "metrics.md", text.encode())
         print(text, end="")
     print(f"numbers: {outdir / 'metrics.json'}")
     for name, grid in grids.items():

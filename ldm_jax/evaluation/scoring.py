@@ -1,7 +1,7 @@
 """Measures a set of images batch by batch; a cut run goes on to the same digits."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,12 @@ from ldm_jax.batches import Batch, Images
 from ldm_jax.console import Console
 from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
-from ldm_jax.evaluation.resuming import Saved
+from ldm_jax.evaluation.resuming import Saved, difference
 from ldm_jax.metrics.adm_npz import ImageFile
 from ldm_jax.metrics.measurement import Measurement
+from ldm_jax.metrics.set_metrics import Result
+from ldm_jax.reading import MAX_TEXT, parse_json, read_file
+from ldm_jax.store import Place, raise_if_silent
 
 # In the state: the numbers of images that are left out, and whether images are kept.
 _LEFT_OUT, _KEPT = "left_out", "kept"
@@ -152,6 +155,48 @@ def say(text: str) -> None:
     """
     if not jax.process_index():
         print(text, flush=True)
+
+
+def read_finished(
+    path: Place, settings: Mapping[str, Any], keys: Sequence[str] = ()
+) -> tuple[dict[str, Result], dict[str, Any]] | None:
+    """Reads what a finished evaluation has written, or says that it is replaced.
+
+    Args:
+      path: Its `metrics.json`.
+      settings: Settings of the one that is to stand there.
+      keys: What more its record must have.
+
+    Returns:
+      (results, more): name -> result, and key -> value of `keys`; None where there is
+      no file, or what is there is of other settings or no record, which is said.
+
+    Raises:
+      Unreachable: If what it lies on does not answer.
+    """
+    try:
+        record = parse_json(read_file(path, MAX_TEXT))
+        there = {key: record.get(key) for key in settings}
+        found = {k: Result(**v) for k, v in record["details"].items()}
+        more = {key: record[key] for key in keys}
+    # What is no record of a finished run is replaced by one.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise_if_silent(path, error)
+        if not isinstance(error, FileNotFoundError):
+            _say_replaced(f"{path} is no record of an evaluation that is through")
+        return None
+    other = difference(there, settings)
+    if other is not None:
+        key, was, is_now = other
+        _say_replaced(
+            f"{path} is of other settings ({key}: {was} there, {is_now} here)"
+        )
+        return None
+    return found, more
+
+
+def _say_replaced(what):
+    say(f"{what}: it is replaced")
 
 
 class Progress:

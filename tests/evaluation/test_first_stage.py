@@ -278,6 +278,24 @@ def test_damaged_shards_are_counted_and_named(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
+def test_what_another_evaluation_has_written_is_replaced_and_named(tmp_path, capsys):
+    place = write_shards(tmp_path / "tars", 1, 4)
+    out = tmp_path / "out"
+    _measure(out, place)
+    assert "is replaced" not in capsys.readouterr().out
+    (out / "metrics.md").write_text("of others")
+    _measure(out, place, workdir="two")
+    said = "metrics.json is of other settings (workdir: one there, two here): it is"
+    assert said in capsys.readouterr().out
+    text = (out / "metrics.md").read_text()
+    assert text.startswith("| two, step 1: 4 images of ") and "| psnr | " in text
+    _measure(out, place, workdir="two")
+    assert "is replaced" not in capsys.readouterr().out
+    (out / "metrics.json").write_text("{}")
+    _measure(out, place)
+    assert "is no record of an evaluation that is thr" in capsys.readouterr().out
+
+
 @pytest.fixture
 def evaluation():
     return functools.partial(command, "ldm_jax.evaluation", devices=2)
