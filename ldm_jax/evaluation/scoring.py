@@ -196,7 +196,9 @@ def read_finished(
 
 
 def _say_replaced(what):
-    say(f"{what}: it is replaced")
+    # Samples are hours of work, and their name does not say of which settings they are.
+    advice = "what lies beside it and is not written anew is not of these settings"
+    say(f"{what}: it is replaced; {advice}")
 
 
 class Progress:
