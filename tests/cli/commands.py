@@ -5,6 +5,8 @@ import importlib
 import sys
 from unittest import mock
 
+# Now, as its flags would else be taken for those of a command that imports it.
+import grain  # noqa: F401
 from absl import flags
 
 from ldm_jax import cli
