@@ -144,9 +144,9 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
             "are left out; the log names them"
         )
     if images.left_out:
-        first, more = images.left_out[0], len(images.left_out) - 1
+        more = len(images.left_out) - 1
         others = f", and {more} more, which metrics.json names" if more else ""
-        print(f"left out when the data were opened: {first}{others}")
+        print(f"left out when the data were opened: {images.left_out[0]}{others}")
     if published is not None:
         print(text, end="")
     print(f"numbers: {outdir / 'metrics.json'}")
