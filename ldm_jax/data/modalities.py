@@ -277,7 +277,12 @@ MODALITIES = {
         prepared={"caption": ("caption", "captions.text")},
         flags=(
             Flag("prompt", "A caption; may be repeated.", "texts"),
-            Flag("prompts_file", "Text files, one caption per line.", "lines"),
+            Flag(
+                "prompts_file",
+                "Text files, one caption per line; of a folder of images the first "
+                "caption beside each.",
+                "lines",
+            ),
         ),
         follow=_follow_caption,
     ),

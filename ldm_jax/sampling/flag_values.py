@@ -193,15 +193,15 @@ def _lines(name, flag, texts, names):
 def _read_lines(name, flag, texts, what):
     """Where each line is, and the line.
 
-    In a folder a file has the captions of an image, and blank lines are none.
+    In a folder of images a file has the captions of one, of which the first is taken.
     """
-    lines = []
+    lines, of_images = [], [text for text in texts if _has_images(as_path(text))]
     for path in _find(name, flag, texts, (".txt",)):
         with _reading(flag, path):
-            read = read_lines(path)
-        if path not in texts:
-            read = [line for line in read if line] or [""]
-        lines += [(f"{path}, line {k}", line) for k, line in enumerate(read, 1)]
+            read = [*enumerate(read_lines(path), 1)]
+        if any(as_path(path).parent == as_path(folder) for folder in of_images):
+            read = [each for each in read if each[1]][:1] or [(1, "")]
+        lines += [(f"{path}, line {k}", line) for k, line in read]
     if not any(line for _, line in lines):
         raise ConfigError(
             f"--{flag}={','.join(texts)} holds no {what}: write one per line"
@@ -321,6 +321,11 @@ def _find(name, flag, texts, suffixes):
             )
         paths += found
     return paths
+
+
+def _has_images(folder):
+    names = (path.name for path in folder.iterdir()) if is_dir(folder) else ()
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
 def _in_folder(name, folder, suffixes):

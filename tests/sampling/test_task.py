@@ -262,12 +262,19 @@ def test_a_blank_line_is_an_empty_prompt(tmp_path):
     for name, text in (("0", "a star\n\na ring"), ("1", ""), ("2", "a heart\n\n\n")):
         (folder / f"{name}.txt").write_text(text)
     found = read_flags({"prompts_file": str(folder)})["caption"]
-    # In a folder captions of an image, of which blank ones are none.
-    assert found.values == ("a star", "a ring", "", "a heart")
+    assert found.values == ("a star", "", "a ring", "a heart", "", "")
     path = folder / "0.txt"
     path.write_text("a star\n\na ring\n\n\n")
     found = read_flags({"prompts_file": str(path)})["caption"]
     assert found.values == ("a star", "", "a ring", "", "")
+
+
+def test_of_captions_beside_an_image_the_first_is_taken(tmp_path):
+    for name, text in (("0", "\na star\na ring"), ("1", ""), ("2", "a heart\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        write_image(tmp_path / f"{name}.png", picture())
+    found = read_flags({"prompts_file": str(tmp_path)})["caption"]
+    assert found.values == ("a star", "", "a heart")
 
 
 def test_settings_know_contents_not_names(models, tmp_path):
