@@ -69,16 +69,16 @@ class ShardFiles:
           DiskError: If it cannot be written.
         """
         path = self.folder / _SETTINGS
-        if exists(self.folder / FILE) and not exists(path):
-            raise ConfigError(
-                f"{self.folder} holds a set of latents, but no {_SETTINGS}, which says "
-                "of which settings it is: use another --outdir, or take it away"
-            )
         if exists(path):
             self._compare(_read_json(path))
             if self._is_finished():
                 remove_folder(self.folder / _PARTS)
                 return True
+        elif exists(self.folder / FILE):
+            raise ConfigError(
+                f"{self.folder} holds a set of latents, but no {_SETTINGS}, which says "
+                "of which settings it is: use another --outdir, or take it away"
+            )
         with writing(self.folder):
             (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
             for left in [*self.folder.glob("*.tmp.*"), *self.folder.glob("*/*.tmp.*")]:

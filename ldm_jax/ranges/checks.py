@@ -157,12 +157,13 @@ def local_place(none: str = "") -> Check:
     return Check("a local path", accepts, "it must lie on a disk of this machine")
 
 
-def several(check: Check, least: int = 0, none: str = "") -> Check:
+def several(check: Check, least: int = 0, most: int = _MOST, none: str = "") -> Check:
     """A tuple or list.
 
     Args:
       check: What each of its values must be.
       least: How many there are at least.
+      most: How many there are at most.
       none: What None means; it is refused where that is nothing.
 
     Returns:
@@ -170,7 +171,7 @@ def several(check: Check, least: int = 0, none: str = "") -> Check:
     """
 
     def accepts(value):
-        if not isinstance(value, tuple | list) or not least <= len(value) <= _MOST:
+        if not isinstance(value, tuple | list) or not least <= len(value) <= most:
             return False
         return all(map(check.accepts, value))
 

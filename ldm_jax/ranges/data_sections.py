@@ -1,11 +1,9 @@
 """Section `data`, and those in it."""
 
-import math
 from collections.abc import Mapping
 
 from ldm_jax.ranges.checks import (
     Check,
-    is_real,
     is_whole,
     local_place,
     per_level,
@@ -28,9 +26,7 @@ def _is_channels(value):
 def _is_value_range(value):
     if value is None:
         return True
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    return all(is_real(v) and math.isfinite(v) for v in value) and value[0] < value[1]
+    return several(real(), 2, 2).accepts(value) and value[0] < value[1]
 
 
 def _is_rgb_channels(value):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ldm_jax.ranges.checks import Check, real, text, whole
+from ldm_jax.ranges.checks import Check, real, several, text, whole
 from ldm_jax.ranges.shared import FRACTION, SIDE
 
 _SCALE = real(-1000, 1000)
@@ -21,9 +21,7 @@ def _is_scale(value):
 
 
 def _is_interval(value):
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    return all(map(FRACTION.accepts, value)) and value[0] <= value[1]
+    return several(FRACTION, 2, 2).accepts(value) and value[0] <= value[1]
 
 
 SAMPLE = {

@@ -195,11 +195,11 @@ def _read_lines(name, flag, texts, what):
 
     In a folder of images a file has the captions of one, of which the first is taken.
     """
-    lines, of_images = [], [text for text in texts if _has_images(as_path(text))]
+    lines, of_images = [], set(filter(_has_images, map(as_path, texts)))
     for path in _find(name, flag, texts, (".txt",)):
         with _reading(flag, path):
             read = [*enumerate(read_lines(path), 1)]
-        if any(as_path(path).parent == as_path(folder) for folder in of_images):
+        if as_path(path).parent in of_images:
             read = [each for each in read if each[1]][:1] or [(1, "")]
         lines += [(f"{path}, line {k}", line) for k, line in read]
     if not any(line for _, line in lines):

@@ -14,18 +14,11 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.trained import Trained
 
-
-def _pair(what, check):
-    values = ranges.several(check, 2)
-    return ranges.Check(what, lambda pair: values.accepts(pair) and len(pair) == 2)
-
-
-_ENDS = _pair(
-    "(first, last), the numbers of two samples from 0", ranges.whole(0, 2**31 - 1)
+_ENDS = ranges.several(ranges.whole(0, 2**31 - 1), 2, 2)._replace(
+    what="(first, last), the numbers of two samples from 0"
 )
-_SIZE = _pair(
-    "(height, width) in pixels",
-    ranges.whole(0, none="as in training"),
+_SIZE = ranges.several(ranges.whole(0, none="as in training"), 2, 2)._replace(
+    what="(height, width) in pixels"
 )
 
 

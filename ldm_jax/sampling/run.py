@@ -81,10 +81,10 @@ def run(
     warn_of_turns(task)
     make = choose(OUTPUTS, run_options.output, "--output")
     store = make(outdir, trained, task, run_options.shard_size)
-    todo = _Run(
-        sampler, outdir, store, run_options, Job(task, run_options.seed, options)
-    )
-    _compare_processes(todo)
+    job = Job(task, run_options.seed, options)
+    record = _settings(trained, store.record, job)
+    _compare_processes({"num_samples": task.count} | record)
+    todo = _Run(sampler, outdir, store, run_options, job, record)
     count, parts = store.missing(jax.process_index(), jax.process_count())
     if parts:
         _draw(todo, parts, count)
@@ -106,18 +106,18 @@ class _Run(NamedTuple):
     store: Any
     run_options: RunOptions
     job: Job
+    record: Mapping[str, Any]
 
 
 def _claim(run):
     """Records the settings, or compares them with those of samples that are there."""
-    settings.claim(run.outdir, _settings(run), follows=(PIXELS,))
+    settings.claim(run.outdir, run.record, follows=(PIXELS,))
 
 
-def _compare_processes(run):
-    """Refuses processes that were told to draw other samples than the first."""
-    told = {"num_samples": run.job.task.count} | _settings(run)
+def _compare_processes(asked):
+    """Refuses processes that were asked for other samples than the first."""
     # Short, as that is what can be told.
-    told = {key: settings.digest_json(value)[:8] for key, value in told.items()}
+    told = {key: settings.digest_json(value)[:8] for key, value in asked.items()}
     first, *others = map(json.loads, peers.gather(json.dumps(told)))
     for process, other in enumerate(others, 1):
         difference = settings.first_difference(first, other)
@@ -129,11 +129,10 @@ def _compare_processes(run):
             )
 
 
-def _settings(run):
+def _settings(trained, form, job):
     """What every sample of a folder has in common, for `settings.json`."""
-    trained = run.sampler.trained
     return (
-        run.store.record
+        form
         | settings_of(trained.pixels)
         | {
             "checkpoint": trained.source,
@@ -142,9 +141,9 @@ def _settings(run):
             "decoder": trained.decoder,
             "classifier": trained.classifier and trained.classifier.source,
             "lpips": trained.lpips and settings.digest(trained.lpips),
-            "seed": run.run_options.seed,
-            "conditions": run.job.task.record,
-            "options": record_of(run.job.options, trained.model),
+            "seed": job.seed,
+            "conditions": job.task.record,
+            "options": record_of(job.options, trained.model),
         }
     )
 
