@@ -122,7 +122,7 @@ class Peers:
                 thread.join()
 
     def fail(self, text: str, status: int) -> None:
-        """Tells the others why this process ends, and ends it.
+        """Reports to the other processes why this one ends, and ends it.
 
         Args:
           text: What went wrong, in one line.
@@ -352,7 +352,7 @@ def progress(step: int | None = None) -> None:
 
 
 def gather(text: str) -> list[str]:
-    """Tells all processes what each of them says; every one must call it.
+    """Gathers the texts of all processes on each; every one must call it.
 
     Args:
       text: What this one says; of several processes, no more than 1,024 bytes of it.
@@ -415,7 +415,7 @@ def await_cause(text: str) -> None:
 
 
 def fail(text: str, status: int) -> None:
-    """Tells the others why this process ends, and ends it, if there are others.
+    """Reports why this process ends, and ends it, if there are other processes.
 
     Args:
       text: What went wrong, in one line.

@@ -11,7 +11,7 @@ from ldm_jax.store import Place
 
 
 def is_plain(name: str) -> bool:
-    """Tells the name of a file or folder from a path that leads elsewhere.
+    """Checks that a name is one of a file or folder, not a path that leads elsewhere.
 
     Args:
       name: Any text.

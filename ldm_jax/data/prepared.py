@@ -142,7 +142,7 @@ class TfdsSource:
         return {name: as_text(np.asarray(found[name]).item()) for name in names}
 
     def fingerprint(self) -> str:
-        """Tells this split from others and from itself prepared anew.
+        """Identifies the split as it was prepared.
 
         Returns:
           Hash of its name and of the names, sizes and parts of its files.

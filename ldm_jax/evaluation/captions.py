@@ -100,7 +100,7 @@ class OneCaption:
         return self._source.describe(index)
 
     def fingerprint(self) -> str:
-        """Tells this data from others.
+        """Identifies the data.
 
         Returns:
           What the source says.
@@ -154,7 +154,7 @@ class Prompts:
         return f"line {index + 1} of {self._path}"
 
     def fingerprint(self) -> str:
-        """Tells these captions from others.
+        """Identifies the captions.
 
         Returns:
           Hash of them.

@@ -16,7 +16,7 @@ class Holder:
 
     Attributes:
       host: Name of its machine.
-      machine: What tells that machine, since its start, and the container from others.
+      machine: Identifies that machine, since its start, and the container.
       process: Number of the process.
       began: When the process began, in the system's own count.
       since: When it took the folder, as people write it.
@@ -63,7 +63,7 @@ class Holder:
 
 
 def _machine() -> str:
-    """Tells this machine since its start, and this container, from all others."""
+    """Identifies this machine since its start, and this container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id")

@@ -235,7 +235,7 @@ class Measurement:
         return value, result._replace(label=label, count=count, note=note)
 
     def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
-        """Tells all that is needed to go on to the same digits.
+        """Captures all that is needed to continue to the same digits.
 
         Returns:
           Dict of arrays: "seen" a scalar, and of each tap what `Moments.state` gives.

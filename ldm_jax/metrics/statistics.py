@@ -151,7 +151,7 @@ class Moments:
         return whole
 
     def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
-        """Tells all that is needed to go on from here to the same digits.
+        """Captures all that is needed to continue from here to the same digits.
 
         Returns:
           Dict of arrays: "count" a scalar, "sums" [2, D], "products" [2, D, D] and

@@ -14,7 +14,7 @@ and, where it can be trained, a `dtype` and
         -> (reconstructions, what the regulariser's loss needs, features)
 
 all of which `models.autoencoder.Autoencoder` has but for `encode`. Every kind has a
-module class of its own: a module thereby tells its row, see `row_of`.
+module class of its own: its row follows from that, see `row_of`.
 """
 
 from collections.abc import Callable, Mapping

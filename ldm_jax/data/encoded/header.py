@@ -152,7 +152,7 @@ class Header:
         return None
 
     def fingerprint(self) -> str:
-        """Tells this set from others; every shard's checksum counts.
+        """Identifies the set; every shard's checksum counts.
 
         Returns:
           Hash of what the header says.

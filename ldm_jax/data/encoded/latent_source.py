@@ -269,7 +269,7 @@ class LatentSource:
         self._begin()
 
     def fingerprint(self) -> str:
-        """Tells this set from others.
+        """Identifies the set.
 
         Returns:
           Hash of its header, in which every shard has a checksum.

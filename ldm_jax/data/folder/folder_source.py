@@ -159,7 +159,7 @@ class FolderSource:
         return example
 
     def fingerprint(self) -> str:
-        """Tells this folder from others and from itself before files came or went.
+        """Identifies the folder and which files it holds.
 
         Returns:
           Hash of the relative paths, the classes and the sizes of some of the files.

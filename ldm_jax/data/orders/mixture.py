@@ -164,7 +164,7 @@ class MixtureSource:
         return apportion(self._weights, epochs * len(self))
 
     def fingerprint(self) -> str:
-        """Tells this mixture from others.
+        """Identifies the mixture.
 
         Returns:
           Hash of the names, weights, lengths and fingerprints of its parts.

@@ -108,7 +108,7 @@ class ArrowTable:
         ]
 
     def digest(self) -> bytes:
-        """Tells the files from changed ones, beyond what `parts` says.
+        """Identifies the contents of the files, beyond what `parts` says.
 
         Returns:
           Nothing: Arrow keeps no sums of its columns.

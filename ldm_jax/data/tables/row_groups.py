@@ -151,7 +151,7 @@ class ParquetTable:
         ]
 
     def digest(self) -> bytes:
-        """Tells the files from changed ones.
+        """Identifies the contents of the files.
 
         Returns:
           Hashes of their footers: sizes, extremes and numbers of nulls of all columns.

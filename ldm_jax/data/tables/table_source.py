@@ -97,7 +97,7 @@ class TableSource:
         return self._table.where(self._locate(index))
 
     def fingerprint(self) -> str:
-        """Tells these examples from others.
+        """Identifies the examples.
 
         Returns:
           Hash of the files' names, rows, sizes and footers, of the classes, of the

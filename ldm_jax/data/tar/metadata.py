@@ -78,7 +78,7 @@ def read_labels(index: IndexFile, name: str) -> list[Any]:
 
 
 def label_bytes(index: IndexFile, name: str) -> bytes:
-    """Gives what tells the labels of a shard from others.
+    """Gives what identifies the labels of a shard.
 
     Args:
       index: Index of the shard.

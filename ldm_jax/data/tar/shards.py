@@ -1,4 +1,4 @@
-"""Which shards a name stands for, and what tells them from changed ones."""
+"""Which shards a name stands for, and what identifies their contents."""
 
 import functools
 import glob

@@ -288,7 +288,7 @@ class TarSource:
         return f"{self._shards[shard].path} key {printable(key)}"
 
     def fingerprint(self) -> str:
-        """Tells these examples from others.
+        """Identifies the examples.
 
         Returns:
           Hash of all keys, suffixes, sizes and labels, and of which examples are taken.

@@ -2,7 +2,7 @@
 
 | module | what |
 | --- | --- |
-| `contents` | what tells images of the same names apart |
+| `contents` | what distinguishes images of the same names |
 | `first_image` | the first image that can be read, and where none can |
 | `folder_reader` | the images of a folder, batch by batch |
 | `host_rows` | rows of this process on their way to the devices |
