@@ -47,6 +47,8 @@ PARTS = {
     "sample_sd1": Part("sample", *_SD, 8, image_size=512, changes=_SD1),
     "sample_ldm4_one": Part("sample", *_LDM4, 1),
     "sample_sd1_one": Part("sample", *_SD, 1, image_size=512, changes=_SD1),
+    # The batch of NVIDIA's entry to MLPerf Training 4.0, for which 80 GB suffice.
+    "sd1_64": Part("train", *_SD, 64, image_size=512, changes=_SD1),
     "ldm4_inline": Part("train", *_LDM4, 64, cached=False),
     "ldm8": Part("train", *_LDM8, 128),
     "text": Part("train", *_SD, 32, image_size=256),
