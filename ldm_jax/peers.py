@@ -34,6 +34,9 @@ BEAT, SILENT = 2.0, 20.0
 # Seconds for what is being saved, and for the others to read why a process ends.
 _SAVE, _READ = 20.0, 5.0
 
+# Milliseconds that processes wait for one that is long at work.
+_DAY = 86_400_000
+
 _FAILED, _ALIVE, _SEEN = "ldm_jax/failed", "ldm_jax/alive/", "ldm_jax/seen/"
 
 # What errors say that come of the end of another process.
@@ -67,7 +70,7 @@ class Peers:
         """
         self._client, self._index, self._count = client, index, count
         self._hang_timeout, self._leave = hang_timeout, leave
-        self._step, self._moves, self._beats = None, 0, 0
+        self._step, self._moves, self._beats, self._meetings = None, 0, 0, 0
         self._saving: Callable[[], None] | None = None
         # The status with which this process is about to end.
         self._status: int | None = None
@@ -106,6 +109,11 @@ class Peers:
             yield
         finally:
             self._saving = None
+
+    def meet(self) -> None:
+        """Waits until all processes have come here, however long one of them takes."""
+        self._meetings += 1
+        self._client.wait_at_barrier(f"ldm_jax/met/{self._meetings}", _DAY)
 
     def await_cause(self, text: str) -> None:
         """Waits where an error may come of the end of another process.
@@ -150,7 +158,7 @@ class Peers:
         """Waits for the others to be done, too, then stops to watch."""
         # A process that waits may be told that another has failed.
         with contextlib.suppress(Exception):
-            self._client.wait_at_barrier("ldm_jax/end", 86_400_000)
+            self._client.wait_at_barrier("ldm_jax/end", _DAY)
         self.stop()
 
     def stop(self) -> None:
@@ -366,6 +374,9 @@ def gather(text: str) -> list[str]:
 
     if jax.process_count() == 1:
         return [text]
+    if _peers is not None:
+        # Gloo, with which CPUs speak, gives its first meeting 30 seconds.
+        _peers.meet()
     data = np.frombuffer(text.encode()[:1024].ljust(1024), np.uint8)
     rows = multihost_utils.process_allgather(data)
     return [bytes(row).decode(errors="replace").strip() for row in rows]

@@ -100,6 +100,15 @@ CASES = {
         9,
         "^the processes of this job did not meet in time .*; see what it printed, and",
     ),
+    "meeting": (
+        lambda: RuntimeError(
+            "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: "
+            "GetKeyValue() timed out with key: cpu:gloo/0,2048/0 and duration: 30s "
+            "[type.googleapis.com/tensorflow.CoordinationServiceError='']"
+        ),
+        9,
+        "^the processes of this job did not meet in time .*; see what it printed, and",
+    ),
     "flax": (
         lambda: ScopeParamShapeError("bias", "/conv", (2,), (3,)),
         4,

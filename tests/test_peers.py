@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from ldm_jax import peers
 from ldm_jax.cli import cluster
@@ -261,6 +264,22 @@ def test_all_done_is_silence(start, capsys):
     job.store.answers = False
     time.sleep(1.2)
     assert not job.ends and capsys.readouterr().err == ""
+
+
+def test_what_processes_say_waits_for_the_last_of_them(start, monkeypatch):
+    job, order = start(2), []
+    monkeypatch.setattr(peers, "_peers", job.processes[1])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(job.store, "wait_at_barrier", lambda n, _: order.append(n))
+
+    def tell(data):
+        order.append("told")
+        return np.stack([data, data])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", tell)
+    assert peers.gather("one") == ["one", "one"]
+    assert peers.gather("two") == ["two", "two"]
+    assert order == ["ldm_jax/met/1", "told", "ldm_jax/met/2", "told"]
 
 
 def test_without_a_job_nothing_happens():

@@ -48,7 +48,9 @@ _PATH = (
 _OF_FILES = (ConfigError, DataError, DecodeError)
 
 # What Orbax and JAX say where a process does not come to where the others wait for it.
-_BARRIER = re.compile("waiting at barrier|barrier timed out", re.IGNORECASE)
+_BARRIER = re.compile(
+    "waiting at barrier|barrier timed out|CoordinationServiceError", re.IGNORECASE
+)
 
 # Words of a message that are kept.
 _LONGEST = 600
