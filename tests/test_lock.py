@@ -1,5 +1,6 @@
 """One run at a time in a folder: the loser's line, and what the dead leave behind."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,11 +9,12 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
-from ldm_jax import lock
+from ldm_jax import lock, peers
 from ldm_jax.errors import WorkdirInUse
-from ldm_jax.lock import FILE, Holder, hold, require_held
+from ldm_jax.lock import FILE, Holder, hold, hold_outdir, require_held
 
 
 @pytest.fixture
@@ -27,6 +29,24 @@ def write(folder, **changes):
     holder = dataclasses.replace(Holder.here(), **changes)
     (folder / FILE).write_text(json.dumps(dataclasses.asdict(holder)))
     return folder / FILE
+
+
+@contextlib.contextmanager
+def living(path):
+    """A holder elsewhere gives signs of life in its file."""
+    ended = threading.Event()
+
+    def live():
+        while not ended.wait(0.02):
+            os.utime(path)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def take(folder, override=False):
@@ -94,20 +114,9 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_left_alone(
     tmp_path, quick, monkeypatch
 ):
     monkeypatch.setattr(lock, "DEAD", 30.0)
-    path, ended = write(tmp_path, host="far", machine="far boot"), threading.Event()
-
-    def live():
-        while not ended.wait(0.02):
-            os.utime(path)
-
-    thread = threading.Thread(target=live)
-    thread.start()
-    try:
+    with living(write(tmp_path, host="far", machine="far boot")):
         with pytest.raises(WorkdirInUse, match="signs of life.*--take_workdir"):
             take(tmp_path)
-    finally:
-        ended.set()
-        thread.join()
     assert take(tmp_path, override=True) == os.getpid()
 
 
@@ -163,3 +172,25 @@ def test_one_of_many_that_start_at_once_wins(tmp_path):
         thread.join(20)
     assert (len(won), len(lost)) == (1, 7)
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_folder_of_output_names_its_own_flag(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(lock, "DEAD", 30.0)
+    with living(write(tmp_path, host="far", machine="far boot")):
+        with pytest.raises(WorkdirInUse, match="for certain: --take_outdir"):
+            with hold_outdir(tmp_path):
+                pass
+
+
+def test_the_first_process_of_a_job_holds_a_folder_for_all(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(peers, "gather", lambda text: told.append(text) or [text] * 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with hold_outdir(tmp_path):
+        assert not (tmp_path / FILE).exists()
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with hold_outdir(tmp_path):
+        assert (tmp_path / FILE).exists()
+    assert not (tmp_path / FILE).exists()
+    # None goes on before the first one has it.
+    assert len(told) == 2

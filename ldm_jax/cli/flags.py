@@ -140,6 +140,11 @@ SHARED = {
         flags.DEFINE_string, None, "Folder of the run, with its config and checkpoints."
     ),
     "outdir": Shared(flags.DEFINE_string, None, "Folder of what the command writes."),
+    "take_outdir": Shared(
+        flags.DEFINE_bool,
+        False,
+        "Take the folder from a command on another host that is gone for certain.",
+    ),
     "step": Shared(
         flags.DEFINE_string,
         None,

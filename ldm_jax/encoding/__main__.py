@@ -59,18 +59,12 @@ with cli.group("output"):
         "data.text_states=True then loads no tower.",
     )
     _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Images of a shard.")
-    _TAKE_OUTDIR = flags.DEFINE_bool(
-        "take_outdir",
-        False,
-        "Take the folder from a command on another host that is gone for certain.",
-    )
+    _TAKE_OUTDIR = cli.shared("take_outdir")
 
 
 def _main(argv: list[str]) -> None:
     """Encodes the splits."""
     del argv
-    import contextlib
-
     import jax
 
     from ldm_jax import checkpoint
@@ -80,7 +74,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.encoding.text_states import require_captions
     from ldm_jax.encoding.write_set import make_writer
     from ldm_jax.images import pixels_of
-    from ldm_jax.lock import hold
+    from ldm_jax.lock import hold_outdir
     from ldm_jax.store import as_path
     from ldm_jax.trained import (
         check_same_everywhere,
@@ -119,9 +113,8 @@ def _main(argv: list[str]) -> None:
         options = options._replace(towers=towers)
     write = make_writer(first, to_dict(config.data), options)
     outdir = as_path(_OUTDIR.value)
-    with contextlib.ExitStack() as stack:
+    with hold_outdir(outdir, _TAKE_OUTDIR.value):
         if not jax.process_index():
-            stack.enter_context(hold(outdir, _TAKE_OUTDIR.value))
             for note in [*notes, *_notes(config.data)]:
                 print(note)
         for name, split in splits.items():

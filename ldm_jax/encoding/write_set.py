@@ -21,6 +21,7 @@ from ldm_jax.encoding.shard_files import ShardFiles
 from ldm_jax.encoding.stream import Options, encoded_batches
 from ldm_jax.encoding.text_states import write_empty
 from ldm_jax.errors import ConfigError, Stopped
+from ldm_jax.lock import require_held
 from ldm_jax.models.first_stages import name_of
 from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
@@ -164,6 +165,7 @@ def _write_shards(files, source, section, first, options):
             def watched(count=count, number=number):
                 for batch in itertools.islice(batches, -(-count // size)):
                     asked(f"{number} of {len(mine)} shards that were missing")
+                    require_held()
                     yield batch
                     progress.add(min(size, count))
                     count -= size

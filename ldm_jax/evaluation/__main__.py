@@ -102,6 +102,7 @@ with cli.group("images of any size"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    _TAKE_OUTDIR = cli.shared("take_outdir")
     _NPZ = flags.DEFINE_bool(
         "npz",
         False,
@@ -194,7 +195,8 @@ def _of_images(how):
     )
     if _PROMPTS_FILE.value is not None:
         _add_captions(images, mesh)
-    compare(images, how, mesh)
+    with _held():
+        compare(images, how, mesh)
 
 
 def _add_captions(images, mesh):
@@ -227,7 +229,15 @@ def _of_samples(how, plan, sampling):
     images, labels = draw_set(Drawing(trained, mesh), sample_options, plan)
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
-    compare(images, how._replace(training=training), mesh, labels)
+    with _held():
+        compare(images, how._replace(training=training), mesh, labels)
+
+
+def _held():
+    """Keeps other commands out of the folder of the results."""
+    from ldm_jax.lock import hold_outdir
+
+    return hold_outdir(_OUTDIR.value, _TAKE_OUTDIR.value)
 
 
 def _plan():
@@ -258,10 +268,10 @@ def _of_first_stage(how):
         first.config.data.on_error = "skip" if _SKIP.value else "raise"
     if _MAX_IMAGE_GB.value is not None:
         first.config.data.max_image_gb = _MAX_IMAGE_GB.value
-    how.outdir.mkdir(parents=True, exist_ok=True)
     if _IMAGE.value:
         tiles = _TILE.value, _OVERLAP.value
-        first_stage_command.reconstruct(first, how.outdir, _IMAGE.value, *tiles)
+        with _held():
+            first_stage_command.reconstruct(first, how.outdir, _IMAGE.value, *tiles)
         return
     images = {
         "name": _DATA.value,
@@ -278,7 +288,8 @@ def _of_first_stage(how):
         how.weights,
         how.published,
     )
-    first_stage_command.measure_first_stage(first, how.outdir, on_images)
+    with _held():
+        first_stage_command.measure_first_stage(first, how.outdir, on_images)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ with cli.group("how to measure"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    _TAKE_OUTDIR = cli.shared("take_outdir")
 
 
 def _main(argv: list[str]) -> None:
@@ -59,6 +60,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.errors import ConfigError
     from ldm_jax.evaluation.references import measure_reference
     from ldm_jax.files import check_outdir
+    from ldm_jax.lock import hold_outdir
     from ldm_jax.metrics.measurement import Measurement
     from ldm_jax.metrics.set_metrics import SET_METRICS
     from ldm_jax.store import as_path
@@ -85,7 +87,8 @@ def _main(argv: list[str]) -> None:
     images = _open(mesh)
     measurement = Measurement(_DISTANCES.value, mesh, weights)
     output = as_path(_OUTDIR.value) / "reference.npz"
-    found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
+    with hold_outdir(_OUTDIR.value, _TAKE_OUTDIR.value):
+        found = measure_reference(images, measurement, output, _SAVE_EVERY.value)
     if not jax.process_index():
         count, taps = found.record["count"], ", ".join(found.taps)
         print(f"{output}: {count:,} images, features {taps}")

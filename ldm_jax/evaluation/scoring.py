@@ -14,6 +14,7 @@ from ldm_jax.console import Console
 from ldm_jax.errors import DataError
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.resuming import Saved, difference
+from ldm_jax.lock import require_held
 from ldm_jax.metrics.adm_npz import ImageFile
 from ldm_jax.metrics.measurement import Measurement
 from ldm_jax.metrics.set_metrics import Result
@@ -52,6 +53,7 @@ def measure(
     position, left_out = _begin(images, measurement, saved, keep)
     progress = Progress(images, position)
     for end, batch in images.batches(position):
+        require_held()
         real = sharding.gathered(batch["mask"])
         tokens = None
         if images.tokens is not None:

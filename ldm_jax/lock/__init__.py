@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from ldm_jax import peers
 from ldm_jax.errors import WorkdirInUse
 from ldm_jax.files import writing
 from ldm_jax.lock.holder import Holder
@@ -30,12 +31,15 @@ BEAT, DEAD = 10.0, 60.0
 
 
 @contextlib.contextmanager
-def hold(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
+def hold(
+    folder: str | os.PathLike, override: bool = False, flag: str = "take_workdir"
+) -> Iterator[None]:
     """Keeps other runs out of a folder while the block runs.
 
     Args:
       folder: The folder, made if need be.
       override: Take it from a holder of whom it cannot be seen whether it runs.
+      flag: Flag of the command that says so, for the message.
 
     Yields:
       Nothing.
@@ -47,7 +51,7 @@ def hold(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
     path = as_path(folder).absolute() / FILE
     held = (_InStore if is_remote(path) else _OnDisk)(path, Holder.here())
     with writing(path):
-        _take(held, path.parent, override)
+        _take(held, path.parent, override, flag)
     keeper = _Keeper(held, path.parent)
     _keepers.append(keeper)
     try:
@@ -55,6 +59,32 @@ def hold(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
     finally:
         _keepers.remove(keeper)
         keeper.release()
+
+
+@contextlib.contextmanager
+def hold_outdir(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
+    """Keeps other commands out of a folder of output; every process must call it.
+
+    The first process of the job holds it, and no process goes on before that is so.
+
+    Args:
+      folder: The folder, made if need be.
+      override: As of `hold`, for --take_outdir.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      WorkdirInUse: If another command works in it.
+      DiskError: If nothing can be written to it.
+    """
+    import jax
+
+    with contextlib.ExitStack() as stack:
+        if not jax.process_index():
+            stack.enter_context(hold(folder, override, "take_outdir"))
+        peers.gather("held")
+        yield
 
 
 def require_held() -> None:
@@ -67,7 +97,7 @@ def require_held() -> None:
         keeper.require()
 
 
-def _take(held, folder, override):
+def _take(held, folder, override, flag):
     """Takes the folder, unless somebody else holds it."""
     waited = None
     while True:
@@ -84,7 +114,7 @@ def _take(held, folder, override):
             raise WorkdirInUse(
                 f"{folder} is in use by {holder}, which gives signs of life; wait for "
                 "it or end it, or give another folder. Only if it is gone for certain: "
-                "--take_workdir"
+                f"--{flag}"
             )
         if waited is None:
             print(

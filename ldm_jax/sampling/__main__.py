@@ -136,6 +136,7 @@ with cli.group("sampler"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    cli.shared("take_outdir")
     cli.shared("batch_size")
     flags.DEFINE_enum(
         "output",

@@ -45,6 +45,7 @@ class RunOptions:
         guidance, too, drawn from the same noise.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guidance; None for the default.
+      take_outdir: Take the folder from a command on another host, see `lock.hold`.
 
     Raises:
       ConfigError: If a number is out of its range, see `ranges.FLAGS`.
@@ -62,6 +63,7 @@ class RunOptions:
     show_unguided: bool = False
     classifier_scale: float | None = None
     guide_scale: float | None = None
+    take_outdir: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -5,6 +5,7 @@ job draws its own part on its own devices; they tell each other what they are to
 and nothing else.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 from ldm_jax import peers
 from ldm_jax.config import choose
@@ -23,6 +23,7 @@ from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import check_outdir
 from ldm_jax.images import suffix_of, write_image
+from ldm_jax.lock import hold_outdir, require_held
 from ldm_jax.sampling import output, settings
 from ldm_jax.sampling.array import write_array
 from ldm_jax.sampling.conditions import warn_of_crops
@@ -62,6 +63,7 @@ def run(
 
     Raises:
       ConfigError: If an option is wrong or the folder holds samples of other settings.
+      WorkdirInUse: If another command works in the folder.
     """
     sampler = trained if isinstance(trained, Sampler) else Sampler(trained)
     trained, options = sampler.trained, sample_options
@@ -86,15 +88,15 @@ def run(
     _compare_processes({"num_samples": task.count} | record)
     todo = _Run(sampler, outdir, store, run_options, job, record)
     count, parts = store.missing(jax.process_index(), jax.process_count())
-    if parts:
-        _draw(todo, parts, count)
-    else:
-        _claim(todo)
-        print(f"all of {count} samples are there already")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all samples are written")
-    if jax.process_index() == 0:
-        _collect(todo)
+    with contextlib.ExitStack() as stack:
+        if parts:
+            _draw(todo, parts, count, stack)
+        else:
+            _claim(todo, stack)
+            print(f"all of {count} samples are there already")
+        peers.gather("all samples are written")
+        if jax.process_index() == 0:
+            _collect(todo)
     return todo.outdir / "grid.png"
 
 
@@ -109,8 +111,9 @@ class _Run(NamedTuple):
     record: Mapping[str, Any]
 
 
-def _claim(run):
-    """Records the settings, or compares them with those of samples that are there."""
+def _claim(run, stack):
+    """Holds the folder, and records the settings or compares them with those there."""
+    stack.enter_context(hold_outdir(run.outdir, run.run_options.take_outdir))
     settings.claim(run.outdir, run.record, follows=(PIXELS,))
 
 
@@ -148,7 +151,7 @@ def _settings(trained, form, job):
     )
 
 
-def _draw(run, parts, total):
+def _draw(run, parts, total, stack):
     """Draws the missing samples batch by batch and has each part of them written."""
     sampler, job, missing = run.sampler, run.job, sum(map(len, parts))
     size = run.store.batch_size(run.run_options.batch_size, missing)
@@ -156,7 +159,7 @@ def _draw(run, parts, total):
     first = next(sampler.batches(job, parts[0], size))
     compiled = sampler.lower(job, first[1])
     # Only now: what is wrong shall leave no folder behind.
-    _claim(run)
+    _claim(run, stack)
     if missing < total:
         print(f"{total - missing} of {total} samples are there already")
     compiled()
@@ -194,6 +197,7 @@ def _watched(run, drawn, console, begun):
         # Before they are passed on: nobody asks for more than the last.
         done += len(indices)
         console.advance(len(indices))
+        require_held()
         if done == missing or time.monotonic() - said > _QUIET:
             console.line(f"{done}/{missing} samples")
             said = time.monotonic()

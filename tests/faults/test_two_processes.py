@@ -26,6 +26,10 @@ def main(argv):
     from ldm_jax import peers
     from ldm_jax.errors import DataError
 
+    if fault == "late":
+        # Longer than Gloo waits where processes meet for the first time.
+        time.sleep(40 * (jax.process_index() == victim))
+        assert peers.gather(str(jax.process_index())) == ["0", "1"]
     multihost_utils.sync_global_devices("start")
     peers.progress(1)
     if jax.process_index() == victim:
@@ -101,6 +105,11 @@ def _last_line(output):
 
 def test_all_goes_well(tmp_path):
     statuses, _ = _run(tmp_path, "none")
+    assert statuses == [0, 0]
+
+
+def test_one_that_comes_late_is_waited_for(tmp_path):
+    statuses, _ = _run(tmp_path, "late")
     assert statuses == [0, 0]
 
 

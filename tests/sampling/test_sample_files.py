@@ -6,12 +6,12 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
 from ldm_jax import peers, sampling
 from ldm_jax.data.open_source import open_source
-from ldm_jax.errors import ConfigError, DecodeError
+from ldm_jax.errors import ConfigError, DecodeError, WorkdirInUse
 from ldm_jax.images import decode, read_image
+from ldm_jax.lock import FILE, hold
 from ldm_jax.sampling.sample_files import OUTPUTS, NpzShards
 from ldm_jax.sampling.sampler import Sampler
 from tests.sampling.common import (
@@ -121,9 +121,22 @@ def test_a_killed_run_ends_in_the_same_bytes(form, whole, sampler, tmp_path, cap
         run(sampler, tmp_path, output=form, **OPTIONS | {"num_samples": 8})
 
 
+def test_a_folder_takes_one_command_at_a_time(whole, sampler, tmp_path):
+    with hold(tmp_path):
+        with pytest.raises(WorkdirInUse, match="is in use by process"):
+            run(sampler, tmp_path, output="npz", **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+    run(sampler, tmp_path, output="npz", **OPTIONS)
+    assert files_in(tmp_path) == files_in(whole["npz"])
+    # Also where all is there, as the grid is drawn again.
+    with hold(tmp_path):
+        with pytest.raises(WorkdirInUse, match="is in use by process"):
+            run(sampler, tmp_path, output="npz", **OPTIONS)
+    assert not (tmp_path / FILE).exists()
+
+
 def test_processes_write_the_bytes_of_one(whole, sampler, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda _: None)
     monkeypatch.setattr(peers, "gather", lambda text: [text, text])
     for process in 1, 0:
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)

@@ -67,6 +67,7 @@ with cli.group("how to measure"):
 
 with cli.group("output"):
     _OUTDIR = cli.shared("outdir", required=True)
+    _TAKE_OUTDIR = cli.shared("take_outdir")
 
 
 def _main(argv: list[str]) -> None:
@@ -80,6 +81,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.drawn import Drawing
     from ldm_jax.evaluation.sweep.grid import combinations
     from ldm_jax.evaluation.sweep.rows import measure_rows
+    from ldm_jax.lock import hold_outdir
     from ldm_jax.sampling import options
 
     # Before the model: what is misspelt shall not wait for it.
@@ -95,11 +97,12 @@ def _main(argv: list[str]) -> None:
     training = to_dict(trained.config.data)
     training["on_error"] = "skip" if _SKIP.value else "raise"
     drawing = Drawing(trained, sharding.make_mesh())
-    rows = measure_rows(drawing, settings, plan, how._replace(training=training))
-    if not jax.process_index():
-        count = next(iter(rows[0].results.values())).count
-        title = f"{count:,} samples each of {trained.source} ({trained.weights})"
-        _write(how.outdir, title, rows)
+    with hold_outdir(how.outdir, _TAKE_OUTDIR.value):
+        rows = measure_rows(drawing, settings, plan, how._replace(training=training))
+        if not jax.process_index():
+            count = next(iter(rows[0].results.values())).count
+            title = f"{count:,} samples each of {trained.source} ({trained.weights})"
+            _write(how.outdir, title, rows)
 
 
 def _plan(metrics):
