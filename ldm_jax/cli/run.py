@@ -28,6 +28,7 @@ def run(
     arguments: str = "",
     uses_jax: bool = True,
     lower: str = "the sizes",
+    stops_together: bool = False,
 ) -> None:
     """Runs a command to its end, which is the end of the process.
 
@@ -37,6 +38,8 @@ def run(
       arguments: What it takes beside flags, for `--help`, as "SOURCE TARGET".
       uses_jax: Whether JAX is started before, and flags of its clusters are there.
       lower: What to lower where memory is short, for the message.
+      stops_together: Whether processes of a job that is asked to stop agree on a step;
+        of another command the one that is asked ends at once, and then the others.
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
@@ -47,16 +50,19 @@ def run(
     # What Python's tracker of shared memory clears away is no news to a user.
     sys.warnoptions.append("ignore:resource_tracker")
     app.run(
-        functools.partial(_run, main, uses_jax, lower),
+        functools.partial(_run, main, uses_jax, lower, stops_together),
         flags_parser=functools.partial(_parse, doc, arguments),
     )
 
 
-def _run(main, uses_jax, lower, argv):
+def _run(main, uses_jax, lower, stops_together, argv):
     """Calls the main; whatever fails is one line and a status."""
     try:
         if uses_jax:
             start_jax()
+            if peers.several() and not stops_together:
+                # JAX catches it in a job, and leaves it to the loop of a run to look.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
         main(argv)
         # Here a full disk is still a line.
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -193,12 +192,10 @@ def _require_same(folder, found, problem):
 def _listening():
     """Yields a function that raises where the command was asked to stop.
 
-    Of several processes each ends at once, as what is written is whole; the others
-    learn of it, and end.
+    Of several processes each ends at once, as what is written is whole, see `cli.run`;
+    the others learn of it, and end.
     """
     if jax.process_count() > 1:
-        # JAX catches it for a run that agrees on a step.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         yield lambda text: None
         return
     with contextlib.closing(Preemption("finished shards are kept")) as preemption:

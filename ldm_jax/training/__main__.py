@@ -49,7 +49,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command."""
-    cli.run(_main, __doc__, lower=_MEMORY)
+    cli.run(_main, __doc__, lower=_MEMORY, stops_together=True)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ def main(argv):
             raise DataError("cannot read x.png")
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "asked":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
         if fault == "hang":
             time.sleep(1000)
     multihost_utils.sync_global_devices("end")
@@ -153,6 +156,15 @@ def test_process_0_is_killed(tmp_path):
     assert statuses == [-signal.SIGKILL, ProcessLost.exit_code]
     assert lines[1].startswith("error: JAX has ended this process")
     assert time.monotonic() - start < 40
+
+
+def test_asked_to_stop_a_command_that_saves_nothing_ends(tmp_path):
+    """JAX catches SIGTERM in a job, for a run that agrees on a step: no other looks."""
+    start = time.monotonic()
+    statuses, lines = _run(tmp_path, "asked")
+    assert statuses == [ProcessLost.exit_code, -signal.SIGTERM]
+    assert "process 1 of 2" in lines[0]
+    assert time.monotonic() - start < 60
 
 
 def test_a_hang_is_given_up(tmp_path):
