@@ -120,6 +120,16 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_left_alone(
     assert take(tmp_path, override=True) == os.getpid()
 
 
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_clock_elsewhere_that_goes_wrong_decides_nothing(tmp_path, quick, ahead):
+    """Neither does a dead holder's hold for an hour, nor is a living one taken dead."""
+    path, now = write(tmp_path, host="far", machine="far boot"), time.time() + ahead
+    os.utime(path, (now, now))
+    start = time.monotonic()
+    assert take(tmp_path) == os.getpid()
+    assert 0.2 < time.monotonic() - start < 5
+
+
 def test_a_holder_touches_its_file(tmp_path, quick):
     with hold(tmp_path):
         os.utime(tmp_path / FILE, (1, 1))

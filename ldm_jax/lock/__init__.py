@@ -189,10 +189,31 @@ def _parse(record):
         return None
 
 
-class _OnDisk:
+class _Watched:
+    """For how long no other sign of life was seen, by this host's own clock.
+
+    The clocks of two hosts may be minutes apart, and many file systems write down that
+    of the host that touches a file.
+    """
+
+    def __init__(self):
+        self._seen, self._since = None, 0.0
+
+    def _note(self, sign):
+        """Notes the sign of life that is there now."""
+        if sign != self._seen:
+            self._seen, self._since = sign, time.monotonic()
+
+    def _silence(self):
+        """Seconds since the sign that was noted last was first seen."""
+        return time.monotonic() - self._since
+
+
+class _OnDisk(_Watched):
     """The file on a disk, which the system locks while it is read and written."""
 
     def __init__(self, path, me):
+        super().__init__()
         self._path, self._me = path, me
 
     def attempt(self, override):
@@ -200,9 +221,10 @@ class _OnDisk:
         path = self._path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._guarded() as file:
-            holder = _read(file)
+            holder, sign = _read(file), os.fstat(file.fileno()).st_mtime_ns
+            self._note(sign)
             if _lives(holder, self._silence, override):
-                return holder, os.stat(path).st_mtime_ns
+                return holder, sign
             file.seek(0)
             file.truncate()
             file.write(_record(self._me))
@@ -223,16 +245,6 @@ class _OnDisk:
         with contextlib.suppress(OSError), self._guarded() as file:
             if _read(file) in (self._me, None):
                 self._path.unlink(missing_ok=True)
-
-    def _silence(self):
-        """Seconds since the last sign of life, by the clock of the file system."""
-        path = self._path
-        probe = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-        try:
-            probe.touch()
-            return os.stat(probe).st_mtime - os.stat(path).st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _guarded(self):
@@ -266,12 +278,12 @@ def _record(holder):
     return json.dumps(dataclasses.asdict(holder), indent=2).encode() + b"\n"
 
 
-class _InStore:
+class _InStore(_Watched):
     """The object in a store, which one process alone can make."""
 
     def __init__(self, path, me):
+        super().__init__()
         self._claim = Claim(path, dataclasses.asdict(me))
-        self._seen, self._since = None, 0.0
 
     def attempt(self, override):
         """(None, None) once it is taken, else who holds it and a sign of its life."""
@@ -279,8 +291,7 @@ class _InStore:
             found = self._claim.read()
             if found is None:
                 continue
-            if found != self._seen:
-                self._seen, self._since = found, time.monotonic()
+            self._note(found)
             holder = _in_store(found)
             if _lives(holder, self._silence, override):
                 return holder, found["number"]
@@ -301,10 +312,6 @@ class _InStore:
         # In time it is taken for that of a dead run.
         with contextlib.suppress(Exception):
             self._claim.release()
-
-    def _silence(self):
-        """Seconds since the last sign of life that was seen, by this host's clock."""
-        return time.monotonic() - self._since
 
 
 def _in_store(record):
