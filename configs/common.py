@@ -112,7 +112,8 @@ def _images():
 
     image_size: Height and width in pixels that images are cut and resized to.
     crop: "center" or "random", of the largest square.
-    min_crop: A random crop has a random fraction from min_crop to 1 of its side.
+    min_crop: In training a crop, at the centre too, has a random fraction from min_crop
+      to 1 of that square's side.
     flip: Whether every second training image, at random, is mirrored.
     buckets: Shapes of training batches beside squares of image_size: step, what sides
       are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
@@ -483,7 +484,8 @@ def first_stage(**changes) -> dict:
 def schedule(**changes) -> dict:
     """The `schedule` section; `scaled_linear` is what CompVis calls linear.
 
-    make_schedule in `diffusion/schedule.py` explains its keys but for the last.
+    make_schedule in `diffusion/schedule.py` explains its keys but for the last, and
+    which kinds take beta_start and beta_end.
 
     kind: "rectified_flow" goes with prediction_type="velocity".
     zero_terminal_snr: Ends in pure noise; goes with prediction_type="v".
@@ -582,8 +584,11 @@ def shrink_train(config: ConfigDict) -> None:
         batch_size=8,
         num_steps=4,
         warmup_steps=0,
+        start_factor=0.0,
         # So that a run cut by num_steps=2 and one of 4 take the same steps.
         decay="constant",
+        decay_steps=None,
+        end_factor=0.0,
         log_every=2,
         eval_every=4,
         eval_batches=1,

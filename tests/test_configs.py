@@ -15,6 +15,7 @@ from ldm_jax.models.operations.parameters import variable_shapes
 from ldm_jax.sharding import make_mesh
 from ldm_jax.training.freeze import check_freeze, freeze_paths
 from ldm_jax.training.loss_options import LossOptions
+from ldm_jax.training.start.idle_keys import idle_notes
 from tests.published import NAMES, RELEASED, line, listed, load, module, specs
 from tests.runs import train
 
@@ -136,6 +137,11 @@ def _second_stage_shapes(model, image_size):
     batch = {key: examples[key] for key in model.conditioner.entries}
     batch["image"] = jnp.zeros((1, image_size, image_size, 3))
     return latent_diffusion.init(model, None, batch)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_configs_set_no_key_that_changes_nothing(spec):
+    assert idle_notes(load(spec)) + idle_notes(load(spec, "tiny")) == []
 
 
 @pytest.mark.parametrize("spec", SECOND_STAGES)

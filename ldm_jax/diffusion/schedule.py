@@ -165,7 +165,8 @@ def make_schedule(
         which CompVis calls "linear". "rectified_flow" is the straight path from data to
         noise, sigma = (t + 1) / T, and takes none of the options below.
       num_train_timesteps: Number of noise levels T, 2 to 100,000.
-      beta_start: First beta of the linear kinds (of "sqrt": its square).
+      beta_start: First beta of the linear kinds (of "sqrt": its square); "cosine"
+        takes neither this nor the next.
       beta_end: Last beta, likewise.
       cosine_s: Offset of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
       zero_terminal_snr: Whether to rescale the levels so that the last one is pure

@@ -139,6 +139,17 @@ def test_a_record_without_a_key_that_came_later_is_compared():
         check_config(config, {"config": recorded}, False)
 
 
+def test_keys_that_change_nothing_may_change():
+    plain = tiny_config("shapes_class", "")
+    other = tiny_config("shapes_class", "", train__end_factor=0.5)
+    other.schedule.beta_start = 1e-3
+    for config, recorded in ((plain, other), (other, plain)):
+        assert check_config(config, {"config": recorded.to_dict()}, False) == []
+    falls = tiny_config("shapes_class", "", train__decay="linear")
+    with pytest.raises(CheckpointError, match="train.end_factor: 0.5 there, 0.0 here"):
+        check_config(falls, {"config": other.to_dict()}, False)
+
+
 def test_what_leaves_them_as_they_are_may_be_allowed():
     recorded = tiny_config("shapes_class", "").to_dict()
     for key, value in (

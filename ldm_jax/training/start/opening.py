@@ -19,6 +19,7 @@ from ldm_jax.lock import hold
 from ldm_jax.seeds import make_key
 from ldm_jax.training import autoencoder, classifier, diffusion
 from ldm_jax.training.freeze import check_freeze, freeze_paths
+from ldm_jax.training.start.idle_keys import idle_notes
 from ldm_jax.training.start.opened import Run
 from ldm_jax.training.start.same_run import check_config, check_data, check_same_data
 from ldm_jax.training.writer import Writer
@@ -31,8 +32,8 @@ def read_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
       config: ConfigDict of any stage.
 
     Returns:
-      (config, notes): sentences on keys that were renamed, and on what is held out but
-      trained on.
+      (config, notes): sentences on keys that were renamed or change nothing, and on
+      what is held out but trained on.
 
     Raises:
       ConfigError: If it cannot work.
@@ -41,7 +42,7 @@ def read_config(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     config = with_image_channels(check_values(config))
     choose(CHECKS, config.stage, "stage")(config)
     check_sources(config.data)
-    return config, notes + held_out_notes(config.data)
+    return config, notes + idle_notes(config) + held_out_notes(config.data)
 
 
 def open_run(

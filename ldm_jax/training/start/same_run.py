@@ -11,6 +11,7 @@ from ldm_jax.config import NETWORKS, differences
 from ldm_jax.data.sources import compare_records
 from ldm_jax.errors import CheckpointError, ConfigError
 from ldm_jax.training.freeze import freeze_paths
+from ldm_jax.training.start.idle_keys import idle_keys
 from ldm_jax.training.start.same_state import check_same_state
 
 # Keys that may change between two runs of one workdir: they do not alter what a step
@@ -77,7 +78,8 @@ def check_config(
             "another --workdir, and this one as --config.train.init_from"
         )
     recorded = ConfigDict(meta["config"])
-    rows = differences(config, recorded, FREE_KEYS)
+    idle = idle_keys(config).keys() & idle_keys(recorded).keys()
+    rows = differences(config, recorded, (*FREE_KEYS, *idle))
     if freeze_paths(config) == freeze_paths(recorded):
         rows = [row for row in rows if row[0] != "train.freeze"]
     for key, ours, theirs in rows:
