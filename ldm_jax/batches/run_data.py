@@ -60,6 +60,7 @@ class Data:
         self._held_out, self._check = None, None
         self._skipped = Seen(where for where, _ in _left_out(self._source))
         self._shortened, self._cut, self._parts = Seen(), {}, None
+        self._said = set()
         self.num_examples = len(self._source)
         self.num_classes = self._source.num_classes
         self.class_names = self._source.class_names
@@ -238,6 +239,7 @@ class Data:
             train=False,
             rows=sharding.own_rows(self._mesh, self._even(batch_size)),
         )
+        loader.said = self._said
         yield from image_batches(loader, self._mesh)
 
     def preview_batch(self, size: int) -> Batch:
@@ -289,7 +291,7 @@ class Data:
             loader.close()
 
     def _loader(self, source, train, batch_size, start, changes=None):
-        return make_loader(
+        loader = make_loader(
             source,
             to_dict(self._section) | (changes or {}),
             batch_size=batch_size,
@@ -299,6 +301,9 @@ class Data:
             rows=sharding.own_rows(self._mesh, batch_size),
             check=self._check,
         )
+        # Every evaluation loads the same images anew.
+        loader.said = self._said
+        return loader
 
     def _first_example(self):
         # The size of the config: batches of all shapes go through the same weights.
@@ -306,6 +311,7 @@ class Data:
         loader = make_loader(
             self._source, section, batch_size=1, seed=0, check=self._check
         )
+        loader.said = self._said
         try:
             return {key: np.asarray(value) for key, value in next(loader).items()}
         finally:

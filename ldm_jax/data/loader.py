@@ -110,6 +110,8 @@ class Loader:
       cut: Counter of the examples so far of which an input was cut off, by batch key.
       order: Index of the example at each position of the endless stream; None in an
         evaluation.
+      said: What the log has been told; the loaders of a run may share one set, so that
+        a later one does not say it again.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class Loader:
             restarts=options.restart_workers,
         )
         self.order, self.skipped, self.shortened = order, {}, {}
-        self.cut = collections.Counter()
+        self.cut, self.said = collections.Counter(), set()
         # What fills a batch up is there twice.
         places = options.places
         examples = count if places is None else len(np.unique(places))
@@ -216,14 +218,13 @@ class Loader:
         for where, reason in batch.pop("failures"):
             if where not in self.skipped:
                 self.skipped[where] = reason
-                count = len(self.skipped)
-                logging.warning("skipped %s: %s (%d so far)", where, reason, count)
+                self._say(f"skipped {where}: {reason}", len(self.skipped))
         for where, what in batch.pop("notes"):
             if where is None:
                 self._count_cut(what)
             elif where not in self.shortened:
                 self.shortened[where] = what
-                logging.warning("%s: %s (%d so far)", where, what, len(self.shortened))
+                self._say(f"{where}: {what}", len(self.shortened))
         error, silent = batch.pop("error", None), batch.pop("unreachable", False)
         if error:
             self.close()
@@ -233,14 +234,20 @@ class Loader:
         # Copied out of the workers' shared memory, which must not outlive them.
         return {key: np.array(value) for key, value in batch.items()}
 
+    def _say(self, text, count):
+        if text not in self.said:
+            self.said.add(text)
+            logging.warning("%s (%d so far)", text, count)
+
     def _count_cut(self, key):
-        if not self.cut[key]:
-            logging.warning(
-                'of some examples only the beginning of "%s" is kept, as they have '
-                "more tokens than max_length; the log counts them",
-                key,
-            )
         self.cut[key] += 1
+        text = (
+            f'of some examples only the beginning of "{key}" is kept, as they have '
+            "more tokens than max_length; the log counts them"
+        )
+        if text not in self.said:
+            self.said.add(text)
+            logging.warning("%s", text)
 
     def close(self) -> None:
         """Ends the threads and worker processes; says how many were skipped."""

@@ -71,6 +71,25 @@ def test_a_held_out_split_that_is_not_there_is_named_at_once(shapes_dir):
         Data(ConfigDict(section), seed=0, batch_size=8, mesh=sharding.make_mesh())
 
 
+def test_what_is_wrong_with_held_out_images_is_said_once(tmp_path, caplog):
+    write_images(tmp_path, ["train/0.png", "validation/0.png"], (16, 16))
+    for name in ("train/0.txt", "validation/0.txt", "validation/1.txt"):
+        (tmp_path / name).write_text("a red star " * 20)
+    (tmp_path / "validation" / "1.png").write_text("no image")
+    inputs = dict(caption=INPUTS["caption"])
+    section = common.data(source="folder", name=str(tmp_path), image_size=16)
+    section |= dict(inputs=inputs)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    data = Data(ConfigDict(section), seed=0, batch_size=2, mesh=mesh)
+    with caplog.at_level("WARNING"):
+        list(data.train_batches(0, 1))
+        for _ in range(2):
+            list(data.held_out_batches())
+            data.preview_batch(2)
+    assert caplog.text.count("validation/1.png: ") == 1
+    assert caplog.text.count("only the beginning") == 1
+
+
 def test_previews_are_squares_where_training_is_in_buckets(tmp_path):
     for k, size in enumerate([(64, 64), (96, 48), (48, 96)]):
         write_images(tmp_path, [f"{k}/{n}.png" for n in range(4)], size)
