@@ -8,15 +8,15 @@ r"""Measures a trained model, or images, by the metrics of the field.
     ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval
     ldm-evaluate --workdir=runs/autoencoder --outdir=runs/eval --image=large.jpg
 
-The first draws samples of a second stage on all devices and compares them with the
-images it was trained on, or with --reference; the next two compare images that are
-there, a folder or an npz. All write `metrics.json` and `metrics.md`; the same command
-goes on where it was cut, and ends in the same digits.
+The first draws samples of a second stage on all devices and compares them with its
+training images, or with --reference; the next two compare existing images, a folder or
+an npz. All write `metrics.json` and `metrics.md`; run again, the same command resumes
+an interrupted evaluation and gives the same numbers to the last digit.
 
-Of a first stage PSNR, SSIM, L1, with --lpips_weights LPIPS, what its kind says of
-itself, and --distances are measured between the images that the run held out, or those
-of --data, and their reconstructions, which `reconstructions.png` shows. With --image it
-writes the reconstructions of image files of any size.
+For a first stage PSNR, SSIM, L1, with --lpips_weights LPIPS, the metrics of its kind,
+and --distances are measured between the run's held-out images, or those of --data, and
+their reconstructions, which `reconstructions.png` shows. With --image it writes the
+reconstructions of image files of any size.
 """
 
 from absl import flags
@@ -117,7 +117,7 @@ def _main(argv: list[str]) -> None:
     del argv
     from ldm_jax.evaluation import subjects
 
-    # Before the model: what is misspelt shall not wait for it.
+    # Before the model is loaded, so that a misspelt flag fails at once.
     check_outdir(_OUTDIR.value)
     how, plan, sampling = _comparison(), _plan(), sampling_of()
     check_used(how.metrics or ["fid"], how.weights)
@@ -158,7 +158,7 @@ _SAMPLE_FLAGS = (
 
 
 def _comparison():
-    """What the flags say of how sets are measured, checked before anything is read."""
+    """The `Comparison` that the flags give, checked before anything is read."""
     from ldm_jax.config import choose
     from ldm_jax.evaluation.published_numbers import PUBLISHED
     from ldm_jax.metrics.protocols import PROTOCOLS
@@ -175,7 +175,7 @@ def _comparison():
 
 
 def _of_images(how):
-    """Measures images that are there."""
+    """Measures existing images, those of --images."""
     from ldm_jax import sharding
     from ldm_jax.evaluation.compare import compare
     from ldm_jax.evaluation.image_sets import open_images
@@ -200,7 +200,7 @@ def _of_images(how):
 
 
 def _add_captions(images, mesh):
-    """Gives images the captions of --prompts_file."""
+    """Adds the captions of --prompts_file to a set of images."""
     from ldm_jax.evaluation.captions import Prompts, add_captions
 
     prompts = Prompts(_PROMPTS_FILE.value)
@@ -241,7 +241,7 @@ def _held():
 
 
 def _plan():
-    """Which samples are drawn."""
+    """The `Plan` of the samples to draw."""
     from ldm_jax.metrics.protocols import PROTOCOLS
 
     count, mode = _NUM_SAMPLES.value, _LABEL_MODE.value
@@ -253,7 +253,7 @@ def _plan():
 
 
 def _of_first_stage(how):
-    """Measures a first stage, or sends images through it."""
+    """Measures a first stage, or reconstructs the files of --image."""
     from ldm_jax.evaluation import first_stage_command
     from ldm_jax.trained import check_same_everywhere, load_first_stage
 

@@ -1,4 +1,4 @@
-"""Captions of images, as the token ids that CLIP's text tower takes."""
+"""Captions of images, as token ids for CLIP's text encoder."""
 
 import hashlib
 import os
@@ -17,17 +17,17 @@ from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.reading import read_lines
 from ldm_jax.store import raise_if_silent
 
-# Length of the token sequences of all published towers.
+# Length of the token sequences of all published text encoders.
 _LENGTH = 77
 
 
 class OneCaption:
-    """A source whose examples have one caption each, the first of theirs.
+    """A source that keeps only the first caption of each example.
 
-    So a sample is measured by the caption that it was drawn from.
+    So a sample is measured against the caption that it was drawn from.
 
     Attributes:
-      skipped: That of the source, see `data.sources`.
+      skipped: `skipped` of the wrapped source, see `data.sources`.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class OneCaption:
 
         Args:
           source: Source of examples, see `data.sources`.
-          keys: Keys of its examples that hold captions, the preferred ones first.
-          fallback: Caption of examples that have none; None makes that an error.
+          keys: Keys of its examples that hold captions, in order of preference.
+          fallback: Caption of examples without one; None makes that an error.
         """
         self._source, self._keys = source, tuple(keys)
         self._fallback, self._captions = fallback, {}
@@ -62,10 +62,10 @@ class OneCaption:
         return example
 
     def caption(self, index: int) -> str:
-        """Finds the caption of an example, which is read once at most.
+        """Returns the caption of an example, which is read at most once.
 
         Args:
-          index: Its position.
+          index: Position of the example.
 
         Returns:
           The caption.
@@ -76,7 +76,7 @@ class OneCaption:
         if index not in self._captions:
             try:
                 self[index]
-            # Whatever a damaged record or file raises, it is that example's fault.
+            # A damaged record or file may raise anything; the example is at fault.
             except Exception as error:
                 raise_if_silent(self.describe(index), error)
                 text = " ".join(str(error).split()) or type(error).__name__
@@ -92,10 +92,10 @@ class OneCaption:
         """Names an example, for messages.
 
         Args:
-          index: Its position.
+          index: Position of the example.
 
         Returns:
-          What the source calls it.
+          The source's name for it.
         """
         return self._source.describe(index)
 
@@ -103,19 +103,19 @@ class OneCaption:
         """Identifies the data.
 
         Returns:
-          What the source says.
+          The fingerprint of the wrapped source.
         """
         return self._source.fingerprint()
 
 
 class Prompts:
-    """The captions of a file as a source of examples, with images that are blank."""
+    """The captions of a file as a source of examples with blank images."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         """Reads the file.
 
         Args:
-          path: Path of a text file in UTF-8, a caption in a line.
+          path: Path of a text file in UTF-8, one caption a line.
 
         Raises:
           ConfigError: If it cannot be read, or has no captions.
@@ -132,10 +132,10 @@ class Prompts:
         return {"image": np.zeros((8, 8, 3), np.uint8), "caption": self.caption(index)}
 
     def caption(self, index: int) -> str:
-        """Finds a caption.
+        """Returns a caption.
 
         Args:
-          index: Its position.
+          index: Position of the caption.
 
         Returns:
           The caption.
@@ -146,10 +146,10 @@ class Prompts:
         """Names a caption, for messages.
 
         Args:
-          index: Its position.
+          index: Position of the caption.
 
         Returns:
-          File and line.
+          Its file and line.
         """
         return f"line {index + 1} of {self._path}"
 
@@ -157,7 +157,7 @@ class Prompts:
         """Identifies the captions.
 
         Returns:
-          Hash of them.
+          Hash of all captions.
         """
         text = "\n".join(self._texts).encode()
         return hashlib.blake2b(text, digest_size=16).hexdigest()
@@ -166,21 +166,21 @@ class Prompts:
 def first_of(
     captions: Mapping[str, Sequence[str | bytes]], fallback: str | None = None
 ) -> str | None:
-    """Takes the first of several captions.
+    """Returns the first of several captions.
 
     Args:
-      captions: What `captions_of` gives.
-      fallback: What is taken where there are none.
+      captions: Result of `captions_of`.
+      fallback: Caption to use if there are none.
 
     Returns:
-      The text; None where there is none.
+      The caption; None if there is neither a caption nor a fallback.
     """
     one = next((texts[0] for texts in captions.values()), fallback)
     return one.decode() if isinstance(one, bytes) else one
 
 
 def read_captions(path: str | os.PathLike) -> list[str]:
-    """Reads a file of captions, one in a line.
+    """Reads a file of captions, one a line.
 
     Args:
       path: Path of a text file in UTF-8.
@@ -202,7 +202,7 @@ def read_captions(path: str | os.PathLike) -> list[str]:
 def add_captions(
     images: ImageSet, source: OneCaption | Prompts, tokenizer: str, mesh: Mesh
 ) -> None:
-    """Gives a set the captions of its images, and records which they are.
+    """Adds the captions to a set of images, and records which they are.
 
     Args:
       images: The set; image k has caption k.

@@ -1,4 +1,4 @@
-"""Measures a set of images against a reference, and writes what came of it."""
+"""Measures a set of images against a reference, and writes the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,16 +44,17 @@ class Comparison(NamedTuple):
     Attributes:
       metrics: Rows of SET_METRICS.
       outdir: Folder of the results.
-      weights: Row of FEATURES -> its file of weights.
+      weights: Row of FEATURES -> file of its weights.
       protocol: Row of PROTOCOLS, or None.
       reference: Folder of images, npz of images or file of statistics; None for the
         training images of the run, see `training`.
       training: Config section `data` of the run that is measured, or None.
-      image_size: Side to which images of a reference are brought; None for as they are.
-      batch_size: Images at a time over all devices.
-      save_every: Images after which the state is saved.
+      image_size: Side to which images of a reference are cropped and resized; None
+        leaves them unchanged.
+      batch_size: Global batch size.
+      save_every: Images between two saves of the state.
       skip_unreadable: Whether images that cannot be read are left out.
-      published: Row of PUBLISHED to stand beside, or None.
+      published: Row of PUBLISHED to compare with, or None.
       npz: Whether the images are also written to `samples.npz`.
     """
 
@@ -89,11 +90,11 @@ def compare(
       Name -> result.
 
     Raises:
-      ConfigError: If something does not go together; before anything is measured.
+      ConfigError: If the settings do not fit together; before anything is measured.
       DataError: If images cannot be read.
     """
     sampling = images.record.get("sample", {})
-    # A misspelt row shall not wait for the samples.
+    # Before the samples are drawn, so that a misspelt row fails at once.
     published = how.published and find_published(how.published, sampling)
     measurement, more = open_measurement(images, how, mesh)
     settings = settings_of(images, measurement, more)
@@ -112,16 +113,16 @@ def compare(
             keep.finish(measurement.count, **others)
             more["samples"] = StoredImages(file).fingerprint
         _write(images, how, results, settings | more, published)
-        # The state goes once the results are there for all.
+        # The state is removed once the results are written, for all processes.
         peers.gather("the results are written")
         saved.remove()
     else:
         say(f"measured already: {how.outdir / 'metrics.json'}")
-        # What is published for it may be asked for later.
+        # --published may be given only when the command is run again.
         if published is not None:
             _write(images, how, results, settings | more, published)
     _print(images, how, results, published)
-    # Without a state nothing goes on from these images.
+    # Without a saved state these images serve no run to resume.
     if keep is not None and not jax.process_index() and not saved.exists():
         keep.remove()
     return results
@@ -133,16 +134,16 @@ def open_measurement(
     """Loads the networks, and reads or measures the reference.
 
     Args:
-      images: The set that is to be measured, or another of its preprocessing.
+      images: The set to measure, or another one with the same preprocessing.
       how: How it is measured.
       mesh: Mesh over the devices of all processes.
 
     Returns:
-      (measurement, more): empty, for the set; and the settings of `settings_of` that it
-      adds.
+      (measurement, more): an empty Measurement for the set, and further settings, the
+      `more` of `settings_of`.
 
     Raises:
-      ConfigError: If something does not go together.
+      ConfigError: If the settings do not fit together.
       DataError: If images of the reference cannot be read.
     """
     _check_protocol(images, how)
@@ -170,7 +171,7 @@ def _finished(how, settings):
 
 
 def _has_samples(how, fingerprint):
-    """Whether the samples that were measured are still there."""
+    """Whether `samples.npz` still holds the samples that were measured."""
     path = how.outdir / "samples.npz"
     try:
         found = StoredImages(path)
@@ -181,7 +182,7 @@ def _has_samples(how, fingerprint):
 
 
 def _name_random(measurement):
-    """Says before hours of work that its numbers will not be the published ones."""
+    """Warns, before hours of work, that random weights give no published metric."""
     for name, record in measurement.record.items():
         if record["weights"] == "random" and name != "random":
             row = FEATURES[name]
@@ -216,7 +217,7 @@ def _check_reference(images, how):
             f"--distances={','.join(_needing(how))}: a reference is needed; give "
             "--reference, a folder of images, an npz or a file of ldm-reference"
         )
-    # What is not there shall not wait for the networks.
+    # Before the networks are loaded, so that what is wrong fails at once.
     as_it_is = how.reference is None or is_statistics(how.reference)
     if how.image_size is not None and as_it_is and "sample" in images.record:
         what = "the training images" if how.reference is None else "statistics"
@@ -246,7 +247,7 @@ def _open_reference(images, how, measurement, mesh):
     needing = _needing(how)
     if not needing:
         return None
-    # Captions, and scores without a reference, are not of these images.
+    # The reference images have no captions, and need no scores without a reference.
     if needing != list(how.metrics):
         measurement = measurement.twin(metrics=needing)
     most = (how.protocol and PROTOCOLS[how.protocol].reference_rows) or MOST_ROWS
@@ -272,11 +273,11 @@ def _cut_of(images):
 
 
 def check_sizes(images: ImageSet, others: ImageSet) -> None:
-    """Checks that two sets are cut in one way.
+    """Checks that the images of two sets are cropped and resized in the same way.
 
     Args:
       images: A set.
-      others: What it is compared with.
+      others: The set that it is compared with.
 
     Raises:
       ConfigError: If their sizes or their crops differ.
@@ -286,7 +287,7 @@ def check_sizes(images: ImageSet, others: ImageSet) -> None:
 
 
 def _write(images, how, results, settings, published):
-    """Writes what came of it, on the first process."""
+    """Writes the results, on the first process."""
     if jax.process_index():
         return
     verdicts, source = [], ""
@@ -304,12 +305,12 @@ def _write(images, how, results, settings, published):
         title = f"{how.published}: {title}"
     text = markdown(title, results, verdicts, TOLERANCE, source)
     write_bytes(how.outdir / "metrics.md", text.encode())
-    # The last file: where it is, all is there.
+    # Written last: if it exists, all files are complete.
     write_json(how.outdir / "metrics.json", record)
 
 
 def _print(images, how, results, published):
-    """Prints what came of it, on the first process."""
+    """Prints the results, on the first process."""
     if jax.process_index():
         return
     count = next(iter(results.values())).count

@@ -1,6 +1,6 @@
 """Samples of a trained second stage as a set of images, drawn while they are measured.
 
-They are drawn on all devices of all processes and stay there: nothing is stored.
+They are drawn on all devices of all processes and stay there: none is written to disk.
 """
 
 import os
@@ -38,20 +38,20 @@ from ldm_jax.trained import Trained
 
 
 class Plan(NamedTuple):
-    """Which samples are drawn.
+    """Which samples to draw.
 
     Attributes:
-      count: How many; None for one of each held-out example.
-      batch_size: Samples at a time over all devices.
-      label_mode: Row of LABEL_MODES, of a model whose one condition is a class.
-      seed: Seed of all that is drawn at random.
+      count: Number of samples; None for one per held-out example.
+      batch_size: Global batch size.
+      label_mode: Row of LABEL_MODES, for a model whose only condition is a class.
+      seed: Seed of everything random.
       split: Split whose examples give other conditions; None for the held-out one.
-      skip_unreadable: Whether examples that cannot be read are passed over; where the
-        others do not suffice, fewer samples are drawn.
-      prompts_file: File whose captions, one in a line, are the conditions; None for
-        those of examples.
-      tokenizer: CLIP's tokenizer, to measure samples by the captions that they are
-        drawn from; None where they are not.
+      skip_unreadable: Whether examples that cannot be read are skipped; if too few are
+        left, fewer samples are drawn.
+      prompts_file: File whose captions, one a line, are the conditions; None for those
+        of examples.
+      tokenizer: CLIP's tokenizer, to measure samples against the captions that they
+        are drawn from; None if they are not.
     """
 
     count: int | None
@@ -65,22 +65,22 @@ class Plan(NamedTuple):
 
 
 class Drawing:
-    """A second stage that draws: weights on the devices, programs that are compiled.
+    """A second stage to draw samples with: weights on the devices, compiled programs.
 
-    Sets of one Drawing share them. One program draws with all guidance scales.
+    Sets of one Drawing share both. One program serves all guidance scales.
 
     Attributes:
       trained: The model.
       mesh: Mesh over the devices of all processes.
-      checksums: Of the weights: "model", "first_stage" and "statistics". A model that
-        was trained anew in the same folder is another one.
+      checksums: Checksums of the weights: "model", "first_stage" and "statistics".
+        A model retrained in the same folder is recognised by them as another one.
     """
 
     def __init__(self, trained: Trained, mesh: Mesh) -> None:
         """Puts nothing on the devices yet; every process must call it.
 
         Args:
-          trained: A Trained.
+          trained: The model.
           mesh: Mesh over the devices of all processes.
 
         Raises:
@@ -93,7 +93,7 @@ class Drawing:
         self._weights, self._programs = None, {}
 
     def program(self, options: SampleOptions, seed: int) -> Callable:
-        """Finds the program that draws a batch.
+        """Returns the program that draws a batch.
 
         Args:
           options: How to sample, with a size.
@@ -118,18 +118,19 @@ class Drawing:
 def draw_set(
     drawing: Drawing, options: SampleOptions, plan: Plan
 ) -> tuple[ImageSet, Int[np.ndarray, " count"] | None]:
-    """Makes the set of samples; none is drawn before it is asked for.
+    """Makes the set of samples; they are drawn when its batches are read.
 
     Args:
-      drawing: What draws them.
+      drawing: The model that draws them.
       options: How to sample, with a size.
-      plan: Which samples.
+      plan: Which samples to draw.
 
     Returns:
-      (set, labels): an ImageSet, and the classes int32 [count] of a model of classes.
+      (set, labels): an ImageSet, and for a class-conditional model the classes, int32
+      [count], else None.
 
     Raises:
-      ConfigError: If there are not as many conditions as samples.
+      ConfigError: If there are fewer conditions than samples.
     """
     choose(LABEL_MODES, plan.label_mode, "--label_mode")
     trained, mesh = drawing.trained, drawing.mesh
@@ -166,7 +167,7 @@ def draw_set(
 
 
 def _count(plan, source):
-    """The number of samples, for which there are conditions."""
+    """The number of samples to draw, at most that of the conditions."""
     count = plan.count
     if count is None and source is None:
         raise ConfigError("--num_samples is not given: say how many samples to draw")
@@ -186,7 +187,7 @@ def _count(plan, source):
 
 
 def _open_examples(trained, plan):
-    """(source, record) of the examples whose conditions the samples get, or None."""
+    """(source, record) of the examples that give the conditions, or (None, None)."""
     needed = needed_keys(trained.inputs)
     if plan.prompts_file is not None:
         if needed != sorted(_caption_keys(trained)) or not needs_examples(
@@ -248,7 +249,7 @@ def _examples(trained, mesh, plan, source):
 def _draw(
     drawing: Drawing, options: SampleOptions, plan: Plan, source: Any, start: int
 ) -> Iterator[tuple[int, Batch]]:
-    """Yields (position, batch) of the samples from a position on."""
+    """Yields (position, batch) of the samples, beginning at the position `start`."""
     trained, mesh = drawing.trained, drawing.mesh
     draw = drawing.program(options, plan.seed)
     conditions = condition_batches(
@@ -262,10 +263,10 @@ def _draw(
         start=start,
     )
     drawn = ((each, draw(each)) for each in conditions)
-    # While features of one batch are computed, the devices draw the next.
+    # The devices draw the next batch while the features of this one are computed.
     for each, (images, finite) in one_behind(drawn):
         real = sharding.gathered(each.mask)
-        # What fills a batch up may be anything.
+        # Padding rows of a batch may hold anything.
         if not (np.asarray(finite) | ~real).all():
             raise CheckpointError(
                 f"samples of {trained.source} are not finite: its weights are damaged, "
@@ -276,7 +277,7 @@ def _draw(
 
 
 def _check_same(trained, checksums):
-    """Checks that all processes have one model; all must call it."""
+    """Checks that all processes have the same model; all must call it."""
     weights = " ".join(checksums.values())
     found = peers.gather(f"{trained.source[-150:]} {trained.weights} {weights}")
     if len(set(found)) > 1:

@@ -6,20 +6,20 @@ from jax.experimental import multihost_utils
 from ldm_jax.annotations import Float, UInt8
 from ldm_jax.images import make_grid
 
-# Images of each kind, and images in a row, each beside its reconstruction.
+# Pairs of image and reconstruction that are kept of each kind, and images in a row.
 SHOWN, COLUMNS = 16, 8
 
 Pairs = UInt8[np.ndarray, "n 2 h w c"]
 
 
 def pairs_grid(pairs: Pairs) -> UInt8[np.ndarray, "height width c"] | None:
-    """Lays images out, each left of its reconstruction.
+    """Makes a grid of images, each to the left of its reconstruction.
 
     Args:
       pairs: uint8 [N, 2, H, W, C].
 
     Returns:
-      uint8 [height, width, C], or None of no pairs.
+      uint8 [height, width, C], or None if there are no pairs.
     """
     if not len(pairs):
         return None
@@ -27,18 +27,18 @@ def pairs_grid(pairs: Pairs) -> UInt8[np.ndarray, "height width c"] | None:
 
 
 class Extremes:
-    """Keeps the pairs of the lowest and of the highest score."""
+    """Keeps the pairs with the lowest and with the highest scores."""
 
     def __init__(self) -> None:
         """Starts without pairs."""
-        # -1: the lowest first, by scores times that the highest.
+        # Name -> (scores, pairs): "worst" by rising, "best" by falling scores.
         self._kept = {}
 
     def add(self, scores: Float[np.ndarray, " n"], pairs: Pairs) -> None:
-        """Takes pairs of this process.
+        """Adds pairs of this process.
 
         Args:
-          scores: A number each, [N].
+          scores: Score of each pair, [N].
           pairs: uint8 [N, 2, H, W, C].
         """
         for name, sign in (("worst", 1), ("best", -1)):
@@ -49,11 +49,11 @@ class Extremes:
             self._kept[name] = _first(*both, sign)
 
     def grids(self) -> dict[str, UInt8[np.ndarray, "height width c"] | None]:
-        """Makes the image grids; every process calls it.
+        """Makes the image grids; every process must call it.
 
         Returns:
           "worst" and "best" -> a grid of the pairs of all processes, uint8 [height,
-          width, C], from the worst or the best one on; None where there are none.
+          width, C], the worst or the best one first; None if there are none.
         """
         return {
             name: pairs_grid(_first(*_of_all_processes(*kept), sign)[1])
@@ -62,13 +62,13 @@ class Extremes:
 
 
 def _first(scores, pairs, sign):
-    """The pairs of the first scores in an order; equal ones stay as they came."""
+    """The SHOWN pairs of lowest sign * score; equal ones in the order they came in."""
     order = np.argsort(sign * scores, kind="stable")[:SHOWN]
     return scores[order], pairs[order]
 
 
 def _of_all_processes(scores, pairs):
-    """Gathers what processes have kept, as many of each."""
+    """Gathers the pairs that all processes have kept, padded to equal numbers."""
     missing = SHOWN - len(scores)
     scores = np.pad(scores, (0, missing), constant_values=np.nan)
     pairs = np.pad(pairs, [(0, missing)] + [(0, 0)] * (pairs.ndim - 1))

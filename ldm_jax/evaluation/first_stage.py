@@ -1,6 +1,6 @@
-"""Measures a trained first stage: what comes back of the images that it compresses.
+"""Measures the reconstructions of a trained first stage.
 
-Latents are the posterior's mode, quantised where there is a codebook. Each image counts
+Latents are the posterior's mode, quantised if there is a codebook. Each image counts
 once, also those of the last, partial batch, on any number of devices.
 """
 
@@ -48,25 +48,25 @@ def make_step(
     perceptual: Callable | None = None,
     pixels: Pixels = RGB,
 ) -> Callable:
-    """Compiles what is computed of a batch.
+    """Compiles the step that measures a batch.
 
     Args:
       model: Autoencoder.
       mesh: Mesh of the batches.
       perceptual: None, or a function of (its weights, images, reconstructions), both
         RGB in [-1, 1], -> distance [B].
-      pixels: What images are.
+      pixels: Channels, bits and range of the images.
 
     Returns:
-      Function of (params, weights of `perceptual`, batch) -> (rows, sums,
-      images, reconstructions): dict of metrics [B] and "mask" [B], sums over the images
-      that count of what the kind of first stage measures, and both as they are shown,
-      uint8 [B, H, W, 3], split like the batch.
+      Function of (params, weights of `perceptual`, batch) -> (rows, sums, images,
+      reconstructions): dict of metrics [B] and "mask" [B]; the measures of the kind of
+      first stage, summed over the images that count; and images and reconstructions
+      for display, uint8 [B, H, W, 3], split like the batch.
     """
     measures = row_of(model).measures
 
     def step(params, weights, batch):
-        """What is computed of a batch of images [B, H, W, C]; see Returns above."""
+        """Measures a batch of images [B, H, W, C]; see Returns above."""
         images, mask = batch["image"], batch["mask"]
         apply = functools.partial(model.apply, {"params": params})
         posterior = apply(to_float(images), method="encode")
@@ -129,20 +129,21 @@ def evaluate(
     Args:
       first: A `trained.FirstStage`.
       batches: Iterable of dicts of global arrays "image" [B, H, W, C] and "mask" bool
-        [B], which marks rows that count.
+        [B], the rows that count.
       mesh: Mesh of the batches.
       perceptual: None, or (function, its weights), see `make_step`.
-      measurement: Empty, of the metrics of the set of reconstructions to that of
-        images; None for none.
+      measurement: An empty Measurement of the metrics that compare the set of
+        reconstructions with the set of images; None for none.
 
     Returns:
-      (results, grids): name -> Result, with the standard error of the mean of what
-      is measured image by image; and "reconstructions" -> the first images of this
-      process, "best" and "worst" -> those of all processes by `perceptual`, a distance,
-      or by PSNR where it is None; each beside its reconstruction, uint8 [H, W, C].
+      (results, grids): name -> Result, with the standard error of the mean for metrics
+      of single images; and grids uint8 [H, W, C] of images beside their
+      reconstructions: "reconstructions", the first images of this process, "best" and
+      "worst", those of all processes by the distance `perceptual`, or by PSNR if it is
+      None.
 
     Raises:
-      DataError: If no image could be read, or too few for a metric of sets.
+      DataError: If no image could be read, or too few for a metric of image sets.
       ConfigError: If a metric or its weights are wrong.
     """
     distance, weights = perceptual or (None, {})
@@ -184,13 +185,13 @@ def evaluate(
 
 
 class _Mean:
-    """Mean of a number per image, and how sure it is."""
+    """Mean of a number per image, and its standard error."""
 
     def __init__(self):
         self.count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, values):
-        """Takes the values of some images, [N]."""
+        """Adds the values of some images, [N]."""
         values = values.astype(np.float64)
         self.count += len(values)
         self._sum += values.sum()
@@ -199,15 +200,15 @@ class _Mean:
     def result(self, name):
         """The Result: mean over all images, its standard error, and their number."""
         mean = self._sum / self.count
-        # The standard error; of a single image there is none.
+        # The standard error; a single image has none.
         spread = max(self._squares / self.count - mean**2, 0.0)
         error = (spread / (self.count - 1)) ** 0.5 if self.count > 1 else None
         return Result(mean, error, self.count, _LABELS.get(name, name))
 
 
 def _summarise(first, means, sums):
-    """Results of what is measured image by image, and of the kind of first stage."""
-    # Compiled functions give their results in the order of the alphabet.
+    """Results of the metrics of single images, and of the kind of first stage."""
+    # Compiled functions return dicts with sorted keys.
     count = means["psnr"].count
     found = {
         n: means[n].result(n) for n in (*RECONSTRUCTION_METRICS, "lpips") if n in means
@@ -218,7 +219,7 @@ def _summarise(first, means, sums):
 
 
 def _local_indices(array):
-    """Indices of the rows of `_local_rows` in the whole batch."""
+    """Indices in the global batch of the rows of `_local_rows`."""
     index = {
         shard.index[0].indices(len(array))[:2] for shard in array.addressable_shards
     }
@@ -226,7 +227,7 @@ def _local_indices(array):
 
 
 def _local_rows(array):
-    """The first rows of a batch that lie on this process's devices."""
+    """The rows of a global batch that are on this process's devices, each once."""
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
@@ -236,12 +237,12 @@ def name_outputs(
     outdir: str | os.PathLike,
     suffix: str = ".png",
 ) -> dict[Place, Place]:
-    """Names the file that each image's reconstruction goes to.
+    """Names the file that each image's reconstruction is written to.
 
     Args:
       paths: Image files.
       outdir: Folder of the results.
-      suffix: That of the results, see `images.suffix_of`.
+      suffix: Suffix of the results, see `images.suffix_of`.
 
     Returns:
       Dict of image file -> file in `outdir`.
@@ -278,17 +279,17 @@ def reconstruct_file(
       path: Image file.
       output: File to write, with the suffix of `images.suffix_of`.
       tile: Side of a tile in pixels, see `tiling.encode_tiled`.
-      overlap: Pixels that neighbours have in common.
-      pixels: What images are.
+      overlap: Pixels by which neighbouring tiles overlap.
+      pixels: Channels, bits and range of the images.
 
     Returns:
-      A line that says what was done.
+      A line for the log: file, size, shape of the latents, seconds.
 
     Raises:
       ConfigError: If the file cannot be read or the tiles do not fit.
     """
     try:
-        # As the data are read, and not as samples, of which floats lie in [-1, 1].
+        # As training data are read, not as samples, whose floats are in [-1, 1].
         decoded = decode_pixels(read_file(path, require_memory), pixels=pixels)
         image = batch_image(decoded, pixels)
     except (OSError, ValueError) as error:
@@ -296,7 +297,7 @@ def reconstruct_file(
         raise ConfigError(f"--image: cannot read {path}: {error}") from error
     height, width = image.shape[:2]
     start = time.perf_counter()
-    # Completed to whole latents with copies of the last row and column.
+    # Padded to whole latents with copies of the last row and column.
     margin = [(0, -size % factor) for size in (height, width)]
     images = to_float(np.pad(image, (*margin, (0, 0)), mode="edge")[None])
     options = {"tile": tile, "overlap": overlap}
@@ -318,7 +319,7 @@ def compile_codec(first: FirstStage) -> tuple[Callable, Callable]:
       first: A `trained.FirstStage`.
 
     Returns:
-      (encode, decode): functions of images [B, H, W, C] in [-1, 1] and of latents.
+      (encode, decode): functions of images [B, H, W, C] in [-1, 1], and of latents.
     """
     params, module = jax.device_put(first.params), first.module
 

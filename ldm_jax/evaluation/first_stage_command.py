@@ -1,4 +1,4 @@
-"""What `ldm-evaluate` does with a first stage: measures it, or reconstructs files."""
+"""`ldm-evaluate` of a first stage: measures it, or reconstructs image files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,11 +40,11 @@ class OnImages(NamedTuple):
 
     Attributes:
       images: Arguments of `batches.Images` that replace keys of the run's data.
-      batch_size: Images at a time over all devices.
+      batch_size: Global batch size.
       lpips_weights: File of LPIPS' weights, or two with a comma between, or None.
       metrics: Rows of SET_METRICS.
-      weights: Row of FEATURES -> its file of weights.
-      published: Row of PUBLISHED to stand beside, or None.
+      weights: Row of FEATURES -> file of its weights.
+      published: Row of PUBLISHED to compare with, or None.
     """
 
     images: Mapping[str, Any]
@@ -69,10 +69,10 @@ def reconstruct(
       outdir: Folder of the results.
       paths: Image files.
       tile: Side of a tile in pixels.
-      overlap: Pixels that neighbouring tiles have in common.
+      overlap: Pixels by which neighbouring tiles overlap.
 
     Raises:
-      ConfigError: If a file cannot be read, or two would go to one file.
+      ConfigError: If a file cannot be read, or two would be written to one file.
     """
     pixels = first.pixels
     outputs = name_outputs(paths, outdir, suffix_of(pixels))
@@ -84,7 +84,7 @@ def reconstruct(
 
 
 def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None:
-    """Prints the table and writes the files.
+    """Measures a first stage, prints the table and writes the files.
 
     Args:
       first: A `trained.FirstStage`.
@@ -115,7 +115,7 @@ def measure_first_stage(first: FirstStage, outdir: Place, how: OnImages) -> None
         )
     record = first.record | images.record | {"images": images.fingerprint}
     record |= {"networks": measurement.record}
-    # Whoever wants to keep what is there learns of it before it is gone.
+    # Announces that an older metrics.json is replaced while it can still be kept.
     read_finished(outdir / "metrics.json", record)
     batches = images.batches()
     results, grids = evaluate(first, batches, mesh, perceptual, measurement)

@@ -1,4 +1,4 @@
-"""Flags that the commands of this room share, and how they are read."""
+"""Flags that the evaluation commands share, and functions that read them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ldm_jax.store import as_path
 
 
 def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
-    """Defines the flags; call it in a group.
+    """Defines flags of how to measure; call it in a group.
 
     Returns:
       Holders of --feature_weights, --skip_unreadable and --save_every.
@@ -37,7 +37,7 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
 
 
 def define_comparison_flags() -> tuple[flags.FlagHolder, ...]:
-    """Defines flags of what is measured; call it in a group.
+    """Defines flags of what to measure; call it in a group.
 
     Returns:
       Holders of --distances, --reference and --tokenizer.
@@ -82,7 +82,7 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
 
 
 def comparison_of(metrics: Sequence[str]) -> Any:
-    """Reads the flags of how sets of images are measured, of commands that have them.
+    """Reads the flags that say how sets of images are measured.
 
     Args:
       metrics: Rows of SET_METRICS.
@@ -113,10 +113,10 @@ def comparison_of(metrics: Sequence[str]) -> Any:
 
 
 def plan_of(count: int | None, label_mode: str | None) -> Any:
-    """Reads the flags of which samples are drawn, of commands that draw some.
+    """Reads the flags that say which samples to draw.
 
     Args:
-      count: How many, see `drawn.Plan`.
+      count: Number of samples, see `drawn.Plan`.
       label_mode: Row of LABEL_MODES; None for random.
 
     Returns:
@@ -143,14 +143,14 @@ def plan_of(count: int | None, label_mode: str | None) -> Any:
 
 
 def sampling_of() -> dict[str, Any]:
-    """Reads the flags of how samples are drawn, of commands that take one value each.
+    """Reads the sampler flags of commands that take one value of each.
 
     Returns:
       Names of options as in the config section `sample` -> values; None for the
       config's.
 
     Raises:
-      ConfigError: If one is wrong as far as that needs no model.
+      ConfigError: If a value is wrong, as far as can be checked without a model.
     """
     from ldm_jax.sampling import options
 
@@ -162,14 +162,14 @@ def sampling_of() -> dict[str, Any]:
 
 
 def load_second_stage() -> Any:
-    """Loads the model that the flags of a command name.
+    """Loads the model that a command's flags name.
 
     Returns:
       A `sampling.Trained`.
 
     Raises:
-      ConfigError: If the workdir holds none, or a flag says which conditions samples
-        get and the model is given none of that kind.
+      ConfigError: If the workdir holds none, or a flag chooses conditions of a kind
+        that the model is not conditioned on.
       CheckpointError: If it cannot be read.
     """
     from ldm_jax.sampling import load_model
@@ -187,7 +187,7 @@ def load_second_stage() -> Any:
 
 
 def refuse_conditions(model: Any) -> None:
-    """Refuses flags of conditions that samples of a model do not get.
+    """Refuses flags that choose conditions which the model does not take.
 
     Args:
       model: A `LatentDiffusion`.
@@ -207,11 +207,11 @@ def refuse_conditions(model: Any) -> None:
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Refuses flags that nothing would come of.
+    """Refuses flags that would have no effect.
 
     Args:
       names: The flags.
-      why: What makes them void, in words.
+      why: Why they have no effect, in words.
 
     Raises:
       ConfigError: If one of them is given.
@@ -229,15 +229,15 @@ def check_used(metrics: Sequence[str], weights: Mapping[str, str]) -> None:
       weights: Row of FEATURES -> path of its file.
 
     Raises:
-      ConfigError: If there is one, or --reference or --tokenizer is given and nothing
-        is compared with a reference, or with captions.
+      ConfigError: If a file of weights is not used, or --reference or --tokenizer is
+        given and no metric compares with a reference, or with captions.
     """
     from ldm_jax.metrics.features import FEATURES
     from ldm_jax.metrics.set_metrics import SET_METRICS
 
     rows, words = [SET_METRICS[name] for name in metrics], ",".join(metrics)
     used = {row.network for row in rows}
-    # Some networks take the file of another one.
+    # Some networks load the file of another one.
     known = used | {FEATURES[name].weights_of for name in used}
     for name in sorted(weights.keys() - known):
         use = f"uses {' and '.join(sorted(used))}" if used else "is not given"
@@ -255,16 +255,16 @@ def check_used(metrics: Sequence[str], weights: Mapping[str, str]) -> None:
 
 
 def feature_weights(pairs: Sequence[str] | None) -> dict[str, str]:
-    """Reads `--feature_weights`.
+    """Parses `--feature_weights`.
 
     Args:
-      pairs: Texts as "inception=FILE", or None.
+      pairs: Strings like "inception=FILE", or None.
 
     Returns:
       Row of FEATURES -> path of its file.
 
     Raises:
-      ConfigError: If one is something else.
+      ConfigError: If one has another form, names no row, or repeats one.
     """
     from ldm_jax.config import choose
     from ldm_jax.metrics.features import FEATURES

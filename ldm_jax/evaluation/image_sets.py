@@ -1,9 +1,9 @@
-"""Sets of images that are measured: folders, npz files and data sets, as a stream.
+"""Sets of images to measure: folders, npz files and data sets, as streams of batches.
 
-Images of a folder or an npz are taken as they are, all of one size. Only where a size
-is asked for are they cropped at the centre and resized, as training does it. Samples of
-other channels, bits or ranges than photos have are read as the settings beside them
-say, and mapped to RGB as their run shows them.
+Images of a folder or an npz are measured unchanged and must have one size. Only if a
+size is given are they cropped at the centre and resized, as in training. Samples with
+other channels, bits or ranges than photos are read by the settings file beside them,
+and mapped to RGB as their run displays them.
 """
 
 import os
@@ -30,7 +30,7 @@ from ldm_jax.reading import is_folder, state_of
 from ldm_jax.sampling.sample_pixels import SetValues, is_run, pixels_beside
 from ldm_jax.store import is_remote, local_copy
 
-# What images that are measured as they are have of preprocessing.
+# The "preprocessing" of images that are measured unchanged.
 AS_THEY_ARE = {"crop": None, "resize": None, "values": None}
 
 
@@ -38,28 +38,30 @@ class ImageSet:
     """A set of images in a fixed order.
 
     Attributes:
-      name: What it is, in words.
-      count: Number of images; of samples, fewer are drawn where conditions of examples
-        cannot be read and these are to be left out.
-      end: Above the numbers of all images: `count`, or the number of the examples.
-      left_out: What opening it left out, see `sources.left_out`; it is not in `count`.
+      name: Description of the set.
+      count: Number of images. Fewer samples are drawn if conditions of examples cannot
+        be read and such examples are left out.
+      end: One above the largest possible number of an image: `count`, or for samples
+        the number of examples.
+      left_out: What was left out when the set was opened, see `sources.left_out`; not
+        in `count`.
       size: (height, width) in pixels.
-      batches: Function of a position, the number of images that were taken before: 0 or
-        one that it gave -> iterator over the rest in order, which every process goes
-        through alike and which has a few batches in memory. It yields (position,
-        batch): that after the batch, and a dict of arrays on the mesh, split along axis
-        0, all batches of one size B: "image" uint8 [B, H, W, 3] in [0, 255], "mask"
-        bool [B], which rows count, and, where numbers do not follow one another,
-        "index" int32 [B], those of the images. It raises DataError at an image that
-        cannot be read or has another size, and where an npz is cut short; of samples
-        CheckpointError where they are not finite.
-      record: JSON-like dict: "name", "count", "images", a hash of the list of them, and
-        of a folder of some files, too, and "preprocessing", as in
+      batches: Function of a position, the number of images before it (0, or a position
+        that it yielded) -> iterator over the remaining images in order. Every process
+        must iterate in the same way; a few batches are in memory. It yields (position
+        after the batch, batch): a dict of arrays on the mesh, split along axis 0, all
+        batches of one size B: "image" uint8 [B, H, W, 3] in [0, 255], "mask" bool [B],
+        the rows that count, and, if the images are not numbered consecutively, "index"
+        int32 [B], their numbers. It raises DataError at an image that cannot be read or
+        has another size, and at the end of a truncated npz; for samples
+        CheckpointError if they are not finite.
+      record: JSON-like dict: "name", "count", "images", a hash of the list of images
+        and, for a folder, of the contents of some files, and "preprocessing", as in
         `ReferenceStatistics.record`.
-      describe: Function of the number of an image -> what it is called, as its path.
-      tokens: Function of the numbers int [B] of a batch's images, negative ones of
-        what fills it up -> token ids of their captions, a global array int32 [B, 77];
-        None where there are no captions, see `captions.add_captions`.
+      describe: Function of the number of an image -> its name, for example its path.
+      tokens: Function of the numbers int [B] of a batch's images, negative for padding
+        -> token ids of their captions, a global array int32 [B, 77]; None if there are
+        no captions, see `captions.add_captions`.
     """
 
     def __init__(
@@ -70,14 +72,14 @@ class ImageSet:
         batches: Callable[[int], Iterator[tuple[int, Batch]]],
         record: Mapping[str, Any],
     ) -> None:
-        """Keeps what all sets have in common.
+        """Sets the attributes that all sets have.
 
         Args:
-          name: What it is, in words.
+          name: Description of the set.
           count: Number of images.
           size: (height, width) in pixels.
-          batches: What is to be the attribute.
-          record: What `record` has beside name, count and size.
+          batches: See the attribute.
+          record: Entries of `record` beside name, count and size.
 
         Raises:
           ConfigError: If there are fewer than two images.
@@ -107,23 +109,23 @@ def open_images(
     """Opens a folder of images, with all below it, or an npz of them.
 
     Args:
-      place: Its path.
+      place: Path of the folder or npz.
       mesh: Mesh over the devices of all processes.
       batch_size: Global batch size; rounded up to a multiple of the devices.
-      image_size: Side to which images of a folder are brought, cropped at the centre;
-        None takes them as they are.
-      count: How many of the first ones to take; all by default.
+      image_size: Side to which images of a folder are cropped at the centre and
+        resized; None leaves them unchanged.
+      count: Number of images to use, the first ones; all by default.
       skip_unreadable: Whether images that cannot be read are left out, and named;
-        otherwise nothing is measured then.
-      flag: What names the place, for messages.
+        otherwise they are an error.
+      flag: The flag that names the place, for messages.
 
     Returns:
-      An ImageSet. Nothing is read of it yet but an npz's header, or a folder's list of
-      files and its first image.
+      An ImageSet. So far only an npz's header, or a folder's list of files and its
+      first image, has been read.
 
     Raises:
-      ConfigError: If it cannot be opened, has fewer than two images, or they cannot be
-        taken so.
+      ConfigError: If it cannot be opened, has fewer than two images, or these options
+        do not fit it.
       DataError: If the first image of a folder cannot be read, or with
         `skip_unreadable` none of the first hundred can.
     """
@@ -133,7 +135,7 @@ def open_images(
     if is_folder(path):
         images.record["images"] += contents_of(images.count, images.describe)
     if is_remote(place):
-        # Not that of the copy.
+        # Not the name of the local copy.
         images.name = images.record["name"] = os.fspath(place)
     return images
 
@@ -155,7 +157,7 @@ def _open_copy(
             )
         return _open_npz(path, mesh, batch_size, image_size, count, flag)
     if is_run(path):
-        # Beside the samples lie a grid and what they were drawn from.
+        # Beside the samples are a grid and the inputs that they were drawn from.
         raise ConfigError(
             f"{flag}={place} is a folder of ldm-sample: give its samples, "
             f"{os.path.join(place, 'samples')}"
@@ -185,11 +187,11 @@ def from_data(images: Images, values: str | None = None) -> ImageSet:
     """Makes a set of the images of a data set, cropped and resized as in training.
 
     Args:
-      images: Opened data, of squares of one size.
-      values: Which values are black and white, in words; what the data say by default.
+      images: Opened data, square images of one size.
+      values: Which values are black and white, in words; those of the data by default.
 
     Returns:
-      An ImageSet; images that cannot be read are left out where the data say so.
+      An ImageSet; images that cannot be read are left out if the data skip them.
 
     Raises:
       ConfigError: If there are fewer than two images.
@@ -230,7 +232,7 @@ def _open_npz(path, mesh, batch_size, image_size, count, flag):
             start += len(block)
             own = block[mine[mine < len(block)]]
             yield start, put_rows(own, None, len(mine), mesh)
-            # The rest of a large file shall not be read for nothing.
+            # Avoids reading the rest of a large file for nothing.
             if start >= total:
                 return
 
@@ -265,22 +267,22 @@ def open_training_set(
     count: int | None = None,
     image_size: int | None = None,
 ) -> ImageSet:
-    """Opens the images that a run was trained on, cut at the centre, not mirrored.
+    """Opens the training images of a run, cropped at the centre, not mirrored.
 
     Args:
       section: Config section `data` of the run.
       mesh: Mesh over the devices of all processes.
       batch_size: Global batch size; rounded up to a multiple of the devices.
       split: Another split of the same data.
-      count: How many of the first ones to take; all by default.
+      count: Number of images to use, the first ones; all by default.
       image_size: Side in pixels; that of training by default.
 
     Returns:
-      An ImageSet, whose record says whether it is the "whole_training_set".
+      An ImageSet with the entry "whole_training_set", a bool, in its record.
 
     Raises:
-      ConfigError: If the run names no data, they cannot be opened, or have fewer than
-        two images.
+      ConfigError: If the run names no data, or these cannot be opened or have fewer
+        than two images.
     """
     if not section.get("source"):
         raise ConfigError(

@@ -1,14 +1,14 @@
-r"""Makes reference statistics: what samples are compared with, in one file.
+r"""Makes reference statistics to compare samples with, in one file.
 
     ldm-reference --workdir=runs/class --outdir=references/class
     ldm-reference --config=unconditional:celebahq --outdir=references/celebahq
     ldm-reference --images=photos --image_size=256 --outdir=references/photos
 
-writes `reference.npz` into that folder.
-Of the training images of a run or a config, cut at the centre and not mirrored; or of a
-folder of images or an npz, as they are or brought to --image_size. The file says of
-which images it is, how they were cut, and by which weights it was made: what does not
-go with it is refused when it is used. The same command goes on where it was cut.
+writes `reference.npz` into that folder, of the training images of a run or a config,
+cropped at the centre and not mirrored; or of a folder of images or an npz, unchanged or
+resized to --image_size. The file records which images it is of, their preprocessing,
+and the weights of the networks; an evaluation that does not match is refused. Run
+again, the same command resumes where it was interrupted.
 """
 
 from absl import flags

@@ -1,8 +1,8 @@
-"""Numbers that were published for the models of `configs/`, to stand beside one's own.
+"""Published numbers of the models of `configs/`, to compare one's own with.
 
-Of second stages: Tables 1, 2, 3, 9 and 10 of the paper and the pages of the released
-models, 50,000 samples against the training set unless the protocol says otherwise. Of
-first stages: Table 8, trained on OpenImages, the validation images of ImageNet.
+Second stages: Tables 1, 2, 3, 9 and 10 of the paper and the pages of the released
+models, 50,000 samples against the training set unless the protocol says otherwise.
+First stages: Table 8, trained on OpenImages, on the validation images of ImageNet.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from ldm_jax.config import choose
 
-# By how much of itself a published number may be missed. Another seed moves FID of
-# 50,000 samples by about a hundredth of it; ports of Inception and of a resize filter,
-# which the published numbers do not fix, by more.
+# Relative tolerance of a published number. Another seed changes the FID of 50,000
+# samples by about 1 %; ports of Inception and of a resize filter, which the published
+# numbers do not fix, by more.
 TOLERANCE = 0.05
 
 
@@ -20,9 +20,9 @@ class Published(NamedTuple):
     """A published result of a model of `configs/`.
 
     Attributes:
-      values: Name of a result, as `Measurement.results` has it -> published value.
-      sampling: Options of the config section `sample` with which it was drawn; of a
-        first stage on what images it was measured.
+      values: Name of a result, as in `Measurement.results` -> published value.
+      sampling: Options of the config section `sample` with which samples were drawn;
+        for a first stage the size and number of the images it was measured on.
       protocol: Row of PROTOCOLS; "" for a first stage.
       source: Where it was published.
     """
@@ -34,14 +34,14 @@ class Published(NamedTuple):
 
 
 def find_published(config: str, sampling: Mapping[str, Any]) -> Published:
-    """Finds what was published for a config, by the guidance that was used.
+    """Finds the numbers published for a config, by the guidance scale that was used.
 
     Args:
       config: Row of PUBLISHED.
       sampling: Options with which samples were drawn.
 
     Returns:
-      The result of that guidance scale, or else the first one of the config.
+      The result at that guidance scale, or else the first one of the config.
 
     Raises:
       ConfigError: If there is no such row.
@@ -53,7 +53,7 @@ def find_published(config: str, sampling: Mapping[str, Any]) -> Published:
 
 
 def _second(quality, steps, eta, source, protocol="paper", scale=1.0):
-    """Of a second stage: FID, inception score, precision and recall."""
+    """Result of a second stage: FID, inception score, precision and recall."""
     names = ("fid", "inception_score", "precision", "recall")
     pairs = zip(names, quality, strict=False)
     values = {name: value for name, value in pairs if value is not None}
@@ -62,7 +62,7 @@ def _second(quality, steps, eta, source, protocol="paper", scale=1.0):
 
 
 def _first(*numbers):
-    """Of a first stage: R-FID, PSNR in dB, SSIM."""
+    """Result of a first stage: R-FID, PSNR in dB, SSIM."""
     values = dict(zip(("rfid", "psnr", "ssim"), numbers, strict=True))
     images = {"image_size": 256, "num_images": 50_000}
     return (Published(values, images, "", "Table 8 (ImageNet's validation images)"),)
@@ -71,7 +71,7 @@ def _first(*numbers):
 _T1, _T2, _T3, _T9 = "Table 1", "Table 2", "Tables 3 and 10", "Table 9"
 _PAGE = "page of the released model"
 
-# Config and variant -> what was published for it.
+# Config and variant -> its published results.
 PUBLISHED = {
     "unconditional:celebahq": (_second((5.11, None, 0.72, 0.49), 500, 0.0, _T1),),
     "unconditional:ffhq": (_second((4.98, None, 0.73, 0.50), 200, 1.0, _T1),),

@@ -1,4 +1,4 @@
-"""What images are compared with: statistics from a file, or of images measured now."""
+"""The reference of an evaluation: statistics from a file, or of images measured now."""
 
 import math
 import os
@@ -21,21 +21,21 @@ from ldm_jax.reading import is_folder
 from ldm_jax.sampling.settings import first_difference
 from ldm_jax.store import as_path, local_copy
 
-# What must be the same of a file that is there and of what would be made.
+# Entries in which an existing file must equal the one that would be made.
 _COMPARED = ("images", "listed", "preprocessing", "networks")
 
 
 def is_statistics(place: str | os.PathLike) -> bool:
-    """Says whether a reference is a file of statistics, not images.
+    """Returns whether a reference is a file of statistics, not images.
 
     Args:
       place: Path of a folder or a file.
 
     Returns:
-      Whether it is.
+      Whether it is one.
 
     Raises:
-      ConfigError: If it is a file and no npz.
+      ConfigError: If it is a file but not an npz.
     """
     path = local_copy(place)
     if is_folder(path):
@@ -55,17 +55,17 @@ def read_reference(
 ) -> ReferenceStatistics:
     """Reads a file of statistics.
 
-    Of guided-diffusion's file, which has moments of all images and some of the images,
-    the features of these images are computed where a metric needs them.
+    A file of guided-diffusion has the moments of all images and some of the images; the
+    features of these images are computed if a metric needs them.
 
     Args:
-      place: Its path.
-      measurement: Of the metrics that need a reference; it takes no images itself.
+      place: Path of the file.
+      measurement: Of the metrics that need a reference; no images are added to it.
       mesh: Mesh over the devices of all processes.
       outdir: Folder of the evaluation.
-      every: Images after which the state is saved.
+      every: Images between two saves of the state.
       batch_size: Global batch size.
-      most_rows: Of how many images features are compared, where metrics need them.
+      most_rows: Most images whose features are kept, if metrics need features.
       cut: "preprocessing" of the images that are compared with it.
 
     Returns:
@@ -73,12 +73,12 @@ def read_reference(
 
     Raises:
       ConfigError: If it cannot be read, was made with other weights, or is of images
-        that were cut in another way.
+        with other preprocessing.
     """
     path = local_copy(place)
     needing = taps_with_rows(measurement.metrics)
     reference = ReferenceStatistics.load(path, rows=needing)
-    # Before features are computed.
+    # Before features are computed, so that a file that does not match fails at once.
     reference.check({"networks": measurement.record, "preprocessing": cut}, place)
     lacking = [tap for tap in needing if _lacks_rows(reference, tap)]
     if lacking and IMAGES in keys_of(path, "--reference"):
@@ -87,7 +87,7 @@ def read_reference(
         found = measure_reference(images, measurement, file, every, most_rows)
         taps = dict(reference.taps)
         for tap in lacking:
-            # The moments are those of all images, as the file has them.
+            # The moments stay those of all images, from the file.
             own = taps.get(tap, found.taps[tap])
             taps[tap] = own._replace(rows=found.taps[tap].rows)
         reference = ReferenceStatistics(taps, reference.record)
@@ -105,18 +105,18 @@ def measure_reference(
     every: int,
     most_rows: int = MOST_ROWS,
 ) -> ReferenceStatistics:
-    """Measures a set of images as a reference, or reads it where that was done.
+    """Measures a set of images as a reference, or reads the file of an earlier run.
 
     Args:
       images: The set.
-      measurement: Of the metrics that need a reference; it takes no images itself.
-      path: Where the file is, or is to be; the state of a cut run lies beside it.
-      every: Images after which the state is saved.
-      most_rows: Of how many images features are kept, evenly spaced over the set,
-        where metrics need them.
+      measurement: Of the metrics that need a reference; no images are added to it.
+      path: The file to read or write; the state of an interrupted run is beside it.
+      every: Images between two saves of the state.
+      most_rows: Most images whose features are kept, evenly spaced over the set, if
+        metrics need features.
 
     Returns:
-      The statistics, of whatever the metrics need.
+      The statistics that the metrics need.
 
     Raises:
       ConfigError: If the file is of other images or of other weights.
@@ -145,19 +145,19 @@ def measure_reference(
     reference = ReferenceStatistics(measurement.statistics(), record).thinned(most_rows)
     if not jax.process_index():
         reference.save(path)
-    # No process reads the file before it is whole, or the state after it is gone.
+    # No process reads the file before it is complete, or the state once it is removed.
     peers.gather("the reference is written")
     saved.remove()
     return reference
 
 
 def _same(found, record, path, most_rows):
-    """Refuses a file of statistics in the place of others."""
+    """Returns the statistics found in a file, or raises if they are of another set."""
     there, here = (
         {key: each.get(key) for key in _COMPARED}
         for each in (brought_up(found.record, record), record)
     )
-    # Features of as many images as would be kept of those that could be read.
+    # Number of images, of those that could be read, whose features would be kept.
     rows = math.ceil(
         kept_of(record["listed"], most_rows) * found.record.get("count", 0)
     )

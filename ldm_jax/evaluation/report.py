@@ -1,4 +1,4 @@
-"""What an evaluation says: a table, `metrics.json`, and a row beside published numbers.
+"""The report of an evaluation: a table, `metrics.json`, and published numbers beside.
 
 | results of runs/class | measured | published | difference | within 5 % |
 """
@@ -11,7 +11,7 @@ from ldm_jax.evaluation.published_numbers import TOLERANCE, Published
 from ldm_jax.metrics.protocols import PROTOCOLS
 from ldm_jax.metrics.set_metrics import SET_METRICS, Result
 
-# Of what is measured image by image, which is better.
+# Metrics of single images -> in which direction they are better.
 _BETTER = {"psnr": "higher", "ssim": "higher", "lpips": "lower", "l1": "lower"}
 
 
@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 
 
 def better(name: str) -> str:
-    """Says in which direction a result is better.
+    """Returns the direction in which a result is better.
 
     Args:
       name: Name of the result.
@@ -46,8 +46,8 @@ def better(name: str) -> str:
 
 
 def _known_better(name):
-    """Says it of known results; None of what a kind of first stage says of itself."""
-    # Also where it is called after random features.
+    """`better` of known results; None for the measures of a kind of first stage."""
+    # The name of a metric may be wrapped, if its features are random.
     name = name.removeprefix("random-features distance (").removesuffix(")")
     values = [row.values[name] for row in SET_METRICS.values() if name in row.values]
     return values[0].better if values else _BETTER.get(name)
@@ -59,13 +59,13 @@ def compare_published(
     tolerance: float,
     reasons: tuple[str, ...] = (),
 ) -> list[Verdict]:
-    """Compares results with what was published; what is better passes.
+    """Compares results with published numbers; a better result passes.
 
     Args:
       results: Name -> result.
-      published: What was published.
-      tolerance: By how much of itself a published number may be missed.
-      reasons: Why none of them is comparable, as other options of the sampler.
+      published: The published numbers.
+      tolerance: Fraction of a published number by which a result may be worse.
+      reasons: Why none of them is comparable, e.g. other options of the sampler.
 
     Returns:
       A verdict for each published number.
@@ -90,23 +90,23 @@ def compare_published(
 def sampling_reasons(
     published: Published, sampling: Mapping[str, Any], protocol: str | None
 ) -> tuple[str, ...]:
-    """Finds what was done otherwise than for a published number.
+    """Lists the differences in sampling from a published number.
 
     Args:
-      published: What was published.
-      sampling: Options of the sampler, as in the config section `sample`; of a first
-        stage on what images it was measured.
+      published: The published numbers.
+      sampling: Options of the sampler, as in the config section `sample`; for a first
+        stage the size and number of the images it was measured on.
       protocol: The protocol that was followed, or None.
 
     Returns:
-      A reason each, in words.
+      The differences, in words.
     """
     reasons = []
     if published.protocol and protocol != published.protocol:
         reasons.append(f"published by the protocol {published.protocol}")
     for name, value in published.sampling.items():
         if sampling and name in sampling and sampling[name] != value:
-            # No noise is what DDIM does where nothing is said.
+            # Unset, DDIM's eta is 0: no noise is added.
             if name == "eta" and (sampling[name] or 0.0) == value:
                 continue
             reasons.append(f"{name} {sampling[name]}, published with {value}")
@@ -119,16 +119,16 @@ def comparison_reasons(
     reference: Mapping[str, Any] | None,
     protocol: str | None,
 ) -> tuple[str, ...]:
-    """Finds what was done otherwise with samples than for a published number.
+    """Lists all differences of an evaluation of samples from a published number.
 
     Args:
-      published: What was published.
+      published: The published numbers.
       record: `ImageSet.record` of the samples.
-      reference: `ReferenceStatistics.record` of what they are compared with, or None.
+      reference: `ReferenceStatistics.record` of their reference, or None.
       protocol: The protocol that was followed, or None.
 
     Returns:
-      A reason each, in words.
+      The differences, in words.
     """
     if not published.protocol:
         return ("published of the reconstructions of a first stage",)
@@ -150,11 +150,11 @@ def comparison_reasons(
 def published_record(
     config: str, verdicts: list[Verdict], source: str
 ) -> dict[str, Any]:
-    """Lists verdicts for `metrics.json`.
+    """Makes the record of verdicts for `metrics.json`.
 
     Args:
       config: Row of PUBLISHED.
-      verdicts: What `compare_published` gives.
+      verdicts: Result of `compare_published`.
       source: Where the numbers were published.
 
     Returns:
@@ -166,13 +166,14 @@ def published_record(
 
 
 def record_of_results(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Lists results for a JSON file.
+    """Makes the record of results for a JSON file.
 
     Args:
       results: Name -> result.
 
     Returns:
-      JSON-like dict: "metrics", the numbers alone, and "details", all of each result.
+      JSON-like dict: "metrics", only the values, and "details", all fields of each
+      result.
     """
     return {
         "metrics": {name: result.value for name, result in results.items()},
@@ -183,12 +184,12 @@ def record_of_results(results: Mapping[str, Result]) -> dict[str, Any]:
 def print_table(
     title: str, results: Mapping[str, Result], units: Mapping[str, str] | None = None
 ) -> None:
-    """Prints results, a line each.
+    """Prints results, one a line.
 
     Args:
       title: What was measured.
       results: Name -> result.
-      units: Name -> unit of the number, of those that have one.
+      units: Name -> unit of the value, for those with a unit.
     """
     print(title)
     for name, result in results.items():
@@ -202,13 +203,13 @@ def print_table(
 
 
 def write_number(value: float | None) -> str:
-    """Writes a number of a table.
+    """Formats a number of a table.
 
     Args:
-      value: The number, or None for none.
+      value: The number; None gives "-".
 
     Returns:
-      Text with four digits behind the point, or one of large numbers.
+      Text with four decimals, or one for numbers of 1000 and more.
     """
     if value is None:
         return "-"
@@ -224,13 +225,13 @@ def markdown(
     tolerance: float,
     source: str,
 ) -> str:
-    """Writes results as a table in Markdown, beside published numbers if there are any.
+    """Formats results as a Markdown table, beside published numbers if there are any.
 
     Args:
       title: What was measured.
       results: Name -> result.
-      verdicts: What `compare_published` gives; empty where nothing is published.
-      tolerance: That of `compare_published`.
+      verdicts: Result of `compare_published`; empty if nothing is published.
+      tolerance: See `compare_published`.
       source: Where the numbers were published.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a cut evaluation goes on from: a file in its folder, replaced as a whole."""
+"""The saved state from which an interrupted evaluation resumes."""
 
 import json
 import os
@@ -22,25 +22,25 @@ from ldm_jax.store import as_path, exists, local_copy, raise_if_silent
 _SETTINGS, _POSITION = "settings", "position"
 
 
-# What says where things are, and not what they are.
+# Records whose "name" says where the images are, not which they are.
 _NAMED = ("images", "reference")
 
 
 def difference(
     there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> tuple[str, Any, Any] | None:
-    """Finds what the settings of two evaluations do not have in common.
+    """Finds the first difference between the settings of two evaluations.
 
-    The names of images and reference are passed over: what they are is told by their
-    fingerprints, wherever they lie. What older versions did not record is, too, see
+    The names of images and reference are ignored: their fingerprints identify them,
+    wherever they are. What older versions did not record is ignored, too, see
     `brought_up`.
 
     Args:
-      there: Settings as `scoring.settings_of` lists them, from a JSON file.
+      there: Settings of `scoring.settings_of`, from a JSON file.
       here: Likewise.
 
     Returns:
-      (dotted key, value there, value here) of the first one, or None.
+      (dotted key, value there, value here) of the first difference, or None.
     """
     there, here = _nameless(there), _nameless(here)
     for key in _NAMED:
@@ -50,17 +50,17 @@ def difference(
 
 
 def brought_up(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """Brings what an older version recorded of a set to today's form, where they agree.
+    """Converts an older version's record of a set to today's form, where both agree.
 
-    Hashes of folders were of the list of files alone, and the record did not say which
-    values are black and white, or in other words.
+    Older versions hashed only a folder's list of files, and did not record which values
+    are black and white, or in other words.
 
     Args:
       there: Record of a set, as `ImageSet.record` or that of a reference.
-      here: That of today.
+      here: Record of the current version.
 
     Returns:
-      Record; what does not agree is as it was.
+      The record; entries that do not agree are unchanged.
     """
     there = dict(there)
     hashes = there.get("images"), here.get("images")
@@ -76,7 +76,7 @@ def brought_up(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, A
 
 
 def _nameless(settings):
-    # As they come back from a file: without tuples.
+    # As they would be read from a file: without tuples.
     settings = json.loads(json.dumps(settings))
     for key in _NAMED:
         if isinstance(settings.get(key), dict):
@@ -85,11 +85,11 @@ def _nameless(settings):
 
 
 def agree(path: str | os.PathLike, said: str) -> None:
-    """Checks that all processes find the same in a folder; every one must call it.
+    """Checks that all processes find the same at a path; every process must call it.
 
     Args:
-      path: What they look at.
-      said: What this one finds there, in few words.
+      path: The path that they look at.
+      said: What this process finds there, in a few words.
 
     Raises:
       DataError: If it is not the same for all of them.
@@ -103,13 +103,13 @@ def agree(path: str | os.PathLike, said: str) -> None:
 
 
 def is_there(path: str | os.PathLike) -> bool:
-    """Says whether a file is there, for all processes; every one must call it.
+    """Returns whether a file exists, for all processes; every process must call it.
 
     Args:
-      path: Its path.
+      path: Path of the file.
 
     Returns:
-      Whether it is.
+      Whether it exists.
 
     Raises:
       DataError: If some processes find it and others do not.
@@ -120,31 +120,31 @@ def is_there(path: str | os.PathLike) -> bool:
 
 
 class Saved:
-    """The state of one measurement in a file.
+    """The state of one measurement in a file, which each save replaces as a whole.
 
-    Of several processes the first one writes it, and all read it: the folder is shared,
-    as that of checkpoints is.
+    The first process writes it and all read it: the folder must be shared, like that of
+    checkpoints.
     """
 
     def __init__(
         self, path: str | os.PathLike, settings: Mapping[str, Any], every: int
     ) -> None:
-        """Looks at nothing yet.
+        """Reads nothing yet.
 
         Args:
-          path: Where the file is, or is to be.
-          settings: JSON-like dict: all that the numbers depend on.
-          every: Images after which the state is saved.
+          path: The file to read and write.
+          settings: JSON-like dict: everything that the results depend on.
+          every: Images between two saves.
         """
         self._path, self._every = as_path(path), every
         self._settings, self._saved_at = settings, 0
 
     def load(self) -> tuple[int, dict[str, Shaped[np.ndarray, "..."]]]:
-        """Reads what an earlier run has left; every process must call it.
+        """Reads the state of an earlier run; every process must call it.
 
         Returns:
-          (position, state): the number of images that were taken, and the state of
-          `Measurement.state`, arrays [...] by name; (0, {}) where there is nothing.
+          (position, state): the number of images that were measured, and the state of
+          `Measurement.state`, arrays [...] by name; (0, {}) if there is no file.
 
         Raises:
           ConfigError: If it is of other settings.
@@ -156,15 +156,15 @@ class Saved:
         return position, state
 
     def exists(self) -> bool:
-        """Says whether a cut run has left a state.
+        """Returns whether an interrupted run has left a state.
 
         Returns:
-          Whether it has.
+          Whether the file exists.
         """
         return exists(self._path)
 
     def begin_anew(self) -> None:
-        """Begins at the first image, whatever was read."""
+        """Restarts at the first image, whatever was read."""
         self._saved_at = 0
 
     def _read(self):
@@ -173,7 +173,7 @@ class Saved:
                 state = {name: archive[name] for name in archive.files}
             settings = json.loads(str(state.pop(_SETTINGS)))
             position = int(state.pop(_POSITION))
-        # Of a damaged file nearly anything.
+        # A damaged file can raise nearly anything.
         except Exception as error:
             raise_if_silent(self._path, error)
             raise DataError(
@@ -190,10 +190,10 @@ class Saved:
         return position, state
 
     def due(self, position: int) -> bool:
-        """Says whether it is time to save.
+        """Returns whether it is time to save.
 
         Args:
-          position: Number of images that were taken.
+          position: Number of images that were measured.
 
         Returns:
           Whether it is.
@@ -205,11 +205,11 @@ class Saved:
         position: int,
         state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64 | bool],
     ) -> None:
-        """Writes the file in one move.
+        """Writes the file atomically, on the first process.
 
         Args:
-          position: Number of images that were taken.
-          state: What `Measurement.state` gives and more: arrays [...] by name.
+          position: Number of images that were measured.
+          state: `Measurement.state` and further entries: arrays [...] by name.
 
         Raises:
           DiskError: If it cannot be written.
@@ -226,6 +226,6 @@ class Saved:
             write_arrays(archive, arrays)
 
     def remove(self) -> None:
-        """Takes the file away, once its numbers are written."""
+        """Removes the file, once the results are written."""
         if not jax.process_index():
             self._path.unlink(missing_ok=True)

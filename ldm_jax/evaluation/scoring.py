@@ -1,4 +1,4 @@
-"""Measures a set of images batch by batch; a cut run goes on to the same digits."""
+"""Measures a set of images batch by batch; a resumed run gives the same digits."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from ldm_jax.metrics.set_metrics import Result
 from ldm_jax.reading import MAX_TEXT, parse_json, read_file
 from ldm_jax.store import Place, raise_if_silent
 
-# In the state: the numbers of images that are left out, and whether images are kept.
+# Keys of the state: numbers of the images left out; whether the images are kept.
 _LEFT_OUT, _KEPT = "left_out", "kept"
 
-# Seconds between lines that say how far it has come.
+# Seconds between two lines of progress.
 _EVERY = 30.0
 
 
@@ -34,19 +34,19 @@ def measure(
     saved: Saved,
     keep: ImageFile | None = None,
 ) -> list[int]:
-    """Takes all images of a set; every process must call it.
+    """Measures all images of a set; every process must call it.
 
     Args:
       images: The set.
-      measurement: What takes them; empty.
-      saved: Where the state of a cut run is, and this one's goes.
-      keep: Collects the images, too; the first process writes them.
+      measurement: The empty Measurement to add them to.
+      saved: The saved state, of an interrupted run and of this one.
+      keep: File to which the first process also writes the images, or None.
 
     Returns:
-      The numbers of images that could not be read and were left out.
+      The numbers of the images that could not be read and were left out.
 
     Raises:
-      ConfigError: If a cut run was of other settings.
+      ConfigError: If the interrupted run had other settings.
       DataError: If images cannot be read, or fewer than two can.
       DiskError: If the state or the images cannot be written.
     """
@@ -72,7 +72,7 @@ def measure(
             saved.save(position, measurement.state() | more)
     progress.close()
     if position < images.count:
-        # The set came to its end with fewer samples: some conditions cannot be read.
+        # The set ended with fewer samples, as some conditions cannot be read.
         left_out += range(position + len(left_out), images.end)
     if measurement.count < 2:
         raise DataError(
@@ -83,11 +83,11 @@ def measure(
 
 
 def _begin(images, measurement, saved, keep):
-    """(position, images that are left out so far) of a cut run, or of a new one."""
+    """(position, numbers of images left out so far) of a resumed or a new run."""
     position, state = saved.load()
     if keep is not None and state:
         goes_on = bool(state[_KEPT]) and keep.is_begun()
-        # They lie where the first process writes them.
+        # Only the first process has the file with the images.
         if peers.gather(str(goes_on))[0] != str(True):
             say("a cut run has kept no images: all are taken again")
             position, state = 0, {}
@@ -102,11 +102,11 @@ def _begin(images, measurement, saved, keep):
 
 
 def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
-    """Numbers the images of a batch; every process must call it.
+    """Returns the numbers of a batch's images; every process must call it.
 
     Args:
       batch: See `ImageSet.batches`.
-      position: Number of images that were taken before.
+      position: Number of images before the batch.
 
     Returns:
       int [B].
@@ -117,17 +117,17 @@ def numbers_of(batch: Batch, position: int) -> Int[np.ndarray, " batch"]:
 
 
 def _left_out(batch, real, position, end, before):
-    """Numbers of the images that a batch leaves out; every process must call it."""
+    """Numbers of the images missing from a batch; every process must call it."""
     if "index" not in batch:
         gaps = position + np.flatnonzero(~real)
         return gaps[gaps < end].tolist()
-    # Here a position counts what is drawn alone.
+    # Here a position counts only the samples that are drawn.
     numbers = numbers_of(batch, position)[real]
     return np.setdiff1d(np.arange(position + before, numbers[-1]), numbers).tolist()
 
 
 def _keep(keep, position, images, real):
-    """Writes the images of a batch that count; all processes take part."""
+    """Writes the images of a batch that count; every process must call it."""
     images = sharding.gathered(images)
     if not jax.process_index():
         keep.write(position, images[real])
@@ -141,11 +141,11 @@ def count_unreadable(images: ImageSet | Images, count: int) -> dict[str, Any]:
       count: How many of its images were read.
 
     Returns:
-      JSON-like dict: "unreadable", how many images, and places that opening left out,
-      and "left_out", the names of these places, if there are any.
+      JSON-like dict: "unreadable", the number of images, and of files and folders left
+      out when the set was opened; and "left_out", the names of the latter, if any.
     """
     record = {"unreadable": images.count - count + len(images.left_out)}
-    # A set that was opened whole has the record that older versions gave it.
+    # If nothing was left out, the record is that of older versions.
     return record | ({"left_out": images.left_out} if images.left_out else {})
 
 
@@ -162,26 +162,26 @@ def say(text: str) -> None:
 def read_finished(
     path: Place, settings: Mapping[str, Any], keys: Sequence[str] = ()
 ) -> tuple[dict[str, Result], dict[str, Any]] | None:
-    """Reads what a finished evaluation has written, or says that it is replaced.
+    """Reads the results of a finished evaluation, or prints that they are replaced.
 
     Args:
       path: Its `metrics.json`.
-      settings: Settings of the one that is to stand there.
-      keys: What more its record must have.
+      settings: Settings of the evaluation to run.
+      keys: Further keys that its record must have.
 
     Returns:
-      (results, more): name -> result, and key -> value of `keys`; None where there is
-      no file, or what is there is of other settings or no record, which is said.
+      (results, more): name -> result, and key -> value of `keys`; None if there is no
+      file, or, with a line printed, if it has other settings or is not such a record.
 
     Raises:
-      Unreachable: If what it lies on does not answer.
+      Unreachable: If the storage of the file does not answer.
     """
     try:
         record = parse_json(read_file(path, MAX_TEXT))
         there = {key: record.get(key) for key in settings}
         found = {k: Result(**v) for k, v in record["details"].items()}
         more = {key: record[key] for key in keys}
-    # What is no record of a finished run is replaced by one.
+    # A file that is not the record of a finished run is replaced.
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise_if_silent(path, error)
         if not isinstance(error, FileNotFoundError):
@@ -198,20 +198,20 @@ def read_finished(
 
 
 def _say_replaced(what):
-    # Samples are hours of work, and their name does not say of which settings they are.
+    # Samples take hours to draw, and their file name does not give their settings.
     advice = "what lies beside it and is not written anew is not of these settings"
     say(f"{what}: it is replaced; {advice}")
 
 
 class Progress:
-    """Says now and then how far a measurement has come."""
+    """Shows the progress of a measurement, and logs it from time to time."""
 
     def __init__(self, images: ImageSet, position: int) -> None:
-        """Begins.
+        """Starts the progress bar.
 
         Args:
           images: The set.
-          position: Number of its images that were taken before.
+          position: Number of its images that are measured already.
         """
         self._first, self._count, self._start = position, images.count, None
         self._console = Console(images.count, position, not jax.process_index())
@@ -219,14 +219,14 @@ class Progress:
         self._said = time.monotonic()
 
     def advance(self, position: int) -> None:
-        """Says that a batch is through; every process calls it.
+        """Reports that a batch is done; every process must call it.
 
         Args:
-          position: Number of the images that are taken now.
+          position: Number of images that are measured now.
         """
         now = time.monotonic()
         if self._start is None:
-            # Without the compilation, which the first batch waits for.
+            # The speed leaves out the first batch, which waits for the compilation.
             self._start, self._first = now, position
         for _ in range(position - self._position):
             self._console.advance()
@@ -239,18 +239,18 @@ class Progress:
             self._said = now
 
     def close(self) -> None:
-        """Ends the line."""
+        """Closes the progress bar."""
         self._console.close()
 
 
 def settings_of(
     images: ImageSet, measurement: Measurement, more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Lists all that the numbers of a measurement depend on.
+    """Collects everything that the results of a measurement depend on.
 
     Args:
       images: The set.
-      measurement: What measures it.
+      measurement: The Measurement of the set.
       more: Further settings.
 
     Returns:

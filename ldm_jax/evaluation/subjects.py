@@ -1,4 +1,4 @@
-"""What a workdir holds, without its weights."""
+"""The config of a trained run, read without its weights."""
 
 import json
 
@@ -14,7 +14,7 @@ def config_of(workdir: Folder, step: int | None = None) -> ConfigDict:
 
     Args:
       workdir: Folder of the run.
-      step: Checkpoint to take; the newest by default.
+      step: Step of the checkpoint; the newest by default.
 
     Returns:
       The config that the checkpoint records.
@@ -26,17 +26,17 @@ def config_of(workdir: Folder, step: int | None = None) -> ConfigDict:
 
 
 def require_second_stage(workdir: Folder, step: int | None = None) -> ConfigDict:
-    """Reads the config of a run whose samples are asked for.
+    """Reads the config of a run, which must be a second stage.
 
     Args:
       workdir: Folder of the run.
-      step: Checkpoint to take; the newest by default.
+      step: Step of the checkpoint; the newest by default.
 
     Returns:
       The config.
 
     Raises:
-      ConfigError: If it is no second stage.
+      ConfigError: If it is not a second stage.
       CheckpointError: If there is no checkpoint, or it cannot be read.
     """
     config = config_of(workdir, step)

@@ -2,7 +2,7 @@
 
     python -m ldm_jax.evaluation.summary runs/autoencoder runs/class
 
-A line per run, and the files of its newest previews.
+One line per run, and the files of its newest previews.
 """
 
 import json
@@ -32,7 +32,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
       (steps done, dict of name -> last value).
 
     Raises:
-      ConfigError: If the run has logged nothing, or something else.
+      ConfigError: If there is no `metrics.jsonl`, or a line of it is not a run's.
     """
     step, last = 0, {}
     path = as_path(workdir) / "metrics.jsonl"
@@ -45,7 +45,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
             step = metrics.pop("step")
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             if number == len(lines):
-                # It is being written, or was cut by a kill.
+                # The line is being written, or was truncated when the run was killed.
                 break
             raise ConfigError(
                 f"{path}, line {number}, is none of a run's: take it away"
@@ -55,7 +55,7 @@ def summarise(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
 
 
 def _main(argv: list[str]) -> None:
-    """Prints a line per run, and the files of its newest previews."""
+    """Prints one line per run, and the files of its newest previews."""
     for workdir in argv[1:]:
         step, metrics = summarise(workdir)
         numbers = [f"{k} {metrics[k]:.4g}" for k in SHOWN if k in metrics]

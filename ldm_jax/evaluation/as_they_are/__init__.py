@@ -2,9 +2,9 @@
 
 | module | what |
 | --- | --- |
-| `contents` | what distinguishes images of the same names |
-| `first_image` | the first image that can be read, and where none can |
+| `contents` | hash of the contents of some files of a set |
+| `first_image` | the first readable image, and the error if there is none |
 | `folder_reader` | the images of a folder, batch by batch |
-| `host_rows` | rows of this process on their way to the devices |
-| `shards` | what to do with shards where a folder is asked for |
+| `host_rows` | rows of this process, prefetched and put on the devices |
+| `shards` | the error for shards where a folder of images is expected |
 """

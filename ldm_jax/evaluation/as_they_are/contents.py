@@ -1,4 +1,4 @@
-"""What is in the files of a set: samples of other models often have the same names."""
+"""Hash of the files of a set: samples of other models often have the same names."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from ldm_jax.errors import Unreachable
 from ldm_jax.metrics.statistics import evenly_spaced
 from ldm_jax.reading import answering
 
-# Files of a folder that are told by what is in them, and how much of each is read.
+# Number of files of a folder whose contents are hashed, and bytes read of each.
 _HASHED, _HASHED_BYTES = 64, 1 << 20
 
-# Bytes of the hash, of two digits each.
+# Bytes of the hash; each is two hexadecimal digits.
 _BYTES = 8
 
 
@@ -19,13 +19,13 @@ def contents_of(count: int, path_of: Callable[[int], str]) -> str:
 
     Args:
       count: Number of files.
-      path_of: Number of a file -> its path; what is no file is passed over.
+      path_of: Number of a file -> its path; paths that are not files are skipped.
 
     Returns:
-      Text of 16 hexadecimal digits.
+      String of 16 hexadecimal digits.
 
     Raises:
-      Unreachable: If what they lie on does not answer.
+      Unreachable: If the storage of the files does not answer.
     """
     digest = hashlib.blake2b(digest_size=_BYTES)
     for number in evenly_spaced(count, _HASHED).tolist():
@@ -34,14 +34,14 @@ def contents_of(count: int, path_of: Callable[[int], str]) -> str:
 
 
 def is_older_hash(there: str, here: str) -> bool:
-    """Says whether a hash of a set is that of an older version, without contents.
+    """Returns whether a recorded hash is an older version's, which left out contents.
 
     Args:
       there: The hash that was recorded.
-      here: That of the set now: of its list, and what `contents_of` gives.
+      here: The hash of the set now: that of its list of files, then `contents_of`.
 
     Returns:
-      Whether it is the first part.
+      Whether the recorded hash is the first part of the present one.
     """
     return there == here[: -2 * _BYTES]
 
@@ -52,6 +52,6 @@ def _beginning(path):
             return file.read(_HASHED_BYTES)
     except Unreachable:
         raise
-    # What cannot be read is dealt with where it is measured.
+    # A file that cannot be read is handled when it is measured.
     except OSError:
         return b""

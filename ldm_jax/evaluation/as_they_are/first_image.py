@@ -1,4 +1,4 @@
-"""The first image of a set that can be read, which says what the others are."""
+"""The first readable image of a set, which determines how the others are read."""
 
 from ldm_jax.batches import Images
 from ldm_jax.data.load_batch import MAX_FAILURES
@@ -8,12 +8,12 @@ from ldm_jax.sampling.sample_pixels import SetValues
 
 
 def none_can_be_read(count: int, first: str) -> DataError:
-    """Makes the error of a set whose first images are all junk.
+    """Makes the error for a set none of whose first images can be read.
 
     Args:
-      count: Images of the set, of which at most MAX_FAILURES were tried: each is read
-        whole, one after the other, by every process.
-      first: What the first one is called.
+      count: Number of images of the set. At most MAX_FAILURES were tried, as every
+        process reads each of them whole, one after the other.
+      first: Name of the first image.
 
     Returns:
       The error.
@@ -23,17 +23,17 @@ def none_can_be_read(count: int, first: str) -> DataError:
 
 
 def look_at_first(images: Images, values: SetValues, skip_unreadable: bool) -> None:
-    """Looks at the first image of a set that says how large it is.
+    """Shows `values` the first image of a set whose header gives its size.
 
     Args:
       images: Opened data.
-      values: What looks.
+      values: Finds the range of values of the set.
       skip_unreadable: Whether images that cannot be read are left out; otherwise the
         first of them ends the measurement.
 
     Raises:
-      ConfigError: If nothing says which of its values are black and white.
-      DataError: If none of many first images can be read.
+      ConfigError: If nothing determines which of its values are black and white.
+      DataError: If none of the first MAX_FAILURES images can be read.
     """
     for number in range(min(images.count, MAX_FAILURES)):
         data = images.encoded(number)

@@ -1,4 +1,4 @@
-"""The images of a folder that are measured as they are, batch by batch."""
+"""The images of a folder, unchanged, batch by batch."""
 
 import concurrent.futures
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class FolderReader:
     """Reads the images of a folder, all of one size.
 
     Attributes:
-      size: (height, width) in pixels, that of the first image that can be read.
+      size: (height, width) in pixels of the first image that can be read.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class FolderReader:
 
         Args:
           source: The folder.
-          count: How many of its first images are taken.
+          count: Number of images to read, the first ones.
           skip_unreadable: Whether images that cannot be read are left out, and named.
-          values: What finds out which of their values are black and white.
-          pixels: What they are.
+          values: Finds which of their values are black and white.
+          pixels: Channels, bits and range of the images.
 
         Raises:
-          DataError: If it, or a folder in it, cannot be read, or with
-            `skip_unreadable` none of MAX_FAILURES can.
+          DataError: If the image, or a folder in the folder, cannot be read, or with
+            `skip_unreadable` none of the first MAX_FAILURES images can.
         """
         self._source, self._count, self._skip = source, count, skip_unreadable
         self._values, self._pixels = values, pixels
@@ -73,7 +73,7 @@ class FolderReader:
         logging.warning("left out: %s %s", path, reason)
 
     def _read(self, index):
-        """uint8 [H, W, 3], or None where it cannot be read and that is allowed."""
+        """uint8 [H, W, 3], or None if it cannot be read and may be left out."""
         path = self._source.describe(index)
         try:
             data = self._source[index]["image"]
@@ -98,16 +98,16 @@ class FolderReader:
         return image
 
     def batches(self, unit: int, mesh: Mesh, start: int) -> Iterator[tuple[int, Batch]]:
-        """Reads the images in order; each process those of its own devices.
+        """Reads the images in order; each process reads those of its own devices.
 
         Args:
-          unit: Images at a time over all devices, a multiple of them.
+          unit: Global batch size, a multiple of the number of devices.
           mesh: Mesh over the devices of all processes.
-          start: Number of the first one, a multiple of `unit`.
+          start: Number of the first image, a multiple of `unit`.
 
         Yields:
           (position, batch): the number of images so far, and global arrays "image"
-          uint8 [unit, H, W, 3] and "mask" bool [unit], which rows count.
+          uint8 [unit, H, W, 3] and "mask" bool [unit], the rows that count.
 
         Raises:
           DataError: If an image has another size, or cannot be read and may not be

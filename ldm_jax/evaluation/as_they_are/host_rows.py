@@ -1,4 +1,4 @@
-"""Rows of this process on their way to the devices."""
+"""Rows of this process: prefetched, and put on the devices as a global batch."""
 
 import concurrent.futures
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ def put_rows(
     rows: int,
     mesh: Mesh,
 ) -> Batch:
-    """Makes a global batch of this process's rows, filled up with rows that are blank.
+    """Makes a global batch of this process's rows, padded with blank rows.
 
     Args:
       images: uint8 [n, H, W, 3].
       mask: Which of them count, bool [n]; None for all.
-      rows: Rows of this process in a batch, n or more.
+      rows: Number of rows of this process in a batch, at least n.
       mesh: Mesh over the devices of all processes.
 
     Returns:
@@ -36,13 +36,13 @@ def put_rows(
 
 
 def ahead(batches: Iterator[tuple[int, Batch]]) -> Iterator[tuple[int, Batch]]:
-    """Loads the next batch while the last one is worked on.
+    """Loads the next batch in a thread while the last one is processed.
 
     Args:
-      batches: (position, batch) each.
+      batches: Iterator of (position, batch).
 
     Yields:
-      The same.
+      The same pairs.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)

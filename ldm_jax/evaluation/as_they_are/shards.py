@@ -1,4 +1,4 @@
-"""What to do with shards of samples where a folder of images is asked for."""
+"""The error for a folder of shards where a folder of images is expected."""
 
 import contextlib
 import os
@@ -12,13 +12,13 @@ from ldm_jax.images import Pixels
 def explaining_shards(
     path: str, pixels: Pixels, flag: str, image_size: int | None
 ) -> Iterator[None]:
-    """Says of a folder that cannot be opened in the block what its shards are good for.
+    """Adds to errors of opening a folder how its shards, if any, can be measured.
 
     Args:
       path: Path of the folder.
-      pixels: What its images are.
-      flag: What names it.
-      image_size: Side to which images are to be brought, or None.
+      pixels: Channels, bits and range of its images.
+      flag: The flag that names the folder.
+      image_size: Side to which images are cropped and resized, or None.
 
     Yields:
       Nothing.
@@ -33,14 +33,14 @@ def explaining_shards(
         raise
     except ValueError as error:
         names, advice = [], ""
-        # Where that is what is wrong, it has been said.
+        # If the folder cannot be listed, the error says so already.
         with contextlib.suppress(OSError):
             names = sorted(os.listdir(path))
         for suffix, how in (("npz", _of_npz(pixels)), ("tar", _of_tar(image_size))):
             found = [name for name in names if name.endswith(f".{suffix}")]
             if found and how:
                 advice = f"; it has shards, as {found[0]}: {how}"
-        # The flag stands for the section of the config.
+        # The flag replaces the name of the config section.
         reason = str(error).removeprefix("data: ")
         raise ConfigError(f"{flag}: {reason}{advice}") from error
 

@@ -1,9 +1,9 @@
-"""The training images that lie nearest to samples: whether a model has memorised.
+"""The training images nearest to samples: whether a model has memorised its data.
 
 | module | what |
 | --- | --- |
 | `__main__` | the command |
-| `search` | the nearest of a stream of features |
+| `search` | nearest neighbours in a stream of features |
 | `streams` | sets of images as streams of features |
-| `findings` | what was found: fractions, JSON, the image grid |
+| `findings` | the results: fractions, JSON, the image grid |
 """

@@ -5,11 +5,11 @@ r"""Finds the training images that are nearest to samples: has a model memorised
     ldm-nearest --images=samples --reference=photos --network=inception \
         --feature_weights=inception=pt_inception.pth --outdir=runs/nearest
 
-The first draws samples, the second takes those that are there; both go once over the
-training images of the run, or over --reference. `neighbours.png` shows the samples that
-are nearest to a training image, each left of its neighbours; `neighbours.json` lists
-the distances of all. What is said beside them is how many samples are nearer to a
-training image than nearly all training images are to one another.
+The first draws samples, the second uses existing ones; both read the training images of
+the run, or --reference, once. `neighbours.png` shows the samples that are nearest to a
+training image, each to the left of its neighbours; `neighbours.json` lists the
+distances of all. It also prints the fraction of samples that are nearer to a training
+image than nearly all training images are to one another.
 """
 
 from absl import flags
@@ -76,7 +76,7 @@ with cli.group("output"):
         "num_shown", 8, "Samples in the image grid, those nearest to a training image."
     )
 
-# As many are drawn, if no flag says how many.
+# Number of samples to draw if --num_samples is not given.
 _NUM_DRAWN = 64
 
 _DRAWN = ("label_mode", "eta", "sampler", "num_steps", "guidance_scale", "seed")
@@ -93,7 +93,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.evaluation.nearest.streams import TAPS, find_nearest
     from ldm_jax.metrics.programs import FeatureProgram
 
-    # Before the model: what is misspelt shall not wait for it.
+    # Before the model is loaded, so that a misspelt flag fails at once.
     check_outdir(_OUTDIR.value)
     path, given = _weights(), sampling_of()
     plan = plan_of(_NUM_SAMPLES.value or _NUM_DRAWN, _LABEL_MODE.value)
@@ -101,7 +101,7 @@ def _main(argv: list[str]) -> None:
     _check_file(path)
     mesh, network = sharding.make_mesh(), _NETWORK.value
     training = _training(mesh)
-    # What is missing shall not wait for the samples.
+    # Before the samples are drawn, so that a missing file fails at once.
     program = FeatureProgram(network, path, (TAPS[network],), mesh)
     samples = _samples(mesh, plan, given)
     check_sizes(samples, training)
@@ -112,7 +112,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _weights():
-    """File of weights of the network, or None."""
+    """Path of the network's file of weights, or None."""
     from ldm_jax.config import choose
     from ldm_jax.evaluation.nearest.streams import TAPS
 
@@ -128,7 +128,7 @@ def _weights():
 
 
 def _check_file(path):
-    """Checks that there are weights, where the network cannot do without."""
+    """Checks that weights are given, if the network needs them."""
     from ldm_jax.evaluation.nearest.streams import TAPS
     from ldm_jax.metrics.features import FEATURES, missing_file
 
@@ -200,7 +200,7 @@ def _samples(mesh, plan, given):
 
 
 def _write(found, grid, samples, training, network):
-    """Writes the files and prints what they say."""
+    """Writes the files and prints a summary."""
     from ldm_jax.evaluation.nearest import findings
     from ldm_jax.images import write_png
 

@@ -1,4 +1,4 @@
-"""What the nearest training images say: a fraction, a file and an image grid."""
+"""Results of the search for neighbours: a fraction, a JSON record and an image grid."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from ldm_jax.annotations import Int, UInt8
 from ldm_jax.evaluation.nearest.streams import Found
 from ldm_jax.images import make_grid
 
-# Below this quantile of the distances of training images to their nearest other one a
-# sample is called near: of fresh images of the same kind as many are.
+# A sample is near if its distance is below this quantile of the distances of training
+# images to their nearest other one; of new images of the same kind this fraction is.
 QUANTILE = 0.05
 
 # Pixels between samples and neighbours.
@@ -21,9 +21,9 @@ class Near(NamedTuple):
     """How many samples are near to a training image.
 
     Attributes:
-      threshold: The distance below which they are, QUANTILE of the controls'.
-      fraction: Of all samples.
-      controls: Number of training images that the threshold is of.
+      threshold: Distance below which a sample is near, the QUANTILE of the controls.
+      fraction: Fraction of the samples that are near.
+      controls: Number of training images that the threshold is computed from.
     """
 
     threshold: float
@@ -32,13 +32,13 @@ class Near(NamedTuple):
 
 
 def near(found: Found) -> Near:
-    """Counts the samples that are nearer to a training image than these to another.
+    """Counts the samples that are nearer to a training image than these are to another.
 
     Args:
       found: The neighbours.
 
     Returns:
-      What was counted.
+      The fraction of such samples, and the threshold.
     """
     threshold = float(np.quantile(found.controls, QUANTILE))
     fraction = float(np.mean(found.nearest.distances[:, 0] < threshold))
@@ -46,25 +46,25 @@ def near(found: Found) -> Near:
 
 
 def order_of(found: Found) -> Int[np.ndarray, " k"]:
-    """Orders the samples, that which is nearest to a training image first.
+    """Sorts the samples by the distance to their nearest training image.
 
     Args:
       found: The neighbours.
 
     Returns:
-      Places of the samples, int [K].
+      Indices of the samples, int [K], the nearest first.
     """
     return np.argsort(found.nearest.distances[:, 0], kind="stable")
 
 
 def grid_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Shows samples on the left, their neighbours by growing distance on the right.
+    """Makes a grid of samples on the left and their neighbours, nearest first, right.
 
-    Their images are read again, or drawn; every process must call it.
+    The images are read, or drawn, again; every process must call it.
 
     Args:
       found: The neighbours.
-      rows: How many samples, those nearest to a training image.
+      rows: Number of samples to show, those nearest to a training image.
 
     Returns:
       uint8 [height, width, 3].
@@ -74,7 +74,7 @@ def grid_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
     samples = [samples[number] for number in found.numbers[chosen].tolist()]
     numbers = found.nearest.numbers[chosen]
     images = found.training.read(numbers[numbers >= 0])
-    # Where there were fewer neighbours it stays white.
+    # Missing neighbours are white.
     white = np.full_like(samples[0], 255)
     images = [images.get(number, white) for number in numbers.ravel().tolist()]
     left = make_grid(np.stack(samples), columns=1)
@@ -86,7 +86,7 @@ def grid_of(found: Found, rows: int) -> UInt8[np.ndarray, "height width 3"]:
 def record_of_neighbours(
     found: Found, describe_sample: Callable[[int], str], describe: Callable[[int], str]
 ) -> dict[str, Any]:
-    """Lists all neighbours, for `neighbours.json`.
+    """Makes the record of all neighbours for `neighbours.json`.
 
     Args:
       found: The neighbours.
@@ -94,8 +94,8 @@ def record_of_neighbours(
       describe: Number of a training image -> its name.
 
     Returns:
-      JSON-like dict; the samples are in order, and "shown" has their places there, that
-      of the sample which is nearest to a training image first.
+      JSON-like dict: "samples", in order; "shown", their indices by the distance to the
+      nearest training image; and the fields of `Near`, with its quantile.
     """
     samples = []
     columns = found.numbers, found.nearest.numbers, found.nearest.distances

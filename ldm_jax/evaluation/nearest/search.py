@@ -1,4 +1,4 @@
-"""The nearest of a stream of features, none of which is kept."""
+"""Nearest neighbours in a stream of features, none of which is kept."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from ldm_jax.annotations import Float, Int
 
 
 class Nearest:
-    """Finds for each of some features the nearest ones of a stream, by distance.
+    """Finds the nearest features of a stream for each of some query features.
 
     Attributes:
-      distances: Euclidean distances of the nearest so far, float64 [Q, n], growing;
-        infinite where there were fewer.
-      numbers: Their numbers in the stream, int64 [Q, n]; -1 where there were fewer.
+      distances: Euclidean distances of the nearest so far, float64 [Q, n], ascending;
+        infinite if there were fewer.
+      numbers: Their numbers in the stream, int64 [Q, n]; -1 if there were fewer.
     """
 
     def __init__(
@@ -20,13 +20,13 @@ class Nearest:
         count: int,
         own: Int[np.ndarray, " queries"] | None = None,
     ) -> None:
-        """Starts with none.
+        """Starts without neighbours.
 
         Args:
           queries: Features [Q, D].
-          count: How many to find for each.
-          own: Number in the stream of each query itself, [Q], which is no neighbour of
-            its own; None if they are not part of the stream.
+          count: Number of neighbours to find for each query.
+          own: Number of each query itself in the stream, [Q], which does not count as
+            its neighbour; None if the queries are not part of the stream.
         """
         self._queries, self._own = queries.astype(np.float64), own
         self._squares = np.square(self._queries).sum(axis=1)
@@ -38,11 +38,11 @@ class Nearest:
         features: Float[np.ndarray, "batch features"],
         numbers: Int[np.ndarray, " batch"],
     ) -> None:
-        """Takes the next of the stream.
+        """Adds the next features of the stream.
 
         Args:
           features: [B, D].
-          numbers: Their numbers, [B], above all before.
+          numbers: Their numbers, [B], larger than all before.
         """
         rows = features.astype(np.float64)
         squares = self._squares[:, None] + np.square(rows).sum(axis=1)[None]
@@ -50,7 +50,7 @@ class Nearest:
         distances = np.sqrt(np.maximum(squares, 0))
         if self._own is not None:
             distances[self._own[:, None] == numbers[None]] = np.inf
-        # Equal ones stay in the order in which they came.
+        # Equal distances stay in the order of the stream.
         distances = np.concatenate([self.distances, distances], axis=1)
         both = np.broadcast_to(numbers, (len(self.numbers), len(rows)))
         both = np.concatenate([self.numbers, both], axis=1)

@@ -23,13 +23,13 @@ TAPS = {
     "random": "pooled",
 }
 
-# Training images whose own neighbours are found too, and parts of the set that they are
-# taken from: folders are often in the order of classes.
+# Number of training images whose own neighbours are found too, and of the parts of the
+# set that they are taken from: folders are often sorted by class.
 _CONTROLS, _PARTS = 1_000, 16
 
 
 class Rows(NamedTuple):
-    """What can be read of a batch.
+    """Features of the images of a batch that can be read.
 
     Attributes:
       numbers: Numbers of the images in their set, int [n].
@@ -41,24 +41,24 @@ class Rows(NamedTuple):
 
 
 class Places:
-    """Where in a set its images are, so that some of them can be read again."""
+    """Positions of a set's batches, so that some of its images can be read again."""
 
     def __init__(self, images: ImageSet) -> None:
-        """Starts without any.
+        """Starts without batches.
 
         Args:
           images: The set.
         """
         self._images = images
-        # Of each batch: the position before it, and the number of its first row.
+        # For each batch: the position before it, and the number of its first row.
         self._starts, self._firsts = [], []
 
     def note(self, start: int, first: int) -> None:
-        """Remembers a batch.
+        """Records a batch.
 
         Args:
-          start: Position before it, see `ImageSet.batches`.
-          first: Number of its first row, above those of all batches before.
+          start: Position before the batch, see `ImageSet.batches`.
+          first: Number of its first row, larger than those of earlier batches.
         """
         self._starts.append(start)
         self._firsts.append(first)
@@ -66,11 +66,11 @@ class Places:
     def read(
         self, numbers: Int[np.ndarray, "..."]
     ) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
-        """Reads images again, or draws them; every process must call it.
+        """Reads, or draws, images again; every process must call it.
 
         Args:
-          numbers: Numbers of images of the batches that were noted; each may be there
-            several times, in any shape.
+          numbers: Numbers of images in the recorded batches, an array of any shape,
+            also with repetitions.
 
         Returns:
           Number -> uint8 [H, W, 3].
@@ -84,7 +84,7 @@ class Places:
             batches.close()
             rows = sharding.gathered(batch["image"])
             for number in numbers[batch_of == k].tolist():
-                # A copy, that the rest of the batch can be freed.
+                # A copy, so that the rest of the batch can be freed.
                 found[number] = rows[number - self._firsts[k]].copy()
             peers.progress()
         return found
@@ -97,8 +97,8 @@ class Found(NamedTuple):
       numbers: Numbers of the samples in their set, int [K].
       nearest: The nearest training images of the samples.
       controls: Distances of training images to their nearest other one, float64 [M].
-      samples: Where the samples are.
-      training: Where the training images are.
+      samples: Positions of the samples' batches.
+      training: Positions of the training images' batches.
     """
 
     numbers: Int[np.ndarray, " k"]
@@ -120,7 +120,7 @@ def rows_of(
       images: The set.
       program: Computes features of one tap.
       start: Position to begin at, see `ImageSet.batches`.
-      places: Remembers where the images are.
+      places: Records the batches, if given.
 
     Yields:
       (position after the batch, Rows) of the images that can be read.
@@ -143,18 +143,19 @@ def rows_of(
 def find_nearest(
     samples: ImageSet, training: ImageSet, program: FeatureProgram, count: int
 ) -> Found:
-    """Goes over the samples, and once over the training images.
+    """Finds the training images nearest to samples, in one pass over each set.
 
-    Only the features of the samples are kept in memory.
+    Some training images are read once more, as controls. Only the features of these and
+    of the samples are kept in memory.
 
     Args:
       samples: The samples.
       training: The training images.
       program: Computes features of one tap.
-      count: Neighbours of each sample.
+      count: Number of neighbours of each sample.
 
     Returns:
-      What was found.
+      The neighbours.
 
     Raises:
       DataError: If images cannot be read, or features are not finite.
@@ -184,7 +185,7 @@ def find_nearest(
 
 
 def _controls(training, program):
-    """(features, numbers) of training images from all over the set."""
+    """(features, numbers) of training images spread over the whole set."""
     features, numbers = [], []
 
     def take(start):

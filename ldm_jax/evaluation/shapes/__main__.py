@@ -6,7 +6,7 @@ It draws images conditioned on held-out scenes, and a small network, the probe
 classifier, predicts what they show: the class and colour of the main shape, the ground,
 and the kind and colour of every pixel. The probe is trained once per first stage, in a
 minute or two on two CPU cores, and kept beside the workdir. The table gives its
-accuracy with the scenes as labels, and what bounds it:
+accuracy with the scenes as labels, and its bounds:
 
     real           the scenes themselves: the accuracy of the probe
     reconstructed  the scenes through the first stage: an upper bound of samples
@@ -15,11 +15,11 @@ accuracy with the scenes as labels, and what bounds it:
     chance         the samples, with the scenes shuffled among them
 
 Samples are near chance in what the model is not conditioned on. In inpainting the known
-part is kept in all columns, so that even "unconditional" shows much of the scene. Where
-images are restored (`low_res`, `masked_image`), PSNR, SSIM and L1 to the scenes follow,
-beside those of bicubic enlargement, or of a masked part filled with the mean colour. It
-writes `metrics.json` and `images.png`: the scene, the baseline of restoration if there
-is one, the sample, and the unconditional sample.
+part is kept in all columns, so that even "unconditional" shows much of the scene. For
+models that restore images (`low_res`, `masked_image`) PSNR, SSIM and L1 to the scenes
+follow, beside those of bicubic enlargement, or of a masked part filled with the mean
+colour. It writes `metrics.json` and `images.png`: the scene, the baseline of the
+restoration if there is one, the sample, and the unconditional sample.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.sampling.options import check_given, complete, parse_scale
     from ldm_jax.trained import load_model
 
-    # Before the model: what is misspelt shall not wait for it.
+    # Before the model is loaded, so that a misspelt flag fails at once.
     check_outdir(_OUTDIR.value)
     options = {
         "sampler": _SAMPLER.value,

@@ -11,8 +11,8 @@ import numpy as np
 from ldm_jax.annotations import Bool
 from ldm_jax.evaluation.shapes.labels import COLORS, NUM_KINDS
 
-# A kind of fewer pixels, at 32 px a side, is a speck: of the shapes of the data set
-# less than one in a hundred is so small.
+# A kind with fewer pixels, of 32 x 32, counts as a speck: less than one in a hundred
+# shapes of the data set is so small.
 _LEAST_FRACTION = 6 / 32**2
 
 
@@ -76,7 +76,7 @@ def _color(true, seen):
 
 
 def _ground(true, seen):
-    """How often the colour seen is one of those of the ground."""
+    """How often the predicted colour is one of those of the ground."""
     return np.mean(true["grounds"][np.arange(len(seen["ground"])), seen["ground"]])
 
 
@@ -100,7 +100,7 @@ def _f1(there, found, right):
 
 
 def _colors_seen(seen):
-    """The colour that most pixels of each kind have, int [N, 9]."""
+    """The most frequent colour of the pixels of each kind, int [N, 9]."""
     kinds = np.eye(NUM_KINDS)[seen["segmentation"]]
     colors = np.eye(len(COLORS))[seen["colors"]]
     return np.einsum("nhwk,nhwc->nkc", kinds, colors, optimize=True).argmax(-1)
@@ -121,13 +121,13 @@ def _mean_iou(true, seen):
 
 
 def _foreground_iou(true, seen):
-    """Intersection over union of all that is not ground, over all images."""
+    """Intersection over union of everything but the ground, over all images."""
     one, other = true["segmentation"] > 0, seen["segmentation"] > 0
     return np.sum(one & other) / np.sum(one | other)
 
 
 def _box_iou(true, seen):
-    """IoU of each box and the box around what is seen of its kind; 0 if it is not."""
+    """Mean IoU of each box and that around the predicted pixels of its kind, else 0."""
     found = kinds_seen(seen)
     size = seen["segmentation"].shape[1]
     ious = []

@@ -13,7 +13,7 @@ from ldm_jax.data.shapes import captions, scenes
 from ldm_jax.data.shapes.drawing import PATTERNS
 from ldm_jax.errors import ConfigError
 
-# What an example must have.
+# Keys that an example must have.
 KEYS = ("image", "label", "caption", "segmentation", "boxes", "box_labels")
 
 COLORS, GROUNDS, PATTERNS = (list(t) for t in (scenes.COLORS, scenes.GROUNDS, PATTERNS))
@@ -24,16 +24,16 @@ def truth(example: dict[str, Any]) -> dict[str, Any]:
     """Collects the labels of a scene.
 
     Args:
-      example: Dict with KEYS, of side S, boxes [n, 4] and box_labels [n], -1 where
-        there is none.
+      example: Dict with KEYS, of side S, boxes [n, 4] and box_labels [n], -1 for
+        padding.
 
     Returns:
-      Dict of "label" int, the class of the main shape; "color" int, its place in
-      COLORS; "grounds" bool [11], the colours of the ground, in the order of GROUNDS;
-      "pattern" int, its place in PATTERNS; "colors" int [9], the colour of the shape of
-      each kind, -1 for kinds that are not there; "segmentation" int [S, S]; "boxes"
-      float [9, 4] as (ymin, xmin, ymax, xmax) in [0, 1], the box of each kind, zeros
-      where there is none.
+      Dict of "label" int, the class of the main shape; "color" int, index of its colour
+      in COLORS; "grounds" bool [11], the colours of the ground, in the order of
+      GROUNDS; "pattern" int, index in PATTERNS; "colors" int [9], the colour of the
+      shape of each kind, -1 for absent kinds; "segmentation" int [S, S]; "boxes" float
+      [9, 4] as (ymin, xmin, ymax, xmax) in [0, 1], the box of each kind, zeros for
+      absent kinds.
 
     Raises:
       ConfigError: If the example is not one of `shapes`.
@@ -70,7 +70,7 @@ def stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks examples.
 
     Args:
-      rows: N dicts of equal keys.
+      rows: N dicts with the same keys.
 
     Returns:
       Dict of arrays [N, ...].

@@ -23,7 +23,7 @@ from ldm_jax.sampling.sampler import Job, Sampler
 from ldm_jax.sampling.task import make_task
 from ldm_jax.trained import Trained
 
-# Rows of the grid, and scenes beside each other in it.
+# Rows of the grid, and scenes in each of them.
 _ROWS, _COLUMNS = 8, 2
 
 
@@ -41,15 +41,15 @@ def measure(
     Args:
       trained: A model of the data set `shapes`.
       probe: Function from `probe.make_probe`.
-      num_samples: So many of the first held-out scenes, or all if there are fewer.
+      num_samples: Number of held-out scenes, the first ones, or all if there are fewer.
       options: SampleOptions; None for the config's.
       seed: Seed of the noise, and of inputs that are drawn at random.
-      batch_size: Samples at a time over all devices; rounded up to a multiple of them.
+      batch_size: Global batch size; rounded up to a multiple of the devices.
 
     Returns:
-      (record, grid): dict of "adherence", and where images are restored "restoration",
-      each column -> row -> number, with the data and options; and an image of the
-      first scenes, uint8 [H, W, 3].
+      (record, grid): dict of "adherence", and for models that restore images
+      "restoration", each column -> row -> number, with the data and options; and an
+      image of the first scenes, uint8 [H, W, 3].
 
     Raises:
       ConfigError: If the model has no conditions, the data are others, or an option is
@@ -71,7 +71,7 @@ def measure(
         "real": images,
         "reconstructed": reconstruct(model.first_stage, params, images),
     }
-    # Of the guided prediction, scale 0 leaves the unconditional one.
+    # With a guidance scale of 0 the prediction is the unconditional one.
     off = dataclasses.replace(options.guidance, scale=0.0)
     sampler = Sampler(trained)
     for name, guidance in (("samples", options.guidance), ("unconditional", off)):
@@ -96,7 +96,7 @@ def _make_task(trained, num_samples, options):
     """The task of samples conditioned on held-out scenes, with all their labels."""
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
-        # Not as an attribute: that is a method.
+        # Not `config.data.keys`, which is a method.
         config.data["keys"] = [key for key in KEYS if key not in ("image", "label")]
     trained = trained._replace(config=config)
     run_options = RunOptions(num_samples=num_samples, from_data=True)
@@ -109,7 +109,7 @@ def _draw(sampler, task, batch, seed, batch_size, options):
     job = Job(task, seed, options)
     size, parts = sampler.round_up(min(batch_size, task.count)), []
     for start in range(0, task.count, size):
-        # The last batch is filled up, so that one program serves all.
+        # The last batch is padded, so that one compiled program serves all.
         index = np.arange(start, start + size) % task.count
         part = jax.tree.map(lambda array, rows=index: array[rows], batch)
         parts.append(fetch(sampler.lower(job, part)()(part), index))

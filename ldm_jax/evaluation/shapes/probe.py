@@ -1,9 +1,9 @@
 """A probe classifier: a small network that recognises scenes of the set `shapes`.
 
-It learns, in a minute or two on two CPU cores, from scenes drawn for it: the class and
-the colour of the main shape, the ground, and for every pixel which kind of shape it
-belongs to and in which colour. Half of its images are reconstructions of a first stage,
-as blurred as generated ones are, so that blur does not count as an error.
+It is trained in a minute or two on two CPU cores, on scenes drawn for it, to predict
+the class and the colour of the main shape, the ground, and for every pixel the kind and
+the colour of its shape. Half of its images are reconstructions of a first stage, as
+blurred as generated ones are, so that blur does not count as an error.
 """
 
 import functools
@@ -33,14 +33,14 @@ from ldm_jax.seeds import make_key
 from ldm_jax.store import as_path
 from ldm_jax.weights.files import read_weights, write_weights
 
-# What is predicted of an image as a whole: name -> number of choices.
+# Predictions for an image as a whole: name -> number of classes.
 _WHOLE = {
     "label": len(CLASS_NAMES),
     "color": len(COLORS),
     "ground": len(GROUNDS),
     "pattern": len(PATTERNS),
 }
-# And of each pixel.
+# And for each pixel.
 _PIXELS = {"segmentation": NUM_KINDS, "colors": len(COLORS)}
 
 _SCENES, _STEPS, _BATCH_SIZE = 12_000, 2400, 32
@@ -48,10 +48,10 @@ _LEARNING_RATE = 3e-3
 
 
 class Probe(nn.Module):
-    """Looks at an image at a half, a quarter and an eighth of its size.
+    """A small U-Net-like classifier at a half, a quarter and an eighth of the size.
 
     Attributes:
-      channels: Width at each of them, multiples of 8.
+      channels: Channels at each of these sizes, multiples of 8.
     """
 
     channels: tuple[int, ...] = (32, 64, 96)
@@ -70,7 +70,7 @@ class Probe(nn.Module):
           for each pixel.
         """
         batch, side = images.shape[:2]
-        # Four pixels are one, of more channels: narrow layers are slow on a CPU.
+        # Space to depth, 2 x 2 pixels to one: narrow layers are slow on a CPU.
         h = images.reshape(batch, side // 2, 2, side // 2, 2, 3)
         h = h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side // 2, side // 2, 12)
         skips = []
@@ -103,7 +103,7 @@ PROBE = Probe()
 def make_probe(
     module: Probe, params: Any
 ) -> Callable[[UInt8[Array, "images side side 3"]], dict[str, Any]]:
-    """Makes the function that classifies images.
+    """Makes a function that classifies images with a probe.
 
     Args:
       module: Probe.
@@ -133,7 +133,7 @@ def load_probe(
     num_steps: int = _STEPS,
     num_scenes: int = _SCENES,
 ) -> Callable[[UInt8[Array, "images side side 3"]], dict[str, Any]]:
-    """Reads the probe for a first stage from a folder, or trains it and puts it there.
+    """Reads the probe for a first stage from a folder, or trains it and saves it there.
 
     Args:
       folder: Where probes are kept.
@@ -155,10 +155,10 @@ def load_probe(
             f"the probe classifier cannot take images of {image_size} px: give a "
             "multiple of 8"
         )
-    # A probe has learnt the blur of one first stage.
+    # A probe is trained on the blur of one first stage.
     name = f"{image_size}px_{tree_checksum(params):08x}_{num_steps}.safetensors"
     path = as_path(folder) / f"probe_{name}"
-    # The name of 0.1.0.
+    # The name of the file in version 0.1.0.
     old = path.with_name(f"judge_{name}")
     if old.is_file():
         path = old
@@ -177,7 +177,7 @@ def load_probe(
 
 
 def draw_scenes(count: int, image_size: int, seed: int = 1) -> dict[str, Any]:
-    """Draws scenes that no split of the data set `shapes` holds.
+    """Draws scenes that are in no split of the data set `shapes`.
 
     Args:
       count: Number of scenes.
@@ -201,7 +201,7 @@ def reconstruct(
     images: UInt8[Array, "images height width 3"],
     batch_size: int = 64,
 ) -> UInt8[Array, "images height width 3"]:
-    """Sends images through a first stage.
+    """Encodes and decodes images with a first stage.
 
     Args:
       first_stage: Autoencoder module.
@@ -227,12 +227,12 @@ def in_batches(
     images: Shaped[Array, "images ..."],
     batch_size: int,
 ) -> Any:
-    """Applies a compiled function batch by batch, the last one filled up.
+    """Applies a compiled function batch by batch; the last batch is padded.
 
     Args:
       function: images [batch_size, ...] -> pytree of arrays [batch_size, ...].
       images: Array [N, ...], N >= 1.
-      batch_size: Rows at a time, so that one program serves all.
+      batch_size: Rows of each batch, so that one compiled program serves all.
 
     Returns:
       The pytree, NumPy arrays [N, ...].
@@ -296,7 +296,7 @@ def train(
 
 
 def loss(logits: dict[str, Any], true: dict[str, Any]) -> Float[Array, ""]:
-    """Sums the cross-entropies of all that a probe predicts.
+    """Sums the cross-entropies of all predictions of a probe.
 
     Args:
       logits: Dict of logits; see Probe.
@@ -306,13 +306,13 @@ def loss(logits: dict[str, Any], true: dict[str, Any]) -> Float[Array, ""]:
       A scalar.
     """
     segmentation = true["segmentation"]
-    # One answer of two is right where the ground has two colours.
+    # If the ground has two colours, either is a right answer.
     grounds = true["grounds"] / true["grounds"].sum(-1, keepdims=True)
     total = jnp.mean(optax.softmax_cross_entropy(logits["ground"], grounds))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     for name in ("label", "color", "pattern"):
         total += jnp.mean(cross_entropy(logits[name], true[name]))
-    # The small shapes are few pixels, and the hardest.
+    # Small shapes have few pixels and are the hardest, so their pixels weigh more.
     small = (segmentation > 0) & (segmentation != true["label"][:, None, None] + 1)
     of_pixels = cross_entropy(logits["segmentation"], segmentation)
     total += 4 * jnp.mean((1 + 4 * small) * of_pixels)

@@ -1,4 +1,4 @@
-"""Restoration without a model, to compare the restoration by a model with.
+"""Restoration without a model, as a baseline for that by a model.
 
 A small image is enlarged by bicubic interpolation, a masked part is filled with the
 mean of the rest.
@@ -53,7 +53,7 @@ def fill(
 def baseline(
     inputs: dict[str, Any], size: int
 ) -> UInt8[Array, "images size size 3"] | None:
-    """Restores what the first input of a row of BASELINES has lost.
+    """Restores images from the first input that has a row of BASELINES.
 
     Args:
       inputs: Dict of batch key -> array [N, ...].

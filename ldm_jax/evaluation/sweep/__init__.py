@@ -3,8 +3,8 @@
 | module | what |
 | --- | --- |
 | `__main__` | the command |
-| `grid` | the settings that are tried |
-| `rows` | their measurement, a file each |
+| `grid` | the settings to try |
+| `rows` | their measurement, one file each |
 | `tables` | the table, and the best row |
 | `plot` | the plot |
 """

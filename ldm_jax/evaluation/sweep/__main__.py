@@ -7,8 +7,8 @@ r"""Measures a second stage over guidance scales, numbers of steps and samplers.
 draws samples with all combinations, from the same noise and conditions, and compares
 them with the training images of the run, or with --reference. It writes `sweep.md`, a
 table that names the best row, `sweep.json`, and the plot `sweep.png`, where matplotlib
-is installed. Each row that is through is kept in the folder: the same command goes on
-where it was cut, and with more values measures those that are new.
+is installed. Finished rows are kept in the folder: run again, the same command resumes
+where it was interrupted, and with more values measures only the new ones.
 """
 
 from absl import flags
@@ -31,7 +31,7 @@ with cli.group("what to evaluate"):
     cli.shared("ema")
     cli.shared("first_stage")
 
-# What is wrong with one of several numbers is said where they are read.
+# `combinations` checks the single numbers of a list.
 _LISTED = ranges.several(ranges.text(empty=True))
 with cli.group("what is tried", num_steps=_LISTED):
     _SCALES = flags.DEFINE_list(
@@ -84,7 +84,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.lock import hold_outdir
     from ldm_jax.sampling import options
 
-    # Before the model: what is misspelt shall not wait for it.
+    # Before the model is loaded, so that a misspelt flag fails at once.
     check_outdir(_OUTDIR.value)
     how = comparison_of(_DISTANCES.value or ["fid"])
     check_used(how.metrics, how.weights)
@@ -106,7 +106,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _plan(metrics):
-    """Which samples are drawn."""
+    """The `Plan` of the samples to draw."""
     from ldm_jax.metrics.set_metrics import SET_METRICS
 
     plan = plan_of(_NUM_SAMPLES.value, _LABEL_MODE.value)

@@ -1,4 +1,4 @@
-"""The settings that a sweep tries: all combinations of what the flags list."""
+"""The settings that a sweep tries: all combinations of the values of its flags."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from ldm_jax.diffusion.sample_options import SampleOptions
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.options import check_given
 
-# What of the sampler a sweep varies.
+# Options of the sampler that a sweep varies.
 AXES = ("sampler", "num_steps", "guidance_scale")
 
 
@@ -22,16 +22,16 @@ def combinations(
     """Lists the settings, guidance scales innermost, and checks them without a model.
 
     Args:
-      samplers: Rows of SAMPLERS; nothing for the config's.
-      num_steps: Numbers of steps, as the command line has them; nothing likewise.
+      samplers: Rows of SAMPLERS; empty for the config's.
+      num_steps: Numbers of steps, strings of the command line; empty likewise.
       scales: Guidance scales, likewise.
-      eta: Fraction of fresh noise in all of them; None for the config's.
+      eta: DDIM's eta for all of them; None for the config's.
 
     Returns:
-      Dicts for `sampling.options.complete`; None is the config's.
+      Dicts for `sampling.options.complete`; the value None is the config's.
 
     Raises:
-      ConfigError: If a value is no number, out of its range or given twice.
+      ConfigError: If a value is not a number, out of its range or given twice.
     """
     lists = {
         "sampler": list(samplers),
@@ -63,13 +63,13 @@ def _number(name: str, text: str, kind: Callable[[str], Any]) -> Any:
 
 
 def values_of(options: SampleOptions) -> dict[str, Any]:
-    """Lists what a sweep varies.
+    """Returns the values of the options that a sweep varies.
 
     Args:
       options: Options of a row.
 
     Returns:
-      Row of AXES -> value; the guidance scale is a number, or a text where each
+      Row of AXES -> value; the guidance scale is a number, or a string if each
       condition has its own.
     """
     scale = options.guidance.scale
@@ -79,32 +79,32 @@ def values_of(options: SampleOptions) -> dict[str, Any]:
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """Names a row, for its file.
+    """Names the file of a row.
 
     Args:
-      values: What `values_of` gives.
+      values: Result of `values_of`.
 
     Returns:
-      Text without separators of folders.
+      A name without path separators.
     """
     return "_".join(map(_text, values.values()))
 
 
 def title_of(values: dict[str, Any]) -> str:
-    """Names a row, for people.
+    """Describes a row, for output.
 
     Args:
-      values: What `values_of` gives.
+      values: Result of `values_of`.
 
     Returns:
-      Text, as "ddim, 50 steps, guidance 1.5".
+      Text like "ddim, 50 steps, guidance 1.5".
     """
     sampler, steps, scale = map(_text, values.values())
     return f"{sampler}, {steps} step{'s' * (steps != '1')}, guidance {scale}"
 
 
 def _text(value):
-    # Two scales are two texts, however close.
+    # `repr`, so that two scales get different names, however close they are.
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     return str(value)

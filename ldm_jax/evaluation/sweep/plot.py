@@ -1,4 +1,4 @@
-"""The plot of a sweep, where matplotlib is installed."""
+"""The plot of a sweep, if matplotlib is installed."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from ldm_jax.evaluation.sweep.rows import Row
 from ldm_jax.evaluation.sweep.tables import best_of
 from ldm_jax.files import write_bytes
 
-# What is said where matplotlib is not installed.
+# The line that is printed if matplotlib is not installed.
 LEFT_OUT = (
     "the plot is left out, matplotlib is not installed: pip install 'ldm-jax[plots]', "
     "and the same command again"
@@ -29,17 +29,17 @@ _LABELS = {
 def curves_of(
     rows: Sequence[Row], name: str
 ) -> tuple[str, dict[str, list[tuple[float, float]]]]:
-    """Lays a result out as curves.
+    """Arranges a result as curves.
 
-    Over the guidance scale if it varies, else over the number of steps; a curve for
-    each combination of the others.
+    Over the guidance scale if it varies, else over the number of steps; one curve for
+    each combination of the other options.
 
     Args:
-      rows: The rows, one at least.
+      rows: The rows, at least one.
       name: Name of the result.
 
     Returns:
-      (axis, curves): the row of AXES to the right, and label -> points (x, y) by x.
+      (axis, curves): the row of AXES on the x axis, and label -> points (x, y) sorted.
     """
     axis = across(rows)
     others = [other for other in AXES if other != axis]
@@ -52,10 +52,10 @@ def curves_of(
 
 
 def across(rows: Sequence[Row]) -> str:
-    """Chooses what lies to the right.
+    """Chooses the x axis of the plot.
 
     Args:
-      rows: The rows, one at least.
+      rows: The rows, at least one.
 
     Returns:
       "guidance_scale" if it is a number and varies, else "num_steps".
@@ -77,15 +77,15 @@ def _describe(axis: str, value: Any) -> str:
 
 
 def write_plot(path: str | os.PathLike, title: str, rows: Sequence[Row]) -> bool:
-    """Draws a plot for each result, the best row marked with a ring.
+    """Writes an image with a plot of each result, the best row marked with a ring.
 
     Args:
       path: PNG file.
       title: What was measured.
-      rows: The rows, one at least.
+      rows: The rows, at least one.
 
     Returns:
-      Whether it was drawn: not without matplotlib.
+      Whether it was drawn: False without matplotlib.
 
     Raises:
       DiskError: If it cannot be written.

@@ -1,7 +1,7 @@
-"""Measures the rows of a sweep: the model, the networks and the reference once.
+"""Measures the rows of a sweep; model, networks and reference are loaded once.
 
-Each row that is through lies in the folder as JSON, and a row that was cut goes on
-where its state was saved.
+Each finished row is a JSON file in the folder, and an interrupted row resumes from its
+saved state.
 """
 
 import json
@@ -39,19 +39,19 @@ class Row(NamedTuple):
 def measure_rows(
     drawing: Drawing, settings: Sequence[SampleOptions], plan: Plan, how: Comparison
 ) -> list[Row]:
-    """Draws and measures the samples of each row that is not there yet.
+    """Draws and measures the samples of each row that has no file yet.
 
     Args:
-      drawing: What draws the samples.
-      settings: How, for each row, with a size.
-      plan: Which samples; the same noise and conditions in all rows.
+      drawing: The model that draws the samples.
+      settings: Sampling options of each row, with a size.
+      plan: Which samples to draw; the same noise and conditions in all rows.
       how: How they are measured.
 
     Returns:
       The rows, in order.
 
     Raises:
-      ConfigError: If something does not go together, or the folder has rows of other
+      ConfigError: If the settings do not fit together, or the folder has rows of other
         settings.
       DataError: If images or rows cannot be read.
     """
@@ -73,7 +73,7 @@ def measure_rows(
             if not jax.process_index():
                 details = {name: each._asdict() for name, each in results.items()}
                 write_json(path, {"settings": record, "results": details})
-            # The state goes once the row is there for all.
+            # The state is removed once the row is written, for all processes.
             peers.gather("the row is written")
             saved.remove()
         rows.append(Row(values, results))
@@ -83,7 +83,7 @@ def measure_rows(
 
 
 def _load(path: Place, record: Mapping[str, Any]) -> dict[str, Result] | None:
-    """The results of a row that is there; every process calls it."""
+    """The results of an existing row, or None; every process must call it."""
     found = _read(path) if exists(path) else None
     agree(path, "not there" if found is None else "there")
     if found is None:

@@ -1,4 +1,4 @@
-"""What a sweep says: the best row, a table in Markdown, and a file in JSON."""
+"""The report of a sweep: the best row, a Markdown table, and a JSON record."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from ldm_jax.evaluation.sweep.rows import Row
 
 
 def best_of(rows: Sequence[Row], name: str) -> Row | None:
-    """Finds the row in which a result is best; the first of equal ones.
+    """Finds the row with the best value of a result; the first of equal ones.
 
     Args:
       rows: The rows.
       name: Name of the result.
 
     Returns:
-      The row; None if the result is a finite number in none of them.
+      The row; None if no row has a finite value.
     """
     finite = [row for row in rows if math.isfinite(row.results[name].value)]
     sign = 1 if better(name) == "lower" else -1
@@ -28,7 +28,7 @@ def best_line(rows: Sequence[Row]) -> str:
     """Names the best row by the first result.
 
     Args:
-      rows: The rows, one at least.
+      rows: The rows, at least one.
 
     Returns:
       A sentence.
@@ -45,11 +45,11 @@ def best_line(rows: Sequence[Row]) -> str:
 
 
 def markdown_of(title: str, rows: Sequence[Row]) -> str:
-    """Writes the table; the best number of each column is bold.
+    """Formats the table; the best number of each column is bold.
 
     Args:
       title: What was measured.
-      rows: The rows, one at least.
+      rows: The rows, at least one.
 
     Returns:
       Text of several lines.
@@ -86,10 +86,10 @@ def _measured(result):
 
 
 def record_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
-    """Lists the rows for `sweep.json`.
+    """Makes the record of the rows for `sweep.json`.
 
     Args:
-      rows: The rows, one at least.
+      rows: The rows, at least one.
 
     Returns:
       JSON-like dict: "rows", and "best", the values of the best row by each result.
