@@ -1,16 +1,16 @@
-"""How good images are: networks of features, statistics and metrics.
+"""Image quality: feature networks, statistics and metrics.
 
 | module | what |
 | --- | --- |
-| `reconstruction` | how close an image is to its original |
+| `reconstruction` | metrics of an image and its reconstruction |
 | `features` | networks that map images to vectors, and their files of weights |
-| `statistics` | of the features of a set, from a stream of batches |
-| `set_metrics` | of a set, mostly to another one, by their statistics |
+| `statistics` | statistics of the features of a set, from a stream of batches |
+| `set_metrics` | metrics of sets, mostly of two, from their statistics |
 | `reference` | statistics of a set in a file, to compare with |
 | `adm_npz` | guided-diffusion's npz of images, as a stream |
-| `protocols` | how many samples are compared with what, by the field's names |
-| `programs` | a network on the devices, compiled |
-| `measurement` | all of it: metrics of images that come batch by batch |
+| `protocols` | published protocols: numbers of samples, metrics and references |
+| `programs` | a feature network on the devices, compiled |
+| `measurement` | all of this: metrics of a set, added batch by batch |
 
-The same code measures in training and by `ldm-evaluate`.
+Training and `ldm-evaluate` use the same code.
 """

@@ -1,6 +1,6 @@
 """Images in the npz of guided-diffusion, `arr_0`, read and written as a stream.
 
-50,000 images of 256 px are 9.8 GB: of a file only some images are ever in memory.
+50,000 images of 256 px are 9.8 GB, so only a few images are in memory at a time.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ldm_jax.store import as_path, cache_folder, is_remote, raise_if_silent
 
 Path = str | os.PathLike
 
-# Where images lie, and the classes of them beside them.
+# Names of the arrays of images and of their classes.
 IMAGES, LABELS = "arr_0", "arr_1"
 
 
@@ -28,13 +28,13 @@ def keys_of(path: Path, flag: str = "--images") -> set[str]:
 
     Args:
       path: Path of the file.
-      flag: What names it, for messages.
+      flag: The flag that names the file, for messages.
 
     Returns:
-      Their names.
+      Names of the arrays.
 
     Raises:
-      ConfigError: If it is no npz.
+      ConfigError: If it is not an npz.
     """
     try:
         with _opened(path) as archive:
@@ -49,19 +49,19 @@ def keys_of(path: Path, flag: str = "--images") -> set[str]:
 
 
 class StoredImages:
-    """The images of an npz; nothing is read before it is asked for.
+    """The images of an npz, read lazily.
 
     Attributes:
       shape: (N, H, W, 3).
-      fingerprint: Checksum and size of the array, as the file records them.
+      fingerprint: Checksum and size of the array, as recorded in the file.
     """
 
     def __init__(self, path: Path, flag: str = "--images") -> None:
-        """Reads what the file says of its images.
+        """Reads the header of the array of images.
 
         Args:
           path: Path of the npz.
-          flag: What names it, for messages.
+          flag: The flag that names the file, for messages.
 
         Raises:
           ConfigError: If it has no images, or they are not uint8 [N, H, W, 3].
@@ -90,14 +90,14 @@ class StoredImages:
             yield file
 
     def _header(self, file):
-        """(shape, type) of the array; then the file stands at its first byte."""
+        """Reads (shape, type) of the array; leaves the file at its first data byte."""
         try:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_2_0
             if version == (1, 0):
                 read = np.lib.format.read_array_header_1_0
             shape, fortran, dtype = read(file)
-        # A header is a Python literal: a damaged one raises nearly anything.
+        # The header is a Python literal: a damaged one can raise nearly anything.
         except Exception as error:
             raise_if_silent(self._path, error)
             text = " ".join(str(error).split()) or type(error).__name__
@@ -114,17 +114,17 @@ class StoredImages:
     def blocks(
         self, size: int, start: int = 0
     ) -> Iterator[UInt8[np.ndarray, "rows height width 3"]]:
-        """Reads the images in order, some at a time.
+        """Reads the images in order, in blocks.
 
         Args:
-          size: Images at a time.
-          start: Number of the first one.
+          size: Images per block.
+          start: Number of the first image.
 
         Yields:
           uint8 [size, H, W, 3]; the last block may have fewer.
 
         Raises:
-          DataError: If the file is damaged or cut short.
+          DataError: If the file is damaged or truncated.
         """
         count, each = self.shape[0], int(np.prod(self.shape[1:]))
         with self._open() as file:
@@ -144,7 +144,7 @@ class StoredImages:
 
 @contextlib.contextmanager
 def _opened(path):
-    """The npz, read as a stream, also from a store."""
+    """The npz opened as a stream, also from cloud storage."""
     with contextlib.ExitStack() as stack:
         if is_remote(path):
             path = stack.enter_context(as_path(path).open("rb"))
@@ -152,7 +152,7 @@ def _opened(path):
 
 
 def _read_all(file, count):
-    """Exactly so many bytes: a member gives fewer at a time than it is asked for."""
+    """Reads exactly `count` bytes; one read of a zip member may return fewer."""
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:
@@ -164,7 +164,7 @@ def _read_all(file, count):
 
 
 def _scratch(path):
-    """Beside which images wait to be all there; for a store, a place on the disk."""
+    """Path beside which unfinished images are kept; a local one for cloud storage."""
     if not is_remote(path):
         return path
     name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:24]
@@ -172,17 +172,17 @@ def _scratch(path):
 
 
 class ImageFile:
-    """Collects images on the disk, and makes an npz of them once all are there.
+    """Collects images on disk, and makes an npz of them once all are written.
 
-    What is written stays where a run is cut: the next one goes on in the same file,
-    if it says so, and only `remove` takes it away.
+    The images of an interrupted run stay on disk: the next run can continue in the same
+    file, and only `remove` deletes it.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
-        """Looks at nothing yet.
+        """Reads and writes nothing yet.
 
         Args:
-          path: The npz that is to be; until then the images lie beside it.
+          path: The npz to write; until then the images are in a file beside it.
           shape: (N, H, W, 3).
         """
         self._path, self._shape = as_path(path), tuple(shape)
@@ -190,14 +190,14 @@ class ImageFile:
         self._array = None
 
     def is_begun(self) -> bool:
-        """Says whether a cut run has left a file of images of this shape.
+        """Returns whether an interrupted run has left a file of images of this shape.
 
         Returns:
           Whether it has.
         """
         try:
             found = np.load(self._part, mmap_mode="r")
-        # What was cut before its header was whole is no file of images.
+        # A file that was interrupted before its header was complete cannot be used.
         except (OSError, ValueError, EOFError) as error:
             raise_if_silent(self._part, error)
             return False
@@ -207,10 +207,10 @@ class ImageFile:
         """Opens the file, before anything is written.
 
         Args:
-          anew: Whether all images are to come; else the file of a cut run goes on.
+          anew: Whether to start a new file; else that of an interrupted run is used.
 
         Raises:
-          DiskError: If there is no room for all images, or nothing may be written.
+          DiskError: If there is no room for all images, or writing is not permitted.
         """
         with writing(self._part):
             if anew:
@@ -218,12 +218,12 @@ class ImageFile:
             self._array = np.lib.format.open_memmap(self._part, "r+")
 
     def _make(self):
-        """A file of all images, black ones."""
+        """Creates the file with room for all images, zeros."""
         self._part.parent.mkdir(parents=True, exist_ok=True)
         try:
             np.lib.format.open_memmap(self._part, "w+", np.uint8, self._shape)
-            # Where the disk is full, writing to a hole of a mapped file would end the
-            # process. Not all systems can tell before.
+            # On a full disk, writing to a hole of a mapped file would kill the process.
+            # Not all systems can reserve the space.
             if hasattr(os, "posix_fallocate"):
                 with open(self._part, "r+b") as file:
                     size = os.fstat(file.fileno()).st_size
@@ -235,16 +235,16 @@ class ImageFile:
     def write(
         self, start: int, images: UInt8[np.ndarray, "rows height width 3"]
     ) -> None:
-        """Puts images in their places.
+        """Writes images to their places.
 
         Args:
-          start: Number of the first one.
+          start: Number of the first image.
           images: uint8 [n, H, W, 3].
         """
         self._array[start : start + len(images)] = images
 
     def flush(self) -> None:
-        """Sees to it that what is written outlives this process.
+        """Flushes the written images to disk.
 
         Raises:
           DiskError: If it cannot be written.
@@ -256,7 +256,7 @@ class ImageFile:
         """Makes the npz; the images beside it stay until `remove`.
 
         Args:
-          count: How many images there are, N or fewer.
+          count: Number of images, N or fewer.
           **others: Further arrays [count, ...] by name, such as `arr_1`, the classes.
 
         Raises:
@@ -274,7 +274,7 @@ class ImageFile:
             write_arrays(archive, others)
 
     def remove(self) -> None:
-        """Takes the images beside the npz away, once no state of a run needs them."""
+        """Removes the images beside the npz, once no saved state needs them."""
         self._part.unlink(missing_ok=True)
 
 
@@ -284,7 +284,7 @@ def write_stream(
     count: int,
     rows: Iterable[Shaped[np.ndarray, "..."]],
 ) -> tuple[int, ...]:
-    """Adds an array to an npz row by row: one at a time is in memory.
+    """Adds an array to an npz row by row, with one row in memory at a time.
 
     Args:
       archive: The npz, opened for writing.
@@ -296,7 +296,7 @@ def write_stream(
       Shape of the array.
 
     Raises:
-      ValueError: If there are more or fewer rows, or one is unlike the first.
+      ValueError: If there are more or fewer rows, or a shape or type differs.
     """
     written, shape, dtype = 0, None, None
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:

@@ -1,4 +1,4 @@
-"""Metrics of a set of images that comes batch by batch, on all devices."""
+"""Metrics of a set of images, added batch by batch, on all devices."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -22,7 +22,7 @@ class Measurement:
     """Measures a set of images by several metrics, batch by batch.
 
     Each network computes the features of all its metrics in one compiled program.
-    Every process calls all of it, and each of them has all results.
+    Every process must call every method, and gets all results.
 
     Attributes:
       metrics: Names of the metrics.
@@ -44,14 +44,15 @@ class Measurement:
           metrics: Rows of SET_METRICS.
           mesh: Mesh of the batches.
           weights: Name of a network -> its file of weights, or None for random ones.
-          reference: What the images are compared with, if it is known already.
-          seed: Of what is drawn at random, as the subsets of KID; torch-fidelity's
-            unless given.
-          protocol: Number of images that is asked for; that of each metric if unset.
+          reference: The reference statistics, if they are known already.
+          seed: Seed of random choices, e.g. of the subsets of KID; the default is that
+            of torch-fidelity.
+          protocol: Number of images that the protocol requires; that of each metric if
+            None.
 
         Raises:
-          ConfigError: If a metric or its weights are wrong, or the reference is not
-            of the same networks.
+          ConfigError: If a metric or its weights are wrong, or the reference was made
+            with other networks.
         """
         self.metrics = tuple(metrics)
         self._rows = {
@@ -76,7 +77,7 @@ class Measurement:
         self._kept = ALL
         self._moments = self._empty()
         self._seen = 0
-        # Features that are being computed while those before them are added up.
+        # Features that are computed while those of the batch before are added up.
         self._pending = None
 
     def twin(
@@ -85,9 +86,9 @@ class Measurement:
         """Makes an empty measurement of the same metrics, for another set.
 
         Args:
-          kept: Of which part of the images features are kept, see `Moments`, where
-            metrics need them.
-          metrics: Some of the metrics, of which it is alone; all by default.
+          kept: Fraction of the images whose features are kept, see `Moments`, if
+            metrics need features.
+          metrics: Metrics of the copy, some of these; all by default.
 
         Returns:
           A measurement that shares networks and compiled programs with this one.
@@ -113,7 +114,7 @@ class Measurement:
         return tuple(sorted({row.tap for row in rows}))
 
     def _empty(self):
-        """Statistics without images of each tap, with rows where they are needed."""
+        """Empty statistics of each tap; they keep rows only if a metric needs them."""
         needs = {}
         for row in self._rows.values():
             key = f"{row.network}/{row.tap}"
@@ -139,17 +140,17 @@ class Measurement:
         mask: Bool[Array, " batch"],
         captions: Int[Array, "batch length"] | None = None,
     ) -> None:
-        """Takes a batch of images; every process calls it.
+        """Adds a batch of images; every process must call it.
 
         Args:
           images: Global array, uint8 [B, H, W, C].
-          mask: Global array: which rows count, bool [B].
+          mask: Global array, the rows that count, bool [B].
           captions: Global array of the token ids of their captions, [B, L], which the
             CLIP score needs.
 
         Raises:
           ConfigError: If captions are needed and not given.
-          DataError: If features are not finite. It may come with the next call.
+          DataError: If features are not finite; it may be raised by the next call.
         """
         found = {
             name: program(images, mask, captions)
@@ -166,7 +167,7 @@ class Measurement:
         real = np.zeros(0, bool)
         for name, (features, mask) in jax.device_get(pending).items():
             real = np.asarray(mask)
-            # What a twin measures may need less than is computed.
+            # A twin of fewer metrics may need fewer taps than are computed.
             for tap in self._taps_of(name):
                 rows = features[tap][real]
                 require_finite(rows, name, tap)
@@ -174,7 +175,7 @@ class Measurement:
         self._seen += int(real.sum())
 
     def statistics(self) -> dict[str, TapStatistics]:
-        """Summarises what was added.
+        """Returns the statistics of the images so far.
 
         Returns:
           "network/tap" -> statistics.
@@ -186,10 +187,10 @@ class Measurement:
         return {key: moments.statistics() for key, moments in self._moments.items()}
 
     def as_reference(self) -> ReferenceStatistics:
-        """Makes what was added a reference of other measurements.
+        """Makes the images so far the reference of other measurements.
 
         Returns:
-          The statistics and the networks that they were made with.
+          The statistics, and the networks that they were made with.
 
         Raises:
           DataError: If there were fewer than two images.
@@ -197,11 +198,11 @@ class Measurement:
         return ReferenceStatistics(self.statistics(), {"networks": self.record})
 
     def results(self) -> dict[str, Result]:
-        """Measures what was added, against the reference.
+        """Computes the metrics of the images so far, against the reference.
 
         Returns:
-          Name -> result. Of a network of random weights the name is "random-features
-          distance (name)".
+          Name -> result. With random weights the name is "random-features distance
+          (name)".
 
         Raises:
           ConfigError: If there is no reference and a metric needs one.
@@ -222,7 +223,7 @@ class Measurement:
         return results
 
     def _complete(self, row, value, result, count):
-        """Gives a result its name, its label, its count and its notes."""
+        """Adds the label, the count and the notes to a result, and names it."""
         label, notes = row.values[value].title, [result.note] if result.note else []
         if self._programs[row.network].network.is_random:
             value = label = f"random-features distance ({value})"
@@ -235,10 +236,10 @@ class Measurement:
         return value, result._replace(label=label, count=count, note=note)
 
     def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
-        """Captures all that is needed to continue to the same digits.
+        """Returns all that is needed to resume and get the same digits.
 
         Returns:
-          Dict of arrays: "seen" a scalar, and of each tap what `Moments.state` gives.
+          Dict of arrays: "seen" a scalar, and for each tap those of `Moments.state`.
         """
         self._settle()
         arrays = {
@@ -251,10 +252,10 @@ class Measurement:
     def restore(
         self, state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64]
     ) -> None:
-        """Goes on from a state.
+        """Restores a state.
 
         Args:
-          state: Dict of arrays [...] as `state` gives it, of the same metrics.
+          state: Dict of arrays [...], the result of `state` with the same metrics.
 
         Raises:
           DataError: If it is of other metrics.
@@ -272,13 +273,13 @@ class Measurement:
         self._seen = int(state["seen"])
 
     def compare_with(self, reference: ReferenceStatistics) -> None:
-        """Takes a reference, of which all that a metric needs is looked for.
+        """Sets the reference, and checks that it has what the metrics need.
 
         Args:
-          reference: What the images are compared with.
+          reference: The reference statistics.
 
         Raises:
-          ConfigError: If it lacks what a metric needs, or is of other weights.
+          ConfigError: If it lacks features of a metric, or was made with other weights.
         """
         for name, row in self._rows.items():
             if row.needs_reference:

@@ -1,4 +1,4 @@
-"""A network of features on the devices, as one compiled program."""
+"""A feature network on the devices, as one compiled program."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,7 +16,7 @@ class FeatureProgram:
 
     Attributes:
       network: The loaded network.
-      widths: Each tap that is computed -> number of its features.
+      widths: Tap that is computed -> number of its features.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class FeatureProgram:
         Args:
           name: Row of FEATURES.
           path: Its file of weights, or None for random ones.
-          taps: What is computed: taps, or COSINE for what they make with captions.
+          taps: Taps to compute; COSINE stands for the cosine of images and captions.
           mesh: Mesh of the batches.
 
         Raises:
           ConfigError: If there is no such network, its weights cannot be read, or they
-            have no text encoder where captions are compared.
+            lack the text encoder that COSINE needs.
         """
         self.network = network = load_network(name, path)
         row = network.row
@@ -47,14 +47,14 @@ class FeatureProgram:
         self._compile(taps)
 
     def of_taps(self, taps: tuple[str, ...]) -> "FeatureProgram":
-        """Finds a program that computes some of these taps.
+        """Returns a program that computes some of these taps.
 
         Args:
           taps: Some of the taps.
 
         Returns:
-          This one, with all of its taps; where it wants captions, and they do not, one
-          without, which shares the weights.
+          This program, with all its taps; or, if it needs captions and `taps` do not,
+          one without captions that shares the weights.
         """
         if COSINE in taps or not self._wants_captions:
             return self
@@ -64,7 +64,7 @@ class FeatureProgram:
         return other
 
     def _compile(self, taps):
-        """Makes the program, which is compiled when it is first called."""
+        """Makes the program, which is compiled at the first call."""
         row, self._wants_captions = self.network.row, COSINE in taps
         self.widths = {
             tap: 1 if tap == COSINE else row.widths[tap] for tap in sorted(taps)
@@ -77,7 +77,7 @@ class FeatureProgram:
             if COSINE in taps:
                 texts = row.embed_text(params, captions)
                 found[COSINE] = caption_cosine(found[EMBEDDING], texts)
-            # The mask comes along, so that each process has all of it.
+            # The mask is returned too, so that each process has all of it.
             return {tap: found[tap] for tap in taps}, mask
 
         shardings = sharding.replicated(self._mesh)
@@ -89,7 +89,7 @@ class FeatureProgram:
         mask: Bool[Array, " batch"],
         captions: Int[Array, "batch length"] | None,
     ) -> tuple[dict[str, Float[Array, "batch _features"]], Bool[Array, " batch"]]:
-        """Starts to compute the features of a batch.
+        """Starts computing the features of a batch.
 
         Args:
           images: Global array, uint8 [B, H, W, C].
@@ -97,7 +97,7 @@ class FeatureProgram:
           captions: Global array of token ids [B, L], or None.
 
         Returns:
-          (tap -> float32 [B, D], mask), whole on every device.
+          (tap -> float32 [B, D], mask), replicated on every device.
 
         Raises:
           ConfigError: If captions are needed and not given.
@@ -114,7 +114,7 @@ class FeatureProgram:
         return self._features(self._params, images, mask, captions)
 
     def _check_ids(self, captions):
-        """An id that the network does not know would be taken for another one."""
+        """Checks the ids: one beyond the vocabulary would be taken for another one."""
         largest = max(int(shard.data.max()) for shard in captions.addressable_shards)
         known = self.network.row.vocab_size
         if known is not None and largest >= known:
@@ -128,7 +128,7 @@ class FeatureProgram:
 def require_finite(
     rows: Float[np.ndarray, "images features"], network: str, tap: str
 ) -> None:
-    """Refuses features that are no numbers: no metric of them would be one.
+    """Checks that features are finite, as metrics of other ones would not be.
 
     Args:
       rows: Features of images that count, [N, D].

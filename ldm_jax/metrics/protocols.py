@@ -1,7 +1,7 @@
-"""Protocols of the field by name: how many samples are compared with what, and how.
+"""Evaluation protocols of the field: numbers of samples, metrics and references.
 
-A number is comparable to a published one only if it was made in the same way; a row
-says which way that is, and its name fills the flags of `ldm-evaluate`.
+A number is comparable to a published one only if it was made in the same way. A row
+describes one such way, and its name sets the flags of `ldm-evaluate`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +12,18 @@ class Protocol(NamedTuple):
     """A row of PROTOCOLS.
 
     Attributes:
-      title: What it is, for reports.
-      num_samples: Samples that it asks for.
+      title: Title for reports.
+      num_samples: Number of samples.
       metrics: Rows of SET_METRICS.
       label_mode: Row of `eval_samples.LABEL_MODES`, how the classes of samples are
-        chosen; None where their conditions are those of held-out examples, in order.
+        chosen; None if their conditions are those of held-out examples, in order.
       image_size: Side of the images in pixels; None is that of the model.
       reference: Which images make the reference, in words.
-      is_reference: Function of a `ReferenceStatistics.record` -> whether it is of them,
-        as far as it says.
-      reference_rows: Of how many images of the reference features are kept, for
-        precision and recall; None for as many as usual.
-      source: Where the protocol is written down.
+      is_reference: Function of a `ReferenceStatistics.record` -> whether it is of these
+        images, as far as the record shows.
+      reference_rows: Number of images of the reference whose features are kept, for
+        precision and recall; None for the default.
+      source: Where the protocol is described.
     """
 
     title: str
@@ -52,8 +52,8 @@ def _has(count):
 
 # Protocols by name.
 PROTOCOLS = {
-    # Neither the paper nor its code says how classes were drawn: as ADM, whose numbers
-    # stand beside them, draws them.
+    # Neither the paper nor its code says how classes were drawn. We draw them like ADM,
+    # with whose numbers the paper compares its own.
     "paper": Protocol(
         title="latent diffusion",
         num_samples=50_000,

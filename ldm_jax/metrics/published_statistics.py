@@ -1,8 +1,8 @@
-"""Reference statistics that others publish: files of guided-diffusion and pytorch-fid.
+"""Published reference statistics: files of guided-diffusion and pytorch-fid.
 
-Both have `mu` and `sigma`, of Inception's 2048 features. guided-diffusion has `mu_s`
-and `sigma_s`, too, and resizes as TensorFlow does; pytorch-fid resizes in another way.
-A file with the first two alone does not say which it is of.
+Both have `mu` and `sigma`, of Inception's 2048 features. guided-diffusion also has
+`mu_s` and `sigma_s`, and resizes as TensorFlow does; pytorch-fid resizes in another
+way. A file with `mu` and `sigma` only does not show which of them made it.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ ADM_NAMES = {
     "inception/spatial": ("mu_s", "sigma_s"),
 }
 
-# Features of these taps.
+# Numbers of features of these taps.
 _WIDTHS = {"inception/2048": 2048, "inception/spatial": 2023}
 
-# Tap that pytorch-fid's `mu` and `sigma` are of.
+# The tap of pytorch-fid's `mu` and `sigma`.
 _PYTORCH_FID = "inception_pytorch_fid/2048"
 
-# What a number must say that is of a file with these two alone.
+# The note on results whose reference file has only `mu` and `sigma`.
 _UNNAMED = (
     "the file of the reference does not say how its images were resized: fid is for "
     "TensorFlow's way, pytorch_fid for that of pytorch-fid"
@@ -49,8 +49,8 @@ def read_published(
       key: The flag or config key that names it, for messages.
 
     Returns:
-      (taps, record) of `ReferenceStatistics`. Of how many images they are such a file
-      does not say: they count 0.
+      (taps, record) of `ReferenceStatistics`. Such a file does not record its number of
+      images: the count is 0.
 
     Raises:
       ConfigError: If it has no statistics of these networks.
@@ -91,7 +91,7 @@ def _read_moments(archive, names, tap, path, key):
 
 
 def _fingerprint(path):
-    """Hash of the checksums of all arrays, as the file records them."""
+    """Hash of the checksums of all arrays, as recorded in the file."""
     with zipfile.ZipFile(path) as archive:
         members = [[m.filename, m.file_size, m.CRC] for m in archive.infolist()]
     return hashlib.sha256(json.dumps(sorted(members)).encode()).hexdigest()

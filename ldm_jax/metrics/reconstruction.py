@@ -1,7 +1,7 @@
-"""How close reconstructions are to their images.
+"""Metrics of images and their reconstructions: PSNR, SSIM, L1.
 
-All metrics are taken between images as files of them hold them, of any type and any
-channels, in units of 1/255 of the range; one number per image, and a data set's number
+All are computed on images as stored in files, of any type and number of channels, in
+units of 1/255 of the range. They give one number per image; the number of a data set
 is the mean over its images.
 """
 
@@ -15,7 +15,7 @@ from ldm_jax.images import to_float
 Images = Num[Array, "batch height width channels"]
 PerImage = Float[Array, " batch"]
 
-# Equal images count so much: one of them would make every mean infinite.
+# The PSNR of equal images: an infinite one would make every mean infinite.
 PSNR_LIMIT = 100.0
 
 # Wang et al. 2004: a Gaussian window of 11 pixels, and the constants K1 and K2.
@@ -56,14 +56,14 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
     """Structural similarity (Wang et al. 2004, Eq. 13).
 
     With the paper's Gaussian window (11 x 11, sigma 1.5), K1 = 0.01, K2 = 0.03 and a
-    range of 255, per channel, over the windows that lie wholly in the image.
+    range of 255, per channel, over the windows that are completely inside the image.
 
     Args:
-      images: [B, H, W, C] likewise, at least 11 pixels high and wide.
+      images: [B, H, W, C], see `psnr`, at least 11 pixels high and wide.
       reconstructions: Like `images`.
 
     Returns:
-      float32 [B], at most 1, which equal images have.
+      float32 [B], at most 1, the value for equal images.
 
     Raises:
       ValueError: If the images are smaller than the window.
@@ -74,7 +74,7 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
             f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, got "
             f"{height} x {width}"
         )
-    # About the middle of the range: the variances below are differences of squares.
+    # Centred for precision: the variances below are differences of squares.
     middle = 127.5
     x, y = _numbers(images) - middle, _numbers(reconstructions) - middle
     mean_x, mean_y, square_x, square_y, product = (
@@ -90,7 +90,7 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
 
 
 def _numbers(images):
-    """Float32 in [0, 255]."""
+    """Converts images to float32 in [0, 255]."""
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32)
     return (to_float(images) + 1) * 127.5
@@ -99,7 +99,7 @@ def _numbers(images):
 def _window_means(values):
     """Gaussian means over all windows: [B, H, W, C] -> [B, H - 10, W - 10, C].
 
-    A sum of shifted copies, which stays in float32 where a convolution would not.
+    A sum of shifted copies, as a convolution would not be computed in float32.
     """
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-0.5 * (offsets / _SIGMA) ** 2)

@@ -1,10 +1,10 @@
-"""Reference statistics: features of a set of images in a file, and what they are of.
+"""Reference statistics: features of a set of images in a file, and their origin.
 
-The file is an npz. Where its features are those of FID's Inception their moments have
-guided-diffusion's names, `mu`, `sigma`, `mu_s` and `sigma_s`; and what others publish
-in that form is read here. Files of this package also say in `record` of which images,
-cut in which way, by which weights they were made: what is measured in another way is
-not compared with them.
+The file is an npz. The moments of the features of FID's Inception have the names of
+guided-diffusion, `mu`, `sigma`, `mu_s` and `sigma_s`, and published files of that form
+can be read. The `record` of this package's files holds the images, their preprocessing
+and the weights of the networks; images that were measured in another way are not
+compared with them.
 """
 
 import dataclasses
@@ -27,50 +27,50 @@ from ldm_jax.store import local_copy, raise_if_silent
 
 _RECORD = "record"
 
-# How a data set's images are cut where they are not augmented, in "preprocessing".
+# "preprocessing" of a data set's images without augmentation.
 CUT = {"crop": "center", "resize": "bicubic, antialiased"}
 
-# Of how many images of a reference features are kept, where metrics need them: as
-# many as there are samples by the protocols, 400 MB of FID's features.
+# Most images of a reference whose features are kept, if metrics need features: as many
+# as the samples of the protocols, 400 MB of FID's features.
 MOST_ROWS = 50_000
 
 
 def kept_of(count: int, most_rows: int) -> Fraction:
-    """Says of which part of so many images features are kept.
+    """Returns the fraction of a set's images whose features are kept.
 
     Args:
-      count: Number of images.
-      most_rows: Of how many images at most.
+      count: Number of images of the set.
+      most_rows: Most images whose features are kept.
 
     Returns:
-      The part, for `Measurement.twin`.
+      The fraction, for `Measurement.twin`.
     """
     return Fraction(min(most_rows, count), count)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceStatistics:
-    """Features of a set of images, and where they come from.
+    """Statistics of the features of a set of images, and their origin.
 
     Attributes:
-      taps: Network and tap, as "inception/2048" -> its TapStatistics.
+      taps: Network and tap, such as "inception/2048" -> its TapStatistics.
       record: JSON-like dict: "name" of the images, their "count", "images", a hash of
-        the list of them, "preprocessing", a dict of "size" [H, W], "crop", "resize" and
-        "values", which are black and white, None of RGB of 8 bits; and "networks", name
-        -> record of the network (its "checksum"). "rows" says of how many images
-        features are there, by tap, and how they were chosen. Of files that others wrote
-        "images" is a hash of the file, of the rest there is what the file shows, and
-        "note" is what a number must say of it.
+        the list of them; "preprocessing", a dict of "size" [H, W], "crop", "resize" and
+        "values", which values are black and white (None for 8-bit RGB); "networks",
+        name -> record of the network with its "checksum"; and "rows", by tap the number
+        of images whose features are kept, and how they were chosen. For files of others
+        "images" is a hash of the file, "note" a remark for results with this reference,
+        and of the rest there is what the file shows.
     """
 
     taps: Mapping[str, TapStatistics]
     record: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the file in one move.
+        """Writes the file atomically.
 
         Args:
-          path: Where to.
+          path: Path of the file.
 
         Raises:
           DiskError: If it cannot be written.
@@ -89,7 +89,7 @@ class ReferenceStatistics:
             write_arrays(archive, arrays)
 
     def _names(self, tap):
-        """Names of the arrays of a tap; guided-diffusion's only for FID's weights."""
+        """Names of a tap's arrays; those of guided-diffusion only for FID's weights."""
         network = self.record["networks"].get(tap.split("/")[0], {})
         if tap in ADM_NAMES and network.get("weights") != "random":
             return ADM_NAMES[tap]
@@ -107,13 +107,13 @@ class ReferenceStatistics:
         Args:
           path: Path of the npz.
           key: The flag or config key that names it, for messages.
-          rows: Taps whose features of each image are read; of all by default.
+          rows: Taps whose features of single images are read; all by default.
 
         Returns:
           The statistics.
 
         Raises:
-          ConfigError: If it cannot be read or is something else.
+          ConfigError: If it cannot be read or is not such a file.
         """
         path = local_copy(path)
         keys = keys_of(path, key)
@@ -127,7 +127,7 @@ class ReferenceStatistics:
                 found = cls._read(archive, keys, path, key, rows)
         except ConfigError:
             raise
-        # Of a damaged file nearly anything.
+        # A damaged file can raise nearly anything.
         except Exception as error:
             raise_if_silent(path, error)
             text = " ".join(str(error).split()) or type(error).__name__
@@ -154,18 +154,18 @@ class ReferenceStatistics:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Tap -> of how many images features are there."""
+        """Tap -> number of images whose features are kept."""
         taps = self.taps.items()
         return {tap: len(each.rows) for tap, each in taps if each.rows is not None}
 
     def thinned(self, most: int) -> "ReferenceStatistics":
-        """Leaves out features of images beyond a number; moments stay those of all.
+        """Keeps the features of at most some images; the moments stay those of all.
 
         Args:
-          most: Of how many images features stay; they are evenly spaced.
+          most: Most images whose features are kept; they are evenly spaced.
 
         Returns:
-          Statistics, the record of which says of how many images features are there.
+          Statistics with the number of these images in their record, as "rows".
         """
         taps = dict(self.taps)
         for tap, count in self.rows.items():
@@ -179,16 +179,16 @@ class ReferenceStatistics:
         return found
 
     def check(self, record: Mapping[str, Any], name: str | os.PathLike) -> None:
-        """Refuses a comparison with what was made in another way.
+        """Checks that images were measured in the same way as this reference.
 
         Args:
-          record: Of what is measured: "networks" and "preprocessing" as in the
+          record: Record of these images: "networks" and "preprocessing" as in the
             attribute `record`, as far as they are known.
-          name: What this reference is called, for messages.
+          name: Name of this reference, for messages.
 
         Raises:
-          ConfigError: If a network, its weights, the size, the crop or the filter
-            differ.
+          ConfigError: If a network, its weights, the size, the crop, the filter or the
+            range of values differ.
         """
         where = f"the reference {name}"
         for name, network in record.get("networks", {}).items():
@@ -244,7 +244,7 @@ def _check_preprocessing(where, here, there):
         )
     for key in ("crop", "resize", "values"):
         values = there.get(key), here.get(key)
-        # Samples are as the model draws them, neither cut nor resized.
+        # Samples are neither cropped nor resized.
         if None in values:
             continue
         if not (same_range(*values) if key == "values" else values[0] == values[1]):

@@ -1,8 +1,7 @@
-"""Statistics of the features of a set of images, from a stream of their batches.
+"""Statistics of the features of a set of images, from a stream of batches.
 
-Sums are float64 on the host and taken over fixed blocks of rows in the order of the
-images, so that neither the batch size nor the number of devices or processes changes
-them.
+Sums are float64 on the host, over fixed blocks of rows in the order of the images, so
+that they depend neither on the batch size nor on the number of devices or processes.
 """
 
 from collections.abc import Mapping
@@ -14,38 +13,39 @@ import numpy as np
 from ldm_jax.annotations import Array, Float, Int, Shaped
 from ldm_jax.errors import DataError
 
-# Rows that are added at a time; even, so that halves begin with each block alike.
+# Rows that are summed at a time; even, so that halves are alike in all blocks.
 BLOCK = 512
 
-# Of which part of the images rows are kept: of none, and of all.
+# Fraction of the images whose rows are kept: none, and all.
 NONE, ALL = Fraction(0), Fraction(1)
 
 
 def evenly_spaced(total: int, most: int) -> Int[np.ndarray, " rows"]:
-    """Chooses some of a set of images, which may be sorted by class.
+    """Chooses evenly spaced images of a set, which may be sorted by class.
 
     Args:
       total: Number of images.
-      most: How many to choose; all where there are fewer.
+      most: Number of images to choose; all if there are fewer.
 
     Returns:
-      Their numbers, int [n], in order: those of `data.sources.spread`.
+      Their numbers, int [n], in order, as in `data.sources.spread`.
     """
     count = min(most, total)
     return np.arange(count) * total // max(count, 1)
 
 
 class TapStatistics(NamedTuple):
-    """What is known of the features of a set of images at one tap of a network.
+    """Statistics of the features of a set of images at one tap of a network.
 
     Attributes:
       count: Number of images N.
       mean: float64 [D].
       covariance: Unbiased covariance, float64 [D, D].
-      rows: The features themselves, float32 [n, D] in the order of the images, of all
-        or of n that are evenly spaced; None where no metric needs them.
-      half: Statistics of every second image, without rows, or None of a few images or
-        a reference. What is biased by the count shows its bias between half and whole.
+      rows: The features, float32 [n, D] in the order of the images, of all images or n
+        evenly spaced ones; None if no metric needs them.
+      half: Statistics of every second image, without rows; None for very few images and
+        for references. The difference between half and whole shows the bias of metrics
+        that depend on the number of images.
     """
 
     count: int
@@ -56,7 +56,7 @@ class TapStatistics(NamedTuple):
 
 
 class Moments:
-    """Collects the statistics of the rows that it is given.
+    """Accumulates the statistics of rows.
 
     Attributes:
       count: Number of rows so far.
@@ -67,23 +67,23 @@ class Moments:
 
         Args:
           width: Number of features D.
-          kept: Which part of the rows is kept, too, evenly spaced: at most ALL. Of n
-            rows Fraction(m, n) keeps those of `evenly_spaced(n, m)`.
+          kept: Fraction of the rows to keep, evenly spaced, at most ALL. Of n rows
+            Fraction(m, n) keeps those of `evenly_spaced(n, m)`.
         """
         self.count = 0
         self._kept = kept
-        # What is kept of whole blocks, and the block that is being filled.
+        # The kept rows of complete blocks, and the block that is being filled.
         self._blocks = []
         self._open = np.empty((BLOCK, width), np.float32)
-        # Of the images of even and of odd index.
+        # Sums over the images of even and of odd index.
         self._sums = np.zeros((2, width))
         self._products = np.zeros((2, width, width))
 
     def add(self, features: Float[Array, "rows features"]) -> None:
-        """Takes the features of further images.
+        """Adds the features of further images.
 
         Args:
-          features: [N, D]; they are taken as float32.
+          features: [N, D]; they are cast to float32.
         """
         features = np.asarray(features, np.float32)
         while len(features):
@@ -104,10 +104,10 @@ class Moments:
             self._blocks.append(self._chosen(self.count - BLOCK))
 
     def statistics(self) -> TapStatistics:
-        """Summarises the rows so far.
+        """Returns the statistics of the rows so far.
 
         Returns:
-          Their statistics.
+          The statistics.
 
         Raises:
           DataError: If there are fewer than two.
@@ -129,33 +129,33 @@ class Moments:
         return count, self._sums[parity] + rows.sum(axis=0), products
 
     def _rows(self):
-        """The rows that are kept, [n, D], or None if none are."""
+        """The kept rows, [n, D], or None if none are kept."""
         if not self._kept:
             return None
         return self._joined(self._chosen(self.count - self.count % BLOCK))
 
     def _chosen(self, start):
-        """The rows that are kept of the open block, whose first row has this number."""
+        """The kept rows of the open block, whose first row has the number `start`."""
         before = self._kept_before(np.arange(start, self.count + 1))
         return self._open[: self.count - start][np.diff(before) > 0]
 
     def _kept_before(self, number):
-        """How many of the first rows are kept: as many of all, rounded up."""
+        """How many of the first `number` rows are kept: their fraction, rounded up."""
         return -(-number * self._kept.numerator // self._kept.denominator)
 
     def _joined(self, last):
-        """What is kept of whole blocks, and these rows after it, in one array."""
+        """The kept rows of complete blocks and then the rows `last`, in one array."""
         whole = np.concatenate([*self._blocks, last])
-        # A view of the one array: the rows are in memory once.
+        # A view of this array, so that the rows are in memory only once.
         self._blocks = [whole[: len(whole) - len(last)]]
         return whole
 
     def state(self) -> dict[str, Shaped[np.ndarray, "..."] | np.int64]:
-        """Captures all that is needed to continue from here to the same digits.
+        """Returns all that is needed to resume and get the same digits.
 
         Returns:
           Dict of arrays: "count" a scalar, "sums" [2, D], "products" [2, D, D] and
-          "rows" [n, D]: those that are kept of whole blocks, and the open one.
+          "rows" [n, D]: the kept rows of complete blocks, and all of the open one.
         """
         return {
             "count": np.int64(self.count),
@@ -167,14 +167,14 @@ class Moments:
     def restore(
         self, state: Mapping[str, Shaped[np.ndarray, "..."] | np.int64]
     ) -> None:
-        """Goes on from a state.
+        """Restores a state.
 
         Args:
-          state: Dict of arrays as `state` gives it, of as many features [D] and of the
-            same part of the rows, like this one.
+          state: Result of `state`, dict of arrays, with the same number of features
+            [D] and the same fraction of kept rows.
 
         Raises:
-          DataError: If it is of another kind.
+          DataError: If the shape of its rows is another one.
         """
         count, rows = int(state["count"]), np.asarray(state["rows"], np.float32)
         kept = self._kept_before(count - count % BLOCK)

@@ -1,22 +1,22 @@
-"""Networks whose features sets of images are compared by: one row each in FEATURES.
+"""Feature networks, by which sets of images are compared: one row each in FEATURES.
 
 A feature network maps a batch of 8-bit images to vectors after one or several of its
 layers, its taps, in one compiled program on all devices.
 
 | module | what |
 | --- | --- |
-| `network` | what a row is, and what a loaded network |
+| `network` | the types of a row and of a loaded network |
 | `random_features` | untrained convolutions, cheap, without a file |
 | `inception` | the Inception-v3 of FID |
 | `inception_weights` | its row, and its file of weights |
 | `tensorflow_resize` | the resize that it was published with |
 | `dinov2`, `dinov2_weights` | DINOv2 ViT-L/14, its row and its files of weights |
 | `clip_features`, `clip_weights` | CLIP, of images and captions |
-| `weight_files` | files of weights: read, and recognised by their numbers |
+| `weight_files` | files of weights: reading, checking, checksums |
 
-Where there is no file of weights, `random` and `inception` are seeded random numbers.
-What is measured with them ranks models of one data set, but is no published metric,
-and no report calls it so.
+Without a file of weights, those of `random` and `inception` are seeded random numbers.
+Metrics with random weights rank models of one data set, but are not the published ones,
+and reports give them another name.
 """
 
 from collections.abc import Mapping
@@ -66,19 +66,19 @@ def weights_of(name: str, weights: Mapping[str, str | None]) -> str | None:
       weights: Row of FEATURES -> path of its file.
 
     Returns:
-      The path; that of the row `weights_of`, where the network's own is not there.
+      The path; that of the row `weights_of` if the network has none of its own.
     """
     other = FEATURES[name].weights_of if name in FEATURES else None
     return weights.get(name) or weights.get(other)
 
 
 def load_network(name: str, path: str | None = None) -> Network:
-    """Loads a network of features.
+    """Loads a feature network.
 
     Args:
       name: Row of FEATURES.
       path: Its file of weights, as published or converted; None for seeded random ones,
-        where the network has them.
+        if the network has them.
 
     Returns:
       Network.
@@ -96,7 +96,7 @@ def load_network(name: str, path: str | None = None) -> Network:
         "network": name,
         "weights": file,
         "checksum": loaded.checksum,
-        # In bfloat16 metrics are others by several per cent.
+        # In bfloat16 metrics differ by several per cent.
         "dtype": "float32",
     }
     row = row._replace(**loaded.changes)

@@ -3,10 +3,10 @@ r"""Converts the weights of a feature network to safetensors, once.
     python -m ldm_jax.metrics.features inception \
         pt_inception-2015-12-05-6726825d.pth inception.safetensors
 
-The network is one of inception, dinov2 and clip. What is published is read without
-running anything of it; what is written has the same numbers, in the names of
+The network is one of inception, dinov2 and clip. Published files are read without
+running any code in them; the converted file has the same numbers, with the names of
 pytorch-fid, of DINOv2's hub or of OpenAI's CLIP. Both files can be given wherever
-weights of features are asked for, and reports say the same checksum of both.
+weights of features are expected, and have the same checksum in reports.
 """
 
 from ldm_jax import cli
@@ -29,7 +29,7 @@ def _main(argv: list[str]) -> None:
     row = choose(convertible, name, "feature network")
     if not target.endswith(".safetensors"):
         raise ConversionError(f"{target} must end in .safetensors")
-    # Whatever is another network is refused before anything is written.
+    # A file of another network is refused before anything is written.
     checksum = load_network(name, source).record["checksum"]
     write_weights(target, row.convert(source))
     print(f"{target}: {row.title}, checksum {checksum}")

@@ -1,7 +1,7 @@
-"""CLIP's two towers, which embed images and captions in one space.
+"""CLIP's two encoders, which embed images and captions in one space.
 
-Radford et al. 2021. CLIP scores compare the two; CMMD (Jayasumana et al. 2024) takes
-images alone, of OpenAI's ViT-L/14 at 336 pixels.
+Radford et al. 2021. CLIP scores compare the two; CMMD (Jayasumana et al. 2024) uses
+only images, and OpenAI's ViT-L/14 at 336 pixels.
 """
 
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from ldm_jax.models.text_encoder import TextEncoder
 
 
 class Clip(NamedTuple):
-    """The two towers of a model.
+    """The two encoders of a CLIP model.
 
     Parameters are {"image": of `image`, "text": of `text`, "text_projection":
-    [width, D]}, the first alone if there is no text tower.
+    [width, D]}, only the first if there is no text encoder.
 
     Attributes:
       image: ImageEncoder module.
@@ -40,7 +40,7 @@ class Clip(NamedTuple):
         Args:
           params: See the class.
           images: uint8 [B, H, W, C] of one or three channels.
-          taps: Names for the embedding: it is all there is.
+          taps: Names for the embedding, the only tap.
 
         Returns:
           Dict of tap -> float32 [B, D] of length 1.
@@ -59,14 +59,15 @@ class Clip(NamedTuple):
 
         Args:
           params: See the class.
-          ids: Token ids [B, L] of CLIP's tokenizer, the end of the caption the largest.
+          ids: Token ids [B, L] of CLIP's tokenizer; the end token has the largest id.
 
         Returns:
           float32 [B, D] of length 1.
         """
         with jax.default_matmul_precision("float32"):
             tokens = self.text.apply({"params": params["text"]}, ids)
-            # What follows the end, even its repetitions, is seen by nobody before it.
+            # Attention is causal: tokens after the end, even its repetitions, have no
+            # effect on it.
             ends = jnp.argmax(ids, axis=1)[:, None, None]
             end = jnp.take_along_axis(tokens, ends, axis=1)[:, 0]
             return _unit(jnp.matmul(end, params["text_projection"]))
@@ -75,14 +76,14 @@ class Clip(NamedTuple):
 def prepare(
     images: UInt8[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch {size} {size} 3"]:
-    """Brings images to the size and the range that CLIP was trained on.
+    """Crops, resizes and normalises images as CLIP was trained on.
 
-    The centre, bicubic with antialiasing, as CMMD does it; OpenAI's own code rounds to
-    8 bits after it.
+    The centre crop, bicubic with antialiasing, as in CMMD; OpenAI's own code rounds to
+    8 bits after the resize.
 
     Args:
       images: uint8 [B, H, W, C] of one or three channels.
-      size: Side of the tower's images.
+      size: Side of the encoder's images.
 
     Returns:
       float32 [B, size, size, 3].

@@ -1,7 +1,7 @@
-"""The row `clip` of FEATURES: CLIP from the files that people have.
+"""The row `clip` of FEATURES: CLIP from its published files.
 
-Sizes follow from the file: OpenAI's, OpenCLIP's, or transformers' with its config.json
-beside.
+Sizes are inferred from the file: OpenAI's, OpenCLIP's, or transformers' with its
+config.json beside it.
 """
 
 import math
@@ -35,12 +35,12 @@ WHERE = (
 )
 EMBEDDING = "embedding"
 
-# Widths of image towers whose heads do not have 64 channels: ViT-H/14.
+# Widths of image encoders whose heads do not have 64 channels: ViT-H/14.
 _HEAD_CHANNELS = {1280: 80}
 
 
 class _Keys(NamedTuple):
-    """Where the sizes stand, in the names of one library."""
+    """Keys of the tensors that give the sizes, in the names of one library."""
 
     patches: str
     image_positions: str
@@ -75,15 +75,15 @@ _TRANSFORMERS = _Keys(
     "text_model.encoder.layers.",
     transposed=False,
 )
-# OpenAI's files have it, those of OpenCLIP do not: the two have other activations.
+# In OpenAI's files, not in OpenCLIP's, which mostly have another activation.
 _MARK = "input_resolution"
 
 
 def infer_towers(tensors: StateDict, activation: str) -> Clip:
-    """Infers the sizes of a model.
+    """Makes the encoders of a model, with sizes inferred from its tensors.
 
     Args:
-      tensors: Key -> array, in OpenAI's names or in those of transformers.
+      tensors: Key -> array, with the names of OpenAI or of transformers.
       activation: Row of ACTIVATIONS.
 
     Returns:
@@ -134,7 +134,7 @@ def _count(tensors, prefix):
 
 
 def _params(towers, tensors):
-    """Parameters of towers, see Clip; ValueError if a tensor does not fit."""
+    """Parameters of the encoders, see Clip; ValueError if a tensor does not fit."""
     params = {"image": tower_params(tensors, towers.image)}
     if towers.text is not None:
         keys = _keys_of(tensors)
@@ -148,14 +148,13 @@ def read_clip(path: str | os.PathLike) -> tuple[Clip, dict[str, Any]]:
     """Reads a published file.
 
     Args:
-      path: The file; a config.json or open_clip_config.json beside it is taken into
-        account.
+      path: The file; a config.json or open_clip_config.json beside it is read, too.
 
     Returns:
-      (towers, their parameters).
+      (encoders, their parameters).
 
     Raises:
-      ConversionError: If it is missing, unreadable or no CLIP with a vision
+      ConversionError: If it is missing, unreadable or not a CLIP with a vision
         transformer.
     """
     path = local_copy(path)
@@ -173,7 +172,8 @@ def read_clip(path: str | os.PathLike) -> tuple[Clip, dict[str, Any]]:
         )
 
 
-# What no shape shows: "quick_gelu" in OpenAI's models, "gelu" in most others.
+# The activation, which no shape shows: "quick_gelu" in OpenAI's models, "gelu" in most
+# others.
 
 
 def _openai_activation(path, tensors):
@@ -205,7 +205,7 @@ def _transformers_activation(path, tensors):
 
 
 def convert_clip(path: str) -> StateDict:
-    """Brings a published file to the names of OpenAI.
+    """Reads a published file and returns it with the names of OpenAI.
 
     Args:
       path: See `read_clip`.
@@ -229,7 +229,7 @@ def convert_clip(path: str) -> StateDict:
 
 def _load(path):
     towers, params = read_clip(path)
-    # The activation is no parameter, but no less of the network.
+    # The activation is not a parameter, but belongs to the network's checksum.
     quick = np.array(towers.image.activation == "quick_gelu", np.float32)
     numbers = flatten_dict(params, sep="/") | {"quick_gelu": quick}
     changes = {

@@ -1,7 +1,7 @@
 """DINOv2's vision transformer (Oquab et al. 2024), without registers.
 
-What FD-DINOv2 (Stein et al. 2023) measures by is the class token of ViT-L/14 after the
-last norm. The scales of its layers are folded into the products before them.
+FD-DINOv2 (Stein et al. 2023) uses the class token of ViT-L/14 after the last norm. The
+layer scales are folded into the matrix products before them.
 """
 
 import jax
@@ -16,7 +16,7 @@ from ldm_jax.models.operations.parameters import Conv, param
 from ldm_jax.models.text_encoder import EncoderBlock, embedding_init
 
 SIZE, PATCH_SIZE, HEAD_CHANNELS = 224, 14, 64
-# Of images in [0, 1], over ImageNet.
+# Mean and standard deviation of ImageNet's images, in [0, 1].
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _EPSILON = 1e-6
@@ -42,7 +42,7 @@ class DinoV2(nn.Module):
         """Encodes images.
 
         Args:
-          images: [B, side, side, 3] as `prepare` gives them.
+          images: [B, side, side, 3], the result of `prepare`.
 
         Returns:
           float32 [B, width].
@@ -73,10 +73,10 @@ class DinoV2(nn.Module):
 def prepare(
     images: UInt8[Array, "batch height width channels"],
 ) -> Float[Array, f"batch {SIZE} {SIZE} 3"]:
-    """Brings images to the size and the range that the network was trained on.
+    """Resizes and normalises images as the network was trained on.
 
-    Bicubic with antialiasing, as in EDM2 (Karras et al. 2024), which is close to what
-    PIL does to 8-bit images.
+    Bicubic with antialiasing, as in EDM2 (Karras et al. 2024), which is close to PIL's
+    resize of 8-bit images.
 
     Args:
       images: uint8 [B, H, W, C] of one or three channels.

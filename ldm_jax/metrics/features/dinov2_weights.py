@@ -1,4 +1,4 @@
-"""The row `dinov2` of FEATURES: DINOv2 ViT-L/14 from the files that people have.
+"""The row `dinov2` of FEATURES: DINOv2 ViT-L/14 from its published files.
 
 | file of | names |
 | --- | --- |
@@ -50,7 +50,7 @@ WHERE = (
 )
 TAP = "class_token"
 
-# Arrays with axes of length 1 before those of ours.
+# Theirs have leading axes of length 1 that ours do not have.
 _WHOLE = Transform(lambda a: (a.reshape(-1),), lambda a: a[None, None])
 _POSITIONS = Transform(lambda a: (a.reshape(a.shape[-2:]),), lambda a: a[None])
 # The published network adds this to the number of patches when it scales positions.
@@ -58,7 +58,7 @@ _OFFSET = 0.1
 
 
 def dinov2_rows(network: DinoV2) -> list[Row]:
-    """Maps the hub's DINOv2, with the scales of its layers.
+    """Maps the names of the hub's DINOv2, with its layer scales, to ours.
 
     Args:
       network: DinoV2 module.
@@ -92,13 +92,13 @@ def dinov2_rows(network: DinoV2) -> list[Row]:
 
 
 def read_dinov2(path: str) -> StateDict:
-    """Reads a published file, whichever names it has.
+    """Reads a published file, with the hub's or transformers' names.
 
     Args:
       path: The file.
 
     Returns:
-      Dict of the hub's keys -> array, without the token of masks.
+      Dict of the hub's keys -> array, without the mask token.
 
     Raises:
       ConversionError: If it is missing, unreadable, has registers or is another
@@ -116,7 +116,7 @@ def read_dinov2(path: str) -> StateDict:
 
 
 def _hub_names(tensors):
-    """Brings the names of transformers to those of the hub."""
+    """Converts the names of transformers to those of the hub."""
     tensors = {key.removeprefix("dinov2."): a for key, a in tensors.items()}
     if "embeddings.cls_token" not in tensors:
         return dict(tensors)
@@ -134,7 +134,7 @@ def _hub_names(tensors):
 
 
 def make_params(tensors: StateDict, network: DinoV2) -> Params:
-    """Makes parameters of the hub's tensors, for images of 224 pixels.
+    """Makes parameters from the hub's tensors, for images of 224 pixels.
 
     Args:
       tensors: Dict of the hub's keys -> array.
@@ -144,7 +144,7 @@ def make_params(tensors: StateDict, network: DinoV2) -> Params:
       Parameters of `network`, float32.
 
     Raises:
-      ValueError: If a tensor is missing, too many or of another shape.
+      ValueError: If a tensor is missing, superfluous or of another shape.
     """
     target = flatten_dict(_shapes(network), sep="/")
     width = jax.ShapeDtypeStruct((network.width,), jnp.float32)
@@ -171,7 +171,7 @@ def _shapes(network):
 
 
 def _rescale(positions):
-    """Positions [1 + n², d] of larger images -> those of SIZE, as the hub has it."""
+    """Positions [1 + n², d] of larger images -> those of SIZE, as in the hub's code."""
     old, new = math.isqrt(len(positions) - 1), SIZE // PATCH_SIZE
     if old == new:
         return positions
@@ -209,10 +209,10 @@ def _apply(params, images, taps):
     return dict.fromkeys(taps, features)
 
 
-# The hub's scales of layers -> the layers of ours that have them.
+# The hub's layer scales -> our layers that have them.
 _SCALED = {"ls1.gamma": "attention/out", "ls2.gamma": "proj_out"}
 
-# Names of transformers -> those of the hub, one after the other.
+# Names of transformers -> those of the hub, replaced in this order.
 _NAMES = (
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),

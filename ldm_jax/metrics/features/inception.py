@@ -5,7 +5,8 @@ has 1008 classes, its average pooling does not count the border's zeros, and its
 block takes the maximum instead. Batch normalisation is folded into the convolutions.
 
 Branches that begin with a 1x1 convolution of the same input are one matrix product.
-Averages follow theirs instead of going before, which is the same and has less to add.
+Average pooling follows its convolution instead of preceding it, which gives the same
+with fewer additions.
 """
 
 import functools
@@ -19,9 +20,9 @@ from flax import linen as nn
 from ldm_jax.annotations import Array, Float
 
 SIZE = 299
-# Tap -> number of features. "logits" are without the bias, as inception scores are
-# published; "spatial" is what sFID takes (Nash et al. 2021): 7 channels of the map
-# 17 x 17 that guided-diffusion calls mixed_6/conv, here Mixed_6d.branch1x1.
+# Tap -> number of features. "logits" are without the bias, as in published inception
+# scores; "spatial" is for sFID (Nash et al. 2021): 7 channels of the 17 x 17 map that
+# guided-diffusion calls mixed_6/conv, here Mixed_6d.branch1x1.
 WIDTHS = {
     "64": 64,
     "192": 192,
@@ -36,8 +37,8 @@ _SPATIAL_CHANNELS = 7
 class Inception(nn.Module):
     """Maps images to features after several of its layers.
 
-    Parameters are named by the layers of the published files: of "Mixed_5b.branch1x1"
-    "kernel" [height, width, in, out] and "bias" [out].
+    Parameters are named after the layers of the published files: "Mixed_5b.branch1x1"
+    has "kernel" [height, width, in, out] and "bias" [out].
 
     """
 
@@ -51,8 +52,8 @@ class Inception(nn.Module):
           images: [B, 299, 299, 3], (x - 128) / 128 of 8-bit images.
 
         Returns:
-          Dict of tap -> float32 [B, D], see WIDTHS. What is not used of it is not
-          computed where this is compiled.
+          Dict of tap -> float32 [B, D], see WIDTHS. Under jit, unused taps are not
+          computed.
         """
         x = self._conv(images, "Conv2d_1a_3x3", 32, 3, stride=2)
         x = self._conv(x, "Conv2d_2a_3x3", 32, 3)
@@ -69,7 +70,7 @@ class Inception(nn.Module):
         for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
             x = self._block_17(x, f"Mixed_{name}", width)
             if name == "6d":
-                # The block's first branch, of which sFID takes the first channels.
+                # The first channels of the block's first branch, for sFID.
                 taps["spatial"] = x[..., :_SPATIAL_CHANNELS].reshape(len(x), -1)
         taps["768"] = _mean(x)
         x = self._to_8(x, "Mixed_7a")
@@ -80,7 +81,7 @@ class Inception(nn.Module):
         taps["logits"] = jnp.matmul(x, kernel, precision="highest")
         return taps
 
-    # Blocks, named by the sides of their maps.
+    # Blocks, named after the sides of their feature maps.
 
     def _block_35(self, x, name, pooled):
         one, five, three, average = self._pointwise(
@@ -167,8 +168,8 @@ class Inception(nn.Module):
         """Convolution and ReLU; padded to the same size, or not at all."""
         size = (size, size) if isinstance(size, int) else size
         kernel, bias = self._weights(name, (*size, x.shape[-1], features))
-        # Without any padding XLA takes up to five times as long on the CPU: one row and
-        # one column of zeros, and what comes of them is cut off where it is anything.
+        # Without any padding XLA takes up to five times as long on the CPU. So one row
+        # and one column of zeros are padded, and their results, if any, cut off.
         padding = [(n // 2, n // 2) if pad else (0, 1) for n in size]
         x = jax.lax.conv_general_dilated(
             x,
@@ -183,7 +184,7 @@ class Inception(nn.Module):
         return nn.relu(x + bias[None, None, None])
 
     def _pointwise(self, x, widths, average=True):
-        """1x1 convolutions of one input, ReLU; one named *.branch_pool is averaged."""
+        """1x1 convolutions of one input and ReLU; that of *.branch_pool is averaged."""
         layers = [
             self._weights(name, (1, 1, x.shape[-1], width))
             for name, width in widths.items()
@@ -203,12 +204,12 @@ class Inception(nn.Module):
 
 
 def _mean(x):
-    """Means of maps [B, h, w, c] -> float32 [B, c]."""
+    """Global average pooling of maps, [B, h, w, c] -> float32 [B, c]."""
     return jnp.mean(x, axis=(1, 2))
 
 
 def _max_pool(x, stride=2):
-    """Maxima of 3 x 3; at stride 1 of the same size."""
+    """Max pooling, 3 x 3; with stride 1 the size stays the same."""
     for axis in (1, 2):
         cells = _cells(x, axis, stride, -jnp.inf if stride == 1 else None)
         x = functools.reduce(jnp.maximum, cells)
@@ -216,7 +217,7 @@ def _max_pool(x, stride=2):
 
 
 def _average(x):
-    """Means of 3 x 3, at the borders of those cells that there are."""
+    """Average pooling, 3 x 3; at the borders only over the cells that exist."""
     for axis in (1, 2):
         counts = np.full(x.shape[axis], 3)
         counts[[0, -1]] = 2
@@ -229,7 +230,7 @@ def _average(x):
 def _cells(x, axis, stride, fill):
     """The first, second and third cells of all windows of three along an axis.
 
-    Slices, as XLA's own windows take four times as long on the CPU.
+    By slices, as XLA's reduce_window takes four times as long on the CPU.
     """
     if fill is not None:
         padding = [(0, 0)] * x.ndim

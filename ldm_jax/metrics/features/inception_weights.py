@@ -25,7 +25,7 @@ WHERE = (
     "weights-inception-2015-12-05-6726825d.pth of "
     "github.com/toshas/torch-fidelity/releases/tag/v0.2.0, which is the same"
 )
-# Of the batch normalisations.
+# Epsilon of the batch normalisations, and their tensors.
 _EPSILON = 1e-3
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -35,7 +35,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     """Lists the tensors of the published file.
 
     Returns:
-      Dict of key -> shape, without the counters of batches.
+      Dict of key -> shape, without the batch counters.
     """
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     params = variable_shapes(Inception(), image)["params"]
@@ -51,13 +51,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def read_inception(path: str) -> StateDict:
-    """Reads the published file, or what was converted from it.
+    """Reads the published file, or one converted from it.
 
     Args:
       path: The file.
 
     Returns:
-      Dict of key -> array, without the counters of batches.
+      Dict of key -> array, without the batch counters.
 
     Raises:
       ConversionError: If it is missing, unreadable or another network.
@@ -74,10 +74,10 @@ def read_inception(path: str) -> StateDict:
 
 
 def draw_inception() -> StateDict:
-    """Draws weights where there is no file, the same everywhere.
+    """Draws random weights, for use without a file; the same on every machine.
 
     Returns:
-      Dict of key -> float32 array, as `read_inception` gives it.
+      Dict of key -> float32 array, with the keys of `read_inception`.
     """
     return {key: _draw(key, shape) for key, shape in shapes().items()}
 
@@ -87,17 +87,17 @@ def _draw(key, shape):
     if len(shape) == 1:
         of_ones = key.endswith(("bn.weight", "running_var"))
         return np.full(shape, float(of_ones), np.float32)
-    # Uniform ones, which are drawn ten times as fast as normal ones. This stream is
-    # frozen by NumPy's policy.
+    # Uniform numbers, which are drawn ten times as fast as normal ones. NumPy's policy
+    # guarantees this stream.
     draw = np.random.RandomState(zlib.crc32(key.encode())).random_sample(shape)
     return ((2 * draw - 1) * np.sqrt(6 / np.prod(shape[1:]))).astype(np.float32)
 
 
 def fold_norms(tensors: StateDict) -> Params:
-    """Makes the parameters of Inception of a published file.
+    """Makes the parameters of Inception from the tensors of a published file.
 
     Args:
-      tensors: Dict of key -> array, as `read_inception` gives it.
+      tensors: Dict of key -> array, the result of `read_inception`.
 
     Returns:
       Parameters of Inception, float32.
@@ -133,7 +133,7 @@ def _as_tensorflow(images):
 
 
 def _as_pytorch_fid(images):
-    """As `F.interpolate` resizes without antialiasing, and to another range."""
+    """Resizes like `F.interpolate` without antialiasing, and to another range."""
     shape = len(images), SIZE, SIZE, images.shape[-1]
     images = jax.image.resize(images / 255, shape, "linear", antialias=False)
     return 2 * images - 1
@@ -145,7 +145,7 @@ def _row(title, prepare):
 
 
 INCEPTION = _row("Inception-v3 of FID", _as_tensorflow)
-# Another number of the same network, by which many papers measure.
+# The same network with other preprocessing, which many papers use.
 INCEPTION_PYTORCH_FID = _row(
     "Inception-v3 as pytorch-fid feeds it", _as_pytorch_fid
 )._replace(weights_of="inception")

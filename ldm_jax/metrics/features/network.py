@@ -1,4 +1,4 @@
-"""What a network of features is: a row of FEATURES, and one that is loaded."""
+"""Types of feature networks: a row of FEATURES, and a loaded network."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from ldm_jax.errors import ConfigError
 def to_rgb(
     images: UInt8[Array, "batch h w c"],
 ) -> Float[Array, "batch h w 3"]:
-    """Brings images to what all networks take.
+    """Converts images to the input of all networks.
 
     Args:
-      images: uint8 [B, H, W, C]; grey ones, of one channel, are repeated.
+      images: uint8 [B, H, W, C]; a single grey channel is repeated.
 
     Returns:
       float32 [B, H, W, 3] from 0 to 255.
@@ -32,12 +32,12 @@ def to_rgb(
 
 
 class Loaded(NamedTuple):
-    """What a row of FEATURES makes of a file of weights, or without one.
+    """Weights that a row of FEATURES has loaded from a file, or drawn without one.
 
     Attributes:
       params: Parameters, NumPy or JAX arrays.
-      checksum: Of the numbers of the weights, see `weight_files.checksum`.
-      changes: Fields of the row that are others with these weights.
+      checksum: Checksum of the weights, see `weight_files.checksum`.
+      changes: Fields of the row that differ with these weights.
     """
 
     params: Any
@@ -49,19 +49,19 @@ class FeatureNetwork(NamedTuple):
     """A row of FEATURES.
 
     Attributes:
-      title: What it is called in reports.
-      where: Where its file of weights comes from, for messages.
+      title: Title for reports.
+      where: Where its file of weights can be found, for messages.
       widths: Name of a tap -> number of its features.
       load: Path of a file of weights or None -> Loaded.
       apply: (parameters, uint8 images [B, H, W, C] of one or three channels, names of
-        taps) -> dict of tap -> float32 [B, D]. Names are static: what is not asked for
-        is not computed where this is compiled.
+        taps) -> dict of tap -> float32 [B, D]. Names are static: under jit, other taps
+        are not computed.
       embed_text: None, or (parameters, token ids [B, L]) -> float32 [B, D].
-      vocab_size: None, or number of token ids that `embed_text` knows.
-      convert: None, or path of a file of weights -> the same numbers under the names
-        that they are published with, for a safetensors file.
-      weights_of: None, or row whose file of weights is the one of this row, too.
-      needs_file: Whether it has no random weights, for want of a file.
+      vocab_size: None, or the size of the vocabulary of `embed_text`.
+      convert: None, or path of a file of weights -> the same numbers under their
+        published names, for a safetensors file.
+      weights_of: None, or the row whose file of weights this row also uses.
+      needs_file: Whether it needs a file, as it has no random weights.
     """
 
     title: str
@@ -87,12 +87,12 @@ class Network(NamedTuple):
 
     Attributes:
       name: Name of its row in FEATURES.
-      row: The row, as it is with these weights.
+      row: The row, with the changes of these weights.
       params: Parameters, NumPy or JAX arrays; the first argument of `row.apply`.
-      record: What a report says of it: "network", "weights" (name of the file, or
-        "random"), "checksum" and "dtype".
-      is_random: Whether its weights are random numbers: what is measured with it is no
-        published metric.
+      record: Record for reports: "network", "weights" (name of the file, or "random"),
+        "checksum" and "dtype".
+      is_random: Whether its weights are random numbers; metrics with them are not the
+        published ones.
     """
 
     name: str
@@ -103,14 +103,14 @@ class Network(NamedTuple):
 
 
 def missing_file(name: str, where: str) -> str:
-    """Says that a network needs a file of weights, and how it is given.
+    """Makes the message that a network needs a file of weights, and how to give it.
 
     Args:
       name: Row of FEATURES.
       where: `FeatureNetwork.where` of the row.
 
     Returns:
-      A message for the user.
+      The message for the user.
     """
     return (
         f"{name} needs its file of weights: give it with --feature_weights={name}=FILE "

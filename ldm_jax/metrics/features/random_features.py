@@ -1,7 +1,7 @@
 """Features of untrained convolutions, cheap and without a file of weights.
 
-A metric of them ranks models of one data set, but is not comparable to a published
-number.
+Metrics with them rank models of one data set, but are not comparable to published
+numbers.
 """
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ TAP = "pooled"
 
 
 class RandomFeatures(nn.Module):
-    """Untrained convolutions with the mean and the deviation of each channel.
+    """Untrained convolutions, then mean and standard deviation of each channel.
 
     Attributes:
       channels: Channels of each layer; every layer halves height and width.
@@ -49,7 +49,7 @@ class RandomFeatures(nn.Module):
 def _load(path):
     if path is not None:
         raise ConfigError(f"random features take no file of weights, got {path}")
-    # Of three channels, whatever the images: grey ones are repeated in `_apply`.
+    # Always three channels: grey images are repeated in `_apply`.
     images = jnp.zeros((1, 8, 8, 3))
     params = RandomFeatures().init(jax.random.key(0), images)["params"]
     params = jax.tree.map(np.asarray, params)

@@ -1,8 +1,8 @@
 """The bilinear resize of TensorFlow 1, which FID's Inception-v3 was published with.
 
-Corners of pixels are not aligned and centres are not halved: the new pixel i is read at
-i * old / new, without antialiasing. Other resizes move FID by several tenths (Parmar et
-al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
+Neither corners are aligned nor pixel centres at one half: the new pixel i is read at
+i * old / new, without antialiasing. Other resizes change FID by several tenths (Parmar
+et al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ldm_jax.annotations import Array, Float, Num
 def tensorflow_resize(
     images: Num[Array, "batch old_height old_width channels"], height: int, width: int
 ) -> Float[Array, "batch {height} {width} channels"]:
-    """Resizes images as `tf.image.resize_bilinear` of TensorFlow 1.
+    """Resizes images like `tf.image.resize_bilinear` of TensorFlow 1.
 
     Args:
       images: [B, h, w, c], uint8 or floats.
@@ -22,17 +22,17 @@ def tensorflow_resize(
       width: New width.
 
     Returns:
-      float32 [B, height, width, c], in the range of `images`; as they are where they
-      have that size.
+      float32 [B, height, width, c], in the range of `images`; unchanged if they have
+      that size already.
     """
     x = images.astype(jnp.float32)
-    # Columns first, as TensorFlow does: so sums are rounded like theirs.
+    # Columns first, as in TensorFlow, so that sums are rounded in the same way.
     x = _between(x, width, axis=2)
     return _between(x, height, axis=1)
 
 
 def _between(x, new, axis):
-    """Weighs each two neighbours along an axis; no product, which TPUs would round."""
+    """Interpolates neighbours along an axis; no matrix product, which TPUs round."""
     old = x.shape[axis]
     if old == new:
         return x

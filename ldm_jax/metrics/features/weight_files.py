@@ -1,4 +1,4 @@
-"""Files of weights of feature networks: read, compared, and known by their numbers."""
+"""Files of weights of feature networks: reading, checking, checksums."""
 
 import hashlib
 import os
@@ -16,11 +16,11 @@ def read_tensors(path: str | os.PathLike, where: str) -> dict[str, Any]:
     """Reads a file of weights, lazily.
 
     Args:
-      path: File of any kind that `weights.files.read_weights` knows.
-      where: Where the file comes from, for the error.
+      path: File of any format that `weights.files.read_weights` supports.
+      where: Where the file can be found, for the error.
 
     Returns:
-      Dict of key -> what `np.asarray` makes an array of.
+      Dict of key -> value that `np.asarray` turns into an array.
 
     Raises:
       ConversionError: If it is missing or unreadable.
@@ -32,7 +32,7 @@ def read_tensors(path: str | os.PathLike, where: str) -> dict[str, Any]:
 
 
 def checksum(tensors: Mapping[str, Any]) -> str:
-    """Hashes the numbers of weights, whatever the file that they lie in.
+    """Hashes the numbers of weights, independent of the format of their file.
 
     Args:
       tensors: Name -> array; hashed as float32, in the order of the names.
@@ -54,16 +54,16 @@ def check_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     expected: str,
 ) -> None:
-    """Compares the tensors of a file with those of a network.
+    """Checks that the tensors of a file are those of a network.
 
     Args:
       path: The file, for the error.
       tensors: Dict of key -> array.
-      shapes: Dict of key -> shape: all that the network has.
-      expected: What the network is and where it comes from.
+      shapes: Dict of key -> shape, all tensors of the network.
+      expected: What the network is and where it can be found.
 
     Raises:
-      ConversionError: If a tensor is missing, of another shape or too many.
+      ConversionError: If a tensor is missing, superfluous or of another shape.
     """
     missing = [key for key in shapes if key not in tensors]
     unknown = [key for key in tensors if key not in shapes]

@@ -2,12 +2,12 @@
 
 | module | what |
 | --- | --- |
-| `frechet` | of two Gaussians: FID, sFID, FD-DINOv2 |
+| `frechet` | Fréchet distances: FID, sFID, FD-DINOv2 |
 | `kernel` | maximum mean discrepancies: KID, CMMD |
 | `neighbours` | precision and recall, density and coverage |
-| `inception_score` | of a set alone, by the classes of a classifier |
-| `clip_score` | of images and their captions |
-| `blocks` | pairs of rows, some at a time |
+| `inception_score` | the inception score, which needs no reference |
+| `clip_score` | the CLIP score of images and their captions |
+| `blocks` | pairs of rows, in blocks |
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +26,10 @@ __all__ = ["SET_METRICS", "SetMetric", "Result", "Value", "taps_with_rows"]
 
 
 class Value(NamedTuple):
-    """A number that a metric gives.
+    """One number of a metric.
 
     Attributes:
-      title: What it is called in reports.
+      title: Title for reports.
       better: "lower" or "higher".
     """
 
@@ -41,15 +41,15 @@ class SetMetric(NamedTuple):
     """A row of SET_METRICS.
 
     Attributes:
-      values: Name -> the numbers that it gives.
+      values: Name -> Value, the numbers of the metric.
       network: Row of FEATURES.
-      tap: Tap of that network, or what `programs` makes of its taps and captions.
+      tap: Tap of that network, or COSINE, which `programs` computes with captions.
       measure: (statistics of the images, of the reference or None, seed) -> Result, or
-        dict of name -> Result where there are several; values, deviations and notes.
-      needs_rows: Whether it needs the features themselves, not their moments alone.
+        dict of name -> Result if there are several; with value, deviation and note.
+      needs_rows: Whether it needs the features of each image, not only their moments.
       needs_reference: Whether images are compared with a reference.
-      needs_captions: Whether images come with their captions.
-      protocol: Number of images that published numbers are of.
+      needs_captions: Whether it needs captions of the images.
+      protocol: Number of images of published numbers.
     """
 
     values: Mapping[str, Value]
@@ -69,14 +69,14 @@ _FID = SetMetric({"fid": Value("FID")}, "inception", "2048", frechet)
 # Metrics by name.
 SET_METRICS = {
     "fid": _FID,
-    # Of features as pytorch-fid has them, which resizes in another way.
+    # With the features of pytorch-fid, which resizes in another way.
     "pytorch_fid": _FID._replace(
         values={"pytorch_fid": Value("FID of pytorch-fid")},
         network="inception_pytorch_fid",
     ),
-    # Of reconstructions to their images.
+    # Of reconstructions, with their images as the reference.
     "rfid": _FID._replace(values={"rfid": Value("rFID")}),
-    # Nash et al. 2021: of a part of the map of features, where things are.
+    # Nash et al. 2021: of part of a feature map, which keeps the positions of things.
     "sfid": SetMetric({"sfid": Value("sFID")}, "inception", "spatial", frechet),
     "kid": SetMetric({"kid": Value("KID")}, "inception", "2048", kid, needs_rows=True),
     "inception_score": SetMetric(
@@ -87,7 +87,7 @@ SET_METRICS = {
         needs_rows=True,
         needs_reference=False,
     ),
-    # Of FID's features, as guided-diffusion measures them; the papers take VGG16's.
+    # With FID's features, as in guided-diffusion; the papers use VGG16's.
     "precision_recall": SetMetric(
         {
             "precision": Value("precision", "higher"),
@@ -137,13 +137,13 @@ SET_METRICS = {
 
 
 def taps_with_rows(names: Sequence[str]) -> list[str]:
-    """Lists where metrics need the features of each image of a reference.
+    """Lists the taps at which metrics need the features of each reference image.
 
     Args:
       names: Rows of SET_METRICS.
 
     Returns:
-      Networks and taps, as "inception/2048", in order.
+      Networks and taps, such as "inception/2048", sorted.
     """
     rows = [SET_METRICS[name] for name in names]
     rows = [row for row in rows if row.needs_rows and row.needs_reference]

@@ -1,23 +1,23 @@
-"""Pairs of rows of two sets, some at a time: of 50,000 images all would be 10 GB."""
+"""Pairs of rows of two sets, in blocks: all pairs of 50,000 images would be 10 GB."""
 
 from collections.abc import Iterator
 
 from ldm_jax import peers
 
-# Rows of each set whose pairs are in memory at a time.
+# Rows of each set in a block.
 BLOCK = 2048
 
 
 def block_pairs(
     first: int, second: int, upper: bool = False
 ) -> Iterator[tuple[slice, slice]]:
-    """Goes through all pairs of rows in blocks.
+    """Iterates over all pairs of rows in blocks.
 
     Args:
       first: Number of rows of the one set.
       second: Number of rows of the other.
-      upper: Whether the blocks below the diagonal are left out: of a set with itself
-        they hold what those above it do.
+      upper: Whether to leave out the blocks below the diagonal, which for a set with
+        itself are those above it, transposed.
 
     Yields:
       (rows of the first, rows of the second), as slices.

@@ -7,8 +7,7 @@ from ldm_jax.annotations import Array, Float
 from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-# What a measurement makes of the embeddings of an image and its caption; it stands
-# where a tap does.
+# Used as a tap: the cosine of the embeddings of an image and its caption.
 COSINE = "caption_cosine"
 
 
@@ -34,8 +33,8 @@ def clip_score(
 ) -> Result:
     """CLIP score: the mean of 100 max(cos, 0) over images and their captions.
 
-    Hessel et al. 2021 write 2.5 max(cos, 0); 100 in the place of 2.5 is what is usually
-    reported. MLPerf's number is that by 100.
+    Hessel et al. 2021 have 2.5 max(cos, 0); usually the factor is 100 instead of 2.5.
+    MLPerf's number is this one divided by 100.
 
     Args:
       images: Statistics of `caption_cosine`, with rows [N, 1].

@@ -1,4 +1,4 @@
-"""Fréchet distance of two Gaussians: FID, sFID, FD-DINOv2 and what is like them."""
+"""Fréchet distance of two Gaussians: FID, sFID, FD-DINOv2 and similar metrics."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ldm_jax.annotations import Float
 from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-# Columns of a root that are found one by one before the rest is brought up to date.
+# Columns of a root that are computed one by one before the rest is updated.
 _PANEL = 64
 
 
@@ -21,10 +21,11 @@ def frechet(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> R
       seed: Not used.
 
     Returns:
-      A number >= 0, in units of the features squared. Its expectation lies above that
-      of infinitely many images by about a constant over their number (Chong and Forsyth
-      2020), so it is by as much above as half of the images are above all; the result's
-      `bias` is that of the images, without that of the reference.
+      A number >= 0, in units of the features squared. Its expectation is above the
+      value for infinitely many images by about a constant divided by their number
+      (Chong and Forsyth 2020), so this bias is about the distance of half of the images
+      minus that of all; the result's `bias` is that of the images, without that of the
+      reference.
     """
     del seed
     value, bias, note = _distance(images, reference), None, ""
@@ -36,8 +37,8 @@ def frechet(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> R
 
 
 def _distance(images, reference):
-    # The root has as many columns as the rank: of the smaller set it has fewer. What
-    # others publish does not say of how many images it is.
+    # The root has as many columns as the rank, fewer for the smaller set. Published
+    # statistics do not record their number of images: their count is 0.
     first, second = sorted((images, reference), key=lambda each: each.count or np.inf)
     root = pivoted_root(first.covariance)
     product = np.linalg.eigvalsh(root.T @ second.covariance @ root)
@@ -50,11 +51,11 @@ def _distance(images, reference):
 def pivoted_root(
     covariance: Float[np.ndarray, "features features"],
 ) -> Float[np.ndarray, "features rank"]:
-    """Cholesky's root of a covariance, with pivots, up to its rank.
+    """Pivoted Cholesky root of a covariance, up to its rank.
 
-    With a root R of C1 = R Rᵀ the eigenvalues of C1 C2 that are not zero are those of
-    the symmetric Rᵀ C2 R. It takes a part of the time of eigenvectors, and that of a
-    set with fewer images than features has no columns of rounding errors.
+    With a root R of C1 = R Rᵀ the nonzero eigenvalues of C1 C2 are those of the
+    symmetric Rᵀ C2 R. It takes a fraction of the time of eigenvectors, and for a set
+    with fewer images than features it has no columns of rounding errors.
 
     Args:
       covariance: Symmetric and positive semi-definite, float64 [D, D].
@@ -72,7 +73,7 @@ def pivoted_root(
             return columns[:rank].T
         first = rank - rank % _PANEL
         if first == rank and rank:
-            # What whole panels explain is taken off at once, in one product.
+            # The part of a whole panel is subtracted at once, in one product.
             panel = columns[rank - _PANEL : rank]
             left -= panel.T @ panel
         panel = columns[first:rank]

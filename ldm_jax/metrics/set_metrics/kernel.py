@@ -7,31 +7,31 @@ from ldm_jax.metrics.set_metrics.blocks import block_pairs
 from ldm_jax.metrics.set_metrics.results import Result
 from ldm_jax.metrics.statistics import TapStatistics
 
-# Subsets of KID and images in each, as torch-fidelity takes them.
+# Subsets of KID and images in each, as in torch-fidelity.
 SUBSETS, SUBSET_SIZE = 100, 1000
 
-# Width of CMMD's kernel, and what its values are multiplied by.
+# Width of CMMD's kernel, and the factor of its values.
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 def kid(images: TapStatistics, reference: TapStatistics, seed: int) -> Result:
     """Kernel inception distance (Bińkowski et al. 2018, Sec. 3).
 
-    The unbiased squared maximum mean discrepancy of the kernel (x·y / D + 1)³, the mean
-    over random subsets of both sets. With the same seed the subsets are those of
-    torch-fidelity.
+    The unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³,
+    averaged over random subsets of both sets. With the same seed the subsets are those
+    of torch-fidelity.
 
     Args:
       images: Statistics of one set, with rows.
       reference: Statistics of the other one, with rows.
-      seed: Of the subsets.
+      seed: Seed of the subsets.
 
     Returns:
-      The distance, which may lie below 0, and its deviation between subsets.
+      The distance, which may be negative, and its standard deviation over the subsets.
     """
     first, second = images.rows, reference.rows
     size = min(SUBSET_SIZE, len(first), len(second))
-    # The generator that torch-fidelity draws with.
+    # The generator of torch-fidelity.
     generator = np.random.RandomState(seed)  # noqa: NPY002
 
     def subset(rows):
@@ -48,7 +48,7 @@ def kid(images: TapStatistics, reference: TapStatistics, seed: int) -> Result:
 
 
 def _unbiased_mmd(first, second):
-    """Squared discrepancy of rows [n, D] each; no row is paired with itself."""
+    """Squared discrepancy of two sets of rows [n, D]; no row is paired with itself."""
     count = len(first)
     within = sum(_kernel_sum(rows, rows, diagonal=False) for rows in (first, second))
     between = _kernel_sum(first, second)
@@ -56,7 +56,7 @@ def _unbiased_mmd(first, second):
 
 
 def _kernel_sum(first, second, diagonal=True):
-    """Sum of (x·y / D + 1)³ over the pairs; the sum is float64."""
+    """Sum of (x·y / D + 1)³ over the pairs, in float64."""
     kernel = first @ second.T
     kernel /= first.shape[1]
     kernel += 1
@@ -68,9 +68,9 @@ def _kernel_sum(first, second, diagonal=True):
 def cmmd(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> Result:
     """CLIP maximum mean discrepancy (Jayasumana et al. 2024, Eq. 4).
 
-    Squared and times 1000, of the Gaussian kernel exp(-|x - y|² / (2 · 10²)) of
-    embeddings of unit length. Pairs of an image and itself count, as in the code of the
-    paper, so that equal sets have the distance 0.
+    Squared and times 1000, with the Gaussian kernel exp(-|x - y|² / (2 · 10²)) on
+    embeddings of unit length. Pairs of an image with itself count, as in the code of
+    the paper, so that equal sets have the distance 0.
 
     Args:
       images: Statistics of one set, with rows.
@@ -78,7 +78,7 @@ def cmmd(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> Resu
       seed: Not used.
 
     Returns:
-      A number >= 0 but for rounding.
+      A number >= 0, up to rounding.
     """
     del seed
     first, second = images.rows, reference.rows
@@ -89,9 +89,9 @@ def cmmd(images: TapStatistics, reference: TapStatistics, seed: int = 0) -> Resu
 def _mean_gaussian(
     first: Float[np.ndarray, "n features"], second: Float[np.ndarray, "m features"]
 ) -> float:
-    """Mean over all pairs of CMMD's kernel - 1.
+    """Mean over all pairs of CMMD's kernel minus 1.
 
-    The kernel lies between 0.98 and 1: without the 1, which falls out of the distance,
+    The kernel is between 0.98 and 1. Without the 1, which cancels in the distance,
     float32 keeps all digits.
     """
     same, total = first is second, 0.0
@@ -101,7 +101,7 @@ def _mean_gaussian(
         exponents -= 1
         exponents /= CMMD_SIGMA**2
         part = np.expm1(exponents, out=exponents).sum(dtype=np.float64)
-        # Blocks off the diagonal stand for those across it, too.
+        # Blocks off the diagonal also count for their mirror images.
         total += part * (2 if same and i != j else 1)
     return float(total / len(first) / len(second))
 

@@ -1,8 +1,8 @@
-"""Measures by nearest neighbours: precision, recall, density and coverage.
+"""Metrics by nearest neighbours: precision, recall, density and coverage.
 
-Around each row of a set lies a ball that reaches to its k-th nearest neighbour within
-the set; the balls together are an estimate of where the set lies. Distances are
-computed for a block of pairs at a time.
+The ball around each row of a set reaches to its k-th nearest neighbour in the set; the
+union of the balls estimates the manifold of the set. Distances are computed for a block
+of pairs at a time.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def precision_recall(
       seed: Not used.
 
     Returns:
-      "precision", the part of the images that lie in a ball of the reference, and
-      "recall", the part of the reference that lies in a ball of the images.
+      "precision", the fraction of the images that are in a ball of the reference, and
+      "recall", the fraction of the reference that is in a ball of the images.
     """
     del seed
     x, y = images.rows, reference.rows
@@ -60,8 +60,9 @@ def density_coverage(
       seed: Not used.
 
     Returns:
-      "density", in how many balls of the reference an image lies over k, may be above
-      1, and "coverage", the part of these balls in which there is an image.
+      "density", the mean number of balls of the reference that contain an image,
+      divided by k, may be above 1; and "coverage", the fraction of these balls that
+      contain an image.
     """
     del seed
     x, y = images.rows, reference.rows
@@ -80,7 +81,7 @@ def density_coverage(
 
 
 def _fitting_k(k, *sets):
-    """k, or less where a set has too few rows, and a note that says so."""
+    """k, or less if a set has too few rows, and a note about it."""
     fitting = min(k, *(len(rows) - 1 for rows in sets))
     return fitting, "" if fitting == k else f"k = {fitting} instead of {k}"
 
@@ -88,12 +89,12 @@ def _fitting_k(k, *sets):
 def squared_radii(
     rows: Rows, k: int, center: Float[np.ndarray, " features"]
 ) -> Float[np.ndarray, " rows"]:
-    """Squared distance of each row to the k-th nearest other one.
+    """Squared distance of each row to its k-th nearest other row.
 
     Args:
       rows: float32 [N, D], more than k of them.
       k: Which neighbour.
-      center: A point in their middle, [D].
+      center: A point near the centre of the rows, [D], subtracted for precision.
 
     Returns:
       float32 [N].
@@ -120,9 +121,9 @@ def _blocks(
     center: Float[np.ndarray, " features"],
     upper: bool = False,
 ) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
-    """Yields (rows of the first, of the second, squared distances [n, m]) of pairs."""
+    """Yields blocks: (rows of the first, of the second, squared distances [n, m])."""
     for i, j in block_pairs(len(first), len(second), upper):
-        # About their middle: the distances are differences of squares.
+        # Centred for precision: the distances are differences of squares.
         x, y = first[i] - center, second[j] - center
         distances = x @ y.T
         distances *= -2

@@ -1,18 +1,18 @@
-"""What a measurement gives."""
+"""The result of a metric."""
 
 from typing import NamedTuple
 
 
 class Result(NamedTuple):
-    """A number and what it is.
+    """The value of a metric, with its uncertainty and notes.
 
     Attributes:
       value: The number.
-      deviation: Its standard deviation where it is estimated, or None.
+      deviation: Its standard deviation if it is estimated, or None.
       count: Number of images that were measured.
-      label: What it is called in reports.
-      note: What must be known to read it, in a few words; may be empty.
-      bias: By how much it is above that of infinitely many images, where it is
+      label: Title for reports.
+      note: What a reader of the number must know, in a few words; may be empty.
+      bias: By how much the number is above that of infinitely many images, if this is
         estimated, or None.
     """
 
