@@ -1,14 +1,14 @@
-"""What a run would take, without a device, weights or data: `ldm-plan`.
+"""Estimates a run's cost without a device, weights or data: `ldm-plan`.
 
 | module | what |
 | --- | --- |
-| `abstract` | the stage of a config as shapes alone |
+| `abstract` | the stage of a config as shapes only |
 | `examples` | shapes of a batch, from a config |
-| `forward` | the arithmetic of each network |
+| `forward` | FLOPs of each network |
 | `flatten` | a traced program as one list of steps |
-| `liveness` | how much memory its values take at once |
-| `memory` | what a device must hold for a run |
-| `advice` | what makes a run fit that does not |
+| `liveness` | peak memory of a program's values |
+| `memory` | memory of a run on each device |
+| `advice` | changes that make a run fit in memory |
 | `cost` | time and money |
-| `plan`, `page` | all of it, and as text |
+| `plan`, `page` | the whole plan, and its text |
 """

@@ -1,15 +1,15 @@
-r"""Plans a run: memory, arithmetic, time and cost, without a device.
+r"""Plans a run: memory, FLOPs, time and cost, without a device.
 
     ldm-plan --config=imagenet_class:f4 --first_stage=autoencoder_vq:f4 --chip=H100
     ldm-plan --config=text_to_image --first_stage=autoencoder_kl:f8 \
         --mesh=data=4,fsdp=2 --chip=H100 --mfu=0.4 --price=2.5
 
 Keys of the config can be changed on the command line as for train.py.  Neither
-weights nor data are read; docs/planning.md says how the numbers come about, and how far
-they were from what compilers and devices said.
+weights nor data are read; docs/planning.md explains how the numbers are computed, and
+compares them with those of compilers and devices.
 
 With --compile the programs of the run are compiled for the devices of this machine and
-stored, so that train.py with the same config starts without that:
+stored, so that train.py with the same config starts without compiling:
 
     ldm-plan --config=shapes_class --first_stage=shapes_autoencoder --num_classes=8 \
         --compile
@@ -65,7 +65,7 @@ with cli.group("output"):
 
 
 def _read_mesh(text: str, train: ConfigDict) -> None:
-    """Reads `--mesh` into the config."""
+    """Sets the mesh of the config from `--mesh`."""
     axes = {"data", "fsdp"}
     for part in text.split(","):
         axis, _, size = part.partition("=")
@@ -81,12 +81,12 @@ def _read_mesh(text: str, train: ConfigDict) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    """Makes the plan, compiles what it is asked to, and prints both."""
+    """Makes the plan, compiles the programs with --compile, and prints both."""
     del argv
     import jax
 
     if not _COMPILE.value:
-        # Nothing is computed: a device shall not be taken for it.
+        # Nothing is computed, so no accelerator is taken for it.
         jax.config.update("jax_platforms", "cpu")
     from ldm_jax.config import check_values, upgrade_config
     from ldm_jax.files import check_outfile, write_json
@@ -96,7 +96,7 @@ def _main(argv: list[str]) -> None:
     from ldm_jax.planning.page import page, programs_page
     from ldm_jax.planning.plan import Options, make_mesh, make_plan
 
-    # Before the plan, and before what is compiled: it shall not be lost.
+    # Before planning and compiling, whose results would be lost.
     if _JSON.value is not None:
         check_outfile(_JSON.value, "json")
     config = check_values(upgrade_config(_CONFIG.value)[0])
@@ -118,7 +118,7 @@ def _main(argv: list[str]) -> None:
     if main:
         print(page(plan), flush=True)
     if mesh is not None:
-        # However quickly a program is compiled, it is stored.
+        # Programs are stored however quickly they are compiled.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         planned = make_planned(config, given)
         programs = compile_ahead(planned, mesh, config.train.batch_size)

@@ -1,8 +1,8 @@
-"""The stage that a config trains, as shapes alone: no weights, no data, no device.
+"""The stage that a config trains, as shapes only: no weights, no data, no device.
 
-What a run finds in files, its flags and its config say here: the first stage is that of
-another config (or of a workdir, of which the config alone is read), and the number of
-classes is given.
+What a run reads from files, flags and the config give here: the first stage is that of
+another config (or of a workdir, of which only the config is read), and the number of
+classes is a flag.
 """
 
 from collections.abc import Mapping
@@ -42,13 +42,14 @@ from ldm_jax.training.step import Stage
 
 
 class Given(NamedTuple):
-    """What a config leaves to files that are not read.
+    """Facts that a run would read from files, which planning does not read.
 
     Attributes:
-      first_stage: Name of the config of the first stage, or its workdir; None for what
-        the config names.
-      num_classes: Number of classes of the data; None where the config has it.
-      features: Batch key of an input -> its shape, of those that the data alone know.
+      first_stage: Name of the config of the first stage, or its workdir; None for the
+        workdir in the config.
+      num_classes: Number of classes of the data; None if the config has it.
+      features: Batch key of an input -> its shape, for inputs whose shape only the data
+        have.
     """
 
     first_stage: str | None = None
@@ -57,14 +58,14 @@ class Given(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A stage of shapes.
+    """A stage whose arrays are shapes.
 
     Attributes:
       config: ConfigDict.
       model: LatentDiffusion, LatentClassifier or autoencoder.
       stage: Stage; its `frozen` are shapes.
       state: TrainState of shapes.
-      examples: Batch of one of each shape of images, that of the most pixels first.
+      examples: Batch of one for each shape of images, that with the most pixels first.
     """
 
     config: ConfigDict
@@ -74,14 +75,14 @@ class Planned(NamedTuple):
     examples: list[dict[str, np.ndarray]]
 
     def batch(self, rows: int, index: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of shapes.
+        """Returns the shapes of a batch.
 
         Args:
-          rows: Its number of rows.
-          index: Which of the shapes of images.
+          rows: Number of rows of the batch.
+          index: Index of the shape of images in `examples`.
 
         Returns:
-          Batch key -> shape and type, as they are on a device.
+          Batch key -> shape and type, as on a device.
         """
         example = self.examples[index]
         return {key: _row(value, rows) for key, value in example.items()}
@@ -96,14 +97,14 @@ def make_planned(config: ConfigDict, given: Given) -> Planned:
     """Makes the stage that a config trains, as shapes.
 
     Args:
-      config: ConfigDict, with the values checked.
+      config: ConfigDict, with checked values.
       given: Given.
 
     Returns:
       Planned.
 
     Raises:
-      ConfigError: If the config cannot work, or leaves something open that is not
+      ConfigError: If the config is wrong, or something that it leaves open is not
         given.
     """
     config = with_image_channels(config)
@@ -153,7 +154,7 @@ _MAKE = {
 
 
 def _with_classes(make, *arguments):
-    """What needs the number of classes of the data."""
+    """Calls `make`, whose last argument is the number of classes of the data."""
     try:
         return make(*arguments)
     except ConfigError as error:
@@ -166,7 +167,7 @@ def _with_classes(make, *arguments):
 
 
 def _first_stage(config, given):
-    """The module of the first stage: that of a config, of a workdir or the identity."""
+    """The first-stage module: that of a config, of a workdir, or the identity."""
     name = given.first_stage or config.first_stage.workdir
     if name == "identity":
         channels = pixels_of(config.data).count
@@ -217,7 +218,7 @@ def _on_latents(config, first, given, conditioner=None):
 
 
 def moments_of(module: nn.Module, params: Any, images: Any) -> tuple[Any, Any]:
-    """Shapes of what a first stage says of images.
+    """Shapes of a first stage's posterior moments for images.
 
     Args:
       module: Autoencoder.
@@ -225,7 +226,7 @@ def moments_of(module: nn.Module, params: Any, images: Any) -> tuple[Any, Any]:
       images: [B, H, W, C]; shapes suffice.
 
     Returns:
-      (mean, standard deviation) of shapes, the latter None where there is none.
+      Shapes of (mean, standard deviation), the latter None if there is none.
     """
 
     def moments(params, images):
@@ -236,14 +237,14 @@ def moments_of(module: nn.Module, params: Any, images: Any) -> tuple[Any, Any]:
 
 
 def shardings_of(planned: Planned, mesh: Mesh | AbstractMesh) -> tuple[Any, Any]:
-    """How the arrays of a run are split.
+    """Returns how the arrays of a run are sharded.
 
     Args:
       planned: Planned.
-      mesh: Mesh, abstract or of devices.
+      mesh: Mesh or AbstractMesh.
 
     Returns:
-      (shardings of the state, of the frozen weights).
+      (shardings of the state, shardings of the frozen weights).
     """
     overrides = planned.config.train.sharding_overrides
     state = sharding.tree_shardings(planned.state, mesh, overrides)

@@ -1,4 +1,4 @@
-"""What makes a run fit that does not: each way is computed, the simplest first."""
+"""Changes that make a run fit in memory: each is computed, the simplest first."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,13 +13,13 @@ _REMAT = {"autoencoder": "first_stage", "diffusion": "backbone"}
 
 
 class Way(NamedTuple):
-    """A change of a run, and what it would take.
+    """A change of a run that takes less memory.
 
     Attributes:
-      flags: What to add to the command line of the run.
+      flags: Flags to add to the command line of the run.
       memory: Memory after the change.
-      fits: Whether that is less than the chip has.
-      cost: What it costs, in words.
+      fits: Whether this is within the limit.
+      cost: Drawbacks of the change, in words.
     """
 
     flags: str
@@ -35,18 +35,18 @@ def ways_to_fit(
     memory: MemoryOf,
     with_remat: Callable[[ConfigDict], MemoryOf],
 ) -> list[Way]:
-    """Tries, in this order: more micro-batches, remat, fsdp, and then all together.
+    """Tries more micro-batches, remat, fsdp, and then combinations of them.
 
     Args:
       config: ConfigDict.
       mesh: Mesh with the axes `data` and `fsdp`.
       limit: Bytes that a device may hold.
-      memory: MemoryOf the config as it is.
-      with_remat: Gives that of a changed config.
+      memory: MemoryOf the unchanged config.
+      with_remat: Function of a changed config -> its MemoryOf.
 
     Returns:
-      For each the least change that fits, or else the largest that can be; all together
-      only where none fits alone.
+      For each the smallest change that fits, or else the largest possible one;
+      combinations only if none fits alone.
     """
     trials = _Trials(config, mesh, limit)
     ways = list(trials.tries(memory, ""))
@@ -68,7 +68,7 @@ def ways_to_fit(
 
 
 class _Trials(NamedTuple):
-    """Changes of a run that would take less memory, each computed.
+    """Computes changes of a run that take less memory.
 
     Attributes:
       config: ConfigDict of the run.
@@ -82,21 +82,21 @@ class _Trials(NamedTuple):
 
     @property
     def can_accumulate(self):
-        """Whether a batch divides into more micro-batches than the config has."""
+        """Whether the batch can be divided into more micro-batches than it is."""
         return bool(self._parts())
 
     def _parts(self):
-        """Numbers of micro-batches beyond those of the config."""
+        """Possible numbers of micro-batches above that of the config."""
         train = self.config.train
         rows = train.batch_size // self.mesh.size
         least = train.accumulate_steps
         return [n for n in range(least + 1, rows + 1) if rows % n == 0]
 
     def tries(self, memory: MemoryOf, flag: str) -> Iterator[Way]:
-        """Yields the Ways of the least number of micro-batches, and the least `fsdp`.
+        """Yields Ways with the fewest micro-batches, and the smallest `fsdp`, that fit.
 
-        `memory` says what a mesh and a batch take, `flag` is set in each of them. Where
-        nothing fits, the last that was tried is given: `fits` says so.
+        `memory` computes the memory of a mesh and a batch, `flag` is part of each Way.
+        If nothing fits, the last one that was tried is yielded, with `fits` False.
         """
         parts = self.config.train.accumulate_steps
         mesh = self.mesh
@@ -109,9 +109,9 @@ class _Trials(NamedTuple):
         )(memory, flag)
 
     def together(self, memory: MemoryOf, flag: str) -> list[Way]:
-        """The Way of the least number of micro-batches with the largest `fsdp`, if any.
+        """The Way with the fewest micro-batches and the largest `fsdp`, if any.
 
-        Arguments and what fits as in `tries`.
+        Arguments and choice as in `tries`.
         """
         mesh = next(reversed(list(self._meshes())), None)
         if mesh is None:
@@ -121,7 +121,7 @@ class _Trials(NamedTuple):
         return self._least(changes)(memory, flag)
 
     def _meshes(self):
-        """Meshes of as many devices that split parameters over more of them."""
+        """Meshes of the same number of devices with a larger `fsdp`."""
         size, fsdp = self.mesh.size, self.mesh.shape["fsdp"]
         for width in range(fsdp + 1, size + 1):
             if size % width == 0:
@@ -139,10 +139,10 @@ class _Trials(NamedTuple):
         return first
 
     def way(self, memory: MemoryOf, flags: str, mesh: AbstractMesh, parts: int) -> Way:
-        """What a change would take, as a Way.
+        """Computes the Way of a change.
 
-        `memory` says what a mesh and a batch take, `flags` are what a user adds, `mesh`
-        and `parts` (micro-batches) what becomes of the run by them.
+        `memory` computes the memory of a mesh and a batch, `flags` are those that a
+        user adds, `mesh` and `parts` (micro-batches) those of the changed run.
         """
         found = memory.on(mesh, self.config.train.batch_size, parts)
         costs = []

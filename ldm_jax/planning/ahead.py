@@ -1,7 +1,7 @@
-"""The programs of a run, compiled ahead of it: what they take, and kept for the run.
+"""Compiles the programs of a run ahead of time: their memory, and cached for the run.
 
-They are those of the loop, of the same arguments, so that the persistent compilation
-cache has them when the run asks for them.
+They are the programs of the training loop with the same arguments, so that the run
+finds them in the persistent compilation cache.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from ldm_jax.training.compiled import image_shape, jit_init, jit_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, in bytes per device.
+    """A compiled program, with its memory in bytes per device.
 
     Attributes:
       name: What it does, and on which shape of images or latents.
-      seconds: What compiling took, or reading where it was stored before.
-      found: Whether the cache had it before.
-      arguments: What it reads.
-      results: What it writes beside what it writes over.
-      temporary: What it takes beside both.
+      seconds: Time of compiling, or of reading it from the cache.
+      found: Whether it was in the cache.
+      arguments: Bytes of its arguments.
+      results: Bytes of its results that do not reuse donated arguments.
+      temporary: Bytes of its temporaries.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Program:
 
     @property
     def total(self) -> int:
-        """All that it needs."""
+        """Bytes in all."""
         return self.arguments + self.results + self.temporary
 
 
 def find_mesh(sizes: ConfigDict) -> Mesh:
-    """Makes the mesh of a run over the devices that are here, before any is used.
+    """Makes the mesh of a run over the available devices; call it before any is used.
 
     Args:
       sizes: Config section `train.mesh`.
 
     Returns:
-      Mesh of all accelerators of the job; where there are none, of as many devices of
-      the CPU as the section says, one in place of -1.
+      Mesh of all accelerators of the job; if there are none, of as many simulated CPU
+      devices as the section has, with 1 in place of -1.
 
     Raises:
       ConfigError: If the sizes do not multiply to the number of accelerators.
@@ -72,15 +72,15 @@ def find_mesh(sizes: ConfigDict) -> Mesh:
 
 
 def compile_ahead(planned: Planned, mesh: Mesh, batch_size: int) -> list[Program]:
-    """Compiles what draws the state, and the step for each shape of a batch.
+    """Compiles the initialisation of the state, and the step for each batch shape.
 
     Args:
       planned: Planned.
-      mesh: Mesh of devices, over all that the run has.
-      batch_size: Images per step, over all devices.
+      mesh: Mesh of all devices of the run.
+      batch_size: Global batch size.
 
     Returns:
-      Program of "init", then of each step, that of the most pixels first.
+      Program of "init", then of each step, that with the most pixels first.
     """
     state, _ = shardings_of(planned, mesh)
     key = jax.eval_shape(lambda: make_key(planned.config.seed))
@@ -94,13 +94,13 @@ def compile_ahead(planned: Planned, mesh: Mesh, batch_size: int) -> list[Program
 def compile_step(
     planned: Planned, mesh: Mesh, batch_size: int, index: int = 0
 ) -> Program:
-    """Compiles the step for a shape of a batch.
+    """Compiles the training step for one batch shape.
 
     Args:
       planned: Planned.
-      mesh: Mesh of devices, over all that the run has.
-      batch_size: Images per step, over all devices.
-      index: Which of the shapes of images.
+      mesh: Mesh of all devices of the run.
+      batch_size: Global batch size.
+      index: Index of the shape of images in `planned.examples`.
 
     Returns:
       Program.
@@ -113,16 +113,16 @@ def compile_step(
 def lower_step(
     planned: Planned, mesh: Mesh, batch_size: int, index: int = 0
 ) -> jax.stages.Lowered:
-    """Traces the step for a shape of a batch.
+    """Lowers the training step for one batch shape.
 
     Args:
       planned: Planned.
-      mesh: Mesh of devices, over all that the run has.
-      batch_size: Images per step, over all devices.
-      index: Which of the shapes of images.
+      mesh: Mesh of all devices of the run.
+      batch_size: Global batch size.
+      index: Index of the shape of images in `planned.examples`.
 
     Returns:
-      The step, to be compiled.
+      The lowered step, ready to be compiled.
     """
     state, frozen = shardings_of(planned, mesh)
     batch = planned.batch(batch_size, index)
@@ -154,7 +154,7 @@ def _compile(name: str, lower: Callable[[], jax.stages.Lowered]) -> Program:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[Callable[[], bool]]:
-    """Gives a function: whether a program was taken from the cache within."""
+    """Yields a function: whether the block has taken a program from the cache."""
     hits = []
 
     def note(event, **_):

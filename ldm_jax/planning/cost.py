@@ -1,4 +1,4 @@
-"""What a run takes in time and money, at a stated fraction of the chips' peak."""
+"""Time and money of a run, at a given fraction of the chips' peak."""
 
 import dataclasses
 
@@ -7,15 +7,15 @@ from ldm_jax.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A whole run.
+    """Cost of a whole run.
 
     Attributes:
-      images_per_s: Over all chips.
+      images_per_s: Images per second over all chips.
       step_s: Seconds per step.
-      hours: From first to last step, without evaluations and checkpoints.
-      chip_hours: The same times the number of chips.
-      price: Chip-hours times their price; None where none is given.
-      exaflop: All floating-point operations, in 10^18.
+      hours: Hours from the first to the last step, without evaluations and checkpoints.
+      chip_hours: Hours times the number of chips.
+      price: Chip-hours times their price; None if no price is given.
+      exaflop: All floating-point operations, in units of 10^18.
     """
 
     images_per_s: float
@@ -35,16 +35,16 @@ def cost_of_run(
     mfu: float,
     price: float | None = None,
 ) -> Cost:
-    """Computes what a run takes.
+    """Computes the cost of a run.
 
     Args:
       flops: Floating-point operations of a training step for one image.
-      batch_size: Images per step.
+      batch_size: Global batch size.
       num_steps: Steps of the run.
       chip: Chip.
       chips: Number of chips.
-      mfu: Fraction of their peak that the run reaches, as 0.35.
-      price: Of an hour of one chip, in any currency.
+      mfu: Fraction of their peak that the run reaches, e.g. 0.35.
+      price: Price of an hour of one chip, in any currency.
 
     Returns:
       Cost.

@@ -1,4 +1,4 @@
-"""One training example of a config, made of shapes alone: no data is read."""
+"""A training example of a config, made from shapes only: no data is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from ldm_jax.data.orders.buckets import bucket_shapes, make_buckets
 from ldm_jax.errors import ConfigError
 from ldm_jax.ranges import read_whole
 
-# Channels of what a data set gives beside images, by its key.
+# Key of a map of a data set -> its channels and type.
 _MAPS = {"segmentation": ((), np.int32), "depth": ((1,), np.float32)}
 
 
@@ -27,7 +27,7 @@ def image_shapes(data: ConfigDict) -> list[tuple[int, int]]:
       data: Config section `data`.
 
     Returns:
-      (height, width) in pixels, that of the most pixels first.
+      (height, width) in pixels, that with the most pixels first.
 
     Raises:
       ConfigError: If the section is wrong.
@@ -45,20 +45,21 @@ def make_example(
     channels: int,
     features: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Makes an example of zeros, as the data of a run would have it.
+    """Makes an example of zeros with the shapes of a run's data.
 
     Args:
       config: ConfigDict of any stage.
       size: (height, width) of its image in pixels.
       channels: Channels of the images.
-      features: Batch key of an input -> shape, of those that only the data know.
+      features: Batch key of an input -> shape, for inputs whose shape only the data
+        have.
 
     Returns:
       Batch of one: dict of arrays [1, ...] with "image", "label" and the inputs.
 
     Raises:
-      ConfigError: If an input's shape follows from the data alone and is not given, or
-        one is given that is not asked for.
+      ConfigError: If the shape of such an input is not given, or one is given that is
+        not needed.
     """
     example = {"image": np.zeros((*size, channels), np.uint8), "label": np.int32(0)}
     example |= {"boxes": np.zeros((1, 4), np.float32)}
@@ -78,7 +79,7 @@ def make_example(
 
 
 def _lacks(key, entry, example):
-    """What the data alone have, of which an input is made; None if there is nothing."""
+    """The key that an input needs and only real data have; None if there is none."""
     if entry["kind"] == "caption":
         return None
     if entry["kind"] == "feature":
@@ -87,7 +88,7 @@ def _lacks(key, entry, example):
 
 
 def _refuse_others(features, known):
-    """Refuses shapes of inputs that the config has not, or that follow from it."""
+    """Refuses shapes of inputs that the config lacks, or whose shape it determines."""
     for key, shape in features.items():
         if key in known:
             continue
@@ -99,14 +100,14 @@ def _refuse_others(features, known):
 
 
 def _make_input(key, entry, example):
-    """What an input makes; a tokenizer, which may be far away, is not asked."""
+    """The value of an input; no tokenizer is loaded, as it may need a download."""
     if entry["kind"] == "caption":
         return np.zeros(entry.get("max_length", MAX_LENGTH), np.int32)
     return make_inputs({key: entry})[key](example, np.random.default_rng(0))
 
 
 def _make_feature(key, entry, lacking, features):
-    """What an input makes of what the data alone have, in the shape that is given."""
+    """The value of an input that only the data have, in the given shape."""
     is_map = entry["kind"] == "map"
     if key not in features:
         raise ConfigError(
@@ -114,7 +115,7 @@ def _make_feature(key, entry, lacking, features):
             "have: give that of the input, as "
             f"--feature={key}={'256x256x1' if is_map else '20x768'}"
         )
-    # A map without channels is one of classes.
+    # A map without channels holds classes.
     classes = is_map and len(features[key]) == 2 and not entry.get("stretch")
     return np.zeros(features[key], np.int32 if classes else np.float32)
 
@@ -123,12 +124,12 @@ def as_latents(
     example: Mapping[str, Shaped[np.ndarray, "..."]],
     moments: tuple[Any, Any],
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Puts latents that `ldm-encode` would write in place of the image.
+    """Replaces the image of an example by latents as `ldm-encode` writes them.
 
     Args:
       example: Batch of one with "image" [1, H, W, C].
-      moments: Shapes of what the first stage says of it: mean [1, h, w, c], and
-        standard deviation or None.
+      moments: Shapes of the first stage's posterior: mean [1, h, w, c], and standard
+        deviation or None.
 
     Returns:
       Batch of one with the moments, bfloat16.
@@ -143,10 +144,10 @@ def as_latents(
 
 
 def read_features(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """Reads `--feature`.
+    """Parses `--feature`.
 
     Args:
-      texts: As "embedding=20x768".
+      texts: Strings like "embedding=20x768".
 
     Returns:
       Batch key -> shape.

@@ -1,4 +1,4 @@
-"""A traced program as one list of steps, calls inlined, what nobody needs left out."""
+"""A traced program as one list of steps: calls inlined, unused steps removed."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from jax.extend import core
 
 from ldm_jax.flops import inner_jaxprs
 
-# What runs as often as its arguments say, or one of several: a step of its own.
+# Loops, branches and kernels, which stay steps and are not inlined.
 CONTROL = ("scan", "while", "cond", "pallas_call")
 
 
@@ -16,7 +16,7 @@ class Step(NamedTuple):
     Attributes:
       name: Name of the primitive.
       inputs: Numbers of the values that it reads.
-      outputs: Numbers of those that it makes.
+      outputs: Numbers of the values that it makes.
       eqn: The equation, for its parameters.
     """
 
@@ -27,13 +27,13 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A program as a list.
+    """A program as a list of steps.
 
     Attributes:
       avals: Shape and type of each value by its number.
       arguments: Numbers of its arguments.
-      results: Numbers of its results; None where one is a constant.
-      steps: In order.
+      results: Numbers of its results; None for a constant.
+      steps: The steps in order.
     """
 
     avals: list[Any]
@@ -65,7 +65,7 @@ def flatten(jaxpr: Any) -> Program:
 
 
 def _inline(jaxpr, names, new, steps):
-    """Adds the steps of a jaxpr whose arguments have numbers; returns its results'."""
+    """Adds the steps of a jaxpr with numbered arguments; returns numbers of results."""
 
     def number(atom):
         return None if isinstance(atom, core.Literal) else names[atom]
@@ -79,9 +79,9 @@ def _inline(jaxpr, names, new, steps):
             made = tuple(names[var] for var in eqn.outvars)
             steps.append(Step(eqn.primitive.name, read, made, eqn))
             continue
-        # A call; constants of its body are arguments that nobody made before.
+        # A call; constants of its body are new values, like arguments.
         own = {var: new(var) for var in body.constvars}
-        # The first argument of a choice is its number.
+        # The first argument of a branch is its index.
         given = inputs[1:] if _by_platform(eqn) else inputs
         for var, value in zip(body.invars, given, strict=True):
             own[var] = new(var) if value is None else value
@@ -92,7 +92,7 @@ def _inline(jaxpr, names, new, steps):
 
 
 def _called(eqn):
-    """The jaxpr that takes an equation's place, or None where it is a step."""
+    """The jaxpr to inline in place of an equation, or None if it is a step."""
     inner = inner_jaxprs(eqn)
     if not inner or (eqn.primitive.name in CONTROL and not _by_platform(eqn)):
         return None

@@ -1,9 +1,9 @@
-"""The arithmetic of each network, forward and of training, for one image.
+"""FLOPs of each network, of the forward pass and of training, for one image.
 
-It is that of the model as it is published: nothing that is computed twice to save
-memory counts, and a convolution after an enlargement counts as one of the enlarged map,
-although `models.layers.upsample_conv` gets it with 4/9 of the multiplications.  Such a
-count is what utilisation of the peak ("MFU") is computed from.
+They are those of the model as published: recomputation to save memory does not count,
+and a convolution after upsampling counts as one of the upsampled map, although
+`models.layers.upsample_conv` computes it with 4/9 of the multiplications.  Utilisation
+of the peak ("MFU") is computed from this count.
 """
 
 import dataclasses
@@ -31,14 +31,15 @@ from ldm_jax.training.start.pretrained_towers import frozen_paths
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The arithmetic of a network, for one image.
+    """FLOPs of a network, for one image.
 
     Attributes:
-      forward: Floating-point operations of one pass.
-      passes: How many such passes a training step costs: 3 where it is trained, as
-        either gradient takes as much as the pass itself; 1 where it is frozen.
-      parameters: Its number of parameters.
-      trained: How many of them are trained.
+      forward: Floating-point operations of a forward pass.
+      passes: Cost of a training step in forward passes: 3 if it is trained, as the
+        gradients of weights and of activations each cost as much as the pass; 1 if it
+        is frozen.
+      parameters: Number of its parameters.
+      trained: Number of its trained parameters.
     """
 
     forward: float
@@ -53,21 +54,21 @@ class Network:
 
 
 def networks(planned: Planned) -> dict[str, Network]:
-    """Counts all networks of a stage.
+    """Counts the FLOPs of all networks of a stage.
 
     Args:
       planned: Planned.
 
     Returns:
-      Name -> Network, for one image of the largest shape; of a second stage with
-      "first stage, encoding" where images are encoded in the step, and without it where
-      the data are latents.
+      Name -> Network, for one image of the largest shape. A stage on latents has "first
+      stage, encoding" if it has a first stage with weights; it costs nothing if the
+      data are latents and no input is encoded.
     """
     return _COUNT[planned.config.stage](planned)
 
 
 def encoding_flops(planned: Planned) -> float:
-    """Counts what encoding an image costs a stage on latents, if it is done each time.
+    """Counts the FLOPs of encoding an image in each step of a stage on latents.
 
     Args:
       planned: Planned of a stage on latents.
@@ -84,14 +85,14 @@ def encoding_flops(planned: Planned) -> float:
 
 
 def nominal_flops(function: Callable, *arguments: Any) -> float:
-    """Counts a pass with all that the published networks compute, also what ours spare.
+    """Counts the FLOPs of a pass of the published networks, of which ours save some.
 
-    These are convolutions of enlarged maps, and queries, keys and scores where there is
-    one token to attend to.
+    Saved are multiplications in convolutions of upsampled maps, and queries, keys and
+    scores of attention to a single token.
 
     Args:
       function: Pure function, whose modules are applied once.
-      *arguments: Of shapes or arrays.
+      *arguments: Its arguments, arrays or shapes.
 
     Returns:
       Floating-point operations.
@@ -111,7 +112,7 @@ def nominal_flops(function: Callable, *arguments: Any) -> float:
 
 def _of_upsample(module, x):
     batch, height, width, channels = x.shape
-    # Of 9 products per channel of each of the four pixels, 4 are left.
+    # Of the 9 products per channel for each of the four pixels, ours computes 4.
     pixels = 4 * batch * height * width
     return module.with_conv * 2 * pixels * channels**2 * (9 - 4)
 
@@ -124,8 +125,8 @@ def _of_attention(module, x, context=None, mask=None):
     batch, length, channels = x.shape
     inner = module.num_heads * module.head_channels
     width = module.out_channels or channels
-    # Of each token that attends: its query, its score, the value times its weight, and
-    # the output projection, which ours computes for one of them. And the key.
+    # Saved for each attending token: its query, its score, the value times its weight,
+    # and the output projection, which ours computes for only one of them; and the key.
     rows = length * (channels + 2) * inner + (length - 1) * inner * width
     return 2 * batch * (rows + context.shape[2] * inner)
 
@@ -143,7 +144,7 @@ def _encode(module, params, images):
 
 
 def _trained(planned, name, params, more=()):
-    """(parameters, how many of them are trained) of a network."""
+    """(number of parameters, number of trained ones) of a network."""
     freeze = (*freeze_paths(planned.config), *more)
     sizes = [
         (leaf.size, is_frozen(path_name(path), freeze))
@@ -190,7 +191,7 @@ def _diffusion(planned):
 
 
 def _encoding(planned, of_inputs=0.0):
-    """The frozen first stage, as far as a step needs it."""
+    """The frozen first stage, as far as a training step uses it."""
     forward = of_inputs
     if "image" in planned.examples[0]:
         forward += encoding_flops(planned)
@@ -236,8 +237,8 @@ def _autoencoder(planned):
     variables["batch_stats"] = state.stats.get("discriminator", {})
     forward = nominal_flops(lambda v, x: critic.apply(v, x), variables, images)
     count, trained = _trained(planned, "discriminator", state.params["discriminator"])
-    # Of reconstructions for the autoencoder a pass and its gradient by them; then a
-    # pass of either and its gradients.
+    # For the autoencoder a pass of the reconstructions and its gradient by them; then,
+    # for the discriminator, passes of images and reconstructions with their gradients.
     passes = 2 + (6 if trained else 2)
     found["discriminator"] = Network(forward, passes, count, trained)
     if "lpips" in planned.stage.frozen:
@@ -246,7 +247,7 @@ def _autoencoder(planned):
             lambda p, x: metric.apply({"params": p}, x, x), params, images
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        # Both are passed through, and the gradient goes through one of them.
+        # `forward` counts the passes of both images; the gradient is by one of them.
         found["lpips"] = Network(forward, 1.5, count, 0)
     return found
 

@@ -1,19 +1,19 @@
-"""How much memory the values of a program take at once, beside its arguments.
+"""Peak memory of the values of a program, beside its arguments.
 
-The count follows what XLA's compilers do on accelerators.  Matrix products,
-convolutions, reductions and the like write their results to memory.  What is
-elementwise is computed again in every step that reads it, from values in memory, and is
-written only where
+The count models what XLA's compilers do on accelerators.  Matrix products,
+convolutions, reductions and the like write their results to memory.  Elementwise
+values are recomputed (fused) in every step that reads them, from values in memory, and
+are written only if
 
-- a matrix product, a convolution or a loop reads it, which take arrays alone; or
-- it joins several values of its size, as a residual connection does, and several read
-  it: keeping the sum costs less than keeping its terms.
+- a matrix product, a convolution or a loop reads them, which need arrays in memory; or
+- they join several values of their size, as a residual connection does, and are read
+  several times: keeping the sum costs less than keeping its terms.
 
-What only reads values in another order (reshaping, transposing) is no value of its own.
-Of a part of what is elementwise, as of the gradient of a concatenation, the same part
-of what it is computed from is kept in place of the whole.
-Convolutions want kernels in an order of their own: of one that is an argument there is
-a copy from its first convolution to its last, as there is of what is cast.
+Views (reshapes, transposes) are not values of their own.  For a slice of an elementwise
+value, as in the gradient of a concatenation, the same slices of the values that it is
+computed from are kept instead of the whole ones.
+Convolutions need kernels in their own layout: a kernel that is an argument has a copy
+from its first convolution to its last, as have cast values.
 """
 
 import collections
@@ -30,10 +30,10 @@ from ldm_jax.planning.primitives import HEAVY, PARTS, REDUCTIONS, VIEWS
 
 
 class Bytes(NamedTuple):
-    """A size that grows with the number of rows of a batch.
+    """A size that is linear in the number of rows of a batch.
 
     Attributes:
-      fixed: Bytes whatever the batch.
+      fixed: Bytes that do not depend on the batch.
       per_row: Bytes for each row.
     """
 
@@ -41,10 +41,10 @@ class Bytes(NamedTuple):
     per_row: float
 
     def at(self, rows: int) -> float:
-        """The size for a batch.
+        """Returns the size for a batch.
 
         Args:
-          rows: Its number of rows.
+          rows: Number of rows of the batch.
 
         Returns:
           Bytes.
@@ -53,12 +53,12 @@ class Bytes(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """What is in memory at once, in bytes.
+    """Contents of memory at the peak, in bytes.
 
     Attributes:
-      activations: What grows with the batch and is read again later.
-      fixed: What does not grow with it: weights to multiply with, gradients.
-      moving: What the operation of that moment reads for the last time, or writes.
+      activations: Values that grow with the batch and are read again later.
+      fixed: Values that do not grow with it: copies of weights, gradients.
+      moving: Values that the operation at the peak reads for the last time, or writes.
     """
 
     activations: float
@@ -67,12 +67,12 @@ class Peak(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Bytes in all."""
         return sum(self)
 
 
 class Lifetimes:
-    """Which values of a program are in memory, and when."""
+    """Lifetimes of the values of a program in memory."""
 
     def __init__(
         self,
@@ -81,40 +81,40 @@ class Lifetimes:
         split: Callable[[Sequence[int]], float] = lambda shape: 1,
         sums_last: bool = False,
     ) -> None:
-        """Follows a program from its first step to its last.
+        """Computes the lifetimes.
 
         Args:
           jaxpr: ClosedJaxpr that was traced for a batch of `rows` rows.
-          rows: A prime: sides that are multiples of it grow with the batch.
-          split: Shape of a value that does not grow with it, such as a gradient -> over
-            how many devices it is split.  Those of one shape count alike.
-          sums_last: Whether gradients of weights are computed last, as they are where
+          rows: A prime: axes whose size is a multiple of it grow with the batch.
+          split: Shape of a value that does not grow with the batch, such as a gradient
+            -> number of devices that it is split over.  It depends only on the shape.
+          sums_last: Whether gradients of weights are computed last, as is the case if
             they are summed over devices, see `order.with_sums_last`.
         """
         self._program: Program = flatten(jaxpr)
         if sums_last:
             self._program = with_sums_last(self._program, rows)
         self._rows, self._split, self._sums_last = rows, split, sums_last
-        # Value -> the one whose values it gives in another order.
+        # View -> the value that it is a view of.
         self._base: dict[int, int] = {}
         self._readers: collections.Counter[int] = collections.Counter()
         self._arguments = set(self._program.arguments)
         self._written: set[int] = set(self._program.arguments)
         self._split_up: set[int] = set()
         self._mark()
-        # Value in memory -> the step that makes it, and the last one that reads it.
+        # Value in memory -> the step that makes it, and the last step that reads it.
         self._lives: dict[int, tuple[int, int]] = {}
         self._loops: dict[int, tuple[Lifetimes, list[int]]] = {}
         self._follow()
 
     def peak(self, rows: int) -> "Peak":
-        """What is in memory when it is the most.
+        """Returns the contents of memory at the peak.
 
         Args:
           rows: Rows of a batch.
 
         Returns:
-          Peak, without arguments and without results, which take their places.
+          Peak, without arguments, and without results, which reuse their memory.
         """
         profile = self._profile(rows)
         if not profile:
@@ -131,7 +131,7 @@ class Lifetimes:
         loop = self._loops.get(at)
         if loop is None:
             return Peak(rows_, fixed, moving)
-        # What a loop carries it updates in place.
+        # A loop updates its carry in place.
         inner, twice = loop[0].peak(rows), self._bytes_of(loop[1], rows)
         return Peak(
             rows_ + inner.activations,
@@ -140,7 +140,7 @@ class Lifetimes:
         )
 
     def _profile(self, rows):
-        """What is in memory at each step, in bytes."""
+        """Bytes in memory at each step."""
         count = len(self._program.steps)
         change = [0.0] * (count + 1)
         for value, (start, end) in self._lives.items():
@@ -157,7 +157,7 @@ class Lifetimes:
         return sum(self._size(value).at(rows) for value in values)
 
     def _mark(self):
-        """Finds what is written whatever its readers' number, and who reads what."""
+        """Finds views, the readers of values, and values that are always written."""
         for step in self._program.steps:
             inputs = [self._base_of(value) for value in step.inputs]
             self._readers.update(set(inputs))
@@ -177,7 +177,7 @@ class Lifetimes:
         outside = results | set(self._program.arguments)
 
         def read(values):
-            """The values in memory that some are computed from."""
+            """The values in memory that these values are computed from."""
             bases = map(self._base_of, values)
             found = ({v} if v in self._written else roots.get(v, ()) for v in bases)
             return frozenset().union(*found)
@@ -204,9 +204,9 @@ class Lifetimes:
                 self._copy(index, step)
 
     def _copy(self, index, step):
-        """Copies of arguments to multiply with, from their first use to their last.
+        """Copies of weights to multiply with, from their first use to their last.
 
-        Of those that are split, whole ones; of kernels, ones in another order.
+        Sharded ones are gathered; kernels of convolutions get another layout.
         """
         inputs = [self._base_of(value) for value in step.inputs]
         kernel = inputs[1] if step.name == "conv_general_dilated" else None
@@ -219,7 +219,7 @@ class Lifetimes:
                 self._lives[value] = (start, index)
 
     def _parts(self, index, step, value, sources):
-        """What a part of a value is computed from: that part of each of its sources."""
+        """The sources of a slice of a value: the same slice of each of its sources."""
         avals, whole = self._program.avals, self._base_of(step.inputs[0])
         if whole in self._written:
             return sources
@@ -235,14 +235,14 @@ class Lifetimes:
         return frozenset(found)
 
     def _inside(self, step):
-        """Lifetimes in the body of a loop, and what it carries."""
+        """Lifetimes in the body of a loop, and its carry."""
         how = self._rows, self._split, self._sums_last
         jaxprs = list(inner_jaxprs(step.eqn))
         bodies = [Lifetimes(jaxpr, *how) for jaxpr in jaxprs]
         body = max(bodies, key=lambda body: body.peak(self._rows).total)
         if step.name != "scan":
             return body, []
-        # Values of each round are stacked, and have a dimension more than in the body.
+        # Stacked outputs have one axis more than in the body.
         inner = getattr(jaxprs[0], "jaxpr", jaxprs[0]).outvars
         pairs = zip(step.outputs, step.eqn.outvars, inner, strict=True)
         return body, [out for out, a, b in pairs if a.aval.shape == b.aval.shape]
@@ -259,7 +259,7 @@ class Lifetimes:
         return False
 
     def _joins(self, value, sources):
-        """Whether a value joins several of its size and is read several times."""
+        """Whether a value joins several values of its size and has several readers."""
         if value in self._written or self._readers[value] < 2 or len(sources) < 2:
             return False
         size = self._size(value).at(self._rows)
@@ -271,16 +271,16 @@ class Lifetimes:
         size = aval_bytes(aval)
         if grows(aval, self._rows):
             return Bytes(0.0, size / self._rows)
-        # A gradient is split as its parameter is; copies to multiply with are whole.
+        # A gradient is split like its parameter; copies to multiply with are whole.
         split = self._split(aval.shape) if value in self._split_up else 1
         return Bytes(size / split, 0.0)
 
 
 def aval_bytes(aval: Any) -> int:
-    """The size of an array.
+    """Returns the size of an array.
 
     Args:
-      aval: Its shape and type; a typed key counts as two words.
+      aval: Its shape and type; a typed key counts as 8 bytes.
 
     Returns:
       Bytes.

@@ -1,4 +1,4 @@
-"""What a device must hold for a run: its arrays, and what a step computes with them."""
+"""Memory of a run on each device: its arrays, and the temporaries of a step."""
 
 import collections
 import dataclasses
@@ -13,27 +13,27 @@ from ldm_jax import sharding
 from ldm_jax.planning.abstract import Planned, shardings_of
 from ldm_jax.planning.liveness import Lifetimes, aval_bytes
 
-# Rows of a batch that is traced: no other side of an array is a multiple of it.
+# Rows of the batch that is traced: no other axis of an array is a multiple of it.
 ROWS = 127
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes per device.
+    """Memory of a run, in bytes per device.
 
     Attributes:
-      parameters: What is trained, and held beside it.
+      parameters: Parameters of the train state, trained or not.
       optimiser: State of the optimisers.
       average: Moving average of the parameters.
-      statistics: Statistics that no gradient trains.
-      frozen: Weights that are used and not trained.
+      statistics: Statistics that are not trained by gradients.
+      frozen: Weights that are used but not trained.
       batch: The batch of a step.
-      gradients: All gradients, as they are at the end of the backward pass; of these
-        the peak holds what is there by then.
-      activations: What the peak holds that grows with the batch: mostly what the
-        forward pass keeps for the backward one.
-      fixed: What it holds that does not: weights in the compute type, gradients.
-      moving: What the operation at the peak reads for the last time, or writes.
+      gradients: All gradients, as at the end of the backward pass; the peak holds those
+        that exist by then.
+      activations: Values at the peak that grow with the batch: mostly those that the
+        forward pass keeps for the backward pass.
+      fixed: Values at the peak that do not: weights in the compute type, gradients.
+      moving: Values that the operation at the peak reads for the last time, or writes.
     """
 
     parameters: int
@@ -49,23 +49,23 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """Arrays that are there all the time."""
+        """Bytes of the arguments of a step, which are always in memory."""
         kept = self.parameters + self.optimiser + self.average + self.statistics
         return kept + self.frozen + self.batch
 
     @property
     def temporary(self) -> int:
-        """What a step takes beside them at its peak."""
+        """Bytes of a step's temporaries at its peak."""
         return self.activations + self.fixed + self.moving
 
     @property
     def peak(self) -> int:
-        """The most at once."""
+        """Bytes in memory at the peak."""
         return self.arguments + self.temporary
 
 
 class MemoryOf:
-    """The memory of a stage for meshes and batches; it is traced once."""
+    """The memory of a stage for any mesh and batch size; it is traced only once."""
 
     def __init__(self, planned: Planned) -> None:
         """Traces the step.
@@ -85,17 +85,17 @@ class MemoryOf:
 
     @property
     def jaxpr(self) -> Any:
-        """The traced step, for a batch of ROWS rows for each micro-batch."""
+        """The traced step, with ROWS rows in each micro-batch."""
         return self._step
 
     def on(self, mesh: AbstractMesh, batch_size: int, parts: int) -> Memory:
-        """Counts for a mesh and a batch.
+        """Computes the memory for a mesh and a batch size.
 
         Args:
-          mesh: Mesh, abstract or of devices.
-          batch_size: Images per step, over all devices.
-          parts: Micro-batches; other than those that were traced, one at least, they
-            take a sum of gradients more.
+          mesh: Mesh or AbstractMesh.
+          batch_size: Global batch size.
+          parts: Number of micro-batches. If it is above 1 and the step was traced with
+            one, the memory of a sum of gradients is added.
 
         Returns:
           Memory.
@@ -138,10 +138,10 @@ def _split_bytes(tree, shardings):
 
 
 def _split_by(fsdp: int, trained: tuple) -> Callable[[Sequence[int]], float]:
-    """Shape of a gradient -> over how many devices it is split.
+    """Makes the function: shape of a gradient -> number of devices it is split over.
 
-    Parameters of one shape may be split differently (`train.sharding_overrides`): as
-    all gradients are there in the end, each counts as their mean.
+    Parameters of one shape may be split differently (`train.sharding_overrides`). As
+    all gradients are in memory in the end, each counts with the mean.
     """
     sizes, parts = collections.Counter(), collections.Counter()
 

@@ -1,9 +1,9 @@
-"""The order of a step on several devices: gradients of weights after all others.
+"""The order of a step on several devices: gradients of weights come last.
 
-Gradients of weights are summed over devices, many in one message, and the optimiser
-alone reads the sums.  XLA goes through all gradients of activations first and computes
-those of weights behind them, however small the messages are.  Until then all that they
-read stays in memory: what the forward pass kept for them, and the gradients of
+Gradients of weights are summed over devices, many in one message, and only the
+optimiser reads the sums.  XLA computes all gradients of activations first and those of
+weights after them, however small the messages are.  Until then everything that they
+read stays in memory: the values kept by the forward pass, and the gradients of
 activations.
 """
 
@@ -14,28 +14,28 @@ from ldm_jax.planning.primitives import HEAVY, REDUCTIONS
 
 
 def grows(aval: Any, rows: int) -> bool:
-    """Says whether a value grows with the batch.
+    """Returns whether a value grows with the batch.
 
     Args:
       aval: Its shape and type.
       rows: Rows of the batch that was traced, a prime.
 
     Returns:
-      Whether a side is a multiple of `rows`.
+      Whether the size of an axis is a multiple of `rows`.
     """
     return any(side and side % rows == 0 for side in getattr(aval, "shape", ()))
 
 
 def with_sums_last(program: Program, rows: int) -> Program:
-    """Puts what only sums over the batch need behind everything else.
+    """Moves steps that only sums over the batch need to the end.
 
     Args:
       program: Program, traced for a batch.
-      rows: Its rows, a prime.
+      rows: Rows of the batch, a prime.
 
     Returns:
-      The same steps: first those on which an operation depends that writes an array
-      with rows to memory, then the others, both in their order.
+      The same steps: first those needed by an operation that writes an array with rows
+      to memory, then the others, both in their order.
     """
     needed: set[int] = set()
     first, last = [], []

@@ -1,4 +1,4 @@
-"""The plan of a run as a page of text."""
+"""The plan of a run as text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +9,12 @@ from ldm_jax.planning.ahead import Program
 from ldm_jax.planning.memory import Memory
 from ldm_jax.planning.plan import PLANNED_FRACTION, Plan
 
-# jax gives programs this fraction of a GPU's memory, unless told otherwise.
+# JAX's default fraction of a GPU's memory for programs.
 _GPU_FRACTION = 0.75
 
 
 def page(plan: Plan) -> str:
-    """Writes a plan out.
+    """Formats a plan.
 
     Args:
       plan: Plan.
@@ -27,12 +27,12 @@ def page(plan: Plan) -> str:
 
 
 def programs_page(plan: Plan, mesh: Mesh, programs: Sequence[Program]) -> str:
-    """Writes out what was compiled, beside what was counted.
+    """Formats the memory of compiled programs beside that of the plan.
 
     Args:
       plan: Plan.
-      mesh: Mesh of devices that it was compiled for.
-      programs: What was compiled.
+      mesh: Mesh of devices that the programs were compiled for.
+      programs: The compiled programs.
 
     Returns:
       Several lines.
@@ -185,7 +185,7 @@ _OPERATIONS = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9}
 
 
 def _in_units(value, units):
-    """A value in the largest unit of which it has two, or else in the smallest."""
+    """A value in the largest unit that gives at least 2, or else in the smallest."""
     *_, smallest = units
     name = next((name for name in units if value >= 2 * units[name]), smallest)
     return f"{_digits(value / units[name])} {name}"
@@ -196,5 +196,5 @@ def _tera(operations):
 
 
 def _digits(value):
-    """Three significant digits, and of thousands all before the point."""
+    """Three significant digits; large numbers without decimals."""
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

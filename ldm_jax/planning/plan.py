@@ -1,4 +1,4 @@
-"""The plan of a run: all numbers of it, from a config, a mesh and a chip."""
+"""The plan of a run: all its numbers, from a config, a mesh and a chip."""
 
 import dataclasses
 from typing import Any
@@ -18,21 +18,21 @@ from ldm_jax.planning.cost import Cost, cost_of_run
 from ldm_jax.planning.forward import Network, encoding_flops, networks
 from ldm_jax.planning.memory import ROWS, Memory, MemoryOf
 
-# How much of a chip's memory is planned with: the count of activations is off by a few
-# per cent, and programs take memory for themselves.
+# Fraction of a chip's memory that a plan may use: the count of activations is off by a
+# few per cent, and programs themselves take memory.
 PLANNED_FRACTION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a plan is made for, beside the config.
+    """Options of a plan, beside the config.
 
     Attributes:
       chip: Chip.
       chip_name: Its name.
       mesh: Mesh with the axes `data` and `fsdp`.
       mfu: Fraction of the chips' peak that the run reaches.
-      price: Of an hour of one chip; None where it is not asked for.
+      price: Price of an hour of one chip, or None.
     """
 
     chip: Chip
@@ -44,18 +44,18 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `make_plan` finds.
+    """The plan of a run.
 
     Attributes:
-      planned: Planned, with the attention that is counted: `einsum`.
+      planned: Planned, with `einsum` as the attention kernel, whose FLOPs are counted.
       options: Options.
       networks: Name -> Network.
-      executed: Floating-point operations of a step for one image as they are computed,
-        with what remat computes twice.
-      encoding: Operations of encoding one image, of a stage on latents; None of others.
+      executed: Floating-point operations of a step for one image as executed, with the
+        recomputation of remat.
+      encoding: Operations of encoding one image for stages on latents, else None.
       memory: Memory.
-      fits: Whether PLANNED_FRACTION of the chip's memory holds it.
-      ways: What makes it fit if it does not.
+      fits: Whether it fits in PLANNED_FRACTION of the chip's memory.
+      ways: Changes that make it fit if it does not.
       cost: Cost of the run.
     """
 
@@ -71,14 +71,14 @@ class Plan:
 
     @property
     def training_flops(self) -> float:
-        """Operations of a training step for one image, nothing counted twice."""
+        """Operations of a training step for one image, without recomputation."""
         return sum(network.training for network in self.networks.values())
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers.
+        """Returns all numbers.
 
         Returns:
-          JSON-like dict; bytes, operations, seconds and hours.
+          JSON-like dict; in bytes, operations, seconds and hours.
         """
         config, memory = self.planned.config, self.memory
         return {
@@ -124,7 +124,7 @@ def make_mesh(data: int, fsdp: int) -> AbstractMesh:
       AbstractMesh with the axes `data` and `fsdp`.
 
     Raises:
-      ConfigError: If a size is no number of devices.
+      ConfigError: If a size is not a number of devices.
     """
     if fsdp < 1 or (data < 1 and data != -1):
         raise ConfigError(
@@ -135,10 +135,10 @@ def make_mesh(data: int, fsdp: int) -> AbstractMesh:
 
 
 def _counted(config):
-    """The config with attention as operations that are counted, not as a kernel.
+    """The config with `einsum` attention, whose operations can be counted.
 
-    Kernels are of the device that a process has, which is not the one that is planned
-    for.  They take no more memory.
+    Kernels are those of the process's device, not of the planned one.  They take no
+    more memory.
     """
     changed = config.copy_and_resolve_references()
     section = changed[NETWORKS[config.stage]]
@@ -152,7 +152,7 @@ def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
     """Plans a run.
 
     Args:
-      config: ConfigDict, with the values checked.
+      config: ConfigDict, with checked values.
       given: Given.
       options: Options.
 
@@ -160,8 +160,8 @@ def make_plan(config: ConfigDict, given: Given, options: Options) -> Plan:
       Plan.
 
     Raises:
-      ConfigError: If the config cannot work, leaves something open that is not given,
-        or its batch does not split over the mesh.
+      ConfigError: If the config is wrong, something that it leaves open is not given,
+        or its batch cannot be split over the mesh.
     """
     train, mesh = config.train, options.mesh
     sharding.check_batch_size(train.batch_size, mesh, parts=train.accumulate_steps)

@@ -1,8 +1,8 @@
-"""What operations do with memory, by the names of their primitives."""
+"""How operations use memory, by the names of their primitives."""
 
 from ldm_jax.planning.flatten import CONTROL
 
-# Read arrays in memory, and write such.
+# Operations that read arrays from memory and write arrays to it.
 HEAVY = (
     "dot_general",
     "conv_general_dilated",
@@ -17,11 +17,11 @@ HEAVY = (
     "dot_product_attention_bwd_wrapper",
     *CONTROL,
 )
-# Write arrays, of what may be computed as it is read.
+# Operations that write arrays, but whose input may be computed as it is read (fused).
 REDUCTIONS = ("reduce", "argmax", "argmin", "cumsum", "cumprod", "cumlogsumexp")
-# Give a part of the values.
+# Operations that return a part of the values.
 PARTS = ("slice", "split")
-# Give the same values in another order.
+# Operations that return the same values in another order or shape.
 VIEWS = (
     "reshape",
     "squeeze",
