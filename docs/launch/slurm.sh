@@ -7,12 +7,12 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-# What was said before a requeue is kept.
+# Keeps the output from before a requeue.
 #SBATCH --open-mode=append
-# The processes are asked to save five minutes before the time is up.
+# Five minutes before the time limit the processes get SIGTERM and save a checkpoint.
 #SBATCH --signal=TERM@300
 
-# One process for each GPU, as JAX has it where Slurm starts it.
+# One process per GPU, as JAX expects under Slurm.
 srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     python train.py --distributed \
     --config=configs/imagenet_class.py \
@@ -20,7 +20,7 @@ srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     --config.first_stage.workdir=/shared/runs/autoencoder_vq
 status=$?
 
-# Asked to stop, a lost process or store, killed, aborted by JAX: the same command goes on.
+# Stopped by SIGTERM, a lost process or storage, killed, aborted by JAX: requeue to resume.
 case $status in
     143 | 9 | 11 | 137 | 134) scontrol requeue "$SLURM_JOB_ID" ;;
 esac
