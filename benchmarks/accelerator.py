@@ -1,14 +1,14 @@
-r"""Training, first stages and sampling on an accelerator, beside PyTorch.
+r"""Training, first stages and sampling on an accelerator, compared with PyTorch.
 
     python -m benchmarks.accelerator --json=accelerator.json
     python -m benchmarks.accelerator --parts=ldm4,sd1 --peers=compiled --minutes=13
 
-Each part of `accelerators/parts.py` is measured by processes of its own, one for our
-side and one for each of PyTorch's (`torch.compile`, and eager; diffusers' modules of
-the same shape). All compile at the same time, and take turns to measure, where memory
-allows. Each row is printed and saved as soon as it is there, most valuable first; with
-`--minutes` no part begins that cannot end in time. Nothing needs a network: weights and
-inputs are random.
+Each part of `accelerators/parts.py` is measured by separate processes, one for our side
+and one for each of PyTorch's (`torch.compile`, and eager; diffusers' modules of the
+same shape). All compile at the same time and take turns to measure, which needs memory
+for all of them; see `--apart`. Each row is printed and saved at once, the most valuable
+parts come first, and with `--minutes` a part gets only the time that is left. No
+internet connection is needed: weights and inputs are random.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main():
 
 
 def _measure(name, peers, options, seconds):
-    """Yields (side, row) of a part, each as soon as it is there."""
+    """Yields (side, row) of a part, each as soon as it is measured."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         waiting = {"jax": None, **dict.fromkeys(peers)}
@@ -99,7 +99,7 @@ def _start(name, side, folder, options):
 
 
 def _write_spec(name, size, path):
-    """The shapes of a part for PyTorch, from a process that has no device."""
+    """Writes the shapes of a part for PyTorch, in a process without an accelerator."""
     if not path.exists():
         words = [name, size, str(path)]
         module = "benchmarks.accelerators.spec"
@@ -113,7 +113,7 @@ def _write_spec(name, size, path):
 
 
 def _search_path():
-    """This repository, and what was given, where a machine's packages are not all."""
+    """This repository and the PYTHONPATH, which may hold some of the packages."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 

@@ -1,15 +1,15 @@
-"""Ways to condition, compared: the same small model on `shapes` with each of them.
+"""Compares ways to condition: the same small model on `shapes` with each of them.
 
     make demo
     python -m benchmarks.conditioning --first_stage=runs/demo/autoencoder \
         --data_dir=runs/demo/data --workdir=runs/conditioning
 
-trains `configs/shapes_class.py` once per row of WAYS, which say what they change of it,
-and prints a table: the loss on held-out scenes, images per second in training,
-parameters, and condition adherence: how often a probe classifier finds in a sample the
-class it is conditioned on, without and with guidance. About a quarter of an hour on two
-CPU cores; `--steps` and `--only` change that. A second run with the same --workdir goes
-on where the first was cut.
+trains `configs/shapes_class.py` with the changes of each row of WAYS, and prints a
+table: the loss on held-out scenes, images per second in training, parameters, and
+condition adherence: how often a probe classifier finds in a sample the class it is
+conditioned on, without and with guidance. About a quarter of an hour on two CPU cores;
+`--steps` and `--only` change that. A second run with the same --workdir resumes an
+interrupted one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ldm_jax.images import to_uint8
 from ldm_jax.trained import load_first_stage
 from ldm_jax.training import loop
 
-# What each way changes of the config; the rest is BASE.
+# Changes of the config by each way, beside BASE.
 WAYS = {
     "no condition": {"conditions.label.kind": "none"},
     "cross-attention": {
@@ -44,7 +44,7 @@ WAYS = {
     "AdaLN-Zero": {"conditions.label.slot": "vector", "backbone.adaln_zero": True},
 }
 BASE = {
-    # A quarter of the demo's work, so that six of them fit into a coffee break.
+    # A quarter of the demo's work, so that six runs take a quarter of an hour.
     "backbone.channels": 32,
     "backbone.norm_groups": 8,
     "backbone.head_channels": 16,
@@ -60,7 +60,7 @@ COLUMNS = "| way | loss | images/s | parameters | adherence | with guidance |"
 
 
 def make_config(way, steps, first_stage, data_dir):
-    """Makes the config of a row of WAYS, trained for so many steps."""
+    """Makes the config of a row of WAYS, for a number of steps."""
     config = shapes_class.get_config()
     changes = BASE | WAYS[way]
     changes |= {f"train.{name}_every": steps for name in ("eval", "checkpoint")}
@@ -74,10 +74,10 @@ def make_config(way, steps, first_stage, data_dir):
 
 
 def make_probe(folder, first_stage, image_size):
-    """Makes the function that classifies images; it is trained the first time.
+    """Makes a function that classifies images; the probe is trained the first time.
 
     Args:
-      folder: Where it is kept.
+      folder: Folder of the probe.
       first_stage: Workdir of the first stage.
       image_size: Side of the images in pixels.
 
@@ -90,13 +90,13 @@ def make_probe(folder, first_stage, image_size):
 
 
 def draw(trained, labels, guidance_scale, batch_size=64):
-    """Draws one image per label; image k is of key k whatever the way.
+    """Draws one image per label; image k has key k in all rows.
 
     Args:
       trained: `sampling.Trained`.
       labels: int32 [N], N a multiple of `batch_size`.
-      guidance_scale: Of classifier-free guidance.
-      batch_size: Images at a time.
+      guidance_scale: Scale of classifier-free guidance.
+      batch_size: Images per batch.
 
     Returns:
       uint8 [N, S, S, 3].
@@ -127,7 +127,7 @@ def measure(workdir, probe, count):
     """Measures a trained row of the table.
 
     Args:
-      workdir: Its workdir.
+      workdir: Workdir of the run.
       probe: See `make_probe`; None leaves adherence out.
       count: Samples to classify, a multiple of 64.
 

@@ -1,21 +1,21 @@
-"""How fast images come from each source, beside WebDataset and PyTorch's DataLoader.
+"""Speed of each data source, compared with WebDataset and PyTorch's DataLoader.
 
     python -m benchmarks.data [--only sources,reading] [--json data.json]
 
-The same JPEG files are laid out as a folder, array_record, tar shards, Parquet, and as
-`datasets.save_to_disk` writes them; latents have a set of their own. The parts are
+The same JPEG files are stored as a folder, array_record, tar shards, Parquet, and as
+`datasets.save_to_disk` writes them; there is a separate set of latents. The parts are
 printed as they are measured:
 
-- sources: images/s of batches of `--size` pixels squared, cut at the centre, by worker
-  processes, of each source and, where they are installed, of `webdataset` and of
+- sources: images/s of batches of `--size` pixels squared, cropped at the centre, by
+  worker processes, for each source and, if they are installed, for `webdataset` and
   PyTorch's DataLoader over the folder. All sides take turns; medians over the rounds.
-- reading: records/s without decoding, in one thread: shuffled by position of each
-  source, in the order of the shards for WebDataset.
+- reading: records/s without decoding, in one thread: each source in random order,
+  WebDataset in the order of its shards.
 - index: memory and seconds to open simulated tar indexes of up to `--entries`, each in
-  a process of its own.
-- needs: images/s that a step of the published configs takes, and how they are known.
+  its own process.
+- needs: images/s that training of the published configs consumes, and their origin.
 
-Other processes on the machine spoil all of it.
+Other processes on the machine disturb all measurements.
 """
 
 import argparse
@@ -44,14 +44,14 @@ from ldm_jax.data.open_source import open_source
 
 BATCH = 32
 
-# Batches that are waited for, and the least that are measured.
+# Batches of the warm-up, and the least number of measured batches.
 WARM, LEAST = 6, 16
 
-# Different pictures; drawing one takes as long as reading twenty.
+# Number of different images; drawing one takes as long as reading twenty.
 PICTURES = 200
 
-# Images/s of a training step on one H100, in bfloat16 and without the first stage: of
-# LDM-4 on ImageNet as measured, of the others from its speed and their operations.
+# Images/s of training on one H100, in bfloat16 and without the first stage: measured
+# for LDM-4 on ImageNet, for the others computed from its speed and their FLOPs.
 NEEDS = {
     "imagenet_class (LDM-4)": 470,
     "unconditional (FFHQ, CelebA-HQ, bedrooms)": 484,
@@ -63,10 +63,10 @@ MEASURED = "imagenet_class (LDM-4)"
 
 
 def write_sets(folder: pathlib.Path, count: int, rows: int) -> dict[str, str]:
-    """Writes the same images in every layout.
+    """Writes the same images in every format.
 
     Args:
-      folder: Where to.
+      folder: Folder to write to.
       count: Number of images.
       rows: Rows of a row group of Parquet; `datasets` writes 100.
 
@@ -98,7 +98,7 @@ def write_sets(folder: pathlib.Path, count: int, rows: int) -> dict[str, str]:
 
 
 def _jpeg(number, width=500, height=375):
-    """A picture as ImageNet's are: large shapes, and detail at all scales."""
+    """Draws an image similar to ImageNet's: large shapes, and detail at all scales."""
     rng, image = np.random.default_rng(number), np.zeros((height, width, 3))
     for side, weight in ((4, 90), (24, 40), (120, 15), (375, 6)):
         noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -134,7 +134,7 @@ def _write_tables(folder, images, rows):
 
 
 def _write_records(folder, images):
-    """The images as a prepared TensorFlow data set."""
+    """Writes the images as a prepared TensorFlow data set."""
     import tensorflow_datasets as tfds
 
     class Pictures(tfds.core.GeneratorBasedBuilder):
@@ -159,13 +159,13 @@ def _write_records(folder, images):
 
 
 def _write_latents(folder, count, side=64, channels=3):
-    """Latents of LDM-4: 64 x 64 x 3 of images of 256 pixels."""
+    """Writes random latents of LDM-4's shape: 64 x 64 x 3, for images of 256 pixels."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     mean = rng.standard_normal((16, side, side, channels)).astype(ml_dtypes.bfloat16)
     form = RecordFormat.of({"latent_mean": mean[0], "latent_std": mean[0]})
     path = folder / "0.array_record"
-    # As ldm-encode writes them.
+    # The options of ldm-encode.
     writer = array_record_module.ArrayRecordWriter(
         str(path), "group_size:1,uncompressed"
     )
@@ -196,12 +196,12 @@ def _write_latents(folder, count, side=64, channels=3):
 
 
 def ours(source: str, name: str, folder: str, size: int, workers: int) -> Iterator:
-    """Batches of one of our sources.
+    """Loads batches of one of our sources.
 
     Args:
       source: Row of SOURCES.
-      name: The set.
-      folder: Where prepared sets lie.
+      name: Name of the set.
+      folder: Folder of prepared sets.
       size: Side of the images in pixels.
       workers: Worker processes.
 
@@ -220,10 +220,10 @@ class Pictures:
     """The images of a folder for PyTorch's DataLoader."""
 
     def __init__(self, folder: str, size: int) -> None:
-        """Lists them.
+        """Lists the images.
 
         Args:
-          folder: Where they are.
+          folder: Folder of the images.
           size: Side of the images in pixels.
         """
         self._paths = sorted(str(path) for path in pathlib.Path(folder).glob("*.jpg"))
@@ -239,16 +239,16 @@ class Pictures:
 
 
 def cut(image: Image.Image, size: int) -> np.ndarray:
-    """Cuts the largest square at the centre, and resizes it.
+    """Crops the largest square at the centre, and resizes it.
 
     Args:
-      image: A picture.
+      image: The image.
       size: Side of the result in pixels.
 
     Returns:
       uint8 [size, size, 3].
     """
-    # As ours: JPEG is decoded at the least scale that is large enough.
+    # As in our loader: JPEG is decoded at the smallest sufficient scale.
     image.draft("RGB", (size, size))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -258,10 +258,10 @@ def cut(image: Image.Image, size: int) -> np.ndarray:
 
 
 def pytorch(folder: str, size: int, workers: int) -> Iterator:
-    """Batches of PyTorch's DataLoader over the files of a folder.
+    """Loads batches by PyTorch's DataLoader over the files of a folder.
 
     Args:
-      folder: Where they are.
+      folder: Folder of the images.
       size: Side of the images in pixels.
       workers: Worker processes.
 
@@ -286,7 +286,7 @@ class Cut:
     """`cut` with its size, for worker processes."""
 
     def __init__(self, size: int) -> None:
-        """Keeps it.
+        """Keeps the size.
 
         Args:
           size: Side of the images in pixels.
@@ -300,10 +300,10 @@ class Cut:
 
 
 def webdataset(folder: str, size: int, workers: int) -> Iterator:
-    """Batches of WebDataset over tar shards, shuffled in a buffer of 1,000.
+    """Loads batches by WebDataset from tar shards, shuffled in a buffer of 1,000.
 
     Args:
-      folder: Where the shards are.
+      folder: Folder of the shards.
       size: Side of the images in pixels.
       workers: Worker processes.
 
@@ -322,20 +322,20 @@ def webdataset(folder: str, size: int, workers: int) -> Iterator:
 
 
 def rate(batches: Iterator, seconds: float) -> float:
-    """Measures images/s once the first batches are there.
+    """Measures images/s after the first batches.
 
     Args:
       batches: Iterator over batches.
-      seconds: For how long.
+      seconds: Least duration of the measurement.
 
     Returns:
       Images per second.
     """
-    # What was loaded ahead of time while the workers started does not count.
+    # Batches that were prefetched while the workers started do not count.
     for _ in range(WARM):
         next(batches)
     began, count = time.perf_counter(), 0
-    # Threads hand over several batches at once.
+    # Threads may deliver several batches at once.
     while count < LEAST * BATCH or time.perf_counter() - began < seconds:
         next(batches)
         count += BATCH
@@ -384,7 +384,7 @@ def reading(names: Mapping[str, str], args: Any) -> Iterator[dict[str, Any]]:
             section = dict(source=source, name=name)
             if source == "tfds":
                 section["data_dir"] = os.path.dirname(names["tar"])
-            # Of a set that is larger than the cache every row costs its row group.
+            # In a set that is larger than the cache, each row costs its row group.
             sides = {source: {}}
             if source == "parquet":
                 sides["parquet, nothing cached"] = {"cache_gb": 1e-9}
@@ -443,7 +443,7 @@ def _there(package):
 
 
 def main() -> None:
-    """Measures the parts that are asked for."""
+    """Measures the parts that --only names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
     parser.add_argument("--images", type=int, default=3000)

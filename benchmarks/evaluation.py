@@ -6,12 +6,12 @@ r"""Memory of an evaluation by its number of images, and the time of its metrics
         --workdir=runs/class
     python -m benchmarks.evaluation --folder=/tmp/evaluation --source=frechet
 
-Images of 256 px in an npz (9.8 GB for 50,000) or as PNG files, or what a model draws,
-go the whole way of `ldm-evaluate`, but for Inception: a product of matrices with its
-taps and widths stands in, so that 50,000 images take minutes on two cores. Each number
-of images is measured in a process of its own, with its peak of resident memory, and by
-how much that is above what the process has after three batches. With `--kill` a second
-process is killed after two fifths of the images, and a third one goes on.
+Images of 256 px in an npz (9.8 GB for 50,000) or as PNG files, or a model's samples, go
+through the whole of `ldm-evaluate`, except that a matrix product with Inception's taps
+and widths replaces the network, so that 50,000 images take minutes on two cores. Each
+number of images is measured in its own process, with its peak of resident memory, and
+how much this is above the memory after three batches. With `--kill` another evaluation
+is killed after two fifths of the images and resumed.
 
 `frechet` times the trace of the root of two covariances of 2048 features.
 """
@@ -44,21 +44,21 @@ from ldm_jax.sampling.options import complete
 from ldm_jax.store import as_path
 
 SIDE, GRID = 256, 16
-# PNG files that differ; the others are links to them.
+# Number of different PNG files; the others are links to them.
 FILES = 500
 BATCH = 100
 STATE = "evaluation.partial.npz"
 
 
 def pictures(start, count):
-    """Coarse random pictures, a function of their numbers: uint8 [n, SIDE, SIDE, 3]."""
+    """Coarse random images, seeded by the first number: uint8 [n, SIDE, SIDE, 3]."""
     rng = np.random.Generator(np.random.Philox(key=start))
     coarse = rng.integers(0, 256, (count, GRID, GRID, 3), np.uint8)
     return coarse.repeat(SIDE // GRID, axis=1).repeat(SIDE // GRID, axis=2)
 
 
 def make_npz(path, count):
-    """Writes an npz of pictures, unless it is there."""
+    """Writes an npz of images, unless it exists."""
     if path.exists():
         return
     shape = (count, SIDE, SIDE, 3)
@@ -72,7 +72,7 @@ def make_npz(path, count):
 
 
 def make_folder(path, count):
-    """Writes a folder of PNG files, unless it is there."""
+    """Writes a folder of PNG files, unless it exists."""
     if path.is_dir():
         return
     path.mkdir(parents=True)
@@ -83,7 +83,7 @@ def make_folder(path, count):
 
 
 def stand_in():
-    """A network with Inception's taps and widths that costs next to nothing."""
+    """A cheap network with Inception's taps and widths."""
     row, rng = FEATURES["inception"], np.random.default_rng(0)
     params = {
         tap: rng.normal(0, 1 / GRID, (GRID * GRID * 3, width)).astype(np.float32)
@@ -102,7 +102,7 @@ def stand_in():
 
 
 def gigabytes(name):
-    """`VmHWM`, the peak of resident memory so far, or `VmRSS`, what it is now."""
+    """Resident memory in GB: `VmHWM`, the peak so far, or `VmRSS`, the present one."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) / 1e6
@@ -110,7 +110,7 @@ def gigabytes(name):
 
 
 def open_set(options, count, mesh):
-    """The images that are measured."""
+    """Opens the images to measure."""
     folder = pathlib.Path(options.folder)
     if options.source == "drawn":
         trained = load_model(options.workdir)
@@ -122,7 +122,7 @@ def open_set(options, count, mesh):
 
 
 def evaluate(options, count, outdir):
-    """Measures so many images; prints a line of JSON."""
+    """Measures `count` images and prints a line of JSON, or makes the reference."""
     FEATURES["inception"] = stand_in()
     mesh, outdir = sharding.make_mesh(devices=jax.devices()[:1]), as_path(outdir)
     start, images = time.process_time(), open_set(options, count, mesh)
@@ -157,7 +157,7 @@ def evaluate(options, count, outdir):
 
 
 def job(options, count, outdir):
-    """A process that evaluates."""
+    """Starts a process that evaluates."""
     process = multiprocessing.get_context("spawn").Process(
         target=evaluate, args=(options, count, str(outdir))
     )
@@ -166,14 +166,14 @@ def job(options, count, outdir):
 
 
 def finish(process):
-    """Waits for a process to end well."""
+    """Waits for a process, and ends the program if it failed."""
     process.join()
     if process.exitcode:
         raise SystemExit(f"an evaluation has ended with {process.exitcode}")
 
 
 def kill_and_go_on(options, count, folder):
-    """Kills an evaluation midway, and compares what the next one ends in."""
+    """Kills an evaluation midway, and resumes it."""
     process, saved = job(options, count, folder), set()
     while process.is_alive() and len(saved) < 0.4 * count / 5_000:
         path = folder / STATE
@@ -188,7 +188,7 @@ def kill_and_go_on(options, count, folder):
 
 
 def results_in(folder):
-    """The digits that an evaluation has ended in."""
+    """The results of an evaluation."""
     return json.loads((folder / "memory.json").read_text())["results"]
 
 
@@ -234,7 +234,7 @@ def main():
         make_folder(folder / "images", most)
     results = folder / options.source
     shutil.rmtree(results, ignore_errors=True)
-    # The first one makes the reference alone.
+    # The first process only makes the reference.
     finish(job(options, counts[0], results / "whole"))
     for count in counts:
         finish(job(options, count, results / f"{count}"))

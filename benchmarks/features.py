@@ -1,11 +1,11 @@
-"""Features per second of FID's Inception-v3 beside torch-fidelity's, in one process.
+"""Speed of FID's Inception-v3 compared with torch-fidelity's, in one process.
 
     python benchmarks/features.py [--batch 16] [--size 256] [--rounds 7]
 
-Both have the same weights, the same 8-bit images and all cores, and give the pooled
+Both have the same weights, the same 8-bit images and all cores, and return the pooled
 features and the logits; the outputs are compared first. Times are medians over
-alternated rounds, and memory is what a call takes at its peak beyond weights and
-images. Needs torch-fidelity beside the extra `parity`.
+alternating rounds, and memory is the peak of a call beyond weights and images. Needs
+torch-fidelity beside the extra `parity`.
 """
 
 import argparse

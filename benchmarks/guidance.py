@@ -1,4 +1,4 @@
-"""What guidance gives and what it costs: accuracy and spread of samples by its scale.
+"""Benefit and cost of guidance: accuracy and spread of samples by its scale.
 
     pip install scikit-learn
     python -m benchmarks.guidance --digits=digits
@@ -14,10 +14,10 @@
 
 The first command writes scikit-learn's scanned digits as folders. The last draws
 samples of every class at several scales, from the same noise, and prints how often a
-support vector machine that learnt the real training images reads the class they were
-asked to be, and how far they spread: the standard deviation of a pixel among samples of
-a class, over that of real images. It also has one line for the real test images, and
-leaves `guidance.png` in the workdir: a row for each class, a block for each scale.
+support vector machine trained on the real training images predicts the class that they
+are conditioned on, and their spread: the standard deviation of a pixel among samples of
+a class, divided by that of real images. It also prints a line for the real test images,
+and writes `guidance.png` to the workdir: a row for each class, a block for each scale.
 """
 
 import argparse
@@ -36,7 +36,7 @@ COLUMNS = "| | accuracy | least of a class | spread | least of a class |"
 
 
 def write_digits(folder, train=1417):
-    """Writes scikit-learn's scanned digits as PNG files, a folder for each class."""
+    """Writes scikit-learn's scanned digits as PNG files, one folder per class."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -50,7 +50,7 @@ def write_digits(folder, train=1417):
 
 
 def read_folder(folder, names, size):
-    """Images of a folder, bilinearly brought to a size: uint8 [N, S, S, 3], labels."""
+    """Images of a folder, resized (bilinear): (uint8 [N, S, S, 3], labels)."""
     images, labels = [], []
     for label, name in enumerate(names):
         for path in sorted(pathlib.Path(folder, name).iterdir()):
@@ -61,7 +61,7 @@ def read_folder(folder, names, size):
 
 
 def features(images):
-    """Pixels in grey, at most 16 x 16 of them, in [0, 1]: [N, features]."""
+    """Grey images averaged down to about 16 x 16, in [0, 1]: [N, features]."""
     grey = images.astype(np.float32).mean(axis=-1) / 255
     step = max(1, grey.shape[1] // 16)
     side = grey.shape[1] // step
@@ -71,7 +71,7 @@ def features(images):
 
 
 def make_reader(images, labels):
-    """A classifier of images that saw real ones alone."""
+    """Trains a classifier on real images."""
     from sklearn.svm import SVC
 
     reader = SVC(gamma="scale", C=10.0).fit(features(images), labels)
@@ -106,7 +106,7 @@ def make_draw(trained):
 
 
 def write_blocks(path, blocks, classes, columns=6):
-    """Writes images of each scale side by side, a class in each row."""
+    """Writes images of all scales side by side, one class per row."""
     rows = [images.reshape(classes, -1, *images.shape[1:]) for images in blocks]
     grids = [make_grid(np.concatenate(row[:, :columns]), columns) for row in rows]
     gap = np.full((len(grids[0]), 12, 3), 255, np.uint8)
@@ -115,7 +115,7 @@ def write_blocks(path, blocks, classes, columns=6):
 
 
 def format_row(name, found, labels, spreads, real):
-    """A line of the table."""
+    """Formats a line of the table."""
     right = np.array([(found[labels == c] == c).mean() for c in np.unique(labels)])
     ratio = spreads / real
     return (

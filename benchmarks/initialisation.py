@@ -1,4 +1,4 @@
-"""Initialisations, compared: the demo's second stage trained from each of them.
+"""Compares initialisations: the demo's second stage trained from each of them.
 
     make demo
     python -m benchmarks.initialisation --first_stage=runs/demo/autoencoder \
@@ -6,10 +6,10 @@
 
 trains `configs/shapes_class.py` on latents that are encoded once, from weights that a
 row of INITIALISATIONS redraws, with several seeds. It prints the loss on held-out
-latents after 100, 200 and 300 steps as each trial has it, and in the end means and
-standard errors. `--config=shapes_text` is for the encoder of captions; `--steps`,
-`--width` and `--learning_rate` change the training. Trials are kept in `trials.jsonl`,
-and what is there is not run again.
+latents after 100, 200 and 300 steps of each trial, and finally means and standard
+errors. `--config=shapes_text` is for the encoder of captions; `--steps`, `--width` and
+`--learning_rate` change the training. Trials are kept in `trials.jsonl` and not run
+again.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def uniform(scale):
 
 
 def truncated(scale):
-    """Normal values of variance scale / fan_in, cut at two deviations."""
+    """Normal values of variance scale / fan_in, truncated at two deviations."""
 
     def draw(rng, shape, fan_in):
         values = rng.standard_normal(shape)
@@ -70,14 +70,14 @@ KERNELS = r"kernel$"
 # Layers at the end of a residual branch, and the last layer of all.
 BRANCHES = r"backbone/.*(conv_out|attention/out|proj_out)/kernel$"
 LAST = r"backbone/conv_out/kernel$"
-# What the timestep embedding goes through, to scale and shift the norms.
+# Layers that map the timestep embedding to scales and shifts of the norms.
 MODULATIONS = r"backbone/.*/embedding/kernel$"
 LABEL = r"conditioner/label/embed/embedding$"
 TOKENS = r"conditioner/.*(tokens/embedding|positions)$"
 ENCODER = r"conditioner/.*kernel$"
 
-# (pattern of the parameter's name, how it is drawn): the last that fits holds. Layers
-# that start at zero stay there unless a row names BRANCHES or LAST.
+# (pattern of the parameter's name, initialiser): the last match counts. Layers that
+# start at zero stay zero unless a row names BRANCHES or LAST.
 THIRD = [(KERNELS, uniform(1 / 3))]
 ONE = [(KERNELS, truncated(1))]
 BIASES = [(r"bias$", uniform(1 / 3))]
@@ -98,10 +98,10 @@ INITIALISATIONS = {
 
 
 def redraw(params, rules, seed):
-    """Draws parameters anew.
+    """Redraws parameters.
 
     Args:
-      params: Nested dict of arrays as the networks draw them.
+      params: Nested dict of arrays, as initialised by the networks.
       rules: Row of INITIALISATIONS.
       seed: Seed.
 
@@ -117,7 +117,7 @@ def redraw(params, rules, seed):
         rule = None
         for pattern, candidate in rules:
             if re.search(pattern, name):
-                # Layers that start at zero do so unless they are named.
+                # Layers that start at zero stay zero unless they are named.
                 keep = pattern in (KERNELS, ENCODER) and not old.any()
                 rule = rule if keep else candidate
         kernel = leaves.get(re.sub(r"[^/]+$", "kernel", name))
@@ -130,7 +130,7 @@ def redraw(params, rules, seed):
 
 
 def encode_split(config, first, split):
-    """Encodes a split: dict of NumPy arrays, the latents under "image"."""
+    """Encodes a split; returns a dict of NumPy arrays, the latents under "image"."""
     source = open_source(config.data, split)
     loader = make_loader(source, config.data, batch_size=128, seed=0, train=False)
 
@@ -151,7 +151,7 @@ def encode_split(config, first, split):
 
 
 def load_latents(config, first_stage, folder):
-    """Latents of both splits, of unit variance; encoded the first time."""
+    """Latents of both splits, scaled to unit variance; encoded the first time."""
     path = folder / f"latents_{'_'.join(config.conditions)}.npz"
     if not path.exists():
         first = load_first_stage(first_stage)
@@ -176,7 +176,7 @@ def load_latents(config, first_stage, folder):
 
 
 class Trainer:
-    """One compiled training; each trial starts from other weights."""
+    """A training loop that is compiled once; each trial starts from other weights."""
 
     def __init__(self, config, data):
         """Makes the steps.
@@ -209,7 +209,7 @@ class Trainer:
         """Trains once.
 
         Args:
-          rules: Row of INITIALISATIONS; None leaves the weights as they are drawn.
+          rules: Row of INITIALISATIONS; None keeps the weights of the library.
           seed: Seed of the weights and of the data.
           marks: Numbers of steps after which to evaluate.
 

@@ -1,17 +1,17 @@
-"""What the kernels of a step move on an H100, training or sampling; no GPU is needed.
+"""Bytes that kernels of a training or sampling step move on an H100, without a GPU.
 
-It is compiled by XLA's compiler for that device, as in `planner.py`, whose head has the
-packages.  Counted are the bytes that each kernel reads and writes, by the part of the
-network that it is of, how many kernels there are, and how many differ; of sampling
-those of one of the sampler's steps; and of several devices what one sends to others:
+The step is compiled by XLA's compiler for that device, as in `planner.py`, which lists
+the packages.  Counted are the bytes that each kernel reads and writes, by the part of
+the network, the number of kernels, and how many differ; for sampling, those of one of
+the sampler's steps; and for several devices, what one sends to the others:
 
     python -m benchmarks.moved_bytes [--full] [--largest=20] [--save=FILE] [NAME ...]
     python -m benchmarks.moved_bytes --data=2 --fsdp=4 [--full] [NAME ...]
     python -m benchmarks.moved_bytes --text=FILE
 
-Nothing is timed: at 3,350 GB/s the bytes say what a step takes at least beside its
-arithmetic.  Algorithms are not tried out, so matrix products are cuBLAS's, and what
-libraries move inside of them is not counted.
+Nothing is timed: at 3,350 GB/s the bytes give a lower bound of a step's time beside its
+arithmetic.  Without autotuning, matrix products are cuBLAS's, and the bytes that
+libraries move internally are not counted.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def compile_text(
     Returns:
       (text of the program, seconds of compiling, bytes of its temporaries).
     """
-    # As on the device, which is not there to be asked.
+    # The values of an H100, which is not there to be queried.
     kernels.this_device = lambda: kernels.Device("cuda", (9, 0))
     cudnn.check_cudnn_version = lambda: 91000
     cudnn.check_compute_capability = lambda capability: capability == "9.0"
@@ -79,7 +79,7 @@ def compile_text(
 
 
 def main() -> None:
-    """Prints a row of what the command line names, or of all."""
+    """Prints a row for each case that the command line names, or for all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Speed and memory beside PyTorch: the same networks and weights, in one process.
+"""Speed and memory compared with PyTorch: the same networks and weights, one process.
 
     python benchmarks/peers.py [--only "unet small,decode"] [--rounds 15]
 
 PyTorch runs diffusers' modules eagerly, channels last. Pairs of outputs are compared
-first. A ratio is the median over alternated rounds of JAX's time over PyTorch's: below
-1, JAX is faster. Memory is what a call takes at its peak beyond what was there before
-it: weights, optimiser and inputs. Needs the extra `parity`.
+first. A ratio is JAX's median time over alternating rounds divided by PyTorch's: below
+1, JAX is faster. Memory is the peak of a call beyond the memory before it: weights,
+optimiser and inputs. Needs the extra `parity`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ CONTEXT_WIDTH = 768
 
 
 def tune_malloc(keep):
-    """Keeps freed memory with the process, which helps both sides, or gives it back."""
+    """Keeps freed memory in the process, which helps both sides, or returns it."""
     if platform.system() != "Linux":
         return
     libc = ctypes.CDLL("libc.so.6")
@@ -60,7 +60,7 @@ def tune_malloc(keep):
 
 
 def random_params(module, *inputs):
-    """Draws parameters without zeros, so that outputs of networks differ."""
+    """Draws parameters, none of them zero, so that outputs of networks differ."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
     params = {}
@@ -74,7 +74,7 @@ def random_params(module, *inputs):
 
 
 def to_torch(array):
-    """A channels-last tensor of an NHWC array, a plain one of any other."""
+    """Converts an NHWC array to a channels-last tensor, others to a plain one."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
@@ -87,7 +87,7 @@ def load(module, rows, params):
 
 
 def trainers(loss, params, optimizer, torch_loss, torch_optimizer):
-    """One step of training on either side: two functions () -> loss."""
+    """Makes the training steps of both sides: two functions () -> loss."""
 
     @partial(sharding.jit, donate_argnums=(0, 1))
     def step(params, state):
@@ -113,7 +113,7 @@ def trainers(loss, params, optimizer, torch_loss, torch_optimizer):
 
 
 def unet_modules(height, channels=128, cross_attention=True):
-    """A U-Net of either side, with attention at two of three levels.
+    """Makes a U-Net for each side, with attention at two of three levels.
 
     Args:
       height: Height of the latents.
@@ -161,7 +161,7 @@ def unet_modules(height, channels=128, cross_attention=True):
 
 
 def autoencoder_modules(channels, channel_mult=(1, 2, 4), latent_channels=3):
-    """A KL autoencoder of either side: (KLAutoencoder, diffusers' module)."""
+    """Makes a KL autoencoder for each side: (KLAutoencoder, diffusers' module)."""
     model = KLAutoencoder(
         channels=channels,
         channel_mult=channel_mult,
@@ -270,7 +270,7 @@ def autoencoder_pair(size):
 
 
 def compare(ours, theirs):
-    """Asserts that both sides give the same; also their warm-up."""
+    """Asserts that both sides give the same outputs; also warms them up."""
     for _ in range(2):  # of a training step, the second loss tests the update, too
         ours_output, output = np.asarray(ours()), theirs()
         output = output.permute(0, 2, 3, 1) if output.ndim == 4 else output
@@ -281,11 +281,11 @@ def compare(ours, theirs):
 
 
 def measure(sides, rounds):
-    """Returns the median seconds of every side, alternated, and the calls left out.
+    """Returns the median seconds of each side, in alternation, and the calls left out.
 
-    A call during which other processes took more than a twentieth of the machine says
-    little, least of all about PyTorch's spinning threads: it is left out and repeated,
-    for as many calls again as were asked for.
+    A call during which other processes used more than a twentieth of the machine means
+    little, above all for PyTorch's spinning threads: it is left out and repeated, at
+    most as many times as there are calls.
     """
     times, spoilt = [[] for _ in sides], 0
     while min(map(len, times)) < rounds:
@@ -302,11 +302,11 @@ def measure(sides, rounds):
 
 
 def peak_memory(function):
-    """MB that a call takes at its peak, NaN where the system gives no number."""
+    """Peak memory of a call in MB, NaN if the system does not report it."""
     try:
         tune_malloc(keep=False)
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # The high-water mark starts anew.
+            file.write("5")  # Resets the high-water mark.
         before = _resident("VmRSS")
         jax.block_until_ready(function())
         return (_resident("VmHWM") - before) / 1e3
@@ -317,13 +317,13 @@ def peak_memory(function):
 
 
 def _resident(name):
-    """Memory of this process in kB, by its name in /proc."""
+    """Memory of this process in kB, by the name of the entry in /proc."""
     with open("/proc/self/status", encoding="ascii") as file:
         return int(re.search(rf"{name}:\s*(\d+) kB", file.read()).group(1))
 
 
 def others_seconds():
-    """Processor time that other processes have used, 0 where the system is silent."""
+    """Processor time used by other processes, 0 if the system does not report it."""
     try:
         with open("/proc/stat", encoding="utf-8") as file:
             user, nice, system, _, _, *rest = map(int, file.readline().split()[1:9])
@@ -334,7 +334,7 @@ def others_seconds():
 
 
 def processor():
-    """Name of the processor, where the system names it."""
+    """Name of the processor, if the system has it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return re.search(r"model name\s*: (.*)", file.read()).group(1)
@@ -343,7 +343,7 @@ def processor():
 
 
 def set_up(rounds):
-    """Gives both sides the same memory and threads, and prints what runs where."""
+    """Sets malloc and threads alike for both sides, and prints the setup."""
     tune_malloc(keep=True)
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)

@@ -1,13 +1,13 @@
-"""The planner's bytes against what XLA's compiler for an H100 says; no GPU is needed.
+"""The planner's bytes compared with XLA's compiler for an H100; no GPU is needed.
 
     pip install jax-cuda12-pjrt==$JAX jax-cuda12-plugin==$JAX nvidia-cuda-nvcc-cu12
     python -m benchmarks.planner [--full] [NAME ...]
 
-$JAX is the version of jax.  The compiler needs a description of the device alone, and
-the plugin runs without a driver.  Small networks, a minute each, unless --full asks for
-the published ones (ten minutes and 10 GB each on slow cores).  Algorithms are not tried
-out, as that takes a device: what the libraries' convolutions take for themselves is in
-neither number.  docs/planning.md has what came out.
+$JAX is the version of jax.  The compiler only needs a description of the device, and
+the plugin runs without a driver.  The networks are small, a minute each, or with --full
+the published ones (ten minutes and 10 GB each on slow cores).  Nothing is autotuned, as
+that needs a device: the workspaces of the libraries' convolutions are in neither
+number.  docs/planning.md has the results.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-# Before jax is imported: this process has a CPU, and compiles for another device.
+# Before jax is imported: this process runs on a CPU and compiles for another device.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = "--xla_gpu_autotune_level=0"
-# Without trials the compiler of jax 0.11 and later has no way to choose Triton's tiles.
+# Without autotuning the compiler of jax 0.11 and later cannot choose Triton's tiles.
 if tuple(map(int, version("jax").split(".")[:2])) >= (0, 11):
     _FLAGS += " --xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
@@ -49,7 +49,7 @@ _AUTOENCODER = {
     "discriminator.channels": 32,
     "discriminator.num_layers": 2,
 }
-# Part, and what makes a small network of it.
+# Name -> part, and the changes of its config that make the network small.
 CASES: dict[str, tuple[Part, dict[str, Any]]] = {
     "unconditional": (
         Part("train", "unconditional:celebahq", "autoencoder_vq:f4", 48),
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Part, dict[str, Any]]] = {
     "kl_f8": (PARTS["kl_f8"], _AUTOENCODER),
 }
 
-# As XLA reads it: sizes that data sheets and the CUDA programming guide have.
+# In XLA's format, with the numbers of data sheets and of the CUDA programming guide.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -101,7 +101,7 @@ def h100_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
       fsdp: Devices along `fsdp`.
 
     Returns:
-      Mesh of devices that are not there.
+      Mesh of devices that exist only as a description.
     """
     shape = f"1x1x{data * fsdp}"
     topology = topologies.get_topology_desc(
@@ -128,11 +128,11 @@ def plan_case(name: str, full: bool) -> tuple[Part, Planned]:
 
 
 def check_cases(names: Sequence[str], known: Iterable[str] = CASES) -> None:
-    """Ends the program where there is no case of a name.
+    """Ends the program if a name is unknown.
 
     Args:
-      names: Of the command line.
-      known: Names that there are.
+      names: Names on the command line.
+      known: Known names.
     """
     unknown = set(names) - set(known)
     if unknown:
@@ -149,9 +149,9 @@ def compare(name: str, full: bool, data: int = 1, fsdp: int = 1) -> dict[str, An
       fsdp: Devices along `fsdp`.
 
     Returns:
-      Row: bytes per device, counted and of the compiled step, and their ratios. What
-      the step does not read, as a decoder, is in neither: the compiler leaves it out,
-      although a run holds it.
+      Row: bytes per device, counted and of the compiled step, and their ratios.
+      Arguments that the step does not read, such as a decoder, are left out of the
+      ratio: the compiler drops them, although a run holds them.
     """
     part, planned = plan_case(name, full)
     mesh, start = h100_mesh(data, fsdp), time.perf_counter()
@@ -178,7 +178,7 @@ def compare(name: str, full: bool, data: int = 1, fsdp: int = 1) -> dict[str, An
 
 
 def main() -> None:
-    """Compares what the command line names, or all, and prints a row of each."""
+    """Compares the cases that the command line names, or all, and prints their rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

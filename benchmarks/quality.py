@@ -3,16 +3,16 @@ r"""Does a change make learning worse? Both stages on `shapes`, with several see
     python -m benchmarks.quality --workdir=runs/quality
 
 trains `configs/shapes_autoencoder.py` and `configs/shapes_class.py` for a fixed number
-of steps with each seed, and prints what came of it: reconstruction on held-out images,
-the loss on held-out latents, condition adherence as a probe classifier sees it, and
-random-features distances of samples to held-out images; each as its mean over the seeds
-with the standard deviation between them. About twenty minutes on two CPU cores.
+of steps with each seed, and prints the results: reconstruction on held-out images, the
+loss on held-out images, condition adherence by a probe classifier, and random-features
+distances of samples to held-out images; each as its mean over the seeds with the
+standard deviation between them. About twenty minutes on two CPU cores.
 
     python -m benchmarks.quality --workdir=runs/changed --against=runs/quality
 
-also prints how far the means lie from those of another workdir, in standard errors of
-the difference: beyond 3 or so it is more than chance. What is done is kept in the
-workdir, and a second call goes on where the first was cut.
+also prints how far the means are from those of another workdir, in standard errors of
+the difference: more than about 3 is not chance. Finished seeds are kept in the workdir,
+and a second call resumes an interrupted one.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from ldm_jax.sampling.options import complete
 from ldm_jax.trained import load_first_stage, load_model
 from ldm_jax.training import loop
 
-# What each row is, and whether more of it is better.
+# Row -> its title, and whether higher is better.
 ROWS = {
     "psnr": ("reconstruction: PSNR in dB", True),
     "ssim": ("reconstruction: SSIM", True),
@@ -51,7 +51,7 @@ ROWS = {
 
 
 SEEDS = (0, 1, 2)
-# A third of the demo's steps: enough to see that something learns worse.
+# A third of the demo's steps: enough to notice that training got worse.
 FIRST_STEPS, SECOND_STEPS = 400, 700
 SAMPLES, BATCH = 512, 64
 
@@ -67,7 +67,7 @@ def make_config(module, seed, steps, data_dir):
 
 
 def train(workdir, data_dir, seed):
-    """Trains both stages of a seed, as far as they are not there."""
+    """Trains both stages of a seed, unless they are trained; returns their workdirs."""
     first, second = workdir / "autoencoder", workdir / "class"
     config = make_config(shapes_autoencoder, seed, FIRST_STEPS, data_dir)
     config.loss.disc_start = FIRST_STEPS * 4 // 5
@@ -79,7 +79,7 @@ def train(workdir, data_dir, seed):
 
 
 def measure_first_stage(first, mesh):
-    """Reconstructions of the held-out images."""
+    """Measures the reconstructions of the held-out images."""
     first = load_first_stage(first)
     images = Images(first.config.data, mesh, BATCH)
     measurement = Measurement(["frechet"], mesh)
@@ -97,7 +97,7 @@ def add_real(trained, mesh, measurement):
 
 
 def measure_samples(trained, guidance_scale, mesh, probe):
-    """Samples of all classes in turn: how many show theirs, and their distance."""
+    """Draws samples of all classes; returns (accuracy of the probe, distance)."""
     measurement = Measurement(["frechet"], mesh)
     real = add_real(trained, mesh, measurement.twin())
     measurement.compare_with(real.as_reference())
@@ -118,7 +118,7 @@ def measure_samples(trained, guidance_scale, mesh, probe):
 
 
 def measure_second_stage(second, mesh, probe):
-    """Loss and samples, without guidance and with the config's."""
+    """Loss, and metrics of samples without guidance and with the config's."""
     lines = (second / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line).get("eval/loss_simple") for line in lines]
     found = {"loss": [loss for loss in losses if loss is not None][-1]}
@@ -131,12 +131,12 @@ def measure_second_stage(second, mesh, probe):
 
 
 def run(workdir, seed, data_dir):
-    """Trains and measures a seed, unless that is done; returns its numbers."""
+    """Trains and measures a seed, unless that is done already; returns its numbers."""
     path = workdir / f"seed_{seed}.json"
     if not path.exists():
         first, second = train(workdir / f"seed_{seed}", data_dir, seed)
         mesh = sharding.make_mesh()
-        # It has learnt the scenes themselves, so that one serves all first stages.
+        # Trained on the scenes themselves, so that one probe serves all first stages.
         size = shapes_class.get_config().data.image_size
         probe = load_probe(workdir / "probe", IdentityAutoencoder(), {}, size)
         found = measure_first_stage(first, mesh)
@@ -145,7 +145,7 @@ def run(workdir, seed, data_dir):
 
 
 def table(found, others=None):
-    """Lines of the table: name -> numbers by seed, and those of another workdir."""
+    """Yields lines of the table, from the numbers of each seed here and elsewhere."""
     columns = ["", "mean", "deviation"] + (["against", "errors"] if others else [])
     yield f"| {' | '.join(columns)} |"
     yield "| --- " * len(columns) + "|"

@@ -1,19 +1,18 @@
-"""Guided sampling beside diffusers: from noise to images, in one process.
+"""Guided sampling compared with diffusers: from noise to images, in one process.
 
     python benchmarks/sampling.py [--size small] [--batches 1,2,4] [--rounds 3]
 
 Fifty DDIM steps with guidance, then decoding, of the same networks with the same
 weights, noise and tokens. Ours is one compiled program; theirs is the loop of a
 diffusers pipeline: the U-Net eagerly, channels last, both halves of the guidance in one
-batch, DDIMScheduler, decoder. The first images are compared. A ratio is the median
-over alternated rounds of our time over the other side's: below 1, ours is faster.
-"First" is what the first call takes beyond a later one: tracing and compiling, without
+batch, DDIMScheduler, decoder. The first images are compared. A ratio is our median time
+over alternating rounds divided by the other side's: below 1, ours is faster. "First" is
+the time of the first call beyond that of a later one: tracing and compiling, without
 JAX's persistent cache. Needs the extra `parity`.
 
-Two more sides on demand: `--compile` is the loop with `torch.compile` of U-Net and
-decoder; `--every_step` is our program but for keys and values of the tokens, which are
-computed anew at every step, as they would be if the compiler did not take them out of
-the loop.
+Two optional sides: `--compile` is the loop with `torch.compile` of U-Net and decoder;
+`--every_step` is our program with keys and values of the tokens recomputed at every
+step, as if the compiler did not hoist them out of the loop.
 """
 
 import argparse
@@ -57,7 +56,7 @@ BETAS = dict(beta_start=0.00085, beta_end=0.012)
 
 
 class EveryStep(NamedTuple):
-    """A U-Net whose tokens seem to change with the latents, so at every step."""
+    """A U-Net whose tokens depend on the latents for the compiler, so on the step."""
 
     unet: UNet
 
@@ -69,14 +68,14 @@ class EveryStep(NamedTuple):
 
 
 def make_models(size):
-    """Makes the same model for either side.
+    """Makes the same model for both sides.
 
     Args:
       size: Row of SIZES.
 
     Returns:
-      Our functions (tokens, keys) -> images, compiled when called: the program, and
-      the one that computes keys and values at every step. PyTorch's U-Net, and its
+      Our functions (tokens, keys) -> images, compiled at the first call: the program,
+      and that which computes keys and values at every step; PyTorch's U-Net; and its
       decoder as a function of latents.
     """
     height, channels, first_channels = SIZES[size]

@@ -1,13 +1,13 @@
-"""Opens indexes of millions of examples in tar shards that are only simulated.
+"""Opens indexes of millions of examples in simulated tar shards.
 
-The shards are files without content, which take no room on the disk; their indexes are
-those of 10,000 examples each, of an image, a caption and metadata:
+The shards are sparse files, which take no space on the disk; their indexes are those of
+10,000 examples each, of an image, a caption and metadata:
 
     python -m benchmarks.simulated_tar --examples 10000000
 
-prints, for each split, the seconds until it is open, the memory that it keeps, and the
-seconds that a filter and the sizes of all images take. Each is measured in a process of
-its own, as memory that was used before would be used again and count as nothing.
+prints, for each split, the seconds to open it, the memory that it holds, and the
+seconds of a filter and of the sizes of all images. Each is measured in its own process,
+as memory freed earlier would be reused and not be counted.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def write_simulated(folder: str, examples: int) -> None:
     """Writes shards without content, and their indexes.
 
     Args:
-      folder: Where to.
-      examples: How many there are to be in all.
+      folder: Folder to write to.
+      examples: Number of examples in all.
     """
     os.makedirs(folder, exist_ok=True)
     for number, first in enumerate(range(0, examples, EACH)):
@@ -51,7 +51,7 @@ def write_simulated(folder: str, examples: int) -> None:
 
 
 def _simulate(first, count):
-    """(header, arrays) of a shard."""
+    """Makes the (header, arrays) of a shard's index."""
     rng = np.random.default_rng(first)
     members = np.zeros(3 * count, MEMBER)
     sizes = np.tile([_IMAGE, _TEXT, _TEXT], count)
@@ -87,7 +87,7 @@ def _simulate(first, count):
 
 
 def memory() -> int:
-    """Says how much memory this process holds.
+    """Returns the memory of this process.
 
     Returns:
       Resident bytes.
@@ -97,16 +97,16 @@ def memory() -> int:
 
 
 def measure(folder: str, split: str) -> str:
-    """Opens a split.
+    """Opens a split, and measures it.
 
     Args:
-      folder: What `write_simulated` wrote.
+      folder: Folder from `write_simulated`.
       split: The split.
 
     Returns:
       A line of results.
     """
-    # Threads and the like, which do not grow with the set.
+    # Warm-up: allocates threads and the like, which do not grow with the set.
     with tempfile.TemporaryDirectory() as small:
         write_simulated(small, 100)
         TarSource(small, split, keys=["caption"])
@@ -127,10 +127,10 @@ def measure(folder: str, split: str) -> str:
 
 
 def measure_afresh(folder: str, split: str) -> str:
-    """Opens a split in a new process.
+    """Opens and measures a split in a new process.
 
     Args:
-      folder: What `write_simulated` wrote.
+      folder: Folder from `write_simulated`.
       split: The split.
 
     Returns:

@@ -1,9 +1,9 @@
-"""What the backward pass of a U-Net's loss keeps, and what a step asks of a compiler.
+"""Residuals of the backward pass of a U-Net's loss, and the size of its program.
 
-No accelerator is needed and nothing is run: shapes alone are traced. Counted are
+No accelerator is needed and nothing is run: only shapes are traced. Counted are
 
-- kept: bytes of what the forward pass hands to the backward pass, by kind, parameters
-  and inputs of the loss left out;
+- kept: bytes of the residuals that the forward pass keeps for the backward pass, by
+  kind, without parameters and inputs of the loss;
 - operations of the traced gradient, and how many of its convolutions and matrix
   products differ, for each of which a compiler chooses a kernel;
 - with --compile, for small sizes: instructions of the program compiled for this
@@ -25,7 +25,7 @@ from ldm_jax import sharding
 from ldm_jax.flops import inner_jaxprs
 from ldm_jax.models.unet import UNet
 
-# Fields of the U-Net, size and channels of its latents, and shape of the context.
+# Name -> fields of the U-Net, (size, channels) of its latents, shape of the context.
 MODELS = {
     "ldm4": (imagenet_class.ROWS["f4"]["backbone"], (64, 3), (1, 512)),
     # Stable Diffusion 1 has the U-Net of our captions, on latents of 512 px.
@@ -46,11 +46,11 @@ MODELS = {
 
 
 def make(name, batch, dtype, **fields):
-    """The loss of a model and shapes of what it takes.
+    """Makes the loss of a model, and the shapes of its arguments.
 
     Args:
       name: Row of MODELS.
-      batch: Examples.
+      batch: Batch size.
       dtype: Compute type.
       **fields: Further fields of the U-Net.
 
@@ -75,7 +75,7 @@ def make(name, batch, dtype, **fields):
 
 
 def kept(loss, arguments):
-    """Bytes that the forward pass keeps, by type: largest kinds first."""
+    """Bytes of the residuals that the forward pass keeps, by type and rank."""
     kinds = collections.Counter()
     for aval, source in saved_residuals(loss, *arguments):
         if "argument" not in source:
@@ -84,7 +84,7 @@ def kept(loss, arguments):
 
 
 def equations(jaxpr):
-    """All equations of a jaxpr, those inside of others included."""
+    """Yields all equations of a jaxpr, including nested ones."""
     for equation in jaxpr.eqns:
         inner = inner_jaxprs(equation)
         for other in inner:
@@ -110,7 +110,7 @@ def kernels(jaxpr):
 
 
 def main():
-    """Prints what is counted."""
+    """Prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="ldm4")
     parser.add_argument("--batch", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Our side of a part: the modules and the update step that `train.py` runs."""
+"""Our side of a part: the modules and the training step of `train.py`."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ def load(part: Part, tiny: bool) -> Any:
 
     Args:
       part: Part.
-      tiny: Whether all is a toy.
+      tiny: Whether to use toy networks.
 
     Returns:
       ConfigDict.
@@ -68,25 +68,25 @@ def _plan(part, tiny):
 
 
 def _compile(function, *arguments):
-    """(the program of a jitted function, seconds that tracing and compiling took)."""
+    """(compiled program of a jitted function, seconds of tracing and compiling)."""
     start = time.perf_counter()
     program = function.lower(*arguments).compile()
     return program, time.perf_counter() - start
 
 
-# Numbers that weights and inputs are made of, over and over.
+# Size of the pool of numbers that weights and inputs are filled from.
 _POOL = 2**22
 
 
 def _draw(shapes):
-    """Arrays on the device of these shapes: numbers about one, whole ones small.
+    """Random arrays of these shapes on the device; integers are small.
 
-    Made on the host: a program that drew each takes minutes to compile.
+    Drawn on the host, as a program that draws them all takes minutes to compile.
     """
     pool = np.random.default_rng(0).standard_normal(_POOL, np.float32)
 
     def make(path, leaf):
-        # Another place in the pool for each, the same in every process.
+        # Each starts elsewhere in the pool, at the same place in every process.
         start = zlib.crc32(str(path).encode()) % (_POOL // 2)
         drawn = np.resize(pool[start:], leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.integer):
@@ -102,7 +102,7 @@ def train(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
 
     Args:
       part: Part.
-      tiny: Whether all is a toy.
+      tiny: Whether to use toy networks.
       turn: Turn.
 
     Returns:
@@ -114,12 +114,12 @@ def train(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
     shardings, _ = shardings_of(planned, mesh)
     state = jit_init(planned.stage.init, shardings, mesh)(make_key(0))
     frozen, data = _draw(planned.stage.frozen), _draw(batch)
-    # As published, so that shares of the peak compare with those of others.
+    # FLOPs of the published network, so that utilisation is comparable to others'.
     flops = sum(network.training for network in networks(planned).values())
     flops *= part.batch_size
     step = jit_step(planned.stage.train_step, shardings, mesh)
     step, compiled = _compile(step, state, frozen, data)
-    # (state, metrics), of which the state goes from step to step.
+    # [state, metrics]; the state is passed from step to step.
     made = [state, None]
     del state
 
@@ -134,11 +134,11 @@ def train(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
 
 
 def sample(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
-    """Measures guided sampling, decoding included.
+    """Measures guided sampling, including decoding.
 
     Args:
       part: Part.
-      tiny: Whether all is a toy.
+      tiny: Whether to use toy networks.
       turn: Turn.
 
     Returns:
@@ -163,11 +163,11 @@ def sample(part: Part, tiny: bool, turn: Turn) -> dict[str, Any]:
 
 
 def plan_sampling(part: Part, tiny: bool) -> tuple[Callable, tuple]:
-    """Plans guided sampling, decoding included; nothing is drawn.
+    """Prepares guided sampling, including decoding; nothing is computed.
 
     Args:
       part: Part.
-      tiny: Whether all is a toy.
+      tiny: Whether to use toy networks.
 
     Returns:
       (function of weights, frozen weights, inputs and keys; their shapes).
@@ -211,7 +211,7 @@ def _row(timed, compiled, flops, part, profiled):
 
 
 def main() -> None:
-    """Measures one part: name, "tiny" or "full", file to lock, file for the row."""
+    """Measures a part; arguments: name, "tiny" or "full", lock file, row's file."""
     name, size, turn, target = sys.argv[1:]
     tiny = size == "tiny"
     part = part_of(name, tiny)

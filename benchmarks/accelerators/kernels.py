@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-# The first that fits the name of a kernel holds.
+# Kind -> pattern of kernel names; the first match counts.
 KINDS = {
     "convolution": r"conv|cudnn.*(fprop|dgrad|wgrad)|implicit_gemm|xmma_(f|d|w)prop",
     "attention": r"flash|fmha|attention|softmax",
@@ -21,7 +21,7 @@ KINDS = {
 }
 
 
-# Calls that are profiled, and kernels that are listed.
+# Number of profiled calls, and of listed kernels.
 _CALLS, _SLOWEST = 3, 200
 
 
@@ -29,14 +29,14 @@ def profile(call: Callable[[], Any], wait: Callable[[], Any]) -> dict[str, Any]:
     """Profiles some calls.
 
     Args:
-      call: Does a step.
+      call: Runs a step.
       wait: Waits for all steps.
 
     Returns:
       "kernels", kind -> fraction of the time of all kernels, largest first; "busy_ms",
-      that time, and "launches", their number, of one call; "slowest", the kernels that
-      take most of it: (name, milliseconds, launches). Empty where the profiler sees no
-      device, as on a CPU.
+      this time, and "launches", the number of kernels, per call; "slowest", the slowest
+      kernels: (name, milliseconds, launches). Empty if the profiler finds no device, as
+      on a CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -70,14 +70,14 @@ def _events(path):
         if not re.search(r"/device:(GPU|TPU)", plane.name):
             continue
         for line in plane.lines:
-            # Those of GPUs are streams; a TPU has one line of operations.
+            # Lines of GPUs are streams; a TPU has one line of operations.
             if re.search(r"Stream|XLA Ops", line.name):
                 for event in line.events:
                     yield event.name, event.duration_ns
 
 
 def kind_of(name: str) -> str:
-    """Says what kind of kernel a name is of.
+    """Returns the kind of a kernel.
 
     Args:
       name: Name of a kernel.

@@ -6,16 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# Bytes of a number by the name of its type; workspaces, s8 in results, are not moved.
+# Bytes of a number by the name of its type. s8 is left out: in results it is a
+# workspace, which is not moved.
 _BYTES = dict(pred=1, u8=1, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8)
 _BYTES["c64"] = 8
-# What is no kernel.
+# Operations without a kernel.
 _FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all"}
 _LINE = re.compile(
     r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = "
     r"(?P<type>\((?:[^()]|\([^()]*\))*\)|\S+) (?P<operation>[\w\-]+)\((?P<rest>.*)"
 )
-# The first whose pattern is in the name of what a kernel was traced from holds.
+# Part -> pattern of the operation that a kernel was traced from; first match counts.
 PARTS = {
     "group norms": r"norm(_in|_out)?/jit\(_(forward|backward)",
     "layer norms": r"/norm_",
@@ -24,7 +25,7 @@ PARTS = {
     "convolutions": "conv|shortcut|resample",
     "rest of the network": "UNet",
 }
-# What devices send to each other.
+# Operations by which devices communicate.
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -40,10 +41,10 @@ class Kernel(NamedTuple):
 
     Attributes:
       name: Its name.
-      read: Bytes of its operands; of one that is sliced, of the slice.
+      read: Bytes of its operands; of a sliced operand only those of the slice.
       written: Bytes of its results.
       source: Name of the operation that it was traced from, or "".
-      body: What it computes, with names in the order that they come in.
+      body: Text of its computation, with values renamed by their order.
     """
 
     name: str
@@ -67,12 +68,12 @@ class Kernel(NamedTuple):
     def sent(self) -> tuple[str, int] | None:
         """(row of COLLECTIVES, bytes of its operands or results, whichever are more).
 
-        None for what sends nothing, as the end of what began before.
+        None for other kernels, including the end of an asynchronous collective.
         """
         found = _COLLECTIVE.match(self.name)
         if found is None:
             return None
-        # What begins has its operands among its results.
+        # The start of an asynchronous collective has its operands among its results.
         results = self.written - self.read if found[2] else self.written
         return found[1], max(self.read, results)
 
@@ -80,14 +81,14 @@ class Kernel(NamedTuple):
 def read_kernels(text: str) -> list[Kernel]:
     """Lists the kernels of a program.
 
-    A loop counts as one kernel that moves what it carries once, and an asynchronous
-    operation at its start and at its end.
+    A loop counts as one kernel that moves its carry once, and an asynchronous operation
+    counts at its start and at its end.
 
     Args:
       text: Text of a compiled program, `compiled.as_text()`.
 
     Returns:
-      Kernels of its entry computation, in their order.
+      Kernels of its entry computation, in order.
     """
     computations = r"\n%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}"
     bodies = dict(re.findall(computations, text, re.DOTALL))
@@ -117,13 +118,13 @@ def read_kernels(text: str) -> list[Kernel]:
 
 
 def body_of_loop(text: str) -> str:
-    """Takes the longest loop out of a program, as that of a sampler is.
+    """Extracts the body of a program's longest loop, e.g. that of a sampler.
 
     Args:
       text: Text of a compiled program.
 
     Returns:
-      Text of a program that is the loop's body, for `read_kernels`.
+      Text of a program with the loop's body as its entry, for `read_kernels`.
 
     Raises:
       ValueError: If there is no loop.
@@ -140,7 +141,7 @@ def body_of_loop(text: str) -> str:
 
 
 def _arrays(type_text):
-    """(name of the type, numbers) of each array of a type or of a tuple of them."""
+    """(name of the type, number of elements) of each array of a type or a tuple."""
     for name, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type_text):
         yield name, math.prod(map(int, filter(None, sizes.split(","))))
 
@@ -150,12 +151,12 @@ def _size(type_text):
 
 
 def _read(body, index, type_text):
-    """Bytes that a fusion reads of an operand: of all, or of its slices alone."""
+    """Bytes that a fusion reads of an operand: all of it, or only its slices."""
     own = re.search(rf"%?([\w.\-]+) = .* parameter\({index}\)", body)
     uses = list(_uses(body, own[1])) if own else []
     if not uses or not all(use["operation"].endswith("slice") for use in uses):
         return _size(type_text)
-    # What several of them read comes from memory once.
+    # Elements read by several slices come from memory once.
     slices = sum(count for use in uses for _, count in _arrays(use["type"]))
     whole = sum(count for _, count in _arrays(type_text))
     return round(min(1, slices / whole) * _size(type_text))
@@ -180,14 +181,14 @@ def _renamed(body):
 
 
 def summarise(found: list[Kernel]) -> dict[str, Any]:
-    """Sums what kernels move.
+    """Sums the bytes that kernels move.
 
     Args:
       found: Kernels.
 
     Returns:
-      Row: GB moved, kernels, how many differ, (GB, kernels) of each part, and the same
-      of what one device sends to others, if it does.
+      Row: GB moved, number of kernels and of different ones, (GB, kernels) of each
+      part, and of each kind of communication of a device, if any.
     """
     row = {
         "moved_gb": round(sum(kernel.moved for kernel in found) / 1e9, 2),
@@ -200,7 +201,7 @@ def summarise(found: list[Kernel]) -> dict[str, Any]:
 
 
 def _sums(pairs):
-    """Name -> (GB, how many) of (name, bytes), the largest first."""
+    """Name -> (GB, count) of pairs (name, bytes), the largest first."""
     sizes, count = collections.Counter(), collections.Counter()
     for name, size in pairs:
         sizes[name] += size

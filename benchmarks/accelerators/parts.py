@@ -1,17 +1,17 @@
-"""What is measured: each part is one model, one batch and what is done with it."""
+"""The parts of the benchmark: each is a model, a batch size and a task."""
 
 from typing import Any, NamedTuple
 
 
 class Part(NamedTuple):
-    """One row of the benchmark.
+    """A part of the benchmark.
 
     Attributes:
       task: "train" or "sample".
       config: Config and variant.
-      first_stage: Config of the first stage under it; None where it is one.
-      batch_size: Images of a step, or drawn at once.
-      cached: Whether training reads latents that were encoded before.
+      first_stage: Config of its first stage; None if it is a first stage itself.
+      batch_size: Images per training step, or samples drawn at once.
+      cached: Whether training reads cached latents.
       image_size: Side of the images in pixels; None for the config's.
       changes: Dotted keys of the config -> value.
     """
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     changes: dict[str, Any] = {}
 
 
-# Stable Diffusion 1 on the states of its text tower, which is frozen.
+# Stable Diffusion 1 on the outputs of its text encoder, which is frozen.
 _SD1 = {
     "data.inputs": {"states": {"kind": "feature", "feature": "states"}},
     "conditions": {"states": {"kind": "raw", "slot": "context"}},
@@ -37,7 +37,7 @@ _LDM4 = ("imagenet_class:f4", "autoencoder_vq:f4")
 _LDM8 = ("imagenet_class:f8", "autoencoder_vq:f8")
 _SD = ("text_to_image:laion", "autoencoder_kl:f8")
 
-# In the order of their worth, where a device is at hand for minutes only.
+# The most valuable first, in case a device is available for minutes only.
 PARTS = {
     "ldm4": Part("train", *_LDM4, 64),
     "sd1": Part("train", *_SD, 16, image_size=512, changes=_SD1),
@@ -58,11 +58,11 @@ NUM_STEPS, GUIDANCE_SCALE = 50, 3.0
 
 
 def part_of(name: str, tiny: bool) -> Part:
-    """Finds a part.
+    """Returns a part.
 
     Args:
       name: Key of PARTS.
-      tiny: Whether all is a toy, as to try the commands on a CPU.
+      tiny: Whether to use toy networks, to try the commands on a CPU.
 
     Returns:
       Part.

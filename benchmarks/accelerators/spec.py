@@ -1,4 +1,4 @@
-"""What PyTorch's side needs to know of a part: shapes, and configs of its modules."""
+"""The spec of a part for PyTorch's side: shapes, and configs of its modules."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ def write(name: str, tiny: bool, path: pathlib.Path) -> None:
 
     Args:
       name: Key of PARTS.
-      tiny: Whether all is a toy.
+      tiny: Whether to use toy networks.
       path: JSON file.
     """
     part = part_of(name, tiny)

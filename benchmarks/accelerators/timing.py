@@ -1,4 +1,4 @@
-"""Steps by the clock, on either side: until the device is done, not Python alone."""
+"""Timing of steps on either side: until the device is done, not only Python."""
 
 import fcntl
 import os
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 
 class Timed(NamedTuple):
-    """What was measured.
+    """Result of `measure`.
 
     Attributes:
-      seconds: Of a call, the median over laps of several calls each.
-      spread: Largest minus smallest lap over the median.
-      calls: Calls that were timed.
-      first: Seconds of the first call, compiling included.
+      seconds: Seconds per call, the median over laps of several calls each.
+      spread: Longest minus shortest lap, divided by the median.
+      calls: Number of timed calls.
+      first: Seconds of the first call, including compilation.
     """
 
     seconds: float
@@ -25,23 +25,23 @@ class Timed(NamedTuple):
 
 
 class Turn:
-    """A device that several processes compile for at once, and measure one by one.
+    """A lock with which processes compile at once, and measure one by one.
 
-    Whoever measures has waited for all to have compiled: compilers try out kernels on
-    the device, which would be in what is measured.
+    A process measures only when all others have compiled: compilers try out kernels on
+    the device, which would disturb the measurement.
     """
 
     def __init__(self, path: str) -> None:
-        """Begins to compile.
+        """Takes the shared lock, for compiling.
 
         Args:
-          path: File that the processes have in common.
+          path: Lock file of all processes.
         """
         self._file = open(path, "a")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def take(self) -> None:
-        """Waits until no other process compiles or measures; until this one ends."""
+        """Takes the exclusive lock, for measuring; held until the process ends."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
 
@@ -49,7 +49,7 @@ def measure(call: Callable[[], Any], wait: Callable[[], Any], turn: Turn) -> Tim
     """Times a call that returns before the device is done.
 
     Args:
-      call: Does a step.
+      call: Runs a step.
       wait: Waits for all steps.
       turn: Turn, taken after the first call.
 

@@ -1,7 +1,7 @@
-"""PyTorch's side of a part: diffusers' modules of the same shape, at their usual best.
+"""PyTorch's side of a part: diffusers' modules of the same shape, tuned as usual.
 
-Autocast to bfloat16, channels last, fused optimisers, averages by one fused call, with
-`torch.compile` or eagerly. Losses are those of our side.
+Autocast to bfloat16, channels last, fused optimisers, the EMA in one fused call, with
+`torch.compile` or eager. The losses are those of our side.
 """
 
 import json
@@ -23,26 +23,26 @@ CLASSES = {
     "VQModel": VQModel,
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# What frozen networks and their inputs are in; CPUs are slow in anything shorter.
+# Type of frozen networks and their inputs; CPUs are slow in shorter types.
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 
 def make(config):
-    """A module of diffusers, channels last, on the device."""
+    """Makes a module of diffusers, channels last, on the device."""
     config = {key: value for key, value in config.items() if value is not None}
     module = CLASSES[config["_class_name"]].from_config(config)
     return module.to(DEVICE, memory_format=torch.channels_last)
 
 
 def images_of(shape, dtype=torch.float32):
-    """Numbers about one [B, C, H, W], channels last."""
+    """Standard normal numbers [B, C, H, W], channels last."""
     batch, height, width, channels = shape
     drawn = torch.randn(batch, channels, height, width, device=DEVICE, dtype=dtype)
     return drawn.to(memory_format=torch.channels_last)
 
 
 def autocast():
-    """Computes in bfloat16 where PyTorch thinks that safe."""
+    """Autocast to bfloat16, on a GPU."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
 
 
@@ -55,7 +55,7 @@ class Average:
         self.decay = decay
 
     def update(self):
-        """Takes the parameters in."""
+        """Updates the average with the current parameters."""
         with torch.no_grad():
             torch._foreach_lerp_(self.means, self.params, 1 - self.decay)
 
@@ -66,7 +66,7 @@ class Denoiser(torch.nn.Module):
     def __init__(self, unet, width):
         super().__init__()
         self.unet = unet
-        # The condition of a class, one token; states of text come as they are.
+        # A class condition is embedded as one token; text states are passed unchanged.
         self.classes = torch.nn.Embedding(1001, width) if width else None
 
     def forward(self, latents, timesteps, condition):
@@ -78,7 +78,7 @@ class Denoiser(torch.nn.Module):
 
 
 def denoiser(spec, compiled):
-    """The U-Net of a part, and a batch for it."""
+    """The U-Net of a part, its forward function, latents and condition."""
     module = Denoiser(make(spec["unet"]), spec["class_width"]).to(DEVICE)
     latents = images_of(spec["latents"])
     batch = latents.shape[0]
@@ -92,7 +92,7 @@ def denoiser(spec, compiled):
 
 
 def train_denoiser(spec, compiled):
-    """A step of training on latents: (call, wait)."""
+    """Makes the training step on latents, a function without arguments."""
     module, forward, latents, condition = denoiser(spec, compiled)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     average = Average(module)
@@ -126,7 +126,7 @@ def train_denoiser(spec, compiled):
 
 
 def vgg():
-    """VGG-16's convolutions, of random weights, in five parts."""
+    """VGG-16's convolutions with random weights, in five parts."""
     parts, channels = torch.nn.ModuleList(), 3
     for index, (width, depth) in enumerate(
         [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
@@ -142,7 +142,7 @@ def vgg():
 
 
 def perceptual(network, one, other):
-    """LPIPS without its last weights: distances of normed features."""
+    """LPIPS without its linear layers: distances of normalised features."""
     total = 0.0
     for part in network:
         one, other = part(one), part(other)
@@ -152,7 +152,7 @@ def perceptual(network, one, other):
 
 
 def patch_discriminator(channels, layers):
-    """PatchGAN's network with batch norms."""
+    """PatchGAN's discriminator with batch norms."""
     made = [torch.nn.Conv2d(3, channels, 4, 2, 1), torch.nn.LeakyReLU(0.2)]
     width = channels
     for index in range(1, layers + 1):
@@ -167,7 +167,7 @@ def patch_discriminator(channels, layers):
 
 
 def train_first_stage(spec, compiled):
-    """A step of an autoencoder and its discriminator, with the adaptive weight."""
+    """Makes the step of an autoencoder and its discriminator, with adaptive weight."""
     module, network = make(spec["first_stage"]), vgg()
     critic = patch_discriminator(spec["critic"]["channels"], spec["critic"]["layers"])
     images = images_of(spec["images"]).tanh()
@@ -221,7 +221,7 @@ def train_first_stage(spec, compiled):
 
 
 def sample(spec, compiled):
-    """Fifty guided DDIM steps and the decoder: (call, wait)."""
+    """Makes the function that runs fifty guided DDIM steps and the decoder."""
     module, forward, latents, condition = denoiser(spec, compiled)
     module.requires_grad_(False).to(DTYPE)
     first = make(spec["first_stage"]).requires_grad_(False).to(DTYPE)
@@ -256,7 +256,7 @@ MAKE = {"denoiser": train_denoiser, "first_stage": train_first_stage, "sample": 
 
 
 def main():
-    """Measures one part: eager or compiled, spec, file to lock, file for the row."""
+    """Measures a part; arguments: eager or compiled, spec, lock file, row's file."""
     how, spec, turn, target = sys.argv[1:]
     spec, turn = json.loads(pathlib.Path(spec).read_text()), Turn(turn)
     torch.backends.cuda.matmul.allow_tf32 = True
