@@ -1,6 +1,6 @@
 """The stage that a config trains, as shapes only: no weights, no data, no device.
 
-What a run reads from files, flags and the config give here: the first stage is that of
+Flags and the config replace what a run reads from files: the first stage is that of
 another config (or of a workdir, of which only the config is read), and the number of
 classes is a flag.
 """

@@ -58,7 +58,7 @@ def kinds_seen(seen: dict[str, Any]) -> Bool[np.ndarray, "images kinds"]:
       seen: Dict of arrays of N images.
 
     Returns:
-      Whether each of the 9 kinds is there, bool [N, 9]; kind 0, the ground, never is.
+      Whether each of the 9 kinds is present, bool [N, 9]; False for kind 0, the ground.
     """
     maps = seen["segmentation"]
     fractions = [np.mean(maps == kind, axis=(1, 2)) for kind in range(NUM_KINDS)]
