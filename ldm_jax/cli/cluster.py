@@ -32,8 +32,8 @@ def define_cluster_flags() -> None:
     flags.DEFINE_integer(
         "hang_timeout",
         1800,
-        "Seconds without a finished step or batch, or a program that is compiled, "
-        "after which a job of several processes is given up; 0 for never.",
+        "Seconds without a finished step, batch or compilation after which a job of "
+        "several processes is given up; 0 for never.",
     )
 
 

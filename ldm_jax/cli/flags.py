@@ -139,11 +139,11 @@ SHARED = {
     "workdir": Shared(
         flags.DEFINE_string, None, "Folder of the run, with its config and checkpoints."
     ),
-    "outdir": Shared(flags.DEFINE_string, None, "Folder of what the command writes."),
+    "outdir": Shared(flags.DEFINE_string, None, "Output folder."),
     "take_outdir": Shared(
         flags.DEFINE_bool,
         False,
-        "Take the folder from a command on another host that is gone for certain.",
+        "Take over the folder of a command on another host that surely has ended.",
     ),
     "step": Shared(
         flags.DEFINE_string,
@@ -153,7 +153,7 @@ SHARED = {
     "ema": Shared(
         flags.DEFINE_bool,
         True,
-        "Use the moving average of the weights, where there is one; on by default.",
+        "Use the moving average of the weights, if there is one; on by default.",
     ),
     "first_stage": Shared(
         flags.DEFINE_string, None, "Workdir of the first stage, if it has moved."
@@ -166,7 +166,7 @@ SHARED = {
     "data_dir": Shared(
         flags.DEFINE_string,
         None,
-        "Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        "Folder of prepared data sets; TFDS_DATA_DIR or ~/tensorflow_datasets.",
     ),
     "max_image_gb": Shared(
         flags.DEFINE_float,
@@ -189,13 +189,13 @@ SHARED = {
     "batch_size": Shared(
         flags.DEFINE_integer,
         16,
-        "Images at a time, over all devices.",
+        "Batch size, over all devices.",
     ),
-    "seed": Shared(flags.DEFINE_integer, 0, "Seed of all that is drawn at random."),
+    "seed": Shared(flags.DEFINE_integer, 0, "Seed of everything random."),
     "sampler": Shared(
         flags.DEFINE_string,
         None,
-        "A row of SAMPLERS, as ddim, plms, dpmpp_2m, unipc; the config's if unset.",
+        "Row of SAMPLERS, e.g. ddim, plms, dpmpp_2m, unipc; the config's if unset.",
     ),
     "num_steps": Shared(
         flags.DEFINE_integer, None, "Sampling steps; the config's if unset."
@@ -209,7 +209,7 @@ SHARED = {
     "guidance_scale": Shared(
         flags.DEFINE_string,
         None,
-        "Scale of classifier-free guidance, 1 is off; or one per condition, as "
+        "Classifier-free guidance scale, 1 is off; or one per condition, e.g. "
         "caption=5,depth=1.5. The config's if unset.",
     ),
 }

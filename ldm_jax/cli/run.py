@@ -44,7 +44,7 @@ def run(
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
             define_cluster_flags()
-        flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+        flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _unraisable
     # What Python's tracker of shared memory clears away is no news to a user.

@@ -22,7 +22,7 @@ with cli.group("what to convert"):
     _VERIFY = flags.DEFINE_bool(
         "verify",
         None,
-        "Read an export again and compare it with the model; the default where it is "
+        "Read an export back and compare it with the model; the default if it is "
         "small.",
     )
 
@@ -30,7 +30,7 @@ with cli.group("what the source does not say"):
     _CONFIG = flags.DEFINE_string(
         "config",
         None,
-        "YAML of a CompVis model; its structure is deduced where not given.",
+        "YAML of a CompVis model; its structure is inferred if unset.",
     )
     _NUM_HEADS = flags.DEFINE_integer(
         "num_heads", None, "Attention heads of the U-Net."
@@ -48,12 +48,12 @@ with cli.group("what the source does not say"):
 
 with cli.group("which part of the source"):
     _ONLY = flags.DEFINE_enum(
-        "only", None, ["first_stage"], "Convert the autoencoder of a whole model alone."
+        "only", None, ["first_stage"], "Convert only the autoencoder of a whole model."
     )
     _VARIANT = flags.DEFINE_string(
         "variant",
         None,
-        "Which files of a folder of diffusers: fp16 for model.fp16.safetensors.",
+        "Variant of the files of diffusers: fp16 for model.fp16.safetensors.",
     )
 
 cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)

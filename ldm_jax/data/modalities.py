@@ -248,7 +248,7 @@ MODALITIES = {
             Flag(
                 "image",
                 "Images to start from (--strength, --invert), to inpaint (--mask), or "
-                "to condition on, where the model takes one.",
+                "to condition on, if the model takes one.",
             ),
         ),
         decode=decode,
@@ -279,7 +279,7 @@ MODALITIES = {
             Flag("prompt", "A caption; may be repeated.", "texts"),
             Flag(
                 "prompts_file",
-                "Text files, one caption per line; of a folder of images the first "
+                "Text files, a caption per line; for a folder of images the first "
                 "caption beside each.",
                 "lines",
             ),
@@ -352,7 +352,7 @@ MODALITIES = {
     ),
     # Another image, under the key of the input; it follows no crop.
     "style": Modality(
-        flags=(Flag("style", "Images whose look samples take."),),
+        flags=(Flag("style", "Images whose style is used."),),
         decode=decode,
         fit=resize_image,
         draw=draw.draw_image,
@@ -363,9 +363,8 @@ MODALITIES = {
         flags=(
             Flag(
                 "original_size",
-                "HEIGHTxWIDTH in pixels of the image that a sample is to look to come "
-                "from, for models that know it; the sample's own if unset. May be "
-                "repeated.",
+                "HEIGHTxWIDTH in pixels of a sample's original image, for models "
+                "conditioned on it; the sample's own if unset. May be repeated.",
                 "sizes",
             ),
         ),
@@ -375,8 +374,8 @@ MODALITIES = {
         flags=(
             Flag(
                 "crop",
-                "TOP,LEFT in pixels of the crop that a sample is to look to be, for "
-                "models that know it; 0,0 if unset. May be repeated.",
+                "TOP,LEFT in pixels of a sample's crop in its original, for models "
+                "conditioned on it; 0,0 if unset. May be repeated.",
                 "corners",
             ),
         ),

@@ -22,29 +22,27 @@ from ldm_jax.files import check_outdir
 _SPLITS = {"train": "split", "validation": "eval_split"}
 
 with cli.group("what to encode"):
-    _CONFIG = cli.config_flag(
-        "Config of the second stage that is to be trained, as for ldm-train."
-    )
+    _CONFIG = cli.config_flag("Config of the second stage to train, as for ldm-train.")
     _FIRST_STAGE = flags.DEFINE_string(
         "first_stage",
         None,
         "Workdir of the first stage; that of the config if unset.",
     )
     _SPLIT = flags.DEFINE_list(
-        "split", list(_SPLITS), "What of the data: train, validation or both."
+        "split", list(_SPLITS), "Splits to encode: train, validation or both."
     )
     _MIRRORED = flags.DEFINE_bool(
         "mirrored",
         None,
-        "Encode each training image mirrored, too; what data.flip says if unset.",
+        "Also encode each training image mirrored; data.flip if unset.",
     )
 
 with cli.group("how to compute"):
     _BATCH_SIZE = flags.DEFINE_integer(
-        "batch_size", 16, "Images at a time, over the devices of a process."
+        "batch_size", 16, "Batch size, over the devices of a process."
     )
     _SEED = flags.DEFINE_integer(
-        "seed", None, "Seed of what inputs draw; that of the config if unset."
+        "seed", None, "Seed of random inputs; that of the config if unset."
     )
 
 with cli.group("output"):
@@ -55,10 +53,10 @@ with cli.group("output"):
     _TEXT_STATES = flags.DEFINE_bool(
         "text_states",
         False,
-        "Store what frozen text towers make of captions, too: training with "
-        "data.text_states=True then loads no tower.",
+        "Also store the outputs of frozen text encoders: training with "
+        "data.text_states=True then loads no encoder.",
     )
-    _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Images of a shard.")
+    _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Images per shard.")
     _TAKE_OUTDIR = cli.shared("take_outdir")
 
 

@@ -42,28 +42,28 @@ with cli.group("what to evaluate"):
     _EMA = cli.shared("ema")
     cli.shared("first_stage")
     _IMAGES = flags.DEFINE_string(
-        "images", None, "Folder of images, with all below it, or npz with arr_0."
+        "images", None, "Folder of images, with subfolders, or npz with arr_0."
     )
 
 with cli.group("how to measure"):
     _PROTOCOL = flags.DEFINE_string(
         "protocol",
         None,
-        "A row of PROTOCOLS, as paper, adm, coco30k, layout2048: gives the number of "
-        "samples, the metrics and the label mode where no flag does.",
+        "Row of PROTOCOLS, e.g. paper, adm, coco30k, layout2048: sets the number of "
+        "samples, the metrics and the label mode if no flag does.",
     )
     _DISTANCES, _REFERENCE, _TOKENIZER = define_comparison_flags()
     _PUBLISHED = flags.DEFINE_string(
         "published",
         None,
-        "Config whose published numbers stand beside, as imagenet_class:f4.",
+        "Compare with a config's published numbers, e.g. imagenet_class:f4.",
     )
     _, _SKIP, _ = define_measurement_flags()
     _PROMPTS_FILE = flags.DEFINE_string(
         "prompts_file",
         None,
-        "Captions, one in a line: those of --images in their order, for clip_score, or "
-        "what samples are drawn from, instead of the held-out examples' captions.",
+        "Captions, one per line: those of --images in order, for clip_score, or the "
+        "conditions of samples, instead of the held-out examples' captions.",
     )
     _LPIPS_WEIGHTS = cli.shared("lpips_weights")
 
@@ -71,8 +71,8 @@ with cli.group("samples"):
     _NUM_SAMPLES = flags.DEFINE_integer(
         "num_samples",
         None,
-        "Number of samples; the protocol's if unset, or as many as there are captions "
-        "or held-out examples where these give the conditions.",
+        "Number of samples; the protocol's if unset, or one per caption or held-out "
+        "example if these give the conditions.",
     )
     _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
@@ -97,7 +97,7 @@ with cli.group("images of any size"):
     _IMAGE = flags.DEFINE_list("image", None, "Image files to reconstruct.")
     _TILE = flags.DEFINE_integer("tile", 512, "Side of a tile in pixels.")
     _OVERLAP = flags.DEFINE_integer(
-        "overlap", 128, "Pixels that neighbouring tiles have in common."
+        "overlap", 128, "Pixels by which neighbouring tiles overlap."
     )
 
 with cli.group("output"):

@@ -20,8 +20,8 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_list(
             "feature_weights",
             None,
-            "Files of weights of the networks, as inception=pt_inception.pth; without "
-            "one random weights stand in, and no number is called FID.",
+            "Files of the networks' weights, e.g. inception=pt_inception.pth; without "
+            "one the weights are random, and no number is called FID.",
         ),
         flags.DEFINE_bool(
             "skip_unreadable",
@@ -31,7 +31,7 @@ def define_measurement_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_integer(
             "save_every",
             5_000,
-            "Images after which the state is saved, from which a cut run goes on.",
+            "Images between saves of the state, from which a run can resume.",
         ),
     )
 
@@ -46,14 +46,14 @@ def define_comparison_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_list(
             "distances",
             None,
-            "Metrics of sets, rows of SET_METRICS, as fid,precision_recall; fid of "
+            "Set metrics, rows of SET_METRICS, e.g. fid,precision_recall; fid for "
             "samples if unset.",
         ),
         flags.DEFINE_string(
             "reference",
             None,
-            "What to compare with: a folder of images, an npz of them or a file of "
-            "ldm-reference; the training images of the run if unset.",
+            "Reference images: a folder or an npz of them, or a file of ldm-reference; "
+            "the training images of the run if unset.",
         ),
         flags.DEFINE_string(
             "tokenizer",
@@ -74,7 +74,7 @@ def define_drawing_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_string(
             "label_mode",
             None,
-            "Classes of the samples: random, each drawn alone, or balanced, each "
+            "Classes of samples: random, drawn independently, or balanced, each "
             "equally often; the protocol's, or random, if unset.",
         ),
         cli.shared("eta"),

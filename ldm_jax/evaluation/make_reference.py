@@ -24,10 +24,10 @@ from ldm_jax.evaluation.flag_groups import (
 with cli.group("which images"):
     _WORKDIR = cli.shared("workdir")
     _CONFIG = flags.DEFINE_string(
-        "config", None, "Config whose training images to take, as unconditional:ffhq."
+        "config", None, "Config of the training images, e.g. unconditional:ffhq."
     )
     _IMAGES = flags.DEFINE_string(
-        "images", None, "Folder of images, with all below it, or npz with arr_0."
+        "images", None, "Folder of images, with subfolders, or npz with arr_0."
     )
     _SPLIT = flags.DEFINE_string(
         "split", None, "Split of the data; that of training if unset."
@@ -41,7 +41,7 @@ with cli.group("how to measure"):
     _DISTANCES = flags.DEFINE_list(
         "distances",
         ["fid", "sfid", "precision_recall"],
-        "Rows of SET_METRICS that the file is to serve, those with a reference.",
+        "Rows of SET_METRICS that will use the file, those with a reference.",
     )
     _WEIGHTS, _SKIP, _SAVE_EVERY = define_measurement_flags()
 

@@ -30,16 +30,16 @@ with cli.group("what to plan"):
     _FIRST_STAGE = flags.DEFINE_string(
         "first_stage",
         None,
-        "Config that trains the first stage, as autoencoder_kl:f8, or its workdir; "
+        "Config of the first stage, e.g. autoencoder_kl:f8, or its workdir; "
         "first_stage.workdir if unset.",
     )
     _NUM_CLASSES = flags.DEFINE_integer(
-        "num_classes", None, "Classes of the data, where the config leaves them open."
+        "num_classes", None, "Number of classes, if the config leaves it open."
     )
     _FEATURE = flags.DEFINE_multi_string(
         "feature",
         [],
-        "KEY=SHAPE: shape of an input that the data alone have, as embedding=20x768.",
+        "KEY=SHAPE of an input that only the data have, e.g. embedding=20x768.",
     )
 
 with cli.group("on what"):
@@ -58,8 +58,8 @@ with cli.group("output"):
     _COMPILE = flags.DEFINE_bool(
         "compile",
         False,
-        "Compile the run's programs for the devices that are here, or else for as many "
-        "of the CPU as the mesh has, store them for train.py and show what they take.",
+        "Compile the run's programs for the available accelerators, or else for as "
+        "many CPU devices as the mesh has, cache them for train.py, show their memory.",
     )
     _JSON = flags.DEFINE_string("json", None, "File to write all numbers to.")
 

@@ -39,7 +39,7 @@ with cli.group("what to draw"):
     flags.DEFINE_float(
         "strength",
         None,
-        "Image to image: fraction of the steps to run on --image; 0 gives it back.",
+        "Image to image: fraction of the steps to run on --image; 0 returns it.",
     )
     flags.DEFINE_bool(
         "invert", False, "Start from the noise to which DDIM inverts --image."
@@ -47,7 +47,7 @@ with cli.group("what to draw"):
     _INTERPOLATE = flags.DEFINE_string(
         "interpolate",
         None,
-        "A,B: under the conditions of sample A, from its noise to that of sample B.",
+        "A,B: from the noise of sample A to that of B, with the conditions of A.",
     )
     _HEIGHT = flags.DEFINE_integer(
         "height", None, "In pixels; as in training if unset."
@@ -56,8 +56,8 @@ with cli.group("what to draw"):
     flags.DEFINE_integer(
         "tile",
         None,
-        "For sizes beyond training: side of the overlapping tiles, in pixels, in which "
-        "the denoiser works; best the size of training.",
+        "For sizes beyond training: side in pixels of the overlapping tiles of the "
+        "denoiser; best the size of training.",
     )
     flags.DEFINE_integer(
         "decode_tile", None, "The same for the first stage, to save memory."
@@ -69,8 +69,8 @@ with cli.group("conditions"):
     flags.DEFINE_bool(
         "from_data",
         False,
-        "Take the conditions that no flag gives from the held-out data of the run, for "
-        "sample k from example k, and keep its image in reference/.",
+        "Take conditions without a flag from the held-out data of the run, for sample "
+        "k from example k, and write its image to reference/.",
     )
     _DATA_DIR = cli.shared("data_dir")
     _MAX_IMAGE_GB = cli.shared("max_image_gb")
@@ -80,18 +80,18 @@ with cli.group("guidance"):
     _GUIDANCE_INTERVAL = flags.DEFINE_string(
         "guidance_interval",
         None,
-        "Least and most noise at which guidance acts, as 0.2,0.8.",
+        "Range of noise levels with guidance, e.g. 0.2,0.8.",
     )
     flags.DEFINE_float(
         "guidance_rescale",
         None,
-        "Fraction in [0, 1] of the correction of the contrast that guidance adds.",
+        "Strength in [0, 1] of correcting the contrast that guidance adds.",
     )
     flags.DEFINE_bool(
         "show_unguided",
         False,
-        "Draw the samples of the contact sheet without guidance, too, and show both: "
-        "what guidance costs in variety.",
+        "Also draw the contact sheet's samples without guidance and show both: what "
+        "guidance costs in variety.",
     )
     _NEGATIVE = define_flag(OTHER_FLAGS["negative_prompt"])
     _CLASSIFIER = flags.DEFINE_string(
@@ -114,13 +114,13 @@ with cli.group("sampler"):
     flags.DEFINE_string(
         "spacing",
         None,
-        "A row of SPACINGS, as uniform, trailing, karras; the config's if unset.",
+        "Row of SPACINGS, e.g. uniform, trailing, karras; the config's if unset.",
     )
     flags.DEFINE_string(
         "final_level",
         None,
-        "Where the last step leads: clean or first, the least noisy level of training; "
-        "the config's if unset.",
+        "Level after the last step: clean, or first, the least noisy of training; the "
+        "config's if unset.",
     )
     flags.DEFINE_float(
         "shift",
@@ -142,9 +142,9 @@ with cli.group("output"):
         "output",
         "png",
         ["png", "npz", "tar"],
-        "How samples are written: a PNG file each, or shards as npz or tar.",
+        "Format of the samples: a PNG file each, or shards of npz or tar.",
     )
-    flags.DEFINE_integer("shard_size", 1024, "Samples of a shard of npz or tar.")
+    flags.DEFINE_integer("shard_size", 1024, "Samples per shard of npz or tar.")
     flags.DEFINE_bool(
         "npz", False, "Also write samples.npz (arr_0 [N, H, W, C], and the conditions)."
     )

@@ -78,7 +78,7 @@ OTHER_FLAGS = {
             "Caption that guidance pushes away from; may be repeated.",
             "texts",
         ),
-        Flag("guide_image", "Images that samples shall resemble at low resolution."),
+        Flag("guide_image", "Images to resemble at low resolution."),
     )
 }
 

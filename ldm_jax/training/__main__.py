@@ -19,12 +19,12 @@ with cli.group("what to train"):
     _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
         "allow_config_change",
         False,
-        "Go on although the config differs from the one the checkpoint records.",
+        "Resume although the config differs from that in the checkpoint.",
     )
     _TAKE_WORKDIR = flags.DEFINE_bool(
         "take_workdir",
         False,
-        "Take the workdir from a run on another host that is gone for certain.",
+        "Take over the workdir of a run on another host that surely has ended.",
     )
 
 _MEMORY = (

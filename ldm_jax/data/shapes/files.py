@@ -98,7 +98,7 @@ def main() -> None:
             cli.shared("max_shapes"),
             cli.shared("split", default="validation"),
             flags.DEFINE_integer(
-                "factor", 4, "Side of an image over that of its small version, 2 to 8."
+                "factor", 4, "Downsampling factor of the small images, 2 to 8."
             ),
             cli.shared("seed"),
         ]

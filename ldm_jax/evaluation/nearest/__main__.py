@@ -36,13 +36,13 @@ with cli.group("which samples", num_samples=ranges.whole(2, 10**5)):
     _IMAGES = flags.DEFINE_string(
         "images",
         None,
-        "Samples that are there, a folder or an npz with arr_0; drawn if unset.",
+        "Existing samples, a folder or an npz with arr_0; drawn if unset.",
     )
     _NUM_SAMPLES = flags.DEFINE_integer(
         "num_samples",
         None,
-        "Number of samples, of --images the first ones; 64 are drawn, and all of "
-        "--images taken, if unset.",
+        "Number of samples, the first ones of --images; if unset 64 are drawn, or all "
+        "of --images used.",
     )
     _LABEL_MODE, _ = define_drawing_flags()
     cli.shared("sampler")
@@ -67,7 +67,7 @@ with cli.group("how to compare"):
     )
     _WEIGHTS, _SKIP = define_measurement_flags()[:2]
     _NUM_NEIGHBOURS = flags.DEFINE_integer(
-        "num_neighbours", 7, "Training images that are found for each sample."
+        "num_neighbours", 7, "Training images to find for each sample."
     )
 
 with cli.group("output"):

@@ -37,11 +37,11 @@ with cli.group("what is tried", num_steps=_LISTED):
     _SCALES = flags.DEFINE_list(
         "guidance_scale",
         None,
-        "Scales of classifier-free guidance, as 1,1.5,2,3; 1 is off. The config's if "
+        "Classifier-free guidance scales, e.g. 1,1.5,2,3; 1 is off. The config's if "
         "unset.",
     )
     _NUM_STEPS = flags.DEFINE_list(
-        "num_steps", None, "Numbers of sampling steps, as 25,50; the config's if unset."
+        "num_steps", None, "Numbers of steps, e.g. 25,50; the config's if unset."
     )
     _SAMPLERS = flags.DEFINE_list(
         "sampler", None, "Rows of SAMPLERS, as ddim,unipc; the config's if unset."
@@ -53,7 +53,7 @@ with cli.group("samples"):
     _PROMPTS_FILE = flags.DEFINE_string(
         "prompts_file",
         None,
-        "Captions to draw from, one in a line, instead of the held-out examples'.",
+        "Captions to draw from, one per line, instead of the held-out examples'.",
     )
     _SPLIT = cli.shared("split")
     _SEED = cli.shared("seed")
