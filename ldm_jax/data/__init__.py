@@ -1,1 +1,1 @@
-"""From files and data sets to NumPy batches; JAX is never imported here."""
+"""Loads files and data sets as NumPy batches; JAX is never imported here."""

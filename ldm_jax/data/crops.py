@@ -1,9 +1,9 @@
-"""Cutting and resizing: one rectangle for an image and for all that belongs to it.
+"""Cropping and resizing: one rectangle for an image and everything that belongs to it.
 
 As in CompVis: the shorter side is scaled to the size asked for (antialiased), the
 longer one is cropped, at the centre or at random, and half of the training images are
-mirrored. Rectangles are fractions of the sides, so that maps of any resolution are cut
-alike.
+mirrored. Rectangles are fractions of the sides, so that maps of any resolution are
+cropped alike.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from PIL import Image
 
 from ldm_jax.annotations import Bool, Float, Int, Num, Shaped, UInt8
 
-# Where the rectangle may lie, by the name of the option `crop`.
+# Where the crop is taken: the values of the option `crop`.
 CROPS = ("center", "random")
 
-# As `flip`: mirrors every image.
+# Value of `flip` that mirrors every image.
 ALWAYS = "always"
 
 # Boxes per example are padded or cut to this number, more than an image of COCO has.
 MAX_BOXES = 100
 
-# Key of an example that says where its image comes from; see `size_and_crop`.
+# Key of an example that holds the result of `size_and_crop`.
 SIZE_AND_CROP = "size_and_crop"
 
 # Side of a square in pixels, or (height, width).
@@ -31,7 +31,7 @@ Size = int | tuple[int, int]
 
 
 class Crop(NamedTuple):
-    """What to cut out, in fractions of width and height, and whether to mirror it."""
+    """A rectangle in fractions of width and height, and whether to mirror it."""
 
     left: float
     top: float
@@ -52,7 +52,7 @@ def choose_crop(
     rng: np.random.Generator | None = None,
     min_crop: float = 1.0,
 ) -> Crop:
-    """Chooses the rectangle to cut out.
+    """Chooses the rectangle to crop.
 
     Args:
       width: Width of the image in pixels.
@@ -60,22 +60,22 @@ def choose_crop(
       size: Side of the result in pixels, or its (height, width).
       crop: Row of CROPS.
       flip: Whether to mirror with probability 1/2; ALWAYS mirrors.
-      rng: NumPy generator; needed for what is random.
-      min_crop: Least fraction of the largest crop's sides; below 1 it is drawn at
-        random.
+      rng: NumPy generator; needed if anything is random.
+      min_crop: Smallest crop, as a fraction of the largest crop's sides; below 1 the
+        fraction is drawn at random.
 
     Returns:
       A Crop with the proportions of the result, as large as the image allows, times a
       fraction from `min_crop` to 1.
     """
     rows, columns = sides(size)
-    # So many pixels of the image become so many of the result.
+    # `old` pixels of the image become `new` pixels of the result.
     wide = width * rows > height * columns
     old, new = (height, rows) if wide else (width, columns)
     if min_crop < 1:
         old *= rng.uniform(min_crop, 1)
     cut_width, cut_height = columns * old / new, rows * old / new
-    # Places are whole pixels of the rescaled image, as in CompVis.
+    # Positions are whole pixels of the rescaled image, as in CompVis.
     spare_x = round(width * new / old) - columns
     spare_y = round(height * new / old) - rows
     if crop == "random":
@@ -96,11 +96,11 @@ def choose_crop(
 def size_and_crop(
     size: tuple[int, int], crop: Crop, shape: tuple[int, int]
 ) -> Float[np.ndarray, "6"]:
-    """Says where a result comes from, as SDXL does (Podell et al. 2023, Sec. 2.2).
+    """Makes the size and crop condition of SDXL (Podell et al. 2023, Sec. 2.2).
 
     Args:
       size: (height, width) of the original in pixels.
-      crop: What was cut out of it.
+      crop: The crop taken from it.
       shape: (height, width) of the result in pixels.
 
     Returns:
@@ -115,7 +115,7 @@ def size_and_crop(
 
 
 def whole_size(shape: tuple[int, int]) -> Float[np.ndarray, "6"]:
-    """The same of an image that was neither cut nor resized.
+    """Makes `size_and_crop` of an image that was neither cropped nor resized.
 
     Args:
       shape: Its (height, width) in pixels.
@@ -127,7 +127,7 @@ def whole_size(shape: tuple[int, int]) -> Float[np.ndarray, "6"]:
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """Spells a size out.
+    """Expands a size to (height, width).
 
     Args:
       size: Side of a square in pixels, or (height, width).
@@ -141,7 +141,7 @@ def sides(size: Size) -> tuple[int, int]:
 def resize_image(
     image: Image.Image | Float[np.ndarray, "H W channels"], crop: Crop, size: Size
 ) -> Num[np.ndarray, "height width *channels"]:
-    """Cuts out and resizes an image, antialiased (bicubic).
+    """Crops and resizes an image, antialiased (bicubic).
 
     Args:
       image: PIL image of mode RGB, RGBA or L, or floats [H, W, channels].
@@ -163,7 +163,7 @@ def resize_image(
 
 def _bicubic(image, crop, size):
     box, shape = _pixels(crop, *image.size), sides(size)[::-1]
-    # reducing_gap shrinks by a whole factor first where much is to be lost.
+    # reducing_gap first shrinks by a whole factor if the image gets much smaller.
     bicubic = Image.Resampling.BICUBIC
     return image.resize(shape, bicubic, box=box, reducing_gap=3.0)
 
@@ -171,7 +171,7 @@ def _bicubic(image, crop, size):
 def crop_image(
     image: Image.Image, crop: Crop, size: Size
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Cuts an image out at its own resolution, as of a version that is smaller.
+    """Crops an image at its own resolution, such as a low-resolution version.
 
     Args:
       image: PIL image of mode RGB.
@@ -189,7 +189,7 @@ def crop_image(
 def resize_labels(
     labels: Shaped[np.ndarray, "H W"], crop: Crop, size: Size
 ) -> Int[np.ndarray, "height width"]:
-    """Cuts out and resizes a map of integers by the nearest pixel.
+    """Crops and resizes a map of integers by nearest neighbour.
 
     Args:
       labels: [H, W].
@@ -212,7 +212,7 @@ def resize_labels(
 def resize_mask(
     mask: Shaped[np.ndarray, "H W"], crop: Crop, size: Size
 ) -> Bool[np.ndarray, "height width"]:
-    """Cuts out and resizes a mask by the nearest pixel.
+    """Crops and resizes a mask by nearest neighbour.
 
     Args:
       mask: [H, W].
@@ -220,9 +220,9 @@ def resize_mask(
       size: Side of the result in pixels, or its (height, width).
 
     Returns:
-      bool [height, width]: what lies above half of the mask's largest value.
+      bool [height, width]: true above half of the mask's largest value.
     """
-    # Compared first: masks may be floats, which labels are not.
+    # Thresholded first: masks may be floats, while labels are integers.
     return resize_labels(mask > mask.max() / 2, crop, size).astype(bool)
 
 
@@ -232,7 +232,7 @@ def resize_floats(
     size: Size,
     mirrored: Sequence[int] = (),
 ) -> Float[np.ndarray, "height width channels"]:
-    """Cuts out and resizes a map of floats, antialiased (bilinear).
+    """Crops and resizes a map of floats, antialiased (bilinear).
 
     Args:
       values: [H, W, channels].
@@ -258,14 +258,14 @@ def resize_floats(
 def crop_boxes(
     boxes: Shaped[np.ndarray, "..."] | Sequence, crop: Crop
 ) -> Float[np.ndarray, "count 4"]:
-    """Moves boxes into the frame of the crop.
+    """Converts boxes to coordinates relative to the crop.
 
     Args:
       boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], n >= 0.
       crop: Crop.
 
     Returns:
-      float32 [n, 4] in the same form, cut off at the frame; boxes outside it are zeros.
+      float32 [n, 4] in the same form, clipped to the crop; boxes outside it are zeros.
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     top, left, bottom, right = boxes.T
@@ -283,15 +283,15 @@ def pad_boxes(
     boxes: Shaped[np.ndarray, "..."] | Sequence,
     labels: Shaped[np.ndarray, "..."] | Sequence,
 ) -> tuple[Float[np.ndarray, "count 4"], Int[np.ndarray, " count"]]:
-    """Brings boxes to one number, without those that a crop has left out.
+    """Pads boxes to MAX_BOXES, after dropping those outside the crop.
 
     Args:
-      boxes: [n, 4]; zeros are no box.
+      boxes: [n, 4]; those of zeros are outside the crop.
       labels: Their classes, [n].
 
     Returns:
-      (boxes float32 [MAX_BOXES, 4], labels int32 [MAX_BOXES]), filled with zeros and
-      -1; of more than MAX_BOXES the first.
+      (boxes float32 [MAX_BOXES, 4], labels int32 [MAX_BOXES]), padded with zeros and
+      -1; if there are more than MAX_BOXES, the first ones.
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     labels = np.asarray(labels, np.int32).reshape(-1)
@@ -307,7 +307,7 @@ def _mirrored(array: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def _pixels(crop: Crop, width: int, height: int) -> tuple[float, float, float, float]:
-    """The crop's edges in pixels, as Pillow wants them."""
+    """The crop's edges in pixels, as Pillow expects them."""
     return (
         crop.left * width,
         crop.top * height,

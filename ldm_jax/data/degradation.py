@@ -1,8 +1,8 @@
-"""Small images to restore large ones from: plain resizing and BSRGAN.
+"""Low-resolution inputs for super-resolution: plain resizing and BSRGAN.
 
 BSRGAN (Zhang et al. 2021, "Designing a Practical Degradation Model") blurs, shrinks,
-adds noise and compresses in random order, so that a model learns to restore images from
-anywhere. `bsrgan` and `bsrgan_light` are the two strengths of CompVis.
+adds noise and compresses in random order, so that a model learns to restore images of
+any origin. `bsrgan` and `bsrgan_light` are the two strengths of CompVis.
 """
 
 import functools
@@ -21,7 +21,7 @@ def degrade(
     kind: str = "bicubic",
     rng: np.random.Generator | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Makes a small, worse version of an image.
+    """Makes a small, degraded version of an image.
 
     Args:
       image: uint8 [H, W, 3].
@@ -33,7 +33,7 @@ def degrade(
       uint8 [H / factor, W / factor, 3].
 
     Raises:
-      ValueError: If height and width do not divide by `factor`.
+      ValueError: If height or width is not a multiple of `factor`.
     """
     height, width = image.shape[:2]
     if height % factor or width % factor:
@@ -45,17 +45,17 @@ def degrade(
 
 
 class Strength(NamedTuple):
-    """How much a BSRGAN degradation does.
+    """Strength of a BSRGAN degradation.
 
     Attributes:
       blurs: Number of blurs.
-      blur_scale: Multiplies their widths.
+      blur_scale: Factor of their widths.
       kernel_step: A kernel has kernel_step n + 3 pixels, n from 2 to 11, or one more.
-      round_steps: Largest n of a round kernel.
-      noise: Least and largest noise level, of 255.
-      quality: Least and largest JPEG quality.
-      resize_fraction: How often the first shrinking is a resize to a random size, and
-        not a blur of which every `factor`-th pixel is taken.
+      round_steps: Largest n of an isotropic kernel.
+      noise: Smallest and largest noise level, of 255.
+      quality: Smallest and largest JPEG quality.
+      resize_fraction: Probability that the first downsampling resizes to a random size
+        instead of blurring and taking every `factor`-th pixel.
     """
 
     blurs: int
@@ -70,7 +70,7 @@ class Strength(NamedTuple):
 FULL = Strength(2, 1.0, 2, 11, (2, 25), (30, 95), 0.75)
 LIGHT = Strength(1, 0.25, 1, 4, (1, 2), (80, 95), 0.8)
 
-# How OpenCV resizes, that is without antialiasing, in BSRGAN.
+# Resize methods of BSRGAN: OpenCV's, that is without antialiasing.
 _RESIZES = ("linear", "cubic", "area")
 
 _JPEG_FRACTION = 0.9
@@ -118,7 +118,7 @@ def bsrgan(
 
 
 def _blur(image, factor, strength, rng):
-    """Blurs with a Gaussian, round or stretched in any direction."""
+    """Blurs with a Gaussian, isotropic or anisotropic in any direction."""
     if rng.random() < 0.5:
         steps = rng.integers(2, 12)
         variances = rng.random(2) * (4 + factor) * strength.blur_scale
@@ -127,13 +127,13 @@ def _blur(image, factor, strength, rng):
         steps = rng.integers(2, strength.round_steps + 1)
         deviation = rng.random() * (2 + 0.2 * factor) * strength.blur_scale
         variances, angle = np.full(2, deviation**2), 0.0
-    # Even sizes, as CompVis has in "light", would move it by half a pixel.
+    # Even sizes, as in "light" of CompVis, would shift the image by half a pixel.
     size = (strength.kernel_step * steps + 3) | 1
     return _convolve(image, _gaussian(size, variances, angle))
 
 
 def _shrink(image, factor, strength, rng):
-    """The first shrinking, to a random size or by the factor with a blur."""
+    """The first downsampling: to a random size, or a blur and every n-th pixel."""
     if rng.random() < strength.resize_fraction:
         scale = rng.uniform(1, 2 * factor)
         height, width = (max(1, int(n / scale)) for n in image.shape[:2])
@@ -157,7 +157,7 @@ def _gaussian(size, variances, angle, shift=0.0):
     y, x = offsets[:, None], offsets[None]
     along = np.cos(angle) * x + np.sin(angle) * y
     across = np.cos(angle) * y - np.sin(angle) * x
-    # A kernel without width is a single pixel.
+    # A kernel of zero width is a single pixel.
     first, second = np.maximum(variances, 1e-2)
     exponent = along**2 / first + across**2 / second
     kernel = np.exp(-(exponent - exponent.min()) / 2)
@@ -165,11 +165,11 @@ def _gaussian(size, variances, angle, shift=0.0):
 
 
 def _convolve(image, kernel):
-    """Weighs the neighbours of each pixel; the image is mirrored at its borders."""
+    """Filters an image with a kernel; the image is mirrored at its borders."""
     height, width = image.shape[:2]
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect")
-    # The kernel's size squared is too much: by the convolution theorem.
+    # By the convolution theorem: a direct sum costs the kernel's size squared.
     shape = padded.shape[:2]
     kernel = np.fft.rfft2(kernel, shape).conj()
     spectrum = np.fft.rfft2(padded, axes=(0, 1)) * kernel[..., None]
@@ -178,7 +178,7 @@ def _convolve(image, kernel):
 
 
 def _add_noise(image, strength, rng):
-    """Adds Gaussian noise: of each channel its own, the same in all, or correlated."""
+    """Adds Gaussian noise: independent in each channel, shared, or correlated."""
     level = rng.integers(strength.noise[0], strength.noise[1] + 1) / 255
     kind = rng.random()
     if kind < 0.4:
@@ -221,8 +221,8 @@ def _opencv(image, factor, rng, *, method):
 
 _KERNELS = Image.Resampling
 
-# How to make the small image, by the name of the option `degradation`; the kernels
-# are Pillow's ("pil_*" in CompVis) and OpenCV's.
+# How to make the small image, by the value of the option `degradation`; the resize
+# filters are Pillow's ("pil_*" in CompVis) and OpenCV's.
 DEGRADATIONS = {
     **{
         kernel.name.lower(): functools.partial(_pillow, method=kernel)
@@ -271,7 +271,7 @@ def _nearest(old, new):
 
 
 def _area(old, new):
-    """Means over the area that a new pixel covers."""
+    """Averages over the area that a new pixel covers."""
     if new > old:
         return _linear(old, new)
     scale, pixels = old / new, np.arange(old)

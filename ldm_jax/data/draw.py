@@ -1,6 +1,6 @@
-"""Side information as images to look at: maps in colour, boxes, hatched masks.
+"""Draws side information as images: coloured maps, boxes, hatched masks.
 
-The functions `draw_*` are what rows of MODALITIES name: they take a value, the (height,
+Rows of MODALITIES refer to the functions `draw_*`, which take a value, the (height,
 width) of the result in pixels and the names of the classes of boxes.
 """
 
@@ -20,14 +20,14 @@ _PAPER, _FRAME, _HATCH = (255, 255, 255), (200, 200, 200), (214, 40, 57)
 def fit(
     image: UInt8[np.ndarray, "H W 3"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Brings an image to a size: pixels stay visible, proportions stay.
+    """Fits an image into a size, keeping its aspect ratio; enlarged pixels stay sharp.
 
     Args:
       image: uint8 [H, W, 3].
       shape: (height, width) of the result in pixels.
 
     Returns:
-      uint8 [height, width, 3], white where the image does not reach.
+      uint8 [height, width, 3], white outside the image.
     """
     height, width = image.shape[:2]
     scale = min(shape[0] / height, shape[1] / width)
@@ -40,7 +40,7 @@ def fit(
 
 
 def color_of(number: int) -> tuple[int, int, int]:
-    """Chooses a colour of a class; neighbours in number differ in hue.
+    """Chooses a colour for a class; consecutive classes differ in hue.
 
     Args:
       number: Number of the class.
@@ -70,7 +70,7 @@ def color_labels(labels: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"
 
 
 def grey(plane: Float[np.ndarray, "H W 1"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Stretches a map of one channel: the least is black and the most is white.
+    """Rescales a map of one channel: its minimum is black, its maximum white.
 
     Args:
       plane: Floats [H, W, 1].
@@ -86,7 +86,7 @@ def grey(plane: Float[np.ndarray, "H W 1"]) -> UInt8[np.ndarray, "H W 3"]:
 def hatch(
     image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W 1"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Hatches the region of an image that is to be filled.
+    """Hatches the region of an image that is to be inpainted.
 
     Args:
       image: uint8 [H, W, 3].
@@ -188,7 +188,7 @@ def draw_masked(
     mask: Bool[np.ndarray, "H W 1"],
     shape: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Draws an image whose region to fill is hatched.
+    """Draws an image with a hatched region to fill.
 
     Args:
       image: uint8 [H, W, 3].
@@ -198,7 +198,7 @@ def draw_masked(
     Returns:
       uint8 [height, width, 3].
     """
-    # Enlarged first, or lines would be as wide as pixels.
+    # Enlarged first, or lines would be as wide as the original pixels.
     enlarged = draw_mask(mask[..., 0], shape)[..., :1] > 127
     return hatch(fit(image, shape), enlarged)
 
@@ -216,7 +216,7 @@ def draw_layout(
       layout: (boxes [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], labels [n]); objects
         with a negative label are left out.
       shape: (height, width) of the result in pixels.
-      names: Names of the classes; numbers are written where there are none.
+      names: Names of the classes; classes without a name are shown by number.
 
     Returns:
       uint8 [height, width, 3].
@@ -237,12 +237,12 @@ def draw_layout(
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Loads the font that Pillow brings along.
+    """Loads Pillow's default font.
 
     Args:
       size: Height in pixels.
 
     Returns:
-      A font of Pillow.
+      A Pillow font.
     """
     return ImageFont.load_default(size)

@@ -6,11 +6,11 @@ import numpy as np
 
 
 def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
-    """Finds the class that is meant.
+    """Finds the class of a name or number.
 
-    A number counts the names, from 0. Where there are names that are numbers
-    themselves, a number is a name: in the folders "0", "1", "10", "2" the class "2" is
-    called 2, not 3, and "02" would be called that, too.
+    A number is an index into the names, from 0, unless some names are numbers
+    themselves: then it is a name. In the folders "0", "1", "10", "2", the label "2" is
+    the class with that name, of number 3, and so is "02".
 
     Args:
       label: Name or number.
@@ -22,7 +22,7 @@ def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
     names, text = list(names), str(label)
     if text in names:
         return names.index(text)
-    # More digits are no number of anything.
+    # No class has a number of more digits.
     if not text.isdecimal() or len(text) > 18:
         return None
     numbers = [int(n) if n.isdecimal() and len(n) < 19 else None for n in names]
@@ -33,13 +33,13 @@ def find_class(label: str | int, names: Sequence[str] = ()) -> int | None:
 
 
 def name_of_class(label: int | np.integer, names: Sequence[str] = ()) -> str:
-    """Says which class it is.
+    """Returns the name of a class.
 
     Args:
-      label: Its number, or one that means none.
+      label: Its number; it may be out of range.
       names: As in `find_class`.
 
     Returns:
-      Its name, or its number where it has none.
+      Its name, or its number as text if it has none.
     """
     return names[label] if 0 <= label < len(names) else str(label)

@@ -4,12 +4,12 @@ A layout is up to `max_objects` objects of three ids each, (class, upper left co
 lower right corner), and two ids for the corners of the crop: 92 ids for 30 objects
 (Esser et al. 2021, "Taming Transformers", and the `objects_bbox` of CompVis). A corner
 (x, y) is one cell of a square grid over the image, counted row by row, with
-isqrt(vocab_size - 1) cells per side: 90 for 8192 ids. Classes and cells share the ids;
-the place in the sequence tells them apart, so class 5 and cell 5 are both id 5. The
-last id means "no object" and fills the rest.
+isqrt(vocab_size - 1) cells per side: 90 for 8192 ids. Classes and cells share the ids
+and are distinguished by their position in the sequence: class 5 and cell 5 are both id
+5. The last id means "no object" and is the padding.
 
-Objects keep the order in which they come; CompVis shuffles them in training, and so
-does the input "layout" by default.
+Objects keep their order; CompVis shuffles them in training, and so does the input
+"layout" by default.
 """
 
 import math
@@ -23,8 +23,8 @@ from ldm_jax.data.labels import find_class
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
-# How far boxes may lie beyond the image, in fractions of its sides: a rounding, less
-# than a pixel of images of 64 pixels. They are cut off there.
+# How far boxes may exceed the image by rounding, as a fraction of its sides: at most a
+# pixel of images of 64 pixels. They are clipped to the image.
 EDGE = 1 / 64
 
 # The largest label that a box can have.
@@ -34,8 +34,8 @@ _MOST = np.iinfo(np.int32).max
 def num_sections(vocab_size: int) -> int:
     """Counts the cells per side of the grid of corners.
 
-    CompVis takes isqrt(vocab_size), whose last cell is the id of "no object" where that
-    is a square number; elsewhere the two agree.
+    CompVis takes isqrt(vocab_size): if vocab_size is a square number, its last cell has
+    the id of "no object"; otherwise the two agree.
 
     Args:
       vocab_size: Number of ids.
@@ -53,7 +53,7 @@ def encode_layout(
     max_objects: int = 30,
     crop: Sequence[float] = WHOLE,
 ) -> Int[np.ndarray, " length"]:
-    """Writes a layout as token ids.
+    """Encodes a layout as token ids.
 
     Args:
       boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1].
@@ -61,8 +61,8 @@ def encode_layout(
         beyond `max_objects`.
       vocab_size: Number of ids.
       max_objects: Largest number of objects.
-      crop: Box of the image within the frame of `boxes`. Here boxes are relative to
-        the image, so it is all of it; those of CompVis follow the uncropped image.
+      crop: Box of the crop in the coordinates of `boxes`. Here boxes are relative to
+        the cropped image, so it is all of it; in CompVis, to the uncropped image.
 
     Returns:
       int32 [3 * max_objects + 2].
@@ -95,7 +95,7 @@ def decode_layout(
 ) -> tuple[
     Float[np.ndarray, "count 4"], Int[np.ndarray, " count"], Float[np.ndarray, "4"]
 ]:
-    """Reads a layout from its token ids.
+    """Decodes a layout from its token ids.
 
     Args:
       ids: Integers [3 * max_objects + 2].
@@ -103,7 +103,7 @@ def decode_layout(
 
     Returns:
       (boxes float32 [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1], labels int32 [n],
-      crop float32 [4]); corners are on the grid, half a cell from the truth at most.
+      crop float32 [4]); corners are rounded to the grid, by half a cell at most.
     """
     ids = np.asarray(ids)
     objects = ids[:-2].reshape(-1, 3)
@@ -126,7 +126,7 @@ def _corners(boxes, sections):
 def parse_layout(
     objects: Any, names: Sequence[str] | None = None
 ) -> tuple[Float[np.ndarray, "count 4"], Int[np.ndarray, " count"]]:
-    """Reads a layout as people write it in JSON.
+    """Parses a layout from decoded JSON.
 
     Args:
       objects: List of {"label": number or name, "box": [ymin, xmin, ymax, xmax]}, boxes
@@ -137,7 +137,7 @@ def parse_layout(
       (boxes float32 [n, 4], labels int32 [n]); see `check_boxes`.
 
     Raises:
-      ValueError: If it is not a layout, or names an unknown class.
+      ValueError: If it is not a layout, or has an unknown class.
     """
     form = '[{"label": 3, "box": [ymin, xmin, ymax, xmax]}, ...]'
     if not isinstance(objects, list):
@@ -154,20 +154,20 @@ def parse_layout(
 def check_boxes(
     boxes: Shaped[np.ndarray, "..."] | Sequence,
 ) -> Float[np.ndarray, "count 4"]:
-    """Checks boxes and cuts off what is beyond the image by a rounding.
+    """Checks boxes and clips those that exceed the image by rounding.
 
     Args:
       boxes: [n, 4] as (ymin, xmin, ymax, xmax).
 
     Returns:
-      float32 [n, 4] in [0, 1]; some may be without area, see `without_area`.
+      float32 [n, 4] in [0, 1]; some may have no area, see `without_area`.
 
     Raises:
-      ValueError: If one lies more than EDGE beyond the image, or its sides are swapped.
+      ValueError: If one exceeds the image by more than EDGE, or its sides are swapped.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     top, left, bottom, right = boxes.T
-    inside = (boxes >= -EDGE) & (boxes <= 1 + EDGE)  # Not a number is not.
+    inside = (boxes >= -EDGE) & (boxes <= 1 + EDGE)  # False for NaN.
     right_way = (top <= bottom + EDGE) & (left <= right + EDGE)
     wrong = np.flatnonzero(~(inside.all(axis=1) & right_way))
     if wrong.size:
@@ -181,7 +181,7 @@ def check_boxes(
 def without_area(
     boxes: Shaped[np.ndarray, "..."] | Sequence,
 ) -> Bool[np.ndarray, " count"]:
-    """Finds boxes that show nothing.
+    """Finds boxes without area.
 
     Args:
       boxes: [n, 4] as (ymin, xmin, ymax, xmax) in [0, 1].
@@ -213,7 +213,7 @@ def _label(label, names):
 def _box(box):
     try:
         top, left, bottom, right = map(float, box)
-    # A whole number of four hundred digits is no float.
+    # An integer of four hundred digits overflows a float.
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"box {box!r} must be [ymin, xmin, ymax, xmax], in [0, 1]"

@@ -1,8 +1,8 @@
 """The batch of a step: a pure function of (source, seed, step).
 
 An example that cannot be read is replaced by another, which depends on its index alone,
-so that a batch keeps its shape and a run stays repeatable; what failed is listed beside
-the batch, and so reaches the main process from any worker.
+so that a batch keeps its shape and a run stays repeatable; failures are returned with
+the batch, and so reach the main process from any worker.
 """
 
 import contextlib
@@ -28,31 +28,33 @@ from ldm_jax.images import DEFAULT_GB, Pixels, memory_limit, pixels_of
 from ldm_jax.images.pixels import KEYS as PIXEL_KEYS
 from ldm_jax.store import raise_if_silent
 
-# So many unreadable examples in a row mean that something else is wrong.
+# This many unreadable examples in a row mean that something else is wrong.
 MAX_FAILURES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """What the config section `data` says of loading, whatever the source.
+    """Options of the config section `data` for loading, common to all sources.
 
     Attributes:
       image_size: Side of the images in pixels.
       crop: Row of CROPS, in training.
-      min_crop: Least fraction of the largest crop's sides, in training, in (0, 1].
+      min_crop: Smallest crop in training, as a fraction of the largest crop's sides,
+        in (0, 1].
       flip: Whether to mirror training images with probability 1/2; ALWAYS mirrors all
-        images, as for copies of them, and is no value of the config.
+        images, for mirrored copies, and is not a value of the config.
       workers: Worker processes; 0 loads in threads of this one.
-      restart_workers: How often workers are started anew where one was killed.
-      on_error: "skip" or "raise" at an example that cannot be decoded.
+      restart_workers: How often workers are restarted after one was killed.
+      on_error: "skip" or "raise" if an example cannot be decoded.
       max_image_gb: Memory that reading one image may take, in 10^9 bytes.
-      channels, pixel_type, value_range: What images are; see `images.Pixels`.
-      buckets: BucketOptions of training batches; None where all images are squares.
-      check: Raises a ValueError where the conditions of an example, a batch of one,
-        are not what the model takes; None for no check. It is no key of the config.
-      places: What the generator of each position is seeded with, where not with the
-        position: so an example is drawn alike wherever a list has it. Of neighbours
-        with one place all but the first fill up. No key of the config.
+      channels, pixel_type, value_range: The format of images; see `images.Pixels`.
+      buckets: BucketOptions of training batches; None if all images are square.
+      check: Raises a ValueError if the conditions of an example, as a batch of one, do
+        not fit the model; None for no check. Not a key of the config.
+      places: Seeds of the generators, by position, in place of the position itself, so
+        that an example gets the same crop wherever it is in a list. Of consecutive
+        positions with the same place, all but the first are padding. Not a key of the
+        config.
 
     Raises:
       ValueError: If a field is out of range.
@@ -86,11 +88,11 @@ class LoaderOptions:
 
     @property
     def pixels(self) -> Pixels:
-        """What images are."""
+        """The format of images."""
         return pixels_of({key: getattr(self, key) for key in PIXEL_KEYS})
 
     def held_out(self) -> "LoaderOptions":
-        """Makes the options of an evaluation: the whole centre, not mirrored at random.
+        """Makes the options of an evaluation: the largest centre crop, no random flip.
 
         Returns:
           LoaderOptions.
@@ -101,7 +103,7 @@ class LoaderOptions:
         )
 
 
-# Those that are keys of the section.
+# Fields of LoaderOptions that are keys of the section.
 LOADER_OPTIONS = tuple(
     field.name
     for field in dataclasses.fields(LoaderOptions)
@@ -113,12 +115,12 @@ def require_whole(name: str, value: Any, least: int) -> None:
     """Checks that a value is a whole number.
 
     Args:
-      name: What it is called.
+      name: Its name, for the message.
       value: The value.
-      least: The least that it may be.
+      least: Its smallest allowed value.
 
     Raises:
-      ValueError: If it is not, or is less.
+      ValueError: If it is not a whole number, or less than `least`.
     """
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
@@ -130,7 +132,7 @@ def _check_choice(name, value, choices):
 
 
 class LoadBatch:
-    """Loads this process's rows of a step's batch; an object, so as to be pickled."""
+    """Loads this process's rows of a step's batch; a class, to be picklable."""
 
     def __init__(
         self,
@@ -143,14 +145,14 @@ class LoadBatch:
         batch_size: int,
         rows: Sequence[int],
     ) -> None:
-        """Keeps what the batches depend on.
+        """Stores what the batches depend on.
 
         Args:
           source: Opened source; see `sources.py`.
           order: Example index by position in the endless stream, an Order or any
             sequence, or None for one pass in order.
-          options: How images are cut, and what an error does.
-          inputs: Dict of batch key -> Input; without any examples stay as they are.
+          options: How to crop images and handle errors.
+          inputs: Dict of batch key -> Input; without any, examples are not changed.
           seed: Seed of the crops, the mirroring and the inputs.
           batch_size: Global batch size.
           rows: This process's rows in a batch.
@@ -174,22 +176,22 @@ class LoadBatch:
           step: Step, >= 0.
 
         Returns:
-          Dict of arrays [rows, ...]; without an order "mask" bool [rows], False for
-          rows beyond the end and for replacements; "failures", a list of (where, why),
-          and "notes", one of (where, what was left out of that example), or of (None,
-          key of an input that was cut off); or only these and "error", a message, where
-          too many failed, and "unreachable", whether what they lie on does not answer.
+          Dict of arrays [rows, ...]; without an order also "mask" bool [rows], False
+          for rows beyond the end and for replacements. Besides, "failures" is a list of
+          (where, why), and "notes" one of (where, what was left out of that example) or
+          (None, key of a truncated input). If loading fails, only these two, with
+          "error", a message, and "unreachable", whether the storage does not answer.
         """
         positions = [int(step) * self.batch_size + row for row in self.rows]
         if self.at_once:
-            # Where one is damaged or refused, they are loaded one by one.
+            # If one is damaged or rejected, they are loaded one by one below.
             with contextlib.suppress(Exception):
                 return self._batch_at_once(positions)
         with memory_limit(self.max_image_gb):
             return self._batch(positions)
 
     def _batch_at_once(self, positions):
-        """The batch of examples that are encoded and without fault."""
+        """Loads a batch of encoded examples at once; raises if one is damaged."""
         indices, rngs = [self._index(position) for position in positions], []
         inputs = sorted((self.inputs or {}).items())
         drop = [(key, make) for key, make in inputs if make.drops]
@@ -213,14 +215,14 @@ class LoadBatch:
                 index = self._index(position)
                 place = self._place(position)
                 example, failed, noted = self._load(place, index, size)
-                # Of one pass, what fills it up or replaces another does not count.
+                # In one pass, padding and replacements do not count.
                 extra = place == last or (failed and self.order is None)
                 notes, last = notes if extra else notes + noted, place
                 examples.append(example)
                 mask.append(position < len(self.source) and not failed)
                 failures += failed
         except (DataError, Unreachable) as error:
-            # Sent as data: an exception would bring the worker's traceback with it.
+            # Returned as data: an exception would bring the worker's traceback with it.
             silent = isinstance(error, Unreachable)
             found = {"error": str(error), "unreachable": silent}
             return {"failures": failures, "notes": notes} | found
@@ -230,13 +232,13 @@ class LoadBatch:
         return batch | {"failures": failures, "notes": notes}
 
     def _index(self, position):
-        """Example at a position of the endless stream, or of the one pass."""
+        """Index of the example at a position of the endless stream or of one pass."""
         if self.order is None:
             return min(position, len(self.source) - 1)
         return int(self.order[position])
 
     def _place(self, position):
-        """Seeds the generator: another crop in each epoch, the same on any process."""
+        """Seed of the generator: new crops each epoch, the same on any process."""
         known = self.places is not None and position < len(self.places)
         return int(self.places[position]) if known else position
 
@@ -252,7 +254,7 @@ class LoadBatch:
         return shape or self.image_size
 
     def _load(self, place, index, size):
-        """Loads an example or its replacement; lists what failed and was left out."""
+        """Loads an example or its replacement; returns (example, failures, notes)."""
         failures, needed = [], ""
         while len(failures) < MAX_FAILURES:
             try:
@@ -261,13 +263,13 @@ class LoadBatch:
                     self.check({k: np.asarray(v)[None] for k, v in example.items()})
                 return example, failures, notes
             except Unreachable:
-                # Another example in its place would not be the same run.
+                # With another example in its place, the run would not be repeatable.
                 raise
             # Whatever a damaged record or file raises, it is that example's fault.
             except Exception as error:
                 where, reason = self.source.describe(index), _reason(error)
                 raise_if_silent(where, error)
-                # Said of the first alone, which is the one that a message names.
+                # Only for the first failure, which is the one in the message.
                 needed = needed if failures else self._needed(where, error)
             if self.on_error == "raise":
                 raise DataError(
@@ -283,7 +285,7 @@ class LoadBatch:
         )
 
     def _needed(self, where, error):
-        """What wants the file that is missing beside an image, and how it is called."""
+        """Explains which input needs a missing sidecar file, and how it is called."""
         if not isinstance(error, MissingFile):
             return ""
         suffix, keys, modality = error.sidecar
@@ -296,7 +298,7 @@ class LoadBatch:
         )
 
     def _example(self, index, size, rng):
-        """One example as a batch holds it, and what was left out of it."""
+        """Loads one example as a batch holds it; returns (example, notes)."""
         if self.encoded:
             return self._encoded_example(index, rng), []
         example = self.source[index]
@@ -311,7 +313,7 @@ class LoadBatch:
         )
         if self.inputs:
             made = apply_inputs(self.inputs, example, rng)
-            # What needs no name is counted.
+            # Truncated inputs are only counted, so their example is not named.
             notes += [
                 (None, key) for key in truncated_inputs(self.inputs, example, made)
             ]
@@ -319,7 +321,7 @@ class LoadBatch:
         return example, notes
 
     def _encoded_example(self, index, rng):
-        """One that is encoded, of which an input may still leave something out."""
+        """Loads an encoded example; its inputs may still drop conditions at random."""
         draw = getattr(self.source, "draw", None)
         if draw is None:
             example = dict(self.source[index])
@@ -341,7 +343,7 @@ def _reason(error):
 
 
 def _replacement(index, attempt, count):
-    """Another index that depends on nothing but this one and the attempt."""
+    """Another index, a function of this one and the attempt alone."""
     return zlib.crc32(f"{index} {attempt}".encode()) % count
 
 

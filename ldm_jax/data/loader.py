@@ -1,10 +1,9 @@
 """Batches of examples: shuffled, sharded over processes, in the order of the steps.
 
-Grain permutes the examples anew in each epoch, calls `load_batch.LoadBatch` on the
-steps ahead of time, in threads or in worker processes (`workers.py`), and hands the
-batches over in order. So the position in the data is the step number: a run that
-resumes at step n asks for `start_step=n`, with as many workers and processes as it
-likes.
+Grain reshuffles the examples in each epoch, calls `load_batch.LoadBatch` on the steps
+ahead of time, in threads or in worker processes (`workers.py`), and returns the batches
+in order. So the position in the data is the step number: a run that resumes at step n
+passes `start_step=n`, with any number of workers and processes.
 
 With workers, the main module must be guarded by `if __name__ == "__main__"`: they are
 spawned, which imports it again.
@@ -39,7 +38,7 @@ from ldm_jax.data.workers import BatchIterator, threads_in_each
 from ldm_jax.errors import ConfigError, DataError, ProcessLost, Unreachable
 from ldm_jax.seeds import to_32_bits
 
-# Steps of training, which has no last one.
+# Number of steps in training, which never ends.
 ENDLESS = 2**40
 
 Section = Mapping[str, Any] | ConfigDict
@@ -56,16 +55,16 @@ def make_loader(
     rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> "Loader":
-    """Makes the loader that the config section `data` describes.
+    """Makes a loader from the config section `data`.
 
     Args:
       source: Opened source.
       data: Section with the fields of LoaderOptions, such as "image_size" and "crop",
-        and "inputs", see `inputs/`. Other keys are the source's.
+        and "inputs", see `inputs/`. Other keys are options of the source.
       batch_size: Global batch size.
       seed: Seed of the order, the crops and the mirroring.
       start_step: First step in training.
-      train: Training, or one pass in order.
+      train: True for training, False for one pass in order.
       rows: Rows of each global batch that this process loads, [n]; None for all.
       check: See LoaderOptions.
 
@@ -105,13 +104,13 @@ class Loader:
     """Iterator over batches, dicts of NumPy arrays with this process's rows.
 
     Attributes:
-      skipped: Dict of the examples skipped so far: where they are -> what is wrong.
-      shortened: Dict of those that miss a part: where they are -> what was left out.
-      cut: Counter of the examples so far of which an input was cut off, by batch key.
+      skipped: Dict of the examples skipped so far: where they are -> reason.
+      shortened: Dict of incomplete examples: where they are -> what was left out.
+      cut: Counter of the examples so far with a truncated input, by batch key.
       order: Index of the example at each position of the endless stream; None in an
         evaluation.
-      said: What the log has been told; the loaders of a run may share one set, so that
-        a later one does not say it again.
+      said: Warnings logged so far; the loaders of a run may share one set, so that each
+        is logged once.
     """
 
     def __init__(
@@ -126,25 +125,24 @@ class Loader:
         train: bool = True,
         rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
     ) -> None:
-        """Starts to load.
+        """Starts loading.
 
-        In training the batches go on for ever, epoch after epoch; a data set smaller
-        than a batch is repeated within it. In evaluation there is one pass in order,
-        cropped at the centre; the last batch is filled up, and "mask" says which rows
-        count.
+        In training the batches are endless, epoch after epoch; a data set smaller than
+        a batch is repeated within it. In evaluation there is one pass in order, cropped
+        at the centre; the last batch is padded, and "mask" is True for rows that count.
 
-        An example that cannot be decoded is named in the log and replaced by another,
-        which depends on its index alone (in evaluation its mask is False).
+        An example that cannot be decoded is logged and replaced by another, which
+        depends on its index alone (in evaluation its mask is False).
 
         Args:
           source: Opened source; see `sources.py`.
           options: How to load.
-          inputs: Dict of batch key -> Input, what is made of each example; without any
-            it is passed on as the source and `transforms.transform` give it.
+          inputs: Dict of batch key -> Input to make from each example; without any,
+            examples are as the source and `transforms.transform` return them.
           batch_size: Global batch size.
           seed: Seed of the order, the crops and the mirroring.
           start_step: First step in training.
-          train: Training, or one pass in order.
+          train: True for training, False for one pass in order.
           rows: Rows of each global batch that this process loads, see
             `sharding.own_rows`; None for all.
 
@@ -167,7 +165,7 @@ class Loader:
             batch_size=batch_size,
             rows=rows,
         )
-        # Reading what is encoded is less work than handing it over.
+        # Reading encoded examples is less work than passing them between processes.
         self._workers = 0 if load.encoded else options.workers
         self._batches = BatchIterator(
             load,
@@ -180,7 +178,7 @@ class Loader:
         )
         self.order, self.skipped, self.shortened = order, {}, {}
         self.cut, self.said = collections.Counter(), set()
-        # What fills a batch up is there twice.
+        # Padding repeats an example's place.
         places = options.places
         examples = count if places is None else len(np.unique(places))
         # It also runs at exit.
@@ -196,17 +194,17 @@ class Loader:
 
         Returns:
           Dict of "image" [b, S, S, C], by default uint8 of 3 channels, "label" int32
-          [b] where the source has classes, the inputs, and in evaluation "mask" bool
-          [b]. Without inputs there are the further keys of the source as
-          `transforms.transform` makes them, strings as arrays of objects.
+          [b] if the source has classes, the inputs, and in evaluation "mask" bool [b].
+          Without inputs it also has the further keys of the source, as made by
+          `transforms.transform`, with strings as arrays of objects.
 
         Raises:
           StopIteration: After the last batch of an evaluation, or after `close`.
           DataError: If `on_error` is "raise" and an example cannot be decoded, or if
             too many in a row cannot.
-          Unreachable: If what the examples lie on does not answer.
-          ProcessLost: If a worker process has gone, and `restart_workers` are used up,
-            or it could not start, as of a script without a guard of its main part.
+          Unreachable: If the storage of the examples does not answer.
+          ProcessLost: If a worker process died and `restart_workers` is used up, or it
+            could not start, as in a script without a guard of its main part.
         """
         if not self._closer.alive:
             raise StopIteration
@@ -250,12 +248,12 @@ class Loader:
             logging.warning("%s", text)
 
     def close(self) -> None:
-        """Ends the threads and worker processes; says how many were skipped."""
+        """Stops the threads and workers; logs how many examples were skipped."""
         self._closer()
 
 
 def _check_inputs(inputs, options):
-    """Checks that inputs can be made of such images; ValueError if not."""
+    """Raises a ValueError if the inputs cannot be made from such images."""
     for key, make in inputs.items():
         for side in _sides(options):
             make.check_size(side)
@@ -268,11 +266,11 @@ def _check_inputs(inputs, options):
 
 
 def _most_bytes(options, num_inputs):
-    """Bytes of an example in a batch, at most."""
+    """Upper bound on the bytes of an example in a batch."""
     tiers = options.buckets.sizes if options.buckets else ()
     pixels = max([options.image_size, *tiers]) ** 2
     each = options.pixels.count * options.pixels.dtype.itemsize
-    # An input is a map of four floats per pixel at most.
+    # An input is at most a map of four floats per pixel.
     return pixels * (each + 16 * num_inputs)
 
 
@@ -306,7 +304,7 @@ def _in_buckets(source, order, options, seed, batch_size):
 
 
 def _sides(options):
-    """The sides that images may have."""
+    """All side lengths that images may have."""
     if not options.buckets:
         return [options.image_size]
     return sorted({int(side) for side in bucket_shapes(options.buckets).ravel()})

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ldm_jax.annotations import Bool
 
-# Draws before a plain band takes over; masks of the usual size need one or two.
+# Attempts before falling back to a plain band; masks of usual size need one or two.
 TRIES = 20
 
 
@@ -28,8 +28,8 @@ def random_mask(
       width: Width W of the image in pixels.
       rng: NumPy generator.
       style: Row of STYLES.
-      min_fraction: Least fraction of the image that is to be filled.
-      max_fraction: Largest fraction.
+      min_fraction: Smallest fraction of the image to fill.
+      max_fraction: Largest fraction of the image to fill.
 
     Returns:
       bool [H, W]; True is to be filled.
@@ -95,7 +95,7 @@ def random_strokes(
 def random_outside(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
-    """Draws all but a window: one to four sides are missing, up to half each.
+    """Draws a mask for outpainting: one to four sides are missing, up to half each.
 
     Args:
       height: Height H of the image in pixels.
@@ -118,7 +118,7 @@ def random_outside(
 def random_mixed(
     height: int, width: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "{height} {width}"]:
-    """Draws one of the others; strokes most often, sides least.
+    """Draws a mask of one of the other styles, most often strokes, rarely sides.
 
     Args:
       height: Height H of the image in pixels.
@@ -135,7 +135,7 @@ def random_mixed(
 
 
 def _band(height, width, rng, least, most):
-    """Some rows; up to a row within the bounds."""
+    """Masks a band of rows, of a fraction within the bounds, up to one row."""
     rows = round(rng.uniform(least, most) * height)
     rows = min(max(rows, int(np.ceil(least * height))), int(most * height))
     top = rng.integers(height - rows + 1)
@@ -144,7 +144,7 @@ def _band(height, width, rng, least, most):
     return mask
 
 
-# How masks look, by the name of the option `style`.
+# Functions that draw masks, by the value of the option `style`.
 STYLES = {
     "box": random_boxes,
     "strokes": random_strokes,

@@ -1,17 +1,17 @@
-"""What may come with an image: one row of MODALITIES per kind of side information.
+"""Side information of images: one row of MODALITIES per kind.
 
-A row says everything about it: which file beside an image holds it, what prepared data
-sets call it, which flags of `sample.py` give it, how it is decoded, cropped and resized
-with the image, and how it is drawn. Folders, prepared data sets, transforms, sampling,
-previews and contact sheets read the table, so that a row is all there is to add. The
-config section `data.inputs` (`inputs/`) then makes a model's condition of it; for a
-map of any kind by
+A row defines everything about its kind: the file beside an image that holds it, its
+names in prepared data sets, its flags of `sample.py`, how it is decoded, cropped and
+resized with the image, and how it is drawn. Folders, prepared data sets, transforms,
+sampling, previews and contact sheets read the table, so a new kind only needs a row.
+The config section `data.inputs` (`inputs/`) then makes a model's condition from it; for
+a map of any kind by
 
     inputs=dict(normals=dict(kind="map"))
 
 A kind of side information is usually one value of an example, under the name of its
-row. A row with several `keys` stands for as many values that belong together; as one
-value they are a tuple in the order of the keys.
+row. A row with several `keys` has one value per key, which belong together; packed as
+one value they are a tuple in the order of the keys.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Flag(NamedTuple):
 
     Attributes:
       name: Name of the flag.
-      help: What `--help` says of it.
+      help: Its text in `--help`.
       form: How values are read, a row of `sampling.flag_values.FORMS`: "images" and
         "arrays" are files or folders of them, "texts" are the values themselves,
         "sizes" and "corners" pairs of numbers.
@@ -59,29 +59,29 @@ def _as_it_is(data: bytes, names: Sequence[str] | None) -> bytes:
     return data
 
 
-# By identity, so that a row can be a key of a cache.
+# Compared by identity, so that a row can be a key of a cache.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Modality:
     """One kind of side information.
 
     Attributes:
-      keys: Keys of an example that hold it; empty for the name of the row.
-      suffix: What takes the place of an image's suffix in the name of the file beside
-        it, as ".depth.png"; None where no file holds it.
+      keys: Keys of an example that hold it; if empty, the name of the row.
+      suffix: Suffix of the file beside an image, in place of the image's own, e.g.
+        ".depth.png"; None if no file holds it.
       parse: (bytes of that file, names of the classes of boxes) -> value.
-      prepared: Key -> what prepared data sets call it, the first that there is; dots
-        lead into nested features. A key that is not there is called as it is.
-      flags: Flags that give it, the usual one first; values of all are joined.
+      prepared: Key -> its names in prepared data sets, of which the first that exists
+        is used; dots lead into nested features. The default is the key itself.
+      flags: Flags that set it, the usual one first; the values of all are joined.
       decode: (encoded bytes, path or array; least side in pixels, or None) -> PIL image
-        or array [H, W, ...], for `follow` and `fit`; None for what has no extent.
-      follow: (value, Crop, size) -> the value that goes with the image's crop; None for
-        what does not follow the image.
-      fit: The same for what a flag gives, where size and crop are those of a sample;
-        None for `follow`.
+        or array [H, W, ...], for `follow` and `fit`; None for non-spatial values.
+      follow: (value, Crop, size) -> the value that matches the image's crop; None if it
+        is not cropped with the image.
+      fit: The same for the value of a flag, with size and crop of a sample; None to use
+        `follow`.
       draw: (value, (height, width) in pixels, names of the classes of boxes) -> uint8
-        [height, width, 3]; None for what is not drawn.
-      note: value -> what is left out of it, in words, or None; None where nothing is.
-      kept: Whether `sample.py --npz` keeps it beside the samples.
+        [height, width, 3]; None if it is not drawn.
+      note: value -> text on what is left out of it, or None; None if nothing ever is.
+      kept: Whether `sample.py --npz` saves it with the samples.
     """
 
     keys: tuple[str, ...] = ()
@@ -124,14 +124,14 @@ def modality_of(key: str) -> str | None:
 
 
 def pack(name: str, example: Mapping[str, Any]) -> Any:
-    """Takes a modality out of an example.
+    """Gets the value of a modality from an example.
 
     Args:
       name: Row of MODALITIES.
       example: Dict by key.
 
     Returns:
-      The value; of several keys a tuple with None for what is missing. None if the
+      The value; for several keys a tuple, with None for missing ones. None if the
       example lacks the first key.
     """
     first, *others = keys_of(name)
@@ -142,11 +142,11 @@ def pack(name: str, example: Mapping[str, Any]) -> Any:
 
 
 def unpack(name: str, value: Any) -> dict[str, Any]:
-    """Makes the part of an example that holds a value: the inverse of `pack`.
+    """Converts a value to the keys of an example: the inverse of `pack`.
 
     Args:
       name: Row of MODALITIES.
-      value: Its value; of several keys a tuple.
+      value: Its value; for several keys a tuple.
 
     Returns:
       Dict of key -> value.
@@ -156,13 +156,13 @@ def unpack(name: str, value: Any) -> dict[str, Any]:
 
 
 def notes_of(example: Mapping[str, Any]) -> list[str]:
-    """Says what is left out of an example.
+    """Describes what is left out of an example.
 
     Args:
       example: Dict from a source.
 
     Returns:
-      A sentence for each modality of which something is.
+      A sentence for each modality of which something is left out.
     """
     values = {name: pack(name, example) for name, row in MODALITIES.items() if row.note}
     notes = [MODALITIES[n].note(v) for n, v in values.items() if v is not None]
@@ -170,13 +170,13 @@ def notes_of(example: Mapping[str, Any]) -> list[str]:
 
 
 def as_text(data: Any) -> Any:
-    """Decodes bytes that are text.
+    """Decodes bytes if they are text.
 
     Args:
       data: Anything.
 
     Returns:
-      str for bytes in UTF-8; all else, such as encoded images, as it is.
+      str for bytes in UTF-8; everything else, such as encoded images, unchanged.
     """
     try:
         return data.decode() if isinstance(data, bytes) else data
@@ -241,7 +241,7 @@ def _fit_mask(mask, crop, size):
     return mask
 
 
-# What may come with an image, by name.
+# Kinds of side information of an image, by name.
 MODALITIES = {
     "image": Modality(
         flags=(
@@ -254,7 +254,7 @@ MODALITIES = {
         decode=decode,
         follow=resize_image,
         draw=draw.draw_image,
-        # As "reference".
+        # Saved as "reference".
         kept=False,
     ),
     "label": Modality(
@@ -337,11 +337,11 @@ MODALITIES = {
         follow=resize_mask,
         fit=_fit_mask,
         draw=draw.draw_mask,
-        # As "mask", where the model or the sampler has filled it.
+        # Saved as "mask", if the model or the sampler has filled it.
         kept=False,
     ),
     "low_res": Modality(
-        # A small version of the same image, which keeps its own resolution.
+        # A small version of the same image, cropped at its own resolution.
         suffix=".low_res.png",
         flags=(Flag("low_res", "Small images to enlarge."),),
         decode=decode,
@@ -350,7 +350,7 @@ MODALITIES = {
         draw=draw.draw_image,
         kept=False,
     ),
-    # Another image, under the key of the input; it follows no crop.
+    # Another image, under the key of the input; it is not cropped with the first.
     "style": Modality(
         flags=(Flag("style", "Images whose style is used."),),
         decode=decode,
@@ -358,7 +358,7 @@ MODALITIES = {
         draw=draw.draw_image,
         kept=False,
     ),
-    # What a sample shall look to have been cut from; data say it of each image.
+    # Size condition (SDXL) of a sample; in training it is that of each image.
     "original_size": Modality(
         flags=(
             Flag(

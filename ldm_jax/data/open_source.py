@@ -1,4 +1,4 @@
-"""Opens what the config section `data` describes: a source, a filter, a mixture."""
+"""Opens the data of the config section `data`: a source, a filter, a mixture."""
 
 import inspect
 import itertools
@@ -25,7 +25,7 @@ _SECTION_KEYS = (
     *("inputs", "filter", "buckets", SHOWN),
 )
 
-# So many of the examples that opening left out are named.
+# Number of examples left out on opening that are named in the log.
 _NAMED = 20
 
 
@@ -34,9 +34,9 @@ def open_source(data: Section, split: str) -> Any:
 
     Args:
       data: Section with "source" (row of SOURCES) and that source's options; the
-        loader's options and the names of the splits are passed over. The source is
-        asked for the keys that "inputs" need, besides those of its option "keys".
-      split: Split to open, as the source calls it.
+        loader's options and the names of the splits are ignored. The source is asked
+        for the keys that "inputs" need, besides those of its option "keys".
+      split: Name of the split in the source.
 
     Returns:
       A source; see `sources.py`.
@@ -63,14 +63,14 @@ def open_source(data: Section, split: str) -> Any:
 
 
 def check_sources(section: Section, name: str = "data") -> None:
-    """Checks what a section says of its sources, before any is opened.
+    """Checks a section's source options before any source is opened.
 
     Args:
-      section: Config section `data`, or what a part of a mixture adds to it.
-      name: What it is called.
+      section: Config section `data`, or that of a part of a mixture.
+      name: Name of the section, for messages.
 
     Raises:
-      ConfigError: On an unknown source or key, or a mixture of nothing.
+      ConfigError: On an unknown source or key, or a mixture without parts.
     """
     section = to_dict(section)
     make = choose(SOURCES, section.get("source"), f"{name}.source")
@@ -113,7 +113,7 @@ def _check_parts(section, name):
         )
     for part, entry in parts.items():
         where, entry = f"{name}.parts.{part}", to_dict(entry)
-        # A part within a part, too, is as the rows of parts say.
+        # Parts of nested mixtures are checked against the same rows.
         check_section(entry, f"data.parts.{part}")
         entry.pop("weight", None)
         for key in entry:
@@ -125,14 +125,14 @@ def _check_parts(section, name):
 
 
 def held_out_notes(section: Section, name: str = "data") -> list[str]:
-    """Says where what is held out is trained on, too, as the names of splits show.
+    """Finds sources that train on held-out data, by the names of their splits.
 
     Args:
       section: Config section `data`, or that of a part of a mixture.
-      name: What it is called.
+      name: Name of the section, for messages.
 
     Returns:
-      A sentence for each source of which that is so; [] where it is as it should be.
+      A warning for each such source; [] if there is none.
     """
     section = to_dict(section)
     if section["source"] == "mixture":
@@ -154,7 +154,7 @@ def held_out_notes(section: Section, name: str = "data") -> list[str]:
 
 
 def _share(split, other):
-    """Whether two splits have examples in common; slices of one are not compared."""
+    """Whether two splits share examples; slices of the same split are not compared."""
     ours, theirs = (
         [name.strip() for name in names.split("+")] for names in (split, other)
     )
@@ -167,12 +167,12 @@ def _share(split, other):
 
 
 def _whole(name):
-    """The split of which a name gives all or a slice."""
+    """Name of the split of which a name is all or a slice."""
     return name.partition("[")[0]
 
 
 def _shared(section):
-    """What parts take from the section of their mixture."""
+    """Options that the parts of a mixture inherit from its section."""
     return {k: v for k, v in section.items() if k not in ("source", "parts")}
 
 
@@ -182,12 +182,12 @@ def _open(section, split, name="data"):
     if not elsewhere:
         return _open_one(section, split, name)
     if split != section.get("eval_split"):
-        # Nothing needs to be held out of what is trained on.
+        # Nothing needs to be held out of the training data.
         return _open_one(section | {"validation_fraction": None}, split, name)
     held_out = _open_one(section | {"name": elsewhere}, "all", f"{name}.eval_name")
     if held_out.num_classes is None:
         return held_out
-    # Another set may lack classes, and would count the others otherwise.
+    # The other set may lack classes, and would then number the others differently.
     trained = _open(section, section.get("split", "train"), name)
     try:
         return Reclassed(held_out, trained)
@@ -198,10 +198,10 @@ def _open(section, split, name="data"):
 def _open_one(section, split, name):
     make = SOURCES[section["source"]]
     own = _options_of(make)
-    # An option of another source is no mistake: `source` alone may be overridden.
+    # An option of another source is not an error: `source` alone may be overridden.
     options = {key: value for key, value in section.items() if key in own}
     if split != section.get("split", split):
-        # Only what is trained on is mirrored.
+        # Only training data are mirrored.
         options.pop("flip", None)
     inputs = make_inputs(section.get("inputs"))
     needed = needed_keys(inputs)
@@ -219,7 +219,7 @@ def _open_one(section, split, name):
         if not isinstance(error, TypeError | ValueError):
             raise
         raise ConfigError(f"{name}: {error}") from error
-    # The parts of a mixture have each been asked, and some sources ask themselves.
+    # The parts of a mixture are filtered already, and some sources do it themselves.
     asked = {"parts", "filter"}.intersection(own)
     condition = None if asked else section.get("filter")
     return keep(source, condition, f"{name}.filter") if condition else source
@@ -237,7 +237,7 @@ def _open_parts(section, split, name):
             opened = _open(_shared(section) | entry, own, f"{name}.parts.{part}")
             parts[part] = Part(opened, weight)
     if not parts:
-        # The ranges let no part do without a split to train on.
+        # The ranges of the config require a training split of every part.
         names = sorted(section["parts"])
         raise ConfigError(
             f'{name}.eval_split="{split}" holds data out, and no part of the mixture '

@@ -1,8 +1,8 @@
 """Reads prepared TensorFlow Datasets: any name, no TensorFlow, no download.
 
-The files say all there is to know (features.json, dataset_info.json, shards), so a data
-set's own code is neither needed nor run. Image features stay encoded: `images.py`
-reads more modes than TFDS does.
+The files (features.json, dataset_info.json, shards) describe the data set completely,
+so its own code is neither needed nor run. Image features stay encoded: `images/` reads
+more modes than TFDS does.
 """
 
 import functools
@@ -29,7 +29,7 @@ class TfdsSource:
     Attributes:
       num_classes: Number of classes of the label, or None.
       class_names: Their names, or None.
-      skipped: List of (where, reason), of records whose metadata cannot be read.
+      skipped: List of (where, reason) of records whose metadata cannot be read.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class TfdsSource:
           split: Split or part of one: "train", "train[:90%]", "train[100:200]".
           data_dir: Root of the TFDS data sets; None is TFDS's own default.
           image_key: Feature that holds the image; None takes "image", or else the only
-            image there is.
+            image feature.
           label_key: Feature that holds the class; None takes "label" if there is one,
             "" takes none.
           keys: Further features that examples should have; dots lead into nested ones
-            ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
+            ("objects.bbox"), and rows of MODALITIES list more names (`prepared`).
 
         Raises:
           ValueError: If the data set is not prepared, or has no such split or feature.
@@ -107,7 +107,7 @@ class TfdsSource:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Names of what `columns` gives: scalar features, "width" and "height"."""
+        """Names of the columns: scalar features, "width" and "height"."""
         scalars = [key for key in self._features if _is_scalar(self._features[key])]
         return tuple(sorted({*scalars, "width", "height"}))
 
@@ -115,7 +115,7 @@ class TfdsSource:
         """Reads scalar features from all records.
 
         Args:
-          names: Which of `column_names`.
+          names: Some of `column_names`.
 
         Returns:
           Name -> array [N] of float64, bool, or objects.
@@ -133,7 +133,7 @@ class TfdsSource:
         try:
             raw = self._records[index]
             found = self._features.deserialize_example_np(raw, decoders=self._decoders)
-        # Whatever a damaged record raises.
+        # A damaged record may raise anything.
         except Exception as error:
             raise_if_silent(self.describe(index), error)
             self.skipped.append((self.describe(index), f"no metadata: {error}"))
@@ -142,7 +142,7 @@ class TfdsSource:
         return {name: as_text(np.asarray(found[name]).item()) for name in names}
 
     def fingerprint(self) -> str:
-        """Identifies the split as it was prepared.
+        """Identifies the prepared split.
 
         Returns:
           Hash of its name and of the names, sizes and parts of its files.
@@ -154,7 +154,7 @@ class TfdsSource:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def describe(self, index: int) -> str:
-        """Says where an example is, for messages.
+        """Describes where an example is, for messages.
 
         Args:
           index: Its position.
@@ -258,12 +258,12 @@ def _is_class(features, key):
 
 
 def find_path(name: str, features: Any, key: str) -> str:
-    """Finds the feature that a key stands for.
+    """Finds the feature of a key.
 
     Args:
       name: Name of the data set, for messages.
       features: Its features, nested.
-      key: Key of an example that a row of MODALITIES knows, or a dotted path.
+      key: Key of an example in a row of MODALITIES, or a dotted path.
 
     Returns:
       Its dotted path.
@@ -293,7 +293,7 @@ def _feature(name, features, path):
 
 
 def _is_scalar(feature):
-    """Whether a feature is one number, one truth value or one text."""
+    """Whether a feature is a single number, bool or string."""
     return hasattr(feature, "np_dtype") and tuple(feature.shape or ()) == ()
 
 

@@ -1,4 +1,4 @@
-"""Records of prepared data sets, by position, and the files that they lie in."""
+"""Records of prepared data sets, by position, and the files that contain them."""
 
 import os
 import struct
@@ -14,14 +14,14 @@ _HEADER, _FOOTER = 12, 4
 
 
 class NamedRecords:
-    """Records of several files, whose errors name the file that is read."""
+    """Records of several files, by position; errors name the file that was read."""
 
     def __init__(
         self,
         records: "Sequence[bytes] | TFRecords",
         parts: Sequence[tuple[str | os.PathLike, int, int]],
     ) -> None:
-        """Finds out which records lie in which file.
+        """Computes which file contains which records.
 
         Args:
           records: The records by position; can be pickled.
@@ -44,10 +44,10 @@ class TFRecords:
     """The records of some files, or of parts of them, by position."""
 
     def __init__(self, parts: Sequence[tuple[str | os.PathLike, int, int]]) -> None:
-        """Finds the records.
+        """Indexes the records.
 
         Args:
-          parts: List of (path, skip, take); take -1 is all that follow.
+          parts: List of (path, skip, take); take -1 for all that follow.
 
         Raises:
           ValueError: If a file is missing, is not a TFRecord file or is cut short.
@@ -82,14 +82,14 @@ class TFRecords:
         handle = self._handles.get(number)
         if handle is None:
             handle = os.open(self._paths[number], os.O_RDONLY)
-            # Another thread may have been faster; then ours is one too many.
+            # Another thread may have been faster; then this handle is not needed.
             if self._handles.setdefault(number, handle) != handle:
                 os.close(handle)
                 handle = self._handles[number]
         return os.pread(handle, length, offset)
 
     def __getstate__(self):
-        # Open files stay with their process.
+        # Open files belong to their process.
         return self.__dict__ | {"_handles": {}}
 
     def __del__(self):

@@ -1,8 +1,8 @@
-"""Files that lie beside an image and say more about it, by key of the example.
+"""Files beside an image with side information about it, by key of the example.
 
-Which they are, the rows of MODALITIES say: beside `x.jpg` there may be `x.txt` with its
-captions, `x.json` with its boxes, `x.depth.png` and so on. Any key that no row knows is
-an array in `x.<key>.npy`, such as an embedding, or captions in `x.<key>.txt`.
+The rows of MODALITIES define them: beside `x.jpg` there may be `x.txt` with its
+captions, `x.json` with its boxes, `x.depth.png` and so on. Any key without a row is an
+array in `x.<key>.npy`, such as an embedding, or captions in `x.<key>.txt`.
 
 All maps are cropped and mirrored with the image, whatever their size.
 """
@@ -19,7 +19,7 @@ from ldm_jax.reading import MAX_TEXT, parse_array, read_array, read_file, state_
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split())
 
-# Arrays that are images, where there are no others.
+# Suffix of arrays, which are taken as the images if there are no image files.
 ARRAY_SUFFIX = ".npy"
 
 
@@ -27,7 +27,7 @@ class Sidecar(NamedTuple):
     """A kind of file beside an image.
 
     Attributes:
-      suffix: What takes the place of the image's suffix, as ".depth.png".
+      suffix: Suffix in place of the image's own, e.g. ".depth.png".
       keys: Keys of the example that it holds.
       modality: Row of MODALITIES that reads it; None for an array.
     """
@@ -38,18 +38,18 @@ class Sidecar(NamedTuple):
 
 
 class MissingFile(ValueError):
-    """There is no such file beside an image.
+    """The error for a missing file beside an image.
 
     Attributes:
-      sidecar: Which file.
+      sidecar: Kind of the file.
     """
 
     def __init__(self, name: str, sidecar: Sidecar) -> None:
-        """Says which file is missing.
+        """Makes the error.
 
         Args:
           name: Name of the file.
-          sidecar: Which file of an image it is.
+          sidecar: Kind of the file.
         """
         super().__init__(name, sidecar)
         self.sidecar = sidecar
@@ -65,7 +65,7 @@ def find_sidecars(keys: Iterable[str]) -> list[Sidecar]:
       keys: Keys of the example.
 
     Returns:
-      Sidecar of each file.
+      One Sidecar per file.
     """
     found = {}
     for key in keys:
@@ -81,11 +81,11 @@ def find_sidecars(keys: Iterable[str]) -> list[Sidecar]:
 def read_sidecar(
     path: str, sidecar: Sidecar, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Reads a file that lies beside an image.
+    """Reads a file beside an image.
 
     Args:
       path: The image's path.
-      sidecar: Which file.
+      sidecar: Kind of the file.
       names: Names of the classes of boxes, or None.
 
     Returns:
@@ -93,19 +93,19 @@ def read_sidecar(
 
     Raises:
       MissingFile: If the file is missing.
-      ValueError: If it is wrong.
+      ValueError: If its content is invalid.
     """
     stem = os.path.splitext(path)[0]
     path = stem + sidecar.suffix
     if sidecar.modality is None and state_of(path) is None:
-        # Text of the user's own, such as a second caption.
+        # Text under a custom key, such as a second caption.
         text = f".{sidecar.keys[0]}.txt"
         if state_of(stem + text):
             path, sidecar = stem + text, Sidecar(text, sidecar.keys, "caption")
     try:
         if sidecar.modality is None:
             return {sidecar.keys[0]: _copy(read_array(path))}
-        # What is not decoded is text.
+        # Rows without `decode` are text.
         is_text = MODALITIES[sidecar.modality].decode is None
         data = read_file(path, MAX_TEXT if is_text else require_memory)
     except FileNotFoundError as error:
@@ -118,11 +118,11 @@ def read_sidecar(
 def parse_sidecar(
     data: bytes, sidecar: Sidecar, names: Sequence[str] | None, what: str
 ) -> dict[str, Any]:
-    """Makes what an example holds of the bytes of a file that goes with an image.
+    """Parses the bytes of a file that belongs to an image.
 
     Args:
       data: The file's bytes.
-      sidecar: Which file.
+      sidecar: Kind of the file.
       names: Names of the classes of boxes, or None.
       what: Name of the file, for messages.
 
@@ -130,7 +130,7 @@ def parse_sidecar(
       As `read_sidecar`.
 
     Raises:
-      ValueError: If they are wrong.
+      ValueError: If they are invalid.
     """
     try:
         if sidecar.modality is None:
@@ -151,13 +151,13 @@ def _copy(array):
 
 
 def drop_sidecars(names: Iterable[str]) -> list[str]:
-    """Leaves out the images that belong to another image of the same folder.
+    """Removes files that are side information of another image of the same folder.
 
     Args:
       names: File names of images in one folder.
 
     Returns:
-      Those that lie beside no other image.
+      The names of all others.
     """
     names = list(names)
     stems = {os.path.splitext(name)[0] for name in names}
@@ -171,7 +171,7 @@ def drop_sidecars(names: Iterable[str]) -> list[str]:
             for suffix in suffixes
         )
     ]
-    # Arrays of any key of the user's.
+    # Arrays under custom keys.
     return [name for name in names if not _is_of(name, stems)]
 
 

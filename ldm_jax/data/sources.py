@@ -1,40 +1,41 @@
 """Data sources: where examples come from, by the name of `data.source`.
 
-A source is a class that is opened with `split` and the options of its own that the
-config section `data` gives. It has
+A source is a class that is opened with `split` and its own options from the config
+section `data`. It has
 
 - `len(source)` and `source[index]`, a dict with "image" (encoded bytes, or a uint8
   array [H, W, C]), "label" (int) where there are classes, and the further `keys`;
 - `describe(index)`, which names the example in a message;
 - `num_classes` and `class_names`, None where there are none;
-- `fingerprint()`, a string that is another for other data, cheap to compute; a source
-  may be without, then only what is above can be compared between runs.
+- `fingerprint()`, a string that differs for different data, cheap to compute; it is
+  optional: without it only the above is compared between runs.
 
-It raises ValueError where it cannot be opened, and can be pickled, as every worker
-process gets a copy. It never imports jax. Where its files lie in a store that does not
-answer, it raises Unreachable, also from `source[index]`: that ends a run, whereas any
-other error of an example is counted as its own fault.
+It raises ValueError if it cannot be opened, and can be pickled, as every worker process
+gets a copy. It never imports jax. If the storage of its files does not answer, it
+raises Unreachable, also from `source[index]`: that ends a run, whereas any other error
+counts as a failure of that example alone.
 
-What more a source may have, and what follows where it has not:
+A source may also have these:
 
 - `sizes()`, int32 [N, 2], (height, width) of every image in pixels, from an index or
   the headers and without decoding; (0, 0) where that cannot be read. Buckets need it.
 - `column_names` and `columns(names)`, name -> array [N]: metadata for filters. Numbers
-  are float64 with NaN for what is missing, the rest is bool, or object with None;
+  are float64 with NaN for missing values, the rest is bool, or object with None;
   "width" and "height" are columns of every source that has `sizes`.
-- `make_order(seed)`, an `orders.order.Order`, where that is no plain shuffle.
-- `skipped`, a list of (where, why): what opening left out. It is named, and counted
-  with what cannot be read later.
-- `remote`, true where its examples come over the network: a worker waits for several.
-- `encoded`, true where examples are what batches hold already: nothing is decoded, cut
-  or made of them. Then `draw(index, rng, flip)` may give one of several versions of an
-  example in place of `source[index]`: `flip` says whether it may be mirrored, which it
-  never is in an evaluation, and `rng` is a NumPy generator that follows from the
-  example's place in the stream. `draw_batch(indices, rngs, flip)` may give the examples
-  of a batch at once, as arrays [B, ...], the same that `draw` gives; without flip there
-  may be no generators.
+- `make_order(seed)`, an `orders.order.Order`, if the order is not a plain shuffle.
+- `skipped`, a list of (where, why) of what was left out on opening. It is logged, and
+  counted with what cannot be read later.
+- `remote`, true if its examples come over the network: a worker then waits for several
+  at once.
+- `encoded`, true if examples already have the form of batches: nothing is decoded,
+  cropped or made from them. Then `draw(index, rng, flip)` may return one of several
+  versions of an example in place of `source[index]`: `flip` is whether it may be
+  mirrored, never so in an evaluation, and `rng` is a NumPy generator that depends on
+  the example's position in the stream. `draw_batch(indices, rngs, flip)` may return the
+  examples of a batch at once, as arrays [B, ...], equal to those of `draw`; without
+  flip, `rngs` may be empty.
 
-What wraps a source (`Subset`) hands all of these on, except the order.
+A wrapper of a source (`Subset`) passes all of these on, except the order.
 """
 
 import functools
@@ -61,7 +62,7 @@ from ldm_jax.errors import ConfigError
 def make_record(
     source: Any, example: Mapping[str, Shaped[Any, "..."]]
 ) -> dict[str, Any]:
-    """Records what data a run is trained on, to be compared when it goes on.
+    """Records what data a run is trained on, to be compared when it resumes.
 
     Args:
       source: Opened source.
@@ -69,7 +70,7 @@ def make_record(
 
     Returns:
       JSON-like dict: "num_examples", "num_classes", "class_names", "fingerprint", and
-      "shapes", batch key -> [type, axes without that of the batch].
+      "shapes", batch key -> [dtype, shape without the batch axis].
     """
     fingerprint = getattr(source, "fingerprint", None)
     names = source.class_names
@@ -87,11 +88,11 @@ def make_record(
 
 
 class Change(NamedTuple):
-    """A way in which data differ from those of an earlier run.
+    """A difference between data and those of an earlier run.
 
     Attributes:
-      text: What it is, in words.
-      fits: Whether a model that was trained on the earlier data can go on with these.
+      text: Description.
+      fits: Whether a model trained on the earlier data can be trained further on these.
     """
 
     text: str
@@ -104,12 +105,12 @@ def compare_records(
     """Compares the data of two runs.
 
     Args:
-      now: What `make_record` gives.
-      then: The same of an earlier run; what it lacks is not compared.
-      by_class: Whether the model knows the classes of images.
+      now: Result of `make_record`.
+      then: That of an earlier run; keys that it lacks are not compared.
+      by_class: Whether the model is conditioned on the class.
 
     Returns:
-      The changes, those that cannot be gone on with first.
+      The changes, those that the model does not fit first.
     """
     found = _classes(now, then, by_class) + _shapes(now, then)
     if _changed(now, then, "num_examples"):
@@ -125,7 +126,7 @@ def _changed(now, then, key):
 
 
 def _classes(now, then, by_class):
-    """Classes that came, went, or have another number."""
+    """Classes that were added, removed, renamed or renumbered."""
     counts = [record.get("num_classes") for record in (now, then)]
     names = [list(record.get("class_names") or ()) for record in (now, then)]
     gone, new = (
@@ -153,7 +154,7 @@ def _some(names, most=5):
 
 
 def _shapes(now, then):
-    """Inputs of another type or shape."""
+    """Inputs whose type or shape changed."""
     here, there = (record.get("shapes") or {} for record in (now, then))
     changes = []
     for key in sorted(here.keys() & there.keys()):
@@ -170,15 +171,15 @@ def _shapes(now, then):
 
 
 class Subset:
-    """Some examples of a source; a source itself, with what the other one has.
+    """Some examples of a source; a source itself, with the attributes of the other one.
 
-    An order of the source's own goes, as it is one of all examples.
+    The source's own order is dropped, as it is one of all examples.
     """
 
     def __init__(
         self, source: Any, indices: Sequence[int] | Integer[np.ndarray, " count"]
     ) -> None:
-        """Takes them.
+        """Selects the examples.
 
         Args:
           source: Source of examples.
@@ -193,7 +194,7 @@ class Subset:
         return self._source[int(self._indices[index])]
 
     def __getattr__(self, name):
-        # What sources may be without; copies are asked before they have a source.
+        # Optional attributes; unpickling looks some up before `_source` is set.
         if name.startswith("_") or name == "make_order":
             raise AttributeError(name)
         value = getattr(self._source, name)
@@ -210,13 +211,13 @@ class Subset:
           index: Its position.
 
         Returns:
-          What the source calls it.
+          The source's name of it.
         """
         return self._source.describe(int(self._indices[index]))
 
     @property
     def draw(self) -> Callable[..., dict[str, Any]]:
-        """How encoded examples are taken; absent where the source has no such way.
+        """The source's `draw` on these examples; absent if the source has none.
 
         Returns:
           (index, rng, flip) -> example.
@@ -226,7 +227,7 @@ class Subset:
 
     @property
     def draw_batch(self) -> Callable[..., dict[str, Any]]:
-        """How a batch of encoded examples is taken; absent likewise.
+        """The source's `draw_batch` on these examples; absent if the source has none.
 
         Returns:
           (indices, rngs, flip) -> batch.
@@ -236,22 +237,22 @@ class Subset:
 
 
 class Reclassed(Subset):
-    """A source whose classes are those of another; a source itself.
+    """A source with its classes numbered as those of another; a source itself.
 
     Attributes:
-      num_classes: Number of classes of the other one, or None.
+      num_classes: Number of classes of the other source, or None.
       class_names: Their names, or None.
     """
 
     def __init__(self, source: Any, other: Any) -> None:
-        """Finds the classes of a source in another one, by their names if it has any.
+        """Maps the classes of a source to those of another, by name if they have names.
 
         Args:
           source: Source of examples that have classes.
           other: Source with all of these classes.
 
         Raises:
-          ValueError: If a class is none of the other source's.
+          ValueError: If a class is not one of the other source.
         """
         super().__init__(source, range(len(source)))
         self.num_classes, self.class_names = other.num_classes, other.class_names
@@ -290,7 +291,7 @@ def _choose_fingerprint(fingerprint, indices):
     return digest.hexdigest()
 
 
-# Method of a source -> what it gives of some of the examples.
+# Method of a source -> its result for a subset of the examples.
 _CHOOSE = {
     "sizes": lambda sizes, indices: sizes()[indices],
     "columns": _choose_columns,
@@ -299,19 +300,19 @@ _CHOOSE = {
 
 
 def keep(source: Any, condition: str, key: str = "data.filter") -> Subset:
-    """Keeps the examples that fit a condition on their metadata.
+    """Keeps the examples that satisfy a condition on their metadata.
 
     Args:
       source: Source of examples, with columns.
       condition: See `filters.expressions`.
-      key: Key of the config that has it, for messages.
+      key: Config key of the condition, for messages.
 
     Returns:
       A source.
 
     Raises:
-      ConfigError: If the condition cannot be read, asks for what is not there, or fits
-        no example.
+      ConfigError: If the condition cannot be parsed, names an unknown column, or no
+        example satisfies it.
     """
     name = f"{key}={condition!r}"
     try:
@@ -329,7 +330,7 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Subset:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     kept = np.flatnonzero(fits)
-    # Commands show nothing less than warnings.
+    # Commands only show warnings and above.
     logging.warning("%s keeps %d of %d examples", name, len(kept), len(source))
     if not len(kept):
         raise ConfigError(f"{name} keeps none of {len(source):,} examples")
@@ -337,7 +338,7 @@ def keep(source: Any, condition: str, key: str = "data.filter") -> Subset:
 
 
 def _columns_of(source):
-    """(names, function that gives some of them) of the columns of a source."""
+    """Columns of a source: (their names, function that reads some of them)."""
     if hasattr(source, "column_names"):
         return tuple(source.column_names), source.columns
     if not hasattr(source, "sizes"):
@@ -346,11 +347,11 @@ def _columns_of(source):
 
 
 def require_images(source: Any, advice: str) -> None:
-    """Refuses data that were encoded where images are needed.
+    """Raises an error if data are encoded where images are needed.
 
     Args:
       source: Opened source.
-      advice: What to do.
+      advice: What to do instead, for the message.
 
     Raises:
       ConfigError: If its examples have no images.
@@ -360,20 +361,20 @@ def require_images(source: Any, advice: str) -> None:
 
 
 def left_out(source: Any) -> list[str]:
-    """Names what opening a source left out.
+    """Lists what was left out when a source was opened.
 
     Args:
       source: Opened source.
 
     Returns:
-      "WHERE: WHY" each, such as a damaged shard or a folder that cannot be listed; how
-      many examples there were is not known.
+      "WHERE: WHY" of each, such as a damaged shard or a folder that cannot be listed;
+      the number of examples in it is unknown.
     """
     return [f"{where}: {why}" for where, why in getattr(source, "skipped", ())]
 
 
 def part(source: Any, start: int = 0, count: int | None = None) -> Subset:
-    """Takes examples of a source, one after the other.
+    """Takes consecutive examples of a source.
 
     Args:
       source: Source of examples.

@@ -1,6 +1,6 @@
-"""Splits of a data set, trained on and held out, by names or by a hash of them.
+"""Training and held-out splits of a data set, by names or by a hash of them.
 
-By the hash an example keeps its side when others come or go.
+With the hash, an example stays in its split when others are added or removed.
 """
 
 import hashlib
@@ -10,25 +10,25 @@ import numpy as np
 
 from ldm_jax.annotations import Bool, Shaped
 
-# What may be asked for, and which of them are the held-out side.
+# Splits that can be requested.
 SPLITS = ("train", "validation", "test", "all")
 
-# What folders and files of each split are called.
+# Names of the folders and files of each split.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
     "test": ("test",),
 }
 
-# The split that serves where there is none of that name.
+# The split that is used if there is none of that name.
 _INSTEAD = {"validation": "test", "test": "validation"}
 
 
 def split_of(name: str) -> str | None:
-    """Finds the split that a name is one of.
+    """Finds the split that a name stands for.
 
     Args:
-      name: Name of a folder, or the head of a file's name, in any case of letters.
+      name: Name of a folder, or first part of a file's name, in upper or lower case.
 
     Returns:
       "train", "validation", "test" or None.
@@ -38,15 +38,15 @@ def split_of(name: str) -> str | None:
 
 
 def serving(split: str, there: Iterable[str | None]) -> str | None:
-    """Finds the split that serves another one.
+    """Finds the split to use for a requested one.
 
     Args:
-      split: What is asked for.
-      there: The splits that there are.
+      split: The requested split.
+      there: The splits that exist.
 
     Returns:
-      The split itself, or of "validation" and "test" the other one; None if there is
-      neither.
+      The split itself, or the other one of "validation" and "test"; None if neither
+      exists.
     """
     there = {*there} - {None}
     found = (name for name in (split, _INSTEAD.get(split)) if name in there)
@@ -54,13 +54,13 @@ def serving(split: str, there: Iterable[str | None]) -> str | None:
 
 
 def place_of(name: bytes) -> int:
-    """Gives a name its place on the way from 0 to 2**64.
+    """Hashes a name to a number in [0, 2**64), which decides on its split.
 
     Args:
       name: Path or key of an example.
 
     Returns:
-      A number of 64 bits that depends on the name alone.
+      A 64-bit number that depends on the name alone.
     """
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
 
@@ -68,13 +68,13 @@ def place_of(name: bytes) -> int:
 def in_split(
     places: Shaped[np.ndarray, " N"], split: str, fraction: float | None
 ) -> Bool[np.ndarray, " N"]:
-    """Finds the examples on one side.
+    """Finds the examples of a split.
 
     Args:
-      places: uint64 [N], what `place_of` gives for all examples.
+      places: uint64 [N], `place_of` of all examples.
       split: "train", "validation" or "test" (the same), or "all".
-      fraction: Fraction that is held out, in (0, 1), of two or more examples at least
-        one; None where nothing is.
+      fraction: Held-out fraction, in (0, 1), at least one example if there are two or
+        more; None to hold nothing out.
 
     Returns:
       bool [N].
@@ -95,7 +95,7 @@ def check_split(split: str, fraction: float | None, what: str) -> None:
     Args:
       split: See `in_split`.
       fraction: See `in_split`.
-      what: What is divided, for the message, as "a folder".
+      what: What is split, for the message, e.g. "a folder".
 
     Raises:
       ValueError: If one is out of range.
@@ -104,6 +104,6 @@ def check_split(split: str, fraction: float | None, what: str) -> None:
         raise ValueError(
             f'{what} has the splits {", ".join(SPLITS[:-1])} and all, not "{split}"'
         )
-    # None is no value of the config: `open_source` gives it where `eval_name` is set.
+    # None is not a value of the config: `open_source` sets it if `eval_name` is set.
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")

@@ -16,17 +16,18 @@ from ldm_jax.store import local_copy
 SHAPES_FILE = pathlib.Path(__file__).with_name("shapes") / "tokenizer.json"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
 
-# Seconds after which the hub counts as out of reach.
+# Seconds after which the hub counts as unreachable.
 _PATIENCE = 5
 
 
 class Tokenizer:
-    """Maps captions to ids, padded and cut to one length; can be pickled.
+    """Maps captions to ids, padded and truncated to one length; can be pickled.
 
     Attributes:
       max_length: Length L of the result.
       vocab_size: Number of ids.
-      null_ids: First ids of the empty caption, a tuple; the last one fills the rest.
+      null_ids: First ids of the empty caption, a tuple; the last one is repeated up to
+        `max_length`.
     """
 
     def __init__(
@@ -37,10 +38,10 @@ class Tokenizer:
         Args:
           backend: Tokenizer of transformers.
           max_length: Length of the token sequences.
-          pad_id: What fills the rest, where not the tokenizer's own.
+          pad_id: Id of the padding; None for the tokenizer's own.
 
         Raises:
-          ConfigError: If `pad_id` is not an id of it.
+          ConfigError: If `pad_id` is not one of its ids.
         """
         self._backend, self._pad_id = backend, pad_id
         self.max_length = max_length
@@ -55,7 +56,7 @@ class Tokenizer:
         self.null_ids = tuple(empty[: last[-1] + 2 if last.size else 1].tolist())
 
     def __call__(self, texts: Sequence[str | bytes]) -> Int[np.ndarray, "batch length"]:
-        """Tokenizes captions; what is too long loses its end.
+        """Tokenizes captions, truncating those that are too long.
 
         Args:
           texts: List of B strings, or of bytes in UTF-8.
@@ -76,7 +77,7 @@ class Tokenizer:
         return ids
 
     def is_too_long(self, text: str | bytes) -> bool:
-        """Says whether a caption loses its end.
+        """Returns whether a caption is truncated.
 
         Args:
           text: The caption, str or bytes in UTF-8.
@@ -85,14 +86,14 @@ class Tokenizer:
           Whether it has more than `max_length` tokens, start and end included.
         """
         data = text if isinstance(text, bytes) else text.encode()
-        # No tokenizer makes more than a token of a byte, and some beside.
+        # No tokenizer makes more than a token per byte, and a few special ones.
         if len(data) + 4 <= self.max_length:
             return False
         found = self._encode([data.decode()])
         if found.encodings:
-            # To ask for all tokens would change the truncation in other threads.
+            # Requesting all tokens would change the truncation in other threads.
             return bool(found.encodings[0].overflowing)
-        # Tokenizers in Python keep no such state.
+        # Tokenizers in pure Python have no such shared state.
         whole = self._backend(data.decode(), truncation=False, verbose=False)
         return len(whole["input_ids"]) > self.max_length
 
@@ -102,7 +103,7 @@ class Tokenizer:
         )
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the files from which transformers makes the same token ids.
+        """Saves the tokenizer so that transformers makes the same token ids with it.
 
         Args:
           folder: An empty folder.
@@ -118,14 +119,14 @@ class Tokenizer:
 def load_tokenizer(
     name: str | os.PathLike, max_length: int = 77, pad_id: int | None = None
 ) -> Tokenizer:
-    """Loads a tokenizer, once.
+    """Loads a tokenizer; cached.
 
     Args:
       name: "shapes" for the one of this package, a folder, or the name of a tokenizer
         on the Hugging Face hub, such as "bert-base-uncased" (that of CompVis) or
         "openai/clip-vit-large-patch14" (Stable Diffusion 1).
       max_length: Length of the token sequences, start and end included.
-      pad_id: What fills the rest, where not the tokenizer's own: 0 for the captions of
+      pad_id: Id of the padding; None for the tokenizer's own. 0 for the captions of
         OpenCLIP (Stable Diffusion 2), whose ids are otherwise those of OpenAI's CLIP.
 
     Returns:
@@ -147,9 +148,9 @@ def load_tokenizer(
     try:
         backend = transformers.AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else name,
-            # Where the hub is out of reach, its client would try for a minute.
+            # If the hub is unreachable, its client would retry for a minute.
             local_files_only=local.is_dir() or failure is not None,
-            # Else transformers asks whether to run what a folder brings along.
+            # Otherwise transformers asks whether to run code that comes with a folder.
             trust_remote_code=False,
         )
     # Malformed files raise nearly anything.
@@ -178,13 +179,13 @@ def load_tokenizer(
 
 
 def _hub_failure():
-    """Why the hub is out of reach, also where HF_HUB_OFFLINE says so, or None."""
+    """Why the hub is unreachable, be it by HF_HUB_OFFLINE; None if it is reachable."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-    # Its client is another library's, by its version.
+    # Which library its errors come from depends on the version of its client.
     except Exception as error:
         return _first_line(error)
     return None

@@ -1,7 +1,7 @@
-"""From what a source gives to arrays of one size: decode, crop, resize, mirror.
+"""Turns examples of a source into arrays of one size: decode, crop, resize, mirror.
 
-The image decides on the crop (`crops.py`), and everything else follows it as its row of
-MODALITIES says (`modalities.py`).
+The crop is chosen for the image (`crops.py`), and everything else is cropped with it as
+its row of MODALITIES defines (`modalities.py`).
 """
 
 from collections.abc import Mapping
@@ -37,11 +37,11 @@ def transform(
     """Makes the arrays of one example.
 
     Args:
-      example: Dict from a source, with an "image" at least.
+      example: Dict from a source, with at least an "image".
       size: Side S of the images in pixels, or their (height, width).
       crop: Row of CROPS.
       flip: Whether to mirror with probability 1/2; `crops.ALWAYS` mirrors.
-      rng: NumPy generator; needed for what is random.
+      rng: NumPy generator; needed if anything is random.
       min_crop: See `choose_crop`.
       with_size: Whether to add "size_and_crop", see `crops.size_and_crop`.
       pixels: Channels and type of the image.
@@ -51,8 +51,8 @@ def transform(
       "segmentation" int32 [S, S]; "depth" float32 [S, S, 1]; "boxes" float32
       [MAX_BOXES, 4] and "box_labels" int32 [MAX_BOXES], see `pad_boxes`; "mask" bool
       [S, S]; "low_res" uint8 [h, w, 3] at its own resolution, and so on for every row
-      of MODALITIES, as far as the example has them; strings as str, of "caption" a list
-      of str where there are several; other values as they are.
+      of MODALITIES that the example has; strings as str, "caption" as a list of str if
+      there are several; other values unchanged.
 
     Raises:
       DecodeError: If one of the images cannot be decoded.
@@ -66,7 +66,7 @@ def transform(
         followed[SIZE_AND_CROP] = size_and_crop(original, where, sides(size))
     for key in example:
         name = modality_of(key)
-        # A modality of several keys follows with the first of them.
+        # A modality of several keys is handled at the first of them.
         if name == "image":
             followed[key] = cut_image(image, where, size, pixels)
         elif name is not None and key not in followed:
@@ -78,7 +78,7 @@ def transform(
 
 
 def extent(image: Any) -> tuple[int, int]:
-    """Says how large a decoded image is.
+    """Returns the size of a decoded image.
 
     Args:
       image: PIL image, or an array [H, W, ...].
@@ -92,13 +92,13 @@ def extent(image: Any) -> tuple[int, int]:
 def cut_image(
     image: Any, crop: Crop, size: Size, pixels: Pixels = RGB
 ) -> Num[np.ndarray, "height width channels"]:
-    """Cuts out and resizes an image of any kind, in all digits that it has.
+    """Crops and resizes an image of any kind at its full precision.
 
     Args:
-      image: What `images.decode_pixels` gives.
+      image: Result of `images.decode_pixels`.
       crop: Crop.
       size: Side of the result in pixels, or its (height, width).
-      pixels: What it is.
+      pixels: Its channels and type.
 
     Returns:
       Array [height, width, C] in the type of a batch.
@@ -109,7 +109,7 @@ def cut_image(
 
 
 def _weighted(image):
-    """Colours times opacity, lest those of what is transparent bleed into others."""
+    """Colours times opacity, so that those of transparent pixels do not bleed."""
     image = (image + 1) / 2
     return np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], axis=-1)
 
@@ -129,7 +129,7 @@ def _original_size(data):
 
 
 def _follow(name, value, where, size):
-    """The part of an example that holds a modality, cut as the image is."""
+    """Crops a modality with the image; returns its part of the example."""
     row = MODALITIES[name]
     if value is None or row.follow is None:
         return {}

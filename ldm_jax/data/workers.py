@@ -1,7 +1,7 @@
 """Batches loaded ahead by Grain, in threads or in worker processes.
 
-The batch of a step is a function of the step alone, `load`, so workers that have gone
-are started anew at the step that is due, and nobody who takes the batches sees it.
+The batch of a step is a function of the step alone, `load`, so workers that died are
+restarted at the next step, and the batches are the same.
 """
 
 import functools
@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from ldm_jax.errors import ProcessLost
 
-# Steps that are loaded ahead, and the threads that do it, in a process that loads.
+# Steps that are loaded ahead, and the threads that load them, in each loading process.
 AHEAD, THREADS = 4, 4
 
 
@@ -36,16 +36,16 @@ class BatchIterator:
         batch_bytes: int,
         restarts: int,
     ) -> None:
-        """Starts to load.
+        """Starts loading.
 
         Args:
           load: Step -> batch; with workers it is pickled.
           first: First step.
-          last: Step before which it ends.
+          last: Step at which to stop, exclusive.
           workers: Worker processes; 0 loads in threads of this one.
           threads: Threads that load in each of them, see `threads_in_each`.
-          batch_bytes: Bytes of a batch, at most.
-          restarts: How often workers are started anew where one was killed.
+          batch_bytes: Upper bound on the bytes of a batch.
+          restarts: How often workers are restarted after one was killed.
         """
         self._start = functools.partial(
             _start,
@@ -63,20 +63,20 @@ class BatchIterator:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        """Returns the batch of the next step, from new workers where one has gone.
+        """Returns the batch of the next step, restarting the workers if one died.
 
         Returns:
-          What `load` gives; of workers, arrays lie in their shared memory.
+          Result of `load`; with workers, its arrays are in their shared memory.
 
         Raises:
           StopIteration: After the last step.
-          ProcessLost: If a worker has gone and cannot be replaced.
+          ProcessLost: If a worker died and cannot be replaced.
         """
         while True:
             try:
                 batch = next(self._running)
             except RuntimeError as error:
-                # Grain's error of a worker has no kind of its own.
+                # Grain has no error class of its own for a lost worker.
                 ended = re.search(r"terminated unexpectedly.* code (-?\d+)", str(error))
                 if not ended:
                     raise
@@ -86,14 +86,14 @@ class BatchIterator:
                 return batch
 
     def _restart(self, code):
-        """Starts the workers anew, from the next step on: a batch depends on no other.
+        """Restarts the workers at the next step: batches do not depend on each other.
 
         Raises:
-          ProcessLost: If that was done often enough, or cannot help.
+          ProcessLost: If no restarts are left, or a restart cannot help.
         """
         cause = _cause(code)
         if code == 1 and self._step == self._first:
-            # It failed as it started, which the next one would, too.
+            # It failed at its start, and so would the next one.
             raise ProcessLost(
                 f"a data worker {cause} before its first batch, for the reason that "
                 "stands above: workers import the main script anew, so what it runs "
@@ -115,16 +115,16 @@ class BatchIterator:
         self._running = self._start(self._step)
 
     def close(self) -> None:
-        """Ends the threads and worker processes."""
-        # Grain's iterator must be gone, not only closed, before the interpreter goes,
-        # or it prints tracebacks. There is none where new workers could not start.
+        """Stops the threads and worker processes."""
+        # Grain's iterator must be deleted, not only closed, before the interpreter
+        # exits, or it prints tracebacks. It is None if new workers could not start.
         running, self._running = self._running, None
         if running is not None:
             running.close()
 
 
 def threads_in_each(source: Any, workers: int) -> int:
-    """Says how many threads load, in each worker or in this process.
+    """Returns the number of loading threads in each worker, or in this process.
 
     Args:
       source: Opened source.
@@ -135,18 +135,18 @@ def threads_in_each(source: Any, workers: int) -> int:
     """
     if not workers or getattr(source, "remote", False):
         return THREADS
-    # Threads that decode hold one another up where there are more than cores.
+    # Decoding threads slow one another down if there are more of them than cores.
     return min(THREADS, -(-_cores() // workers))
 
 
 def _cores():
-    """Cores that this process may use; other systems do not say which."""
+    """Cores that this process may use; all cores on systems that do not report them."""
     own = getattr(os, "sched_getaffinity", None)
     return len(own(0)) if own else os.cpu_count() or 1
 
 
 def _start(load, step, last, workers, threads, batch_bytes):
-    """Iterates over the batches from a step on."""
+    """Starts an iterator over the batches from a step on."""
     import grain
 
     steps = grain.MapDataset.range(step, last).map(load)
@@ -159,7 +159,7 @@ def _start(load, step, last, workers, threads, batch_bytes):
 
 
 def _in_workers(batches, workers, batch_bytes):
-    """Moves the work into processes that hand batches over in shared memory."""
+    """Moves the loading into processes that pass batches in shared memory."""
     import grain
 
     # Grain's workers read absl's flags, which a notebook or a test has not parsed.
@@ -169,8 +169,8 @@ def _in_workers(batches, workers, batch_bytes):
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
         worker_init_fn=_start_worker,
     )
-    # Containers often have 64 MB of it, and a worker that fills it up dies of a bus
-    # error: then pipes must do, which cost the main process three times the work.
+    # Containers often have only 64 MB of it, and a worker that fills it up dies of a
+    # bus error: then pipes are used, which cost the main process three times the work.
     if _free_shared_memory() > 5 * workers * batch_bytes:
         return batches
     options = grain.experimental.DatasetOptions(min_shm_size=2**62)
@@ -181,15 +181,15 @@ def _free_shared_memory():
     try:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
-        # Other systems keep it elsewhere and do not limit it so.
+        # Other systems keep it elsewhere, without such a limit.
         return 2**62
 
 
 def _start_worker(index, count):
-    """Leaves signals to the main process, and goes when that has gone.
+    """Ignores signals, and exits when the main process has ended.
 
     Ctrl-C and a scheduler's SIGTERM reach every process; the main one may still need
-    batches to finish its step and save. Killed itself, it cannot stop its workers.
+    batches to finish its step and save. If it is killed, it cannot stop its workers.
     """
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -203,7 +203,7 @@ def _leave_with_parent():
 
 
 def _cause(code):
-    """Says how a worker ended."""
+    """Describes how a worker ended."""
     if code >= 0:
         return f"ended with status {code}"
     names = {number.value: number.name for number in signal.Signals}
