@@ -1,13 +1,13 @@
-"""Sets of latents that a first stage made once: `ldm-encode` writes them.
+"""Sets of latents precomputed with a first stage by `ldm-encode`.
 
 | module | what |
 | --- | --- |
 | `record` | one example as bytes, and back |
-| `header` | what the JSON file of a set says |
+| `header` | the JSON file of a set |
 | `latent_source` | a set as a data source |
 
 A set is a folder with a header, `latents.json`, and shards in array_record's format.
-Nothing in it is a program: no pickles.
+It contains no executable code: no pickles.
 """
 
 from ldm_jax.data.encoded.header import Header

@@ -1,4 +1,4 @@
-"""The header of a set of latents: what was encoded, by what, how; statistics."""
+"""The header of a set of latents: its data, first stage, settings and statistics."""
 
 import dataclasses
 import hashlib
@@ -14,25 +14,25 @@ from ldm_jax.store import as_path, is_file, raise_if_silent, size_of
 FILE = "latents.json"
 
 # Beside it: "KEY/null" and "KEY/empty" -> text states [L, D] of the null input, and of
-# the caption that stands for one that is left out.
+# the empty caption that replaces dropped ones.
 EMPTY = "empty_captions.npz"
 
-# Another number is another form of header or records.
+# Changes whenever the form of the header or the records does.
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the JSON file of a set says.
+    """The contents of the JSON file of a set.
 
     Attributes:
       version: VERSION of the code that wrote it.
       count: Number of images; a mirrored copy does not count.
       mirrored: Whether each record is followed by that of the mirrored image.
-      fields: What `RecordFormat.to_json` gives.
+      fields: Result of `RecordFormat.to_json`.
       shards: List of {"file", "records", "bytes", "crc32"} in order: the file's size,
-        which is looked at whenever the set is opened, and the checksum of its records
-        one after the other, by which `fingerprint` tells sets apart.
+        which is checked whenever the set is opened, and the checksum of its
+        concatenated records, which is part of `fingerprint`.
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
       first_stage: Record of the first stage, with "kind" and "checksum".
@@ -41,12 +41,12 @@ class Header:
       data: The config section `data` that was encoded, without "inputs".
       inputs: Its "inputs".
       source: {"num_examples", "fingerprint"} of the data.
-      skipped: {"count", "examples": [[where, why], ...]}, of which some are listed.
+      skipped: {"count", "examples": [[where, why], ...]}, where only some are listed.
       shortened: Number of examples of which a part was left out.
-      cut: Input -> number of examples of which it kept only the beginning.
+      cut: Input -> number of examples that it truncated.
       written_by: Version of the package.
-      text_states: Batch key -> {"checksum"} of the frozen tower whose states lie beside
-        the token ids, and beside this file what it makes of empty captions.
+      text_states: Batch key -> {"checksum"} of the frozen text tower whose states are
+        stored with the token ids, and for empty captions in EMPTY beside this file.
     """
 
     version: int
@@ -78,7 +78,7 @@ class Header:
           A Header.
 
         Raises:
-          ValueError: If there is none, or it cannot be understood.
+          ValueError: If there is none, it is damaged, or of another version.
         """
         path = as_path(folder) / FILE
         try:
@@ -90,7 +90,7 @@ class Header:
                     "encode the data again"
                 )
             known = {field.name for field in dataclasses.fields(cls)}
-            # Older ones store none.
+            # Headers of older versions have none.
             found = {"text_states": {}} | found
             return cls(**{key: found[key] for key in known})
         except OSError as error:
@@ -103,14 +103,14 @@ class Header:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds.
+        """Makes the contents of the file.
 
         Returns:
           JSON-like dict.
         """
         found = dataclasses.asdict(self)
         if not self.text_states:
-            # As older versions have it: their sets keep their fingerprints.
+            # As in older versions, so that their sets keep their fingerprints.
             del found["text_states"]
         return found
 
@@ -126,13 +126,13 @@ class Header:
         return shapes[MEAN]
 
     def problem_with_files(self, folder: str | os.PathLike) -> str | None:
-        """Looks whether all shards are there as they were written, by their sizes.
+        """Checks that all files exist and that shards have the sizes of the header.
 
         Args:
           folder: Folder of the set.
 
         Returns:
-          What is wrong with one; None if all are whole.
+          Description of the first problem; None if there is none.
         """
         empty = as_path(folder) / EMPTY
         if self.text_states and not is_file(empty):
@@ -152,24 +152,24 @@ class Header:
         return None
 
     def fingerprint(self) -> str:
-        """Identifies the set; every shard's checksum counts.
+        """Identifies the set, including the checksums of its shards.
 
         Returns:
-          Hash of what the header says.
+          Hash of the header.
         """
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def require_alike(self, other: "Header", key: str) -> None:
-        """Refuses a set that does not go with this one in a run.
+        """Checks that another set can be used with this one in a run.
 
         Args:
           other: Header of the other set.
-          key: What names it, for the message.
+          key: Config key or flag of the other set, for the message.
 
         Raises:
-          ConfigError: If another first stage made it, or its records hold something
-            else; the latents' type may differ.
+          ConfigError: If another first stage or text tower made it, or its records have
+            other fields; the latents' type may differ.
         """
         mine, theirs = self.first_stage, other.first_stage
         if theirs["checksum"] != mine["checksum"]:
@@ -195,14 +195,14 @@ class Header:
                 )
 
     def require_first_stage(self, record: Mapping[str, Any], key: str) -> None:
-        """Refuses another first stage than that which made the latents.
+        """Checks that a first stage is the one that made the latents.
 
         Args:
           record: Record of a first stage, see `trained.FirstStage`.
-          key: What names it, for the message.
+          key: Config key or flag of the first stage, for the message.
 
         Raises:
-          ConfigError: If it makes other latents.
+          ConfigError: If it is another one.
         """
         mine = self.first_stage
         if record.get("checksum") != mine["checksum"]:
@@ -215,7 +215,7 @@ class Header:
 
 
 def _contents(fields):
-    """Name -> what records hold of it; latents are float32 once they are read."""
+    """Name -> type and shape in records; the type of latents does not count."""
     latents = {MEAN, STD}
     return {
         name: f"{'latents' if name in latents else dtype} {list(shape)}"

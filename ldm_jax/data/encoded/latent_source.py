@@ -1,4 +1,4 @@
-"""The source "latents": a set of latents that `ldm-encode` wrote, by position."""
+"""The source "latents": a set of latents written by `ldm-encode`, by position."""
 
 import collections
 import os
@@ -16,8 +16,8 @@ from ldm_jax.files import most_open_files
 from ldm_jax.reading import naming
 from ldm_jax.store import as_path, is_dir, is_file, is_silent, local_copy
 
-# Shards that are open at a time, where the system allows so many: each holds a file,
-# a buffer of 32 KB and its index, 8 bytes a record.
+# Most shards open at a time, if the system allows that many: each has an open file, a
+# buffer of 32 KB and its index, 8 bytes per record.
 _MOST_OPEN = 512
 
 
@@ -25,13 +25,13 @@ class LatentSource:
     """Examples of one set; can be pickled, and read by several threads.
 
     Attributes:
-      encoded: True: its examples are what a batch holds already.
-      header: What the set says of itself.
+      encoded: True: its examples already have the form of batches.
+      header: Header of the set.
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
-      null_states: Batch key -> text states [L, D] of the null input, where states are
-        given in place of token ids.
-      empty_states: The same of the caption that stands for one that is left out.
+      null_states: Batch key -> text states [L, D] of the null input, if text states
+        replace token ids.
+      empty_states: The same of the empty caption, which replaces dropped ones.
     """
 
     encoded = True
@@ -50,20 +50,19 @@ class LatentSource:
         """Opens a set; only its header is read.
 
         Args:
-          name: Folder that `ldm-encode` wrote, its `--outdir`.
-          split: "train" or "validation", the folder of the set in it.
-          image_size: Side of the images that the latents are to be of, in pixels; None
-            for any.
-          flip: Whether mirrored images are asked for.
+          name: Folder written by `ldm-encode`, its `--outdir`.
+          split: "train" or "validation", the sub-folder of the set.
+          image_size: Required side of the encoded images in pixels; None for any.
+          flip: Whether mirrored images are needed.
           inputs: Config section `data.inputs`, whose inputs must have been encoded.
-          filter: Condition on metadata, which must be that of the encoding: there it
-            has acted.
-          keys: Not used: what inputs need was there when they were encoded.
-          text_states: Whether to give the states of frozen text towers in place of
+          filter: Condition on metadata; if set, it must be that of the encoding, where
+            it was applied.
+          keys: Not used: inputs are already encoded.
+          text_states: Whether to return the states of frozen text towers instead of
             token ids.
 
         Raises:
-          ValueError: If there is no such set, or it does not hold what is asked for.
+          ValueError: If there is no such set, or it does not meet these requirements.
         """
         del keys
         self._folder = as_path(name).absolute() / (split or "")
@@ -103,7 +102,7 @@ class LatentSource:
         self._begin()
 
     def _read_empty(self):
-        """Text states of null inputs, and of captions that are left out, by key."""
+        """Reads the text states of null inputs and of empty captions, each by key."""
         if not self._states:
             return {}, {}
         format_ = {field.name: field.dtype for field in self._format.fields}
@@ -125,7 +124,7 @@ class LatentSource:
         return self.header.count
 
     def __getitem__(self, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Returns the latents' moments, as stored, the label and the inputs, by key."""
+        """Returns the latents' moments as stored, the label and the inputs, by key."""
         return self._example(int(index) * self._copies)
 
     def draw(
@@ -133,8 +132,8 @@ class LatentSource:
     ) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Reads an example or, at random, its mirrored copy.
 
-        The generator is asked as for images that are cut at the centre, so that the
-        same ones are mirrored.
+        The generator is used as for images with a centre crop, so that the same ones
+        are mirrored.
 
         Args:
           index: Position of the example.
@@ -145,7 +144,7 @@ class LatentSource:
           Batch key -> array, the latents' moments [h, w, c] among them.
 
         Raises:
-          ValueError: If a copy is asked for and the set has none.
+          ValueError: If a copy is needed and the set has none.
         """
         mirror = flip and rng.random() < 0.5
         return self.mirrored(index) if mirror else self[index]
@@ -167,7 +166,7 @@ class LatentSource:
           Batch key -> array [B, ...].
 
         Raises:
-          ValueError: If a copy is asked for and the set has none.
+          ValueError: If a copy is needed and the set has none.
         """
         numbers = np.asarray(indices, np.int64) * self._copies
         if flip:
@@ -184,7 +183,7 @@ class LatentSource:
           index: Position of the example.
 
         Returns:
-          Batch key -> array, as `source[index]` gives them.
+          Batch key -> array, as for `source[index]`.
 
         Raises:
           ValueError: If the set has none.
@@ -200,14 +199,14 @@ class LatentSource:
         return self._by_key(self._format.unpack(self._record(number), self._names))
 
     def _by_key(self, found):
-        """What was read, with text states under the keys of their conditions."""
+        """Renames text states to the keys of their conditions."""
         return {self._states.get(name, name): value for name, value in found.items()}
 
     def _record(self, number):
         return self._records(np.array([number]))[0]
 
     def _records(self, numbers):
-        """The bytes of records, read together of each shard."""
+        """Reads the bytes of records, those of the same shard together."""
         shards = np.searchsorted(self._ends, numbers, side="right")
         if numbers.min() < 0 or shards.max() == len(self._ends):
             wrong = numbers[(numbers < 0) | (shards == len(self._ends))][0]
@@ -223,7 +222,7 @@ class LatentSource:
         return found
 
     def _read(self, shard, places):
-        """Records of a shard, from its file opened anew where that may have gone."""
+        """Reads records of a shard; reopens its file if it may have been lost."""
         with naming(self._folder / self.header.shards[shard]["file"]):
             try:
                 return self._reader(shard).read(places)
@@ -235,13 +234,14 @@ class LatentSource:
             return self._reader(shard).read(places)
 
     def _reader(self, shard):
-        """The reader of a shard; of those that are open the longest unused goes."""
+        """Returns the reader of a shard; closes the least recently used if too many."""
         with self._lock:
             reader = self._open.get(shard)
             if reader is not None:
                 self._open.move_to_end(shard)
                 return reader
-        # Other threads read on meanwhile; where two open one shard the first is kept.
+        # Opened without the lock, so that other threads can read meanwhile; if two open
+        # the same shard, the first is kept.
         reader, gone = self._open_shard(shard), []
         with self._lock:
             reader = self._open.setdefault(shard, reader)
@@ -261,7 +261,7 @@ class LatentSource:
         )
 
     def __getstate__(self):
-        # Open files and locks stay with their process.
+        # Open files and locks belong to their process.
         return self.__dict__ | {"_open": None, "_lock": None}
 
     def __setstate__(self, state):
@@ -283,13 +283,13 @@ class LatentSource:
           index: Its position.
 
         Returns:
-          Folder, position and, where it can be read, the key of the image.
+          Folder, position and, if it can be read, the key of the image.
         """
         where = f"{self._folder} example {index}"
         try:
             record = self._record(int(index) * self._copies)
             return f"{where} ({self._format.key_of(record)})"
-        # This is said of damaged records.
+        # Damaged records are described, too.
         except Exception:
             return where
 
@@ -329,9 +329,9 @@ def _require_size(header, image_size):
 
 
 def _plain_inputs(section):
-    """Entries as JSON has them, without those that are off.
+    """Converts entries to their JSON form, without those that are off.
 
-    And without "dropout", which training draws anew in each epoch.
+    And without "dropout", which is drawn again in each epoch of training.
     """
     return {
         key: {

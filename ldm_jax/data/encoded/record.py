@@ -1,8 +1,8 @@
-"""One example of encoded data as bytes: arrays in a stated order, then its key.
+"""One example of encoded data as bytes: its arrays in a fixed order, then its key.
 
-All records of a set have one layout, which its header states: name, type and shape of
+All records of a set have the same layout, stored in its header: name, type and shape of
 each array. A record is their values one after the other, little-endian, and then the
-key of the image in UTF-8, up to the end. array_record keeps checksums.
+key of the image in UTF-8, up to the end. array_record stores checksums.
 """
 
 import math
@@ -14,14 +14,14 @@ import numpy as np
 
 from ldm_jax.annotations import Shaped
 
-# Batch keys of latents: the mean of the posterior and, where it is a Gaussian, its
+# Batch keys of latents: the mean of the posterior and, if it is a Gaussian, its
 # standard deviation.
 MEAN, STD = "latent_mean", "latent_std"
 
-# Batch key -> name of the text states that a frozen tower made of its token ids.
+# Batch key -> name of the text states that a frozen tower computed from its token ids.
 STATES = "{}/states"
 
-# Types by the names that headers use -> NumPy's. Big-endian machines have no bfloat16.
+# Names of types in headers -> NumPy's types. Big-endian machines have no bfloat16.
 _BFLOAT16 = "bfloat16"
 TYPES = {
     _BFLOAT16: ml_dtypes.bfloat16,
@@ -50,12 +50,12 @@ class RecordFormat:
     """The layout of the records of a set.
 
     Attributes:
-      fields: Fields in the order in which they lie in a record.
+      fields: Fields in their order in a record.
       size: Bytes of a record without its key.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        """Finds where each array lies.
+        """Computes the offset of each array.
 
         Args:
           fields: Fields in order.
@@ -76,7 +76,7 @@ class RecordFormat:
 
     @classmethod
     def of(cls, example: Mapping[str, Shaped[np.ndarray, "..."]]) -> "RecordFormat":
-        """Makes the layout of examples that are like one.
+        """Makes the layout of examples like a given one.
 
         Args:
           example: Name -> array [...] without batch axis, in the order of the record.
@@ -85,13 +85,13 @@ class RecordFormat:
           A RecordFormat.
 
         Raises:
-          ValueError: If a value is no array of numbers.
+          ValueError: If a value has a type that records cannot hold.
         """
         rows = [Field(k, v.dtype.name, tuple(v.shape)) for k, v in example.items()]
         return cls(rows)
 
     def pack(self, example: Mapping[str, Shaped[np.ndarray, "..."]], key: str) -> bytes:
-        """Writes an example.
+        """Converts an example to bytes.
 
         Args:
           example: Name -> array, of the types and shapes of the layout.
@@ -117,14 +117,14 @@ class RecordFormat:
     def unpack(
         self, record: bytes, names: Collection[str] | None = None
     ) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Reads a record.
+        """Converts a record to arrays.
 
         Args:
           record: Its bytes.
-          names: What of it is wanted; all by default.
+          names: Names of the arrays to return; all by default.
 
         Returns:
-          Name -> array [...], of the type that is stored.
+          Name -> array [...], of the stored type.
 
         Raises:
           ValueError: If it is too short.
@@ -143,14 +143,14 @@ class RecordFormat:
     def unpack_batch(
         self, records: Sequence[bytes], names: Collection[str] | None = None
     ) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
-        """Reads the records of a batch, each array into its row of one.
+        """Converts the records of a batch to arrays.
 
         Args:
           records: Their bytes, B of them.
-          names: What of them is wanted; all by default.
+          names: Names of the arrays to return; all by default.
 
         Returns:
-          Name -> array [B, ...], what `unpack` gives of each.
+          Name -> array [B, ...], the results of `unpack` stacked.
 
         Raises:
           ValueError: If one is too short.
@@ -190,7 +190,7 @@ class RecordFormat:
             )
 
     def to_json(self) -> list[list[Any]]:
-        """What a header says of it.
+        """Makes the description of the layout for a header.
 
         Returns:
           List of [name, type, shape].
@@ -199,7 +199,7 @@ class RecordFormat:
 
     @classmethod
     def from_json(cls, rows: Sequence[Sequence[Any]]) -> "RecordFormat":
-        """Reads what `to_json` gives.
+        """Makes a layout from the result of `to_json`.
 
         Args:
           rows: List of [name, type, shape].
@@ -208,7 +208,7 @@ class RecordFormat:
           A RecordFormat.
 
         Raises:
-          ValueError: If it is something else.
+          ValueError: If it is anything else.
         """
         try:
             fields = [Field(str(n), str(t), tuple(map(int, s))) for n, t, s in rows]

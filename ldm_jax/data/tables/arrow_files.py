@@ -1,4 +1,4 @@
-"""The rows of Arrow files by their number, mapped into memory and not read."""
+"""The rows of memory-mapped Arrow files, by number."""
 
 import bisect
 import os
@@ -9,17 +9,17 @@ from typing import Any
 class ArrowTable:
     """Rows of Arrow files, one file after the other; can be pickled.
 
-    The files hold what `datasets` writes: a stream of record batches, or Arrow's file
-    format. They are mapped into memory: a row costs the pages of the disk that it lies
-    on, and all processes share those that are in memory.
+    The files are as `datasets` writes them: a stream of record batches, or Arrow's file
+    format. They are memory-mapped: reading a row reads only its pages of the disk, and
+    all processes share the pages that are in memory.
     """
 
     def __init__(self, paths: Sequence[str], columns: Sequence[str]) -> None:
-        """Maps files.
+        """Maps the files into memory.
 
         Args:
           paths: Their paths.
-          columns: Columns that rows have.
+          columns: Columns to read.
 
         Raises:
           ValueError: If one cannot be read.
@@ -30,7 +30,7 @@ class ArrowTable:
     def _open(self):
         self._tables = [_map(path) for path in self._paths]
         self.schema = self._tables[0].schema
-        # Files that lack columns, or hold others.
+        # Files may lack columns, or have other ones.
         for path, table in zip(self._paths, self._tables, strict=True):
             if table.schema != self.schema:
                 raise ValueError(f"{path} has other columns than {self._paths[0]}")
@@ -44,7 +44,7 @@ class ArrowTable:
                 self._owners.append(number)
 
     def __getstate__(self):
-        # Another process maps the files itself.
+        # Each process maps the files itself.
         return {"_paths": self._paths, "_columns": self._columns}
 
     def __setstate__(self, state):
@@ -68,7 +68,7 @@ class ArrowTable:
         return {name: batch.column(name)[at].as_py() for name in self._columns}
 
     def where(self, index: int) -> str:
-        """Names a row.
+        """Describes where a row is.
 
         Args:
           index: Its number.
@@ -83,13 +83,13 @@ class ArrowTable:
         return f"{self._paths[owner]} row {index - first}"
 
     def column(self, name: str) -> Any:
-        """Gives a column.
+        """Returns a column.
 
         Args:
           name: Its name.
 
         Returns:
-          Chunked array of pyarrow.
+          A pyarrow ChunkedArray.
         """
         import pyarrow as pa
 
@@ -108,10 +108,10 @@ class ArrowTable:
         ]
 
     def digest(self) -> bytes:
-        """Identifies the contents of the files, beyond what `parts` says.
+        """Identifies the contents of the files, beyond `parts`.
 
         Returns:
-          Nothing: Arrow keeps no sums of its columns.
+          Empty bytes: Arrow files have no checksums of their columns.
         """
         return b""
 
@@ -129,7 +129,7 @@ def _map(path):
             return pa.ipc.open_stream(file).read_all()
         except pa.ArrowInvalid:
             return pa.ipc.open_file(pa.memory_map(path)).read_all()
-    # Whatever a damaged file makes pyarrow raise, it is that file's fault.
+    # Whatever pyarrow raises, the file is damaged.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"it cannot be read as Arrow: {text}") from error

@@ -1,4 +1,4 @@
-"""Which columns of a table make an example, and what their values become.
+"""Chooses the columns of a table that make an example, and converts their values.
 
 Columns have the types of Arrow. An image is bytes, or Hugging Face's struct {bytes,
 path}; a caption is text or a list of texts; dots lead into structs ("objects.bbox").
@@ -24,7 +24,7 @@ from ldm_jax.data.tables.kinds import (
 
 
 class Fields(NamedTuple):
-    """Columns that make an example.
+    """The columns that make an example.
 
     Attributes:
       image: Column of the images.
@@ -38,7 +38,7 @@ class Fields(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The top-level columns that are read."""
+        """The top-level columns to read."""
         tops = [path.split(".")[0] for path in self.paths.values()]
         label = [self.label] if self.label else []
         return list(dict.fromkeys([self.image, *label, *tops]))
@@ -47,20 +47,20 @@ class Fields(NamedTuple):
 def find_fields(
     schema: Any, keys: Sequence[str], image_key: str | None, label_key: str | None
 ) -> Fields:
-    """Finds the columns that are asked for.
+    """Finds the requested columns.
 
     Args:
-      schema: Schema of the table, of pyarrow.
+      schema: pyarrow Schema of the table.
       keys: Keys of the example besides image and label.
-      image_key: Column of the images; None takes "image", or the only one there is.
-      label_key: Column of the classes; None takes "label" where it holds whole numbers
-        or text, "" takes none.
+      image_key: Column of the images; None takes "image", or the only such column.
+      label_key: Column of the classes; None takes "label" if it holds whole numbers or
+        text, "" takes none.
 
     Returns:
       Fields.
 
     Raises:
-      ValueError: If there is no such column, or it holds something else.
+      ValueError: If there is no such column, or it has an unsuitable type.
     """
     image = _find_image(schema, image_key)
     label = _find_label(schema, label_key)
@@ -87,7 +87,7 @@ def _find_image(schema, image_key):
 
 
 def _whole_column(schema, name, option):
-    """Type of a column that is no part of another."""
+    """Type of a top-level column."""
     kind = _type_of(schema, name, f'{option}="{name}": ')
     if name not in schema.names:
         raise ValueError(
@@ -112,7 +112,7 @@ def _find_label(schema, label_key):
 
 
 def _find_path(schema, key):
-    """The column that holds a key, by the names that its modality may have."""
+    """Path of the column that holds a key, by the names of its modality."""
     modality = modality_of(key)
     known = MODALITIES[modality].prepared.get(key, (key,)) if modality else (key,)
     there = [path for path in known if path.split(".")[0] in schema.names]
@@ -126,7 +126,7 @@ def _find_path(schema, key):
 
 
 def _type_of(schema, path, asked=""):
-    """Type at a dotted path; `asked` says what asks for it, before what is wrong."""
+    """Type at a dotted path; `asked` precedes the error, naming the option."""
     import pyarrow.types as is_
 
     if path in schema.names:
@@ -150,20 +150,20 @@ def _type_of(schema, path, asked=""):
 
 
 def names_of_classes(schema: Any, column: str) -> tuple[str, ...] | None:
-    """Reads the names of the classes that Hugging Face keeps beside a table.
+    """Reads the class names from Hugging Face's metadata of a table.
 
     Args:
       schema: Schema of the table.
       column: Column of the classes.
 
     Returns:
-      Their names; None where there are none.
+      Their names; None if there are none.
     """
     try:
         text = (schema.metadata or {})[b"huggingface"]
         feature = json.loads(text)["info"]["features"][column]
         names = feature["names"] if feature["_type"] == "ClassLabel" else None
-    # Whatever else others keep under that name is not ours.
+    # Other writers may store anything else under that name.
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list) or not names:
@@ -177,20 +177,20 @@ def make_example(
     names: Sequence[str] | None,
     count: int | None,
 ) -> dict[str, Any]:
-    """Makes an example of a row.
+    """Makes an example from a row.
 
     Args:
-      row: Column -> value, as pyarrow's `as_py` gives it.
-      fields: Which columns make it.
+      row: Column -> value, as returned by pyarrow's `as_py`.
+      fields: The columns that make it.
       names: Names of the classes, or None.
       count: Number of classes, or None.
 
     Returns:
-      {"image": bytes, "label": int where there are classes, further keys}; a key whose
+      {"image": bytes, "label": int if there are classes, further keys}; a key whose
       value is null is left out.
 
     Raises:
-      ValueError: If there is no image, or a value cannot be what it stands for.
+      ValueError: If there is no image, or a value does not fit its key.
     """
     example = {"image": image_bytes(row[fields.image], fields.image)}
     if fields.label:
@@ -207,7 +207,7 @@ def make_example(
 
 
 def image_bytes(value: Any, column: str) -> bytes:
-    """Takes the encoded image out of a value.
+    """Gets the encoded image from a value.
 
     Args:
       value: Bytes, or Hugging Face's struct.
@@ -217,12 +217,12 @@ def image_bytes(value: Any, column: str) -> bytes:
       Its bytes.
 
     Raises:
-      ValueError: If there are none.
+      ValueError: If it has none.
     """
     data = value.get("bytes") if isinstance(value, dict) else value
     if data:
         return data
-    # A table may come from a stranger: it does not say which files are read.
+    # A table may come from anyone: it must not decide which files are read.
     path = value.get("path") if isinstance(value, dict) else None
     if path:
         raise ValueError(
@@ -262,13 +262,13 @@ def _value_of(key, path, value):
     if modality == "caption":
         return value
     if modality == "layout" and not value:
-        # Without numbers the shape is lost.
+        # An empty list has lost its shape.
         return np.zeros((0, 4), np.float32) if key == "boxes" else np.zeros(0, int)
     return _array_of(path, value)
 
 
 def _array_of(path, value):
-    """Lists of numbers as an array; all else as it is."""
+    """Converts lists of numbers to an array; leaves everything else unchanged."""
     if not isinstance(value, list) or not value or _first(value) is str:
         return value
     try:

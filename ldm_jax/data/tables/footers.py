@@ -1,4 +1,4 @@
-"""What the footers of Parquet files say: columns, row groups, their sizes."""
+"""Reads the footers of Parquet files: columns, row groups, their sizes."""
 
 import collections
 import functools
@@ -12,21 +12,21 @@ from ldm_jax.data.tar.byte_ranges import Files, side_by_side
 from ldm_jax.data.tar.shards import Shard
 from ldm_jax.errors import Unreachable
 
-# Bytes that are read of the end of a file: most footers are shorter.
+# Bytes that are read at the end of a file: most footers are shorter.
 _TAIL = 2**16
 
-# How files end, after the length of the footer in four bytes.
+# The end of every file, after the length of the footer in four bytes.
 _MAGIC = b"PAR1"
 
 
 class ParquetFile(NamedTuple):
-    """What is kept of a file.
+    """What is stored about a file.
 
     Attributes:
-      shard: Where it is.
-      schema: Its columns, of pyarrow.
+      shard: Its location and size.
+      schema: Its columns, a pyarrow Schema.
       starts: First row of each row group, and the number of rows, int64 [groups + 1].
-      largest: Bytes of the largest row group by column, unpacked: name -> bytes.
+      largest: Column -> uncompressed bytes of its largest row group.
       digest: Hash of the footer.
     """
 
@@ -44,10 +44,10 @@ def open_files(shards: Sequence[Shard]) -> list[ParquetFile | str]:
       shards: The files.
 
     Returns:
-      For each file what is kept of it, or what is wrong with it.
+      For each file a ParquetFile, or what is wrong with it as text.
 
     Raises:
-      Unreachable: If they lie in a store that does not answer.
+      Unreachable: If they are in a store that does not answer.
     """
     return side_by_side(functools.partial(_look_into, files=Files()), shards)
 
@@ -65,7 +65,7 @@ def _look_into(shard, files):
         schema = footer.schema.to_arrow_schema()
     except Unreachable:
         raise
-    # Whatever a damaged file makes pyarrow raise, it is that file's fault.
+    # Whatever pyarrow raises, the file is damaged.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         return f"it cannot be read as Parquet: {text}"
@@ -74,7 +74,7 @@ def _look_into(shard, files):
 
 
 def _read_footer(shard, files):
-    """The bytes of a footer, with what follows it."""
+    """The bytes of a footer, up to the end of the file."""
     size = min(_TAIL, shard.size)
     tail = files.read(shard.path, shard.size - size, size)
     if tail[-4:] != _MAGIC or size < 8:
@@ -91,13 +91,13 @@ def _read_footer(shard, files):
 
 
 def parse_footer(data: bytes) -> Any:
-    """Reads a footer.
+    """Parses a footer.
 
     Args:
-      data: Its bytes, with what follows it in the file.
+      data: Its bytes, up to the end of the file.
 
     Returns:
-      FileMetaData of pyarrow.
+      A pyarrow FileMetaData.
     """
     import pyarrow as pa
     import pyarrow.parquet
@@ -106,13 +106,13 @@ def parse_footer(data: bytes) -> Any:
 
 
 def unpacked_sizes(group: Any) -> collections.Counter:
-    """Says how large the columns of a row group are.
+    """Returns the uncompressed sizes of the columns of a row group.
 
     Args:
-      group: RowGroupMetaData of pyarrow.
+      group: A pyarrow RowGroupMetaData.
 
     Returns:
-      Name of a top-level column -> bytes once it is unpacked, as the file says.
+      Name of a top-level column -> uncompressed bytes, as stated in the file.
     """
     sizes = collections.Counter()
     for k in range(group.num_columns):

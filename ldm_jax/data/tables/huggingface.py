@@ -1,7 +1,7 @@
-"""The source "huggingface": sets that Hugging Face's `datasets` wrote, or has cached.
+"""The source "huggingface": data sets saved or cached by Hugging Face's `datasets`.
 
-A folder is read without that library. For the name of a set on the hub the library
-downloads it, or finds it in its cache, and the files that it leaves there are read.
+A folder is read without that library. Given the name of a set on the hub, the library
+downloads it, or finds it in its cache, and the files in the cache are read.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ldm_jax.errors import Unreachable
 from ldm_jax.reading import MAX_TEXT, is_folder, parse_json, read_file, state_of
 from ldm_jax.store import local_only, raise_if_silent
 
-# Major version of `datasets` that is needed.
+# Least major version of `datasets`.
 _LEAST = 4
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -28,22 +28,22 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 class HuggingFaceSource(TableSource):
     """Rows of a Hugging Face data set as examples; can be pickled.
 
-    A set without splits is divided as Parquet files are; see `ParquetSource`.
+    A set without splits is split like Parquet files; see `ParquetSource`.
 
     Attributes:
-      name: Folder that `save_to_disk` wrote, or the name of a set on the hub, as
+      name: Folder written by `save_to_disk`, or the name of a set on the hub, such as
         "user/set".
-      split: "train", "validation", "test", "all", or another that the set has.
-      data_dir: Folder that a relative `name` starts from.
-      image_key: Column of the images; None takes "image", or the only one there is.
+      split: "train", "validation", "test", "all", or another split of the set.
+      data_dir: Folder that a relative `name` is relative to.
+      image_key: Column of the images; None takes "image", or the only such column.
       label_key: Column of the classes; None takes "label" if there is one, ""
         takes none.
-      validation_fraction: Fraction that is held out, in (0, 1), where the set has
-        no splits; None holds none out.
+      validation_fraction: Held-out fraction, in (0, 1), if the set has no splits; None
+        to hold nothing out.
       keys: See `ParquetSource`.
-      subset: Configuration of a set on the hub; None is its own choice.
-      revision: Commit, tag or branch of a set on the hub; None is the newest.
-      on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
+      subset: Configuration of a set on the hub; None for its default.
+      revision: Commit, tag or branch of a set on the hub; None for the newest.
+      on_error: "raise" rejects a set with a damaged file, "skip" leaves the file out.
 
     Raises:
       ValueError: If there is no such set, split or column, it cannot be read, or an
@@ -94,7 +94,7 @@ class HuggingFaceSource(TableSource):
 
 
 def _readable(paths, on_error):
-    """(files that can be read, list of (file, what is wrong with it))."""
+    """Returns (readable files, list of (file, what is wrong with it))."""
     good, skipped = [], []
     for path in paths:
         try:
@@ -109,7 +109,7 @@ def _readable(paths, on_error):
 
 
 def _choose(parts, split, name):
-    """(files of a split, files that are trained on, whether rows are divided)."""
+    """Returns (files of a split, training files, whether to split by rows)."""
     every = [path for paths in parts.values() for path in paths]
 
     def those_of(name):
@@ -121,7 +121,7 @@ def _choose(parts, split, name):
     if split == "all":
         return every, training, False
     if len(parts) > 1:
-        # Any other is asked for by the name that it has.
+        # Any other split is requested by its own name.
         named = those_of(split) if split in SPLIT_NAMES else parts.get(split)
         if named:
             return named, training, False
@@ -131,7 +131,7 @@ def _choose(parts, split, name):
 
 
 def _parts_of_folder(folder):
-    """Split -> Arrow files, of a folder that `save_to_disk` wrote."""
+    """Split -> Arrow files, of a folder written by `save_to_disk`."""
     splits = os.path.join(folder, _SPLITS)
     if state_of(splits):
         names = _read_json(splits).get("splits")
@@ -154,7 +154,7 @@ def _files_of(folder):
         names = [entry["filename"] for entry in entries]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{state} names no files") from error
-    # A data set may come from a stranger, and shall not name files elsewhere.
+    # A data set may come from anyone, and must not name files elsewhere.
     if not names or any(os.path.basename(str(n)) != n for n in names):
         raise ValueError(f"{state} names no files of its folder")
     return [os.path.join(folder, name) for name in names]
@@ -175,7 +175,7 @@ def _read_json(path):
 
 
 def _parts_on_hub(name, subset, revision):
-    """Split -> Arrow files in the cache of `datasets`, which gets them if need be."""
+    """Split -> Arrow files in the cache of `datasets`, downloaded if needed."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(f"folder {name} does not exist")
     try:
@@ -185,7 +185,7 @@ def _parts_on_hub(name, subset, revision):
             f"{name} is no folder, and sets on the hub need the library datasets, "
             f"{_LEAST} or later: pip install 'ldm-jax[datasets]'"
         ) from error
-    # Earlier ones may run code of the set's own.
+    # Earlier versions may run code that comes with the set.
     if int(datasets.__version__.split(".")[0]) < _LEAST:
         raise ValueError(
             f"sets on the hub need the library datasets from {_LEAST} on, and "
@@ -193,7 +193,7 @@ def _parts_on_hub(name, subset, revision):
         )
     try:
         found = datasets.load_dataset(name, subset, revision=revision)
-    # Its errors are those of networks, files and many formats.
+    # It may raise errors of networks, files and many formats.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

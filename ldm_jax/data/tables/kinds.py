@@ -1,6 +1,6 @@
-"""What columns hold, whatever of Arrow's types it is written in.
+"""Kinds of columns, independent of which Arrow type stores them.
 
-Files of one set come from several writers: text is `string`, `large_string` or a
+Files of one set may come from several writers: text is `string`, `large_string` or a
 dictionary of them, whole numbers have 8 to 64 bits.
 """
 
@@ -11,19 +11,19 @@ TEXT, BYTES, WHOLE, REAL, TRUTH, NULL = (
     *("text", "bytes", "whole numbers", "numbers", "truth values", "null"),
 )
 
-# What can stand in a column of metadata, or be compared.
+# Kinds that can be columns of metadata and be compared.
 SCALARS = (TEXT, WHOLE, REAL, TRUTH)
 
 
 def kind_of(held: Any) -> str:
-    """Says what a type of Arrow holds.
+    """Returns the kind of an Arrow type.
 
     Args:
       held: The type.
 
     Returns:
-      One of the names above; "lists of ..." or "structs of ..." of them; else the name
-      of the type.
+      One of the names above, or "lists of ..." or "structs of ..." with them; for any
+      other type its name.
     """
     import pyarrow.types as is_
 
@@ -50,10 +50,10 @@ def _any(held, *names):
 
 
 def is_lists(held: Any) -> bool:
-    """Says whether a type is one of lists.
+    """Returns whether a type is a list type.
 
     Args:
-      held: Type of Arrow.
+      held: Arrow type.
 
     Returns:
       Whether it is.
@@ -63,10 +63,10 @@ def is_lists(held: Any) -> bool:
 
 
 def holds_images(held: Any) -> bool:
-    """Says whether values can be encoded images.
+    """Returns whether values can be encoded images.
 
     Args:
-      held: Type of Arrow.
+      held: Arrow type.
 
     Returns:
       Whether they are bytes, or Hugging Face's structs with the field bytes.
@@ -80,10 +80,10 @@ def holds_images(held: Any) -> bool:
 
 
 def holds_text(held: Any) -> bool:
-    """Says whether values can be captions.
+    """Returns whether values can be captions.
 
     Args:
-      held: Type of Arrow.
+      held: Arrow type.
 
     Returns:
       Whether they are text, or lists of texts.
@@ -92,14 +92,14 @@ def holds_text(held: Any) -> bool:
 
 
 def are_alike(first: Any, second: Any) -> bool:
-    """Says whether values of two types can be taken for one another.
+    """Returns whether two types are interchangeable.
 
     Args:
-      first: Type of Arrow.
+      first: Arrow type.
       second: Another.
 
     Returns:
-      Whether they hold the same, or one of them nothing.
+      Whether they are of the same kind, both images, or one of them is null.
     """
     kinds = {kind_of(first), kind_of(second)}
     return (
@@ -108,18 +108,18 @@ def are_alike(first: Any, second: Any) -> bool:
 
 
 def join_columns(paths: Sequence[str], parts: Sequence[Any], name: str) -> Any:
-    """Joins what files have of a column of scalars, in a type that can hold all of it.
+    """Joins a scalar column of several files, in a type that holds all values.
 
     Args:
-      paths: Their paths, for messages.
-      parts: Chunked array of pyarrow of each.
+      paths: Paths of the files, for messages.
+      parts: pyarrow ChunkedArray of each file.
       name: Name of the column, for messages.
 
     Returns:
-      Chunked array, not of a dictionary.
+      A ChunkedArray, not of a dictionary type.
 
     Raises:
-      ValueError: If a file has what does not go with what another has.
+      ValueError: If the types of two files are not compatible.
     """
     import pyarrow as pa
 
@@ -139,7 +139,7 @@ def join_columns(paths: Sequence[str], parts: Sequence[Any], name: str) -> Any:
 
 
 def _common_type(known):
-    """A type for the values of several; that of the first, where there is none."""
+    """A type that holds the values of all types; the first one if there is none."""
     import pyarrow as pa
 
     kinds = {kind_of(held) for held in known}

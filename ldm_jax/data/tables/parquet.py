@@ -1,4 +1,4 @@
-"""The source "parquet": Parquet files, as of sets on the Hugging Face hub."""
+"""The source "parquet": Parquet files, such as those of sets on Hugging Face's hub."""
 
 import dataclasses
 import glob
@@ -22,7 +22,7 @@ from ldm_jax.store import is_remote
 
 SUFFIX = ".parquet"
 
-# Bytes that a row may cost in random order before the log says so.
+# Bytes that a row may cost in random order without a warning.
 _DEAR = 2**25
 
 
@@ -30,30 +30,30 @@ _DEAR = 2**25
 class ParquetSource(TableSource):
     """Rows of Parquet files as examples; can be pickled.
 
-    Where the files say in their names, or by their folders, which split they are
-    (`train-00000-of-00010.parquet`, `validation/0.parquet`), that holds. Other files
-    are divided by a hash of each file's name and the row's number in it: "validation"
+    If the names or folders of the files contain their split
+    (`train-00000-of-00010.parquet`, `validation/0.parquet`), that is used. Otherwise
+    rows are split by a hash of the file's name and the row's number in it: "validation"
     (and "test") gets `validation_fraction` of the rows, "train" the others.
 
     Attributes:
-      name: A file, a folder of files, a pattern with `*`, a range
-        {00000..00099} or a list {a,b} in braces, or several of these.
+      name: A file, a folder of files, a pattern with `*`, with a range {00000..00099}
+        or a list {a,b} in braces, or several of these.
       split: "train", "validation", "test" or "all".
-      data_dir: Folder that a relative `name` starts from.
-      image_key: Column of the images; None takes "image", or the only one there is.
+      data_dir: Folder that a relative `name` is relative to.
+      image_key: Column of the images; None takes "image", or the only such column.
       label_key: Column of the classes; None takes "label" if there is one, ""
         takes none.
-      validation_fraction: Fraction that is held out, in (0, 1), where the files do
-        not say what is; None holds none out.
+      validation_fraction: Held-out fraction, in (0, 1), if the names of the files
+        contain no splits; None to hold nothing out.
       keys: Further columns that examples should have; dots lead into structs
-        ("objects.bbox"), and rows of MODALITIES know further names ("prepared").
+        ("objects.bbox"), and rows of MODALITIES list more names (`prepared`).
       cache_gb: Memory for row groups in each process, in 10^9 bytes.
-      on_error: "raise" refuses a set with a damaged file, which "skip" leaves out.
+      on_error: "raise" rejects a set with a damaged file, "skip" leaves the file out.
 
     Raises:
       ValueError: If there is no such file, split or column, row groups are larger than
         the cache, or an option is out of range.
-      Unreachable: If they lie in a store that does not answer.
+      Unreachable: If they are in a store that does not answer.
     """
 
     name: str | Sequence[str]
@@ -88,7 +88,7 @@ class ParquetSource(TableSource):
 
 
 def _below(name, data_dir):
-    """The files of folders and of the folders in them; all else as it is."""
+    """Replaces folders by the files in them and their subfolders."""
     found = []
     names = [name] if isinstance(name, str) else list(name)
     for one in [path for given in names for path in expand(str(given))]:
@@ -119,7 +119,7 @@ def _list_remote(root):
 
 
 def _usable(found, shards, on_error):
-    """Splits files into those that can be read and (path, what is wrong)."""
+    """Returns (readable files, list of (path, what is wrong) of the others)."""
     files, skipped = [], []
     for file, shard in zip(found, shards, strict=True):
         if isinstance(file, str):
@@ -133,7 +133,7 @@ def _usable(found, shards, on_error):
 
 
 def _alike(files, schema, columns, on_error):
-    """Leaves out the files whose columns hold something else than those of others."""
+    """Leaves out files whose columns are not compatible with those of the others."""
     alike, skipped = [], []
     types = {name: schema.field(name).type for name in columns}
     for file in files:
@@ -163,10 +163,10 @@ def _first_with(files, field):
 
 
 def _choose(shards, files, split):
-    """(files of a split, files that are trained on, whether their names say it).
+    """Returns (files of a split, training files, whether names determine the split).
 
-    All names count, those of files that cannot be read too: what is held out shall not
-    become what is trained on.
+    The names of unreadable files count, too: held-out data must not become training
+    data.
     """
     splits = _splits_of([shard.path for shard in shards])
     if serving("train", splits) is None or serving("validation", splits) is None:
@@ -192,9 +192,9 @@ def _choose(shards, files, split):
 
 
 def _splits_of(paths):
-    """The split that each path names: at the head of its file's name, or a folder.
+    """The split in each path: at the start of the file's name, or a folder's name.
 
-    Beyond the folder that a file lies in, those count in which not all files lie.
+    Besides the folder of a file, those above it count that not all files share.
     """
     shared = len(os.path.commonprefix([os.path.dirname(p).split("/") for p in paths]))
     found = []
@@ -207,7 +207,7 @@ def _splits_of(paths):
 
 
 def _check_cost(files, columns, most):
-    """Says what a row costs in random order, where that is much; refuses too much."""
+    """Warns if rows are expensive in random order; raises if they exceed the cache."""
     costs = [sum(file.largest.get(c, 0) for c in columns) for file in files]
     largest = max(costs)
     if largest > most:

@@ -1,4 +1,4 @@
-"""A file for pyarrow that reads by byte ranges, local or in a store."""
+"""A file for pyarrow that reads byte ranges, local or in a store."""
 
 import io
 import os
@@ -8,23 +8,23 @@ from ldm_jax.data.tar.shards import Shard
 
 
 class RangedFile(io.RawIOBase):
-    """A file that is read from where it is asked for, each time by one request.
+    """A file that is read by one request per call of `read`, at the current position.
 
-    Nothing of it needs to be closed. What a store answers is not read ahead: pyarrow
-    asks for all of a column of a row group at once.
+    It does not need to be closed. It does not read ahead: pyarrow requests all of a
+    column of a row group at once.
     """
 
     def __init__(self, shard: Shard, files: Files) -> None:
-        """Reads nothing yet.
+        """Starts at the first byte, without reading anything.
 
         Args:
           shard: The file.
-          files: What reads it.
+          files: Reader of its bytes.
         """
         self._shard, self._files, self._at = shard, files, 0
 
     def readable(self) -> bool:
-        """Says whether it can be read.
+        """Returns whether the file can be read.
 
         Returns:
           True.
@@ -32,7 +32,7 @@ class RangedFile(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Says whether any byte can be read next.
+        """Returns whether the file supports `seek`.
 
         Returns:
           True.
@@ -40,22 +40,22 @@ class RangedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Says where the next byte is read.
+        """Returns the current position.
 
         Returns:
-          Its number.
+          Offset of the next byte.
         """
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Goes to a byte.
+        """Sets the current position.
 
         Args:
-          offset: Number of it, from where `whence` says.
+          offset: Offset of the byte, relative to `whence`.
           whence: As for `io.IOBase.seek`.
 
         Returns:
-          Its number from the beginning.
+          Its offset from the beginning.
         """
         starts = {os.SEEK_CUR: self._at, os.SEEK_END: self._shard.size}
         self._at = starts.get(whence, 0) + offset
@@ -65,14 +65,14 @@ class RangedFile(io.RawIOBase):
         """Reads some bytes.
 
         Args:
-          size: How many; all that follow where it is negative.
+          size: How many; all that follow if negative.
 
         Returns:
           The bytes, fewer at the end of the file.
 
         Raises:
           OSError: If they cannot be read.
-          Unreachable: If they lie in a store that does not answer.
+          Unreachable: If they are in a store that does not answer.
         """
         left = max(0, self._shard.size - self._at)
         size = left if size is None or size < 0 else min(size, left)

@@ -1,7 +1,7 @@
-"""The rows of Parquet files by their number, through a bounded cache of row groups.
+"""The rows of Parquet files by number, through a bounded cache of row groups.
 
-A row group is what Parquet reads at once: a row costs its whole group where the group
-is not in the cache. Only the columns that are asked for are read.
+Parquet reads a row group at once: reading a row reads its whole group, unless that is
+in the cache. Only the requested columns are read.
 """
 
 import collections
@@ -18,18 +18,18 @@ from ldm_jax.data.tables.ranged_file import RangedFile
 from ldm_jax.data.tar.byte_ranges import Files, side_by_side
 from ldm_jax.errors import Unreachable
 
-# Footers that are kept: one of a large file has some megabytes.
+# Footers in the cache: one of a large file has some megabytes.
 _FOOTERS = 64
 
-# Rows that are unpacked at a time, before it is seen whether they grow too large.
+# Rows that are unpacked before each check of whether they are too large.
 _ROWS = 64
 
 
 class ParquetTable:
     """Rows of Parquet files, one file after the other; can be pickled.
 
-    Threads that want the same row group wait for the one that reads it, and those for
-    whose row groups there is no room wait for others to be read.
+    Threads that need the same row group wait for the one that reads it, and if there is
+    no room for a row group, its thread waits until others have been read.
 
     Attributes:
       schema: The columns of the first file, and those that only others have.
@@ -38,12 +38,12 @@ class ParquetTable:
     def __init__(
         self, files: Sequence[ParquetFile], columns: Sequence[str], most: float
     ) -> None:
-        """Keeps where the rows are.
+        """Computes where the rows are.
 
         Args:
-          files: What `open_files` gave.
-          columns: Columns that rows have.
-          most: Bytes of row groups that are kept, in each process.
+          files: The readable files among the results of `open_files`.
+          columns: Columns to read.
+          most: Size of the cache of row groups in bytes, in each process.
         """
         self.schema = join_schemas(files)
         self._shards = [file.shard for file in files]
@@ -60,7 +60,7 @@ class ParquetTable:
         self._footers = collections.OrderedDict()
 
     def __getstate__(self):
-        # What is in memory stays with its process.
+        # The caches belong to their process.
         gone = ("_files", "_room", "_held", "_pending", "_groups", "_footers")
         return {k: v for k, v in self.__dict__.items() if k not in gone}
 
@@ -82,7 +82,7 @@ class ParquetTable:
 
         Raises:
           ValueError: If its row group cannot be read.
-          Unreachable: If it lies in a store that does not answer.
+          Unreachable: If it is in a store that does not answer.
         """
         file, row = self._locate(index)
         starts = self._starts[file]
@@ -91,7 +91,7 @@ class ParquetTable:
         return {name: table.column(name)[at].as_py() for name in self._columns}
 
     def where(self, index: int) -> str:
-        """Names a row.
+        """Describes where a row is.
 
         Args:
           index: Its number.
@@ -103,18 +103,18 @@ class ParquetTable:
         return f"{self._shards[file].path} row {row}"
 
     def column(self, name: str) -> Any:
-        """Reads a column, and no other, of all files, several at once.
+        """Reads a single column of all files, several files at once.
 
         Args:
           name: Its name.
 
         Returns:
-          Chunked array of pyarrow, null for files that lack it.
+          A pyarrow ChunkedArray, null for files that lack the column.
 
         Raises:
-          ValueError: If a file cannot be read, or holds what does not go together with
-            what another holds.
-          Unreachable: If it lies in a store that does not answer.
+          ValueError: If a file cannot be read, or its type is not compatible with that
+            of another.
+          Unreachable: If it is in a store that does not answer.
         """
         parts = side_by_side(
             lambda file: self._part_of(file, name), range(len(self._shards))
@@ -133,7 +133,7 @@ class ParquetTable:
                 return opened.read(columns=[name]).column(0)
         except Unreachable:
             raise
-        # Whatever a damaged file makes pyarrow raise.
+        # A damaged file may make pyarrow raise anything.
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"column {name} of {path}: {text}") from error
@@ -154,7 +154,7 @@ class ParquetTable:
         """Identifies the contents of the files.
 
         Returns:
-          Hashes of their footers: sizes, extremes and numbers of nulls of all columns.
+          Hashes of their footers: sizes, extremes and null counts of all columns.
         """
         return self._digests
 
@@ -187,7 +187,7 @@ class ParquetTable:
         return table
 
     def _open(self, file):
-        """Opens a file; of those that were used last the footers are kept."""
+        """Opens a file; caches the footers of those used most recently."""
         import pyarrow.parquet
 
         with self._room:
@@ -224,7 +224,7 @@ class ParquetTable:
         for batch in rows:
             batches.append(batch)
             held += batch.nbytes
-            # One value that is written once may be that of a million rows.
+            # One stored value may be that of a million rows.
             if held > size + self._most:
                 raise ValueError(
                     f"it unpacks to more than {held / 1e9:.1f} GB, and the file says "
@@ -252,11 +252,11 @@ class ParquetTable:
                 self._room.notify_all()
 
     def _let_go(self, most, keep=None):
-        """Lets go of the row groups that were not used for longest."""
+        """Evicts the least recently used row groups."""
         for other in list(self._groups):
             if self._held <= most:
                 break
-            # One that is still being read has no bytes yet.
+            # One that is still being read does not count yet.
             if other != keep and self._groups[other].bytes:
                 self._held -= self._groups.pop(other).bytes
 
@@ -265,10 +265,10 @@ def join_schemas(files: Sequence[ParquetFile]) -> Any:
     """Joins the columns of files.
 
     Args:
-      files: What `open_files` gave.
+      files: The readable files among the results of `open_files`.
 
     Returns:
-      Schema of pyarrow: each column as the first file has it that has it not as nulls,
+      A pyarrow Schema: each column as in the first file where its type is not null,
       with the metadata of the first file.
     """
     import pyarrow as pa
@@ -283,7 +283,7 @@ def join_schemas(files: Sequence[ParquetFile]) -> Any:
 
 
 class _Slot:
-    """A row group in the cache, or on its way there."""
+    """A row group in the cache, or one that is being read."""
 
     def __init__(self):
         self.lock, self.table, self.bytes = threading.Lock(), None, 0

@@ -1,4 +1,4 @@
-"""What sources of tables share: rows to examples, classes, splits, columns, sizes."""
+"""Common base of table sources: rows to examples, classes, splits, columns, sizes."""
 
 import hashlib
 import itertools
@@ -23,13 +23,13 @@ from ldm_jax.errors import DataError
 from ldm_jax.images import find_size
 from ldm_jax.store import raise_if_silent
 
-# Columns that hold the sizes of images, in any case of letters.
+# Columns that hold the sizes of images, in upper or lower case.
 _SIDES = ("height", "width")
 
-# Rows whose headers are read between two lines of the log.
+# Rows whose headers are read between two log lines.
 _LOG_EVERY = 100_000
 
-# Spread of row numbers over 64 bits: the steps of SplitMix64.
+# Constants of SplitMix64, which hashes row numbers to 64 bits.
 _STEP, _MIX = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -39,7 +39,7 @@ class TableSource:
     Attributes:
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
-      skipped: List of (file, what is wrong with it) that were left out.
+      skipped: List of (file, what is wrong with it) of files that were left out.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class TableSource:
         split: tuple[str, float | None] = ("all", 0.5),
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Takes a table.
+        """Chooses the rows of a split.
 
         Args:
-          table: Its rows, a ParquetTable or ArrowTable.
-          fields: Which columns make an example.
-          classes: What `find_classes` gives.
-          split: (its name, fraction that is held out); see `splits.py`.
+          table: The rows, a ParquetTable or ArrowTable.
+          fields: The columns that make an example.
+          classes: Result of `find_classes`.
+          split: (name, held-out fraction); see `splits.py`.
           skipped: See above.
 
         Raises:
-          ValueError: If no example is on the side that is asked for.
+          ValueError: If the split has no examples.
         """
         self._table, self._fields, self.skipped = table, fields, list(skipped)
         self.class_names, self.num_classes = classes
@@ -86,7 +86,7 @@ class TableSource:
         return int(index if self._kept is None else self._kept[index])
 
     def describe(self, index: int) -> str:
-        """Says which example it is, for messages.
+        """Describes an example, for messages.
 
         Args:
           index: Its position.
@@ -101,7 +101,7 @@ class TableSource:
 
         Returns:
           Hash of the files' names, rows, sizes and footers, of the classes, of the
-          label of every row, and of which rows are taken.
+          label of every row, and of which rows are in the split.
 
         Raises:
           ValueError: If a file cannot be read.
@@ -111,7 +111,7 @@ class TableSource:
             digest.update(f"{os.path.basename(path)} {count} {size}\n".encode())
         digest.update(repr(self.class_names).encode())
         if self._fields.label:
-            # Labels that only change places leave the file's size and footer alone.
+            # Swapped labels may leave the size and footer of a file unchanged.
             for codes in _codes(self._table.column(self._fields.label)):
                 digest.update(codes)
         if self._kept is not None:
@@ -120,17 +120,17 @@ class TableSource:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Names of what `columns` gives: numbers, truth values and text, and sizes."""
+        """Names of the columns of numbers, bools and text, and "width" and "height"."""
         names = {
             field.name for field in self._table.schema if kind_of(field.type) in SCALARS
         }
         return tuple(sorted(names | {*_SIDES}))
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
-        """Reads columns, and no others.
+        """Reads some columns only.
 
         Args:
-          names: Which of `column_names`.
+          names: Some of `column_names`.
 
         Returns:
           Name -> array [N] of float64 (NaN where null), bool, or objects (None where
@@ -153,7 +153,7 @@ class TableSource:
         return column if self._kept is None else column[self._kept]
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
-        """Lists the sizes of the images, from columns of them or the images' headers.
+        """Returns the sizes of the images, from their columns or the images' headers.
 
         Returns:
           int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
@@ -191,8 +191,8 @@ class TableSource:
                     lambda at, n, data=data: data[at : at + n], len(data)
                 )
                 sizes[index] = height, width
-            # Whatever a damaged image or row raises: it is named and counted when it
-            # is loaded.
+            # A damaged image or row may raise anything: it is logged and counted when
+            # it is loaded.
             except Exception as error:
                 raise_if_silent(self.describe(index), error)
                 continue
@@ -207,15 +207,15 @@ def find_classes(
     """Finds the classes of a table.
 
     Args:
-      table: The table that is trained on.
+      table: The training table.
       column: Column of the classes, or None.
 
     Returns:
-      (names or None, number of classes or None): those that Hugging Face keeps beside
-      the table, else the sorted texts, or as many as the largest number says.
+      (names or None, number of classes or None): from Hugging Face's metadata of the
+      table, else the sorted texts, or up to the largest number.
 
     Raises:
-      ValueError: If the column has no class, or a file cannot be read.
+      ValueError: If the column has no valid class, or a file cannot be read.
     """
     if column is None:
         return None, None
@@ -240,7 +240,7 @@ def find_classes(
 
 
 def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
-    """Leaves a file out.
+    """Leaves out a file, or raises if `on_error` is "raise".
 
     Args:
       path: The file.
@@ -251,7 +251,7 @@ def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
       (path, reason).
 
     Raises:
-      DataError: If it may not be left out.
+      DataError: If `on_error` is "raise".
     """
     if on_error == "raise":
         raise DataError(
@@ -262,7 +262,7 @@ def leave_out(path: str, reason: str, on_error: str) -> tuple[str, str]:
 
 
 def _places(parts):
-    """A place of 64 bits for each row, by the name of its file and its number."""
+    """A 64-bit hash of each row, from the name of its file and its number."""
     places = []
     for path, count, _ in parts:
         seed = np.uint64(place_of(os.path.basename(path).encode()))
@@ -275,7 +275,7 @@ def _places(parts):
 
 
 def _codes(column):
-    """Yields the bytes of a column of classes, whatever they are written in."""
+    """Yields the bytes of a column of classes, the same for all types that store it."""
     for chunk in column.chunks:
         if kind_of(column.type) == TEXT:
             yield repr(chunk.to_pylist()).encode()
@@ -284,7 +284,7 @@ def _codes(column):
 
 
 def _to_numpy(column):
-    """A chunked array of numbers, truth values or text as NumPy has it."""
+    """Converts a ChunkedArray of numbers, bools or text to NumPy."""
     import pyarrow.types as is_
 
     if is_.is_integer(column.type) or is_.is_floating(column.type):
