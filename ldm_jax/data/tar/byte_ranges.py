@@ -1,4 +1,4 @@
-"""Bytes by position from local files and, through fsspec, from remote ones."""
+"""Reads byte ranges of local files and, through fsspec, of remote ones."""
 
 import collections
 import concurrent.futures
@@ -15,13 +15,13 @@ from ldm_jax.files import most_open_files
 from ldm_jax.reading import answering
 from ldm_jax.store import SILENT, is_remote
 
-# Files that are held open at most; fewer where the system allows fewer.
+# Most files kept open; fewer if the system allows fewer.
 _MOST_OPEN = 512
 
-# Seconds before a store that did not answer is asked again.
+# Seconds before each retry if a store did not answer.
 _WAITS = (0.5, 2.0, 8.0)
 
-# Files that are asked for at once, of their state or their footer.
+# Files whose state or footer is requested at once.
 _THREADS = 16
 
 _Given, _Found = TypeVar("_Given"), TypeVar("_Found")
@@ -31,14 +31,14 @@ def file_system(path: str) -> tuple[Any, str]:
     """Opens the file system of an address.
 
     Args:
-      path: Address, as gs://bucket/file.
+      path: Address, e.g. gs://bucket/file.
 
     Returns:
       (fsspec file system, the path in it).
 
     Raises:
-      ValueError: If there is no such kind of store, or no library for it.
-      Unreachable: If it does not answer, or does not let us in.
+      ValueError: If the kind of store is unknown, or its library is not installed.
+      Unreachable: If it does not answer, or denies access.
     """
     import fsspec
 
@@ -50,24 +50,24 @@ def file_system(path: str) -> tuple[Any, str]:
         raise ValueError(f"{path} needs a library: pip install {library}") from error
     except ValueError as error:
         raise ValueError(f"cannot open {path}: {_in_a_line(error)}") from error
-    # Each file system has its own errors, of credentials, of networks.
+    # Each file system has its own errors of credentials and networks.
     except Exception as error:
         raise _unreachable(path, error) from error
 
 
 def reach(path: str, ask: Callable[[], _Found]) -> _Found:
-    """Asks a store for something, and again after a while where it does not answer.
+    """Sends a request to a store, with retries if it does not answer.
 
     Args:
-      path: Address of what is asked for.
-      ask: Does it; it raises FileNotFoundError where there is no such file.
+      path: Address of the requested file.
+      ask: Sends the request; raises FileNotFoundError if there is no such file.
 
     Returns:
-      What it gives.
+      Result of `ask`.
 
     Raises:
-      FileNotFoundError: If the store says that there is no such file.
-      Unreachable: If it does not answer.
+      FileNotFoundError: If the store has no such file.
+      Unreachable: If it does not answer, or denies access.
     """
     for wait in (*_WAITS, None):
         try:
@@ -96,14 +96,14 @@ def _in_a_line(error):
 def side_by_side(
     work: Callable[[_Given], _Found], items: Iterable[_Given]
 ) -> list[_Found]:
-    """Does the same for many files, several at once.
+    """Maps a function over many files, several at once.
 
     Args:
-      work: What is done for one.
-      items: What it is given.
+      work: Function of one item.
+      items: The items.
 
     Returns:
-      Its results, in order. The first error ends all.
+      Its results, in order. The first error stops all.
     """
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -115,21 +115,21 @@ def side_by_side(
 
 
 class Files:
-    """Reads files by position, by several threads at once; can be pickled.
+    """Reads byte ranges of files, from several threads at once; can be pickled.
 
-    Local files stay open, the last used ones; a file that gives way to others is closed
-    once no thread reads it any more.
+    The most recently used local files stay open; any other is closed once no thread
+    reads it any more.
     """
 
     def __init__(self) -> None:
-        """Opens nothing yet."""
+        """Starts without open files."""
         self._clear()
 
     def _clear(self):
         self._open, self._lock = collections.OrderedDict(), threading.Lock()
 
     def __getstate__(self):
-        # Open files stay with their process.
+        # Open files belong to their process.
         return {}
 
     def __setstate__(self, state):
@@ -157,7 +157,7 @@ class Files:
         return data
 
     def read_up_to(self, path: str, offset: int, size: int) -> bytes:
-        """Reads some bytes of a file, or those that there are before its end.
+        """Reads some bytes of a file, fewer at its end.
 
         Args:
           path: Path or address.
@@ -169,7 +169,7 @@ class Files:
 
         Raises:
           OSError: If they cannot be read.
-          Unreachable: If they lie in a store, or on a disk, that does not answer.
+          Unreachable: If the store or disk of the file does not answer.
         """
         if size <= 0:
             return b""
@@ -182,14 +182,14 @@ class Files:
         except OSError as error:
             if error.errno not in SILENT:
                 raise
-        # What was put in its place meanwhile can be read, or says so itself; so can the
-        # same file, where it was opened before its mount went and came back.
+        # Reopened: the file may have been replaced, or opened before its mount was lost
+        # and came back. If it still cannot be read, that raises.
         self.forget(path)
         with answering(path):
             return _read_open(self._file(path), offset, size)
 
     def size(self, path: str) -> int:
-        """Says how many bytes a local file has.
+        """Returns the size of a local file.
 
         Args:
           path: Its path.
@@ -205,7 +205,7 @@ class Files:
             return os.fstat(self._file(path).number).st_size
 
     def forget(self, path: str) -> None:
-        """Closes a file that another has taken the place of.
+        """Closes a file that was replaced by another.
 
         Args:
           path: Its path.
@@ -229,9 +229,9 @@ class Files:
 
 
 def _read_open(file, offset, size):
-    """Bytes of a file that stays open as long as it is held here."""
+    """Reads bytes of a file, which stays open as long as it is referenced here."""
     data = os.pread(file.number, size, offset)
-    # Some systems read two gigabytes at most.
+    # Some systems read at most two gigabytes at a time.
     while len(data) < size:
         more = os.pread(file.number, size - len(data), offset + len(data))
         if not more:
@@ -241,11 +241,11 @@ def _read_open(file, offset, size):
 
 
 class _File:
-    """An open file, until nothing refers to it any more."""
+    """An open file, which is closed once nothing refers to it any more."""
 
     def __init__(self, path):
         self.number = None
-        # A pipe would wait for someone to write to it.
+        # Non-blocking: opening a pipe would wait for a writer.
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
 
     def __del__(self):

@@ -1,7 +1,7 @@
-"""The file that an index is kept in: a header in JSON and plain arrays.
+"""The file of an index: a header in JSON and plain arrays.
 
-Arrays are read when they are asked for, whole or some rows, and never through pickle.
-A file that was cut short, or comes from another version, is refused.
+Arrays are read on request, whole or some rows, and never through pickle. A file that
+was cut short, or comes from another version, is rejected.
 """
 
 import json
@@ -18,8 +18,8 @@ from ldm_jax.reading import parse_json
 
 MAGIC, VERSION = b"LDM-TAR\n", 3
 
-# A member: where its data are in the shard; of an image its size in pixels, or zeros;
-# and the number of its suffix.
+# A member: where its data are in the shard; its size in pixels if it is an image, else
+# zeros; and the number of its suffix.
 MEMBER = np.dtype(
     [
         ("offset", "<u8"),
@@ -40,10 +40,10 @@ _ALIGN = 64
 def encode_index(
     header: Mapping[str, Any], arrays: Mapping[str, Shaped[np.ndarray, "..."]]
 ) -> bytes:
-    """Writes an index as bytes.
+    """Encodes an index as bytes.
 
     Args:
-      header: What is JSON; "arrays" is added.
+      header: JSON-like dict, to which "arrays" is added.
       arrays: Name -> array [n].
 
     Returns:
@@ -62,11 +62,11 @@ def encode_index(
 
 
 def write_index(path: str, data: bytes) -> None:
-    """Writes the file in one move, so that several processes may do so at once.
+    """Writes the file atomically, so that several processes may do so at once.
 
     Args:
-      path: Where to.
-      data: What `encode_index` gives.
+      path: Path of the file.
+      data: Result of `encode_index`.
 
     Raises:
       DiskError: If it cannot be written.
@@ -76,11 +76,11 @@ def write_index(path: str, data: bytes) -> None:
 
 
 class IndexFile:
-    """An index in a file; its arrays stay there.
+    """An index in a file; its arrays are read on request.
 
     Attributes:
-      path: Where it is.
-      header: What is JSON of it.
+      path: Path of the file.
+      header: Its header, without "arrays".
     """
 
     def __init__(self, path: str, files: Files) -> None:
@@ -88,11 +88,11 @@ class IndexFile:
 
         Args:
           path: Path of the file.
-          files: What opens it.
+          files: Reader of the file.
 
         Raises:
           OSError: If it cannot be read.
-          ValueError: If it is not an index of this version, or not all of one.
+          ValueError: If it is not an index of this version, or is cut short.
         """
         self.path, self._files = path, files
         size = files.size(path)
@@ -123,7 +123,7 @@ class IndexFile:
           Array [count].
 
         Raises:
-          OSError: If they cannot be read, or are not there.
+          OSError: If they cannot be read, or do not exist.
         """
         kind, length, at = self._arrays[name]
         count = length if count is None else count

@@ -1,11 +1,11 @@
-"""Indexes of shards: found beside them, or made once.
+"""Finds the indexes of shards, or makes them once.
 
-An index lies beside its shard, or in a folder of its own: in `data.index_dir`, or where
-a shard is remote or its folder may not be written to, in the user's cache. It is valid
-for a shard of the size and the time of change (remote: the tag) that it was made of.
+An index is stored beside its shard, or in `data.index_dir`; if a shard is remote or its
+folder is not writable, in the user's cache. It is valid if the shard still has the size
+and modification time (remote: tag) that it had when the index was made.
 
-Processes that open the same shards at the same time share out the work: each begins at
-another shard and looks, before it makes an index, whether another has made it by now.
+Processes that open the same shards at the same time share the work: each starts at
+another shard and checks before it makes an index whether another process has made it.
 """
 
 import concurrent.futures
@@ -26,12 +26,12 @@ from ldm_jax.data.tar.shards import INDEX, Shard
 from ldm_jax.errors import DiskError, Unreachable
 from ldm_jax.store import is_of_one_file, is_remote, raise_if_silent
 
-# Bytes that are read at a time: beside a header, of a local shard, there are small
-# members; remote ones are read as a stream.
+# Bytes that are read at a time: of a local shard, a header and the small members beside
+# it; remote ones are read as a stream.
 _LOCAL, _REMOTE = 2**13, 2**23
 
-# Threads that make indexes where there are no worker processes: they parse, or wait for
-# the network. Seconds between lines of the log.
+# Threads that make indexes if there are no worker processes: they parse, or wait for
+# the network. Seconds between log lines.
 _THREADS, _REMOTE_THREADS, _LINE = 4, 16, 30.0
 
 
@@ -42,9 +42,9 @@ def open_indexes(
 
     Args:
       shards: The shards.
-      index_dir: Folder for the indexes; None keeps them beside the shards.
+      index_dir: Folder for the indexes; None stores them beside the shards.
       workers: Processes that make them; 0 makes them in threads.
-      files: What reads the indexes from now on.
+      files: Reader of the indexes.
 
     Returns:
       Index of each shard.
@@ -56,11 +56,11 @@ def open_indexes(
     found = [find_index(shard, index_dir, files) for shard in shards]
     missing = [n for n, index in enumerate(found) if index is None]
     if missing:
-        # Commands show nothing less than warnings.
+        # Commands only show warnings and above.
         logging.warning(
             "making the index of %d of %d shards, once", len(missing), len(shards)
         )
-        # Another process begins elsewhere.
+        # Other processes start elsewhere.
         first = os.getpid() * 7919 % len(missing)
         missing = missing[first:] + missing[:first]
         _make_all([shards[n] for n in missing], index_dir, workers)
@@ -82,11 +82,11 @@ def find_index(
     Args:
       shard: The shard.
       index_dir: See `open_indexes`.
-      files: What reads it.
+      files: Reader of the index.
       say: Whether to log that an index is out of date.
 
     Returns:
-      The index; None if there is none, or none that is valid.
+      The index; None if there is no valid one.
     """
     stale = []
     for path in places(shard, index_dir):
@@ -104,14 +104,14 @@ def find_index(
             reason = str(error) or type(error).__name__
         files.forget(path)
         stale.append((path, reason))
-    # Where a valid one lies elsewhere, the others need no words.
+    # Invalid indexes are only logged if there is no valid one elsewhere.
     for path, reason in stale if say else ():
         logging.warning("the index %s is made anew: %s", path, reason)
     return None
 
 
 def places(shard: Shard, index_dir: str | None) -> list[str]:
-    """Says where the index of a shard may be.
+    """Lists where the index of a shard may be.
 
     Args:
       shard: The shard.
@@ -132,7 +132,7 @@ def places(shard: Shard, index_dir: str | None) -> list[str]:
 
 
 def _make_all(shards, index_dir, workers):
-    """Makes indexes side by side; says how far it is."""
+    """Makes indexes in parallel; logs the progress."""
     if workers and len(shards) > 1:
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
@@ -156,7 +156,7 @@ def _make_all(shards, index_dir, workers):
 
 
 def make_index(shard: Shard, index_dir: str | None) -> None:
-    """Makes the index of a shard, unless another process has by now.
+    """Makes the index of a shard, unless another process has made it by now.
 
     Args:
       shard: The shard.
@@ -187,14 +187,14 @@ def make_index(shard: Shard, index_dir: str | None) -> None:
 
 
 class _Window:
-    """Reads a shard from front to back in larger pieces."""
+    """Reads a shard from front to back in larger chunks."""
 
     def __init__(self, shard, files, size):
         self._shard, self._files, self._size = shard, files, size
         self._start, self._data = 0, b""
 
     def read(self, offset, size):
-        """Bytes from `offset` on, fewer at the end."""
+        """Reads bytes from `offset` on, fewer at the end."""
         begin = offset - self._start
         if not 0 <= begin <= begin + size <= len(self._data):
             size = min(size, self._shard.size - offset)
@@ -202,7 +202,7 @@ class _Window:
             try:
                 self._data = self._ask(offset, most)
             except Damaged:
-                # There may be nothing wrong with what is asked for.
+                # The requested bytes themselves may be readable.
                 self._data = self._ask(offset, size)
             self._start, begin = offset, 0
         return self._data[begin : begin + size]
@@ -223,7 +223,7 @@ class _Window:
 
 
 def _remote_index(shard):
-    """What another host has made of a remote shard, and laid beside it."""
+    """Reads the index that another host has stored beside a remote shard, or None."""
     if not is_remote(shard.path):
         return None
     try:
@@ -232,13 +232,13 @@ def _remote_index(shard):
         path = f"{shard.path}{INDEX}"
         valid = IndexFile(path, _Held(data)).header["shard"]
         return data if valid == [shard.size, shard.stamp] else None
-    # Mostly it is not there.
+    # Mostly it does not exist.
     except Exception:
         return None
 
 
 def _offer(shard, data):
-    """Lays an index beside its remote shard, where that may be written."""
+    """Stores an index beside its remote shard, if that is writable."""
     if is_remote(shard.path):
         try:
             system, inside = file_system(shard.path + INDEX)
@@ -248,15 +248,15 @@ def _offer(shard, data):
 
 
 class _Held:
-    """Bytes in memory, read as `Files` reads those of files."""
+    """Bytes in memory, with the interface of `Files`."""
 
     def __init__(self, data):
         self._data = data
 
     def size(self, path):
-        """Number of bytes; nothing is read of the path."""
+        """Number of bytes; the path is not used."""
         return len(self._data)
 
     def read(self, path, offset, size):
-        """Bytes from `offset` on, fewer at the end."""
+        """Returns bytes from `offset` on, fewer at the end."""
         return self._data[offset : offset + size]

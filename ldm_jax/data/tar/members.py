@@ -1,7 +1,7 @@
-"""The members of a tar file: names, places and sizes, from its headers alone.
+"""The members of a tar file: names, offsets and sizes, from its headers alone.
 
 Formats are those of POSIX (ustar, pax) and of GNU tar, as Python's `tarfile` writes
-and reads them. Nothing is unpacked, so that a name can lead nowhere.
+and reads them. Nothing is unpacked, so names are never used as paths.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from ldm_jax.reading import Read
 
 BLOCK = 512
 
-# Kinds of members by their mark in a header.
+# Kinds of members by their type flag in a header.
 REGULAR, FOLDER, SPARSE = (b"0", b"\0", b"7"), b"5", b"S"
 
-# Members without data, whatever size their header states.
+# Kinds of members without data, whatever size their header states.
 _EMPTY = (b"1", b"2", b"3", b"4", FOLDER, b"6")
 
-# Bytes that long names and pax headers may have.
+# Maximum size of long names and pax headers in bytes.
 _MOST_NAME = 2**20
 
-# Digits of the length of a line in them, with the space that follows.
+# Maximum number of digits of the length of a line in them, with the space after it.
 _MOST_DIGITS = 20
 
-# Bytes after the end mark that are padding, of the largest records that are usual.
+# Bytes after the end mark that count as padding, up to the largest usual record size.
 _PADDING = 2**20
 
-# How files of gzip, bzip2, xz and zstd begin.
+# Magic bytes of gzip, bzip2, xz and zstd.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class Damaged(ValueError):
-    """A tar file that cannot be read on from some byte."""
+    """The error for a tar file that cannot be read beyond some byte."""
 
 
 class Member(NamedTuple):
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
     Attributes:
       name: Its path in the archive.
-      kind: Its mark; REGULAR are files.
+      kind: Its type flag; those in REGULAR are files.
       offset: First byte of its data in the tar file.
       size: Number of bytes of its data.
     """
@@ -54,14 +54,14 @@ def read_members(read: Read, total: int) -> Iterator[Member]:
     """Lists the members of a tar file.
 
     Args:
-      read: (offset, size) -> so many bytes of the file, fewer at its end.
+      read: (offset, size) -> `size` bytes of the file, fewer at its end.
       total: Size of the file in bytes.
 
     Yields:
-      Each Member of which all data is there, in order.
+      Each Member whose data are complete, in order.
 
     Raises:
-      Damaged: Where the file cannot be read on: it is cut short or damaged there.
+      Damaged: If the file cannot be read further: it is cut short or damaged there.
     """
     at, long_name, extra = 0, None, {}
     while True:
@@ -121,7 +121,7 @@ def _parse(block, at):
     """(name, kind, size) of a header."""
     stated = _number(block[148:156], 8, at)
     if stated != sum(block) - sum(block[148:156]) + 8 * ord(" "):
-        # Old writers summed up bytes with a sign.
+        # Old writers summed up signed bytes.
         signed = memoryview(block).cast("b")
         if stated != sum(signed) - sum(signed[148:156]) + 8 * ord(" "):
             raise Damaged(_damage(at))

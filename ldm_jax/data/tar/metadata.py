@@ -1,4 +1,4 @@
-"""What the indexes of shards say of examples: columns, labels, sizes of images."""
+"""Reads metadata of examples from indexes: columns, labels, sizes of images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def count_examples(index: IndexFile) -> int:
 
 
 def name_columns(indexes: Sequence[IndexFile]) -> tuple[str, ...]:
-    """Lists the columns that there are.
+    """Lists the columns of all shards.
 
     Args:
       indexes: Indexes of the shards.
@@ -47,11 +47,11 @@ def read_column(index: IndexFile, name: str, rows: Rows) -> Shaped[np.ndarray, "
 
     Args:
       index: Index of the shard.
-      name: One of `name_columns`, but "height" and "width".
+      name: One of `name_columns`, except "height" and "width".
       rows: Which examples.
 
     Returns:
-      Column [n]; NaN where the shard has none of that name.
+      Column [n]; all NaN if the shard has none of that name.
     """
     column = _find_column(index, name)
     if column is None:
@@ -67,7 +67,7 @@ def read_labels(index: IndexFile, name: str) -> list[Any]:
       name: Column that holds them.
 
     Returns:
-      Numbers, truth values or text; NaN is none.
+      Numbers, bools or text; NaN is no label.
     """
     row = index.header["columns"].get(name)
     if not row:
@@ -78,14 +78,14 @@ def read_labels(index: IndexFile, name: str) -> list[Any]:
 
 
 def label_bytes(index: IndexFile, name: str) -> bytes:
-    """Gives what identifies the labels of a shard.
+    """Returns bytes that identify the labels of a shard.
 
     Args:
       index: Index of the shard.
       name: Column that holds them.
 
     Returns:
-      Bytes of the column as it is kept.
+      Bytes of the column as stored.
     """
     row = index.header["columns"].get(name)
     if not row:
@@ -94,7 +94,7 @@ def label_bytes(index: IndexFile, name: str) -> bytes:
 
 
 def _arrays(row):
-    """Kind of an array -> its name in the index, of a column."""
+    """Kind -> name in the index, of each array of a column."""
     kinds = ("numbers",) if row["kind"] == "numbers" else ("codes", "values")
     return {kind: f"{kind} {row['number']}" for kind in kinds}
 
@@ -115,13 +115,13 @@ def read_sizes(index: IndexFile, plan: Plan, rows: Rows) -> Int[np.ndarray, "n 2
     Args:
       index: Index of the shard.
       plan: Which member is the image.
-      rows: Which examples; all of them have one.
+      rows: Which examples; all of them must have an image.
 
     Returns:
       int32 [n, 2], (height, width) in pixels; zeros where a header is damaged.
     """
     images = index.read("members")[find_images(index, plan)[rows]]
     sizes = np.stack([images["height"], images["width"]], axis=1)
-    # No image has sides that 32 bits with a sign do not hold.
+    # No image has sides that exceed 32 signed bits.
     sizes[sizes.max(axis=1) > np.iinfo(np.int32).max] = 0
     return sizes.astype(np.int32)

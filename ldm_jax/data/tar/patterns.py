@@ -1,4 +1,4 @@
-"""Files by a pattern, as `glob` finds them, which passes over what it cannot list."""
+"""Finds files by a pattern like `glob`, which ignores folders that it cannot list."""
 
 import fnmatch
 import glob
@@ -13,19 +13,19 @@ from ldm_jax.reading import (
     warn_if_lost,
 )
 
-# Any number of folders, one in another.
+# Any number of nested folders.
 _ANY = "**"
 
 
 def find_files(pattern: str) -> list[str]:
-    """Finds what fits a pattern; links are followed, lost ones named by a warning.
+    """Finds the paths that match a pattern; follows links, warns of broken ones.
 
     Args:
       pattern: Absolute path with `*`, `?` and `[...]` in the names of files and
         folders, and `**` for any number of folders, at its end for all files below.
 
     Returns:
-      Paths, sorted. Names that begin with a dot fit no pattern that does not.
+      Paths, sorted. Names that begin with a dot only match patterns that do, too.
 
     Raises:
       DataError: If a folder on the way cannot be listed.
@@ -39,11 +39,11 @@ def find_files(pattern: str) -> list[str]:
 
 
 def find_below(folder: str, *parts: str) -> list[str]:
-    """Finds what fits a pattern below a folder; see `find_files`.
+    """Finds the paths that match a pattern below a folder; see `find_files`.
 
     Args:
-      folder: Path, which is no pattern.
-      *parts: Patterns of the names of folders one in another, and of files in the last.
+      folder: Path, not a pattern.
+      *parts: Patterns of the names of nested folders, the last one of files.
 
     Returns:
       Paths, sorted.
@@ -78,7 +78,7 @@ def _is_pattern(part):
 
 
 def _step(folder, part):
-    """What a part of a pattern leads to from a folder."""
+    """Paths in a folder that match one part of a pattern."""
     if part == _ANY:
         return _all_below(folder)
     if not _is_pattern(part):
@@ -89,7 +89,7 @@ def _step(folder, part):
 
 
 def _all_below(folder):
-    """A folder and all folders in it."""
+    """A folder and all folders below it."""
 
     def look(path):
         return filter(is_kept, names_in(path, folders=True)), None

@@ -1,4 +1,4 @@
-"""What is read of the examples in tar shards: which members, which fields of JSON."""
+"""Decides what to read of examples in tar shards: members and fields of JSON."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,21 +21,22 @@ from ldm_jax.data.tar.scan import LABELS
 
 JSON, CLASS = "json", "cls"
 
-# Digits of which a number is too large for a label.
+# A number of this many digits is too large for a label.
 _MOST_DIGITS = 18
 
-# A label from the first number on is a stray one where there are not a thousandth as
-# many different ones: it would be the size of the model's table of classes.
+# The largest label; and the number from which on a label is an outlier if there are
+# less than a thousandth as many distinct ones: it would set the size of the model's
+# class embedding.
 _MOST_LABEL, _FAR, _SPREAD = np.iinfo(np.int32).max, 10**6, 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is read of each example.
+    """What to read of each example.
 
     Attributes:
       images: Suffixes of images, without the dot, the preferred ones first.
-      members: Suffix -> Sidecar of what else is read.
+      members: Suffix -> Sidecar of the other members to read.
       fields: Key of the example -> field of `.json`.
       label: Column that holds the class, or None: LABELS is `.cls`.
       optional: Keys that an example may lack.
@@ -63,7 +64,7 @@ class Plan:
 
     @property
     def read(self) -> tuple[str, ...]:
-        """Suffixes that are read besides an image, where they are there."""
+        """Suffixes to read besides an image, if the example has them."""
         fields = {JSON} if self.fields else set()
         return tuple(sorted({*self.needed, *self.members, *fields}))
 
@@ -75,17 +76,17 @@ def make_plan(
     label_key: str | None,
     caption_field: str | None,
 ) -> Plan:
-    """Finds where the shards hold what is asked for.
+    """Finds the requested keys in the shards.
 
     Args:
       headers: Headers of the shards' indexes.
       keys: Keys of the example besides image and label.
-      image_key: Suffix of the image; None takes any image, or arrays where there are
-        no images.
+      image_key: Suffix of the image; None takes any image, or arrays if there are no
+        images.
       label_key: "cls", or the field of `.json` that holds the class; None takes
-        `.cls` where there is one, "" takes none.
-      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
-        where there is none the field "caption".
+        `.cls` if there is one, "" takes none.
+      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or the
+        field "caption" if there is none.
 
     Returns:
       A Plan.
@@ -99,7 +100,7 @@ def make_plan(
     if image_key:
         images = (image_key.removeprefix(".").lower(),)
     elif ARRAY_SUFFIX[1:] in suffixes and not suffixes.intersection(images):
-        # Arrays are images where there are no others, as in folders.
+        # Arrays are the images if there are no others, as in folders.
         images = (ARRAY_SUFFIX[1:],)
     if not suffixes.intersection(images):
         raise ValueError(
@@ -136,11 +137,11 @@ def make_plan(
 def _find_member(key, suffixes):
     """The member that holds a key, or None."""
     (sidecar,) = find_sidecars([key])
-    # As the index has them.
+    # Suffixes are lower case in the index.
     sidecar = sidecar._replace(suffix=sidecar.suffix.lower())
     if sidecar.suffix[1:] in suffixes:
         return sidecar
-    # Text of the user's own, such as a second caption.
+    # Text under a custom key, such as a second caption.
     suffix = f"{key}.txt".lower()
     if modality_of(key) is None and suffix in suffixes:
         return Sidecar(f".{suffix}", (key,), "caption")
@@ -178,10 +179,10 @@ def find_images(index: IndexFile, plan: Plan) -> Int[np.ndarray, " N"]:
 
     Args:
       index: Index of the shard.
-      plan: What is read.
+      plan: What to read.
 
     Returns:
-      int64 [N], row of "members"; -1 where an example has no image.
+      int64 [N], row of "members"; -1 if an example has no image.
     """
     starts = index.read("starts").astype(np.int64)
     suffixes = index.read("members")["suffix"]
@@ -190,7 +191,7 @@ def find_images(index: IndexFile, plan: Plan) -> Int[np.ndarray, " N"]:
     order = [plan.images.index(n) if n in plan.images else none for n in names]
     if len(starts) == 1:
         return np.empty(0, np.int64)
-    # The least rank of each example, and with it the row.
+    # The smallest rank of each example, which also encodes the row.
     rows = np.arange(len(suffixes))
     ranks = np.array(order, np.int64)[suffixes] * len(suffixes) + rows
     best = np.minimum.reduceat(ranks, starts[:-1])
@@ -204,10 +205,10 @@ def find_complete(
 
     Args:
       index: Index of the shard.
-      plan: What is read.
+      plan: What to read.
 
     Returns:
-      (mask bool [N], list of (what is lacking, int64 [n], the examples that lack it)).
+      (mask bool [N], list of (what is missing, examples that lack it int64 [n])).
     """
     header, count = index.header, len(index.read("starts")) - 1
     counts = dict(zip(header["suffixes"], header["counts"], strict=True))
@@ -234,17 +235,17 @@ def find_complete(
 
 
 def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
-    """Finds the classes that labels name.
+    """Finds the classes of labels.
 
-    Of numbers those are passed over that no class can have: not whole, below 0, and
-    those of a million or more that are over a thousand times the number of different
-    labels. The numbers of what is left begin at 0.
+    Numbers that cannot be classes are ignored: those that are not whole or below 0, and
+    those of a million or more that are over a thousand times the number of distinct
+    labels. Classes are numbered from 0 to the largest number that is left.
 
     Args:
-      labels: Numbers, truth values or text; None and NaN are none.
+      labels: Numbers, bools or text; None and NaN are ignored.
 
     Returns:
-      (names or None where labels are numbers, number of classes).
+      (names, or None if labels are numbers; number of classes).
 
     Raises:
       ValueError: If there are no labels, or none is a class.
@@ -258,7 +259,7 @@ def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
     numbers |= {int(text[:_MOST_DIGITS]) for text in texts}
     if not numbers:
         raise ValueError('no example has a label; give label_key="" for no labels')
-    # Infinity is larger than all, and is not asked whether it is whole.
+    # Infinity exceeds the maximum, so int() is not called on it.
     whole = sorted({n for n in numbers if 0 <= n <= _MOST_LABEL and n == int(n)})
     while whole and whole[-1] >= max(_FAR, _SPREAD * len(whole)):
         whole.pop()
@@ -271,14 +272,14 @@ def find_classes(labels: Iterable[Any]) -> tuple[tuple[str, ...] | None, int]:
 
 
 def find_strays(labels: Iterable[Any], count: int) -> set[Any]:
-    """Finds the labels that are none of some numbered classes.
+    """Finds the labels that are not one of a number of classes.
 
     Args:
-      labels: Numbers, truth values or text; None and NaN are none.
+      labels: Numbers, bools or text; None and NaN are ignored.
       count: Number of classes.
 
     Returns:
-      Those that are not; without None and NaN.
+      The labels that are not a class, without None and NaN.
     """
     strays = set()
     for label in labels:
@@ -291,10 +292,10 @@ def find_strays(labels: Iterable[Any], count: int) -> set[Any]:
 
 
 def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
-    """Gives a label its number.
+    """Returns the number of a label's class.
 
     Args:
-      value: What `.cls` or a field of `.json` holds.
+      value: Content of `.cls` or of a field of `.json`.
       names: Names of the classes, or None.
       count: Number of classes.
 
@@ -302,7 +303,7 @@ def class_of(value: Any, names: Sequence[str] | None, count: int) -> int:
       Number of the class.
 
     Raises:
-      ValueError: If it is none.
+      ValueError: If it is not a class.
     """
     if isinstance(value, bool | float) and value == value // 1:
         value = int(value)

@@ -1,8 +1,8 @@
-"""One pass over a shard: which examples it holds, and what its index keeps of them.
+"""Scans a shard once: finds its examples and makes the contents of its index.
 
 The layout is that of WebDataset: `dir/key.jpg`, `dir/key.txt`, `dir/key.depth.png` are
 one example with the key "dir/key", which ends at the first dot of the name; the rest
-is the suffix, in lower case. The members of an example need not stand side by side.
+is the suffix, in lower case. The members of an example need not be adjacent.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from ldm_jax.errors import Unreachable
 from ldm_jax.images import find_size
 from ldm_jax.reading import MAX_TEXT, Read, parse_json
 
-# Bytes that the name of a class may have.
+# Maximum size of the name of a class in bytes.
 _MOST_LABEL = 4096
 
-# Suffixes that a shard may have: their numbers have 16 bits.
+# Maximum number of suffixes in a shard: their numbers have 16 bits.
 _MOST_SUFFIXES = 2**16 - 1
 
-# The column that `.cls` makes; a field of JSON cannot be called so.
+# The column of `.cls`; a field of JSON of that name is ignored.
 LABELS = ".cls"
 
-# What says something of a shard and is no example.
+# Members with metadata of a shard, which are not examples.
 _ABOUT = re.compile(r"__[^.]*__(\..*)?", re.DOTALL)
 
 # The directory, the name up to its first dot, and the suffix.
@@ -49,18 +49,18 @@ def scan(
     """Makes the index of a shard; see `index_file.py`.
 
     Args:
-      read: (offset, size) -> so many bytes of the shard, fewer at its end.
+      read: (offset, size) -> `size` bytes of the shard, fewer at its end.
       total: Size of the shard in bytes.
 
     Returns:
-      (header, arrays): "suffixes", their names in the order of their numbers, and
-      "counts", how many examples have them;
+      (header, arrays). The header has "suffixes", their names in the order of their
+      numbers, and "counts", how many examples have them;
       "problems", a list of [name of a member, what is wrong with it]; "fields", name of
-      a field of `.json` -> in how many examples it is; "columns", see `pack_column`;
-      "digest", a hash of keys, suffixes and sizes.
+      a field of `.json` -> number of examples that have it; "columns", see
+      `pack_column`; "digest", a hash of keys, suffixes and sizes.
       Arrays are "starts" [N + 1], where the rows of an example begin in "members";
       "places" [N], see `splits.place_of`; "key_starts" [N + 1] and "keys", bytes of
-      UTF-8; and the columns' own.
+      UTF-8; and those of the columns.
     """
     shard = _Shard(read)
     try:
@@ -72,22 +72,22 @@ def scan(
 
 
 class _Shard:
-    """What was found so far."""
+    """The examples and problems found so far."""
 
     def __init__(self, read):
         self._read = read
         self._examples = {}
         self._suffixes = {}
-        # Metadata; field -> in how many examples it is.
+        # Metadata; field -> number of examples that have it.
         self._table, self._labels, self._fields = Table(), Table(), {}
         self.problems, self._said = [], set()
 
     def add(self, member):
-        """Takes a member."""
+        """Adds a member."""
         name = member.name.removeprefix("./")
         parts = name.split("/")
-        # As in folders; archives of macOS carry a shadow of every file, and WebDataset
-        # has members about a shard, as __meta__.
+        # Hidden files are ignored as in folders; archives of macOS have a shadow of
+        # every file, and WebDataset has members about a shard, e.g. __meta__.
         hidden = parts[-1].startswith(".") or "__MACOSX" in parts
         hidden = hidden or _ABOUT.fullmatch(parts[-1])
         if member.kind == FOLDER or hidden:
@@ -124,10 +124,10 @@ class _Shard:
                 lambda at, count: self._read(member.offset + at, count), member.size
             )
         except Unreachable:
-            # The index would say for ever that the image has no size.
+            # Otherwise the index would permanently list the image without a size.
             raise
         except (ValueError, OSError, MemoryError):
-            # It fails once it is loaded, and is counted then.
+            # Loading it fails, too, and it is counted then.
             return 0, 0
         return height, width
 
@@ -164,14 +164,14 @@ class _Shard:
         self._labels.put(example, LABELS, label)
 
     def _say_once(self, problem):
-        """Names a problem of the shard: only its first example."""
+        """Adds a problem of the shard unless one of the same kind was added before."""
         kind = problem.partition(", as ")[0]
         if kind not in self._said:
             self._said.add(kind)
             self.problems.append(["", problem])
 
     def index(self):
-        """Header and arrays."""
+        """Makes (header, arrays) of the index."""
         rows = [list(members.values()) for _, members in self._examples.values()]
         starts = np.cumsum([0, *map(len, rows)])
         members = np.array([row for part in rows for row in part], MEMBER)
@@ -185,7 +185,7 @@ class _Shard:
             "keys": np.frombuffer(blob, "|u1"),
         }
         columns = {}
-        # A field of that name is none: its place is that of `.cls`.
+        # A field of that name is ignored: the name is reserved for `.cls`.
         named = [(LABELS, self._labels)] if self._labels.names else []
         named += [(n, self._table) for n in self._table.names if n != LABELS]
         for number, (name, table) in enumerate(named):
@@ -206,7 +206,7 @@ class _Shard:
 
 
 def _is_image(suffix):
-    """Whether it may be an image of its own, and is no map that goes with one."""
+    """Whether a suffix may be that of an image, and not of a map beside one."""
     return f".{suffix.rpartition('.')[2]}" in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) and (
         f".{suffix}" not in {row.suffix for row in MODALITIES.values()}
     )
@@ -221,10 +221,10 @@ def _digest(arrays, suffixes):
 
 
 def printable(name: str) -> str:
-    """Escapes what would move a terminal's cursor, or worse.
+    """Escapes control characters, which could affect a terminal.
 
     Args:
-      name: Name of a member, from anyone.
+      name: Name of a member, possibly of an untrusted archive.
 
     Returns:
       Text of one line.

@@ -1,4 +1,4 @@
-"""Which shards a name stands for, and what identifies their contents."""
+"""Finds the shards that a name stands for, and their sizes and version stamps."""
 
 import functools
 import glob
@@ -17,13 +17,13 @@ from ldm_jax.store import is_remote, raise_if_silent
 
 SUFFIX, INDEX = ".tar", ".index"
 
-# Shards that one pattern may stand for.
+# Maximum number of shards of one pattern.
 _MOST = 10**6
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
-# What remote file systems call the state of a file, the surest first.
+# Keys of a file's version in remote file systems, the most reliable first.
 _STAMPS = "etag ETag md5Hash generation mtime LastModified updated created".split()
 
 
@@ -32,8 +32,8 @@ class Shard(NamedTuple):
 
     Attributes:
       path: Absolute path, or address.
-      size: Bytes that it has.
-      stamp: What is another once it is written anew.
+      size: Its size in bytes.
+      stamp: Text that changes when the file is rewritten.
     """
 
     path: str
@@ -50,16 +50,17 @@ def find_shards(
 
     Args:
       name: A tar file, a folder of them, a pattern with `*`, with ranges {000..099} or
-        lists {a,b}, or a list of such; local or an address, as gs://bucket/{0..9}.tar.
-      data_dir: Where relative names start; None is the current folder.
-      suffix: What the names of the files end in, in folders.
+        lists {a,b}, or a list of these; local or an address, e.g.
+        gs://bucket/{0..9}.tar.
+      data_dir: Folder that names are relative to; None for the current one.
+      suffix: Suffix of the files in folders.
 
     Returns:
       The shards, in the order of the names, those of a folder or a pattern sorted.
 
     Raises:
-      ValueError: If there is none, or one of those that are named is missing.
-      Unreachable: If they lie in a store, or on a disk, that does not answer.
+      ValueError: If there is none, or a named file is missing.
+      Unreachable: If their store or disk does not answer.
     """
     names = [name] if isinstance(name, str) else list(name)
     if not names or not all(isinstance(n, str) and n for n in names):
@@ -71,7 +72,7 @@ def find_shards(
     for given in names:
         for one in expand(given):
             paths += _listed(_absolute(one, os.fspath(data_dir or "")), suffix)
-    # A shard that is named twice would count twice.
+    # Without duplicates: a shard that is named twice would count twice.
     paths = list(dict.fromkeys(paths))
     return side_by_side(functools.partial(_look, suffix=suffix), paths)
 
@@ -86,16 +87,16 @@ def _absolute(name, data_dir):
 
 
 def expand(name: str) -> list[str]:
-    """Writes out ranges and lists in braces, as a shell does.
+    """Expands ranges and lists in braces, as a shell does.
 
     Args:
       name: Text such as "a/{000..002}.tar" or "{a,b}.tar".
 
     Returns:
-      All that it stands for, in order.
+      All names that it stands for, in order.
 
     Raises:
-      ValueError: If it stands for too many.
+      ValueError: If there are too many.
     """
     match = _BRACES.search(name)
     if not match:
@@ -123,7 +124,7 @@ def _listed(path, suffix):
     if is_folder(path):
         there = list(filter(is_kept, names_in(path)))
         found = [os.path.join(path, name) for name in there if name.endswith(suffix)]
-        # Compressed ones, say, or what an upload has left half.
+        # For example compressed ones, or parts of an interrupted upload.
         others = [n for n in there if f"{suffix}." in n and not n.endswith(INDEX)]
         if found and others:
             logging.warning(
@@ -131,7 +132,7 @@ def _listed(path, suffix):
                 *(path, len(others), suffix, others[0]),
             )
         return found or _nothing(path, suffix)
-    # What is called so is meant, whatever characters are in its name.
+    # An existing file of that name is taken, even if it contains pattern characters.
     if state_of(path) or not glob.has_magic(path):
         return [path]
     found = _without_indexes(find_files(path))
@@ -139,7 +140,7 @@ def _listed(path, suffix):
 
 
 def _without_indexes(paths):
-    """Sorted paths that a pattern found; it may fit what lies beside the shards."""
+    """Sorts the paths that match a pattern, without indexes beside the shards."""
     return sorted(path for path in paths if not path.endswith(INDEX))
 
 
@@ -158,11 +159,11 @@ def _listed_remote(path, suffix):
 
 
 def address(scheme: str, path: str) -> str:
-    """Gives the address of what a file system calls by a path or by an address.
+    """Returns the address of a path or address that a file system lists.
 
     Args:
-      scheme: What comes before "://".
-      path: What the file system lists.
+      scheme: The part of the address before "://".
+      path: Path or address, as listed.
 
     Returns:
       The address.
@@ -186,7 +187,7 @@ def _unread(path, error, suffix):
 
 
 def _look(path, suffix):
-    """Asks for the state of a shard."""
+    """Looks up the size and stamp of a shard."""
     if is_remote(path):
         system, inside = file_system(path)
         try:

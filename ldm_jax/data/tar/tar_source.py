@@ -40,10 +40,10 @@ from ldm_jax.store import is_remote, raise_if_silent
 # A row of the index's "members": offset, size, height, width, number of the suffix.
 _ROW = struct.Struct("<QQIIH")
 
-# Examples of a shard that are named of those that lack the same.
+# Number of examples of a shard that are named among those that lack the same member.
 _NAMED = 20
 
-# Bytes between members that are read along with them rather than read around.
+# Bytes between members up to which they are read at once, with the bytes between.
 _GAP, _REMOTE_GAP = 2**15, 2**20
 
 
@@ -51,31 +51,31 @@ _GAP, _REMOTE_GAP = 2**15, 2**20
 class TarSource:
     """Examples in tar shards, by position; can be pickled.
 
-    An example is what has the same name up to its first dot: an image, `.txt` with its
-    captions, `.json` with its metadata or boxes, `.cls` with its class (a number or a
-    name), `.depth.png` and so on as the rows of MODALITIES say, `.<key>.npy` and
-    `.<key>.txt` for keys of one's own.
+    An example is all members with the same name up to its first dot: an image, `.txt`
+    with its captions, `.json` with its metadata or boxes, `.cls` with its class (a
+    number or a name), `.depth.png` and so on as the rows of MODALITIES define,
+    `.<key>.npy` and `.<key>.txt` for custom keys.
 
     "validation" (and "test") is `validation_fraction` of the examples by a hash of
-    their keys, "train" the others, "all" everything. Nothing but the numbers of the
-    examples on one side, of four bytes each, is kept in memory.
+    their keys, "train" the others, "all" everything. Only the numbers of the examples
+    of the split, of four bytes each, are kept in memory.
 
     Attributes:
       name: Tar files; see `shards.find_shards`.
       split: "train", "validation", "test" or "all".
-      data_dir: Folder that relative names start from; None is the current one.
-      image_key: Suffix of the images, where not the usual ones.
+      data_dir: Folder that names are relative to; None for the current one.
+      image_key: Suffix of the images; None for the usual ones.
       label_key: "cls", or the field of `.json` that holds the class; None takes `.cls`
-        where there is one, "" takes none.
-      validation_fraction: Fraction of the examples that is held out, in (0, 1); None
-        holds none out.
-      keys: What examples should have besides image and label; of a key that no member
-        holds, the field of `.json` of that name is taken.
+        if there is one, "" takes none.
+      validation_fraction: Held-out fraction of the examples, in (0, 1); None to hold
+        nothing out.
+      keys: Keys that examples should have besides image and label; for a key without a
+        member, the field of `.json` of that name is taken.
       box_names: Names of the classes of boxes in the order of their numbers.
-      optional: What of `keys` an example may lack.
-      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or
-        where there is none the field "caption".
-      index_dir: Folder for the indexes; None keeps each beside its shard.
+      optional: Those of `keys` that an example may lack.
+      caption_field: Field of `.json` that holds the caption; None takes `.txt`, or the
+        field "caption" if there is none.
+      index_dir: Folder for the indexes; None stores each beside its shard.
       workers: Processes that make indexes; 0 makes them in threads.
 
     Raises:
@@ -106,7 +106,7 @@ class TarSource:
         )
         try:
             self._open()
-        # What an index from elsewhere may lead to.
+        # An index from elsewhere may cause any of these.
         except (LookupError, TypeError, AttributeError, OSError) as error:
             raise_if_silent(self.name, error)
             raise ValueError(
@@ -126,14 +126,14 @@ class TarSource:
         self._plan = dataclasses.replace(self._plan, optional=frozenset(self.optional))
         self.class_names, self.num_classes = self._find_classes()
         counts = [count_examples(index) for index in self._indexes]
-        # Number of the first example of each shard, and of all together.
+        # Number of the first example of each shard, and the number of all examples.
         self._starts = np.cumsum([0, *counts])
         self._kept = self._choose()
         if not len(self):
             raise ValueError(f'no examples for split "{self.split}" in {self.name}')
 
     def __getstate__(self):
-        # Workers need not know what was left out.
+        # Workers do not need the list of what was left out.
         return self.__dict__ | {"skipped": []}
 
     def _problems(self):
@@ -150,7 +150,7 @@ class TarSource:
         return find_classes(v for i in self._indexes for v in read_labels(i, label))
 
     def _choose(self):
-        """Numbers of the examples that are whole and on the side that is asked for."""
+        """Numbers of the complete examples of the split; None if these are all."""
         masks, places = [], []
         for shard, index in enumerate(self._indexes):
             mask, lacking = find_complete(index, self._plan)
@@ -173,7 +173,7 @@ class TarSource:
         return kept[in_split(places, self.split, self.validation_fraction)]
 
     def _find_strays(self, index):
-        """Yields (what is wrong, the examples of a shard) of labels that are none."""
+        """Yields (what is wrong, examples of a shard) of labels that are no classes."""
         label = self._plan.label
         if label is None or self.class_names is not None:
             return
@@ -186,7 +186,7 @@ class TarSource:
             yield what, np.array(rows)
 
     def _leave_out(self, shard, rows, what):
-        """Names some examples of a shard, and says how many more there are."""
+        """Adds some examples of a shard to `skipped` by name, and counts the others."""
         named = [(self._name(shard, row), what) for row in rows[:_NAMED].tolist()]
         if len(rows) > _NAMED:
             more = f"{self._shards[shard].path}: {len(rows) - _NAMED:,} more examples"
@@ -235,7 +235,7 @@ class TarSource:
         return example
 
     def _members(self, shard, row):
-        """Suffix -> (offset, size) of what is read of an example."""
+        """Suffix -> (offset, size) of the members to read of an example."""
         index = self._indexes[shard]
         first, last = index.read("starts", row, 2).tolist()
         rows = index.read("members", first, last - first).tobytes()
@@ -246,7 +246,7 @@ class TarSource:
         return {suffix: there[suffix] for suffix in read if suffix in there}
 
     def _read(self, shard, members):
-        """Suffix -> bytes; members that lie side by side are read at once."""
+        """Suffix -> bytes; members that are close together are read at once."""
         path = self._shards[shard].path
         for suffix, (_, size) in members.items():
             require_memory(size, f"the bytes of its .{suffix}")
@@ -271,7 +271,7 @@ class TarSource:
         return fields if isinstance(fields, dict) else {}
 
     def describe(self, index: int) -> str:
-        """Says which example it is, for messages.
+        """Describes an example, for messages.
 
         Args:
           index: Its position.
@@ -291,7 +291,7 @@ class TarSource:
         """Identifies the examples.
 
         Returns:
-          Hash of all keys, suffixes, sizes and labels, and of which examples are taken.
+          Hash of all keys, suffixes, sizes and labels, and of which are in the split.
         """
         digest = hashlib.blake2b(digest_size=16)
         for index in self._indexes:
@@ -303,7 +303,7 @@ class TarSource:
         return digest.hexdigest()
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
-        """Lists the sizes of the images, from the index.
+        """Reads the sizes of the images from the index.
 
         Returns:
           int32 [N, 2], (height, width) in pixels; zeros where a header is damaged.
@@ -313,14 +313,14 @@ class TarSource:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Names of what `columns` gives: of the index, "width" and "height"."""
+        """Names of the columns: those of the index, "width" and "height"."""
         return name_columns(self._indexes)
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
         """Reads metadata from the index: scalar fields of `.json`, and "cls".
 
         Args:
-          names: Which of `column_names`.
+          names: Some of `column_names`.
 
         Returns:
           Name -> array [N] of float64 (NaN where missing), bool, or objects.
@@ -334,11 +334,11 @@ class TarSource:
         return column
 
     def _parts(self) -> Iterator[tuple[Any, Any]]:
-        """Yields (index, rows of it that are taken)."""
+        """Yields (index, its rows that are in the split)."""
         if self._kept is None:
             yield from ((index, slice(None)) for index in self._indexes)
             return
-        # Of the same type: otherwise NumPy converts all that are kept.
+        # Of the same type: otherwise NumPy converts the whole of `_kept`.
         cuts = np.searchsorted(self._kept, self._starts.astype(self._kept.dtype))
         for shard, index in enumerate(self._indexes):
             rows = self._kept[cuts[shard] : cuts[shard + 1]].astype(np.int64)
