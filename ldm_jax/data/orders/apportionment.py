@@ -1,18 +1,18 @@
-"""Apportionment: how many of the first examples of a mixture each part gives."""
+"""Apportionment: how many of the first examples of a mixture come from each part."""
 
 from collections.abc import Sequence
 from fractions import Fraction
 
-# A weight is a float, which is a fraction; so counts are exact however long a run is.
+# Every float is an exact fraction, so counts are exact however long a run is.
 
 
 def apportion(weights: Sequence[float], count: int) -> list[int]:
     """Divides a number of examples over parts by their weights (Webster's method).
 
-    The method has what an endless stream needs: a part never has less of more examples
-    (Balinski & Young 1982, "Fair Representation": divisor methods are house-monotone),
-    and differs from its exact fraction by about one example, after any number of
-    epochs.
+    It has the properties that an endless stream needs: with a larger `count` no part
+    has fewer examples (Balinski & Young 1982, "Fair Representation": divisor methods
+    are house-monotone), and each differs from its exact fraction by about one example,
+    after any number of epochs.
 
     Args:
       weights: Weight of each part, > 0.

@@ -1,12 +1,13 @@
 """Epochs whose batches are of one bucket each, and that drop nothing.
 
-The positions of the stream stay: batch s holds the positions from s B to (s + 1) B, and
-an epoch of N examples holds each of them once, whatever N and B are. For that the
-examples of an epoch are re-arranged. One bucket, the main one, begins and ends every
-epoch: a batch that two epochs share is its own. Of every other bucket whole batches
-come, in a random order among those of the main one; the few examples that are left over
-(others in each epoch) go to a neighbour that is nearer to the main bucket, the farthest
-buckets first, and what reaches the main one completes its batches.
+The positions of the stream do not change: batch s holds the positions from s B to
+(s + 1) B, and an epoch of N examples holds each of them once, for any N and B. To that
+end the examples of an epoch are rearranged. One bucket, the main one, begins and ends
+every epoch, so a batch that spans two epochs is always of this bucket. Every other
+bucket has whole batches, in a random order among those of the main one; its few
+remaining examples (different ones in each epoch) move to a neighbour that is nearer to
+the main bucket, starting with the farthest buckets, and those that reach the main one
+complete its batches.
 """
 
 import numpy as np
@@ -15,23 +16,23 @@ from ldm_jax.annotations import Int
 from ldm_jax.data.orders.buckets import Buckets
 from ldm_jax.data.orders.order import Order, shuffle
 
-# Sets the order of the batches apart from that of the examples.
+# Makes the order of the batches independent of that of the examples.
 _TAG = 2
 
 
 class BucketOrder(Order):
-    """Another order's epochs, each batch of one bucket.
+    """The epochs of another order, rearranged so that each batch is of one bucket.
 
     Attributes:
-      main: Number of the main bucket: that with the most examples in the first epoch.
+      main: Number of the main bucket: the one with most examples in the first epoch.
     """
 
     def __init__(self, base: Order, buckets: Buckets, batch_size: int) -> None:
-        """Keeps what the epochs depend on.
+        """Stores what the epochs depend on.
 
         Args:
           base: Order of the examples.
-          buckets: Which example goes to which bucket.
+          buckets: Assignment of examples to buckets.
           batch_size: Global batch size B.
         """
         super().__init__(base.length, base.seed)
@@ -42,7 +43,7 @@ class BucketOrder(Order):
         self._next = _neighbours(self._shapes, self.main)
 
     def shape_at(self, position: int) -> tuple[int, int]:
-        """The shape that images have at a position.
+        """Returns the shape of images at a position.
 
         Args:
           position: Position.
@@ -58,7 +59,7 @@ class BucketOrder(Order):
         return int(height), int(width)
 
     def moved(self, number: int) -> int:
-        """Counts the examples that are cut to another shape than their own bucket's.
+        """Counts the examples that are cropped to the shape of another bucket.
 
         Args:
           number: Number of the epoch.
@@ -73,24 +74,24 @@ class BucketOrder(Order):
         return int((self._of[indices] != given).sum())
 
     def epoch(self, number: int) -> Int[np.ndarray, " length"]:
-        """The examples of an epoch in their order.
+        """Returns the examples of an epoch in order.
 
         Args:
           number: Number of the epoch, >= 0.
 
         Returns:
-          Indices of examples, int [length]; not to be changed.
+          Indices of examples, int [length]; do not modify them.
         """
         return self._arranged(number)[0]
 
     def _arranged(self, number):
-        """(indices, length of the head, bucket of each window behind it)."""
+        """Returns (indices, length of the head, bucket of each batch after it)."""
         return self._cached(number)
 
     def _make(self, number):
         size, length = self._batch_size, self.length
-        # What completes the last batch of the epoch before, and what begins one that
-        # the next epoch completes.
+        # Number of examples that complete the last batch of the previous epoch, and of
+        # those that begin a batch which the next epoch completes.
         head = min(-number * length % size, length)
         tail = (length - head) % size
         kept = self._split(self._base.epoch(number), head + tail)
@@ -104,35 +105,35 @@ class BucketOrder(Order):
         return np.concatenate(ends), head, buckets[order].astype(np.int16)
 
     def _split(self, indices, ends):
-        """Bucket -> its examples of an epoch, whole batches, the rest in the main one.
+        """Bucket -> its examples of an epoch: whole batches, the rest in the main one.
 
-        `ends` is how many the main one needs at least, besides whole batches.
+        `ends` is the number of examples that the main one needs for the ends.
         """
         size, of = self._batch_size, self._of[indices]
-        # Places in the epoch by bucket, in the order of the epoch.
+        # Positions in the epoch by bucket, in the order of the epoch.
         places = np.argsort(of, kind="stable")
         counts = np.bincount(of, minlength=len(self._shapes))
         parts = dict(enumerate(np.split(places, np.cumsum(counts)[:-1])))
         for bucket, target in self._next:
             own = parts[bucket]
             whole = len(own) - len(own) % size
-            # What has come from elsewhere stays, as it stands in front.
+            # Examples moved here from other buckets come first, so they stay.
             parts[bucket], rest = own[:whole], own[whole:]
             parts[target] = np.concatenate([rest, parts[target]])
-        # The nearest ones give up what the ends of the epoch need.
+        # The nearest buckets provide what is missing for the ends of the epoch.
         for bucket, _ in reversed(self._next):
             while len(parts[self.main]) < ends and len(parts[bucket]):
                 given, parts[bucket] = parts[bucket][:size], parts[bucket][size:]
                 parts[self.main] = np.concatenate([given, parts[self.main]])
-        # What has moved shall not come in batches of its own.
+        # Sorted, so that moved examples do not form batches of their own.
         return {bucket: indices[np.sort(place)] for bucket, place in parts.items()}
 
 
 def _neighbours(shapes, main):
-    """(bucket, the nearest one among those nearer to the main one), farthest first."""
+    """Pairs (bucket, nearest one of those nearer to the main one), farthest first."""
     logs = np.log(shapes)
     distance = np.hypot(*(logs - logs[main]).T)
-    # Of two equally far ones the first counts as nearer, so that there is no circle.
+    # At equal distances the first one counts as nearer, so that there is no cycle.
     order = [
         int(b) for b in np.lexsort((np.arange(len(shapes)), distance)) if b != main
     ]

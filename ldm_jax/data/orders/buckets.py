@@ -1,4 +1,4 @@
-"""Shapes of images, and which image goes to which: aspect-ratio buckets.
+"""Aspect-ratio buckets: shapes of images, and the assignment of images to them.
 
     data=dict(buckets=dict(sizes=(512, 1024), step=64, max_ratio=2.0))
 
@@ -18,18 +18,18 @@ from ldm_jax.annotations import Int
 from ldm_jax.config import Section, build, to_dict
 from ldm_jax.errors import ConfigError
 
-# So many images are assigned at a time, for the sake of memory.
+# Number of images that are assigned at a time, to limit memory.
 _CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketOptions:
-    """What the config section `data.buckets` says.
+    """Options of the config section `data.buckets`.
 
     Attributes:
-      sizes: Sides of squares of as many pixels as images of each tier have at most; ()
-        for one tier of `data.image_size`.
-      step: What heights and widths are multiples of, in pixels.
+      sizes: Maximum number of pixels of each tier, as the side of a square; () for one
+        tier of `data.image_size`.
+      step: Unit of heights and widths, in pixels.
       max_ratio: Largest ratio of the sides, >= 1.
 
     Raises:
@@ -52,10 +52,10 @@ class BucketOptions:
                 )
 
     def at(self, image_size: int) -> "BucketOptions":
-        """Makes the options complete.
+        """Fills in the default size.
 
         Args:
-          image_size: Size of the only tier where none is given.
+          image_size: Size of the only tier if `sizes` is empty.
 
         Returns:
           BucketOptions with sizes.
@@ -70,13 +70,13 @@ def tier_shapes(size: int, step: int, max_ratio: float) -> Int[np.ndarray, "shap
     """Lists the shapes of a tier.
 
     Args:
-      size: Largest number of pixels, as the side of a square.
-      step: What sides are multiples of.
+      size: Maximum number of pixels, as the side of a square.
+      step: Unit of the sides.
       max_ratio: Largest ratio of the sides.
 
     Returns:
-      (height, width), int32 [K, 2], from wide to tall: for each side the largest other
-      one; of two of one ratio the larger.
+      (height, width), int32 [K, 2], from wide to tall: each side with the largest
+      possible other side; of two shapes of the same ratio only the larger.
     """
     largest = {}
     for side in range(step, int(size * max_ratio**0.5) + 1, step):
@@ -108,7 +108,7 @@ def make_buckets(data: Section) -> BucketOptions | None:
       data: Section `data`.
 
     Returns:
-      BucketOptions with sizes; None where the section is empty: all images are squares.
+      BucketOptions with sizes; None if the section is empty: all images are square.
 
     Raises:
       ConfigError: If a key is unknown or out of range, or no shape is possible.
@@ -124,18 +124,18 @@ def make_buckets(data: Section) -> BucketOptions | None:
 
 
 def check_step(data: Section, unit: int, reason: str) -> list[int]:
-    """Checks that images of all shapes of a config are what a model takes.
+    """Checks that the model can process all image shapes of a config.
 
     Args:
       data: Section `data`.
-      unit: What heights and widths must be multiples of.
-      reason: Why, to follow a comma.
+      unit: Number of which heights and widths must be multiples.
+      reason: Why, for the message, where it follows a comma.
 
     Returns:
       The sides that images of a batch may have, in pixels, sorted.
 
     Raises:
-      ConfigError: If they are not, or the section is wrong.
+      ConfigError: If they are not multiples of `unit`, or the section is invalid.
     """
     buckets = make_buckets(data)
     if buckets is None:
@@ -150,7 +150,7 @@ def check_step(data: Section, unit: int, reason: str) -> list[int]:
 
 
 class Buckets(NamedTuple):
-    """Which image goes to which shape.
+    """Assignment of images to buckets.
 
     Attributes:
       shapes: (height, width) of each bucket in pixels, int32 [K, 2].
@@ -166,14 +166,14 @@ class Buckets(NamedTuple):
 
 
 def assign(sizes: Int[np.ndarray, "count 2"], options: BucketOptions) -> Buckets:
-    """Gives every image a bucket.
+    """Assigns every image to a bucket.
 
     An image goes to the largest tier whose shape of the nearest ratio it covers, so
     that it is not enlarged; if it covers none, to the smallest tier.
 
     Args:
-      sizes: (height, width) of every image in pixels, int [N, 2]; (0, 0) where it is
-        not known, which goes to the squarest shape of the smallest tier.
+      sizes: (height, width) of every image in pixels, int [N, 2]; (0, 0) if unknown,
+        which goes to the squarest shape of the smallest tier.
       options: BucketOptions with sizes.
 
     Returns:
@@ -190,7 +190,7 @@ def assign(sizes: Int[np.ndarray, "count 2"], options: BucketOptions) -> Buckets
 
 
 def _assign(sizes, options, shapes):
-    """Bucket of each image, and whether it does not cover it."""
+    """Bucket of each image, and whether the image is too small to cover it."""
     height, width = np.maximum(np.asarray(sizes).T, 1)
     ratio = np.log(height / width)
     of = np.zeros(len(ratio), np.int16)

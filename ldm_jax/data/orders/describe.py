@@ -1,4 +1,4 @@
-"""What a run says of its order when it starts."""
+"""Log lines about the order of examples when a run starts."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from ldm_jax.data.orders.bucket_order import BucketOrder
 from ldm_jax.data.orders.buckets import Buckets, assign, make_buckets
 from ldm_jax.data.orders.order import Shuffled
 
-# So many images are named.
+# Number of images that are named.
 _NAMED = 3
 
 
 def describe_order(source: Any, data: Section, seed: int, batch_size: int) -> list[str]:
-    """Says how many images each part of a mixture and each bucket has.
+    """Describes how many images each part of a mixture and each bucket has.
 
     Args:
       source: Opened source.
@@ -23,10 +23,10 @@ def describe_order(source: Any, data: Section, seed: int, batch_size: int) -> li
       batch_size: Global batch size.
 
     Returns:
-      Lines for the log; none where the order is plain.
+      Lines for the log; none without a mixture and buckets.
 
     Raises:
-      ConfigError: If `data.buckets` is wrong.
+      ConfigError: If `data.buckets` is invalid.
     """
     lines = []
     if hasattr(source, "part_of"):
@@ -50,7 +50,7 @@ def describe_order(source: Any, data: Section, seed: int, batch_size: int) -> li
 
 
 def table(buckets: Buckets) -> list[str]:
-    """Lists the buckets with their images.
+    """Lists the buckets with their numbers of images.
 
     Args:
       buckets: Buckets.
@@ -67,7 +67,7 @@ def table(buckets: Buckets) -> list[str]:
 
 
 def _small(source, buckets):
-    """Names images that are enlarged, or whose size is not known."""
+    """Lists images that are enlarged, or whose size is unknown."""
     lines = []
     for found, what in (
         (buckets.enlarged, "smaller than their bucket and are enlarged"),

@@ -1,14 +1,14 @@
-"""Several sources as one, in proportions that the config gives.
+"""Several sources as one, in proportions set in the config.
 
     data=dict(source="mixture", parts=dict(
         art=dict(source="folder", name="art", weight=0.7),
         photos=dict(source="tar", name="photos/{000..099}.tar", weight=0.3),
     ))
 
-What a part does not say it takes from the section `data`. An epoch has as many examples
-as all parts together; of each part it takes the next ones of that part's own endless
-stream, as many as its weight asks for, and shuffles them together. Weights are by
-default the numbers of examples, which gives each example once per epoch.
+A part inherits the options that it does not set from the section `data`. An epoch has
+as many examples as all parts together: the next ones of each part's own endless stream,
+in proportion to its weight, shuffled together. Weights are by default the numbers of
+examples, so that each example comes once per epoch.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ class Part(NamedTuple):
 class MixtureSource:
     """The examples of several sources, one source after the other.
 
-    Classes are joined by their names: the classes of all parts, those of the first part
-    first. Without names all parts must have as many; if a part has no classes, the
-    mixture has none.
+    Classes are merged by name: the classes of all parts, those of the first part first.
+    Without names all parts must have the same number of classes; if a part has no
+    classes, the mixture has none.
 
     Attributes:
       names: Names of the parts, in alphabetical order.
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
-      encoded: Whether examples are what batches hold already.
+      encoded: Whether examples already have the form of batches.
       remote: Whether some examples come over the network.
-      skipped: What the parts left out when they were opened: (where, why).
+      skipped: List of (where, why) of what was left out when the parts were opened.
     """
 
     def __init__(self, split: str, parts: Mapping[str, Part]) -> None:
@@ -59,7 +59,7 @@ class MixtureSource:
           parts: Name -> Part.
 
         Raises:
-          ValueError: If there is none, or they do not go together.
+          ValueError: If there is no part, or they are not compatible.
         """
         del split
         if not parts:
@@ -67,7 +67,7 @@ class MixtureSource:
                 "a mixture has no parts: give data.parts, as "
                 "--config.data.parts.NAME.source=folder"
             )
-        # A config means the same in whatever order it was written or stored.
+        # Sorted, so that the order in a config does not matter.
         self.names = tuple(sorted(parts))
         self._parts = [parts[name].source for name in self.names]
         self._weights = [
@@ -94,16 +94,16 @@ class MixtureSource:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns the example of the part that the index lies in."""
+        """Returns an example, with the label of the mixture."""
         part, place = self._find(index)
         return self._relabel(part, self._parts[part][place])
 
     @property
     def draw(self) -> Callable[..., dict[str, Any]]:
-        """How encoded examples are taken; see `sources.py`.
+        """The `draw` of all parts; see `sources.py`.
 
         Returns:
-          (index, rng, flip) -> example; absent where a part has none.
+          (index, rng, flip) -> example; absent if a part has no `draw`.
         """
         draws = [source.draw for source in self._parts]
 
@@ -131,18 +131,18 @@ class MixtureSource:
           index: Its position.
 
         Returns:
-          What its part calls it.
+          Its part's name of it.
         """
         part, place = self._find(index)
         return self._parts[part].describe(place)
 
     def _find(self, index):
-        """The part that an example lies in, and its index there."""
+        """The part of an example, and its index in it."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return part, int(index - self._starts[part])
 
     def part_of(self, indices: Int[np.ndarray, " count"]) -> Int[np.ndarray, " count"]:
-        """Says which part examples are of.
+        """Returns the parts of examples.
 
         Args:
           indices: Positions of examples, int [n].
@@ -159,7 +159,7 @@ class MixtureSource:
           epochs: Number of epochs.
 
         Returns:
-          How many there are of each in so many epochs.
+          Number of examples of each part in the first `epochs` epochs.
         """
         return apportion(self._weights, epochs * len(self))
 
@@ -182,7 +182,7 @@ class MixtureSource:
         """Sizes of all images; see `sources.py`.
 
         Returns:
-          () -> int32 [N, 2]; absent where a part does not know them.
+          () -> int32 [N, 2]; absent if a part has no sizes.
         """
         ways = [source.sizes for source in self._parts]
         return lambda: np.concatenate([way() for way in ways])
@@ -200,13 +200,13 @@ class MixtureSource:
         return tuple(sorted(names))
 
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " count"]]:
-        """Metadata of all examples; "part" is the name of the part.
+        """Reads metadata of all examples; "part" is the name of the part.
 
         Args:
           names: Some of `column_names`.
 
         Returns:
-          Name -> array [N]: what a part does not have is NaN among numbers, else None.
+          Name -> array [N]; values missing in a part are NaN among numbers, else None.
         """
         found = [
             source.columns([n for n in names if n in source.column_names])
@@ -232,17 +232,17 @@ class MixtureSource:
         return np.concatenate(arrays)
 
     def make_order(self, seed: int) -> "MixtureOrder":
-        """Makes the order in which the mixture is trained on.
+        """Makes the order of the examples in training.
 
         Args:
           seed: Seed of the order.
 
         Returns:
-          MixtureOrder.
+          A MixtureOrder.
         """
         orders = []
         for name, source in zip(self.names, self._parts, strict=True):
-            # By the name: another part does not change the order of this one.
+            # Seeded by the name, so that other parts do not change this one's order.
             words = [seed % 2**32, seed // 2**32, zlib.crc32(name.encode())]
             own = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
             make = getattr(source, "make_order", None)
@@ -251,9 +251,9 @@ class MixtureSource:
 
 
 class MixtureOrder(Order):
-    """Epochs of a mixture: as many examples of each part as its weight asks for."""
+    """Epochs of a mixture: examples of each part in proportion to its weight."""
 
-    # Parts may be mixtures: their epochs, too, are as long as they have examples.
+    # Parts may be mixtures: the length of their epochs, too, is their example count.
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class MixtureOrder(Order):
         weights: Sequence[float],
         seed: int,
     ) -> None:
-        """Keeps the parts.
+        """Stores the parts.
 
         Args:
           orders: Order of each part, whose epochs may have any length.
@@ -288,7 +288,7 @@ class MixtureOrder(Order):
 
 
 def _join_classes(names, parts):
-    """Number and names of the classes of all parts; the new numbers of each part's."""
+    """Merges classes: (number, names, new number of each class of each part)."""
     none = [None] * len(parts)
     if any(source.num_classes is None for source in parts):
         return None, None, none

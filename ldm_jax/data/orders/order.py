@@ -1,8 +1,8 @@
-"""The endless stream of examples: which one stands at a position.
+"""The endless stream of examples: index of the example at each position.
 
 A position is step * batch size + row. An epoch is a function of (seed, number of the
-epoch) alone, so that a run goes on anywhere and any number of processes sees the same
-batches.
+epoch) alone, so that a run can resume anywhere and any number of processes sees the
+same batches.
 """
 
 import threading
@@ -11,14 +11,14 @@ import numpy as np
 
 from ldm_jax.annotations import Int
 
-# So many epochs are kept: at the border of two, both are in use.
+# Number of epochs in the cache: at the border of two, both are in use.
 _KEPT = 2
-# Sets these draws apart from those of the examples, whose key is (seed, position).
+# Makes these draws independent of those of examples, whose key is (seed, position).
 _TAG = 1
 
 
 class Order:
-    """Which example stands at a position of the endless stream; can be pickled.
+    """Index of the example at each position of the endless stream; can be pickled.
 
     Attributes:
       length: Number of positions of an epoch.
@@ -26,7 +26,7 @@ class Order:
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        """Keeps what the epochs depend on.
+        """Stores what the epochs depend on.
 
         Args:
           length: Number of positions of an epoch.
@@ -36,7 +36,7 @@ class Order:
         self._epochs, self._lock = {}, threading.Lock()
 
     def __getstate__(self):
-        # Each worker makes its own epochs: they are as large as the data set is long.
+        # Each worker makes its own epochs, which are arrays as long as the data set.
         state = dict(self.__dict__)
         del state["_epochs"], state["_lock"]
         return state
@@ -46,18 +46,18 @@ class Order:
         self._epochs, self._lock = {}, threading.Lock()
 
     def epoch(self, number: int) -> Int[np.ndarray, " length"]:
-        """The examples of an epoch in their order.
+        """Returns the examples of an epoch in order.
 
         Args:
           number: Number of the epoch, >= 0.
 
         Returns:
-          Indices of examples, int [length]; not to be changed.
+          Indices of examples, int [length]; do not modify them.
         """
         return self._cached(number)
 
     def _cached(self, number):
-        """What `_make` gives for an epoch, made once."""
+        """Cached result of `_make` for an epoch."""
         with self._lock:
             if number not in self._epochs:
                 while len(self._epochs) >= _KEPT:
@@ -66,12 +66,12 @@ class Order:
             return self._epochs[number]
 
     def __getitem__(self, position: int) -> int:
-        """Index of the example at a position."""
+        """Returns the index of the example at a position."""
         number, place = divmod(int(position), self.length)
         return int(self.epoch(number)[place])
 
     def take(self, start: int, stop: int) -> Int[np.ndarray, " count"]:
-        """The examples at positions that follow one another.
+        """Returns the examples at consecutive positions.
 
         Args:
           start: First position.
@@ -88,13 +88,13 @@ class Order:
         return np.concatenate(parts)
 
     def shape_at(self, position: int) -> tuple[int, int] | None:
-        """The shape that images have at a position.
+        """Returns the shape of images at a position.
 
         Args:
           position: Position.
 
         Returns:
-          (height, width) in pixels; None for that of the config.
+          (height, width) in pixels; None for the config's `image_size`.
         """
         del position
         return None
@@ -104,7 +104,7 @@ class Order:
 
 
 class Shuffled(Order):
-    """All examples in each epoch, each time in another order."""
+    """All examples in each epoch, reshuffled each time."""
 
     def _make(self, number):
         return shuffle(np.arange(self.length), self.seed, number)
@@ -113,13 +113,13 @@ class Shuffled(Order):
 def shuffle(
     values: Int[np.ndarray, " count"], seed: int, number: int, tag: int = _TAG
 ) -> Int[np.ndarray, " count"]:
-    """Permutes numbers by (seed, number) alone.
+    """Shuffles integers, as a function of (seed, number, tag) alone.
 
     Args:
       values: int [n].
       seed: In [0, 2**64).
-      number: In [0, 2**64), as that of an epoch.
-      tag: Sets draws of one seed and number apart, 1 or more.
+      number: In [0, 2**64), e.g. that of an epoch.
+      tag: Makes draws with the same seed and number independent, 1 or more.
 
     Returns:
       int32 [n] where they fit, else int64.

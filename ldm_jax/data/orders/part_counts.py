@@ -1,4 +1,4 @@
-"""How many examples of each part of a mixture a run has taken."""
+"""Counts how many examples of each part of a mixture a run has seen."""
 
 from typing import Any
 
@@ -8,33 +8,33 @@ from ldm_jax.data.orders.order import Order
 
 
 def count_parts(source: Any, order: Any) -> "PartCounts | None":
-    """Counts the examples of a mixture by part.
+    """Makes the counter of the examples of a mixture by part.
 
     Args:
       source: Opened source.
-      order: Order in which it is trained on.
+      order: Order of its examples in training.
 
     Returns:
-      PartCounts; None for a source that is no mixture.
+      PartCounts; None for a source that is not a mixture.
     """
     return PartCounts(source, order) if hasattr(source, "part_of") else None
 
 
 class PartCounts:
-    """Counts the examples of each part from the start of the stream on."""
+    """Counts the examples of each part since the start of the stream."""
 
     def __init__(self, source: Any, order: Order) -> None:
-        """Counts nothing yet.
+        """Starts without counting.
 
         Args:
           source: MixtureSource.
-          order: Its order, or one that re-arranges the epochs of that.
+          order: Its order, or one that rearranges the epochs of it.
         """
         self._source, self._order = source, order
         self._position, self._counts = None, None
 
     def at(self, position: int) -> dict[str, int]:
-        """Counts what comes before a position.
+        """Counts the examples before a position.
 
         Args:
           position: Position, the same as in the last call or a later one.
@@ -43,7 +43,7 @@ class PartCounts:
           "data/images/PART" -> number of examples, by part.
         """
         if self._position is None:
-            # Whole epochs need not be looked at.
+            # The totals of whole epochs are known without their order.
             epochs = position // self._order.length
             self._position = epochs * self._order.length
             self._counts = np.array(self._source.totals(epochs))

@@ -1,1 +1,1 @@
-"""The embedded data set `shapes`: scenes drawn by a program."""
+"""The built-in synthetic data set `shapes`."""

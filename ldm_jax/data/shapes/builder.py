@@ -1,7 +1,7 @@
 """The TensorFlow Datasets builder `shapes`; `prepare.py` runs it.
 
 Reading a prepared copy needs no builder: `tfds.data_source("shapes/64")` and this
-package's `tfds` source go by the files alone.
+package's `tfds` source only need its files.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ a class per pixel, the box and class of every shape, and a depth map.
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """Size and content of one copy.
+    """Size and content of a copy of the data set.
 
     Attributes:
       image_size: Side of the images in pixels.
@@ -43,8 +43,8 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """Draws the scenes and writes them.
 
-    The configs are made on demand (`Shapes(config=ShapesConfig(...))`), as their sizes
-    are free; a prepared one is found by its name.
+    Configs are made on demand (`Shapes(config=ShapesConfig(...))`), as any size is
+    possible; a prepared one is found by its name.
     """
 
     name = "shapes"
@@ -90,7 +90,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split, count):
         config = self.builder_config
-        # A bar in a terminal, nothing in a log.
+        # A progress bar in a terminal, nothing in a log.
         for index in tqdm.tqdm(range(count), split, leave=False, disable=None):
             example = examples.draw_example(
                 config.seed, split, index, config.image_size, config.max_shapes
@@ -99,7 +99,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def _encode(example):
-    """Encodes an example's images as PNG, as features.Image would with TensorFlow."""
+    """Encodes an example's images as PNG, which features.Image does with TensorFlow."""
     boxes = [tfds.features.BBox(*map(float, box)) for box in example["boxes"]]
     return {
         "image": _png(example["image"]),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ldm_jax.data.shapes import scenes
 
-# Besides names of colours, grounds and kinds.
+# Words of captions besides names of colours, grounds and kinds.
 WORDS = """
     a an huge large small tiny with in front of and , on at the top bottom left right
     middle background that fades from to stripes checks clouds
@@ -13,7 +13,7 @@ WORDS = """
 
 
 def vocabulary() -> list[str]:
-    """Lists the words and marks that captions consist of.
+    """Lists the words and punctuation marks of captions.
 
     Returns:
       List in alphabetical order.
@@ -27,7 +27,7 @@ def describe(scene: scenes.Scene, drawing: scenes.Drawing) -> str:
 
     Args:
       scene: The scene.
-      drawing: What can be seen of it.
+      drawing: Its drawing, with the visible shapes.
 
     Returns:
       A sentence such as "a huge red star in front of a small blue ring at the top left,
@@ -51,7 +51,7 @@ def describe(scene: scenes.Scene, drawing: scenes.Drawing) -> str:
 
 
 class Caption(NamedTuple):
-    """What a caption names.
+    """The contents of a caption.
 
     Attributes:
       shapes: (colour, kind) of every shape, the main one first.
@@ -65,10 +65,10 @@ class Caption(NamedTuple):
 
 
 def read(caption: str) -> Caption:
-    """Finds the names in a caption: the inverse of `describe`.
+    """Parses a caption: the inverse of `describe`.
 
     Args:
-      caption: Sentence that `describe` wrote.
+      caption: Sentence written by `describe`.
 
     Returns:
       A Caption.

@@ -1,9 +1,9 @@
-"""Draws flat shapes with soft edges, shading and shadows, and the ground behind them.
+"""Draws flat shapes with soft edges, shading and shadows, and the background.
 
 Shapes are signed distance functions (negative inside): edges, bevels and shadows of any
 softness come from one array. The formulas are exact distances after Inigo Quilez, "2D
-distance functions" (iquilezles.org). Coordinates: x to the right, y up, the
-shape about the origin and within about one unit of it.
+distance functions" (iquilezles.org). Coordinates: x to the right, y up, the shape
+centred on the origin and within about one unit of it.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm_jax.annotations import Float, Num
 
-# Towards the light, at the upper left (y up).
+# Direction to the light, at the upper left (y up).
 LIGHT = (-0.55, 0.83)
 
 
@@ -128,7 +128,7 @@ def _window(low, high, size):
 def coverage(
     distance: Float[np.ndarray, "height width"], softness: float = 1.0
 ) -> Float[np.ndarray, "height width"]:
-    """Computes the fraction of each pixel that lies inside of a shape.
+    """Computes the fraction of each pixel that is inside a shape.
 
     Args:
       distance: Signed distance in pixels, [h, w].
@@ -146,7 +146,7 @@ def shading(
     v: Float[np.ndarray, "height 1"],
     unit: float,
 ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """Computes how a softly bevelled surface looks, lit from the upper left.
+    """Computes the shading of a softly bevelled surface, lit from the upper left.
 
     Args:
       distance: Signed distance in pixels, [h, w].
@@ -175,7 +175,7 @@ def background(
     phase: float,
     grid: Num[np.ndarray, "6 6"],
 ) -> Float[np.ndarray, "3 size size"]:
-    """Draws the ground: a mixture of two colours.
+    """Draws the background: a mixture of two colours.
 
     Args:
       pattern: Row of PATTERNS.
@@ -225,7 +225,7 @@ def _checks(along, across, scale, phase, size, grid):
 
 def _clouds(along, across, scale, phase, size, grid):
     image = Image.fromarray(np.asarray(grid, np.float32))
-    # One cell of border on each side, so that no edge is extrapolated.
+    # With a border of one cell on each side, so that edges are not extrapolated.
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(1, 1, 5, 5))
     return np.clip(np.asarray(image), 0, 1)
 

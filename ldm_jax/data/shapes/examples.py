@@ -1,4 +1,4 @@
-"""Example i of the embedded data set `shapes`, and what a copy of it is called."""
+"""Draws example i of the built-in data set `shapes`; names and checks its configs."""
 
 import zlib
 from typing import Any
@@ -25,7 +25,8 @@ def draw_example(
     Args:
       seed: Seed of the data set, >= 0.
       split: Name of the split.
-      index: Position in the split, >= 0; the class is `index` modulo their number.
+      index: Position in the split, >= 0; the class is `index` modulo the number of
+        classes.
       image_size: Side S of the image in pixels.
       max_shapes: Largest number of shapes in a scene.
 
@@ -53,7 +54,7 @@ def draw_example(
 
 
 def config_name(image_size: int, max_shapes: int = MAX_SHAPES) -> str:
-    """Names a copy of the data set.
+    """Returns the config name of a copy of the data set.
 
     Args:
       image_size: Side of its images in pixels.
@@ -70,7 +71,7 @@ def config_name(image_size: int, max_shapes: int = MAX_SHAPES) -> str:
 
 
 def metadata(config: Any) -> dict[str, int]:
-    """Collects what a copy must have in common with a config, to be that copy.
+    """Collects the fields of a config that a copy of it must have in common with it.
 
     Args:
       config: A `builder.ShapesConfig`.
@@ -82,7 +83,7 @@ def metadata(config: Any) -> dict[str, int]:
     return {field: getattr(config, field) for field in fields}
 
 
-# Arguments of what writes scenes -> least and largest value; None is any.
+# Arguments of functions that write scenes -> smallest and largest value, None for any.
 _RANGES = {
     "image_size": (16, 4096),
     "num_train": (1, None),
@@ -95,7 +96,7 @@ _RANGES = {
 
 
 def check_ranges(**arguments: int) -> None:
-    """Checks arguments by their names.
+    """Checks the ranges of arguments.
 
     Args:
       **arguments: Row of _RANGES -> value.

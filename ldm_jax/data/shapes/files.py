@@ -34,10 +34,10 @@ def write(
     factor: int = 4,
     seed: int = 0,
 ) -> None:
-    """Writes the first scenes of a split.
+    """Writes the first scenes of a split as files.
 
     Args:
-      outdir: Folder, made if need be; files of the same names are replaced.
+      outdir: Folder, created if needed; files of the same names are replaced.
       num_images: How many, >= 1.
       image_size: Side in pixels, >= 16 and divisible by `factor`.
       max_shapes: Largest number of shapes in a scene, as in the data set.

@@ -1,4 +1,4 @@
-"""Writes the embedded data set `shapes` as a TFDS data set, without TensorFlow."""
+"""Writes the built-in data set `shapes` as a TFDS data set, without TensorFlow."""
 
 import contextlib
 import io
@@ -23,26 +23,26 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[pathlib.Path, bool]:
-    """Writes the data set, unless the very same is there.
+    """Writes the data set, unless it already exists.
 
-    It is written beside its place and then moved there whole, so that an interrupted
-    call leaves nothing that could be taken for a data set.
+    It is written to a temporary folder and then moved into place as a whole, so that an
+    interrupted call leaves nothing that could be mistaken for a data set.
 
     Args:
-      data_dir: Root of the TFDS data sets; None is TFDS's own default.
+      data_dir: Root of the TFDS data sets; None for TFDS's default.
       image_size: Side in pixels, >= 16.
       num_train: Number of training examples, >= 1.
       num_validation: Number of validation examples; 0 leaves the split out.
       max_shapes: Largest number of shapes in a scene, 1 to 4.
       seed: Seed of the scenes, >= 0.
-      overwrite: Replace a copy that differs, instead of refusing to.
+      overwrite: Whether to replace a copy that differs, instead of raising an error.
 
     Returns:
       (path, written): folder of the data set, and whether it was written now.
 
     Raises:
-      ConfigError: If an argument is out of range, or a copy is there that differs.
-      DiskError: If it cannot be written; a copy that was there still is.
+      ConfigError: If an argument is out of range, or a copy exists that differs.
+      DiskError: If it cannot be written; an existing copy is kept.
     """
     check_ranges(
         image_size=image_size,
@@ -84,7 +84,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet():
-    """Silences TFDS, which speaks of downloads and of an unknown config."""
+    """Silences TFDS, which logs about downloads and an unknown config."""
     from absl import logging
 
     verbosity = logging.get_verbosity()
@@ -97,7 +97,7 @@ def _quiet():
 
 
 def _found(path):
-    """Reads what a prepared copy holds; {} where it does not say."""
+    """Reads the metadata of a prepared copy; {} if it has none."""
     try:
         return json.loads((path / "metadata.json").read_text())
     except (OSError, ValueError):
@@ -118,7 +118,7 @@ def _explain(path, found, wanted):
 
 @contextlib.contextmanager
 def _replaced(path):
-    """Moves a copy that is there out of the way, and back if it is not replaced."""
+    """Moves an existing copy out of the way, and back if it is not replaced."""
     old = path.with_name(f"incomplete.{os.getpid()}_{path.name}")
     if not exists(path):
         yield

@@ -1,9 +1,8 @@
-"""Invents scenes of one to four shapes and draws them.
+"""Samples scenes of one to four shapes and draws them.
 
-A scene is drawn from a random generator without looking at the size of the image, so
-one seed gives one scene at any resolution. The main shape is the largest by far, stands
-in front, near the middle, and contrasts with the ground: it gives the example its
-class.
+A scene is sampled independently of the size of the image, so one seed gives the same
+scene at any resolution. The main shape, which defines the class of the example, is the
+largest by far, in front of the others, near the middle, and contrasts with the ground.
 """
 
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from ldm_jax.data.shapes import drawing
 
 CLASS_NAMES = tuple(drawing.KINDS)
 
-# Largest tilt in radians that leaves a shape its name: a square on its corner is a
-# diamond to most people.
+# Largest tilt in radians with which a shape keeps its name: most people call a square
+# on its corner a diamond.
 TILTS = {
     "circle": 0.0,
     "square": 0.26,
@@ -55,7 +54,8 @@ GROUNDS = {
     "dark red": (98, 26, 44),
 }
 
-# Dark colours mix only with their neighbours: dark red over dark green is mud.
+# Dark colours only mix with their neighbours in this list: dark red and dark green, for
+# example, look muddy together.
 DARK = ("dark green", "dark blue", "dark purple", "dark red")
 
 
@@ -84,12 +84,12 @@ class Shape(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """What is behind the shapes.
+    """The background of the shapes.
 
     Attributes:
       pattern: A row of `drawing.PATTERNS`.
       colors: One or two names of GROUNDS.
-      angle: See `drawing.background`, as for the next three.
+      angle: See `drawing.background`, also for the next three.
       scale: Period of the pattern.
       phase: Its offset.
       grid: Heights of the clouds, [6, 6].
@@ -116,7 +116,7 @@ class Scene(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A scene in pixels.
+    """A drawn scene.
 
     Attributes:
       image: uint8 [S, S, 3].
@@ -137,7 +137,7 @@ class Drawing(NamedTuple):
 
 
 def _lab(rgb):
-    """Converts sRGB in [0, 255] to CIE L*a*b* (D65), for contrasts as the eye sees."""
+    """Converts sRGB in [0, 255] to CIE L*a*b* (D65), for perceptual contrasts."""
     rgb = np.asarray(rgb, np.float64) / 255
     linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = linear @ np.array(
@@ -165,7 +165,7 @@ COLORS_BESIDE = _contrasts(COLORS, COLORS, 35)
 
 
 def sample_scene(rng: np.random.Generator, kind: str, max_shapes: int = 4) -> Scene:
-    """Invents a scene.
+    """Samples a scene.
 
     Args:
       rng: NumPy generator; the scene is a function of its state.
@@ -202,7 +202,7 @@ def _sample_shape(rng, kind, color, x, y, radius, depth):
 
 
 def _sample_other(rng, shapes, ground, depth):
-    """A small shape behind the others, or None where it finds no room."""
+    """Samples a small shape behind the others; None if there is no room for it."""
     main = shapes[0]
     color = _pick(
         rng,
@@ -241,7 +241,7 @@ def _sample_ground(rng, color):
 
 
 def _match(first, second):
-    """Whether two colours make a ground: both pale, or both dark and not muddy."""
+    """Whether two colours make a ground: both pale, or both dark and neighbours."""
     if first == second or first.startswith("dark") != second.startswith("dark"):
         return False
     if first in DARK and second in DARK:
@@ -282,10 +282,10 @@ def draw_scene(scene: Scene, size: int) -> Drawing:
 
 
 def _visible(shapes, size):
-    """Leaves out the shapes of which too little shows to name them.
+    """Leaves out the shapes of which too little is visible to name them.
 
     Returns:
-      (shapes, parts, owner, hidden): what is left, its windows from
+      (shapes, parts, owner, hidden): the shapes that are left, their windows from
       `drawing.distances`, the index of the shape at each pixel (-1: ground), and the
       fraction of each shape that the main shape hides.
     """
@@ -301,12 +301,12 @@ def _visible(shapes, size):
         keep = np.flatnonzero(shown > 0.4)
         if len(keep) == len(parts):
             return shapes, parts, owner, hidden
-        # What a shape that goes had hidden comes to light: count again.
+        # Without these shapes, more of the others is visible: count again.
         shapes, parts = [shapes[k] for k in keep], [parts[k] for k in keep]
 
 
 def _fractions(parts, owner):
-    """Fractions of each shape that are seen, and that the main shape hides."""
+    """Fractions of each shape that are visible, and that the main shape hides."""
     shown, hidden = np.zeros(len(parts)), np.zeros(len(parts))
     for index, (rows, columns, distance, _, _) in enumerate(parts):
         owners = owner[rows, columns][distance < 0]
@@ -345,7 +345,7 @@ def _paint(canvas, shape, part, size):
     brightness, relief = drawing.shading(distance, u, v, shape.radius * size)
     cover = drawing.coverage(distance)
     color = np.asarray(shape.rgb, np.float32)[:, None, None]
-    # What is brighter than the colour tends to white, as on a glossy surface.
+    # Brightness above 1 adds white, as on a glossy surface.
     gloss = np.maximum(brightness - 1, 0) * 300
     target = canvas[:, rows, columns]
     target += (color * np.minimum(brightness, 1) + gloss - target) * cover

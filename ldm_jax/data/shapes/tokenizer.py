@@ -3,7 +3,7 @@
     python -m ldm_jax.data.shapes.tokenizer
 
 writes `tokenizer.json`. It is stored rather than made when needed, as trained weights
-hold its ids.
+depend on its ids.
 """
 
 from typing import Any
