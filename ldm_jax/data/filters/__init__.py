@@ -1,7 +1,7 @@
-"""What is known of examples as columns, and conditions on them.
+"""Metadata of examples as columns, and conditions on them.
 
-`tables.py` makes columns of the fields of JSON, `expressions.py` parses a filter such
-as `aesthetic > 5 and width >= 512`, and `values.py` says what its parts are worth.
+`tables.py` makes columns from the fields of JSON, `expressions.py` parses a filter such
+as `aesthetic > 5 and width >= 512`, and `values.py` evaluates its parts.
 """
 
 from ldm_jax.data.filters.expressions import Filter

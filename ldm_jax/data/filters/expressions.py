@@ -1,10 +1,10 @@
-"""Filters: conditions on columns, as `aesthetic > 5 and language in ("en", "de")`.
+"""Filters: conditions on columns, e.g. `aesthetic > 5 and language in ("en", "de")`.
 
-They are written as Python writes conditions, and parsed as such, but never run: what
-is not listed here is refused. There are comparisons, also chained ones, `and`, `or`,
+They have the syntax of Python and are parsed as such, but never executed: anything that
+is not listed here is rejected. There are comparisons, also chained ones, `and`, `or`,
 `not`, `in`, `not in`, `is None`, `is not None`, `+ - * / %`, brackets, numbers, text,
 `True`, `False`, `None`, `len(text)` and `lower(text)`. Names are those of columns;
-`exif.width` is a field in a field.
+`exif.width` is a nested field.
 """
 
 import ast
@@ -16,7 +16,7 @@ from ldm_jax.annotations import Bool, Shaped
 from ldm_jax.data.filters import values
 from ldm_jax.data.filters.values import Value
 
-# Characters that a filter may have, and brackets in brackets.
+# Maximum number of characters of a filter, and of nested brackets.
 _MOST, _DEPTH = 10_000, 100
 
 _COMPARISONS = {
@@ -35,7 +35,7 @@ class Filter:
     """A condition on columns.
 
     Attributes:
-      text: As it is written.
+      text: The condition as text.
       names: Names of the columns that it needs, sorted.
     """
 
@@ -43,10 +43,10 @@ class Filter:
         """Parses a condition.
 
         Args:
-          text: See the head of this file.
+          text: See the module's docstring.
 
         Raises:
-          ValueError: If it cannot be read, or holds what no filter may hold.
+          ValueError: If it cannot be parsed, or has syntax that filters do not support.
         """
         self.text = text
         if len(text) > _MOST:
@@ -63,7 +63,7 @@ class Filter:
     def __call__(
         self, columns: Mapping[str, Shaped[np.ndarray, " N"]], count: int
     ) -> Bool[np.ndarray, " N"]:
-        """Finds the examples that fit.
+        """Finds the examples that satisfy the condition.
 
         Args:
           columns: Name -> column [N], of all `names`.
@@ -73,14 +73,14 @@ class Filter:
           bool [N].
 
         Raises:
-          ValueError: If a column is not of the type that the condition asks for.
+          ValueError: If a column has a type that the condition does not support.
         """
         found = values.truth_of(_evaluate(self._tree, columns))
         return np.array(np.broadcast_to(found, (count,)))
 
 
 def _find_names(node, depth):
-    """Names of columns in a part of a filter; refuses what is not for filters."""
+    """Names of columns in a part of a filter; raises if its syntax is unsupported."""
     if depth > _DEPTH:
         raise ValueError(f"it has more than {_DEPTH} brackets in brackets")
     name = _column(node)
@@ -93,7 +93,7 @@ def _find_names(node, depth):
 
 
 def _column(node):
-    """The name that a node stands for, or None."""
+    """The name of the column that a node is, or None."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -103,7 +103,7 @@ def _column(node):
 
 
 def _parts(node):
-    """The parts of a node; refuses nodes that no filter may have."""
+    """The children of a node; raises if filters do not support the node."""
     match node:
         case ast.Constant():
             values.of_constant(node.value, _shown(node))
@@ -134,7 +134,7 @@ def _shown(node):
 
 
 def _evaluate(node, columns):
-    """The value of a part of a filter, of which `_parts` knows all nodes."""
+    """Evaluates a part of a filter whose nodes were all checked by `_parts`."""
     name = _column(node)
     if name is not None:
         return values.of_column(name, columns[name])

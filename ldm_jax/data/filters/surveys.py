@@ -1,6 +1,6 @@
-"""Goes through all examples of a source that has no index, and says so: it takes time.
+"""Scans all examples of a source without an index, and logs so, as it takes time.
 
-It is done once for an opened source, in threads: mostly it waits for the disk.
+It is done once for an opened source, in threads, as it mostly waits for the disk.
 """
 
 import concurrent.futures
@@ -17,20 +17,20 @@ from ldm_jax.store import raise_if_silent
 
 _THREADS, _CHUNK = 16, 4096
 
-# Seconds until it says how far it is, at first and from then on.
+# Seconds until the first log line of the progress, and between the following ones.
 _SOON, _LINE = 2.0, 30.0
 
 
 def survey(count: int, look: Callable[[int], Any], what: str) -> Iterator[Any]:
-    """Looks at every example.
+    """Applies a function to every example.
 
     Args:
       count: Number of examples.
-      look: Number of an example -> what is found.
-      what: What is looked for, for the log, as "sizes of the images in a".
+      look: Function of the number of an example.
+      what: What it reads, for the log, e.g. "sizes of the images in a".
 
     Yields:
-      What is found, in order.
+      Its results, in order.
     """
     began = time.monotonic()
     next_line = began + _SOON
@@ -40,7 +40,7 @@ def survey(count: int, look: Callable[[int], Any], what: str) -> Iterator[Any]:
             peers.progress()
             if time.monotonic() > next_line:
                 next_line = time.monotonic() + _LINE
-                # Commands show nothing less than warnings.
+                # Commands only show warnings and above.
                 logging.warning(
                     "reading the %s, once for this run: %d of %d",
                     what,
@@ -56,12 +56,12 @@ def survey_sizes(
 
     Args:
       count: Number of images.
-      look: Number of an image -> (width, height) in pixels; where it raises an error
-        the size is not known.
-      where: What the images are of, for the log.
+      look: Number of an image -> (width, height) in pixels; if it raises an error, the
+        size is unknown.
+      where: Where the images are, for the log.
 
     Returns:
-      int32 [N, 2], (height, width) in pixels, or zeros.
+      int32 [N, 2], (height, width) in pixels, or zeros if unknown.
 
     Raises:
       Unreachable: If the disk does not answer.
@@ -70,8 +70,8 @@ def survey_sizes(
     def size(number):
         try:
             width, height = look(number)
-        # Whatever a damaged image or record raises: it fails once it is loaded, too,
-        # and is counted then.
+        # A damaged image or record may raise anything: loading it fails, too, and it is
+        # counted then.
         except Exception as error:
             raise_if_silent(where, error)
             return 0, 0

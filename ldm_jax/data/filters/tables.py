@@ -1,7 +1,7 @@
-"""Columns of what is known of examples: made of the fields of JSON, kept in arrays.
+"""Columns of metadata of examples: made from the fields of JSON, stored in arrays.
 
-A column is float64 [N], NaN where a number is missing; bool [N]; or an array of objects
-[N] of str, of truth values or of both and numbers, with None for what is missing.
+A column is float64 [N], with NaN for missing numbers; bool [N]; or an array of objects
+[N] that are str, bools, or these and numbers mixed, with None for missing values.
 """
 
 import json
@@ -14,19 +14,19 @@ import numpy as np
 from ldm_jax.annotations import Int, Shaped
 from ldm_jax.reading import parse_json
 
-# Columns that there may be: some write an object's keys, of which each is another.
+# Maximum number of columns: some data sets use ids as keys of an object, all distinct.
 MOST_COLUMNS = 1000
 
-# Distinct values of a column that are a number, text, or a truth value.
+# A value of a column: a number, text, or a bool.
 _Scalar = bool | float | str
 
 
 def scalars_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, _Scalar]:
-    """Finds what can stand in columns.
+    """Finds the values that can be in columns.
 
     Args:
-      fields: An object of JSON; of objects in it the fields are named "outer.inner".
-      prefix: What comes before the names.
+      fields: A JSON object; fields of objects in it are named "outer.inner".
+      prefix: Prefix of the names.
 
     Returns:
       Name -> bool, float or str.
@@ -47,28 +47,28 @@ def scalars_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, _Scalar
 
 
 class Table:
-    """Columns in the making: of each only the values that are there.
+    """Columns under construction: stores only the values that exist.
 
     Attributes:
-      left_out: The first field that made no column, as there are MOST_COLUMNS; or None.
+      left_out: The first field without a column, as there are MOST_COLUMNS, or None.
     """
 
     def __init__(self) -> None:
-        """Has no columns yet."""
+        """Starts without columns."""
         self._columns, self.left_out = {}, None
 
     def add(self, number: int, fields: Mapping[str, Any] | None) -> None:
-        """Takes the fields of an example.
+        """Adds the fields of an example.
 
         Args:
           number: Its number.
-          fields: An object of JSON, or None.
+          fields: A JSON object, or None.
         """
         for name, value in scalars_of(fields or {}).items():
             self.put(number, name, value)
 
     def put(self, number: int, name: str, value: _Scalar) -> None:
-        """Takes one value.
+        """Adds one value.
 
         Args:
           number: Number of the example.
@@ -111,7 +111,7 @@ class Table:
           count: Number of examples.
 
         Returns:
-          Column [count]; NaN where there is none of that name.
+          Column [count]; all NaN if there is none of that name.
         """
         if name not in self._columns:
             return np.full(count, np.nan)
@@ -132,15 +132,15 @@ def pack_column(
       count: Number of examples.
 
     Returns:
-      (header, arrays): header is JSON, for `unpack_column`; of numbers there is the
-      array "numbers" float64 [count], of all else "codes" int32 [count], -1 for
-      nothing, and "values" uint8, JSON of the list of distinct values.
+      (header, arrays): header is JSON-like, for `unpack_column`; for numbers there is
+      the array "numbers" float64 [count], for other values "codes" int32 [count], -1 if
+      missing, and "values" uint8, the list of distinct values as JSON.
     """
     if not any(isinstance(value, bool | str) for value in values):
         numbers = np.full(count, np.nan)
         numbers[rows] = values
         return {"kind": "numbers"}, {"numbers": numbers.astype("<f8")}
-    # True is equal to 1.
+    # Distinguished by type, as True == 1.
     distinct = {}
     found = [
         distinct.setdefault((type(value), value), len(distinct)) for value in values
@@ -154,7 +154,7 @@ def pack_column(
 def unpack_column(
     kind: str, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
 ) -> Shaped[np.ndarray, " count"]:
-    """Reads what `pack_column` made.
+    """Unpacks a column that was packed by `pack_column`.
 
     Args:
       kind: "numbers" or "values".
@@ -174,19 +174,19 @@ def unpack_column(
     codes = arrays["codes"]
     if codes.size and not -1 <= codes.min() <= codes.max() < len(values):
         raise ValueError("a column is damaged")
-    # The last one is None, which -1 stands for.
+    # The last one is None, the value of code -1.
     return tidy(distinct[codes])
 
 
 def tidy(column: Shaped[np.ndarray, " count"]) -> Shaped[np.ndarray, " count"]:
-    """Gives a column of objects the type of its values, where they are of one.
+    """Converts a column of objects to the type of its values, if they have only one.
 
     Args:
       column: Objects [count].
 
     Returns:
-      bool [count] where all are truth values; float64 [count] where all that is there
-      is numbers; else the objects.
+      bool [count] if all are bools; float64 [count] if all are numbers or missing; else
+      the objects.
     """
     kinds = {type(value) for value in column}
     if kinds == {bool}:
@@ -197,7 +197,7 @@ def tidy(column: Shaped[np.ndarray, " count"]) -> Shaped[np.ndarray, " count"]:
 
 
 def join(columns: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, " count"]:
-    """Joins parts of a column, of shards that may hold other types.
+    """Joins parts of a column, from shards that may have different types.
 
     Args:
       columns: Parts [n].
@@ -218,10 +218,10 @@ def join(columns: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, " c
 
 
 def make_table(rows: Iterable[Mapping[str, Any] | None]) -> Table:
-    """Makes columns of all fields of examples that can stand in one.
+    """Makes columns from all fields of examples that can be in one.
 
     Args:
-      rows: Fields of each example, as JSON has them; None where there are none.
+      rows: Fields of each example, a JSON object, or None.
 
     Returns:
       A Table.
@@ -232,7 +232,7 @@ def make_table(rows: Iterable[Mapping[str, Any] | None]) -> Table:
     return table
 
 
-# The columns that follow from the sizes of images, in their order.
+# The columns of the sizes of images, in the order of the sizes.
 SIZES = ("height", "width")
 
 
@@ -241,13 +241,13 @@ def with_sizes(
     other: Callable[[str], Shaped[np.ndarray, " N"]] | None,
     names: Iterable[str],
 ) -> dict[str, Shaped[np.ndarray, " N"]]:
-    """Gives columns, among them "width" and "height", and reads what is asked for.
+    """Reads columns, among them "width" and "height" from the sizes of images.
 
     Args:
-      sizes: Function that gives (height, width) of all images, integers [N, 2].
-      other: Function of a name that gives another column [N]; None where there are no
+      sizes: Function that returns (height, width) of all images, integers [N, 2].
+      other: Function of a name that returns any other column [N]; None if there are no
         others.
-      names: Which columns.
+      names: Names of the columns.
 
     Returns:
       Name -> column [N].

@@ -1,8 +1,8 @@
-"""What the parts of a filter are worth: columns and constants with what is missing.
+"""Values of the parts of a filter: columns and constants, with missing values.
 
-A comparison with something missing is false, whatever the comparison; only `is None`
-and `is not None` ask for it. Arithmetic with something missing gives something missing,
-and so does division by zero.
+Any comparison with a missing value is false; only `is None` and `is not None` test for
+missing values. Arithmetic with a missing value gives a missing value, and so does
+division by zero.
 """
 
 import operator
@@ -24,14 +24,14 @@ _NAMES = {
 
 
 class Value(NamedTuple):
-    """A column, a constant, or what was made of them.
+    """A column, a constant, or a value computed from them.
 
     Attributes:
-      kind: "number", "bool", "text", "none" (the constant), "absent" (a column with
-        nothing in it), "mixed" or "list".
-      data: Array [N] or scalar: float64, bool or objects; of a "list" its Values.
-      missing: bool array [N] or scalar, true where there is nothing.
-      name: How the filter writes it, for messages.
+      kind: "number", "bool", "text", "none" (the constant), "absent" (a column without
+        any values), "mixed" or "list".
+      data: Array [N] or scalar: float64, bool or objects; for a "list" its Values.
+      missing: bool array [N] or scalar, true where the value is missing.
+      name: Its text in the filter, for messages.
     """
 
     kind: str
@@ -40,23 +40,23 @@ class Value(NamedTuple):
     name: str
 
     def says(self) -> str:
-        """Describes it.
+        """Describes the value for messages.
 
         Returns:
-          Words such as "aesthetic is a number".
+          Text such as "aesthetic is a number".
         """
         return f"{self.name} is {_NAMES.get(self.kind, 'a list')}"
 
 
 def of_column(name: str, column: Shaped[np.ndarray, " N"]) -> Value:
-    """Makes a value of a column.
+    """Makes a Value from a column.
 
     Args:
       name: Its name.
-      column: Numbers, truth values or objects [N]; see `tables.py`.
+      column: Numbers, bools or objects [N]; see `tables.py`.
 
     Returns:
-      A Value of the type that all that is there has, "mixed" for several.
+      A Value of the common kind of all values that exist, "mixed" for several kinds.
     """
     if column.dtype.kind == "b":
         return Value("bool", column, np.zeros(len(column), bool), name)
@@ -77,11 +77,11 @@ def of_column(name: str, column: Shaped[np.ndarray, " N"]) -> Value:
 
 
 def of_constant(value: Any, name: str) -> Value:
-    """Makes a value of a constant.
+    """Makes a Value from a constant.
 
     Args:
-      value: Number, truth value, str or None.
-      name: How the filter writes it.
+      value: Number, bool, str or None.
+      name: Its text in the filter.
 
     Returns:
       A Value.
@@ -134,11 +134,11 @@ def compare(sign: str, left: Value, right: Value) -> Value:
       Value of kind "bool".
 
     Raises:
-      ValueError: If they are of two types, or have no order.
+      ValueError: If their types differ, or cannot be compared.
     """
     name = f"{left.name} {sign} {right.name}"
     if sign in ("==", "!=") and "none" in (left.kind, right.kind):
-        # What people write for `is None`.
+        # `x == None` is taken as `x is None`.
         return is_none(right if left.kind == "none" else left, sign == "!=", name)
     left, right = _alike(left, right, name)
     missing = left.missing | right.missing
@@ -153,7 +153,7 @@ def compare(sign: str, left: Value, right: Value) -> Value:
 
 
 def _alike(left, right, name):
-    """Two values of one kind that can be compared."""
+    """Converts two values to one kind; raises if they cannot be compared."""
     for value in (left, right):
         if value.kind in ("mixed", "none", "list"):
             raise ValueError(f"{name}: {value.says()}, which cannot be compared")
@@ -168,7 +168,7 @@ def _alike(left, right, name):
 
 
 def _of_texts(compare, left, right, missing):
-    """Applies a function of two str where both are there."""
+    """Applies a function of two str where neither is missing."""
     one, other, there = np.broadcast_arrays(
         _objects(left.data), _objects(right.data), ~np.asarray(missing)
     )
@@ -188,12 +188,12 @@ def _objects(data):
 
 
 def is_none(value: Value, negated: bool, name: str) -> Value:
-    """Asks whether there is nothing.
+    """Tests whether a value is missing.
 
     Args:
-      value: What is asked of.
-      negated: Whether to ask for the contrary.
-      name: How the filter writes it.
+      value: The value.
+      negated: Whether to negate the result.
+      name: Text of the test in the filter.
 
     Returns:
       Value of kind "bool".
@@ -202,25 +202,25 @@ def is_none(value: Value, negated: bool, name: str) -> Value:
 
 
 def contains(value: Value, container: Value, negated: bool) -> Value:
-    """Asks whether something is in a list, or a piece of text in text.
+    """Tests whether a value is in a list, or text in another text.
 
     Args:
-      value: What is looked for.
+      value: The value to find.
       container: Value of kind "list" or "text".
-      negated: Whether to ask for the contrary; it is false for what is missing, too.
+      negated: Whether to negate the result, which is false for missing values anyway.
 
     Returns:
       Value of kind "bool".
 
     Raises:
-      ValueError: If the types do not fit.
+      ValueError: If the types do not match.
     """
     name = f"{value.name} {'not in' if negated else 'in'} {container.name}"
     if container.kind == "list":
         found = np.asarray(False)
         for item in container.data:
             found = found | compare("==", value, item).data
-        # None may stand in a list.
+        # A list may contain None, so `found` may be true for missing values.
         known = ~np.asarray(value.missing)
         return _truth(~found & known if negated else found, name)
     for side in (container, value):
@@ -243,7 +243,7 @@ def calculate(sign: str, left: Value, right: Value) -> Value:
       Value of kind "number".
 
     Raises:
-      ValueError: If one is no number.
+      ValueError: If one is not a number.
     """
     name = f"{left.name} {sign} {right.name}"
     for value in (left, right):
@@ -258,13 +258,13 @@ def calculate(sign: str, left: Value, right: Value) -> Value:
 
 
 def truth_of(value: Value) -> Bool[Any, "..."]:
-    """Takes a value as a condition.
+    """Converts a value to a condition.
 
     Args:
       value: Value of kind "bool".
 
     Returns:
-      bool [N] or a scalar; false where it is missing.
+      bool [N] or a scalar; false where the value is missing.
 
     Raises:
       ValueError: If it is of another kind.
@@ -286,13 +286,13 @@ def length(value: Value) -> Value:
       Value of kind "number".
 
     Raises:
-      ValueError: If it is no text.
+      ValueError: If it is not text.
     """
     return _each(len, value, "len", "number")
 
 
 def lower(value: Value) -> Value:
-    """Makes text lower case: `lower(caption)`.
+    """Converts text to lower case: `lower(caption)`.
 
     Args:
       value: Text.
@@ -301,7 +301,7 @@ def lower(value: Value) -> Value:
       Value of kind "text".
 
     Raises:
-      ValueError: If it is no text.
+      ValueError: If it is not text.
     """
     return _each(str.lower, value, "lower", "text")
 
@@ -332,7 +332,7 @@ def combine(name: str, values: Sequence[Value]) -> Value:
       Value of kind "bool".
 
     Raises:
-      ValueError: If one is no condition.
+      ValueError: If one is not a condition.
     """
     join = np.logical_and if name == "and" else np.logical_or
     result = truth_of(values[0])
@@ -342,7 +342,7 @@ def combine(name: str, values: Sequence[Value]) -> Value:
 
 
 def negate(value: Value) -> Value:
-    """Makes the contrary of a condition.
+    """Negates a condition.
 
     Args:
       value: Condition.
@@ -351,7 +351,7 @@ def negate(value: Value) -> Value:
       Value of kind "bool".
 
     Raises:
-      ValueError: If it is no condition.
+      ValueError: If it is not a condition.
     """
     return _truth(~truth_of(value), f"not {value.name}")
 

@@ -1,4 +1,4 @@
-"""The source "folder": image files on a disk, with what lies beside them.
+"""The source "folder": image files on a disk, with the files beside them.
 
 | module | what |
 | --- | --- |

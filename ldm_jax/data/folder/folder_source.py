@@ -1,6 +1,7 @@
 """Reads a folder of image files, with one sub-folder per class or none.
 
-What goes with an image, such as a caption, lies beside it; see `sidecars.py`.
+Side information of an image, such as a caption, is in files beside it; see
+`sidecars.py`.
 """
 
 import hashlib
@@ -44,28 +45,29 @@ from ldm_jax.reading import (
 )
 from ldm_jax.store import local_only, raise_if_silent
 
-# Of so many files the fingerprint has the size.
+# Number of files whose size is part of the fingerprint.
 _SIZES = 1024
 
 
 class FolderSource:
     """The images of a folder in the order of their paths; can be pickled.
 
-    In a folder without images arrays in `.npy` are such, as of many channels.
+    In a folder without image files, arrays in `.npy` are the images, for example of
+    many channels.
 
     A folder that has sub-folders for training and for validation or test (SPLIT_NAMES
-    in `splits.py`) is split that way; several of one split are taken together. Any
-    other is split by a hash of each file's path: "validation" (and "test") gets
+    in `splits.py`) is split that way; several of one split are merged. Any other is
+    split by a hash of each file's path: "validation" (and "test") gets
     `validation_fraction` of the files, at least one, "train" the others, and "all" is
-    everything. A file keeps its side when others come or go.
+    everything. A file stays in its split when others are added or removed.
 
     The first-level sub-folders are the classes, in the order of their names, if every
-    image lies in one of them; otherwise there are no labels.
+    image is in one of them; otherwise there are no labels.
 
     Attributes:
       num_classes: Number of classes, or None.
       class_names: Their names, or None.
-      skipped: List of (where, reason), of folders and metadata that cannot be read.
+      skipped: List of (where, reason) of folders and metadata that cannot be read.
     """
 
     def __init__(
@@ -84,14 +86,15 @@ class FolderSource:
         Args:
           name: Path of the folder, relative to `data_dir` if that is given.
           split: "train", "validation", "test" or "all".
-          data_dir: Folder that a relative `name` starts from; None is the current one.
+          data_dir: Folder that `name` is relative to; None for the current one.
           label_key: "" ignores the classes; there is no other label to choose.
-          validation_fraction: Fraction of the files that is held out, in (0, 1); None
-            holds none out.
-          keys: What examples should have besides image and label; see `sidecars.py`.
+          validation_fraction: Held-out fraction of the files, in (0, 1); None to hold
+            nothing out.
+          keys: Keys that examples should have besides image and label; see
+            `sidecars.py`.
           box_names: Names of the classes of boxes in the order of their numbers;
             without them boxes are labelled by numbers.
-          optional: What of `keys` an example may lack.
+          optional: Those of `keys` that an example may lack.
 
         Raises:
           ValueError: If there is no such folder, it holds no images, or an argument is
@@ -99,7 +102,7 @@ class FolderSource:
         """
         _check(split, label_key, validation_fraction)
         self._root = _find_root(name, data_dir)
-        # Arrays are images where there are no others.
+        # Arrays are the images if there are no others.
         for suffixes in (IMAGE_SUFFIXES, (ARRAY_SUFFIX,)):
             parts = find_parts(self._root, suffixes)
             listed, unread = {}, {}
@@ -133,12 +136,12 @@ class FolderSource:
             raise ValueError(f'no images for split "{split}" in {self._root}')
         self.class_names, self.num_classes = names, len(names) if names else None
         self._sizes, self._names, self._columns = None, None, {}
-        # What is held out need not be there for training, nor the other way round.
+        # Only of this split: training does not need held-out folders, nor vice versa.
         self._table = None
         self.skipped = [entry for part, _ in chosen for entry in unread[part]]
         self._sidecars, self._box_names = find_sidecars(keys), tuple(box_names)
         self._optional = frozenset(optional)
-        # Arrays, as they are pickled for every worker and may hold millions of files.
+        # Arrays, as they are pickled for every worker and may have millions of entries.
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
 
     def __len__(self) -> int:
@@ -165,7 +168,7 @@ class FolderSource:
           Hash of the relative paths, the classes and the sizes of some of the files.
         """
         digest = hashlib.blake2b(digest_size=16)
-        # Millions of files are not asked for their sizes one by one.
+        # Looking up the sizes of millions of files would take too long.
         every = -(-len(self._paths) // _SIZES)
         for index, (path, label) in enumerate(
             zip(self._paths, self._labels, strict=True)
@@ -175,14 +178,14 @@ class FolderSource:
         return digest.hexdigest()
 
     def _bytes_of(self, index):
-        """Size of a file; a word for one that is damaged or has gone."""
+        """Size of a file; "unknown" if it cannot be read or no longer exists."""
         path = self.describe(index)
         try:
             with answering(path):
                 return os.stat(path).st_size
         except Unreachable:
             raise
-        # It is named once it is loaded.
+        # It is logged when it is loaded.
         except OSError:
             return "unknown"
 
@@ -202,7 +205,7 @@ class FolderSource:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Names of what `columns` gives: fields of `.json`, "width" and "height"."""
+        """Names of the columns: fields of `.json`, "width" and "height"."""
         if self._names is None:
             self._tabulate()
         return tuple(sorted({*self._names, "width", "height"}))
@@ -210,11 +213,11 @@ class FolderSource:
     def columns(self, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, " N"]]:
         """Reads metadata from the `.json` beside each image.
 
-        These are read once for the first columns that are asked for, which are kept,
-        and again for others: all fields together may be gigabytes.
+        These are read once for the first columns requested, which are cached, and again
+        for any others: all fields together may be gigabytes.
 
         Args:
-          names: Which of `column_names`.
+          names: Some of `column_names`.
 
         Returns:
           Name -> array [N] of float64 (NaN where missing), bool, or objects.
@@ -241,7 +244,7 @@ class FolderSource:
             )
 
     def _fields_of(self, index):
-        """Fields of the `.json` beside an image; None where they cannot be read."""
+        """Fields of the `.json` beside an image; None if they cannot be read."""
         path = os.path.splitext(self.describe(index))[0] + ".json"
         try:
             fields = parse_json(read_file(path, MAX_TEXT))
@@ -255,11 +258,11 @@ class FolderSource:
         return fields if isinstance(fields, dict) else None
 
     def __getstate__(self):
-        # Workers ask for neither.
+        # Workers do not need these.
         return self.__dict__ | {"_sizes": None, "_table": None, "_columns": {}}
 
     def describe(self, index: int) -> str:
-        """Says which image an example is, for messages.
+        """Describes an example, for messages.
 
         Args:
           index: Its position.
@@ -292,13 +295,13 @@ def _find_root(name, data_dir):
 
 
 def _of_split(parts, split):
-    """The sub-folders that serve a split; all where none is of one."""
+    """The sub-folders to use for a split; all if none of them is a split."""
     found = serving(split, map(split_of, parts))
     return [part for part in parts if split_of(part) == found] if found else parts
 
 
 def _class_names(files):
-    """Names of the first-level sub-folders, or None if an image lies in none."""
+    """Names of the first-level sub-folders, or None if an image is in none of them."""
     tops = [file.split(os.sep, 1) for file in files]
     if not tops or any(len(top) == 1 for top in tops):
         return None
@@ -306,7 +309,7 @@ def _class_names(files):
 
 
 def _require_classes(folder, unread):
-    """Raises where a class may be missing: the labels of others would not be theirs."""
+    """Raises if a class may be missing, as the labels of others would then be wrong."""
     for path, reason in unread:
         if os.path.dirname(path) == folder.rstrip(os.sep):
             raise ValueError(
@@ -317,7 +320,7 @@ def _require_classes(folder, unread):
 
 
 def _find_labels(root, part, files, names):
-    """Class index of each file; -1 where there are no classes."""
+    """Class index of each file; -1 if there are no classes."""
     if names is None:
         return [-1] * len(files)
     index = {name: label for label, name in enumerate(names)}
@@ -332,7 +335,7 @@ def _find_labels(root, part, files, names):
 
 
 def _one_side(files, split, fraction):
-    """The files of one side of the split by hash."""
+    """The files of one split by hash."""
     names = (os.fsencode(file.replace(os.sep, "/")) for file in files)
     places = np.fromiter(map(place_of, names), np.uint64, len(files))
     return list(itertools.compress(files, in_split(places, split, fraction)))

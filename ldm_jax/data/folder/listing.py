@@ -1,4 +1,4 @@
-"""Which images lie below a folder, and what of it cannot be listed."""
+"""Lists the images below a folder, and the folders that cannot be listed."""
 
 import os
 
@@ -9,7 +9,7 @@ from ldm_jax.data.splits import split_of
 from ldm_jax.reading import folders_below, is_kept, may_be_folder
 from ldm_jax.store import raise_if_silent
 
-# Images of formats that are not looked for.
+# Suffixes of image formats that are not supported in folders.
 _OTHER_IMAGES = tuple(
     ".avif .heic .heif .jxl .jp2 .j2k .ppm .pgm .pnm .tga .exr .hdr .dng .psd".split()
 )
@@ -20,10 +20,10 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
 
     Args:
       root: Path of the folder.
-      suffixes: What names of images end in.
+      suffixes: Suffixes of images.
 
     Returns:
-      Their names; [""] where the folder is not split.
+      Their names; [""] if the folder is not split.
 
     Raises:
       ValueError: If it, or a link to one of its splits, cannot be listed.
@@ -32,7 +32,7 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     unread = []
     folders, files = _entries(root, unread)
     for path, reason in unread:
-        # Without one of its splits the folder would be divided in another way.
+        # Without one of its splits the folder would be split differently.
         if path == root or split_of(os.path.basename(path)):
             raise ValueError(
                 f"{path} {reason}: see that it may be read, or take it away"
@@ -42,7 +42,7 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
     if training and held_out:
         loose = [file for file in files if _is_image(file, suffixes)]
         unused = sorted({*folders} - {*training, *held_out})
-        # Arrays are looked for once there were no images, and this was said.
+        # For images only: arrays are searched for afterwards, and would repeat it.
         unused = (unused if suffixes == IMAGE_SUFFIXES else []) + sorted(loose)
         if unused:
             logging.warning(
@@ -62,25 +62,25 @@ def find_parts(root: str, suffixes: tuple[str, ...]) -> list[str]:
 def list_images(
     folder: str, suffixes: tuple[str, ...]
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Lists the images below a folder; links are followed.
+    """Lists the images below a folder; follows links.
 
     Args:
       folder: Its path.
-      suffixes: What names of images end in.
+      suffixes: Suffixes of images.
 
     Returns:
       (paths of the images relative to it, sorted; list of (path, what is wrong) of the
       folders that cannot be listed).
 
     Raises:
-      Unreachable: If the disk, or one that a link leads to, does not answer.
+      Unreachable: If the disk, or that of the target of a link, does not answer.
     """
     found, unread, others = [], [], []
     for path, files in folders_below(folder, lambda path: _entries(path, unread)):
         names = drop_sidecars(name for name in files if _is_image(name, suffixes))
         found += [os.path.relpath(os.path.join(path, name), folder) for name in names]
         others += [os.path.join(path, n) for n in files if _is_image(n, _OTHER_IMAGES)]
-    # Arrays are looked for once there were no images, and this was said.
+    # For images only: arrays are searched for afterwards, and would repeat it.
     if others and suffixes == IMAGE_SUFFIXES:
         logging.warning(
             "%s: %d images of formats that folders are not read for are passed over, "
@@ -91,7 +91,7 @@ def list_images(
 
 
 def _entries(folder, unread):
-    """Names of (folders, files) in a folder; adds what cannot be looked at."""
+    """Names of (folders, files) in a folder; adds to `unread` what cannot be listed."""
     folders, files = [], []
 
     def note(path, error):
@@ -105,8 +105,8 @@ def _entries(folder, unread):
                     continue
                 try:
                     is_folder = entry.is_dir()
-                # A link, to what may not be looked at or does not answer: a folder,
-                # as far as its name says.
+                # A link whose target cannot be accessed or does not answer: a folder,
+                # judging by its name.
                 except OSError as error:
                     raise_if_silent(entry.path, error)
                     if may_be_folder(entry.name):
@@ -124,7 +124,7 @@ def _entries(folder, unread):
 
 
 def _leads_nowhere(entry):
-    """Whether an entry is a link to what may have been a folder, by its name."""
+    """Whether an entry is a broken link to what may have been a folder, by its name."""
     return entry.is_symlink() and may_be_folder(entry.name) and not entry.is_file()
 
 

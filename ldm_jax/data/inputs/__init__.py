@@ -1,4 +1,4 @@
-"""Inputs of the conditions, made of each example on the host.
+"""Inputs of the conditions, made from each example on the host.
 
 The config section `data.inputs` lists them by batch key:
 
@@ -7,12 +7,13 @@ The config section `data.inputs` lists them by batch key:
         low_res=dict(kind="low_res", factor=4, degradation="bsrgan_light"),
     )
 
-Each takes what it `needs` from the example, after crop, resize and mirroring, and gives
+Each takes what it `needs` from the example, after crop, resize and mirroring, and makes
 one array without batch axis, under its key. The entry of the same key in `conditions`
-says what the model does with it. What an input would draw or compute, the example may
-also hold: `sample.py` makes an example of what the user gives and runs the same inputs.
+defines what the model does with it. If the example already contains what an input would
+draw or compute, that is used: `sample.py` makes an example from the user's flags and
+runs the same inputs.
 
-An instance can be pickled; what is random comes from the generator that is passed in.
+An instance can be pickled; randomness comes from the generator that is passed in.
 """
 
 import inspect
@@ -31,16 +32,16 @@ from ldm_jax.data.inputs.map_input import Depth, Map, Segmentation
 from ldm_jax.data.inputs.vector_input import Feature, SizeAndCrop
 from ldm_jax.errors import ConfigError
 
-# Batch keys that are not inputs: the image, its class, which rows count, what failed
-# or was left out.
+# Batch keys that are not inputs: the image, its class, the mask of rows that count,
+# failures, notes on what was left out, and errors.
 RESERVED = ("image", "label", "mask", "failures", "notes", "error")
 
-# Options by the names of 0.1.0.
+# Names of options in version 0.1.0 -> current names.
 _OLD_OPTIONS = {"min_share": "min_fraction", "max_share": "max_fraction"}
 
 
 def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, Input]:
-    """Makes the inputs that the config section `data.inputs` lists.
+    """Makes the inputs of the config section `data.inputs`.
 
     Args:
       section: Batch key -> {"kind": row of INPUTS, options of that row}; entries of the
@@ -50,7 +51,7 @@ def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, Inp
       Dict of batch key -> Input, in alphabetical order of the keys.
 
     Raises:
-      ConfigError: On an unknown kind or option, or a wrong value.
+      ConfigError: On an unknown kind or option, or an invalid value.
     """
     inputs = {}
     for key, entry in sorted(entries_of(section).items()):
@@ -66,7 +67,7 @@ def make_inputs(section: Mapping[str, Any] | ConfigDict | None) -> dict[str, Inp
 
 
 def needed_keys(inputs: Mapping[str, Input]) -> list[str]:
-    """Lists what the source must give besides the image.
+    """Lists the keys that the source must provide besides the image.
 
     Args:
       inputs: Dict of batch key -> Input.
@@ -78,13 +79,13 @@ def needed_keys(inputs: Mapping[str, Input]) -> list[str]:
 
 
 def optional_keys(inputs: Mapping[str, Input]) -> list[str]:
-    """Lists which of the needed keys an example may lack.
+    """Lists the needed keys that an example may lack.
 
     Args:
       inputs: Dict of batch key -> Input.
 
     Returns:
-      Keys of the example, sorted; no other input needs them.
+      Keys of the example, sorted, that no input requires.
     """
     some = {key for make in inputs.values() for key in make.optional}
     strict = {
@@ -94,26 +95,26 @@ def optional_keys(inputs: Mapping[str, Input]) -> list[str]:
 
 
 def held_out_inputs(inputs: Mapping[str, Input]) -> dict[str, Input]:
-    """Makes the inputs of all but training.
+    """Makes the inputs for everything but training.
 
     Args:
       inputs: Dict of batch key -> Input.
 
     Returns:
-      The same without what is left out at random.
+      The same without dropout.
     """
     return {key: make.held_out() for key, make in inputs.items()}
 
 
 def inputs_of(inputs: Mapping[str, Input], modality: str) -> dict[str, Input]:
-    """Finds the inputs that can be made of a modality.
+    """Finds the inputs that can be made from a modality.
 
     Args:
       inputs: Dict of batch key -> Input.
       modality: Row of MODALITIES.
 
     Returns:
-      Those of `inputs`.
+      The matching entries of `inputs`.
     """
     return {
         key: make
@@ -135,10 +136,10 @@ def apply_inputs(
       rng: NumPy generator.
 
     Returns:
-      Dict of the example's "image" and "label", as far as there, and the inputs.
+      Dict of the example's "image" and "label", if it has them, and the inputs.
 
     Raises:
-      ValueError: If the example lacks what an input needs, or holds something else.
+      ValueError: If the example lacks what an input needs, or has invalid values.
     """
     result = {key: example[key] for key in ("image", "label") if key in example}
     for key, make in inputs.items():
@@ -152,12 +153,12 @@ def apply_inputs(
 def truncated_inputs(
     inputs: Mapping[str, Input], example: Mapping[str, Any], made: Mapping[str, Any]
 ) -> list[str]:
-    """Says of which inputs the example held more than they keep.
+    """Lists the inputs that were truncated.
 
     Args:
       inputs: Dict of batch key -> Input.
       example: Dict as `transforms.transform` makes it.
-      made: What `apply_inputs` made of it.
+      made: Result of `apply_inputs`.
 
     Returns:
       Their batch keys.
@@ -167,7 +168,7 @@ def truncated_inputs(
     ]
 
 
-# What is made of an example, by the name that configs use.
+# Kinds of inputs, by their name in configs.
 INPUTS = {
     "caption": Caption,
     "layout": Layout,

@@ -9,19 +9,19 @@ import numpy as np
 from ldm_jax.data.inputs.kind import Input, require
 from ldm_jax.data.tokenizers import load_tokenizer
 
-# Tokens, where a config does not say how many: CLIP's.
+# Default number of tokens: that of CLIP.
 MAX_LENGTH = 77
 
 
 class Caption(Input):
     """Token ids of a caption, int32 [max_length].
 
-    Where an example has several captions, one is drawn: first one of `keys`, by
-    `weights`, of those that the example has, then one of that key's captions. The first
-    ids of what is too long are kept.
+    If an example has several captions, one is drawn: first one of those `keys` that the
+    example has, by `weights`, then one of that key's captions. Captions that are too
+    long are truncated.
 
     Attributes:
-      tokenizer: The Tokenizer, which knows `vocab_size`, `max_length`, `null_ids`.
+      tokenizer: The Tokenizer, with `vocab_size`, `max_length` and `null_ids`.
       fallback: Caption of examples that have none, or None.
     """
 
@@ -42,11 +42,12 @@ class Caption(Input):
         Args:
           tokenizer: Its name; see `tokenizers.load_tokenizer`.
           max_length: Number of tokens.
-          pad_id: What fills the rest, where not the tokenizer's own.
+          pad_id: Id of the padding; None for the tokenizer's own.
           keys: Keys of the example that hold captions.
-          weights: How often each of them is drawn, of any sum; without, all alike.
-          dropout: Fraction of the training examples whose caption is empty.
-          fallback: Caption of examples that have none; None makes that an error.
+          weights: Relative frequency of each key; by default all are equally frequent.
+          dropout: Fraction of the training examples whose caption is replaced by the
+            empty one.
+          fallback: Caption of examples that have none; None raises an error for them.
         """
         require(
             len(weights) in (0, len(keys)) and len(set(keys)) == len(keys) > 0,
@@ -86,7 +87,7 @@ class Caption(Input):
     def _captions(self, example):
         """Key -> captions, of the keys that the example has."""
         found = captions_of(example, self.needs, self.fallback)
-        # Where a flag or a file of prompts puts it, whatever data call it.
+        # Flags and files of prompts store it under this key, whatever the data's keys.
         return found or captions_of(example, ("caption",))
 
     def _make(self, example, rng):
@@ -100,7 +101,7 @@ class Caption(Input):
             ends = np.cumsum([self._weights[key] for key in keys])
             at = np.searchsorted(ends[:-1], rng.random() * ends[-1], "right")
         texts = captions[keys[at]]
-        # A caption alone needs no generator.
+        # A single caption needs no generator.
         text = texts[0] if len(texts) == 1 else texts[rng.integers(len(texts))]
         return self.tokenizer([text])[0]
 
@@ -121,16 +122,16 @@ def captions_of(
     """Finds the captions of an example.
 
     Args:
-      example: Key -> text, several of them, or None.
+      example: Key -> text, a list of texts, or None.
       keys: Keys that hold captions.
-      fallback: What stands in for captions that are missing, or None.
+      fallback: Replacement for missing captions, or None.
 
     Returns:
-      Key -> captions, of the keys that have any. Blank ones count only where there is
-      no fallback and nothing else.
+      Key -> captions, of the keys that have any. Blank ones only count if there is no
+      fallback and no other caption.
 
     Raises:
-      ValueError: If one is no text.
+      ValueError: If one is not text.
     """
     found = {key: _texts(example.get(key)) for key in keys}
     full = {key: [t for t in texts if t.strip()] for key, texts in found.items()}
@@ -140,7 +141,7 @@ def captions_of(
 
 
 def _texts(captions):
-    """Captions of a key as a list; what is missing is left out."""
+    """Captions of a key as a list, without missing ones."""
     if captions is None:
         return []
     if isinstance(captions, str | bytes):

@@ -16,8 +16,8 @@ from ldm_jax.images import Pixels, decode, to_float, to_uint8
 class LowRes(Input):
     """A small version of the image, float32 [H / factor, W / factor, 3] in [-1, 1].
 
-    It is the example's "low_res", uint8 [h, w, 3], where there is one, brought to that
-    size if there is an image too; else the image, degraded.
+    It is the example's "low_res", uint8 [h, w, 3], if there is one, resized to that
+    size if there is an image, too; else the degraded image.
 
     Attributes:
       factor: Size of the image over that of the input.
@@ -25,11 +25,11 @@ class LowRes(Input):
     """
 
     ways = (("low_res",), ("image",))
-    # Degradations are those of photos.
+    # Degradations are made for photos.
     rgb_alone = True
 
     def __init__(self, factor: int = 4, degradation: str = "bicubic") -> None:
-        """Keeps how to degrade.
+        """Stores how to degrade.
 
         Args:
           factor: Size of the image over that of the input, 2 to 8.
@@ -64,12 +64,12 @@ class LowRes(Input):
 
 
 class MaskedImage(Input):
-    """The image without the region to fill, and the mask: float32 [H, W, C + 1].
+    """The image with its region to fill masked, and the mask: float32 [H, W, C + 1].
 
-    The first C channels are the image in [-1, 1] and `fill` under the mask, the last is
-    1 under the mask and 0 elsewhere. The mask is that of the example, if there is one,
-    [H, W] or [H, W, 1], true or >= 0.5 where the image is to be filled; else it is
-    drawn.
+    The first C channels are the image in [-1, 1], with `fill` under the mask; the last
+    is 1 under the mask and 0 elsewhere. The mask is that of the example, if there is
+    one, [H, W] or [H, W, 1], true or >= 0.5 where the image is to be filled; else it is
+    drawn at random.
     """
 
     needs = ("image",)
@@ -82,12 +82,12 @@ class MaskedImage(Input):
         max_fraction: float = 0.6,
         fill: float = -1.0,
     ) -> None:
-        """Keeps how to draw masks.
+        """Stores how to draw masks.
 
         Args:
           style: Row of masks.STYLES.
-          min_fraction: Least fraction of the image that the mask takes.
-          max_fraction: Largest fraction, at least 0.1 more.
+          min_fraction: Smallest masked fraction of the image.
+          max_fraction: Largest masked fraction, at least 0.1 more.
           fill: Value under the mask: -1 in CompVis, 0 in Stable Diffusion.
         """
         choose(STYLES, style, "style")
@@ -123,20 +123,20 @@ class MaskedImage(Input):
 class Image(Input):
     """An image as the condition, such as a style: uint8 [H, W, 3].
 
-    It is what the example has under the input's own key, uint8 or an encoded file, cut
-    at the centre and resized; else the example's image. It is another image, so it
-    follows neither crop nor mirroring of that one.
+    It is the example's value under the input's own key, uint8 or an encoded file, with
+    a centre crop and resized; else the example's image. It is another image, so it is
+    neither cropped nor mirrored with that one.
     """
 
     ways = (("style",), ("image",))
     rgb_alone = True
 
     def __init__(self, key: str, size: int | None = None) -> None:
-        """Keeps where to look.
+        """Stores the key and the size.
 
         Args:
           key: Key of the input.
-          size: Side of the result in pixels; None is the height and width of the
+          size: Side of the result in pixels; None for the height and width of the
             example's image, or of this one if there is no other.
         """
         self._key, self._size = key, size
@@ -161,13 +161,13 @@ class Image(Input):
 
 
 def _rgb(value):
-    """The image of [H, W, C + 1]: of many channels three, of few their mean."""
+    """The image of a value [H, W, C + 1] as RGB; see `Pixels.to_rgb`."""
     image = value[..., :-1]
     return Pixels(image.shape[-1]).to_rgb(image)
 
 
 def _resize(image, height, width):
-    """Cuts an image at the centre to the shape asked for and resizes it."""
+    """Crops an image at the centre to the proportions of a shape and resizes it."""
     if image.shape[:2] == (height, width):
         return image
     image, size = PilImage.fromarray(image), (height, width)

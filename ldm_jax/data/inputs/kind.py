@@ -1,4 +1,4 @@
-"""What all inputs share."""
+"""Base class of the inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from ldm_jax.data.modalities import unpack
 
 
 class Input:
-    """What all inputs share.
+    """Base class of the inputs.
 
     Attributes:
-      needs: Keys of the example that are taken.
+      needs: Keys of the example that it uses.
       optional: Those of them that an example may lack.
-      ways: Of which modalities it can be made: tuples of rows of MODALITIES that go
-        together, the usual tuple first.
+      ways: Modalities from which it can be made: tuples of rows of MODALITIES that are
+        used together, the usual tuple first.
     """
 
     needs: tuple[str, ...] = ()
@@ -25,13 +25,13 @@ class Input:
     rgb_alone: bool = False
 
     def check_size(self, image_size: int) -> None:
-        """Checks that images of a size will do.
+        """Checks that the input can be made from images of a size.
 
         Args:
           image_size: Side in pixels.
 
         Raises:
-          ValueError: If they do not.
+          ValueError: If it cannot.
         """
         self._check_size(image_size)
 
@@ -43,23 +43,23 @@ class Input:
         Args:
           example: Dict as `transforms.transform` makes it; images may have any size
             [H, W].
-          rng: NumPy generator; needed for what is random.
+          rng: NumPy generator; needed if anything is random.
 
         Returns:
           Array without batch axis.
 
         Raises:
-          ValueError: If the example holds something else than expected.
+          ValueError: If a value of the example is invalid.
         """
         return self._make(example, rng)
 
     @property
     def drops(self) -> bool:
-        """Whether `drop` may leave anything out."""
+        """Whether the input has dropout, so that `drop` may replace its value."""
         return self._drops()
 
     def missing(self, example: Mapping[str, Any]) -> str | None:
-        """Finds what an example lacks.
+        """Finds a key that the input needs and an example lacks.
 
         Args:
           example: Dict by key.
@@ -75,59 +75,59 @@ class Input:
         rng: np.random.Generator | None,
         nothing: Shaped[np.ndarray, "..."] | None = None,
     ) -> Shaped[np.ndarray, "..."]:
-        """Leaves out at random what training goes without, of what was made before.
+        """Applies the dropout of training to a value that was made before.
 
         Args:
-          value: What the input of `held_out` made, [...] without batch axis, or what
-            was made of that.
-          rng: NumPy generator; needed for what is random.
-          nothing: What then takes its place, like `value`; None for what the input
-            itself makes of nothing.
+          value: Value made by the input of `held_out`, [...] without batch axis, or one
+            computed from it.
+          rng: NumPy generator; needed if anything is random.
+          nothing: Replacement of a dropped value, like `value`; None for the input's
+            own value of an empty condition.
 
         Returns:
-          The value, or that of nothing in its place, of the same shape [...].
+          The value or its replacement, of the same shape [...].
         """
         return self._drop(value, rng, nothing)
 
     def held_out(self) -> "Input":
-        """Makes the input of all but training.
+        """Makes the input for everything but training.
 
         Returns:
-          The same without what is left out at random.
+          The same without dropout.
         """
         return self._held_out()
 
     def is_truncated(self, example: Mapping[str, Any], value: Any) -> bool:
-        """Says whether the example held more than was kept.
+        """Returns whether the input truncated what the example holds.
 
         Args:
           example: Dict as `transforms.transform` makes it.
-          value: What was made of it.
+          value: Value made from it.
 
         Returns:
-          Whether the rest was cut off.
+          Whether the value was truncated.
         """
         return self._is_truncated(example, value)
 
     def place(self, modality: str, value: Any) -> dict[str, Any]:
-        """Puts a value where the input looks for it.
+        """Stores a value of a modality under the keys that the input reads.
 
         Args:
           modality: Row of MODALITIES, of one of `ways`.
-          value: What that row's `fit` gives.
+          value: Result of that row's `fit`.
 
         Returns:
           The part of an example that holds it.
 
         Raises:
-          ValueError: If it is more than the input takes.
+          ValueError: If it exceeds what the input supports.
         """
         return self._place(modality, value)
 
     def size_for(
         self, modality: str, size: tuple[int, int], image_size: int
     ) -> tuple[int, int]:
-        """Says to which size a modality is brought that a flag gives.
+        """Returns the size to which the value of a flag is cropped and resized.
 
         Args:
           modality: Row of MODALITIES, of one of `ways`.
@@ -145,7 +145,7 @@ class Input:
         """Finds the region of the image that is to be filled.
 
         Args:
-          value: What the input made, without batch axis.
+          value: Value made by the input, without batch axis.
 
         Returns:
           bool [H, W, 1], true where it is to be filled; None if the input has no mask.
@@ -161,16 +161,16 @@ class Input:
         """Draws the input.
 
         Args:
-          value: What the input made, without batch axis.
+          value: Value made by the input, without batch axis.
           shape: (height, width) of the result in pixels.
           names: Names of the classes of boxes, if known.
 
         Returns:
-          uint8 [height, width, 3]; None where there is nothing to draw.
+          uint8 [height, width, 3]; None if the input cannot be drawn.
         """
         return self._draw(np.asarray(value), shape, names)
 
-    # What kinds of inputs replace.
+    # Methods that subclasses override.
 
     def _check_size(self, image_size):
         pass
@@ -207,14 +207,14 @@ class Input:
 
 
 def require(condition: bool | np.bool_, message: str) -> None:
-    """Checks what an input is given.
+    """Checks a condition on the arguments or values of an input.
 
     Args:
       condition: What must hold.
-      message: What is wrong where it does not.
+      message: The error's message.
 
     Raises:
-      ValueError: If it does not.
+      ValueError: If the condition is false.
     """
     if not condition:
         raise ValueError(message)

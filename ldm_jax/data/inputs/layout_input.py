@@ -28,13 +28,13 @@ class Layout(Input):
         num_classes: int | None = None,
         order: str = "random",
     ) -> None:
-        """Keeps the form of the tokens; see `layout.py`.
+        """Stores the format of the tokens; see `layout.py`.
 
         Args:
           vocab_size: Number of ids, shared by classes and corners.
           max_objects: Largest number of objects.
-          num_classes: Number of classes, to refuse labels beyond; None does not check.
-          order: Row of ORDERS, of the objects; that of CompVis is random.
+          num_classes: Number of classes, to reject larger labels; None for no check.
+          order: Row of ORDERS, the order of the objects; random in CompVis.
         """
         require(
             vocab_size > max(num_classes or 0, 4),
@@ -89,10 +89,10 @@ def _by_area(boxes, rng):
     return np.argsort(-(bottom - top) * (right - left), kind="stable")
 
 
-# In which order the objects of a layout come: (boxes [n, 4], rng) -> indices [n].
+# Orders of the objects of a layout: (boxes [n, 4], rng) -> indices [n].
 ORDERS = {
     "random": _shuffled,
     "given": _as_given,
-    # The largest first: each place of the sequence has a meaning of its own.
+    # The largest first, so that each position of the sequence has a meaning of its own.
     "area": _by_area,
 }

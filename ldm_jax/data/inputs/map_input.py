@@ -1,4 +1,4 @@
-"""Inputs that are maps beside the image: `map`, `segmentation`, `depth`."""
+"""Inputs that are maps aligned with the image: `map`, `segmentation`, `depth`."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from ldm_jax.data.modalities import MODALITIES, keys_of
 
 
 class Map(Input):
-    """A map of any kind, int32 [H, W] or float32 [H, W, C], as its modality has it."""
+    """A map of any modality, int32 [H, W] or float32 [H, W, C] as in the example."""
 
     def __init__(
         self, key: str, modality: str | None = None, stretch: bool = False
     ) -> None:
-        """Keeps which map.
+        """Stores which map to use.
 
         Args:
           key: Key of the input.
-          modality: Row of MODALITIES; None is the key of the input.
-          stretch: Whether to stretch each map to [-1, 1].
+          modality: Row of MODALITIES; None for the key of the input.
+          stretch: Whether to rescale each map to [-1, 1].
         """
         name = modality or key
         choose(MODALITIES, name, "modality")
@@ -36,7 +36,7 @@ class Map(Input):
             return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
         values = values.astype(np.float32)
         low, high = values.min(), values.max()
-        # A map that is the same everywhere becomes the middle.
+        # A constant map becomes zeros.
         return (2 * values - low - high) / (high - low if high > low else 1)
 
     def _draw(self, value, shape, names):
@@ -48,17 +48,17 @@ class Segmentation(Map):
     """The map of classes "segmentation", int32 [H, W]."""
 
     def __init__(self) -> None:
-        """Takes that map."""
+        """Uses the modality "segmentation"."""
         super().__init__("segmentation")
 
 
 class Depth(Map):
-    """The map "depth", stretched to [-1, 1]: float32 [H, W, 1].
+    """The map "depth", rescaled to [-1, 1]: float32 [H, W, 1].
 
-    Stable Diffusion 2 stretches it once it is as small as the latents, where the
-    extremes of small things are gone: its condition says `stretch`.
+    Stable Diffusion 2 rescales it after resizing it to the latents, where the extremes
+    of small objects are lost: its condition sets `stretch`.
     """
 
     def __init__(self) -> None:
-        """Takes that map."""
+        """Uses the modality "depth", rescaled."""
         super().__init__("depth", stretch=True)

@@ -7,11 +7,11 @@ from ldm_jax.data.inputs.kind import Input, require
 
 
 class SizeAndCrop(Input):
-    """Where an image comes from, SDXL's micro-conditioning: float32 [6] in pixels.
+    """Size and crop of an image, SDXL's micro-conditioning: float32 [6] in pixels.
 
     Height and width of the original, top and left of the crop in the image as it was
     resized (and mirrored), height and width of the result (Podell et al. 2023, Sec.
-    2.2). Samples are by default whole: the original has the size of the result.
+    2.2). Samples are uncropped by default: the original has the size of the result.
     """
 
     ways = (
@@ -27,7 +27,7 @@ class SizeAndCrop(Input):
             require("image" in example, 'the example has no "image"')
             found = whole_size(example["image"].shape[:2])
         found = np.array(found, np.float32)
-        # Flags say it of a part.
+        # Flags may set parts of it.
         for place, name in enumerate(("original_size", "crop_corner")):
             if name in example:
                 found[2 * place : 2 * place + 2] = example[name]
@@ -35,16 +35,16 @@ class SizeAndCrop(Input):
 
 
 class Feature(Input):
-    """Any array that the source holds, such as an embedding, as float32."""
+    """Any array of the source, such as an embedding, as float32."""
 
     ways = (("features",),)
 
     def __init__(self, key: str, feature: str | None = None) -> None:
-        """Keeps where to look.
+        """Stores the keys.
 
         Args:
           key: Key of the input.
-          feature: The source's name for it; None is the key of the input.
+          feature: The source's name for it; None for the key of the input.
         """
         self._key = key
         self.needs = (feature or key,)
