@@ -1,9 +1,9 @@
 """Images between the disk and the models: uint8 <-> [-1, 1], grids, PNG files.
 
-`pixels.py` says of which channels, type and range images are. `decoding.py` reads files
-of any format and mode to 8 bits, within the memory of `memory.py`, and `planes.py` what
-has more bits or channels; `map_decoding.py` reads maps of classes, depth and vectors.
-`header_sizes.py` reads sizes alone. `image_files.py` writes.
+`pixels.py` defines the channels, type and range of images. `decoding.py` decodes files
+of any format and mode to 8 bits, within the memory limit of `memory.py`, and
+`planes.py` those of more bits or channels; `map_decoding.py` decodes maps of classes,
+depth and vectors. `header_sizes.py` only reads sizes. `image_files.py` writes files.
 """
 
 import math
@@ -83,11 +83,11 @@ __all__ = [
 def make_grid(
     images: Shaped[Any, "..."], columns: int | None = None, border: int = 2
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lays images out in rows, with white between them.
+    """Arranges images in a grid, with white between them.
 
     Args:
       images: uint8 [N, H, W, 3], N >= 1.
-      columns: Images per row; None makes the grid about square.
+      columns: Images per row; None for an about square grid.
       border: Width of the gaps in pixels.
 
     Returns:

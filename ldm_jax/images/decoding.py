@@ -1,7 +1,7 @@
-"""From encoded images of any format and mode to RGB, RGBA, or one channel.
+"""Decodes images of any format and mode to RGB, RGBA, or one channel.
 
-Large images are converted in bands, so that beside the pixels as they are decoded and
-the result nothing of their size is ever in memory.
+Large images are converted in bands, so that no array of their size is in memory besides
+the decoded pixels and the result.
 """
 
 import functools
@@ -23,30 +23,30 @@ from ldm_jax.images.memory import (
 )
 from ldm_jax.store import as_path, is_remote
 
-# Colour behind transparent pixels: white, as on a page. In a mask it is black, as what
-# is painted on a transparent layer is what is meant.
+# Colour behind transparent pixels: white, as on a page. In a mask it is black, as only
+# what is painted on a transparent layer belongs to the mask.
 BACKGROUND, UNPAINTED = (255, 255, 255), (0, 0, 0)
 
-# What is read. Pillow knows more, some of which start other programs (EPS).
+# Supported formats. Pillow knows more, some of which start other programs (EPS).
 _FORMATS = "JPEG MPO PNG WEBP BMP DIB GIF TIFF PPM TGA JPEG2000 AVIF".split()
 
-# Images of more pixels are reduced by a whole factor before they are converted, where
-# the result is to be much smaller.
+# Images of more pixels are reduced by a whole factor before they are converted, if the
+# result is to be much smaller.
 _HUGE = 2**26 * 4 // 3
 
 # Pixels that are converted at a time.
 _BAND = 2**22
 
-# Largest values that 32-bit grey may be meant to have, by kind of number.
+# Possible maximum values of 32-bit grey, by kind of number.
 _TOPS = {"F": (1, 255, 65535), "I": (255, 65535)}
 
-# What Pillow opens in a 32-bit mode and has at most 16 bits: PPM, and PNG in Pillow 10.
-# A PPM fills its range whatever its header says.
+# Formats of at most 16 bits that Pillow opens in a 32-bit mode: PPM, and PNG in Pillow
+# 10. Pillow scales a PPM to the full range, whatever its header states.
 SIXTEEN = ("PNG", "PPM")
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
-# Exif orientation -> how to turn the image.
+# Exif orientation -> how to transpose the image.
 _BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,15 +61,15 @@ _BY_ORIENTATION = {
 def decode(data: Any, least_side: int | None = None, mode: str = "RGB") -> Image.Image:
     """Decodes an image to RGB, RGBA or grey, of 8 bits.
 
-    Grey of more bits is scaled, not clipped. What is transparent lies on white, except
-    in RGBA.
+    Grey of more bits is scaled, not clipped. Transparent pixels are composited on
+    white, except in RGBA.
 
     Args:
       data: Encoded bytes, a path, or an array uint8 [H, W], [H, W, 1], [H, W, 3] or
         [H, W, 4].
-      least_side: The shorter side that is needed, in pixels. A JPEG much larger is
+      least_side: The shorter side that is needed, in pixels. A much larger JPEG is
         decoded at 1/2, 1/4 or 1/8 of its size, and any image of more than 89 million
-        pixels is reduced, to no smaller than twice this.
+        pixels is reduced, to no less than twice this side.
       mode: "RGB", "RGBA" or "L".
 
     Returns:
@@ -105,8 +105,8 @@ def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
         [H, W, 4], or of one channel and any type.
 
     Returns:
-      Array [H, W]: of one channel the file's own numbers, else the brightness, uint8,
-      of what is painted: transparent is black.
+      Array [H, W]: the file's own numbers if it has one channel, else the brightness,
+      uint8, with transparent pixels black.
 
     Raises:
       DecodeError: If it is not an image, is cut short or is damaged.
@@ -115,13 +115,13 @@ def decode_grey(data: Any) -> Shaped[np.ndarray, "H W"]:
 
 
 def size_of(data: Any) -> tuple[int, int]:
-    """Reads the size of an image, not its pixels.
+    """Reads the size of an image without decoding its pixels.
 
     Args:
       data: As for `decode`.
 
     Returns:
-      (width, height) in pixels of what `decode` gives for it.
+      (width, height) in pixels of the result of `decode`.
 
     Raises:
       DecodeError: If it is not an image.
@@ -130,14 +130,14 @@ def size_of(data: Any) -> tuple[int, int]:
 
 
 def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a decoder; whatever it trips over becomes a DecodeError.
+    """Calls a decoder and converts any error to a DecodeError.
 
     Args:
       function: The decoder.
       *arguments: Its arguments.
 
     Returns:
-      What it returns.
+      Its result.
 
     Raises:
       DecodeError: If it fails.
@@ -154,10 +154,10 @@ def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def open_image(data: Any) -> Image.Image:
-    """Opens an image of the formats that are read; call it in `guarded`.
+    """Opens an image of a supported format; to be called in `guarded`.
 
     Args:
-      data: Encoded bytes, a path, or an array that Pillow knows.
+      data: Encoded bytes, a path, or an array that Pillow supports.
 
     Returns:
       PIL image, whose pixels are not loaded yet.
@@ -183,8 +183,8 @@ def load_image(
 
     Args:
       image: Opened image.
-      size: (width, height) in pixels in the file, where it is drafted.
-      more: Bytes that what is made of it takes.
+      size: (width, height) in pixels in the file, if the image is drafted.
+      more: Bytes needed for results made from it.
 
     Raises:
       DecodeError: If they take more than the limit.
@@ -198,10 +198,10 @@ def load_image(
 def _read_size(data):
     with open_image(data) as image:
         if image.format == "PNG":
-            # Pillow looks for Exif data behind the pixels, and decodes these first.
+            # Pillow looks for Exif data after the pixels, which it decodes first.
             needed = bytes_to_load(image, image.size)
             require_memory(needed, f"{image.width} x {image.height} pixels")
-        # Pillow turns TIFF itself and says so before it does.
+        # Pillow transposes TIFF itself, and its size is already that of the result.
         turned = image.format != "TIFF" and orientation_of(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
@@ -210,7 +210,7 @@ def _read_as(data, least_side, mode):
     with open_image(data) as image:
         size = image.size
         if least_side:
-            # Twice what is needed leaves the antialiasing to the resize that follows.
+            # Twice the needed size leaves the antialiasing to the following resize.
             _shrink_on_load(image, 2 * least_side)
         factor = _factor(image.size, least_side)
         as_it_is = image.mode == mode and factor == 1
@@ -226,20 +226,20 @@ def _shrink_on_load(image, least_side):
 
 
 def _factor(size, least_side):
-    """By what to reduce a huge image, of which both sides stay >= 2 `least_side`."""
+    """Factor by which to reduce a huge image, keeping both sides >= 2 `least_side`."""
     if not least_side or size[0] * size[1] <= _HUGE:
         return 1
     return max(1, min(size) // (2 * least_side))
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Reads the Exif orientation of an image; 1 of damaged Exif data.
+    """Reads the Exif orientation of an image; 1 if its Exif data are damaged.
 
     Args:
       image: Opened image.
 
     Returns:
-      Value of the Exif tag Orientation, 1 to 8: how the image is to be turned.
+      Value of the Exif tag Orientation, 1 to 8: how to transpose the image.
     """
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -248,11 +248,11 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, result: Image.Image) -> Image.Image:
-    """Turns what was made of an image by the image's Exif orientation.
+    """Transposes a result made from an image by the image's Exif orientation.
 
     Args:
       image: The image.
-      result: What was made of it.
+      result: PIL image made from it.
 
     Returns:
       PIL image.
@@ -272,7 +272,7 @@ def _to_mode(image, factor, mode):
 
 
 def _in_bands(image, factor, mode, convert):
-    """Converts some rows of an image at a time, and reduces them."""
+    """Converts and reduces an image, some rows at a time."""
     width, height = image.size
     rows = max(1, _BAND // (width * factor)) * factor
     if rows >= height:
@@ -289,7 +289,7 @@ def _reduced(image, factor):
 
 
 def _converter(image, ground):
-    """How to make RGB of an image, or of a band of it."""
+    """Makes the function that converts an image, or a band of it, to RGB."""
     if image.mode.startswith(("I", "F")):
         low, high = _range(image)
         return lambda band: _deep_grey(band, low, high).convert("RGB")
@@ -309,11 +309,11 @@ def _on_ground(image, ground):
 
 
 def _range(image):
-    """What is black and what is white in grey of more than 8 bits.
+    """The values of black and white in grey of more than 8 bits.
 
-    16-bit integers fill their range. 32-bit integers and floats have no fixed one: they
-    are taken to lie in [0, 1] (floats), else [0, 255], else [0, 65535], whichever is
-    the first to hold all values, and are stretched to their own range if none does.
+    16-bit integers have their full range. 32-bit integers and floats have no fixed one:
+    it is the first of [0, 1] (floats only), [0, 255] and [0, 65535] that contains all
+    values, or their own minimum and maximum if none does.
     """
     sixteen = image.mode == "I" and image.format in SIXTEEN
     if image.mode.startswith("I;16") or sixteen:
@@ -343,7 +343,7 @@ def _read_grey(data):
             return _read_plane(data)
         return np.asarray(_to_grey(Image.fromarray(data)))
     with open_image(data) as image:
-        # Indices of a palette say nothing of brightness.
+        # Indices of a palette are not brightness.
         plain = len(image.getbands()) == 1 and image.mode != "P"
         more = bytes_per_pixel(image.mode) if plain else 2
         load_image(image, image.size, more * image.width * image.height)

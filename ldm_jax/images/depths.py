@@ -1,4 +1,4 @@
-"""How many bits images in files have, where nothing but the files says it."""
+"""Detects images in files whose bit depth leaves the range of their values open."""
 
 from typing import Any
 
@@ -14,14 +14,15 @@ _DEEP = (*TIFF, b"P5", b"P6", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
 
 
 def depth_of(data: Any) -> str | None:
-    """Says how little an image says of which of its values are black and white.
+    """Detects images that do not define which of their values are black and white.
 
     Args:
       data: Encoded bytes, or an array.
 
     Returns:
-      None of 8 bits, and of what is no image; "16 bits" of integers that may fill their
-      range; "array" of what says nothing of its channels and its range.
+      None for images of 8 bits and data that are no image; "16 bits" for integers that
+      may or may not use their full range; "array" for data that define neither the
+      meaning of their channels nor their range.
     """
     if not isinstance(data, bytes):
         return "array" if is_array(data) else None
@@ -38,9 +39,9 @@ def depth_of(data: Any) -> str | None:
     try:
         with without_pillows_limit(), open_image(data) as image:
             mode, known = image.mode, image.format in SIXTEEN
-    # Damage raises nearly anything; it is said when the image is read.
+    # Damaged files raise nearly anything; reading the image then reports it.
     except Exception:
-        # What says a size has channels that Pillow does not know.
+        # A TIFF with a valid size has channels that Pillow does not support.
         return "array" if data.startswith(TIFF) and has_size(data) else None
     if mode.startswith("I;16") or (mode == "I" and known):
         return "16 bits"
@@ -48,13 +49,13 @@ def depth_of(data: Any) -> str | None:
 
 
 def has_size(data: Any) -> bool:
-    """Says whether an image says how large it is: junk does not.
+    """Returns whether the size of an image can be read, which rules out junk.
 
     Args:
       data: Encoded bytes, or an array.
 
     Returns:
-      Whether it does.
+      Whether it can.
     """
     if not isinstance(data, bytes):
         return True
@@ -66,7 +67,7 @@ def has_size(data: Any) -> bool:
 
 
 def is_other_png(data: Any) -> bool:
-    """Says whether an image is a PNG of anything but RGB of 8 bits.
+    """Returns whether an image is a PNG of anything but 8-bit RGB.
 
     Args:
       data: Encoded bytes, or an array.
@@ -75,5 +76,5 @@ def is_other_png(data: Any) -> bool:
       Whether it is.
     """
     is_png = isinstance(data, bytes) and data.startswith(PNG)
-    # Bits of a channel, and the type of colours.
+    # Bit depth and colour type.
     return is_png and data[24:26] != b"\x08\x02"

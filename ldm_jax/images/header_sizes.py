@@ -1,6 +1,6 @@
-"""Sizes of images from their headers: nothing is decoded, little is read.
+"""Reads the sizes of images from their headers, without decoding.
 
-They are those of the image as `decode` gives it, turned by its Exif orientation.
+They are the sizes of the results of `decode`, transposed by the Exif orientation.
 """
 
 import io
@@ -14,11 +14,11 @@ from ldm_jax.images.decoding import size_of
 from ldm_jax.images.png_orientation import SIGNATURE, orientation_of_png
 from ldm_jax.reading import Read
 
-# How many bytes are read at first, and where these do not tell. Pillow is asked last;
-# of junk nothing tells.
+# Bytes that are read first, and next if these are not enough. Pillow is tried last; it
+# fails for junk.
 _READ = (4096, 2**16, 2**26)
 
-# Sides are kept in 32 bits with a sign.
+# Sides are stored in 32 signed bits.
 _MOST_SIDE = 2**31 - 1
 
 # Markers of JPEG: start of frame, those without a length, and what ends the header.
@@ -26,26 +26,26 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))
 _ENDS = frozenset((0xD9, 0xDA))
 
-# How a TIFF begins, in either order of bytes, and one of more than 4 GB.
+# Magic bytes of TIFF in either byte order, and of BigTIFF (more than 4 GB).
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Files of which what says the size, or how they are turned, may stand anywhere.
+# Formats whose size or orientation may be stored anywhere in the file.
 _ANYWHERE = (SIGNATURE, *_TIFF)
 
-# Of a TIFF: width, height and how it is turned, and the types of such numbers.
+# Tags of TIFF: width, height and orientation; and the types of integers.
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TURN = 256, 257, 274
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
-# How an array of NumPy begins, and the bytes that its header has at most.
+# Magic bytes of NumPy arrays, and the maximum size of their header.
 _NPY, _MOST_NPY = b"\x93NUMPY", 2**14
 
-# Fields of a TIFF that are looked at.
+# Maximum number of fields of a TIFF that are read.
 _MOST_FIELDS = 1000
 
 # Orientations that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 
-# What only Pillow makes sense of: turns that are not said in Exif data.
+# Marks of orientations outside of Exif data, which only Pillow interprets.
 _ODD = (b"tiff:Orientation", b"Raw profile type exif")
 
 Size = tuple[int, int]
@@ -56,13 +56,13 @@ def find_size(read: Read, length: int) -> Size:
 
     Args:
       read: (first byte, number of bytes) -> bytes of the image.
-      length: Number of bytes that there are.
+      length: Number of bytes of the image.
 
     Returns:
       (width, height) in pixels, below 2^31.
 
     Raises:
-      DecodeError: If it is not an image, or those bytes do not tell.
+      DecodeError: If it is not an image, or those bytes do not contain the size.
     """
 
     def within(at, count):
@@ -86,16 +86,16 @@ def find_size(read: Read, length: int) -> Size:
 def size_in(data: bytes) -> Size | None:
     """Finds the size of an encoded image in its first bytes.
 
-    It is that of all pages of a TIFF, as `decode_pixels` takes them.
+    For a TIFF it is the size of all pages, as for `decode_pixels`.
 
     Args:
-      data: The first bytes, or all; what a PNG or a TIFF says may stand anywhere.
+      data: The first bytes, or all; a PNG or a TIFF may store it anywhere.
 
     Returns:
-      (width, height) in pixels; None where these bytes do not say it.
+      (width, height) in pixels; None if these bytes do not contain the size.
 
     Raises:
-      DecodeError: If a side has 2^31 pixels or more, or an array is no image.
+      DecodeError: If a side has 2^31 pixels or more, or an array is not an image.
     """
     if data.startswith(_ANYWHERE):
         return _anywhere(lambda at, count: data[at : at + count], len(data))
@@ -106,7 +106,7 @@ def size_in(data: bytes) -> Size | None:
 
 
 def _anywhere(read, length):
-    """Size of an image of which what says it may stand anywhere."""
+    """Size of an image whose format may store it anywhere."""
     return _by(_png if read(0, 1) == SIGNATURE[:1] else _tiff, read, length)
 
 
@@ -163,7 +163,7 @@ def _webp(data):
     if kind == b"WEBPVP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    # Exif data and XMP stand at the end of the file.
+    # Exif data and XMP are at the end of the file.
     if kind == b"WEBPVP8X" and not data[20] & 0x0C and len(data) >= 30:
         width, height = data[24:27], data[27:30]
         return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
@@ -174,23 +174,23 @@ def _npy(data):
     with io.BytesIO(data) as file:
         version = np.lib.format.read_magic(file)
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
-        # The header is a Python literal: a hostile one raises nearly anything.
+        # The header is a Python literal: a malicious one may raise nearly anything.
         try:
             shape, *_ = read(file)
         except Exception:
             return None
     if len(shape) not in (2, 3):
-        # No more of it would tell, and it may be large: an embedding, or a latent.
+        # Reading more would not help, and it may be large: an embedding, or a latent.
         raise DecodeError(f"an array of {len(shape)} dimensions is no image")
     return shape[1::-1]
 
 
 def _tiff(read, length):
-    """Size of the first page; what follows it is as large, or no image."""
+    """Size of the first page; pages that are decoded with it have the same size."""
     del length
     head = read(0, 16)
     order = "<" if head[:1] == b"I" else ">"
-    # Files of more than 4 GB have numbers of 64 bits.
+    # Files of more than 4 GB have 64-bit offsets.
     large = head[2:4] in (b"+\0", b"\0+")
     number, first = ("Q", 8) if large else ("I", 4)
     (at,) = struct.unpack_from(order + number, head, first)
@@ -215,7 +215,7 @@ def _gif(data):
 
 
 def _is_turned(exif):
-    """Whether Exif data swap width and height; damaged ones do not."""
+    """Whether Exif data swap width and height; False if they are damaged."""
     try:
         found = Image.Exif()
         found.load(exif)
@@ -224,7 +224,7 @@ def _is_turned(exif):
         return False
 
 
-# First bytes -> how the size is read.
+# First bytes -> function that reads the size.
 _READERS = {
     b"\xff\xd8\xff": _jpeg,
     b"RIFF": _webp,

@@ -1,7 +1,7 @@
-"""Image files that are written: PNG of 8 or 16 bits, or `.npy` of what PNG cannot hold.
+"""Writes image files: PNG of 8 or 16 bits, or `.npy` for images that PNG cannot hold.
 
-They hold the numbers of the data, in the units of `data.value_range`, so that what was
-sampled can be trained on.
+They contain the values of the data, in the units of `data.value_range`, so that samples
+can be used as training data.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ def encode_png(image: Shaped[Any, "H W *channels"]) -> bytes:
 
 
 def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> None:
-    """Writes a PNG file in one move: a reader sees the whole file or none.
+    """Writes a PNG file atomically: a reader sees the whole file or none.
 
     Args:
-      path: Where to; missing folders are made.
+      path: Path of the file; missing folders are created.
       image: As for `encode_png`, [H, W] or [H, W, C].
 
     Raises:
@@ -58,13 +58,13 @@ def write_png(path: str | os.PathLike, image: Shaped[Any, "H W *channels"]) -> N
 
 
 def suffix_of(pixels: Pixels) -> str:
-    """Says what image files of a run are.
+    """Returns the suffix of a run's image files.
 
     Args:
       pixels: Pixels of the run.
 
     Returns:
-      ".png" of grey, RGB and RGBA of 8 bits and of grey of 16, else ".npy".
+      ".png" for grey, RGB and RGBA of 8 bits and for grey of 16, else ".npy".
     """
     whole = pixels.dtype.kind == "u" and _fits(pixels)
     deep = pixels.dtype.itemsize > 1
@@ -73,11 +73,11 @@ def suffix_of(pixels: Pixels) -> str:
 
 
 def _fits(pixels):
-    """Whether whole numbers of a batch's type hold the values of the data."""
+    """Whether the integers of a batch's type can represent the values of the data."""
     if pixels.value_range is None:
         return True
     low, high = pixels.value_range
-    # Of a narrow range, as of floats in [0, 1], whole numbers would leave two levels.
+    # In a narrow range, such as floats in [0, 1], integers would have two levels.
     whole = float(low).is_integer() and float(high).is_integer() and high - low >= 127
     return whole and low >= 0 and high <= np.iinfo(pixels.dtype).max
 
@@ -85,12 +85,12 @@ def _fits(pixels):
 def write_image(
     path: str | os.PathLike, image: Num[np.ndarray, "H W channels"], pixels: Pixels
 ) -> None:
-    """Writes an image of a batch in one move.
+    """Writes an image of a batch atomically.
 
     Args:
-      path: Where to, with the suffix of `suffix_of`; missing folders are made.
+      path: Path with the suffix of `suffix_of`; missing folders are created.
       image: Image in the type of a batch, [H, W, C].
-      pixels: What it means.
+      pixels: Its channels, type and range.
 
     Raises:
       DiskError: If it cannot be written.
@@ -103,7 +103,7 @@ def encode_image(image: Num[np.ndarray, "H W channels"], pixels: Pixels) -> byte
 
     Args:
       image: Image in the type of a batch, [H, W, C].
-      pixels: What it means.
+      pixels: Its channels, type and range.
 
     Returns:
       Bytes of a file with the suffix of `suffix_of`.
@@ -121,7 +121,7 @@ def read_image(source: Any, pixels: Pixels = RGB) -> Num[np.ndarray, "H W channe
 
     Args:
       source: Path, or the file's bytes.
-      pixels: Of what kind and type it is to be.
+      pixels: Channels and type of the result.
 
     Returns:
       Image in the type of a batch, [H, W, C]: by default RGB, uint8.
@@ -136,17 +136,17 @@ def read_image(source: Any, pixels: Pixels = RGB) -> Num[np.ndarray, "H W channe
 def from_values(
     values: Shaped[np.ndarray, "H W channels"], pixels: Pixels
 ) -> Num[np.ndarray, "H W channels"]:
-    """Maps the numbers of a file to an image of a batch: undoes `file_values`.
+    """Maps the values of a file to an image of a batch: the inverse of `file_values`.
 
     Args:
       values: Array [H, W, C].
-      pixels: What they mean.
+      pixels: Their channels, type and range.
 
     Returns:
       Image in the type of a batch, [H, W, C].
 
     Raises:
-      DecodeError: If they are something else.
+      DecodeError: If they do not match `pixels`.
     """
     if pixels.value_range is None:
         return values
@@ -154,13 +154,13 @@ def from_values(
 
 
 def as_written(pixels: Pixels) -> Pixels:
-    """Says what the numbers in files of samples mean.
+    """Returns the pixels of files of samples.
 
     Args:
       pixels: Pixels of their run.
 
     Returns:
-      Pixels, of floats in [-1, 1] where the data have no range of their own.
+      Pixels, with the range [-1, 1] for floats if the data have no range of their own.
     """
     if pixels.dtype == np.float32 and pixels.value_range is None:
         return dataclasses.replace(pixels, value_range=(-1.0, 1.0))
@@ -168,11 +168,11 @@ def as_written(pixels: Pixels) -> Pixels:
 
 
 def batch_image(image: Any, pixels: Pixels) -> Num[np.ndarray, "H W channels"]:
-    """Brings a decoded image to the type of a batch.
+    """Converts a decoded image to the type of a batch.
 
     Args:
       image: PIL image or array uint8 [H, W] or [H, W, C], or floats in [-1, 1].
-      pixels: What is wanted.
+      pixels: Type of the result.
 
     Returns:
       Array [H, W, C].
@@ -185,15 +185,15 @@ def batch_image(image: Any, pixels: Pixels) -> Num[np.ndarray, "H W channels"]:
 def file_values(
     images: Num[np.ndarray, "*batch H W channels"], pixels: Pixels
 ) -> Shaped[np.ndarray, "*batch H W channels"]:
-    """Maps images of a batch to the numbers that files of them hold.
+    """Maps images of a batch to the values in their files.
 
     Args:
       images: Images in the type of a batch, [..., H, W, C].
-      pixels: What they mean.
+      pixels: Their channels, type and range.
 
     Returns:
-      Array like it: of whole numbers in the units of the data where the type of a batch
-      holds them, else float32.
+      Array of the same shape, in the units of the data: integers if the type of a batch
+      can represent them, else float32.
     """
     if pixels.value_range is None:
         return images

@@ -1,4 +1,4 @@
-"""Maps that come with images, of classes, depth or vectors, decoded to arrays.
+"""Decodes maps of classes, depth or vectors that come with images.
 
 Each is the `decode` of a row of MODALITIES in `data/modalities.py`.
 """
@@ -11,14 +11,14 @@ from ldm_jax.annotations import Float, Shaped
 from ldm_jax.errors import DecodeError
 from ldm_jax.images.decoding import decode, decode_plane
 
-# The largest number of 32 bits.
+# The largest signed 32-bit integer.
 _MOST = np.iinfo(np.int32).max
 
 
 def decode_labels(
     data: Any, least_side: int | None = None
 ) -> Shaped[np.ndarray, "height width"]:
-    """Decodes a map of one channel as it is; for a row's `decode`.
+    """Decodes a map of one channel without conversion; for a row's `decode`.
 
     Args:
       data: Encoded bytes, a path, or an array [H, W] or [H, W, 1].
@@ -28,14 +28,14 @@ def decode_labels(
       Array [H, W] of the file's own numbers.
 
     Raises:
-      DecodeError: If it cannot be read, has several channels, or holds anything but
+      DecodeError: If it cannot be read, has several channels, or has values other than
         whole numbers of 32 bits.
     """
     del least_side
     plane = decode_plane(data)
     if plane.dtype.kind == "b" or plane.dtype in (np.uint8, np.int16, np.uint16):
         return plane
-    # Not a number is not equal to itself.
+    # NaN is not equal to itself.
     wrong = plane[(plane != np.rint(plane)) | (abs(plane) > _MOST)]
     if wrong.size:
         raise DecodeError(
@@ -57,8 +57,8 @@ def decode_depth(
       float32 [H, W, 1]; integers are divided by the largest number of their type.
 
     Raises:
-      DecodeError: If it cannot be read, has several channels, is not finite, or holds
-        integers of more than 16 bits, of which none says how far they reach.
+      DecodeError: If it cannot be read, has several channels, is not finite, or has
+        integers of more than 16 bits, whose range is unknown.
     """
     plane = decode_plane(data)
     if plane.dtype.kind in "iu" and plane.dtype.itemsize > 2:
@@ -80,8 +80,8 @@ def decode_vectors(
     """Decodes a map of several channels, such as surface normals, to floats.
 
     Args:
-      data: Encoded bytes or a path of an image in colour, whose bytes stand for
-        [-1, 1]; or an array, uint8 likewise, floats [H, W, C] as they are.
+      data: Encoded bytes or path of a colour image, whose values 0 to 255 are mapped to
+        [-1, 1]; or an array: uint8 likewise, floats [H, W, C] unchanged.
       least_side: See `images.decode`.
 
     Returns:

@@ -1,7 +1,8 @@
-"""How much memory one image may take, and what reading it would take.
+"""The memory limit for reading one image, and the memory that reading it needs.
 
-A file of some kilobytes can announce any number of pixels. Pillow refuses more than 179
-million of them, whatever they need; here the bytes count, and the limit can be raised.
+The header of a file of some kilobytes can state any number of pixels. Pillow rejects
+more than 179 million, regardless of their size in memory; here the limit is in bytes,
+and can be raised.
 """
 
 import contextlib
@@ -26,13 +27,13 @@ _BESIDES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 16}
 
 
 def memory_limit(gigabytes: float | None) -> contextlib.AbstractContextManager[None]:
-    """Limits the memory that reading one image may take inside of a `with`.
+    """Limits the memory that reading one image may take, in a `with` block.
 
     Args:
-      gigabytes: Limit in 10^9 bytes; None is DEFAULT_GB.
+      gigabytes: Limit in 10^9 bytes; None for DEFAULT_GB.
 
     Returns:
-      Context manager; it holds for the thread that enters it.
+      Context manager; the limit applies to the thread that enters it.
 
     Raises:
       ConfigError: If the limit is not a positive number.
@@ -53,7 +54,7 @@ def _limited(gigabytes):
 
 
 def limit_bytes() -> int:
-    """Says how much memory one image, or one array beside it, may take.
+    """Returns how much memory one image, or one array beside it, may take.
 
     Returns:
       Number of bytes.
@@ -62,14 +63,14 @@ def limit_bytes() -> int:
 
 
 def require_memory(needed: float, what: str) -> None:
-    """Refuses what would take more than the limit, before it does.
+    """Raises an error if reading something would take more memory than the limit.
 
     Args:
-      needed: Bytes that it takes.
-      what: What it is, for the message, as "40000 x 30000 pixels".
+      needed: Bytes that it would take.
+      what: What it is, for the message, e.g. "40000 x 30000 pixels".
 
     Raises:
-      DecodeError: If that is too much.
+      DecodeError: If `needed` exceeds the limit.
     """
     if needed > limit_bytes():
         raise DecodeError(
@@ -92,13 +93,13 @@ def bytes_to_load(image: Image.Image, size: tuple[int, int]) -> int:
     pixels = image.width * image.height
     needed = pixels * (bytes_per_pixel(image.mode) + _BESIDES.get(image.format, 0))
     if image.info.get("progressive"):
-        # All coefficients of the whole image, in 16 bits, whatever is made of them.
+        # All coefficients of the full-size image, in 16 bits, even if it is drafted.
         needed += 2 * len(image.getbands()) * size[0] * size[1]
     return needed + (_bytes_of_part(image) if image.format == "TIFF" else 0)
 
 
 def _bytes_of_part(image):
-    """What libtiff decodes into: a strip, or a tile, which may exceed its image."""
+    """Bytes of libtiff's buffer: a strip, or a tile, which may exceed its image."""
     if not image.tile or image.tile[0][0] != "libtiff":
         return 0
     tags = image.tag_v2
@@ -110,7 +111,7 @@ def _bytes_of_part(image):
 
 
 def bytes_per_pixel(mode: str) -> int:
-    """Says how Pillow keeps images in memory.
+    """Returns the bytes per pixel of Pillow's images in memory.
 
     Args:
       mode: Mode of an image.
@@ -123,8 +124,8 @@ def bytes_per_pixel(mode: str) -> int:
     return 2 if mode.startswith("I;16") else 4
 
 
-# What stands for no limit while images are read: another value was set by the program,
-# and one that it saved and put back is known again.
+# Marks a lifted limit while images are read: any other value was set by the program,
+# and this one is recognised if the program saves it and sets it again.
 _LIFTED = float("inf")
 
 _lock, _depth, _saved = threading.Lock(), 0, None
@@ -134,8 +135,8 @@ _lock, _depth, _saved = threading.Lock(), 0, None
 def without_pillows_limit() -> Iterator[None]:
     """Lifts Pillow's own limit, a global of its module, while an image is read.
 
-    Other threads may read at the same time, and the program may set a limit or put one
-    back meanwhile: what it set last is in force when none reads any more.
+    Other threads may read at the same time, and the program may set or restore a limit
+    meanwhile: the one that it set last is in force when no thread reads any more.
 
     Yields:
       Nothing.

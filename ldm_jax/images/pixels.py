@@ -1,8 +1,8 @@
-"""What the pixels of a run's images are: channels, type, range, and how they are shown.
+"""The format of a run's images: channels, type, range, and how they are displayed.
 
-Batches hold uint8, uint16 or float32; `to_float` brings each to [-1, 1] by its type
-alone. What is no RGB of 8 bits is shown, compared by LPIPS and measured by features on
-one mapping to RGB, `Pixels.to_rgb`.
+Batches hold uint8, uint16 or float32; `to_float` maps each to [-1, 1] by its type
+alone. Images that are not 8-bit RGB are mapped to RGB by `Pixels.to_rgb` for display,
+LPIPS and feature networks.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from ldm_jax.annotations import Float, Num, Shaped, UInt8
 from ldm_jax.errors import ConfigError
 from ldm_jax.images.value_ranges import whole_range_of, words_of
 
-# Kinds that are converted into one another, by their number of channels. A number in
-# place of a kind is of channels of any meaning, which are taken as they are.
+# Kinds that can be converted into one another -> number of channels. A number instead
+# of a kind is for channels of any meaning, which are not converted.
 KINDS = {"grey": 1, "rgb": 3, "rgba": 4}
 
 # Types of a batch.
 TYPES = ("uint8", "uint16", "float32")
 
-# Keys of the config section `data` that decide on pixels, and that on showing them.
+# Keys of the config section `data` for the format of images, and for displaying them.
 KEYS = ("channels", "pixel_type", "value_range")
 SHOWN = "rgb_channels"
 
@@ -36,8 +36,8 @@ def to_float(images: Shaped[Any, "*shape"]) -> Float[Any, "*shape"]:
     """Maps the images of a batch to float32 in [-1, 1], by their type.
 
     Args:
-      images: NumPy or JAX array of any shape: uint8, uint16, or floats, which are in
-        [-1, 1] already.
+      images: NumPy or JAX array of any shape: uint8, uint16, or floats, which are
+        already in [-1, 1].
 
     Returns:
       float32 array of the same kind and shape: x / 127.5 - 1, x / 32767.5 - 1, or x.
@@ -60,7 +60,7 @@ def to_uint8(images: Float[Any, "*shape"]) -> UInt8[Any, "*shape"]:
 
 
 def _quantise(images, name):
-    """Integers of [-1, 1], clipped; the middle of the range is rounded up."""
+    """Maps [-1, 1] to integers, clipped; the middle of the range is rounded up."""
     top = _TOPS[name]
     values = images.astype("float32") * (top / 2) + (top + 1) / 2
     return values.clip(0, top).astype(name)
@@ -68,21 +68,22 @@ def _quantise(images, name):
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """What the config section `data` says of pixels.
+    """The image format in the config section `data`.
 
     Attributes:
       channels: "grey", "rgb" or "rgba", to which images are converted; or a number of
-        channels of any meaning, as a whole number or its digits. None is "rgb".
-      pixel_type: Type of a batch, one of TYPES. None is "uint8", and "float32" where
+        channels of any meaning, as an integer or its digits. None for "rgb".
+      pixel_type: Type of a batch, one of TYPES. None for "uint8", or "float32" if
         `channels` is a number.
-      value_range: (lowest, highest): which values of files are mapped to -1 and 1; what
-        lies beyond is clipped. None is the range of a file's integers.
+      value_range: (lowest, highest): the values of files that are mapped to -1 and 1;
+        values outside are clipped. None for the range of a file's integers.
       rgb_channels: Numbers of the channels that are shown as red, green and blue, or of
-        the one that is shown as grey; ("mean",) shows the mean of all. Empty is the
-        first three, of one or two channels their mean. Of kinds it must be empty.
+        the one that is shown as grey; ("mean",) shows the mean of all. Empty for the
+        first three, or for the mean of one or two. Must be empty if `channels` is a
+        kind.
 
     Raises:
-      ConfigError: If a field is wrong.
+      ConfigError: If a field is invalid.
     """
 
     channels: str | int | None = None
@@ -110,7 +111,7 @@ class Pixels:
 
     @property
     def kind(self) -> str | None:
-        """Row of KINDS; None where channels have any meaning."""
+        """Row of KINDS; None if channels may have any meaning."""
         name = "rgb" if self.channels is None else self.channels
         return name if isinstance(name, str) and name in KINDS else None
 
@@ -127,20 +128,20 @@ class Pixels:
 
     @property
     def plain(self) -> bool:
-        """Whether they are 8-bit grey, RGB or RGBA in the whole range, as of photos."""
+        """Whether they are 8-bit grey, RGB or RGBA in the full range, as in photos."""
         whole = self.value_range is None and self.dtype == np.uint8
         return self.kind is not None and whole
 
     @property
     def is_rgb(self) -> bool:
-        """Whether they are RGB of 8 bits."""
+        """Whether they are 8-bit RGB."""
         return self.plain and self.kind == "rgb"
 
     def quantise(self, images: Float[Any, "*shape"]) -> Num[Any, "*shape"]:
         """Maps images in [-1, 1] to the type of a batch, the inverse of `to_float`.
 
         Args:
-          images: NumPy or JAX array of floats; what is outside is clipped.
+          images: NumPy or JAX array of floats; values outside are clipped.
 
         Returns:
           Array of the same kind and shape.
@@ -152,10 +153,10 @@ class Pixels:
     def to_rgb(
         self, images: Float[Any, "*shape channels"]
     ) -> Float[Any, "*shape three"]:
-        """Maps images to RGB, for eyes, LPIPS and feature networks; it has gradients.
+        """Maps images to RGB for display, LPIPS and feature networks; differentiable.
 
-        Grey is repeated, RGBA lies on white, and of many channels `rgb_channels` are
-        taken.
+        Grey is repeated, RGBA is composited on white, and of many channels
+        `rgb_channels` are taken.
 
         Args:
           images: NumPy or JAX array [..., C] in [-1, 1].
@@ -180,7 +181,7 @@ class Pixels:
         return plane.repeat(3, axis=-1)
 
     def shown(self, images: Num[Any, "*shape channels"]) -> UInt8[Any, "*shape three"]:
-        """Maps the images of a batch to what is shown of them.
+        """Maps the images of a batch to 8-bit RGB for display.
 
         Args:
           images: NumPy or JAX array [..., C] in the type of a batch.
@@ -193,10 +194,10 @@ class Pixels:
         return to_uint8(self.to_rgb(to_float(images)))
 
     def record(self) -> dict[str, Any]:
-        """Says what they are, for files beside images; `pixels_of` reads it.
+        """Makes the record of the format for files beside images, for `pixels_of`.
 
         Returns:
-          JSON-like dict; empty of RGB of 8 bits.
+          JSON-like dict; empty for 8-bit RGB.
         """
         if self.is_rgb:
             return {}
@@ -204,24 +205,24 @@ class Pixels:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
     def describe_range(self) -> str | None:
-        """Says which values of files are black and white.
+        """Describes which values of files are black and white.
 
         Returns:
-          Words; None of RGB of 8 bits.
+          Text; None for 8-bit RGB.
         """
         if self.is_rgb:
             return None
         if self.value_range is None:
             top = _TOPS.get(str(self.dtype))
-            # Floats in files of samples are those of a batch.
+            # Floats in files of samples have the range of a batch.
             return whole_range_of(-1, 1) if top is None else whole_range_of(0, top)
         return words_of(*self.value_range)
 
     def describe(self) -> str:
-        """Says how they are shown, for reports.
+        """Describes how they are displayed, for reports.
 
         Returns:
-          Words; "" of RGB of 8 bits.
+          Text; "" for 8-bit RGB.
         """
         if self.is_rgb:
             return ""
@@ -268,25 +269,25 @@ def _check_shown(pixels):
         )
 
 
-# What images are where nothing else is said.
+# The default format of images.
 RGB = Pixels()
 
 
 def pixels_of(
     section: Mapping[str, Any] | Any, image_channels: int | None = None
 ) -> Pixels:
-    """Reads what a config section says of pixels.
+    """Makes the image format of a config section.
 
     Args:
       section: Config section `data`; keys that it lacks are unset.
-      image_channels: Channels of a model, which say it where the section does not, as
-        of converted ones.
+      image_channels: Number of a model's channels, used if the section has no channels,
+        as for converted models.
 
     Returns:
       Pixels.
 
     Raises:
-      ConfigError: If a value is wrong.
+      ConfigError: If a value is invalid.
     """
     found = {key: section.get(key) for key in KEYS}
     if found["channels"] is None and image_channels is not None:

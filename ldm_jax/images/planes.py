@@ -1,7 +1,7 @@
 """Images of any number of channels and bits, as floats: `.npy`, pages of TIFF, PNG.
 
-Pillow reads grey of any depth, and colour of 8 bits; it would cut 16 bits of colour to
-8 without a word. Those, and TIFF of channels that it does not know, are read with
+Pillow reads grey of any depth, and 8-bit colour; it would silently reduce 16-bit colour
+to 8 bits. That, and TIFF with channels that it does not support, is read with
 imagecodecs and tifffile, an extra.
 """
 
@@ -29,7 +29,7 @@ from ldm_jax.reading import parse_array, read_file
 
 NPY = b"\x93NUMPY"
 
-# Modes of Pillow for kinds of 8 bits.
+# Pillow's modes of the kinds, for 8 bits.
 _MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -37,12 +37,12 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Colour types of PNG with more than one channel: RGB, grey and alpha, RGB and alpha.
 _PNG_COLOURS = (2, 4, 6)
 
-# Weights of red, green and blue in grey, as Pillow has them (ITU-R BT.601).
+# Weights of red, green and blue in grey, as in Pillow (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def is_array(data: Any) -> bool:
-    """Says whether data are an array and no image in a format that Pillow reads.
+    """Returns whether data are an array, not an image in a format that Pillow reads.
 
     Args:
       data: Encoded bytes, a path, or an array.
@@ -62,16 +62,16 @@ def is_array(data: Any) -> bool:
 def decode_pixels(
     data: Any, least_side: int | None = None, pixels: Pixels = RGB
 ) -> Image.Image | Float[np.ndarray, "H W channels"]:
-    """Decodes an image to the channels of a run, to be cut and resized.
+    """Decodes an image to the channels of a run, to be cropped and resized.
 
     Args:
       data: As for `decode`, or an array of any type and number of channels.
       least_side: As for `decode`.
-      pixels: What is wanted.
+      pixels: Format of the result.
 
     Returns:
-      PIL image of mode L, RGB or RGBA where that holds all that is wanted, else float32
-      [H, W, C] in [-1, 1].
+      PIL image of mode L, RGB or RGBA if that loses nothing, else float32 [H, W, C] in
+      [-1, 1].
 
     Raises:
       DecodeError: See `decode` and `decode_planes`.
@@ -86,14 +86,14 @@ def decode_planes(data: Any, pixels: Pixels) -> Float[np.ndarray, "H W channels"
 
     Args:
       data: Encoded bytes, a path, or an array [H, W] or [H, W, C].
-      pixels: Which channels it is to have, and which values are -1 and 1.
+      pixels: Channels of the result, and the values that are mapped to -1 and 1.
 
     Returns:
       float32 [H, W, C] in [-1, 1].
 
     Raises:
-      DecodeError: If it cannot be read, has another number of channels or numbers that
-        are not finite, or if nothing says which range its numbers have.
+      DecodeError: If it cannot be read, has another number of channels or values that
+        are not finite, or if the range of its values is unknown.
     """
     return guarded(_decode, data, pixels)
 
@@ -109,13 +109,13 @@ def _decode(data, pixels):
         raise DecodeError(f"there are no pixels: {height} x {width} x {count}")
     what = f"{height} x {width} pixels of {count} channels"
     require_memory(values.nbytes + 12 * values.size, what)
-    # Counted before they are converted: most mistakes are of this kind.
+    # Checked before the conversion: most mistakes are of this kind.
     _check_count(count, pixels)
     return _to_kind(_to_unit(values, pixels.value_range), pixels.kind)
 
 
 def _read(data, pixels):
-    """The file's own numbers, [H, W, C]."""
+    """Reads the file's own values, [H, W, C]."""
     if isinstance(data, np.ndarray):
         return _with_channels(data)
     if data.startswith(NPY):
@@ -138,7 +138,7 @@ def _with_channels(array):
 
 
 def _read_pages(data, most):
-    """Bands of the first pages, at most `most` pages."""
+    """Reads the bands of the first pages, at most `most` pages."""
     found = []
     with open_image(data) as image:
         for page in range(most):
@@ -157,7 +157,7 @@ def _read_pages(data, most):
 
 
 def _bands(image):
-    """Pixels [H, W, C] of a page, turned as it says; palettes become colours."""
+    """Pixels [H, W, C] of a page, transposed by its Exif data, palettes as colours."""
     page = image
     if page.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         clear = page.mode == "PA" or "transparency" in page.info
@@ -169,12 +169,12 @@ def _bands(image):
 
 
 def _pillow_reads(data):
-    """Whether Pillow keeps all that a TIFF holds."""
+    """Whether Pillow reads a TIFF without loss."""
     try:
         with open_image(data) as image:
             bits = image.tag_v2.get(258, (1,))
             return len(bits) == 1 or max(bits) <= 8
-    # It knows no other numbers of channels.
+    # It does not support other numbers of channels.
     except Exception:
         return False
 
@@ -207,13 +207,13 @@ def _read_tiff(data):
         array, axes = series.asarray(), series.axes
         orientation = file.pages.first.tags.valueof(ExifTags.Base.Orientation, 1)
     if array.ndim == 3 and axes[-2:] == "YX":
-        # Pages, or channels one after the other.
+        # Channels are stored as pages, or one after the other.
         array = np.moveaxis(array, 0, -1)
     return _turned(_with_channels(array), orientation)
 
 
 def _turned(array, orientation):
-    """Turns pixels [H, W, C] by their Exif orientation, as Pillow does for others."""
+    """Transposes pixels [H, W, C] by their Exif orientation, as `upright` does."""
     turns = {
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -242,7 +242,7 @@ def _check_count(count, pixels):
 
 
 def _to_unit(values, value_range):
-    """Numbers of a file to float32 in [-1, 1]."""
+    """Maps the values of a file to float32 in [-1, 1]."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row, column, channel = np.argwhere(~np.isfinite(values))[0]
         raise DecodeError(
@@ -250,7 +250,7 @@ def _to_unit(values, value_range):
             f"channel {channel}: all numbers must be finite"
         )
     low, high = value_range or _range_of(values.dtype)
-    # Exact in 32 bits where the file has 16.
+    # Float32 is exact for 16-bit files.
     wide = values.dtype.itemsize > 2 and values.dtype != np.float32
     values = values.astype(np.float64 if wide else np.float32)
     values -= low
@@ -260,7 +260,7 @@ def _to_unit(values, value_range):
 
 
 def _range_of(dtype):
-    """Range of what no config gives one."""
+    """Range of a type if the config sets none."""
     if dtype.kind == "b":
         return 0, 1
     if dtype.kind in "iu" and dtype.itemsize <= 2:
@@ -273,7 +273,7 @@ def _range_of(dtype):
 
 
 def _to_kind(values, kind):
-    """Channels of grey, grey and alpha, RGB or RGBA to those of a kind."""
+    """Converts grey, grey and alpha, RGB or RGBA to the channels of a kind."""
     count = values.shape[-1]
     if kind is None or count == KINDS[kind]:
         return values

@@ -1,7 +1,7 @@
-"""The Exif orientation of a PNG, without its pixels.
+"""Reads the Exif orientation of a PNG without decoding its pixels.
 
-The chunks that say so may stand behind these, so that Pillow decodes all of them first.
-Here only the heads of chunks are looked at.
+Its chunk may come after the pixels, so that Pillow decodes all of these first. Here
+only the heads of chunks are read.
 """
 
 import struct
@@ -13,15 +13,15 @@ from ldm_jax.reading import Read
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# Where it may stand: in Exif data, or in text with one of the keywords of XMP and of
-# Exif data as ImageMagick writes them.
+# Where it may be stored: in Exif data, or in text with one of the keywords of XMP and
+# of Exif data as written by ImageMagick.
 _TEXT = (b"iTXt", b"tEXt", b"zTXt")
 _KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 # Bytes that are read at the head of a chunk: its length, its kind and a keyword.
 _HEAD = 8 + max(map(len, _KEYWORDS))
 
-# Heads that are looked at, and bytes of the chunks that say something.
+# Maximum number of heads to read, and of bytes of chunks that may contain it.
 _MOST_HEADS, _MOST_BYTES = 2**16, 2**24
 
 
@@ -35,14 +35,14 @@ class _Chunk(NamedTuple):
 
 
 def orientation_of_png(read: Read, length: int) -> int | None:
-    """Reads the orientation of a PNG, as `orientation_of` does; 1 of damaged data.
+    """Reads the orientation of a PNG as `orientation_of`; 1 if the data are damaged.
 
     Args:
       read: (first byte, number of bytes) -> bytes of the file, fewer at the end.
-      length: Number of bytes that there are.
+      length: Number of bytes of the file.
 
     Returns:
-      Value of the Exif tag Orientation; None where there are no pixels.
+      Value of the Exif tag Orientation; None if there are no pixels.
     """
     before, after, animated, left = [], None, False, _MOST_BYTES
     for chunk in _chunks(read, length):
@@ -69,7 +69,7 @@ def _says(chunk):
 
 
 def _chunks(read, length):
-    """Yields the chunks, of those of pixels only some."""
+    """Yields the chunks, but only some of those of pixels."""
     at, jumped = len(SIGNATURE), False
     for _ in range(_MOST_HEADS):
         head = read(at, _HEAD)
@@ -81,8 +81,8 @@ def _chunks(read, length):
         yield _Chunk(kind, at, size, head[8:])
         step = 12 + size
         at += step
-        # Mostly all of pixels but the last are of one size. Where they are not, one
-        # after another is looked at: who reads a stream would not go to and fro.
+        # Mostly all chunks of pixels but the last have one size: jump to the last. If
+        # that fails, read one by one: going back and forth is bad for streams.
         if kind == b"IDAT" and not jumped:
             jumped, last = True, at + (length - at) // step * step - step
             if last > at and read(last + 4, 4) == b"IDAT":
@@ -90,7 +90,7 @@ def _chunks(read, length):
 
 
 def _orientation_in(before, after):
-    """What Pillow makes of these chunks, with one grey pixel in place of all."""
+    """Reads the orientation from these chunks with Pillow, with one grey pixel."""
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     pixel = _chunk(b"IDAT", zlib.compress(b"\0\0"))
     small = [SIGNATURE, head, *before, pixel, *after, _chunk(b"IEND", b"")]

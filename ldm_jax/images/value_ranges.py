@@ -1,31 +1,31 @@
-"""Which values of files are black and white, in the words of records and messages."""
+"""Texts in records and messages on which values of files are black and white."""
 
-# Where nothing else is said.
+# The default range.
 WHOLE_RANGE = "in the whole range of their type"
 
 
 def whole_range_of(low: float, high: float) -> str:
-    """Says the whole range of a type in words.
+    """Describes the full range of a type.
 
     Args:
       low: The lowest value, which is black.
       high: The highest value, which is white.
 
     Returns:
-      Words, which begin with WHOLE_RANGE.
+      Text that begins with WHOLE_RANGE.
     """
     return f"{WHOLE_RANGE}, {words_of(low, high)}"
 
 
 def words_of(low: float, high: float) -> str:
-    """Says a range in words, the same for equal numbers and others for others.
+    """Describes a range, with the same text exactly for equal numbers.
 
     Args:
       low: The value that is black.
       high: The value that is white.
 
     Returns:
-      Words.
+      Text.
     """
     # 4095 and 4095.0, 0 and -0.0 are equal.
     low, high = (repr(float(value) + 0.0).removesuffix(".0") for value in (low, high))
@@ -33,16 +33,16 @@ def words_of(low: float, high: float) -> str:
 
 
 def same_range(one: str, other: str) -> bool:
-    """Compares ranges by their values, whatever words say them.
+    """Compares the ranges in two texts by their values.
 
     Args:
-      one: What `words_of` or `whole_range_of` gives; of older versions WHOLE_RANGE.
+      one: Result of `words_of` or `whole_range_of`; WHOLE_RANGE in older versions.
       other: Likewise.
 
     Returns:
-      Whether they are the same. Images that fill their types, of 8 bits and of 16, are
-      brought to one range; one that is given is the whole range of one type only, and
-      older versions did not say of which.
+      Whether they are the same. All full ranges, of 8 or 16 bits, are the same, as
+      images are mapped from them to one range. A range given by its values may be the
+      full range of one type only; older versions did not record of which.
     """
     if one == other or (one.startswith(WHOLE_RANGE) and other.startswith(WHOLE_RANGE)):
         return True
@@ -51,7 +51,7 @@ def same_range(one: str, other: str) -> bool:
 
 
 def _numbers_in(words):
-    """(lowest, highest) in the words of a range, or None."""
+    """(lowest, highest) in the text of a range, or None."""
     try:
         low, high = map(float, words.rpartition("from ")[2].split(" to "))
     except ValueError:
