@@ -1,15 +1,15 @@
-r"""Encodes images once: training then reads latents, and runs no encoder.
+r"""Encodes images once: training then reads latents and does not run the encoder.
 
     ldm-encode --config=shapes_class --config.first_stage.workdir=runs/autoencoder \
         --outdir=latents
     ldm-train --config=shapes_class --config.first_stage.workdir=runs/autoencoder \
         --config.data.source=latents --config.data.name=latents --workdir=runs/class
 
-Takes the config of the stage that is to be trained: its first stage, its images, cut at
-the centre, and all that `data.inputs` makes of them. `--outdir` gets a folder for each
-split, `train` and `validation` (what data.split and data.eval_split name), each with a
-header, `latents.json`, and shards in array_record's format. The same command goes on
-where it was cut, and ends in the same bytes.
+Takes the config of the stage to train: its first stage, its images, cropped at the
+centre, and all inputs of `data.inputs`. `--outdir` gets a folder for each split, `train`
+and `validation` (those of data.split and data.eval_split), each with a header,
+`latents.json`, and shards in array_record's format. If it was interrupted, the same
+command resumes, with the same result bit for bit.
 """
 
 from absl import flags
@@ -136,7 +136,7 @@ def _splits(data):
 
 
 def _notes(data):
-    """What of the config holds no longer."""
+    """Notes on options of the config that have no effect on latents."""
     if data.crop != "center" or data.min_crop < 1:
         yield (
             f"note: images are cut at the centre; data.crop={data.crop} and "

@@ -1,8 +1,8 @@
-"""The shards of a set on disk: fixed ranges of the examples, each written as a whole.
+"""The shards of a set on disk: fixed ranges of the examples, each written atomically.
 
-A shard is there once its file and its part, a small JSON file with its statistics, are.
-So a command that goes on makes what is missing, and ends in the same bytes. The header
-is made of the parts, which go then.
+A shard is complete once its file and its part, a small JSON file with its statistics,
+exist. So a resumed command makes the missing shards, and the set is bit for bit the
+same. The header is made from the parts, which are then removed.
 """
 
 import json
@@ -26,18 +26,18 @@ from ldm_jax.store import Place, exists, is_file, raise_if_silent
 
 _SETTINGS, _PARTS = "settings.json", "parts"
 
-# Each record can be read alone, and latents are noise to a compressor.
+# Each record can be read on its own, and latents do not compress.
 _FORM = "group_size:1,uncompressed"
 
-# Seconds until another process's file is seen on a shared disk.
+# Seconds to wait for another process's file on a shared disk.
 _SEEN = 10.0
 
-# So many examples that could not be read are listed by name.
+# Number of examples that could not be read that are listed by name.
 _LISTED = 1000
 
 
 class ShardFiles:
-    """The folder of a set while it is made."""
+    """The folder of a set that is being written."""
 
     def __init__(
         self,
@@ -46,20 +46,20 @@ class ShardFiles:
         count: int,
         shard_size: int,
     ) -> None:
-        """Looks at nothing yet.
+        """Stores the settings, without reading the folder.
 
         Args:
           folder: Folder of the set.
-          settings: JSON-like dict: all that its bytes depend on.
+          settings: JSON-like dict of everything that the contents of the set depend on.
           count: Number of examples.
-          shard_size: Examples of a shard.
+          shard_size: Examples per shard.
         """
         self.folder, self.count, self.shard_size = folder, count, shard_size
         self._settings = json.loads(json.dumps(settings))
         self.shards = range(-(-count // shard_size))
 
     def begin(self) -> bool:
-        """Looks what is there, and clears away what a kill has left half written.
+        """Checks what exists, and removes partial files of a killed command.
 
         Returns:
           Whether the set is finished.
@@ -87,7 +87,7 @@ class ShardFiles:
         return False
 
     def _is_finished(self):
-        """Whether the header and what it names are whole; else the header goes."""
+        """Whether the header and its files are intact; if not, removes the header."""
         path = self.folder / FILE
         if not exists(path):
             return False
@@ -103,10 +103,10 @@ class ShardFiles:
         return False
 
     def has_begun(self) -> bool:
-        """Says whether `begin` was called here: what it wrote is seen.
+        """Waits for the file that `begin` writes, which shows that the disk is shared.
 
         Returns:
-          Whether it is; on a shared disk it may take some seconds.
+          Whether it exists; on a shared disk this may take some seconds.
         """
         path, end = self.folder / _SETTINGS, time.monotonic() + _SEEN
         while not is_file(path):
@@ -125,7 +125,7 @@ class ShardFiles:
             )
 
     def range_of(self, shard: int) -> range:
-        """The positions of the examples of a shard.
+        """Returns the positions of the examples of a shard.
 
         Args:
           shard: Its number.
@@ -137,7 +137,7 @@ class ShardFiles:
         return range(first, min(first + self.shard_size, self.count))
 
     def padded(self, shard: int, batch_size: int) -> Int[np.ndarray, " count"]:
-        """The same filled up to whole batches, so that none lies in two shards.
+        """Returns `range_of` padded to whole batches, so that none spans two shards.
 
         Args:
           shard: Its number.
@@ -151,13 +151,13 @@ class ShardFiles:
         return np.minimum(np.arange(found.start, found.start + size), found.stop - 1)
 
     def is_there(self, shard: int) -> bool:
-        """Says whether a shard is written.
+        """Returns whether a shard is complete.
 
         Args:
           shard: Its number.
 
         Returns:
-          Whether it is.
+          Whether its file and its part exist.
         """
         return is_file(self._file(shard)) and is_file(self._part(shard))
 
@@ -173,14 +173,14 @@ class ShardFiles:
 
         Args:
           shard: Its number.
-          batches: Its examples, padded as `padded` pads them.
-          source: Names the examples.
+          batches: Its examples, padded as by `padded`.
+          source: Source of the examples, for their names.
 
         Raises:
-          ConfigError: If what is to be stored is no array of numbers, or examples are
-            not alike.
-          DiskError: If it cannot be written; an OSError says so within, also where the
-            disk is full, of which array_record's writer says nothing.
+          ConfigError: If a value is not an array of numbers, or examples have different
+            types or shapes.
+          DiskError: If it cannot be written, from an OSError; also if the disk is full,
+            which array_record's writer does not report.
         """
         from array_record.python import array_record_module
 
@@ -206,17 +206,17 @@ class ShardFiles:
         write_json(self._part(shard), part.to_json())
 
     def finish(self, facts: Mapping[str, Any]) -> Header:
-        """Makes the header of the parts, and clears them away.
+        """Writes the header made from the parts, and removes these.
 
         Args:
-          facts: Fields of Header that the shards do not say.
+          facts: Fields of Header that do not come from the shards.
 
         Returns:
           The Header.
 
         Raises:
           DataError: If no example could be read.
-          ConfigError: If shards are not alike.
+          ConfigError: If shards have different fields.
         """
         parts = [_read_json(self._part(shard)) for shard in self.shards]
         records = sum(part["records"] for part in parts)
@@ -252,21 +252,21 @@ class ShardFiles:
 
 
 def writer_is_whole(path: Place, records: int) -> bool:
-    """Says whether a shard holds what was written: its writer does not.
+    """Returns whether a shard was written completely, which its writer does not check.
 
     Args:
       path: The file.
-      records: How many records it is to have.
+      records: Expected number of records.
 
     Returns:
-      Whether it does.
+      Whether it has that many records.
     """
     from array_record.python import array_record_module
 
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         return reader.num_records() == records
-    # Of a file that is cut short whatever its reader raises.
+    # The reader may raise anything if the file is cut short.
     except Exception:
         return False
 
@@ -286,7 +286,7 @@ def _read_json(path):
 
 
 class _Part:
-    """What is added up of a shard."""
+    """Counts and sums over the examples of a shard."""
 
     def __init__(self):
         self.records, self.bytes, self.shortened, self.cut = 0, 0, 0, Counter()
@@ -296,7 +296,8 @@ class _Part:
     def add(self, batch, row, key):
         """Counts a row of a batch of arrays [B, ...]; returns its record, in bytes.
 
-        ConfigError if it is not like those before, or nothing that records hold.
+        Raises ConfigError if its types or shapes differ from those before, or cannot be
+        stored in records.
         """
         example = {name: np.asarray(values[row]) for name, values in batch.items()}
         moments = {k: example.pop(k) for k in (MEAN, STD) if k in example}
@@ -308,7 +309,7 @@ class _Part:
             raise ConfigError(f"{key}: {error}") from error
         self.records += 1
         self._crc32 = zlib.crc32(record, self._crc32)
-        # Of what is stored, as that is what is trained on.
+        # Of the stored values, as these are the training data.
         mean = np.asarray(moments[MEAN], np.float64)
         variance = np.square(np.asarray(moments.get(STD, 0), np.float64))
         self._values += mean[..., 0].size
@@ -321,7 +322,7 @@ class _Part:
         self._skipped.append([key, reason])
 
     def to_json(self):
-        """Counts, checksum and fields of the records; sums of latents per channel."""
+        """Makes a dict of counts, checksum, fields, and sums of latents by channel."""
         return {
             "records": self.records,
             "bytes": self.bytes,
@@ -337,9 +338,9 @@ class _Part:
 
 
 def _statistics(parts):
-    """Mean and standard deviation of samples of the posteriors, expected ones.
+    """Expected mean and standard deviation of samples of the posteriors.
 
-    Sampling adds the posterior's variance to that of the means; nothing is drawn.
+    Nothing is sampled: the posterior's variance is added to that of the means.
     """
     parts = [part for part in parts if part["records"]]
     values = sum(part["values"] for part in parts)

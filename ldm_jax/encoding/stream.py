@@ -1,4 +1,4 @@
-"""Batches of encoded examples: images are read, cut and encoded, nothing is written."""
+"""Batches of encoded examples: reads, crops and encodes images, without writing."""
 
 import collections
 import contextlib
@@ -28,15 +28,15 @@ from ldm_jax.trained import FirstStage, TextTower
 
 
 class Options(NamedTuple):
-    """What decides on the bytes of a set, beside data and first stage.
+    """Options that determine the contents of a set, besides data and first stage.
 
     Attributes:
       dtype: Type of the latents, "bfloat16" or "float32".
-      mirrored: Whether a copy of each mirrored image is encoded, too.
-      batch_size: Images at a time over the devices of a process, which divide it.
-      shard_size: Images of a shard.
-      seed: Seed of what the inputs draw.
-      towers: Batch key -> TextTower whose states are stored beside the token ids.
+      mirrored: Whether the mirrored copy of each image is encoded, too.
+      batch_size: Images per batch of a process, a multiple of its number of devices.
+      shard_size: Images per shard.
+      seed: Seed of random draws of the inputs.
+      towers: Batch key -> TextTower whose states are stored with the token ids.
     """
 
     dtype: str
@@ -51,12 +51,12 @@ class Encoded(NamedTuple):
     """A batch of examples of this process, on the host.
 
     Attributes:
-      copies: For the image, and for the mirrored one where it is asked for: batch key
-        -> array [B, ...], the latents' moments first.
+      copies: For the images, and for the mirrored ones if requested: batch key -> array
+        [B, ...], the latents' moments first.
       mask: Which rows could be read, bool [B].
       skipped: Name of an example -> why it cannot be read, of all so far.
       shortened: Name of an example -> what of it was left out, of all so far.
-      cut: Input -> how many examples of the batch it kept only the beginning of.
+      cut: Input -> number of examples of the batch that it truncated.
     """
 
     copies: list[dict[str, Shaped[np.ndarray, "..."]]]
@@ -67,16 +67,16 @@ class Encoded(NamedTuple):
 
 
 def make_encoder(first: FirstStage, mesh: Mesh, dtype: str) -> Callable[[Any], Any]:
-    """Makes the program that encodes a batch of images.
+    """Makes the jitted function that encodes a batch of images.
 
     Args:
       first: FirstStage.
       mesh: Mesh over the devices of this process.
-      dtype: Type of what it gives.
+      dtype: Type of its results.
 
     Returns:
-      Function of images uint8 [B, H, W, C], split over the mesh -> dict of MEAN and,
-      where the posterior has one, STD [B, h, w, c].
+      Function of images uint8 [B, H, W, C], sharded over the mesh -> dict of MEAN and,
+      if the posterior has one, STD [B, h, w, c].
     """
     whole = sharding.tree_shardings(first.params, mesh)
     params, module = sharding.put_tree(first.params, whole), first.module
@@ -98,14 +98,14 @@ def encoded_batches(
     first: FirstStage,
     options: Options,
 ) -> Iterator[Encoded]:
-    """Yields examples in order, while the device is at work on the next batch.
+    """Yields encoded examples in order, while the device computes the next batch.
 
     Args:
       source: Opened source.
       section: Config section `data`.
       indices: Positions in the source, int64 [count], a whole number of batches.
       first: FirstStage.
-      options: How.
+      options: How to encode.
 
     Yields:
       Encoded.
@@ -147,12 +147,12 @@ def encoded_batches(
 
 
 def _loader(source, section, indices, flip, options):
-    """A loader of one pass in order, of the images or of the mirrored ones."""
-    # Squares: latents of one set have one shape.
+    """Makes a loader of one pass in order, of the images or of the mirrored ones."""
+    # No buckets: all latents of a set have the same shape.
     given = {name: section[name] for name in LOADER_OPTIONS if name in section}
     cut = build(LoaderOptions, given, "data", places=indices)
     cut, size = dataclasses.replace(cut, flip=flip), options.batch_size
-    # What training leaves out at random it draws anew in each epoch.
+    # Without dropout, which training draws again in each epoch.
     inputs = held_out_inputs(make_inputs(section.get("inputs")))
     try:
         return Loader(

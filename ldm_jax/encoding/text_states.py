@@ -1,4 +1,4 @@
-"""What frozen text towers make of token ids, to be stored beside them."""
+"""States of frozen text towers for token ids, to be stored with them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,14 +20,14 @@ from ldm_jax.trained import TextTower
 def require_captions(
     towers: Mapping[str, TextTower], inputs: Mapping[str, Input]
 ) -> None:
-    """Checks that there are towers, each of an input that makes captions.
+    """Checks that there are towers, each for an input that makes captions.
 
     Args:
       towers: Batch key -> TextTower.
       inputs: Batch key -> Input.
 
     Raises:
-      ConfigError: If there are none, or one has other inputs.
+      ConfigError: If there are none, or the input of one is not a caption.
     """
     if not towers:
         raise ConfigError(
@@ -46,12 +46,12 @@ def require_captions(
 def make_states(
     towers: Mapping[str, TextTower], mesh: Mesh, dtype: str
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Makes the program that encodes the captions of a batch.
+    """Makes the jitted function that encodes the captions of a batch.
 
     Args:
       towers: Batch key -> TextTower.
       mesh: Mesh over the devices of this process.
-      dtype: Type of what it gives.
+      dtype: Type of its results.
 
     Returns:
       Function of a batch with token ids int [B, L] on the host -> dict of the names of
@@ -60,7 +60,7 @@ def make_states(
     split = sharding.batch_sharding(mesh)
 
     def of(tower):
-        """A program of one tower: token ids int [B, L] -> states [B, L, D]."""
+        """Function of one tower: token ids int [B, L] -> states [B, L, D]."""
         whole = sharding.tree_shardings(tower.params, mesh)
         params, module = sharding.put_tree(tower.params, whole), tower.module
 
@@ -86,7 +86,7 @@ def write_empty(
     inputs: Mapping[str, Input],
     dtype: str,
 ) -> None:
-    """Writes what towers make of the null input, and of captions that are left out.
+    """Writes the towers' states of the null input, and of the empty caption.
 
     Args:
       folder: Folder of the set.
@@ -108,6 +108,6 @@ def write_empty(
 
 
 def _as_stored(tower, ids, dtype):
-    """States as the records hold them; npz has no bfloat16, float32 holds it."""
+    """States rounded as in the records, in float32, as npz has no bfloat16."""
     states = sharding.jit(tower.module.apply)({"params": tower.params}, ids)
     return np.asarray(states.astype(jnp.dtype(dtype)).astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Encodes one split of a data set: shards, in turns of the processes, then a header."""
+"""Encodes one split of a data set: shards, divided among processes, then a header."""
 
 import contextlib
 import hashlib
@@ -26,17 +26,17 @@ from ldm_jax.store import Place
 from ldm_jax.trained import FirstStage
 from ldm_jax.training.preemption import Preemption
 
-# Keys of the section `data` that do not decide on what is encoded.
+# Keys of the section `data` that have no effect on what is encoded.
 _FREE = (
     *("inputs", "split", "eval_split", "data_dir", "workers", "restart_workers"),
     *("max_image_gb", "on_error", "crop", "min_crop", "flip", "buckets"),
     *("cache_gb", "index_dir", "text_states"),
 )
 
-# Those that parts of a mixture may have of their own; a part's split decides.
+# Those that parts of a mixture may set themselves; the split of a part has an effect.
 _FREE_OF_PARTS = {"cache_gb", "index_dir", "data_dir", "eval_split"}
 
-# Seconds between lines that say how far it has come.
+# Seconds between lines about the progress.
 _QUIET = 30.0
 
 
@@ -47,14 +47,14 @@ def write_set(
     first: FirstStage,
     options: Options,
 ) -> None:
-    """Encodes a split, or what of it is missing; every process must call it.
+    """Encodes a split, or its missing shards; every process must call it.
 
     Args:
-      folder: Folder of the set, which all processes share.
+      folder: Folder of the set, shared by all processes.
       section: Config section `data`.
-      split: Split of it.
-      first: FirstStage, the same everywhere.
-      options: How.
+      split: Split to encode.
+      first: FirstStage, the same in all processes.
+      options: How to encode.
 
     Raises:
       ConfigError: If the data cannot be opened, or the folder holds something else.
@@ -72,11 +72,11 @@ def write_set(
         "shard_size": options.shard_size,
         "seed": options.seed,
     }
-    # What is said of the place of the first stage does not change a byte.
+    # The place of the first stage and the package's version do not change the contents.
     settings["written_by"] = f"version {VERSION}"
     settings["first_stage"] = facts["first_stage"]["checksum"]
     if not options.towers:
-        # As older versions have it.
+        # As in older versions.
         del settings["text_states"]
     files = ShardFiles(folder, settings, len(source), options.shard_size)
     done = "finished" if main and files.begin() else ""
@@ -86,7 +86,7 @@ def write_set(
         return
     _require_shared(files)
     _write_shards(files, source, section, first, options)
-    # Only now all shards are there.
+    # A barrier: only after it all shards exist.
     peers.gather("written")
     if main:
         if options.towers:
@@ -122,7 +122,7 @@ def _facts(source, section, split, first, options):
 
 
 def _decisive(section):
-    """What of the section `data`, and of the parts of a mixture, is encoded."""
+    """The options of `data`, and of the parts of a mixture, that affect the latents."""
     found = {key: value for key, value in section.items() if key not in _FREE}
     parts = {name: dict(part) for name, part in (found.get("parts") or {}).items()}
     for part in parts.values():
@@ -132,7 +132,7 @@ def _decisive(section):
 
 
 def _stored_inputs(section):
-    """The section `data.inputs` without what training draws at every step."""
+    """The section `data.inputs` without dropout, which training draws at every step."""
     inputs = to_dict(section.get("inputs") or {})
     return {
         key: {k: v for k, v in entry.items() if k != "dropout"}
@@ -141,9 +141,9 @@ def _stored_inputs(section):
 
 
 def _write_shards(files, source, section, first, options):
-    """Encodes the shards of this process that are not there."""
+    """Encodes the missing shards of this process."""
     missing = [shard for shard in files.shards if not files.is_there(shard)]
-    # A barrier, too: none is written before all have looked.
+    # Also a barrier: nothing is written before all processes have checked.
     _require_same(files.folder, str(missing), "finds other shards there")
     turns = itertools.islice(missing, jax.process_index(), None, jax.process_count())
     mine, size = list(turns), options.batch_size
@@ -177,7 +177,7 @@ def _require_shared(files):
 
 
 def _require_same(folder, found, problem):
-    """Refuses a folder in which a process finds something else than process 0."""
+    """Raises if a process finds something else in a folder than process 0."""
     digest = hashlib.blake2b(found.encode(), digest_size=16).hexdigest()
     answers = peers.gather(digest)
     others = [k for k, answer in enumerate(answers) if answer != answers[0]]
@@ -190,10 +190,10 @@ def _require_same(folder, found, problem):
 
 @contextlib.contextmanager
 def _listening():
-    """Yields a function that raises where the command was asked to stop.
+    """Yields a function that raises if the command was asked to stop.
 
-    Of several processes each ends at once, as what is written is whole, see `cli.run`;
-    the others learn of it, and end.
+    If there are several processes, each one exits at once, as all files are complete,
+    see `cli.run`; the others notice it, and exit.
     """
     if jax.process_count() > 1:
         yield lambda text: None
@@ -213,7 +213,7 @@ def _listening():
 
 
 class _Progress:
-    """Counts images on the console, and says how fast it goes."""
+    """Counts images on the console, and prints the speed."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total = console, total
@@ -221,7 +221,7 @@ class _Progress:
         self._spoken = self._start
 
     def add(self, count: int) -> None:
-        """Takes images that are written."""
+        """Adds images that were written."""
         self._done += count
         self._console.advance(count)
         peers.progress()
@@ -261,18 +261,18 @@ def _say(folder, header):
 def make_writer(
     first: FirstStage, section: Mapping[str, Any], options: Options
 ) -> Callable[[Place, str], None]:
-    """Checks what all splits have in common.
+    """Makes the function that encodes a split, after checks common to all splits.
 
     Args:
       first: FirstStage.
       section: Config section `data`.
-      options: How.
+      options: How to encode.
 
     Returns:
       Function of (folder, split) that encodes one, see `write_set`.
 
     Raises:
-      ConfigError: If the first stage has no latents to store, or does not take the
+      ConfigError: If the first stage has no latents to store, or does not divide the
         images' size.
     """
     if first.config is None:
@@ -288,7 +288,7 @@ def make_writer(
         )
 
     def write(folder, split):
-        # An evaluation mirrors nothing.
+        # Evaluations do not mirror images.
         mirrored = options.mirrored and split == section["split"]
         mine = options._replace(mirrored=mirrored)
         write_set(folder, section, split, first, mine)
