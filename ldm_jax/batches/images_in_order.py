@@ -1,4 +1,4 @@
-"""Images alone, in order, as global batches on the devices."""
+"""Images only, in order, as global batches on the devices."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ Batch = dict[str, Any]
 
 
 def image_batches(loader: Loader, mesh: Mesh) -> Iterator[Batch]:
-    """Yields global batches of the images alone; ends the loader.
+    """Yields global batches of images only; closes the loader.
 
     Args:
       loader: Loader of one pass.
@@ -38,7 +38,7 @@ def image_batches(loader: Loader, mesh: Mesh) -> Iterator[Batch]:
 
 
 def source_of(name: str) -> str:
-    """Finds the row of SOURCES that reads what a flag names.
+    """Finds the row of SOURCES that reads the data named in a flag.
 
     Args:
       name: A folder, a tar shard, a Parquet file, or a TensorFlow data set.
@@ -47,7 +47,7 @@ def source_of(name: str) -> str:
       Name of the row.
     """
     if is_remote(name):
-        # Others than these are copied to the disk before.
+        # Any others have been copied to the disk before.
         return "parquet" if name.endswith(".parquet") else "tar"
     folder = os.path.expanduser(name)
     is_folder = reading.is_folder(folder)
@@ -60,7 +60,7 @@ def source_of(name: str) -> str:
 
 @contextlib.contextmanager
 def _advising_flags():
-    """Names, in what is raised in the block, the flag in place of the config's key."""
+    """Replaces the config's key by the flag in messages of errors in the block."""
     try:
         yield
     except DataError as error:
@@ -69,7 +69,7 @@ def _advising_flags():
 
 
 class _Watched(Subset):
-    """A source whose images are looked at before they are decoded."""
+    """A source that calls a function with each image before it is decoded."""
 
     def __init__(self, source, look):
         super().__init__(source, range(len(source)))
@@ -80,7 +80,7 @@ class _Watched(Subset):
         try:
             self._look(example["image"], self.describe(index))
         except ConfigError as error:
-            # The loader would take it for damage of this image.
+            # Stored, as the loader would take it for damage of this image.
             self.refused = error
             raise
         return example
@@ -92,14 +92,14 @@ class Images:
     Attributes:
       image_size: Their side in pixels.
       count: Their number.
-      left_out: What opening them left out, see `sources.left_out`; not in `count`.
+      left_out: What was left out on opening, see `sources.left_out`; not in `count`.
       batch_size: Global batch size, a multiple of the number of devices.
-      fingerprint: Hash of the list that they are the first ones of, or None.
-      record: Dict that says what they are.
+      fingerprint: Hash of the whole split, of which they are the first ones, or None.
+      record: Dict of data set, split and image size.
       pixels: Their channels, type and range.
-      look: None, or what is called with each image, as the source gives it, and its
-        name, before it is decoded; a ConfigError that it raises ends the run. It is for
-        loading without worker processes.
+      look: None, or a function that is called with each image, as the source returns
+        it, and its name, before it is decoded; a ConfigError that it raises ends the
+        run. It only works without worker processes.
     """
 
     def __init__(
@@ -117,27 +117,27 @@ class Images:
         """Opens the data set.
 
         Args:
-          section: Config section `data` of the run; the rest replaces keys of it.
+          section: Config section `data` of the run; the other arguments override it.
           mesh: Mesh over the devices of all processes.
           batch_size: Global batch size; rounded up to a multiple of the devices.
           name: Folder of images, tar shards or Parquet files, or one of these files, of
-            which all are taken; or name of a TensorFlow data set.
-          data_dir: Where prepared data sets lie.
+            which all images are taken; or name of a TensorFlow data set.
+          data_dir: Folder of prepared data sets.
           split: Split; by default the run's held-out one.
           image_size: Side of the images in pixels.
           num_images: How many of the first ones to take; all by default.
 
         Raises:
-          ConfigError: If the data set is not named or cannot be read.
-          DataError: If folders in it cannot be listed, and that is to be an error.
+          ConfigError: If there is no data set, or it cannot be read.
+          DataError: If folders in it cannot be listed and `on_error` is "raise".
         """
-        # Only the images are read: what goes with them need not be there.
+        # Only the images are read: side information is not needed.
         section = to_dict(section) | {"inputs": {}, "keys": ()}
         if name:
             kind = source_of(name)
             are_files = kind != "tfds"
             section |= {"source": kind, "name": name}
-            # The names of features in the run's own data do not hold for others.
+            # The run's names of features do not apply to other data.
             section |= {"image_key": None, "label_key": "" if are_files else None}
             section |= {"filter": None, "eval_name": None}
             if are_files:
@@ -183,7 +183,7 @@ class Images:
           index: Its number.
 
         Returns:
-          What the source calls it.
+          The source's name of it.
         """
         return self._source.describe(index)
 
@@ -194,8 +194,8 @@ class Images:
           index: Its number.
 
         Returns:
-          What the source gives: encoded bytes, or an array uint8 [H, W, C]; no bytes of
-          what cannot be read, which is said once it is loaded.
+          The source's value: encoded bytes, or an array uint8 [H, W, C]; empty bytes if
+          it cannot be read, which is reported when it is loaded.
         """
         try:
             return self._source[index]["image"]
@@ -204,13 +204,13 @@ class Images:
             return b""
 
     def shown_batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the images as they are shown, which is what features are made of.
+        """Yields the images as 8-bit RGB, from which features are computed.
 
         Args:
           start: Position of the first one.
 
         Yields:
-          Dict as of `batches`, with "image" uint8 [batch size, H, W, 3].
+          Dict as in `batches`, with "image" uint8 [batch size, H, W, 3].
         """
         show = self.pixels.shown
         show = show if self.pixels.is_rgb else jax.jit(show)
@@ -245,7 +245,7 @@ class Images:
         except DataError:
             _raise_refused(source)
             raise
-        # With the last ones it may have been left out as damage.
+        # In the last batch it may have been skipped as damaged.
         _raise_refused(source)
 
 

@@ -21,7 +21,7 @@ from ldm_jax.data.orders.part_counts import count_parts
 from ldm_jax.data.sources import make_record, part, require_images, spread
 from ldm_jax.errors import ConfigError
 
-# What of the section `data` makes all images squares of `image_size`.
+# Changes of the section `data` that make all images squares of `image_size`.
 SQUARES = {"buckets": {}}
 
 
@@ -30,11 +30,11 @@ class Data:
 
     Attributes:
       num_examples: Number of training images.
-      num_classes: Number of classes, None where there are no labels.
-      class_names: List of their names, None where they have none.
-      header: `data.encoded.Header` of latents that were encoded before; None of images.
-      null_states: Batch key -> text states [L, D] of the null input, where the data
-        hold states in place of token ids.
+      num_classes: Number of classes, None if there are no labels.
+      class_names: List of their names, None if they have none.
+      header: `data.encoded.Header` of precomputed latents; None for images.
+      null_states: Batch key -> text states [L, D] of the null input, if the data have
+        states instead of token ids.
       example: One training example as a batch of one, NumPy: shapes and types.
     """
 
@@ -78,26 +78,27 @@ class Data:
                 "ldm-encode"
             )
         if self.has_held_out:
-            # A split that is not there shall not wait for the first evaluation.
+            # A missing split is an error now, not only at the first evaluation.
             self._open()
         self.example = self._first_example()
 
     def check_examples(self, check: Callable[[Mapping[str, Any]], None]) -> None:
-        """From now on takes only examples whose conditions the model takes.
+        """From now on skips examples whose conditions do not fit the model.
 
-        Others count as examples that cannot be read.
+        They count as examples that cannot be read.
 
         Args:
-          check: Raises a ValueError for a batch of one whose conditions it does not.
+          check: Function of a batch of one that raises a ValueError if its conditions
+            do not fit.
 
         Raises:
-          DataError: If no example can be taken.
+          DataError: If no example fits.
         """
         self._check = check
         self.example = self._first_example()
 
     def record(self) -> dict[str, Any]:
-        """Says what is trained on, for checkpoints.
+        """Records what data the run is trained on, for checkpoints.
 
         Returns:
           JSON-like dict; see `data.sources.make_record`.
@@ -105,7 +106,7 @@ class Data:
         return make_record(self._source, self.example)
 
     def describe_order(self) -> list[str]:
-        """Says what is special about the order: of a mixture or buckets.
+        """Describes the order of a mixture or of buckets.
 
         Returns:
           Lines for the log.
@@ -119,11 +120,11 @@ class Data:
           step: Number of steps done.
 
         Returns:
-          Dict: "data/skipped", how many could not be read, also of those held out, and
-          "data/shortened", of how many a part was left out, since the run was begun or
-          went on, each counted once whichever processes met it;
-          "data/cut", how often a caption that lost its end was loaded for training; for
-          a mixture "data/images/PART" of each part, how many the run has taken.
+          Dict: "data/skipped", number of examples that could not be read, also held-out
+          ones, and "data/shortened", number of those of which a part was left out,
+          since the run was started or resumed, each counted once over all processes;
+          "data/cut", how often a truncated caption was loaded for training; for a
+          mixture also "data/images/PART", number of examples of each part in the run.
         """
         cut = np.int32(sum(self._cut.values()))
         if jax.process_count() > 1:
@@ -139,7 +140,7 @@ class Data:
 
     @property
     def has_held_out(self) -> bool:
-        """Whether the config names a split that is not trained on."""
+        """Whether the config has a held-out split."""
         return bool(self._section.eval_split)
 
     def train_batches(self, start: int, count: int | None = None) -> Iterator[Batch]:
@@ -147,7 +148,7 @@ class Data:
 
         Args:
           start: Number of steps done.
-          count: Number of batches; without end by default.
+          count: Number of batches; endless by default.
 
         Yields:
           Dict of global arrays [batch size, ...], uint8 images.
@@ -155,10 +156,10 @@ class Data:
         yield from self._batches(self._source, True, self._batch_size, start, count)
 
     def require_images(self, advice: str) -> None:
-        """Refuses data that were encoded before.
+        """Raises an error if the data are precomputed latents.
 
         Args:
-          advice: What to do.
+          advice: What to do instead, for the message.
 
         Raises:
           ConfigError: If the data have no images.
@@ -167,7 +168,7 @@ class Data:
 
     @property
     def num_held_out(self) -> int:
-        """Number of examples that are held out, 0 where no split is named."""
+        """Number of held-out examples, 0 if there is no held-out split."""
         return len(self._open()) if self.has_held_out else 0
 
     def held_out_batches(
@@ -188,14 +189,14 @@ class Data:
         yield from self._batches(self._open(), False, size, 0, count)
 
     def describe_images(self, held_out: bool) -> dict[str, Any]:
-        """Says of which images those of `images_alone` are some.
+        """Describes the images of which `images_alone` yields all or some.
 
         Args:
-          held_out: See there.
+          held_out: See `images_alone`.
 
         Returns:
-          JSON-like dict of "data", "split", "listed", how many they are, and
-          "fingerprint", None where the source has none.
+          JSON-like dict of "data", "split", "listed", their number, and "fingerprint",
+          None if the source has none.
 
         Raises:
           ConfigError: If the data have no images.
@@ -218,9 +219,9 @@ class Data:
         """Yields images once, cropped at the centre and not mirrored.
 
         Args:
-          held_out: Whether those that are held out, the first ones in order, or some of
-            those that are trained on, evenly spaced over all.
-          count: How many of them; None for all.
+          held_out: True for the first held-out images in order, False for training
+            images evenly spaced over all.
+          count: Number of images; None for all.
           batch_size: Global batch size, rounded up to a multiple of the devices.
 
         Yields:
@@ -243,7 +244,7 @@ class Data:
         yield from image_batches(loader, self._mesh)
 
     def preview_batch(self, size: int) -> Batch:
-        """Loads the first held-out images (training ones where none are held out).
+        """Loads the first held-out images (training ones if none are held out).
 
         Args:
           size: Number of images; rounded up to a multiple of the devices.
@@ -258,7 +259,7 @@ class Data:
         return {k: v for k, v in batch.items() if k not in ("mask", "index")}
 
     def _even(self, size):
-        """The next size that the devices divide."""
+        """Rounds a size up to a multiple of the devices."""
         return -(-size // self._mesh.size) * self._mesh.size
 
     def _open(self):
@@ -306,7 +307,7 @@ class Data:
         return loader
 
     def _first_example(self):
-        # The size of the config: batches of all shapes go through the same weights.
+        # Of the config's size: weights do not depend on the shape of a batch.
         section = to_dict(self._section) | {"workers": 0} | SQUARES
         loader = make_loader(
             self._source, section, batch_size=1, seed=0, check=self._check
@@ -319,5 +320,5 @@ class Data:
 
 
 def _left_out(source):
-    """What opening a source left out: (where, why)."""
+    """List of (where, why) of what was left out when a source was opened."""
     return getattr(source, "skipped", ())

@@ -1,4 +1,4 @@
-"""Names that processes meet, each counted once, whichever of them met it."""
+"""Counts distinct names over all processes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Seen:
-    """Names that were met so far, by their hashes."""
+    """The names so far, by their hashes."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        """Begins with some names.
+        """Starts with some names.
 
         Args:
           names: The names.
@@ -24,7 +24,7 @@ class Seen:
         """Adds names.
 
         Args:
-          names: The names; those that were met before change nothing.
+          names: The names; known ones are ignored.
         """
         for found in map(_hash, names):
             if found not in self._own:
@@ -35,7 +35,7 @@ class Seen:
         """Counts the names of all processes; every one must call it.
 
         Returns:
-          How many different ones were met.
+          Number of distinct names.
         """
         self._all.update(_of_all(self._new))
         self._new = []
@@ -44,12 +44,12 @@ class Seen:
 
 def _hash(name):
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8)
-    # Arrays on devices have no integers of 64 bits.
+    # As two uint32: device arrays have no 64-bit integers by default.
     return tuple(np.frombuffer(digest.digest(), np.uint32).tolist())
 
 
 def _of_all(new):
-    """The new hashes of all processes: nearly always none."""
+    """Gathers the new hashes of all processes: nearly always none."""
     if jax.process_count() == 1:
         return new
     counts = multihost_utils.process_allgather(np.int32(len(new)))
