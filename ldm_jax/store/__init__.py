@@ -1,18 +1,18 @@
-"""Object stores: where a path begins with gs://, and what is done otherwise there.
+"""Object stores: paths that begin with gs://, and what differs from a local disk.
 
-A store holds whole objects by name. There are no folders, an object is written in one
-move or not at all, and nothing is appended, renamed or locked. So a file is written on
-the local disk and sent in one move, a log is sent anew as a whole, and who works in a
-folder shows it by an object that only one can make.
+A store holds whole objects by name. There are no folders, objects are written
+atomically, and nothing can be appended, renamed or locked. So a file is written on the
+local disk and then uploaded as a whole, a log is uploaded again as a whole, and a run
+claims a folder by an object that only one run can create.
 
 | module | what |
 | --- | --- |
-| `paths` | what a user gives, as a path: of a local disk or of a store |
-| `copies` | local copies of what can only be read from a disk |
-| `presence` | what is at a path |
-| `log` | files that grow |
+| `paths` | paths on a local disk or in a store |
+| `copies` | local copies of files that can only be read from a disk |
+| `presence` | whether a path exists, and is a file or a folder |
+| `log` | log files that grow |
 | `claim` | one run at a time in a folder |
-| `silence` | what does not answer, a store, a disk or a mount, and what is damaged |
+| `silence` | tells a store, disk or mount that does not answer from a damaged file |
 """
 
 from ldm_jax.store.claim import Claim

@@ -1,10 +1,11 @@
 """One run at a time in a folder of a store, where nothing can be locked.
 
-Who works in a folder makes an object there, which the store lets only one do, and
-writes it anew every few seconds with a greater number in it. Others watch: where the
-number stands still for a minute by their own clock, the object is taken for that of a
-dead run and removed. Two that remove it at once are told apart by what stands there a
-moment later; should even that fail, the one that lost ends at its next sign of life.
+A run claims a folder by creating an object in it, which the store allows only one run,
+and rewrites the object every few seconds with a larger number (a heartbeat). Others
+watch it: if the number does not change for a minute of their own clock, the object is
+considered that of a dead run and removed. If two runs remove it at once, the content of
+the object a moment later decides; should even that fail, the losing run ends at its
+next heartbeat.
 """
 
 import json
@@ -15,19 +16,19 @@ from typing import Any
 
 from ldm_jax.store.paths import Place, file_system
 
-# Seconds until a second look says who has it.
+# Seconds until a second look decides who holds the claim.
 SETTLE = 2.0
 
 
 class Claim:
-    """An object that says who works in a folder."""
+    """An object that records which run holds a folder."""
 
     def __init__(self, path: Place, holder: dict[str, Any]) -> None:
-        """Looks at nothing yet.
+        """Stores the arguments, without reading the object.
 
         Args:
           path: Address of the object.
-          holder: What it says, for JSON.
+          holder: Its content, a JSON-like dict.
         """
         self._path, self._holder = path, holder
         self._token, self._number = uuid.uuid4().hex, 0
@@ -36,8 +37,8 @@ class Claim:
         """Reads the object.
 
         Returns:
-          What it says, with "token" and "number"; None where it is not there, or is
-          nothing that can be read.
+          Its content, with "token" and "number"; None if it does not exist, {} if it is
+          not valid.
         """
         try:
             found = json.loads(self._path.read_bytes())
@@ -48,27 +49,27 @@ class Claim:
         return found if isinstance(found, dict) else {}
 
     def make(self) -> bool:
-        """Makes the object, if there is none.
+        """Creates the object, if there is none.
 
         Returns:
-          Whether it is this one's.
+          Whether this run holds it.
         """
         try:
             with file_system(self._path).open(os.fspath(self._path), "xb") as file:
                 file.write(self._data())
         except FileExistsError:
-            # Perhaps its own: where an answer is lost, the library asks again.
+            # It may be this run's own: if a response is lost, the library retries.
             pass
         return self.is_mine()
 
     def replace(self, seen: dict[str, Any]) -> bool:
-        """Makes the object in place of a dead run's.
+        """Replaces the object of a dead run.
 
         Args:
-          seen: What that says; another one is left alone.
+          seen: Content of that object; any other object is left alone.
 
         Returns:
-          Whether it is this one's.
+          Whether this run holds it.
         """
         if self.read() == seen:
             self._path.unlink(missing_ok=True)
@@ -78,20 +79,20 @@ class Claim:
         return self.is_mine()
 
     def is_mine(self) -> bool:
-        """Says whether the object is this one's.
+        """Returns whether this run holds the object.
 
         Returns:
-          Whether it is.
+          Whether it does.
         """
         return (self.read() or {}).get("token") == self._token
 
     def beat(self) -> None:
-        """Gives a sign of life."""
+        """Writes a heartbeat."""
         self._number += 1
         self._path.write_bytes(self._data())
 
     def release(self) -> None:
-        """Removes the object, if it is this one's."""
+        """Removes the object, if this run holds it."""
         if self.is_mine():
             self._path.unlink(missing_ok=True)
 

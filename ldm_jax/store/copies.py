@@ -1,4 +1,4 @@
-"""Local copies of what can only be read from a disk, as weights are, page by page."""
+"""Local copies of files that can only be read from a disk, such as mapped weights."""
 
 import hashlib
 import os
@@ -11,18 +11,17 @@ from ldm_jax.store.paths import Place, as_path, fetch, for_each, is_remote, list
 
 
 def local_copy(path: str | os.PathLike) -> Place:
-    """Gives a path on the local disk; what lies in a store is copied there, once.
+    """Returns a path on the local disk, after copying what is in a store, once.
 
-    Copies lie in `~/.cache/ldm_jax/store`, or below XDG_CACHE_HOME, under a name made
-    of the address and of what the store says of the contents: what has changed is
-    copied anew. A copy is there as a whole or not at all, also where several processes
-    make it.
+    Copies are in `~/.cache/ldm_jax/store`, or below XDG_CACHE_HOME, under a name made
+    from the address and the store's metadata of the contents: a changed file is copied
+    again. Copies are made atomically, also if several processes make one.
 
     Args:
       path: Path of a file or folder, or its address.
 
     Returns:
-      `pathlib.Path` of the same name; of what is not there, the path that was given.
+      `pathlib.Path` of the same name; the given path if it does not exist.
 
     Raises:
       ConfigError: If its library is missing, or a file changed while it was copied.
@@ -32,11 +31,11 @@ def local_copy(path: str | os.PathLike) -> Place:
         return path
     found = listing(path)
     if not found:
-        # Whoever reads it says that it is not there.
+        # The caller reports that it does not exist.
         return path
     whole = hashlib.sha256(os.fspath(path).encode())
     for name, info in found:
-        # A write has a number of its own; not all stores give it.
+        # The generation changes with each write; not all stores have it.
         mark = info.get("generation") or sorted(info.items())
         whole.update(f"{name} {info['size']} {mark}".encode())
     place = cache_folder() / whole.hexdigest()[:24] / path.name
@@ -46,10 +45,10 @@ def local_copy(path: str | os.PathLike) -> Place:
 
 
 def cache_folder() -> pathlib.Path:
-    """The folder on the local disk where copies lie.
+    """Returns the folder of copies on the local disk.
 
     Returns:
-      Its path; it need not be there.
+      Its path; it may not exist.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(cache) / "ldm_jax" / "store"
@@ -60,7 +59,7 @@ def _fetch(path, found, place):
 
     def copy(file):
         name, info = file
-        # Of a file, not a folder, it is the only name.
+        # If `path` is a file, this is just `draft / place.name`.
         target = draft / place.name / name.relative_to(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         fetch(name, target)

@@ -1,8 +1,8 @@
-"""A file that grows, in a store, where nothing is appended: it is sent anew, whole.
+"""A growing log file in a store, which cannot append: it is uploaded again as a whole.
 
-So that the work stays small, it is sent every so many seconds and where it is asked
-for, and one of TensorBoard, which reads all files of its folder in order, goes on in
-another file when it is long.
+To limit the traffic, it is uploaded only at intervals or on request, and an event file
+of TensorBoard, which reads all files of its folder in order, continues in another file
+when it is long.
 """
 
 import os
@@ -11,25 +11,25 @@ import time
 
 from ldm_jax.store.paths import Place, as_path, explain_fault
 
-# Seconds between two times that it is sent, unasked.
+# Seconds between two uploads that are not requested.
 _EVERY = 20.0
 
 
 class StoreLog:
-    """Takes the place of `files.LogFile`; never raises either.
+    """The counterpart of `files.LogFile` in a store; never raises either.
 
     Attributes:
-      path: Where it is.
-      failure: Why the last attempt to send it failed, or None.
+      path: Address of the current file.
+      failure: Why the last upload failed, or None.
     """
 
     def __init__(self, path: Place, part: int | None = None) -> None:
-        """Goes on with what is there.
+        """Continues the existing file, if there is one.
 
         Args:
-          path: Where it is to be.
-          part: Bytes after which it goes on in another file, with a number behind the
-            name; None never does.
+          path: Address of the file.
+          part: Bytes after which it continues in another file, with a number appended
+            to the name; None for a single file.
         """
         self.path, self.failure = path, None
         self._first, self._part, self._number = path, part, 0
@@ -38,7 +38,7 @@ class StoreLog:
         self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
-        """Takes what is to be appended.
+        """Appends data, to be uploaded by `flush`.
 
         Args:
           data: Bytes.
@@ -47,10 +47,10 @@ class StoreLog:
             self._whole += data
 
     def flush(self, now: bool = False) -> None:
-        """Sends the file, if it has not been for a while.
+        """Uploads the file, if the last upload was long enough ago.
 
         Args:
-          now: Also if it has.
+          now: Whether to upload it in any case.
         """
         with self._lock:
             due = now or time.monotonic() - self._last >= _EVERY
@@ -59,7 +59,7 @@ class StoreLog:
             self._last = time.monotonic()
             try:
                 self.path.write_bytes(bytes(self._whole))
-            # Each store has its own errors, and a log is not worth a run.
+            # Each store has its own errors, and a failed log must not end a run.
             except Exception as error:
                 self.failure = explain_fault(error)
                 return
@@ -70,5 +70,5 @@ class StoreLog:
                 self._whole, self._sent = bytearray(), 0
 
     def close(self) -> None:
-        """Sends what waits."""
+        """Uploads the remaining data."""
         self.flush(now=True)

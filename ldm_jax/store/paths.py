@@ -1,8 +1,8 @@
-"""What a user gives, as a path: of a local disk, or of an object store.
+"""Paths on a local disk or in an object store, made from what a user gives.
 
-Local paths are those of `pathlib`, as fast as ever; etils, fsspec and gcsfs are
-imported where an address is met. The store is reached through epath's own file system,
-so that Orbax and everything else here share one connection.
+Local paths are those of `pathlib`, without overhead; etils, fsspec and gcsfs are only
+imported for addresses. The store is accessed through epath's own file system, so that
+Orbax and everything else here share one connection.
 """
 
 import concurrent.futures
@@ -17,15 +17,15 @@ from typing import Any
 
 from ldm_jax.errors import ConfigError
 
-# A path of either kind: `pathlib.Path`, or `epath.Path` where it is an address.
+# A path of either kind: `pathlib.Path`, or `epath.Path` for an address.
 Place = Any
 
 _SCHEME = "gs://"
 
-# Requests at a time; each takes a store some hundredths of a second.
+# Concurrent requests; each takes a store some hundredths of a second.
 _THREADS = 16
 
-# What an error of a store is known by: its library, or words of TensorStore.
+# Marks of a store's errors: their library, or words of TensorStore.
 _LIBRARIES = ("gcsfs", "google", "aiohttp", "requests", "urllib3")
 _WORDS = (
     "UNAUTHENTICATED",
@@ -37,10 +37,10 @@ _WORDS = (
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Says whether a path is an address, as gs://bucket/name.
+    """Returns whether a path is an address, e.g. gs://bucket/name.
 
     Args:
-      path: What a user gave, or a path made of it.
+      path: Path from the user, or a Place.
 
     Returns:
       Whether it is.
@@ -49,13 +49,13 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def as_path(path: str | os.PathLike) -> Place:
-    """Makes a path of what a user gives; `~` is expanded.
+    """Makes a path object from a user's path; `~` is expanded.
 
     Args:
       path: Path, or address that begins with gs://.
 
     Returns:
-      `pathlib.Path`, or `epath.Path` of an address.
+      `pathlib.Path`, or `epath.Path` for an address.
 
     Raises:
       ConfigError: If it is an address of another kind, or the library is missing.
@@ -72,12 +72,12 @@ def as_path(path: str | os.PathLike) -> Place:
 
 
 def local_only(path: str | os.PathLike, what: str, advice: str) -> Place:
-    """Makes a path of what can only lie on a local disk.
+    """Makes a path object of a path that must be on a local disk.
 
     Args:
-      path: What a user gave.
-      what: The flag or key that gave it.
-      advice: What to do in its place.
+      path: Path from the user.
+      what: Its flag or config key, for the message.
+      advice: What to do instead, for the message.
 
     Returns:
       `pathlib.Path`.
@@ -91,13 +91,13 @@ def local_only(path: str | os.PathLike, what: str, advice: str) -> Place:
 
 
 def file_system(path: str | os.PathLike) -> Any:
-    """The file system of an address, that of epath and Orbax too.
+    """Returns the file system of an address, the one that epath and Orbax use.
 
     Args:
       path: Address.
 
     Returns:
-      File system of fsspec.
+      An fsspec file system.
 
     Raises:
       ConfigError: If the library for it is missing.
@@ -107,15 +107,15 @@ def file_system(path: str | os.PathLike) -> Any:
 
 @functools.cache
 def _file_system(scheme):
-    # Without this epath would reach for TensorFlow where that is installed.
+    # Without this, epath would use TensorFlow if it is installed.
     os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec
     from fsspec.config import conf
 
-    # What it cannot do it also raises, and that becomes a line.
+    # It also raises its errors, which are reported in one line.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
-    # Another process may have written since: nothing is remembered of a listing.
+    # Listings are not cached, as another process may have written since.
     for name in ("gs", "gcs"):
         conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     try:
@@ -128,11 +128,11 @@ def _file_system(scheme):
 
 @functools.cache
 def _path_class():
-    """Epath's class for addresses, with what `pathlib` has and it lacks."""
+    """Epath's class for addresses, with the methods of `pathlib` that it lacks."""
     from etils import epath
 
     class StorePath(type(epath.Path(f"{_SCHEME}bucket"))):
-        """Address in a store; it is absolute as it is."""
+        """Address in a store, which is always absolute."""
 
         def absolute(self) -> "StorePath":
             """Returns itself."""
@@ -148,11 +148,11 @@ def _path_class():
             return self
 
         def is_file(self) -> bool:
-            """Says whether there is an object of this name."""
+            """Returns whether there is an object of this name."""
             return file_system(self).isfile(os.fspath(self))
 
         def write_bytes(self, data: bytes) -> int:
-            """Writes an object in one move; a file that is cut would appear short.
+            """Writes an object atomically; an interrupted file would appear cut short.
 
             Args:
               data: Its bytes.
@@ -164,13 +164,13 @@ def _path_class():
             return len(data)
 
         def mkdir(self, *args: Any, **options: Any) -> None:
-            """Does nothing: there are no folders to make."""
+            """Does nothing: a store has no folders."""
 
     return StorePath
 
 
 def files_below(folder: Place) -> Iterator[Place]:
-    """Lists the files of a folder and of all folders in it, in order.
+    """Lists the files of a folder and of all folders below it, in order.
 
     Args:
       folder: Path of either kind.
@@ -185,27 +185,27 @@ def files_below(folder: Place) -> Iterator[Place]:
 
 
 def listing(folder: Place) -> list[tuple[Place, dict[str, Any]]]:
-    """Lists the objects below an address, with what the store says of each.
+    """Lists the objects below an address, with the store's metadata of each.
 
     Args:
       folder: Address.
 
     Returns:
-      List of (path, what fsspec calls its info, with "size" in bytes), in order of the
-      paths; for all of them few requests are made.
+      List of (path, fsspec's info, with "size" in bytes), in order of the paths; it
+      takes only few requests in all.
     """
     found = file_system(folder).find(os.fspath(folder), detail=True)
     return [(as_path(f"{_SCHEME}{name}"), found[name]) for name in sorted(found)]
 
 
 def size_of(path: Place) -> int:
-    """Says how many bytes a file has.
+    """Returns the size of a file.
 
     Args:
       path: Path of either kind.
 
     Returns:
-      Their number.
+      Number of bytes.
 
     Raises:
       OSError: If there is no such file.
@@ -216,7 +216,7 @@ def size_of(path: Place) -> int:
 
 
 def read_part(path: Place, start: int, size: int) -> bytes:
-    """Reads some bytes of a file, fewer where it ends before.
+    """Reads some bytes of a file, fewer at its end.
 
     Args:
       path: Path of either kind.
@@ -230,7 +230,7 @@ def read_part(path: Place, start: int, size: int) -> bytes:
       OSError: If it cannot be read.
     """
     if is_remote(path):
-        # A store refuses to read from beyond the end.
+        # A store rejects reads beyond the end.
         size = min(size, size_of(path) - start)
         if size <= 0:
             return b""
@@ -241,7 +241,7 @@ def read_part(path: Place, start: int, size: int) -> bytes:
 
 
 def send(source: str | os.PathLike, target: Place) -> None:
-    """Sends a local file to a store, where it appears once all of it is there.
+    """Uploads a local file to a store, where it appears once it is complete.
 
     Args:
       source: Path of the local file.
@@ -252,8 +252,8 @@ def send(source: str | os.PathLike, target: Place) -> None:
         try:
             shutil.copyfileobj(local, remote, 1 << 22)
         except BaseException:
-            # Closed, also where nothing refers to it any more, it would appear cut
-            # short; of a small file gcsfs leaves it open when it is discarded.
+            # If it were closed, also by garbage collection, it would appear cut short;
+            # for a small file, gcsfs leaves it open when it is discarded.
             try:
                 remote.discard()
             finally:
@@ -265,12 +265,12 @@ def send(source: str | os.PathLike, target: Place) -> None:
 def for_each(
     function: Callable[[Any], Any], items: Iterable[Any], place: Place
 ) -> Iterator[Any]:
-    """Calls a function for each item, several at a time where that waits for a store.
+    """Calls a function for each item, several at a time if it waits for a store.
 
     Args:
       function: Function of an item.
       items: The items.
-      place: A path that it reads or writes at.
+      place: A path where it reads or writes, which decides on that.
 
     Yields:
       What the function returns, in the order of the items.
@@ -280,13 +280,13 @@ def for_each(
         return
     items = iter(items)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        # Not all at once: results wait in memory.
+        # Not all at once, as results are held in memory.
         while block := list(itertools.islice(items, 4 * _THREADS)):
             yield from pool.map(function, block)
 
 
 def fetch(source: Place, target: str | os.PathLike) -> None:
-    """Copies a file, of a store or of a disk, to the local disk.
+    """Copies a file from a store or a disk to the local disk.
 
     Args:
       source: Its path.
@@ -299,13 +299,13 @@ def fetch(source: Place, target: str | os.PathLike) -> None:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Says whether an error is of a store or the way to it, not of what it holds.
+    """Returns whether an error is of a store or the network, not of a file's contents.
 
     Args:
       error: Any error.
 
     Returns:
-      Whether it does.
+      Whether it is.
     """
     if isinstance(error, FileNotFoundError):
         return False
@@ -314,31 +314,31 @@ def is_fault(error: BaseException) -> bool:
 
 
 def is_hidden(path: str | os.PathLike, error: BaseException) -> bool:
-    """Says whether a store does not say if an object is there.
+    """Returns whether a store's error leaves open if an object exists.
 
-    Who may get objects and not list them is told of one that is not there what is said
-    of one that may not be read.
+    Users who may read objects but not list them get the same error for a missing object
+    as for one that they may not read.
 
     Args:
       path: Path of the object.
-      error: What reading it has raised.
+      error: The error of reading it.
 
     Returns:
-      Whether it may be absent; never of a disk.
+      Whether the object may be missing; always False for a disk.
     """
-    # The word of gcsfs for status 403.
+    # The text of gcsfs for status 403.
     refused = isinstance(error, OSError) and str(error).startswith("Forbidden")
     return refused and is_remote(path)
 
 
 def explain_fault(error: BaseException) -> str:
-    """Says in words what a store, or the way to it, refused.
+    """Describes an error of a store or of the network.
 
     Args:
       error: An error.
 
     Returns:
-      Words for a message.
+      Text for a message.
     """
     text = " ".join(str(error).split())[:300]
     return f"the object store did not do it ({type(error).__name__}: {text})"

@@ -1,7 +1,7 @@
-"""What does not answer is not damaged: a store, a disk or a mount, as of NFS or FUSE.
+"""Tells a store, disk or mount (NFS, FUSE) that does not answer from a damaged file.
 
-An input/output error may be either: of a disk that has gone, or of some sectors of a
-file on one that is well. So what lies beside the file is read before that is decided.
+An input/output error may be either: of a lost disk, or of some sectors of a file on an
+intact one. So files beside that file are read before this is decided.
 """
 
 import contextlib
@@ -13,50 +13,49 @@ from collections.abc import Iterator
 
 from ldm_jax.errors import DiskError, Unreachable
 
-# What the system says where a disk does not answer, or a mount.
+# Error numbers of the system if a disk or a mount does not answer.
 SILENT = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH"),
         *("ECONNABORTED", "ESHUTDOWN", "EREMOTEIO", "ENODEV"),
     )
-    # Not all systems know all of them.
+    # Not all systems have all of them.
     if hasattr(errno, name)
 )
 
-# Libraries in C++ give the words alone.
+# Libraries in C++ only report the text.
 _WORDS = {os.strerror(number): number for number in sorted(SILENT)}
 
-# A device that is not there, as of a special file; it has words of one that is silent.
+# The text for a missing device, as of a special file, which contains that of ENODEV.
 _OTHER_WORDS = os.strerror(errno.ENXIO)
 
-# Errors that one error may come of.
+# Maximum number of errors in a chain of causes.
 _MOST_CAUSES = 16
 
-# Bytes of a file that has other parts to look at, and of one read.
+# Size in bytes above which other parts of a file are tried, and bytes of one read.
 _LARGE, _BLOCK = 2**26, 2**20
 
-# (device, file, time of its last change) -> byte that could not be read, so that what
-# is large is not read up to it for each of its examples.
+# (device, file, time of its last change) -> byte that could not be read, so that a
+# large file is not read up to it for each of its examples.
 _bad_places = {}
 
-# Entries of a folder that are looked at for files beside one, and files that are tried.
+# Maximum entries of a folder to search for files beside one, and files to try.
 _MOST_ENTRIES, _MOST_FILES = 256, 8
 
 
 def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
-    """Raises an error of its own where a store, a disk or a mount does not answer.
+    """Raises Unreachable if an error means that a store, disk or mount does not answer.
 
-    Nothing is said then of the files on it, which are not damaged. An input/output
-    error is a file's own where what is named is its path, it cannot be read once more,
-    and files beside it can.
+    Files on it do not count as damaged then. An input/output error is taken for damage
+    of one file if its path is known, it cannot be read again, and files beside it can.
 
     Args:
-      what: What was read, for the message: its path where it has one.
-      error: What was raised; libraries in C++ say it in words.
+      what: What was read, for the message: its path if it has one.
+      error: The error; libraries in C++ only report the system's text.
 
     Raises:
-      Unreachable: If it comes of that.
+      Unreachable: If it means that.
     """
     for each in causes_of(error):
         if isinstance(each, Unreachable):
@@ -68,7 +67,7 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
     path = what if path is None or isinstance(path, int) else path
     if number == errno.EIO and isinstance(path, str | bytes | os.PathLike):
         if _is_damaged(os.fsdecode(path)):
-            # Whoever is told of it next need not look again, nor know the path.
+            # Later callers need not check again, nor know the path.
             cause.is_of_one_file = True
             return
     raise Unreachable(
@@ -78,22 +77,22 @@ def raise_if_silent(what: str | os.PathLike, error: BaseException) -> None:
 
 
 def is_silent(error: BaseException) -> bool:
-    """Says whether an error may be of what does not answer, without looking further.
+    """Returns whether an error may mean that a store, disk or mount does not answer.
 
     Args:
-      error: What was raised.
+      error: The error.
 
     Returns:
-      Whether it may.
+      Whether it may; other files are not checked.
     """
     return _silence_in(error)[1] is not None
 
 
 def is_of_one_file(error: BaseException) -> bool:
-    """Says whether an error was found to be a file's own, whose disk answers.
+    """Returns whether an error was found to be damage of one file on a working disk.
 
     Args:
-      error: What `raise_if_silent` has let pass, or came of that.
+      error: An error for which `raise_if_silent` did not raise, or one caused by it.
 
     Returns:
       Whether it was.
@@ -102,10 +101,10 @@ def is_of_one_file(error: BaseException) -> bool:
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Goes through an error and those that it comes of, as far as is sensible.
+    """Iterates over an error and the chain of its causes, up to a limit.
 
     Args:
-      error: What was raised; None for nothing.
+      error: The error, or None.
 
     Yields:
       Errors.
@@ -118,7 +117,7 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _silence_in(error):
-    """(the error that says of a disk that it does not answer, number), or Nones."""
+    """(the error which means that a disk does not answer, its number), or Nones."""
     chain = list(causes_of(error))
     if is_of_one_file(error) or any(isinstance(each, DiskError) for each in chain):
         return None, None
@@ -135,22 +134,22 @@ def _silence_in(error):
 
 
 def _is_damaged(path):
-    """Whether a file cannot be read, and others can on the same disk."""
+    """Whether a file cannot be read while others on the same disk can."""
     path = os.path.realpath(path)
     try:
         state = os.lstat(path)
         if _can_be_read(path, state):
-            # It was the disk, and that is back.
+            # The disk had failed, and works again.
             return False
         beside = _beside(path, state)
         return any(map(_answers, itertools.islice(beside, _MOST_FILES)))
     except (OSError, ValueError):
-        # Neither a path, nor anything around it that answers.
+        # Not a path, or nothing around it answers.
         return False
 
 
 def _can_be_read(path, state):
-    """Whether all of a file can be read, up to the first error, or a folder listed."""
+    """Whether a file can be read completely, or a folder listed."""
     key, start = (state.st_dev, state.st_ino, state.st_mtime_ns), None
     try:
         if stat.S_ISDIR(state.st_mode):
@@ -172,7 +171,7 @@ def _can_be_read(path, state):
 
 
 def _beside(path, state):
-    """(path, byte) of a file's other parts, of files of its folder, of folders near."""
+    """Yields (path, byte) of other parts of a file, of files beside it, and nearby."""
     if stat.S_ISREG(state.st_mode) and state.st_size > _LARGE:
         for place in (0, state.st_size // 2, state.st_size - 1):
             yield path, place
@@ -182,7 +181,7 @@ def _beside(path, state):
         above.insert(0, folder)
     folders = [near for one in above for near in _entries(one, state, folders=True)]
     for near in (folder, *(near for near in folders if near not in (path, folder))):
-        # One of each is enough of the folders beside that of the file.
+        # One file of each neighbouring folder is enough.
         most = _MOST_FILES // 2 if near == folder else 1
         names = (name for name in _entries(near, state, folders=False) if name != path)
         for name in itertools.islice(names, most):
@@ -190,7 +189,7 @@ def _beside(path, state):
 
 
 def _entries(folder, state, folders):
-    """Paths of the files of a folder, or of its folders, of the same disk; no links."""
+    """Paths of files, or of folders, in a folder, on the same disk, without links."""
     try:
         with os.scandir(folder) as entries:
             for entry in itertools.islice(entries, _MOST_ENTRIES):
@@ -215,7 +214,7 @@ def _answers(where):
 
 @contextlib.contextmanager
 def _opened(path):
-    """Opens a file to be read from its disk, not from memory."""
+    """Opens a file to be read from its disk, not from the page cache."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if hasattr(os, "posix_fadvise"):
