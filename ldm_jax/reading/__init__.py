@@ -1,12 +1,12 @@
-"""Files from strangers: ordinary files alone, within a limit, and what is in them.
+"""Reads untrusted files: only regular files, within a size limit, and their contents.
 
 | module | what |
 | --- | --- |
-| `faults` | what goes wrong, in one line that names the file |
+| `faults` | one-line errors that name the file |
 | `lines` | the lines of text files |
-| `folder_names` | what is at a path and in a folder, also where a disk is silent |
-| `ordinary_files` | files opened, read whole, or in parts |
-| `parsing` | the arrays and the JSON in them |
+| `folder_names` | the status of paths and the names in folders, with errors of disks |
+| `ordinary_files` | opens files, reads them whole or in parts |
+| `parsing` | parses arrays and JSON |
 """
 
 from ldm_jax.reading.faults import answering, naming

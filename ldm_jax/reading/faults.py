@@ -1,4 +1,4 @@
-"""What goes wrong with a file in one line that names it."""
+"""Reports errors of files in one line that names the file."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from ldm_jax.store import explain_fault, is_fault, raise_if_silent
 
 @contextlib.contextmanager
 def answering(what: str | os.PathLike) -> Iterator[None]:
-    """Turns the silence of a disk, a mount or a store, in the block, into one line.
+    """Converts errors of a disk, mount or store that does not answer to Unreachable.
 
     Args:
-      what: What is read.
+      what: What is read in the block, for the message.
 
     Yields:
       Nothing.
 
     Raises:
-      Unreachable: If it does not answer.
+      Unreachable: If the disk, mount or store does not answer.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def answering(what: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Has what goes wrong in the block name the file: libraries in C++ do not.
+    """Adds the file's name to errors in the block, which C++ libraries leave out.
 
     Args:
       path: The file that is read.
@@ -45,14 +45,14 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
     Raises:
       ValueError: If it cannot be read.
-      Unreachable: If what it lies on does not answer.
+      Unreachable: If the storage of the file does not answer.
     """
     try:
         with answering(path):
             yield
     except (Unreachable, MemoryError):
         raise
-    # Of a damaged file libraries raise nearly anything.
+    # Libraries raise nearly anything for a damaged file.
     except Exception as error:
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
         if os.fspath(path) in text:

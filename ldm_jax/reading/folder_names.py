@@ -1,4 +1,4 @@
-"""What is at a path and in a folder, and what of it may be meant as data."""
+"""The status of paths, the names in folders, and which of them may be data."""
 
 import os
 import stat
@@ -11,11 +11,11 @@ from ldm_jax.errors import DataError, Unreachable
 from ldm_jax.reading.faults import answering
 from ldm_jax.store import look
 
-# Shadows of all files in unpacked archives of macOS, and what file systems have for
-# themselves, which mostly nobody may list.
+# Shadows of all files in unpacked archives of macOS, and folders that belong to file
+# systems, which users mostly may not list.
 _OTHERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
-# Files that have no suffix by custom.
+# Names of files that usually have no suffix.
 _FILES = frozenset(
     "authors changelog citation copying license licence makefile notice readme".split()
 )
@@ -24,16 +24,16 @@ _Found = TypeVar("_Found")
 
 
 def state_of(path: str | os.PathLike) -> os.stat_result | None:
-    """Looks at what a path leads to, as `os.path.exists` does, which hides silence.
+    """Returns the status of a path; unlike `os.path.exists`, raises errors of its disk.
 
     Args:
-      path: Its path, on a disk.
+      path: Path on a disk.
 
     Returns:
-      What the system says of it; None where nothing is there.
+      Its status, as of `os.stat`; None if nothing is there.
 
     Raises:
-      DataError: If it may not be looked at, or is damaged.
+      DataError: If access is denied, or it is damaged.
       Unreachable: If the disk does not answer.
     """
     try:
@@ -48,16 +48,16 @@ def state_of(path: str | os.PathLike) -> os.stat_result | None:
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Says whether a folder is at a path, as `os.path.isdir`, which hides silence.
+    """Returns whether a path is a folder; unlike `os.path.isdir`, raises disk errors.
 
     Args:
-      path: Its path, on a disk.
+      path: Path on a disk.
 
     Returns:
-      Whether one is.
+      Whether it is.
 
     Raises:
-      DataError: If it may not be looked at, or is damaged.
+      DataError: If access is denied, or it is damaged.
       Unreachable: If the disk does not answer.
     """
     state = state_of(path)
@@ -65,34 +65,34 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def is_kept(name: str) -> bool:
-    """Says whether a file or folder may be one that a user keeps data in.
+    """Returns whether a file or folder may contain the user's data.
 
     Args:
       name: Its name.
 
     Returns:
-      Whether it is neither hidden nor what a system has for itself.
+      Whether it is neither hidden nor one of the system.
     """
     return not name.startswith(".") and name not in _OTHERS
 
 
 def may_be_folder(name: str) -> bool:
-    """Says whether a name may be a folder's, of a link to what is not there.
+    """Returns whether a broken link may have led to a folder, by its name.
 
     Args:
       name: Name of the link.
 
     Returns:
-      Whether it has neither a suffix, nor is that of a file by custom, as README.
+      Whether it has no suffix and is not a usual name of a file, such as README.
     """
     return not os.path.splitext(name)[1] and name.lower() not in _FILES
 
 
 def warn_if_lost(path: str) -> None:
-    """Names a link that leads nowhere and may have led to a folder.
+    """Warns of a broken link that may have led to a folder.
 
     Args:
-      path: What is no folder.
+      path: Path that is not a folder.
     """
     name = os.path.basename(path)
     if os.path.islink(path) and may_be_folder(name) and state_of(path) is None:
@@ -100,18 +100,18 @@ def warn_if_lost(path: str) -> None:
 
 
 def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
-    """Lists a folder, as `glob` does, which takes one that is silent for empty.
+    """Lists a folder; unlike `glob`, raises an error if it cannot be listed.
 
     Args:
       folder: Its path, on a disk.
-      folders: Whether only the folders in it are wanted, and links to such; links
-        that lead nowhere are named by a warning.
+      folders: Whether to list only the folders in it, and links to folders, and warn of
+        broken links.
 
     Returns:
       Names of files and folders in it, sorted.
 
     Raises:
-      DataError: If it cannot be listed, or a link in it may not be looked at.
+      DataError: If it cannot be listed, or access to the target of a link is denied.
       Unreachable: If the disk does not answer.
     """
     try:
@@ -124,7 +124,7 @@ def names_in(folder: str | os.PathLike, folders: bool = False) -> list[str]:
             f"{folder} cannot be listed: {error.strerror}: see that it is a folder and "
             "may be read"
         ) from error
-    # A link is looked at by itself: what is wrong is said of it, not of the folder.
+    # Outside of the block, so that the error of a link names the link, not the folder.
     return sorted(e.name for e in found if not folders or _is_folder(e))
 
 
@@ -141,22 +141,22 @@ def _is_folder(entry):
 def folders_below(
     folder: str, look: Callable[[str], tuple[Iterable[str], _Found]]
 ) -> Iterator[tuple[str, _Found]]:
-    """Goes through a folder and all below it; links are followed, but not for ever.
+    """Walks through a folder and all folders below it; follows links, without cycles.
 
     Args:
       folder: Its path.
-      look: Path of a folder -> (names of the folders in it, what else was found);
-        called once for each.
+      look: Path of a folder -> (names of its sub-folders, any other result); called
+        once for each.
 
     Yields:
-      (path, what else was found), each before those in it. Of two paths that lead to
-      one folder it is the first by name.
+      (path, the other result), each before its sub-folders. Of two paths to the same
+      folder only the first by name.
     """
     seen, waiting = set(), [folder]
     while waiting:
         path = waiting.pop()
         real = os.path.realpath(path)
-        # A link that leads back up would be walked for ever.
+        # A link to a parent folder would be followed endlessly.
         if real in seen:
             continue
         seen.add(real)

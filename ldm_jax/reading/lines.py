@@ -5,7 +5,7 @@ import re
 
 from ldm_jax.reading.ordinary_files import MAX_TEXT, read_file
 
-# `str.splitlines` also splits at others, such as U+2028, which captions hold.
+# `str.splitlines` also splits at others, such as U+2028, which captions may contain.
 _END = re.compile(r"\r\n|\r|\n")
 
 
@@ -13,14 +13,13 @@ def split_lines(data: bytes) -> list[str]:
     """Splits the bytes of a text file.
 
     Args:
-      data: Bytes of UTF-8, with its mark or without.
+      data: Bytes of UTF-8, with or without a byte order mark.
 
     Returns:
-      The lines, without the blanks around them; what is behind the last end of a line
-      is one if there is something.
+      The lines, stripped; text after the last line ending is a line, too, if not empty.
 
     Raises:
-      ValueError: If they are not UTF-8; it says in which line.
+      ValueError: If they are not UTF-8; it names the line.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -34,7 +33,7 @@ def split_lines(data: bytes) -> list[str]:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """Reads a text file of one entry to a line.
+    """Reads the lines of a text file.
 
     Args:
       path: Path of the file.

@@ -1,4 +1,4 @@
-"""Files opened, read whole or in parts: ordinary ones alone, and within a limit."""
+"""Opens and reads files, whole or in parts: only regular files, within a size limit."""
 
 import contextlib
 import io
@@ -10,11 +10,11 @@ from typing import BinaryIO
 from ldm_jax.reading.faults import answering
 from ldm_jax.store import as_path, is_remote, size_of
 
-# Bytes that a file of text may have.
+# Maximum size of a text file in bytes.
 MAX_TEXT = 2**24
 
-# Largest size in bytes, or a function of (bytes, what they are) that refuses too many,
-# as `images.require_memory`.
+# Largest size in bytes, or a function of (bytes, what they are) that raises if they are
+# too many, e.g. `images.require_memory`.
 Limit = int | Callable[[int, str], None]
 
 # (first byte, number of bytes) -> bytes of a file, fewer at its end.
@@ -37,7 +37,7 @@ def read_file(path: str | os.PathLike, most: Limit) -> bytes:
       Unreachable: If the disk does not answer.
     """
     with open_file(path, most) as file:
-        # A file may grow meanwhile.
+        # Only its current size: a file may grow meanwhile.
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         return file.read(size)
@@ -68,7 +68,7 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
             yield file
         return
     with answering(path):
-        # Without O_NONBLOCK a pipe waits for someone to write to it.
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(handle, "rb") as file:
             status, name = os.fstat(handle), os.path.basename(path)
@@ -79,14 +79,14 @@ def open_file(path: str | os.PathLike, most: Limit) -> Iterator[BinaryIO]:
 
 
 def parts_of(file: BinaryIO) -> tuple[Read, int]:
-    """Makes a file one that is read in parts.
+    """Makes a function that reads parts of a file.
 
     Args:
       file: Opened file.
 
     Returns:
       (read, length): function of (first byte, number of bytes) -> bytes, fewer at the
-      end, and the number of bytes that there are.
+      end; and the size of the file in bytes.
     """
 
     def read(start, count):

@@ -1,4 +1,4 @@
-"""What files hold: arrays without objects, and JSON of any depth."""
+"""Parses the contents of files: arrays without objects, and JSON."""
 
 import io
 import json
@@ -11,22 +11,22 @@ from ldm_jax.annotations import Shaped
 from ldm_jax.reading.faults import answering
 from ldm_jax.store import local_copy
 
-# Numbers, truth values and text; no objects, which would be unpickled, no records.
+# Numbers, bools and text; no objects, which would be unpickled, and no records.
 _KINDS = "biufSU"
 
 
 def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
-    """Opens an array in a NumPy file; nothing is read or allocated before its use.
+    """Opens an array in a NumPy file as a memory map, without reading its values.
 
     Args:
       path: Path of a `.npy` file.
 
     Returns:
-      Array [...] that is mapped into memory, of numbers, truth values or text.
+      Memory-mapped array [...] of numbers, bools or text.
 
     Raises:
       OSError: If the file cannot be opened.
-      ValueError: If it holds something else, or less than it announces.
+      ValueError: If it holds something else, or less than its header states.
       Unreachable: If the disk does not answer.
     """
     path = local_copy(path)
@@ -38,16 +38,16 @@ def read_array(path: str | os.PathLike) -> Shaped[np.ndarray, "..."]:
 
 
 def parse_array(data: bytes) -> Shaped[np.ndarray, "..."]:
-    """Reads an array in the bytes of a NumPy file.
+    """Parses an array from the bytes of a NumPy file.
 
     Args:
       data: Bytes of a `.npy` file.
 
     Returns:
-      Array [...] of numbers, truth values or text.
+      Array [...] of numbers, bools or text.
 
     Raises:
-      ValueError: If they hold something else, or less than they announce.
+      ValueError: If they hold something else, or less than their header states.
     """
     with io.BytesIO(data) as file:
         return _load_array(file)
@@ -58,7 +58,7 @@ def _load_array(file, mmap_mode=None):
         array = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except OSError:
         raise
-    # A header is a Python literal: a hostile one raises nearly anything.
+    # A header is a Python literal: a malicious one may raise nearly anything.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"not a NumPy array: {text}") from error
@@ -71,13 +71,13 @@ def _load_array(file, mmap_mode=None):
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Reads JSON.
+    """Parses JSON.
 
     Args:
       data: Text.
 
     Returns:
-      What it says.
+      The decoded value.
 
     Raises:
       ValueError: If it is not JSON, or nested too deeply.
