@@ -6,8 +6,8 @@ r"""Encodes images once: training then reads latents and does not run the encode
         --config.data.source=latents --config.data.name=latents --workdir=runs/class
 
 Takes the config of the stage to train: its first stage, its images, cropped at the
-centre, and all inputs of `data.inputs`. `--outdir` gets a folder for each split, `train`
-and `validation` (those of data.split and data.eval_split), each with a header,
+centre, and all inputs of `data.inputs`. `--outdir` gets a folder for each split,
+`train` and `validation` (those of data.split and data.eval_split), each with a header,
 `latents.json`, and shards in array_record's format. If it was interrupted, the same
 command resumes, with the same result bit for bit.
 """
