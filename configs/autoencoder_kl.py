@@ -14,16 +14,16 @@ f32_c16 8 x 8 x 16   103,197,139       48  406,763   7.3    20.38  0.53  1.12
 
 Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that CompVis
 trained on crops of OpenImages; not reproduced here.  f2, f16_c8 and f32_c16 were never
-released: their networks and steps follow their neighbours, and f2 has no attention,
-which at 128 x 128 positions would nearly double its cost.  Batches are eight times the
-original's per GPU, for eight accelerators; how many it used is not published.  TFLOP is
-per image and training step, without the discriminator.  Memory, not arithmetic, limits
-the batch: `first_stage.remat=True` saves most of it.  The published models were trained
-with the perceptual loss: give `loss.lpips_weights`, or `loss.perceptual_weight=0` to
-train without.
+released: their networks and steps follow similar rows, and f2 has no attention, which
+at 128 x 128 positions would nearly double its cost.  Batch sizes are eight times
+CompVis's per GPU, for eight accelerators; how many CompVis used is not published.
+TFLOP is per image and training step, without the discriminator.  Memory, not
+arithmetic, limits the batch: `first_stage.remat=True` saves most of it.  The published
+models were trained with the perceptual loss: set `loss.lpips_weights`, or
+`loss.perceptual_weight=0` to train without it.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
-`train.init_from`); `tiny` (a toy for a laptop).
+`train.init_from`); `tiny` (a toy model for a laptop).
 """
 
 from configs import common, published
@@ -42,7 +42,7 @@ _F32 = dict(
     num_steps=406_763,
 )
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "f4": dict(_F4, channel_mult=(1, 2, 4), z_channels=3),
     "f2": dict(_F4, channel_mult=(1, 2), z_channels=2, mid_attention=False),

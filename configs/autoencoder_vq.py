@@ -17,14 +17,14 @@ f32       16384  8 x 8 x 16    103,384,755     112  1,101,166  31.83  17.45  0.4
 Published: R-FID, PSNR and SSIM on ImageNet-val at 256 px, of models that CompVis
 trained on crops of OpenImages, f4 in 29 and f8 in 66 V100-days (Table 18); not
 reproduced here.  f2, f2_n64, f4_n256 and f32 were never released: their networks and
-steps follow their neighbours, and f2 has no attention, which at 128 x 128 positions
-would nearly double its cost.  Batches are eight times CompVis's per GPU, for eight
-accelerators; how many it used is not published.  TFLOP is per image and training step,
-without the discriminator.  The published models were trained with the perceptual loss:
-give `loss.lpips_weights`, or `loss.perceptual_weight=0` to train without.
+steps follow similar rows, and f2 has no attention, which at 128 x 128 positions would
+nearly double its cost.  Batch sizes are eight times CompVis's per GPU, for eight
+accelerators; how many CompVis used is not published.  TFLOP is per image and training
+step, without the discriminator.  The published models were trained with the perceptual
+loss: set `loss.lpips_weights`, or `loss.perceptual_weight=0` to train without it.
 
 Variants, joined by commas: a row; `decoder` (fine-tunes the decoder alone, see
-`train.init_from`); `tiny` (a toy for a laptop).
+`train.init_from`); `tiny` (a toy model for a laptop).
 """
 
 from configs import common, published
@@ -45,7 +45,7 @@ _F8 = dict(
 )
 _F16 = dict(num_codes=16384, batch_size=112, num_steps=1_101_166, disc_start=250_001)
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "f4": dict(_F4, num_codes=8192),
     "f2": dict(_F2, num_codes=2048),

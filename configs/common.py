@@ -1,18 +1,19 @@
 """Defaults of all experiments.
 
 Each function explains the keys of its section, or names the class that does, with its
-file in `ldm_jax/`.  The networks have a `kind`, where there are several, and the fields
-of their modules:
+file in `ldm_jax/`.  The section of a network has a `kind`, where there are several
+kinds, and the fields of its module:
 
 backbone: UNet in `models/unet.py`; kinds are rows of BACKBONES in
   `models/backbones.py`.
 classifier: Classifier in `models/classifier.py`, and UNet in `models/unet.py`.
 discriminator: PatchDiscriminator in `models/discriminator.py`.
-first_stage: Of a first stage Autoencoder in `models/autoencoder.py`; kinds are rows of
-  FIRST_STAGES in `models/first_stages.py`.
+first_stage: To train a first stage, Autoencoder in `models/autoencoder.py`; kinds are
+  rows of FIRST_STAGES in `models/first_stages.py`.
 
-Entries of `conditions` are explained in `conditioners/`, and by docs/conditions.md.
-`stage` says which of the three is trained, `seed` decides all that is drawn.
+Entries of `conditions` are explained in `conditioners/` and in docs/conditions.md.
+`stage` is the stage to train: "autoencoder", "diffusion" or "classifier".  `seed` is
+the seed of everything random.
 
 Learning rates are absolute and batch sizes are global.  A key whose value is
 `placeholder(type)` is unset (None) until a config or the command line gives it a value.
@@ -23,12 +24,12 @@ from ml_collections.config_dict import placeholder
 
 
 def data(**changes) -> dict:
-    """The `data` section, whose keys these explain.
+    """The `data` section; its keys are explained by four functions.
 
     `_source`: Where examples come from.
-    `_examples`: Which of them are taken, and what comes with their images.
-    `_images`: What images are, and how they are cut.
-    `_loading`: How they are loaded.
+    `_examples`: Which examples are used, and what accompanies their images.
+    `_images`: Format of the images, and how they are cropped.
+    `_loading`: How examples are loaded.
 
     Args:
       **changes: Keys of the section and their values.
@@ -47,24 +48,27 @@ def _source():
       (a folder of save_to_disk, or a set on the hub), "mixture" (of several), or
       "latents" (images that ldm-encode has encoded).
     name: Name of the data set, for example "shapes/64"; for a folder its path; for
-      shards their paths, as "shards/{00000..00099}.tar", "shards" or "shards/*.tar";
+      shards their paths, e.g. "shards/{00000..00099}.tar", "shards" or "shards/*.tar";
       for latents the --outdir of ldm-encode, whose splits are "train" and "validation".
-    data_dir: Where prepared data sets lie; TFDS_DATA_DIR or ~/tensorflow_datasets.
-    split, eval_split: Trained on and held out; "" evaluates nothing. All of a folder
-      is trained on with split="all".
-    eval_name: Where the held-out data are, if not in name: all of it is held out, and
-      nothing of name. Of the sources "folder", "tar", "parquet" and "huggingface".
-    validation_fraction: Fraction of a folder's files, of a tar's examples or of a
-      table's rows that is held out.
-    image_key, label_key: Features of a TensorFlow data set or columns of a table, where
+    data_dir: Folder of the prepared data sets; by default TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    split, eval_split: Training split and held-out split; eval_split="" turns evaluation
+      off. With split="all" a whole folder is trained on.
+    eval_name: Name of the held-out data, if they are not part of `name`: all of
+      eval_name is held out, and nothing of `name`. For the sources "folder", "tar",
+      "parquet" and "huggingface".
+    validation_fraction: Fraction of a folder's files, a tar's examples or a table's
+      rows that is held out.
+    image_key, label_key: Features of a TensorFlow data set or columns of a table, if
       not the usual ones.
-    caption_field: Field of `.json` that holds the captions of tar shards, where they
-      are not in `.txt`.
-    index_dir: Folder for the indexes of tar shards; unset keeps each beside its shard.
-    subset, revision: Configuration and commit of a set on the Hugging Face hub.
-    parts: Sources of a "mixture" by name: each has the keys above of its own, takes
-      from this section what it does not say, and may have a weight (by default the
-      number of its examples); as parts.photos.weight=0.3.
+    caption_field: Field of `.json` that holds the captions of tar shards, if they are
+      not in `.txt`.
+    index_dir: Folder for the indexes of tar shards; by default each is kept beside its
+      shard.
+    subset, revision: Configuration and commit of a data set on the Hugging Face hub.
+    parts: Sources of a "mixture" by name. Each may set the keys above, inherits those
+      that it does not set from this section, and may have a weight (by default the
+      number of its examples), e.g. parts.photos.weight=0.3.
     """
     return dict(
         source="tfds",
@@ -85,17 +89,17 @@ def _source():
 
 
 def _examples():
-    """Which examples are taken, and what comes with their images.
+    """Which examples are used, and what accompanies their images.
 
-    inputs: What is made of each example for the conditions, by batch key; the kinds and
-      their options stand in `ldm_jax/data/inputs/`.
-    keys: What examples shall hold besides what the inputs need.
-    optional: What of it they may lack.
-    box_names: Classes of a folder's boxes; without, boxes are labelled by numbers.
-    filter: Which examples to take, by what is known of them without reading the images,
-      as 'aesthetic > 5 and width >= 512 and language == "en"'; docs/data.md.
-    text_states: Whether latents come with what frozen text towers made of captions, as
-      ldm-encode --text_states stores it, in place of token ids.
+    inputs: Inputs of the conditions, made from each example, by batch key; their kinds
+      and options are explained in `ldm_jax/data/inputs/`.
+    keys: Keys that examples must have besides those that the inputs need.
+    optional: Keys that an example may lack.
+    box_names: Names of the classes of boxes; by default boxes are labelled by numbers.
+    filter: Expression that selects examples by metadata, without reading the images,
+      e.g. 'aesthetic > 5 and width >= 512 and language == "en"'; see docs/data.md.
+    text_states: Whether latents come with the outputs of the frozen text encoders, as
+      stored by ldm-encode --text_states, instead of token ids.
     """
     return dict(
         inputs=dict(),
@@ -108,25 +112,27 @@ def _examples():
 
 
 def _images():
-    """What images are, and how they are cut.
+    """Format of the images, and how they are cropped.
 
-    image_size: Height and width in pixels that images are cut and resized to.
-    crop: "center" or "random", of the largest square.
-    min_crop: In training a crop, at the centre too, has a random fraction from min_crop
-      to 1 of that square's side.
-    flip: Whether every second training image, at random, is mirrored.
-    buckets: Shapes of training batches beside squares of image_size: step, what sides
-      are multiples of (64), max_ratio of the sides (2.0), and sizes, tiers of so many
-      pixels squared (image_size alone); empty for squares.
+    image_size: Height and width in pixels that images are cropped and resized to.
+    crop: "center" or "random": which square of the largest size to crop.
+    min_crop: The side of a training crop, centred or random, is a random fraction, from
+      min_crop to 1, of that of the largest square.
+    flip: Whether each training image is mirrored with probability 1/2.
+    buckets: Aspect-ratio buckets, i.e. shapes of training batches besides squares of
+      image_size: step, of which sides are multiples (64), max_ratio of the sides (2.0),
+      and sizes, the areas of the buckets as sides of squares in pixels (image_size
+      alone); empty for squares only.
     channels: "grey", "rgb" or "rgba", to which images are converted, or a number of
-      channels of any meaning, as of `.npy` and pages of TIFF; "rgb" where unset. The
-      first stage's `image_channels` follow.
-    pixel_type: Type of a batch, "uint8", "uint16" or "float32"; where unset uint8, and
-      float32 of a number of channels.
-    value_range: Values of files that are black and white, as (0, 4095); the range of
-      their integers where unset, and floats need it.
-    rgb_channels: Which of many channels are shown, compared by LPIPS and measured as
-      RGB: three numbers from 0 on, or one, or "mean"; the first three by default.
+      channels of any meaning, e.g. of `.npy` files or pages of a TIFF; "rgb" by
+      default. The first stage's `image_channels` is set accordingly.
+    pixel_type: Type of a batch, "uint8", "uint16" or "float32"; by default "float32" if
+      `channels` is a number, else "uint8".
+    value_range: Values in the files that are black and white, e.g. (0, 4095); by
+      default the range of the integer type. Files of floats need it.
+    rgb_channels: Which of many channels are shown, compared by LPIPS and used for
+      metrics as RGB: three indices from 0, or one, or "mean"; by default the first
+      three.
     """
     return dict(
         image_size=64,
@@ -144,11 +150,12 @@ def _images():
 def _loading():
     """How examples are loaded.
 
-    workers: Processes that load; 0 loads in threads, as latents always are.
-    restart_workers: How often they are started anew, on the same batches, where one of
-      them was killed; 0 saves and ends the run.
-    on_error: "skip" or "raise" at an example that cannot be read, or whose conditions
-      the model does not take.
+    workers: Number of loading processes; 0 loads in threads. Latents are always loaded
+      in threads.
+    restart_workers: How often workers are restarted, on the same batches, when one of
+      them was killed; with 0 the run saves and ends.
+    on_error: "skip" or "raise" on an example that cannot be read, or whose conditions
+      the model does not accept.
     max_image_gb: Memory that reading one image may take, in 10^9 bytes.
     cache_gb: Memory for row groups of Parquet files in each process, in 10^9 bytes.
     """
@@ -167,34 +174,37 @@ def train(**changes) -> dict:
     batch_size: Images per step, over all devices and processes.
     num_steps: Steps of the whole run.
     init_from: Workdir of a run of the same stage whose weights a new run starts from.
-    freeze: Paths of parameters that stay as they are, as "autoencoder/encoder"; of a
-      first stage "latents" is all that makes its latents.
+    freeze: Paths of parameters that are not trained, e.g. "autoencoder/encoder"; for a
+      first stage "latents" freezes everything that its latents depend on.
     learning_rate: Peak learning rate, absolute.
     decay: "constant", "linear" or "cosine", rows of DECAYS in `training/optimizer.py`.
-    warmup_steps: Steps over which the rate rises linearly to its peak.
-    decay_steps: Step at which the decay ends; the end of the run where unset.
-    start_factor: Factor of the peak at step 0, where there is a warm-up.
-    end_factor: Factor of the peak at the end of the decay.
-    optimizer: "kind", "adamw" or "adam", a row of OPTIMIZERS, with the decays of its
-      two moments b1 and b2, its eps, and weight_decay, which "adamw" alone takes.
-    grad_clip: Largest global norm of the gradients; unset or 0 is off.
-    accumulate_steps: Micro-batches of a step: less memory, and one update.
-    ema_decay: Decay of the moving average of the weights, which is what is evaluated
-      and sampled; unset keeps none.
+    warmup_steps: Steps over which the learning rate rises linearly to its peak.
+    decay_steps: Step at which the decay ends; by default the end of the run.
+    start_factor: Learning rate at step 0 as a fraction of the peak, if there is a
+      warm-up.
+    end_factor: Learning rate at the end of the decay as a fraction of the peak.
+    optimizer: "kind", "adamw" or "adam", a row of OPTIMIZERS, with the decay rates b1
+      and b2 of its moments, its eps, and weight_decay, for "adamw" only.
+    grad_clip: Maximum global norm of the gradients; unset or 0 is off.
+    accumulate_steps: Micro-batches per step, i.e. gradient accumulation: less memory,
+      and one update.
+    ema_decay: Decay of the moving average (EMA) of the weights, which is used for
+      evaluation and sampling; unset keeps none.
     log_every: Steps between lines of the log.
-    eval_every: Steps between evaluations over held-out images; 0 or unset is off.
-    eval_batches: Batches of an evaluation; all held-out images where unset.
+    eval_every: Steps between evaluations on held-out images; 0 or unset is off.
+    eval_batches: Batches per evaluation; by default all held-out images.
     preview_every: Steps between previews; 0 or unset is off.
-    preview_images: How many images a preview shows; 0 turns previews off.
-    checkpoint_every: Steps between checkpoints; 0 or unset saves the last step alone.
-    keep_last: How many of the newest checkpoints stay.
-    keep_every: Checkpoints of steps that it divides stay for ever; unset keeps no more.
-    mesh: Devices along "data", over which the batch is split (-1 is all others), and
-      "fsdp", over which large parameters are, too.
+    preview_images: Number of images in a preview; 0 turns previews off.
+    checkpoint_every: Steps between checkpoints; 0 or unset saves the last step only.
+    keep_last: Number of newest checkpoints to keep.
+    keep_every: Checkpoints of steps divisible by it are kept for ever; unset keeps no
+      others.
+    mesh: Number of devices along "data", over which the batch is split (-1 is all
+      others), and along "fsdp", over which large parameters are split, too.
     sharding_overrides: Pairs of a regular expression over the paths of parameters, and
       the axis to split over "fsdp", or None for a copy on each device; the first match
       counts.
-    wandb: Whether to log to Weights & Biases, too (extra `wandb`).
+    wandb: Whether to also log to Weights & Biases (extra `wandb`).
 
     Args:
       **changes: Keys of the section and their values.
@@ -235,16 +245,17 @@ def train(**changes) -> dict:
 def sample(**changes) -> dict:
     """The `sample` section: how previews are drawn, and the defaults of sample.py.
 
-    sampler: A row of SAMPLERS, as "dpmpp_2m", "unipc" or, for rectified flow,
+    sampler: A row of SAMPLERS, e.g. "dpmpp_2m", "unipc" or, for rectified flow,
       "flow_euler".
-    num_steps: Steps of the grid of noise levels.
+    num_steps: Number of sampling steps.
     guidance_scale: Scale of classifier-free guidance; 1 is off.
-    eta: Fraction of the ancestral noise, for the samplers that take it.
-    spacing: A row of SPACINGS, as "trailing" or "karras". Schedules that end in pure
-      noise, by zero_terminal_snr and rectified_flow, need "trailing" or a "linspace";
-      a warning names what starts below.
-    final_level: "clean" or "first", where not the spacing's own.
-    shift: More than 1 spends more steps at high noise, for larger sizes.
+    eta: Fraction of the ancestral noise, for samplers that take it.
+    spacing: A row of SPACINGS, e.g. "trailing" or "karras". Schedules that end in pure
+      noise (zero_terminal_snr or rectified_flow) need "trailing" or a "linspace"; with
+      others a warning is logged, as they start below pure noise.
+    final_level: Where the last step leads: "clean" data, or the "first" (least noisy)
+      level of training; by default that of the spacing.
+    shift: Values above 1 spend more steps at high noise, for larger images.
 
     Args:
       **changes: Keys of the section and their values.
@@ -265,25 +276,27 @@ def sample(**changes) -> dict:
 
 
 def evaluation(**changes) -> dict:
-    """The `eval` section: what a run measures of its samples, and when.
+    """The `eval` section: which sample metrics a run computes, and when.
 
-    A first stage's reconstructions of held-out images take the place of samples.
+    For a first stage, reconstructions of held-out images take the place of samples.
 
-    every: Steps between measurements, and at the end; unset measures nothing.
-    num_samples: How many samples; published numbers are of 50,000.
-    batch_size: How many are drawn at a time, over all devices.
-    distances: Metrics of sets: rows of SET_METRICS, as "fid", "kid" or
-      "precision_recall"; "rfid" is that of reconstructions, "frechet" a quick one
-      that needs no weights.
+    every: Steps between evaluations of samples; there is one at the end, too. Unset is
+      off.
+    num_samples: Number of samples; published numbers are for 50,000.
+    batch_size: Samples drawn at a time, over all devices.
+    distances: Set metrics, rows of SET_METRICS, e.g. "fid", "kid" or
+      "precision_recall"; "rfid" is the FID of reconstructions, "frechet" a quick
+      distance that needs no weights.
     weights: Files of the weights of the feature networks inception, dinov2 and clip;
-      random ones where unset, and then the numbers are random-features distances.
-    reference: File of reference statistics, of ldm-reference; "" makes them once of
-      the run's own images: training ones, of a first stage those it reconstructs.
-    reference_images: How many of those training images, evenly spaced; all if unset.
-    label_mode: "random" or "balanced" labels, where a class is the only condition.
-    best: The result, as "fid", by which the best checkpoint is kept beside the newest.
-    levels: Bins of noise levels for which each evaluation of train.eval_every reports
-      the loss; 0 for none.
+      if unset they are random, and the numbers are random-features distances.
+    reference: File of reference statistics, made by ldm-reference; "" computes them
+      once from the run's own images: training images, or for a first stage the images
+      that it reconstructs.
+    reference_images: Number of those training images, evenly spaced; all if unset.
+    label_mode: "random" or "balanced" labels, if a class is the only condition.
+    best: Metric, e.g. "fid", by which the best checkpoint is kept besides the newest.
+    levels: Number of bins of noise levels for which each evaluation of train.eval_every
+      reports the loss; 0 for none.
 
     Args:
       **changes: Keys of the section and their values.
@@ -311,7 +324,7 @@ def evaluation(**changes) -> dict:
 
 
 def diffusion_loss(**changes) -> dict:
-    """The `loss` section of a second stage; values are CompVis's.
+    """The `loss` section of a second stage; the default values are CompVis's.
 
     Objective in `diffusion/objective.py` explains each. Known to help: min_snr_gamma
     of 5 (Hang et al. 2023), offset_noise of 0.1 for very dark and bright images, and
@@ -339,11 +352,12 @@ def diffusion_loss(**changes) -> dict:
 def autoencoder_loss(**changes) -> dict:
     """The `loss` section of a first stage (CompVis's LPIPSWithDiscriminator).
 
-    Values are CompVis's, "gumbel"'s those of Ramesh et al. 2021; LossOptions in
-    `training/loss_options.py` explains each.  Against a loss that blows up when the
-    discriminator starts: disc_ramp_steps of some thousands, a lower disc_weight_cap,
-    disc_grad_clip=1, lecam_weight or r1_weight.  Against codes that are never used:
-    restart_threshold=0.1, codebook_ema_decay=0.99, first_stage.quantizer="cosine".
+    The default values are CompVis's, those for "gumbel" from Ramesh et al. 2021;
+    LossOptions in `training/loss_options.py` explains each.  If the loss diverges when
+    the discriminator starts, try disc_ramp_steps of a few thousand, a lower
+    disc_weight_cap, disc_grad_clip=1, lecam_weight or r1_weight.  If codes are never
+    used, try restart_threshold=0.1, codebook_ema_decay=0.99 or
+    first_stage.quantizer="cosine".
 
     Args:
       **changes: Keys of the section and their values.
@@ -404,7 +418,7 @@ def autoencoder(**sections) -> ConfigDict:
 
 
 def diffusion(**sections) -> ConfigDict:
-    """Makes a config that trains a second stage on the latents of a first one.
+    """Makes a config that trains a second stage on the latents of a first stage.
 
     Args:
       **sections: Sections that replace the defaults.
@@ -452,16 +466,17 @@ def classifier(**sections) -> ConfigDict:
 
 
 def first_stage(**changes) -> dict:
-    """The `first_stage` section of a second stage: which trained one to use.
+    """The `first_stage` section of a second stage: which trained first stage to use.
 
-    workdir: Where the first stage was trained; its structure is read from there.
-      "identity" is none: diffusion on pixels, LDM-1 of the paper.
-    step: Its checkpoint; the newest where unset.
-    scaling_factor: Multiplies the latents, all channels alike, as in the paper.
-    latents_mean, latents_std: Mean and standard deviation per channel, in its place.
-    latent_statistics: What is measured where none is given: "scalar" for a
-      scaling_factor, "per_channel" for the other two.
-    scaling_batches: Over how many batches that is measured.
+    workdir: Workdir of the trained first stage; its structure is read from there.
+      "identity" uses none: diffusion on pixels, LDM-1 of the paper.
+    step: Step of its checkpoint; by default the newest.
+    scaling_factor: Factor of the latents, the same for all channels, as in the paper.
+    latents_mean, latents_std: Mean and standard deviation per channel, instead of
+      scaling_factor.
+    latent_statistics: What to measure if none of these are given: "scalar" for
+      scaling_factor, "per_channel" for latents_mean and latents_std.
+    scaling_batches: Number of batches to measure them on.
 
     Args:
       **changes: Keys of the section and their values.
@@ -484,13 +499,13 @@ def first_stage(**changes) -> dict:
 def schedule(**changes) -> dict:
     """The `schedule` section; `scaled_linear` is what CompVis calls linear.
 
-    make_schedule in `diffusion/schedule.py` explains its keys but for the last, and
+    make_schedule in `diffusion/schedule.py` explains all keys but prediction_type, and
     which kinds take beta_start and beta_end.
 
     kind: "rectified_flow" goes with prediction_type="velocity".
     zero_terminal_snr: Ends in pure noise; goes with prediction_type="v".
-    prediction_type: What the network predicts, a row of PREDICTION_TYPES: "noise",
-      which others call epsilon, "x0", "v" or "velocity".
+    prediction_type: What the network predicts, a row of PREDICTION_TYPES: "noise"
+      (called epsilon elsewhere), "x0", "v" or "velocity".
 
     Args:
       **changes: Keys of the section and their values.
@@ -519,10 +534,10 @@ def parse_variant(
     Args:
       variant: Words joined by commas: a row and some of `words`.
       rows: Names of the rows; the first is the default.
-      words: What may follow a row.
+      words: Words that may follow a row.
 
     Returns:
-      (row, other words); the row is None where there are none.
+      (row, other words); the row is None if there are no rows.
 
     Raises:
       ValueError: On an unknown word, or on several rows.
@@ -541,7 +556,7 @@ def parse_variant(
 
 
 def vary_autoencoder(config: ConfigDict, words: list) -> ConfigDict:
-    """Applies what `parse_variant` found beside the row.
+    """Applies the words that `parse_variant` found besides the row.
 
     Args:
       config: ConfigDict of a first stage, changed in place.
@@ -556,13 +571,13 @@ def vary_autoencoder(config: ConfigDict, words: list) -> ConfigDict:
 
 
 def decoder_alone(config: ConfigDict) -> None:
-    """Freezes all that makes latents: a second stage trained on them stays valid.
+    """Freezes all that latents depend on: a second stage trained on them stays valid.
 
     Args:
       config: ConfigDict, changed in place.
     """
     config.train.freeze = ("latents",)
-    # Its discriminator comes from the run that it goes on from.
+    # The discriminator is already trained: it is taken from the run in train.init_from.
     config.loss.disc_start = 0
 
 
@@ -585,7 +600,7 @@ def shrink_train(config: ConfigDict) -> None:
         num_steps=4,
         warmup_steps=0,
         start_factor=0.0,
-        # So that a run cut by num_steps=2 and one of 4 take the same steps.
+        # So that a run stopped with num_steps=2 and one of 4 take the same steps.
         decay="constant",
         decay_steps=None,
         end_factor=0.0,
@@ -620,7 +635,7 @@ def shrink_autoencoder(config: ConfigDict) -> None:
 
 
 def shrink_diffusion(config: ConfigDict) -> None:
-    """Applies `shrink_train`, makes a denoiser tiny and its conditions, too.
+    """Applies `shrink_train` and makes a denoiser and its conditions tiny.
 
     Args:
       config: ConfigDict, changed in place.
@@ -650,7 +665,7 @@ def shrink_classifier(config: ConfigDict) -> None:
 
 
 def _shrink(section, table):
-    """Changes what entries set, not what they leave to the data set."""
+    """Changes keys that entries set, not those that they leave to the data set."""
     for entry in section.values():
         for key, value in table.get(entry.kind, {}).items():
             if entry.get(key) is not None:
@@ -659,13 +674,13 @@ def _shrink(section, table):
 
 
 def _shrink_condition(entry):
-    """Lowers the numbers that an entry sets; what may follow from others is unset."""
+    """Lowers the numbers that an entry sets; unsets those that can be derived."""
     for option, most in _TINY_CONDITION.items():
         if entry.get(option) is not None:
             entry[option] = min(entry[option], most)
     unset = ["vocab_size", "max_length", "null_ids"]
     if entry.get("slot") == "vector":
-        # As wide as the toy of the backbone has it.
+        # Follows the width of the tiny backbone.
         unset.append("features")
     for option in unset:
         if entry.get(option) is not None:
@@ -673,14 +688,14 @@ def _shrink_condition(entry):
                 entry[option] = None
 
 
-# The fields of a toy by kind of backbone, where they are written out to be changed
-# further; `tiny` takes those that the kind itself has for a toy.
+# Kind of backbone -> fields of a toy, written out so that they can be changed further;
+# for other kinds `tiny` takes the toy that the kind itself defines.
 _TINY_BACKBONES = {
     "unet": dict(
         channels=32,
         channel_mult=(1,),
         num_res_blocks=1,
-        # The middle attends always.
+        # The middle block always has attention.
         attention_factors=(),
         norm_groups=8,
         dtype="float32",
@@ -688,7 +703,7 @@ _TINY_BACKBONES = {
 }
 # The largest numbers of a toy's conditions; `shapes` has 8 classes and a background.
 _TINY_CONDITION = dict(features=32, num_layers=1, num_stages=1, num_classes=9)
-# What is made of the data set `shapes` for conditions; its boxes stand for a feature.
+# Inputs for the data set `shapes`; its boxes are used in place of a feature.
 _TINY_INPUTS = {
     "caption": dict(tokenizer="shapes", max_length=16),
     "layout": dict(vocab_size=80, max_objects=4),
@@ -696,5 +711,5 @@ _TINY_INPUTS = {
     "feature": dict(feature="boxes"),
 }
 
-# What may follow a row in the variant of a first stage.
+# Words that may follow a row in the variant of a first stage.
 _WORDS = {"decoder": decoder_alone, "tiny": shrink_autoencoder}

@@ -10,21 +10,22 @@ row  first stage  U-Net        conditions  batch      steps  learning rate
 f4   vq:f4        400,920,579     512,512   1200    178,000  1e-4
 f8   vq:f8        394,984,196     512,000     64  4,800,000  6.4e-5
 
-The first stage is a row of `autoencoder_vq.py`; the last columns of the U-Net and of
-what makes its conditions count parameters.
+The first stage is a row of `autoencoder_vq.py`; the columns "U-Net" and "conditions"
+are the parameters of the U-Net and of the class embedding.
 
 Published, on 50,000 samples:
-f4: FID 10.56, IS 103.49, precision 0.71, recall 0.62; guided with scale 1.25 FID 3.95,
-  IS 178.22; with 1.5 FID 3.60, IS 247.67.  250 DDIM steps, eta 0.  271 V100-days.
+f4: FID 10.56, IS 103.49, precision 0.71, recall 0.62; with guidance scale 1.25 FID
+  3.95, IS 178.22; with 1.5 FID 3.60, IS 247.67.  250 DDIM steps, eta 0.  271 V100-days.
 f8: FID 15.51, IS 79.03, precision 0.65, recall 0.63 (after 2.9 M steps 17.41 and 72.92,
   79 V100-days); with classifier guidance of scale 10 FID 7.76, IS 209.52.  200 DDIM
   steps, eta 1.
 
-The released f4 is guided without a classifier: its class 1000 means "no class", which
-the dropout here trains.  The released f8 has no such class; for guidance train it with
+The released f4 uses classifier-free guidance: its class 1000 means "no class", which
+is trained here by dropping labels.  The released f8 has no such class; for guidance
+train it with
 `--config.conditions.label.null_class=True --config.conditions.label.dropout=0.1`.
-The paper trained on one A100; training f4 costs 0.63 TFLOP per image, encoding included
-about 1.  Variants: a row, `tiny` (a toy for a laptop) or both: `f8,tiny`.
+The paper trained on one A100; training f4 costs 0.63 TFLOP per image, with encoding
+about 1.  Variants: a row, `tiny` (a toy model for a laptop) or both: `f8,tiny`.
 """
 
 from configs import published
@@ -44,7 +45,7 @@ _COMMON = dict(
 )
 _BACKBONE = dict(num_heads=1, transformer_depth=1)
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "f4": _COMMON
     | dict(

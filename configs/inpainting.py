@@ -9,24 +9,25 @@ row   first stage   U-Net        conditions  batch    steps  learning rate
 big   vq:f4_noattn  387,245,827           0    128  360,000  1.28e-5
 base  vq:f4         215,230,467           0    128  360,000  1e-6
 
-The first stage is a row of `autoencoder_vq.py`; the U-Net's column counts its
-parameters.  The masked image goes through the first stage, too, and lies beside the
-noisy latents together with the mask, which is 1 where the image is to be filled.  Masks
-are boxes, strokes and borders, after those of Suvorov et al. 2022 (LaMa).
+The first stage is a row of `autoencoder_vq.py`; the columns "U-Net" and "conditions"
+are numbers of parameters.  The masked image is encoded by the first stage and
+concatenated to the noisy latents, with the mask, which is 1 where the image is to be
+filled.  Masks are boxes, strokes and borders, after those of Suvorov et al. 2022
+(LaMa).
 
-Published, on 30,000 crops of Places at 512 px, FID and LPIPS of all masks, and where 40
-to 50 % are masked:
-big: 1.50 and 0.137, 9.39 and 0.246, after half an epoch more at 512 px, without which
-  2.40 and 0.142, 12.89 and 0.257.
+Published, on 30,000 crops of Places at 512 px: FID and LPIPS over all masks, then over
+those that mask 40 to 50 %:
+big: 1.50 and 0.137, 9.39 and 0.246, after another half epoch at 512 px; without it 2.40
+  and 0.142, 12.89 and 0.257.
 base: 2.15 and 0.144, 11.87 and 0.257; with the first stage vq:f4_noattn 2.37 and 0.145,
   12.60 and 0.259.  Its weights were not released.
-50 DDIM steps, eta 0.  base was trained on eight V100.  The batch of big is that of
-base; its rate is 1e-7 per image, as released, falling to a thousandth of that over
-50,000 steps.
+50 DDIM steps, eta 0.  base was trained on eight V100.  The batch size of big is that of
+base; its learning rate is 1e-7 per image, as released, decaying to a thousandth of that
+over 50,000 steps.
 
-The data are the prepared TensorFlow data set places365_small, of images of 256 px; for
-training at 512 px use a folder of larger ones.  Variants: a row, `tiny` (a toy for a
-laptop) or both: `base,tiny`.
+The data are the prepared TensorFlow data set places365_small, with images of 256 px;
+for training at 512 px use a folder of larger ones.  Variants: a row, `tiny` (a toy
+model for a laptop) or both: `base,tiny`.
 """
 
 from configs import published
@@ -42,7 +43,7 @@ _COMMON = dict(
     sample=dict(num_steps=50, eta=0.0),
 )
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "big": dict(
         _COMMON,
@@ -65,7 +66,7 @@ ROWS = {
     ),
     "base": dict(
         _COMMON,
-        # Attention is in the middle alone.
+        # Attention in the middle block only.
         backbone=dict(
             channels=128, channel_mult=(1, 4, 8), attention_factors=(), num_heads=1
         ),

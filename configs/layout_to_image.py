@@ -9,22 +9,23 @@ row         first stage  U-Net        conditions  batch      steps  learning rat
 openimages  vq:f4        246,277,379  54,656,000     24  4,400,000  4.8e-5
 coco        vq:f8        312,241,540  54,656,000     48    170,000  4.8e-5
 
-The first stage is a row of `autoencoder_vq.py`; the columns of the U-Net and of the
-transformer that reads the layout count parameters.  A layout is up to 30 boxes as 92
-tokens: of each its class and two corners on a grid of 90 x 90, and the crop.
+The first stage is a row of `autoencoder_vq.py`; the columns "U-Net" and "conditions"
+are the parameters of the U-Net and of the transformer that encodes the layout.  A
+layout is up to 30 boxes as 92 tokens: for each its class and two corners on a grid of
+90 x 90, and the crop.
 
 Published:
 openimages (306 M, with a layer of CompVis's that is not used): FID 32.02, IS 15.92
   on 2048 images of its validation set; 200 DDIM steps, eta 0.
 coco: FID 42.06 on the 2048 images of the Segmentation Challenge; 100 DDIM steps.  The
-  paper counts 345 M parameters, which its own table of options does not give.  Its
+  paper counts 345 M parameters, which do not follow from its own hyperparameters.  Its
   weights were not released; loss and noise schedule are those of openimages.
-openimages, trained on with COCO (`--config.data.name=coco/2017
+openimages, fine-tuned on COCO (`--config.data.name=coco/2017
   --config.train.init_from=runs/layout`): FID 40.91; 200 DDIM steps.
 
 Both are prepared TensorFlow data sets (open_images_v4/300k, coco/2017), whose classes
-are numbered otherwise than in the released model.  The paper trained on one A100.
-Variants: a row, `tiny` (a toy for a laptop) or both: `coco,tiny`.
+are numbered differently from those of the released model.  The paper trained on one
+A100.  Variants: a row, `tiny` (a toy model for a laptop) or both: `coco,tiny`.
 """
 
 from configs import published
@@ -40,7 +41,7 @@ _COMMON = dict(
     loss=dict(loss_type="l1"),
 )
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "openimages": dict(
         _COMMON,

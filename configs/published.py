@@ -1,4 +1,4 @@
-"""The two stages as the experiments of the paper have them, at 256 px and up."""
+"""Configs of the two stages shared by the paper's experiments, at 256 px and up."""
 
 from configs import common
 
@@ -18,12 +18,12 @@ def autoencoder(
 
     Args:
       kind: "kl" or "vq".
-      channel_mult: Width of each level over 128.
+      channel_mult: Width of each level, as a multiple of 128.
       z_channels: Channels of the latents.
       batch_size: Global batch size.
       num_steps: Length of the training.
       attention_factors: Downsampling factors at which there is attention.
-      mid_attention: Whether there is attention in the middle.
+      mid_attention: Whether there is attention in the middle block.
       **fields: Further fields of the autoencoder.
 
     Returns:
@@ -48,7 +48,7 @@ def autoencoder(
             **fields,
         ),
         discriminator=dict(channels=64, num_layers=3, norm="batch", dtype="bfloat16"),
-        # Needs `loss.lpips_weights`; 0 trains without, to blurrier textures.
+        # Needs `loss.lpips_weights`; 0 trains without them, with blurrier textures.
         loss=common.autoencoder_loss(perceptual_weight=1.0),
         train=common.train(
             batch_size=batch_size,
@@ -67,16 +67,15 @@ def autoencoder(
 def diffusion(variant, rows):
     """Makes the config of a second stage of the paper.
 
-    What the paper leaves open or does otherwise is the same in all rows: the learning
-    rate is warmed up over 1000 steps, and the scale of the latents is measured over
-    some batches, where CompVis has 1 for VQ and 0.18215 for LAION.
+    All rows share two choices that the paper leaves open or makes differently: the
+    learning rate is warmed up over 1000 steps, and the scaling factor of the latents is
+    measured on some batches, where CompVis uses 1 for VQ and 0.18215 for LAION.
 
     Args:
       variant: A row of `rows`, "tiny" or both.
-      rows: Name -> dict with `data`, `backbone` and `train`, which must give batch
-        size, steps and learning rate; further `inputs` and `conditions`,
-        `schedule`, `loss` and `sample`. Each changes the values that all have in
-        common.
+      rows: Name -> dict with `data`, `backbone` and `train`, which must set batch
+        size, steps and learning rate; optionally `inputs` and `conditions`,
+        `schedule`, `loss` and `sample`. Each overrides the common values.
 
     Returns:
       A ConfigDict.

@@ -7,19 +7,19 @@
 row  first stage  U-Net          conditions  batch    steps  learning rate
 768  kl:f16       1,335,480,400           0    256  500,000  1e-4
 
-The first stage is a row of `autoencoder_kl.py`; the U-Net's column counts its
-parameters.  The denoiser attends to CLIP embeddings (ViT-L/14) of images like the one
-it is to make: in training those of its nearest neighbours in a large collection, at
-sampling those of a caption, of images, or both.
+The first stage is a row of `autoencoder_kl.py`; the columns "U-Net" and "conditions"
+are numbers of parameters.  The denoiser attends to CLIP embeddings (ViT-L/14): in
+training those of the image's nearest neighbours in a large collection, at sampling
+those of a caption, of images, or both.
 
-Published: images, sampled with guidance of scale 5; the rate is the released one,
-batch and steps are not published.  The latents' factor of the released model is
-0.22765929.
+Published: images, sampled with guidance scale 5; the learning rate is the released one,
+batch size and steps are not published.  The latents' scaling factor of the released
+model is 0.22765929.
 
 The data are a prepared TensorFlow data set with images and a float feature `embedding`
-[k, 768], the embeddings of the neighbours of each; to sample they come as an array
-[samples, k, 768].  Variants: a row, `tiny` (a toy for a laptop, which attends to boxes)
-or both: `768,tiny`.
+[k, 768], the embeddings of each image's neighbours; for sampling, give them as an array
+[samples, k, 768].  Variants: a row, `tiny` (a toy model for a laptop, which attends to
+boxes) or both: `768,tiny`.
 """
 
 from configs import published
@@ -28,7 +28,7 @@ ROWS = {
     "768": dict(
         data=dict(image_size=768, flip=True),
         inputs=dict(embedding=dict(kind="feature", feature="embedding")),
-        # Zeros mean nothing, which is what guidance takes away.
+        # Zeros are the null condition of classifier-free guidance.
         conditions=dict(embedding=dict(kind="raw", slot="context", dropout=0.1)),
         backbone=dict(
             channels=448,

@@ -3,8 +3,8 @@
     python -m ldm_jax.data.shapes --image_size=32 --max_shapes=1 --num_train=20000
     python train.py --config=configs/shapes_autoencoder.py --workdir=runs/autoencoder
 
-Made for two CPU cores, on which it takes about two minutes; see the README for what it
-reaches.  Variants: `:decoder` (fine-tunes the decoder alone, see `train.init_from`),
+Made for two CPU cores, on which it takes about two minutes; see the README for its
+results.  Variants: `:decoder` (fine-tunes the decoder alone, see `train.init_from`),
 `:tiny` (four steps, for tests).
 """
 

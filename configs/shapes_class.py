@@ -4,8 +4,8 @@
         --config.first_stage.workdir=runs/autoencoder
     python sample.py --workdir=runs/class --outdir=runs/samples --num_samples=32
 
-Made for two CPU cores; see the README for what it reaches.  Variants: `:tiny` (32 px,
-four steps, for tests).
+Made for two CPU cores; see the README for its results.  Variants: `:tiny` (32 px, four
+steps, for tests).
 """
 
 from configs import common

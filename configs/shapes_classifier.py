@@ -3,9 +3,9 @@
     python train.py --config=configs/shapes_classifier.py --workdir=runs/classifier \
         --config.first_stage.workdir=runs/autoencoder
 
-It guides models that were trained on the same first stage and schedule, such as
+It guides models that were trained with the same first stage and schedule, such as
 configs/shapes_class.py, also without their labels.  Made for two CPU cores; see the
-README for what it reaches.  Variants: `:tiny` (four steps, for tests).
+README for its results.  Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import common

@@ -8,9 +8,9 @@
     python -m ldm_jax.evaluation.shapes --workdir=runs/depth \
         --outdir=runs/depth/adherence
 
-A depth map is brighter the farther things are.  Data and first stage: see
-`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
-Variants: `:tiny` (four steps, for tests).
+In a depth map, farther objects are brighter.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for its results.  Variants:
+`:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks

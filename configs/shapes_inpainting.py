@@ -1,4 +1,4 @@
-"""Inpainting on `shapes` at 32 px: the masked image, encoded, and the mask.
+"""Inpainting on `shapes` at 32 px: conditions are the encoded masked image and mask.
 
     python train.py --config=configs/shapes_inpainting.py --workdir=runs/inpainting \
         --config.first_stage.workdir=runs/scenes
@@ -9,7 +9,7 @@
 
 Masks are boxes, strokes and borders, white where the image is to be filled.
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
-what it reaches.  Variants: `:tiny` (four steps, for tests).
+its results.  Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks

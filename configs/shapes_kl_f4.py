@@ -4,7 +4,7 @@
     python train.py --config=configs/shapes_kl_f4.py --workdir=runs/shapes_kl_f4
     python -m ldm_jax.evaluation --workdir=runs/shapes_kl_f4 --outdir=runs/evaluation
 
-Made for two CPU cores and a quarter of an hour; see the README for what it reaches.
+Made for two CPU cores and a quarter of an hour; see the README for its results.
 Variants: `:decoder` (fine-tunes the decoder alone, see `train.init_from`), `:tiny`
 (four steps, for tests).
 """
@@ -24,7 +24,7 @@ def get_config(variant=""):
     _, words = common.parse_variant(variant)
     config = shapes_autoencoder.get_config()
     config.data.update(name="shapes/64", image_size=64)
-    # Ramped up, so that the adversary's start costs little of the PSNR.
+    # Ramped up, so that the start of the discriminator costs little PSNR.
     config.loss.update(disc_start=1600, disc_ramp_steps=300)
     config.train.update(
         num_steps=2200, eval_every=550, preview_every=550, checkpoint_every=550

@@ -1,4 +1,4 @@
-"""Layout to image on `shapes` at 32 px: boxes and their classes, as tokens.
+"""Layout to image on `shapes` at 32 px, conditioned on boxes and classes as tokens.
 
     python train.py --config=configs/shapes_layout.py --workdir=runs/layout \
         --config.first_stage.workdir=runs/scenes
@@ -9,8 +9,8 @@
 
 A layout is a list such as `[{"label": "star", "box": [0.2, 0.2, 0.9, 0.8]}]`; a box is
 (ymin, xmin, ymax, xmax) in fractions of the image.  Data and first stage: see
-`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
-Variants: `:tiny` (four steps, for tests).
+`shapes_tasks.py`.  Made for two CPU cores; see the README for its results.  Variants:
+`:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks
@@ -30,8 +30,8 @@ def get_config(variant=""):
         inputs=dict(
             boxes=dict(
                 kind="layout",
-                # A grid of 8 x 8 corners, as many as latents, and "no object": finer
-                # ones take longer to learn.
+                # A grid of 8 x 8 corners, one per latent position, and "no object":
+                # finer grids take longer to learn.
                 vocab_size=65,
                 max_objects=4,
                 num_classes=8,

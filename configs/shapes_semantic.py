@@ -1,4 +1,4 @@
-"""Semantic synthesis on `shapes` at 32 px: a map of classes beside the latents.
+"""Semantic synthesis on `shapes` at 32 px: a segmentation concatenated to the latents.
 
     python train.py --config=configs/shapes_semantic.py --workdir=runs/semantic \
         --config.first_stage.workdir=runs/scenes
@@ -7,9 +7,9 @@
     python -m ldm_jax.evaluation.shapes --workdir=runs/semantic \
         --outdir=runs/semantic/adherence
 
-In a map 0 is the ground and k + 1 is class k.  Data and first stage: see
-`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
-Variants: `:tiny` (four steps, for tests).
+In a segmentation 0 is the background and k + 1 is class k.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for its results.  Variants:
+`:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks
@@ -28,7 +28,7 @@ def get_config(variant=""):
         variant,
         inputs=dict(segmentation=dict(kind="segmentation")),
         conditions=dict(
-            # Fractions of the classes in the pixels of each latent.
+            # The fraction of each class among the pixels of a latent position.
             segmentation=dict(kind="spatial", num_stages=2, num_classes=9)
         ),
     )

@@ -1,4 +1,4 @@
-"""Super-resolution on `shapes`, from 8 to 32 px: the small image beside the latents.
+"""Super-resolution on `shapes`, 8 to 32 px: the small image is stacked on the latents.
 
     python train.py --config=configs/shapes_super_resolution.py --workdir=runs/sr \
         --config.first_stage.workdir=runs/scenes
@@ -6,8 +6,8 @@
     python -m ldm_jax.evaluation.shapes --workdir=runs/sr --outdir=runs/sr/adherence
 
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
-what it reaches.  Variants: how images are made small, "bicubic" (the default),
-"bsrgan" or "bsrgan_light", and "tiny" (four steps, for tests): `bsrgan_light,tiny`.
+its results.  Variants: how images are downsampled, "bicubic" (the default), "bsrgan" or
+"bsrgan_light", and "tiny" (four steps, for tests): `bsrgan_light,tiny`.
 """
 
 from configs import common, shapes_tasks
@@ -28,6 +28,6 @@ def get_config(variant=""):
     return shapes_tasks.config(
         ",".join(words),
         inputs=dict(low_res=dict(kind="low_res", factor=4, degradation=degradation)),
-        # As large as the latents.
+        # The small images are as large as the latents.
         conditions=dict(low_res=dict(kind="raw", slot="concat")),
     )

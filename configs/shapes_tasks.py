@@ -1,14 +1,14 @@
-"""What the tasks on `shapes` share: scenes of one to four shapes at 32 px.
+"""The part common to the tasks on `shapes`: scenes of one to four shapes at 32 px.
 
 Each is the demo's model (`shapes_class.py`) with other conditions. All of them use one
-first stage, which like each of them trains for minutes on two CPU cores:
+first stage, which, like each of them, trains in minutes on two CPU cores:
 
     python -m ldm_jax.data.shapes --image_size=32 --num_train=20000
     python train.py --config=configs/shapes_autoencoder.py --workdir=runs/scenes \
         --config.data.name=shapes/32
 
-Whatever the task, conditions are left out of every tenth example, so that guidance, and
-the comparison with sampling without a condition, are possible.
+In all tasks conditions are dropped with probability 0.1, which makes classifier-free
+guidance possible, and the comparison with unconditional samples.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def config(
       variant: "" or "tiny".
       inputs: Section `data.inputs`.
       conditions: Section `conditions`.
-      guidance_scale: Of previews and samples.
+      guidance_scale: Guidance scale of previews and samples.
       num_steps: Length of the training.
       **backbone: Fields of the backbone that the conditions need.
 
@@ -50,12 +50,12 @@ def config(
 
 
 def caption():
-    """Captions of `shapes`: the longest have 52 words and marks, with start and end."""
+    """Captions of `shapes`, at most 52 tokens with punctuation, start and end."""
     return dict(kind="caption", tokenizer="shapes", max_length=52)
 
 
 def tokens(kind):
-    """A transformer that reads captions or layouts, trained with the denoiser."""
+    """A transformer that encodes captions or layouts, trained with the denoiser."""
     return dict(
         kind=kind,
         vocab_size=common.placeholder(int),

@@ -1,4 +1,4 @@
-"""Text to image on `shapes` at 32 px: a transformer trained jointly reads the captions.
+"""Text to image on `shapes` at 32 px, with a jointly trained transformer for captions.
 
     python train.py --config=configs/shapes_text.py --workdir=runs/text \
         --config.first_stage.workdir=runs/scenes
@@ -7,7 +7,7 @@
     python -m ldm_jax.evaluation.shapes --workdir=runs/text --outdir=runs/text/adherence
 
 Data and first stage: see `shapes_tasks.py`.  Made for two CPU cores; see the README for
-what it reaches.  Variants: `:tiny` (four steps, for tests).
+its results.  Variants: `:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks

@@ -1,4 +1,4 @@
-"""Variations of an image on `shapes` at 32 px, by an embedding learned jointly.
+"""Variations of an image on `shapes` at 32 px, by a jointly learned embedding.
 
     python train.py --config=configs/shapes_variations.py --workdir=runs/variations \
         --config.first_stage.workdir=runs/scenes
@@ -7,11 +7,11 @@
     python -m ldm_jax.evaluation.shapes --workdir=runs/variations \
         --outdir=runs/variations/adherence
 
-A transformer on patches encodes each image in 16 numbers, which condition the denoiser,
-as in a diffusion autoencoder (Preechakul et al. 2022); with CLIP's frozen tower in its
-place (`conditions.style.weights`) it needs no training.  Data and first stage: see
-`shapes_tasks.py`.  Made for two CPU cores; see the README for what it reaches.
-Variants: `:tiny` (four steps, for tests).
+A vision transformer encodes each image as 16 numbers, which condition the denoiser, as
+in a diffusion autoencoder (Preechakul et al. 2022).  CLIP's frozen image encoder in its
+place (`conditions.style.weights`) needs no training.  Data and first stage: see
+`shapes_tasks.py`.  Made for two CPU cores; see the README for its results.  Variants:
+`:tiny` (four steps, for tests).
 """
 
 from configs import shapes_tasks

@@ -4,9 +4,9 @@
     python train.py --config=configs/shapes_vq_f4.py --workdir=runs/shapes_vq_f4
     python -m ldm_jax.evaluation --workdir=runs/shapes_vq_f4 --outdir=runs/evaluation
 
-Made for two CPU cores and a quarter of an hour; see the README for what it reaches.
-As `shapes_kl_f4.py` but for the codebook.  Variants: `:decoder` (fine-tunes the decoder
-alone, see `train.init_from`), `:tiny` (four steps, for tests).
+Made for two CPU cores and a quarter of an hour; see the README for its results.  The
+same as `shapes_kl_f4.py` except for the codebook.  Variants: `:decoder` (fine-tunes the
+decoder alone, see `train.init_from`), `:tiny` (four steps, for tests).
 """
 
 from configs import common, shapes_kl_f4
@@ -24,9 +24,9 @@ def get_config(variant=""):
     _, words = common.parse_variant(variant)
     config = shapes_kl_f4.get_config()
     config.first_stage.update(kind="vq", num_codes=256, quantizer="nearest")
-    # Codes are averages of their latents, the loss holds latents gently to them, and
-    # codes that hardly any latent is near begin anew at one that is there: 2.6 dB more
-    # after 550 steps than with CompVis's loss and restarts alone.
+    # Codes are moving averages of their latents, the commitment loss has a small
+    # weight, and codes that are hardly used are restarted at a current latent: 2.6 dB
+    # more after 550 steps than with CompVis's loss and restarts alone.
     config.loss.update(
         codebook_ema_decay=0.99, codebook_legacy=False, restart_threshold=0.1
     )

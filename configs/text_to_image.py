@@ -9,22 +9,23 @@ row         first stage  U-Net        conditions   batch    steps  learning rate
 laion       kl:f8        872,300,484  542,895,360    680  390,000  1e-4
 conceptual  vq:f4        403,623,939  166,590,080     28  390,000  5.6e-5
 
-The first stage is a row of `autoencoder_kl.py` or `autoencoder_vq.py`; the columns of
-the U-Net and of the transformer that reads the captions count parameters.  Both are
-trained together from scratch, on the ids of BERT's tokenizer.
+The first stage is a row of `autoencoder_kl.py` or `autoencoder_vq.py`; the columns
+"U-Net" and "conditions" are the parameters of the U-Net and of the transformer that
+encodes the captions.  Both are trained jointly from scratch, on the token ids of BERT's
+tokenizer.
 
 Published:
 laion (1.45 B, with the output layer that CompVis's transformer has and does not
-  use): on 30,000 captions of COCO FID 23.31, IS 20.03; guided with scale 1.5 FID 12.63,
-  IS 30.29.  250 DDIM steps.
+  use): on 30,000 captions of COCO FID 23.31, IS 20.03; with guidance scale 1.5 FID
+  12.63, IS 30.29.  250 DDIM steps.
 conceptual (trained on LAION first): FID 16.79, IS 13.89 on Conceptual Captions; 100
   DDIM steps, eta 0.  Its steps and number of accelerators are not published: the batch
-  is CompVis's of one, the steps are those of laion.
+  size is CompVis's for one accelerator, the steps are those of laion.
 
 laion is the prepared TensorFlow data set laion400m/images; conceptual is a folder
 conceptual_captions in `--config.data.data_dir` with a caption `x.txt` beside each image
-`x.jpg`.  The dropout of captions is for guidance.  Variants: a row, `tiny` (a toy for a
-laptop) or both: `laion,tiny`.
+`x.jpg`.  The dropout of captions is for guidance.  Variants: a row, `tiny` (a toy model
+for a laptop) or both: `laion,tiny`.
 """
 
 from configs import published
@@ -50,7 +51,7 @@ def _caption(features):
     )
 
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "laion": dict(
         _caption(1280),

@@ -10,20 +10,20 @@ ffhq      vq:f4        274,056,163           0     42    635,000  8.4e-5
 bedrooms  vq:f4        274,056,163           0     48  1,900,000  9.6e-5
 churches  kl:f8        294,966,916           0     96    500,000  5e-5
 
-The first stage is a row of `autoencoder_vq.py` or `autoencoder_kl.py`; the U-Net's
-column counts its parameters.
+The first stage is a row of `autoencoder_vq.py` or `autoencoder_kl.py`; the columns
+"U-Net" and "conditions" are numbers of parameters.
 
 Published, on 50,000 samples against the whole training set:
 celebahq: FID 5.11, precision 0.72, recall 0.49; 500 DDIM steps, eta 0.  14 V100-days.
 ffhq: FID 4.98, precision 0.73, recall 0.50; 200 DDIM steps, eta 1.  26 V100-days.
 bedrooms: FID 2.95, precision 0.66, recall 0.48; 200 DDIM steps, eta 1.  60 V100-days.
 churches: FID 4.02, precision 0.64, recall 0.52; 400 DDIM steps, eta 0.  18 V100-days.
-The paper gives churches 200 steps in Table 1 and 100 in Table 18, the released model's
-page 400.  All were trained on one A100, taken for 2.2 V100.
+For churches the paper gives 200 steps in Table 1 and 100 in Table 18, the released
+model's page 400.  All were trained on one A100, counted as 2.2 V100.
 
 celebahq and the LSUN rows are prepared TensorFlow data sets (celeb_a_hq/256,
 lsun/bedroom, lsun/church_outdoor); ffhq is a folder of that name with the images, in
-`--config.data.data_dir`.  Variants: a row, `tiny` (a toy for a laptop) or both.
+`--config.data.data_dir`.  Variants: a row, `tiny` (a toy model for a laptop) or both.
 """
 
 from configs import published
@@ -35,7 +35,7 @@ _F4 = dict(
     head_channels=32,
 )
 
-# What sets the rows apart.  The first is the default.
+# How the rows differ.  The first is the default.
 ROWS = {
     "celebahq": dict(
         data=dict(
