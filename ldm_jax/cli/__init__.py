@@ -1,7 +1,7 @@
-"""What all commands share: flags of one spelling, help in groups, one-line errors.
+"""Command-line tools of all commands: shared flags, grouped help, one-line errors.
 
-A command defines its flags in groups, with those of several commands from one table,
-and ends in `run`:
+A command defines its flags in groups, takes flags that several commands have from one
+table, and calls `run`:
 
     with cli.group("output"):
         _OUTDIR = cli.shared("outdir", required=True)

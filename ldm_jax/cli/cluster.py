@@ -1,4 +1,4 @@
-"""How a command joins the other processes of its job."""
+"""Joins the other processes of a multi-process job."""
 
 import os
 import socket
@@ -38,10 +38,11 @@ def define_cluster_flags() -> None:
 
 
 def join_cluster() -> None:
-    """Joins the other processes, if the flags say that there are any.
+    """Joins the other processes, if the flags ask for a job of several processes.
 
     Raises:
-      ConfigError: If they cannot be joined, as the flags are.
+      ConfigError: If the flags contradict each other, or the processes cannot be
+        joined.
     """
     values = flags.FLAGS
     address, count = values.coordinator, values.num_processes
@@ -50,12 +51,12 @@ def join_cluster() -> None:
         return
     import jax
 
-    # Processes of a job reach each other directly: with an empty proxy of its own gRPC
-    # does not ask that of http_proxy, of which JAX would warn, and with which it fails.
+    # Processes of a job reach each other directly: an empty grpc_proxy keeps gRPC from
+    # using http_proxy, with which it fails, and of which JAX would warn.
     if not os.environ.setdefault("grpc_proxy", ""):
         jax.config.update("jax_check_proxy_envs", False)
     seconds = values.start_timeout
-    # JAX itself would end in a dump.
+    # On a timeout JAX itself would crash with a dump.
     timer = threading.Timer(seconds, _give_up, (address, values.process_id, seconds))
     timer.daemon = True
     timer.start()
@@ -106,14 +107,14 @@ def check(
 
 
 def _give_up(address, index, seconds):
-    """Ends this process, as others have not come."""
+    """Ends this process, as others have not joined in time."""
     sys.stdout.flush()
     print(f"error: {_explain(address, index, seconds)}", file=sys.stderr, flush=True)
     os._exit(ProcessLost.exit_code)
 
 
 def _explain(address, index, seconds):
-    """Says who is missing, as far as that can be known."""
+    """Returns an error message that names the missing process, as far as possible."""
     within = f"within {seconds} s (--start_timeout)"
     if address and index and not _answers(address):
         return (

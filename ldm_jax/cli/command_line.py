@@ -1,4 +1,4 @@
-"""Reads the command line into the flags; what is wrong with it is said in one line."""
+"""Parses the command line into the flags, with one-line errors."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
 
     Args:
       argv: The command line, with the name of the program.
-      arguments: What the command takes beside flags; nothing by default.
+      arguments: Positional arguments of the command, for its help; none by default.
 
     Returns:
-      The name of the program and what is no flag.
+      The name of the program and the positional arguments.
 
     Raises:
-      ConfigError: If a flag is missing, or its value wrong, or a word is no flag where
-        none are taken.
+      ConfigError: If a flag is missing or its value is wrong, or if arguments are given
+        to a command that takes none.
       flags.Error: If a flag is unknown.
     """
     try:
@@ -43,7 +43,7 @@ def read_flags(argv: Sequence[str], arguments: str = "") -> list[str]:
     return rest
 
 
-# What absl says of values that it cannot read -> what they must be.
+# Part of absl's message for a value that it cannot parse -> what the value must be.
 _UNREADABLE = {
     "invalid literal for int": "a whole number",
     "could not convert string to float": "a number",
@@ -52,7 +52,7 @@ _UNREADABLE = {
 
 
 def _illegal(text):
-    """What is wrong with the value of a flag, without absl's "flag --name=value:"."""
+    """The error for the value of a flag, without absl's "flag --name=value:"."""
     head, _, reason = text.partition(": ")
     flag = head.removeprefix("flag ")
     for theirs, ours in _UNREADABLE.items():
@@ -62,7 +62,7 @@ def _illegal(text):
 
 
 def _stray(word):
-    """What is wrong with a word that is no flag, and what may have been meant."""
+    """The error for a word that is not a flag, with what may have been meant."""
     name, mark, value = word.partition("=")
     if not mark:
         return f"'{word}' is not a flag: write --name=value"

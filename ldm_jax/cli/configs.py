@@ -1,4 +1,4 @@
-"""Configs by name: `shapes_class:tiny`, in ./configs or among those of the package."""
+"""Finds and loads configs by name, e.g. `shapes_class:tiny`, or by path."""
 
 import difflib
 import importlib.util
@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 
 from ldm_jax.errors import ConfigError
 
-# Modules of the folder that others import, and that are not experiments.
+# Modules of the folder that configs import and that are not experiments themselves.
 _SHARED = ("__init__", "common", "published", "shapes_tasks")
 
 
 def shipped_folder() -> pathlib.Path:
-    """Finds the configs that belong to the package.
+    """Finds the configs that come with the package.
 
     Returns:
-      Their folder: beside the package in a checkout, inside of it when installed.
+      Their folder: beside the package in a checkout, inside it when installed.
     """
     package = pathlib.Path(__file__).absolute().parent.parent
     inside = package / "configs"
@@ -74,13 +74,13 @@ def load_config(name: str) -> ConfigDict:
       The unlocked config.
 
     Raises:
-      ConfigError: If there is none, or not this variant, or its file fails.
+      ConfigError: If there is no such config or variant, or its file raises an error.
     """
     path, colon, variant = find_config(name).partition(":")
     _make_importable(pathlib.Path(path).absolute().parent)
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
-    # The file is a program: whatever it raises is its author's to mend.
+    # The file is a program: whatever it raises is for its author to fix.
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -107,7 +107,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def _where(error: Exception, path: str) -> str:
-    """Says what a config's file raised, and in which of its lines."""
+    """Returns what a config's file raised, and in which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
@@ -116,20 +116,20 @@ def _where(error: Exception, path: str) -> str:
 
 
 def _folders() -> list[pathlib.Path]:
-    """Where configs lie, the user's first."""
+    """Folders of configs, the user's first."""
     return [pathlib.Path("configs"), shipped_folder()]
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    """Whether a path reads like one in a checkout: configs/shapes_class.py."""
+    """Whether a path looks like one in a checkout: configs/shapes_class.py."""
     return path.parent == pathlib.Path("configs")
 
 
 def _make_importable(folder: pathlib.Path) -> None:
-    """Lets files say `from configs import common`, wherever they lie.
+    """Makes `from configs import common` work in config files in any folder.
 
     Args:
-      folder: That of the file; if its name is `configs`, its own come first.
+      folder: Folder of the file; if its name is `configs`, its modules take precedence.
     """
     folders = [pathlib.Path("configs").absolute(), shipped_folder()]
     if folder.name == "configs":

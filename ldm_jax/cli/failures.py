@@ -1,4 +1,4 @@
-"""What any error is to a user: one line and an exit status."""
+"""Turns any error into one line for the user and an exit code."""
 
 import ast
 import errno
@@ -25,7 +25,7 @@ from ldm_jax.store import SILENT, causes_of, explain_fault, is_fault, raise_if_s
 _PACKAGE = pathlib.Path(__file__).absolute().parent.parent
 _LIBRARIES = ("site-packages", "dist-packages", "lib/python3", "<frozen", "<string>")
 
-# Failures of a disk; libraries give some of them as text alone.
+# Failures of a disk; libraries report some of them only as text.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
 _DISK_TEXTS = (
     "No space left on device",
@@ -44,15 +44,15 @@ _PATH = (
     errno.ELOOP,
 )
 
-# Errors that say of a file that it cannot be read, which may be that of its disk.
+# Errors about unreadable files, which may be caused by the file's disk.
 _OF_FILES = (ConfigError, DataError, DecodeError)
 
-# What Orbax and JAX say where a process does not come to where the others wait for it.
+# Messages of Orbax and JAX when a process does not reach a barrier in time.
 _BARRIER = re.compile(
     "waiting at barrier|barrier timed out|CoordinationServiceError", re.IGNORECASE
 )
 
-# Words of a message that are kept.
+# Characters of a message that are kept.
 _LONGEST = 600
 
 
@@ -61,7 +61,7 @@ class Failure(NamedTuple):
 
     Attributes:
       line: What is wrong and what to do, without a line break.
-      exit_code: Its status.
+      exit_code: Exit code of the process.
     """
 
     line: str
@@ -69,11 +69,11 @@ class Failure(NamedTuple):
 
 
 def explain(error: BaseException, lower: str = "the sizes") -> Failure:
-    """Says in one line what an error is to a user.
+    """Explains an error to the user in one line.
 
     Args:
       error: Any exception.
-      lower: What to lower where memory is short, for this command.
+      lower: What to lower when memory runs out, for this command.
 
     Returns:
       A Failure.
@@ -117,20 +117,21 @@ def one_line(text: object) -> str:
     """
     text = str(text)
     if len(text) > 1 and text[:1] in ("'", '"') and text[0] == text[-1]:
-        # Errors of keys quote their message.
+        # KeyError quotes its message.
         try:
             text = str(ast.literal_eval(text))
         except (SyntaxError, ValueError):
             pass
-    # Nothing that comes from a file may steer the terminal.
+    # Text that comes from a file must not contain terminal control characters.
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= 2 * _LONGEST else text[: 2 * _LONGEST] + " ..."
 
 
 def _silence(error):
-    """Unreachable, where an error comes of it; None otherwise."""
-    # Whoever writes says so, and processes and checkpoints have a status of their own.
+    """The Unreachable error that an error was caused by, or None."""
+    # Errors on writing report it themselves, and errors of processes and checkpoints
+    # have exit codes of their own.
     if isinstance(error, UserError) and not isinstance(error, _OF_FILES):
         return None
     for cause in causes_of(error):
@@ -163,7 +164,7 @@ def _os_error(error):
 
 
 def _is_of_store(error):
-    """Whether an error comes of an object store; some kinds are those of a disk."""
+    """Whether an error comes from an object store; some have types of disk errors."""
     frames = traceback.extract_tb(error.__traceback__)
     return is_fault(error) or any("/gcsfs/" in frame.filename for frame in frames)
 
@@ -185,7 +186,7 @@ def _barrier(error):
 
 
 def _by_text(error, lower):
-    """Libraries in C++ raise errors whose message alone says what failed."""
+    """Explains errors by their message, as C++ libraries have no types for them."""
     text = str(error)
     if any(words in text for words in _DISK_TEXTS):
         return _disk(_first_line(text))
@@ -212,7 +213,7 @@ def _out_of_memory(where, asked, lower):
 
 
 def _size(text):
-    """A number of bytes as people read it."""
+    """Formats a number of bytes, e.g. "1.5 GiB"; other text is returned unchanged."""
     number = re.match(r"(\d+)( ?bytes?)?$", text)
     if not number:
         return text
@@ -245,7 +246,7 @@ def _unexpected(error):
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     file, _ = _place(error)
     if file and not _is_ours(file):
-        # A module of the user's own, such as another backbone.
+        # A module of the user's own, e.g. another backbone.
         return f"{text}{_where(error)}; mend it there"
     return (
         f"unexpected {text}{_where(error)}; --traceback shows more, please report it "
@@ -254,7 +255,7 @@ def _unexpected(error):
 
 
 def _where(error):
-    """The place in the package, or in a file of the user, where an error arose."""
+    """The place in the package, or in a file of the user, where an error was raised."""
     file, line = _place(error)
     if file and _is_ours(file):
         file = pathlib.Path(file).relative_to(_PACKAGE.parent)

@@ -1,4 +1,4 @@
-"""Flags of the commands: those that several share, their groups, their old names."""
+"""Flags of the commands: shared flags, groups of flags, and their old names."""
 
 import contextlib
 import functools
@@ -10,18 +10,18 @@ from absl import flags
 
 from ldm_jax import ranges
 
-# Title -> names of the flags defined in it, both in the order of definition.
+# Title -> names of the flags in the group, both in the order of definition.
 GROUPS: dict[str, list[str]] = {}
 
 # Names of flags that must be given.
 REQUIRED: list[str] = []
 
-# Old name -> what stands for it now.
+# Old name -> what replaces it now.
 _RENAMED: dict[str, "_Renamed"] = {}
 
 
 class _Renamed(NamedTuple):
-    """What stands for an old flag: its new name, what to write, and the value's map."""
+    """What replaces an old flag: the new name, what to write, and the value mapping."""
 
     new: str
     use: str
@@ -33,8 +33,8 @@ class Shared(NamedTuple):
 
     Attributes:
       define: Function of absl that defines flags of its type.
-      default: Value where a command gives no default of its own.
-      help: What `--help` says.
+      default: Default for commands that give none of their own.
+      help: Text for `--help`.
     """
 
     define: Callable[..., flags.FlagHolder]
@@ -50,10 +50,10 @@ def shared(
     Args:
       name: Row of SHARED.
       required: Whether the command needs it.
-      default: Value in place of that of the table, where it is not None.
+      default: Default in place of that of the table; None keeps the table's.
 
     Returns:
-      The holder of the flag.
+      The FlagHolder.
     """
     row = SHARED[name]
     if required:
@@ -63,14 +63,13 @@ def shared(
 
 @contextlib.contextmanager
 def group(title: str, **checks: ranges.Check) -> Iterator[None]:
-    """Puts all flags that are defined inside under one title of `--help`.
+    """Groups all flags defined in the block under one title of `--help`.
 
     Their values are checked when the command line is parsed.
 
     Args:
-      title: The title; a second group of this title adds to the first.
-      **checks: Flag -> what its value must be, where that is not what `ranges.FLAGS`
-        says.
+      title: The title; a second group of the same title extends the first.
+      **checks: Flag -> check of its value, in place of that in `ranges.FLAGS`.
 
     Yields:
       Nothing.
@@ -85,14 +84,14 @@ def group(title: str, **checks: ranges.Check) -> Iterator[None]:
 
 
 def _check(name: str, check: ranges.Check | None, value: Any) -> bool:
-    """Checks the value of a flag; absl puts the flag before what is wrong with it."""
+    """Checks the value of a flag; absl puts the flag's name before the message."""
     flag = flags.FLAGS[name]
     if value is None or value == flag.default:
         return True
     if check is not None and not check.accepts(value):
         raise flags.ValidationError(check.problem(f"--{name}", value))
-    # As of a variable of the shell that is not set. Texts with a flag each, such as
-    # prompts, may be empty.
+    # E.g. from a shell variable that is not set. Flags that are repeated for each text,
+    # such as prompts, may be empty.
     is_list = isinstance(flag.parser, flags.BaseListParser)
     parts = value if is_list else [value]
     if not parts or any(isinstance(part, str) and not part.strip() for part in parts):
@@ -106,14 +105,14 @@ def renamed(
     use: str | None = None,
     translate: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Keeps the old name of a flag for one release, with a note where it is used.
+    """Keeps the old name of a flag for one release, and prints a note when it is used.
 
     Args:
       old: The old name.
-      new: The flag, defined before, that took its place.
+      new: The flag that replaces it, already defined.
       use: What to write now; `--new` if unset.
-      translate: Value of the old flag, a switch, -> value of the new; the same if
-        unset.
+      translate: Maps the value of the old flag, a boolean, to that of the new one; if
+        unset, the flags have the same values.
     """
     if translate is None:
         flags.DEFINE_alias(old, new)
@@ -123,7 +122,7 @@ def renamed(
 
 
 def apply_renamed() -> None:
-    """Carries what was given under old names over to the new ones, after parsing."""
+    """Sets the new flags from values given under old names, after parsing."""
     for old, row in _RENAMED.items():
         if not flags.FLAGS[old].present:
             continue

@@ -1,4 +1,4 @@
-"""`--help`: how a command is called, what it does, and its flags in groups."""
+"""`--help`: usage, description and grouped flags of a command."""
 
 import pathlib
 import shutil
@@ -12,7 +12,7 @@ from ldm_jax.cli.flags import GROUPS, REQUIRED
 _SHORT = {"--help", "-help", "--helpshort", "-h"}
 _FULL = {"--helpfull", "-helpfull"}
 
-# Type of a flag, as absl names it -> what stands for its value.
+# Type of a flag, as absl names it -> placeholder for its value.
 _VALUES = {
     "string": "VALUE",
     "int": "N",
@@ -22,18 +22,18 @@ _VALUES = {
     "config object": "CONFIG",
 }
 
-# Column at which the explanations begin.
+# Column at which the help texts begin.
 _INDENT = 28
 
 
 def asked(argv: list[str]) -> str:
-    """Finds out whether a command line asks for help.
+    """Checks whether a command line asks for help.
 
     Args:
       argv: The command line, with the name of the program.
 
     Returns:
-      "short", "full" (with the flags of libraries), or "" where it does not ask.
+      "short", "full" (with the flags of libraries), or "" if it does not.
     """
     if not _FULL.isdisjoint(argv[1:]):
         return "full"
@@ -45,7 +45,7 @@ def text(doc: str, arguments: str = "", full: bool = False) -> str:
 
     Args:
       doc: Docstring of the command.
-      arguments: Its arguments beside the flags, as "SOURCE TARGET".
+      arguments: Its positional arguments, e.g. "SOURCE TARGET".
       full: Whether to add the flags that are in no group, such as those of libraries.
 
     Returns:
@@ -64,7 +64,7 @@ def text(doc: str, arguments: str = "", full: bool = False) -> str:
 
 
 def _program() -> str:
-    """The running command as one types it."""
+    """The running command as typed in a shell."""
     script = pathlib.Path(sys.argv[0])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name:
@@ -73,13 +73,13 @@ def _program() -> str:
 
 
 def _line(name: str) -> str:
-    """A flag, its kind, what it is, and its default."""
+    """The help of a flag: name, placeholder of the value, text and default."""
     flag = flags.FLAGS[name]
     if flag.boolean:
         head = f"--[no]{name}"
     else:
         head = f"--{name}={_VALUES.get(flag.flag_type(), '...')}"
-    # absl adds what `head` says: how lists are given, and the values of an enum.
+    # absl appends what `head` already shows: the form of lists, the values of an enum.
     words = flag.help.split(";\n")[0]
     if isinstance(flag.parser, flags.EnumParser):
         values = "|".join(flag.parser.enum_values)
@@ -89,6 +89,6 @@ def _line(name: str) -> str:
     width = min(88, shutil.get_terminal_size().columns) - _INDENT
     lines = textwrap.wrap(words + default, max(width, 40))
     if len(head) > _INDENT:
-        # A long name has a line of its own.
+        # A long name gets a line of its own.
         head, lines = head.rstrip(), ["", *lines]
     return head + ("\n" + " " * _INDENT).join(lines)

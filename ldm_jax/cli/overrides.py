@@ -1,7 +1,7 @@
-"""`--config` and the flags that change its keys, as `--config.train.num_steps=2`.
+"""`--config` and the flags that override its keys, e.g. `--config.train.num_steps=2`.
 
-A key that the config has keeps its type. One that it does not have, as
-`--config.backbone.dropout=0.1`, is added: whether anything takes it is known where the
+Keys of the config keep their type. A key that it does not have, e.g.
+`--config.backbone.dropout=0.1`, is added: whether it is valid is checked where the
 section is read.
 """
 
@@ -19,22 +19,22 @@ from ldm_jax.cli.flags import REQUIRED
 from ldm_jax.errors import ConfigError
 
 _PREFIX = "config."
-# Sections by the names that they had.
+# Old name of a section -> its name.
 _RENAMED = {"unet": "backbone"}
-# Its sections have names of the user's: `data.parts.photos.name` makes one.
+# The user names the sections in this one: `data.parts.photos.name` creates `photos`.
 _NAMED = "parts"
-# The same, but what an entry must hold is too much for a command line.
+# The same, but their entries need too many keys for a command line.
 _ENTRIES = ("conditions", "data.inputs")
 
 
 def config_flag(help_: str) -> flags.FlagHolder:
-    """Defines `--config` and what overrides its keys.
+    """Defines `--config` and the flags that override its keys.
 
     Args:
       help_: Help of the flag.
 
     Returns:
-      The holder; its value is the config.
+      The FlagHolder; its value is the config.
     """
     REQUIRED.append("config")
     flag = _ConfigFlag(
@@ -48,13 +48,13 @@ def config_flag(help_: str) -> flags.FlagHolder:
 
 
 def set_key(config: ConfigDict, key: str, text: str, again: bool = False) -> None:
-    """Sets a key as the command line gives it.
+    """Sets a key to a value from the command line.
 
     Args:
       config: The config, changed in place.
-      key: Dotted key, as "train.num_steps".
-      text: The value: a number, a word, a tuple as "1,2"; "None" unsets the key.
-      again: Whether it was given before: a tuple goes on then.
+      key: Dotted key, e.g. "train.num_steps".
+      text: The value: a number, a word, a tuple such as "1,2"; "None" unsets the key.
+      again: Whether the flag was given before; if so, a tuple extends the earlier one.
 
     Raises:
       ConfigError: If there is no such section, or the value is of another type.
@@ -75,14 +75,14 @@ def set_key(config: ConfigDict, key: str, text: str, again: bool = False) -> Non
 
 
 def is_switch(config: ConfigDict, key: str) -> bool:
-    """Whether a key is True or False, so that its name alone may turn it on.
+    """Whether a key is boolean, so that `--config.KEY` without a value turns it on.
 
     Args:
       config: The config.
       key: Dotted key.
 
     Returns:
-      Whether it is, also False where there is no such key.
+      Whether it is; False if there is no such key.
     """
     try:
         section, name = _section_of(config, key)
@@ -92,7 +92,7 @@ def is_switch(config: ConfigDict, key: str) -> bool:
 
 
 def _open_sections(config, key):
-    """Makes the section of a name that is the user's own."""
+    """Creates the section that a key needs, if the user names such sections."""
     *path, _ = key.split(".")
     section = config
     for depth, part in enumerate(path):
@@ -149,8 +149,8 @@ def _spellings(name, known):
 
 
 def _parse(kind, text, flag):
-    """A value of the type of the one that it replaces; of what is new, as it looks."""
-    # In lower case they are words where words are asked for: `norm="none"`.
+    """Parses a value as the type of the one it replaces; for new keys, as a literal."""
+    # In lower case they are ordinary values of string keys: `norm="none"`.
     unset = ("None",) if kind is str else ("None", "none", "null")
     if text.strip() in unset:
         return None
@@ -161,7 +161,7 @@ def _parse(kind, text, flag):
         return parse(text)
     except (ValueError, OverflowError) as error:
         if "," in text and kind in (int, float):
-            # One value for each level, where there may be so many.
+            # Some keys also take a tuple, with one value for each level.
             return _tuple(text)
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(f"{flag}={shown} must be {words}") from error
@@ -174,7 +174,7 @@ def _whole(text):
         number = float(text)
         if number != int(number):
             raise
-        # 1e6 is how many write a million.
+        # Many write a million as 1e6.
         return int(number)
 
 
@@ -189,7 +189,7 @@ def _is_switch(text):
 
 
 def _tuple(text):
-    """A tuple of what is written between commas, with or without brackets."""
+    """A tuple of comma-separated values, with or without brackets."""
     value = _literal(text)
     if isinstance(value, str) and value[:1] not in ("(", "["):
         value = tuple(map(_literal, value.split(","))) if value else ()
@@ -199,7 +199,7 @@ def _tuple(text):
 
 
 def _literal(text):
-    """What Python reads in a text; the text itself where it reads nothing."""
+    """The Python literal that a text is, or else the text itself."""
     if _is_switch(text) and not text.strip().isdecimal():
         return _SWITCHES[text.strip().lower()]
     try:
@@ -211,7 +211,7 @@ def _literal(text):
 _SWITCHES = {"true": True, "false": False, "1": True, "0": False}
 _SWITCHES |= {"yes": True, "no": False, "on": True, "off": False}
 
-# Type of a key -> what its values are in words, and how they are read.
+# Type of a key -> description of its values, and their parser.
 _PARSERS = {
     int: ("a whole number", _whole),
     float: ("a number", float),
@@ -226,20 +226,20 @@ class _ByName(flags.ArgumentParser):
     """Loads the config that a flag names."""
 
     def parse(self, name):
-        """The config of that name, locked; ConfigError where there is none."""
+        """Returns the config of that name, locked; ConfigError if there is none."""
         return load_config(name).lock()
 
     def flag_type(self):
-        """What absl's help calls such values."""
+        """Returns the type of the flag, for absl's help."""
         return "config object"
 
 
 class _ConfigFlag(flags.Flag):
-    """`--config`; with it come the flags of the keys that the command line sets."""
+    """`--config`; parsing it defines the flags of keys that the command line sets."""
 
     def _parse(self, argument):
         if self.present:
-            # The keys that are set are those of the first.
+            # The flags that set keys belong to the first one.
             raise ConfigError("it is given twice: keep one")
         config = super()._parse(argument)
         if isinstance(config, ConfigDict):
@@ -253,7 +253,7 @@ class _KeyFlag(flags.Flag):
     """A flag that sets one key of the config."""
 
     def __init__(self, config: ConfigDict, key: str) -> None:
-        """Defines nothing but itself.
+        """Makes the flag, without defining it.
 
         Args:
           config: The config.
@@ -270,7 +270,7 @@ class _KeyFlag(flags.Flag):
         )
 
     def parse(self, argument):
-        """Sets the key to a value in words; ConfigError where it takes none such."""
+        """Sets the key to a value given as text; ConfigError if it is not valid."""
         text = str(argument)
         set_key(self._config, self._key, text, self._given)
         self.value, self._given = text, True
@@ -278,7 +278,7 @@ class _KeyFlag(flags.Flag):
 
 
 def _keys_set(argv: Iterable[str]) -> list[Any]:
-    """Dotted keys that a command line sets, each once."""
+    """Dotted keys that a command line sets, without duplicates."""
     keys = {}
     for word in argv:
         if word == "--":

@@ -1,4 +1,4 @@
-"""How a command starts: flags are parsed, JAX is started, errors are one line."""
+"""Runs a command: parses flags, starts JAX and reports errors in one line."""
 
 import functools
 import os
@@ -30,16 +30,16 @@ def run(
     lower: str = "the sizes",
     stops_together: bool = False,
 ) -> None:
-    """Runs a command to its end, which is the end of the process.
+    """Runs a command and exits the process.
 
     Args:
-      main: Function of the program's name and the arguments beside flags.
+      main: Function that takes the program's name and the positional arguments.
       doc: Docstring of the command, for `--help`.
-      arguments: What it takes beside flags, for `--help`, as "SOURCE TARGET".
-      uses_jax: Whether JAX is started before, and flags of its clusters are there.
-      lower: What to lower where memory is short, for the message.
-      stops_together: Whether processes of a job that is asked to stop agree on a step;
-        of another command the one that is asked ends at once, and then the others.
+      arguments: Positional arguments, for `--help`, e.g. "SOURCE TARGET".
+      uses_jax: Whether to start JAX first, and to define the flags of clusters.
+      lower: What to lower when memory runs out, for the message.
+      stops_together: Whether processes of a job agree on a step to stop at; otherwise
+        the one that is asked to stop exits at once, and then the others.
     """
     with group("cluster" if uses_jax else "errors"):
         if uses_jax:
@@ -47,7 +47,7 @@ def run(
         flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _unraisable
-    # What Python's tracker of shared memory clears away is no news to a user.
+    # Python's tracker of shared memory warns of what it cleans up: no use to the user.
     sys.warnoptions.append("ignore:resource_tracker")
     app.run(
         functools.partial(_run, main, uses_jax, lower, stops_together),
@@ -56,7 +56,7 @@ def run(
 
 
 def _run(main, uses_jax, lower, stops_together, argv):
-    """Calls the main; whatever fails is one line and a status."""
+    """Calls main; any failure becomes one line and an exit code."""
     try:
         if uses_jax:
             start_jax()
@@ -64,7 +64,7 @@ def _run(main, uses_jax, lower, stops_together, argv):
                 # JAX catches it in a job, and leaves it to the loop of a run to look.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         main(argv)
-        # Here a full disk is still a line.
+        # Flushed here so that a full disk is still reported in one line.
         sys.stdout.flush()
         peers.finish()
     except Stopped as stopped:
@@ -81,7 +81,7 @@ def _run(main, uses_jax, lower, stops_together, argv):
 
 
 def _parse(doc, arguments, argv):
-    """Parses the command line; a wrong flag or key is one line and exit status 2."""
+    """Parses the command line; a wrong flag or key gives one line and exit code 2."""
     asked = help_.asked(argv)
     if asked:
         print(help_.text(doc, arguments, full=asked == "full"))
@@ -97,23 +97,23 @@ def _parse(doc, arguments, argv):
 
 
 def _what_is_wrong(error: Exception) -> str:
-    """What is wrong with a command line; it may name a config, which is a program."""
-    # What absl and ConfigDict say of a flag is meant for its user.
+    """The error for a command line; it may come from a config, which is a program."""
+    # The messages of absl and ConfigDict about flags are meant for the user.
     for_user = (flags.Error, AttributeError, TypeError, ValueError)
     return str(error) if isinstance(error, for_user) else explain(error).line
 
 
 def _refuse(text: str) -> NoReturn:
-    """Ends at a command line that cannot work."""
+    """Exits because of an invalid command line."""
     _leave(f"error: {one_line(text)}", ConfigError.exit_code)
 
 
 def _leave(line: str, status: int, done: bool = False) -> NoReturn:
-    """Ends with a line, the last one that is seen; `done` if it is no fault."""
+    """Exits with a last line of output; `done` if this is not a failure."""
     if not done:
         peers.await_cause(line)
     try:
-        # Where both go to one file, the line comes after all output.
+        # If both streams go to one file, the line comes after all output.
         sys.stdout.flush()
     except OSError:
         _silence(1)
@@ -125,14 +125,14 @@ def _leave(line: str, status: int, done: bool = False) -> NoReturn:
         peers.finish()
     else:
         peers.fail(line.removeprefix("error: "), status)
-    # From here on libraries close what they had open, and may say so.
+    # From here on libraries close their resources, and may print messages about it.
     _silence(2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
 
 
 def _silence(descriptor: int) -> None:
-    """Sends what is written to a descriptor nowhere."""
+    """Discards everything that is written to a file descriptor."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
@@ -141,7 +141,7 @@ def _silence(descriptor: int) -> None:
 def start_jax() -> None:
     """Joins the other processes, if asked to, and turns on the compilation cache.
 
-    The cache lies in JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/ldm_jax: the second
+    The cache is in JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/ldm_jax: the second
     run of a program starts in seconds.
     """
     import jax
@@ -150,7 +150,7 @@ def start_jax() -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax logs every file that it renames.
         logging.set_verbosity(logging.WARNING)
-        # What Orbax says of a failure, in thousands of lines, it also raises.
+        # Orbax logs failures in thousands of lines, and raises them as well.
         logging.get_absl_logger().addFilter(_is_not_of_orbax)
     join_cluster()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -163,16 +163,16 @@ def _is_not_of_orbax(record):
 
 
 def _unraisable(unraisable):
-    """What Python drops with a traceback, as it arose where nothing can be raised."""
+    """Handles exceptions that Python cannot raise and would print with a traceback."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # Ctrl-C in a callback, as of the garbage collector: it comes once more, from a
-        # thread, lest it fall into this function.
+        # Ctrl-C in a callback, e.g. of the garbage collector: it is sent again, from a
+        # thread, so that it does not interrupt this function.
         again = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
         again.daemon = True
         again.start()
     elif str(unraisable.exc_value) != "Event loop is closed" or _traceback():
-        # Of arrays that are done after Orbax raised for another, each says so at
-        # length: TensorStore wakes the event loop of Orbax then, which is closed.
+        # After Orbax has raised for one array, each other array that finishes prints
+        # this at length: TensorStore then wakes Orbax's event loop, which is closed.
         sys.__unraisablehook__(unraisable)
 
 
