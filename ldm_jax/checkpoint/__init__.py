@@ -2,21 +2,21 @@
 
 A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
 `ema_params`, `training` (step, optimiser states, batch statistics) and `meta` (JSON:
-the config and what else describes the run), and `checksums.json`, by which damage is
-found before anything is used. Weights and training state are apart, so that sampling
-reads no optimiser state. Orbax writes to a temporary folder and renames it: a run
-killed while it saves leaves its previous checkpoints whole.
+the config and other metadata of the run), and `checksums.json`, by which damage is
+detected before anything is used. Weights and training state are separate, so that
+sampling reads no optimiser state. Orbax writes to a temporary folder and renames it: a
+run killed while it saves leaves its previous checkpoints intact.
 
 | module | what |
 | --- | --- |
-| `checkpoints` | the checkpoints of a run: saving, restoring, which ones stay |
-| `best` | which checkpoint is the best by a result, and that it stays |
-| `weights` | weights and records of a trained run, as NumPy arrays |
-| `items` | the items of a checkpoint: from Orbax, under the names of today |
+| `checkpoints` | saves and restores the checkpoints of a run, and deletes old ones |
+| `best` | the record of the best checkpoint by a metric, and the policy to keep it |
+| `weights` | weights and metadata of a trained run, as NumPy arrays |
+| `items` | reads the items of a checkpoint with Orbax, and upgrades old names |
 | `checksums` | checksums of files and of weights |
-| `damage` | what is said of a damaged checkpoint: the step and the way to go back to |
-| `state` | what training carries from step to step |
-| `folder` | where things lie |
+| `damage` | the error for a damaged checkpoint, with a way to return to an intact one |
+| `state` | the training state |
+| `folder` | paths of checkpoints |
 """
 
 from ldm_jax.checkpoint.best import Best

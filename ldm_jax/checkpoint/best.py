@@ -1,6 +1,7 @@
-"""The best checkpoint of a run: which one it is, and that it stays.
+"""The record of a run's best checkpoint, and the policy to keep it.
 
-`best.json` in the workdir says it: by which result, and what that was.
+`best.json` in the workdir holds its step, the metric that it is the best by, and the
+value of that metric.
 """
 
 import json
@@ -18,14 +19,14 @@ _NAME = "best.json"
 
 
 class Best(NamedTuple):
-    """What is known of the best checkpoint.
+    """The record of the best checkpoint.
 
     Attributes:
       step: Its step.
-      name: The result that it is the best by.
-      value: What that was.
-      better: Whether "lower" or "higher" is.
-      how: Stands for the way in which it was measured; "" where that is not known.
+      name: Name of the metric that it is the best by.
+      value: Value of the metric.
+      better: "lower" or "higher": which values of the metric are better.
+      how: Identifies how the metric was computed; "" if unknown.
     """
 
     step: int
@@ -35,10 +36,10 @@ class Best(NamedTuple):
     how: str = ""
 
     def compares_with(self, other: "Best") -> bool:
-        """Says whether two are of the same result, measured in the same way.
+        """Whether two records are of the same metric, computed in the same way.
 
         Args:
-          other: Another one.
+          other: Another record.
 
         Returns:
           Whether they are.
@@ -46,13 +47,13 @@ class Best(NamedTuple):
         return (self.name, self.how) == (other.name, other.how)
 
     def is_beaten_by(self, other: "Best") -> bool:
-        """Says whether another one is better; one that does not compare always is.
+        """Whether another record is better; one that is not comparable always is.
 
         Args:
-          other: It.
+          other: The other record.
 
         Returns:
-          Whether.
+          Whether it is better.
         """
         if not self.compares_with(other):
             return True
@@ -61,16 +62,16 @@ class Best(NamedTuple):
 
 
 def read_best(workdir: Place) -> Best | None:
-    """Reads which checkpoint is the best.
+    """Reads the record of the best checkpoint.
 
     Args:
       workdir: Folder of the run.
 
     Returns:
-      It, or None if no record of one can be read.
+      The record, or None if there is none that can be read.
 
     Raises:
-      Unreachable: If what it lies on does not answer.
+      Unreachable: If the storage does not respond.
     """
     path = workdir / _NAME
     with answering(path):
@@ -94,11 +95,11 @@ def _makes_sense(best):
 
 
 def write_best(workdir: Place, best: Best) -> None:
-    """Records which checkpoint is the best.
+    """Writes the record of the best checkpoint.
 
     Args:
       workdir: Folder of the run.
-      best: It.
+      best: The record.
 
     Raises:
       DiskError: If it cannot be written.
@@ -107,44 +108,44 @@ def write_best(workdir: Place, best: Best) -> None:
 
 
 class KeepBest:
-    """Orbax's policy that the best checkpoint stays.
+    """Preservation policy for Orbax that keeps the best checkpoint.
 
     Attributes:
-      best: Which one it is; None for none.
+      best: Record of the best checkpoint; None for none.
     """
 
     def __init__(self, best: Best | None) -> None:
-        """Begins with what is recorded.
+        """Starts from a recorded best checkpoint.
 
         Args:
-          best: Which one it is; None for none.
+          best: Its record; None for none.
         """
         self.best = best
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: Any
     ) -> Sequence[bool]:
-        """Says which checkpoints stay.
+        """Returns which checkpoints to keep.
 
         Args:
-          checkpoints: What Orbax knows of each, its step for one.
+          checkpoints: Orbax's metadata of each, with its step.
           context: Unused.
 
         Returns:
-          One answer for each.
+          Whether to keep it, for each checkpoint.
         """
         del context
         step = None if self.best is None else self.best.step
         return [checkpoint.step == step for checkpoint in checkpoints]
 
     def takes(self, found: Best) -> bool:
-        """Takes a checkpoint for the best if it is better than the one so far.
+        """Makes a checkpoint the best one if it is better than the best so far.
 
         Args:
-          found: It.
+          found: Record of the checkpoint.
 
         Returns:
-          Whether it was taken; never where its result is not finite.
+          Whether it is the best now; False if its value is not finite.
         """
         if not math.isfinite(found.value):
             return False

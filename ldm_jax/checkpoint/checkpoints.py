@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saving, restoring, which ones stay."""
+"""Saves and restores the checkpoints of a run, and deletes old ones."""
 
 import concurrent.futures
 import contextlib
@@ -43,11 +43,12 @@ class Checkpoints:
 
         Args:
           workdir: Folder of the run.
-          keep_last: How many of the newest checkpoints stay, at least 1.
-          keep_every: Steps divisible by it stay for ever; None or 0 keeps no others.
+          keep_last: Number of newest checkpoints to keep, at least 1.
+          keep_every: Checkpoints of steps divisible by it are kept for ever; None or 0
+            keeps no others.
 
         Raises:
-          ConfigError: If it would keep none.
+          ConfigError: If keep_last is less than 1.
         """
         if keep_last < 1:
             raise ConfigError(
@@ -67,7 +68,7 @@ class Checkpoints:
             preservation_policy=keep.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        # One thread, in which the checksums of what is on disk are made.
+        # One thread that computes the checksums of saved checkpoints.
         self._sealer = concurrent.futures.ThreadPoolExecutor(1)
         self._sealed = None
 
@@ -83,33 +84,33 @@ class Checkpoints:
 
     @property
     def best(self) -> Best | None:
-        """The best checkpoint so far; None if none is known and there."""
+        """The best checkpoint so far; None if none is recorded or it is gone."""
         return self._best.best
 
     def keep_if_best(self, found: Best) -> bool:
-        """Keeps a checkpoint, in place of the best one so far, if it is better.
+        """Keeps a checkpoint, instead of the best one so far, if it is better.
 
         Every process must call it.
 
         Args:
-          found: Of which step, and by which result.
+          found: Record of the checkpoint: its step and metric.
 
         Returns:
           Whether it is better.
 
         Raises:
-          DiskError: If it, or the record of it, cannot be written.
+          DiskError: If the checkpoint or its record cannot be written.
         """
         if not self._best.takes(found):
             return False
-        # The record names none that is not there.
+        # The record must not name a checkpoint that is not on disk yet.
         self.wait()
         if jax.process_index() == 0:
             write_best(self.workdir, found)
         return True
 
     def _recorded_best(self):
-        """The best checkpoint by the record, if it is still there."""
+        """The recorded best checkpoint, if it still exists."""
         best = read_best(self.workdir)
         return best if best and best.step in saved_steps(self._folder) else None
 
@@ -117,17 +118,17 @@ class Checkpoints:
         """Starts to save; returns once the arrays have been copied off the devices.
 
         Args:
-          step: Python int; saving a step twice does nothing.
+          step: Python int; saving the newest step again does nothing.
           state: TrainState.
           meta: JSON-serialisable dict.
 
         Raises:
-          DiskError: If this, or the one before, cannot be written.
+          DiskError: If this checkpoint, or the one before, cannot be written.
         """
         if step == self.latest_step:
             return
         with self._on_disk():
-            # What is being sealed must not be rotated away meanwhile.
+            # A checkpoint must not be deleted while its checksums are computed.
             self._wait_for_seal()
             saving = self._checkpointer.save_checkpointables_async(
                 step, items_of(state) | {"meta": meta}, force=True
@@ -136,19 +137,18 @@ class Checkpoints:
             self._sealed = self._sealer.submit(self._seal, saving, step, self._kept())
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """Reads a state back onto the devices.
+        """Restores a state onto the devices.
 
         Args:
           step: Step of a checkpoint.
           abstract_state: TrainState of `ShapeDtypeStruct` with shardings; the mesh may
-            differ from the one that saved.
+            differ from the one at saving.
 
         Returns:
           TrainState of arrays.
 
         Raises:
-          CheckpointError: If it cannot be read, is not what was saved or holds other
-            shapes.
+          CheckpointError: If it cannot be read, is damaged or has other shapes.
         """
         folder = self._folder / str(step)
         _verify_together(folder)
@@ -174,15 +174,15 @@ class Checkpoints:
           See `read_meta`.
 
         Raises:
-          CheckpointError: If it cannot be read, or is not what was saved.
+          CheckpointError: If it cannot be read, or is damaged.
         """
         return read_meta(self._folder / str(step))
 
     def wait(self) -> None:
-        """Blocks until what is being saved is on disk.
+        """Blocks until the checkpoint that is being saved is on disk.
 
         Raises:
-          DiskError: If it cannot be written; what was saved before is named.
+          DiskError: If it cannot be written; the message names the checkpoint before.
         """
         with self._on_disk():
             self._checkpointer.wait()
@@ -198,7 +198,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _on_disk(self):
-        """What the disk refuses is one line; half a checkpoint is taken away again."""
+        """Turns errors of the disk into DiskError, and removes partial checkpoints."""
         try:
             with writing(f"a checkpoint in {self._folder}", self._kept()):
                 yield
@@ -213,12 +213,12 @@ class Checkpoints:
         return f"the checkpoint of step {last} is whole" if last else "none was saved"
 
     def _seal(self, saving, step, kept):
-        """Makes the checksums of a checkpoint once it is on disk."""
+        """Writes the checksums of a checkpoint once it is on disk."""
         try:
             with writing(f"a checkpoint in {self._folder}", kept):
                 await_saved(saving, self._folder, kept)
         except DiskError as error:
-            # Of several processes this one comes no further: the others stand at a
+            # Of several processes this one cannot continue: the others wait at a
             # barrier that it has left.
             peers.give_up(str(error), error.exit_code)
             raise
@@ -226,24 +226,24 @@ class Checkpoints:
             checksums.seal(self._folder / str(step))
 
     def _wait_for_seal(self):
-        """Raises what kept a checkpoint from being saved, once."""
+        """Waits for the checksums, and raises the error of a failed save, once."""
         sealed, self._sealed = self._sealed, None
         if sealed is not None:
             sealed.result()
 
 
 def _verify_together(folder):
-    """Compares all checksums of a checkpoint, each process a part of them."""
+    """Verifies all checksums of a checkpoint, each process a part of them."""
     index, count = jax.process_index(), jax.process_count()
     damage = checksums.find_damage(folder, part=(index, count))
-    # All must know, lest the others wait for the one that found it.
+    # All processes must raise, or the others would wait for the one that found it.
     damage = next(filter(None, peers.gather(damage or "")), None)
     if damage:
         raise DamagedCheckpoint(folder, damage)
 
 
 def _check_structure(folder, saved, targets):
-    """Compares names and shapes before Orbax does, whose message names neither."""
+    """Checks names and shapes before Orbax does, whose message has neither."""
     saved = {name: _flat_shapes(tree) for name, tree in saved.items()}
     wanted = {name: _flat_shapes(tree) for name, tree in targets.items()}
     for item in saved.keys() | wanted.keys():

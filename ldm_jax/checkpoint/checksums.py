@@ -1,10 +1,10 @@
-"""Checksums: of the files of a checkpoint, and of weights.
+"""Checksums of the files of a checkpoint, and of weights.
 
-Storage loses bits, and nothing in Orbax's format notices: a flipped bit becomes a wrong
-weight. So `checksums.json` in each checkpoint holds the CRC-32 of every block of its
-files, and whoever reads an item compares those of its files first. Files rather than
-arrays: they are the same whatever mesh wrote or reads them, on any number of processes,
-no device waits for them, and what is damaged reaches no decoder.
+Storage may corrupt bits, and Orbax's format does not detect it: a flipped bit becomes a
+wrong weight. So `checksums.json` in each checkpoint holds the CRC-32 of every block of
+its files, and those of an item's files are verified before it is read. Files are
+checked instead of arrays because their checksums do not depend on the mesh or the
+number of processes, no device waits for them, and damaged data are never decoded.
 """
 
 import concurrent.futures
@@ -25,7 +25,7 @@ from ldm_jax.store import Place, files_below, is_dir, is_file, read_part
 
 _NAME = "checksums.json"
 
-# What Orbax knows a whole checkpoint by where nothing can be renamed: in object stores.
+# File by which Orbax marks a complete checkpoint in object stores, which cannot rename.
 MARK = "commit_success.txt"
 _BLOCK = 1 << 24  # Bytes; large files are shared out between threads by blocks.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -34,8 +34,8 @@ _THREADS = min(8, os.cpu_count() or 1)
 def seal(folder: Place) -> None:
     """Writes the checksums of a checkpoint that was just saved.
 
-    A checkpoint without them, as of older versions or of a run that was killed between
-    saving and sealing, is read without being compared.
+    A checkpoint without them, e.g. of an older version or of a run that was killed
+    between saving and sealing, is read without verification.
 
     Args:
       folder: Folder of the checkpoint; it may have been removed since.
@@ -43,7 +43,7 @@ def seal(folder: Place) -> None:
     try:
         paths = list(files_below(folder))
         if paths:
-            # So one that is copied to a store is read there.
+            # So that a copy in an object store can be read.
             if folder / MARK not in paths:
                 write_bytes(folder / MARK, b"")
                 paths.append(folder / MARK)
@@ -55,7 +55,7 @@ def seal(folder: Place) -> None:
 
 
 def has_checksums(folder: Place) -> bool:
-    """Says whether a checkpoint holds its checksums, which are written last.
+    """Whether a checkpoint holds its checksums, which are written last.
 
     Args:
       folder: Folder of the checkpoint.
@@ -67,7 +67,7 @@ def has_checksums(folder: Place) -> bool:
 
 
 def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None:
-    """Gives a copy of some items of a checkpoint the checksums of the original.
+    """Writes the original's checksums into a copy of some items of a checkpoint.
 
     Args:
       source: Folder of the checkpoint.
@@ -82,9 +82,9 @@ def copy_checksums(source: Place, target: Place, items: Collection[str]) -> None
 
 
 def is_copy(folder: Place, source: Place, items: Collection[str]) -> bool:
-    """Says whether a folder is a sound copy of some items of a checkpoint.
+    """Whether a folder is an intact copy of some items of a checkpoint.
 
-    Nothing is loaded by Orbax, which would wait for all processes of a job.
+    Nothing is loaded with Orbax, which would wait for all processes of a job.
 
     Args:
       folder: Folder of the copy.
@@ -92,11 +92,11 @@ def is_copy(folder: Place, source: Place, items: Collection[str]) -> bool:
       items: Items that are copied.
 
     Returns:
-      Whether it is; False for a checkpoint without checksums, as of older versions.
+      Whether it is; False for a checkpoint without checksums, e.g. of an older version.
 
     Raises:
       PermissionError: If a file may not be read.
-      Unreachable: If what they lie on does not answer.
+      Unreachable: If the storage does not respond.
     """
     try:
         ours, theirs = _read(folder), _read(source) or {}
@@ -107,7 +107,7 @@ def is_copy(folder: Place, source: Place, items: Collection[str]) -> bool:
 
 
 def has_item(folder: Place, item: str) -> bool:
-    """Says whether an item was saved, even if its files are lost.
+    """Whether an item was saved, even if its files are lost.
 
     Args:
       folder: Folder of the checkpoint.
@@ -125,19 +125,20 @@ def find_damage(
     items: Collection[str] | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> str | None:
-    """Compares the files of a checkpoint with their checksums, several at a time.
+    """Verifies the files of a checkpoint by their checksums, several at a time.
 
     Args:
       folder: Folder of the checkpoint.
-      items: Items to compare, beside what belongs to none; all by default.
-      part: Which of how many parts to compare, where processes share the work.
+      items: Items to verify, besides the files that belong to none; all by default.
+      part: (index, count): which of how many parts to verify, if processes share the
+        work.
 
     Returns:
-      What is wrong, in words; None if nothing is or there are no checksums.
+      A description of the damage; None if there is none or there are no checksums.
 
     Raises:
       PermissionError: If a file may not be read.
-      Unreachable: If what they lie on does not answer.
+      Unreachable: If the storage does not respond.
     """
     try:
         record = _read(folder) or {}
@@ -156,10 +157,10 @@ def find_damage(
 
 
 def tree_checksum(tree: Any) -> int:
-    """CRC-32 of weights: equal ones do equal things.
+    """Computes the CRC-32 of weights, the same for equal weights.
 
     Args:
-      tree: Pytree of arrays of any shape, compared as float32.
+      tree: Pytree of arrays of any shape, converted to float32.
 
     Returns:
       The checksum.
@@ -171,13 +172,13 @@ def tree_checksum(tree: Any) -> int:
 
 
 def _compare(row):
-    """What is wrong with a block of a file; a checksum of None stands for its end."""
+    """Returns what is wrong with a block of a file; a checksum of None is its end."""
     folder, name, index, checksum = row
     try:
         with answering(folder / name):
             block = read_part(folder / name, index * _BLOCK, _BLOCK)
     except (Unreachable, PermissionError):
-        # Neither is damage.
+        # These are not damage.
         raise
     except OSError as error:
         return f"its file {name} cannot be read ({error.strerror or 'it is missing'})"
@@ -193,7 +194,7 @@ def _blocks_of(path):
 
 
 def _within(name, items):
-    """Whether a file belongs to one of the items, or to none at all."""
+    """Whether a file belongs to one of the items, or to no item."""
     item, _, rest = name.partition("/")
     return not rest or item in items
 
@@ -203,7 +204,7 @@ def _name(folder, path):
 
 
 def _read(folder):
-    """Name of each file -> checksums of its blocks; None where there are none."""
+    """File name -> checksums of its blocks; None if there are no checksums."""
     path = folder / _NAME
     with answering(path):
         if not is_file(path):

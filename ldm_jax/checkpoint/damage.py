@@ -1,4 +1,4 @@
-"""What is said of a damaged checkpoint: the step and the way to go back to."""
+"""The error for a damaged checkpoint: its step, and how to return to an intact one."""
 
 from ldm_jax.checkpoint.checksums import find_damage
 from ldm_jax.checkpoint.folder import move_away, saved_steps
@@ -8,14 +8,14 @@ from ldm_jax.store import Place, is_dir
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that cannot be read, or is not what was saved.
+    """Raised for a checkpoint that cannot be read, or is not what was saved.
 
     Attributes:
       problem: What is wrong, without what to do.
     """
 
     def __init__(self, folder: Place, reason: str | Exception) -> None:
-        """Names the damage, and the newest whole checkpoint before it.
+        """Makes the message: the damage, and the newest intact checkpoint before it.
 
         Args:
           folder: Folder of the checkpoint.
@@ -30,7 +30,7 @@ class DamagedCheckpoint(CheckpointError):
 
 
 def _way_back(folder):
-    """What to do: the command that makes an earlier checkpoint the newest."""
+    """What to do: the command that makes an earlier, intact checkpoint the newest."""
     steps = [step for step in saved_steps(folder.parent) if _precedes(step, folder)]
     whole = next(
         (s for s in reversed(steps) if _is_whole(folder.parent / str(s))), None
@@ -50,11 +50,11 @@ def _precedes(step, folder):
 
 
 def _is_whole(folder):
-    """Whether a checkpoint is worth going back to; an old one has no checksums."""
+    """Whether a checkpoint is intact; those without checksums are assumed to be."""
     items = ("meta", "params", "training")
     try:
         complete = all(is_dir(folder / item) for item in items)
         return complete and find_damage(folder) is None
-    # Of the damage that was found it shall be told in any case.
+    # The damage that was found must be reported in any case.
     except (Unreachable, OSError):
         return False

@@ -1,7 +1,8 @@
-"""Ends a job of which one process's disk refuses what all of them save together.
+"""Ends a job if the disk of one process fails while all processes save a checkpoint.
 
-Orbax holds a process whose disk is full at a barrier, beside those that wait there for
-its part of the checkpoint: for twenty minutes nobody would say why nothing goes on.
+Orbax makes a process whose disk is full wait at a barrier, with the others, which wait
+for its part of the checkpoint: for twenty minutes there would be no progress and no
+error message.
 """
 
 import os
@@ -14,25 +15,25 @@ from ldm_jax.errors import DiskError
 from ldm_jax.files import writing
 from ldm_jax.store import Place, is_remote
 
-# More than what a limit on the size of files leaves to the small files of a run.
+# More than the small files of a run need, so that a limit on file sizes is noticed.
 _TRIAL_BYTES = 2**16
 
 
 def await_saved(saving: Any, folder: Place, kept: str, every: float = 3.0) -> None:
-    """Waits for a checkpoint, and gives the job up if the disk refuses its part.
+    """Waits for a checkpoint, and ends the job if the disk cannot be written.
 
-    One process alone is not held at a barrier, and a store says by itself that a
-    request failed: there it only waits.
+    A single process does not wait at a barrier, and an object store itself raises an
+    error for a failed request: in these cases it only waits.
 
     Args:
-      saving: Orbax's answer to the request to save.
+      saving: Orbax's response of the asynchronous save.
       folder: Folder of the checkpoints.
-      kept: What is not lost.
-      every: Seconds between two trials of the disk; two refusals in a row count, as
-        room may come of the checkpoint that is rotated away.
+      kept: What is not lost, for the message.
+      every: Seconds between two tests of the disk; only two failures in a row count, as
+        deleting an old checkpoint may free space.
 
     Raises:
-      Exception: What Orbax raises where it cannot save.
+      Exception: Whatever Orbax raises if it cannot save.
     """
     before = None
     while peers.several() and not is_remote(folder):
@@ -52,9 +53,9 @@ def await_saved(saving: Any, folder: Place, kept: str, every: float = 3.0) -> No
 
 
 def _refusal(folder, kept):
-    """Writes a file of no name, of which nothing stays; returns the error if it fails.
+    """Writes an anonymous temporary file; returns the error if that fails.
 
-    Where the checkpoints are, which a link may have put on another disk.
+    It is written to the folder of the checkpoints, which may be a link to another disk.
     """
     try:
         with (

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run lie."""
+"""Finds, lists, copies and moves the checkpoints of a run."""
 
 import contextlib
 import itertools
@@ -33,14 +33,14 @@ from ldm_jax.store import (
 )
 
 Folder = str | os.PathLike
-# A step as a number, also in letters, or "best"; None is the newest.
+# A step as a number or a string of digits, or "best"; None is the newest.
 Step = int | str | None
 
 CHECKPOINTS = "checkpoints"
 
 
 def absolute(workdir: Folder) -> Place:
-    """Makes a path absolute and expands `~`; Orbax takes no other.
+    """Makes a path absolute and expands `~`, as Orbax needs it.
 
     Args:
       workdir: Folder of a run.
@@ -52,14 +52,14 @@ def absolute(workdir: Folder) -> Place:
 
 
 def saved_steps(folder: Place) -> list[int]:
-    """Lists the steps of which there are checkpoints.
+    """Lists the steps of the saved checkpoints.
 
-    Read from the folder's names, not from Orbax, which passes over a damaged checkpoint
-    in silence: a whole one is renamed into place, so whatever bears a step's name must
-    be readable; in a store, whatever bears its mark, too.
+    They are read from the names of folders, and not from Orbax, which silently skips
+    damaged checkpoints. A complete checkpoint is renamed into place, so any folder
+    named like a step must be readable; in an object store, any with the mark file.
 
     Args:
-      folder: `checkpoints` of a workdir; it need not be there.
+      folder: `checkpoints` of a workdir; it need not exist.
 
     Returns:
       Steps, the smallest first.
@@ -67,20 +67,20 @@ def saved_steps(folder: Place) -> list[int]:
     paths = folder.iterdir() if is_dir(folder) else ()
     paths = [path for path in paths if read_whole(path.name) is not None]
     if is_remote(folder):
-        # Where nothing can be renamed, a whole one bears a mark.
+        # Object stores cannot rename: a complete checkpoint has a mark file.
         marked = for_each(lambda path: is_file(path / MARK), paths, folder)
         paths = itertools.compress(paths, marked)
     return sorted(int(path.name) for path in paths)
 
 
 def refuse_unmarked(folder: Place) -> None:
-    """Refuses checkpoints in a store that are whole and do not say so.
+    """Raises an error for complete checkpoints in an object store without a mark file.
 
-    Older versions wrote none of the marks by which a store's checkpoints are known, and
-    Orbax takes away what has none.
+    Older versions did not write the mark files by which checkpoints in a store are
+    recognised, and Orbax deletes checkpoints without one.
 
     Args:
-      folder: `checkpoints` of a workdir; it need not be there.
+      folder: `checkpoints` of a workdir; it need not exist.
 
     Raises:
       CheckpointError: If there is one.
@@ -101,13 +101,13 @@ def checkpoint_folder(workdir: Folder, step: Step = None) -> Place:
 
     Args:
       workdir: Folder of a run.
-      step: Step wanted, or "best", which `best.json` names; the newest by default.
+      step: Step, or "best" for the one in `best.json`; the newest by default.
 
     Returns:
       Path of the checkpoint folder.
 
     Raises:
-      CheckpointError: If there is none.
+      CheckpointError: If there is no such checkpoint.
     """
     folder = absolute(workdir) / CHECKPOINTS
     if step == "best":
@@ -139,8 +139,8 @@ def _best_step(workdir):
 def common_step(workdir: Folder) -> int:
     """Finds the newest checkpoint, the same one for all processes of a job.
 
-    Process 0 looks: while another run saves, and on disks over a network, processes see
-    different folders. Every process must call it.
+    Process 0 chooses it: while another run saves, and on network file systems,
+    processes may see different folders. Every process must call it.
 
     Args:
       workdir: Folder of a run.
@@ -156,12 +156,12 @@ def common_step(workdir: Folder) -> int:
 
 
 def move_away(folders: Sequence[Place], name: str) -> str:
-    """Says how to make older checkpoints the newest, with nothing lost.
+    """Returns the command that moves checkpoints away, so that older ones are newest.
 
     Args:
-      folders: Folders of the checkpoints that are to be out of the way.
-      name: Name of the folder beside `checkpoints` that takes them; a number is put
-        behind it if there is one already.
+      folders: Folders of the checkpoints to move.
+      name: Name of the folder beside `checkpoints` to move them to; a number is
+        appended if it exists already.
 
     Returns:
       A shell command.
@@ -177,7 +177,7 @@ def move_away(folders: Sequence[Place], name: str) -> str:
 
 
 def copy_items(source: Place, workdir: Place, items: Collection[str]) -> None:
-    """Copies some items of a checkpoint, those that it has, with their checksums.
+    """Copies some items of a checkpoint, as far as it has them, with their checksums.
 
     Args:
       source: Folder of the checkpoint.
@@ -185,7 +185,7 @@ def copy_items(source: Place, workdir: Place, items: Collection[str]) -> None:
       items: Their names.
 
     Raises:
-      CheckpointError: If it is not what it was when all is copied.
+      CheckpointError: If the checkpoint was removed or damaged while it was copied.
     """
     target = workdir / CHECKPOINTS / source.name
     with contextlib.suppress(FileNotFoundError):
@@ -206,7 +206,7 @@ def write_config(workdir: Folder, config: Section) -> None:
     """Writes `config.json` beside the checkpoints, for people to read.
 
     Args:
-      workdir: Folder of the run, made if need be.
+      workdir: Folder of the run, created if needed.
       config: Its config.
     """
     write_bytes(as_path(workdir) / "config.json", to_json(config).encode())

@@ -1,6 +1,6 @@
-"""The items of a checkpoint: from Orbax, under the names of today.
+"""Reads the items of a checkpoint with Orbax.
 
-Checkpoints of older versions are read with the names of today, here and nowhere else.
+Names in checkpoints of older versions are upgraded here and nowhere else.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from ldm_jax.errors import MEMORY_WORDS
 from ldm_jax.files import disk_errno
 from ldm_jax.store import Place, is_fault
 
-# What the system says of a file that is not there; anything else that it says, as that
-# too many are open, says nothing of the checkpoint.
+# Error codes for a missing file; others, e.g. too many open files, do not mean that the
+# checkpoint is damaged.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def verify(folder: Place, *items: str) -> None:
-    """Compares the files of some items with their checksums.
+    """Verifies the files of some items by their checksums.
 
     Args:
       folder: Folder of the checkpoint.
-      *items: Their names.
+      *items: Names of the items.
 
     Raises:
       DamagedCheckpoint: If they are not what was saved.
@@ -42,16 +42,16 @@ def verify(folder: Place, *items: str) -> None:
 
 @contextlib.contextmanager
 def _reading(folder):
-    """Keeps a damaged checkpoint apart from a machine that cannot read it.
+    """Turns errors into DamagedCheckpoint, unless the machine caused them.
 
-    What comes of memory, of the system, of another process or of Ctrl-C stays as it is,
-    lest a sound checkpoint be moved away.
+    Errors of memory, the system or another process, and Ctrl-C, are raised as they are:
+    the user must not be asked to move an intact checkpoint away.
     """
     with _interruptible():
         try:
             yield
         except Exception as error:  # Orbax raises many kinds for a damaged folder.
-            # And it hides under one kind of its own whatever it meets.
+            # It also wraps other errors in one type of its own.
             for cause in _causes(error):
                 if _is_of_the_machine(cause):
                     raise cause from None
@@ -60,7 +60,7 @@ def _reading(folder):
 
 @contextlib.contextmanager
 def _interruptible():
-    """Ctrl-C stays what it is: Orbax takes it for a fault of what it reads."""
+    """Raises KeyboardInterrupt on Ctrl-C, which Orbax turns into another error."""
     previous, pressed = signal.getsignal(signal.SIGINT), False
 
     def handle(number, frame):
@@ -88,7 +88,7 @@ def _interruptible():
 
 
 def _causes(error):
-    """An error, what it arose from, and so on; once each, as they may go round."""
+    """An error and the chain of its causes, each once, as the chain may be cyclic."""
     causes = []
     while error is not None and error not in causes:
         causes.append(error)
@@ -108,14 +108,14 @@ def _is_of_the_machine(error):
 
 
 def load(folder: Place, targets: dict[str, Any]) -> dict[str, Any]:
-    """Reads items; whoever calls has compared their checksums.
+    """Reads items, whose checksums the caller has verified.
 
     Args:
       folder: Folder of the checkpoint.
-      targets: Name of the item -> tree that says what of it, as Orbax takes it.
+      targets: Name of the item -> abstract tree for Orbax to restore.
 
     Returns:
-      Name of the item -> what it holds.
+      Name of the item -> its contents.
 
     Raises:
       DamagedCheckpoint: If they cannot be read.
@@ -125,18 +125,18 @@ def load(folder: Place, targets: dict[str, Any]) -> dict[str, Any]:
 
 
 def shapes_of(folder: Place, *items: str) -> dict[str, Any]:
-    """Reads what arrays a checkpoint holds.
+    """Reads the shapes and dtypes of the arrays in a checkpoint.
 
     Args:
       folder: Folder of the checkpoint.
-      *items: Items that must be there.
+      *items: Items that must exist.
 
     Returns:
       Name of the item -> tree of shapes and dtypes, under the names that were saved,
       for the items that hold arrays.
 
     Raises:
-      DamagedCheckpoint: If that cannot be read, or an item is missing.
+      DamagedCheckpoint: If they cannot be read, or an item is missing.
     """
     verbosity = logging.get_verbosity()
     try:
@@ -154,10 +154,10 @@ def shapes_of(folder: Place, *items: str) -> dict[str, Any]:
 
 
 def is_old(shapes: dict[str, Any]) -> bool:
-    """Says whether a checkpoint calls the backbone `unet`, as up to version 0.1.
+    """Whether a checkpoint calls the backbone `unet`, as up to version 0.1.
 
     Args:
-      shapes: What `shapes_of` returned.
+      shapes: Result of `shapes_of`.
 
     Returns:
       Whether it does.
@@ -166,24 +166,24 @@ def is_old(shapes: dict[str, Any]) -> bool:
 
 
 def upgrade(items: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
-    """Names the networks of a checkpoint as today.
+    """Renames the networks of an old checkpoint to the current names.
 
     Args:
       items: Name of the item -> tree.
-      shapes: What `shapes_of` returned for the checkpoint.
+      shapes: Result of `shapes_of` for the checkpoint.
 
     Returns:
-      The same with the names of today.
+      The items with current names.
     """
     return rename(items, "unet", "backbone") if is_old(shapes) else items
 
 
 def rename(tree: Any, name: str, other: str) -> Any:
-    """Renames a network in a tree of parameters and of optimiser states of them.
+    """Renames a network in a tree of parameters or optimiser states.
 
     Args:
       tree: Pytree, for example of items.
-      name: Name of the network there.
+      name: Name of the network in the tree.
       other: Its new name.
 
     Returns:

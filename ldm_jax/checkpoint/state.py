@@ -1,4 +1,4 @@
-"""What training carries from step to step, and a checkpoint holds."""
+"""The training state, which is passed from step to step and saved in checkpoints."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ import jax
 
 @flax.struct.dataclass
 class TrainState:
-    """Arrays only; modules and optimisers are closed over by the steps.
+    """Training state of arrays only; steps close over modules and optimisers.
 
     Attributes:
       step: int32 scalar, the number of optimiser updates done.
       params: Parameters, a dict with one entry per network.
       ema_params: Moving average of `params` or of the part of it that is used after
-        training; an empty dict where a config wants none.
+        training; an empty dict if the config keeps none.
       opt_state: Optimiser states, a dict with one entry per optimiser.
-      stats: Statistics that no gradient trains: of norms, codebooks, logits; an empty
-        dict where there are none.
+      stats: Statistics that are not trained by gradients: of norms, codebooks, logits;
+        an empty dict if there are none.
     """
 
     step: Any

@@ -1,4 +1,4 @@
-"""Weights and records of a trained run, as NumPy arrays."""
+"""Loads weights, as NumPy arrays, and metadata of a trained run."""
 
 import json
 from typing import Any
@@ -22,10 +22,10 @@ def load_weights(
     Args:
       workdir: Folder of the run.
       step: See `checkpoint_folder`.
-      average: Take the moving average where the run kept one.
+      average: Whether to load the moving average, if the run kept one.
 
     Returns:
-      (config, params, meta): the ConfigDict and the meta data that the checkpoint
+      (config, params, meta): the ConfigDict and the metadata that the checkpoint
       records, and a pytree of NumPy arrays.
 
     Raises:
@@ -38,7 +38,7 @@ def load_weights(
     params = load_item(folder, item)
     config = config_.from_json(json.dumps(meta["config"]))
     for name in config_.NETWORKS.values():
-        # A kernel is of the device of that run, not of its weights.
+        # The kernel was chosen for the device of that run, not for its weights.
         if "attention_kernel" in config.get(name, {}):
             del config[name].attention_kernel
     meta |= {"folder": str(folder), "item": item, "step": int(folder.name)}
@@ -56,7 +56,7 @@ def load_item(folder: Folder, item: str) -> Any:
       Pytree of NumPy arrays.
 
     Raises:
-      CheckpointError: If it cannot be read, or is not what was saved.
+      CheckpointError: If it cannot be read, or is damaged.
     """
     folder = as_path(folder)
     verify(folder, item)
@@ -72,10 +72,10 @@ def read_meta(folder: Folder) -> dict[str, Any]:
       folder: Folder of the checkpoint.
 
     Returns:
-      What `save` was given, the config with the names of today.
+      The `meta` dict that was saved, with current names in the config.
 
     Raises:
-      CheckpointError: If it cannot be read, or is not what was saved.
+      CheckpointError: If it cannot be read, or is damaged.
     """
     folder = as_path(folder)
     verify(folder, "meta")
