@@ -1,11 +1,11 @@
-"""One run at a time in a folder: who works in it stands in its file `in_use.json`.
+"""Locks a folder for one run at a time, with the file `in_use.json` of its holder.
 
 A run that was killed leaves the file behind. On the same host, in the same container,
-the holder's process is looked for: its number and the time at which it began, since
-numbers are given anew. From elsewhere only signs of life are seen: the holder touches
-the file every few seconds, and one that has not for a minute is taken for dead. One
-that only stood still, as on a host that was paused, looks before it writes on. In an
-object store the file is made and renewed as `store.claim` says.
+the holder's process is looked up: its id and its start time, since ids are reused. From
+elsewhere only heartbeats are visible: the holder touches the file every few seconds,
+and one that has not for a minute is considered dead. One that was only suspended, e.g.
+on a host that was paused, checks the file before it writes again. In an object store
+the file is created and updated as described in `store.claim`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ldm_jax.store import Claim, as_path, is_remote
 
 FILE = "in_use.json"
 
-# Seconds between signs of life, and without one until a holder counts as dead.
+# Seconds between heartbeats, and without one until a holder is considered dead.
 BEAT, DEAD = 10.0, 60.0
 
 
@@ -34,19 +34,19 @@ BEAT, DEAD = 10.0, 60.0
 def hold(
     folder: str | os.PathLike, override: bool = False, flag: str = "take_workdir"
 ) -> Iterator[None]:
-    """Keeps other runs out of a folder while the block runs.
+    """Locks a folder against other runs while the block runs.
 
     Args:
-      folder: The folder, made if need be.
-      override: Take it from a holder of whom it cannot be seen whether it runs.
-      flag: Flag of the command that says so, for the message.
+      folder: The folder, created if needed.
+      override: Whether to take it from a holder if it is unknown whether that runs.
+      flag: Flag of the command that sets `override`, for the message.
 
     Yields:
       Nothing.
 
     Raises:
-      WorkdirInUse: If another process works in it.
-      DiskError: If nothing can be written to it.
+      WorkdirInUse: If another process holds it.
+      DiskError: If it cannot be written to.
     """
     path = as_path(folder).absolute() / FILE
     held = (_InStore if is_remote(path) else _OnDisk)(path, Holder.here())
@@ -63,13 +63,13 @@ def hold(
 
 @contextlib.contextmanager
 def hold_outdir(folder: str | os.PathLike, override: bool = False) -> Iterator[None]:
-    """Keeps other commands out of a folder of output; every process must call it.
+    """Locks an output folder against other commands; every process must call it.
 
-    The first process of the job holds it, and no process goes on before that is so.
+    Process 0 of the job holds the lock, and no process continues before that.
 
     Args:
-      folder: The folder, made if need be.
-      override: As of `hold`, for --take_outdir.
+      folder: The folder, created if needed.
+      override: As in `hold`, for --take_outdir.
 
     Yields:
       Nothing.
@@ -88,17 +88,17 @@ def hold_outdir(folder: str | os.PathLike, override: bool = False) -> Iterator[N
 
 
 def require_held() -> None:
-    """Ends this process if another has taken a folder from it meanwhile.
+    """Ends this process if another has taken a folder from it in the meantime.
 
-    To be called before something is written. It looks only where this process has given
-    no sign of life for so long that another may have taken it for dead.
+    Call it before writing. It checks only if the last heartbeat of this process was so
+    long ago that another may have considered it dead.
     """
     for keeper in _keepers:
         keeper.require()
 
 
 def _take(held, folder, override, flag):
-    """Takes the folder, unless somebody else holds it."""
+    """Takes the folder, unless another process holds it."""
     waited = None
     while True:
         holder, seen = held.attempt(override)
@@ -109,7 +109,7 @@ def _take(held, folder, override, flag):
                 f"{folder} is in use by {holder}; wait for it or end it, or give "
                 "another folder"
             )
-        # It is elsewhere: the next sign of life, or none in time, will tell.
+        # The holder is elsewhere: wait for its next heartbeat, or for none in time.
         if waited not in (None, seen):
             raise WorkdirInUse(
                 f"{folder} is in use by {holder}, which gives signs of life; wait for "
@@ -127,7 +127,7 @@ def _take(held, folder, override, flag):
 
 
 def _lives(holder, silence, override):
-    """Whether a holder must be taken for alive; `silence()` gives seconds."""
+    """Whether to assume that a holder is alive; `silence()` returns seconds."""
     if holder is None:
         return False
     runs = holder.runs()
@@ -139,7 +139,7 @@ def _lives(holder, silence, override):
 
 
 class _Keeper:
-    """Gives signs of life for a folder that is held."""
+    """Sends heartbeats for a folder that this process holds."""
 
     def __init__(self, held, folder):
         self._held, self._folder = held, folder
@@ -147,12 +147,12 @@ class _Keeper:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def require(self):
-        """Looks, if the last sign of life was long ago by the clock on the wall."""
+        """Checks the holder, if the last heartbeat was long ago in wall-clock time."""
         if abs(time.time() - self._looked) > DEAD / 2:
             self._look()
 
     def release(self):
-        """Gives the folder back."""
+        """Releases the folder."""
         self._ended.set()
         self._held.release()
 
@@ -161,8 +161,8 @@ class _Keeper:
             self._look()
 
     def _look(self):
-        """Gives a sign of life; ends the process where another has the folder."""
-        # What a disk or a store refuses now it may not the next time.
+        """Sends a heartbeat; ends the process if another holds the folder."""
+        # An error of a disk or a store may be transient: the next heartbeat retries.
         with contextlib.suppress(Exception):
             holder = self._held.beat()
             self._looked = time.time()
@@ -177,12 +177,12 @@ class _Keeper:
                 os._exit(WorkdirInUse.exit_code)
 
 
-# Those of the folders that this process holds.
+# Keepers of the folders that this process holds.
 _keepers: list[_Keeper] = []
 
 
 def _parse(record):
-    """The holder that a record names; None for none, or for what was cut by a kill."""
+    """The holder in a record; None if there is none, or if a kill truncated it."""
     try:
         return Holder(**record)
     except TypeError:
@@ -190,9 +190,9 @@ def _parse(record):
 
 
 class _Watched:
-    """For how long no other sign of life was seen, by this host's own clock.
+    """Time without a new heartbeat, by the clock of this host.
 
-    The clocks of two hosts may be minutes apart, and many file systems write down that
+    The clocks of two hosts may be minutes apart, and many file systems store the time
     of the host that touches a file.
     """
 
@@ -200,24 +200,24 @@ class _Watched:
         self._seen, self._since = None, 0.0
 
     def _note(self, sign):
-        """Notes the sign of life that is there now."""
+        """Records the current heartbeat."""
         if sign != self._seen:
             self._seen, self._since = sign, time.monotonic()
 
     def _silence(self):
-        """Seconds since the sign that was noted last was first seen."""
+        """Seconds since the last recorded heartbeat was first seen."""
         return time.monotonic() - self._since
 
 
 class _OnDisk(_Watched):
-    """The file on a disk, which the system locks while it is read and written."""
+    """The file on a disk, with a system lock while it is read and written."""
 
     def __init__(self, path, me):
         super().__init__()
         self._path, self._me = path, me
 
     def attempt(self, override):
-        """(None, None) once it is taken, else who holds it and a sign of its life."""
+        """Tries to take it: (None, None), or else the holder and its last heartbeat."""
         path = self._path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._guarded() as file:
@@ -232,7 +232,7 @@ class _OnDisk(_Watched):
             return None, None
 
     def beat(self):
-        """Gives a sign of life; returns who has taken the folder, if somebody has."""
+        """Sends a heartbeat, or returns the process that has taken the folder."""
         with open(self._path, "rb") as file:
             holder = _read(file)
         if holder not in (self._me, None):
@@ -241,17 +241,17 @@ class _OnDisk(_Watched):
         return None
 
     def release(self):
-        """Removes the file, if it is still this process's own."""
+        """Removes the file, if this process still holds it."""
         with contextlib.suppress(OSError), self._guarded() as file:
             if _read(file) in (self._me, None):
                 self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _guarded(self):
-        """Opens the file, made if need be, so that one process at a time has it.
+        """Opens the file, created if needed, for one process at a time.
 
-        Where a file system knows no locks, two that start in the same instant are not
-        seen.
+        On a file system without locks, two processes that start at the same instant are
+        not detected.
         """
         path = self._path
         while True:
@@ -266,7 +266,7 @@ class _OnDisk(_Watched):
 
 
 def _read(file):
-    """The holder that a file names; None for none, or for a file cut by a kill."""
+    """The holder in a file; None if there is none, or if a kill truncated the file."""
     file.seek(0)
     try:
         return _parse(json.loads(file.read()))
@@ -279,14 +279,14 @@ def _record(holder):
 
 
 class _InStore(_Watched):
-    """The object in a store, which one process alone can make."""
+    """The object in a store, which only one process can create."""
 
     def __init__(self, path, me):
         super().__init__()
         self._claim = Claim(path, dataclasses.asdict(me))
 
     def attempt(self, override):
-        """(None, None) once it is taken, else who holds it and a sign of its life."""
+        """Tries to take it: (None, None), or else the holder and its last heartbeat."""
         while not self._claim.make():
             found = self._claim.read()
             if found is None:
@@ -300,7 +300,7 @@ class _InStore(_Watched):
         return None, None
 
     def beat(self):
-        """Gives a sign of life; returns who has taken the folder, if somebody has."""
+        """Sends a heartbeat, or returns the process that has taken the folder."""
         found = self._claim.read()
         if found is not None and not self._claim.is_mine():
             return _in_store(found)
@@ -308,8 +308,8 @@ class _InStore(_Watched):
         return None
 
     def release(self):
-        """Removes the object, if it is still this process's own."""
-        # In time it is taken for that of a dead run.
+        """Removes the object, if this process still holds it."""
+        # If that fails, the run is considered dead after a while.
         with contextlib.suppress(Exception):
             self._claim.release()
 

@@ -1,4 +1,4 @@
-"""A process that works in a folder: how others know it, and whether it still runs."""
+"""Identifies the process that holds a folder, and checks whether it still runs."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A process that works in a folder.
+    """A process that holds a folder.
 
     Attributes:
-      host: Name of its machine.
-      machine: Identifies that machine, since its start, and the container.
-      process: Number of the process.
-      began: When the process began, in the system's own count.
-      since: When it took the folder, as people write it.
+      host: Name of its host.
+      machine: Identifies the host, since its last boot, and the container.
+      process: Process id.
+      began: Start time of the process, in the system's own units.
+      since: When it took the folder, as a readable date and time.
       command: Its command line.
     """
 
@@ -47,7 +47,7 @@ class Holder:
         )
 
     def runs(self) -> bool | None:
-        """Says whether the process is there; None where that cannot be seen from here.
+        """Whether the process runs; None if that cannot be determined from this host.
 
         Returns:
           Whether it runs, or None.
@@ -63,7 +63,7 @@ class Holder:
 
 
 def _machine() -> str:
-    """Identifies this machine since its start, and this container."""
+    """Identifies this host since its last boot, and this container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
@@ -74,9 +74,9 @@ def _machine() -> str:
 
 
 def _began(process: int) -> str | None:
-    """When a process began; "" where the system does not say, None if it is not there.
+    """Start time of a process; "" if the system has none, None if it does not exist.
 
-    A process that has ended but was not yet waited for is not there.
+    A process that has ended but was not waited for yet counts as not existing.
     """
     try:
         stat: Any = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
@@ -84,7 +84,7 @@ def _began(process: int) -> str | None:
         if os.path.isdir("/proc/self"):
             return None
     else:
-        # The name of the program, in brackets, may hold spaces.
+        # The name of the program, in brackets, may contain spaces.
         fields = stat.rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     try:
