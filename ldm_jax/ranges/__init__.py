@@ -1,21 +1,21 @@
-"""What the keys of a config and the flags of the commands may be, in one table.
+"""Tables of the valid values of config keys and command flags.
 
-SECTIONS says it of each section of a config, FLAGS of the commands' flags; a class that
-is a choice in a section may say it of its own fields (`field_ranges`). A row is a
-Check; what needs more than the value itself (choices that stand in tables of their own,
-what fits together) is checked where the section is read, by `config.build` and by the
-constructors that it calls.
+SECTIONS has the checks of each section of a config, FLAGS those of the commands' flags;
+a class that is a choice in a section may define those of its own fields
+(`field_ranges`). A row is a Check. Checks that need more than the value itself (choices
+from other tables, consistency between keys) are made where the section is read, by
+`config.build` and by the constructors that it calls.
 
-The largest values are far beyond what is useful: they keep a slip of the finger from
-taking all memory or a week.
+The largest values are far beyond what is useful: they prevent a typo from using up all
+memory or a week.
 
 | module | what |
 | --- | --- |
 | `checks` | the kinds of checks |
-| `dtypes`, `shared` | those that several sections have in common |
+| `dtypes`, `shared` | checks that several sections share |
 | `data_sections`, `networks`, `training_sections`, `sample_section` | rows by section |
 | `command_flags` | rows of flags |
-| `table` | all sections, and who looks into them |
+| `table` | all sections, and functions that check values |
 """
 
 from ldm_jax.ranges.checks import (

@@ -1,4 +1,4 @@
-"""What a value must be: the kinds of checks, and the message of each."""
+"""Kinds of checks of a value, and the error message of each."""
 
 import math
 import numbers
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 from ldm_jax.errors import ConfigError
 
-# The longest tuple.
+# Maximum length of a tuple.
 _MOST = 2**16
 
-# More are no number of anything.
+# No valid whole number has more digits.
 _MOST_DIGITS = 20
 
 
 class Check(NamedTuple):
-    """What a value must be.
+    """A check of a value.
 
     Attributes:
-      what: The same in words, to follow "must be".
-      accepts: Value -> whether it is that.
-      note: What values with a meaning of their own mean, to follow a semicolon.
+      what: What the value must be, in words that follow "must be".
+      accepts: Value -> whether it is valid.
+      note: Meaning of special values, in words that follow a semicolon.
     """
 
     what: str
@@ -29,10 +29,10 @@ class Check(NamedTuple):
     note: str = ""
 
     def problem(self, name: str, value: Any) -> str:
-        """Says what is wrong with a value.
+        """Returns the error message for an invalid value.
 
         Args:
-          name: What the value is called.
+          name: Name of the value.
           value: The value.
 
         Returns:
@@ -43,13 +43,13 @@ class Check(NamedTuple):
 
 
 def whole(least: int, most: int | None = None, none: str = "", zero: str = "") -> Check:
-    """A whole number.
+    """Checks for a whole number.
 
     Args:
-      least: The least.
-      most: The largest; none by default.
-      none: What None means; it is refused where that is nothing.
-      zero: What 0 means, where that is something of its own.
+      least: Minimum.
+      most: Maximum; none by default.
+      none: Meaning of None; if empty, None is invalid.
+      zero: Meaning of 0, if it is a special value.
 
     Returns:
       The check.
@@ -72,14 +72,14 @@ def real(
     none: str = "",
     zero: str = "",
 ) -> Check:
-    """A finite number.
+    """Checks for a finite number.
 
     Args:
-      least: The least.
-      most: The largest.
-      open_: "(", ")" or both: the ends that do not belong to it.
-      none: What None means; it is refused where that is nothing.
-      zero: What 0 means, where that is something of its own.
+      least: Minimum.
+      most: Maximum.
+      open_: "(", ")" or both: the ends of the interval that are excluded.
+      none: Meaning of None; if empty, None is invalid.
+      zero: Meaning of 0, if it is a special value.
 
     Returns:
       The check.
@@ -100,11 +100,11 @@ def real(
 
 
 def text(empty: bool = False, none: str = "") -> Check:
-    """A string.
+    """Checks for a string.
 
     Args:
       empty: Whether it may be empty.
-      none: What None means; it is refused where that is nothing.
+      none: Meaning of None; if empty, None is invalid.
 
     Returns:
       The check.
@@ -117,12 +117,12 @@ def text(empty: bool = False, none: str = "") -> Check:
 
 
 def place(none: str = "") -> Check:
-    """A file or folder, on a disk or in an object store; it may be empty.
+    """Checks for the path of a file or folder, on a disk or at gs://; it may be empty.
 
-    Python would take another address for a local folder, and write there.
+    Python would treat any other address as a local folder, and write there.
 
     Args:
-      none: What None means; it is refused where that is nothing.
+      none: Meaning of None; if empty, None is invalid.
 
     Returns:
       The check.
@@ -141,10 +141,10 @@ def place(none: str = "") -> Check:
 
 
 def local_place(none: str = "") -> Check:
-    """A file or folder on a disk of this machine; it may be empty.
+    """Checks for a path on a disk of this machine; it may be empty.
 
     Args:
-      none: What None means; it is refused where that is nothing.
+      none: Meaning of None; if empty, None is invalid.
 
     Returns:
       The check.
@@ -158,13 +158,13 @@ def local_place(none: str = "") -> Check:
 
 
 def several(check: Check, least: int = 0, most: int = _MOST, none: str = "") -> Check:
-    """A tuple or list.
+    """Checks for a tuple or list.
 
     Args:
-      check: What each of its values must be.
-      least: How many there are at least.
-      most: How many there are at most.
-      none: What None means; it is refused where that is nothing.
+      check: Check of each of its values.
+      least: Minimum length.
+      most: Maximum length.
+      none: Meaning of None; if empty, None is invalid.
 
     Returns:
       The check.
@@ -180,11 +180,11 @@ def several(check: Check, least: int = 0, most: int = _MOST, none: str = "") -> 
 
 
 def per_level(check: Check, none: str = "") -> Check:
-    """One value, or one for each level.
+    """Checks for one value, or a tuple with one for each level.
 
     Args:
-      check: What a value must be.
-      none: What None means; it is refused where that is nothing.
+      check: Check of each value.
+      none: Meaning of None; if empty, None is invalid.
 
     Returns:
       The check.
@@ -198,7 +198,7 @@ def per_level(check: Check, none: str = "") -> Check:
 
 
 def _optional(what, accepts, none, zero):
-    """Adds None, and in words what it and 0 mean."""
+    """Makes a check that may accept None, with a note on the meaning of None and 0."""
     if zero and zero == none:
         note = f"0 or None is {zero}"
     else:
@@ -210,30 +210,30 @@ def _optional(what, accepts, none, zero):
 
 
 def is_whole(value: Any) -> bool:
-    """Says whether a value is a whole number, as NumPy's are, too.
+    """Whether a value is a whole number; those of NumPy count.
 
     Args:
       value: Anything.
 
     Returns:
-      Whether it is; True and False are none.
+      Whether it is; False for booleans.
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def read_whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
-    """Reads a whole number, written in the digits 0 to 9 alone.
+    """Parses a whole number, written only in the digits 0 to 9.
 
-    `str.isdigit` is true of digits that `int` does not read, as of a raised 2, and
-    `int` refuses more than 4,300 of them.
+    `str.isdigit` is true for digits that `int` does not parse, such as a superscript 2,
+    and `int` rejects more than 4,300 digits.
 
     Args:
       text: Any text.
-      least: The least, 0 or more.
-      most: The largest.
+      least: Minimum, 0 or more.
+      most: Maximum.
 
     Returns:
-      The number; None if the text is none, or none in these limits.
+      The number; None if the text is not a number, or not within these limits.
     """
     if not (text.isascii() and text.isdecimal()) or len(text) > _MOST_DIGITS:
         return None
@@ -241,13 +241,13 @@ def read_whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
 
 
 def is_real(value: Any) -> bool:
-    """Says whether a value is a number.
+    """Whether a value is a real number.
 
     Args:
       value: Anything.
 
     Returns:
-      Whether it is; True and False are none.
+      Whether it is; False for booleans.
     """
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -256,19 +256,19 @@ def check_value(check: Check, value: Any, name: str) -> None:
     """Checks one value.
 
     Args:
-      check: What it must be.
+      check: The check.
       value: The value.
-      name: What it is called, for the message.
+      name: Name of the value, for the message.
 
     Raises:
-      ConfigError: If it is something else.
+      ConfigError: If the value is invalid.
     """
     if not check.accepts(value):
         raise ConfigError(check.problem(name, value))
 
 
 def shown(value: Any) -> str:
-    """Writes a value for a message, where it is long its beginning.
+    """Formats a value for a message; a long one is truncated.
 
     Args:
       value: Anything.
@@ -279,7 +279,7 @@ def shown(value: Any) -> str:
     try:
         words = value if isinstance(value, str) and value else repr(value)
     except ValueError:
-        # Python writes no whole numbers of thousands of digits.
+        # Python does not convert integers of thousands of digits to text.
         words = "a very large number"
     words = " ".join(words.split())
     return words if len(words) <= 60 else words[:57] + "..."

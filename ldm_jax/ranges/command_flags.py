@@ -1,4 +1,4 @@
-"""Flags of the commands."""
+"""Checks of the commands' flags."""
 
 from ldm_jax.ranges.checks import Check, is_whole, place, read_whole, real, whole
 from ldm_jax.ranges.sample_section import SAMPLE
@@ -11,7 +11,7 @@ def _is_step(value):
     return isinstance(value, str) and read_whole(value, 0, STEPS) is not None
 
 
-# Flag of any command -> check; strings may not be empty. None is an unset flag.
+# Flag of any command -> check. Strings must not be empty; None is an unset flag.
 FLAGS: dict[str, Check] = {
     "step": Check("best or a step, 0 or more (a whole number)", _is_step),
     "seed": SEED,

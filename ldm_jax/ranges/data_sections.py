@@ -1,4 +1,4 @@
-"""Section `data`, and those in it."""
+"""Checks of the section `data` and its subsections."""
 
 from collections.abc import Mapping
 

@@ -1,10 +1,10 @@
-"""Compute types, by the names that people use."""
+"""Names of compute types, with common aliases."""
 
 from typing import Any
 
 from ldm_jax.ranges.checks import Check, is_real
 
-# What people write -> the name of the type that they mean.
+# Name of a compute type -> its aliases.
 _DTYPES = {
     "float32": "float32 f32 fp32 float single",
     "bfloat16": "bfloat16 bf16",
@@ -15,13 +15,13 @@ _DTYPE_OF = {word: name for name, words in _DTYPES.items() for word in words.spl
 
 
 def dtype_name(value: Any) -> Any:
-    """Gives a compute type its usual name.
+    """Normalises the name of a compute type.
 
     Args:
-      value: Name, as "bfloat16", "bf16" or "torch.bfloat16"; or a type.
+      value: Name, e.g. "bfloat16", "bf16" or "torch.bfloat16"; or a type.
 
     Returns:
-      "float32", "bfloat16" or "float16"; what is neither a string nor known, as it is.
+      "float32", "bfloat16" or "float16"; other values are returned unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -31,7 +31,7 @@ def dtype_name(value: Any) -> Any:
 
 
 def _is_dtype(value):
-    # A type itself is what code gives.
+    # Code may pass a type itself.
     if isinstance(value, str):
         return dtype_name(value) in _DTYPES
     return value is not None and not is_real(value)

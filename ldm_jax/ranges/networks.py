@@ -1,4 +1,4 @@
-"""Sections of the networks: backbones, autoencoders and conditioners."""
+"""Checks of the sections of networks: backbones, autoencoders and conditioners."""
 
 from ldm_jax.ranges.checks import (
     Check,
@@ -21,7 +21,7 @@ def _is_power(value):
 _POWERS = several(Check("a power of two: 1, 2, 4, ...", _is_power))
 _NUMBERS = several(real(-1e9, 1e9), 1, none="what is measured")
 
-# Fields of networks; those that others share have one meaning.
+# Fields of networks; fields of the same name have the same meaning.
 _NETWORK = {
     "kind": text(),
     "tiny": FLAG,

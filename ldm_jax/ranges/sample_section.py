@@ -1,4 +1,4 @@
-"""Section `sample`: how samples are drawn."""
+"""Checks of the section `sample`: how samples are drawn."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ _SCALE = real(-1000, 1000)
 
 
 def _is_scale(value):
-    """Whether it is a guidance scale: a number, or a number for each condition."""
+    """Whether a value is a guidance scale: a number, or one for each condition."""
     if isinstance(value, Mapping):
         value = tuple(value.items())
     if isinstance(value, tuple | list):

@@ -1,11 +1,11 @@
-"""Checks that several sections have in common."""
+"""Checks that several sections share."""
 
 from ldm_jax.ranges.checks import Check, real, several, text, whole
 
-# The longest run, and the widest layer.
+# Maximum number of training steps, and maximum width of a layer.
 STEPS = 2**31 - 1
 WIDTH = 2**16
-# Sides of images in pixels.
+# Maximum side of an image in pixels.
 SIDE = 2**15
 
 SEED = whole(0, 2**64 - 1)

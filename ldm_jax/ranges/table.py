@@ -1,4 +1,4 @@
-"""The sections of a config in one table, and who looks into it."""
+"""The table of checks by section of a config, and functions that apply it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from ldm_jax.ranges.training_sections import (
     TRAIN,
 )
 
-# Section -> key -> check; "*" stands for a name of the user's.
+# Section -> key -> check; "*" stands for any name chosen by the user.
 SECTIONS: dict[str, dict[str, Check]] = {
     "": {"stage": text(), "seed": SEED},
     "data": DATA,
@@ -47,11 +47,11 @@ def find(section: str, key: str) -> Check | None:
     """Finds the check of a key.
 
     Args:
-      section: Dotted name of its section; "" for the keys beside the sections.
+      section: Dotted name of its section; "" for top-level keys.
       key: The key.
 
     Returns:
-      The check, or None if the table has no row of it.
+      The check, or None if the table has no row for the key.
     """
     for pattern, rows in SECTIONS.items():
         parts, names = pattern.split("."), section.split(".")
@@ -63,14 +63,14 @@ def find(section: str, key: str) -> Check | None:
 
 
 def check_section(section: Mapping[str, Any], name: str) -> None:
-    """Checks the values of a section that the table has rows of.
+    """Checks the values of a section for which the table has rows.
 
     Args:
       section: Its keys and values.
-      name: Its dotted name; "" for the keys beside the sections.
+      name: Its dotted name; "" for top-level keys.
 
     Raises:
-      ConfigError: If one is out of its range.
+      ConfigError: If a value is out of its range.
     """
     for key, value in section.items():
         check = find(name, key)
@@ -79,17 +79,17 @@ def check_section(section: Mapping[str, Any], name: str) -> None:
 
 
 def check_fields(constructor: Any, section: Mapping[str, Any], name: str) -> None:
-    """Checks the values of a section that a constructor is to be called with.
+    """Checks the values of a section that are passed to a constructor.
 
     Args:
-      constructor: A class that says what its fields may be, as `field_ranges`: field ->
-        Check; or one of the package, or a function of it, for which the table says it.
-        What others mean by a name, they check themselves.
+      constructor: A class with checks of its fields as `field_ranges` (field -> Check);
+        or a class or function of this package, for which the table is used. Others, in
+        which names may have other meanings, check their values themselves.
       section: Its keys and values.
       name: Its dotted name.
 
     Raises:
-      ConfigError: If one is out of its range.
+      ConfigError: If a value is out of its range.
     """
     own = getattr(constructor, "field_ranges", None)
     if own is not None:

@@ -1,4 +1,4 @@
-"""Sections of the training: objective, optimiser, steps, and evaluation."""
+"""Checks of the sections for training: objective, optimiser, steps and evaluation."""
 
 import re
 
@@ -7,7 +7,7 @@ from ldm_jax.ranges.shared import DECAY, EVERY, FLAG, FRACTION, STEPS, WORDS
 
 
 def _is_overrides(value):
-    """Whether it is pairs of (regular expression, axis or None)."""
+    """Whether a value consists of pairs (regular expression, axis or None)."""
     if not isinstance(value, tuple | list):
         return False
     for pair in value:
@@ -23,7 +23,7 @@ def _is_overrides(value):
     return True
 
 
-# What is too high depends on the optimiser, and a run that diverges says so.
+# Which rate is too high depends on the optimiser, and runs that diverge report it.
 _RATE = real(0, 1e30, "(")
 _WEIGHT = real(0, 1e9)
 
