@@ -1,10 +1,10 @@
-"""What sections of a config say together with data sets, tables and one another.
+"""Reads sections of a config that depend on data sets, tables or other sections.
 
-| module | what its section says |
+| module | its section |
 | --- | --- |
-| `conditions` | conditions, whose open options follow from data, inputs and backbone |
-| `sample` | how samples are drawn, checked against what a model can |
+| `conditions` | conditions, whose unset options follow from data, inputs and backbone |
+| `sample` | how samples are drawn, checked against the model |
 | `schedule` | the noise levels, and what the network predicts |
 
-`build.py` makes modules of sections; all above import these functions from there.
+`build.py` makes modules from sections; higher layers import these functions from there.
 """

@@ -1,4 +1,4 @@
-"""The section `conditions`: what its entries leave open, and must agree on."""
+"""The section `conditions`: fills in unset options and checks consistency."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,26 +15,27 @@ from ldm_jax.errors import ConfigError
 def fill_conditions(
     config: Any, backbone: nn.Module | None, num_classes: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Completes what entries leave open.
+    """Fills in the options that entries leave unset.
 
-    What follows from the data set, from the entry of `data.inputs` under the same key
-    and from the backbone, each kind says itself: see `ldm_jax.conditioners`.
+    Each kind of condition declares which options follow from the data set, from the
+    entry of `data.inputs` under the same key and from the backbone: see
+    `ldm_jax.conditioners`.
 
     Args:
       config: ConfigDict with `conditions` and `data`.
-      backbone: Backbone module; None where no condition takes anything from it.
-      num_classes: Number of classes of the data set; None where there are none.
+      backbone: Backbone module; None if no option follows from it.
+      num_classes: Number of classes of the data set; None if there are none.
 
     Returns:
       Batch key -> entry, plain dicts; entries of the kind "none" are left out.
 
     Raises:
-      ConfigError: If something is open that follows from nothing.
+      ConfigError: If an option is unset and cannot be derived.
     """
     entries = entries_of(config.conditions)
     inputs = config.data.get("inputs") or {}
     for key, entry in entries.items():
-        # An unknown kind is refused where the conditioner is made.
+        # An unknown kind raises an error where the conditioner is made.
         kind = CONDITIONERS.get(entry.get("kind"))
         if "num_classes" in getattr(kind, "from_dataset", ()):
             _fill_num_classes(key, entry, num_classes)
@@ -62,7 +63,7 @@ def _fill_num_classes(key, entry, num_classes):
 
 
 def _fill_from_input(key, entry, kind, given):
-    """Completes the options that follow from the input that delivers a condition."""
+    """Fills in the options that follow from the input of a condition."""
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     unset = [
         name
@@ -86,10 +87,10 @@ def _fill_from_input(key, entry, kind, given):
 def check_ids(
     entries: Mapping[str, Mapping[str, Any]], section: Section | None
 ) -> None:
-    """Checks that encoders know every token id that their inputs may give.
+    """Checks that the vocabularies of encoders cover all token ids of their inputs.
 
     Args:
-      entries: Batch key -> entry of a conditioner, as `fill_conditions` completes it.
+      entries: Batch key -> entry of a conditioner, as returned by `fill_conditions`.
       section: Config section `data.inputs`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The section `sample`: how samples are drawn, checked against what a model can."""
+"""The section `sample`: how samples are drawn, checked against the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,16 +20,16 @@ def read_sample_options(
     given: Mapping[str, Any] | None = None,
     size: tuple[int | None, int | None] = (None, None),
 ) -> SampleOptions:
-    """Reads the section, with what is given over it.
+    """Reads the section, with the options in `given` taking precedence.
 
-    A model without conditions is not guided, and another sampler than the section's
+    A model without conditions is not guided, and a sampler other than the section's
     does not inherit its `eta`.
 
     Args:
       config: ConfigDict with `data` and `sample`.
       schedule: The noise levels.
       entries: Entries of the conditioner by batch key.
-      given: Rows of `sample_options.NAMES` -> values; None is the section's.
+      given: Rows of `sample_options.NAMES` -> values; None uses the section's.
       size: (height, width) of the images in pixels; None is that of training.
 
     Returns:
@@ -67,16 +67,16 @@ def check_sampling(
 ) -> None:
     """Checks options against the noise levels and conditions of a model.
 
-    Levels that are too low to start from pure noise are named in the log.
+    Logs a warning if the first noise level is too low to start from pure noise.
 
     Args:
       options: The options.
       schedule: The noise levels.
       entries: Entries of the conditioner by batch key.
-      name: What the scale of guidance is called, for messages.
+      name: Name of the guidance scale, for messages.
 
     Raises:
-      ConfigError: If the noise levels or the guidance cannot be.
+      ConfigError: If the noise levels or the guidance are not possible.
     """
     check_guidance(options.guidance.scale, entries, name)
     steps, spacing = options.num_steps, options.spacing
@@ -101,10 +101,10 @@ def check_guidance(scale: Any, entries: Mapping[str, Any], name: str) -> None:
     Args:
       scale: Number, or dict of batch key -> number, or its pairs.
       entries: Entries of the conditioner by batch key.
-      name: What the scale is called, for messages.
+      name: Name of the scale, for messages.
 
     Raises:
-      ConfigError: If it lacks one.
+      ConfigError: If a condition or its null input is missing.
     """
     given = isinstance(scale, Mapping | tuple | list)
     scales = dict(scale) if given else dict.fromkeys(entries or [""], scale)

@@ -1,4 +1,4 @@
-"""The section `schedule`: the noise levels, and what the network predicts of them."""
+"""The section `schedule`: the noise levels, and what the network predicts."""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +10,7 @@ from ldm_jax.diffusion.schedule import (
 )
 from ldm_jax.errors import ConfigError
 
-# What others call rows of PREDICTION_TYPES: diffusers and CompVis.
+# Names in diffusers and CompVis -> rows of PREDICTION_TYPES.
 _OTHER_NAMES = {
     "epsilon": "noise",
     "eps": "noise",
@@ -38,7 +38,7 @@ def make_noise_schedule(config: ConfigDict) -> NoiseSchedule:
 
 
 def prediction_type_of(section: Section) -> str:
-    """Says what the network predicts.
+    """Returns what the network predicts.
 
     Args:
       section: Config section `schedule`.
