@@ -1,4 +1,4 @@
-"""Trained models: from a workdir to modules with weights.
+"""Loads trained models from workdirs, as modules with weights.
 
 | module | what |
 | --- | --- |
@@ -6,7 +6,7 @@
 | `first_stage` | first stages |
 | `own_copy` | the copy of its first stage in a second stage's workdir |
 | `classifier` | classifiers of noisy latents |
-| `text_towers` | frozen text towers, which runs on stored text states lack |
+| `text_towers` | frozen text encoders, which runs on stored text states lack |
 """
 
 from ldm_jax.trained.classifier import TrainedClassifier, load_classifier

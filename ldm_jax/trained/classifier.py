@@ -21,8 +21,8 @@ class TrainedClassifier(NamedTuple):
     Attributes:
       module: The Classifier.
       params: Its weights, NumPy.
-      class_names: Names of the classes, an empty list where there are none.
-      source: The checkpoint folder and a checksum of the weights, for the record.
+      class_names: Names of the classes, an empty list if there are none.
+      source: The checkpoint folder and a checksum of the weights, to be recorded.
     """
 
     module: Classifier
@@ -38,21 +38,21 @@ def load_classifier(
     step: int | None = None,
     average: bool = True,
 ) -> TrainedClassifier:
-    """Loads a trained classifier to guide a diffusion model with.
+    """Loads a trained classifier, to guide a diffusion model with.
 
     Args:
       workdir: Workdir of the classifier.
-      model: LatentDiffusion that it is to guide.
-      meta: What the checkpoint of that model records.
-      step: Checkpoint to take; the newest by default.
-      average: Take the moving average of the weights where one was kept.
+      model: LatentDiffusion to guide.
+      meta: Metadata of that model's checkpoint.
+      step: Checkpoint to load; the newest by default.
+      average: Whether to load the moving average of the weights, if one was kept.
 
     Returns:
       A TrainedClassifier.
 
     Raises:
       CheckpointError: If the checkpoint is missing or unreadable.
-      ConfigError: If it is not a classifier, or not one of the model's latents.
+      ConfigError: If it is not a classifier, or was trained on other latents.
     """
     config, params, found = checkpoint.load_weights(workdir, step, average)
     if config.stage != "classifier":
@@ -77,7 +77,7 @@ def load_classifier(
 
 
 def _difference(alphas, classifier, diffusion):
-    """How the noisy latents of two stages differ; None if they do not."""
+    """Returns how the noisy latents of two stages differ; None if they do not."""
     stages = [
         (meta["first_stage"] or {}).get("checksum") for meta in (classifier, diffusion)
     ]

@@ -23,8 +23,9 @@ class FirstStage(NamedTuple):
       module: The autoencoder.
       params: Its weights, NumPy.
       config: The config it was trained with; None for the identity.
-      record: Dict that says where the weights came from, with checksums of what makes
-        latents ("checksum") and of what only decodes them ("decoder_checksum").
+      record: Dict with the origin of the weights, and checksums of the weights that
+        latents depend on ("checksum") and of those only used in decoding
+        ("decoder_checksum").
     """
 
     module: Any
@@ -34,18 +35,18 @@ class FirstStage(NamedTuple):
 
     @property
     def pixels(self) -> Pixels:
-        """What the images are that it was trained on."""
+        """Format of the images that it was trained on."""
         section = {} if self.config is None else self.config.data
         return pixels_of(section, self.module.image_channels)
 
     def check_pixels(self, section: Section) -> None:
-        """Refuses images of other channels, or whose values mean something else.
+        """Checks that images have its channels and range of values.
 
         Args:
-          section: Config section `data` of what is to be trained or encoded.
+          section: Config section `data` of the images.
 
         Raises:
-          ConfigError: If they do not go with it.
+          ConfigError: If they differ.
         """
         ours, theirs = pixels_of(section), self.pixels
         if ours.count != theirs.count or (ours.kind != theirs.kind and self.config):
@@ -73,16 +74,16 @@ def load_first_stage(
 
     Args:
       workdir: Its workdir, or "identity" for none: diffusion on pixels.
-      step: Checkpoint to take; the newest by default.
-      average: Take the moving average of the weights where one was kept.
-      key: What the workdir is called, for messages.
-      image_channels: Channels of the images, where there is no first stage to say it.
+      step: Checkpoint to load; the newest by default.
+      average: Whether to load the moving average of the weights, if one was kept.
+      key: Flag or config key of the workdir, for messages.
+      image_channels: Channels of the images, for "identity".
 
     Returns:
       A FirstStage.
 
     Raises:
-      ConfigError: If the workdir is not given or holds something else.
+      ConfigError: If the workdir is not given or is not that of an autoencoder.
       CheckpointError: If there is no checkpoint in it, or it cannot be read.
     """
     if workdir == "identity":
@@ -113,11 +114,11 @@ def load_first_stage(
 
 
 def record_of(workdir: Folder, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Says where weights came from, for what is made of them.
+    """Makes a record of the origin of weights, to be saved with results.
 
     Args:
       workdir: Workdir of the run.
-      meta: The meta data that `checkpoint.load_weights` returned with them.
+      meta: The metadata that `checkpoint.load_weights` returned with them.
 
     Returns:
       JSON-like dict of "workdir", "step" and "weights", the item of the checkpoint.
@@ -130,13 +131,13 @@ def record_of(workdir: Folder, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_everywhere(first: FirstStage) -> None:
-    """Checks that all processes of a job have one first stage; all must call it.
+    """Checks that all processes of a job have the same first stage; all must call it.
 
     Args:
       first: FirstStage of this process.
 
     Raises:
-      CheckpointError: If its weights differ from process to process.
+      CheckpointError: If its weights differ between processes.
     """
     names = "step", "checksum", "decoder_checksum"
     found = peers.gather(", ".join(f"{n} {first.record.get(n)}" for n in names))
@@ -149,11 +150,11 @@ def check_same_everywhere(first: FirstStage) -> None:
 
 
 def check_same_latents(first: FirstStage, second: FirstStage) -> None:
-    """Checks that two first stages give the same latents, to the bit.
+    """Checks that two first stages give exactly the same latents.
 
     Args:
       first: FirstStage that a second stage was trained on.
-      second: FirstStage whose decoder is to take its place.
+      second: FirstStage whose decoder is to be used instead.
 
     Raises:
       ConfigError: If they differ in anything but the decoder.
@@ -173,7 +174,7 @@ def check_same_latents(first: FirstStage, second: FirstStage) -> None:
 
 
 def _split(module, params):
-    """What of the parameters makes latents, and what only decodes them."""
+    """Splits parameters: those that latents depend on, and those only for decoding."""
     parts = row_of(module).decoder_parts
     decoder = {name: tree for name, tree in params.items() if name in parts}
     return {k: v for k, v in params.items() if k not in parts}, decoder

@@ -25,12 +25,12 @@ class Trained(NamedTuple):
       params: Its weights, NumPy.
       frozen: Weights of the first stage and statistics of its latents, NumPy.
       config: The config it was trained with.
-      inputs: What is made of an example for the conditions, batch key -> Input.
-      class_names: Names of the classes, an empty list where there are none.
-      source: The checkpoint folder, for the record.
-      weights: The item of it that holds the weights: "params" or "ema_params".
-      first_stage: What first stage decodes, in words.
-      decoder: What decoder is in place of the first stage's own, or None.
+      inputs: Batch key -> Input, which makes the input of a condition from an example.
+      class_names: Names of the classes, an empty list if there are none.
+      source: The checkpoint folder, to be recorded.
+      weights: The item of the checkpoint with the weights: "params" or "ema_params".
+      first_stage: The first stage, as text: step and workdir.
+      decoder: The decoder that replaces the first stage's own, as text; or None.
       classifier: TrainedClassifier for classifier guidance, or None.
       lpips: Weights of LPIPS for image guidance, or None.
     """
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
 
     @property
     def pixels(self) -> Pixels:
-        """What the images are that it draws."""
+        """Format of the images that it draws."""
         return pixels_of(self.config.data, self.model.first_stage.image_channels)
 
 
@@ -68,15 +68,15 @@ def load_model(
 
     Args:
       workdir: Workdir of the second stage.
-      step: Checkpoint to take; the newest by default.
-      average: Take the moving average of the weights where one was kept.
+      step: Checkpoint to load; the newest by default.
+      average: Whether to load the moving average of the weights, if one was kept.
       first_stage: Workdir of the first stage that it was trained on; by default its
         own copy, or the recorded one.
-      decoder: Workdir of a first stage of the same latents whose decoder is used
+      decoder: Workdir of a first stage with the same latents, to use its decoder
         instead.
       classifier: Workdir of a classifier of the same latents, for classifier guidance.
-      lpips: File of LPIPS' weights, or two with a comma between, for image guidance.
-      data_dir: Where prepared data sets lie; as in training by default.
+      lpips: File of LPIPS weights, or two separated by a comma, for image guidance.
+      data_dir: Folder of the prepared data sets; by default as in training.
 
     Returns:
       A Trained.
@@ -95,13 +95,13 @@ def load_model(
         )
     params = with_text_towers(params, config, meta, workdir)
     if config.data.get("text_states"):
-        # With its towers it takes token ids, as any other.
+        # With its text encoders it takes token ids, as any other model.
         config.data.text_states = False
     if data_dir:
         config.data.data_dir = data_dir
     first = load_recorded(workdir, meta["first_stage"], first_stage)
     where = _in_words(first.record)
-    # What a classifier's latents are compared with, recorded or not.
+    # A classifier's latents are compared with these, recorded or not.
     meta |= {"first_stage": first.record}
     if decoder:
         swapped = load_first_stage(decoder, key="--decoder")
@@ -117,7 +117,7 @@ def load_model(
         params=params,
         frozen={"first_stage": first.params, "statistics": statistics},
         config=config,
-        # The conditions of some may have been turned off.
+        # The conditions of some inputs may have been turned off.
         inputs={k: v for k, v in inputs.items() if k in model.conditioner.entries},
         class_names=list(meta["class_names"] or []),
         source=meta["folder"],

@@ -1,10 +1,10 @@
-"""The first stage of a second one: its own copy, or where the checkpoint says.
+"""Finds the first stage of a second stage: its own copy, or the recorded workdir.
 
-A second stage is worth nothing without the first stage whose latents it was trained on,
-to the bit; but that may be trained further, which rotates the checkpoint away, made
-anew in place, or moved. So a run keeps a copy in `first_stage_copy` of its workdir: one
-checkpoint without what only training needs. Wherever a first stage is read from, its
-checksums are compared with those that the second stage's checkpoint records.
+A second stage is useless without exactly the first stage that it was trained on; but
+that may be trained further, which deletes the checkpoint, be trained again in place, or
+be moved. So a run keeps a copy in `first_stage_copy` of its workdir: one checkpoint,
+without the training state. Wherever a first stage is read from, its checksums are
+compared with those that the second stage's checkpoint records.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _COPY, _ITEMS = "first_stage_copy", ("meta", "params", "ema_params")
 
 
 def has_own_copy(workdir: Folder) -> bool:
-    """Says whether a workdir holds a copy of its first stage.
+    """Whether a workdir holds a copy of its first stage.
 
     Args:
       workdir: Workdir of a second stage.
@@ -42,16 +42,16 @@ def has_own_copy(workdir: Folder) -> bool:
 
 
 def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
-    """Copies a first stage into the workdir of a run on its latents, once.
+    """Copies a first stage into the workdir of a second stage, once.
 
-    Process 0 does it. The copy appears as a whole or not at all.
+    Process 0 makes the copy, which is atomic.
 
     Args:
-      workdir: Workdir of the run.
+      workdir: Workdir of the second stage.
       first: FirstStage of the run.
 
     Raises:
-      CheckpointError: If it is gone meanwhile.
+      CheckpointError: If the first stage is gone or damaged.
       DiskError: If the copy cannot be written.
     """
     if first.config is None or jax.process_index():
@@ -60,25 +60,25 @@ def keep_first_stage(workdir: Folder, first: FirstStage) -> None:
     source = checkpoint_folder(first.record["workdir"], first.record["step"])
     if is_copy(copy / CHECKPOINTS / source.name, source, _ITEMS):
         return
-    # What is left of a run on another first stage that came to no checkpoint.
+    # Left over from a run on another first stage that saved no checkpoint.
     remove_folder(copy)
     with drafted(copy) as draft:
         copy_items(source, draft, _ITEMS)
 
 
 def first_stage_folder(recorded: str, workdir: Folder) -> Place | str:
-    """Finds the first stage of a second one, also if both moved together.
+    """Finds the first stage of a second stage, also if both were moved together.
 
     Args:
-      recorded: Its workdir as the second stage's checkpoint records it; where it lies
-        inside of that workdir, relative to it; "identity" for none.
-      workdir: Workdir of the second stage; the copy in it goes first.
+      recorded: Its workdir as recorded in the second stage's checkpoint, relative to
+        the second stage's workdir if it is inside that; "identity" for none.
+      workdir: Workdir of the second stage; the copy in it takes precedence.
 
     Returns:
       Path of the first stage's workdir, or "identity".
 
     Raises:
-      ConfigError: If it is not there.
+      ConfigError: If it is not found.
     """
     if recorded == "identity":
         return recorded
@@ -103,19 +103,19 @@ def load_recorded(
     given: Folder | None = None,
     key: str = "--first_stage",
 ) -> FirstStage:
-    """Loads the first stage that a second one was trained on.
+    """Loads the first stage that a second stage was trained on.
 
     Args:
       workdir: Workdir of the second stage.
-      recorded: What its checkpoint records of the first stage; None if it came without.
-      given: Workdir of the first stage; by default the copy, or where it is recorded.
-      key: Flag or config key that gives it, for messages.
+      recorded: Its checkpoint's record of the first stage; None if it has none.
+      given: Workdir of the first stage; by default the copy, or the recorded workdir.
+      key: Flag or config key of that workdir, for messages.
 
     Returns:
-      A FirstStage, whose record says where the copy was taken from.
+      A FirstStage; for a copy, its record has the workdir that was copied.
 
     Raises:
-      ConfigError: If it is not there, or holds something else.
+      ConfigError: If it is not found, or is not a first stage.
       CheckpointError: If it cannot be read, or is another first stage.
     """
     if recorded is None and not given:
@@ -133,7 +133,7 @@ def load_recorded(
         remove = "gcloud storage rm" if is_remote(folder) else "rm"
         remedy = f"remove the copy to read that one in its place: {remove} -r {folder}"
     try:
-        # Of the identity nothing else says them.
+        # For the identity these are recorded nowhere else.
         count = recorded.get("image_channels") or 3
         first = load_first_stage(
             folder, recorded["step"], key=key, image_channels=count
@@ -160,12 +160,12 @@ def difference(found: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | N
     """Compares a first stage with the one that a second stage was trained on.
 
     Args:
-      found: Record of the first stage that is there, see FirstStage.
-      recorded: The one that the second stage's checkpoint holds; what old or converted
-        ones do not record is not compared.
+      found: Record of the first stage that was found, see FirstStage.
+      recorded: Record in the second stage's checkpoint; checksums that old or converted
+        checkpoints lack are not compared.
 
     Returns:
-      What the one that is there does otherwise; None if it is the same.
+      How the first stage differs, for a message; None if it is the same.
     """
     verbs = {
         "checksum": "makes other latents",

@@ -1,9 +1,9 @@
-"""Frozen text towers by the files that a config names: runs on stored states have none.
+"""Loads frozen text encoders, which checkpoints of runs on stored text states lack.
 
-Such a run neither holds nor computes the tower of its captions, but what samples from
-it needs it. So it keeps a copy in `text_towers_copy` of its workdir, as it does of its
-first stage, and its checkpoints record the tower's checksum, with which the copy, or
-where there is none `conditions.KEY.weights`, is compared.
+Such a run trains on stored outputs of the text encoder (tower) of its captions and does
+not hold it, but sampling needs it. So it keeps a copy in `text_towers_copy` of its
+workdir, as it does for its first stage, and its checkpoints record the tower's
+checksum. The copy, or if there is none `conditions.KEY.weights`, is compared with that.
 """
 
 import types
@@ -28,12 +28,12 @@ _COPIES = "text_towers_copy"
 
 
 class TextTower(NamedTuple):
-    """A frozen text tower with its weights.
+    """A frozen text encoder with its weights.
 
     Attributes:
-      module: Conditioner that it is.
+      module: The conditioner.
       params: Its parameters, NumPy.
-      checksum: Of the parameters.
+      checksum: Checksum of the parameters.
     """
 
     module: Text
@@ -44,14 +44,14 @@ class TextTower(NamedTuple):
 def load_text_towers(
     config: ConfigDict, keys: Collection[str] | None = None
 ) -> dict[str, TextTower]:
-    """Loads the frozen text towers that a config names.
+    """Loads the frozen text encoders of a config from their weights files.
 
     Args:
       config: ConfigDict of a second stage.
-      keys: Batch keys of those that are wanted; None for all.
+      keys: Batch keys of the encoders to load; None for all.
 
     Returns:
-      Batch key -> TextTower; those of which the config names no weights are left out.
+      Batch key -> TextTower; encoders without `weights` in the config are left out.
 
     Raises:
       ConfigError: If a file cannot be used.
@@ -82,24 +82,25 @@ def stored_text_states(
     workdir: Folder,
     recorded: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Finds the conditions whose towers the run does without, and checks their towers.
+    """Finds the conditions with stored text states, and checks their text encoders.
 
-    A tower is read to compare its checksum, copied into the workdir, and goes again.
+    An encoder is read to compare its checksum, copied into the workdir, and not kept in
+    memory.
 
     Args:
       config: ConfigDict.
       conditioner: Conditioner of the model.
       data: The run's `Data`.
       workdir: Workdir of the run.
-      recorded: What this gave before, by the checkpoint that a run goes on from.
+      recorded: Earlier result, from the checkpoint that a run resumes from.
 
     Returns:
-      Batch key -> checksum of the tower that made the states; empty where batches hold
+      Batch key -> checksum of the encoder that made the states; empty if batches hold
       token ids.
 
     Raises:
-      ConfigError: If the states are of another tower than that of the config, or of one
-        that is to be trained.
+      ConfigError: If the states were made by another encoder than that of the config,
+        or if that one is to be trained.
       DiskError: If a copy cannot be written.
     """
     keys = sorted(conditioner.entries.keys() & data.null_states.keys())
@@ -143,7 +144,7 @@ def _copy_of(workdir, key):
 
 
 def _keep(workdir, towers):
-    """Copies towers into a workdir, on the first process; each appears as a whole."""
+    """Copies towers into a workdir, on process 0; each copy is atomic."""
     for key, tower in towers.items():
         if (
             not jax.process_index()
@@ -153,7 +154,7 @@ def _keep(workdir, towers):
 
 
 def _read_copy(workdir, key):
-    """Parameters of the copy of a tower; None where it is missing or damaged."""
+    """Parameters of the copy of a tower; None if it is missing or damaged."""
     path = _copy_of(workdir, key)
     try:
         with answering(path):
@@ -180,20 +181,20 @@ def with_text_towers(
     meta: Mapping[str, Any],
     workdir: Folder,
 ) -> dict[str, Any]:
-    """Adds the towers that a run on stored text states was trained without.
+    """Adds the text encoders that a run on stored text states was trained without.
 
     Args:
       params: Weights of a second stage.
       config: Its ConfigDict.
-      meta: What its checkpoint records.
-      workdir: Its workdir, whose copies go first.
+      meta: Metadata of its checkpoint.
+      workdir: Its workdir, whose copies take precedence.
 
     Returns:
-      The weights with those of the towers; as they are for other runs.
+      The weights with those of the encoders; unchanged for other runs.
 
     Raises:
-      CheckpointError: If a tower is not there, may not be read, or is another one.
-      Unreachable: If what a copy lies on does not answer.
+      CheckpointError: If an encoder is missing, may not be read, or is another one.
+      Unreachable: If the storage of a copy does not respond.
     """
     recorded = meta.get("text_states")
     if not recorded:
@@ -206,7 +207,7 @@ def with_text_towers(
 
 
 def _recorded_tower(config, workdir, key, checksum):
-    """Parameters of the tower whose states a run was trained on."""
+    """Parameters of the tower that made the states that a run was trained on."""
     copy = _copy_of(workdir, key)
     with answering(copy):
         is_there = exists(copy)
