@@ -2,15 +2,15 @@
 
     flags --flag_values--> values --conditions--> example, batch --program--> images
 
-`task.py` says which flags go together, `options.py` completes the options from the
-config, `sampler.py` draws, `run.py` is the run, `sample_files.py` writes the samples,
-and `output.py` shows them beside their conditions. From Python:
+`task.py` checks which flags go together, `options.py` fills in options from the config,
+`sampler.py` draws samples, `run.py` is the command's run, `sample_files.py` writes the
+samples, and `output.py` shows them beside their conditions. From Python:
 
     trained = load_model(workdir)
     options = complete(trained, {"num_steps": 20, "guidance_scale": 4.0})
     run(trained, outdir, {"prompt": ["a red star"]}, RunOptions(seed=1), options)
 
-and without files, by an object that keeps its compiled programs:
+and without files, with an object that keeps its compiled programs:
 
     sampler = Sampler.load(workdir)
     images = sampler(prompt=["a red star"], seed=1, guidance_scale=4.0)

@@ -5,11 +5,11 @@
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --strength=0.6
     python sample.py --workdir=runs/any --outdir=samples --image=in.png --mask=mask.png
 
-Writes one PNG per sample into samples/ of that folder, or shards of many (--output);
+Writes one PNG per sample into samples/ of the outdir, or shards of many (--output);
 beside it a grid, a contact sheet of conditions and samples, and with --npz the array
-that evaluators of the field take.  Flags of files take folders as well, and several of
-either; sample k takes the k-th in turn.  Sample k depends on the seed and k alone.  A
-run that was cut goes on where it stopped: the same command draws only what is missing.
+that common evaluators read.  Flags of files also accept folders, and several of either;
+sample k uses the k-th in turn.  Sample k depends only on the seed and k.  To resume an
+interrupted run, give the same command again: it draws only the missing samples.
 """
 
 import dataclasses
@@ -156,19 +156,19 @@ _MEMORY = "--batch_size, --height or --width, or give --tile and --decode_tile"
 
 
 def _main(argv: list[str]) -> None:
-    """Draws."""
+    """Draws samples."""
     del argv
     from ldm_jax import sampling
     from ldm_jax.diffusion.sample_options import NAMES
     from ldm_jax.files import check_outdir
     from ldm_jax.sampling import options
 
-    # Before the model: what is misspelt shall not wait for it.
+    # Before the model is loaded, so that wrong flags fail at once.
     check_outdir(_OUTDIR.value)
     scale = options.parse_scale(_GUIDANCE_SCALE.value)
     interval = options.parse_interval(_GUIDANCE_INTERVAL.value)
     ends = options.parse_pair(_INTERPOLATE.value)
-    # Fields of the options are flags of the same name.
+    # Fields of RunOptions are flags of the same name.
     values = flags.FLAGS.flag_values_dict()
     fields = {field.name for field in dataclasses.fields(options.RunOptions)}
     run_options = options.RunOptions(

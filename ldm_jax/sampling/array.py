@@ -22,8 +22,8 @@ def write_array(
 ) -> None:
     """Writes `samples.npz`, image by image.
 
-    Beside `arr_0` [N, H, W, C], it holds "reference", the images that are given
-    or held out, and what `conditions.collect_conditions` gives.
+    Besides `arr_0` [N, H, W, C], it holds "reference", the given or held-out images, if
+    there are any, and the result of `conditions.collect_conditions`.
 
     Args:
       trained: A Trained.

@@ -1,7 +1,7 @@
-"""The example of each sample, and the conditions that the model takes of it.
+"""Makes the example of each sample, and from it the conditions of the model.
 
-What flags give and what held-out data give becomes an example as training sees them, of
-which the very same inputs are made.
+Values of flags and held-out data become examples as in training, so that the same
+inputs can be made from them.
 """
 
 import functools
@@ -43,7 +43,7 @@ def make_example(trained: Trained, task: Task, k: int) -> dict[str, Any]:
       k: Number of the sample.
 
     Returns:
-      Dict like that of `transforms.transform`, but of the size asked for, and with the
+      Dict like that of `transforms.transform`, but of the requested size, and with the
       first of several captions.
 
     Raises:
@@ -64,13 +64,13 @@ def _make_example(trained, task, k):
             example = transform(found, task.size, pixels=trained.pixels)
             if not isinstance(example.get("caption", ""), str):
                 example["caption"] = example["caption"][0]
-        # Whatever a damaged record or file raises.
+        # Damaged records and files raise all kinds of errors.
         except Exception as error:
             where = task.source.describe(index)
             raise_if_silent(where, error)
             raise ConfigError(f"--from_data: cannot read {where}: {error}") from error
     for name, values in task.values.items():
-        if name in MODALITIES:  # The others are not part of it.
+        if name in MODALITIES:  # The others are not part of an example.
             example |= _place(trained, task, name, values[k])
     if {"image", "mask"} <= task.values.keys():
         _check_proportions(task.values["image"][k], task.values["mask"][k])
@@ -78,7 +78,7 @@ def _make_example(trained, task, k):
 
 
 def _place(trained, task, name, value):
-    """The part of an example that holds what a flag gives, for all that takes it."""
+    """The part of an example for a flag's value, as all inputs that use it need it."""
     side = trained.config.data.image_size
     takers = inputs_of(trained.inputs, name).values()
     if not takers:
@@ -95,19 +95,19 @@ def _place(trained, task, name, value):
 
 
 def fit(name: str, value: Any, size: Size, pixels: Pixels = RGB) -> Any:
-    """Brings what a flag gives to the size of the samples.
+    """Fits a flag's value to the size of the samples.
 
     Args:
       name: Row of MODALITIES.
-      value: Path of a file, or what else the flag's form gives.
+      value: Path of a file, or another value, depending on the flag's form.
       size: (height, width) in pixels.
-      pixels: What the images of the model are.
+      pixels: Format of the model's images.
 
     Returns:
-      The value of an example: images and maps are cut at the centre and resized.
+      The value for the example: images and maps are centre-cropped and resized.
 
     Raises:
-      ConfigError: If a file cannot be read, or is not of use.
+      ConfigError: If a file cannot be read, or is not usable.
     """
     row = MODALITIES[name]
     try:
@@ -153,7 +153,7 @@ def _extent_of_file(name, path):
 
 
 def _check_proportions(image, mask):
-    """Both are cut at the centre, so they must have the same proportions."""
+    """Checks that both have the same proportions, as both are centre-cropped."""
     width, height = _extent_of_file("image", image)
     found = _extent_of_file("mask", mask)
     if abs(width * found[1] - height * found[0]) > max(width, height, *found):
@@ -170,17 +170,17 @@ def make_row(
     k: int,
     example: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Makes what the program takes for sample k.
+    """Makes the row of a batch for sample k.
 
     Args:
       trained: A Trained.
       task: A Task.
-      seed: Seed of the run, of which what is random in the inputs follows.
+      seed: Seed of the run, which also seeds the randomness of the inputs.
       k: Number of the sample.
-      example: That of `make_example`, if it is there already.
+      example: Result of `make_example`, if there is one already.
 
     Returns:
-      Dict of "inputs", the conditioner's keys -> array, and as the task needs them
+      Dict of "inputs", the conditioner's keys -> array, and if the task needs them
       "negative" likewise, "images" [H, W, C] like those of a batch (also those of
       held-out data), "mask" bool [H, W, 1], true where the image is to be filled,
       "classes" and "guide"; see `gradient_guidance.make_gradient_guidance`.
@@ -223,7 +223,7 @@ def _make_row(trained, task, seed, k, example):
 
 
 def _guide(trained, task, k):
-    """The image to resemble, as small as samples are compared with it."""
+    """The guide image, at the resolution at which samples are compared with it."""
     factor = 1 if trained.lpips is not None else GUIDE_FACTOR
     path, size = task.values["guide_image"][k], tuple(n // factor for n in task.size)
     try:
@@ -240,11 +240,11 @@ def find_mask(
 
     Args:
       trained: A Trained.
-      example: That of `make_example`.
-      made: Batch key -> what the input of that key made of it.
+      example: Result of `make_example`.
+      made: Batch key -> value that the input of that key made from the example.
 
     Returns:
-      bool [H, W, 1], true there; None if nowhere.
+      bool [H, W, 1], true where it is to be filled; None if nowhere.
     """
     if "mask" in example:
         return np.asarray(example["mask"], bool)[..., None]
@@ -268,8 +268,8 @@ def make_batch(
 
     Returns:
       Dict of the rows of `make_row`, stacked, and "index" int32 [B], the samples whose
-      noise is used. On a path there are "fraction" float32 [B], how far along it is,
-      and "ends", the same dict for its two ends, in turn for each sample.
+      noise is used. On a path also "fraction" float32 [B], the position on the path,
+      and "ends", the same dict for its two ends, alternating, for each sample.
 
     Raises:
       ConfigError: If something cannot be read or is not what the model takes.
@@ -277,7 +277,7 @@ def make_batch(
     if not task.path:
         return _stack(trained, task, seed, indices)
     first, last, count = task.path
-    # All but the first noise is that of one end, so that nothing jumps on the way.
+    # All noise but the initial is that of one end, so that images change continuously.
     batch = _stack(trained, task, seed, [first] * len(indices))
     batch["ends"] = _stack(trained, task, seed, [first, last] * len(indices))
     batch["fraction"] = np.asarray(indices, np.float32) / (count - 1)
@@ -292,7 +292,7 @@ def _stack(trained, task, seed, indices):
 
 
 def _check_inputs(trained, task, k, inputs):
-    """Checks the conditions of a sample as training does those of an example."""
+    """Checks the conditions of a sample as those of a training example."""
     try:
         trained.model.conditioner.check(
             {key: np.asarray(value)[None] for key, value in inputs.items()}
@@ -303,7 +303,7 @@ def _check_inputs(trained, task, k, inputs):
 
 
 def _origin(trained, task, k):
-    """The files, or the example, that the conditions of a sample come from."""
+    """The files, and the example, that the conditions of a sample come from."""
     taken = {
         name
         for key in trained.model.conditioner.entries
@@ -318,7 +318,7 @@ def _origin(trained, task, k):
 
 
 def warn_of_crops(trained: Trained, task: Task) -> None:
-    """Prints a line if the first small image loses pixels: they are hard to come by.
+    """Prints a line if the first low-resolution image is cropped or resized.
 
     Args:
       trained: A Trained.
@@ -340,14 +340,14 @@ def warn_of_crops(trained: Trained, task: Task) -> None:
 
 
 def conditions_from(task: Task, k: int) -> int:
-    """Says whose conditions a sample has: on a path all have those of its start.
+    """Returns which sample's conditions are used; on a path, those of its start.
 
     Args:
       task: A Task.
       k: Number of the sample.
 
     Returns:
-      Number of the sample whose conditions it has.
+      Number of the sample whose conditions are used.
     """
     return task.path[0] if task.path else k
 
@@ -364,10 +364,9 @@ def collect_conditions(
 
     Returns:
       Dict of arrays [N, ...]: "arr_1", the labels of a class-conditional model;
-      "caption" strings,
-      "label", "segmentation", "depth", "boxes", "box_labels" and so on as in an
-      example; "mask" bool [N, H, W, 1], true where the image was filled; and
-      "input_KEY" for every other input under its batch key.
+      "caption" strings, "label", "segmentation", "depth", "boxes", "box_labels" and so
+      on as in an example; "mask" bool [N, H, W, 1], true where the image was filled;
+      and "input_KEY" for every other input, by its batch key.
     """
     rows = []
     for k in range(task.count):
@@ -388,7 +387,7 @@ def collect_conditions(
 
 
 def _kept(example):
-    """The part of an example that evaluators get."""
+    """The part of an example that is written for evaluators."""
     kept = {}
     for name, row in MODALITIES.items():
         if row.kept and pack(name, example) is not None:

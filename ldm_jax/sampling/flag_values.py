@@ -1,4 +1,4 @@
-"""What flags give: values by modality, of which sample k takes number k, in turn.
+"""Reads the values of condition flags by modality; sample k uses the k-th, in turn.
 
 The flags are those of the rows of MODALITIES, and OTHER_FLAGS.
 """
@@ -27,21 +27,21 @@ from ldm_jax.reading import (
 )
 from ldm_jax.store import as_path, exists, is_dir, raise_if_silent
 
-# Largest number of rows in a NumPy file, of which each is one sample's.
+# Maximum number of rows in a NumPy file, one per sample.
 _MOST_ROWS = 2**22
-# Largest side of an image that samples may look to come from.
+# Maximum of the sizes and corners that samples are conditioned on, in pixels.
 _MOST = 2**16
-# Most bytes of a file, which is hashed as a whole; what it takes is checked later.
+# Maximum bytes of a file to hash; the memory that it needs is checked later.
 _MOST_HASHED = 2**34
 
 
 class FlagValues(NamedTuple):
-    """What the flags of one modality give.
+    """Values of the flags of one modality.
 
     Attributes:
-      values: Tuple of strings, numbers, paths, arrays or layouts, one at least.
-      record: What stands for them in `settings.json`: contents, not names of files.
-      file: Flag of a file that had some of them, one in a line; or empty.
+      values: Tuple of strings, numbers, paths, arrays or layouts, at least one.
+      record: Their record in `settings.json`: contents, not names of files.
+      file: Flag of a file that had some of them, one per line; or empty.
     """
 
     values: tuple
@@ -54,7 +54,7 @@ class FlagValues(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Names that values may use in place of numbers; empty where they are unknown.
+    """Names that values may use instead of numbers; empty if they are unknown.
 
     Attributes:
       classes: Names of the classes of images in the order of their numbers.
@@ -69,7 +69,7 @@ class Names(NamedTuple):
 
 NO_NAMES = Names()
 
-# Flags that say something of guidance and nothing of the example, by their names.
+# Flags for guidance, which are not part of an example, by name.
 OTHER_FLAGS = {
     flag.name: flag
     for flag in (
@@ -87,7 +87,7 @@ def flag_rows() -> dict[str, tuple[Flag, ...]]:
     """Lists all flags that give values.
 
     Returns:
-      Row of MODALITIES or of OTHER_FLAGS -> its flags, the usual one first.
+      Row of MODALITIES or of OTHER_FLAGS -> its flags, the main one first.
     """
     rows = {name: row.flags for name, row in MODALITIES.items() if row.flags}
     return rows | {name: (flag,) for name, flag in OTHER_FLAGS.items()}
@@ -103,9 +103,9 @@ def define_flag(
       flag_values: Where to define it.
 
     Returns:
-      Its holder.
+      Its FlagHolder.
     """
-    # These hold commas, so that each has a flag of its own.
+    # These may contain commas, so the flag is repeated for each value.
     several = flag.form in ("texts", "sizes", "corners")
     define = flags.DEFINE_multi_string if several else flags.DEFINE_list
     return define(flag.name, None, flag.help, flag_values=flag_values)
@@ -120,14 +120,14 @@ def define_flags(
       flag_values: Where to define them.
 
     Returns:
-      Name of the flag -> its holder.
+      Name of the flag -> its FlagHolder.
     """
     rows = [flag for row in MODALITIES.values() for flag in row.flags]
     return {flag.name: define_flag(flag, flag_values) for flag in rows}
 
 
 def dashed(name: str) -> str:
-    """Names the flags of a row for a message.
+    """Returns the flags of a row, for a message.
 
     Args:
       name: Row of MODALITIES or of OTHER_FLAGS.
@@ -142,11 +142,11 @@ def dashed(name: str) -> str:
 def read_flags(
     given: Mapping[str, str | Sequence[str] | None], names: Names = NO_NAMES
 ) -> dict[str, FlagValues]:
-    """Reads what the flags name.
+    """Reads the values of the flags.
 
     Args:
-      given: Flag -> string or list of strings. Flags that are None or empty are left
-        out.
+      given: Flag -> string or list of strings. Flags that are None or empty are
+        skipped.
       names: Names of classes.
 
     Returns:
@@ -154,7 +154,7 @@ def read_flags(
       flags of one row are joined.
 
     Raises:
-      ConfigError: If a flag is unknown, or a file is missing or holds something else.
+      ConfigError: If a flag is unknown, or a file is missing or invalid.
     """
     rows = flag_rows()
     known = [flag.name for flags_of_row in rows.values() for flag in flags_of_row]
@@ -191,9 +191,9 @@ def _lines(name, flag, texts, names):
 
 
 def _read_lines(name, flag, texts, what):
-    """Where each line is, and the line.
+    """Reads lines; returns pairs of the place of a line, for messages, and the line.
 
-    In a folder of images a file has the captions of one, of which the first is taken.
+    In a folder of images a file has the captions of one image; the first is used.
     """
     lines, of_images = [], set(filter(_has_images, map(as_path, texts)))
     for path in _find(name, flag, texts, (".txt",)):
@@ -210,7 +210,7 @@ def _read_lines(name, flag, texts, what):
 
 
 def _labels(name, flag, texts, names):
-    """Class numbers; their range is checked where the number of classes is known."""
+    """Class numbers; their range is checked later, when the classes are known."""
     numbers = [_label(f"--{flag}", str(text), names) for text in texts]
     return FlagValues(tuple(numbers), numbers)
 
@@ -268,7 +268,7 @@ def _arrays(name, flag, texts, names):
     rows = []
     for path in paths:
         try:
-            # Mapped into memory: rows are read where they are used.
+            # Memory-mapped: rows are read when they are used.
             array = read_array(path)
             if array.ndim and len(array) > _MOST_ROWS:
                 raise ValueError(
@@ -308,7 +308,7 @@ def _layouts(name, flag, texts, names):
 
 
 def _find(name, flag, texts, suffixes):
-    """The files that are named, and those of the folders, in the order of names."""
+    """The given files, and those in given folders in the order of their names."""
     paths = []
     for text in texts:
         path = as_path(text)
@@ -331,14 +331,14 @@ def _has_images(folder):
 def _in_folder(name, folder, suffixes):
     names = sorted(path.name for path in folder.iterdir())
     names = [n for n in names if n.lower().endswith(suffixes) and n[0] != "."]
-    # A folder that training reads has the maps beside the images.
+    # In a folder for training, maps are beside the images.
     beside = MODALITIES[name].suffix if name in MODALITIES else None
     own = [n for n in names if beside and n.endswith(beside)]
     return [str(folder / n) for n in own or drop_sidecars(names)]
 
 
 def _digest(flag, paths):
-    """The number of files and a hash of their contents, whatever they are called."""
+    """The number of files and a hash of their contents, without their names."""
     whole = hashlib.sha256()
     for path in paths:
         with _reading(flag, path), open_file(path, _MOST_HASHED) as file:
@@ -353,7 +353,7 @@ def _read(flag, path):
 
 @contextlib.contextmanager
 def _reading(flag, path):
-    """Names the flag and the file of what cannot be read."""
+    """Adds the flag and the file to errors of reading."""
     try:
         yield
     except OSError as error:
@@ -364,7 +364,7 @@ def _reading(flag, path):
         raise ConfigError(f"--{flag}: cannot read {path}: {error}") from error
 
 
-# How the values of a flag are read, by its `form`: (row, flag, strings, Names) ->
+# `form` of a flag -> function that reads its values: (row, flag, strings, Names) ->
 # FlagValues.
 FORMS: dict[str, Callable[[str, str, Sequence[str], Names], FlagValues]] = {
     "texts": _texts,

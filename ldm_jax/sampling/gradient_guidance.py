@@ -1,4 +1,4 @@
-"""What guides a model beside its conditions: a classifier, an image to resemble."""
+"""Guidance by gradients, of a classifier or of the distance to a guide image."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from ldm_jax.models.lpips import LPIPS, MIN_SIZE
 from ldm_jax.sampling.options import RunOptions
 from ldm_jax.trained import Trained
 
-# So much smaller is the version of an image that samples are compared with.
+# Factor by which samples and the guide image are downsampled for comparison.
 GUIDE_FACTOR = 4
 
-# Scales where the user gives none: the paper's for classifiers (Table 3); 40 lets a
-# pixel of the small image be 0.16 off.
+# Default scales: the paper's for classifiers (Table 3); with 40 a pixel of the small
+# image may be 0.16 off.
 _CLASSIFIER_SCALE, _GUIDE_SCALE = 10.0, 40.0
 
 
@@ -31,7 +31,7 @@ def gradient_guidance_scales(
     size: tuple[int, int],
     options: RunOptions = RunOptions(),
 ) -> dict[str, float]:
-    """Checks which gradients are to guide, and how strongly.
+    """Finds which gradients guide, and their scales.
 
     Args:
       trained: A Trained.
@@ -40,10 +40,11 @@ def gradient_guidance_scales(
       options: RunOptions with the scales.
 
     Returns:
-      Dict of "classifier" and "guide" -> scale, as far as they guide.
+      Dict of "classifier" and "guide" -> scale, for those that are used.
 
     Raises:
-      ConfigError: If a scale is given for what is not there.
+      ConfigError: If a scale or LPIPS is given without its classifier or guide image,
+        or if images are too small to be compared.
     """
     scales = {}
     if trained.classifier is not None:
@@ -77,17 +78,17 @@ def make_gradient_guidance(
     Args:
       trained: A Trained.
       weights: Its weights, as arguments of the program.
-      batch: Dict with "classes" int32 [B] for the classifier, and for a guide "guide",
-        [B, H, W, C] like the images of a batch, at full size for LPIPS, else smaller by
-        GUIDE_FACTOR.
-      scales: Dict of `gradient_guidance_scales`.
+      batch: Dict with "classes" int32 [B] for the classifier, and for a guide image
+        "guide", [B, H, W, C] like the images of a batch, at full size for LPIPS, else
+        smaller by GUIDE_FACTOR.
+      scales: Result of `gradient_guidance_scales`.
       decode: Latents -> images.
 
     Returns:
       predict -> predict, or None.
     """
-    # The guide first: its gradient goes through the denoiser, and shall not go through
-    # the classifier's gradient as well.
+    # The guide image first: its gradient goes through the denoiser, and must not go
+    # through the classifier's gradient as well.
     guides = []
     if "guide" in scales:
         target = to_float(batch["guide"])

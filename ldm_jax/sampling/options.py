@@ -1,4 +1,4 @@
-"""Options of a run: the flags' over the config's, checked before anything runs."""
+"""Options of a run: flags override the config, and are checked before anything runs."""
 
 import dataclasses
 import math
@@ -24,25 +24,26 @@ _SIZE = ranges.several(ranges.whole(0, none="as in training"), 2, 2)._replace(
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What a run draws, beside how it samples (SampleOptions).
+    """Options of a run besides those of sampling (SampleOptions).
 
     Attributes:
-      num_samples: How many samples the folder shall hold; None is 16, or one for each
-        value of a flag if that is more.
+      num_samples: Number of samples in the folder when the run is complete; None is 16,
+        or one for each value of a flag if that is more.
       seed: Seed of the run.
       batch_size: Samples at a time over all devices of a process; rounded up to a
         multiple of their number.
       output: How samples are written, a row of `sample_files.OUTPUTS`.
-      shard_size: Samples of a shard, where several lie in one file.
-      npz: Also write `samples.npz`: arr_0 [N, H, W, C], and the conditions; see
-        `array.write_array`.
-      from_data: Whether held-out examples give what no flag gives; sample k gets
-        example k.
-      invert: Whether to start from the noise that DDIM takes the given images to.
-      interpolate: (first, last): samples lie on the way from the noise of sample
-        `first` to that of sample `last`; all are conditioned on what sample `first` is.
-      show_unguided: Whether the contact sheet shows its samples without classifier-free
-        guidance, too, drawn from the same noise.
+      shard_size: Samples per shard, for outputs with several samples in a file.
+      npz: Whether to also write `samples.npz`: arr_0 [N, H, W, C], and the conditions;
+        see `array.write_array`.
+      from_data: Whether conditions without a flag come from held-out examples; sample k
+        uses example k.
+      invert: Whether to start from the noise found by DDIM inversion of the given
+        images.
+      interpolate: (first, last): interpolates from the noise of sample `first` to that
+        of sample `last`; all samples have the conditions of sample `first`.
+      show_unguided: Whether the contact sheet also shows its samples without
+        classifier-free guidance, drawn from the same noise.
       classifier_scale: Scale of classifier guidance; None for the default.
       guide_scale: Scale of image guidance; None for the default.
       take_outdir: Take the folder from a command on another host, see `lock.hold`.
@@ -75,7 +76,7 @@ class RunOptions:
 
 
 def check_given(given: Mapping[str, Any]) -> None:
-    """Checks options as far as that needs no model.
+    """Checks options as far as possible without a model.
 
     Args:
       given: As in `complete`.
@@ -85,7 +86,7 @@ def check_given(given: Mapping[str, Any]) -> None:
     """
     given = {name: value for name, value in given.items() if value is not None}
     if "sampler" not in given:
-        # Which takes this, the config says.
+        # Whether eta is valid depends on the sampler in the config.
         given.pop("eta", None)
     try:
         from_flat(given)
@@ -101,15 +102,15 @@ def complete(
     size: Any = (None, None),
     invert: bool = False,
 ) -> SampleOptions:
-    """Completes the options from the config, and checks them.
+    """Fills in unset options from the config, and checks all.
 
     Args:
       trained: A Trained.
-      given: Names of options as in the config section `sample` -> values; None takes
+      given: Names of options as in the config section `sample` -> values; None uses
         the config's.
       size: (height, width) in pixels; None is the size of training.
-      invert: Whether sampling starts from inverted noise, which noise of the sampler's
-        own would cover; it takes no `eta` from the config then.
+      invert: Whether sampling starts from inverted noise; then `eta` of the config is
+        ignored, as noise that the sampler adds would cover the inverted noise.
 
     Returns:
       The options.
@@ -127,7 +128,7 @@ def complete(
 
 
 def _warn_of_idle(options, given):
-    """Names what is given and changes no sample."""
+    """Warns of given options that have no effect on the samples."""
     idle = {}
     if not options.guidance.acts:
         reason = "these samples are not guided: --guidance_scale=1 is off"
@@ -150,7 +151,7 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
       invert: Whether sampling starts from inverted noise.
 
     Raises:
-      ConfigError: If the sampler, its noise levels, guidance or tiles cannot be.
+      ConfigError: If the sampler, its noise levels, guidance or tiles are not possible.
     """
     model = trained.model
     check_sampling(options, model.schedule, model.conditioner.entries)
@@ -158,7 +159,7 @@ def check(trained: Trained, options: SampleOptions, invert: bool = False) -> Non
 
 
 def _check_run(trained, options, invert):
-    """What a run alone asks of options."""
+    """Checks what only runs require of options."""
     if not isinstance(options.sampler, str):
         raise ConfigError("a run records its sampler: name a row of SAMPLERS")
     sampler = samplers.make_sampler(options.sampler, eta=options.eta)
@@ -182,7 +183,7 @@ def _check_tile(model, tile):
         )
 
 
-# Options that the record of a run holds always; others where they are not the default.
+# Options that are always recorded; others only if they are not the default.
 _RECORDED = (
     *("sampler", "num_steps", "guidance_scale", "eta", "spacing", "final_level"),
     "shift",
@@ -190,7 +191,7 @@ _RECORDED = (
 
 
 def record_of(options: SampleOptions, model: LatentDiffusion) -> dict[str, Any]:
-    """Lists options for `settings.json`, as folders of older versions have them.
+    """Lists options for `settings.json`, in the form that older versions wrote.
 
     Args:
       options: The options.
@@ -212,7 +213,7 @@ def record_of(options: SampleOptions, model: LatentDiffusion) -> dict[str, Any]:
 
 
 def parse_scale(text: str | None) -> float | dict[str, float] | None:
-    """Reads a guidance scale.
+    """Parses a guidance scale.
 
     Args:
       text: A number, `caption=5,depth=1.5`, or None.
@@ -221,7 +222,7 @@ def parse_scale(text: str | None) -> float | dict[str, float] | None:
       float, dict of batch key -> float in the order given, or None.
 
     Raises:
-      ConfigError: If it is neither.
+      ConfigError: If it is something else.
     """
     if text is None:
         return None
@@ -244,7 +245,7 @@ def parse_scale(text: str | None) -> float | dict[str, float] | None:
 
 
 def parse_interval(text: str | None) -> tuple[float, float] | None:
-    """Reads `--guidance_interval`.
+    """Parses `--guidance_interval`.
 
     Args:
       text: Two fractions such as `0.2,0.8`, or None.
@@ -267,7 +268,7 @@ def parse_interval(text: str | None) -> tuple[float, float] | None:
 
 
 def parse_pair(text: str | None) -> tuple[int, int] | None:
-    """Reads `--interpolate`.
+    """Parses `--interpolate`.
 
     Args:
       text: The samples at the ends, such as `0,7`, or None.

@@ -1,7 +1,7 @@
-"""What a run shows: a grid of its samples, and a contact sheet with their conditions.
+"""Writes a grid of the samples of a run, and a contact sheet with their conditions.
 
-The samples are alone in a folder of their own, as evaluators of folders take every
-image that they find; all else lies beside it.
+The samples have a folder of their own, as evaluators read every image in a folder; all
+other files are beside it.
 """
 
 import math
@@ -29,7 +29,7 @@ from ldm_jax.sampling.task import Task, box_names, class_names, num_classes
 from ldm_jax.store import Place
 from ldm_jax.trained import Trained
 
-# Samples on a contact sheet, and about how wide it is in pixels.
+# Maximum samples on a contact sheet, and its approximate width in pixels.
 MOST_ON_SHEET, _WIDTH = 16, 1500
 
 _GAP, _TITLE, _LINE, _LINES = 8, 18, 18, 4
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
     Attributes:
       images: List of (title, uint8 [H, W, 3]), all of one size.
-      text: What stands below.
+      text: Text below the images.
     """
 
     images: list[tuple[str, UInt8[np.ndarray, "H W 3"]]]
@@ -81,7 +81,7 @@ def _make_entry(trained, task, seed, outdir, k, sample):
     with_mask = inputs_of(trained.inputs, "mask")
     for key, make in trained.inputs.items():
         if "mask" in row and key in with_mask:
-            # It is shown already.
+            # The mask is shown already.
             continue
         image = make.draw(row["inputs"][key], shape, box_names(trained))
         if image is not None:
@@ -124,14 +124,14 @@ def _text(trained, task, example, k):
 
 
 def _shape_on_sheet(height, width):
-    """Small images are enlarged by a whole number, large ones are made smaller."""
+    """Enlarges small images by an integer factor, and shrinks large ones."""
     longer = max(height, width)
     scale = round(192 / longer) if longer <= 128 else min(1, 320 / longer)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def make_contact_sheet(entries: Sequence[Entry]) -> UInt8[np.ndarray, "height width 3"]:
-    """Lays samples and their conditions out in rows.
+    """Lays out samples and their conditions in rows.
 
     Args:
       entries: Entry of each sample, all with the same number of images, of one size.
@@ -172,7 +172,7 @@ def _draw_entry(sheet, canvas, entry, lines, corner):
 
 
 def _wrap(text, width):
-    """Breaks a text into lines of so many pixels; what is too long is cut."""
+    """Breaks a text into lines of a width in pixels; a long text is truncated."""
     letters, lines = font(13), []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -185,17 +185,17 @@ def _wrap(text, width):
     return lines
 
 
-# Samples in a grid.
+# Maximum samples in a grid.
 _MAX_GRID = 64
 
 
 def unguided_path_of(outdir: Place, k: int, suffix: str = ".png") -> Place:
-    """Says where a sample is written as it is without guidance.
+    """Returns the path of a sample drawn without guidance.
 
     Args:
       outdir: Path of the folder.
       k: Number of the sample.
-      suffix: That of `images.suffix_of`.
+      suffix: File suffix, see `images.suffix_of`.
 
     Returns:
       Path of its file.
@@ -215,9 +215,10 @@ def write_grid(
     Args:
       outdir: Path of the folder.
       store: Where the samples are.
-      labels: Class numbers, repeated in turn, of which few make the columns; or None.
+      labels: Class numbers, repeated in turn; if there are 2 to 16, each is a column.
+        None without classes.
       class_names: Their names, if known.
-      pixels: What images are.
+      pixels: Format of the images.
 
     Returns:
       Its path.

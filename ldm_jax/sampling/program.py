@@ -22,7 +22,7 @@ from ldm_jax.trained import Trained
 
 
 def put_weights(trained: Trained, mesh: Mesh) -> dict[str, Any]:
-    """Puts all weights that sampling takes on the devices.
+    """Puts all weights that sampling needs on the devices.
 
     Args:
       trained: A Trained.
@@ -40,16 +40,16 @@ def put_weights(trained: Trained, mesh: Mesh) -> dict[str, Any]:
 
 
 def without_scale(options: SampleOptions) -> tuple[SampleOptions, float | None]:
-    """Takes the guidance scale out of options: one program draws with any.
+    """Separates the guidance scale from options, so that one program serves all scales.
 
-    Without guidance half as much is to be computed, in a program of its own.
+    Sampling without guidance costs half as much, and has a program of its own.
 
     Args:
       options: SampleOptions.
 
     Returns:
-      (options, scale): options that are alike for all scales, and the scale; options
-      as they are and None where they do not guide, or by several scales.
+      (options, scale): options that are equal for all scales, and the scale; unchanged
+      options and None if there is no guidance, or several scales.
     """
     scale = options.guidance.scale
     if not options.guidance.acts or not isinstance(scale, numbers.Real):
@@ -72,15 +72,15 @@ def make_draw(
       task: A Task.
       options: SampleOptions.
       mesh: Mesh that batches are split over.
-      latents: Whether to draw latents and not to decode them.
+      latents: Whether to return latents, without decoding them.
 
     Returns:
       Jitted function of the weights of `put_weights`, a batch on the devices, the key
-      of the seed and a guidance scale in place of that of the options, or None ->
+      of the seed and a guidance scale that replaces that of the options, or None ->
       (images [B, H, W, C] in the type of a batch, or latents, float32 [B, h, w, c]; and
       whether they were finite, bool [B]), for `fetch`.
     """
-    # A program is given its weights; it keeps none.
+    # Weights are arguments of the program: it must hold none as constants.
     trained = trained._replace(params=None, frozen=None)
     model = trained.model
     factor = model.first_stage.downsampling_factor
@@ -123,7 +123,7 @@ def make_draw(
             return images, finite
         images = trained.pixels.quantise(images)
         if "mask" in batch:
-            # What is known stays as it is, to the bit.
+            # Known pixels stay bit-identical.
             images = jnp.where(batch["mask"], images, batch["images"])
         return images, finite
 
@@ -134,11 +134,11 @@ def fetch(
     drawn: tuple[Shaped[Array, "size height width channels"], Bool[Array, " size"]],
     indices: Sequence[int] | Int[np.ndarray, " count"],
 ) -> Shaped[np.ndarray, "count height width channels"]:
-    """Brings what was drawn to the host.
+    """Fetches drawn samples to the host.
 
     Args:
-      drawn: Images and whether they are finite, as `draw` of `make_draw` gives them.
-      indices: Numbers of the samples of its first rows; others fill the batch up.
+      drawn: Images and whether they are finite, as returned by `draw` of `make_draw`.
+      indices: Numbers of the samples in the first rows; other rows are padding.
 
     Returns:
       Images [len(indices), H, W, C] in the type of a batch, or latents, float32.
@@ -157,13 +157,13 @@ def fetch(
 
 
 def _inverted(model, weights, codec, batch, options):
-    """The noise from which DDIM draws the images of a batch, [B, h, w, c]."""
+    """The noise found by DDIM inversion of the images of a batch, [B, h, w, c]."""
     inputs = model.conditioner.encode(batch["inputs"], codec.encode)
     known = codec.encode(batch["images"])
     return invert_latents(model, weights["params"], inputs, known, options)
 
 
 def _between(noise, fraction):
-    """Noise on the way between the ends, in turn [2 B, h, w, c], to [B, h, w, c]."""
+    """Interpolates noise between alternating ends, [2 B, h, w, c] to [B, h, w, c]."""
     ends = noise.reshape(-1, 2, *noise.shape[1:])
     return slerp(ends[:, 0], ends[:, 1], fraction)

@@ -1,8 +1,8 @@
 """A sampling run: from flags to files of images, resumable, the same on any devices.
 
 Sample k is a function of the weights, the settings, the seed and k.  Every process of a
-job draws its own part on its own devices; they tell each other what they are to draw,
-and nothing else.
+job draws its own part on its own devices; they only exchange their settings, to check
+that these agree.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from ldm_jax.sampling.task import class_names, make_task, warn_of_turns
 from ldm_jax.store import Place, as_path, exists, for_each
 from ldm_jax.trained import Trained
 
-# Seconds between lines that say how far it has come.
+# Seconds between lines of progress.
 _QUIET = 10.0
 
 
@@ -48,7 +48,7 @@ def run(
     run_options: RunOptions = RunOptions(),
     sample_options: SampleOptions | None = None,
 ) -> Place:
-    """Draws samples 0 to `num_samples` - 1, those that `outdir` does not hold yet.
+    """Draws those of samples 0 to `num_samples` - 1 that `outdir` does not have yet.
 
     Args:
       trained: A Trained; or a Sampler, which keeps its programs.
@@ -56,7 +56,7 @@ def run(
       flag_values: The conditions: flag -> list of strings, such as labels, prompts or
         files; see `flag_values.flag_rows`.
       run_options: What to draw.
-      sample_options: How to sample; None is the config's, see `options.complete`.
+      sample_options: How to sample; None uses the config's, see `options.complete`.
 
     Returns:
       Path of the grid.
@@ -101,7 +101,7 @@ def run(
 
 
 class _Run(NamedTuple):
-    """What the parts of a run share."""
+    """Values that the functions of a run share."""
 
     sampler: Sampler
     outdir: Place
@@ -112,14 +112,14 @@ class _Run(NamedTuple):
 
 
 def _claim(run, stack):
-    """Holds the folder, and records the settings or compares them with those there."""
+    """Locks the folder, and records the settings or compares them with those there."""
     stack.enter_context(hold_outdir(run.outdir, run.run_options.take_outdir))
     settings.claim(run.outdir, run.record, follows=(PIXELS,))
 
 
 def _compare_processes(asked):
-    """Refuses processes that were asked for other samples than the first."""
-    # Short, as that is what can be told.
+    """Raises ConfigError if a process has other settings than process 0."""
+    # Hashes, as the messages between processes must be short.
     told = {key: settings.digest_json(value)[:8] for key, value in asked.items()}
     first, *others = map(json.loads, peers.gather(json.dumps(told)))
     for process, other in enumerate(others, 1):
@@ -133,7 +133,7 @@ def _compare_processes(asked):
 
 
 def _settings(trained, form, job):
-    """What every sample of a folder has in common, for `settings.json`."""
+    """Settings common to all samples of a folder, for `settings.json`."""
     return (
         form
         | settings_of(trained.pixels)
@@ -152,13 +152,13 @@ def _settings(trained, form, job):
 
 
 def _draw(run, parts, total, stack):
-    """Draws the missing samples batch by batch and has each part of them written."""
+    """Draws the missing samples batch by batch, and writes each part."""
     sampler, job, missing = run.sampler, run.job, sum(map(len, parts))
     size = run.store.batch_size(run.run_options.batch_size, missing)
     start = time.perf_counter()
     first = next(sampler.batches(job, parts[0], size))
     compiled = sampler.lower(job, first[1])
-    # Only now: what is wrong shall leave no folder behind.
+    # Only now, so that errors before leave no folder behind.
     _claim(run, stack)
     if missing < total:
         print(f"{total - missing} of {total} samples are there already")
@@ -169,7 +169,7 @@ def _draw(run, parts, total, stack):
     drawn = sampler.draw(job, parts, size)
     drawn = _watched(run, drawn, console, (missing, size, start))
     for part in parts:
-        # All batches of a part, as none lies in two.
+        # All batches of this part; no batch is in two parts.
         count = -(-len(part) // sampler.round_up(size))
         run.store.write(part, itertools.islice(drawn, count))
     console.close()
@@ -178,7 +178,7 @@ def _draw(run, parts, total, stack):
 
 
 def _watched(run, drawn, console, begun):
-    """Passes batches on, says how far it is, and writes what held-out data has."""
+    """Yields the batches, reports progress, and writes reference images of the data."""
     (missing, size, start), done, said = begun, 0, time.monotonic()
     pixels = run.sampler.trained.pixels
     for indices, batch, images in drawn:
@@ -194,7 +194,7 @@ def _watched(run, drawn, console, begun):
 
             for _ in for_each(write, rows, run.outdir):
                 pass
-        # Before they are passed on: nobody asks for more than the last.
+        # Before the yield: after the last batch the generator is not resumed.
         done += len(indices)
         console.advance(len(indices))
         require_held()
@@ -205,7 +205,7 @@ def _watched(run, drawn, console, begun):
 
 
 def _draw_unguided(run):
-    """Draws what the contact sheet shows once more, from the same noise, unguided."""
+    """Draws the samples of the contact sheet again, unguided, from the same noise."""
     shown = range(min(run.job.task.count, output.MOST_ON_SHEET))
     pixels = run.sampler.trained.pixels
     suffix = suffix_of(pixels)
@@ -217,7 +217,7 @@ def _draw_unguided(run):
     job, start = run.job._replace(options=options), time.perf_counter()
     size = min(run.run_options.batch_size, len(missing))
     for indices, batch in run.sampler.batches(job, missing, size):
-        # Without guidance nothing is pushed away.
+        # Negative prompts have no effect without guidance.
         batch = batch | {"negative": {}}
         images = fetch(run.sampler.lower(job, batch)()(batch), indices)
         for k, image in zip(indices, images, strict=True):

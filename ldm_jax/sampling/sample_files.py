@@ -1,8 +1,8 @@
-"""How samples lie in a folder: a PNG file each, or many in shards as npz or tar.
+"""Files of samples in a folder: a PNG file each, or shards of many as npz or tar.
 
-A file appears once it is whole, so that what is there is finished; a run that was cut
-goes on with what is missing. A shard holds a fixed range of the samples, drawn in
-batches of its own: its bytes depend on no process and on no cut.
+Files are written atomically, so that existing files are complete; a resumed run draws
+what is missing. A shard holds a fixed range of the samples, drawn in batches of its
+own: its bytes do not depend on the number of processes or on interruptions.
 """
 
 import abc
@@ -37,30 +37,30 @@ _ANEW = "take it away, and the same command draws it anew"
 # Names of samples in files of their own.
 _SAMPLE = re.compile(r"\d{6,}\.(png|npy)")
 
-# Images as an iterator gives them, and batches of (numbers of samples, images).
+# An iterator over images, and batches of (numbers of samples, images).
 Images = Iterator[Shaped[np.ndarray, "height width channels"]]
 Batches = Iterable[tuple[Sequence[int], Shaped[np.ndarray, "batch H W C"]]]
 
 
 class SampleFiles(abc.ABC):
-    """What all forms have in common.
+    """Base class of the output formats.
 
     Attributes:
-      folder: Folder of the samples, alone in it.
+      folder: Folder of the samples, which holds nothing else.
       count: Number of samples.
-      record: What of it belongs into `settings.json`.
+      record: Entries of the format in `settings.json`.
     """
 
     def __init__(
         self, outdir: Place, trained: Trained, task: Task, shard_size: int
     ) -> None:
-        """Looks at nothing yet.
+        """Stores the arguments, without reading any file.
 
         Args:
           outdir: Folder of the run.
           trained: A Trained.
           task: A Task.
-          shard_size: Samples of a shard.
+          shard_size: Samples per shard.
         """
         self.folder, self.count = outdir / "samples", task.count
         self._trained, self._task, self._shard_size = trained, task, shard_size
@@ -68,19 +68,19 @@ class SampleFiles(abc.ABC):
 
     @abc.abstractmethod
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
-        """Finds what a process has to draw.
+        """Finds the samples that a process has to draw.
 
         Args:
           process: Index of the process.
           processes: Their number.
 
         Returns:
-          (count, parts): how many samples are its own, there or not, and the numbers of
-          those that are not, in parts that are written one after the other.
+          (count, parts): the number of the process's samples, existing or not, and the
+          numbers of the missing ones, in parts that are written one after the other.
 
         Raises:
-          ConfigError: If samples lie there in files of another kind, as an older
-            version wrote them.
+          ConfigError: If the folder has samples in files of another kind, e.g. from an
+            older version.
         """
 
     @abc.abstractmethod
@@ -88,8 +88,8 @@ class SampleFiles(abc.ABC):
         """Chooses the size of batches.
 
         Args:
-          asked: Samples at a time that are asked for.
-          missing: How many are missing.
+          asked: Requested batch size.
+          missing: Number of missing samples.
 
         Returns:
           Samples at a time.
@@ -108,7 +108,7 @@ class SampleFiles(abc.ABC):
         """
 
     def tidy(self) -> None:
-        """Removes what killed runs have half written, once no process writes."""
+        """Removes partial files of killed runs; call it when no process writes."""
         for left in self.folder.glob("*.tmp.*"):
             left.unlink()
 
@@ -116,13 +116,13 @@ class SampleFiles(abc.ABC):
         """Reads the first samples, one after the other.
 
         Args:
-          count: How many.
+          count: Number of samples.
 
         Yields:
           Images [H, W, C] in the type of a batch, all of one size.
 
         Raises:
-          DecodeError: If a file is damaged or an image of another size.
+          DecodeError: If a file is damaged, or an image has another size.
         """
         shape = None
         for path, image in self._read(count):
@@ -139,16 +139,16 @@ class SampleFiles(abc.ABC):
         """Yields (path, image) of the first samples."""
 
     def _names(self):
-        """Names of the files that are there; one look, as stores are far."""
+        """Names of the existing files, by one listing, as object stores are slow."""
         paths = self.folder.iterdir() if is_dir(self.folder) else ()
         return {path.name for path in paths}
 
 
 class Files(SampleFiles):
-    """A PNG file for each sample, or `.npy` of what PNG cannot hold."""
+    """A PNG file for each sample, or `.npy` for formats that PNG cannot hold."""
 
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
-        """See SampleFiles; a process has every so-manieth sample, as one part.
+        """See SampleFiles; process p of n has samples p, p + n, ..., as one part.
 
         Args:
           process: Index of the process.
@@ -163,11 +163,11 @@ class Files(SampleFiles):
         return len(mine), [missing] if missing else []
 
     def batch_size(self, asked: int, missing: int) -> int:
-        """See SampleFiles; no larger than what is missing.
+        """See SampleFiles; at most the number of missing samples.
 
         Args:
-          asked: Samples at a time that are asked for.
-          missing: How many are missing.
+          asked: Requested batch size.
+          missing: Number of missing samples.
 
         Returns:
           Samples at a time.
@@ -192,7 +192,7 @@ class Files(SampleFiles):
                 pass
 
     def path_of(self, k: int) -> Place:
-        """Says where a sample is written.
+        """Returns the path of a sample.
 
         Args:
           k: Number of the sample.
@@ -203,9 +203,9 @@ class Files(SampleFiles):
         return self.folder / f"{k:06d}{suffix_of(self._trained.pixels)}"
 
     def _check_kind(self, there):
-        """Refuses PNG where now `.npy` is written, or the other way round."""
+        """Raises ConfigError if there are samples with the other suffix, PNG or npy."""
         suffix = suffix_of(self._trained.pixels)
-        # Whatever else lies there is nobody's sample.
+        # Files with other names are not samples.
         samples = filter(_SAMPLE.fullmatch, there)
         other = min((name for name in samples if not name.endswith(suffix)), default="")
         if other:
@@ -226,7 +226,7 @@ class Files(SampleFiles):
 
 
 class _Shards(SampleFiles):
-    """Files of many samples, which end with the numbers of the first and the last."""
+    """Files of many samples, named by the numbers of the first and the last one."""
 
     suffix = ""
 
@@ -234,12 +234,12 @@ class _Shards(SampleFiles):
         self, outdir: Place, trained: Trained, task: Task, shard_size: int
     ) -> None:
         super().__init__(outdir, trained, task, shard_size)
-        # Another division would leave shards of both behind.
+        # Recorded, as shards of different sizes must not be mixed in a folder.
         division = {"shard_size": shard_size, "num_samples": task.count}
         self.record = {"output": {"form": self.suffix, **division}}
 
     def missing(self, process: int, processes: int) -> tuple[int, list[Sequence[int]]]:
-        """See SampleFiles; a process has every so-manieth shard.
+        """See SampleFiles; process p of n has shards p, p + n, ...
 
         Args:
           process: Index of the process.
@@ -253,11 +253,11 @@ class _Shards(SampleFiles):
         return sum(map(len, mine)), missing
 
     def batch_size(self, asked: int, missing: int) -> int:
-        """See SampleFiles; the same whatever is missing: no digit depends on it.
+        """See SampleFiles; it does not depend on what is missing, nor do the results.
 
         Args:
-          asked: Samples at a time that are asked for.
-          missing: How many are missing.
+          asked: Requested batch size.
+          missing: Number of missing samples.
 
         Returns:
           Samples at a time.
@@ -271,7 +271,7 @@ class _Shards(SampleFiles):
         return [range(start, min(start + size, self.count)) for start in starts]
 
     def path_of(self, part: range) -> Place:
-        """Says where a shard is written.
+        """Returns the path of a shard.
 
         Args:
           part: Numbers of its samples.
@@ -282,7 +282,7 @@ class _Shards(SampleFiles):
         return self.folder / f"{part.start:06d}-{part.stop - 1:06d}.{self.suffix}"
 
     def _said(self, k):
-        """Class and caption of a sample, as far as there are any."""
+        """Class and caption of a sample, if there are any."""
         example = make_example(
             self._trained, self._task, conditions_from(self._task, k)
         )
@@ -296,8 +296,8 @@ class _Shards(SampleFiles):
             try:
                 for image in self._read_shard(path, part[: count - part.start]):
                     yield path, image
-            # What zip and tar raise of damaged files is of many kinds; what a store or
-            # a disk raises says nothing of the shard.
+            # zip and tar raise many kinds of errors for damaged files; errors of a
+            # store or a disk do not mean that the shard is damaged.
             except Exception as error:
                 raise_if_silent(path, error)
                 others = isinstance(error, UserError | OSError)
@@ -307,14 +307,14 @@ class _Shards(SampleFiles):
 
 
 def _fault(path, error):
-    """What is wrong with a file of samples."""
+    """The error for a file of samples that is missing or damaged."""
     if not exists(path):
         return DecodeError(f"{path} is gone: the same command draws it anew")
     return DecodeError(f"{path} is damaged ({error}): {_ANEW}")
 
 
 class NpzShards(_Shards):
-    """Shards as npz: `arr_0` uint8 [n, H, W, C], and classes as `arr_1`, captions."""
+    """Shards as npz: `arr_0` [n, H, W, C], classes as `arr_1`, and captions."""
 
     suffix = "npz"
 
@@ -382,11 +382,11 @@ class TarShards(_Shards):
 
 
 def _add(archive, name, data):
-    # Without a time, a user or a group, which would have bytes differ.
+    # Without a time, a user or a group, so that the bytes are reproducible.
     info = tarfile.TarInfo(name)
     info.size = len(data)
     archive.addfile(info, io.BytesIO(data))
 
 
-# What `--output` may be.
+# Value of `--output` -> class.
 OUTPUTS = {"png": Files, "npz": NpzShards, "tar": TarShards}

@@ -1,7 +1,7 @@
-"""What the pixels of samples mean that lie in a folder, for who reads them again.
+"""Finds the pixel format of samples in a folder, in order to read them again.
 
-Samples are written in the units of the data: their files do not say which values are
-black and white, nor what their channels are, but the settings of their run do.
+Samples are written in the units of the data: their files do not tell which values are
+black and white, or what their channels are, but the settings of their run do.
 """
 
 import os
@@ -33,22 +33,22 @@ from ldm_jax.store import (
 # The folder of the samples.
 _SAMPLES = "samples"
 
-# The key of the settings. Those of older versions lack it; it follows from the
-# checkpoint, which they name.
+# The key of the settings. Those of older versions lack it; it can be derived from the
+# checkpoint that they name.
 PIXELS = "pixels"
 
-# Images of a set that are named where they have other bits than the first.
+# Maximum number of images named for having other bit depths than the first.
 _MOST_NAMED = 8
 
 
 class Beside(NamedTuple):
-    """What the settings that lie beside images say of their pixels.
+    """The pixel format in the settings beside images.
 
     Attributes:
-      pixels: What they are; RGB where the settings are older than the key; None where
-        no settings of ldm-sample lie beside.
-      unsaid: Path of settings that are older than the key, which leaves open whether
-        the samples are RGB of 8 bits; else None.
+      pixels: The format; RGB if the settings are older than the key; None if there are
+        no settings of ldm-sample.
+      unsaid: Path of settings that are older than the key, so that the samples may not
+        be RGB of 8 bits; else None.
     """
 
     pixels: Pixels | None = None
@@ -56,50 +56,50 @@ class Beside(NamedTuple):
 
 
 def settings_of(pixels: Pixels) -> dict[str, Any]:
-    """Says what samples are, for their settings.
+    """Records the pixel format of samples, for their settings.
 
     Args:
       pixels: Pixels of their run.
 
     Returns:
-      JSON-like dict, to be joined to others.
+      JSON-like dict, to be merged into the settings.
     """
-    # Also of RGB of 8 bits: what says nothing is of an older version.
+    # RGB of 8 bits is recorded, too: settings without it are of an older version.
     return {PIXELS: pixels.record() or {"channels": "rgb"}}
 
 
 def is_run(place: str | os.PathLike) -> bool:
-    """Says whether a folder is one of ldm-sample, with samples in one of their own.
+    """Whether a folder is the outdir of an ldm-sample run, with a folder of samples.
 
     Args:
       place: Folder.
 
     Returns:
-      Whether it is; other programs have files named settings.json, too.
+      Whether it is. settings.json is not enough, as other programs write it, too.
     """
     folder = as_path(place)
     return is_file(folder / SETTINGS) and is_dir(folder / _SAMPLES)
 
 
 def pixels_beside(place: str | os.PathLike) -> Beside:
-    """Finds out what samples are, by the settings that lie beside them.
+    """Reads the pixel format of samples from the settings beside them.
 
     Args:
-      place: Folder of samples, or file of some of them.
+      place: Folder of samples, or a file with some of them.
 
     Returns:
-      What they say; nothing where there are none, or a file of that name is JSON of
+      The format; an empty Beside if there are no settings, or the file is JSON of
       another program.
 
     Raises:
-      ConfigError: If they cannot be read, or say what no pixels are.
-      Unreachable: If what they lie on does not answer.
+      ConfigError: If they cannot be read, or are invalid.
+      Unreachable: If the storage does not respond.
     """
     folder = as_path(place).absolute().parent
     path = folder / SETTINGS
     found = _settings_in(path)
     if found is None and folder.name == _SAMPLES:
-        # Shards lie in the folder of samples.
+        # The place is a shard in the folder of samples.
         path = folder.parent / SETTINGS
         found = _settings_in(path)
     if not isinstance(found, dict) or not {"conditions", "options"} <= found.keys():
@@ -119,7 +119,7 @@ def pixels_beside(place: str | os.PathLike) -> Beside:
 
 
 def _settings_in(path):
-    """What a file says; None where there is none, as far as one is told."""
+    """The contents of a settings file; None if there is none, or that is unknown."""
     try:
         return parse_json(read_file(path, MAX_TEXT))
     except (FileNotFoundError, NotADirectoryError):
@@ -158,28 +158,28 @@ class SetValues:
     """Which values are black and white in the images of a set.
 
     Attributes:
-      words: Those of the first image; None of 8 bits in their whole range.
+      words: The range of the first image, as text; None for 8 bits in full range.
     """
 
     def __init__(self, beside: Beside, flag: str) -> None:
-        """Has seen no image yet.
+        """Starts without images.
 
         Args:
-          beside: What the settings beside them say.
-          flag: What names the set, for messages.
+          beside: The pixel format in the settings beside them.
+          flag: Flag of the set, for messages.
         """
         self._beside, self._flag = beside, flag
         self.words, self._first, self._differing, self._named = None, None, 0, False
 
     def look(self, data: bytes, where: str) -> None:
-        """Takes an image, and names it where its values are others than the first's.
+        """Adds an image, and warns if its range of values differs from the first's.
 
         Args:
           data: Its encoded bytes.
-          where: What it is called.
+          where: Its name, for messages.
 
         Raises:
-          ConfigError: If nothing says which they are.
+          ConfigError: If its range of values is unknown.
         """
         self.add(self.words_of(data, where), where)
 
@@ -188,13 +188,13 @@ class SetValues:
 
         Args:
           data: Its encoded bytes.
-          where: What it is called.
+          where: Its name, for messages.
 
         Returns:
-          Words; None of 8 bits in their whole range.
+          The range as text; None for 8 bits in full range.
 
         Raises:
-          ConfigError: If nothing says it.
+          ConfigError: If the range is unknown.
         """
         pixels, unsaid = self._beside
         if pixels is not None and not pixels.is_rgb:
@@ -226,11 +226,11 @@ class SetValues:
         return whole_range_of(0, 65535)
 
     def add(self, words: str | None, where: str) -> None:
-        """Takes what `words_of` an image gives.
+        """Adds the range of an image, and warns if it differs from the first's.
 
         Args:
-          words: The words.
-          where: What the image is called.
+          words: Result of `words_of`.
+          where: Name of the image, for messages.
         """
         if self._first is None:
             self._first, self.words = where, words

@@ -1,9 +1,9 @@
-"""A model that draws: its weights on the devices, and its compiled programs.
+"""A Sampler: a model with its weights on the devices and its compiled programs.
 
     sampler = Sampler.load("runs/demo/class")
     images = sampler(labels=["star", "heart"], seed=0, guidance_scale=4.0, num_steps=20)
 
-`sample.py` draws with the same object.
+`sample.py` uses the same class.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Job(NamedTuple):
       task: Task.
       seed: Seed of the samples.
       options: SampleOptions.
-      latents: Whether to give latents in place of images.
+      latents: Whether to return latents instead of images.
     """
 
     task: Task
@@ -58,16 +58,16 @@ class Sampler:
 
     Sample k is a function of the weights, the options, the seed, its conditions and k.
     Each kind of task, size of batches and images, and set of options has a program,
-    which is compiled when it is first asked for and kept. Other seeds, conditions and
-    guidance scales need no other one.
+    which is compiled on first use and kept. Other seeds, conditions and guidance scales
+    do not recompile.
 
     Attributes:
       trained: The Trained.
-      attentions: Notes of what computes attentions in the newest program.
+      attentions: Notes on the attention kernels in the newest program.
     """
 
     def __init__(self, trained: Trained) -> None:
-        """Puts nothing on the devices yet.
+        """Stores the model; nothing is put on the devices yet.
 
         Args:
           trained: A Trained.
@@ -83,7 +83,7 @@ class Sampler:
 
         Args:
           workdir: Workdir of a second stage.
-          **places: What else `trained.load_model` takes: step, average, first_stage,
+          **places: Other arguments of `trained.load_model`: step, average, first_stage,
             decoder, classifier, lpips, data_dir.
 
         Returns:
@@ -105,25 +105,26 @@ class Sampler:
         latents: bool = False,
         **given: Any,
     ) -> Shaped[np.ndarray, "count height width channels"]:
-        """Draws samples 0 to `num_samples` - 1, those of `sample.py` with these values.
+        """Draws samples 0 to `num_samples` - 1, the same as `sample.py`.
 
         Args:
           seed: Seed of the samples.
-          num_samples: How many; as many as there are conditions if unset, else 16, as
-            on a path (`interpolate`).
+          num_samples: Number of samples; by default one per condition, or 16 if there
+            are no conditions or on a path (`interpolate`).
           batch_size: Samples at a time over all devices of this process.
           size: (height, width) in pixels; None is the size of training.
-          latents: Whether to give latents of unit variance in place of images.
+          latents: Whether to return latents of unit variance instead of images.
           **given: Conditions by the names of their flags, each a value or a list of
-            them: labels, prompt, files as image and so on; options of sampling, as
-            guidance_scale, num_steps and sampler; and of the task, as invert.
+            values: labels, prompt, files such as image; options of sampling, such as
+            guidance_scale, num_steps and sampler; and of the task, such as invert.
 
         Returns:
           Images [N, H, W, C] in the type of a batch, by default uint8; with `latents`
           float32 [N, h, w, c].
 
         Raises:
-          ConfigError: If something is unknown, missing, empty or wrong, or not finite.
+          ConfigError: If an argument is unknown, missing, empty or wrong, or a sample
+            is not finite.
         """
         conditions, sampling, asked = _sorted(given)
         check_given(sampling)
@@ -143,11 +144,11 @@ class Sampler:
     def draw(
         self, job: Job, parts: Sequence[Sequence[int]], batch_size: int
     ) -> Iterator[tuple[Sequence[int], dict[str, Any], Shaped[np.ndarray, "..."]]]:
-        """Draws samples batch by batch; the next is under way while one is looked at.
+        """Draws samples batch by batch; while one is used, the next is computed.
 
         Args:
-          job: What, and how.
-          parts: Numbers of the samples, in parts of which no batch lies in two.
+          job: What to draw, and how.
+          parts: Numbers of the samples, in parts; no batch is in two parts.
           batch_size: Samples at a time, rounded up to a multiple of the devices.
 
         Yields:
@@ -170,16 +171,16 @@ class Sampler:
         """Makes the batches of samples.
 
         Args:
-          job: What is drawn.
+          job: What to draw.
           indices: Numbers of the samples.
           batch_size: Samples at a time, rounded up to a multiple of the devices.
 
         Yields:
-          (numbers, batch on the host), the last one filled up, so that one program
+          (numbers, batch on the host), the last batch padded, so that one program
           serves all.
 
         Raises:
-          ConfigError: If something cannot be read.
+          ConfigError: If a file or a held-out example cannot be read.
         """
         size = self.round_up(batch_size)
         for first in range(0, len(indices), size):
@@ -188,7 +189,7 @@ class Sampler:
             yield part, make_batch(self.trained, job.task, job.seed, padded)
 
     def round_up(self, batch_size: int) -> int:
-        """Rounds the size of batches up to a multiple of the devices.
+        """Rounds a batch size up to a multiple of the number of devices.
 
         Args:
           batch_size: Samples at a time.
@@ -201,18 +202,18 @@ class Sampler:
     def lower(
         self, job: Job, batch: Mapping[str, Any]
     ) -> Callable[[], Callable[[Mapping[str, Any]], Any]]:
-        """Finds the program of batches like one, or traces it.
+        """Finds the program for batches of this shape, or traces it.
 
         Args:
-          job: What is drawn, and how.
+          job: What to draw, and how.
           batch: Batch on the host.
 
         Returns:
-          Function that compiles the program, if that is to be done, and gives it: a
-          function of host batches -> what `fetch` takes.
+          Function that compiles the program, if needed, and returns it: a function of
+          host batches -> argument of `fetch`.
 
         Raises:
-          ConfigError: If the options do not go together, or not with the model.
+          ConfigError: If the options are not compatible with each other or the model.
         """
         options, scale = without_scale(job.options)
         task, leaves = job.task, jax.tree_util.tree_flatten_with_path(batch)[0]
@@ -244,7 +245,7 @@ class Sampler:
 
 
 def _sorted(given):
-    """What is given, as conditions, options of sampling and options of the task."""
+    """Sorts arguments into conditions, sampling options and options of the task."""
     flags = {flag.name for row in flag_rows().values() for flag in row}
     fields = {field.name for field in dataclasses.fields(RunOptions)}
     fields &= {"from_data", "invert", "interpolate", "classifier_scale", "guide_scale"}
@@ -257,7 +258,7 @@ def _sorted(given):
         if name in flags and value is not None
     }
     given = {name: _plain(value) for name, value in given.items()}
-    # As on the command line.
+    # Text is parsed as on the command line.
     for name, parse in _PARSERS.items():
         if isinstance(given.get(name), str):
             given[name] = parse(given[name])
@@ -274,7 +275,7 @@ _PARSERS = {
 
 
 def _texts(name, value):
-    """A value or several, as the flag has them."""
+    """A value or several, as a list of strings like that of the flag."""
     value = [value] if _is_one(value) else list(value)
     if not value:
         raise ConfigError(f"{name} is empty: give a value, or leave it out")
@@ -291,6 +292,6 @@ def _is_one(value):
 
 
 def _plain(value):
-    """An array of one axis or none as a list or a number."""
+    """Converts an array of at most one axis to a list or a number."""
     is_array = isinstance(value, np.ndarray | jax.Array)
     return value.tolist() if is_array and value.ndim < 2 else value

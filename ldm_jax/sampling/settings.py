@@ -1,4 +1,4 @@
-"""`settings.json`: what all samples of a folder have in common."""
+"""`settings.json`: the settings common to all samples of a folder."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ SETTINGS = "settings.json"
 def claim(
     outdir: Place, settings: Mapping[str, Any], follows: Collection[str] = ()
 ) -> None:
-    """Records the settings in a new folder, compares them in one that has some.
+    """Records the settings in a folder, or compares them with those recorded there.
 
     Args:
-      outdir: Path of the folder; made if it is not there.
+      outdir: Path of the folder; created if needed.
       settings: Dict for JSON.
       follows: Keys that follow from the others, and that older versions did not
-        record: they are added where they lack.
+        record: they are added if missing.
 
     Raises:
       ConfigError: If the folder holds samples of other settings.
-      Unreachable: If what it lies on does not answer.
+      Unreachable: If the storage does not respond.
     """
     path = outdir / SETTINGS
-    # As they come back from the file: without tuples.
+    # As they are read back from the file: without tuples.
     settings = json.loads(json.dumps(settings))
     if exists(path) or os.path.lexists(path):
         there = _recorded(path)
@@ -53,10 +53,10 @@ def claim(
 def first_difference(
     there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> tuple[str, Any, Any] | None:
-    """Finds what two records of settings do not have in common.
+    """Finds the first difference between two records of settings.
 
     Args:
-      there: Nested dict, as it comes from a JSON file.
+      there: Nested dict, as read from a JSON file.
       here: Likewise.
 
     Returns:
@@ -70,7 +70,7 @@ def first_difference(
 
 
 def _recorded(path):
-    """The settings of samples that are there."""
+    """The settings of existing samples."""
     try:
         found = parse_json(read_file(path, MAX_TEXT))
         if isinstance(found, dict):
@@ -86,7 +86,7 @@ def _recorded(path):
 
 
 def _flat(settings, before=""):
-    """Options of options by their dotted names."""
+    """Flattens nested settings to dotted names."""
     flat = {}
     for key, value in settings.items():
         nested = value if isinstance(value, dict) and value else None
@@ -99,7 +99,7 @@ def digest_json(value: Any) -> str:
     """Hashes a value, to compare it with that of another process.
 
     Args:
-      value: What JSON can hold.
+      value: JSON-serialisable value.
 
     Returns:
       16 hexadecimal digits.

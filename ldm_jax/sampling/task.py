@@ -1,4 +1,4 @@
-"""What is asked of a model: which flags give its conditions, and which task it is."""
+"""The task of a run: which flags give the model's conditions, and how it samples."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,29 +23,28 @@ from ldm_jax.sampling.options import RunOptions
 from ldm_jax.sampling.settings import digest_json
 from ldm_jax.trained import Trained
 
-# Values of a flag that are recorded one by one.
+# Maximum number of a flag's values that are recorded one by one.
 _MOST_RECORDED = 4096
 
 
 class Task(NamedTuple):
-    """What the samples shall be.
+    """The task of a run.
 
     Attributes:
       count: Number of samples.
       values: Row of MODALITIES or OTHER_FLAGS -> FlagValues, for the flags that are
         given.
-      source: Held-out data that gives what the flags do not, or None.
+      source: Held-out data for conditions without a flag, or None.
       size: (height, width) of the images in pixels.
       inpaints: Whether the known part of the latents is replaced before every step, for
         a mask that is not a condition of the model.
       starts: Whether sampling starts from images or their noise.
-      invert: Whether it starts from the noise that the images come from.
-      path: (first, last, count): samples lie on the way from the noise of sample
-        `first` to that of `last`, with the conditions of `first`; None for each its
-        own.
-      scales: What guides by gradients -> its scale; see
+      invert: Whether sampling starts from the inverted noise of the images.
+      path: (first, last, count): samples interpolate from the noise of sample `first`
+        to that of `last`, with the conditions of `first`; None if each has its own.
+      scales: "classifier" or "guide" -> scale of its gradient guidance; see
         `gradient_guidance.gradient_guidance_scales`.
-      record: What of it belongs into `settings.json`.
+      record: Entries of the task in `settings.json`.
     """
 
     count: int
@@ -66,13 +65,13 @@ def make_task(
     run_options: RunOptions,
     sample_options: SampleOptions,
 ) -> Task:
-    """Checks what is given against what the model takes, before anything runs.
+    """Makes the task, and checks flags against the model before anything runs.
 
     Args:
       trained: A Trained.
       given: Flag -> list of strings; see `flag_values.read_flags`.
       run_options: What to draw.
-      sample_options: How to sample, of which `size` and `strength` matter here.
+      sample_options: How to sample; only `size` and `strength` are used here.
 
     Returns:
       A Task.
@@ -122,9 +121,9 @@ def make_task(
 
 
 def warn_of_turns(task: Task) -> None:
-    """Names files of lines of which some are of more samples than others, or of none.
+    """Warns of files whose lines are not all used, or not by equally many samples.
 
-    They may have been cut.
+    Such a file may have been truncated.
 
     Args:
       task: A Task.
@@ -142,14 +141,14 @@ def warn_of_turns(task: Task) -> None:
 
 
 def _record(values):
-    """What stands for the values in `settings.json`, by the usual flag of each."""
+    """The record of the values in `settings.json`, by the main flag of each."""
     rows = flag_rows()
     named = {rows[name][0].name: value.record for name, value in values.items()}
     return {name: _short(record) for name, record in sorted(named.items())}
 
 
 def _short(record):
-    """A long list by its hash: `settings.json` is to be read, and has its limit."""
+    """Replaces a long list by its hash, as the size of `settings.json` is limited."""
     if not isinstance(record, list) or len(record) <= _MOST_RECORDED:
         return record
     return {"values": len(record), "sha256": digest_json(record)}
@@ -188,7 +187,7 @@ def ways(trained: Trained, key: str) -> Sequence[tuple[str, ...]]:
       key: Batch key of the condition.
 
     Returns:
-      Tuples of rows of MODALITIES that go together, the usual tuple first.
+      Tuples of rows of MODALITIES that go together, the preferred one first.
     """
     if key in trained.inputs:
         return trained.inputs[key].ways
@@ -196,7 +195,7 @@ def ways(trained: Trained, key: str) -> Sequence[tuple[str, ...]]:
 
 
 def _used_by_conditions(trained, have, from_data):
-    """Modalities that conditions take; an error names the flags that are missing."""
+    """Modalities that conditions use; an error names the flags that are missing."""
     used = set()
     for key in sorted(trained.model.conditioner.entries):
         choices = ways(trained, key)
@@ -227,7 +226,7 @@ def _missing(key, choices, have):
 
 
 def _used_by_tasks(have, strength, invert):
-    """Modalities that start or inpaint an image; an error names those missing."""
+    """Modalities that tasks on images use; an error names the missing flag."""
     tasks = {
         f"--strength={strength}": strength is not None,
         "--invert": invert,
@@ -272,26 +271,28 @@ def _flags_of(names):
 
 
 def class_names(trained: Trained) -> Sequence[str]:
-    """Looks the names of the classes up.
+    """Looks up the names of the classes.
 
     Args:
       trained: A Trained.
 
     Returns:
-      Names in the order of their numbers; empty where there are none.
+      Names in the order of their numbers; empty if there are none.
     """
     of_classifier = trained.classifier.class_names if trained.classifier else []
     return trained.class_names or of_classifier
 
 
 def box_names(trained: Trained) -> Sequence[str]:
-    """Looks the names of the classes of boxes up: in a data set those of its images.
+    """Looks up the names of the classes of boxes.
+
+    If `data.box_names` is empty, they are those of images, but not for folders.
 
     Args:
       trained: A Trained.
 
     Returns:
-      Names in the order of their numbers; empty where there are none.
+      Names in the order of their numbers; empty if there are none.
     """
     section = trained.config.data
     if section.get("box_names") or section.get("source") == "folder":
@@ -306,7 +307,7 @@ def num_classes(trained: Trained) -> int | None:
       trained: A Trained.
 
     Returns:
-      Their number; None where there are none.
+      Their number; None if there are none.
     """
     if trained.classifier is not None:
         return trained.classifier.module.out_channels
@@ -315,14 +316,14 @@ def num_classes(trained: Trained) -> int | None:
 
 
 def _ignore_label(trained):
-    """The number that means no class; to a classifier none does."""
+    """The label that means no class; classifiers have none."""
     if trained.classifier is not None:
         return None
     return trained.model.conditioner.entries.get("label", {}).get("ignore_label")
 
 
 def _fill_labels(trained, values, source):
-    """All classes in turn where the user chooses none; checks their range."""
+    """Uses all classes in turn if no labels are given; checks the range of labels."""
     count = num_classes(trained)
     if count is None:
         return values
@@ -340,7 +341,7 @@ def _fill_labels(trained, values, source):
 
 
 def _check_size(trained, size):
-    """Height and width, which first stage and backbone must be able to divide."""
+    """Height and width, checked to be divisible by first stage and backbone."""
     size = size or [trained.config.data.image_size] * 2
     model = trained.model
     unit = model.first_stage.downsampling_factor * model.backbone.size_multiple
