@@ -6,7 +6,7 @@
 
 The source's format is recognised; the target's follows from its name: a file of weights
 is CompVis's, a folder is a workdir, or diffusers' if the source is a workdir. Any other
-file's name, as out.txt, is refused without --to.
+file name, e.g. out.txt, is an error without --to.
 """
 
 from absl import flags
@@ -60,7 +60,7 @@ cli.renamed("raw", "ema", use="--noema", translate=lambda raw: not raw)
 
 
 def _main(argv: list[str]) -> None:
-    """Converts."""
+    """Converts a model."""
     from ldm_jax import ranges
     from ldm_jax.convert.formats import Options, convert
     from ldm_jax.errors import ConversionError, LeftOut

@@ -1,7 +1,7 @@
-"""What a config of another program may ask for, checked before anything is built.
+"""Limits on configs of other programs, checked before anything is built.
 
-A few bytes of YAML or JSON can ask for a billion layers, or expand to as much as wanted
-by aliases of aliases. Published configs stay far below these limits.
+A few bytes of YAML or JSON can ask for a billion layers, or expand without bound by
+aliases of aliases. Published configs stay far below these limits.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from ldm_jax.store import Place, raise_if_silent
 # Published configs have some kilobytes; PyYAML reads about 100 per second.
 _MAX_YAML_BYTES, _MAX_YAML_VALUES = 256 << 10, 20_000
 
-# Names of options, in CompVis's, diffusers' and transformers' configs alike -> the
-# least and the largest value that each number under that name may have.
+# Name of an option in the configs of CompVis, diffusers or transformers -> minimum and
+# maximum of each number under that name.
 _SIDE, _WIDTH, _DEPTH = (1, 65_536), (1, 65_536), (0, 256)
 _LIMITS = {
     **dict.fromkeys(
@@ -55,19 +55,19 @@ _LIMITS = {
     **dict.fromkeys(("attention_resolutions", "attn_resolutions"), _SIDE),
 }
 _MAX_ITEMS = 32
-# Shapes of so many take some ten seconds to find.
+# Computing the shapes of this many takes about ten seconds.
 _MAX_BLOCKS, _MAX_LEVELS = 1000, 16
 
 
 def check_numbers(config: Any, where: str) -> None:
-    """Checks every number of a config whose name is known, however deep it lies.
+    """Checks every number of a config whose name is known, at any depth.
 
     Args:
-      config: What a JSON or YAML file holds.
-      where: What it is called, for messages.
+      config: Contents of a JSON or YAML file.
+      where: Name of the file, for messages.
 
     Raises:
-      ConversionError: If one is out of range or no number.
+      ConversionError: If a value is out of range or not a number.
     """
     stack = [config]
     while stack:
@@ -89,7 +89,7 @@ def _check_number(name, value, where):
         )
     low, high = _LIMITS[name]
     for number in values:
-        # Layers of transformers may be listed per block.
+        # Numbers of transformer layers may be listed per block.
         if isinstance(number, list | tuple) and name == "transformer_layers_per_block":
             _check_number(name, number, where)
             continue
@@ -102,14 +102,14 @@ def _check_number(name, value, where):
 
 
 def check_layers(section: Mapping[str, Any], name: str) -> None:
-    """Checks how many blocks a network has, before their shapes are found.
+    """Checks the number of blocks of a network, before their shapes are computed.
 
     Args:
       section: Config section of a U-Net or a first stage.
-      name: What the section is called, for messages.
+      name: Name of the section, for messages.
 
     Raises:
-      ConversionError: If they are more than any network has.
+      ConversionError: If there are more than in any published network.
     """
     levels = len(section.get("channel_mult", ()))
     counts, depths = (
@@ -134,7 +134,7 @@ def read_yaml_file(path: Place) -> Any:
       path: The file.
 
     Returns:
-      What it holds, of plain values.
+      Its contents, as plain values.
 
     Raises:
       ConversionError: If it cannot be read, or is too large or nested too deep.
@@ -155,17 +155,17 @@ def read_yaml_file(path: Place) -> Any:
     except RecursionError as error:
         raise ConversionError(f"cannot read {path}: it is nested too deep") from error
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        # A value whose tag promises another type, such as a date of the 40th.
+        # A value that does not match its tag, such as a date with day 40.
         if isinstance(error, ConversionError):
             raise
         raise ConversionError(f"cannot read {path}: {error}") from error
 
 
 def _expanded(node, sizes):
-    """How many values a node stands for; aliases are shared and count each time."""
+    """Number of values in a node with aliases expanded, each use counted."""
     key = id(node)
     if key not in sizes:
-        # What refers to itself is endless.
+        # A node that contains itself is infinite.
         sizes[key] = _MAX_YAML_VALUES + 1
         size = 1
         if isinstance(node, yaml.SequenceNode):

@@ -1,6 +1,6 @@
-"""Files that a model carries along as they are: they stay inside of its folder.
+"""Files that are kept unchanged with a model, and must stay inside its folder.
 
-Their names come from an index or a folder that anybody may have written.
+Their names come from an index or a folder that may not be trustworthy.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from ldm_jax.store import Place
 
 
 def is_plain(name: str) -> bool:
-    """Checks that a name is one of a file or folder, not a path that leads elsewhere.
+    """Whether a name is that of a file or folder, and not a path that leads elsewhere.
 
     Args:
       name: Any text.
@@ -23,11 +23,11 @@ def is_plain(name: str) -> bool:
 
 
 def write_files(folder: Place, files: Mapping[str, bytes]) -> None:
-    """Writes files that were carried along.
+    """Writes the files that were kept with a model.
 
     Args:
       folder: Folder to write into.
-      files: Path inside of it, with "/" -> bytes.
+      files: Path inside it, with "/" -> bytes.
 
     Raises:
       ConversionError: If a path leads out of the folder; then nothing is written.

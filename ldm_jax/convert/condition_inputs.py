@@ -1,7 +1,7 @@
-"""What the inputs of a converted model's conditions are made of, for our configs.
+"""Makes the inputs of a converted model's conditions, for our configs.
 
-Other formats say which network takes a caption, not which tokenizer makes its tokens;
-that follows from the size of the vocabulary, and the like.
+Other formats record the network for captions but not its tokenizer; that is deduced,
+e.g. from the size of the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ def inputs_for(
 
     Args:
       conditions: Config section, with the batch keys of `compvis.conditions`.
-      factor: Downsampling factor of the first stage; 1 where it lies elsewhere.
+      factor: Downsampling factor of the first stage; 1 if it is not in the file.
 
     Returns:
-      Config section: batch key -> {"kind": ..., its options}. A class label needs none;
-      captions of an unknown vocabulary and small images for an unknown first stage have
-      none, as their tokenizer and their size are not known.
+      Config section: batch key -> {"kind": ..., its options}. A class label needs no
+      entry. Captions of an unknown vocabulary and small images for an unknown first
+      stage have no entry, as their tokenizer and their size are unknown.
     """
     made = {
         key: _MAKE[key](entry, factor)
@@ -37,8 +37,8 @@ def _caption(entry, factor):
         return None
     section = dict(kind="caption", tokenizer=tokenizer, max_length=length)
     if entry["kind"] == "clip_text" and entry.get("null_ids"):
-        # OpenCLIP, of Stable Diffusion 2, fills captions with zeros, where OpenAI's
-        # tokenizer repeats the end.
+        # OpenCLIP (Stable Diffusion 2) pads captions with zeros, OpenAI's tokenizer
+        # with the end token.
         section["pad_id"] = entry["null_ids"][-1]
     return section
 
@@ -52,7 +52,7 @@ def _layout(entry, factor):
 
 def _masked_image(entry, factor):
     del factor
-    # What is masked is grey in Stable Diffusion and black in CompVis's own model.
+    # Masked pixels are grey in Stable Diffusion and black in CompVis's own model.
     fill = 0.0 if entry["mask_first"] else -1.0
     return dict(kind="masked_image", style="mixed", fill=fill)
 
@@ -64,10 +64,10 @@ def _low_res(entry, factor):
     return dict(kind="low_res", factor=factor, degradation="bsrgan_light")
 
 
-# By size of the vocabulary, what the published text encoders were trained with.
+# Size of the vocabulary -> tokenizer of the published text encoders.
 _TOKENIZERS = {30522: "bert-base-uncased", 49408: "openai/clip-vit-large-patch14"}
 
-# By batch key, (entry, factor) -> section, or None where it is not known.
+# Batch key -> function: (entry, factor) -> section, or None if it is unknown.
 _MAKE = {
     "caption": _caption,
     "boxes": _layout,

@@ -1,4 +1,4 @@
-"""The formats that models are read from and written to: one row of FORMATS each."""
+"""The table FORMATS of formats that models are read from and written to."""
 
 import os
 from collections.abc import Callable
@@ -31,9 +31,9 @@ class Format(NamedTuple):
 
     Attributes:
       recognise: Path -> whether a source is of this format.
-      read: (path, Options, log) -> Model; `log` is called with lines worth knowing.
+      read: (path, Options, log) -> Model; `log` is called with lines of information.
       write: (Model, path, Options, log) -> None.
-      verified: Whether what was written is read again and compared.
+      verified: Whether an export is read again and compared.
     """
 
     recognise: Callable[[Place], bool]
@@ -49,23 +49,24 @@ def convert(
     options: Options | None = None,
     log: Callable[[str], Any] = print,
 ) -> dict[str, bool]:
-    """Converts a model; the target appears whole or not at all.
+    """Converts a model; the target is written atomically.
 
     Args:
       source: File or folder of any format.
-      target: Where it goes; must not exist, or be an empty folder. CompVis's YAML goes
-        beside it.
+      target: Path to write; must not exist, or be an empty folder. CompVis's YAML is
+        written beside it.
       to: Row of FORMATS; by default "compvis" for a target that is named like a file of
         weights, "diffusers" for a source that is a workdir, else "ldm_jax".
       options: Options.
       log: Called with the lines to print.
 
     Returns:
-      What of the source is in the target in no way -> whether images differ for it.
+      Part of the source that the target lacks -> whether images differ without it.
 
     Raises:
-      ConversionError: If the source cannot be read or the target cannot be written,
-        does not read as the same model, or is named like a file of no known format.
+      ConversionError: If the source cannot be read or the target cannot be written, is
+        not the same model when read again, or is named like a file of an unknown
+        format.
     """
     options, source, target = options or Options(), *map(as_path, (source, target))
     if not exists(source):
@@ -87,7 +88,7 @@ def convert(
         to = _target_format(names[0], target)
     log(f"{source} ({names[0]}) to {target} ({to})")
     try:
-        # Of a workdir one checkpoint is read, where it is.
+        # Of a workdir only one checkpoint is read, so it is not copied.
         place = source if names[0] == "ldm_jax" else local_copy(source)
         model = _read(names[0], place, options, log)
         _describe(model, log)
@@ -102,7 +103,7 @@ def convert(
 
 
 def _verify(model, draft, to, options, log):
-    """Reads what was written and compares it, where that is wanted."""
+    """Reads the export again and compares it, if requested or if it is small."""
     wanted, size = options.verify, count_weights(model)
     if not FORMATS[to].verified or wanted is False:
         return
@@ -119,7 +120,7 @@ def _verify(model, draft, to, options, log):
 
 
 def _read(name, source, options, log):
-    """Reads a source, whose configs may hold anything."""
+    """Reads a source, whose configs may contain anything."""
     if options.variant is not None and name != "diffusers":
         raise ConversionError(
             f"--variant={options.variant} chooses among the files of a folder of "
@@ -127,7 +128,7 @@ def _read(name, source, options, log):
         )
     try:
         model = FORMATS[name].read(source, options, log)
-        # Formats that can read a part alone have left the rest out already.
+        # Formats that can read a part have already left out the rest.
         alone = options.only == "first_stage" and model.config["stage"] == "diffusion"
         if alone and model.first_stage is None:
             raise ConversionError(f"{source} holds no first stage")
@@ -144,7 +145,7 @@ def _read(name, source, options, log):
 
 
 def _target_format(source, target):
-    """The format that is meant by the name of a target."""
+    """The format of a target, by its name."""
     if target.suffix in _SUFFIXES:
         return "compvis"
     folder = "diffusers" if source == "ldm_jax" else "ldm_jax"
@@ -154,12 +155,12 @@ def _target_format(source, target):
 
 
 def _refuse_file_names(target, folder):
-    """Refuses what looks like the name of a file, as a folder would be written there.
+    """Raises an error if a name looks like that of a file, as a folder is written.
 
-    A folder's name may have a point, as sd-1.5 or my.model.v2.
+    The name of a folder may contain a dot, e.g. sd-1.5 or my.model.v2.
     """
     suffix = target.suffix.lower()
-    # Of so few letters: .final, .main and .int8 are folders'.
+    # Strict, as suffixes are short: .final, .main and .int8 are names of folders.
     meant = near_miss(suffix, _SUFFIXES, likeness=0.85)
     if meant is not None or suffix in _OTHER_SUFFIXES:
         raise ConversionError(
@@ -192,7 +193,7 @@ def _read_compvis(path, options, log):
 
 
 def _read_described(weights, options, log):
-    """Reads a file with its YAML, in which anything may be missing or misplaced."""
+    """Reads a file with its YAML, in which anything may be missing or invalid."""
     params = read_yaml.read_yaml(options.config)["params"]
     if options.only == "first_stage" and "first_stage_config" in params:
         params = params["first_stage_config"].get("params", {})
@@ -232,7 +233,7 @@ def _write_workdir(model, path, options, log):
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
-# What files are called that are none of CompVis's; a folder is so by mistake alone.
+# Suffixes of files of other formats; a folder has one only by mistake.
 _OTHER_SUFFIXES = (
     *(".gz", ".json", ".png", ".tar", ".txt", ".yaml", ".yml", ".zip"),
     *(".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl"),

@@ -1,9 +1,9 @@
-"""What other formats have no place for, written beside what they read.
+"""An extra section of exports, for settings that other formats cannot express.
 
-They say which networks take a condition, not which class means none, how a map is
-resized or which tokenizer was used; and how many channels images have, not what these
-are and which values are black and white. An export has a section of its own for that,
-which other programs pass over and which reading takes where it fits.
+Other formats record which networks a condition has, but not the null class, how a map
+is resized or which tokenizer was used; and the number of image channels, but not their
+meaning or which values are black and white. An export has a section of its own for
+these, which other programs ignore and which is used on reading as far as it fits.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConfigError
 from ldm_jax.images import pixels_of
 
-# The name of the section, and what it says of images.
+# The name of the section, and its key for the pixel format of images.
 SECTION, _PIXELS = "ldm_jax", "pixels"
-# What a format says of its text encoders and shapes do not show: hints are not asked,
-# so that an export which says it wrongly does not read as the same model.
+# Options of text encoders that a format records and that shapes do not show. They are
+# not taken from hints, so that verification notices if an export has them wrong.
 _TEXT_ENCODERS = ("text", "clip_text", "layout")
 _SAID = ("num_heads", "head_channels", "causal", "activation")
 
@@ -29,7 +29,7 @@ def hints_of(model: Model) -> dict[str, Any]:
       model: Model of either stage.
 
     Returns:
-      JSON-like dict; {} where nothing is conditional and images are RGB of 8 bits.
+      JSON-like dict; {} if there are no conditions and images are RGB of 8 bits.
     """
     found = pixels_of(model.config["data"]).record()
     said = {_PIXELS: found} if found else {}
@@ -53,12 +53,12 @@ def _plain(value):
 
 
 def take_hints(model: Model, hints: Any) -> None:
-    """Fills in what an export says beside the format.
+    """Applies the extra section of an export to the model that was read.
 
     Args:
-      model: Model of either stage that was read; of its config, and of that of its
-        first stage, what fits is replaced.
-      hints: The section, from a file that may have any.
+      model: Model of either stage; its config, and that of its first stage, are updated
+        where the hints fit.
+      hints: The section, from a file that may contain anything.
     """
     if not isinstance(hints, Mapping):
         return
@@ -78,12 +78,12 @@ def take_hints(model: Model, hints: Any) -> None:
 
 
 def _take_pixels(model, hint):
-    """What images are, where the first stage has as many channels."""
+    """Applies the pixel format, if the first stage has as many channels."""
     if not isinstance(hint, Mapping):
         return
     try:
         pixels = pixels_of(_tuples(hint))
-    # A file may have anything there.
+    # A file may contain anything there.
     except (ConfigError, TypeError, ValueError):
         return
     first = model.first_stage or model
@@ -103,5 +103,5 @@ def _merged(entry, hint):
 
 
 def _tuples(section):
-    """The section as a config has it, whose sequences are tuples."""
+    """The section with tuples as sequences, as in a config."""
     return to_dict(from_json(to_json(dict(section))))

@@ -1,4 +1,4 @@
-"""A trained model on its way from one format to another, as a workdir describes it."""
+"""A trained model during conversion, as described by a workdir."""
 
 import dataclasses
 import os
@@ -28,22 +28,22 @@ from ldm_jax.weights.unpickle import Tensor
 
 @dataclasses.dataclass
 class Model:
-    """What a workdir holds; `first_stage` is another of these.
+    """The contents of a workdir; `first_stage` is another Model.
 
     Attributes:
       config: Nested dict, the sections that sampling and the networks need.
-      params: Weights by network, as a training state has them; {} if there are none.
-      ema_params: Their moving average, {} where none was kept.
+      params: Weights by network, as in a training state; {} if there are none.
+      ema_params: Their moving average; {} if none was kept.
       stats: Batch statistics of the discriminator.
       step: Training step, at least 1.
       statistics: LatentStatistics of the latents; None in a first stage.
-      first_stage: The first stage that comes along; None in a first stage, and where it
-        lies elsewhere.
-      origin: JSON-serialisable dict of what it takes to write the file as it was read.
-      carried: Key of theirs -> array, for what our networks have no place for.
-      files: Path inside of theirs, with "/" -> bytes, for files beside the networks.
-      left_out: What of theirs is neither read nor carried -> whether images differ
-        without it.
+      first_stage: The first stage that is included; None in a first stage, and if it is
+        stored elsewhere.
+      origin: JSON-serialisable dict of what is needed to write the source again.
+      carried: Key of the source -> array, for tensors that our networks do not have.
+      files: Path inside the source, with "/" -> bytes, for files beside the networks.
+      left_out: Part of the source that is neither read nor kept -> whether images
+        differ without it.
     """
 
     config: dict
@@ -60,10 +60,10 @@ class Model:
 
     @property
     def scaling_factor(self) -> float:
-        """The statistics in formats that have one factor for all channels, a scalar.
+        """The statistics as one scalar factor for all channels.
 
         Raises:
-          ConversionError: If they are more than that.
+          ConversionError: If they are per channel, or have a mean.
         """
         shift, scale = self.statistics
         if self.statistics.per_channel or shift:
@@ -87,19 +87,19 @@ class Model:
 
 
 class Options(NamedTuple):
-    """What the command line may add to what a file says.
+    """Options of a conversion that the source does not contain.
 
     Attributes:
       config: Path of CompVis's YAML.
-      raw: Leave out the moving average; of two sets of weights, take the trained ones.
+      raw: Whether to use the trained weights and leave out the moving average.
       step: Checkpoint of a workdir; the newest by default.
-      num_heads: Attention heads everywhere.
+      num_heads: Number of attention heads everywhere.
       head_channels: Channels of a head everywhere.
       prediction_type: What the U-Net predicts.
       image_size: Side of the images.
-      verify: Whether an export is read again and compared; None is where it is small.
-      only: "first_stage" for the autoencoder of a whole model alone.
-      variant: Which files of weights of a folder of diffusers, such as "fp16".
+      verify: Whether to read an export again and compare it; None if it is small.
+      only: "first_stage" to convert only the autoencoder of a whole model.
+      variant: Variant of the weights files in a folder of diffusers, such as "fp16".
     """
 
     config: str | os.PathLike | None = None
@@ -123,8 +123,8 @@ def autoencoder_config(
 
     Args:
       section: Config section `first_stage`.
-      image_size: Side of the images; None where it is not known.
-      discriminator: Config section `discriminator`, None without.
+      image_size: Side of the images; None if unknown.
+      discriminator: Config section `discriminator`; None if there is none.
 
     Returns:
       Dict.
@@ -153,14 +153,14 @@ def diffusion_config(
       image_size: Side of the images.
       factor: Downsampling factor of the first stage.
       conditions: Config section.
-      guidance_scale: What is usual for the model; 1 is off. Pairs of batch key and
-        scale where conditions are guided one after the other.
-      **sections: `backbone`, `schedule` and the like.
+      guidance_scale: Default scale for the model; 1 is off. Pairs of batch key and
+        scale if conditions are guided one after the other.
+      **sections: Other sections, such as `backbone` and `schedule`.
 
     Returns:
       Nested dict.
     """
-    # A model that ends in pure noise is sampled from there.
+    # Models whose schedule ends in pure noise must be sampled from there.
     zero = sections.get("schedule", {}).get("zero_terminal_snr", False)
     config = dict(
         data=dict(image_size=image_size, inputs=inputs_for(conditions, factor)),
@@ -191,7 +191,7 @@ def first_stage_shapes(config: Mapping[str, Any]) -> Mapping[str, Any]:
       Nested dict of ShapeDtypeStructs; {} if it has no parameters.
 
     Raises:
-      ConversionError: If it has more layers than any network.
+      ConversionError: If it has more layers than any published network.
     """
     check_layers(config["first_stage"], "first_stage")
     module = make_first_stage(config["first_stage"])
@@ -225,15 +225,16 @@ def make_diffusion(
 
     Args:
       config: Its config.
-      first_stage: Config of its first stage; None where it lies elsewhere.
-      channels: Channels of the latents, where it does.
-      num_classes: Of the data set, for conditions that leave theirs open.
+      first_stage: Config of its first stage; None if it is stored elsewhere.
+      channels: Channels of the latents, used if `first_stage` is None.
+      num_classes: Number of classes of the data set, for conditions that leave it
+        unset.
 
     Returns:
       LatentDiffusion.
 
     Raises:
-      ConfigError: If the config cannot work.
+      ConfigError: If the config is invalid.
     """
     section = {"kind": "identity", "image_channels": channels}
     if first_stage is not None:
@@ -249,7 +250,7 @@ def make_unet(section: Mapping[str, Any]) -> UNet:
       section: Config section `backbone`.
 
     Returns:
-      UNet; its number of output channels does not matter.
+      UNet, with an arbitrary number of output channels.
 
     Raises:
       ConversionError: If the section is of another kind.
@@ -273,7 +274,7 @@ def diffusion_shapes(
 
     Args:
       config: Its config.
-      first_stage: Config of its first stage; None where it lies elsewhere.
+      first_stage: Config of its first stage; None if it is stored elsewhere.
       channels: Channels of the latents.
       examples: Batch key -> array [1, ...] for every condition.
 
@@ -281,7 +282,7 @@ def diffusion_shapes(
       {"backbone", "conditioner"} and, if learnt, {"logvar"}, of ShapeDtypeStructs.
 
     Raises:
-      ConversionError: If it has more layers than any network.
+      ConversionError: If it has more layers than any published network.
     """
     check_layers(config["backbone"], "backbone")
     model = make_diffusion(config, first_stage, channels)
@@ -292,7 +293,7 @@ def diffusion_shapes(
 
 
 def full_section(module: nn.Module) -> dict[str, Any]:
-    """Lists all fields of a module that say what it computes.
+    """Lists all fields of a module that determine what it computes.
 
     Args:
       module: U-Net or first stage.
@@ -313,12 +314,12 @@ def _without(section, *keys):
 def first_stage_row(
     section: Mapping[str, Any], table: Mapping[str, Any], format_name: str
 ) -> tuple[str, Any]:
-    """Looks up what another format has for a kind of first stage.
+    """Looks up the row of another format for a kind of first stage.
 
     Args:
       section: Config section of a first stage.
-      table: Kind -> what the format has for it.
-      format_name: What the format is called, for the message.
+      table: Kind -> row of the format.
+      format_name: Name of the format, for the message.
 
     Returns:
       (kind, its row of the table).
@@ -336,13 +337,13 @@ def first_stage_row(
 
 
 def require_nearest(section: Mapping[str, Any]) -> None:
-    """Refuses a codebook that the models of other formats would look up wrongly.
+    """Checks that the quantizer takes the nearest code, as models of other formats do.
 
     Args:
       section: Config section of a first stage.
 
     Raises:
-      ConversionError: If it is one.
+      ConversionError: If it does not.
     """
     quantizer = section.get("quantizer", "nearest")
     if quantizer != "nearest":
@@ -356,14 +357,14 @@ def require_nearest(section: Mapping[str, Any]) -> None:
 def cast(
     array: Shaped[np.ndarray, "..."] | Tensor, dtype: npt.DTypeLike
 ) -> Shaped[np.ndarray, "..."] | Tensor:
-    """Casts an array when it is used.
+    """Casts an array lazily.
 
     Args:
-      array: Array of any shape, or one that is yet to be read.
-      dtype: Its type afterwards.
+      array: Array of any shape, or one that is read lazily.
+      dtype: The new type.
 
     Returns:
-      The array itself if it is of that type, else one that is yet to be cast.
+      The array itself if it has that type, else one that is cast when it is used.
     """
     if array.dtype == dtype:
         return array

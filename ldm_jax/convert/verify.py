@@ -1,8 +1,7 @@
-"""Compares a model with what reading its export gives: the same images from both.
+"""Compares a model with its export, read again: both must give the same images.
 
-Weights that are equal, in networks that are equal, give equal outputs. Where networks
-are described in other words, such as heads by number and by size, outputs on a small
-input are compared.
+Equal weights in equal networks give equal outputs. If networks are described
+differently, e.g. heads by number or by size, outputs on a small input are compared.
 """
 
 import jax
@@ -15,9 +14,9 @@ from ldm_jax.config import from_json, to_json
 from ldm_jax.convert.model import Model, make_unet
 from ldm_jax.errors import ConversionError
 
-# Above so many weights reading them all takes a while.
+# Number of weights above which reading them all takes a while.
 SMALL = 100_000_000
-# Fraction of the largest number by which outputs may differ.
+# Maximum difference of outputs, as a fraction of the largest absolute value.
 _TOLERANCE = 1e-4
 _NETWORKS = ("backbone", "conditioner", "autoencoder")
 
@@ -36,15 +35,15 @@ def count_weights(model: Model) -> int:
 
 
 def verify(model: Model, again: Model, raw: bool = False) -> None:
-    """Compares a model with what was read from its export.
+    """Compares a model with the one that was read from its export.
 
     Args:
-      model: What was written.
-      again: What was read.
+      model: The model that was written.
+      again: The model that was read.
       raw: Whether the trained weights were written, not their average.
 
     Raises:
-      ConversionError: If they differ in anything that samples depend on.
+      ConversionError: If they differ in anything that affects samples.
     """
     for difference in _differences(model, again, raw):
         raise ConversionError(
@@ -53,7 +52,7 @@ def verify(model: Model, again: Model, raw: bool = False) -> None:
 
 
 def _differences(model, again, raw):
-    """What differs, in words; the first is enough."""
+    """Yields differences, as text."""
     yield from _unlike_configs(model.config, again.config)
     yield from _unlike_weights(_used(model, raw), _used(again, raw))
     if model.statistics is not None:
@@ -61,7 +60,7 @@ def _differences(model, again, raw):
     if (model.first_stage is None) != (again.first_stage is None):
         yield "the first stage is missing"
     elif model.first_stage is not None:
-        # Of the first stage the average is written in any case, as sampling takes it.
+        # For the first stage the average is always written, as sampling uses it.
         yield from _differences(model.first_stage, again.first_stage, raw=False)
     yield from _unlike_outputs(model, again, raw)
 
@@ -100,7 +99,7 @@ def _unlike_weights(ours, theirs):
         yield f"the weight {path} is in one of them alone"
     for path in ours.keys() & theirs.keys():
         mine, other = np.asarray(ours[path]), np.asarray(theirs[path])
-        # A file of half precision stays one.
+        # A file of half precision is written in half precision again.
         if mine.shape != other.shape or np.any(mine.astype(other.dtype) != other):
             yield f"the weight {path} has other numbers"
 

@@ -1,8 +1,8 @@
-"""Our own format: the workdir of a run, as training writes it and sampling reads it.
+"""Our own format: the workdir of a run, as written by training and read by sampling.
 
-A converted second stage has its first stage inside, in `first_stage/`, so that the
-folder can be moved as a whole. `origin.json`, `origin.safetensors` and `origin_files/`
-hold what our networks have no place for; exporting puts it back.
+A converted second stage contains its first stage, in `first_stage/`, so that the folder
+can be moved as a whole. `origin.json`, `origin.safetensors` and `origin_files/` hold
+what our networks do not have; exporting writes it back.
 """
 
 import os
@@ -57,7 +57,7 @@ def write(model: Model, folder: str | os.PathLike) -> None:
 
     Raises:
       ConversionError: If the folder holds checkpoints already.
-      DiskError: If it cannot be written; `formats.convert` then leaves nothing of it.
+      DiskError: If it cannot be written; `formats.convert` then removes it.
     """
     folder = as_path(folder)
     if is_workdir(folder):
@@ -119,7 +119,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
 
     Args:
       folder: Workdir of either stage.
-      step: Checkpoint to take; the newest by default.
+      step: Checkpoint to load; the newest by default.
 
     Returns:
       Model.
@@ -127,7 +127,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
     Raises:
       CheckpointError: If there is no checkpoint, or it cannot be read.
       ConfigError: If its first stage cannot be found.
-      ConversionError: If it is of a stage that other formats do not have.
+      ConversionError: If other formats have no such stage.
     """
     folder = as_path(folder)
     config, ema_params, meta = checkpoint.load_weights(folder, step)
@@ -138,7 +138,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
         )
 
     def whole(params):
-        """With the towers that a run on stored text states does without."""
+        """Adds the text encoders that a run on stored text states lacks."""
         return trained.with_text_towers(params, config, meta, folder)
 
     params = ema_params = whole(ema_params)
@@ -149,8 +149,8 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
     else:
         ema_params = {}
     if not is_dir(as_path(meta["folder"]) / "training"):
-        # The copy that a second stage keeps is for sampling; the statistics of norms,
-        # without which a discriminator is nothing, lie beside optimiser states.
+        # The copy that a second stage keeps is for sampling. A discriminator is useless
+        # without the statistics of its norms, which are saved with optimiser states.
         params = {k: v for k, v in params.items() if k != "discriminator"}
     model = Model(to_dict(config), params, ema_params, step=meta["step"])
     if config.stage == "diffusion":
@@ -172,7 +172,7 @@ def read(folder: str | os.PathLike, step: Step = None) -> Model:
 
 
 def _read_origin(path):
-    """What it takes to write the file as it was read; types are types of numbers."""
+    """Reads what is needed to write the source again; checks the recorded dtypes."""
     origin = read_json(path)
     types = origin.get("dtypes", {}) if isinstance(origin, dict) else None
     if not isinstance(types, dict) or not all(
@@ -193,13 +193,13 @@ def _read_first_stage(record, folder):
             section["image_channels"] = record["image_channels"]
         config = autoencoder_config(section, None)
         return Model(config, {"autoencoder": {}})
-    # Not another that lies there by now.
+    # Checks that it is still the same first stage.
     trained.load_recorded(folder, record)
     return read(found, record["step"])
 
 
 def _complete(model, meta):
-    """Fills in what the config left to defaults and to the data set."""
+    """Fills in what the config leaves to defaults and to the data set."""
     config = model.config
     if config["stage"] == "autoencoder":
         module = make_first_stage(config["first_stage"])

@@ -1,7 +1,6 @@
 """The tables of the noise schedule that a CompVis checkpoint holds beside its weights.
 
-They say nothing that the schedule does not: reading compares them with it, writing
-computes them anew.
+They are redundant: reading compares them with the schedule, writing recomputes them.
 """
 
 import ml_dtypes
@@ -17,7 +16,7 @@ def schedule_buffers(
     """Computes the buffers of DDPM.register_schedule, in float64.
 
     Ho et al. 2020, Eq. 4 and 7; the posterior variance goes from their lower bound to
-    their upper one, beta, as `v_posterior` goes from 0 to 1.
+    their upper bound, beta, as `v_posterior` goes from 0 to 1.
 
     Args:
       schedule: NoiseSchedule.
@@ -56,12 +55,12 @@ def same_numbers(
     """Compares a table of a file with the exact one, as precisely as its type allows.
 
     Args:
-      stored: Of any floating type, such as half precision.
+      stored: Array of any floating type, such as half precision.
       computed: float64.
 
     Returns:
-      Whether they have one shape and differ by no more than rounding, or by a ten
-      thousandth where the type is finer than that.
+      Whether they have the same shape and differ by no more than rounding, or by a
+      relative 1e-4 if the type is more precise than that.
     """
     if stored.shape != computed.shape:
         return False

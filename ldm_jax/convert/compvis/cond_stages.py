@@ -1,8 +1,8 @@
 """CompVis's cond stages that have weights, one row of COND_STAGES each.
 
-A row says how the weights are recognised, what a YAML says, the entry of the config
-section `conditions` that it becomes, and the names of the weights. `conditions` finds
-the row, and adds the conditions that have no weights.
+A row holds how the weights are recognised, the YAML's options, the entry of the config
+section `conditions`, and the names of the weights. `conditions` finds the row, and adds
+the conditions that have no weights.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ class CondStage(NamedTuple):
 
     Attributes:
       key: Batch key of its entry.
-      mark: What a key of its weights begins with, to recognise them by.
-      deduce: (weights without prefix, downsampling factor of the first stage) -> what
-        its YAML would say under `params`, and the structure that none says.
+      mark: Prefix of a key of its weights, by which they are recognised.
+      deduce: (weights without prefix, downsampling factor of the first stage) ->
+        `params` of its YAML, with structure that no YAML has.
       to_entry: Such `params` -> entry of the config.
       fits: Entry -> whether it is written as this kind.
-      to_params: Entry -> YAML's `params`.
+      to_params: Entry -> `params` of the YAML.
       rows: Entry -> rows of its weights, without prefixes.
       example: (entry, image size) -> an example of the batch, [1, ...].
-      yaml: What else the YAML says, its conditioning_key above all.
-      limits: Entry -> the values of those fields that CompVis's class has no option
-        for; another one cannot be written.
+      yaml: Other keys of the YAML, such as conditioning_key.
+      limits: Entry -> values of the fields for which CompVis's class has no option;
+        other values cannot be written.
     """
 
     key: str
@@ -50,10 +50,10 @@ class CondStage(NamedTuple):
 
 
 def _class_entry(params):
-    """The last class is the null class, but for ImageNet's 1000.
+    """The entry; the last class is the null class, unless there are ImageNet's 1000.
 
-    CompVis's guided models have a class more than the data; the one model without has
-    just ImageNet's.
+    CompVis's models for guidance have one class more than the data; its only model
+    without a null class has just ImageNet's classes.
     """
     count = params.get("n_classes", 1000)
     null_class = params.get("null_class", count != 1000)
@@ -82,7 +82,7 @@ def _bert_params(weights, factor):
         n_layer=len(layers) // 2,
         vocab_size=tokens,
         max_seq_len=weights["transformer.pos_emb.emb.weight"].shape[0],
-        # Captions are of bert-base-uncased, layouts of a vocabulary of 8192.
+        # Captions use bert-base-uncased, layouts a vocabulary of 8192.
         use_tokenizer=tokens != 8192,
     )
 
@@ -96,7 +96,7 @@ def _bert_entry(params):
         max_length=params["max_seq_len"],
     )
     if params["use_tokenizer"] and params["vocab_size"] != 30522:
-        # Another tokenizer has another empty caption, which is not known here.
+        # With another tokenizer the ids of the empty caption are unknown.
         entry["null_ids"] = (0,)
     return entry
 
@@ -112,7 +112,7 @@ def _bert_yaml(entry):
 
 
 def _bert_limits(entry):
-    """BERTEmbedder has these whatever its YAML says."""
+    """Values that BERTEmbedder always has, whatever is in its YAML."""
     return dict(
         num_heads=8,
         head_channels=64,
@@ -138,15 +138,15 @@ def clip_entry(
     mlp_width: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """The entry of a CLIP text tower; ViT-L is OpenAI's, wider ones are OpenCLIP's.
+    """Makes the entry of a CLIP text encoder: OpenAI's ViT-L, or OpenCLIP's if wider.
 
     Args:
       vocab_size: Number of tokens.
       features: Width of the embeddings.
-      num_layers: Layers that are used.
+      num_layers: Number of layers that are used.
       max_length: Tokens of a caption.
       mlp_width: Width of the hidden layer of the feed-forward blocks.
-      **more: Other options of the condition, which win over those of the tower.
+      **more: Other options of the condition, which override the ones deduced here.
 
     Returns:
       Entry of the config section `conditions`.
@@ -189,7 +189,7 @@ def _open_clip_params(weights, factor):
     layers = {key.split(".")[3] for key in weights if ".resblocks." in key}
     length = weights["model.positional_embedding"].shape[0]
     inner = weights["model.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-    # Stable Diffusion 2 takes the last but one layer. A tower that was cut there has
+    # Stable Diffusion 2 uses the penultimate layer. An encoder that was cut there has
     # lost its projection, too.
     unused = "model.text_projection" in weights
     return dict(structure=(tokens, width, len(layers) - unused, length, inner))
@@ -200,7 +200,7 @@ def _open_clip_rows(entry):
 
 
 def _clip_limits(entry):
-    """The tower of OpenAI's ViT-L/14, which FrozenCLIPEmbedder loads."""
+    """Options of OpenAI's ViT-L/14 text encoder, which FrozenCLIPEmbedder loads."""
     return dict(
         vocab_size=49408,
         features=768,
@@ -216,7 +216,7 @@ def _clip_limits(entry):
 
 
 def _open_clip_limits(entry):
-    """OpenCLIP's ViT-H/14 without its last layer, as Stable Diffusion 2 has it."""
+    """Options of OpenCLIP's ViT-H/14 without its last layer (Stable Diffusion 2)."""
     tower = dict(features=1024, num_layers=23, num_heads=16, activation="gelu")
     return _clip_limits(entry) | tower
 
@@ -257,11 +257,11 @@ def _spatial_yaml(entry):
     )
 
 
-# What several share.
+# Shared by several rows.
 
 
 def _encoder(entry):
-    """The TextEncoder of an entry, as far as names of weights depend on it."""
+    """The TextEncoder of an entry, with the fields that names of weights depend on."""
     names = ("vocab_size", "features", "num_layers", "max_length", "num_heads")
     return TextEncoder(**{name: entry[name] for name in names if name in entry})
 

@@ -1,10 +1,10 @@
-"""CompVis's conditioning and our config section `conditions`, either way.
+"""Converts CompVis's conditioning to our config section `conditions`, and back.
 
 Conditions with weights are rows of `cond_stages`. Those without follow from the U-Net:
-a class embedding of its own, input channels beyond the latents', and a context that no
-network makes.
+a class embedding of its own, input channels besides the latents', and a context that no
+network computes.
 
-| condition | kind | of |
+| condition | kind | models |
 | --- | --- | --- |
 | label | class_label | class-conditional models |
 | caption | text, clip_text | text to image, Stable Diffusion |
@@ -39,8 +39,8 @@ _NO_WEIGHTS = {"target": "torch.nn.Identity"}
 # Batch keys of conditions without weights.
 EMBEDDING, _MASKED, _LOW_RES, _DEPTH = "embedding", "masked_image", "low_res", "depth"
 SOURCE = "source_image"
-# Stable Diffusion's order and scale of a mask; those of CompVis's own inpainting model
-# are the other way.
+# Order and scale of a mask in Stable Diffusion; CompVis's own inpainting model has the
+# opposite.
 _STABLE_MASK = dict(mask_first=True, signed_mask=False)
 _MASK = dict(mask_first=False, signed_mask=True)
 
@@ -51,7 +51,7 @@ _MASK = dict(mask_first=False, signed_mask=True)
 def deduce_cond_stage(
     weights: StateDict, unet: Mapping[str, Any]
 ) -> dict[str, Any] | str:
-    """Deduces from its weights what a YAML says under `cond_stage_config`.
+    """Deduces the YAML's `cond_stage_config` from the weights.
 
     Args:
       weights: Dict of key, without prefix -> array with a shape; {} if there are none.
@@ -61,7 +61,7 @@ def deduce_cond_stage(
       Dict of "target", or the name of a cond stage without weights of its own.
 
     Raises:
-      ConversionError: If they are of no known kind.
+      ConversionError: If the kind of cond stage is unknown.
     """
     if not weights:
         more = unet["in_channels"] > unet["out_channels"]
@@ -82,7 +82,7 @@ def read_conditions(
     weights: StateDict,
     factor: int,
 ) -> dict[str, dict[str, Any]]:
-    """Reads the config section `conditions` from what a YAML says.
+    """Reads the config section `conditions` from the options of a YAML.
 
     Args:
       config: Its `cond_stage_config`; None is unconditional.
@@ -133,7 +133,7 @@ def unet_conditions(
       neither the latents' nor those of `conditions`.
 
     Raises:
-      ConversionError: If no known use has so many of them.
+      ConversionError: If the number of these channels has no known use.
     """
     entries = {}
     if unet.get("num_classes") is not None:
@@ -167,25 +167,25 @@ def unet_conditions(
 
 
 def with_scale(conditions: Conditions, scaling_factor: float) -> None:
-    """Says that image latents are taken as the first stage makes them.
+    """Sets the scale of a source image, whose latents are used without scaling factor.
 
     Args:
       conditions: Config section, of dicts; changed in place.
-      scaling_factor: What brings latents to unit variance.
+      scaling_factor: Factor that scales latents to unit variance.
     """
     if SOURCE in conditions:
         conditions[SOURCE]["scale"] = 1.0 / scaling_factor
 
 
 def require_scale(conditions: Conditions, statistics: LatentStatistics) -> None:
-    """Refuses image latents that a model takes otherwise than models of others do.
+    """Checks that latents of a source image are scaled as in other formats.
 
     Args:
       conditions: Config section.
-      statistics: Those of the latents, on the host.
+      statistics: Statistics of the latents, on the host.
 
     Raises:
-      ConversionError: If there are such.
+      ConversionError: If they are scaled otherwise.
     """
     for entry in _of_kind(conditions, "encoded"):
         scale, factor = entry.get("scale", 1.0), statistics.scale
@@ -199,19 +199,19 @@ def require_scale(conditions: Conditions, statistics: LatentStatistics) -> None:
 
 
 def _mask(context_dim):
-    """Options of the mask; inpainting models with a context are Stable Diffusion."""
+    """Options of the mask; inpainting models with a context are Stable Diffusion's."""
     return _STABLE_MASK if context_dim else _MASK
 
 
 def require_mask(conditions: Conditions, context_dim: int | None) -> None:
-    """Refuses a masked image that a model takes otherwise than models of others do.
+    """Checks that a masked image has the same options as in other formats.
 
     Args:
       conditions: Config section.
-      context_dim: Width of the U-Net's context, None without.
+      context_dim: Width of the U-Net's context; None if it has none.
 
     Raises:
-      ConversionError: If there is one.
+      ConversionError: If it has other options.
     """
     usual = _mask(context_dim)
     for entry in _of_kind(conditions, "masked_image"):
@@ -269,13 +269,13 @@ def cond_stage(
 
 
 def require_limits(conditions: Conditions) -> None:
-    """Refuses a cond stage with options that CompVis's class of it does not have.
+    """Checks that CompVis's class of a cond stage has the options of a condition.
 
     Args:
       conditions: Config section.
 
     Raises:
-      ConversionError: If there is one.
+      ConversionError: If an option has a value that the class does not have.
     """
     found = cond_stage(conditions)
     if found is None:
@@ -288,16 +288,16 @@ def require_limits(conditions: Conditions) -> None:
 def require_options(
     key: str, entry: Mapping[str, Any], limits: Mapping[str, Any], place: str
 ) -> None:
-    """Refuses a condition with options that another program's class does not have.
+    """Checks that a class of another program has the options of a condition.
 
     Args:
       key: Batch key of the condition.
       entry: Its entry of the config section.
-      limits: Option -> the one value that the class has.
+      limits: Option -> the only value that the class has.
       place: The format and the class, for messages.
 
     Raises:
-      ConversionError: If there is one.
+      ConversionError: If an option has another value.
     """
     complete = with_defaults(entry)
     for option, value in limits.items():
@@ -310,7 +310,7 @@ def require_options(
 
 
 def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in what an entry leaves to its conditioner.
+    """Fills in the defaults of an entry's conditioner.
 
     Args:
       entry: Entry of the config section.
@@ -325,7 +325,7 @@ def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_embedded(entry: Mapping[str, Any]) -> bool:
-    """Whether a condition is part of the U-Net in CompVis: its class embedding.
+    """Whether a condition is the U-Net's class embedding in CompVis.
 
     Args:
       entry: Entry of the config section.
@@ -392,12 +392,12 @@ def examples(
 
 
 def _example(*shape):
-    """Zeros that take no memory, whatever size a file asks for."""
+    """Zeros that use no memory, at any size."""
     return np.broadcast_to(np.float32(0), shape)
 
 
 def conditions_yaml(conditions: Conditions) -> dict[str, Any]:
-    """Writes what the YAML's `model.params` says of conditions.
+    """Writes the keys of the YAML's `model.params` for conditions.
 
     Args:
       conditions: Config section.

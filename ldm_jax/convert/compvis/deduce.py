@@ -1,8 +1,8 @@
-"""CompVis's options, deduced from the names and shapes of the weights.
+"""Deduces CompVis's options from the names and shapes of the weights.
 
-Whatever a YAML would say about a network's structure is in its weights, but for the
-number of attention heads, dropout and the order of queries and keys. It is said here in
-the YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are completed by
+The weights show the whole structure of a network that is in its YAML, except for the
+number of attention heads, dropout and the order of queries and keys. It is returned in
+the YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are filled in by
 `published.with_heads`, the cond stage by `conditions.deduce_cond_stage`.
 """
 
@@ -24,12 +24,12 @@ from ldm_jax.weights.state_dict import StateDict, select
 
 
 def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str, Any]:
-    """Deduces from its weights what a YAML's `model.params` would say.
+    """Deduces the `model.params` of a YAML from the weights.
 
     Args:
       weights: Dict of key -> array with a shape.
-      image_size: Side of the images; that of the published model of this shape, or
-        else 256, by default.
+      image_size: Side of the images; by default that of the published model of this
+        shape, or else 256.
 
     Returns:
       Dict; without "first_stage_config" if the weights hold no first stage.
@@ -56,7 +56,7 @@ def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str
     params["cond_stage_config"] = deduce_cond_stage(cond, unet)
     params["learn_logvar"] = "logvar" in weights
     if stable:
-        # Weights without tables are always of this schedule.
+        # Weights without schedule tables always use this schedule.
         params |= dict(linear_start=0.00085, linear_end=0.012, scale_factor=0.18215)
     if "betas" in weights:
         params |= _deduce_schedule(weights["betas"])
@@ -68,7 +68,7 @@ def deduce_params(weights: StateDict, image_size: int | None = None) -> dict[str
 
 
 def _require_known(weights):
-    """Refuses the newer models by what marks them, not by a key that they lack."""
+    """Raises an error for newer models, recognised by their keys, that names them."""
     for name, mark in _OTHERS.items():
         if any(mark in key for key in weights):
             raise ConversionError(
@@ -78,7 +78,7 @@ def _require_known(weights):
 
 
 def _deduce_schedule(betas):
-    """What a YAML's `model.params` would say of a noise schedule."""
+    """The noise schedule in the terms of a YAML's `model.params`."""
     section = schedule_section(betas)
     if section is None:
         return {"unknown_betas": True}
@@ -91,15 +91,15 @@ def _deduce_schedule(betas):
     )
 
 
-# One network each.
+# Networks.
 
 
 def unet_options(weights: StateDict, prefix: str = "") -> dict[str, Any]:
-    """Deduces the options of a UNetModel, all but its heads.
+    """Deduces the options of a UNetModel, except for its heads.
 
     Args:
       weights: Dict of key -> array with a shape.
-      prefix: What its keys begin with.
+      prefix: Prefix of its keys.
 
     Returns:
       Dict of UNetModel options.
@@ -142,9 +142,10 @@ def unet_options(weights: StateDict, prefix: str = "") -> dict[str, Any]:
 
 
 def _levels(weights, prefix):
-    """Per level, finest first: (width, ResBlocks going down), attention, its depth.
+    """Per level, finest first: (width, ResBlocks on the down path), attention, depth.
 
-    Read from the way up, where an upsampling ends each level but the finest.
+    They are read from the up path, where each level but the finest ends with an
+    upsampling.
     """
     levels, attends, depths, index, count = [], [], [], 0, 0
     while f"{prefix}output_blocks.{index}.0.in_layers.2.weight" in weights:
@@ -171,7 +172,7 @@ def _depth(weights, theirs):
 
 
 def _count(weights, start):
-    """How many different names follow `start` in the keys."""
+    """Number of different names that follow `start` in the keys."""
     found = (key[len(start) :] for key in weights if key.startswith(start))
     return len({rest.split(".")[0] for rest in found})
 
@@ -189,12 +190,12 @@ def first_stage_options(
 
     Args:
       weights: Dict of key -> array with a shape.
-      prefix: What its keys begin with.
+      prefix: Prefix of its keys.
       resolution: Side of the images that it was trained on.
 
     Returns:
-      Dict of "ddconfig", "embed_dim" and, of a VQModel, "n_embed"; without quant
-      convolutions what generative-models' AutoencodingEngine has.
+      Dict of "ddconfig", "embed_dim" and, for a VQModel, "n_embed"; without quant
+      convolutions the options of generative-models' AutoencodingEngine.
 
     Raises:
       ConversionError: If a key is missing.
@@ -245,7 +246,7 @@ def first_stage_options(
 
 
 def coder_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Finds the options of encoder and decoder among those of an autoencoder.
+    """Finds the options of the encoder and decoder among those of an autoencoder.
 
     Args:
       options: Options of CompVis's AutoencoderKL or VQModel, or of generative-models'
@@ -269,20 +270,20 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 
     Args:
       weights: Dict of key -> array with a shape.
-      prefix: What its keys begin with.
+      prefix: Prefix of its keys.
 
     Returns:
       Config section `discriminator`: "channels", "num_layers" and "norm".
 
     Raises:
-      ConversionError: If they are numbered otherwise.
+      ConversionError: If its layers are numbered otherwise.
     """
     shape = _shape_of(weights, prefix)
     start = f"{prefix}main."
     names = {
         key[len(start) :].split(".")[0] for key in weights if key.startswith(start)
     }
-    # Two layers of each norm have no weights; more would be no numbering of theirs.
+    # Few layers have no weights: an NLayerDiscriminator has no larger numbers.
     if not all(name.isdecimal() and int(name) < 3 * len(names) for name in names):
         raise ConversionError(f"{start}{min(names)} is no NLayerDiscriminator's")
     last = max(map(int, names))
@@ -295,11 +296,11 @@ def discriminator_options(weights: StateDict, prefix: str = "") -> dict[str, Any
 
 
 def schedule_section(betas: Shaped[Any, "..."]) -> dict[str, Any] | None:
-    """Finds the schedule that betas were made by, the nearest of those that fit.
+    """Finds the schedule that betas come from, the nearest of those that fit.
 
     Args:
-      betas: Of any floating type, [T], compared as precisely as the type allows; an
-        array [...] of other shapes or types is of no schedule.
+      betas: [T], of any floating type, compared as precisely as the type allows; arrays
+        [...] of other shapes or types have no schedule.
 
     Returns:
       Config section `schedule` without the prediction type; None if no row of BETAS
@@ -313,7 +314,7 @@ def schedule_section(betas: Shaped[Any, "..."]) -> dict[str, Any] | None:
         return None
     found = []
     for kind, table in BETAS.items():
-        # The table takes the ends of the kind "sqrt" squared.
+        # The table of the kind "sqrt" takes the squares of the first and last beta.
         power = 2 if kind == "sqrt" else 1
         ends = [_nearest(beta, power) for beta in betas[[0, -1]]]
         with np.errstate(all="ignore"):
@@ -330,7 +331,7 @@ def schedule_section(betas: Shaped[Any, "..."]) -> dict[str, Any] | None:
 
 
 def _nearest(stored, power):
-    """The number whose root is stored as that: a published one, or of few digits."""
+    """The number whose root was stored: a published one, or one with few digits."""
     value = float(stored) ** power
     rounded = [float(f"{value:.{digits}g}") for digits in range(1, 7)]
     for number in (*_PUBLISHED_ENDS, *rounded):
@@ -340,7 +341,7 @@ def _nearest(stored, power):
 
 
 def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...]]:
-    """Makes the function from a key without prefix to the shape of its kernel."""
+    """Makes a function that maps a key without prefix to the shape of its kernel."""
 
     def shape(key):
         if prefix + key not in weights:
@@ -354,7 +355,7 @@ def _shape_of(weights: StateDict, prefix: str) -> Callable[[str], tuple[int, ...
 
 
 def _ratio(width, channels):
-    """`channel_mult` of a level; widths such as 96 over 64 need a fraction."""
+    """`channel_mult` of a level; a width of 96 for 64 channels needs a fraction."""
     ratio = width / channels
     return int(ratio) if ratio == int(ratio) else ratio
 
@@ -363,10 +364,10 @@ def _one_or_all(values):
     return values[0] if len(set(values)) == 1 else values
 
 
-# Where the noise schedules of published models begin and end.
+# First and last betas of the noise schedules of published models.
 _PUBLISHED_ENDS = 0.00085, 0.012, 0.0015, 0.0195, 0.0155, 0.0205, 0.015, 1e-4, 0.02
 
-# What the names of weights hold in models of others with the same prefixes.
+# Other models with the same prefixes -> text in the names of their weights.
 _OTHERS = {
     "Stable Diffusion 3": f"{UNET}joint_blocks.",
     "Flux": f"{UNET}double_blocks.",

@@ -1,8 +1,8 @@
-"""How CompVis/latent-diffusion names the weights of each network, as data.
+"""Names of the weights of each network in CompVis/latent-diffusion, as data.
 
 Every function maps the keys of one network (see `weights.state_dict`), without the
-prefix that it has in a whole checkpoint; `rows` puts them together. Names of text
-encoders and of the semantic map are in `weights.tower_names`.
+prefix that it has in a whole checkpoint; `rows` combines them. Names of text encoders
+and of the spatial rescaler are in `weights.tower_names`.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from ldm_jax.weights.state_dict import (
     split_qkv,
 )
 
-# What the keys of each network begin with in a whole checkpoint, and the counters of
-# the moving average.
+# Prefixes of the keys of each network in a whole checkpoint, and the counters of the
+# moving average.
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 COND_STAGE = "cond_stage_model."
 EMA = "model_ema."
@@ -38,10 +38,10 @@ class AttentionLayout(NamedTuple):
     """How a U-Net stores its attention blocks.
 
     Attributes:
-      head_major: Whether queries, keys and values are split within each head (CompVis's
-        default) or around all of them (`use_new_attention_order`).
-      project: Change of layout of the layers before and after a transformer's blocks;
-        None where there are no transformers.
+      head_major: Whether queries, keys and values are ordered (head, qkv, channel),
+        CompVis's default, or (qkv, head, channel), as with `use_new_attention_order`.
+      project: Transform of the layers before and after a transformer's blocks; None if
+        there are no transformers.
     """
 
     head_major: bool
@@ -51,13 +51,13 @@ class AttentionLayout(NamedTuple):
 def unet_rows(
     unet: UNet, head_major: bool = True, linear_projection: bool = False
 ) -> list[Row]:
-    """Maps a UNetModel: ours is "backbone/", its class embedding "label/".
+    """Maps a UNetModel to "backbone/", and its class embedding to "label/".
 
     Args:
       unet: UNet module.
       head_major: See `AttentionLayout`.
-      linear_projection: Whether transformers are entered and left by linear layers, not
-        1x1 convolutions; reading takes both, this is for writing.
+      linear_projection: Whether the projections before and after transformer blocks are
+        linear layers, not 1x1 convolutions; for writing, as reading accepts both.
 
     Returns:
       List of Rows.
@@ -74,7 +74,7 @@ def unet_rows(
             rows += _block_rows(unet, theirs, ours, level, layout, up=True)
             index += 1
         if level:
-            # In the level's last block, behind its attention if it has one.
+            # In the level's last block, after its attention if it has one.
             theirs = f"output_blocks.{index - 1}.{2 if unet.attends_at(level) else 1}"
             rows += _resample_rows(theirs, f"backbone/up_{level}_resample")
     rows += norm_rows("out.0", "backbone/norm_out")
@@ -82,7 +82,7 @@ def unet_rows(
 
 
 def down_rows(unet: UNet | Classifier, layout: AttentionLayout) -> list[Row]:
-    """Maps the timestep embedding, the way down and the middle, under "backbone/".
+    """Maps the timestep embedding, the down path and the middle, under "backbone/".
 
     Args:
       unet: UNet module, or the half of one that a Classifier is.
@@ -112,14 +112,14 @@ def down_rows(unet: UNet | Classifier, layout: AttentionLayout) -> list[Row]:
 
 
 def _block_rows(unet, theirs, ours, level, layout, up=False):
-    """Maps a residual block and the attention behind it, if there is any."""
+    """Maps a residual block and the attention after it, if there is any."""
     rows = _res_block_rows(f"{theirs}.0", f"backbone/{ours.format('res')}")
     ours = f"backbone/{ours.format('attention')}"
     return rows + _any_attention_rows(unet, f"{theirs}.1", ours, level, layout, up)
 
 
 def _any_attention_rows(unet, theirs, ours, level, layout, up=False):
-    """Maps the attention of a level: a transformer, or the plain kind."""
+    """Maps the attention of a level: a transformer or a plain attention block."""
     if unet.depth_at(level):
         return _transformer_rows(theirs, ours, unet.depth_at(level), layout.project)
     num_heads, _ = unet.heads_at(level, up)
@@ -127,7 +127,7 @@ def _any_attention_rows(unet, theirs, ours, level, layout, up=False):
 
 
 def _resample_rows(theirs, ours):
-    """Maps either way to resample: by a residual block or by a convolution."""
+    """Maps both kinds of resampling: by a residual block or by a convolution."""
     rows = _res_block_rows(theirs, ours)
     rows += layer_rows(f"{theirs}.op", f"{ours}/conv", CONV)
     return rows + layer_rows(f"{theirs}.conv", ours, CONV)
@@ -153,12 +153,12 @@ def _attention_rows(theirs, ours, num_heads, head_major):
 
 
 def qkv_rows(theirs: str, ours: str, num_heads: int, head_major: bool) -> list[Row]:
-    """Maps one layer that makes queries, keys and values to three of ours.
+    """Maps one layer for queries, keys and values to three of ours.
 
     Args:
-      theirs: What its keys begin with, without the last dot.
-      ours: What our paths begin with, without the last slash.
-      num_heads: Heads.
+      theirs: Prefix of its keys, without the last dot.
+      ours: Prefix of our paths, without the last slash.
+      num_heads: Number of heads.
       head_major: See `AttentionLayout`.
 
     Returns:
@@ -186,11 +186,11 @@ def _transformer_rows(theirs, ours, depth, project):
 
 
 def transformer_block_rows(theirs: str, ours: str) -> list[Row]:
-    """Maps a BasicTransformerBlock, whose names diffusers has kept.
+    """Maps a BasicTransformerBlock, which has the same names in diffusers.
 
     Args:
-      theirs: What its keys begin with, without the last dot.
-      ours: What our paths begin with, without the last slash.
+      theirs: Prefix of its keys, without the last dot.
+      ours: Prefix of our paths, without the last slash.
 
     Returns:
       List of Rows.
@@ -236,7 +236,7 @@ def _coder_rows(model, side, direction, resample):
     rows += _coder_attention_rows(f"{side}.mid.attn_1", f"{side}/middle_attention")
     rows += _coder_res_block_rows(f"{side}.mid.block_2", f"{side}/middle_res_1")
     for level in range(len(model.channel_mult)):
-        # Theirs, too, counts levels from the finest in both halves.
+        # CompVis, too, counts levels from the finest in both halves.
         theirs, ours = f"{side}.{direction}.{level}", f"{side}/{direction}_{level}"
         for i in range(model.num_res_blocks + (side == "decoder")):
             rows += _coder_res_block_rows(f"{theirs}.block.{i}", f"{ours}_res_{i}")
@@ -270,7 +270,7 @@ def discriminator_rows(num_layers: int = 3) -> list[Row]:
     """Maps an NLayerDiscriminator; ours is under "params/" and "batch_stats/".
 
     Args:
-      num_layers: Convolutions of stride 2.
+      num_layers: Number of convolutions of stride 2.
 
     Returns:
       List of Rows.
@@ -300,7 +300,7 @@ def class_embedder_rows() -> list[Row]:
     return [Row("embedding.weight", ("embed/embedding",), SAME)]
 
 
-# By kind of first stage, module -> Rows.
+# Kind of first stage -> (module -> Rows).
 FIRST_STAGE_ROWS = {
     "kl": autoencoder_rows,
     "vq": autoencoder_rows,

@@ -1,7 +1,7 @@
 """CompVis's options of a U-Net and of an autoencoder, as arguments of our modules.
 
-Here live the names of these options and the rules for the number of attention heads,
-which CompVis derives from several options and our modules take as they are.
+This module has the names of these options and the rules for the number of attention
+heads, which CompVis derives from several options and our modules take directly.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ def unet_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the options of a UNetModel.
 
     Args:
-      config: The options, as a YAML has them under `unet_config.params`.
+      config: The options, as under `unet_config.params` in a YAML.
 
     Returns:
       Dict of arguments for UNet.
 
     Raises:
-      ValueError: If an option is unknown, or asks for what UNet does not have.
+      ValueError: If an option is unknown, or not supported by UNet.
     """
     config = _options(config, UNET_DEFAULTS, "unet")
     _refuse(config["dims"] != 2, "dims", config["dims"], "only 2 is supported")
@@ -85,18 +85,18 @@ def autoencoder_kwargs(
     """Reads the options of an Encoder and a Decoder.
 
     Args:
-      ddconfig: The options, as a YAML has them under `ddconfig`.
+      ddconfig: The options, as under `ddconfig` in a YAML.
       embed_dim: Channels of the latents; None without quant convolutions.
 
     Returns:
       Dict of arguments for an Autoencoder.
 
     Raises:
-      ValueError: If an option is unknown, or asks for what Autoencoder does not have.
+      ValueError: If an option is unknown, or not supported by Autoencoder.
     """
     config = _options(ddconfig, AUTOENCODER_DEFAULTS, "ddconfig")
     kind = "linear" if config["use_linear_attn"] else config["attn_type"]
-    # The same attention, computed by a library.
+    # The same attention, computed by the xformers library.
     kind = "vanilla" if kind == "vanilla-xformers" else kind
     _refuse(kind not in ("vanilla", "none"), "attn_type", kind, "use vanilla or none")
     pre_end = config["give_pre_end"]
@@ -120,7 +120,7 @@ def autoencoder_kwargs(
 
 
 def _options(given, defaults, name):
-    """Fills in the defaults; an option that is not among them is an error."""
+    """Fills in the defaults; other options raise an error."""
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise ValueError(f"{name} options that are not supported: {', '.join(unknown)}")
@@ -128,7 +128,7 @@ def _options(given, defaults, name):
 
 
 def _refuse(condition, option, value, fix):
-    """Raises ValueError, with what to change, under a condition."""
+    """Raises ValueError, with what to change, if a condition is true."""
     if condition:
         raise ValueError(f"{option}={value!r} is not supported: {fix}")
 
@@ -137,8 +137,8 @@ def _scalar_or_tuple(value):
     return value if isinstance(value, int) else tuple(value)
 
 
-# Options of CompVis's UNetModel, and of its Encoder and Decoder (`ddconfig`); those
-# that a YAML leaves out have these values. Any other option is refused.
+# Options of CompVis's UNetModel, and of its Encoder and Decoder (`ddconfig`), with the
+# defaults of those that a YAML leaves out. Any other option is an error.
 UNET_DEFAULTS = dict(
     image_size=None,
     in_channels=None,
@@ -184,7 +184,7 @@ AUTOENCODER_DEFAULTS = dict(
     give_pre_end=False,
 )
 
-# CompVis's defaults of LatentDiffusion, of those options that we read.
+# CompVis's defaults for those options of LatentDiffusion that we read.
 DIFFUSION_DEFAULTS = dict(
     timesteps=1000,
     beta_schedule="linear",
@@ -203,8 +203,8 @@ DIFFUSION_DEFAULTS = dict(
     use_ema=True,
 )
 
-# Its names of noise schedules, of which "linear" is linear in sqrt(beta), and of what
-# is predicted -> ours.
+# CompVis's names of noise schedules (its "linear" is linear in sqrt(beta)) and of
+# prediction types -> ours.
 SCHEDULE_NAMES = {
     "linear": "scaled_linear",
     "sqrt_linear": "linear",

@@ -1,7 +1,7 @@
-"""The published U-Nets, recognised by their shape: what their weights do not say.
+"""Properties of published U-Nets that weights do not show, looked up by their shape.
 
-The number of attention heads is in no weight, and the configs of some models give
-another one than they were trained with.
+The weights do not show the number of attention heads, and the configs of some models
+have another number than they were trained with.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,12 +15,12 @@ class Published(NamedTuple):
 
     Attributes:
       channels: Width of the finest level.
-      channel_mult: Width of every level over `channels`.
+      channel_mult: Width of every level, as a multiple of `channels`.
       context_dim: Width of the context; None without transformers.
       heads: {"num_heads": n} or {"num_head_channels": n}.
-      always: Whether that holds whatever the config says.
+      always: Whether `heads` overrides the config.
       image_size: Side of the images that it was trained on.
-      guidance_scale: What its authors sample it with; 1 is off.
+      guidance_scale: The scale that its authors sample with; 1 is off.
     """
 
     channels: int
@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 def find_published(options: Mapping[str, Any]) -> Published | None:
-    """Looks up the U-Net that CompVis's options describe.
+    """Looks up the published U-Net with these options.
 
     Args:
       options: UNetModel options.
@@ -52,16 +52,17 @@ def find_published(options: Mapping[str, Any]) -> Published | None:
 def usual_guidance(
     options: Mapping[str, Any], conditions: Collection[str] = ()
 ) -> float | tuple[tuple[str, float], ...]:
-    """Looks up the guidance scale that a model is sampled with.
+    """Looks up the default guidance scale of a model.
 
     Args:
       options: UNetModel options.
       conditions: Batch keys of its conditions.
 
     Returns:
-      What the authors of a published U-Net use; 1, which is off, for others. Pairs of
-      batch key and scale for InstructPix2Pix, which guides by the image first, and for
-      a caption beside a mask, depth or a small image, which stay when it is left out.
+      The scale that the authors of a published U-Net use; 1, which is off, for others.
+      Pairs of batch key and scale for InstructPix2Pix, which guides by the image first,
+      and for a caption combined with a mask, depth or a small image, which are kept
+      when the caption is dropped.
     """
     if {"source_image", "caption"} <= set(conditions):
         return (("source_image", 1.5), ("caption", 7.5))
@@ -77,19 +78,19 @@ def with_heads(
     head_channels: int | None = None,
     log: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Decides the number of heads: as asked for, as published, or as configured.
+    """Decides the number of heads: as requested, as published, or as configured.
 
     Args:
       unet: UNetModel options.
-      num_heads: Heads everywhere, if asked for.
-      head_channels: Channels of a head everywhere, if asked for.
-      log: Called with a line where the published heads win over the options.
+      num_heads: Number of heads everywhere, if requested.
+      head_channels: Channels of a head everywhere, if requested.
+      log: Called with a line if the published heads override the options.
 
     Returns:
       The options with "num_heads" or "num_head_channels".
 
     Raises:
-      ConversionError: If nothing says how many there are.
+      ConversionError: If the number of heads is unknown.
     """
     given = {
         key: unet[key] for key in ("num_heads", "num_head_channels") if key in unet

@@ -1,8 +1,8 @@
-"""Checkpoints of CompVis, read: first stages and latent diffusion models.
+"""Reads checkpoints of CompVis: first stages and latent diffusion models.
 
 The structure comes from a YAML (`read_yaml`) or from the weights (`deduce`), the names
-of the weights from `rows`. What our networks have no place for is carried along, to be
-written back by `write`.
+of the weights from `rows`. Tensors that our networks have no place for are kept with
+the model, to be written back by `write`.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,19 +50,19 @@ def recognise(tensors: StateDict) -> bool:
 def narrow(
     weights: Weights, options: Options, log: Callable[[str], Any] = print
 ) -> Weights:
-    """Takes the part of a file that is to be converted.
+    """Selects the part of a file to convert.
 
     Args:
       weights: Weights of the file.
-      options: Options, of which `only` matters.
-      log: Called with a line that says what is left out.
+      options: Options; only `only` is used.
+      log: Called with a line that names what is left out.
 
     Returns:
-      Weights: those of the first stage, without prefix, where that alone is asked for
-      or there; else all of them.
+      Weights: those of the first stage, without prefix, if only that is requested or
+      there is nothing else; otherwise all of them.
 
     Raises:
-      ConversionError: If there is no first stage in the file where one is asked for.
+      ConversionError: If a first stage is requested and the file has none.
     """
     tensors = weights.tensors
     for prefix in _FIRST_STAGE_PREFIXES:
@@ -92,13 +92,14 @@ def read(
       weights: Weights of the file.
       params: `model.params` of its YAML; None to deduce them.
       options: Options, see `model.Options`.
-      log: Called with lines worth knowing.
+      log: Called with lines of information.
 
     Returns:
       Model.
 
     Raises:
-      ConversionError: If the YAML is not of this file or an option is not supported.
+      ConversionError: If the YAML is not that of this file, or an option is not
+        supported.
       ValueError: If keys are unread or missing, or shapes wrong.
     """
     weights = weights._replace(tensors=_usual_names(weights.tensors))
@@ -119,10 +120,10 @@ def read(
 
 
 def _usual_names(tensors):
-    """Gives the keys of old and new versions of other libraries their usual names."""
+    """Renames keys from other versions of other libraries to their usual names."""
     start = f"{COND_STAGE}transformer."
     return {
-        # Newer versions of transformers, and what merges models, leave it out.
+        # Newer versions of transformers, and tools that merge models, leave it out.
         key.replace(start, f"{start}text_model.", 1)
         if key.startswith(tuple(start + part for part in _TEXT_MODEL))
         else key: tensor
@@ -156,7 +157,7 @@ def _read_first_stage(weights, params, options, log):
 
 
 def _step(weights):
-    """The training step, from whichever counter holds one."""
+    """The training step, from the first counter that holds one."""
     updates = _number(weights.tensors, f"{EMA}num_updates", 0)
     for found in (weights.step, updates):
         if found and 1 <= found < 2**31:
@@ -165,13 +166,13 @@ def _step(weights):
 
 
 def _decay(tensors):
-    """The decay of the moving average; half precision rounds those near 1 to it."""
+    """Decay of the moving average; the default if half precision rounded it to 1."""
     decay = _number(tensors, f"{EMA}decay", _USUAL_DECAY)
     return float(f"{decay:.6g}") if 0 < decay < 1 else _USUAL_DECAY
 
 
 def _number(tensors, key, default):
-    """A scalar of a file; the default where it is missing or not finite."""
+    """A scalar of a file; the default if it is missing or not finite."""
     values = np.asarray(tensors.get(key, default)).astype(np.float64).reshape(-1)
     return float(values[0]) if len(values) == 1 and np.isfinite(values[0]) else default
 
@@ -251,7 +252,7 @@ def _scaling_factor(params, tensors):
                 f"the file's scale_factor is {stored}: give it as scale_factor in the "
                 "YAML, and take it out of the file"
             )
-        # In half precision a few digits of a number that is known are lost.
+        # Half precision loses digits, so known values are restored exactly.
         for known in (params.get("scale_factor"), *_KNOWN_FACTORS):
             if stored.itemsize < 4 and isinstance(known, float):
                 with np.errstate(over="ignore"):
@@ -267,7 +268,7 @@ def _scaling_factor(params, tensors):
 
 
 def _factor(first_stage):
-    """Downsampling factor of a first stage; 1 without."""
+    """Downsampling factor of a first stage; 1 if there is none."""
     if first_stage is None:
         return 1
     return make_first_stage(first_stage.config["first_stage"]).downsampling_factor
@@ -314,7 +315,7 @@ def _read_weights(model, weights, unet, options, log):
 
 
 def _fill_average(model, average):
-    """CompVis averages the U-Net alone; our `ema_params` hold all of `params`."""
+    """Completes `ema_params` from `params`, as CompVis averages only the U-Net."""
     conditioner = model.params["conditioner"] | average.get("conditioner", {})
     model.ema_params = model.params | {
         "backbone": average["backbone"],
@@ -323,7 +324,7 @@ def _fill_average(model, average):
 
 
 def _read_schedule(model, tensors, params, log):
-    """Compares the file's tables with the schedule; keeps those of an unknown one."""
+    """Compares the file's betas with the schedule, unless they fit no known one."""
     schedule = dict(model.config["schedule"])
     schedule.pop("prediction_type", None)
     if "betas" not in tensors:
@@ -344,7 +345,7 @@ def _read_schedule(model, tensors, params, log):
 
 
 def _remember(model, rows, tensors, log):
-    """Notes what writing the same file again takes."""
+    """Records what is needed to write the same file again."""
     model.origin["format"] = "compvis"
     model.origin["dtypes"] = {
         key: str(tensor.dtype)
@@ -364,7 +365,7 @@ def _remember(model, rows, tensors, log):
 
 
 def _unequal_copies(model, tensors, log):
-    """Keys of a cond stage that should be the first stage and is not the same."""
+    """Keys of a cond stage that should equal the first stage's, and do not."""
     keys = set()
     if model.origin.get("cond_is_first_stage"):
         for key, tensor in tensors.items():
@@ -380,10 +381,10 @@ def _unequal_copies(model, tensors, log):
     return keys
 
 
-# What keys of an autoencoder begin with in files of whole models.
+# Prefixes of the keys of an autoencoder in files of whole models.
 _FIRST_STAGE_PREFIXES = (FIRST_STAGE, "vae.")
 _USUAL_DECAY = 0.9999
-# Scales of the latents of Stable Diffusion, its XL and retrieval-augmented diffusion.
+# Scaling factors of Stable Diffusion, SDXL and retrieval-augmented diffusion.
 _KNOWN_FACTORS = (0.18215, 0.13025, 0.22765929)
-# What keys of transformers' CLIPTextModel begin with.
+# Prefixes of the keys of transformers' CLIPTextModel.
 _TEXT_MODEL = ("embeddings.", "encoder.", "final_layer_norm.")

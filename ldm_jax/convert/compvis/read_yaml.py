@@ -1,6 +1,6 @@
-"""CompVis's YAML files, read as sections of our configs; `write_yaml` is the inverse.
+"""Reads CompVis's YAML files as sections of our configs; `write_yaml` is the inverse.
 
-Where there is no file, `deduce` says in the YAML's own terms what it would say.
+If there is no file, `deduce` returns the same options in the YAML's own terms.
 """
 
 import os
@@ -25,10 +25,11 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
       path: The file.
 
     Returns:
-      Dict of "target" and "params"; among these is our own section, see `hints`.
+      Dict of "target" and "params"; the latter include our own section, see `hints`.
 
     Raises:
-      ConversionError: If it cannot be read, describes no model or asks for too much.
+      ConversionError: If it cannot be read, describes no model or exceeds the limits of
+        `bounds`.
     """
     found = read_yaml_file(as_path(path))
     model = found.get("model") if isinstance(found, dict) else None
@@ -48,8 +49,8 @@ def first_stage_section(
       config: {"target": ..., "params": ...}, as under `first_stage_config`.
 
     Returns:
-      (config section `first_stage`, side of the images it was trained on, None where
-      the first stage is the identity).
+      (config section `first_stage`, side of the images it was trained on, None if the
+      first stage is the identity).
 
     Raises:
       ConversionError: If its kind or an option is not supported.
@@ -63,7 +64,7 @@ def first_stage_section(
             f"ddconfig: in_channels={ddconfig['in_channels']} but "
             f"out_ch={ddconfig['out_ch']}; only equal ones are supported"
         )
-    # Without an embed_dim there are no quant convolutions that would lead to it.
+    # Without an embed_dim there are no quant convolutions.
     section = options.autoencoder_kwargs(ddconfig, params.get("embed_dim"))
     codes = params.get("n_embed")
     kind = {"kind": "vq", "num_codes": codes} if codes else {"kind": "kl"}
@@ -82,7 +83,7 @@ def diffusion_sections(
 
     Args:
       params: The YAML's `model.params`.
-      unet: Its UNetModel options, heads decided.
+      unet: Its UNetModel options, with the number of heads.
       weights: Dict of key -> array with a shape, of the whole checkpoint.
       factor: Downsampling factor of the first stage.
 
@@ -106,7 +107,7 @@ def diffusion_sections(
             f"beta_schedule={params['beta_schedule']!r} is not supported: "
             + ", ".join(options.SCHEDULE_NAMES)
         )
-    # `image_size` is that of the latents; RDM's YAML has [48, 48] and the like.
+    # `image_size` is that of the latents; RDM's YAML has a list, such as [48, 48].
     size = params.get("image_size") or unet.get("image_size") or 64
     size = max(size) if isinstance(size, list) else size
     cond = params.get("cond_stage_config")
@@ -118,7 +119,7 @@ def diffusion_sections(
         schedule=dict(
             kind=options.SCHEDULE_NAMES[params["beta_schedule"]],
             num_train_timesteps=params["timesteps"],
-            # YAML reads 1e-4, without a point, as text.
+            # YAML parses 1e-4, without a decimal point, as a string.
             beta_start=float(params["linear_start"]),
             beta_end=float(params["linear_end"]),
             cosine_s=float(params["cosine_s"]),

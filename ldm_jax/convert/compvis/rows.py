@@ -1,9 +1,8 @@
-"""Which key of a whole CompVis checkpoint goes where: one mapping of all its networks.
+"""Maps the keys of a whole CompVis checkpoint to our parameters, for all its networks.
 
-Every key of the file has a row, which says where in our parameters it goes; a key with
-no place there (the schedule's tables, the networks of the perceptual loss, a count) has
-a row too, and is carried along to be written back. Reading and writing take the same
-rows.
+Every key of the file has a row with its paths in our parameters. Keys that have none
+there (the schedule's tables, the networks of the perceptual loss, counters) have a row
+too, and are kept to be written back. Reading and writing use the same rows.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,9 +24,9 @@ def first_stage_rows(
 
     Args:
       config: Its config.
-      tensors: Keys that a file holds; () for writing one.
-      theirs: What the file's keys begin with.
-      ours: What our paths begin with.
+      tensors: Keys of the file; () for writing one.
+      theirs: Prefix of the file's keys.
+      ours: Prefix of our paths.
 
     Returns:
       List of Rows.
@@ -55,8 +54,8 @@ def first_stage_rows(
 def _first_stage_average_rows(section, tensors, theirs, ours):
     """Maps the moving average of a first stage, whose keys have no dots.
 
-    A second stage is trained on the weights themselves, so what averages its file has
-    of its first stage are carried along.
+    A second stage is trained with the weights themselves, so averages of its first
+    stage in its file are only kept.
     """
     start = f"{theirs}{EMA}"
     others = [Row(key, (), UNUSED) for key in tensors if key.startswith(start)]
@@ -77,8 +76,8 @@ def diffusion_rows(model: Model, tensors: Collection[str] = ()) -> list[Row]:
     """Maps a whole latent diffusion model.
 
     Args:
-      model: Model of a second stage; its weights do not matter.
-      tensors: Keys that a file holds; () for writing one.
+      model: Model of a second stage; its weights are not used.
+      tensors: Keys of the file; () for writing one.
 
     Returns:
       List of Rows; our paths are "params/...", "ema_params/..." and "first_stage/...".
@@ -98,7 +97,7 @@ def diffusion_rows(model: Model, tensors: Collection[str] = ()) -> list[Row]:
     rows.append(Row("logvar", ("params/logvar",), SAME))
     if model.first_stage:
         first = model.first_stage.config
-        # Of two copies the last that is read counts.
+        # If there are two copies, the one read last is used.
         if origin.get("cond_is_first_stage"):
             rows += first_stage_rows(first, tensors, COND_STAGE, "first_stage/")
         rows += first_stage_rows(first, tensors, FIRST_STAGE, "first_stage/")
@@ -107,7 +106,7 @@ def diffusion_rows(model: Model, tensors: Collection[str] = ()) -> list[Row]:
 
 
 def _inside(row, theirs, ours):
-    """Where a row of the U-Net lies in a file and in a training state."""
+    """Adds the prefixes of a file and of a training state to a row of the U-Net."""
     paths = tuple(
         ours + ("" if path.startswith("backbone/") else "conditioner/") + path
         for path in row.ours
@@ -116,6 +115,6 @@ def _inside(row, theirs, ours):
 
 
 def _averaged(row):
-    """The same in the moving average, where keys have no dots."""
+    """The row of the moving average, whose keys have no dots."""
     row = _inside(row, "", "ema_params/")
     return row._replace(theirs=f"{EMA}diffusion_model{row.theirs.replace('.', '')}")

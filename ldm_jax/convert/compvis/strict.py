@@ -1,7 +1,7 @@
-"""Which keys of what we write CompVis's own classes have no place for, or miss.
+"""Finds keys of written files that CompVis's own classes lack, and those they miss.
 
-They load with `strict=False`, and then say nothing of a wrong file either; whoever
-loads with `strict=True` learns here what stands against it.
+CompVis loads with `strict=False`, which also hides wrong files; users who load with
+`strict=True` see here which keys prevent it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +25,7 @@ _LAYER = (
     "mlp.c_proj.weight",
     "mlp.c_proj.bias",
 )
-# By class of a cond stage, keys that it has and that no output depends on.
+# Class of a cond stage -> its keys that no output depends on.
 _UNUSED = {
     "BERTEmbedder": _LOGITS,
     "FrozenOpenCLIPEmbedder": (
@@ -37,11 +37,11 @@ _UNUSED = {
 
 
 def strict_loading(tensors: Collection[str], yaml: Mapping[str, Any]) -> Iterator[str]:
-    """Says how a file loads into the classes that its YAML names.
+    """Describes how a file loads into the classes that its YAML names.
 
     Args:
       tensors: Keys of the file.
-      yaml: The YAML's `model`, as `write.write` returns it.
+      yaml: The YAML's `model`, as returned by `write.write`.
 
     Yields:
       One line.
@@ -63,7 +63,7 @@ def strict_loading(tensors: Collection[str], yaml: Mapping[str, Any]) -> Iterato
 
 
 def _extra(tensors, yaml):
-    """Keys of the file that the classes have no place for."""
+    """Keys of the file that the classes do not have."""
     params = yaml["params"]
     whole = "unet_config" in params
     first = params.get("first_stage_config", {}) if whole else yaml

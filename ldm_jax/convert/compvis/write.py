@@ -1,4 +1,4 @@
-"""Models written as checkpoints of CompVis, with the YAML that describes them."""
+"""Writes models as checkpoints of CompVis, with the YAML that describes them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,18 @@ from ldm_jax.weights.state_dict import select, to_state_dict
 def write(
     model: Model, log: Callable[[str], Any] = print
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes a model in CompVis's names.
+    """Converts a model to tensors with CompVis's names, and its YAML.
 
     Args:
       model: Model.
-      log: Called with lines worth knowing.
+      log: Called with lines of information.
 
     Returns:
       (dict of key -> array, the YAML's `model`).
 
     Raises:
       ConversionError: If CompVis's code does not have such a model.
-      ValueError: If a weight has no place there.
+      ValueError: If a weight has no key in CompVis's format.
     """
     if model.config["stage"] == "autoencoder":
         yaml = first_stage_yaml(model.config)
@@ -40,7 +40,7 @@ def write(
 
 
 def _first_stage_tree(model, log):
-    """What of a first stage is written: what is used of it, and its discriminator."""
+    """The tree of a first stage to write: weights, average and discriminator."""
     names = ["autoencoder", "discriminator", "logvar"]
     norm = model.config.get("discriminator", {}).get("norm", "batch")
     if norm != "batch":
@@ -55,10 +55,10 @@ def _first_stage_tree(model, log):
 
 
 def _frozen_tree(first, source):
-    """What of a first stage is written inside of a second one: what is used of it.
+    """The tree of a first stage to write in a second stage: the weights that are used.
 
-    CompVis's class has its first stage without a loss there, and so without a place for
-    the weights of one; what a file of its own had is written back.
+    In CompVis's second stages the first stage has no loss, and so no weights of one;
+    those that a CompVis file had are written back.
     """
     names = ["autoencoder"]
     if source == "compvis":
@@ -70,11 +70,11 @@ def _frozen_tree(first, source):
 
 
 def _second_stage_tree(model, log):
-    """What of a second stage is written: its weights, and the U-Net's average.
+    """The tree of a second stage to write: its weights, and the U-Net's average.
 
-    CompVis averages the U-Net alone, its class embedding included. For other
-    conditioners there is one place, which takes the average: it is what sampling uses.
-    In a model that was read from CompVis's format that is the weights themselves.
+    CompVis averages only the U-Net, with its class embedding. Other conditioners have
+    one set of weights in the file; the average is written there, as sampling uses it.
+    In a model that was read from CompVis's format that equals the weights themselves.
     """
     if not model.ema_params:
         return {"params": model.params}
@@ -115,12 +115,12 @@ def _write_diffusion(model, log):
     yaml = diffusion_yaml(model, channels, context, classes, kept)
     shared = yaml["params"]["cond_stage_config"] == "__is_first_stage__"
     if shared and model.origin.get("format") != "compvis":
-        # One network under two names, as in CompVis's class.
+        # The same network under two names, as in CompVis's class.
         tensors |= {
             f"{COND_STAGE}{key}": tensor
             for key, tensor in select(tensors, FIRST_STAGE).items()
         }
-    # Not before it is known that CompVis has such a schedule.
+    # After diffusion_yaml has checked that CompVis has such a schedule.
     tensors |= _tables(model)
     return _finish(model, tensors), yaml
 
@@ -131,7 +131,7 @@ def _context_dim(unet):
 
 
 def _tables(model):
-    """The schedule's tables and the numbers beside them."""
+    """The schedule's tables, the scaling factor and the counters of the average."""
     config, origin = model.config, model.origin
     schedule = dict(config["schedule"])
     schedule.pop("prediction_type", None)
@@ -142,13 +142,13 @@ def _tables(model):
         decay = config["train"].get("ema_decay") or 0.9999
         tables[f"{EMA}decay"] = np.float32(decay)
         tables[f"{EMA}num_updates"] = np.int32(model.step)
-    # A file is written with just those tables that it was read with.
+    # A CompVis file is written with the same tables that it was read with.
     kept = model.carried if origin.get("format") == "compvis" else tables
     return {name: np.asarray(tables[name]) for name in tables if name in kept}
 
 
 def _finish(model, tensors):
-    """Puts back what was carried along, and the types of the file that was read."""
+    """Restores the tensors that were kept, and the types of the file that was read."""
     if model.origin.get("format") == "compvis":
         same = model.origin.get("step") in (None, model.step)
         for key, tensor in model.carried.items():

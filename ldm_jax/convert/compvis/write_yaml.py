@@ -1,4 +1,4 @@
-"""Our configs, written as YAML files of CompVis; `read_yaml` is the inverse."""
+"""Writes our configs as YAML files of CompVis; `read_yaml` is the inverse."""
 
 import os
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def first_stage_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _engine_yaml(kind, ddconfig):
-    """What generative-models says of an autoencoder without quant convolutions."""
+    """The YAML of generative-models for an autoencoder without quant convolutions."""
     if kind != "kl":
         raise ConversionError(
             "first_stage.quant_conv=False cannot be written for CompVis with "
@@ -109,8 +109,8 @@ def unet_yaml(
       section: Config section `backbone`, of a U-Net.
       channels: Its (input, output) channels.
       image_size: Side of the latents.
-      context_dim: Width of its context, None without.
-      num_classes: Rows of its label embedding, None without.
+      context_dim: Width of its context; None if it has none.
+      num_classes: Rows of its label embedding; None if it has none.
       origin: See `model.Model`.
 
     Returns:
@@ -159,7 +159,7 @@ def unet_yaml(
 
 
 def _heads_yaml(section):
-    """The options that give these heads by the rules of `options`."""
+    """The options that result in these heads by the rules of `options`."""
     heads, size = section.get("num_heads"), section.get("head_channels")
     up = section.get("up_num_heads")
     widths = [section["channels"] * mult for mult in section["channel_mult"]]
@@ -171,7 +171,7 @@ def _heads_yaml(section):
             more = {} if up is None else {"num_heads_upsample": ups[0]}
             return {"num_heads": counts[0]} | more
     if up is None and len(set(sizes)) == 1:
-        # Widths that the heads do not make up would be rounded in legacy mode.
+        # Heads that do not add up to the width would be rounded in legacy mode.
         both = {} if heads is None or size is None else {"legacy": False}
         return {"num_head_channels": sizes[0]} | both
     raise ConversionError(
@@ -213,13 +213,13 @@ def diffusion_yaml(
     num_classes: int | None,
     scale_is_stored: bool = True,
 ) -> dict[str, Any]:
-    """The YAML's `model` of a second stage of ours.
+    """Writes the YAML's `model` of a second stage.
 
     Args:
       model: Model of a second stage.
       channels: (input, output) channels of the U-Net.
-      context_dim: Width of its context, None without.
-      num_classes: Rows of its label embedding, None without.
+      context_dim: Width of its context; None if it has none.
+      num_classes: Rows of its label embedding; None if it has none.
       scale_is_stored: Whether the file has the scale of the latents among its tensors.
 
     Returns:
@@ -270,7 +270,7 @@ def diffusion_yaml(
         image_size=size,
         channels=channels[1],
         scale_factor=model.scaling_factor,
-        # Only then has CompVis's class a place for the tensor `scale_factor`.
+        # CompVis's class has the tensor `scale_factor` only if this is set.
         scale_by_std=scale_is_stored,
         use_ema=bool(model.ema_params),
         unet_config=unet,
@@ -294,8 +294,8 @@ def write_yaml(
 
     Args:
       path: The file.
-      model: Its section `model`, as `write.write` returns it.
-      hints: Our own section, see `hints`; left out where it is empty.
+      model: Its section `model`, as returned by `write.write`.
+      hints: Our own section, see `hints`; left out if it is empty.
 
     Raises:
       DiskError: If it cannot be written.
@@ -305,7 +305,7 @@ def write_yaml(
     write_bytes(path, text.encode())
 
 
-# Classes of CompVis by the kinds of FIRST_STAGES.
+# Kind of FIRST_STAGES -> class of CompVis.
 _FIRST_STAGES = {
     "kl": "ldm.models.autoencoder.AutoencoderKL",
     "vq": "ldm.models.autoencoder.VQModelInterface",

@@ -2,18 +2,18 @@
 
 | module | what |
 | --- | --- |
-| `read`, `write` | a folder, either way |
-| `unet_config` | config.json of U-Nets and our section `backbone`, either way |
-| `config` | config.json of autoencoders and our section `first_stage`, either way |
-| `text_config` | config.json of text encoders and our text conditions, either way |
-| `schedule_config` | scheduler_config.json and our `schedule` and `sample` |
-| `fields` | every field of their config.json that is known, class by class |
-| `values` | values of config.json, checked |
-| `pipelines` | a pipeline's class, index and files beside its networks |
-| `tokenizer_files` | the files of a tokenizer, as transformers saves them |
-| `rows` | which key of the files goes where, all networks together |
-| `names` | how each network names its weights |
+| `read`, `write` | read and write a folder |
+| `unet_config` | converts config.json of U-Nets to our section `backbone`, and back |
+| `config` | converts config.json of autoencoders to our `first_stage`, and back |
+| `text_config` | converts config.json of text encoders to our conditions, and back |
+| `schedule_config` | converts scheduler_config.json to our `schedule` and `sample` |
+| `fields` | all known fields of their config.json, by class |
+| `values` | checks values of config.json |
+| `pipelines` | a pipeline's class, index and files besides its networks |
+| `tokenizer_files` | the files of a tokenizer, as saved by transformers |
+| `rows` | the mapping of the files' keys to our parameters, for all networks |
+| `names` | the names of the weights of each network |
 
-U-Nets keep the names of CompVis in their transformer blocks, and imply the same
-conditions; that is taken from `convert.compvis`.
+U-Nets have CompVis's names in their transformer blocks, and imply the same conditions;
+for these `convert.compvis` is used.
 """

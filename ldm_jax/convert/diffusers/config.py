@@ -1,4 +1,4 @@
-"""config.json of diffusers' autoencoders and our section `first_stage`, either way."""
+"""Converts config.json of diffusers' autoencoders to our `first_stage`, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def first_stage_section(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quant_conv(config):
-    """Whether 1x1 convolutions lie between the coders and the latents: both or none."""
+    """Whether there are 1x1 convolutions next to the latents: both or none."""
     found = [config.get(key, True) for key in ("use_quant_conv", "use_post_quant_conv")]
     if found[0] != found[1]:
         raise ConversionError(
@@ -67,15 +67,15 @@ def _quant_conv(config):
     return bool(found[0])
 
 
-# Where an autoencoder's config.json holds the statistics of its latents.
+# Fields of an autoencoder's config.json with the statistics of its latents.
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
     """Reads the statistics of the latents from the config.json of an autoencoder.
 
-    Their pipelines make (z - shift_factor) * scaling_factor or, per channel,
-    (z - latents_mean) * scaling_factor / latents_std of the latents z.
+    Pipelines normalise latents z to (z - shift_factor) * scaling_factor or, per
+    channel, to (z - latents_mean) * scaling_factor / latents_std.
 
     Args:
       config: The config.json.
@@ -84,7 +84,7 @@ def latent_statistics(config: Mapping[str, Any]) -> LatentStatistics:
       LatentStatistics on the host.
 
     Raises:
-      ConversionError: If what it says contradicts itself or makes no sense.
+      ConversionError: If the values are invalid or contradict each other.
     """
     config = complete(config)
     scale, shift = config["scaling_factor"], config.get("shift_factor")
@@ -125,7 +125,7 @@ def statistics_config(statistics: LatentStatistics, kind: str) -> dict[str, Any]
       Some of the keys STATISTICS of a config.json, with their values.
 
     Raises:
-      ConversionError: If a model of that kind has no place for them.
+      ConversionError: If a model of that kind has no fields for them.
     """
     shift, scale = statistics
     if not statistics.per_channel and not shift:
@@ -150,20 +150,20 @@ def no_statistics() -> dict[str, Any]:
     """Writes that the latents of a first stage have not been measured.
 
     Returns:
-      "scaling_factor", the 1 by which diffusers leaves latents as they are (left out it
-      would be 0.18215), and our own section, which says that it is no statistic.
+      "scaling_factor" of 1, with which diffusers does not scale latents (its default is
+      0.18215), and our own section, which marks it as not measured.
     """
     return {"scaling_factor": _FILLER, f"_{SECTION}": {"scaling_factor": None}}
 
 
 def says_no_statistics(config: Mapping[str, Any]) -> bool:
-    """Recognises what `no_statistics` writes.
+    """Recognises a config.json written with `no_statistics`.
 
     Args:
-      config: The config.json, a file that may have anything in it.
+      config: The config.json, which may contain anything.
 
     Returns:
-      Whether its scaling_factor stands for none; False once it is another number.
+      Whether its scaling_factor was not measured; False if it was changed since.
     """
     hints = config.get(f"_{SECTION}")
     return (
@@ -180,7 +180,7 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
       config: Config of the first stage.
 
     Returns:
-      The config.json, but for the statistics of the latents.
+      The config.json, without the statistics of the latents.
 
     Raises:
       ConversionError: If diffusers has no such first stage.
@@ -224,7 +224,7 @@ def first_stage_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(section):
-    """Refuses what no autoencoder of diffusers has."""
+    """Raises an error for options that no autoencoder of diffusers has."""
     ours = dict(conv_resample=True, tanh_output=False)
     for option, value in ours.items():
         if section.get(option, value) != value:
@@ -240,7 +240,7 @@ def _refuse(section):
             )
 
 
-# Leaves latents as they are.
+# A scaling factor that does not change latents.
 _FILLER = 1.0
 _FIRST_STAGES = {"AutoencoderKL": "kl", "VQModel": "vq"}
 # Whole numbers: our field -> theirs.

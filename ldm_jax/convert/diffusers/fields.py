@@ -1,9 +1,8 @@
-"""Every field of a config.json that we know, class by class; text encoders too.
+"""All known fields of a config.json, by class, for networks and text encoders.
 
-A field is read into a section of ours, has one value that our networks can compute, or
-changes nothing that a network computes. Another one is refused by its name: what it
-does is not known here. What a file leaves out has the value that diffusers' class
-gives it.
+A field is read into a section of ours, or has only some values that our networks
+support, or does not affect what a network computes. Any other field is an error, as its
+effect is unknown. Missing fields have the defaults of diffusers' class.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,9 +16,9 @@ class Fields(NamedTuple):
     """The fields of one class.
 
     Attributes:
-      read: Name -> the class's default, of those that have a place in our sections.
-      fixed: Name -> the values that our networks compute, the class's default first.
-      free: Names of those that change nothing, or only the speed and the precision.
+      read: Name -> the class's default, for fields that are read into our sections.
+      fixed: Name -> the supported values, the class's default first.
+      free: Names of fields with no effect, or only on speed and precision.
     """
 
     read: Mapping[str, Any]
@@ -28,7 +27,7 @@ class Fields(NamedTuple):
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks every field of a config.json and fills in what it leaves out.
+    """Checks every field of a config.json and fills in defaults.
 
     Args:
       config: config.json of a class of FIELDS.
@@ -70,7 +69,7 @@ _UNET_FIXED = dict(
     norm_eps=(1e-5,),
     time_embedding_type=("positional",),
 )
-# `EMAModel.save_pretrained` writes its own numbers beside a network's.
+# `EMAModel.save_pretrained` writes these fields beside those of the network.
 _AVERAGE = (
     "decay",
     "inv_gamma",
@@ -105,13 +104,13 @@ _FIRST_STAGE_READ = dict(
     layers_per_block=1,
     norm_num_groups=32,
     sample_size=32,
-    # Of both classes, whatever their latents were divided by in training.
+    # The default of both classes, whatever the latents were scaled by in training.
     scaling_factor=0.18215,
     mid_block_add_attention=True,
 )
 
-# transformers' models have these whatever they are: how they are trained, loaded and
-# answer, and how text is drawn from models that draw it.
+# Fields of all models of transformers: for training, loading and outputs, and for
+# generating text.
 _TRANSFORMERS = tuple(
     """
     architectures attention_dropout bos_token_id chunk_size_feed_forward dropout dtype
@@ -168,7 +167,7 @@ FIELDS = MappingProxyType(
                 "classifier_dropout",
                 "encoder_layerdrop",
                 "init_std",
-                # That of `encoder_layers`, under the name that is usual.
+                # The same as `encoder_layers`, under the usual name.
                 "num_hidden_layers",
                 *_TRANSFORMERS,
             ),
@@ -250,7 +249,7 @@ FIELDS = MappingProxyType(
                 timestep_post_act=(None,),
             ),
             free=(
-                # These serve kinds of embeddings that are refused above.
+                # For kinds of embeddings that `fixed` does not allow.
                 "addition_embed_type_num_heads",
                 "addition_time_embed_dim",
                 "projection_class_embeddings_input_dim",

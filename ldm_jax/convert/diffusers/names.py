@@ -1,7 +1,7 @@
-"""How Hugging Face diffusers names the weights of each network, as data.
+"""Names of the weights of each network in Hugging Face diffusers, as data.
 
-Every function maps the keys of one network (see `weights.state_dict`), without its
-folder's name; `rows` puts them together. Names of text encoders are in
+Every function maps the keys of one network (see `weights.state_dict`), without the name
+of its folder; `rows` combines them. Names of text encoders are in
 `weights.tower_names`.
 """
 
@@ -22,12 +22,12 @@ from ldm_jax.weights.state_dict import (
 def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
     """Maps a UNet2DConditionModel, or a UNet2DModel if there are no transformers.
 
-    A class embedding of theirs is under "label/", beside our U-Net.
+    Its class embedding is under "label/", beside our U-Net.
 
     Args:
       unet: UNet module.
-      linear_projection: Whether transformers are entered and left by linear layers, not
-        1x1 convolutions; reading takes both, this is for writing.
+      linear_projection: Whether the projections before and after transformer blocks are
+        linear layers, not 1x1 convolutions; for writing, as reading accepts both.
 
     Returns:
       List of Rows.
@@ -36,7 +36,7 @@ def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
     project = DENSE if linear_projection else POINTWISE_2D
 
     def attention(theirs, ours, level):
-        """Rows of an attention block or, where a level has some, of a transformer."""
+        """Rows of an attention block or, if the level has one, of a transformer."""
         if not unet.depth_at(level):
             return _attention_rows(theirs, ours)
         rows = norm_rows(f"{theirs}.norm", f"{ours}/norm")
@@ -61,7 +61,7 @@ def unet_rows(unet: UNet, linear_projection: bool = False) -> list[Row]:
     rows += layer_rows("time_embedding.linear_1", "time_in", DENSE)
     rows += layer_rows("time_embedding.linear_2", "time_out", DENSE)
     for level in range(levels):
-        # Theirs counts up from the coarsest level on the way up.
+        # diffusers counts the levels of the up path from the coarsest.
         down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
         count = unet.blocks_at(level)
         rows += blocks(down, f"down_{level}", level, count)

@@ -1,8 +1,8 @@
-"""What a pipeline of diffusers is beside its networks: its class, its index, its files.
+"""The parts of a pipeline of diffusers besides networks: its class, index and files.
 
-A pipeline's class is claimed where it can run the model: each has conditions of its own
-and assumes some sizes. Any other model is a DiffusionPipeline, whose parts open one by
-one. Folders without weights, such as a tokenizer's, are carried along as they are.
+A model is written with a pipeline class only if that can run it: each has conditions of
+its own and assumes some sizes. Any other model is a DiffusionPipeline, whose parts are
+opened one by one. Folders without weights, such as a tokenizer's, are kept unchanged.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,16 +15,16 @@ from ldm_jax.convert.model import Model
 from ldm_jax.errors import ConversionError
 from ldm_jax.store import Place, is_dir, is_file
 
-# The oldest version that reads all that we write.
+# The oldest version that reads everything that we write.
 VERSION = "0.30.0"
 # A pipeline whose parts are opened one by one.
 NO_CLASS = "DiffusionPipeline"
 # Parts that are networks which we read.
 NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "bert")
-# What looks at images when they are done, prepares images for that, or is one that we
-# load elsewhere.
+# Parts that do not change images: checkers of finished images and their preprocessing,
+# and the tokenizer, which is loaded elsewhere.
 _BESIDE = ("safety_checker", "feature_extractor", "image_processor", "tokenizer")
-# Most bytes of a file that is carried along, and of all of them.
+# Maximum total bytes of the files that are kept.
 _MOST = 64 * 2**20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".npz")
 
@@ -36,11 +36,11 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
       index: Its model_index.json.
 
     Returns:
-      Name of a part -> its class; null entries are no parts.
+      Name of a part -> its class; null entries are left out.
 
     Raises:
-      ConversionError: If its images are not made by a U-Net of one text encoder, or
-        the name of a part leads out of the pipeline's folder.
+      ConversionError: If the pipeline is not one U-Net with at most one text encoder,
+        or the name of a part leads out of the pipeline's folder.
     """
     parts = {
         key: str(value[1])
@@ -74,14 +74,14 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_files(folder: Place, parts: Collection[str]) -> dict[str, bytes]:
-    """Reads the files of those parts that hold no weights.
+    """Reads the files of the parts that have no weights.
 
     Args:
       folder: Folder of the pipeline.
-      parts: Names of its parts that are no networks of ours.
+      parts: Names of its parts that are not networks which we read.
 
     Returns:
-      Path inside of the pipeline, with "/" -> the file's bytes.
+      Path inside the pipeline, with "/" -> the file's bytes.
     """
     files, total = {}, 0
     for name in sorted(parts):
@@ -97,10 +97,10 @@ def read_files(folder: Place, parts: Collection[str]) -> dict[str, bytes]:
 
 
 def note_left_out(model: Model, parts: Mapping[str, str]) -> None:
-    """Notes which parts of a pipeline are neither read nor carried along.
+    """Records which parts of a pipeline are neither read nor kept.
 
     Args:
-      model: Model that was read from it; its `left_out` grows.
+      model: Model that was read from it; its `left_out` is extended.
       parts: See `parts_of`.
     """
     carried = {path.partition("/")[0] for path in model.files}
@@ -148,7 +148,7 @@ def index_of(
 
 
 def pipeline_class(model: Model, configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Finds the class of pipelines that runs a model.
+    """Finds a pipeline class that can run a model.
 
     Args:
       model: Model of a second stage.
@@ -180,15 +180,16 @@ def pipeline_class(model: Model, configs: Mapping[str, Mapping[str, Any]]) -> st
 
 
 def _fits_inpainting(model, unet):
-    """StableDiffusionInpaintPipeline takes latents of 4 channels alone."""
+    """Whether latents have 4 channels, as StableDiffusionInpaintPipeline needs."""
     del model
     return unet["in_channels"] == 9
 
 
 def _fits_depth(model, unet):
-    """StableDiffusionDepth2ImgPipeline makes depth as large as latents, by bicubic.
+    """Whether depth is processed as in StableDiffusionDepth2ImgPipeline.
 
-    Then it stretches it.
+    That resizes it to the size of the latents, by bicubic interpolation, and then
+    stretches its range of values.
     """
     del unet
     entry = model.config["conditions"].get("depth", {})
@@ -199,27 +200,27 @@ def _fits_depth(model, unet):
 
 
 def _fits_text(model):
-    """LDMTextToImagePipeline has 77 tokens and an eighth of the image's side."""
+    """Whether there are 77 tokens and a factor of 8, as in LDMTextToImagePipeline."""
     (entry,) = model.config["conditions"].values()
     module = make_first_stage(model.first_stage.config["first_stage"])
     return module.downsampling_factor == 8 and entry.get("max_length", 77) == 77
 
 
 def _fits_map(model, configs):
-    """LDMSuperResolutionPipeline does not scale, and halves the input channels."""
+    """Whether LDMSuperResolutionPipeline fits: unscaled latents, half the channels."""
     unet = configs["unet"]
     whole = unet["in_channels"] == 2 * unet["out_channels"]
     return whole and model.statistics.scale == 1.0
 
 
-# By the kinds of conditions beside the caption, (class, whether it runs (model, the
-# U-Net's config.json)).
+# Kinds of conditions besides the caption -> (class, function: (model, the U-Net's
+# config.json) -> whether the class can run it).
 _STABLE = {
     (): ("StableDiffusionPipeline", None),
     ("encoded",): ("StableDiffusionInstructPix2PixPipeline", None),
     ("masked_image",): ("StableDiffusionInpaintPipeline", _fits_inpainting),
     ("spatial",): ("StableDiffusionDepth2ImgPipeline", _fits_depth),
 }
-# Parts that a class asks for and that an export has not.
+# Parts that a class expects and that an export does not have.
 _UNCHECKED = ("safety_checker", "feature_extractor")
 _ABSENT = {"StableDiffusionDepth2ImgPipeline": ("depth_estimator", "feature_extractor")}

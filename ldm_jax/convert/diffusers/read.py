@@ -1,7 +1,7 @@
-"""Folders of diffusers, read: one network with its config.json, or a whole pipeline.
+"""Reads folders of diffusers: one network with its config.json, or a whole pipeline.
 
-A pipeline's networks are read as one dict whose keys begin with their folder's name, so
-that one mapping (`rows`) covers all of it, as with a checkpoint of CompVis.
+A pipeline's networks are read as one dict, with the folder names as prefixes of the
+keys, so that one mapping (`rows`) covers all of it, as for a checkpoint of CompVis.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def read(folder: Place, options: Options, log: Callable[[str], Any] = print) -> 
     Args:
       folder: Folder with config.json or model_index.json.
       options: Options, see `model.Options`.
-      log: Called with lines worth knowing.
+      log: Called with lines of information.
 
     Returns:
       Model.
@@ -112,7 +112,7 @@ def read(folder: Place, options: Options, log: Callable[[str], Any] = print) -> 
 
 
 def _read_rest(model, folder, index, log):
-    """Carries along what is no network, and notes what is left out."""
+    """Keeps the files of other parts, and records what is left out."""
     parts = parts_of(index)
     others = parts.keys() - {*NETWORKS, "scheduler"}
     model.files = read_files(folder, others)
@@ -133,7 +133,7 @@ def _read_config(path):
 
 
 def _files(parts, variant, log):
-    """The file of weights of each network; a variant may be missing in some."""
+    """The weights file of each network; a variant may be missing for some."""
     if variant is None:
         return {name: find_weights(part, log=log) for name, part in parts.items()}
     lacking = [name for name, part in parts.items() if variant not in variants(part)]
@@ -170,7 +170,7 @@ def _parts(folder, options):
 
 
 def _modern(tensors):
-    """Gives tensors of old files today's names."""
+    """Renames tensors of old files to current names."""
     renamed = {}
     for key, tensor in tensors.items():
         if ".attentions." in key and ".transformer_blocks." not in key:
@@ -181,7 +181,7 @@ def _modern(tensors):
 
 
 def _named(configs, classes):
-    """The name of the network that is of one of these classes."""
+    """The name of the first network of one of these classes, or None."""
     for name, config in configs.items():
         if config.get("_class_name") in classes:
             return name
@@ -226,7 +226,7 @@ def _read_first_stage(tensors, configs, origin, options, log):
 
 
 def _statistics_as_flags(config):
-    """How a second stage is trained on latents as the config normalises them."""
+    """A line with the flags that make a second stage scale latents like the config."""
     statistics = diffusers_config.latent_statistics(config)
     if not statistics.per_channel and not statistics.shift:
         flags = f"--config.first_stage.scaling_factor={statistics.scale:.8g}"
@@ -321,7 +321,7 @@ def _read_weights(model, tensors, shape, size, factor):
 
 _UNETS = ("UNet2DConditionModel", "UNet2DModel")
 _FIRST_STAGES = ("AutoencoderKL", "VQModel")
-# The names that old files give to an attention's projections.
+# Old names of an attention's projections -> current names.
 _OLD_NAMES = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",

@@ -1,7 +1,7 @@
-"""Which weight of a pipeline's folders goes where: one mapping of all its networks.
+"""Maps the weights in a pipeline's folders to our parameters, for all its networks.
 
-A pipeline's networks are one state dict, whose keys begin with their folder's name.
-Reading and writing take the same rows.
+A pipeline's networks are one state dict, with the folder names as prefixes of the keys.
+Reading and writing use the same rows.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from ldm_jax.weights.state_dict import Row, prefixed
 
 
 def pipeline_rows(model: Model) -> list[Row]:
-    """Maps all networks of a pipeline, their keys behind the folder's name.
+    """Maps all networks of a pipeline; their keys begin with the folder's name.
 
     Args:
-      model: Model of a second stage; its weights do not matter.
+      model: Model of a second stage; its weights are not used.
 
     Returns:
       List of Rows; our paths are "params/..." and "first_stage/...".
@@ -51,7 +51,7 @@ def _text_rows(model, key, entry):
     ours = f"params/conditioner/{key}/"
     if entry["kind"] == "text":
         return prefixed(tower_names.ldm_bert_rows(encoder), "bert/", ours)
-    # Every version of transformers reads these names, and old ones no others.
+    # All versions of transformers read these names; old ones read no others.
     prefix = f"text_encoder/{model.origin.get('text_prefix', 'text_model.')}"
     return prefixed(tower_names.clip_rows(encoder), prefix, ours)
 
@@ -62,7 +62,7 @@ def first_stage_rows(config: Mapping[str, Any], theirs: str, ours: str) -> list[
     Args:
       config: Its config.
       theirs: Its folder.
-      ours: What our paths begin with.
+      ours: Prefix of our paths.
 
     Returns:
       List of Rows.
@@ -72,7 +72,7 @@ def first_stage_rows(config: Mapping[str, Any], theirs: str, ours: str) -> list[
 
 
 def first_stage_folder(model: Model) -> str:
-    """Names the folder of a pipeline's first stage, as it was read or as is usual.
+    """Returns the folder of a pipeline's first stage, as read, or else the usual one.
 
     Args:
       model: Model of a second stage.

@@ -1,8 +1,8 @@
-"""diffusers' scheduler_config.json and our sections `schedule` and `sample`.
+"""Converts diffusers' scheduler_config.json to our `schedule` and `sample`, and back.
 
-A scheduler of theirs says two things: the noise levels that a model was trained on, and
-how it is sampled. The first is read exactly or refused; of the second we take what our
-samplers have, and the file itself is kept for the way back.
+A scheduler of diffusers defines two things: the noise levels that a model was trained
+on, and how it is sampled. The former are read exactly or raise an error; of the latter
+we use what our samplers have, and the file itself is kept to be written back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ from ldm_jax.errors import ConversionError
 
 
 class _Scheduler(NamedTuple):
-    """What is known of one class of schedulers.
+    """A class of schedulers.
 
     Attributes:
-      sampler: Our sampler that takes the same steps; None where we have none.
-      defaults: What it takes for fields that a file leaves out, where not DDIM's.
+      sampler: Our sampler with the same steps; None if we have none.
+      defaults: Its defaults for missing fields, if they are not those of `_DDIM`.
     """
 
     sampler: str | None = None
@@ -44,7 +44,7 @@ _LEADING = dict(timestep_spacing="leading")
 _LATENT = dict(beta_start=0.00085, beta_end=0.012)
 _CONSISTENCY = _LATENT | dict(beta_schedule="scaled_linear", set_alpha_to_one=True)
 
-# Those whose training schedule is made of betas; all others are refused.
+# Schedulers with a training schedule of betas; all others are errors.
 SCHEDULERS = MappingProxyType(
     {
         "DDIMScheduler": _Scheduler(
@@ -71,7 +71,7 @@ SCHEDULERS = MappingProxyType(
 
 
 def schedule_section(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the noise schedule and what is predicted.
+    """Reads the noise schedule and the prediction type.
 
     Args:
       config: scheduler_config.json; {} is that of a DDIMScheduler.
@@ -105,7 +105,7 @@ def schedule_section(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _complete(config):
-    """The config with its class's defaults; refuses what is no schedule of betas."""
+    """Fills in the class's defaults; raises an error if it is no schedule of betas."""
     name = config.get("_class_name", "DDIMScheduler")
     if name not in SCHEDULERS:
         raise ConversionError(
@@ -158,7 +158,7 @@ def sample_section(config: Mapping[str, Any]) -> dict[str, Any]:
             f"timestep_spacing={spacing!r} of {name} is not supported: leading, "
             "trailing, linspace"
         )
-    # All others end in clean data.
+    # All other schedulers end at clean data.
     choice = name in ("DDIMScheduler", "PNDMScheduler")
     clean = config["set_alpha_to_one"] or not choice
     return dict(
@@ -167,7 +167,7 @@ def sample_section(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unlike(config: Mapping[str, Any]) -> Iterator[str]:
-    """Finds what of a scheduler our samplers do otherwise.
+    """Finds the options of a scheduler that our samplers do not follow.
 
     Args:
       config: scheduler_config.json.
@@ -227,7 +227,7 @@ def schedule_config(
             "squaredcos_cap_v2 has 0.008"
         )
     zero = section.get("zero_terminal_snr", False)
-    # A model that ends in pure noise is sampled from there.
+    # Models whose schedule ends in pure noise must be sampled from there.
     trailing = sample.get("spacing", "trailing" if zero else "uniform") == "trailing"
     spacing = SPACINGS["trailing" if trailing else "leading"]
     final_level = sample.get("final_level") or spacing.final_level
@@ -248,7 +248,7 @@ def schedule_config(
     return result | dict(clip_sample=False, rescale_betas_zero_snr=zero)
 
 
-# Their names of noise schedules and of what is predicted -> ours.
+# diffusers' names of noise schedules, prediction types and solvers -> ours.
 _SCHEDULES = {
     "scaled_linear": "scaled_linear",
     "linear": "linear",
@@ -256,10 +256,10 @@ _SCHEDULES = {
 }
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}
 _SOLVERS = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
-# Their linspace does not visit the first level.
+# Schedulers whose linspace does not visit the first level.
 _OPEN = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 
-# What makes other noise levels, and the value that does not.
+# Fields that change the noise levels -> the value that does not.
 _OFF = dict(
     trained_betas=None,
     use_flow_sigmas=False,
@@ -269,8 +269,8 @@ _OFF = dict(
     sigma_max=None,
     timestep_type="discrete",
 )
-# Of sampling alone -> what our samplers do; None where it is of no consequence, or of
-# that which another field turns on.
+# Fields that only affect sampling -> the value of our samplers; None if it has no
+# effect, or only if another field is set.
 _SAMPLING = dict(
     clip_sample_range=None,
     disable_corrector=None,

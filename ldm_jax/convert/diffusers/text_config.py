@@ -1,4 +1,4 @@
-"""config.json of transformers' text encoders and our text conditions, either way."""
+"""Converts config.json of transformers' text encoders to our conditions, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ldm_jax.models.text_encoder import ACTIVATIONS
 
 
 def text_entry(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the condition that a text encoder makes.
+    """Reads the condition of a text encoder.
 
     Args:
       config: config.json of a CLIPTextModel or an LDMBertModel.
@@ -21,7 +21,7 @@ def text_entry(config: Mapping[str, Any]) -> dict[str, Any]:
       Entry of the config section `conditions`.
 
     Raises:
-      ConversionError: If it is of another class, or a field of it is not supported.
+      ConversionError: If it is of another class, or a field is not supported.
     """
     kind = text_class(config)
     if kind == "CLIPTextModel":
@@ -57,7 +57,7 @@ def text_entry(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quotient(config, field, other):
-    """One field over another, both whole numbers and the first a multiple."""
+    """Quotient of two fields, whole numbers of which the first is a multiple."""
     name = config["_class_name"]
     above, below = (whole(name, each, config[each]) for each in (field, other))
     if above % below:
@@ -131,13 +131,13 @@ def text_config(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_limits(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Says which options of a text condition a config.json has no field for.
+    """Returns the options of a text condition that have no field in config.json.
 
     Args:
       entry: See `text_config`.
 
     Returns:
-      Option -> the value that the class computes with.
+      Option -> the value that the class uses.
     """
     entry = with_defaults(entry)
     if entry["kind"] == "text":

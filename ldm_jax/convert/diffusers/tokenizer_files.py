@@ -1,4 +1,4 @@
-"""The files of a tokenizer, as transformers saves them."""
+"""The files of a tokenizer, as saved by transformers."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def tokenizer_files(section: Mapping[str, Any]) -> dict[str, bytes]:
       section: Its entry of the config section `data.inputs`.
 
     Returns:
-      "tokenizer/..." -> the file's bytes; {} where the tokenizer is not at hand.
+      "tokenizer/..." -> the file's bytes; {} if the tokenizer is not available.
     """
     name = section["tokenizer"]
     options = {key: section[key] for key in ("max_length", "pad_id") if key in section}

@@ -1,4 +1,4 @@
-"""config.json of diffusers' U-Nets and our section `backbone`, either way."""
+"""Converts config.json of diffusers' U-Nets to our section `backbone`, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +74,7 @@ def _conditional(config, levels):
             f"transformer_layers_per_block={depth} of UNet2DConditionModel is not "
             "supported: every level needs at least 1"
         )
-    # Their `attention_head_dim` of a conditional U-Net is a number of heads.
+    # `attention_head_dim` of a conditional U-Net is the number of heads in diffusers.
     given = config["num_attention_heads"] is not None
     field = "num_attention_heads" if given else "attention_head_dim"
     return dict(transformer_depth=depth, num_heads=per_level(config, field, levels))
@@ -85,7 +85,7 @@ def _plain(config, section):
     heads = dict(num_heads=1)
     if size is not None:
         heads = dict(head_channels=whole("UNet2DModel", "attention_head_dim", size))
-    # Without it, a U-Net whose timesteps scale and shift has no norm there at all.
+    # Without it, U-Nets with scale_shift_norm have no norm in the middle attention.
     groups = config["attn_norm_num_groups"]
     if groups is None:
         groups = 0 if section["scale_shift_norm"] else section["norm_groups"]
@@ -95,13 +95,13 @@ def _plain(config, section):
 
 
 def unet_shape(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the options of a U-Net that say what conditions it has.
+    """Reads the options of a U-Net that determine its conditions.
 
     Args:
       config: config.json of a UNet2DConditionModel or a UNet2DModel.
 
     Returns:
-      Dict in the terms of CompVis's options, which `compvis.conditions` takes.
+      Dict in the terms of CompVis's options, for `compvis.conditions`.
 
     Raises:
       ConversionError: If an option is not known or not supported.
@@ -141,7 +141,7 @@ def unet_config(
       config: Config with a section `backbone`, and with the side of the latents as
         `data.image_size`.
       channels: (input, output) channels.
-      context_dim: Width of the context, None without.
+      context_dim: Width of the context; None if there is none.
       origin: See `model.Model`.
 
     Returns:
@@ -193,7 +193,7 @@ def unet_config(
 
 
 def _refuse(unet: UNet) -> None:
-    """Refuses what no U-Net of diffusers has."""
+    """Raises an error for options that no U-Net of diffusers has."""
     wrong = {
         "resblock_updown": unet.resblock_updown,
         "conv_resample": not unet.conv_resample,
@@ -218,7 +218,7 @@ def _refuse(unet: UNet) -> None:
 
 
 def _plain_config(unet):
-    """What a UNet2DModel says otherwise than a conditional one."""
+    """Fields in which a UNet2DModel differs from a conditional U-Net."""
     last = len(unet.channel_mult) - 1
     attending = [level for level in range(last + 1) if unet.attends_at(level)]
     counts, sizes = map(set, zip(*map(unet.heads_at, (*attending, last)), strict=True))
@@ -245,15 +245,15 @@ def _plain_config(unet):
             "backbone.middle_norm_groups=0 cannot be said in diffusers' format without "
             "scale_shift_norm"
         )
-    # Where it is left out the norm of the middle has the other norms' groups, but
-    # with scale and shift there is none.
+    # If it is left out, the middle attention's norm has as many groups as the others,
+    # but with scale_shift_norm there is no norm.
     if groups != unet.norm_groups or unet.scale_shift_norm:
         result["attn_norm_num_groups"] = groups or None
     return result
 
 
 def _head_counts(unet, widths):
-    """Heads of a conditional U-Net, whose size makes up the width of the level."""
+    """Heads of a conditional U-Net; count times size must be the width of a level."""
     heads, size = unet.num_heads, unet.head_channels
     if heads is not None and size is not None:
         for level, width in enumerate(widths):

@@ -1,4 +1,4 @@
-"""Values of config.json, checked: whole numbers, one per level, widths and blocks."""
+"""Checks values of config.json: whole numbers, values per level, widths and blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,15 @@ def whole(class_name: str, field: str, value: Any) -> int:
     """Checks a whole number.
 
     Args:
-      class_name: The class whose field it is.
+      class_name: The class of the field.
       field: Its name.
-      value: What was found.
+      value: Its value.
 
     Returns:
       The number.
 
     Raises:
-      ConversionError: If it is no whole number, or less than 1.
+      ConversionError: If it is not a whole number, or less than 1.
     """
     if type(value) is not int or value < 1:
         raise ConversionError(
@@ -29,7 +29,7 @@ def whole(class_name: str, field: str, value: Any) -> int:
 
 
 def per_level(config: Mapping[str, Any], field: str, levels: int) -> int | tuple:
-    """Reads a field that has one value, or one for each level.
+    """Reads a field with one value, or one for each level.
 
     Args:
       config: config.json, complete.
@@ -81,7 +81,7 @@ def whole_widths(config: Mapping[str, Any]) -> Sequence[int]:
 
 
 def ratios(widths: Sequence[int]) -> tuple[int, ...]:
-    """The widths of the levels over that of the first.
+    """Divides the widths of the levels by that of the first.
 
     Args:
       widths: See `whole_widths`.
@@ -93,15 +93,15 @@ def ratios(widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def require_equal(config: Mapping[str, Any], field: str, allowed: Sequence) -> None:
-    """Refuses values of a field that our networks do not have.
+    """Checks that a field has a value that our networks support.
 
     Args:
       config: config.json, complete.
       field: The field.
-      allowed: The values that they have.
+      allowed: The supported values.
 
     Raises:
-      ConversionError: If it has another one.
+      ConversionError: If it has another value.
     """
     if config[field] not in allowed:
         names = " or ".join(repr(value) for value in allowed)
@@ -112,18 +112,18 @@ def require_equal(config: Mapping[str, Any], field: str, allowed: Sequence) -> N
 
 
 def attends_at(config: Mapping[str, Any], attends: str, others: str) -> tuple[int, ...]:
-    """Reads which levels attend; refuses blocks of other kinds.
+    """Reads which levels have attention, and checks the kinds of blocks.
 
     Args:
       config: config.json, complete.
-      attends: Name of a block going down that attends.
-      others: Name of one that does not.
+      attends: Name of a down block with attention.
+      others: Name of a down block without attention.
 
     Returns:
-      Downsampling factors of the levels that attend.
+      Downsampling factors of the levels with attention.
 
     Raises:
-      ConversionError: If a block is of another kind, or those going up differ.
+      ConversionError: If a block is of another kind, or the up blocks differ.
     """
     name, down = config["_class_name"], config["down_block_types"]
     for kind in down:

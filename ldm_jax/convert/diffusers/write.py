@@ -1,4 +1,4 @@
-"""Models written as folders of diffusers: one network, or a whole pipeline."""
+"""Writes models as folders of diffusers: one network, or a whole pipeline."""
 
 import os
 from collections.abc import Callable
@@ -43,13 +43,13 @@ def write(
 
     Args:
       model: Model.
-      folder: Folder to make.
-      options: Options; `raw` takes the trained weights, not their average.
-      log: Called with lines worth knowing.
+      folder: Folder to create.
+      options: Options; `raw` writes the trained weights, not their average.
+      log: Called with lines of information.
 
     Raises:
       ConversionError: If diffusers does not have such a model.
-      ValueError: If a weight has no place there.
+      ValueError: If a weight has no key in diffusers' format.
     """
     folder = as_path(folder)
     configs, tensors = state(model, options.raw)
@@ -67,7 +67,7 @@ def write(
 
 
 def _write_rest(model, configs, folder, log):
-    """Writes what a pipeline has beside its networks."""
+    """Writes the parts of a pipeline besides its networks."""
     scheduler = _scheduler(model)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _add_tokenizer(model, log)
@@ -89,7 +89,7 @@ def _write_rest(model, configs, folder, log):
 
 
 def _add_tokenizer(model, log):
-    """Adds the tokenizer of the captions, if there are any and it is not there."""
+    """Adds the tokenizer of the captions, if there are any and it is missing."""
     sections = model.config["data"].get("inputs") or {}
     for key, entry in model.config["conditions"].items():
         section = sections.get(key)
@@ -110,7 +110,7 @@ def _has(model, part):
 
 
 def _scheduler(model):
-    """The scheduler as it was read, where it still says the same, else one of ours."""
+    """The scheduler as it was read, if it matches the config, or else a new one."""
     section = model.config["schedule"]
     kept = model.origin.get("scheduler")
     if kept is not None:
@@ -124,11 +124,11 @@ def _scheduler(model):
 def state(
     model: Model, raw: bool = False
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Renames a model's weights.
+    """Converts a model to configs and tensors with diffusers' names.
 
     Args:
       model: Model.
-      raw: Take the trained weights, not their average.
+      raw: Whether to use the trained weights, not their average.
 
     Returns:
       (folder -> config.json, dict of "folder/key" -> array).
@@ -163,7 +163,7 @@ def state(
 
 
 def _merged(kept, config):
-    """A config.json with what it had when it was read."""
+    """Adds the fields that a config.json had when it was read."""
     if kept is None:
         return {"_diffusers_version": VERSION} | config
     return kept | config
@@ -200,7 +200,7 @@ def _configs(model):
 
 
 def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
-    """The statistics of the latents in a first stage's config.json.
+    """Makes the statistics of the latents in a first stage's config.json.
 
     Args:
       model: Model of a second stage.
@@ -208,10 +208,10 @@ def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
       kind: "AutoencoderKL" or "VQModel".
 
     Returns:
-      Those keys of the config.json that hold them.
+      Their fields of the config.json.
 
     Raises:
-      ConversionError: If a model of that kind has no place for them.
+      ConversionError: If a model of that kind has no fields for them.
     """
     written = diffusers_config.statistics_config(model.statistics, kind)
     kept = model.origin.get("configs", {}).get(name)
@@ -220,6 +220,6 @@ def statistics_of(model: Model, name: str, kind: str) -> dict[str, Any]:
     read = diffusers_config.latent_statistics(kept)
     kept = {key: kept[key] for key in diffusers_config.STATISTICS if key in kept}
     if read == model.statistics:
-        # As they were, since a division and its inverse may cost a digit.
+        # Kept as they were, since a division and its inverse may lose a digit.
         return written | kept
     return dict.fromkeys(kept) | written
