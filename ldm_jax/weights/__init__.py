@@ -1,15 +1,15 @@
-"""Files of weights: read and written safely, and moved between others' names and ours.
+"""Reads and writes files of weights safely, and maps others' names to ours.
 
 | module | what |
 | --- | --- |
-| `files` | `.safetensors` and PyTorch's `.ckpt`, read and written tensor by tensor |
-| `folders` | which file of a folder is meant: variants, shards |
-| `unpickle` | PyTorch's files, read without running what they carry |
-| `pickles` | the pickles in them, of bounded memory and time |
-| `state_dict` | mappings of keys: what each is called there and here, in which layout |
-| `tower_names` | the mappings of text encoders, image encoders and semantic maps |
-| `towers` | frozen text and image encoders, from the files that people have |
-| `lpips` | the perceptual distance, from the files that people have |
+| `files` | reads and writes `.safetensors` and PyTorch's `.ckpt`, tensor by tensor |
+| `folders` | finds the weights file in a folder: variants, shards |
+| `unpickle` | reads PyTorch's files without running code in them |
+| `pickles` | reads the pickles in them with bounded memory and time |
+| `state_dict` | mappings between keys of state dicts and our parameters, with layouts |
+| `tower_names` | the mappings of text encoders, image encoders and spatial rescalers |
+| `towers` | loads frozen text and image encoders from published files |
+| `lpips` | loads LPIPS from published files |
 
-Training, sampling and conversion all stand on this room, and it knows none of them.
+Training, sampling and conversion import this package, and it imports none of them.
 """

@@ -1,8 +1,7 @@
 """Files of weights: `.safetensors`, PyTorch's `.ckpt`, and folders of either.
 
-What is read stays on disk until a tensor is used, and what is written goes out tensor
-by tensor, so that a model is never in memory twice. `unpickle` reads PyTorch's files;
-here they are recognised and written.
+Tensors are read when they are used, and written one by one, so that a model is never in
+memory twice. `unpickle` reads PyTorch's files; this module recognises and writes them.
 """
 
 import functools
@@ -29,18 +28,18 @@ from ldm_jax.weights.unpickle import Tensor, check_memory, map_file, read_torch
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 # The largest published files have headers and indices of less than a megabyte; parsed
-# they take some ten times of what they have on disk.
+# they take about ten times as much memory.
 _MAX_HEADER = _MAX_JSON = 32 << 20
 # Whole models have some thousands, with their averages.
 _MAX_TENSORS = 50_000
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds.
+    """The contents of a weights file.
 
     Attributes:
       tensors: Dict of key -> array, or Tensor that is read when it is used.
-      step: The training step it was saved at; None where the file does not say.
+      step: The training step it was saved at; None if the file does not record it.
     """
 
     tensors: dict[str, Any]
@@ -51,7 +50,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
-    """Reads a file of weights, lazily; what it is its content says, not its name.
+    """Reads a weights file lazily; its format is recognised by content, not by name.
 
     Args:
       path: A safetensors file, a file of `torch.save`, or an index
@@ -61,9 +60,9 @@ def read_weights(path: str | os.PathLike) -> Weights:
       Weights.
 
     Raises:
-      ConversionError: If it is missing, damaged, hostile or of another kind; where it
-        cannot be read, by an OSError.
-      Unreachable: If what it lies on does not answer.
+      ConversionError: If it is missing, damaged, malicious or of another kind; caused
+        by an OSError if it cannot be read.
+      Unreachable: If the storage does not respond.
     """
     path = as_path(path)
     with answering(path):
@@ -101,13 +100,13 @@ def _read_file(path):
 
 
 def is_weights(path: str | os.PathLike) -> bool:
-    """Recognises a file of weights, or what is called one.
+    """Whether a file is a weights file, or is named like one.
 
     Args:
       path: Any path.
 
     Returns:
-      Whether `read_weights` can say something of it.
+      Whether `read_weights` can read it, or explain what it is.
     """
     path = as_path(path)
     with answering(path):
@@ -115,7 +114,7 @@ def is_weights(path: str | os.PathLike) -> bool:
 
 
 def _kind_of(path):
-    """Either "safetensors" or "torch", what else it is, or None for no idea."""
+    """The kind: "safetensors", "torch", another one in words, or None if unknown."""
     start = read_part(path, 0, 512)
     if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 40:
         return "safetensors"
@@ -129,7 +128,7 @@ def _kind_of(path):
 
 
 def _read_index(path):
-    """Reads shards through the index that lists them."""
+    """Reads the shards that an index lists."""
     index = read_json(path)
     found = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(found, dict) or not all(
@@ -137,7 +136,7 @@ def _read_index(path):
     ):
         raise ConversionError(f"{path} is no index of shards: it has no weight_map")
     tensors = {}
-    # The name alone: an index does not reach outside of its folder.
+    # Only the name: an index must not refer to files outside its folder.
     for name in sorted({pathlib.PurePath(part).name for part in found.values()}):
         part = path.parent / name
         if part.suffix == ".json":
@@ -156,7 +155,7 @@ def _read_index(path):
 
 
 def _read_safetensors(path):
-    """Views of the file's tensors, which are read page by page when they are used."""
+    """Views of the file's tensors, memory-mapped and read when they are used."""
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -165,7 +164,7 @@ def _read_safetensors(path):
                     f"its header has {length:,} bytes, more than {_MAX_HEADER:,}"
                 )
         with safe_open(path, "numpy"):
-            pass  # The library checks the header and the file's size against it.
+            pass  # The library checks the header, and the file's size against it.
         with open(path, "rb") as file:
             file.seek(8)
             header = json.loads(file.read(length))
@@ -204,7 +203,7 @@ def _read_checkpoint(path):
                 f"{path} holds no state dict: {describe(key)} is not a tensor"
             )
     try:
-        # Each is bounded by its storage, but all of them may view the same one.
+        # Each tensor is bounded by its storage, but all may be views of the same one.
         check_memory("tensors", sum(map(_size, tensors.values())), path)
     except PickleError as error:
         raise ConversionError(f"cannot read {path}: {error}") from error
@@ -212,7 +211,7 @@ def _read_checkpoint(path):
 
 
 def _unwrapped(saved):
-    """(state dict, step) of what was saved, out of the dicts around it."""
+    """(state dict, step) of a saved object, unwrapped from enclosing dicts."""
     step = None
     for _ in range(_MAX_WRAPPERS):
         if not isinstance(saved, dict):
@@ -229,7 +228,7 @@ def _unwrapped(saved):
 
 
 def _unprefixed(tensors):
-    """Takes off what data parallelism and compilation put into names."""
+    """Removes the parts of names that data parallelism and compilation add."""
     for mark in _PREFIXES:
         while tensors and all(key.startswith(mark) for key in tensors):
             tensors = {key[len(mark) :]: value for key, value in tensors.items()}
@@ -244,7 +243,7 @@ def _unprefixed(tensors):
 def write_weights(
     path: str | os.PathLike, tensors: StateDict, step: int | None = None
 ) -> None:
-    """Writes a file of weights; it appears under its name once it is whole.
+    """Writes a weights file atomically.
 
     Args:
       path: File ending in `.safetensors`, or for PyTorch in `.ckpt`, `.pt`, `.pth` or
@@ -253,7 +252,7 @@ def write_weights(
       step: For `.ckpt`, the training step to record.
 
     Raises:
-      ConversionError: If the suffix is none of these.
+      ConversionError: If the suffix is not one of these.
       DiskError: If it cannot be written.
     """
     path = as_path(path)
@@ -297,7 +296,7 @@ def _write_safetensors(path, tensors):
 
 
 def _write_checkpoint(path, tensors, step):
-    """PyTorch's zip format, byte for byte the same for the same weights."""
+    """Writes PyTorch's zip format, with the same bytes for the same weights."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
         def record(name, *parts, size=0):
@@ -326,7 +325,7 @@ def _pickle(tensors, step):
 
 
 def _pickled_tensor(storage, array):
-    """A call of torch._utils._rebuild_tensor_v2 on a storage of its own."""
+    """A call of torch._utils._rebuild_tensor_v2 with a storage of its own."""
     strides = np.cumprod((1, *array.shape[:0:-1]), dtype=np.int64)[::-1]
     strides = strides if array.shape else ()
     return b"".join(
@@ -371,7 +370,7 @@ def read_json(path: str | os.PathLike) -> Any:
       path: The file.
 
     Returns:
-      What it holds.
+      Its contents.
 
     Raises:
       ConversionError: If it is missing, too large or not JSON.
@@ -383,7 +382,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ConversionError(f"cannot read {path}: {error}") from error
 
 
-# What files begin with, beside safetensors.
+# First bytes of files other than safetensors -> their kind.
 _MARKS = {
     b"PK\x03\x04": "torch",
     b"\x80": "torch",
@@ -398,13 +397,13 @@ _MARKS = {
     b"Rar!": "compressed by RAR (unpack it first)",
 }
 
-# Under which keys training programs save the state dict, and how deep they nest.
+# Keys under which training programs save the state dict, and the maximum nesting.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _MAX_WRAPPERS = 8
 _PREFIXES = ("module.", "_orig_mod.", "module.")
 _COMPILED = "._orig_mod."
 
-# Types of numbers by their names in safetensors.
+# Name of a dtype in safetensors -> NumPy type.
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -418,10 +417,10 @@ _SAFETENSORS = {
     "BOOL": np.bool_,
 }
 
-# The same by NumPy's names.
+# NumPy's names of these types.
 NUMBER_TYPES = tuple(str(np.dtype(dtype)) for dtype in _SAFETENSORS.values())
 
-# Names of PyTorch's storages by the type of their numbers.
+# NumPy type -> name of PyTorch's storage class.
 _STORAGE_NAMES = {
     np.dtype(np.float64): "DoubleStorage",
     np.dtype(np.float32): "FloatStorage",

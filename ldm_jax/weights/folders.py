@@ -1,6 +1,6 @@
-"""Which file of weights a folder of diffusers, transformers or OpenCLIP means.
+"""Finds the weights file in a folder of diffusers, transformers or OpenCLIP.
 
-A folder may hold several: in halves (`model.fp16.safetensors`), not averaged
+A folder may hold several: in half precision (`model.fp16.safetensors`), not averaged
 (`model.non_ema.bin`), in shards with an index, in PyTorch's format.
 """
 
@@ -22,12 +22,12 @@ def find_weights(
 
     Args:
       folder: Path of the folder.
-      variant: Which of several is wanted, such as "fp16"; by default the one without
-        a name, else the first of fp32, bf16, fp16 and then the alphabet.
-      log: Called with a line that says which of several is taken; None says nothing.
+      variant: Variant to use, such as "fp16"; by default the one without a name, else
+        the first of fp32, bf16, fp16 and then in alphabetical order.
+      log: Called with a line that names the chosen one of several; None for no log.
 
     Returns:
-      Path that `read_weights` takes.
+      Path for `read_weights`.
 
     Raises:
       ConversionError: If there is none, or none of that variant.
@@ -54,8 +54,8 @@ def variants(folder: str | os.PathLike) -> dict[str, Place]:
       folder: Path of the folder.
 
     Returns:
-      Dict of name, "" for the usual one -> path that `read_weights` takes; the one to
-      prefer first.
+      Dict of name, "" for the usual one -> path for `read_weights`; the preferred one
+      first.
     """
     found = {}
     for path in as_path(folder).iterdir():
@@ -71,7 +71,7 @@ def variants(folder: str | os.PathLike) -> dict[str, Place]:
     return {name: found[name][1] for name in order}
 
 
-# Names that weights have in folders of diffusers, transformers and OpenCLIP.
+# Names of weights files in folders of diffusers, transformers and OpenCLIP.
 _NAMES = (
     "diffusion_pytorch_model",
     "model",
@@ -79,8 +79,8 @@ _NAMES = (
     "open_clip_model",
     "open_clip_pytorch_model",
 )
-# Name, variant, format, index of shards and the variant where shards have it; shards
-# themselves have a number behind the variant and are found through the index.
+# Name, variant, format, index of shards, and the position of the variant for shards.
+# Shards themselves have a number after the variant, and are found through the index.
 _FILE = re.compile(
     rf"({'|'.join(_NAMES)})(?:\.(?!.*-\d+-of-\d+)([\w-]+))?\.(safetensors|bin)"
     r"(\.index(?:\.([\w-]+))?\.json)?"

@@ -1,10 +1,10 @@
-r"""Weights of LPIPS, from the files that people have.
+r"""Loads weights of LPIPS from published files.
 
     python -m ldm_jax.weights.lpips vgg16-397923af.pth vgg.pth lpips_vgg16.safetensors
 
-reads torchvision's VGG16 and the published linear heads once and writes the one file
-that configs name as `loss.lpips_weights`. A checkpoint of a first stage of CompVis
-holds both: give it alone.
+reads torchvision's VGG16 and the published linear heads once and writes one file, for
+`loss.lpips_weights` of a config. A checkpoint of a first stage of CompVis contains
+both: give only that.
 """
 
 import os
@@ -59,14 +59,14 @@ def lpips_rows() -> list[Row]:
 
 
 def _constant(values):
-    """What their files store and ours has as a constant."""
+    """A Transform for values that files store and that are constants in our module."""
     array = np.array(values, np.float32).reshape(1, -1, 1, 1)
     return Transform(lambda a: (), lambda: array)
 
 
 def _indices(block, count):
-    """Places of a block's convolutions among torchvision's layers."""
-    # Each convolution has a ReLU after it, each block but the last a pooling.
+    """Indices of a block's convolutions among torchvision's layers."""
+    # A ReLU follows each convolution, and a pooling each block but the last.
     start = sum(2 * n + 1 for _, n in BLOCKS[: block - 1])
     return range(start, start + 2 * count, 2)
 
@@ -75,15 +75,15 @@ def convert_lpips(*state_dicts: StateDict) -> dict[str, Any]:
     """Reads weights of LPIPS.
 
     Args:
-      *state_dicts: One dict with all of it, or one of VGG16 and one of the heads, in
-        torchvision's, the lpips package's or CompVis's names. Other keys are passed
-        over.
+      *state_dicts: One dict with all weights, or one of VGG16 and one of the heads,
+        with the names of torchvision, the lpips package or CompVis. Other keys are
+        ignored.
 
     Returns:
       The parameters of LPIPS.
 
     Raises:
-      ValueError: If one is missing or of a wrong shape.
+      ValueError: If a weight is missing or has a wrong shape.
     """
     found = {}
     for state_dict in state_dicts:
@@ -96,7 +96,7 @@ def convert_lpips(*state_dicts: StateDict) -> dict[str, Any]:
 
 
 def _name(key):
-    """Brings the names of all sources to those of CompVis."""
+    """Converts names of all sources to those of CompVis."""
     key = re.sub(r"^(.*\.)?perceptual_loss\.", "", key)
     key = re.sub(r"^lins\.(\d)\.", r"lin\1.", key)
     place = re.fullmatch(r"features\.(\d+)\.(weight|bias)", key)
@@ -112,13 +112,13 @@ def load_lpips(*paths: str | os.PathLike) -> dict[str, Any]:
     """Reads the parameters of LPIPS from files.
 
     Args:
-      *paths: One file with all of it, or those of VGG16 and of the heads.
+      *paths: One file with all weights, or those of VGG16 and of the heads.
 
     Returns:
       The parameters of LPIPS, NumPy.
 
     Raises:
-      ConversionError: If a file is missing, unreadable or holds something else.
+      ConversionError: If a file is missing, unreadable or has other weights.
     """
     try:
         return convert_lpips(*(read_weights(path).tensors for path in paths))
@@ -131,16 +131,16 @@ def read_lpips(paths: str, option: str, advice: str = "") -> dict[str, Any]:
     """Reads the parameters of LPIPS from the files that an option names.
 
     Args:
-      paths: File with all of it, or those of VGG16 and of the heads with a comma
-        between.
+      paths: File with all weights, or those of VGG16 and of the heads, separated by a
+        comma.
       option: Flag or config key that named them, for the error.
-      advice: What the error says last, for example how to do without.
+      advice: End of the error message, for example how to do without LPIPS.
 
     Returns:
       The parameters of LPIPS, NumPy.
 
     Raises:
-      ConfigError: If a file is missing, unreadable or holds something else.
+      ConfigError: If a file is missing, unreadable or has other weights.
     """
     try:
         return load_lpips(*paths.split(","))
@@ -150,7 +150,7 @@ def read_lpips(paths: str, option: str, advice: str = "") -> dict[str, Any]:
 
 
 def _main(argv: list[str]) -> None:
-    """Converts once: files to read, then the file to write."""
+    """Converts weights: arguments are the files to read, then the file to write."""
     *sources, target = argv[1:] or [""]
     if len(sources) not in (1, 2):
         raise ConversionError(

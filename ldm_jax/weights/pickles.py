@@ -1,9 +1,9 @@
 """An interpreter of pickles that imports nothing, calls nothing and stays bounded.
 
-Python's own reader calls what a pickle names, and bytes on disk say little of what they
-cost: an index of its memo may ask for 34 GB, tuples of tuples take 2^60 steps to hash.
-Here opcodes build plain containers; what a name stands for is asked of the caller; all
-else is an `Inert`. Whatever would take more than the limits below is refused before.
+Python's own reader calls functions that a pickle names, and the size of a pickle does
+not bound its cost: an index of its memo may ask for 34 GB, nested tuples take 2^60
+steps to hash. Here opcodes build plain containers; the caller resolves names; anything
+else is an `Inert`. A pickle that would exceed the limits below raises an error first.
 """
 
 import collections
@@ -13,24 +13,25 @@ from io import BufferedIOBase
 from typing import Any
 
 # A checkpoint of a whole training run has about 300,000 opcodes in a megabyte. Within
-# these limits the worst takes less than a gigabyte and ten seconds.
+# these limits the worst case is less than a gigabyte and ten seconds.
 MAX_BYTES = 64 << 20
 MAX_STEPS = 2_000_000
 _MAX_INTEGER = 1 << 128
-# Hashes of numbers are known, unlike those of text, so that keys can be chosen which
-# all collide: so many take some seconds. Larger ones have the hashes of small ones.
+# Hashes of numbers are predictable, unlike those of strings, so that all keys of a dict
+# may be made to collide: this many take some seconds. Larger numbers have the hashes of
+# small ones.
 MAX_NUMBERS, _MAX_KEY = 50_000, 1 << 60
 
 
 class PickleError(ValueError):
-    """A file that is damaged, hostile or not PyTorch's; the message is one line."""
+    """Raised for a damaged, malicious or foreign file; the message is one line."""
 
 
 class Inert:
-    """Stands for an object or a class of a library: takes everything, does nothing."""
+    """Stand-in for an object or a class of a library that does nothing."""
 
     def take(self, attributes: Any) -> None:
-        """Is given what the pickle keeps of the object.
+        """Receives the state of the object in the pickle.
 
         Args:
           attributes: Its attributes, of whatever type.
@@ -38,14 +39,14 @@ class Inert:
 
 
 class Known:
-    """A name that a pickle may call.
+    """A function that a pickle may call.
 
     Attributes:
-      function: (machine, arguments) -> value; called in place of what is named.
+      function: (machine, arguments) -> value; called instead of the named function.
     """
 
     def __init__(self, function: Callable[["Machine", tuple], Any]) -> None:
-        """Keeps the function.
+        """Stores the function.
 
         Args:
           function: See the class.
@@ -54,13 +55,13 @@ class Known:
 
 
 def describe(value: Any) -> str:
-    """Describes a value of a pickle in a few words, at no cost.
+    """Describes a value of a pickle in a few words, at little cost.
 
     Args:
-      value: Any value, also one whose `repr` would take for ever.
+      value: Any value, even one whose `repr` would take forever.
 
     Returns:
-      The value itself where it is a number or a short string, else its type.
+      The `repr` of a number, string or None, truncated; else the type.
     """
     if isinstance(value, str | int | float | bool) or value is None:
         return f"{value!r:.80}"
@@ -75,30 +76,30 @@ def load(
     """Reads one pickle.
 
     Args:
-      file: Binary file, at the first byte of the pickle; left behind its last.
-      find_name: (module, name) -> what it stands for: a `Known`, `Inert` or a value;
-        raises PickleError for a name that has no place here.
-      find_storage: Persistent id -> value; None refuses them.
+      file: Binary file, at the first byte of the pickle; left after its last byte.
+      find_name: (module, name) -> its meaning: a `Known`, `Inert` or a value; raises
+        PickleError for a name that is not allowed.
+      find_storage: Persistent id -> value; if None, they raise an error.
 
     Returns:
-      What the pickle holds, of containers, numbers, strings, what the functions return
-      and `Inert` objects.
+      The pickled object, of containers, numbers, strings, results of the functions and
+      `Inert` objects.
 
     Raises:
-      PickleError: If it is damaged, takes too much, or does what it may not do.
+      PickleError: If it is damaged, exceeds the limits, or uses forbidden operations.
     """
     return Machine(find_name, find_storage).run(file)
 
 
 class Machine:
-    """The stack, the memo and the steps of one pickle."""
+    """The interpreter of one pickle: its stack, memo and count of steps."""
 
     def __init__(
         self,
         find_name: Callable[[str, str], Any],
         find_storage: Callable[[Any], Any] | None,
     ) -> None:
-        """Starts with nothing; see `load`.
+        """Makes an interpreter with an empty stack; see `load`.
 
         Args:
           find_name: See `load`.
@@ -138,13 +139,13 @@ class Machine:
         raise PickleError("its pickle has no end")
 
     def count(self, steps: int) -> None:
-        """Counts what is done.
+        """Counts steps.
 
         Args:
           steps: Number of values that are made or copied.
 
         Raises:
-          PickleError: If it is more than there may be.
+          PickleError: If there are more than MAX_STEPS in total.
         """
         self._steps += steps
         if self._steps > MAX_STEPS:
@@ -160,11 +161,11 @@ class Machine:
           keys: Keys of a dict, or members of a set.
 
         Returns:
-          The same.
+          The same keys.
 
         Raises:
-          PickleError: If one is neither a number nor text, nor a short tuple of texts,
-            or there are too many numbers.
+          PickleError: If a key is not a number, string, bytes, None, `Inert` or short
+            tuple of strings, or there are too many or too large numbers.
         """
         for key in keys:
             number = isinstance(key, int | float)
@@ -190,7 +191,7 @@ class Machine:
         self._marks.append(len(self._stack))
 
     def _pop_mark(self, _=None):
-        """Takes what lies above the last mark off the stack."""
+        """Pops the items above the last mark."""
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
@@ -271,7 +272,7 @@ class Machine:
             raise PickleError(f"its pickle adds to {describe(target)}")
 
     def _global(self, argument):
-        # The module is what comes before the first space; old names have none.
+        # The module is the part before the first space; old names have no space.
         self._push_name(*argument.split(" ", 1))
 
     def _stack_global(self, _):
@@ -317,7 +318,7 @@ class Machine:
         target = self._stack[-1]
         if isinstance(target, Inert):
             target.take(attributes)
-        # An ordered dict has attributes, too, such as the versions of modules.
+        # An ordered dict has state, too, such as the versions of modules.
         elif not isinstance(target, dict):
             raise PickleError("its pickle alters an object that it may only refer to")
 
@@ -346,12 +347,12 @@ class _Limited:
         self._file, self._left, self.tell = file, MAX_BYTES, file.tell
 
     def read(self, size):
-        """Bytes of the file, at most so many; PickleError beyond the limit."""
+        """Reads at most `size` bytes; PickleError beyond the limit."""
         self._take(size)
         return self._file.read(size)
 
     def readline(self):
-        """Bytes of a line; PickleError beyond the limit."""
+        """Reads a line; PickleError beyond the limit."""
         line = self._file.readline(self._left)
         self._take(len(line))
         return line
@@ -367,7 +368,7 @@ class _Limited:
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
-# Opcodes that push what they carry.
+# Opcodes that push their argument.
 _ARGUMENTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING"),
@@ -415,7 +416,7 @@ _ACTIONS = {
     "BINPERSID": Machine._binary_persistent,
 }
 
-# Functions of the standard library that only make containers.
+# Functions of the standard library that only create containers.
 
 
 def _ordered(machine, arguments):

@@ -1,13 +1,14 @@
-"""Moves weights between a PyTorch state dict and our parameters, strictly.
+"""Converts between a PyTorch state dict and our parameters, strictly.
 
-A mapping of keys is data: a list of Rows, each one key of theirs, the paths of ours
-that it becomes, and a transform with its inverse, so that the same list reads and
-writes. It may hold rows that a given model lacks (a shortcut, say). It is strict all
-the same: no key of the state dict may stay unread and no parameter of ours unset.
+A mapping of keys is data: a list of Rows, each with a key of the state dict, the paths
+of our parameters that it is converted to, and a transform with its inverse, so that the
+same list is used for reading and writing. It may have rows that a given model lacks
+(e.g. of a shortcut). It is strict nonetheless: every key of the state dict must be read
+and every parameter set.
 
-Such lists are made by functions `*_rows` of a module of ours: here of single layers,
-in `tower_names` of text and image encoders, in `lpips`, and in `convert/*/names.py` of
-the other networks.
+Such lists are made by functions `*_rows` from a module of ours: in this file for single
+layers, in `tower_names` for text and image encoders, in `lpips`, and in
+`convert/*/names.py` for the other networks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# Key -> array, or what `np.asarray` makes one of, such as `unpickle.Tensor`.
+# Key -> array, or an object that `np.asarray` accepts, such as `unpickle.Tensor`.
 StateDict = Mapping[str, Any]
-# Nested dict of arrays, or of what has their shapes and types.
+# Nested dict of arrays, or of objects with their shapes and types.
 Params = Mapping[str, Any]
 
 
@@ -26,9 +27,9 @@ class Transform(NamedTuple):
     """A change of layout, in both directions.
 
     Attributes:
-      to_ours: Maps their array to a tuple of ours.
-      to_theirs: Maps our arrays, as positional arguments, to theirs; None for a key
-        that is not written.
+      to_ours: Maps the array of a state dict to a tuple of our arrays.
+      to_theirs: Maps our arrays, as positional arguments, to that of a state dict; None
+        for a key that is not written.
     """
 
     to_ours: Callable
@@ -36,12 +37,11 @@ class Transform(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One key of theirs and what it becomes.
+    """One key of a state dict and the parameters that it is converted to.
 
     Attributes:
       theirs: Key of the state dict.
-      ours: Paths in our parameters, such as "conv_in/kernel"; () for a key that has no
-        place there.
+      ours: Paths in our parameters, such as "conv_in/kernel"; () for a key without any.
       transform: Change of layout.
     """
 
@@ -65,21 +65,22 @@ SAME = Transform(lambda a: (a,), lambda a: a)
 CONV = Transform(
     lambda a: (a.transpose(2, 3, 1, 0),), lambda a: a.transpose(3, 2, 0, 1)
 )
-# These read one another's layouts; they differ in the one they write.
+# These read each other's layouts; they differ in the one they write.
 DENSE, POINTWISE_1D, POINTWISE_2D = (_pointwise(trailing) for trailing in (0, 1, 2))
-# What lies in their files and is never used: read, dropped and not written.
+# For tensors in files that are never used: read, dropped and not written.
 UNUSED = Transform(lambda a: (), None)
-# PyTorch's batch norms count batches; nothing of ours needs the count.
+# PyTorch's batch norms count batches; our modules do not need the count.
 COUNTER = Transform(lambda a: (), lambda: np.zeros((), np.int64))
 
 
 def split_qkv(num_heads: int, head_major: bool, transform: Transform) -> Transform:
-    """One array of queries, keys and values <-> one each, with heads in order.
+    """Makes a Transform: one array of queries, keys and values <-> three arrays.
 
     Args:
-      num_heads: Heads.
-      head_major: Whether theirs counts (head, qkv, channel), not (qkv, head, channel).
-      transform: How each of the three changes layout.
+      num_heads: Number of heads.
+      head_major: Whether the one array is ordered (head, qkv, channel) and not (qkv,
+        head, channel).
+      transform: Change of layout of each of the three.
 
     Returns:
       A Transform from [3 * heads * channels, ...] to three arrays.
@@ -106,8 +107,8 @@ def layer_rows(
     """Maps a convolution or dense layer.
 
     Args:
-      theirs: What its keys begin with, without the last dot.
-      ours: What our paths begin with, without the last slash.
+      theirs: Prefix of its keys, without the last dot.
+      ours: Prefix of our paths, without the last slash.
       kernel: Change of layout of its kernel.
       bias: Whether it has a bias.
 
@@ -122,8 +123,8 @@ def norm_rows(theirs: str, ours: str) -> list[Row]:
     """Maps the scale and bias of a normalisation.
 
     Args:
-      theirs: What its keys begin with, without the last dot.
-      ours: What our paths begin with, without the last slash.
+      theirs: Prefix of its keys, without the last dot.
+      ours: Prefix of our paths, without the last slash.
 
     Returns:
       List of Rows.
@@ -135,12 +136,12 @@ def norm_rows(theirs: str, ours: str) -> list[Row]:
 
 
 def prefixed(rows: Sequence[Row], theirs: str, ours: str) -> list[Row]:
-    """Puts prefixes before the keys and the paths of a mapping.
+    """Adds prefixes to the keys and paths of a mapping.
 
     Args:
       rows: The mapping.
-      theirs: Goes before every key of theirs.
-      ours: Goes before every path of ours.
+      theirs: Prefix of every key of the state dict.
+      ours: Prefix of every path of our parameters.
 
     Returns:
       List of Rows.
@@ -156,10 +157,10 @@ def select(state_dict: StateDict, prefix: str) -> dict[str, Any]:
 
     Args:
       state_dict: Key -> array.
-      prefix: What the keys of the network begin with.
+      prefix: Prefix of the keys of the network.
 
     Returns:
-      Dict of its keys, the prefix taken off -> array.
+      Dict of its keys, without the prefix -> array.
     """
     n = len(prefix)
     return {k[n:]: v for k, v in state_dict.items() if k.startswith(prefix)}
@@ -172,12 +173,12 @@ def to_params(
 
     Args:
       rows: The mapping.
-      state_dict: Their key -> array.
-      target: Nested dict of arrays or ShapeDtypeStructs, as `init` gives.
+      state_dict: Key -> array.
+      target: Nested dict of arrays or ShapeDtypeStructs, as returned by `init`.
 
     Returns:
-      Nested dict of NumPy arrays with the shapes and types of `target`; views of theirs
-      where the type is the same, so that a model need not be in memory.
+      Nested dict of NumPy arrays with the shapes and types of `target`; views of the
+      given arrays if the type is the same, so that a model need not be in memory.
 
     Raises:
       ValueError: If a key is unread, a parameter unset or a shape wrong; all keys of
@@ -213,14 +214,14 @@ def to_params(
 
 
 def to_state_dict(rows: Sequence[Row], params: Params) -> dict[str, Any]:
-    """Writes parameters as a state dict: the inverse of `to_params`, less UNUSED keys.
+    """Writes parameters as a state dict: inverse of `to_params`, without UNUSED keys.
 
     Args:
       rows: The mapping.
       params: Nested dict of arrays.
 
     Returns:
-      Dict of their key -> NumPy array, a view of ours where it can be.
+      Dict of key -> NumPy array, a view of ours if possible.
 
     Raises:
       ValueError: If there is a parameter that no row writes.

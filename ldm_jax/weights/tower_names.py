@@ -1,9 +1,9 @@
-"""How others name the weights of encoders of text, images and semantic maps, as data.
+"""Names of the weights of encoders of text, images and segmentations, as data.
 
 Every function maps the keys of one module of ours (see `weights.state_dict`), without
 the prefix that the module has in a whole checkpoint:
 
-| function | where | prefix |
+| function | model | prefix |
 | --- | --- | --- |
 | `bert_rows` | CompVis's text and layout models | cond_stage_model.transformer. |
 | `ldm_bert_rows` | diffusers' LDMBertModel | none |
@@ -15,10 +15,10 @@ the prefix that the module has in a whole checkpoint:
 | `open_clip_image_rows` | OpenCLIP, OpenAI's CLIP | visual. |
 | `spatial_rows` | CompVis's semantic synthesis | cond_stage_model. |
 
-Some tensors lie in the files and are never used: `to_logits` of CompVis, the last layer
-of Stable Diffusion 2's tower, CLIP's projection and temperature, the numbers of
-positions. They are read and dropped, and not written; whoever loads what we write with
-the code of CompVis must allow for their absence, as it does (`strict=False`).
+Some tensors in the files are never used: `to_logits` of CompVis, the last layer of
+Stable Diffusion 2's text encoder, CLIP's projection and temperature, the indices of
+positions. They are read and dropped, and not written; CompVis's code must load our
+files without them, as it does (`strict=False`).
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def bert_rows(encoder: TextEncoder) -> list[Row]:
         Row("pos_emb.emb.weight", ("positions",), SAME),
     ]
     for i in range(encoder.num_layers):
-        # Attention and feed-forward are layers of their own: a norm, then the function.
+        # Attention and feed-forward are separate layers: a norm, then the function.
         attend, feed = (f"attn_layers.layers.{2 * i + j}" for j in (0, 1))
         ours = f"block_{i}"
         rows += norm_rows(f"{attend}.0", f"{ours}/norm_attention")
@@ -99,8 +99,8 @@ def clip_rows(encoder: TextEncoder, unused_layers: int = 0) -> list[Row]:
 
     Args:
       encoder: TextEncoder module.
-      unused_layers: Layers of theirs behind the last of `encoder`: 1 if that is the
-        last but one of a complete tower.
+      unused_layers: Number of layers in the file after the last one of `encoder`: 1 if
+        that is the penultimate layer of a complete tower.
 
     Returns:
       List of Rows.
@@ -108,7 +108,7 @@ def clip_rows(encoder: TextEncoder, unused_layers: int = 0) -> list[Row]:
     rows = [
         Row("embeddings.token_embedding.weight", ("tokens/embedding",), SAME),
         Row("embeddings.position_embedding.weight", ("positions",), SAME),
-        # 0, 1, ...; older versions of transformers save it, newer ones refuse it.
+        # 0, 1, ...; older versions of transformers save it, newer ones reject it.
         Row("embeddings.position_ids", (), UNUSED),
     ]
     layers = "encoder.layers", encoder.num_layers, unused_layers
@@ -120,8 +120,8 @@ def clip_layer_rows(theirs: str, ours: str) -> list[Row]:
     """Maps one layer of either tower of transformers' CLIPModel to an EncoderBlock.
 
     Args:
-      theirs: What its keys begin with, without the last dot.
-      ours: What our paths begin with, without the last slash.
+      theirs: Prefix of its keys, without the last dot.
+      ours: Prefix of our paths, without the last slash.
 
     Returns:
       List of Rows.
@@ -154,14 +154,14 @@ def open_clip_rows(encoder: TextEncoder, unused_layers: int = 1) -> list[Row]:
 
 
 def _open_clip_layer(num_heads):
-    """A function that maps one layer of either tower to an EncoderBlock."""
+    """Makes a function that maps one layer of either tower to an EncoderBlock."""
     split = {
         "weight": ("kernel", split_qkv(num_heads, False, DENSE)),
         "bias": ("bias", split_qkv(num_heads, False, SAME)),
     }
 
     def layer(theirs, ours):
-        """Rows of one layer; its query, key and value are one matrix in theirs."""
+        """Rows of one layer; OpenCLIP has one matrix for query, key and value."""
         rows = norm_rows(f"{theirs}.ln_1", f"{ours}/norm_attention")
         for key, (leaf, transform) in split.items():
             names = ("query", "key", "value")
@@ -176,7 +176,7 @@ def _open_clip_layer(num_heads):
 
 
 def _projection_rows(theirs, ours, bias=True):
-    """The projections of an attention, with names that transformers has kept."""
+    """Maps the projections of an attention with transformers' names."""
     rows = layer_rows(f"{theirs}.out_proj", f"{ours}/out", DENSE)
     for key, name in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         rows += layer_rows(f"{theirs}.{key}", f"{ours}/{name}", DENSE, bias)
@@ -189,7 +189,7 @@ def _layers(
     num_layers: int,
     unused_layers: int,
 ) -> list[Row]:
-    """Maps all layers; those behind the last of ours have no place there."""
+    """Maps all layers; those after our last one are unused."""
     rows = []
     for i in range(num_layers + unused_layers):
         theirs_i = layer(f"{theirs}.{i}", f"block_{i}")
@@ -217,7 +217,7 @@ def clip_image_rows(encoder: ImageEncoder) -> list[Row]:
         Row("embeddings.position_ids", (), UNUSED),
     ]
     rows += layer_rows("embeddings.patch_embedding", "patches", CONV, bias=False)
-    # Their spelling.
+    # transformers' spelling.
     rows += norm_rows("pre_layrnorm", "norm_in")
     for i in range(encoder.num_layers):
         rows += clip_layer_rows(f"encoder.layers.{i}", f"block_{i}")
@@ -238,7 +238,7 @@ def open_clip_image_rows(encoder: ImageEncoder) -> list[Row]:
     rows = [
         Row("class_embedding", ("whole",), SAME),
         Row("positional_embedding", ("positions",), SAME),
-        # The one product that they store as we do.
+        # The only matrix that is stored in our layout.
         Row("proj", ("projection/kernel",), SAME),
         *layer_rows("conv1", "patches", CONV, bias=False),
         *norm_rows("ln_pre", "norm_in"),
@@ -257,7 +257,7 @@ def spatial_rows() -> list[Row]:
     return layer_rows("channel_mapper", "channel_map", POINTWISE_2D)
 
 
-# The text tower's projection, the temperature, and what OpenAI's files say of sizes.
+# The text encoder's projection, the temperature, and sizes in OpenAI's files.
 _OPEN_CLIP_UNUSED = (
     "text_projection",
     "logit_scale",
@@ -266,5 +266,5 @@ _OPEN_CLIP_UNUSED = (
     "vocab_size",
 )
 
-# CompVis makes this head, saves it and never calls it.
+# CompVis creates and saves this head, and never calls it.
 _LOGITS_ROWS = [Row(f"to_logits.{leaf}", (), UNUSED) for leaf in ("weight", "bias")]

@@ -1,4 +1,4 @@
-"""Weights of frozen text and image encoders, from the files that people have.
+"""Loads weights of frozen text and image encoders (towers) from published files.
 
 | tower | files of |
 | --- | --- |
@@ -8,8 +8,8 @@
 | image | transformers' CLIPModel and CLIPVisionModelWithProjection |
 | image | OpenCLIP and OpenAI's CLIP, with vision transformers |
 
-A text encoder with fewer layers than the file's tower is its lower part, as Stable
-Diffusion 2 takes the last but one layer.
+A text encoder with fewer layers than the file uses the first layers, as Stable
+Diffusion 2 uses the penultimate layer.
 """
 
 import os
@@ -48,15 +48,15 @@ def load_tower(
     """Reads the parameters of a text or image encoder.
 
     Args:
-      path: File of weights, or a folder with one; a config.json beside it is compared.
+      path: Weights file, or a folder with one; a config.json beside it is checked.
       module: TextEncoder or ImageEncoder.
 
     Returns:
       Nested dict of NumPy arrays.
 
     Raises:
-      ConversionError: If it is missing, unreadable or of another tower.
-      Unreachable: If what it lies on does not answer.
+      ConversionError: If it is missing, unreadable or of another encoder.
+      Unreachable: If the storage does not respond.
     """
     with answering(path):
         path = local_copy(path)
@@ -80,14 +80,14 @@ def tower_params(
     """Reads the parameters of a text or image encoder out of a state dict.
 
     Args:
-      tensors: Key -> array, of one tower or of both.
+      tensors: Key -> array, of one tower or both.
       module: TextEncoder or ImageEncoder.
 
     Returns:
       Nested dict of NumPy arrays.
 
     Raises:
-      ValueError: If there is no such tower or it is another one.
+      ValueError: If there is no such tower, or it does not fit the module.
     """
     part = "vision" if isinstance(module, ImageEncoder) else "text"
     rows, tensors = (_image if part == "vision" else _text)(module, tensors)
@@ -97,7 +97,7 @@ def tower_params(
 
 
 def _text(encoder, tensors):
-    """Rows and tensors of a text tower, which are empty if there is none."""
+    """Rows and tensors of the text tower; empty if there is none."""
     if "model.embed_tokens.weight" in tensors:
         return ldm_bert_rows(encoder), tensors
     if "token_embedding.weight" in tensors:
@@ -112,7 +112,7 @@ def _text(encoder, tensors):
 
 
 def _image(encoder, tensors):
-    """Rows and tensors of an image tower, which are empty if there is none."""
+    """Rows and tensors of the image tower; the tensors are empty if there is none."""
     found = select(tensors, "visual.")
     if found:
         return open_clip_image_rows(encoder), found
@@ -122,7 +122,7 @@ def _image(encoder, tensors):
 
 
 def _unused(encoder, tensors, prefix):
-    """Number of layers behind the last one of ours."""
+    """Number of layers in the file after our last one."""
     layers = {key.split(".", 1)[0] for key in select(tensors, prefix)}
     return max(len(layers) - encoder.num_layers, 0)
 
@@ -138,7 +138,7 @@ def _shapes(module):
 
 
 def _check_config(path, module, part):
-    """Compares what shapes do not show with a config.json, where there is one."""
+    """Checks options that shapes do not show against a config.json, if there is one."""
     if not is_file(path):
         return
     config = read_json(path)
@@ -170,9 +170,9 @@ def _check_config(path, module, part):
             )
 
 
-# Key of a config.json -> field of ours.
+# Key of a config.json -> field of our module.
 _UNSEEN = {"num_attention_heads": "num_heads", "hidden_act": "activation"}
-# What no field of ours says.
+# Keys for which our modules have no field -> the only supported value.
 _ALWAYS = {
     "layer_norm_eps": 1e-5,
     "activation_function": "gelu",

@@ -1,12 +1,11 @@
-"""Reads PyTorch's files without PyTorch, and without running what a pickle carries.
+"""Reads PyTorch's files without PyTorch, and without running code in their pickles.
 
-A pickle names functions and has them called.  Here a name stands for one of three
-things: a tensor's parts, which are rebuilt as NumPy arrays; a value or a class that
-training writes into checkpoints (a path, a Lightning callback, say), which becomes an
-inert stand-in; anything else is refused by its name.  Of a program of TorchScript, as
-OpenAI publishes CLIP, the tensors are read and the code is not.  Nothing is ever
-imported, and what would take more memory or time than a file of weights has need of is
-refused before it does.
+A pickle names functions to be called.  Here a name is one of three things: a part of a
+tensor, which is rebuilt as a NumPy array; a value or class that training writes into
+checkpoints (e.g. a path or a Lightning callback), which becomes an inert stand-in;
+anything else is an error that gives the name.  From a TorchScript program, the format
+of OpenAI's CLIP, the tensors are read and the code is not.  Nothing is ever imported,
+and a file that would take more memory or time than weights need raises an error first.
 """
 
 import os
@@ -25,20 +24,20 @@ from ldm_jax.store import raise_if_silent
 from ldm_jax.weights import pickles
 from ldm_jax.weights.pickles import Inert, Known, PickleError, describe
 
-# What compressed records of a zip, or tensors that view the same numbers, may take in
-# memory: PyTorch compresses none, and weights that someone has compressed since take
-# hardly less space by it; tied weights are there twice.
+# Limit on the memory of compressed records of a zip, or of tensors that are views of
+# the same numbers, in bytes and as a multiple of the file. PyTorch does not compress,
+# and weights hardly compress; tied weights appear twice.
 _MAX_INFLATED, _MAX_RATIO = 256 << 20, 4
-# The list of a zip's records, which takes some ten times of that in memory.
+# Maximum bytes of a zip's directory, which takes about ten times as much memory.
 _MAX_DIRECTORY = 32 << 20
-# A view of a few numbers as many, such as a row that is repeated.
+# Maximum size of a view that repeats numbers, such as a broadcast row.
 _MAX_EXPANDED = 1 << 20
-# Attributes of a TorchScript program's modules, and how deep they nest.
+# Maximum attributes of a TorchScript program's modules, and maximum nesting.
 _MAX_SCRIPTED, _MAX_DEPTH = 50_000, 32
 
 
 class Tensor:
-    """An array that is looked up when it is asked for: `np.asarray(tensor)`.
+    """A lazy array, which is read by `np.asarray(tensor)`.
 
     Attributes:
       shape: Tuple of sizes.
@@ -48,12 +47,12 @@ class Tensor:
     def __init__(
         self, shape: Sequence[int], dtype: npt.DTypeLike, load: Callable[[], Any]
     ) -> None:
-        """Promises an array.
+        """Makes a lazy array.
 
         Args:
           shape: Its sizes.
           dtype: Its type.
-          load: Called without arguments to get it.
+          load: Function without arguments that returns the array.
         """
         self.shape, self.dtype, self._load = tuple(shape), np.dtype(dtype), load
 
@@ -62,16 +61,16 @@ class Tensor:
 
 
 def read_torch(path: str | os.PathLike) -> Any:
-    """Reads a file that `torch.save` wrote, in its zip or its older format.
+    """Reads a file written by `torch.save`, in its zip or its older format.
 
     Args:
       path: The file.
 
     Returns:
-      What was saved: containers of numbers, strings and Tensors.
+      The saved object: containers of numbers, strings and Tensors.
 
     Raises:
-      PickleError: If it is truncated, damaged, or names what is not known as harmless.
+      PickleError: If it is truncated, damaged, or has names not known to be harmless.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -87,7 +86,7 @@ def read_torch(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise_if_silent(path, error)
         raise PickleError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # A damaged pickle raises whatever its bytes stumble on.
+    except Exception as error:  # A damaged pickle may raise any kind of error.
         raise PickleError(
             f"cannot read {path}: it is truncated or not a file of torch.save "
             f"({type(error).__name__}: {error})"
@@ -95,21 +94,21 @@ def read_torch(path: str | os.PathLike) -> Any:
 
 
 class _Storage:
-    """The numbers behind tensors; `data` is None until they have been found.
+    """The numbers of tensors; `data` is None until they have been found.
 
-    What is compressed is unpacked when it is used, by `load`.
+    Compressed numbers are unpacked by `load` when they are used.
     """
 
     def __init__(self, dtype, size, load=None):
         self.dtype, self.size, self.data, self._load = dtype, size, None, load
 
     def numbers(self):
-        """All of them, a flat array [size]; None until they have been found."""
+        """Returns all numbers, a flat array [size]; None until they have been found."""
         return self.data if self._load is None else self._load()
 
 
 class _StorageType(NamedTuple):
-    """A class of PyTorch's storages, as `FloatStorage`: the type of its numbers."""
+    """A storage class of PyTorch, e.g. `FloatStorage`: the type of its numbers."""
 
     dtype: np.dtype
 
@@ -121,17 +120,17 @@ class _Scripted(Inert):
         self.attributes = {}
 
     def take(self, attributes):
-        """Takes the state that the pickle gives it; what is no dict is passed over."""
+        """Stores the state in the pickle; anything but a dict is ignored."""
         if isinstance(attributes, dict):
             self.attributes = attributes
 
 
 def _named(module):
-    """The tensors of a module and of those in it: what its state dict would be."""
+    """The state dict of a module: its tensors, and those of its submodules."""
     tensors, modules, seen = {}, [("", module, 0)], 0
     while modules:
         prefix, module, depth = modules.pop()
-        # One that is in several others counts in each.
+        # A module that is part of several others is counted for each.
         seen += 1 + len(module.attributes)
         if seen > _MAX_SCRIPTED or depth > _MAX_DEPTH:
             raise PickleError("its modules are more, or nest deeper, than any model's")
@@ -144,7 +143,7 @@ def _named(module):
 
 
 def _rebuild_tensor(machine, arguments):
-    """A Tensor of strides over a storage; what would reach beyond it is refused."""
+    """A strided Tensor over a storage; PickleError if it would reach beyond that."""
     storage, offset, size, stride, *_ = arguments
     if not isinstance(storage, _Storage):
         raise PickleError("a tensor without a storage")
@@ -184,7 +183,7 @@ def _rebuild_parameter(machine, arguments):
 
 
 def _rebuild_from_type(machine, arguments):
-    """A subclass of tensors: its tensor, without what the subclass adds."""
+    """The tensor of a tensor subclass, without the attributes of the subclass."""
     function, _, inner, *_ = arguments
     if function not in _FUNCTIONS.values() or type(inner) is not tuple:
         raise PickleError("a tensor of an unknown type")
@@ -198,7 +197,7 @@ def _size(machine, arguments):
 
 
 def _find_name(module, name):
-    """What a name stands for; one without a place in a file of weights is refused."""
+    """Resolves a name; PickleError if it has no use in a weights file."""
     if module in ("torch", "torch.cuda") and name in _STORAGES:
         return _StorageType(np.dtype(_STORAGES[name]))
     if (module, name) in _FUNCTIONS:
@@ -223,7 +222,7 @@ def _find_name(module, name):
 
 
 def _unpickle(file, find_storage=None):
-    """Reads one pickle; `find_storage` takes (key, dtype, size)."""
+    """Reads one pickle; `find_storage` is called with (key, dtype, size)."""
 
     def find(pid):
         if find_storage is None or type(pid) is not tuple or len(pid) not in (5, 6):
@@ -239,7 +238,7 @@ def _unpickle(file, find_storage=None):
 
 
 def _read_zip(path):
-    """The format of PyTorch 1.6 and later: a pickle and one record per storage."""
+    """Reads the format of PyTorch 1.6 and later: a pickle and a record per storage."""
     _check_directory(path)
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
@@ -270,7 +269,7 @@ def _read_zip(path):
 
 
 def _check_directory(path):
-    """Refuses a zip that lists too much, by what its end says of the list."""
+    """Raises an error if a zip's directory is too large, by its end record."""
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - (1 << 16) - 128, 0))
         end = file.read()
@@ -285,15 +284,15 @@ def _check_directory(path):
 
 
 def check_memory(what: str, size: int, path: str | os.PathLike) -> None:
-    """Refuses what is far larger in memory than its file.
+    """Checks that data are not far larger in memory than their file.
 
     Args:
-      what: What takes it, for the message.
+      what: What takes the memory, for the message.
       size: Bytes in memory.
       path: The file.
 
     Raises:
-      PickleError: If it is more than files of weights have need of.
+      PickleError: If it is more than weights files need.
     """
     limit = max(_MAX_INFLATED, _MAX_RATIO * os.path.getsize(path))
     if size > limit:
@@ -309,7 +308,7 @@ def _is_pickle(name):
 
 
 def _record_storage(path, record, dtype, size):
-    """Maps a record of the zip into memory; a compressed one is unpacked when used."""
+    """Memory-maps a record of the zip; a compressed one is unpacked when it is used."""
     length = size * dtype.itemsize
     if record.file_size < length:
         raise PickleError(
@@ -334,13 +333,13 @@ def _record_storage(path, record, dtype, size):
 def map_file(
     path: str | os.PathLike, start: int, dtype: npt.DTypeLike, size: int
 ) -> Shaped[np.ndarray, " size"]:
-    """Maps numbers of a file into memory: they are read when they are used.
+    """Memory-maps numbers of a file, which are read when they are used.
 
     Args:
       path: The file.
-      start: Where they begin, in bytes.
+      start: Offset of the first one, in bytes.
       dtype: Their type.
-      size: How many they are.
+      size: Their number.
 
     Returns:
       Array [size], read-only.
@@ -352,7 +351,7 @@ def map_file(
 
 
 def _read_legacy(file, path):
-    """The format before PyTorch 1.6: five pickles, then the storages in a row."""
+    """Reads the format before PyTorch 1.6: five pickles, then the storages."""
     for expected in (_MAGIC, _PROTOCOL):
         if _unpickle(file) != expected:
             raise PickleError("it is not a file of torch.save")
@@ -403,15 +402,15 @@ _FUNCTIONS = pickles.CONTAINERS | {
     ("torch", "Size"): Known(_size),
 }
 
-# Libraries whose records training writes beside the weights, as seen in published
-# checkpoints; all that they name becomes a stand-in.
+# Libraries whose objects training saves beside the weights, as seen in published
+# checkpoints; all their names become stand-ins.
 _INERT_LIBRARIES = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"),
     *("omegaconf", "antlr4", "easydict", "yacs", "ml_collections", "addict", "box"),
 )
 _INERT_MODULES = ("torch.nn.", "torch.optim.", "torch.jit._pickle")
 
-# Plain values of libraries that can do more than that: module -> names.
+# Plain values of libraries that also have unsafe functions: module -> names.
 _INERT_VALUES = {
     "_codecs": ("encode",),
     "argparse": ("Namespace",),
@@ -455,5 +454,5 @@ _INERT_VALUES = {
     "uuid": ("UUID", "SafeUUID"),
 }
 
-# Beside Python's own, libraries whose functions load and run what they are given.
+# Besides Python's standard library, libraries with functions that run given code.
 _CODE = ("torch", "torchvision", "numpy", "nt", "cloudpickle", "dill", "joblib")
