@@ -1,7 +1,7 @@
-"""Command-line tools of all commands: shared flags, grouped help, one-line errors.
+"""Command-line code common to all commands: flags, grouped help, one-line errors.
 
-A command defines its flags in groups, takes flags that several commands have from one
-table, and calls `run`:
+A command defines its flags in groups, those that it shares with others from one table,
+and calls `run`:
 
     with cli.group("output"):
         _OUTDIR = cli.shared("outdir", required=True)

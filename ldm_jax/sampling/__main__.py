@@ -63,7 +63,7 @@ with cli.group("what to draw"):
         "decode_tile", None, "The same for the first stage, to save memory."
     )
 
-# Which conditions a model takes depends on the model.
+# A model uses only some of these conditions.
 with cli.group("conditions"):
     _GIVEN = define_flags()
     flags.DEFINE_bool(

@@ -272,7 +272,8 @@ def make_batch(
       and "ends", the same dict for its two ends, alternating, for each sample.
 
     Raises:
-      ConfigError: If something cannot be read or is not what the model takes.
+      ConfigError: If a file or a held-out example cannot be read, or a condition is not
+        valid for the model.
     """
     if not task.path:
         return _stack(trained, task, seed, indices)

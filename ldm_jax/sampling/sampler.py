@@ -38,7 +38,7 @@ from ldm_jax.trained import Trained, load_model
 
 
 class Job(NamedTuple):
-    """What is drawn, and how.
+    """What to draw, and how.
 
     Attributes:
       task: Task.

@@ -180,7 +180,7 @@ def _open(trained):
 
 
 def ways(trained: Trained, key: str) -> Sequence[tuple[str, ...]]:
-    """Finds the ways to give a condition.
+    """Finds which combinations of modalities can provide a condition.
 
     Args:
       trained: A Trained.

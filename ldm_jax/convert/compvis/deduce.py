@@ -1,8 +1,8 @@
 """Deduces CompVis's options from the names and shapes of the weights.
 
-The weights show the whole structure of a network that is in its YAML, except for the
-number of attention heads, dropout and the order of queries and keys. It is returned in
-the YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are filled in by
+The weights determine all of the structure that a YAML describes, except for the number
+of attention heads, dropout and the order of queries and keys. The options have the
+YAML's own terms, so that `read_yaml` reads both. The U-Net's heads are filled in by
 `published.with_heads`, the cond stage by `conditions.deduce_cond_stage`.
 """
 
@@ -178,7 +178,7 @@ def _count(weights, start):
 
 
 def _any(weights, prefix, pattern):
-    """Whether a key behind the prefix matches a regular expression."""
+    """Whether a key, after the prefix, matches a regular expression."""
     pattern = re.compile(re.escape(prefix) + pattern)
     return any(pattern.fullmatch(key) for key in weights)
 

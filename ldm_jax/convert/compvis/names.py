@@ -153,7 +153,7 @@ def _attention_rows(theirs, ours, num_heads, head_major):
 
 
 def qkv_rows(theirs: str, ours: str, num_heads: int, head_major: bool) -> list[Row]:
-    """Maps one layer for queries, keys and values to three of ours.
+    """Maps one layer for queries, keys and values to three layers.
 
     Args:
       theirs: Prefix of its keys, without the last dot.

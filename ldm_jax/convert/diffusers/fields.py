@@ -1,8 +1,8 @@
 """All known fields of a config.json, by class, for networks and text encoders.
 
-A field is read into a section of ours, or has only some values that our networks
-support, or does not affect what a network computes. Any other field is an error, as its
-effect is unknown. Missing fields have the defaults of diffusers' class.
+A field is either read into a section of our configs, or limited to the values that our
+networks support, or without effect on what a network computes. Any other field is an
+error, as its effect is unknown. Missing fields have the defaults of diffusers' class.
 """
 
 from collections.abc import Collection, Mapping
